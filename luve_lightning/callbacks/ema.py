@@ -1,0 +1,109 @@
+"""Exponential moving average of the trainable weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+
+class EMA(L.Callback):
+    """Averages trainable weights after each optimiser step and uses the average for validation, test and export.
+
+    Lightning's own WeightAveraging copies the whole module, frozen backbone included, and puts it into the
+    checkpoint; this keeps trainable weights only.
+
+    Args:
+        decay: of the average, in [0, 1). The effective decay warms up as (1 + n) / (10 + n).
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        self.decay = decay
+        self.updates = 0
+        self.average: dict[str, Tensor] = {}
+        self._last_step = 0
+
+    def _trainable(self, module: L.LightningModule) -> dict[str, Tensor]:
+        return {name: p.data for name, p in module.named_parameters() if p.requires_grad}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin from the current weights, or from the checkpoint's average."""
+        weights = self._trainable(pl_module)
+        if set(self.average) != set(weights):
+            self.average = {name: w.detach().float().clone() for name, w in weights.items()}
+        self.average = {name: a.to(weights[name].device) for name, a in self.average.items()}
+        self._last_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Fold in the weights of a step that was taken."""
+        if trainer.global_step == self._last_step:
+            return
+        self._last_step = trainer.global_step
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        weights = self._trainable(pl_module)
+        averages = [self.average[name] for name in weights]
+        torch._foreach_lerp_(averages, [w.float() for w in weights.values()], 1 - decay)
+
+    @contextmanager
+    def averaged(self, pl_module: L.LightningModule) -> Iterator[None]:
+        """The module holds the averaged weights inside this context."""
+        if not self.average:
+            yield
+            return
+        weights = self._trainable(pl_module)
+        kept = {name: w.clone() for name, w in weights.items()}
+        for name, w in weights.items():
+            w.copy_(self.average[name])
+        try:
+            yield
+        finally:
+            for name, w in weights.items():
+                w.copy_(kept[name])
+
+    def _enter(self, pl_module: L.LightningModule) -> None:
+        self._context = self.averaged(pl_module)
+        self._context.__enter__()
+
+    def _leave(self) -> None:
+        self._context.__exit__(None, None, None)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Validate the average."""
+        self._enter(pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Train on with the weights themselves."""
+        self._leave()
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Test the average."""
+        self._enter(pl_module)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Restore the weights."""
+        self._leave()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average and how many steps it holds."""
+        return {"average": self.average, "updates": self.updates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a checkpoint's average."""
+        self.average, self.updates = dict(state_dict["average"]), int(state_dict["updates"])
+
+
+def averaged_weights(trainer: L.Trainer, pl_module: L.LightningModule) -> Any:
+    """The context in which `pl_module` holds the run's averaged weights, if the run keeps an average."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EMA):
+            return callback.averaged(pl_module)
+    return EMA().averaged(pl_module)

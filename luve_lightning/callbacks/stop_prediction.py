@@ -1,0 +1,36 @@
+"""Ending a prediction when the process is asked to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import lightning as L
+
+
+class StopPredictionOnSigterm(L.Callback):
+    """Raise SystemExit on SIGTERM while a Trainer predicts.
+
+    Lightning's own handler only makes a note, which the predict loop never reads, so that `kill PID` would do
+    nothing; with several processes it also broadcasts inside the handler, which can hang.
+    """
+
+    def __init__(self) -> None:
+        self._before: Any = None
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signal over, after Lightning did."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, _stop)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Give it back."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)

@@ -1,0 +1,72 @@
+"""The `luve` command: one verb a file, listed here and imported only when asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb of the command line.
+
+    Attributes:
+        group: Heading under which `luve --help` lists it.
+        summary: What it does, in one line.
+        module: Module to import when the verb runs.
+        function: Function in that module whose signature is the verb's options. None for the verbs of
+            LightningCLI, whose options are those of the Trainer, the model and the data.
+    """
+
+    group: str
+    summary: str
+    module: str
+    function: str | None = None
+
+
+_TRAINING = "luve_lightning.commands.training"
+
+VERBS: dict[str, Verb] = {
+    "mini-world": Verb(
+        "Data",
+        "render the mini world's clips and their CSV",
+        "luve_lightning.commands.mini_world",
+        "mini_world",
+    ),
+    "precompute": Verb(
+        "Data",
+        "encode clips into the latent store, once per size",
+        "luve_lightning.commands.precompute",
+        "precompute",
+    ),
+    "fit": Verb("Training", "train a model, or resume with --ckpt_path last", _TRAINING),
+    "validate": Verb("Training", "measure a model on the validation split", _TRAINING),
+    "test": Verb("Training", "measure a model on the test split", _TRAINING),
+    "predict": Verb("Training", "run a model over a split and write what it gives", _TRAINING),
+    "bench": Verb(
+        "Measurement",
+        "time the upsampler and measure its memory",
+        "luve_lightning.commands.bench",
+        "bench",
+    ),
+}
+
+
+def overview() -> str:
+    """The text of `luve --help`: what it is, the verbs by group, and how options are given."""
+    lines = ["usage: luve VERB [--config FILE]... [--key value]...", ""]
+    lines += ["Train, compare and run LuVe's video latent upsampler (arXiv 2602.11564).", ""]
+    for group in dict.fromkeys(verb.group for verb in VERBS.values()):
+        lines.append(f"{group}:")
+        lines += [f"  {name:<12}{verb.summary}" for name, verb in VERBS.items() if verb.group == group]
+        lines.append("")
+    lines += [
+        "Every verb takes:",
+        "  --config FILE     YAML file; repeat it, a later file holds only its differences",
+        "  --a.b.c value     set one key, after all files; null switches a callback, logger or loss off",
+        "  --print_config    print the complete configuration and stop",
+        "  --debug           show the traceback of an error",
+        "  --help            the verb's options (after a verb), or this text",
+        "",
+        "Start here:  luve fit --config experiments/vluer/mini.yaml",
+    ]
+    return "\n".join(lines)

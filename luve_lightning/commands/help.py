@@ -1,0 +1,53 @@
+"""Help texts of single verbs, short enough to read."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from argparse import Action
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from luve_lightning.commands.errors import UsageError
+
+_SUBCLASSES = re.compile(r", known subclasses: .*(?=\)$)", re.DOTALL)
+_CLASS = re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>")
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """jsonargparse's formatter without lists of every known subclass (900 for an nn.Module)."""
+
+    def _expand_help(self, action: Action) -> str:
+        text = str(super()._expand_help(action))
+        return _CLASS.sub(r"\1", _SUBCLASSES.sub("", text))
+
+    def _format_action_invocation(self, action: Action) -> str:
+        return re.sub(r", --[\w.]+\+ \S+", "", str(super()._format_action_invocation(action)))  # --key+ appends
+
+    def _format_action(self, action: Action) -> str:
+        nested = action.dest.endswith(".help") and action.dest.startswith("trainer.")
+        return "" if nested else str(super()._format_action(action))
+
+
+def usage(verb: str) -> str:
+    """The usage line of a verb; the options are listed below it, not in it."""
+    return f"luve {verb} [--config FILE]... [--key value]..."
+
+
+def print_class_help(verb: str, key: str, class_path: str | None) -> None:
+    """Prints the arguments of a class, for `--model.help package.module.Class`.
+
+    Raises:
+        UsageError: When the class is not given or cannot be imported.
+    """
+    module, _, name = (class_path or "").rpartition(".")
+    if not module:
+        raise UsageError(f"--{key}.help: expected a class such as package.module.Class, got {class_path!r}")
+    try:
+        component = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"--{key}.help: cannot import {class_path!r}: {error}") from error
+    parser = ArgumentParser(prog=f"luve {verb}", usage=usage(verb), formatter_class=HelpFormatter, add_help=False)
+    parser.add_class_arguments(component, key, fail_untyped=False, as_group=False)
+    parser.description = f"{class_path}: {(component.__doc__ or '').strip().partition(chr(10))[0]}"
+    parser.print_help()

@@ -1,0 +1,107 @@
+"""Checks a composed configuration against signatures, and runs the verbs that are plain functions."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from luve_lightning.commands.compose import Arguments
+from luve_lightning.commands.errors import UsageError, describe_configuration_error, describe_runtime_error
+from luve_lightning.commands.help import HelpFormatter, usage
+
+Parser = TypeVar("Parser", bound=ArgumentParser)
+
+
+def make_parser(verb: str, description: str, kind: type[Parser]) -> Parser:
+    """Makes the parser of a verb: its help text, and errors raised instead of printed."""
+    parser = kind(
+        prog=f"luve {verb}",
+        usage=usage(verb),
+        description=description,
+        epilog="--print_config prints the complete configuration and stops; --debug shows the traceback of an error.",
+        formatter_class=HelpFormatter,
+        exit_on_error=False,
+        print_config=None,  # composition handles it
+        # Composition has resolved interpolations; the mode is for a component given as a YAML file of its own.
+        parser_mode="omegaconf",
+    )
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="YAML file; repeat it, a later file holds only its differences."
+    )
+    return parser
+
+
+def run_function(
+    verb: str, function: Callable[..., Any], arguments: Arguments, config: Mapping[str, Any]
+) -> None:
+    """Runs a verb whose options are a function's parameters.
+
+    Args:
+        verb: Name of the verb, for messages.
+        function: Typed and documented; its docstring is the help text.
+        arguments: The words after the verb, for help and `--print_config`.
+        config: The composed configuration.
+
+    Raises:
+        UsageError: When the configuration does not fit the signature.
+    """
+    parser = make_parser(verb, (function.__doc__ or "").strip().partition("\n")[0], ArgumentParser)
+    parser.add_function_arguments(function, as_group=False, sub_configs=True)
+    if arguments.help:
+        parser.print_help()
+        return
+    checked = check(parser, config)
+    if arguments.print_config:
+        print(parser.dump(checked, skip_unset=False), end="")
+        return
+    with configuration_errors(parser, config):
+        values = parser.instantiate(checked)
+    values.pop("config", None)
+    function(**values)
+
+
+def check(parser: ArgumentParser, config: Mapping[str, Any]) -> Namespace:
+    """Checks a composed configuration and fills in defaults.
+
+    Raises:
+        UsageError: On an unknown key, a wrong type or a class that cannot be imported.
+    """
+    with configuration_errors(parser, config):
+        return parser.parse_object(dict(config))
+
+
+@contextmanager
+def configuration_errors(parser: ArgumentParser, config: Mapping[str, Any]) -> Iterator[None]:
+    """Turns what a parser or a constructor raises into a UsageError.
+
+    Errors of other kinds (RuntimeError, KeyError, ...) pass: a constructor that raises those has a bug.
+    """
+
+    def known(class_path: str | None) -> Iterable[str]:
+        return _keys_of(class_path) if class_path else set(parser.get_defaults().keys()) - {"config"}
+
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        kinds = (ValueError, TypeError, OSError, ImportError)
+        # jsonargparse raises argparse.ArgumentError, which is none of these kinds.
+        if isinstance(error, kinds) or type(error).__name__ == "ArgumentError":
+            raise UsageError(describe_configuration_error(error, config, known)) from error
+        line = describe_runtime_error(error, config)
+        if line is None:
+            raise
+        raise UsageError(line) from error
+
+
+def _keys_of(class_path: str) -> list[str]:
+    """The parameters that a class accepts, as jsonargparse finds them (inherited ones too)."""
+    module, _, name = class_path.rpartition(".")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(getattr(importlib.import_module(module), name), fail_untyped=False)
+    return [key.split(".")[0] for key in parser.get_defaults().keys()]

@@ -1,0 +1,221 @@
+"""`luve fit|validate|test|predict`: LightningCLI over a composed configuration.
+
+What differs from plain LightningCLI: one parser for the verb that was asked for, files and options composed first
+(commands/compose.py), callbacks and loggers as dictionaries by name, and provenance written to the run folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+
+from luve_lightning.callbacks.provenance import Provenance
+from luve_lightning.commands.compose import Arguments, drop_nulls
+from luve_lightning.commands.errors import UsageError
+from luve_lightning.commands.parsing import check, configuration_errors, make_parser
+
+DEFAULT_RUN_FOLDER = "runs/unnamed"
+NAMED_COMPONENTS = {"callbacks": Callback, "loggers": Logger}
+Purpose = Literal["run", "check", "help"]
+
+_DESCRIPTIONS = {
+    "fit": "Train a model. The run folder is trainer.default_root_dir; `--ckpt_path last` resumes from it.",
+    "validate": "Measure a model on the validation split.",
+    "test": "Measure a model on the test split.",
+    "predict": "Run a model over the predict split; a callback writes what it gives.",
+}
+_HELP = {
+    "metavar": "CLASS",
+    "help": "Import path of a subclass of %(baseclass_name)s; its arguments follow as --KEY.ARGUMENT value.",
+}
+_CHECKPOINT_HELP = (
+    "Checkpoint to resume from: a path, or `last` for the newest one in the run folder, if any.",
+    "Checkpoint to load: a path, or `last` for the newest one in the run folder.",
+)
+_GROUPS = {
+    "model": "model, a LightningModule",
+    "data": "data, a LightningDataModule",
+    "trainer": "trainer, Lightning's Trainer",
+    "callbacks.NAME": "callbacks, by names of your choice; --callbacks.NAME null switches one off",
+    "loggers.NAME": "loggers, by names of your choice; --loggers.NAME null switches one off",
+}
+
+
+def run(verb: str, arguments: Arguments, config: dict[str, Any], command: Sequence[str]) -> None:
+    """Runs one of the Trainer's verbs.
+
+    Args:
+        verb: `fit`, `validate`, `test` or `predict`.
+        arguments: The words after the verb, for help and `--print_config`.
+        config: The composed configuration.
+        command: The command line as typed, for provenance.
+
+    Raises:
+        UsageError: When the configuration does not fit the signatures or a component refuses its values.
+        SystemExit: After printing a help text.
+    """
+    purpose: Purpose = "help" if arguments.help else "check" if arguments.print_config else "run"
+    if purpose == "run":
+        _quieten()
+    cli = LuveCLI(verb, config, command=command, purpose=purpose)
+    if purpose == "check":
+        print(cli.dump(), end="")
+    else:
+        cli.run_verb()
+
+
+class LuveCLI(LightningCLI):
+    """LightningCLI for one verb over one composed configuration.
+
+    Args:
+        verb: `fit`, `validate`, `test` or `predict`.
+        config: The composed configuration, interpolations resolved.
+        command: The command line as typed, for provenance.
+        purpose: `check` stops after checking the configuration against the signatures, `help` prints the options
+            and raises SystemExit.
+    """
+
+    def __init__(
+        self,
+        verb: str,
+        config: dict[str, Any],
+        *,
+        command: Sequence[str] = (),
+        purpose: Purpose = "run",
+    ) -> None:
+        self.verb = verb
+        self.composed = drop_nulls(config, NAMED_COMPONENTS)
+        self.command = list(command)
+        self.purpose = purpose
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            save_config_callback=None,  # Provenance writes the configuration
+            trainer_defaults={"default_root_dir": DEFAULT_RUN_FOLDER},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            run=False,  # subcommands would build four parsers for one verb
+            auto_configure_optimizers=False,  # tasks configure their own optimizers
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Makes the verb's parser."""
+        return make_parser(self.verb, _DESCRIPTIONS[self.verb], LightningArgumentParser)
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the seed."""
+        parser.add_argument(
+            "--seed_everything", type=int, default=0, help="Seed of every random choice; 0 is one like any other."
+        )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds model, data, and the Trainer without its callback and logger lists."""
+        parser.add_subclass_arguments(LightningModule, "model", fail_untyped=False, required=True, **_HELP)
+        parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False, required=True, **_HELP)
+        parser.add_class_arguments(
+            Trainer, "trainer", instantiate=False, fail_untyped=False, skip={"callbacks", "logger"}
+        )
+        parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds one argument for each named callback and logger, and the Trainer method's own options."""
+        for key, kind in NAMED_COMPONENTS.items():
+            for name in ["NAME"] if self.purpose == "help" else self.composed.get(key, {}):
+                parser.add_subclass_arguments(kind, f"{key}.{name}", **_HELP)
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=_CHECKPOINT_HELP[self.verb != "fit"])
+        skip: set[str | int] = {*self.subcommands()[self.verb], "ckpt_path"}
+        self.method_options = ["ckpt_path", *parser.add_method_arguments(Trainer, self.verb, skip=skip)]
+        if self.verb == "predict":
+            parser.set_defaults({"return_predictions": False})  # a callback writes them; a split may not fit
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Checks the composed configuration instead of reading `sys.argv`."""
+        if self.purpose == "help":
+            for key, title in _GROUPS.items():
+                parser.groups[key].title = title
+            parser.print_help()
+            raise SystemExit(0)
+        self.config = check(parser, self.composed)
+
+    def _set_seed(self) -> None:
+        if self.purpose == "run":
+            super()._set_seed()
+
+    def instantiate_classes(self) -> None:
+        """Instantiates data, model and trainer, unless only a check was asked for."""
+        if self.purpose != "run":
+            return
+        self._check_checkpoint_path()
+        with configuration_errors(self.parser, self.composed):
+            self.config_init = self.parser.instantiate(self.config)
+            self.datamodule, self.model = self.config_init["data"], self.config_init["model"]
+            self.trainer = self.instantiate_trainer()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Makes the trainer with the named callbacks and loggers, and Provenance."""
+        named = {key: [self.config_init[key][n] for n in self.composed.get(key, {})] for key in NAMED_COMPONENTS}
+        provenance = Provenance(self.verb, self.dump(), self.command)
+        options = {**self.config_init["trainer"].as_dict(), **kwargs}
+        return Trainer(
+            **options, callbacks=[*named["callbacks"], provenance], logger=named["loggers"] or False
+        )
+
+    def dump(self) -> str:
+        """The complete configuration as YAML, defaults included; `--config` reads it back."""
+        return str(self.parser.dump(_plain(self.config), skip_unset=False, skip_validation=True))
+
+    def run_verb(self) -> None:
+        """Calls the Trainer's method."""
+        if self.config["ckpt_path"] == "last" and self.verb != "fit":
+            self._require_last_checkpoint()
+        options = {name: self.config_init[name] for name in self.method_options}
+        getattr(self.trainer, self.verb)(model=self.model, datamodule=self.datamodule, **options)
+
+    def _dump_config(self) -> None:
+        """Gives LightningCLI the plain values that `save_hyperparameters` stores in a checkpoint."""
+        self.config_dump = yaml.safe_load(self.dump())
+
+    def _check_checkpoint_path(self) -> None:
+        """Refuses a missing file before anything is loaded."""
+        path = self.config["ckpt_path"]
+        if path not in (None, "last") and not Path(path).exists():
+            raise UsageError(f"ckpt_path: no such file: {path}; expected a checkpoint's path or 'last'")
+
+    def _require_last_checkpoint(self) -> None:
+        """Refuses to measure random weights: Lightning only warns when there is no last checkpoint."""
+        savers = [saver for saver in self.trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
+        if not any(saver._find_last_checkpoints(self.trainer) for saver in savers):
+            folders = ", ".join(str(saver.dirpath) for saver in savers if saver.dirpath)
+            raise UsageError(f"ckpt_path: no last checkpoint in {folders or self.trainer.default_root_dir}")
+
+
+def _quieten() -> None:
+    """Silences what Lightning says in every run and nobody can act on."""
+    advertisement = "💡 Tip:"
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not record.getMessage().startswith(advertisement)
+    )
+    # Lightning 2.6 still asks PyTorch's pytree in the way of before 2.12.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+
+
+def _plain(value: Any) -> Any:
+    """A configuration with members of string enums as text: they are defaults YAML cannot represent."""
+    if isinstance(value, Namespace):
+        return Namespace(**{key: _plain(item) for key, item in vars(value).items()})
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.name if isinstance(value, str) and isinstance(value, Enum) else value

@@ -1,0 +1,82 @@
+"""Clips as pixels, for training a VAE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from luve_lightning.datamodules.base import ResumableDataModule
+from luve_lightning.datasets.clip_views import ClipViews, View, WholeClips
+from luve_lightning.datasets.quarantine import Quarantine
+from luve_lightning.datasets.video_index import ClipEntry, VideoIndex
+
+
+class ClipsDataModule(ResumableDataModule):
+    """Random views of training clips; whole clips for validation and test.
+
+    Args:
+        index: CSV with UltraVideo's columns.
+        views: kinds of training crop by name; every batch takes one.
+        val_frames: frames of each validation clip.
+        val_limit: at most this many validation clips.
+        passes: visits of each clip in one epoch.
+        preload: keep decoded training clips in memory.
+        max_bad_fraction: stop when more than this share of the clips cannot be read.
+        quarantine: JSON-lines file of unreadable clips; None keeps no file.
+        batch_size: see ResumableDataModule.
+        num_workers: see ResumableDataModule.
+        seed: see ResumableDataModule.
+    """
+
+    def __init__(
+        self,
+        index: Path,
+        views: dict[str, View],
+        val_frames: int = 9,
+        val_limit: int | None = None,
+        passes: int = 1,
+        preload: bool = False,
+        max_bad_fraction: float = 0.05,
+        quarantine: Path | None = None,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed)
+        if not views:
+            raise ValueError("views: expected at least one")
+        self.index_path, self.views = Path(index), views
+        self.val_frames, self.val_limit = val_frames, val_limit
+        self.passes, self.preload = passes, preload
+        self.max_bad_fraction, self.quarantine_path = max_bad_fraction, quarantine
+        self.entries: dict[str, list[ClipEntry]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Read the index and, for training, the clips if they are to be kept in memory."""
+        if self.entries:
+            return
+        index = VideoIndex.from_csv(self.index_path)
+        self.entries = {split: index.split(split) for split in ("train", "val", "test")}
+        if stage == "fit":
+            train = self.entries["train"]
+            quarantine = Quarantine(self.quarantine_path, self.max_bad_fraction, len(train))
+            self.train_views = ClipViews(train, self.views, quarantine, self.preload)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of {"video": B x 3 x T x H x W, "clip_id"}, one view a batch."""
+        weights = [view.weight for view in self.views.values()]
+        return self.training_loader(self.train_views, len(self.train_views), weights, self.passes)
+
+    def statistics_dataloader(self) -> DataLoader[Any]:
+        """Whole training clips, for measuring latent statistics."""
+        return self.evaluation_loader(WholeClips(self.entries["train"], self.val_frames))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Whole held-out clips."""
+        return self.evaluation_loader(WholeClips(self.entries["val"], self.val_frames, self.val_limit))
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Whole test clips."""
+        return self.evaluation_loader(WholeClips(self.entries["test"], self.val_frames))

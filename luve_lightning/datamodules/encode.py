@@ -1,0 +1,74 @@
+"""The windows that one process of `luve precompute` encodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from luve_lightning.datasets.encode_clips import (
+    ClipsToEncode,
+    ClipWindow,
+    EncodeItem,
+    WindowReader,
+    pending_windows,
+)
+
+
+class EncodeDataModule(L.LightningDataModule):
+    """Shares the windows that lack latents among the processes of a Trainer.
+
+    The Trainer must not shard again (`use_distributed_sampler=False`): every process gets its own dataset,
+    and all of them the same number of batches (some may be empty), so that all reach the end of the loop and
+    its hooks.
+
+    Args:
+        windows: every window there should be latents of, in the same order in every process.
+        read: decodes a window; knows the recipe and the store.
+        batch_size: windows a batch, at least 1.
+        num_workers: processes that decode; 0 decodes between the encodes.
+    """
+
+    def __init__(
+        self,
+        windows: Sequence[ClipWindow],
+        read: WindowReader,
+        batch_size: int,
+        num_workers: int,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or num_workers < 0:
+            raise ValueError(
+                f"expected batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}"
+            )
+        self.windows, self.read = list(windows), read
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.shard: list[ClipWindow] = []
+        self.batches = 0
+
+    def setup(self, stage: str) -> None:
+        """Look once, in one process, which windows are left: entries appear while the others would look."""
+        assert self.trainer is not None
+        strategy = self.trainer.strategy
+        left: list[ClipWindow] = []
+        if strategy.is_global_zero:
+            left = pending_windows(self.windows, self.read)
+        left = strategy.broadcast(left)
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        self.shard = left[rank::world]
+        self.batches = -(-len(left[::world]) // self.batch_size)
+
+    def predict_dataloader(self) -> DataLoader[list[EncodeItem]]:
+        """Batches of this process's share."""
+        dataset = ClipsToEncode(self.shard, self.batch_size, self.read, self.batches)
+        return DataLoader(dataset, batch_size=None, num_workers=self.num_workers, collate_fn=_as_it_is)
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Leave the frames where they are: the task moves and converts one clip at a time."""
+        return batch
+
+
+def _as_it_is(batch: list[EncodeItem]) -> list[EncodeItem]:
+    return batch

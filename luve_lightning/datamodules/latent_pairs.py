@@ -1,0 +1,115 @@
+"""Pairs of latents at two resolutions, for training and comparing upsamplers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.utils.data import DataLoader
+
+from luve_lightning.datamodules.base import ResumableDataModule
+from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.datasets.latent_pairs import LatentPairCrops, WholeLatentPairs
+from luve_lightning.datasets.latent_pairs_index import PairEntry, find_pair_keys
+from luve_lightning.datasets.latent_recipe import LatentRecipe
+from luve_lightning.datasets.latent_store import LatentStore
+from luve_lightning.datasets.video_index import VideoIndex
+from luve_lightning.models.backbone import LatentCodec
+
+
+class LatentPairsDataModule(ResumableDataModule):
+    """Random aligned crops of precomputed latents; whole latents with their pixels for validation and test.
+
+    Reads what `luve precompute` wrote with the same index, store, backbone, size, scales and frames; each training
+    batch has one scale.
+
+    Args:
+        index: CSV with UltraVideo's columns.
+        store: folder of latents.
+        backbone: backbone folder or hub id whose VAE made them.
+        size: height and width of the high-resolution pixels.
+        scales: high over low resolution, each > 1.
+        frames: frames of each encoded window, 4k + 1.
+        windows: windows of each training clip; validation and test take the first.
+        stride: every stride-th frame.
+        crop: high-resolution latent frames, height and width of a training crop.
+        val_limit: at most this many validation clips at each scale.
+        test_limit: at most this many test clips at each scale.
+        passes: visits of each training window in one epoch.
+        preload: keep the training latents in memory.
+        batch_size: see ResumableDataModule.
+        num_workers: see ResumableDataModule.
+        seed: see ResumableDataModule.
+    """
+
+    def __init__(
+        self,
+        index: Path,
+        store: Path,
+        backbone: str,
+        size: tuple[int, int],
+        scales: list[float],
+        frames: int,
+        windows: int = 1,
+        stride: int = 1,
+        crop: tuple[int, int, int] = (11, 60, 60),
+        val_limit: int | None = None,
+        test_limit: int | None = None,
+        passes: int = 1,
+        preload: bool = False,
+        batch_size: int = 2,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed)
+        if not scales:
+            raise ValueError("scales: expected at least one")
+        self.index_path, self.store, self.backbone = Path(index), LatentStore(store), backbone
+        self.size, self.scales, self.frames = size, list(scales), frames
+        self.windows, self.stride, self.crop = windows, stride, crop
+        self.val_limit, self.test_limit = val_limit, test_limit
+        self.passes, self.preload = passes, preload
+        self.pairs: dict[str, list[PairEntry]] = {}
+
+    def _find(self, index: VideoIndex, split: str, fingerprint: str) -> list[PairEntry]:
+        recipe = LatentRecipe(
+            vae=fingerprint,
+            size=self.size,
+            scales=tuple(self.scales),
+            frames=self.frames,
+            windows=self.windows,
+            stride=self.stride,
+        )
+        lookup = find_pair_keys(self.store, FileHashes(self.store.root), index.split(split), recipe)
+        if lookup.dropped:
+            rank_zero_info(f"{split}: {len(lookup.dropped)} clips have no latents, first {lookup.dropped[0]}")
+        return lookup.pairs
+
+    def setup(self, stage: str) -> None:
+        """Look every latent up; a missing one is an error that says how to make it."""
+        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ())
+        missing = [split for split in wanted if split not in self.pairs]
+        if not missing:
+            return
+        index = VideoIndex.from_csv(self.index_path)
+        fingerprint = LatentCodec.from_pretrained(self.backbone).fingerprint()
+        for split in missing:
+            self.pairs[split] = self._find(index, split, fingerprint)
+        if "train" in missing:
+            self.crops = LatentPairCrops(self.store, self.pairs["train"], self.scales, self.crop, self.preload)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of {"hr", "lr", "scale", "clip_id"}, latents B x C x T x h x w, one scale a batch."""
+        return self.training_loader(self.crops, len(self.crops), [1.0] * len(self.scales), self.passes)
+
+    def _whole(self, split: str, limit: int | None) -> DataLoader[Any]:
+        return self.evaluation_loader(WholeLatentPairs(self.store, self.pairs[split], self.scales, limit))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Whole clips at every scale, with "video" beside the latents."""
+        return self._whole("val", self.val_limit)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Whole test clips at every scale, with "video" beside the latents."""
+        return self._whole("test", self.test_limit)

@@ -1,0 +1,1 @@
+"""Video clips on disk, their index, their latents, and the mini world."""

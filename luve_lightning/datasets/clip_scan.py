@@ -1,0 +1,252 @@
+"""What is in a video file, from its packets: how many frames, at what times, where decoding may start.
+
+One pass over the packets without decoding them (but for the first frame) costs what decord itself spends on
+opening a file. What cannot be vouched for is read with PyAV, and what is not whole is an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luve_lightning.datasets.clip_bitstream import Start, random_access
+from luve_lightning.datasets.clip_container import decode, file_facts, opened
+from luve_lightning.datasets.clip_types import ClipError, ClipInfo
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+MATROSKA = "matroska,webm"
+# decord 0.6.0 gave every frame of these exactly in these containers, when every keyframe is a clean start. It
+# was up to three frames off in HEVC and open-GOP H.264, cannot open AV1, and silently wrong in .avi and .ts.
+TRUSTED_CODECS = frozenset({"h264", "vp8", "vp9"})
+SCANS_KEPT = 4096  # about 8 KB each for a clip of 600 frames
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A file as the readers need it.
+
+    Attributes:
+        info: the facts for everyone.
+        times: pts of every frame in presentation order; empty when the file's times say nothing and frames
+            are counted.
+        starts: (pts, timestamp to seek to) of the keyframes where decoding may start, in file order.
+        stream: index of the video stream in the file.
+        solid_from: pts from which on every frame must decode.
+    """
+
+    info: ClipInfo
+    times: NDArray[np.int64]
+    starts: tuple[tuple[int, int], ...]
+    stream: int
+    solid_from: int | None
+
+
+@dataclass(frozen=True)
+class _Packet:
+    pts: int | None
+    end: float  # seconds
+    hidden: bool  # an edit list leaves it out
+    start: Start | None  # None: not a keyframe
+    seek: int | None
+
+
+def scan(path: Path) -> Scan:
+    """Scan a file, or take what an earlier scan of the same file (by size and time of change) found.
+
+    Raises:
+        ClipError: the file is missing, empty, cut short, damaged at its start, or holds no video.
+    """
+    found = _scan_once(path, *file_facts(path))
+    if isinstance(found, str):
+        raise ClipError(path, found)
+    return found
+
+
+@lru_cache(maxsize=SCANS_KEPT)
+def _scan_once(path: Path, size: int, changed_ns: int) -> Scan | str:
+    """The scan, or what is wrong: a bad file is met in every epoch and need not be looked at each time."""
+    try:
+        with opened(path) as (container, stream):
+            packets = _packets(path, container, stream)
+            return _conclude(path, container, stream, packets)
+    except ClipError as error:
+        return error.reason
+
+
+def _packets(path: Path, container: InputContainer, stream: VideoStream) -> list[_Packet]:
+    """All packets of the video stream, in file order; ClipError when the file ends before its index says."""
+    found: list[_Packet] = []
+    end_of_all = 0.0
+    extradata, codec, is_mp4 = (
+        stream.codec_context.extradata,
+        _codec(stream),
+        container.format.name == MP4,
+    )
+    for packet in container.demux():
+        if not packet.size:
+            continue
+        end = 0.0 if packet.pts is None else float((packet.pts + (packet.duration or 0)) * packet.time_base)
+        end_of_all = max(end_of_all, end)
+        if packet.stream_index != stream.index:
+            continue
+        if packet.is_corrupt:
+            raise ClipError(path, f"is cut short: packet {len(found)} is incomplete")
+        start = random_access(codec, bytes(packet), extradata) if packet.is_keyframe else None
+        # An mp4 is sought by decoding time, other files by presentation time.
+        seek = packet.dts if is_mp4 and packet.dts is not None else packet.pts
+        found.append(_Packet(packet.pts, end, packet.is_discard, start, seek))
+    if not found:
+        raise ClipError(path, "has a video stream without a single frame")
+    _check_whole(path, container, stream, found, end_of_all)
+    return found
+
+
+def _check_whole(
+    path: Path, container: InputContainer, stream: VideoStream, found: list[_Packet], end_of_all: float
+) -> None:
+    """Compare the packets with what the container promises: no library minds a truncated file."""
+    # An mp4's edit list may leave packets out of its index, so there the index counts, elsewhere the header.
+    promised = len(stream.index_entries) if container.format.name == MP4 else stream.frames
+    if len(found) < promised:
+        raise ClipError(path, f"is cut short: {len(found)} of {promised} packets are there")
+    if container.format.name != MATROSKA:
+        return
+    one_frame = 1 / float(stream.average_rate or stream.guessed_rate or 24)
+    duration = _seconds(stream.metadata.get("DURATION", ""))
+    end = max(packet.end for packet in found)
+    if duration is None and container.duration:
+        duration, end = container.duration / 1e6, end_of_all
+    if duration is not None and end < duration - 0.75 * one_frame:
+        raise ClipError(path, f"is cut short: {end:.2f} of {duration:.2f} seconds are there")
+
+
+def _codec(stream: VideoStream) -> str:
+    """The codec's own name; `codec_context.name` is the decoder's, such as libdav1d."""
+    return str(stream.codec_context.codec.canonical_name)
+
+
+def _seconds(text: str) -> float | None:
+    """Seconds of a Matroska duration such as 00:00:02.500000000."""
+    try:
+        hours, minutes, seconds = (float(part) for part in text.split(":"))
+    except ValueError:
+        return None
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def _conclude(path: Path, container: InputContainer, stream: VideoStream, packets: list[_Packet]) -> Scan:
+    starts = tuple(
+        (p.pts, p.seek)
+        for p in packets
+        if p.start in (Start.CLEAN, Start.OPEN) and p.pts is not None and p.seek is not None
+    )
+    solid_from = next((p.pts for p in packets if p.start is not None), None)
+    times = np.array(sorted(p.pts for p in packets if p.pts is not None and not p.hidden), dtype=np.int64)
+    head = _head(path, stream, packets, solid_from)
+    doubt = _doubt(container, stream, packets, times)
+    frames = len(times)
+    if container.format.name not in (MP4, MATROSKA) or not _times_hold(packets, times, head):
+        frames, times, starts = _count(path, stream.index, solid_from), times[:0], ()
+        doubt = doubt or "its times are not reliable"
+    elif head[0].pts != times[0]:
+        # A cut that kept pictures whose references it lost: no decoder shows them, so they are not in the clip.
+        doubt = doubt or "its first pictures cannot be decoded"
+        solid_from = int(head[0].pts or 0)
+        times = times[times >= solid_from]
+        frames = len(times)
+    width, height = head[0].width, head[0].height
+    if head[0].rotation % 180:
+        width, height = height, width
+    fps = _fps(stream, times, exact=frames == len(packets))
+    info = ClipInfo(frames, fps, width, height, _codec(stream), not doubt, doubt)
+    return Scan(info, times, starts, stream.index, solid_from)
+
+
+def _head(
+    path: Path, stream: VideoStream, packets: list[_Packet], solid_from: int | None
+) -> list[VideoFrame]:
+    """The first frame: it shows that the file decodes, its true size, and what a cut has lost.
+
+    When the decoder is to reorder pictures and the packets' times are in file order all the same, as after
+    passing through a container without presentation times, some more frames, to see whose times they get.
+    """
+    in_file_order = all(
+        a.pts < b.pts for a, b in pairwise(packets) if a.pts is not None and b.pts is not None
+    )
+    count = 16 if in_file_order and stream.codec_context.has_b_frames else 1
+    with opened(path, stream.index) as (container, video):
+        frames = list(islice(decode(path, container.demux(video), solid_from), count))
+    if not frames:
+        raise ClipError(path, "has no frame that can be decoded")
+    return frames
+
+
+def _times_hold(packets: list[_Packet], times: NDArray[np.int64], head: list[VideoFrame]) -> bool:
+    """Whether every frame has a time of its own, and the decoder gives frames the times of their packets."""
+    shown = [frame.pts for frame in head]
+    if any(p.pts is None for p in packets) or len(np.unique(times)) != len(times):
+        return False
+    if any(a is None or b is None or a >= b for a, b in pairwise(shown)) or shown[0] not in times:
+        return False
+    # From a clean start nothing is lost, so the first frame must be the first.
+    return bool(shown[0] == times[0]) or packets[0].start is not Start.CLEAN
+
+
+def _count(path: Path, stream: int, solid_from: int | None) -> int:
+    """Frames of the file, by decoding all of it."""
+    with opened(path, stream) as (container, video):
+        return sum(1 for _ in decode(path, container.demux(video), solid_from))
+
+
+def _doubt(
+    container: InputContainer, stream: VideoStream, packets: list[_Packet], times: NDArray[np.int64]
+) -> str:
+    """Why decord may give other frames than asked for; empty when it will not."""
+    codec = _codec(stream)
+    if codec not in TRUSTED_CODECS:
+        return f"decord is not exact with {codec}"
+    if container.format.name not in (MP4, MATROSKA):
+        return f"decord is not exact with {container.format.name}"
+    if len(container.streams.video) > 1:
+        return "it has more than one video stream"
+    if any(p.hidden for p in packets):
+        return "an edit list hides some of its frames"
+    if packets[0].start is not Start.CLEAN or any(p.start in (Start.OPEN, Start.UNSAFE) for p in packets):
+        return "not every keyframe is a clean start (open GOP)"
+    if _any_leading(packets):
+        return "pictures are shown before the keyframe that they follow"
+    # Lost clusters of a damaged Matroska file leave a gap and nothing else. Variable frame rates have gaps
+    # too: be careful.
+    gaps = np.diff(times)
+    if container.format.name == MATROSKA and len(gaps) and gaps.max() > 2.5 * np.median(gaps):
+        return "its frames are unevenly spaced"
+    return ""
+
+
+def _any_leading(packets: list[_Packet]) -> bool:
+    key: int | None = None
+    for packet in packets:
+        if packet.start is not None:
+            key = packet.pts
+        elif key is not None and packet.pts is not None and packet.pts < key:
+            return True
+    return False
+
+
+def _fps(stream: VideoStream, times: NDArray[np.int64], exact: bool) -> float:
+    """Frames per second: the stream's own average, measured where a cut makes that one wrong."""
+    declared = stream.average_rate or stream.guessed_rate
+    if (exact and declared) or len(times) < 2 or not stream.time_base:
+        return float(declared or 0)
+    return float((len(times) - 1) / ((times[-1] - times[0]) * stream.time_base))

@@ -1,0 +1,106 @@
+"""sha256 of files, remembered so that a clip's bytes are read for it once."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+Stamp = tuple[int, int, int]
+
+# A file changed twice within one tick of its file system's clock keeps its stamp (Git calls this "racily
+# clean"). Ticks are up to 2 s (FAT); a hash of a file touched less than this ago is used, but not remembered.
+_SETTLED_NS = 2_000_000_000
+
+
+def stamp(path: Path) -> Stamp:
+    """Size in bytes, and the times in nanoseconds at which content and inode last changed.
+
+    The inode time is there because tools such as rsync set the other one back.
+
+    Raises:
+        FileNotFoundError: when there is no file.
+    """
+    info = path.stat()
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
+class FileHashes:
+    """sha256 of files by path and stamp, in a file of JSON lines that any number of processes may append to.
+
+    Args:
+        root: folder of the cache file, `file_hashes.jsonl`.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.path = Path(root) / "file_hashes.jsonl"
+        self._known: dict[str, tuple[Stamp, str]] = {}
+        self._read_to = 0
+
+    def digest(self, path: str | Path) -> str:
+        """sha256 of a file's bytes, 64 hex digits.
+
+        Raises:
+            FileNotFoundError: when there is no file.
+            OSError: when it cannot be read, or changes while it is read.
+        """
+        file = Path(path).resolve()
+        known = self.known(file)
+        if known is not None:
+            return known
+        before = stamp(file)
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if stamp(file) != before:
+            raise OSError(f"{file} changed while it was read")
+        if time.time_ns() - max(before[1:]) > _SETTLED_NS:
+            self._append(str(file), before, digest)
+        return digest
+
+    def known(self, path: str | Path) -> str | None:
+        """The remembered sha256 of a file as it is now, or None. Reads none of its bytes.
+
+        Raises:
+            FileNotFoundError: when there is no file.
+        """
+        file = Path(path).resolve()
+        now = stamp(file)
+        for look in (lambda: None, self._refresh):
+            look()
+            found = self._known.get(str(file))
+            if found is not None and found[0] == now:
+                return found[1]
+        return None
+
+    def _append(self, file: str, seen: Stamp, digest: str) -> None:
+        self._known[file] = (seen, digest)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"path": file, "stamp": seen, "sha256": digest}).encode() + b"\n"
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        with os.fdopen(descriptor, "rb+", buffering=0) as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            end = stream.seek(0, os.SEEK_END)
+            if end and os.pread(descriptor, 1, end - 1) != b"\n":
+                line = b"\n" + line  # a writer was killed inside its line: leave it alone on one of its own
+            stream.write(line)
+
+    def _refresh(self) -> None:
+        """Take in whole lines that were appended since the last look."""
+        try:
+            with self.path.open("rb") as stream:
+                stream.seek(self._read_to)
+                new = stream.read()
+        except FileNotFoundError:
+            return
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read_to += len(whole)
+        for line in whole.splitlines():
+            try:
+                record = json.loads(line)
+                size, mtime, ctime = record["stamp"]
+                self._known[record["path"]] = ((size, mtime, ctime), record["sha256"])
+            except (ValueError, KeyError, TypeError):
+                continue  # torn by a kill; the file is hashed again when it is needed

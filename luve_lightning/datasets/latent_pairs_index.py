@@ -1,0 +1,137 @@
+"""Which stored latents belong together: every clip's high- and low-resolution ones, found before training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from luve_lightning.datasets.encode_clips import plan_windows
+from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.datasets.latent_key import LatentKey
+from luve_lightning.datasets.latent_recipe import HIGH_RESOLUTION, LatentRecipe
+from luve_lightning.datasets.latent_store import LatentStore, StoreError
+from luve_lightning.datasets.video_index import ClipEntry
+
+
+@dataclass(frozen=True)
+class PairEntry:
+    """One window of a clip at all its resolutions.
+
+    Attributes:
+        entry: the clip.
+        hr_key: of its high-resolution latents.
+        lr_keys: of the low-resolution ones, by scale.
+    """
+
+    entry: ClipEntry
+    hr_key: LatentKey
+    lr_keys: dict[float, LatentKey]
+
+
+@dataclass
+class PairLookup:
+    """What a lookup found.
+
+    Attributes:
+        pairs: windows whose latents are all there, in the order of the index.
+        dropped: (clip id, reason) of clips that no latents are expected of: too short, or set aside by
+            precompute.
+    """
+
+    pairs: list[PairEntry] = field(default_factory=list)
+    dropped: list[tuple[str, str]] = field(default_factory=list)
+
+
+def find_pair_keys(
+    store: LatentStore,
+    hashes: FileHashes,
+    entries: Iterable[ClipEntry],
+    recipe: LatentRecipe,
+    variant: str = "plain",
+    quarantine: Path | None = None,
+) -> PairLookup:
+    """Find the latents of clips, and refuse to go on when any are missing.
+
+    Clips whose hash is not remembered are read once for it.
+
+    Args:
+        store: where `luve precompute` put them.
+        hashes: of the clips' bytes; `FileHashes(store.root)` is precompute's.
+        entries: the clips.
+        recipe: which latents; it must say what precompute's configuration said.
+        variant: one of the recipe's variants.
+        quarantine: the list of bad clips that precompute left; the store's own when None.
+
+    Raises:
+        StoreError: in one line, when clips lack latents without being known as bad.
+    """
+    if variant not in recipe.variants:
+        raise ValueError(f"variant {variant!r} is not among the recipe's, {list(recipe.variants)}")
+    entries = list(entries)
+    windows, short = plan_windows(entries, recipe)
+    bad = _read_quarantine(quarantine_path(store) if quarantine is None else quarantine)
+    reasons = {error.path: error.reason for error in short}
+    lookup = PairLookup(dropped=[(e.clip_id, reasons[e.path]) for e in entries if e.path in reasons])
+    lacking: dict[str, ClipEntry] = {}
+    for window in windows:
+        pair = _find(store, hashes, window.clip, window.frames, recipe, variant)
+        if pair is not None:
+            lookup.pairs.append(pair)
+        elif window.clip.path.resolve() in bad:
+            lookup.dropped.append((window.clip.clip_id, bad[window.clip.path.resolve()]))
+        else:
+            lacking[window.clip.clip_id] = window.clip
+    if lacking or not lookup.pairs:
+        raise StoreError(_complaint(store, recipe, list(lacking), len(entries)))
+    return lookup
+
+
+def quarantine_path(store: LatentStore) -> Path:
+    """Where precompute names the clips that could not be encoded."""
+    return store.root / "quarantine.jsonl"
+
+
+def _find(
+    store: LatentStore,
+    hashes: FileHashes,
+    clip: ClipEntry,
+    frames: tuple[int, int],
+    recipe: LatentRecipe,
+    variant: str,
+) -> PairEntry | None:
+    try:
+        digest = hashes.digest(clip.path)
+    except OSError:
+        return None
+    high = recipe.key(digest, frames, HIGH_RESOLUTION, variant)
+    low = {scale: recipe.key(digest, frames, scale, variant) for scale in recipe.scales}
+    return PairEntry(clip, high, low) if all(map(store.has, (high, *low.values()))) else None
+
+
+def _complaint(store: LatentStore, recipe: LatentRecipe, lacking: Sequence[str], total: int) -> str:
+    scales = ", ".join(f"{scale:g}" for scale in recipe.scales)
+    many = f"{len(lacking)} of {total} clips have" if lacking else f"none of {total} clips has"
+    which = f" (first {lacking[0]})" if lacking else ""
+    return (
+        f"{many} no latents in {store.root}{which} for size {recipe.size[0]}x{recipe.size[1]}, "
+        f"scales {scales}, {recipe.frames} frames from {recipe.start} (windows {recipe.windows}, stride "
+        f"{recipe.stride}), VAE {recipe.vae[:12]}: run `luve precompute` with these values on this index"
+    )
+
+
+def _read_quarantine(path: Path) -> dict[Path, str]:
+    """Bad clips and why, from JSON lines with `path` and `reason`; empty when there is no list."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    bad = {}
+    for line in lines:
+        try:
+            record = json.loads(line)
+            bad[Path(record["path"]).resolve()] = str(record["reason"])
+        except (ValueError, KeyError, TypeError):
+            continue  # torn by a kill
+    return bad

@@ -1,0 +1,206 @@
+"""What happens in one clip: a camera, sprites and a colour grade, and where each is in every frame."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+# Part of every clip's id: raise it whenever the same arguments would give other pixels.
+RENDERER = 1
+DIRECTIONS: dict[str, tuple[int, int]] = {
+    "left": (-1, 0),
+    "right": (1, 0),
+    "up": (0, -1),
+    "down": (0, 1),
+    "up and left": (-1, -1),
+    "up and right": (1, -1),
+    "down and left": (-1, 1),
+    "down and right": (1, 1),
+}
+# Over the whole clip: pan in windows, zoom as a ratio, turn in degrees.
+SPEEDS: dict[str, dict[str, tuple[float, float]]] = {
+    "slowly": {"pan": (0.18, 0.32), "zoom": (1.15, 1.3), "turn": (8.0, 16.0)},
+    "": {"pan": (0.32, 0.6), "zoom": (1.3, 1.6), "turn": (16.0, 35.0)},
+    "quickly": {"pan": (0.6, 1.0), "zoom": (1.6, 2.0), "turn": (35.0, 60.0)},
+}
+EASINGS = ("steady", "smooth", "starting", "stopping")
+SHAPES = ("circle", "square", "triangle", "star", "ring", "hexagon", "cross", "heart")
+# Radius of a sprite in half frames.
+SPRITE_SIZES = {"small": (0.2, 0.28), "": (0.28, 0.38), "large": (0.38, 0.5)}
+SPRITE_ACTIONS = {"moves": 60, "circles": 10, "sways": 10, "grows": 7, "shrinks": 7, "waits": 6}
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A square window that travels over a photograph.
+
+    Attributes:
+        pan: A key of `DIRECTIONS`, or "" for none.
+        zoom: "in", "out" or "".
+        turn: "clockwise", "counterclockwise" or "" (of the camera; the picture turns the other way).
+        speed: A key of `SPEEDS`; "slowly", "" or "quickly".
+        easing: How progress runs over the clip, one of `EASINGS`.
+        center: Window centre halfway, in pixels of the photograph, x then y.
+        window: Window side halfway, in pixels of the photograph (geometric mean of both ends).
+        distance: Length of the pan on each of its axes, in windows.
+        ratio: Larger over smaller window side.
+        degrees: Whole turn.
+        tilt: Angle halfway, degrees, clockwise.
+    """
+
+    pan: str
+    zoom: str
+    turn: str
+    speed: str
+    easing: str
+    center: tuple[float, float]
+    window: float
+    distance: float
+    ratio: float
+    degrees: float
+    tilt: float
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """A shape cut from another photograph, moving in front. Positions are in half frames, (0, 0) the centre.
+
+    Attributes:
+        shape: One of `SHAPES`.
+        size: A key of `SPRITE_SIZES`.
+        action: A key of `SPRITE_ACTIONS`.
+        direction: A key of `DIRECTIONS` when it moves, else "".
+        easing: One of `EASINGS`.
+        start: Position in the first frame (the middle of a circle or of swaying), x then y.
+        stop: Position in the last frame; equals `start` unless it moves.
+        radius: In half frames.
+        angle: Angle in the first frame, degrees, clockwise.
+        spin: Degrees it spins over the clip; 0 when it does not.
+        texture: `url` of the photograph its texture is cut from.
+        cut: Left, top and side of that cut, in pixels of that photograph.
+    """
+
+    shape: str
+    size: str
+    action: str
+    direction: str
+    easing: str
+    start: tuple[float, float]
+    stop: tuple[float, float]
+    radius: float
+    angle: float
+    spin: float
+    texture: str
+    cut: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Grade:
+    """A mild colour grade, of train clips only, to widen the few photographs; held-out ones stay as they are.
+
+    Attributes:
+        flip: Whether the photograph is mirrored.
+        brightness: Factor on every channel.
+        contrast: Factor on the distance to a medium grey.
+        saturation: Factor on the distance to the pixel's own grey.
+        hue: Rotation about the grey axis, degrees.
+        balance: Factors on red, green and blue.
+    """
+
+    flip: bool = False
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: float = 0.0
+    balance: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything a clip is made of; the same scene always gives the same pixels."""
+
+    seed: int
+    split: str
+    index: int
+    frames: int
+    size: int
+    fps: int
+    url: str
+    grade: Grade
+    camera: Camera
+    sprites: tuple[Sprite, ...]
+    renderer: int = RENDERER
+
+    @property
+    def clip_id(self) -> str:
+        """40 hexadecimal digits: the SHA-1 of this description, seed included."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def progress(easing: str, frames: int) -> np.ndarray:
+    """Returns how far a movement has come in each frame, float64 `T`, from 0 to 1."""
+    time = np.linspace(0.0, 1.0, frames)
+    if easing == "smooth":
+        return time * time * (3 - 2 * time)
+    if easing == "starting":
+        return time**1.6
+    if easing == "stopping":
+        return 1 - (1 - time) ** 1.6
+    return time
+
+
+def camera_path(camera: Camera, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns where the camera looks in each frame.
+
+    Returns:
+        Window centres `T x 2` (x, y) and window sides `T`, both in pixels of the photograph, and angles `T`
+        in radians, clockwise.
+    """
+    way = progress(camera.easing, frames) - 0.5
+    direction = np.array(DIRECTIONS.get(camera.pan, (0, 0)), dtype=np.float64)
+    centers = np.asarray(camera.center) + way[:, None] * direction * camera.distance * camera.window
+    zoom = {"in": -1, "out": 1}.get(camera.zoom, 0)
+    windows = camera.window * camera.ratio ** (zoom * way)
+    turn = {"clockwise": 1, "counterclockwise": -1}.get(camera.turn, 0)
+    angles = np.radians(camera.tilt + turn * camera.degrees * way)
+    return centers, windows, angles
+
+
+def sprite_path(sprite: Sprite, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns where a sprite is in each frame.
+
+    Returns:
+        Positions `T x 2` (x, y) and radii `T` in half frames, angles `T` in radians, clockwise.
+    """
+    way = progress(sprite.easing, frames)
+    start, stop = np.asarray(sprite.start), np.asarray(sprite.stop)
+    positions = start + way[:, None] * (stop - start)
+    if sprite.action == "circles":
+        positions = positions + 0.3 * np.stack([np.cos(2 * np.pi * way), np.sin(2 * np.pi * way)], axis=1)
+    elif sprite.action == "sways":
+        positions = positions + np.stack([0.35 * np.sin(2 * np.pi * way), np.zeros_like(way)], axis=1)
+    grown = {"grows": 0.5 + 0.6 * way, "shrinks": 1.1 - 0.6 * way}.get(sprite.action, np.ones_like(way))
+    return positions, sprite.radius * grown, np.radians(sprite.angle + sprite.spin * way)
+
+
+def motion_per_frame(scene: Scene) -> float:
+    """Returns how far the background moves from frame to frame on average, in pixels of the clip."""
+    centers, windows, angles = camera_path(scene.camera, scene.frames)
+    points = np.array([[0, 0], [-1, -1], [1, -1], [-1, 1], [1, 1]]) / 2
+    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    turned = np.stack(
+        [cos * points[:, 0] - sin * points[:, 1], sin * points[:, 0] + cos * points[:, 1]], axis=-1
+    )
+    places = centers[:, None] + windows[:, None, None] * turned
+    steps = np.linalg.norm(np.diff(places, axis=0), axis=-1) / windows[:-1, None] * scene.size
+    return float(steps.mean()) if scene.frames > 1 else 0.0
+
+
+def source_pixels(scene: Scene) -> float:
+    """Returns how many pixels of the photograph stand behind one pixel of the clip, per axis, on average."""
+    _, windows, _ = camera_path(scene.camera, scene.frames)
+    return float(windows.mean()) / scene.size

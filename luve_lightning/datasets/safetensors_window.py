@@ -1,0 +1,163 @@
+"""Read a window of a tensor in a safetensors file without reading the rest of the file.
+
+`safetensors.safe_open(...).get_slice` maps the file, and the kernel's read-ahead then fetches all of it: a
+64x64 crop of a 45 MB entry cost 45 MB from a cold disk. Reading just the rows of the window cost 11 MB, and 3
+MB for three of its eleven frames.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Range = tuple[int, int] | None
+
+DTYPES: dict[str, torch.dtype] = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+"""safetensors' names of the dtypes that latents are stored in."""
+
+_LONGEST_HEADER = 100_000_000  # the limit of the format itself
+
+
+class SafetensorsWindow:
+    """One open safetensors file. Use it as a context manager.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        ValueError: when the file is not a whole safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._header, self._data = self._read_header()
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self.metadata: dict[str, str] = self._header.pop("__metadata__", {})
+
+    def __enter__(self) -> SafetensorsWindow:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def _read_header(self) -> tuple[dict[str, Any], int]:
+        size = os.fstat(self._fd).st_size
+        length = int.from_bytes(os.pread(self._fd, 8, 0), "little")
+        if size < 8 or not 2 <= length <= min(_LONGEST_HEADER, size - 8):
+            raise ValueError(f"{self.path} is not a safetensors file")
+        try:
+            header = json.loads(os.pread(self._fd, length, 8))
+            end = max(
+                (info["data_offsets"][1] for name, info in header.items() if name != "__metadata__"),
+                default=0,
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+            raise ValueError(f"{self.path} is not a safetensors file: its header cannot be read") from None
+        if size != 8 + length + end:
+            raise ValueError(f"{self.path} is cut short: {size} bytes, expected {8 + length + end}")
+        return header, 8 + length
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor.
+
+        Raises:
+            ValueError: when the file holds no tensor of that name.
+        """
+        if name not in self._header:
+            raise ValueError(f"{self.path} holds no tensor {name!r}, only {sorted(self._header)}")
+        return tuple(self._header[name]["shape"])
+
+    def read(self, name: str, window: Sequence[Range]) -> Tensor:
+        """Part of a tensor.
+
+        Reads are contiguous runs of whole rows (the last axis), merged over the axes that the window takes in
+        full: a row is short, and one request for it costs less than one for each of its parts.
+
+        Args:
+            name: the tensor.
+            window: for each axis (start, stop) with 0 <= start < stop <= length, or None for all of it.
+
+        Returns:
+            Exactly `tensor[window]`, contiguous, in memory of its own.
+
+        Raises:
+            ValueError: for a window outside the tensor, or a dtype that is not in `DTYPES`.
+        """
+        shape = self.shape(name)
+        ranges = check_window(shape, window)
+        kind = self._header[name]["dtype"]
+        if kind not in DTYPES:
+            raise ValueError(f"{self.path}: tensor {name!r} is {kind}, expected one of {', '.join(DTYPES)}")
+        rows = [*ranges[:-1], (0, shape[-1])]
+        lengths = [stop - start for start, stop in rows]
+        buffer = np.empty(math.prod(lengths) * DTYPES[kind].itemsize, dtype=np.uint8)
+        if lengths != list(shape):
+            # Without this the kernel reads ahead of every run.
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
+        self._read_runs(
+            memoryview(buffer), shape, rows, self._header[name]["data_offsets"][0], DTYPES[kind].itemsize
+        )
+        tensor = torch.from_numpy(buffer).view(DTYPES[kind]).view(lengths)
+        return tensor[..., slice(*ranges[-1])].contiguous()
+
+    def _read_runs(
+        self,
+        into: memoryview,
+        shape: Sequence[int],
+        rows: Sequence[tuple[int, int]],
+        offset: int,
+        itemsize: int,
+    ) -> None:
+        full = len(shape) - 1  # axes from here on are taken whole
+        while full > 0 and rows[full] == (0, shape[full]):
+            full -= 1
+        inner = math.prod(shape[full + 1 :]) * itemsize
+        run = (rows[full][1] - rows[full][0]) * inner
+        strides = [math.prod(shape[axis + 1 :]) * itemsize for axis in range(full)]
+        for i, index in enumerate(np.ndindex(*(stop - start for start, stop in rows[:full]))):
+            at = sum(
+                (start + n) * step for (start, _), n, step in zip(rows[:full], index, strides, strict=True)
+            )
+            self._read_into(into[i * run : (i + 1) * run], self._data + offset + at + rows[full][0] * inner)
+
+    def _read_into(self, into: memoryview, at: int) -> None:
+        done = 0
+        while done < len(into):
+            got = os.preadv(self._fd, [into[done:]], at + done)
+            if got == 0:
+                raise ValueError(f"{self.path} was cut short while it was read")
+            done += got
+
+
+def check_window(shape: Sequence[int], window: Sequence[Range]) -> list[tuple[int, int]]:
+    """A window with None filled in.
+
+    Raises:
+        ValueError: when it has another number of axes than the tensor, is empty, or lies outside.
+    """
+    if len(window) != len(shape):
+        raise ValueError(f"window {tuple(window)} has {len(window)} axes, the tensor has {len(shape)}")
+    ranges = [(0, n) if part is None else (part[0], part[1]) for n, part in zip(shape, window, strict=True)]
+    if any(not 0 <= start < stop <= n for n, (start, stop) in zip(shape, ranges, strict=True)):
+        raise ValueError(f"window {ranges} is empty or outside the tensor of shape {tuple(shape)}")
+    return ranges

@@ -1,0 +1,84 @@
+"""How close a video is to another: PSNR, SSIM and the frame-difference error, one value a clip."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _check_pair(video: Tensor, target: Tensor) -> None:
+    if video.shape != target.shape or video.ndim != 5:
+        raise ValueError(
+            f"expected two B x C x T x H x W videos of one shape, got {tuple(video.shape)} and {tuple(target.shape)}"
+        )
+
+
+def psnr(video: Tensor, target: Tensor, data_range: float = 2.0) -> Tensor:
+    """Peak signal-to-noise ratio over all pixels of a clip: 10 log10(range^2 / MSE).
+
+    Args:
+        video: B x C x T x H x W.
+        target: the same shape.
+        data_range: difference between the largest and the smallest possible value; 2 for pixels in [-1, 1].
+
+    Returns:
+        dB, shape (B,); infinite for identical clips.
+    """
+    _check_pair(video, target)
+    mse = (video.float() - target.float()).square().flatten(1).mean(1)
+    return 10 * torch.log10(data_range**2 / mse)
+
+
+def _gaussian(window: int, sigma: float, device: torch.device) -> Tensor:
+    x = torch.arange(window, dtype=torch.float32, device=device) - (window - 1) / 2
+    g = torch.exp(-0.5 * (x / sigma) ** 2)
+    return g / g.sum()
+
+
+def ssim(video: Tensor, target: Tensor, data_range: float = 2.0, window: int = 11, sigma: float = 1.5) -> Tensor:
+    """Structural similarity (Wang et al. 2004), per frame and channel with a Gaussian window, averaged over a clip.
+
+    Args:
+        video: B x C x T x H x W; H and W at least `window`.
+        target: the same shape.
+        data_range: as in `psnr`.
+        window: taps of the Gaussian, odd.
+        sigma: its standard deviation in pixels.
+
+    Returns:
+        shape (B,), at most 1.
+    """
+    _check_pair(video, target)
+    if min(video.shape[-2:]) < window:
+        raise ValueError(f"frames of {tuple(video.shape[-2:])} are smaller than the {window}-tap SSIM window")
+    batch = video.shape[0]
+    x = video.float().permute(0, 2, 1, 3, 4).flatten(0, 2).unsqueeze(1)
+    y = target.float().permute(0, 2, 1, 3, 4).flatten(0, 2).unsqueeze(1)
+    g = _gaussian(window, sigma, x.device)
+
+    def blur(z: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(z, g.view(1, 1, 1, -1)), g.view(1, 1, -1, 1))
+
+    mx, my = blur(x), blur(y)
+    vx, vy, vxy = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    score = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+    return score.unflatten(0, (batch, -1)).flatten(1).mean(1)
+
+
+def frame_difference_error(video: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference between the two clips' frame-to-frame changes (the measure behind the paper's L_frame).
+
+    Args:
+        video: B x C x T x H x W.
+        target: the same shape.
+
+    Returns:
+        shape (B,), in the units of the pixels; 0 for clips of one frame.
+    """
+    _check_pair(video, target)
+    if video.shape[2] < 2:
+        return video.new_zeros(video.shape[0], dtype=torch.float32)
+    change = video.float().diff(dim=2) - target.float().diff(dim=2)
+    return change.abs().flatten(1).mean(1)

@@ -1,0 +1,177 @@
+"""The backbone's latent space: loading the VAE, normalisation, and every compression ratio.
+
+A backbone is a diffusers pipeline folder or hub id. Nothing outside this module multiplies by 8 or 4, or touches
+`latents_mean`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+
+from luve_lightning.models.wan_whole_clip import decode_whole_clip, encode_whole_clip
+
+# Pixels (batch x frames x height x width) up to which a clip is encoded or decoded in one pass. diffusers' chunked
+# form bounds memory beyond it; both give the same numbers. 2**22 pixels are 114 frames at 192x192.
+WHOLE_CLIP_PIXELS = 2**22
+
+
+def load_vae(backbone: str | Path, dtype: torch.dtype | None = None) -> AutoencoderKLWan:
+    """Load `vae/` of a backbone.
+
+    Args:
+        backbone: a local pipeline folder, or a hub id such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers".
+        dtype: dtype of the weights; float32 when None, whatever is on disk.
+
+    Raises:
+        FileNotFoundError: when a path that looks local has no `vae/config.json`.
+    """
+    folder = Path(backbone)
+    looks_local = folder.exists() or str(backbone).count("/") != 1 or str(backbone).startswith((".", "/", "data/"))
+    if looks_local and not (folder / "vae" / "config.json").is_file():
+        raise FileNotFoundError(f"backbone {backbone}: no vae/config.json there; expected a diffusers pipeline folder")
+    return AutoencoderKLWan.from_pretrained(
+        str(backbone), subfolder="vae", torch_dtype=dtype or torch.float32, local_files_only=looks_local
+    )
+
+
+class LatentCodec(nn.Module):
+    """Pixels to normalised latents and back, with the VAE frozen.
+
+    Latents are (z - latents_mean) / latents_std with the statistics of the VAE's config, as diffusers' pipelines
+    do it, so that they have about zero mean and unit variance per channel.
+
+    Args:
+        vae: a Wan2.1 VAE. Its parameters stop requiring gradients.
+    """
+
+    latents_mean: Tensor
+    latents_std: Tensor
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        super().__init__()
+        self.vae = vae.requires_grad_(False).eval()
+        self.channels: int = vae.config.z_dim
+        self.spatial_ratio: int = vae.config.scale_factor_spatial
+        self.temporal_ratio: int = vae.config.scale_factor_temporal
+        shape = (1, self.channels, 1, 1, 1)
+        # float32 whatever the VAE's dtype: normalisation must not round.
+        self.register_buffer("latents_mean", torch.tensor(vae.config.latents_mean).view(shape), persistent=False)
+        self.register_buffer("latents_std", torch.tensor(vae.config.latents_std).view(shape), persistent=False)
+
+    @classmethod
+    def from_pretrained(cls, backbone: str | Path, dtype: torch.dtype | None = None) -> LatentCodec:
+        """Load the VAE of a backbone folder or hub id; see `load_vae`."""
+        return cls(load_vae(backbone, dtype))
+
+    def train(self, mode: bool = True) -> LatentCodec:
+        """Stay in eval mode: the codec is a fixed part of every task."""
+        del mode
+        return super().train(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the VAE's weights."""
+        return next(self.vae.parameters()).dtype
+
+    def latent_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Latent frames, height and width of a clip.
+
+        Raises:
+            ValueError: for a size that the VAE would crop silently; the message names the nearest valid one.
+        """
+        s, t = self.spatial_ratio, self.temporal_ratio
+        if frames < 1 or (frames - 1) % t:
+            low = max(0, (frames - 1) // t) * t + 1
+            raise ValueError(f"{frames} frames: expected {t}k + 1, nearest are {low} and {low + t}")
+        for name, n in (("height", height), ("width", width)):
+            if n < s or n % s:
+                low = max(s, n // s * s)
+                raise ValueError(f"{name} {n}: expected a multiple of {s}, nearest are {low} and {low + s}")
+        return (frames - 1) // t + 1, height // s, width // s
+
+    def pixel_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Frames, height and width of the clip that latents of this size decode to."""
+        return (frames - 1) * self.temporal_ratio + 1, height * self.spatial_ratio, width * self.spatial_ratio
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """(z - mean) / std per channel, in float32 at least; B x C x T x h x w."""
+        return (latents - self.latents_mean) / self.latents_std
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """Inverse of `normalize`."""
+        return latents * self.latents_std + self.latents_mean
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """Normalised latents of a video: the mode of the posterior.
+
+        Args:
+            video: B x 3 x T x H x W in [-1, 1]; T = 4k + 1, H and W multiples of the spatial ratio.
+
+        Returns:
+            float32, B x C x (T-1)/4+1 x H/8 x W/8.
+
+        Raises:
+            ValueError: for a size the VAE would crop.
+        """
+        self.latent_size(*video.shape[2:])
+        video = video.to(self.dtype)
+        if _pixels(video.shape) <= WHOLE_CLIP_PIXELS and not self.vae.use_tiling:
+            mean = encode_whole_clip(self.vae, video).chunk(2, dim=1)[0]
+        else:
+            mean = self.vae.encode(video).latent_dist.mode()
+        return self.normalize(mean.float())
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Video of normalised latents, clamped to [-1, 1].
+
+        Args:
+            latents: B x C x t x h x w, normalised.
+
+        Returns:
+            float32, B x 3 x 4(t-1)+1 x 8h x 8w.
+        """
+        z = self.denormalize(latents.float()).to(self.dtype)
+        batch, _, t, h, w = z.shape
+        if batch * _pixels((1, 1, *self.pixel_size(t, h, w))) <= WHOLE_CLIP_PIXELS and not self.vae.use_tiling:
+            return decode_whole_clip(self.vae, z).float().clamp_(-1, 1)
+        return self.vae.decode(z).sample.float()
+
+    def decode_differentiable(self, latents: Tensor) -> Tensor:
+        """Video of normalised latents with gradients, without the clamp that would zero them out of range.
+
+        Peak memory is one decoder block's activations: blocks are recomputed in the backward pass. The VAE's own
+        parameters get no gradient.
+
+        Args:
+            latents: B x C x t x h x w, normalised.
+
+        Returns:
+            B x 3 x 4(t-1)+1 x 8h x 8w in the VAE's dtype (or autocast's), nominally in [-1, 1].
+        """
+        z = self.denormalize(latents.float()).to(self.dtype)
+        return decode_whole_clip(self.vae, z, checkpointed=True)
+
+    def fingerprint(self) -> str:
+        """sha256 of the VAE's configuration and weights: what a stored latent depends on.
+
+        Weights are hashed as float32, so the same VAE loaded as bfloat16 from a bfloat16 file agrees with itself.
+        """
+        config = {k: v for k, v in dict(self.vae.config).items() if not k.startswith("_")}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.vae.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _pixels(shape: tuple[int, ...] | torch.Size) -> int:
+    batch, _, frames, height, width = shape
+    return batch * frames * height * width

@@ -1,0 +1,91 @@
+"""VLUer, the video latent upsampler of LuVe (arXiv 2602.11564): z_hat = Decoder(U(F, Q)) + interpolation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from luve_lightning.functional.interpolation import Size3d, check_size, interpolate_latents
+from luve_lightning.models.vluer.decoder import Decoder
+from luve_lightning.models.vluer.encoder import Encoder
+from luve_lightning.models.vluer.implicit import ImplicitUpsampler
+
+
+class VLUer(ModelMixin, ConfigMixin):
+    """Upsamples normalised video latents to any size, in space and in time.
+
+    The defaults are the base size (17.9 M parameters, for Wan2.1). The mini world's is in experiments/vluer/mini.yaml.
+
+    Args:
+        latent_channels: channels of the VAE's latents.
+        channels: feature channels of the encoder.
+        pairs: residual pairs of the encoder.
+        hidden: width of the implicit upsampler's MLP.
+        layers: its hidden-to-hidden layers.
+        query_channels: channels between the implicit upsampler and the decoder.
+        decoder_layers: residual convolutions of the decoder.
+        use_decoder: without it the implicit upsampler gives the latents itself (Table 12, "w/o decoder").
+        use_cell: tell the implicit upsampler the query's cell size.
+        query_chunk: queries at a time when no gradient is needed.
+    """
+
+    _supports_gradient_checkpointing = False
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 16,
+        channels: int = 192,
+        pairs: int = 8,
+        hidden: int = 256,
+        layers: int = 2,
+        query_channels: int = 64,
+        decoder_layers: int = 2,
+        use_decoder: bool = True,
+        use_cell: bool = True,
+        query_chunk: int = 2**18,
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(latent_channels, channels, pairs)
+        out = query_channels if use_decoder else latent_channels
+        self.upsampler = ImplicitUpsampler(channels, hidden, layers, out, use_cell, query_chunk)
+        self.decoder: nn.Module
+        if use_decoder:
+            self.decoder = Decoder(query_channels, latent_channels, decoder_layers)
+        else:
+            self.decoder = nn.Identity()
+            nn.init.zeros_(self.upsampler.last.weight)
+            nn.init.zeros_(self.upsampler.last.bias)
+
+    def forward(self, latents: Tensor, size: Size3d) -> Tensor:
+        """Upsample (or resample) latents.
+
+        Args:
+            latents: normalised, B x C x T x h x w.
+            size: output latent frames, height and width, each >= 1; scales may differ per axis and need not be
+                integers.
+
+        Returns:
+            B x C x size in the dtype of `latents`.
+
+        Raises:
+            ValueError: for a wrong rank, channel count or size.
+        """
+        channels = self.config.latent_channels  # type: ignore[attr-defined]
+        if latents.ndim != 5 or latents.shape[1] != channels:
+            raise ValueError(f"latents must be B x {channels} x T x h x w, got shape {tuple(latents.shape)}")
+        if 0 in latents.shape:
+            raise ValueError(f"latents have an empty axis: shape {tuple(latents.shape)}")
+        size = check_size(size)
+        x = latents.to(self.encoder.conv_in.weight.dtype)
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        x = self.decoder(self.upsampler(self.encoder(x), size))
+        return interpolate_latents(latents, size, "bilinear") + x.to(latents.dtype)
+
+    def num_parameters(self, *args: Any, **kwargs: Any) -> int:
+        """Number of parameters; see diffusers' ModelMixin."""
+        return int(super().num_parameters(*args, **kwargs))

@@ -1,0 +1,83 @@
+"""What every LightningModule here shares: the optimiser, its schedule, and checkpoints of trainable weights only."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+
+
+class TrainingTask(L.LightningModule):
+    """Base of the training tasks.
+
+    Frozen modules (a VAE, a backbone) are neither saved nor expected in checkpoints. Loading compares key sets
+    itself, because Lightning's `strict_loading=False` accepts missing keys silently.
+
+    Args:
+        lr: peak learning rate of AdamW, > 0.
+        min_lr: where the cosine ends, in [0, lr].
+        weight_decay: of AdamW, on weights with two dimensions or more.
+        warmup_steps: linear warm-up from 0.
+    """
+
+    def __init__(self, lr: float, min_lr: float, weight_decay: float, warmup_steps: int) -> None:
+        super().__init__()
+        if not 0 <= min_lr <= lr or lr <= 0:
+            raise ValueError(f"expected 0 <= min_lr <= lr and lr > 0, got lr={lr}, min_lr={min_lr}")
+        if warmup_steps < 0 or weight_decay < 0:
+            raise ValueError(f"expected warmup_steps, weight_decay >= 0, got {warmup_steps} and {weight_decay}")
+        self.lr, self.min_lr = lr, min_lr
+        self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
+        self.strict_loading = False
+
+    def learning_rate(self, step: int, total_steps: int) -> float:
+        """Learning rate of an optimiser step: linear warm-up, then a cosine from `lr` to `min_lr`."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / (self.warmup_steps + 1)
+        progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
+        return self.min_lr + 0.5 * (self.lr - self.min_lr) * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with a warm-up and a cosine over the run's optimiser steps."""
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=(0.9, 0.99))
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.learning_rate(step, total) / self.lr
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _trainable_keys(self) -> set[str]:
+        frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
+        frozen_modules = {
+            f"{prefix}." for prefix, module in self.named_modules() if prefix and _is_frozen(module)
+        }
+        return {k for k in self.state_dict() if k not in frozen and not k.startswith(tuple(frozen_modules))}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what training changes."""
+        keep = self._trainable_keys()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model, naming what differs."""
+        expected, found = self._trainable_keys(), set(checkpoint["state_dict"])
+        if expected != found:
+            missing, extra = sorted(expected - found), sorted(found - expected)
+            raise ValueError(
+                f"checkpoint does not fit {type(self).__name__}: "
+                f"{len(missing)} weights missing ({', '.join(missing[:3])}), "
+                f"{len(extra)} unexpected ({', '.join(extra[:3])})"
+            )
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)

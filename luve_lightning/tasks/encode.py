@@ -1,0 +1,154 @@
+"""Encoding clips into the latent store: the predict-only task behind `luve precompute`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from luve_lightning.datasets.clips import ClipError
+from luve_lightning.datasets.encode_clips import EncodeItem, PixelTransform, WindowReader, variant_name
+from luve_lightning.datasets.latent_recipe import HIGH_RESOLUTION
+from luve_lightning.datasets.latent_store import LatentKey
+from luve_lightning.datasets.quarantine import Quarantine
+from luve_lightning.functional.resize import resize_frames, resize_video
+from luve_lightning.models.backbone import LatentCodec
+
+Keys = dict[tuple[str, float], LatentKey]
+
+
+@dataclass
+class EncodeTotals:
+    """What a run did.
+
+    Attributes:
+        encoded: entries written.
+        bytes: written.
+        bad: windows whose clip could not be used.
+    """
+
+    encoded: int = 0
+    bytes: int = 0
+    bad: int = 0
+
+
+class EncodeTask(L.LightningModule):
+    """Encode batches of windows at every scale and variant, and write what is missing.
+
+    An entry's numbers do not depend on which clips shared its batch, nor on what was in the store already:
+    the VAE always sees `batch_size` clips (a short batch is filled up), because convolutions round
+    differently for other batch sizes.
+
+    Args:
+        codec: the VAE.
+        read: decodes a window; knows the recipe and the store.
+        transforms: what each of the recipe's variants does to the high-resolution pixels.
+        quarantine: where bad clips are named.
+        batch_size: windows a batch.
+    """
+
+    def __init__(
+        self,
+        codec: LatentCodec,
+        read: WindowReader,
+        transforms: Mapping[str, PixelTransform],
+        quarantine: Quarantine,
+        batch_size: int,
+    ) -> None:
+        super().__init__()
+        self.codec = codec
+        self.transforms = nn.ModuleList(transforms.values())
+        self.variants = [variant_name(name, transform) for name, transform in transforms.items()]
+        self.read, self.recipe, self.store = read, read.recipe, read.store
+        self.quarantine, self.batch_size = quarantine, batch_size
+        self.deferred: list[EncodeItem] = []
+        self.totals = EncodeTotals()
+
+    def predict_step(self, batch: list[EncodeItem], batch_idx: int) -> int:
+        """Claim, encode and write the missing latents of a batch; what others claimed waits until the end.
+
+        Returns:
+            Entries written.
+        """
+        before = self.totals.encoded
+        with ExitStack() as claims:
+            ready = []
+            for item in batch:
+                if item.error is not None:
+                    self._set_aside(item)
+                    continue
+                mine, others = self._claim(item, claims)
+                if others:
+                    self.deferred.append(EncodeItem(item.window, others))
+                if mine:
+                    ready.append(EncodeItem(item.window, mine, item.frames))
+            if ready:
+                self._encode(ready)
+        return self.totals.encoded - before
+
+    def on_predict_epoch_end(self) -> None:
+        """Wait for what others were making, make what they gave up, and add up all processes' counts."""
+        for item in self.deferred:
+            self._finish(item)
+        self.deferred = []
+        counts = torch.tensor(astuple(self.totals), dtype=torch.int64, device=self.device)
+        self.totals = EncodeTotals(*map(int, self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()))
+
+    def _claim(self, item: EncodeItem, claims: ExitStack) -> tuple[Keys, Keys]:
+        """The item's keys that are ours to make now, and those that somebody else is making."""
+        mine, others = {}, {}
+        for name, key in item.missing.items():
+            if claims.enter_context(self.store.claim(key)):
+                mine[name] = key
+            elif not self.store.has(key):
+                others[name] = key
+        return mine, others
+
+    def _finish(self, item: EncodeItem) -> None:
+        with ExitStack() as claims:
+            # One order in all processes, so that none waits for another in a circle.
+            in_order = sorted(item.missing.items(), key=lambda named: named[1].digest)
+            mine = {
+                name: key for name, key in in_order if claims.enter_context(self.store.claim(key, wait=True))
+            }
+            if not mine:
+                return
+            again = self.read(item.window)
+            if again.error is not None:
+                self._set_aside(again)
+                return
+            again.missing = {name: key for name, key in again.missing.items() if mine.get(name) == key}
+            if again.missing:
+                self._encode([again])
+
+    def _set_aside(self, item: EncodeItem) -> None:
+        assert item.error is not None
+        self.totals.bad += 1
+        self.quarantine.add(ClipError(item.window.clip.path, item.error))
+
+    def _encode(self, items: list[EncodeItem]) -> None:
+        frames = [item.frames.to(self.device) for item in items if item.frames is not None]
+        videos = torch.stack([resize_frames(clip, self.recipe.size) for clip in frames])
+        for variant, transform in zip(self.variants, self.transforms, strict=True):
+            changed: Tensor | None = None
+            for scale in (HIGH_RESOLUTION, *self.recipe.scales):
+                wanted = [i for i, item in enumerate(items) if (variant, scale) in item.missing]
+                if not wanted:
+                    continue
+                if changed is None:
+                    changed = transform(videos)
+                pixels = resize_video(changed[wanted], self.recipe.pixel_size(scale))
+                latents = self._latents(pixels)
+                for i, entry in zip(wanted, latents, strict=True):
+                    self.totals.bytes += self.store.write(items[i].missing[variant, scale], entry)
+                    self.totals.encoded += 1
+
+    def _latents(self, pixels: Tensor) -> Tensor:
+        count = len(pixels)
+        if count < self.batch_size:
+            pixels = torch.cat([pixels, pixels[-1:].expand(self.batch_size - count, -1, -1, -1, -1)])
+        return self.codec.encode(pixels)[:count].float().cpu()

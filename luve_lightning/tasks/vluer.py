@@ -1,0 +1,139 @@
+"""Training the VLUer: latent L1 first, then pixels and motion through the VAE's decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from luve_lightning.functional.fidelity import psnr
+from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.losses import Loss
+from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.vluer import VLUer
+from luve_lightning.tasks.base import TrainingTask
+
+
+class VLUerTask(TrainingTask):
+    """Trains a VLUer on pairs of latents of one clip at two resolutions.
+
+    Phase 1 uses the losses in latent space. From `pixel_from_step` on, phase 2 adds those in pixel space on a crop
+    that is decoded from both the prediction and the target, so that what the decoder does at a crop's border is the
+    same on both sides. The VAE is frozen; gradients flow through it.
+
+    Args:
+        net: the model.
+        backbone: backbone folder or hub id; its VAE decodes the crops.
+        losses: losses by name; each says its space.
+        pixel_from_step: optimiser step at which phase 2 begins; -1 never.
+        pixel_crop: latent frames, height and width of the decoded crop (cut to what there is).
+        init_from: a folder saved by `VLUer.save_pretrained` whose weights to start from.
+        codec_dtype: dtype of the VAE's weights, "float32" or "bfloat16".
+        compile_net: run the model through torch.compile.
+        seed: of the crops' positions.
+        lr: see TrainingTask; the released code uses 2e-4.
+        min_lr: see TrainingTask.
+        weight_decay: see TrainingTask.
+        warmup_steps: see TrainingTask.
+    """
+
+    def __init__(
+        self,
+        net: VLUer,
+        backbone: str,
+        losses: dict[str, Loss],
+        pixel_from_step: int = -1,
+        pixel_crop: tuple[int, int, int] = (6, 24, 24),
+        init_from: str | None = None,
+        codec_dtype: str = "float32",
+        compile_net: bool = False,
+        seed: int = 0,
+        lr: float = 2e-4,
+        min_lr: float = 1e-7,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+    ) -> None:
+        super().__init__(lr, min_lr, weight_decay, warmup_steps)
+        if not any(loss.space == "latent" for loss in losses.values()):
+            raise ValueError("losses: expected at least one in latent space, phase 1 has nothing else")
+        if pixel_from_step < -1 or min(pixel_crop) < 1:
+            raise ValueError(
+                f"expected pixel_from_step >= -1 and pixel_crop >= 1, got {pixel_from_step} and {pixel_crop}"
+            )
+        if codec_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"codec_dtype: expected float32 or bfloat16, got {codec_dtype!r}")
+        self.net = net
+        if init_from is not None:
+            self.net.load_state_dict(VLUer.from_pretrained(init_from).state_dict())
+        if compile_net:
+            self.net.compile()
+        self.codec = LatentCodec.from_pretrained(backbone, getattr(torch, codec_dtype))
+        if self.codec.channels != net.config.latent_channels:
+            raise ValueError(
+                f"net has {net.config.latent_channels} latent channels, the VAE of {backbone} has {self.codec.channels}"
+            )
+        self.losses = torch.nn.ModuleDict(losses)
+        self.pixel_from_step, self.pixel_crop, self.seed = pixel_from_step, pixel_crop, seed
+
+    def forward(self, latents: Tensor, size: Size3d) -> Tensor:
+        """Upsample normalised latents; see VLUer."""
+        return self.net(latents, size)
+
+    def phase(self, step: int) -> int:
+        """1 or 2: which losses a step uses."""
+        has_pixel = any(loss.space == "pixel" for loss in self.losses.values())
+        return 2 if has_pixel and 0 <= self.pixel_from_step <= step else 1
+
+    def crop_window(self, size: Size3d, step: int) -> tuple[slice, slice, slice]:
+        """Where the decoded crop lies in latents of this size: a function of (seed, step) alone."""
+        rng = np.random.default_rng([self.seed, step])
+        slices = []
+        for n, want in zip(size, self.pixel_crop, strict=True):
+            extent = min(n, want)
+            start = int(rng.integers(n - extent + 1))
+            slices.append(slice(start, start + extent))
+        return slices[0], slices[1], slices[2]
+
+    def _decoded_crops(self, prediction: Tensor, target: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        t, y, x = self.crop_window((target.shape[2], target.shape[3], target.shape[4]), step)
+        with torch.no_grad():
+            pixels = self.codec.decode_differentiable(target[:, :, t, y, x])
+        return self.codec.decode_differentiable(prediction[:, :, t, y, x]), pixels
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Weighted sum of the active losses."""
+        del batch_idx
+        low, high = batch["lr"], batch["hr"]
+        prediction = self(low, tuple(high.shape[2:]))
+        phase = self.phase(self.global_step)
+        pixels = self._decoded_crops(prediction, high, self.global_step) if phase == 2 else None
+        terms = {}
+        for name, loss in self.losses.items():
+            if loss.space == "latent":
+                terms[name] = loss(prediction, high)
+            elif pixels is not None:
+                terms[name] = loss(*pixels)
+        total = torch.stack([self.losses[name].weight * value for name, value in terms.items()]).sum()
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+        self.log("train/phase", float(phase))
+        self.log("train/loss", total.detach(), prog_bar=True)
+        return total
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Latent L1 and PSNR_rgb against the clip's own pixels, per scale and over all."""
+        del batch_idx
+        prediction = self(batch["lr"], tuple(batch["hr"].shape[2:])).float()
+        scores = {
+            "latent_l1": (prediction - batch["hr"]).abs().mean(),
+            "psnr_rgb": psnr(self.codec.decode(prediction), batch["video"]).mean(),
+        }
+        scale = float(batch["scale"][0])
+        for name, value in scores.items():
+            size = len(batch["lr"])
+            self.log(f"val/{name}", value, batch_size=size, sync_dist=True, prog_bar=name == "psnr_rgb")
+            self.log(f"val/{name}_x{scale:g}", value, batch_size=size, sync_dist=True)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Nothing by itself: the comparison with interpolation is the UpsamplerComparison callback's."""

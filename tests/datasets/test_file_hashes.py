@@ -1,0 +1,121 @@
+"""Remembered hashes: right, shared, and never of other bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from luve_lightning.datasets import file_hashes
+from luve_lightning.datasets.file_hashes import FileHashes
+
+
+def settled_file(path: Path, content: bytes) -> Path:
+    """A file that was last touched long ago, as far as the cache can tell."""
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The inode time cannot be set back, so the wait for a settled file is shortened instead.
+    monkeypatch.setattr(file_hashes, "_SETTLED_NS", 0)
+
+
+def test_digest_is_sha256_of_the_bytes(tmp_path: Path) -> None:
+    file = settled_file(tmp_path / "a.mp4", b"some bytes" * 1000)
+    assert FileHashes(tmp_path).digest(file) == hashlib.sha256(b"some bytes" * 1000).hexdigest()
+
+
+def test_bytes_are_read_once(tmp_path: Path) -> None:
+    file = settled_file(tmp_path / "a.mp4", b"x")
+    digest = FileHashes(tmp_path / "store").digest(file)
+    file.chmod(0)  # root reads it all the same, so look at what is remembered instead
+    assert FileHashes(tmp_path / "store").known(file) is None, "chmod moves the inode time: hash again"
+    digest_again = FileHashes(tmp_path / "store").digest(file)
+    lines = (tmp_path / "store" / "file_hashes.jsonl").read_text().splitlines()
+    assert digest_again == digest
+    assert len(lines) == 2
+    for _ in range(3):
+        assert FileHashes(tmp_path / "store").known(file) == digest
+        assert FileHashes(tmp_path / "store").digest(file) == digest
+    assert (tmp_path / "store" / "file_hashes.jsonl").read_text().splitlines() == lines
+
+
+def test_another_object_sees_what_was_appended(tmp_path: Path) -> None:
+    first, second = FileHashes(tmp_path), FileHashes(tmp_path)
+    one = settled_file(tmp_path / "1", b"1")
+    assert second.known(one) is None
+    digest = first.digest(one)
+    assert second.known(one) == digest
+
+
+def test_changed_bytes_are_hashed_again_even_with_the_old_times(tmp_path: Path) -> None:
+    file = settled_file(tmp_path / "a", b"old bytes")
+    hashes = FileHashes(tmp_path)
+    old = hashes.digest(file)
+    times = file.stat()
+    file.write_bytes(b"new bytes")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as rsync -t does
+    assert hashes.known(file) is None
+    assert hashes.digest(file) != old
+    assert FileHashes(tmp_path).digest(file) == hashlib.sha256(b"new bytes").hexdigest()
+
+
+def test_file_touched_just_now_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_hashes, "_SETTLED_NS", 2_000_000_000)
+    file = tmp_path / "a"
+    file.write_bytes(b"a")
+    hashes = FileHashes(tmp_path / "store")
+    assert hashes.digest(file) == hashlib.sha256(b"a").hexdigest()
+    assert hashes.known(file) is None
+    time.sleep(2.1)
+    hashes.digest(file)
+    assert hashes.known(file) == hashlib.sha256(b"a").hexdigest()
+
+
+def test_torn_line_costs_one_hash_only(tmp_path: Path) -> None:
+    one, two = settled_file(tmp_path / "1", b"1"), settled_file(tmp_path / "2", b"2")
+    hashes = FileHashes(tmp_path)
+    hashes.digest(one)
+    hashes.digest(two)
+    cache = tmp_path / "file_hashes.jsonl"
+    os.truncate(cache, cache.stat().st_size - 20)  # killed while it wrote the second line
+    again = FileHashes(tmp_path)
+    assert again.known(one) is not None
+    assert again.known(two) is None
+    digest = again.digest(two)
+    assert FileHashes(tmp_path).known(two) == digest
+    assert FileHashes(tmp_path).known(one) is not None
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        FileHashes(tmp_path).digest(tmp_path / "nothing.mp4")
+    with pytest.raises(FileNotFoundError):
+        FileHashes(tmp_path).known(tmp_path / "nothing.mp4")
+
+
+WRITER = """
+import sys
+from luve_lightning.datasets import file_hashes
+file_hashes._SETTLED_NS = 0
+hashes = file_hashes.FileHashes(sys.argv[1])
+for path in sys.argv[2:]:
+    hashes.digest(path)
+"""
+
+
+def test_processes_append_whole_lines(tmp_path: Path) -> None:
+    files = [settled_file(tmp_path / f"{i}.mp4", bytes([i])) for i in range(120)]
+    shares = [files[:80], files[40:], files[::2]]
+    store = tmp_path / "store"
+    running = [subprocess.Popen([sys.executable, "-c", WRITER, store, *share]) for share in shares]
+    assert [process.wait(60) for process in running] == [0, 0, 0]
+    hashes = FileHashes(store)
+    assert all(hashes.known(file) == hashlib.sha256(bytes([i])).hexdigest() for i, file in enumerate(files))
