@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,11 +19,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `luve`; None takes them from the command line.
 
     Returns:
-        The exit code: 0, 1 after a bug, 2 after an error the user can mend, 130 after Ctrl-C.
+        The exit code: 0, 1 after a bug, 2 after an error the user can mend, 130 after Ctrl-C, 141 when whoever read
+        the output has gone.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words, debug)
+    except BrokenPipeError:  # `luve fit --help | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # what a shell reports for SIGPIPE
+
+
+def _dispatch(words: list[str], debug: bool) -> int:
+    """Prints the overview or the version, or runs a verb."""
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -39,12 +50,14 @@ def _guarded(verb: str, words: list[str], debug: bool) -> int:
     config: dict[str, Any] = {}
     try:
         _run(verb, words, config)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns Ctrl-C into sys.exit(1) after shutting down.
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         print(f"luve {verb}: interrupted", file=sys.stderr)
         return 130
-    except SystemExit as stop:
-        # Lightning turns Ctrl-C into sys.exit(1) after shutting down.
-        return 130 if isinstance(stop.__context__, KeyboardInterrupt) else _exit_code(stop.code)
+    except BrokenPipeError:
+        raise
     except Exception as error:
         from luve_lightning.commands.errors import describe_runtime_error
 
@@ -79,10 +92,6 @@ def _run(verb: str, words: list[str], config: dict[str, Any]) -> None:
         module.run(verb, arguments, config, ["luve", verb, *words])
     else:
         parsing.run_function(verb, getattr(module, entry.function), arguments, config)
-
-
-def _exit_code(code: object) -> int:
-    return code if isinstance(code, int) else int(code is not None)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,26 @@
 """Lightning callbacks."""
 
+from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, CheckpointError
+from luve_lightning.callbacks.checkpoints import Checkpoints
 from luve_lightning.callbacks.ema import EMA
 from luve_lightning.callbacks.export import ExportVAE
+from luve_lightning.callbacks.graceful_stop import GracefulStop, StopRequested
+from luve_lightning.callbacks.nan_guard import NaNGuard, NonFiniteLoss
+from luve_lightning.callbacks.random_state import RandomState
+from luve_lightning.callbacks.sample_strips import SampleStrips
+from luve_lightning.callbacks.upsampler_comparison import UpsamplerComparison
 
-__all__ = ["EMA", "ExportVAE"]
+__all__ = [
+    "EMA",
+    "AtomicCheckpointIO",
+    "CheckpointError",
+    "Checkpoints",
+    "ExportVAE",
+    "GracefulStop",
+    "NaNGuard",
+    "NonFiniteLoss",
+    "RandomState",
+    "SampleStrips",
+    "StopRequested",
+    "UpsamplerComparison",
+]

@@ -28,6 +28,7 @@ class EMA(L.Callback):
         self.updates = 0
         self.average: dict[str, Tensor] = {}
         self._last_step = 0
+        self._kept: dict[str, Tensor] = {}
 
     def _trainable(self, module: L.LightningModule) -> dict[str, Tensor]:
         return {name: p.data for name, p in module.named_parameters() if p.requires_grad}
@@ -55,26 +56,29 @@ class EMA(L.Callback):
 
     @contextmanager
     def averaged(self, pl_module: L.LightningModule) -> Iterator[None]:
-        """The module holds the averaged weights inside this context."""
-        if not self.average:
+        """The module holds the averaged weights inside this context; contexts may be nested."""
+        if not self.average or self._kept:
             yield
             return
-        weights = self._trainable(pl_module)
-        kept = {name: w.clone() for name, w in weights.items()}
-        for name, w in weights.items():
-            w.copy_(self.average[name])
+        self._enter(pl_module)
         try:
             yield
         finally:
-            for name, w in weights.items():
-                w.copy_(kept[name])
+            self._leave(pl_module)
 
     def _enter(self, pl_module: L.LightningModule) -> None:
-        self._context = self.averaged(pl_module)
-        self._context.__enter__()
+        if not self.average or self._kept:
+            return
+        weights = self._trainable(pl_module)
+        self._kept = {name: w.clone() for name, w in weights.items()}
+        for name, w in weights.items():
+            w.copy_(self.average[name])
 
-    def _leave(self) -> None:
-        self._context.__exit__(None, None, None)
+    def _leave(self, pl_module: L.LightningModule) -> None:
+        kept, self._kept = self._kept, {}
+        for name, w in self._trainable(pl_module).items():
+            if name in kept:
+                w.copy_(kept[name])
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validate the average."""
@@ -82,7 +86,7 @@ class EMA(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Train on with the weights themselves."""
-        self._leave()
+        self._leave(pl_module)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Test the average."""
@@ -90,7 +94,17 @@ class EMA(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore the weights."""
-        self._leave()
+        self._leave(pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Restore the weights when validation or test failed."""
+        self._leave(pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the weights themselves into a checkpoint that is made while the module holds the average."""
+        checkpoint["state_dict"] |= self._kept
 
     def state_dict(self) -> dict[str, Any]:
         """The average and how many steps it holds."""

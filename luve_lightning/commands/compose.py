@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 _COMPONENT_KEYS = {"class_path", "init_args", "dict_kwargs"}
+_OFF = object()  # stands where null came over a component, until all files and options are merged
 
 
 class CompositionError(ValueError):
@@ -101,7 +102,7 @@ def compose(files: Iterable[Path], options: Iterable[tuple[str, str]] = ()) -> d
         config = merge(config, load(file))
     for key, text in options:
         _set_option(config, key, text)
-    return _resolve(config)
+    return _resolve(_without_switched_off(config))
 
 
 def load(file: Path) -> dict[str, Any]:
@@ -129,8 +130,11 @@ def load(file: Path) -> dict[str, Any]:
 def merge(base: Any, over: Any) -> Any:
     """Merges `over` into `base`: mappings key by key, anything else is replaced.
 
-    A component (`class_path` and `init_args`) that changes its class keeps nothing of the earlier `init_args`.
+    A component (`class_path` and `init_args`) that changes its class keeps nothing of the earlier `init_args`. Null
+    over a component switches it off: `compose` removes it from a dictionary of components by name.
     """
+    if over is None and isinstance(base, dict) and "class_path" in base:
+        return _OFF
     if not isinstance(base, dict) or not isinstance(over, dict):
         return over
     if "class_path" in over and base.get("class_path") not in (None, over["class_path"]):
@@ -179,6 +183,14 @@ def _value(key: str, text: str, current: Any) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise CompositionError(f"--{key}: not valid YAML: {text}") from error
+
+
+def _without_switched_off(node: Any, by_name: bool = False) -> Any:
+    """Removes switched-off components from dictionaries by name; elsewhere (an argument of a class) they are null."""
+    if isinstance(node, dict):
+        kept = {key: value for key, value in node.items() if not (by_name and value is _OFF)}
+        return {key: _without_switched_off(value, key != "init_args") for key, value in kept.items()}
+    return None if node is _OFF else node
 
 
 def _resolve(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,9 @@ _KEY_LEVEL = re.compile(r'Parser key "(?P<key>[^"]+)"')
 _CLASS_LEVEL = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
 _UNION_LEVEL = "Does not validate against any of the Union subtypes"
 _UNKNOWN = re.compile(r"(?:Group '(?P<group>[^']+)' does not accept option|Option) '(?P<key>[^']+)'")
-_REQUIRED = re.compile(r"(?:the following arguments are required: (?P<keys>.+)|Key \"(?P<key>[^\"]+)\" is required)")
+_REQUIRED = re.compile(
+    r"(?:the following arguments are required: (?P<keys>.+)|Key \"(?P<key>[^\"]+)\" is required)"
+)
 _NO_CLASS = re.compile(
     r"Import path (?P<path>\S+) does not correspond to a subclass of (?P<base>\w+)"
     r"|Expected a dot import path string: (?P<name>\S+)"
@@ -55,10 +57,12 @@ def describe_configuration_error(error: BaseException, config: Mapping[str, Any]
     Returns:
         One line, for example `model.init_args.lr: expected float, got 'abc'`.
     """
-    where = _Place(config)
+    levels = list(_chain(error))
+    got = _EXPECTED.match(str(levels[-1]))
+    where = _Place(config, got["value"] if got else None)
     union = ""
     previous = ""
-    for level in _chain(error):
+    for level in levels:
         text = str(level)
         if text == previous:  # the same level, re-raised as another type
             continue
@@ -90,7 +94,10 @@ def describe_runtime_error(error: BaseException, config: Mapping[str, Any]) -> s
     if _WORKER.match(text):  # a DataLoader worker's error arrives as text
         last = text.strip().splitlines()[-1]
         return last.partition(": ")[2] or last if last.startswith("luve_lightning.") else None
-    ours = {"luve_lightning"} | {path.partition(".")[0] for path, _, _ in _components(config)} - {"lightning", "torch"}
+    ours = {"luve_lightning"} | {path.partition(".")[0] for path, _, _ in _components(config)} - {
+        "lightning",
+        "torch",
+    }
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_in = frames[-1][0].f_globals.get("__name__", "") if frames else ""
     mendable = (
@@ -115,18 +122,26 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 class _Place:
-    """Where in the configuration a chain of messages has got to."""
+    """Where in the configuration a chain of messages has got to.
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    Messages do not name the entries of dictionaries. An entry is found by its `class_path`, or, when its class is a
+    dataclass and so has none in the configuration, by the key that is wrong in it.
+    """
+
+    def __init__(self, config: Mapping[str, Any], wrong_value: str | None) -> None:
         self.config = config
+        self.wrong_value = wrong_value
         self.node: Any = config
         self.keys: list[str] = []
+        self.dataclass: str | None = None
 
     @property
     def class_path(self) -> str | None:
         return self.node.get("class_path") if isinstance(self.node, Mapping) else None
 
-    def enter_key(self, dotted: str) -> None:
+    def enter_key(self, dotted: str, missing: bool = False) -> None:
+        """Goes to a key of the current component, or to one it lacks."""
+        self._enter_entry_by_key(dotted, missing)
         if self.class_path is not None and dotted.split(".")[0] not in ("class_path", "init_args"):
             self._step("init_args")
         for key in dotted.split("."):
@@ -138,18 +153,25 @@ class _Place:
             self.node = {"class_path": self.node}
         if self.class_path == class_path:
             return
-        entries: Iterable[tuple[Any, Any]] = ()
-        if isinstance(self.node, Mapping):
-            entries = self.node.items()
-        elif isinstance(self.node, list):
-            entries = enumerate(self.node)
-        for key, entry in entries:
+        for key, entry in _entries(self.node):
             if isinstance(entry, Mapping) and entry.get("class_path") == class_path:
                 self._step(key)
                 return
+        self.dataclass = class_path
+
+    def _enter_entry_by_key(self, dotted: str, missing: bool) -> None:
+        key = dotted.split(".")[0]
+        entries = [(name, entry) for name, entry in _entries(self.node) if isinstance(entry, Mapping)]
+        if self.dataclass is None or len(entries) != len(self.node or ()):
+            return
+        found = [name for name, entry in entries if (key in entry) != missing]
+        exact = [name for name in found if str(self.node[name].get(key)) == self.wrong_value]
+        for name in (exact or found)[:1]:
+            self._step(name)
 
     def _step(self, key: Any) -> None:
         self.keys.append(str(key))
+        self.dataclass = None
         try:
             self.node = self.node[key]
         except (KeyError, IndexError, TypeError):
@@ -157,6 +179,13 @@ class _Place:
 
     def __str__(self) -> str:
         return ".".join(self.keys)
+
+
+def _entries(node: Any) -> Iterable[tuple[Any, Any]]:
+    """The keys or positions of a mapping or list, with what they hold; nothing for anything else."""
+    if isinstance(node, Mapping):
+        return node.items()
+    return enumerate(node) if isinstance(node, list) else ()
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -175,7 +204,7 @@ def _reason(level: BaseException, where: _Place, union: str, known: KnownKeys) -
         names = [name.strip() for name in (match["keys"] or match["key"]).split(",")]
         if len(names) > 1:
             return f"{', '.join(names)}: required, but not given"
-        where.enter_key(names[0])
+        where.enter_key(names[0], missing=True)
         return f"{where}: required, but not given"
     if match := _EXPECTED.match(text):
         types = _SUBTYPES.search(union)
@@ -187,7 +216,11 @@ def _reason(level: BaseException, where: _Place, union: str, known: KnownKeys) -
     if isinstance(level, ImportError | AttributeError) and where.class_path:
         return f"{where}.class_path: cannot import {where.class_path!r}: {one_line(text)}"
     if match := _NO_CLASS.match(text):
-        expected = f"a subclass of {match['base']}" if match["base"] else "an import path such as package.module.Class"
+        expected = (
+            f"a subclass of {match['base']}"
+            if match["base"]
+            else "an import path such as package.module.Class"
+        )
         return f"{where}.class_path: expected {expected}, got {(match['path'] or match['name'])!r}"
     trainer = {"class_path": "Trainer", "init_args": where.config.get("trainer")}
     prefix = str(where) or _component_at_fault(level, {**where.config, "trainer": trainer})
@@ -195,15 +228,16 @@ def _reason(level: BaseException, where: _Place, union: str, known: KnownKeys) -
 
 
 def _unknown_key(key: str, group: str | None, where: _Place, known: KnownKeys) -> str:
+    owner = where.class_path or where.dataclass
     if group:
-        where.enter_key(group)
         candidates = [name[len(group) + 1 :] for name in known(None) if name.startswith(f"{group}.")]
+        where.enter_key(group)
     else:
-        candidates = list(known(where.class_path))
-    full = f"{where}.init_args.{key}" if where.class_path else f"{where}.{key}".lstrip(".")
-    if full in _MOVED:
-        return f"{full}: unknown key; {_MOVED[full]}"
-    return f"{full}: unknown key{did_you_mean(key, {name.split('.')[0] for name in candidates})}"
+        candidates = list(known(owner))
+    where.enter_key(key)
+    if str(where) in _MOVED:
+        return f"{where}: unknown key; {_MOVED[str(where)]}"
+    return f"{where}: unknown key{did_you_mean(key, {name.split('.')[0] for name in candidates})}"
 
 
 def _readable_types(types: str) -> str:
@@ -237,12 +271,7 @@ def _component_at_fault(error: BaseException, config: Mapping[str, Any]) -> str 
 
 def _components(node: Any, path: str = "") -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Class path, dotted key and arguments of every component in a configuration."""
-    items: Iterable[tuple[Any, Any]] = ()
-    if isinstance(node, Mapping):
-        if isinstance(node.get("class_path"), str):
-            yield node["class_path"], path, node.get("init_args") or {}
-        items = node.items()
-    elif isinstance(node, list):
-        items = enumerate(node)
-    for key, value in items:
+    if isinstance(node, Mapping) and isinstance(node.get("class_path"), str):
+        yield node["class_path"], path, node.get("init_args") or {}
+    for key, value in _entries(node):
         yield from _components(value, f"{path}.{key}" if path else str(key))

@@ -22,7 +22,9 @@ class HelpFormatter(DefaultHelpFormatter):
         return _CLASS.sub(r"\1", _SUBCLASSES.sub("", text))
 
     def _format_action_invocation(self, action: Action) -> str:
-        return re.sub(r", --[\w.]+\+ \S+", "", str(super()._format_action_invocation(action)))  # --key+ appends
+        return re.sub(
+            r", --[\w.]+\+ \S+", "", str(super()._format_action_invocation(action))
+        )  # --key+ appends
 
     def _format_action(self, action: Action) -> str:
         nested = action.dest.endswith(".help") and action.dest.startswith("trainer.")
@@ -47,7 +49,9 @@ def print_class_help(verb: str, key: str, class_path: str | None) -> None:
         component = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"--{key}.help: cannot import {class_path!r}: {error}") from error
-    parser = ArgumentParser(prog=f"luve {verb}", usage=usage(verb), formatter_class=HelpFormatter, add_help=False)
+    parser = ArgumentParser(
+        prog=f"luve {verb}", usage=usage(verb), formatter_class=HelpFormatter, add_help=False
+    )
     parser.add_class_arguments(component, key, fail_untyped=False, as_group=False)
     parser.description = f"{class_path}: {(component.__doc__ or '').strip().partition(chr(10))[0]}"
     parser.print_help()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any, TypeVar
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
@@ -26,11 +27,14 @@ def make_parser(verb: str, description: str, kind: type[Parser]) -> Parser:
         formatter_class=HelpFormatter,
         exit_on_error=False,
         print_config=None,  # composition handles it
-        # Composition has resolved interpolations; the mode is for a component given as a YAML file of its own.
-        parser_mode="omegaconf",
+        # Not "omegaconf": compose() has resolved interpolations over all files and options by now, and that mode of
+        # jsonargparse 4.53 fails with a KeyError on text given for a parameter of type Any.
+        parser_mode="yaml",
     )
     parser.add_argument(
-        "--config", action=ActionConfigFile, help="YAML file; repeat it, a later file holds only its differences."
+        "--config",
+        action=ActionConfigFile,
+        help="YAML file; repeat it, a later file holds only its differences.",
     )
     return parser
 
@@ -71,7 +75,7 @@ def check(parser: ArgumentParser, config: Mapping[str, Any]) -> Namespace:
         UsageError: On an unknown key, a wrong type or a class that cannot be imported.
     """
     with configuration_errors(parser, config):
-        return parser.parse_object(dict(config))
+        return parser.parse_object(deepcopy(dict(config)))  # it replaces nested values in place
 
 
 @contextmanager
@@ -82,7 +86,11 @@ def configuration_errors(parser: ArgumentParser, config: Mapping[str, Any]) -> I
     """
 
     def known(class_path: str | None) -> Iterable[str]:
-        return _keys_of(class_path) if class_path else set(parser.get_defaults().keys()) - {"config"}
+        return (
+            _keys_of(class_path)
+            if class_path
+            else {key for key, _ in parser.get_defaults().items()} - {"config"}
+        )
 
     try:
         yield
@@ -104,4 +112,4 @@ def _keys_of(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(getattr(importlib.import_module(module), name), fail_untyped=False)
-    return [key.split(".")[0] for key in parser.get_defaults().keys()]
+    return [key.split(".")[0] for key, _ in parser.get_defaults().items()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import signal
 import time
 import warnings
@@ -25,10 +27,10 @@ from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.datasets.latent_pairs_index import quarantine_path
 from luve_lightning.datasets.latent_recipe import LatentRecipe, check_scales
 from luve_lightning.datasets.latent_store import LatentStore
-from luve_lightning.datasets.quarantine import Quarantine
+from luve_lightning.datasets.quarantine import Quarantine, TooManyBadClips
 from luve_lightning.datasets.video_index import ClipEntry, VideoIndex
 from luve_lightning.models.backbone import LatentCodec
-from luve_lightning.tasks.encode import EncodeTask, EncodeTotals
+from luve_lightning.tasks.encode import EncodeTask
 
 Split = Literal["train", "val", "test"]
 
@@ -54,8 +56,9 @@ def precompute(
 ) -> None:
     """Encodes clips at high resolution and at each lower one, and stores the latents.
 
-    What is stored already is skipped before its clip is decoded, so an interrupted run goes on where it stopped.
-    Several runs may share a store. Unreadable clips are named in quarantine.jsonl in the store, and left out.
+    What is stored already is skipped before its clip is decoded, so an interrupted run goes on where it
+    stopped. Several runs may share a store. Unreadable clips are listed under quarantine/ in the store and
+    left out.
 
     Args:
         backbone: Folder or hub id of the diffusers pipeline whose VAE encodes.
@@ -74,7 +77,7 @@ def precompute(
         dtype: Dtype on disk.
         batch_size: Windows encoded at once.
         num_workers: Processes that decode ahead; 0 decodes between the encodes.
-        max_bad_fraction: Share of windows that may be unreadable before the run stops.
+        max_bad_fraction: Share of clips that may be unreadable before the run stops.
         trainer: Lightning Trainer options, e.g. {accelerator: gpu, devices: 8, strategy: ddp}.
     """
     started = time.perf_counter()
@@ -95,62 +98,76 @@ def precompute(
     console.print(
         f"{len(entries)} clips, {len(planned)} windows of {recipe.count} latents, VAE {recipe.vae[:12]}"
     )
+    bad = Quarantine(quarantine_path(latents, recipe), max_bad_fraction, len(entries))
     if runner.is_global_zero:
         latents.clean()
-        too_short = Quarantine(quarantine_path(latents), max_bad_fraction, len(entries))
         for error in short:
-            too_short.add(error)
-    bad = Quarantine(quarantine_path(latents), max_bad_fraction, -(-len(planned) // runner.world_size))
+            bad.add(error)
     task = EncodeTask(codec, read, transforms, bad, batch_size)
     _predict(runner, task, EncodeDataModule(planned, read, batch_size, num_workers))
     there = (len(planned) - task.totals.bad) * recipe.count - task.totals.encoded
-    console.print(_summary(task.totals, there, len(short), latents, time.perf_counter() - started))
+    listed = {clip.path for clip in bad.bad()} & {str(entry.path) for entry in entries}
+    where = f", listed in {bad.path}" if listed else ""
+    console.print(
+        f"{store}\n"
+        f"  encoded        {task.totals.encoded} latents, {task.totals.bytes / 2**20:.1f} MiB\n"
+        f"  already there  {there}\n"
+        f"  quarantined    {len(listed)}{where}\n"
+        f"  seconds        {time.perf_counter() - started:.0f}",
+        soft_wrap=True,
+    )
 
 
 def _entries(index: VideoIndex, splits: Sequence[Split] | None) -> list[ClipEntry]:
     if splits is None:
-        return list(index.entries)
-    return [entry for split in splits for entry in index.split(split)]
+        entries = list(index.entries)
+    else:
+        entries = [entry for split in splits for entry in index.split(split)]
+    if not entries:
+        raise ValueError(f"{index.source}: no clips in {' and '.join(splits or ['it'])}")
+    return entries
 
 
 def _trainer(options: dict[str, Any] | None) -> L.Trainer:
     """A Trainer that predicts and leaves nothing behind."""
-    with warnings.catch_warnings():
-        # Lightning recommends a GPU or more loader workers whatever was asked for.
-        warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
-        return L.Trainer(
-            **{
-                "logger": False,
-                "enable_checkpointing": False,
-                "enable_model_summary": False,
-                **(options or {}),
-                # The DataModule shards by itself, and each process must reach the end of the loop.
-                "use_distributed_sampler": False,
-                "callbacks": [StopPredictionOnSigterm()],
-            }
-        )
+    # Which accelerators exist was said by whoever wrote the configuration; warnings still show.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    fixed: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        # The DataModule shards by itself, and each process must reach the end of the loop.
+        "use_distributed_sampler": False,
+        "callbacks": [StopPredictionOnSigterm()],
+    }
+    given = options or {}
+    known = inspect.signature(L.Trainer).parameters.keys() - fixed.keys()
+    wrong = sorted(given.keys() - known)
+    if wrong:
+        raise ValueError(f"trainer: {', '.join(wrong)} cannot be set here; known: {', '.join(sorted(known))}")
+    return L.Trainer(**fixed, **given)
 
 
 def _predict(runner: L.Trainer, task: EncodeTask, data: EncodeDataModule) -> None:
-    """Run the task; when this process fails, its helpers must not go on by themselves."""
+    """Run the task; when this process fails, the processes it started must not go on by themselves."""
     try:
         with warnings.catch_warnings():
+            # Decoding between the encodes is a choice, and so is a run that finds nothing left to do.
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             warnings.filterwarnings("ignore", message="Total length of `DataLoader` across ranks is zero")
+            # Lightning 2.6 still asks PyTorch's pytree in the way of before 2.12.
+            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
             runner.predict(task, datamodule=data, return_predictions=False)
-    except BaseException:
+    except BaseException as error:
         launcher = runner.strategy.launcher
         if launcher is not None:
             launcher.kill(signal.SIGTERM)
+        if isinstance(error, RuntimeError) and runner.world_size > 1:
+            # Perhaps another process stopped for bad clips, and this one only lost the connection to it.
+            _raise_too_many(task.quarantine)
         raise
 
 
-def _summary(totals: EncodeTotals, there: int, short: int, store: LatentStore, seconds: float) -> str:
-    bad = totals.bad + short
-    where = f" windows, see {quarantine_path(store)}" if bad else ""
-    return (
-        f"{store.root}\n"
-        f"  encoded        {totals.encoded} latents, {totals.bytes / 2**20:.1f} MiB, {seconds:.0f} s\n"
-        f"  already there  {there}\n"
-        f"  quarantined    {bad}{where}"
-    )
+def _raise_too_many(bad: Quarantine) -> None:
+    if len(bad.bad()) > bad.max_bad_fraction * bad.total:
+        raise TooManyBadClips(bad.describe()) from None

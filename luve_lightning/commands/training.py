@@ -35,7 +35,7 @@ _DESCRIPTIONS = {
     "test": "Measure a model on the test split.",
     "predict": "Run a model over the predict split; a callback writes what it gives.",
 }
-_HELP = {
+_HELP: dict[str, Any] = {
     "metavar": "CLASS",
     "help": "Import path of a subclass of %(baseclass_name)s; its arguments follow as --KEY.ARGUMENT value.",
 }
@@ -116,7 +116,10 @@ class LuveCLI(LightningCLI):
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the seed."""
         parser.add_argument(
-            "--seed_everything", type=int, default=0, help="Seed of every random choice; 0 is one like any other."
+            "--seed_everything",
+            type=int,
+            default=0,
+            help="Seed of every random choice; 0 is one like any other.",
         )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -133,7 +136,9 @@ class LuveCLI(LightningCLI):
         for key, kind in NAMED_COMPONENTS.items():
             for name in ["NAME"] if self.purpose == "help" else self.composed.get(key, {}):
                 parser.add_subclass_arguments(kind, f"{key}.{name}", **_HELP)
-        parser.add_argument("--ckpt_path", type=str | None, default=None, help=_CHECKPOINT_HELP[self.verb != "fit"])
+        parser.add_argument(
+            "--ckpt_path", type=str | None, default=None, help=_CHECKPOINT_HELP[self.verb != "fit"]
+        )
         skip: set[str | int] = {*self.subcommands()[self.verb], "ckpt_path"}
         self.method_options = ["ckpt_path", *parser.add_method_arguments(Trainer, self.verb, skip=skip)]
         if self.verb == "predict":
@@ -143,7 +148,7 @@ class LuveCLI(LightningCLI):
         """Checks the composed configuration instead of reading `sys.argv`."""
         if self.purpose == "help":
             for key, title in _GROUPS.items():
-                parser.groups[key].title = title
+                (parser.groups or {})[key].title = title
             parser.print_help()
             raise SystemExit(0)
         self.config = check(parser, self.composed)
@@ -164,7 +169,9 @@ class LuveCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Makes the trainer with the named callbacks and loggers, and Provenance."""
-        named = {key: [self.config_init[key][n] for n in self.composed.get(key, {})] for key in NAMED_COMPONENTS}
+        named = {
+            key: [self.config_init[key][n] for n in self.composed.get(key, {})] for key in NAMED_COMPONENTS
+        }
         provenance = Provenance(self.verb, self.dump(), self.command)
         options = {**self.config_init["trainer"].as_dict(), **kwargs}
         return Trainer(

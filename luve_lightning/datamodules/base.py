@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,12 +31,17 @@ class ResumableDataModule(L.LightningDataModule):
                 f"expected batch_size >= 1, num_workers >= 0, seed >= 0; got {batch_size}, {num_workers}, {seed}"
             )
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self._resume_batch = 0
+        self._resume: dict[str, Any] = {}
+        self._sampler: ResumableBatchSampler | None = None
 
     def training_loader(
         self, dataset: Dataset[Any], num_items: int, bucket_weights: Sequence[float] = (1.0,), passes: int = 1
     ) -> DataLoader[Any]:
-        """The loader of the training split; starts where the loaded checkpoint stopped."""
+        """The loader of the training split; starts where the loaded checkpoint stopped.
+
+        Raises:
+            ValueError: when the checkpoint is of the middle of an epoch whose order this run cannot repeat.
+        """
         trainer = self.trainer
         sampler = ResumableBatchSampler(
             num_items,
@@ -46,41 +52,92 @@ class ResumableDataModule(L.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
-        sampler.resume_at(self._resume_batch % len(sampler))
-        self._resume_batch = 0
+        resume, self._resume = self._resume, {}
+        if resume:
+            _check_order(resume, sampler)
+            # Lightning makes the first iterator before it sets the epoch, and workers read ahead from it.
+            sampler.set_epoch(resume["epoch"])
+            sampler.resume_at(resume["batches"])
+        self._sampler = sampler
         return DataLoader(
             dataset,
             batch_sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=outlive_first_signal,
             # The loader draws a base seed for its workers at each epoch; its own generator keeps that draw out of
             # the global one, whose state a resumed run must find unchanged.
             generator=torch.Generator().manual_seed(self.seed),
         )
 
     def evaluation_loader(self, dataset: Dataset[Any], batch_size: int = 1) -> DataLoader[Any]:
-        """A loader in the dataset's own order, sharded over processes by taking every n-th item."""
+        """A loader in the dataset's own order, sharded over processes by taking every n-th item.
+
+        With fewer items than processes some items come twice: results must be gathered by item, not counted.
+        """
         trainer = self.trainer
         if trainer is not None and trainer.world_size > 1:
             size = len(dataset)  # type: ignore[arg-type]
-            dataset = torch.utils.data.Subset(dataset, range(trainer.global_rank, size, trainer.world_size))
+            # A process without an item would skip the loop's hooks, in which the others wait for it: it repeats one.
+            items = range(trainer.global_rank, size, trainer.world_size) or [trainer.global_rank % size]
+            dataset = torch.utils.data.Subset(dataset, items)
         return DataLoader(
             dataset,
             batch_size=batch_size,
             num_workers=min(self.num_workers, 4),
+            worker_init_fn=outlive_first_signal,
             generator=torch.Generator().manual_seed(self.seed),
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Batches of the current epoch that training has taken from this module."""
-        if self.trainer is None:
-            return {"batches": self._resume_batch}
-        # `processed`, not `completed`: at the time of saving, `completed` is one behind.
+        """The epoch and batch that training takes next, and what the order depends on; plain values."""
+        if self.trainer is None or self._sampler is None:
+            return self._resume
+        sampler = self._sampler
+        # `processed`, not `completed`: at the time of saving, `completed` is one behind. The sampler's epoch, not the
+        # trainer's: that one is ahead already when an epoch has just ended.
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        done = progress.current.processed
-        return {"batches": 0 if progress.is_last_batch else done}
+        ended = progress.is_last_batch
+        return {
+            "epoch": sampler.epoch + ended,
+            "batches": 0 if ended else progress.current.processed,
+            "order": _order(sampler),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Remember where to start; used by the next training loader."""
-        self._resume_batch = int(state["batches"])
+        self._resume = dict(state)
+
+
+def _order(sampler: ResumableBatchSampler) -> dict[str, int]:
+    """What decides which samples a batch holds, under the names of the configuration."""
+    return {
+        "seed": sampler.seed,
+        "items": sampler.num_items,
+        "passes": sampler.passes,
+        "batch_size": sampler.batch_size,
+        "processes": sampler.world_size,
+    }
+
+
+def _check_order(resume: dict[str, Any], sampler: ResumableBatchSampler) -> None:
+    then, now = resume["order"], _order(sampler)
+    changed = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]]
+    if changed and resume["batches"]:
+        raise ValueError(
+            f"the checkpoint is {resume['batches']} batches into epoch {resume['epoch']} of another order of the data "
+            f"({'; '.join(changed)}): resume with the same values, or start a new run from its weights"
+        )
+
+
+def outlive_first_signal(worker: int) -> None:
+    """Keep a loader's worker alive through the first SIGTERM and every SIGINT, for `DataLoader(worker_init_fn=)`.
+
+    Ctrl-C, a job's time limit and `kill -- -GROUP` reach the workers as well as the training process, which still
+    needs them to finish its step; a worker that dies takes the run down before it has saved. The second SIGTERM
+    ends it, so that the loader and the interpreter can still clean up.
+    """
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -70,8 +70,8 @@ class ClipsDataModule(ResumableDataModule):
         return self.training_loader(self.train_views, len(self.train_views), weights, self.passes)
 
     def statistics_dataloader(self) -> DataLoader[Any]:
-        """Whole training clips, for measuring latent statistics."""
-        return self.evaluation_loader(WholeClips(self.entries["train"], self.val_frames))
+        """All whole training clips, on every process alike, for measuring latent statistics."""
+        return DataLoader(WholeClips(self.entries["train"], self.val_frames), num_workers=min(self.num_workers, 4))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole held-out clips."""

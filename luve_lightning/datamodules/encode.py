@@ -52,13 +52,13 @@ class EncodeDataModule(L.LightningDataModule):
         """Look once, in one process, which windows are left: entries appear while the others would look."""
         assert self.trainer is not None
         strategy = self.trainer.strategy
-        left: list[ClipWindow] = []
+        left: list[int] = []
         if strategy.is_global_zero:
             left = pending_windows(self.windows, self.read)
-        left = strategy.broadcast(left)
-        rank, world = self.trainer.global_rank, self.trainer.world_size
-        self.shard = left[rank::world]
-        self.batches = -(-len(left[::world]) // self.batch_size)
+        pending = [self.windows[position] for position in strategy.broadcast(left)]
+        self.shard, self.batches = share(
+            pending, self.trainer.global_rank, self.trainer.world_size, self.batch_size
+        )
 
     def predict_dataloader(self) -> DataLoader[list[EncodeItem]]:
         """Batches of this process's share."""
@@ -68,6 +68,20 @@ class EncodeDataModule(L.LightningDataModule):
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Leave the frames where they are: the task moves and converts one clip at a time."""
         return batch
+
+
+def share(
+    windows: Sequence[ClipWindow], rank: int, world_size: int, batch_size: int
+) -> tuple[list[ClipWindow], int]:
+    """One process's windows, and the number of batches that every process must go through.
+
+    Args:
+        windows: of all processes.
+        rank: of this one, in [0, world_size).
+        world_size: how many processes there are.
+        batch_size: windows a batch.
+    """
+    return list(windows[rank::world_size]), -(-len(windows[::world_size]) // batch_size)
 
 
 def _as_it_is(batch: list[EncodeItem]) -> list[EncodeItem]:

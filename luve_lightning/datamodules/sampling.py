@@ -88,13 +88,18 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
         return self.num_items * self.passes // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        start, self.start = self.start, 0
-        rng = np.random.default_rng([self.seed, self.epoch])
+        # Epoch and start are those of this moment, not of the first `next`: without workers that comes later.
+        return self._batches(self.epoch, self.start)
+
+    def _batches(self, epoch: int, start: int) -> Iterator[list[SampleKey]]:
+        self.start = 0  # not in __iter__: a DataLoader with workers calls that twice and uses the second iterator
+        rng = np.random.default_rng([self.seed, epoch])
         order = np.concatenate([rng.permutation(self.num_items) for _ in range(self.passes)])
         buckets = rng.choice(len(self.bucket_probabilities), size=len(self), p=self.bucket_probabilities)
         for step in range(start, len(self)):
             first = (step * self.world_size + self.rank) * self.batch_size
             yield [
-                SampleKey(int(order[p]), int(buckets[step]), (self.seed, self.epoch, p))
+                # 1 + p: numpy takes [seed, epoch] and [seed, epoch, 0] for the same seed.
+                SampleKey(int(order[p]), int(buckets[step]), (self.seed, epoch, 1 + p))
                 for p in range(first, first + self.batch_size)
             ]

@@ -62,8 +62,8 @@ def opened(path: Path, stream_index: int | None = None) -> Iterator[tuple[InputC
             stream.codec_context.thread_count = 1  # DataLoader workers are the parallelism
             stream.codec_context.thread_type = "NONE"
             if stream.codec_context.codec.canonical_name == "hevc":
-                # FFmpeg marks frames it had to patch up in H.264, but hardly any in HEVC: there it must stop at
-                # errors. In H.264 that would refuse sound pictures after an open-GOP seek, and find no more.
+                # FFmpeg marks frames that it patched up in H.264, but hardly any in HEVC: there it must stop
+                # at errors. In H.264 that finds no more, and refuses sound pictures after open-GOP seeks.
                 stream.codec_context.options = {"err_detect": "explode"}
             yield container, stream
     except ClipError:

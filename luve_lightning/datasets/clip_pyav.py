@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,7 @@ from luve_lightning.datasets.clip_scan import Scan
 from luve_lightning.datasets.clip_types import ClipError, Frames
 
 if TYPE_CHECKING:
-    from av import Packet, VideoFrame
-    from av.container import InputContainer
-    from av.video.stream import VideoStream
+    from av import VideoFrame
 
 TRIES = 2  # keyframes to start from before the file is decoded from its beginning
 
@@ -38,7 +36,7 @@ def read_frames(path: Path, scan: Scan, indices: range) -> Frames:
     if not len(scan.times):
         return _read_counting(path, scan, indices)
     wanted = {int(scan.times[index]): place for place, index in enumerate(indices)}
-    before = [start for start in scan.starts if start[0] <= min(wanted)]
+    before = [start for start in scan.starts if start <= min(wanted)]
     for start in [*reversed(before[-TRIES:]), None]:
         frames = _read_from(path, scan, start, wanted)
         if frames is not None:
@@ -46,43 +44,27 @@ def read_frames(path: Path, scan: Scan, indices: range) -> Frames:
     raise ClipError(path, f"has frames between {indices[0]} and {indices[-1]} that cannot be decoded")
 
 
-def _read_from(
-    path: Path, scan: Scan, start: tuple[int, int] | None, wanted: dict[int, int]
-) -> Frames | None:
+def _read_from(path: Path, scan: Scan, start: int | None, wanted: dict[int, int]) -> Frames | None:
     """The frames at the times wanted, decoding from `start` or the beginning; None if one did not come."""
     result = _Result(path, scan, len(wanted))
+    last = max(wanted)
     with opened(path, scan.stream) as (container, stream):
-        packets: Iterator[Packet[VideoStream]] | None = container.demux(stream)
+        if start is not None:
+            container.seek(start, stream=stream, backward=True)
+        packets = container.demux(stream)
+        first = next(packets)
         solid_from = scan.solid_from
         if start is not None:
-            packets, solid_from = _packets_from(container, stream, start), start[0]
-        if packets is None:
-            return None
-        last = max(wanted)
-        for frame in decode(path, packets, solid_from):
+            # The containers seek by their own lights: only an early enough, known start will do.
+            if first.pts is None or first.pts > start or first.pts not in scan.starts:
+                return None
+            solid_from = first.pts
+        for frame in decode(path, chain([first], packets), solid_from):
             if frame.pts in wanted:
                 result.put(wanted[frame.pts], frame)
             if frame.pts is not None and frame.pts >= last:
                 break
-    return result.frames if result.missing == 0 else None
-
-
-def _packets_from(
-    container: InputContainer, stream: VideoStream, start: tuple[int, int]
-) -> Iterator[Packet[VideoStream]] | None:
-    """Packets from a keyframe on, or None when the container's seek led elsewhere."""
-    pts, timestamp = start
-    container.seek(timestamp, stream=stream, backward=True)
-    packets = container.demux(stream)
-    first = next(packets, None)
-    if first is None or first.pts != pts:
-        return None
-
-    def with_first() -> Iterator[Packet[VideoStream]]:
-        yield first
-        yield from packets
-
-    return with_first()
+    return None if result.missing else result.frames
 
 
 def _read_counting(path: Path, scan: Scan, indices: range) -> Frames:
@@ -98,14 +80,14 @@ def _read_counting(path: Path, scan: Scan, indices: range) -> Frames:
 
 
 class _Result:
-    """The array being filled, and how many of its frames are missing."""
+    """The array being filled, and which of its frames are missing."""
 
     def __init__(self, path: Path, scan: Scan, count: int) -> None:
         from av.video.reformatter import VideoReformatter
 
         self.path = path
         self.frames: Frames = np.empty((count, scan.info.height, scan.info.width, 3), dtype=np.uint8)
-        self.missing = count
+        self.missing = set(range(count))
         self._convert = (
             VideoReformatter()
         )  # one for all: each sets up a scaler, a third of the time for small frames
@@ -117,4 +99,4 @@ class _Result:
         if image.shape != self.frames.shape[1:]:
             raise ClipError(self.path, "changes its frame size midway")
         self.frames[place] = image
-        self.missing -= 1
+        self.missing.discard(place)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from luve_lightning.datasets.clip_bitstream import Start, random_access
+from luve_lightning.datasets.clip_bitstream import Start
 from luve_lightning.datasets.clip_container import decode, file_facts, opened
+from luve_lightning.datasets.clip_packets import MATROSKA, MP4, Packet, codec_of, read_packets
 from luve_lightning.datasets.clip_types import ClipError, ClipInfo
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
-MATROSKA = "matroska,webm"
 # decord 0.6.0 gave every frame of these exactly in these containers, when every keyframe is a clean start. It
 # was up to three frames off in HEVC and open-GOP H.264, cannot open AV1, and silently wrong in .avi and .ts.
 TRUSTED_CODECS = frozenset({"h264", "vp8", "vp9"})
@@ -38,27 +37,17 @@ class Scan:
 
     Attributes:
         info: the facts for everyone.
-        times: pts of every frame in presentation order; empty when the file's times say nothing and frames
-            are counted.
-        starts: (pts, timestamp to seek to) of the keyframes where decoding may start, in file order.
+        times: pts of every frame in presentation order; empty when they say nothing and frames are counted.
+        starts: pts of the keyframes where decoding may start, in file order.
         stream: index of the video stream in the file.
         solid_from: pts from which on every frame must decode.
     """
 
     info: ClipInfo
     times: NDArray[np.int64]
-    starts: tuple[tuple[int, int], ...]
+    starts: tuple[int, ...]
     stream: int
     solid_from: int | None
-
-
-@dataclass(frozen=True)
-class _Packet:
-    pts: int | None
-    end: float  # seconds
-    hidden: bool  # an edit list leaves it out
-    start: Start | None  # None: not a keyframe
-    seek: int | None
 
 
 def scan(path: Path) -> Scan:
@@ -78,79 +67,16 @@ def _scan_once(path: Path, size: int, changed_ns: int) -> Scan | str:
     """The scan, or what is wrong: a bad file is met in every epoch and need not be looked at each time."""
     try:
         with opened(path) as (container, stream):
-            packets = _packets(path, container, stream)
+            packets = read_packets(path, container, stream)
             return _conclude(path, container, stream, packets)
     except ClipError as error:
+        if isinstance(error.__cause__, (OSError, MemoryError)):
+            raise  # the disk's or the machine's fault, perhaps for a moment: not kept
         return error.reason
 
 
-def _packets(path: Path, container: InputContainer, stream: VideoStream) -> list[_Packet]:
-    """All packets of the video stream, in file order; ClipError when the file ends before its index says."""
-    found: list[_Packet] = []
-    end_of_all = 0.0
-    extradata, codec, is_mp4 = (
-        stream.codec_context.extradata,
-        _codec(stream),
-        container.format.name == MP4,
-    )
-    for packet in container.demux():
-        if not packet.size:
-            continue
-        end = 0.0 if packet.pts is None else float((packet.pts + (packet.duration or 0)) * packet.time_base)
-        end_of_all = max(end_of_all, end)
-        if packet.stream_index != stream.index:
-            continue
-        if packet.is_corrupt:
-            raise ClipError(path, f"is cut short: packet {len(found)} is incomplete")
-        start = random_access(codec, bytes(packet), extradata) if packet.is_keyframe else None
-        # An mp4 is sought by decoding time, other files by presentation time.
-        seek = packet.dts if is_mp4 and packet.dts is not None else packet.pts
-        found.append(_Packet(packet.pts, end, packet.is_discard, start, seek))
-    if not found:
-        raise ClipError(path, "has a video stream without a single frame")
-    _check_whole(path, container, stream, found, end_of_all)
-    return found
-
-
-def _check_whole(
-    path: Path, container: InputContainer, stream: VideoStream, found: list[_Packet], end_of_all: float
-) -> None:
-    """Compare the packets with what the container promises: no library minds a truncated file."""
-    # An mp4's edit list may leave packets out of its index, so there the index counts, elsewhere the header.
-    promised = len(stream.index_entries) if container.format.name == MP4 else stream.frames
-    if len(found) < promised:
-        raise ClipError(path, f"is cut short: {len(found)} of {promised} packets are there")
-    if container.format.name != MATROSKA:
-        return
-    one_frame = 1 / float(stream.average_rate or stream.guessed_rate or 24)
-    duration = _seconds(stream.metadata.get("DURATION", ""))
-    end = max(packet.end for packet in found)
-    if duration is None and container.duration:
-        duration, end = container.duration / 1e6, end_of_all
-    if duration is not None and end < duration - 0.75 * one_frame:
-        raise ClipError(path, f"is cut short: {end:.2f} of {duration:.2f} seconds are there")
-
-
-def _codec(stream: VideoStream) -> str:
-    """The codec's own name; `codec_context.name` is the decoder's, such as libdav1d."""
-    return str(stream.codec_context.codec.canonical_name)
-
-
-def _seconds(text: str) -> float | None:
-    """Seconds of a Matroska duration such as 00:00:02.500000000."""
-    try:
-        hours, minutes, seconds = (float(part) for part in text.split(":"))
-    except ValueError:
-        return None
-    return 3600 * hours + 60 * minutes + seconds
-
-
-def _conclude(path: Path, container: InputContainer, stream: VideoStream, packets: list[_Packet]) -> Scan:
-    starts = tuple(
-        (p.pts, p.seek)
-        for p in packets
-        if p.start in (Start.CLEAN, Start.OPEN) and p.pts is not None and p.seek is not None
-    )
+def _conclude(path: Path, container: InputContainer, stream: VideoStream, packets: list[Packet]) -> Scan:
+    starts = tuple(p.pts for p in packets if p.start in (Start.CLEAN, Start.OPEN) and p.pts is not None)
     solid_from = next((p.pts for p in packets if p.start is not None), None)
     times = np.array(sorted(p.pts for p in packets if p.pts is not None and not p.hidden), dtype=np.int64)
     head = _head(path, stream, packets, solid_from)
@@ -160,7 +86,7 @@ def _conclude(path: Path, container: InputContainer, stream: VideoStream, packet
         frames, times, starts = _count(path, stream.index, solid_from), times[:0], ()
         doubt = doubt or "its times are not reliable"
     elif head[0].pts != times[0]:
-        # A cut that kept pictures whose references it lost: no decoder shows them, so they are not in the clip.
+        # A cut that kept pictures whose references it lost. No decoder shows them: they are not in the clip.
         doubt = doubt or "its first pictures cannot be decoded"
         solid_from = int(head[0].pts or 0)
         times = times[times >= solid_from]
@@ -169,13 +95,11 @@ def _conclude(path: Path, container: InputContainer, stream: VideoStream, packet
     if head[0].rotation % 180:
         width, height = height, width
     fps = _fps(stream, times, exact=frames == len(packets))
-    info = ClipInfo(frames, fps, width, height, _codec(stream), not doubt, doubt)
+    info = ClipInfo(frames, fps, width, height, codec_of(stream), not doubt, doubt)
     return Scan(info, times, starts, stream.index, solid_from)
 
 
-def _head(
-    path: Path, stream: VideoStream, packets: list[_Packet], solid_from: int | None
-) -> list[VideoFrame]:
+def _head(path: Path, stream: VideoStream, packets: list[Packet], solid_from: int | None) -> list[VideoFrame]:
     """The first frame: it shows that the file decodes, its true size, and what a cut has lost.
 
     When the decoder is to reorder pictures and the packets' times are in file order all the same, as after
@@ -192,7 +116,7 @@ def _head(
     return frames
 
 
-def _times_hold(packets: list[_Packet], times: NDArray[np.int64], head: list[VideoFrame]) -> bool:
+def _times_hold(packets: list[Packet], times: NDArray[np.int64], head: list[VideoFrame]) -> bool:
     """Whether every frame has a time of its own, and the decoder gives frames the times of their packets."""
     shown = [frame.pts for frame in head]
     if any(p.pts is None for p in packets) or len(np.unique(times)) != len(times):
@@ -210,14 +134,17 @@ def _count(path: Path, stream: int, solid_from: int | None) -> int:
 
 
 def _doubt(
-    container: InputContainer, stream: VideoStream, packets: list[_Packet], times: NDArray[np.int64]
+    container: InputContainer, stream: VideoStream, packets: list[Packet], times: NDArray[np.int64]
 ) -> str:
     """Why decord may give other frames than asked for; empty when it will not."""
-    codec = _codec(stream)
+    codec = codec_of(stream)
     if codec not in TRUSTED_CODECS:
         return f"decord is not exact with {codec}"
     if container.format.name not in (MP4, MATROSKA):
         return f"decord is not exact with {container.format.name}"
+    pixels = stream.codec_context.format
+    if pixels is None or any(component.bits > 8 for component in pixels.components):
+        return "decord converts deep colour to 8 bits differently"
     if len(container.streams.video) > 1:
         return "it has more than one video stream"
     if any(p.hidden for p in packets):
@@ -234,7 +161,7 @@ def _doubt(
     return ""
 
 
-def _any_leading(packets: list[_Packet]) -> bool:
+def _any_leading(packets: list[Packet]) -> bool:
     key: int | None = None
     for packet in packets:
         if packet.start is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from luve_lightning.datasets.clips import ClipError, read_clip
-from luve_lightning.datasets.quarantine import Quarantine
+from luve_lightning.datasets.quarantine import Quarantine, first_readable
 from luve_lightning.datasets.video_index import ClipEntry
 from luve_lightning.functional.pixels import frames_to_video
 from luve_lightning.functional.resize import resize_video
@@ -40,6 +40,34 @@ class View:
         return round(self.size * self.scale)
 
 
+def augmented(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One of the pictures' symmetries: mirrored, transposed, backwards in time, with other colours or contrast.
+
+    For a world of few photographs: an autoencoder should learn pictures, not these pictures.
+
+    Args:
+        frames: uint8, T x H x W x 3, square.
+        rng: decides.
+
+    Returns:
+        uint8, the same shape.
+    """
+    if rng.random() < 0.5:
+        frames = frames[:, :, ::-1]
+    if rng.random() < 0.5:
+        frames = frames[::-1]
+    if rng.random() < 0.5:
+        frames = frames.transpose(0, 2, 1, 3)
+    if rng.random() < 0.5:
+        frames = frames[..., rng.permutation(3)]
+    if rng.random() < 0.5:
+        gain, level = rng.uniform(0.5, 1.3), rng.uniform(0, 255)
+        table = np.clip((np.arange(256) - level) * gain + level, 0, 255).astype(np.uint8)
+        frames = table[frames]
+    # Not `ascontiguousarray`: one reversed frame counts as contiguous, with a stride that torch refuses.
+    return frames.copy()
+
+
 class ClipViews(Dataset[dict[str, Any]]):
     """Random crops of clips, addressed by `SampleKey`s (index, bucket = view, seed).
 
@@ -48,7 +76,7 @@ class ClipViews(Dataset[dict[str, Any]]):
         views: the kinds of crop, in bucket order.
         quarantine: where unreadable clips are written.
         preload: decode every clip once into memory; for worlds that fit.
-        augment: random horizontal flips and time reversals.
+        augment: see `augmented`.
     """
 
     def __init__(
@@ -62,41 +90,34 @@ class ClipViews(Dataset[dict[str, Any]]):
         self.entries, self.views = list(entries), list(views.values())
         self.quarantine, self.augment = quarantine, augment
         self.loaded: dict[int, np.ndarray] = {}
-        if preload:
-            for i, entry in enumerate(self.entries):
-                try:
-                    self.loaded[i] = read_clip(entry.path, 0, entry.total_frames)
-                except ClipError as error:
-                    quarantine.add(error)
-            if not self.loaded:
-                raise ValueError("no readable clip to train on")
+        self.unreadable: dict[int, str] = {}
+        for i, entry in enumerate(self.entries if preload else ()):
+            try:
+                self.loaded[i] = read_clip(entry.path, 0, entry.total_frames)
+            except ClipError as error:
+                self.unreadable[i] = error.reason
+                quarantine.add(error)
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def _frames(self, index: int, start: int, count: int) -> np.ndarray:
+    def _read(self, index: int, count: int, u: float) -> np.ndarray:
+        """`count` consecutive frames from the place in the clip that `u` in [0, 1) names."""
+        entry = self.entries[index]
+        start = int(u * (entry.total_frames - count + 1))
+        if entry.total_frames < count or index in self.unreadable:
+            raise ClipError(entry.path, self.unreadable.get(index, f"{entry.total_frames} frames, {count} needed"))
         if index in self.loaded:
             return self.loaded[index][start : start + count]
-        return read_clip(self.entries[index].path, start, count)
-
-    def _readable(self, index: int, count: int, u: float) -> tuple[int, np.ndarray]:
-        """The clip asked for, or the next one that can be read."""
-        for step in range(len(self.entries)):
-            i = (index + step) % len(self.entries)
-            entry = self.entries[i]
-            start = int(u * (entry.total_frames - count + 1))
-            try:
-                if entry.total_frames < count:
-                    raise ClipError(entry.path, f"{entry.total_frames} frames, {count} needed")
-                return i, self._frames(i, start, count)
-            except ClipError as error:
-                self.quarantine.add(error)
-        raise ValueError("no readable clip left")
+        return read_clip(entry.path, start, count)
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
         view = self.views[key.bucket]
         rng = np.random.default_rng(list(key.seed))
-        index, frames = self._readable(key.index, view.frames, rng.random())
+        u = rng.random()
+        index, frames = first_readable(
+            key.index, len(self), lambda i: self._read(i, view.frames, u), self.quarantine
+        )
         height, width = frames.shape[1:3]
         side = view.source_size
         if min(height, width) < side:
@@ -106,11 +127,9 @@ class ClipViews(Dataset[dict[str, Any]]):
             )
         y, x = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
         frames = frames[:, y : y + side, x : x + side]
-        if self.augment and rng.random() < 0.5:
-            frames = frames[:, :, ::-1]
-        if self.augment and rng.random() < 0.5:
-            frames = frames[::-1]
-        video: Tensor = frames_to_video(np.ascontiguousarray(frames))
+        if self.augment:
+            frames = augmented(frames, rng)
+        video: Tensor = frames_to_video(frames)
         if side != view.size:
             video = resize_video(video.unsqueeze(0), (view.size, view.size)).squeeze(0).clamp_(-1, 1)
         return {"video": video, "clip_id": self.entries[index].clip_id}

@@ -109,8 +109,8 @@ def _without_pyav() -> str:
         raise ModuleNotFoundError("reading video needs PyAV or decord: pip install av decord")
     doubt = "PyAV is not installed to check it"
     warnings.warn(
-        "PyAV is not installed: decord reads every clip, and may be some frames off in HEVC and open-GOP H.264 "
-        "(pip install av)",
+        "PyAV is not installed (pip install av): decord reads every clip, and may be some frames off in "
+        "HEVC and open-GOP H.264",
         stacklevel=2,
     )
     return doubt

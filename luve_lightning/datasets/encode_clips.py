@@ -162,14 +162,14 @@ class ClipsToEncode(Dataset[list[EncodeItem]]):
         return [self.read(window) for window in self.windows[start : start + self.batch_size]]
 
 
-def pending_windows(windows: Sequence[ClipWindow], read: WindowReader) -> list[ClipWindow]:
-    """The windows that may lack latents. Reads no clip: one whose hash is not known yet is pending."""
+def pending_windows(windows: Sequence[ClipWindow], read: WindowReader) -> list[int]:
+    """Positions of the windows that may lack latents. Reads no clip: one of unknown hash is pending."""
     pending = []
-    for window in windows:
+    for position, window in enumerate(windows):
         try:
             digest = read.hashes.known(window.clip.path)
         except OSError:
             digest = None
         if digest is None or not all(map(read.store.has, read.recipe.keys(digest, window.frames).values())):
-            pending.append(window)
+            pending.append(position)
     return pending

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.datasets.latent_key import LatentKey
 from luve_lightning.datasets.latent_recipe import HIGH_RESOLUTION, LatentRecipe
 from luve_lightning.datasets.latent_store import LatentStore, StoreError
+from luve_lightning.datasets.quarantine import Quarantine
 from luve_lightning.datasets.video_index import ClipEntry
 
 
@@ -62,7 +62,7 @@ def find_pair_keys(
         entries: the clips.
         recipe: which latents; it must say what precompute's configuration said.
         variant: one of the recipe's variants.
-        quarantine: the list of bad clips that precompute left; the store's own when None.
+        quarantine: the list of bad clips that precompute left; `quarantine_path` when None.
 
     Raises:
         StoreError: in one line, when clips lack latents without being known as bad.
@@ -71,26 +71,34 @@ def find_pair_keys(
         raise ValueError(f"variant {variant!r} is not among the recipe's, {list(recipe.variants)}")
     entries = list(entries)
     windows, short = plan_windows(entries, recipe)
-    bad = _read_quarantine(quarantine_path(store) if quarantine is None else quarantine)
+    # A clip that was replaced since it failed is not in the list any more, and must have latents.
+    listed = Quarantine(quarantine or quarantine_path(store, recipe), max_bad_fraction=1, total=1).bad()
+    bad = {Path(clip.path).resolve(): clip.reason for clip in listed}
     reasons = {error.path: error.reason for error in short}
-    lookup = PairLookup(dropped=[(e.clip_id, reasons[e.path]) for e in entries if e.path in reasons])
+    lookup = PairLookup()
     lacking: dict[str, ClipEntry] = {}
     for window in windows:
         pair = _find(store, hashes, window.clip, window.frames, recipe, variant)
         if pair is not None:
             lookup.pairs.append(pair)
         elif window.clip.path.resolve() in bad:
-            lookup.dropped.append((window.clip.clip_id, bad[window.clip.path.resolve()]))
+            reasons.setdefault(window.clip.path, bad[window.clip.path.resolve()])
         else:
             lacking[window.clip.clip_id] = window.clip
     if lacking or not lookup.pairs:
         raise StoreError(_complaint(store, recipe, list(lacking), len(entries)))
+    lookup.dropped = [(entry.clip_id, reasons[entry.path]) for entry in entries if entry.path in reasons]
     return lookup
 
 
-def quarantine_path(store: LatentStore) -> Path:
-    """Where precompute names the clips that could not be encoded."""
-    return store.root / "quarantine.jsonl"
+def quarantine_path(store: LatentStore, recipe: LatentRecipe) -> Path:
+    """Where precompute names the clips that could not be encoded.
+
+    One list for each size and choice of frames: a clip too small or short for one recipe can do for another.
+    """
+    height, width = recipe.size
+    name = f"{height}x{width}-{recipe.frames}-from-{recipe.start}-by-{recipe.stride}.jsonl"
+    return store.root / "quarantine" / name
 
 
 def _find(
@@ -112,26 +120,10 @@ def _find(
 
 def _complaint(store: LatentStore, recipe: LatentRecipe, lacking: Sequence[str], total: int) -> str:
     scales = ", ".join(f"{scale:g}" for scale in recipe.scales)
-    many = f"{len(lacking)} of {total} clips have" if lacking else f"none of {total} clips has"
+    many = f"{len(lacking)} of {total} clips have no" if lacking else f"none of {total} clips has"
     which = f" (first {lacking[0]})" if lacking else ""
     return (
-        f"{many} no latents in {store.root}{which} for size {recipe.size[0]}x{recipe.size[1]}, "
+        f"{many} latents in {store.root}{which} for size {recipe.size[0]}x{recipe.size[1]}, "
         f"scales {scales}, {recipe.frames} frames from {recipe.start} (windows {recipe.windows}, stride "
         f"{recipe.stride}), VAE {recipe.vae[:12]}: run `luve precompute` with these values on this index"
     )
-
-
-def _read_quarantine(path: Path) -> dict[Path, str]:
-    """Bad clips and why, from JSON lines with `path` and `reason`; empty when there is no list."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return {}
-    bad = {}
-    for line in lines:
-        try:
-            record = json.loads(line)
-            bad[Path(record["path"]).resolve()] = str(record["reason"])
-        except (ValueError, KeyError, TypeError):
-            continue  # torn by a kill
-    return bad

@@ -50,8 +50,7 @@ class LatentRecipe:
                 f"expected frames, windows, stride >= 1 and start >= 0, got {self.frames}, {self.windows}, "
                 f"{self.stride} and {self.start}"
             )
-        if not all(scale > 1 for scale in self.scales) or len(set(self.scales)) != len(self.scales):
-            raise ValueError(f"scales must be different numbers above 1, got {list(self.scales)}")
+        _refuse_odd_scales(self.scales)
         if not self.variants or len(set(self.variants)) != len(self.variants):
             raise ValueError(f"variants must be one or more different names, got {list(self.variants)}")
         if self.dtype not in DTYPE_NAMES:
@@ -118,6 +117,11 @@ class LatentRecipe:
         }
 
 
+def _refuse_odd_scales(scales: Sequence[float]) -> None:
+    if not all(1 < scale < math.inf for scale in scales) or len(set(scales)) != len(scales):
+        raise ValueError(f"scales must be different numbers above 1, got {list(scales)}")
+
+
 def _exact(scale: float) -> Fraction:
     """The fraction meant by a decimal such as 1.5 or 1.333333."""
     return Fraction(scale).limit_denominator(1000)
@@ -132,8 +136,9 @@ def check_scales(size: tuple[int, int], scales: Sequence[float], spatial_ratio: 
         spatial_ratio: pixels of a latent in each direction, `LatentCodec.spatial_ratio`.
 
     Raises:
-        ValueError: naming the nearest sizes that all scales divide.
+        ValueError: naming the nearest sizes that all scales divide; or for a scale not above 1.
     """
+    _refuse_odd_scales(scales)
     unit = spatial_ratio * math.lcm(1, *(_exact(scale).numerator for scale in scales))
     if all(n >= unit and n % unit == 0 for n in size):
         return

@@ -110,14 +110,14 @@ class SafetensorsWindow:
             raise ValueError(f"{self.path}: tensor {name!r} is {kind}, expected one of {', '.join(DTYPES)}")
         rows = [*ranges[:-1], (0, shape[-1])]
         lengths = [stop - start for start, stop in rows]
-        buffer = np.empty(math.prod(lengths) * DTYPES[kind].itemsize, dtype=np.uint8)
+        buffer = bytearray(math.prod(lengths) * DTYPES[kind].itemsize)
         if lengths != list(shape):
             # Without this the kernel reads ahead of every run.
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         self._read_runs(
             memoryview(buffer), shape, rows, self._header[name]["data_offsets"][0], DTYPES[kind].itemsize
         )
-        tensor = torch.from_numpy(buffer).view(DTYPES[kind]).view(lengths)
+        tensor = torch.frombuffer(buffer, dtype=DTYPES[kind]).view(lengths)
         return tensor[..., slice(*ranges[-1])].contiguous()
 
     def _read_runs(

@@ -1,0 +1,1 @@
+"""Methods compared, their cost, tables and pictures."""

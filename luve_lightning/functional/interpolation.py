@@ -49,7 +49,7 @@ def interpolate_latents(latents: Tensor, size: Size3d, mode: InterpolationMode =
     if mode == "bilinear":
         return F.interpolate(latents, size=(frames, height, width), mode="trilinear", align_corners=False)
     if mode == "bicubic":
-        batch, channels, t = latents.shape[:3]
+        batch, t = latents.shape[0], latents.shape[2]
         # bfloat16 bicubic exists on CUDA only; float32 is exact for both.
         flat = latents.float().permute(0, 2, 1, 3, 4).flatten(0, 1)
         flat = F.interpolate(flat, size=(height, width), mode="bicubic", align_corners=False)
@@ -57,4 +57,6 @@ def interpolate_latents(latents: Tensor, size: Size3d, mode: InterpolationMode =
         if t != frames:
             out = F.interpolate(out, size=(frames, height, width), mode="trilinear", align_corners=False)
         return out.to(latents.dtype).contiguous(memory_format=torch.contiguous_format)
-    raise ValueError(f"unknown interpolation mode {mode!r}, expected one of {', '.join(get_args(InterpolationMode))}")
+    raise ValueError(
+        f"unknown interpolation mode {mode!r}, expected one of {', '.join(get_args(InterpolationMode))}"
+    )

@@ -15,9 +15,9 @@ _CHUNK_VALUES = 2**26
 def resize_video(video: Tensor, size: tuple[int, int]) -> Tensor:
     """Resample every frame with an antialiased bicubic filter.
 
-    Keys' kernel with a = -0.5, widened when downscaling: Pillow's `BICUBIC`, computed in float32 on values that
-    are not rounded to 8 bits. Cell centres align (`align_corners=False`). The filter overshoots at edges, so the
-    result is clamped to the range of pixels.
+    Keys' kernel with a = -0.5, widened when downscaling: Pillow's `BICUBIC`, computed in float32 on values
+    that are not rounded to 8 bits. Cell centres align (`align_corners=False`). The filter overshoots at
+    edges, so the result is clamped to the range of pixels.
 
     Args:
         video: B x C x T x H x W in [-1, 1].
@@ -40,14 +40,18 @@ def resize_video(video: Tensor, size: tuple[int, int]) -> Tensor:
         return video
     flat = video.permute(0, 2, 1, 3, 4).flatten(0, 1)
     at_once = max(1, _CHUNK_VALUES // max(1, flat[0].numel()))
-    parts = [
-        F.interpolate(part.float(), size=(height, width), mode="bicubic", align_corners=False, antialias=True)
-        .clamp(-1, 1)
-        .to(video.dtype)
-        for part in flat.split(at_once)
-    ]
+    parts = [_resize_frames(part.float(), height, width).to(video.dtype) for part in flat.split(at_once)]
     resized = torch.cat(parts).reshape(batch, frames, channels, height, width)
     return resized.permute(0, 2, 1, 3, 4).contiguous()
+
+
+def _resize_frames(frames: Tensor, height: int, width: int) -> Tensor:
+    """N x C x H x W to N x C x height x width, clamped to [-1, 1]."""
+    if width == 1 < height:
+        # torch 2.12's CPU kernel repeats the first row when the output is one column wide; one row is right.
+        return _resize_frames(frames.mT.contiguous(), 1, height).mT
+    size = (height, width)
+    return F.interpolate(frames, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
 
 
 def center_crop_box(height: int, width: int, size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from luve_lightning.models.wan_whole_clip import decode_whole_clip, encode_whole_clip
 
 # Pixels (batch x frames x height x width) up to which a clip is encoded or decoded in one pass. diffusers' chunked
-# form bounds memory beyond it; both give the same numbers. 2**22 pixels are 114 frames at 192x192.
+# form bounds memory beyond it; both give the same numbers to rounding. 2**22 pixels are 114 frames at 192x192.
 WHOLE_CLIP_PIXELS = 2**22
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # organisation/name
 
 
 def load_vae(backbone: str | Path, dtype: torch.dtype | None = None) -> AutoencoderKLWan:
@@ -29,15 +32,25 @@ def load_vae(backbone: str | Path, dtype: torch.dtype | None = None) -> Autoenco
         dtype: dtype of the weights; float32 when None, whatever is on disk.
 
     Raises:
-        FileNotFoundError: when a path that looks local has no `vae/config.json`.
+        FileNotFoundError: when it is neither a folder with a VAE nor a hub id whose files can be had.
     """
-    folder = Path(backbone)
-    looks_local = folder.exists() or str(backbone).count("/") != 1 or str(backbone).startswith((".", "/", "data/"))
-    if looks_local and not (folder / "vae" / "config.json").is_file():
-        raise FileNotFoundError(f"backbone {backbone}: no vae/config.json there; expected a diffusers pipeline folder")
-    return AutoencoderKLWan.from_pretrained(
-        str(backbone), subfolder="vae", torch_dtype=dtype or torch.float32, local_files_only=looks_local
-    )
+    local = Path(backbone).is_dir()
+    if local and not (Path(backbone) / "vae" / "config.json").is_file():
+        raise FileNotFoundError(
+            f"backbone {backbone}: no vae/config.json there; expected a diffusers pipeline folder"
+        )
+    if not local and not _HUB_ID.fullmatch(str(backbone)):
+        raise FileNotFoundError(
+            f"backbone {backbone}: no such folder; expected a diffusers pipeline folder or a hub id"
+        )
+    try:
+        return AutoencoderKLWan.from_pretrained(
+            str(backbone), subfolder="vae", torch_dtype=dtype or torch.float32, local_files_only=local
+        )
+    except OSError as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        where = "cannot load its vae/" if local else "no such folder, and its vae/ cannot be had from the hub"
+        raise FileNotFoundError(f"backbone {backbone}: {where}: {reason}") from error
 
 
 class LatentCodec(nn.Module):
@@ -61,8 +74,12 @@ class LatentCodec(nn.Module):
         self.temporal_ratio: int = vae.config.scale_factor_temporal
         shape = (1, self.channels, 1, 1, 1)
         # float32 whatever the VAE's dtype: normalisation must not round.
-        self.register_buffer("latents_mean", torch.tensor(vae.config.latents_mean).view(shape), persistent=False)
-        self.register_buffer("latents_std", torch.tensor(vae.config.latents_std).view(shape), persistent=False)
+        self.register_buffer(
+            "latents_mean", torch.tensor(vae.config.latents_mean).view(shape), persistent=False
+        )
+        self.register_buffer(
+            "latents_std", torch.tensor(vae.config.latents_std).view(shape), persistent=False
+        )
 
     @classmethod
     def from_pretrained(cls, backbone: str | Path, dtype: torch.dtype | None = None) -> LatentCodec:
@@ -99,6 +116,13 @@ class LatentCodec(nn.Module):
         """Frames, height and width of the clip that latents of this size decode to."""
         return (frames - 1) * self.temporal_ratio + 1, height * self.spatial_ratio, width * self.spatial_ratio
 
+    def clips_at_once(self, frames: int, height: int, width: int) -> int:
+        """Clips of this pixel size that `encode` and `decode` take in one pass; a larger batch takes several."""
+        return max(1, WHOLE_CLIP_PIXELS // (frames * height * width))
+
+    def _takes_whole(self, frames: int, height: int, width: int) -> bool:
+        return frames * height * width <= WHOLE_CLIP_PIXELS and not self.vae.use_tiling
+
     def normalize(self, latents: Tensor) -> Tensor:
         """(z - mean) / std per channel, in float32 at least; B x C x T x h x w."""
         return (latents - self.latents_mean) / self.latents_std
@@ -120,13 +144,16 @@ class LatentCodec(nn.Module):
         Raises:
             ValueError: for a size the VAE would crop.
         """
-        self.latent_size(*video.shape[2:])
-        video = video.to(self.dtype)
-        if _pixels(video.shape) <= WHOLE_CLIP_PIXELS and not self.vae.use_tiling:
-            mean = encode_whole_clip(self.vae, video).chunk(2, dim=1)[0]
-        else:
-            mean = self.vae.encode(video).latent_dist.mode()
-        return self.normalize(mean.float())
+        frames, height, width = video.shape[2:]
+        self.latent_size(frames, height, width)
+        whole = self._takes_whole(frames, height, width)
+        means = []
+        for part in video.to(self.dtype).split(self.clips_at_once(frames, height, width)):
+            moments = (
+                encode_whole_clip(self.vae, part) if whole else self.vae.encode(part).latent_dist.parameters
+            )
+            means.append(moments.chunk(2, dim=1)[0])
+        return self.normalize(torch.cat(means).float())
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -138,11 +165,13 @@ class LatentCodec(nn.Module):
         Returns:
             float32, B x 3 x 4(t-1)+1 x 8h x 8w.
         """
-        z = self.denormalize(latents.float()).to(self.dtype)
-        batch, _, t, h, w = z.shape
-        if batch * _pixels((1, 1, *self.pixel_size(t, h, w))) <= WHOLE_CLIP_PIXELS and not self.vae.use_tiling:
-            return decode_whole_clip(self.vae, z).float().clamp_(-1, 1)
-        return self.vae.decode(z).sample.float()
+        size = self.pixel_size(latents.shape[2], latents.shape[3], latents.shape[4])
+        whole = self._takes_whole(*size)
+        videos = []
+        for part in self.denormalize(latents.float()).to(self.dtype).split(self.clips_at_once(*size)):
+            video = decode_whole_clip(self.vae, part) if whole else self.vae.decode(part).sample
+            videos.append(video.float().clamp(-1, 1))
+        return torch.cat(videos)
 
     def decode_differentiable(self, latents: Tensor) -> Tensor:
         """Video of normalised latents with gradients, without the clamp that would zero them out of range.
@@ -170,8 +199,3 @@ class LatentCodec(nn.Module):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
-
-
-def _pixels(shape: tuple[int, ...] | torch.Size) -> int:
-    batch, _, frames, height, width = shape
-    return batch * frames * height * width

@@ -16,6 +16,7 @@ Shapes: x is B x C x T x H x W throughout.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -48,7 +49,7 @@ def _resample(resample: WanResample, x: Tensor) -> Tensor:
     return x
 
 
-def _head(net: nn.Module, x: Tensor) -> Tensor:
+def _head(net: Any, x: Tensor) -> Tensor:
     return net.conv_out(net.nonlinearity(net.norm_out(x)))
 
 
@@ -64,7 +65,9 @@ def _run(stages: list[Stage], x: Tensor, checkpointed: bool) -> Tensor:
 
 def _refuse_residual(vae: AutoencoderKLWan) -> None:
     if vae.config.is_residual:
-        raise ValueError("this VAE has Wan2.2's residual blocks (is_residual=True); expected a Wan2.1 AutoencoderKLWan")
+        raise ValueError(
+            "this VAE has Wan2.2's residual blocks (is_residual=True); expected a Wan2.1 AutoencoderKLWan"
+        )
 
 
 def encode_whole_clip(vae: AutoencoderKLWan, video: Tensor) -> Tensor:

@@ -117,7 +117,8 @@ class AutoencoderTask(TrainingTask):
         # Round the weights first: the statistics must be those of the file.
         self.vae.load_state_dict({k: v.half().float() for k, v in state.items()})
         self.measure_latents(batches)
-        exported = AutoencoderKLWan.from_config(self.vae.config)
+        # Not `from_config`: it puts the class's defaults back for whatever was not given when the VAE was made.
+        exported = AutoencoderKLWan(**{k: v for k, v in self.vae.config.items() if not k.startswith("_")})
         exported.load_state_dict(self.vae.state_dict())
         exported.half().save_pretrained(folder / "vae")
         self.vae.load_state_dict(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from luve_lightning.functional.fidelity import psnr
+from luve_lightning.functional.gather import gather_mappings
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.losses import Loss
 from luve_lightning.models.backbone import LatentCodec
@@ -76,6 +78,7 @@ class VLUerTask(TrainingTask):
             )
         self.losses = torch.nn.ModuleDict(losses)
         self.pixel_from_step, self.pixel_crop, self.seed = pixel_from_step, pixel_crop, seed
+        self._scores: dict[tuple[float, str], tuple[float, float]] = {}  # of this process's validation clips
 
     def forward(self, latents: Tensor, size: Size3d) -> Tensor:
         """Upsample normalised latents; see VLUer."""
@@ -122,18 +125,29 @@ class VLUerTask(TrainingTask):
         return total
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Latent L1 and PSNR_rgb against the clip's own pixels, per scale and over all."""
+        """Latent L1 and PSNR_rgb of each clip against its own latents and pixels."""
         del batch_idx
         prediction = self(batch["lr"], tuple(batch["hr"].shape[2:])).float()
-        scores = {
-            "latent_l1": (prediction - batch["hr"]).abs().mean(),
-            "psnr_rgb": psnr(self.codec.decode(prediction), batch["video"]).mean(),
-        }
-        scale = float(batch["scale"][0])
-        for name, value in scores.items():
-            size = len(batch["lr"])
-            self.log(f"val/{name}", value, batch_size=size, sync_dist=True, prog_bar=name == "psnr_rgb")
-            self.log(f"val/{name}_x{scale:g}", value, batch_size=size, sync_dist=True)
+        distances = (prediction - batch["hr"]).abs().flatten(1).mean(1).tolist()
+        fidelities = psnr(self.codec.decode(prediction), batch["video"]).tolist()
+        keys = zip(batch["scale"].tolist(), batch["clip_id"], strict=True)
+        self._scores.update(zip(keys, zip(distances, fidelities, strict=True), strict=True))
+
+    def on_validation_epoch_end(self) -> None:
+        """Means over all clips, per scale and over all.
+
+        Gathered by clip and not logged by batch: a process may not have met every scale, and Lightning reduces what
+        the processes logged by position, whatever its name.
+        """
+        scores, self._scores = gather_mappings(self._scores), {}
+        groups = {"": list(scores.values())}
+        for (scale, _), value in scores.items():
+            groups.setdefault(f"_x{scale:g}", []).append(value)
+        for suffix, values in groups.items():
+            for name, column in zip(("latent_l1", "psnr_rgb"), zip(*values, strict=True), strict=True):
+                mean = math.fsum(column) / len(column)
+                shown = (name, suffix) == ("psnr_rgb", "")
+                self.log(f"val/{name}{suffix}", mean, prog_bar=shown, sync_dist=True)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Nothing by itself: the comparison with interpolation is the UpsamplerComparison callback's."""

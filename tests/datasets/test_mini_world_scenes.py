@@ -1,4 +1,4 @@
-"""What the mini world shows: captions agree with the pixels, cameras go where they say, shapes have true edges."""
+"""What the mini world shows: captions agree with pixels, cameras go where they say, edges are true."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ from luve_lightning.datasets.mini_world.shapes import OUTLINES, signed_distance
 STILL = Camera("", "", "", "", "steady", (256.0, 256.0), 64.0, 0.0, 1.0, 0.0, 0.0)
 
 
-def scene_of(camera: Camera, *sprites: Sprite, url: str = "skimage-gravel", size: int = 64, frames: int = 9) -> Scene:
+def scene_of(
+    camera: Camera, *sprites: Sprite, url: str = "skimage-gravel", size: int = 64, frames: int = 9
+) -> Scene:
     return Scene(0, "train", 0, frames, size, 16, url, Grade(), camera, sprites)
 
 
@@ -71,7 +73,9 @@ def test_a_still_camera_shows_the_photographs_own_pixels() -> None:
 def test_a_wide_window_is_antialiased() -> None:
     frames = paint_scene(scene_of(replace(STILL, window=192.0)))
     picture = load_photograph(photograph_named("skimage-gravel"))[None, :, 160:352, 160:352]
-    expected = F.interpolate(picture, (64, 64), mode="bicubic", antialias=True).clamp(0, 1)[0].permute(1, 2, 0)
+    expected = (
+        F.interpolate(picture, (64, 64), mode="bicubic", antialias=True).clamp(0, 1)[0].permute(1, 2, 0)
+    )
     assert (frames[4].float() - expected * 255).abs().max() <= 1.0
 
 
@@ -109,15 +113,17 @@ def test_a_panning_caption_agrees_with_the_decoded_motion(pan: str, tmp_path: Pa
 
 
 def test_drawn_pans_move_as_captioned() -> None:
-    scenes = [draw_scene(5, "train", index, 33, 64, 16) for index in range(80)]
+    scenes = [draw_scene(5, "train", index, 9, 64, 16) for index in range(80)]
     pans = [scene for scene in scenes if scene.camera.pan and not scene.camera.zoom and not scene.camera.turn]
     assert len(pans) >= 15
     agreed = 0
     for scene in pans[:15]:
         frames = paint_scene(replace(scene, sprites=())).float().mean(dim=-1).numpy()
-        moved = shift_between(frames[14], frames[20])
+        moved = shift_between(frames[3], frames[5])
         way = DIRECTIONS[scene.camera.pan]
-        agreed += all(np.sign(-step) == np.sign(direction) for step, direction in zip(moved, way, strict=True))
+        agreed += all(
+            np.sign(-step) == np.sign(direction) for step, direction in zip(moved, way, strict=True)
+        )
     # Smooth gradients (the colour wheel) have no phase peak to find.
     assert agreed >= 13
 
@@ -155,7 +161,9 @@ def test_clips_cover_every_photograph_and_no_place_twice() -> None:
 
 
 def test_only_train_is_graded_and_text_is_never_mirrored() -> None:
-    assert all(draw_scene(0, split, i, 9, 64, 16).grade == Grade() for split in ("val", "test") for i in range(20))
+    assert all(
+        draw_scene(0, split, i, 9, 64, 16).grade == Grade() for split in ("val", "test") for i in range(20)
+    )
     scenes = [draw_scene(0, "train", index, 9, 64, 16) for index in range(120)]
     assert len({scene.grade for scene in scenes}) == 120
     assert {scene.grade.flip for scene in scenes} == {True, False}
@@ -178,7 +186,18 @@ def test_grades_do_what_they_say() -> None:
 
 def test_a_sprite_is_cut_from_its_photograph_and_has_soft_edges() -> None:
     sprite = Sprite(
-        "square", "", "waits", "", "steady", (0.0, 0.0), (0.0, 0.0), 0.5, 0.0, 0.0, "skimage-coins", (100.0, 80.0, 32.0)
+        "square",
+        "",
+        "waits",
+        "",
+        "steady",
+        (0.0, 0.0),
+        (0.0, 0.0),
+        0.5,
+        0.0,
+        0.0,
+        "skimage-coins",
+        (100.0, 80.0, 32.0),
     )
     frames = paint_scene(scene_of(STILL, sprite))
     # Radius half of half a frame: 32 pixels across, one pixel of the cut each; the square fills 0.85 of it.
@@ -206,7 +225,9 @@ def test_sprites_move_where_the_caption_says(direction: str) -> None:
 
 
 def test_sprites_grow_shrink_circle_and_spin() -> None:
-    base = Sprite("star", "", "grows", "", "smooth", (0.1, 0.2), (0.1, 0.2), 0.3, 5.0, 90.0, "skimage-coins", (0, 0, 30))
+    base = Sprite(
+        "star", "", "grows", "", "smooth", (0.1, 0.2), (0.1, 0.2), 0.3, 5.0, 90.0, "skimage-coins", (0, 0, 30)
+    )
     _, radii, angles = sprite_path(base, 9)
     assert (np.diff(radii) > 0).all()
     assert np.degrees(angles[-1] - angles[0]) == pytest.approx(90)
@@ -230,7 +251,9 @@ def test_captions_have_one_form() -> None:
             assert sentences[1].startswith("the camera ")
             assert 3 <= len(sentences) <= 4
             assert set(caption.split()) <= words
-            assert any(shape in sentences[2] for shape in SHAPES) or sentences[2] == "nothing moves in front ."
+            assert (
+                any(shape in sentences[2] for shape in SHAPES) or sentences[2] == "nothing moves in front ."
+            )
 
 
 @pytest.mark.parametrize("easing", ["steady", "smooth", "starting", "stopping"])
@@ -256,6 +279,8 @@ def test_shapes_fill_the_unit_square(shape: str) -> None:
 @pytest.mark.parametrize("shape", sorted(OUTLINES))
 @settings(max_examples=60, deadline=None)
 @given(ax=coordinate, ay=coordinate, bx=coordinate, by=coordinate)
-def test_signed_distances_change_no_faster_than_the_way(shape: str, ax: float, ay: float, bx: float, by: float) -> None:
+def test_signed_distances_change_no_faster_than_the_way(
+    shape: str, ax: float, ay: float, bx: float, by: float
+) -> None:
     first, second = signed_distance(shape, torch.tensor([ax, bx]), torch.tensor([ay, by])).tolist()
     assert abs(first - second) <= np.hypot(ax - bx, ay - by) + 1e-5

@@ -1,16 +1,18 @@
 """Real video files whose frames carry their own number, written with PyAV.
 
-The top quarter of frame ``i`` shows the bits of ``i`` as black and white squares, large enough to survive
-lossy coding; below it a texture drifts, so that encoders have motion to predict and put B-frames to use.
+The top rows of frame ``i`` show the bits of ``i`` as black and white squares, large enough to survive lossy
+coding; below them a texture drifts, so that encoders have motion to predict and put B-frames to use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,32 +34,54 @@ class Kind:
     pix_fmt: str = "yuv420p"
 
 
-H264_CLOSED = Kind(".mp4", "libx264", {"g": "12", "preset": "veryfast", "x264-params": "open-gop=0:scenecut=0:threads=1"})
-H264_OPEN = Kind(".mp4", "libx264", {"g": "12", "bf": "3", "preset": "fast", "x264-params": "open-gop=1:scenecut=0:threads=1"})
-KINDS = {
+# mbtree is off because x264 reads memory there that nothing wrote, and codes differently from run to run.
+H264_CLOSED = Kind(
+    ".mp4",
+    "libx264",
+    {"g": "12", "preset": "veryfast", "x264-params": "open-gop=0:scenecut=0:mbtree=0:threads=1"},
+)
+H264_OPEN = Kind(
+    ".mp4",
+    "libx264",
+    {"g": "12", "bf": "3", "preset": "fast", "x264-params": "open-gop=1:scenecut=0:mbtree=0:threads=1"},
+)
+# x265's own defaults (open GOP, 4 B-frames), but for a GOP short enough for a short clip to have several.
+HEVC = Kind(
+    ".mp4",
+    "libx265",
+    {"preset": "veryfast", "x265-params": "keyint=24:min-keyint=8:log-level=none:pools=1"},
+)
+VPX = {"g": "12", "deadline": "realtime", "cpu-used": "8", "auto-alt-ref": "1", "lag-in-frames": "16"}
+
+# Kinds that decord reads exactly, with the very pixels that PyAV gives.
+CLOSED = {
     "h264": H264_CLOSED,
-    "h264_mkv": Kind(".mkv", "libx264", H264_CLOSED.options),
-    "h264_444": Kind(".mp4", "libx264", H264_CLOSED.options, "yuv444p"),
-    "h264_10bit": Kind(".mp4", "libx264", H264_CLOSED.options, "yuv420p10le"),
+    "h264_mkv": replace(H264_CLOSED, suffix=".mkv"),
+    "h264_444": replace(H264_CLOSED, pix_fmt="yuv444p"),
+    "h264_full_range": replace(H264_CLOSED, pix_fmt="yuvj420p"),
+    "vp8": Kind(".webm", "libvpx", VPX),
+    "vp9": Kind(".webm", "libvpx-vp9", VPX),
+    "vp9_mp4": Kind(".mp4", "libvpx-vp9", VPX),
+}
+# Kinds that it cannot open, is not exact with, or converts to other pixels.
+OTHER = {
     "h264_open": H264_OPEN,
-    "h264_open_mkv": Kind(".mkv", "libx264", H264_OPEN.options),
-    "h264_intra_refresh": Kind(".mp4", "libx264", {"g": "12", "preset": "fast", "x264-params": "intra-refresh=1:threads=1"}),
-    "h264_avi": Kind(".avi", "libx264", H264_CLOSED.options),
-    "h264_ts": Kind(".ts", "libx264", H264_CLOSED.options),
-    # x265's own defaults (open GOP, 4 B-frames), but for a GOP short enough for a short clip to have several.
-    "hevc": Kind(".mp4", "libx265", {"preset": "veryfast", "x265-params": "keyint=24:min-keyint=8:log-level=none:pools=1"}),
-    "vp8": Kind(".webm", "libvpx", {"g": "12", "deadline": "realtime", "cpu-used": "8", "auto-alt-ref": "1", "lag-in-frames": "16"}),
-    "vp9": Kind(".webm", "libvpx-vp9", {"g": "12", "deadline": "realtime", "cpu-used": "8", "auto-alt-ref": "1", "lag-in-frames": "16"}),
-    "vp9_mp4": Kind(".mp4", "libvpx-vp9", {"g": "12", "deadline": "realtime", "cpu-used": "8"}),
+    "h264_open_mkv": replace(H264_OPEN, suffix=".mkv"),
+    "h264_intra_refresh": Kind(
+        ".mp4", "libx264", {"g": "12", "preset": "fast", "x264-params": "intra-refresh=1:mbtree=0:threads=1"}
+    ),
+    "h264_avi": replace(H264_CLOSED, suffix=".avi"),
+    "h264_ts": replace(H264_CLOSED, suffix=".ts"),
+    "h264_10bit": replace(H264_CLOSED, pix_fmt="yuv420p10le"),
+    "hevc": HEVC,
+    "hevc_mkv": replace(HEVC, suffix=".mkv"),
     "av1": Kind(".mp4", "libsvtav1", {"g": "12", "preset": "10", "svtav1-params": "lp=1"}),
 }
+KINDS = CLOSED | OTHER
 
 
-def encoder_missing(kind: Kind) -> str:
-    """The reason to skip a test of ``kind`` on this machine, empty when its encoder is in this build of
-    PyAV."""
-    import av
-
+def missing_encoder(kind: Kind) -> str:
+    """The reason to skip a test of ``kind``; empty when this build of PyAV has its encoder."""
     try:
         av.codec.Codec(kind.encoder, "w")
     except av.codec.codec.UnknownCodecError:
@@ -65,19 +89,19 @@ def encoder_missing(kind: Kind) -> str:
     return ""
 
 
-def numbered_frame(index: int, height: int = SIZE, width: int = SIZE) -> Frames:
-    """One frame, uint8 (height, width, 3), that shows ``index``."""
-    rows, columns = np.mgrid[0:height, 0:width]
+def numbered_frame(index: int) -> Frames:
+    """One frame, uint8 (SIZE, SIZE, 3), that shows ``index``."""
+    rows, columns = np.mgrid[0:SIZE, 0:SIZE]
     texture = 128 + 50 * np.sin((columns + 3 * index) / 9) + 40 * np.cos((rows - 2 * index) / 7)
-    frame = np.repeat(texture[..., None], 3, axis=2).astype(np.uint8)
+    frame = np.stack([texture, texture[::-1], texture[:, ::-1]], axis=2).astype(np.uint8)
     for bit in range(BITS):
         top, left = SQUARE * (bit // 8), SQUARE * (bit % 8)
         frame[top : top + SQUARE, left : left + SQUARE] = 235 if index >> bit & 1 else 16
     return frame
 
 
-def read_numbers(frames: Frames) -> list[int]:
-    """The numbers that frames of shape (count, height, width, 3) show."""
+def numbers_of(frames: Frames) -> list[int]:
+    """The numbers that frames of shape (count, SIZE, SIZE, 3) show."""
     numbers = []
     for frame in frames:
         number = 0
@@ -95,40 +119,89 @@ def write_video(
     count: int = 60,
     *,
     name: str = "clip",
-    fps: int = 24,
     pts: Sequence[int] | None = None,
-    sizes: Iterable[tuple[int, int]] | None = None,
     rotation: int = 0,
     mux: dict[str, str] | None = None,
 ) -> Path:
-    """Write ``count`` numbered frames and return the file's path.
+    """Write ``count`` numbered frames at 24 frames a second and return the file's path.
 
     Args:
         folder: where to; the file's name is ``name`` and the kind's suffix.
         kind: how to code it.
         count: how many frames.
         name: the file's stem.
-        fps: frames a second.
-        pts: the time of each frame in units of 1 / fps; ``range(count)`` when left out. Gaps make a variable
-            frame rate.
+        pts: the time of each frame in units of 1/24 s; ``range(count)`` when left out.
         rotation: degrees to write into the display matrix.
         mux: options of the container.
     """
-    import av
-
     path = folder / f"{name}{kind.suffix}"
+    os.environ.setdefault("SVT_LOG", "1")  # or SVT-AV1 prints its settings
     with av.open(path, "w", options=mux or {}) as container:
-        stream = container.add_stream(kind.encoder, rate=fps, options=dict(kind.options))
+        stream = container.add_stream(kind.encoder, rate=24, options=dict(kind.options))
+        assert isinstance(stream, av.VideoStream)
         stream.width = stream.height = SIZE
         stream.pix_fmt = kind.pix_fmt
-        stream.codec_context.time_base = Fraction(1, fps)
+        stream.codec_context.time_base = Fraction(1, 24)
         stream.codec_context.thread_count = 1
         if rotation:
             stream.set_display_rotation(rotation)
         for index in range(count):
             frame = av.VideoFrame.from_ndarray(numbered_frame(index), format="rgb24")
             frame.pts = index if pts is None else pts[index]
-            frame.time_base = Fraction(1, fps)
+            frame.time_base = Fraction(1, 24)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def copy_stream(source: Path, target: Path, *, keyframe: int = 0, zero: int = 0) -> Path:
+    """Copy packets without decoding, as a quick cut does.
+
+    Args:
+        source: a file of ``write_video``.
+        target: where to; its suffix chooses the container.
+        keyframe: start at this keyframe packet, counted from 0.
+        zero: number of the frame that gets time 0; what is shown before it, an mp4 hides by an edit list.
+    """
+    with av.open(source) as reading, av.open(target, "w") as writing:
+        stream = reading.streams.video[0]
+        copy = writing.add_stream_from_template(stream)
+        assert stream.time_base
+        shift = round(Fraction(zero, 24) / stream.time_base)
+        keys = -1
+        for packet in reading.demux(stream):
+            keys += packet.is_keyframe and packet.size > 0
+            if not packet.size or keys < keyframe:
+                continue
+            packet.pts = None if packet.pts is None else packet.pts - shift
+            packet.dts = None if packet.dts is None else packet.dts - shift
+            packet.stream = copy
+            writing.mux(packet)
+    return target
+
+
+def forget_presentation_times(source: Path, target: Path) -> Path:
+    """Copy packets with times in file order, as files have them that came through .avi."""
+    with av.open(source) as reading, av.open(target, "w") as writing:
+        stream = reading.streams.video[0]
+        copy = writing.add_stream_from_template(stream)
+        assert stream.time_base
+        packets = [packet for packet in reading.demux(stream) if packet.size]
+        for number, packet in enumerate(packets):
+            packet.pts = packet.dts = round(Fraction(number, 24) / stream.time_base)
+            packet.stream = copy
+            writing.mux(packet)
+    return target
+
+
+def write_sound(path: Path) -> Path:
+    """A file of half a second of sound and no picture."""
+    with av.open(path, "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        for block in range(8):
+            samples = np.zeros((1, 1024), dtype=np.float32)
+            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+            frame.rate, frame.pts = 16000, 1024 * block
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path

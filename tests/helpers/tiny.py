@@ -84,6 +84,6 @@ class TinyData(LightningDataModule):
         return "0" * 64
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(self.rows, self.batch_size)
+        return DataLoader(self.rows, batch_size=self.batch_size)
 
     val_dataloader = test_dataloader = predict_dataloader = train_dataloader

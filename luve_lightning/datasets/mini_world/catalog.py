@@ -10,34 +10,7 @@ from collections.abc import Sequence
 from luve_lightning.datasets.mini_world import captions
 from luve_lightning.datasets.mini_world.photographs import SPLITS
 from luve_lightning.datasets.mini_world.scene import Scene, motion_per_frame, source_pixels
-
-# UltraVideo's columns, in its order.
-COLUMNS: tuple[str, ...] = (
-    "clip_id",
-    "url",
-    "frame_width",
-    "frame_height",
-    "fps",
-    "start_frame",
-    "end_frame",
-    "total_frames",
-    "start_time",
-    "end_time",
-    "duration",
-    "vtss_score",
-    "motion_score",
-    "video_clip_score",
-    "Brief Description",
-    "Detailed Description",
-    "Background",
-    "Theme Description",
-    "Style",
-    "Shot Type",
-    "Camera Movement",
-    "Lighting",
-    "Video Atmosphere",
-    "Summarized Description",
-)
+from luve_lightning.datasets.video_index import COLUMNS
 
 
 def catalog_csv(scenes: Sequence[Scene]) -> str:

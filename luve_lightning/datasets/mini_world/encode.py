@@ -44,7 +44,9 @@ def _encode(path: Path, frames: np.ndarray, fps: int) -> None:
             "crf": str(CRF),
             "preset": "medium",
             "threads": "1",
-            "x264-params": "threads=1:lookahead-threads=1:open-gop=0:keyint=16:min-keyint=16:scenecut=0:"
+            # No mbtree: in x264 it reads memory that nothing wrote, and the bytes differ from run to run.
+            "x264-params": "threads=1:lookahead-threads=1:mbtree=0:"
+            "open-gop=0:keyint=16:min-keyint=16:scenecut=0:"
             "colorprim=bt709:transfer=bt709:colormatrix=bt709:range=tv",
         }
         context = stream.codec_context

@@ -1,8 +1,8 @@
 """The photographs the mini world is filmed from: files that scikit-image ships inside its wheel.
 
 A photograph is a "source video": its name goes into the CSV's `url` column, and whole photographs belong to
-one split. Both motorcycle pictures show one scene, so they stand in one split. The test photographs are natural
-ones in colour; train keeps the most varied ones.
+one split. Both motorcycle pictures show one scene, so they stand in one split. The test photographs are
+natural ones in colour; train keeps the most varied ones.
 """
 
 from __future__ import annotations

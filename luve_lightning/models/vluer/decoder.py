@@ -21,8 +21,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(nn.Conv3d(channels, channels, 3, padding=1) for _ in range(layers))
         self.conv_out = nn.Conv3d(channels, out_channels, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        for parameter in self.conv_out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """B x channels x T x H x W to B x out_channels x T x H x W."""

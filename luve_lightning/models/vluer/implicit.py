@@ -33,7 +33,13 @@ class ImplicitUpsampler(nn.Module):
     """
 
     def __init__(
-        self, channels: int, hidden: int, layers: int, out_channels: int, use_cell: bool = True, query_chunk: int = 2**18
+        self,
+        channels: int,
+        hidden: int,
+        layers: int,
+        out_channels: int,
+        use_cell: bool = True,
+        query_chunk: int = 2**18,
     ) -> None:
         super().__init__()
         self.first = nn.Conv3d(channels, hidden, 3, padding=1)
@@ -43,7 +49,9 @@ class ImplicitUpsampler(nn.Module):
         self.last = nn.Linear(hidden, out_channels)
         self.use_cell, self.query_chunk = use_cell, query_chunk
 
-    def _axis_tables(self, n_in: Size3d, n_out: Size3d, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    def _axis_tables(
+        self, n_in: Size3d, n_out: Size3d, device: torch.device, dtype: torch.dtype
+    ) -> list[Tensor]:
         """For each axis, what every output position adds to the first layer: (n, hidden)."""
         weight = self.coordinates.weight.to(torch.float32)
         tables = []

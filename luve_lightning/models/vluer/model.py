@@ -58,8 +58,8 @@ class VLUer(ModelMixin, ConfigMixin):
             self.decoder = Decoder(query_channels, latent_channels, decoder_layers)
         else:
             self.decoder = nn.Identity()
-            nn.init.zeros_(self.upsampler.last.weight)
-            nn.init.zeros_(self.upsampler.last.bias)
+            for parameter in self.upsampler.last.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, latents: Tensor, size: Size3d) -> Tensor:
         """Upsample (or resample) latents.
@@ -75,7 +75,7 @@ class VLUer(ModelMixin, ConfigMixin):
         Raises:
             ValueError: for a wrong rank, channel count or size.
         """
-        channels = self.config.latent_channels  # type: ignore[attr-defined]
+        channels = self.config.latent_channels
         if latents.ndim != 5 or latents.shape[1] != channels:
             raise ValueError(f"latents must be B x {channels} x T x h x w, got shape {tuple(latents.shape)}")
         if 0 in latents.shape:

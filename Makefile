@@ -1,0 +1,85 @@
+# `make` alone lists the targets. Every target sets up what it needs; a second run sets up nothing.
+
+PYTHON     ?= python3
+CONFIG     ?= experiments/vluer/mini.yaml
+PRECOMPUTE ?= experiments/precompute/mini.yaml
+CHECKPOINT ?= last
+SUBJECT    ?= vluer
+ARGS       ?=
+
+VENV  := .venv
+STAMP := $(VENV)/.set-up
+LUVE  := $(VENV)/bin/luve
+WORLD := data/mini/world/MANIFEST.json
+
+# Configurations of the mini world have `mini` in their path; they need its clips and latents first.
+MINI_DATA := $(if $(findstring mini,$(CONFIG)),precompute)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+.PHONY: help
+help: ## List the targets
+	@echo "LuVe Lightning. Targets:"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Variables: CONFIG=$(CONFIG)  CHECKPOINT=$(CHECKPOINT)  ARGS='--key value ...'  PYTHON=$(PYTHON)"
+
+.PHONY: setup
+setup: $(STAMP) ## Make the virtual environment in .venv (minutes, once)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); try: make setup PYTHON=python3.11" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version) (about 3 minutes and 5 GB, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+.PHONY: test
+test: lint ## Lint, type-check and run every test
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+
+.PHONY: lint
+lint: $(STAMP) ## Check style, formatting and types
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+.PHONY: format
+format: $(STAMP) ## Mend style and formatting
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+.PHONY: mini-world
+mini-world: $(WORLD) ## Render the mini world's clips, if they are missing
+
+$(WORLD): | $(STAMP)
+	$(LUVE) mini-world
+
+.PHONY: precompute
+precompute: $(WORLD) $(STAMP) ## Encode the mini world's clips into data/mini/latents; skips what is there
+	$(LUVE) precompute --config $(PRECOMPUTE)
+
+.PHONY: train-vae
+train-vae: $(WORLD) $(STAMP) ## Train the mini backbone's VAE (a GPU)
+	$(LUVE) fit --config experiments/mini/vae.yaml $(ARGS)
+
+.PHONY: train-vluer
+train-vluer: $(STAMP) $(MINI_DATA) ## Train the upsampler by CONFIG, then compare it on the test split
+	$(LUVE) fit --config $(CONFIG) $(ARGS)
+	$(LUVE) test --config $(CONFIG) --ckpt_path last $(ARGS)
+
+.PHONY: evaluate-vluer
+evaluate-vluer: $(STAMP) $(MINI_DATA) ## Compare CHECKPOINT with interpolation on the test split
+	$(LUVE) test --config $(CONFIG) --ckpt_path $(CHECKPOINT) $(ARGS)
+
+.PHONY: bench
+bench: $(STAMP) ## Time SUBJECT (vluer, vluer-train) and measure its memory; needs a GPU
+	$(LUVE) bench --subject $(SUBJECT) $(ARGS)
+
+.PHONY: clean
+clean: ## Remove caches; keeps .venv, data and runs
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	@echo "Kept $(VENV), data and runs; remove them by hand."

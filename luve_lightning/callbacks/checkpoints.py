@@ -1,0 +1,179 @@
+"""Which checkpoints a run keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+
+class Checkpoints(ModelCheckpoint):
+    """`last.ckpt` every few optimiser steps and at the end, and the best by a validation metric.
+
+    One ModelCheckpoint cannot do both: with `monitor` and `every_n_train_steps` it writes nothing before the first
+    validation, ranks weights by the score of an earlier validation, and skips the score of a step it has saved
+    already. It also saves between the micro-batches of a gradient accumulation after a resume (those gradients are
+    in no checkpoint), looks for `last` in a new version folder when there is a logger, and writes no `last` when
+    `max_time` or `max_steps` ends the run. Hence this class.
+
+    Files lie in `<default_root_dir>/checkpoints`, one run a folder: `last.ckpt` is overwritten.
+
+    Args:
+        every_n_steps: optimiser steps between two writes of `last.ckpt`, at least 1.
+        monitor: metric logged in validation by which the best are chosen; None keeps `last.ckpt` only.
+        mode: whether a larger ("max") or a smaller ("min") metric is better.
+        save_top_k: how many of the best to keep; -1 keeps all.
+        folder: where to write instead.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 500,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "max",
+        save_top_k: int = 1,
+        folder: Path | None = None,
+    ) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be >= 1, got {every_n_steps}")
+        super().__init__(
+            dirpath=folder,
+            filename="best-step={step}",
+            monitor=monitor,
+            mode=mode,
+            save_top_k=save_top_k if monitor else 0,
+            save_last=True,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+        self.every_n_steps = every_n_steps
+        self._written: int | None = None
+        self._validation_due = False
+        self._started = False
+        self._stop_after_step = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Choose the folder."""
+        self._choose_folder(trainer)
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Mend what Lightning restores wrongly, and make up for a validation that the checkpoint was written before."""
+        # Nothing is written before the first step: Lightning's counters are between two states here.
+        self._written, self._stop_after_step = trainer.global_step, False
+        _begin_epoch_after_full_one(trainer)
+        if self._validation_due:
+            _validate(trainer)
+        self._started = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write `last.ckpt` when it is due, before a validation, or when training stops here."""
+        if accumulating(trainer):  # a stop (max_time) waits, or the gradients gathered so far would be lost
+            self._stop_after_step |= trainer.should_stop
+            trainer.should_stop = False
+            return
+        trainer.should_stop |= self._stop_after_step
+        loop = trainer.fit_loop
+        stopping = trainer.should_stop and loop._can_stop_early
+        assert loop._data_fetcher is not None
+        self._validation_due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        due = trainer.global_step % self.every_n_steps == 0 or self._validation_due
+        if due or stopping or _is_final_batch(trainer):
+            self.write_last(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Rank the weights just validated, then let `last.ckpt` know the ranking."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self._validation_due = False
+        if self.monitor is not None:
+            metrics: dict[str, Tensor] = self._monitor_candidates(trainer)
+            if self.monitor not in metrics:
+                known = ", ".join(sorted(k for k in metrics if k not in ("epoch", "step"))) or "none"
+                raise ValueError(f"monitor: validation logs no {self.monitor!r}; it logs: {known}")
+            self._save_topk_checkpoint(trainer, metrics)
+        if self._started and not accumulating(trainer):
+            self._written = None
+            self.write_last(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Nothing: an epoch that a stop cut short ends here too, in a state that Lightning cannot resume."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write nothing: the final step is written when it is taken."""
+        self._started = False
+
+    def write_last(self, trainer: L.Trainer) -> Path | None:
+        """Write `last.ckpt` unless it has been for this step; on all ranks, after an optimiser step.
+
+        Returns:
+            Its path; None under `fast_dev_run`.
+        """
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return None
+        assert self.dirpath is not None
+        path = Path(self.dirpath) / "last.ckpt"
+        if not self.is_current(trainer):
+            self._written, self.last_model_path = trainer.global_step, str(path)
+            self._save_checkpoint(trainer, str(path))
+        return path
+
+    def is_current(self, trainer: L.Trainer) -> bool:
+        """Whether `last.ckpt`, or what the run resumed from, is of this step."""
+        return self._written == trainer.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """ModelCheckpoint's state, and whether a validation was to follow."""
+        return {**super().state_dict(), "validation_due": self._validation_due}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore both."""
+        self._validation_due = bool(state_dict["validation_due"])
+        super().load_state_dict(state_dict)
+
+    def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
+        self._choose_folder(trainer)  # `ckpt_path="last"` is looked up before setup
+        return super()._find_last_checkpoints(trainer)
+
+    def _choose_folder(self, trainer: L.Trainer) -> None:
+        if self.dirpath is None:
+            self.dirpath = str((Path(trainer.default_root_dir) / "checkpoints").resolve())
+
+
+def accumulating(trainer: L.Trainer) -> bool:
+    """Whether gradients have been gathered since the last optimiser step; no checkpoint holds them."""
+    return bool(trainer.fit_loop._should_accumulate())
+
+
+def _is_final_batch(trainer: L.Trainer) -> bool:
+    if 0 <= trainer.max_steps <= trainer.global_step:
+        return True
+    epochs = trainer.max_epochs
+    return trainer.is_last_batch and epochs is not None and 0 <= epochs <= trainer.current_epoch + 1
+
+
+def _begin_epoch_after_full_one(trainer: L.Trainer) -> None:
+    """Mend a resume from the last batch of an epoch, so that Lightning counts the epoch that begins.
+
+    Lightning 2.6 takes it for a resume within an epoch: it skips the hooks of the new epoch's start and does not
+    count it as begun, and the next resume then takes a checkpoint of its middle for one of its end.
+    """
+    progress = trainer.fit_loop.epoch_progress.current
+    if trainer.fit_loop.restarted_mid_epoch and progress.ready == progress.processed:
+        trainer.fit_loop.reset_restart_stage()
+
+
+def _validate(trainer: L.Trainer) -> None:
+    """Run the validation that a kill or a stop prevented, as the epoch loop would have: Lightning skips it."""
+    loop = trainer.fit_loop.epoch_loop
+    first_iteration = trainer._logger_connector._first_loop_iter
+    loop.val_loop.restarting = False  # from its first batch
+    trainer.validating = True
+    loop.val_loop.run()
+    trainer.training = True
+    trainer._logger_connector._first_loop_iter = first_iteration

@@ -1,0 +1,146 @@
+"""Stopping at a signal with nothing lost."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+
+from luve_lightning.callbacks.checkpoints import Checkpoints, accumulating
+
+
+class StopRequested(SystemExit):
+    """Leaves the Trainer, and the program, after a signal; the run can be resumed.
+
+    The exit status is 128 + the signal's number (143 for SIGTERM, 130 for SIGINT), the shell's convention, so that
+    `make` and job scripts do not take a stopped run for a finished one. Ranks other than zero leave with 0: rank
+    zero speaks for the run, and Lightning's launcher kills rank zero when a child reports a failure.
+    """
+
+
+class GracefulStop(L.Callback):
+    """At a signal: finish the optimiser step, write `last.ckpt`, leave.
+
+    Lightning's own handler broadcasts inside the handler, which hangs when not every process is sent the signal.
+    Here the handler sets a flag; once an optimiser step all ranks agree, so one signal to one rank is enough. Nothing
+    else runs any more: no validation, no export. During validation a single process stops after the current batch;
+    several processes stop when the validation is over, because their numbers of batches may differ.
+
+    A second SIGINT (Ctrl-C) interrupts at once, without saving. Lightning's automatic requeueing under SLURM is
+    replaced as well: let the job script requeue when the exit status is above 128.
+
+    Args:
+        signals: names of the signals to handle. SIGUSR1 is what `sbatch --signal=USR1@120` sends ahead of the limit.
+    """
+
+    def __init__(self, signals: Sequence[str] = ("SIGTERM", "SIGINT", "SIGUSR1")) -> None:
+        unknown = [name for name in signals if name not in signal.Signals.__members__]
+        if unknown or not signals:
+            raise ValueError(f"signals: expected names such as SIGTERM, got {unknown or 'none'}")
+        self.signals = [signal.Signals[name] for name in signals]
+        self._received = 0
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Run after every other callback: the checkpoint must hold what they did in this step."""
+        # A new list: Lightning is iterating over the old one.
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        trainer.callbacks = [c for c in callbacks if c is not self] + [self]  # type: ignore[attr-defined]
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals over: the first hook after Lightning has."""
+        self._take_over()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals over when there was no sanity check."""
+        self._take_over()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals over: a resumed run may validate before it trains."""
+        if _fitting(trainer):
+            self._take_over()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop if asked to."""
+        self._stop_if_asked(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Do not let a long validation use up the time until the kill; nothing is written in the middle of one."""
+        written = any(isinstance(c, Checkpoints) and c.is_current(trainer) for c in trainer.checkpoint_callbacks)
+        if _fitting(trainer) and trainer.world_size == 1 and written:
+            self._stop_if_asked(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop before the next step."""
+        if _fitting(trainer):
+            self._stop_if_asked(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Give the signals back."""
+        self._give_back()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._give_back()
+
+    def _take_over(self) -> None:
+        if self._previous or threading.current_thread() is not threading.main_thread():
+            return
+        self._received = 0
+        self._previous = {number: signal.signal(number, self._note) for number in self.signals}
+
+    def _give_back(self) -> None:
+        previous, self._previous = self._previous, {}
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._received:
+            raise KeyboardInterrupt
+        self._received = number
+
+    def _stop_if_asked(self, trainer: L.Trainer) -> None:
+        if accumulating(trainer):
+            return
+        received = torch.tensor(self._received, device=trainer.strategy.root_device)
+        number = int(trainer.strategy.reduce(received, reduce_op="max"))
+        if not number:
+            return
+        path = write_last(trainer)
+        rank_zero_info(
+            f"{signal.Signals(number).name}: stopped after step {trainer.global_step}"
+            + (f", saved {path}; resume with --ckpt_path last" if path else "")
+        )
+        raise StopRequested(128 + number if trainer.is_global_zero else 0)
+
+
+def write_last(trainer: L.Trainer) -> Path | None:
+    """Write `last.ckpt` into the run's checkpoint folder, unless that has this step already.
+
+    Returns:
+        The path, or None under `fast_dev_run`, which leaves no files.
+    """
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None
+    folder = Path(trainer.default_root_dir) / "checkpoints"
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, Checkpoints):
+            return callback.write_last(trainer)
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath:
+            folder = Path(callback.dirpath)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+def _fitting(trainer: L.Trainer) -> bool:
+    return trainer.state.fn == "fit" and not trainer.sanity_checking

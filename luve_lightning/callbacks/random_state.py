@@ -1,0 +1,81 @@
+"""The state of every random generator, of every process, in the checkpoint."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed
+from lightning.pytorch.utilities import rank_zero_warn
+
+_KEY = "random_state"
+
+
+class RandomState(L.Callback):
+    """Saves torch's, numpy's and Python's generators of every rank; a resumed run goes on with them.
+
+    What is random in the data follows from (seed, epoch, position) already (`ResumableBatchSampler`); this is for
+    what draws from the global generators during a step: dropout, sampling from a posterior, noise.
+    """
+
+    def __init__(self) -> None:
+        self._states: list[dict[str, Any]] = []
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Collect the states; every rank makes the checkpoint, rank zero writes it."""
+        states = [random_state(pl_module.device)]
+        if trainer.world_size > 1:
+            own, states = states[0], [{} for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(states, own)
+        checkpoint[_KEY] = states
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the states until training starts: setting up and the sanity check draw numbers too."""
+        self._states = checkpoint.get(_KEY, [])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Set the generators of this rank."""
+        states, self._states = self._states, []
+        if states and len(states) != trainer.world_size:
+            rank_zero_warn(
+                f"the checkpoint holds the random state of {len(states)} process(es), this run has "
+                f"{trainer.world_size}: random numbers start anew"
+            )
+        elif states:
+            set_random_state(states[trainer.global_rank], pl_module.device)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The global generators' states as tensors and plain values, which `weights_only` loading accepts.
+
+    Args:
+        device: the device whose generator to include; the CPU's always is.
+    """
+    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 (it is the global state we want)
+    version, words, gauss = random.getstate()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
+        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Set the global generators to what `random_state` returned."""
+    torch.set_rng_state(state["torch"].cpu())
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

@@ -1,0 +1,155 @@
+"""Pictures of what the VLUer makes, during training and at the end of a test."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+
+from luve_lightning.evaluation.picture_strips import Panel, picture_strip
+from luve_lightning.functional.fidelity import psnr
+from luve_lightning.functional.interpolation import Size3d, interpolate_latents
+from luve_lightning.functional.pixels import video_to_frames
+from luve_lightning.models.backbone import LatentCodec
+
+
+class SampleStrips(L.Callback):
+    """Draws the middle frame of a few clips: low resolution, bilinear, VLUer, and the clip itself.
+
+    A detail is enlarged under each; labels give the frame's PSNR. The strips go to
+    `output/step-<optimiser step>/<clip>_x<scale>.png` in the validation inside `fit`, to `output/test/` under
+    `trainer.test`, and to wandb as images when that is a logger. Rank zero draws, without random numbers.
+
+    Args:
+        output: folder of the pictures.
+        every_n_steps: optimiser steps; a validation draws when a multiple has passed since the one that drew last.
+        clips: the first this many clips of rank zero, at every scale; 0 draws nothing.
+    """
+
+    def __init__(self, output: Path, every_n_steps: int, clips: int = 2) -> None:
+        if every_n_steps < 1 or clips < 0:
+            raise ValueError(f"expected every_n_steps >= 1 and clips >= 0, got {every_n_steps} and {clips}")
+        self.output, self.every_n_steps, self.clips = Path(output), every_n_steps, clips
+        self._last_step = 0
+        self._folder: Path | None = None
+        self._seen: list[str] = []
+        self._drawn: dict[str, list[Path]] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count from where the run begins or resumes."""
+        self._last_step = trainer.global_step
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Decide whether this validation draws."""
+        step, every = trainer.global_step, self.every_n_steps
+        due = (
+            trainer.state.fn == "fit"
+            and not trainer.sanity_checking
+            and step // every > self._last_step // every
+        )
+        if due:
+            self._last_step = step
+        self._begin(trainer, f"step-{step:06d}" if due else None)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A test always draws."""
+        self._begin(trainer, "test")
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the clips of a batch."""
+        self._draw(trainer, pl_module, batch)
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the clips of a batch."""
+        self._draw(trainer, pl_module, batch)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log what was drawn."""
+        self._log(trainer)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log what was drawn."""
+        self._log(trainer)
+
+    def _begin(self, trainer: L.Trainer, folder: str | None) -> None:
+        self._folder = self.output / folder if folder and trainer.is_global_zero else None
+        self._seen, self._drawn = [], {}
+
+    @torch.no_grad()
+    def _draw(self, trainer: L.Trainer, pl_module: Any, batch: Mapping[str, Any]) -> None:
+        if self._folder is None:
+            return
+        for i, clip_id in enumerate(batch["clip_id"]):
+            if clip_id not in self._seen and len(self._seen) < self.clips:
+                self._seen.append(clip_id)
+            if clip_id not in self._seen:
+                continue
+            low, high, video = (batch[key][i : i + 1] for key in ("lr", "hr", "video"))
+            with trainer.precision_plugin.forward_context():
+                upsampled = pl_module.net(low, tuple(high.shape[2:]))
+            panels = _panels(pl_module.codec, low, upsampled, video)
+            scale = f"x{float(batch['scale'][i]):g}"
+            # Ids are 40 hexadecimal digits in UltraVideo; elsewhere they may not be fit for a file name.
+            path = self._folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', clip_id)}_{scale}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture_strip(panels).save(path)
+            self._drawn.setdefault(scale, []).append(path)
+
+    def _log(self, trainer: L.Trainer) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                for scale, paths in self._drawn.items():
+                    captions = [path.stem for path in paths]
+                    images: list[Any] = [str(path) for path in paths]
+                    logger.log_image(f"samples/{scale}", images, step=trainer.global_step, caption=captions)
+        self._folder, self._drawn = None, {}
+
+
+def _panels(codec: LatentCodec, low: Tensor, upsampled: Tensor, video: Tensor) -> list[Panel]:
+    """The four pictures of one clip's middle frame."""
+    size: Size3d = (upsampled.shape[2], upsampled.shape[3], upsampled.shape[4])
+    middle = video.shape[2] // 2
+    original = video[:, :, middle : middle + 1].float()
+    panels = [Panel(f"low resolution, {_shape(frame := _middle_frame(codec, low))}", _pixels(frame))]
+    for name, latents in (("bilinear", interpolate_latents(low, size)), ("VLUer", upsampled)):
+        frame = _middle_frame(codec, latents)
+        panels.append(Panel(f"{name}, {psnr(frame, original).item():.2f} dB", _pixels(frame)))
+    return [*panels, Panel(f"original, {_shape(original)}", _pixels(original))]
+
+
+def _middle_frame(codec: LatentCodec, latents: Tensor) -> Tensor:
+    """The decoded middle frame, 1 x 3 x 1 x H x W; the VAE is causal, so later latents are not decoded."""
+    middle = codec.pixel_size(latents.shape[2], 1, 1)[0] // 2
+    needed = next(n for n in range(1, latents.shape[2] + 1) if codec.pixel_size(n, 1, 1)[0] > middle)
+    return codec.decode(latents[:, :, :needed])[:, :, middle : middle + 1]
+
+
+def _shape(frame: Tensor) -> str:
+    return f"{frame.shape[3]}x{frame.shape[4]}"
+
+
+def _pixels(frame: Tensor) -> Any:
+    # A diverged model must not end the run here: what is not a number is drawn black.
+    return video_to_frames(frame.nan_to_num(-1))[0, 0].cpu().numpy()

@@ -1,0 +1,192 @@
+"""The list of clips that could not be read, shared by all workers and processes of a run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from luve_lightning.datasets.clip_types import ClipError
+
+T = TypeVar("T")
+SHOWN = 5  # clips named in the message of TooManyBadClips
+
+
+class TooManyBadClips(RuntimeError):
+    """More clips than allowed cannot be read; the message lists some of them.
+
+    Args:
+        message: what to tell the user.
+    """
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader raises an exception of a worker again with the worker's traceback before its message.
+        # The traceback only says that a clip was being read; the list is what the user needs.
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2])
+
+
+@dataclass(frozen=True)
+class BadClip:
+    """One line of the list.
+
+    Attributes:
+        clip_id: the file's stem.
+        path: the file.
+        reason: what is wrong with it.
+        time: when it was found, ISO 8601, UTC.
+        size: of the file then, bytes; None when it was missing.
+        changed_ns: when it was last changed, ns since 1970; None when it was missing.
+    """
+
+    clip_id: str
+    path: str
+    reason: str
+    time: str
+    size: int | None
+    changed_ns: int | None
+
+    @classmethod
+    def now(cls, error: ClipError) -> BadClip:
+        """The line for a clip that has just failed."""
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(error.path.stem, str(error.path), error.reason, time, *_facts(error.path))
+
+    def holds(self) -> bool:
+        """Whether the file is still the one that failed."""
+        return (self.size, self.changed_ns) == _facts(Path(self.path))
+
+
+class Quarantine:
+    """Names each bad clip once, in a JSON-lines file, and stops the run when there are too many.
+
+    The file belongs to one run folder. All DataLoader workers and processes of the run write to it: a line is
+    appended in one write under a lock, so that lines are whole and no clip is listed twice. A resumed run
+    goes on with it; a clip replaced since then no longer counts.
+
+    Args:
+        path: the file; made, with its folders, when the first clip fails. None keeps the list in memory, for
+            each worker its own.
+        max_bad_fraction: the largest share of `total` that may be bad, in [0, 1].
+        total: how many clips there are, >= 1.
+    """
+
+    def __init__(self, path: str | Path | None, max_bad_fraction: float, total: int) -> None:
+        if not 0 <= max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction: expected a share in [0, 1], got {max_bad_fraction}")
+        if total < 1:
+            raise ValueError(f"total: expected at least one clip, got {total}")
+        self.path = None if path is None else Path(path)
+        self.max_bad_fraction, self.total = max_bad_fraction, total
+        self._bad: dict[str, BadClip] = {}
+        self._read = 0  # bytes of the file already taken in
+
+    def add(self, error: ClipError) -> None:
+        """List the clip, unless it is listed.
+
+        Raises:
+            TooManyBadClips: more than the allowed share is bad now.
+        """
+        bad = BadClip.now(error)
+        if self.path is None:
+            self._bad.setdefault(bad.path, bad)
+        elif bad.path not in self._bad:
+            self._append(self.path, bad)
+        if len(self._bad) > self.max_bad_fraction * self.total:
+            raise TooManyBadClips(self.describe())
+
+    def bad(self) -> list[BadClip]:
+        """The clips listed so far, by anyone, in the order in which they were found."""
+        if self.path is not None and self.path.exists():
+            with self.path.open("rb") as file:
+                self._catch_up(file.fileno())
+        return list(self._bad.values())
+
+    def describe(self) -> str:
+        """How many clips are bad, and the first few with their reasons, as lines of text."""
+        bad = self.bad()
+        share = len(bad) / self.total
+        allowed = f"{share:.1%}, {self.max_bad_fraction:.1%} allowed"
+        lines = [f"{len(bad)} of {self.total} clips cannot be read ({allowed})"]
+        lines += [f"  {clip.path}: {clip.reason}" for clip in bad[:SHOWN]]
+        if len(bad) > SHOWN:
+            lines.append(f"  and {len(bad) - SHOWN} more")
+        if self.path is not None and bad:
+            lines.append(f"all of them are listed in {self.path}; delete it to start the count again")
+        return "\n".join(lines)
+
+    def _append(self, path: Path, bad: BadClip) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)  # given back by the kernel even when the process is killed
+            end = self._catch_up(file)
+            if bad.path in self._bad:
+                return
+            line = json.dumps(asdict(bad), ensure_ascii=False) + "\n"
+            # A writer killed in the middle of a line leaves it open: close it, or this one is lost with it.
+            os.write(file, (line if end else f"\n{line}").encode())
+            self._catch_up(file)
+        finally:
+            os.close(file)
+
+    def _catch_up(self, file: int) -> bool:
+        """Take in the lines written since the last look; False when the last one has no end."""
+        size = os.fstat(file).st_size
+        if size < self._read:  # somebody deleted or emptied the file: count again
+            self._read, self._bad = 0, {}
+        data = os.pread(file, size - self._read, self._read)
+        whole = data.rfind(b"\n") + 1
+        self._read += whole
+        for line in data[:whole].splitlines():
+            clip = _parsed(line)
+            if clip is not None and clip.holds():
+                self._bad.setdefault(clip.path, clip)
+        return whole == len(data)
+
+
+def first_readable(
+    index: int, length: int, read: Callable[[int], T], quarantine: Quarantine
+) -> tuple[int, T]:
+    """Read an item, or the next one that can be read, so that batches stay full.
+
+    The replacement depends on the files alone, not on what failed before: a resumed run sees the same items.
+
+    Args:
+        index: the item wanted.
+        length: how many items there are; after the last comes the first.
+        read: reads an item, or raises ClipError.
+        quarantine: where the ones that failed are listed.
+
+    Returns:
+        The index that was read, and the item.
+
+    Raises:
+        TooManyBadClips: too many failed, or all of them.
+    """
+    for step in range(length):
+        candidate = (index + step) % length
+        try:
+            return candidate, read(candidate)
+        except ClipError as error:
+            quarantine.add(error)
+    raise TooManyBadClips(f"no clip can be read\n{quarantine.describe()}")
+
+
+def _facts(path: Path) -> tuple[int | None, int | None]:
+    try:
+        facts = path.stat()
+    except OSError:
+        return None, None
+    return facts.st_size, facts.st_mtime_ns
+
+
+def _parsed(line: bytes) -> BadClip | None:
+    try:
+        return BadClip(**json.loads(line))
+    except (ValueError, TypeError):  # cut off by a kill, or not ours
+        return None

@@ -1,0 +1,115 @@
+"""Tables as CSV, Markdown and on the terminal. A table is a list of rows, a row a mapping from column to value."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+Row = Mapping[str, Any]
+
+
+def format_value(value: Any) -> str:
+    """A value as a reader wants it: four significant digits without exponents; NaN and None are empty."""
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    if math.isnan(value):
+        return ""
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    if value == 0:
+        return "0"
+    decimals = 3 - math.floor(math.log10(abs(value)))
+    return f"{value:.{min(max(decimals, 0), 6)}f}"
+
+
+def table_csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
+    """A table as CSV: floats with six significant digits (`g`), NaN and None empty, lines end in a newline.
+
+    Raises:
+        ValueError: when a row's keys are not the columns.
+    """
+    _check(columns, rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_csv_value(row[column]) for column in columns] for row in rows)
+    return text.getvalue()
+
+
+def table_markdown(columns: Sequence[str], rows: Sequence[Row]) -> str:
+    """A table as GitHub Markdown, numbers aligned to the right.
+
+    Raises:
+        ValueError: when a row's keys are not the columns.
+    """
+    _check(columns, rows)
+    rule = ["---:" if _is_numeric(column, rows) else "---" for column in columns]
+    body = [[format_value(row[column]).replace("|", "\\|") for column in columns] for row in rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [list(columns), rule, *body])
+
+
+def table_rich(columns: Sequence[str], rows: Sequence[Row], title: str = "") -> Table:
+    """A table for `rich.console.Console.print`.
+
+    Raises:
+        ValueError: when a row's keys are not the columns.
+    """
+    _check(columns, rows)
+    # No outer edge and single padding: eight columns of numbers fit a terminal of 80.
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for column in columns:
+        table.add_column(column, justify="right" if _is_numeric(column, rows) else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            *(Text(format_value(row[column])) for column in columns)
+        )  # Text: brackets are no markup
+    return table
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is either the old one or the new one, never half of it; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check(columns: Sequence[str], rows: Sequence[Row]) -> None:
+    for row in rows:
+        if set(row) != set(columns):
+            raise ValueError(f"a row has the columns {', '.join(row)}, expected {', '.join(columns)}")
+
+
+def _csv_value(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return "" if value is None else str(value)
+
+
+def _is_numeric(column: str, rows: Sequence[Row]) -> bool:
+    values = [row[column] for row in rows if row[column] is not None]
+    return bool(values) and all(isinstance(value, int | float) for value in values)

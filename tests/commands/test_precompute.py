@@ -1,0 +1,226 @@
+"""`luve precompute` in this process: what it stores, skips, refuses and prints."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from luve_lightning.datasets.clips import read_clip
+from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.datasets.latent_pairs_index import PairLookup, find_pair_keys
+from luve_lightning.datasets.latent_recipe import LatentRecipe
+from luve_lightning.datasets.latent_store import LatentStore, StoreError
+from luve_lightning.datasets.video_index import VideoIndex
+from luve_lightning.functional.pixels import frames_to_video
+from luve_lightning.models.backbone import LatentCodec
+from tests.helpers.run_luve import Outcome, run_luve
+from tests.helpers.small_world import write_backbone, write_world
+
+SCALES = (1.5, 2.0, 3.0)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    return write_world(tmp_path, 3)
+
+
+@pytest.fixture
+def luve(capsys: pytest.CaptureFixture[str], world: Path, tiny_backbone: Path, tmp_path: Path):
+    """Runs the verb on the small world; keyword arguments replace or add options."""
+
+    def run(**options: object) -> Outcome:
+        given: dict[str, object] = {"backbone": tiny_backbone, "index": world, "store": tmp_path / "store"}
+        given |= {"size": "[48, 48]", "scales": "[1.5, 2, 3]", "frames": 9, "batch_size": 2}
+        given |= {"trainer.accelerator": "cpu", "trainer.enable_progress_bar": "false"} | options
+        return run_luve(capsys, "precompute", *(f"--{name}={value}" for name, value in given.items()))
+
+    return run
+
+
+def summary(outcome: Outcome) -> tuple[int, int, int]:
+    """Encoded, already there, quarantined."""
+    assert outcome.code == 0, outcome.err
+    rows = dict(line.strip().split(None, 1) for line in outcome.out.splitlines() if line.startswith("  "))
+    return (
+        int(rows["encoded"].split()[0]),
+        int(rows["already"].split()[-1]),
+        int(rows["quarantined"].split(",")[0]),
+    )
+
+
+def recipe(backbone: Path, **changes: object) -> LatentRecipe:
+    values = {"vae": LatentCodec.from_pretrained(backbone).fingerprint(), "size": (48, 48), "scales": SCALES}
+    return LatentRecipe(**{**values, "frames": 9, **changes})  # type: ignore[arg-type]
+
+
+def find(store: Path, index: Path, what: LatentRecipe) -> PairLookup:
+    return find_pair_keys(LatentStore(store), FileHashes(store), VideoIndex.from_csv(index).entries, what)
+
+
+def test_latents_are_those_of_the_downscaled_frames(
+    luve, world: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    assert summary(luve(dtype="float32")) == (12, 0, 0)
+    codec = LatentCodec.from_pretrained(tiny_backbone)
+    store = LatentStore(tmp_path / "store")
+    for pair in find(store.root, world, recipe(tiny_backbone, dtype="float32")).pairs:
+        frames = read_clip(pair.entry.path, 0, 9)
+        high = codec.encode(frames_to_video(frames).unsqueeze(0))[0]
+        torch.testing.assert_close(store.read(pair.hr_key), high, atol=1e-4, rtol=1e-3)
+        for scale, key in pair.lr_keys.items():
+            side = round(48 / scale)
+            # Pillow filters 8-bit frames; the difference to the float filter is half a level.
+            small = np.stack(
+                [np.asarray(Image.fromarray(f).resize((side, side), Image.BICUBIC)) for f in frames]
+            )
+            low = codec.encode(frames_to_video(small).unsqueeze(0))[0]
+            assert store.shape(key) == (16, 3, side // 8, side // 8)
+            assert (store.read(key) - low).abs().max() < 0.05 * low.std()
+
+
+def test_second_run_decodes_nothing_and_third_fills_a_gap(
+    luve, world: Path, tiny_backbone: Path, tmp_path
+) -> None:
+    time.sleep(2.1)  # hashes of files written a moment ago are not remembered
+    assert summary(luve()) == (12, 0, 0)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")}
+    assert summary(luve()) == (0, 12, 0)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")} == before
+    gap = find(tmp_path / "store", world, recipe(tiny_backbone)).pairs[1].lr_keys[2.0]
+    store = LatentStore(tmp_path / "store")
+    content = store.path(gap).read_bytes()
+    store.path(gap).unlink()
+    assert summary(luve()) == (1, 11, 0)
+    assert store.path(gap).read_bytes() == content, "the same bits, alone in its batch or not"
+
+
+def test_loader_workers_and_batch_order_change_no_bit(luve, world: Path, tmp_path: Path) -> None:
+    luve(num_workers=2)
+    lines = world.read_text().splitlines()
+    (tmp_path / "other.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    luve(index=tmp_path / "other.csv", store=tmp_path / "other")
+    assert contents(tmp_path / "store") == contents(tmp_path / "other")
+    assert len(contents(tmp_path / "store")) == 12
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in store.glob("??/*")}
+
+
+def test_windows_strides_and_one_split(luve, world: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    (tmp_path / "splits.json").write_text(
+        '{"train": ["source-0", "source-2"], "val": ["source-1"], "test": []}'
+    )
+    outcome = luve(frames=1, windows=3, start=1, scales="[3]", splits="[train]")
+    assert summary(outcome) == (12, 0, 0)
+    assert outcome.out.startswith("2 clips, 6 windows of 2 latents")
+    train = VideoIndex.from_csv(world).split("train")
+    store = LatentStore(tmp_path / "store")
+    what = recipe(tiny_backbone, frames=1, windows=3, start=1, scales=(3,))
+    pairs = find_pair_keys(store, FileHashes(store.root), train, what).pairs
+    assert [pair.hr_key.frames for pair in pairs] == [(1, 2), (5, 6), (8, 9)] * 2
+
+
+def test_larger_clips_are_cropped_and_downscaled(luve, tiny_backbone: Path, tmp_path: Path) -> None:
+    index = write_world(tmp_path / "large", 1, height=112, width=144)
+    assert summary(luve(index=index, dtype="float32")) == (4, 0, 0)
+    pair = find(tmp_path / "store", index, recipe(tiny_backbone, dtype="float32")).pairs[0]
+    frames = read_clip(pair.entry.path, 0, 9)[:, :, 16:128]
+    small = np.stack([np.asarray(Image.fromarray(f).resize((48, 48), Image.BICUBIC)) for f in frames])
+    high = LatentCodec.from_pretrained(tiny_backbone).encode(frames_to_video(small).unsqueeze(0))[0]
+    stored = LatentStore(tmp_path / "store").read(pair.hr_key)
+    assert (stored - high).abs().max() < 0.05 * high.std()
+
+
+def test_other_vae_and_changed_clip_get_entries_of_their_own(
+    luve, world: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    luve()
+    other = write_backbone(tmp_path / "other", seed=1)
+    with pytest.raises(StoreError, match="3 of 3 clips have no latents"):
+        find(tmp_path / "store", world, recipe(other))
+    assert summary(luve(backbone=other)) == (12, 0, 0)
+    clip = VideoIndex.from_csv(world).entries[0].path
+    clip.write_bytes(clip.read_bytes() + b"\0")  # still plays
+    with pytest.raises(StoreError, match="1 of 3 clips have no latents"):
+        find(tmp_path / "store", world, recipe(tiny_backbone))
+    assert summary(luve()) == (4, 8, 0)
+    assert len(find(tmp_path / "store", world, recipe(tiny_backbone)).pairs) == 3
+
+
+def test_bad_clips_are_set_aside_and_the_run_goes_on(
+    luve, world: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    bad = VideoIndex.from_csv(world).entries[1]
+    bad.path.write_bytes(b"broken")
+    outcome = luve(max_bad_fraction=0.4)
+    assert summary(outcome) == (8, 0, 1)
+    assert f"listed in {tmp_path}/store/quarantine/48x48-9-from-0-by-1.jsonl" in outcome.out
+    assert summary(luve(max_bad_fraction=0.4)) == (0, 8, 1)
+    lookup = find(tmp_path / "store", world, recipe(tiny_backbone))
+    assert len(lookup.pairs) == 2
+    assert [clip_id for clip_id, _ in lookup.dropped] == [bad.clip_id]
+
+
+def test_too_many_bad_clips_stop_the_run_with_the_list(luve, world: Path) -> None:
+    bad = VideoIndex.from_csv(world).entries[1]
+    bad.path.write_bytes(b"broken")
+    outcome = luve(max_bad_fraction=0.3)
+    assert outcome.code == 2
+    (line,) = outcome.error_lines
+    assert "1 of 3 clips cannot be read" in line
+    assert str(bad.path) in line
+
+
+def test_variants_have_entries_of_their_own(luve, world: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    transform = f"{{class_path: tests.helpers.recording.Recording, init_args: {{log: {tmp_path}/log}}}}"
+    plain = "{class_path: luve_lightning.datasets.encode_clips.Unchanged}"
+    assert summary(luve(variants=f"{{plain: {plain}, dark: {transform}}}", dtype="float32")) == (24, 0, 0)
+    assert summary(luve(dtype="float32")) == (0, 12, 0)
+    store = LatentStore(tmp_path / "store")
+    what = recipe(tiny_backbone, variants=("plain", "dark (amount 0.5)"), dtype="float32")
+    entries = VideoIndex.from_csv(world).entries
+    pairs = find_pair_keys(store, FileHashes(store.root), entries, what, variant="dark (amount 0.5)").pairs
+    video = frames_to_video(read_clip(entries[0].path, 0, 9)).unsqueeze(0) * 0.5
+    dark = LatentCodec.from_pretrained(tiny_backbone).encode(video)[0]
+    torch.testing.assert_close(store.read(pairs[0].hr_key), dark, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("size", "[50, 48]", "not height 50 (nearest 48 or 96)"),
+        ("frames", 8, "8 frames: expected 4k + 1, nearest are 5 and 9"),
+        ("scales", "[0.5]", "scales must be different numbers above 1"),
+        ("scales", "[0]", "scales must be different numbers above 1"),
+        ("scales", "[2, 2.0]", "scales must be different numbers above 1"),
+        ("splits", "[test]", "clips.csv: no clips in test"),
+        ("windows", 0, "expected frames, windows, stride >= 1"),
+        ("batch_size", 0, "expected batch_size >= 1"),
+        ("backbone", "./nothing", "backbone ./nothing: "),
+        ("index", "nothing.csv", "nothing.csv"),
+        ("dtype", "float8", "dtype"),
+        ("trainer.logger", "true", "trainer: logger cannot be set here; known: accelerator,"),
+        ("trainer.devises", "2", "trainer: devises cannot be set here"),
+        ("batchsize", "2", "batchsize"),
+    ],
+)
+def test_mistakes_are_one_line(luve, option: str, value: object, message: str) -> None:
+    outcome = luve(**{option: value})
+    assert outcome.code == 2
+    (line,) = outcome.error_lines
+    assert message in line
+
+
+def test_latents_beyond_float16_are_refused_in_one_line(luve, tiny_backbone: Path, tmp_path: Path) -> None:
+    backbone = write_backbone(tmp_path / "loud", seed=0, latents_std=1e-7)
+    outcome = luve(backbone=backbone)
+    assert outcome.code == 2
+    (line,) = outcome.error_lines
+    assert "store them as float32" in line
+    assert summary(luve(backbone=backbone, dtype="float32")) == (12, 0, 0)

@@ -1,0 +1,133 @@
+"""Fixtures shared by the tests: a tiny backbone, tiny clips, and thread limits."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported: the tests' tensors are too small to share, and two workers of pytest-xdist on two cores
+# would run two threads each and wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may download
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TINY_CLIPS = {"train": 4, "val": 1, "test": 1}  # clips per split; each split has one source video
+TINY_FRAMES = 9
+TINY_SIZE = 64
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The top folder of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone folder with a randomly initialised, very small AutoencoderKLWan under `vae/`."""
+    import torch
+    from diffusers import AutoencoderKLWan
+
+    folder = tmp_path_factory.mktemp("backbone")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vae = AutoencoderKLWan(base_dim=4, z_dim=16, num_res_blocks=1)
+    vae.save_pretrained(folder / "vae")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `clips.csv` in UltraVideo's format, `splits.json`, and six H.264 clips under `clips/`.
+
+    9 frames of 64x64 at 16 fps; three source videos, one for each split.
+    """
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "clips").mkdir()
+    rows, splits = [], {}
+    for number, (split, count) in enumerate(TINY_CLIPS.items()):
+        url = f"https://example.com/{split}"
+        splits[split] = [url]
+        for index in range(count):
+            clip_id = f"{number * 100 + index:040x}"
+            _write_clip(folder / "clips" / f"{clip_id}.mp4", seed=number * 100 + index)
+            rows.append(_row(clip_id, url))
+    with (folder / "clips.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    (folder / "splits.json").write_text(json.dumps(splits))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_latents(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, tiny_clips: Path) -> Path:
+    """A latent store of the tiny clips at 48x48 and 1.5, 2 and 3 times smaller, made by `luve precompute`."""
+    from luve_lightning.__main__ import main
+
+    store = tmp_path_factory.mktemp("latents")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINY_BACKBONE", str(tiny_backbone))
+        patch.setenv("TINY_WORLD", str(tiny_clips))
+        patch.setenv("TINY_LATENTS", str(store))
+        names = ("experiments/precompute/mini.yaml", "tests/conf/precompute/mini.yaml")
+        options = [word for name in names for word in ("--config", str(REPOSITORY / name))]
+        assert main(["precompute", *options]) == 0
+    return store
+
+
+def _write_clip(path: Path, seed: int) -> None:
+    """Writes a coarse random texture that drifts two pixels a frame."""
+    import av
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 256, (TINY_SIZE // 8, TINY_SIZE // 8 + 4, 3), dtype=np.uint8)
+    texture = coarse.repeat(8, axis=0).repeat(8, axis=1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=16, options={"crf": "10"})
+        stream.width = stream.height = TINY_SIZE
+        stream.pix_fmt = "yuv420p"
+        for index in range(TINY_FRAMES):
+            pixels = np.ascontiguousarray(texture[:, 2 * index : 2 * index + TINY_SIZE])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _row(clip_id: str, url: str) -> dict[str, object]:
+    """One line of the CSV: UltraVideo's 24 columns, in its order."""
+    seconds = TINY_FRAMES / 16
+    numbers = {
+        "clip_id": clip_id,
+        "url": url,
+        "frame_width": TINY_SIZE,
+        "frame_height": TINY_SIZE,
+        "fps": 16.0,
+        "start_frame": 0,
+        "end_frame": TINY_FRAMES,
+        "total_frames": TINY_FRAMES,
+        "start_time": 0.0,
+        "end_time": seconds,
+        "duration": seconds,
+        "vtss_score": 1.0,
+        "motion_score": 1.0,
+        "video_clip_score": 1.0,
+    }
+    captions = (
+        "Brief Description",
+        "Detailed Description",
+        "Background",
+        "Theme Description",
+        "Style",
+        "Shot Type",
+        "Camera Movement",
+        "Lighting",
+        "Video Atmosphere",
+        "Summarized Description",
+    )
+    return {**numbers, **dict.fromkeys(captions, "Coloured squares drift to the left.")}

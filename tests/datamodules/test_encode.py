@@ -1,0 +1,56 @@
+"""How windows are shared among processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luve_lightning.datamodules.encode import EncodeDataModule, share
+from luve_lightning.datasets.encode_clips import ClipsToEncode, ClipWindow, WindowReader
+from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.datasets.latent_recipe import LatentRecipe
+from luve_lightning.datasets.latent_store import LatentStore
+from luve_lightning.datasets.video_index import VideoIndex
+from tests.helpers.small_world import write_world
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory) -> ClipWindow:
+    return ClipWindow(
+        VideoIndex.from_csv(write_world(tmp_path_factory.mktemp("world"), 1)).entries[0], (0, 9)
+    )
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> WindowReader:
+    recipe = LatentRecipe(vae="v", size=(48, 48), scales=(), frames=1)
+    return WindowReader(recipe, LatentStore(tmp_path), FileHashes(tmp_path))
+
+
+@given(count=st.integers(0, 60), world_size=st.integers(1, 9), batch_size=st.integers(1, 9))
+def test_every_window_once_and_equal_numbers_of_batches(
+    window: ClipWindow, count: int, world_size: int, batch_size: int
+) -> None:
+    windows = [ClipWindow(window.clip, (n, n + 9)) for n in range(count)]
+    shares = [share(windows, rank, world_size, batch_size) for rank in range(world_size)]
+    covered = [w for shard, _ in shares for w in shard]
+    assert sorted(w.frames for w in covered) == [w.frames for w in windows]
+    sizes = [len(shard) for shard, _ in shares]
+    assert max(sizes) - min(sizes) <= 1
+    assert {batches for _, batches in shares} == {-(-max(sizes) // batch_size)}
+
+
+def test_short_share_is_filled_up_with_empty_batches(window: ClipWindow, reader: WindowReader) -> None:
+    dataset = ClipsToEncode([window] * 3, 2, reader, batches=4)
+    assert len(dataset) == 4
+    # One frame of nine: the recipe reads what it wants from each window's start.
+    assert [len(dataset[n]) for n in range(4)] == [2, 1, 0, 0]
+
+
+@pytest.mark.parametrize(("batch_size", "num_workers"), [(0, 0), (1, -1)])
+def test_impossible_values_are_refused(reader: WindowReader, batch_size: int, num_workers: int) -> None:
+    with pytest.raises(ValueError, match="expected batch_size >= 1 and num_workers >= 0"):
+        EncodeDataModule([], reader, batch_size, num_workers)

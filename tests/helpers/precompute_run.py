@@ -1,0 +1,64 @@
+"""`luve precompute` as a real process, on a small world."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.datasets.latent_recipe import LatentRecipe
+from luve_lightning.datasets.latent_store import LatentKey, LatentStore
+from luve_lightning.datasets.video_index import VideoIndex
+from luve_lightning.models.backbone import LatentCodec
+
+
+class PrecomputeRun:
+    """One `luve precompute` of 48x48 pixels, 9 frames and three scales, one window a batch.
+
+    Args:
+        folder: where its output goes.
+        backbone: with the VAE.
+        index: CSV of the clips.
+        store: folder of the latents.
+        options: more words for the command line.
+    """
+
+    def __init__(self, folder: Path, backbone: Path, index: Path, store: Path, *options: str) -> None:
+        self.output = folder / f"output-{len(list(folder.glob('output-*')))}"
+        words = [f"--backbone={backbone}", f"--index={index}", f"--store={store}", "--size=[48, 48]"]
+        words += ["--scales=[1.5, 2, 3]", "--frames=9", "--batch_size=1", "--trainer.accelerator=cpu"]
+        words += ["--trainer.enable_progress_bar=false", *options]
+        command = [sys.executable, "-m", "luve_lightning", "precompute", *words]
+        with self.output.open("w") as stream:
+            self.process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+
+    def text(self) -> str:
+        """What it has printed."""
+        return self.output.read_text()
+
+    def encoded(self) -> int:
+        """Wait for the end, and how many latents it says it has written."""
+        assert self.process.wait(120) == 0, self.text()
+        found = re.search(r"encoded +(\d+) latents", self.text())
+        assert found, self.text()
+        return int(found[1])
+
+
+def keys_of_last_clip(backbone: Path, index: Path) -> list[LatentKey]:
+    """What a run stores last. Whoever holds claims on these keeps it from ending."""
+    vae = LatentCodec.from_pretrained(backbone).fingerprint()
+    recipe = LatentRecipe(vae, (48, 48), (1.5, 2.0, 3.0), frames=9)
+    clip = VideoIndex.from_csv(index).entries[-1].path
+    return list(recipe.keys(FileHashes(index.parent).digest(clip), (0, 9)).values())
+
+
+def wait_for_entries(store: LatentStore, count: int, run: PrecomputeRun) -> None:
+    """Return as soon as the store holds so many entries while the run goes on."""
+    end = time.monotonic() + 90
+    while store.size().entries < count:
+        assert run.process.poll() is None, run.text()
+        assert time.monotonic() < end, run.text()
+        time.sleep(0.002)

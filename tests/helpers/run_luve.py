@@ -1,0 +1,37 @@
+"""Runs the `luve` command inside the test process."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+# Lightning's log handler keeps the stream that standard error is when it is imported: not that of one test.
+import lightning.pytorch  # noqa: F401
+import pytest
+
+from luve_lightning.__main__ import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Exit code and what was printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error_lines(self) -> list[str]:
+        """The lines of standard error, without Lightning's notice of the seed."""
+        return [line for line in self.err.splitlines() if line and not line.startswith("Seed set to")]
+
+
+def run_luve(capsys: pytest.CaptureFixture[str], *words: object) -> Outcome:
+    """Runs `luve` with these words; a bug shows as code 1 with its traceback in `err`."""
+    capsys.readouterr()
+    with warnings.catch_warnings():
+        # Tests run few batches on few cores, which Lightning comments on.
+        warnings.filterwarnings("ignore", module="lightning")
+        code = main([str(word) for word in words])
+    printed = capsys.readouterr()
+    return Outcome(code, printed.out, printed.err)

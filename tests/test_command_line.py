@@ -1,0 +1,362 @@
+"""The `luve` command as a user meets it: help, errors, runs, resumes, interruption."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from luve_lightning.commands import VERBS, overview
+from tests.helpers.run_luve import run_luve
+
+CONFIG: dict[str, Any] = {
+    "trainer": {
+        "default_root_dir": "???",
+        "max_steps": 2,
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+    },
+    "model": {
+        "class_path": "tests.helpers.tiny.TinyModule",
+        "init_args": {"lr": 0.01, "losses": {"l1": {"class_path": "torch.nn.L1Loss"}}},
+    },
+    "data": {"class_path": "tests.helpers.tiny.TinyData"},
+    "callbacks": {
+        "checkpoint": {
+            "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+            "init_args": {"dirpath": "${trainer.default_root_dir}/checkpoints", "save_last": True},
+        },
+        "timer": {"class_path": "lightning.pytorch.callbacks.Timer"},
+    },
+    "loggers": {
+        "csv": {
+            "class_path": "lightning.pytorch.loggers.CSVLogger",
+            "init_args": {"save_dir": "${trainer.default_root_dir}", "name": "", "version": ""},
+        }
+    },
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(CONFIG))
+    return file
+
+
+@pytest.fixture
+def base(tmp_path: Path, config: Path) -> list[str]:
+    """The words that name the configuration and the run folder."""
+    return ["--config", str(config), "--trainer.default_root_dir", str(tmp_path / "run")]
+
+
+def checkpoint(folder: Path) -> dict[str, Any]:
+    import torch
+
+    loaded: dict[str, Any] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return loaded
+
+
+def environment(repository: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+
+
+# Help
+
+
+def test_overview_lists_every_verb_and_needs_no_torch(repository: Path) -> None:
+    program = (
+        "import sys, time; start = time.perf_counter()\n"
+        "from luve_lightning.__main__ import main\n"
+        "code = main(['--help']); spent = time.perf_counter() - start\n"
+        "heavy = {'torch', 'lightning', 'numpy', 'omegaconf', 'jsonargparse'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert spent < 0.5, spent\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for name, verb in VERBS.items():
+        assert f"  {name}" in done.stdout
+        assert verb.summary in done.stdout
+    assert max(map(len, overview().splitlines())) <= 100
+
+
+def test_a_reader_that_leaves_early_is_no_error(repository: Path) -> None:
+    command = f"{sys.executable} -m luve_lightning fit --help | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=repository,
+        env={**environment(repository), "PYTHONUNBUFFERED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Traceback" not in done.stderr
+    assert done.stdout.splitlines()[0].startswith("usage: luve fit")
+    assert done.stdout.splitlines()[1] in ("0", "141")  # 0 when everything fitted into the pipe
+
+
+@pytest.mark.parametrize("name", [name for name, verb in VERBS.items() if verb.function])
+def test_each_function_verb_is_typed_and_documented(name: str) -> None:
+    verb = VERBS[name]
+    function = getattr(importlib.import_module(verb.module), verb.function or "")
+    documentation = inspect.getdoc(function) or ""
+    assert documentation.partition("\n")[0].endswith(".")
+    for parameter in inspect.signature(function).parameters.values():
+        assert parameter.annotation is not inspect.Parameter.empty
+        assert f"{parameter.name}: " in documentation
+
+
+def test_help_of_fit_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run_luve(capsys, "fit", "--help")
+    assert outcome.code == 0
+    assert outcome.out.startswith("usage: luve fit [--config FILE]... [--key value]...\n\nTrain a model.")
+    for expected in (
+        "--ckpt_path",
+        "--callbacks.NAME",
+        "--loggers.NAME",
+        "--trainer.max_steps",
+        "--seed_everything",
+    ):
+        assert expected in outcome.out
+    assert "known subclasses" not in outcome.out
+    assert len(outcome.out.splitlines()) < 330
+
+
+def test_help_of_a_class_lists_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run_luve(capsys, "fit", "--model.help", "tests.helpers.tiny.TinyModule")
+    assert outcome.code == 0
+    assert "Step size, > 0. (type: float, default: 0.001)" in outcome.out
+    assert run_luve(capsys, "fit", "--model.help", "tests.nope.X").code == 2
+
+
+# Errors: one line, exit code 2, the key and what was expected
+
+ERRORS = [
+    ("fitt", "luve fitt: error: no such verb; did you mean 'fit'?"),
+    ("fit stray", "unexpected argument 'stray'"),
+    ("fit --config nosuch.yaml", "--config: no such file: nosuch.yaml"),
+    ("fit", "data, model: required, but not given"),
+    ("BASE --model.lr abc", "model.init_args.lr: expected float, got 'abc'"),
+    ("BASE --model.lrr 1", "model.init_args.lrr: unknown key; did you mean 'lr'?"),
+    ("BASE --model.lr -1", "model.init_args.lr: lr must be > 0, got -1.0"),
+    ("BASE --model.backbone nosuch", "model.init_args.backbone: backbone folder not found: nosuch"),
+    ("BASE --model tests.helpers.tiny.Tin", "model.class_path: cannot import 'tests.helpers.tiny.Tin'"),
+    ("BASE --model tests.helpers.tiny.TinyData", "model.class_path: expected a subclass of LightningModule"),
+    (
+        "BASE --model.losses.l1.reductio sum",
+        "model.init_args.losses.l1.init_args.reductio: unknown key; did you",
+    ),
+    ("BASE --data.batch_size 2.5", "data.init_args.batch_size: expected int, got '2.5'"),
+    ("BASE --data.share 2", "data.init_args.share: share must be in [0, 1], got 2.0"),
+    ("BASE --data null", "data: required, but not given"),
+    ("BASE --trainer.max_step 3", "trainer.max_step: unknown key; did you mean 'max_steps'?"),
+    ("BASE --trainer.max_steps many", "trainer.max_steps: expected int, got 'many'"),
+    ("BASE --trainer.precision bf16-mixd", "trainer.precision: expected one of"),
+    ("BASE --trainer.accelerator warp", "trainer.accelerator: You selected an invalid accelerator name"),
+    ("BASE --trainer.logger false", "trainer.logger: unknown key; loggers is a dictionary by name"),
+    ("BASE --callbacks.checkpoint.save_top_k x", "callbacks.checkpoint.init_args.save_top_k: expected int"),
+    (
+        "BASE --callbacks.checkpoint.save_top_k 4",
+        "callbacks.checkpoint: ModelCheckpoint(save_top_k=4, monitor=None)",
+    ),
+    ("BASE --loggers.csv.save_dir null", "loggers.csv.init_args.save_dir: required, but not given"),
+    ("BASE --seed_everything abc", "seed_everything: expected int, got 'abc'"),
+    ("BASE --extra 3", "extra: unknown key"),
+    ("BASE --ckpt_path nosuch.ckpt", "ckpt_path: no such file: nosuch.ckpt"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), ERRORS, ids=[words for words, _ in ERRORS])
+def test_an_error_is_one_line(
+    capsys: pytest.CaptureFixture[str], base: list[str], tmp_path: Path, words: str, message: str
+) -> None:
+    expanded = [part for word in words.split() for part in (["fit", *base] if word == "BASE" else [word])]
+    outcome = run_luve(capsys, *expanded)
+    assert outcome.code == 2
+    assert message in outcome.error_lines[-1]
+    assert "Traceback" not in outcome.err
+    lines = [line for line in outcome.error_lines if line.startswith("luve ")]
+    assert len(lines) == 1
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], base: list[str]) -> None:
+    outcome = run_luve(capsys, "fit", *base, "--model.lr", "-1", "--debug")
+    assert outcome.code == 2
+    assert 'raise ValueError(f"lr must be > 0, got {lr}")' in outcome.err
+    assert outcome.error_lines[-1] == "luve fit: error: model.init_args.lr: lr must be > 0, got -1.0"
+
+
+def test_a_bug_keeps_its_traceback(capsys: pytest.CaptureFixture[str], base: list[str]) -> None:
+    outcome = run_luve(capsys, "fit", *base, "--model.fail_at", 1)
+    assert outcome.code == 1
+    assert "KeyError: 'a bug'" in outcome.err
+    assert outcome.error_lines[-1] == "luve fit: internal error: KeyError, traceback above"
+
+
+def test_measuring_without_a_checkpoint_is_refused(
+    capsys: pytest.CaptureFixture[str], base: list[str]
+) -> None:
+    outcome = run_luve(capsys, "test", *base, "--ckpt_path", "last")
+    assert outcome.code == 2
+    assert "ckpt_path: no last checkpoint in " in outcome.error_lines[-1]
+
+
+# Runs
+
+
+def test_a_run_leaves_its_checkpoint_configuration_and_provenance(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, base: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with caplog.at_level("INFO"):
+        outcome = run_luve(capsys, "fit", *base, "--seed_everything", 0)
+    assert outcome.code == 0, outcome.err
+    assert "Seed set to 0" in caplog.messages
+    assert not any("Tip:" in message for message in caplog.messages)
+    assert (run / "metrics.csv").is_file()  # the logger's interpolation followed the option
+    saved = checkpoint(run)
+    assert saved["global_step"] == 2
+    assert saved["hyper_parameters"]["lr"] == 0.01  # plain values: the checkpoint loads with weights_only
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    assert written["trainer"]["default_root_dir"] == str(run)
+    assert written["seed_everything"] == 0
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert provenance["verb"] == "fit"
+    assert provenance["command"].startswith("luve fit --config ")
+    assert provenance["data_manifest"] == "0" * 64
+    assert provenance["packages"]["torch"]
+
+
+def test_the_written_configuration_repeats_the_run(
+    capsys: pytest.CaptureFixture[str], base: list[str], tmp_path: Path
+) -> None:
+    assert run_luve(capsys, "fit", *base).code == 0
+    again = tmp_path / "again"
+    outcome = run_luve(
+        capsys,
+        "fit",
+        "--config",
+        tmp_path / "run" / "config.yaml",
+        "--trainer.default_root_dir",
+        again,
+        "--callbacks.checkpoint.dirpath",
+        again / "checkpoints",
+        "--loggers",
+        "null",
+    )
+    assert outcome.code == 0, outcome.err
+    first, second = checkpoint(tmp_path / "run"), checkpoint(again)
+    for key, value in first["state_dict"].items():
+        assert value.equal(second["state_dict"][key])
+
+
+def test_resume_goes_on_and_adds_provenance(
+    capsys: pytest.CaptureFixture[str], base: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    # The first time there is nothing to resume from: one command serves both.
+    assert run_luve(capsys, "fit", *base, "--ckpt_path", "last").code == 0
+    first = (run / "config.yaml").read_bytes()
+    assert run_luve(capsys, "fit", *base, "--ckpt_path", "last", "--trainer.max_steps", 4).code == 0
+    assert checkpoint(run)["global_step"] == 4
+    assert run_luve(capsys, "test", *base, "--ckpt_path", "last").code == 0
+    assert (run / "config.yaml").read_bytes() == first
+    verbs = [json.loads((run / f"provenance{n}.json").read_text())["verb"] for n in ("", "-2", "-3")]
+    assert verbs == ["fit", "fit", "test"]
+    assert yaml.safe_load((run / "config-2.yaml").read_text())["trainer"]["max_steps"] == 4
+
+
+def test_a_later_file_adds_and_switches_off(
+    capsys: pytest.CaptureFixture[str], base: list[str], tmp_path: Path
+) -> None:
+    later = tmp_path / "later.yaml"
+    later.write_text(
+        "callbacks:\n"
+        "  checkpoint: null\n"
+        "  summary: {class_path: lightning.pytorch.callbacks.ModelSummary}\n"
+        "loggers: {csv: null}\n"
+        "trainer: {enable_checkpointing: false}\n"
+        "model: {init_args: {losses: {l1: null, mse: {class_path: torch.nn.MSELoss}}}}\n"
+    )
+    outcome = run_luve(capsys, "fit", *base, "--config", later, "--print_config")
+    assert outcome.code == 0, outcome.err
+    printed = yaml.safe_load(outcome.out)
+    assert set(printed["callbacks"]) == {"timer", "summary"}
+    assert not printed.get("loggers")
+    losses = printed["model"]["init_args"]["losses"]
+    assert {name: loss["class_path"] for name, loss in losses.items()} == {"mse": "torch.nn.MSELoss"}
+    assert not (tmp_path / "run").exists()
+    assert run_luve(capsys, "fit", *base, "--config", later).code == 0
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "provenance.json"]
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_the_other_verbs_run(
+    capsys: pytest.CaptureFixture[str], base: list[str], tmp_path: Path, verb: str
+) -> None:
+    outcome = run_luve(capsys, verb, *base)
+    assert outcome.code == 0, outcome.err
+    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["verb"] == verb
+
+
+def test_fast_dev_run_writes_no_provenance(
+    capsys: pytest.CaptureFixture[str], base: list[str], tmp_path: Path
+) -> None:
+    assert run_luve(capsys, "fit", *base, "--trainer.fast_dev_run", "true").code == 0
+    assert not list((tmp_path / "run").glob("*.*"))
+
+
+def test_ctrl_c_exits_with_130(base: list[str], repository: Path, tmp_path: Path) -> None:
+    words = ["fit", *base, "--trainer.max_steps", "100000000", "--trainer.max_epochs", "-1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "luve_lightning", *words],
+        cwd=repository,
+        env=environment(repository),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while not (tmp_path / "run" / "metrics.csv").exists() and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1] == "luve fit: interrupted"
+
+
+def test_two_processes_write_one_provenance(base: list[str], repository: Path, tmp_path: Path) -> None:
+    words = ["fit", *base, "--trainer.strategy", "ddp", "--trainer.devices", "2", "--debug"]
+    done = subprocess.run(
+        [sys.executable, "-m", "luve_lightning", *words],
+        cwd=repository,
+        env=environment(repository),
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["processes"] == 2
+    assert not (tmp_path / "run" / "provenance-2.json").exists()

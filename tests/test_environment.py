@@ -1,0 +1,118 @@
+"""pyproject.toml, constraints.txt, environment.yml and the Makefile agree."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+REQUIREMENTS = [Requirement(r) for r in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]]
+
+
+def constraints() -> dict[str, str]:
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in pins}
+
+
+def run_tool(*arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(cwd / "tools" / "make_environment.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda requirement: requirement.name)
+def test_the_tested_version_is_within_each_range(requirement: Requirement) -> None:
+    pins = constraints()
+    assert Version(pins[canonicalize_name(requirement.name)]) in requirement.specifier
+
+
+def test_every_installed_dependency_is_pinned() -> None:
+    """The whole tree below our requirements, so that a fresh set-up cannot drift."""
+    pins = constraints()
+    waiting, seen = [(requirement.name, requirement.extras) for requirement in REQUIREMENTS], set()
+    while waiting:
+        name, extras = waiting.pop()
+        if (canonicalize_name(name), frozenset(extras)) in seen:
+            continue
+        seen.add((canonicalize_name(name), frozenset(extras)))
+        assert canonicalize_name(name) in pins, f"{name} is not in constraints.txt"
+        for text in metadata.requires(name) or []:
+            child = Requirement(text)
+            wanted = (
+                any(child.marker.evaluate({"extra": extra}) for extra in extras or {""})
+                if child.marker
+                else True
+            )
+            # setuptools and pip come with the virtual environment; a constraint on them would bind builds too.
+            if wanted and child.name not in ("setuptools", "pip"):
+                waiting.append((child.name, child.extras))
+
+
+def test_every_import_is_declared() -> None:
+    """What the package imports is a dependency by itself, not by way of another one."""
+    declared = {canonicalize_name(requirement.name) for requirement in REQUIREMENTS}
+    distributions = metadata.packages_distributions()
+    imported = set()
+    for file in (REPOSITORY / "luve_lightning").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add((node.module or "").partition(".")[0])
+    third_party = imported - set(sys.stdlib_module_names) - {"luve_lightning"}
+    assert {"torch", "lightning", "yaml"} <= third_party
+    for module in third_party:
+        assert {canonicalize_name(name) for name in distributions.get(module, [])} & declared, module
+
+
+def test_each_dependency_says_why_its_bounds_are_there() -> None:
+    text = (REPOSITORY / "pyproject.toml").read_text()
+    block = text[text.index("dependencies = [") : text.index("[project.scripts]")]
+    lines = [line for line in block.splitlines() if line.strip().startswith('"')]
+    assert len(lines) == len(REQUIREMENTS)
+    assert not [line for line in lines if not re.search(r'",?\s+# \S.{10,}', line)]
+
+
+def test_environment_yml_is_in_step() -> None:
+    assert run_tool("--check").returncode == 0
+    environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
+    pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert {Requirement(line).name for line in pip if not line.startswith("--")} == {
+        r.name for r in REQUIREMENTS
+    }
+
+
+def test_the_check_notices_a_change(tmp_path: Path) -> None:
+    (tmp_path / "tools").mkdir()
+    for name in ("tools/make_environment.py", "environment.yml"):
+        (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
+    changed = (REPOSITORY / "pyproject.toml").read_text().replace('"peft>=0.21', '"peft>=0.20')
+    (tmp_path / "pyproject.toml").write_text(changed)
+    checked = run_tool("--check", cwd=tmp_path)
+    assert checked.returncode == 1
+    assert "environment.yml is out of step" in checked.stderr
+    assert run_tool(cwd=tmp_path).returncode == 0
+    assert run_tool("--check", cwd=tmp_path).returncode == 0
+
+
+def test_make_help_lists_every_target() -> None:
+    done = subprocess.run(
+        ["make", "--no-print-directory"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    makefile = (REPOSITORY / "Makefile").read_text()
+    phony = {name for line in re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE) for name in line.split()}
+    assert {"help", "setup", "test", "lint", "train-vluer", "evaluate-vluer"} <= phony
+    for target in phony:
+        assert re.search(rf"^\s+{target}\s+\S", re.sub(r"\x1b\[\d*m", "", done.stdout), re.MULTILINE), target

@@ -1,0 +1,122 @@
+"""Every file under experiments/ is run by the command its header names, laid over with a tiny configuration."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from luve_lightning.commands import VERBS
+from luve_lightning.commands.compose import compose
+from tests.helpers.run_luve import run_luve
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+EXPERIMENTS = REPOSITORY / "experiments"
+OVERLAYS = REPOSITORY / "tests" / "conf"
+FILES = sorted(EXPERIMENTS.rglob("*.yaml"))
+
+_LUVE = re.compile(r"\bluve ([a-z-]+)((?: --config [\w./-]+)+)")
+_MAKE = re.compile(r"\bmake train-vluer CONFIG=([\w./-]+)")
+
+
+def relative(file: Path) -> str:
+    return str(file.relative_to(REPOSITORY))
+
+
+def header(file: Path) -> str:
+    """The comment a file opens with, comment signs removed."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# "))
+    return "\n".join(lines)
+
+
+def documented_command(file: Path) -> tuple[str, list[Path]]:
+    """The verb and the configuration files of the command in a file's header that uses this file."""
+    text = header(file)
+    commands = [(verb, re.findall(r"--config (\S+)", words)) for verb, words in _LUVE.findall(text)]
+    commands += [("fit", [name]) for name in _MAKE.findall(text)]
+    for verb, names in commands:
+        if relative(file) in names:
+            return verb, [REPOSITORY / name for name in names]
+    raise AssertionError(f"{relative(file)}: its header names no command with --config {relative(file)}")
+
+
+def overlays(verb: str, files: list[Path]) -> list[Path]:
+    """The tiny configurations to lay over: the common one, then that of each file that has one."""
+    own = [OVERLAYS / file.relative_to(EXPERIMENTS) for file in files]
+    assert own[0].is_file(), f"add {own[0].relative_to(REPOSITORY)}: what makes {relative(files[0])} tiny"
+    common = [OVERLAYS / "one_step.yaml"] if verb == "fit" else []
+    return [*common, *(file for file in own if file.is_file())]
+
+
+def leaves(tree: Any) -> int:
+    if isinstance(tree, dict) and "class_path" not in tree:
+        return sum(leaves(value) for value in tree.values())
+    return 1
+
+
+def as_options(files: list[Path]) -> list[str]:
+    return [word for file in files for word in ("--config", str(file))]
+
+
+@pytest.fixture
+def tiny_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_backbone: Path, tiny_clips: Path, tiny_latents: Path
+) -> Path:
+    """Sets what the overlays refer to, and moves to an empty folder; returns the run folder."""
+    monkeypatch.setenv("TINY_BACKBONE", str(tiny_backbone))
+    monkeypatch.setenv("TINY_WORLD", str(tiny_clips))
+    monkeypatch.setenv("TINY_LATENTS", str(tiny_latents))
+    monkeypatch.setenv("TINY_RUN", str(tmp_path / "run"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "run"
+
+
+def test_there_are_experiments() -> None:
+    assert len(FILES) >= 2
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_the_header_says_what_it_is_and_how_to_run_it(file: Path) -> None:
+    verb, files = documented_command(file)
+    assert verb in VERBS
+    assert all(other.is_file() for other in files)
+    assert len(header(file).splitlines()[0]) >= 30, "the first line says what the experiment is"
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_it_fits_the_signatures(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, file: Path
+) -> None:
+    """As written, without an overlay: every key is known and every value has its type."""
+    monkeypatch.chdir(REPOSITORY)
+    verb, files = documented_command(file)
+    outcome = run_luve(capsys, verb, *as_options(files), "--print_config")
+    assert outcome.code == 0, outcome.err
+    assert yaml.safe_load(outcome.out)
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_an_ablation_changes_few_keys_or_says_why(file: Path) -> None:
+    if "ablations" not in file.parts:
+        assert "class_path" in file.read_text() or "backbone" in file.read_text()
+        return
+    assert leaves(compose([file])) <= 3 or "Why:" in header(file)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_one_step_runs(capsys: pytest.CaptureFixture[str], tiny_environment: Path, file: Path) -> None:
+    verb, files = documented_command(file)
+    outcome = run_luve(capsys, verb, *as_options([*files, *overlays(verb, files)]))
+    assert outcome.code == 0, outcome.err
+    if verb == "fit":
+        assert (tiny_environment / "provenance.json").is_file()
+    assert not list(Path.cwd().iterdir()), "a path does not follow trainer.default_root_dir"
