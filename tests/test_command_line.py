@@ -97,7 +97,7 @@ def test_overview_lists_every_verb_and_needs_no_torch(repository: Path) -> None:
 
 
 def test_a_reader_that_leaves_early_is_no_error(repository: Path) -> None:
-    command = f"{sys.executable} -m luve_lightning fit --help | head -n 1; echo ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m luve_lightning --help | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=repository,
@@ -107,7 +107,7 @@ def test_a_reader_that_leaves_early_is_no_error(repository: Path) -> None:
         check=True,
     )
     assert "Traceback" not in done.stderr
-    assert done.stdout.splitlines()[0].startswith("usage: luve fit")
+    assert done.stdout.splitlines()[0].startswith("usage: luve VERB")
     assert done.stdout.splitlines()[1] in ("0", "141")  # 0 when everything fitted into the pipe
 
 

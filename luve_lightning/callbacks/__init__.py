@@ -3,7 +3,7 @@
 from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from luve_lightning.callbacks.checkpoints import Checkpoints
 from luve_lightning.callbacks.ema import EMA
-from luve_lightning.callbacks.export import ExportVAE
+from luve_lightning.callbacks.export import Export
 from luve_lightning.callbacks.graceful_stop import GracefulStop, StopRequested
 from luve_lightning.callbacks.nan_guard import NaNGuard, NonFiniteLoss
 from luve_lightning.callbacks.random_state import RandomState
@@ -15,7 +15,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "CheckpointError",
     "Checkpoints",
-    "ExportVAE",
+    "Export",
     "GracefulStop",
     "NaNGuard",
     "NonFiniteLoss",

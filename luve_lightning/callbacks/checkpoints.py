@@ -64,7 +64,7 @@ class Checkpoints(ModelCheckpoint):
         """Mend what Lightning restores wrongly, and make up for a validation that the checkpoint was written before."""
         # Nothing is written before the first step: Lightning's counters are between two states here.
         self._written, self._stop_after_step = trainer.global_step, False
-        _begin_epoch_after_full_one(trainer)
+        _end_epoch_after_last_batch(trainer)
         if self._validation_due:
             _validate(trainer)
         self._started = True
@@ -157,15 +157,20 @@ def _is_final_batch(trainer: L.Trainer) -> bool:
     return trainer.is_last_batch and epochs is not None and 0 <= epochs <= trainer.current_epoch + 1
 
 
-def _begin_epoch_after_full_one(trainer: L.Trainer) -> None:
-    """Mend a resume from the last batch of an epoch, so that Lightning counts the epoch that begins.
+def _end_epoch_after_last_batch(trainer: L.Trainer) -> None:
+    """Mend a resume from the last batch of an epoch.
 
-    Lightning 2.6 takes it for a resume within an epoch: it skips the hooks of the new epoch's start and does not
-    count it as begun, and the next resume then takes a checkpoint of its middle for one of its end.
+    From before that batch's validation, Lightning 2.6 ends the epoch but takes the new one for its continuation: it
+    skips the hooks of the new epoch's start and does not count it as begun, and the next resume then takes a
+    checkpoint of its middle for one of its end. From after a validation that was not scheduled there (one that
+    `max_time` brought about), it trains a batch of the new epoch within the old one.
     """
-    progress = trainer.fit_loop.epoch_progress.current
-    if trainer.fit_loop.restarted_mid_epoch and progress.ready == progress.processed:
-        trainer.fit_loop.reset_restart_stage()
+    loop = trainer.fit_loop
+    epochs = loop.epoch_progress.current
+    if loop.restarted_mid_epoch and epochs.ready == epochs.processed:
+        loop.reset_restart_stage()
+    if loop.epoch_loop.restarted_on_last and loop.epoch_loop.batch_progress.is_last_batch:
+        loop.epoch_loop.val_loop._has_run = True
 
 
 def _validate(trainer: L.Trainer) -> None:

@@ -10,20 +10,20 @@ import lightning as L
 from luve_lightning.callbacks.ema import averaged_weights
 
 
-class ExportVAE(L.Callback):
-    """Saves the averaged VAE as a diffusers folder with measured latent statistics.
+class Export(L.Callback):
+    """Saves the averaged weights with the task's own `export(folder, datamodule)` when training ends, however it ends.
 
     Args:
-        output: backbone folder; the VAE goes to `output/vae`.
+        output: folder to write, for example one that `VLUer.from_pretrained` reads.
     """
 
     def __init__(self, output: Path) -> None:
         self.output = Path(output)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Measure the latents of the training split and save."""
+        """Save on the first process."""
         if not trainer.is_global_zero:
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         with averaged_weights(trainer, pl_module):
-            pl_module.export(self.output, datamodule.statistics_dataloader())
+            pl_module.export(self.output, datamodule)

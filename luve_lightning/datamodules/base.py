@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,7 +68,7 @@ class ResumableDataModule(L.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=outlive_first_signal,
+            worker_init_fn=outlive_signals,
             # The loader draws a base seed for its workers at each epoch; its own generator keeps that draw out of
             # the global one, whose state a resumed run must find unchanged.
             generator=torch.Generator().manual_seed(self.seed),
@@ -86,7 +89,7 @@ class ResumableDataModule(L.LightningDataModule):
             dataset,
             batch_size=batch_size,
             num_workers=min(self.num_workers, 4),
-            worker_init_fn=outlive_first_signal,
+            worker_init_fn=outlive_signals,
             generator=torch.Generator().manual_seed(self.seed),
         )
 
@@ -131,13 +134,23 @@ def _check_order(resume: dict[str, Any], sampler: ResumableBatchSampler) -> None
         )
 
 
-def outlive_first_signal(worker: int) -> None:
-    """Keep a loader's worker alive through the first SIGTERM and every SIGINT, for `DataLoader(worker_init_fn=)`.
+def outlive_signals(worker: int) -> None:
+    """Keep a loader's worker alive when the run is told to stop, for `DataLoader(worker_init_fn=)`.
 
     Ctrl-C, a job's time limit and `kill -- -GROUP` reach the workers as well as the training process, which still
-    needs them to finish its step; a worker that dies takes the run down before it has saved. The second SIGTERM
-    ends it, so that the loader and the interpreter can still clean up.
+    needs them to finish its step; a worker that dies takes the run down before it has saved. SIGTERM counts only when
+    the parent sends it: that is how the loader and the interpreter clean up.
     """
     del worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None and hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_at_parents_word, args=(parent.pid,), daemon=True).start()
+
+
+def _end_at_parents_word(parent: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(128 + signal.SIGTERM)

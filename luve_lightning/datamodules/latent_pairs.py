@@ -78,7 +78,7 @@ class LatentPairsDataModule(ResumableDataModule):
             size=self.size,
             scales=tuple(self.scales),
             frames=self.frames,
-            windows=self.windows,
+            windows=self.windows if split == "train" else 1,
             stride=self.stride,
         )
         lookup = find_pair_keys(self.store, FileHashes(self.store.root), index.split(split), recipe)

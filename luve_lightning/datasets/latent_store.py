@@ -98,7 +98,7 @@ class LatentStore:
             os.close(descriptor)
 
     def write(self, key: LatentKey, latents: Tensor) -> int:
-        """Store latents, durably and all at once, unless the entry is there already.
+        """Store latents, all at once, unless the entry is there already.
 
         Outside a `claim` of this store it claims the entry itself, waiting for whoever is making it.
 
@@ -129,8 +129,8 @@ class LatentStore:
             done += os.pwrite(descriptor, view[done:], done)
         os.fsync(descriptor)
         path = self.path(key)
+        # The folder is not synced: a power cut can take the new name back, never show half an entry under it.
         path.with_suffix(".tmp").replace(path)
-        _sync_folder(path.parent)
         return len(data)
 
     def shape(self, key: LatentKey) -> tuple[int, int, int, int]:
@@ -245,11 +245,3 @@ def _unlink_locked(path: Path, descriptor: int) -> bool:
         return False
     path.unlink()
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -115,7 +115,9 @@ class UpsamplingComparison:
         outputs: dict[str, Tensor] = {}
         costs: dict[str, Cost] = {}
         for name, method in self.methods.items():
-            outputs[name], costs[name] = self._run(name, partial(method, low, size), (low.shape, size), low.device)
+            outputs[name], costs[name] = self._run(
+                name, partial(method, low, size), (low.shape, size), low.device
+            )
         fidelities = dict(zip(outputs, self._fidelities(list(outputs.values()), video), strict=True))
         if clip not in self._ceilings:
             [self._ceilings[clip]] = self._fidelities([high], video)

@@ -111,12 +111,17 @@ class AutoencoderTask(TrainingTask):
             latents_mean=[round(v, 6) for v in mean.tolist()], latents_std=[round(v, 6) for v in std.tolist()]
         )
 
-    def export(self, folder: Path, batches: Any) -> None:
-        """Save a VAE in diffusers' format, fp16, with statistics measured on `batches` and on the saved weights."""
+    def export(self, folder: Path, datamodule: Any) -> None:
+        """Save a backbone folder's `vae/` in fp16, with the latent statistics of the training split.
+
+        Args:
+            folder: the backbone folder.
+            datamodule: has `statistics_dataloader()`, the training clips.
+        """
         state = {k: v.clone() for k, v in self.vae.state_dict().items()}
         # Round the weights first: the statistics must be those of the file.
         self.vae.load_state_dict({k: v.half().float() for k, v in state.items()})
-        self.measure_latents(batches)
+        self.measure_latents(datamodule.statistics_dataloader())
         # Not `from_config`: it puts the class's defaults back for whatever was not given when the VAE was made.
         exported = AutoencoderKLWan(**{k: v for k, v in self.vae.config.items() if not k.startswith("_")})
         exported.load_state_dict(self.vae.state_dict())

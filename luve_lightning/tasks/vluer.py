@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -151,3 +152,13 @@ class VLUerTask(TrainingTask):
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Nothing by itself: the comparison with interpolation is the UpsamplerComparison callback's."""
+
+    def export(self, folder: Path, datamodule: Any) -> None:
+        """Save the model for `VLUer.from_pretrained`.
+
+        Args:
+            folder: where to.
+            datamodule: not needed.
+        """
+        del datamodule
+        self.net.save_pretrained(folder)

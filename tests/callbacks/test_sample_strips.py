@@ -26,7 +26,9 @@ def pairs(tiny_backbone: Path) -> TinyPairs:
     return TinyPairs(tiny_backbone, clips=3)
 
 
-def fit(task: VLUerTask, pairs: TinyPairs, *callbacks: L.Callback, steps: int = 4, **options: Any) -> L.Trainer:
+def fit(
+    task: VLUerTask, pairs: TinyPairs, *callbacks: L.Callback, steps: int = 4, **options: Any
+) -> L.Trainer:
     settings: dict[str, Any] = {
         "accelerator": "cpu",
         "logger": False,
@@ -47,8 +49,13 @@ def drawn(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
 
 
-def test_validation_in_fit_draws_when_a_multiple_has_passed(tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path) -> None:
-    fit(tiny_task(tiny_backbone), pairs, SampleStrips(tmp_path, every_n_steps=2, clips=2), num_sanity_val_steps=2)
+def test_fit_draws_when_a_multiple_has_passed(tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path) -> None:
+    fit(
+        tiny_task(tiny_backbone),
+        pairs,
+        SampleStrips(tmp_path, every_n_steps=2, clips=2),
+        num_sanity_val_steps=2,
+    )
     names = [f"clip-{clip}_x{scale}.png" for clip in (0, 1) for scale in ("1.5", "2")]
     assert drawn(tmp_path) == [f"step-{step:06d}/{name}" for step in (2, 4) for name in names]
     # Low resolution, bilinear, VLUer, original, each 48 pixels shown six times as large, with a detail below.
@@ -75,7 +82,8 @@ def test_drawing_leaves_training_as_it_was(tiny_backbone: Path, pairs: TinyPairs
         L.seed_everything(3, verbose=False)
         task = tiny_task(tiny_backbone)
         fit(task, pairs, *callbacks, steps=3, limit_val_batches=2)
-        ends.append((task.net.state_dict(), torch.get_rng_state(), np.random.get_state()[1], random.getstate()))  # noqa: NPY002
+        numpy_state = np.random.get_state()[1]  # noqa: NPY002
+        ends.append((task.net.state_dict(), torch.get_rng_state(), numpy_state, random.getstate()))
         assert task.net.training
     assert len(drawn(tmp_path)) == 3
     (plain, plain_torch, plain_numpy, plain_python), (weights, *generators) = ends
@@ -85,9 +93,14 @@ def test_drawing_leaves_training_as_it_was(tiny_backbone: Path, pairs: TinyPairs
     assert generators[2] == plain_python
 
 
-def test_test_always_draws_and_validate_does_not(tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path) -> None:
+def test_test_always_draws_and_validate_does_not(
+    tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path
+) -> None:
     trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[SampleStrips(tmp_path, 1000, clips=1)]
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[SampleStrips(tmp_path, 1000, clips=1)],
     )
     data = Shards(pairs, [list(range(len(pairs)))], batch_size=3)
     trainer.validate(tiny_task(tiny_backbone), data, verbose=False)
@@ -100,7 +113,10 @@ def test_a_diverged_model_is_drawn_black(tiny_backbone: Path, pairs: TinyPairs, 
     task = tiny_task(tiny_backbone)
     nn.init.constant_(task.net.decoder.conv_out.weight, float("nan"))
     trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[SampleStrips(tmp_path, 1, clips=1)]
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[SampleStrips(tmp_path, 1, clips=1)],
     )
     trainer.test(task, Shards(pairs, [[0]]), verbose=False)
     with Image.open(tmp_path / "test" / "clip-0_x1.5.png") as strip:
@@ -119,7 +135,9 @@ def test_names_that_are_no_file_names(tiny_backbone: Path, pairs: TinyPairs, tmp
 
 def test_wandb_gets_the_pictures_offline(tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path) -> None:
     logger = WandbLogger(save_dir=tmp_path, offline=True, project="test")
-    fit(tiny_task(tiny_backbone), pairs, SampleStrips(tmp_path / "strips", 2, clips=1), steps=2, logger=logger)
+    fit(
+        tiny_task(tiny_backbone), pairs, SampleStrips(tmp_path / "strips", 2, clips=1), steps=2, logger=logger
+    )
     logger.experiment.finish()
     pictures = list((tmp_path / "wandb").glob("offline-run-*/files/media/images/samples/*.png"))
     assert sorted(path.name.split("_")[0] for path in pictures) == ["x1.5", "x2"]

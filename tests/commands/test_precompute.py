@@ -124,6 +124,8 @@ def test_windows_strides_and_one_split(luve, world: Path, tiny_backbone: Path, t
     what = recipe(tiny_backbone, frames=1, windows=3, start=1, scales=(3,))
     pairs = find_pair_keys(store, FileHashes(store.root), train, what).pairs
     assert [pair.hr_key.frames for pair in pairs] == [(1, 2), (5, 6), (8, 9)] * 2
+    nothing = luve(splits="[test]")
+    assert (nothing.code, nothing.error_lines) == (2, [f"luve precompute: error: {world}: no clips in test"])
 
 
 def test_larger_clips_are_cropped_and_downscaled(luve, tiny_backbone: Path, tmp_path: Path) -> None:
@@ -199,7 +201,6 @@ def test_variants_have_entries_of_their_own(luve, world: Path, tiny_backbone: Pa
         ("scales", "[0.5]", "scales must be different numbers above 1"),
         ("scales", "[0]", "scales must be different numbers above 1"),
         ("scales", "[2, 2.0]", "scales must be different numbers above 1"),
-        ("splits", "[test]", "clips.csv: no clips in test"),
         ("windows", 0, "expected frames, windows, stride >= 1"),
         ("batch_size", 0, "expected batch_size >= 1"),
         ("backbone", "./nothing", "backbone ./nothing: "),

@@ -1,4 +1,4 @@
-"""`luve precompute` as real processes: killed, resumed, side by side, and distributed."""
+"""`luve precompute` as real processes: killed, resumed, and side by side."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from luve_lightning.commands.precompute import precompute
 from luve_lightning.datasets.latent_store import LatentStore
 from tests.helpers.precompute_run import PrecomputeRun, keys_of_last_clip, wait_for_entries
 from tests.helpers.small_world import write_world
@@ -33,7 +34,6 @@ def test_killed_run_finished_by_two_others_equals_an_uninterrupted_one(
         # Holding the last clip keeps the run from ending before it is killed.
         for key in keys_of_last_clip(tiny_backbone, world):
             assert claims.enter_context(store.claim(key))
-        uninterrupted = PrecomputeRun(tmp_path, tiny_backbone, world, whole.root)
         victim = PrecomputeRun(tmp_path, tiny_backbone, world, store.root)
         wait_for_entries(store, LATENTS // 3, victim)
         victim.process.send_signal(signal.SIGKILL)
@@ -42,21 +42,16 @@ def test_killed_run_finished_by_two_others_equals_an_uninterrupted_one(
     assert LATENTS // 3 <= done < LATENTS
     first, second = (PrecomputeRun(tmp_path, tiny_backbone, world, store.root) for _ in range(2))
     assert first.encoded() + second.encoded() == LATENTS - done, "an entry was written twice, or not at all"
-    assert uninterrupted.encoded() == LATENTS
+    precompute(
+        str(tiny_backbone),
+        world,
+        whole.root,
+        (48, 48),
+        [1.5, 2, 3],
+        frames=9,
+        batch_size=1,
+        trainer={"accelerator": "cpu", "enable_progress_bar": False},
+    )
     assert contents(store) == contents(whole)
     assert store.size().unfinished == 0
     assert len(contents(store)) == LATENTS
-
-
-def test_two_distributed_processes_share_the_windows(
-    tmp_path: Path, tiny_backbone: Path, world: Path
-) -> None:
-    log = tmp_path / "log"
-    transform = f"{{dark: {{class_path: tests.helpers.recording.Recording, init_args: {{log: {log}}}}}}}"
-    options = ["--trainer.devices=2", "--trainer.strategy=ddp", f"--variants={transform}"]
-    run = PrecomputeRun(tmp_path, tiny_backbone, world, tmp_path / "store", *options)
-    assert run.encoded() == LATENTS
-    lines = [line.split() for line in log.read_text().splitlines()]
-    by_process = {pid: sum(int(n) for p, n in lines if p == pid) for pid in {p for p, _ in lines}}
-    assert sorted(by_process.values()) == [CLIPS // 2, CLIPS // 2], "each window once, half of them each"
-    assert run.text().count("encoded") == 1, "one process reports for all"

@@ -8,7 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from luve_lightning.evaluation.upsampling_methods import BASELINES, CEILING, baseline_methods, method_names, rgb_bicubic
+from luve_lightning.evaluation.upsampling_methods import (
+    BASELINES,
+    CEILING,
+    baseline_methods,
+    method_names,
+    rgb_bicubic,
+)
 from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.functional.resize import resize_video
 from luve_lightning.models.backbone import LatentCodec

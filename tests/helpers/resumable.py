@@ -278,6 +278,7 @@ def _child(function: Any, run: Run, rank: int, port: int) -> None:
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    multiprocessing.set_start_method("fork", force=True)  # of loaders' workers; the server's children inherit its own
     if run.processes > 1:
         os.environ |= {
             "MASTER_ADDR": "127.0.0.1",

@@ -16,7 +16,10 @@ DEFINITIONS = {
     PixelL1: lambda x, y: np.abs(x - y).mean(),
     PixelMSE: lambda x, y: ((x - y) ** 2).mean(),
     FrameDifferenceL1: lambda x, y: np.mean(
-        [np.abs((x[:, :, t] - x[:, :, t - 1]) - (y[:, :, t] - y[:, :, t - 1])).mean() for t in range(1, x.shape[2])]
+        [
+            np.abs((x[:, :, t] - x[:, :, t - 1]) - (y[:, :, t] - y[:, :, t - 1])).mean()
+            for t in range(1, x.shape[2])
+        ]
     ),
 }
 

@@ -44,7 +44,9 @@ def test_sizes_there_and_back(codec: LatentCodec, t: int, h: int, w: int) -> Non
 def test_sizes_that_the_vae_would_crop_are_refused(
     codec: LatentCodec, frames: int, height: int, width: int
 ) -> None:
-    possible = frames >= 1 and frames % 4 == 1 and height >= 8 and height % 8 == 0 and width >= 8 and width % 8 == 0
+    possible = (
+        frames >= 1 and frames % 4 == 1 and height >= 8 and height % 8 == 0 and width >= 8 and width % 8 == 0
+    )
     if possible:
         assert codec.pixel_size(*codec.latent_size(frames, height, width)) == (frames, height, width)
         return
@@ -71,7 +73,9 @@ def test_sizes_that_the_vae_would_crop_are_refused(
         ((5, 64, 3), "width 3: expected a multiple of 8, nearest are 8 and 16"),
     ],
 )
-def test_messages_of_refused_sizes(codec: LatentCodec, size: tuple[int, int, int], message: str | None) -> None:
+def test_messages_of_refused_sizes(
+    codec: LatentCodec, size: tuple[int, int, int], message: str | None
+) -> None:
     if message is None:
         assert codec.latent_size(*size) == (2, 135, 240)
     else:
@@ -193,7 +197,10 @@ def test_a_missing_backbone_is_one_clear_line(
     )
     assert "no such folder; expected" in message("./none")
     assert "no such folder; expected" in message("data/mini/none")
-    assert message(tmp_path) == f"backbone {tmp_path}: no vae/config.json there; expected a diffusers pipeline folder"
+    assert (
+        message(tmp_path)
+        == f"backbone {tmp_path}: no vae/config.json there; expected a diffusers pipeline folder"
+    )
     # The form of a hub id, and the hub cannot be reached (conftest.py).
     assert message("nobody/nothing").startswith(
         "backbone nobody/nothing: no such folder, and its vae/ cannot be had from the hub: "

@@ -53,7 +53,9 @@ NET = trained()
 
 @settings(max_examples=25, deadline=None)
 @given(**SIZES)
-def test_gives_the_size_asked_for(batch: int, given: tuple[int, int, int], wanted: tuple[int, int, int]) -> None:
+def test_gives_the_size_asked_for(
+    batch: int, given: tuple[int, int, int], wanted: tuple[int, int, int]
+) -> None:
     with torch.inference_mode():
         out = NET(noise(batch, 3, *given), wanted)
     assert out.shape == (batch, 3, *wanted)
@@ -84,9 +86,8 @@ def unfolded(upsampler: ImplicitUpsampler, features: Tensor, size: tuple[int, in
     """The paper's form: unfold 3x3x3, take the nearest position, append coordinates, one Linear, the rest."""
     batch, channels, frames, height, width = features.shape
     padded = F.pad(features, (1, 1, 1, 1, 1, 1))
-    neighbours = [
-        padded[:, :, a : a + frames, b : b + height, c : c + width] for a in range(3) for b in range(3) for c in range(3)
-    ]
+    shifts = [(a, b, c) for a in range(3) for b in range(3) for c in range(3)]
+    neighbours = [padded[:, :, a : a + frames, b : b + height, c : c + width] for a, b, c in shifts]
     columns = torch.stack(neighbours, dim=2).reshape(batch, channels * 27, frames, height, width)
     weight = torch.cat([upsampler.first.weight.flatten(1), upsampler.coordinates.weight], dim=1)
     cells = [i / o for i, o in zip(features.shape[2:], size, strict=True)] if upsampler.use_cell else []
@@ -248,7 +249,9 @@ def test_every_weight_has_a_gradient() -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible: VLUer ran on the CPU only")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA device is visible: VLUer ran on the CPU only"
+)
 def test_a_gpu_gives_the_cpus_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)

@@ -65,7 +65,9 @@ def test_each_axis_has_a_size_of_its_own(pipeline: VLUerPipeline, video: torch.T
     assert pipeline(video, size=(8, 16), num_frames=1, output_type="latent").frames.shape == (2, 16, 1, 1, 2)
 
 
-def test_bfloat16_weights(tiny_backbone: Path, folder: Path, pipeline: VLUerPipeline, video: torch.Tensor) -> None:
+def test_bfloat16_weights(
+    tiny_backbone: Path, folder: Path, pipeline: VLUerPipeline, video: torch.Tensor
+) -> None:
     half = VLUerPipeline.from_pretrained(str(tiny_backbone), str(folder), torch.bfloat16).to("cpu")
     assert half.codec.dtype == next(half.vluer.parameters()).dtype == torch.bfloat16
     got = half(video, scale=2, output_type="pt").frames
@@ -81,7 +83,11 @@ def test_a_scale_gives_whole_latents_or_is_refused_with_scales_that_do(
 ) -> None:
     hundredths = round(scale * 100)
     if h * hundredths % 100 == 0 and w * hundredths % 100 == 0:
-        assert pipeline.target_size(5, (h, w), None, scale) == (2, h * hundredths // 100, w * hundredths // 100)
+        assert pipeline.target_size(5, (h, w), None, scale) == (
+            2,
+            h * hundredths // 100,
+            w * hundredths // 100,
+        )
         return
     with pytest.raises(ValueError, match="nearest whole ones are") as error:
         pipeline.target_size(5, (h, w), None, scale)
@@ -96,7 +102,10 @@ def test_a_scale_gives_whole_latents_or_is_refused_with_scales_that_do(
     [
         ({"size": (44, 48)}, "height 44: expected a multiple of 8, nearest are 40 and 48"),
         ({"size": (48, 48), "num_frames": 7}, "7 frames: expected 4k [+] 1, nearest are 5 and 9"),
-        ({"scale": 1.5}, "makes a latent height of 3 into 4.5; nearest whole ones are 4 .scale 4/3 = 1.33333. and 5"),
+        (
+            {"scale": 1.5},
+            "makes a latent height of 3 into 4.5; nearest whole ones are 4 .scale 4/3 = 1.33333. and 5",
+        ),
         ({"scale": 0.1}, "into 0.3; nearest whole ones are 1 "),
         ({"scale": 0.0}, "scale must be > 0, got 0"),
         ({"scale": -2.0}, "scale must be > 0"),
@@ -110,7 +119,10 @@ def test_a_scale_gives_whole_latents_or_is_refused_with_scales_that_do(
         ({"scale": 2, "video": torch.zeros(3, 5, 24, 24)}, "video must be B x 3 x frames x height x width"),
         ({"scale": 2, "video": torch.zeros(1, 3, 6, 24, 24)}, "6 frames: expected 4k [+] 1"),
         ({"scale": 2, "video": torch.zeros(1, 3, 5, 20, 24)}, "height 20: expected a multiple of 8"),
-        ({"scale": 2, "video": None, "latents": torch.zeros(1, 4, 2, 3, 3)}, "latents must be B x 16 x frames"),
+        (
+            {"scale": 2, "video": None, "latents": torch.zeros(1, 4, 2, 3, 3)},
+            "latents must be B x 16 x frames",
+        ),
     ],
 )
 def test_what_is_impossible_is_refused(
@@ -121,7 +133,9 @@ def test_what_is_impossible_is_refused(
 
 
 def test_parts_that_are_missing_or_do_not_fit(tiny_backbone: Path, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"vluer .*: no config\.json there; expected a folder saved by VLUer"):
+    with pytest.raises(
+        FileNotFoundError, match=r"vluer .*: no config\.json there; expected a folder saved by VLUer"
+    ):
         VLUerPipeline.from_pretrained(tiny_backbone, tmp_path)
     with pytest.raises(FileNotFoundError, match=r"backbone .*: no vae/config\.json there"):
         VLUerPipeline.from_pretrained(tmp_path, folder)
