@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loops.training_epoch_loop import RestartStage
 from torch import Tensor
 
 
@@ -163,14 +164,20 @@ def _end_epoch_after_last_batch(trainer: L.Trainer) -> None:
     From before that batch's validation, Lightning 2.6 ends the epoch but takes the new one for its continuation: it
     skips the hooks of the new epoch's start and does not count it as begun, and the next resume then takes a
     checkpoint of its middle for one of its end. From after a validation that was not scheduled there (one that
-    `max_time` brought about), it trains a batch of the new epoch within the old one.
+    `max_time` brought about), it trains a batch of the new epoch within the old one. Here both are brought to the
+    state that Lightning handles: the last batch is done but not counted yet, the epoch is.
     """
     loop = trainer.fit_loop
-    epochs = loop.epoch_progress.current
-    if loop.restarted_mid_epoch and epochs.ready == epochs.processed:
-        loop.reset_restart_stage()
-    if loop.epoch_loop.restarted_on_last and loop.epoch_loop.batch_progress.is_last_batch:
-        loop.epoch_loop.val_loop._has_run = True
+    batches, epochs = loop.epoch_loop.batch_progress, loop.epoch_progress
+    if not (loop.restarted_mid_epoch and batches.is_last_batch):
+        return
+    if loop.epoch_loop.restarted_on_last:
+        epochs.increment_processed()
+        epochs.increment_completed()
+        batches.total.completed -= 1
+        batches.current.completed -= 1
+        loop.epoch_loop._restart_stage = RestartStage.RESTARTED_ON_TRAIN_BATCH_END
+    loop.reset_restart_stage()
 
 
 def _validate(trainer: L.Trainer) -> None:

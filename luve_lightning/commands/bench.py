@@ -7,6 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,10 +46,14 @@ def bench(
     if repeats < 1:
         raise ValueError(f"repeats: expected at least 1, got {repeats}")
     if not torch.cuda.is_available():
-        raise ValueError("luve bench needs a CUDA device: its figures are those of a GPU, and none is visible here")
+        raise ValueError(
+            "luve bench needs a CUDA device: its figures are those of a GPU, and none is visible here"
+        )
     target = torch.device(device)
-    rows = _bench_vluer(target, repeats) if subject == "vluer" else _bench_train(
-        target, repeats, batch_size, crop, frames
+    rows = (
+        _bench_vluer(target, repeats)
+        if subject == "vluer"
+        else _bench_train(target, repeats, batch_size, crop, frames)
     )
     facts = {"gpu": torch.cuda.get_device_name(target), "torch": torch.__version__, "repeats": repeats}
     for row in rows:
@@ -60,7 +65,9 @@ def bench(
                 file.write(line + "\n")
 
 
-def _measure(run: Callable[[], object], device: torch.device, repeats: int, warmup: int = 3) -> dict[str, float]:
+def _measure(
+    run: Callable[[], object], device: torch.device, repeats: int, warmup: int = 3
+) -> dict[str, float]:
     """Median, least and most milliseconds by CUDA events, and peak allocated memory, everything resident included."""
     for _ in range(warmup):
         run()
@@ -94,23 +101,35 @@ def _bench_vluer(device: torch.device, repeats: int) -> list[dict[str, Any]]:
     rows = []
     with torch.inference_mode():
         for name, size in TARGETS.items():
-            row = {"subject": "vluer", "target": name, "parameters": net.num_parameters(), "dtype": "bfloat16"}
-            baseline = _measure(lambda size=size: interpolate_latents(latents, size), device, repeats)
+            row = {
+                "subject": "vluer",
+                "target": name,
+                "parameters": net.num_parameters(),
+                "dtype": "bfloat16",
+            }
+            baseline = _measure(partial(interpolate_latents, latents, size), device, repeats)
             rows.append(row | {"method": "bilinear"} | baseline)
-            rows.append(row | {"method": "eager"} | _measure(lambda size=size: net(latents, size), device, repeats))
+            rows.append(row | {"method": "eager"} | _measure(partial(net, latents, size), device, repeats))
         net.compile()
         for name, size in TARGETS.items():
-            row = {"subject": "vluer", "target": name, "parameters": net.num_parameters(), "dtype": "bfloat16"}
+            row = {
+                "subject": "vluer",
+                "target": name,
+                "parameters": net.num_parameters(),
+                "dtype": "bfloat16",
+            }
             started = time.perf_counter()
             net(latents, size)
             torch.cuda.synchronize(device)
             compile_s = round(time.perf_counter() - started, 1)
-            measured = _measure(lambda size=size: net(latents, size), device, repeats)
+            measured = _measure(partial(net, latents, size), device, repeats)
             rows.append(row | {"method": "compiled", "compile_s": compile_s} | measured)
     return rows
 
 
-def _bench_train(device: torch.device, repeats: int, batch_size: int, crop: int, frames: int) -> list[dict[str, Any]]:
+def _bench_train(
+    device: torch.device, repeats: int, batch_size: int, crop: int, frames: int
+) -> list[dict[str, Any]]:
     from diffusers import AutoencoderKLWan
 
     from luve_lightning.losses import FrameDifferenceL1, LatentL1, PixelL1
@@ -145,6 +164,13 @@ def _bench_train(device: torch.device, repeats: int, batch_size: int, crop: int,
 
     rows = []
     for phase in (1, 2):
-        row = {"subject": "vluer-train", "phase": phase, "batch_size": batch_size, "crop": [frames, crop, crop]}
-        rows.append(row | {"pixel_crop": list(task.pixel_crop)} | _measure(lambda p=phase: step(p), device, repeats))
+        row = {
+            "subject": "vluer-train",
+            "phase": phase,
+            "batch_size": batch_size,
+            "crop": [frames, crop, crop],
+        }
+        rows.append(
+            row | {"pixel_crop": list(task.pixel_crop)} | _measure(partial(step, phase), device, repeats)
+        )
     return rows

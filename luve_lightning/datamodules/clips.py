@@ -71,7 +71,9 @@ class ClipsDataModule(ResumableDataModule):
 
     def statistics_dataloader(self) -> DataLoader[Any]:
         """All whole training clips, on every process alike, for measuring latent statistics."""
-        return DataLoader(WholeClips(self.entries["train"], self.val_frames), num_workers=min(self.num_workers, 4))
+        return DataLoader(
+            WholeClips(self.entries["train"], self.val_frames), num_workers=min(self.num_workers, 4)
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole held-out clips."""

@@ -15,6 +15,7 @@ from luve_lightning.datasets.latent_pairs_index import PairEntry, find_pair_keys
 from luve_lightning.datasets.latent_recipe import LatentRecipe
 from luve_lightning.datasets.latent_store import LatentStore
 from luve_lightning.datasets.video_index import VideoIndex
+from luve_lightning.datasets.video_splits import Split
 from luve_lightning.models.backbone import LatentCodec
 
 
@@ -36,6 +37,7 @@ class LatentPairsDataModule(ResumableDataModule):
         crop: high-resolution latent frames, height and width of a training crop.
         val_limit: at most this many validation clips at each scale.
         test_limit: at most this many test clips at each scale.
+        variants: stored versions of the clips to train on, as precompute names them; validation and test are plain.
         passes: visits of each training window in one epoch.
         preload: keep the training latents in memory.
         batch_size: see ResumableDataModule.
@@ -56,6 +58,7 @@ class LatentPairsDataModule(ResumableDataModule):
         crop: tuple[int, int, int] = (11, 60, 60),
         val_limit: int | None = None,
         test_limit: int | None = None,
+        variants: tuple[str, ...] = ("plain",),
         passes: int = 1,
         preload: bool = False,
         batch_size: int = 2,
@@ -69,10 +72,12 @@ class LatentPairsDataModule(ResumableDataModule):
         self.size, self.scales, self.frames = size, list(scales), frames
         self.windows, self.stride, self.crop = windows, stride, crop
         self.val_limit, self.test_limit = val_limit, test_limit
+        self.variants = tuple(variants)
         self.passes, self.preload = passes, preload
         self.pairs: dict[str, list[PairEntry]] = {}
 
-    def _find(self, index: VideoIndex, split: str, fingerprint: str) -> list[PairEntry]:
+    def _find(self, index: VideoIndex, split: Split, fingerprint: str) -> list[PairEntry]:
+        variants = self.variants if split == "train" else ("plain",)
         recipe = LatentRecipe(
             vae=fingerprint,
             size=self.size,
@@ -80,15 +85,26 @@ class LatentPairsDataModule(ResumableDataModule):
             frames=self.frames,
             windows=self.windows if split == "train" else 1,
             stride=self.stride,
+            variants=variants,
         )
-        lookup = find_pair_keys(self.store, FileHashes(self.store.root), index.split(split), recipe)
-        if lookup.dropped:
-            rank_zero_info(f"{split}: {len(lookup.dropped)} clips have no latents, first {lookup.dropped[0]}")
-        return lookup.pairs
+        hashes, entries, pairs = FileHashes(self.store.root), index.split(split), []
+        for variant in variants:
+            lookup = find_pair_keys(self.store, hashes, entries, recipe, variant)
+            if lookup.dropped:
+                rank_zero_info(
+                    f"{split}: {len(lookup.dropped)} clips have no latents, first {lookup.dropped[0]}"
+                )
+            pairs += lookup.pairs
+        return pairs
 
     def setup(self, stage: str) -> None:
         """Look every latent up; a missing one is an error that says how to make it."""
-        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ())
+        splits: dict[str, tuple[Split, ...]] = {
+            "fit": ("train", "val"),
+            "validate": ("val",),
+            "test": ("test",),
+        }
+        wanted = splits.get(stage, ())
         missing = [split for split in wanted if split not in self.pairs]
         if not missing:
             return
@@ -97,7 +113,9 @@ class LatentPairsDataModule(ResumableDataModule):
         for split in missing:
             self.pairs[split] = self._find(index, split, fingerprint)
         if "train" in missing:
-            self.crops = LatentPairCrops(self.store, self.pairs["train"], self.scales, self.crop, self.preload)
+            self.crops = LatentPairCrops(
+                self.store, self.pairs["train"], self.scales, self.crop, self.preload
+            )
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of {"hr", "lr", "scale", "clip_id"}, latents B x C x T x h x w, one scale a batch."""

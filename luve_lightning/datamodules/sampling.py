@@ -66,7 +66,9 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
                 f"{num_items} items x {passes} passes do not fill one batch of {batch_size} on {world_size} process(es)"
             )
         self.num_items, self.batch_size, self.seed, self.passes = num_items, batch_size, seed, passes
-        self.bucket_probabilities = np.asarray(bucket_weights, dtype=np.float64) / float(np.sum(bucket_weights))
+        self.bucket_probabilities = np.asarray(bucket_weights, dtype=np.float64) / float(
+            np.sum(bucket_weights)
+        )
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.start = 0
@@ -92,7 +94,9 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
         return self._batches(self.epoch, self.start)
 
     def _batches(self, epoch: int, start: int) -> Iterator[list[SampleKey]]:
-        self.start = 0  # not in __iter__: a DataLoader with workers calls that twice and uses the second iterator
+        self.start = (
+            0  # not in __iter__: a DataLoader with workers calls that twice and uses the second iterator
+        )
         rng = np.random.default_rng([self.seed, epoch])
         order = np.concatenate([rng.permutation(self.num_items) for _ in range(self.passes)])
         buckets = rng.choice(len(self.bucket_probabilities), size=len(self), p=self.bucket_probabilities)

@@ -106,7 +106,9 @@ class ClipViews(Dataset[dict[str, Any]]):
         entry = self.entries[index]
         start = int(u * (entry.total_frames - count + 1))
         if entry.total_frames < count or index in self.unreadable:
-            raise ClipError(entry.path, self.unreadable.get(index, f"{entry.total_frames} frames, {count} needed"))
+            raise ClipError(
+                entry.path, self.unreadable.get(index, f"{entry.total_frames} frames, {count} needed")
+            )
         if index in self.loaded:
             return self.loaded[index][start : start + count]
         return read_clip(entry.path, start, count)

@@ -16,13 +16,14 @@ from luve_lightning.datasets.latent_key import LatentKey
 from luve_lightning.datasets.latent_pairs_index import PairEntry
 from luve_lightning.datasets.latent_store import LatentStore
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.functional.pixels import frames_to_video
-from luve_lightning.functional.resize import center_crop_box, resize_video
+from luve_lightning.functional.resize import fit_frames
 
 Window = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
-def aligned_windows(shape: Size3d, crop: Size3d, scale: float, rng: np.random.Generator) -> tuple[Window, Window]:
+def aligned_windows(
+    shape: Size3d, crop: Size3d, scale: float, rng: np.random.Generator
+) -> tuple[Window, Window]:
     """A random window of high-resolution latents and the low-resolution window that covers the same picture.
 
     With scale p/q in lowest terms, positions agree at multiples of p (high) and q (low) only.
@@ -48,7 +49,9 @@ def aligned_windows(shape: Size3d, crop: Size3d, scale: float, rng: np.random.Ge
     for name, n, want in zip(("height", "width"), shape[1:], crop[1:], strict=True):
         extent = min(n, want)
         if extent % p or n % p:
-            raise ValueError(f"{name}: a crop of {extent} in {n} latents is not a multiple of {p}, as scale {scale:g} needs")
+            raise ValueError(
+                f"{name}: a crop of {extent} in {n} latents is not a multiple of {p}, as scale {scale:g} needs"
+            )
         start = int(rng.integers((n - extent) // p + 1))
         high.append((start * p, start * p + extent))
         low.append((start * q, start * q + extent // p * q))
@@ -67,7 +70,12 @@ class LatentPairCrops(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, store: LatentStore, pairs: Sequence[PairEntry], scales: Sequence[float], crop: Size3d, preload: bool = False
+        self,
+        store: LatentStore,
+        pairs: Sequence[PairEntry],
+        scales: Sequence[float],
+        crop: Size3d,
+        preload: bool = False,
     ) -> None:
         self.store, self.pairs, self.scales, self.crop = store, list(pairs), list(scales), crop
         self.loaded: dict[LatentKey, Tensor] = {}
@@ -88,7 +96,9 @@ class LatentPairCrops(Dataset[dict[str, Any]]):
     def __getitem__(self, key: Any) -> dict[str, Any]:
         pair, scale = self.pairs[key.index], self.scales[key.bucket]
         rng = np.random.default_rng(list(key.seed))
-        shape = self.loaded[pair.hr_key].shape if pair.hr_key in self.loaded else self.store.shape(pair.hr_key)
+        shape = (
+            self.loaded[pair.hr_key].shape if pair.hr_key in self.loaded else self.store.shape(pair.hr_key)
+        )
         high, low = aligned_windows((shape[1], shape[2], shape[3]), self.crop, scale, rng)
         return {
             "hr": self._read(pair.hr_key, high),
@@ -111,7 +121,11 @@ class WholeLatentPairs(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, store: LatentStore, pairs: Sequence[PairEntry], scales: Sequence[float], limit: int | None = None
+        self,
+        store: LatentStore,
+        pairs: Sequence[PairEntry],
+        scales: Sequence[float],
+        limit: int | None = None,
     ) -> None:
         self.store = store
         self.items = [(pair, scale) for scale in scales for pair in list(pairs)[:limit]]
@@ -125,9 +139,7 @@ class WholeLatentPairs(Dataset[dict[str, Any]]):
         stride = pair.hr_key.stride
         frames = read_clip(pair.entry.path, start, (stop - start - 1) // stride + 1, stride=stride)
         # The same crop and resize as precompute's, so that pixels and latents show the same picture.
-        top, left, height, width = center_crop_box(*frames.shape[1:3], pair.hr_key.size)
-        frames = np.ascontiguousarray(frames[:, top : top + height, left : left + width])
-        video = resize_video(frames_to_video(frames).unsqueeze(0), pair.hr_key.size).squeeze(0)
+        video = fit_frames(torch.from_numpy(frames), pair.hr_key.size)
         return {
             "hr": self.store.read(pair.hr_key).float(),
             "lr": self.store.read(pair.lr_keys[scale]).float(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -60,7 +61,7 @@ class LatentCodec(nn.Module):
     do it, so that they have about zero mean and unit variance per channel.
 
     Args:
-        vae: a Wan2.1 VAE. Its parameters stop requiring gradients.
+        vae: a Wan2.1 VAE. Its parameters stop requiring gradients, and on a CPU they are laid out for speed.
     """
 
     latents_mean: Tensor
@@ -74,12 +75,9 @@ class LatentCodec(nn.Module):
         self.temporal_ratio: int = vae.config.scale_factor_temporal
         shape = (1, self.channels, 1, 1, 1)
         # float32 whatever the VAE's dtype: normalisation must not round.
-        self.register_buffer(
-            "latents_mean", torch.tensor(vae.config.latents_mean).view(shape), persistent=False
-        )
-        self.register_buffer(
-            "latents_std", torch.tensor(vae.config.latents_std).view(shape), persistent=False
-        )
+        for name in ("latents_mean", "latents_std"):
+            self.register_buffer(name, torch.tensor(vae.config[name]).view(shape), persistent=False)
+        self._lay_out_weights()
 
     @classmethod
     def from_pretrained(cls, backbone: str | Path, dtype: torch.dtype | None = None) -> LatentCodec:
@@ -90,6 +88,24 @@ class LatentCodec(nn.Module):
         """Stay in eval mode: the codec is a fixed part of every task."""
         del mode
         return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LatentCodec:
+        """What `to`, `cuda`, `half` and the like call."""
+        super()._apply(fn, recurse)
+        self._lay_out_weights()
+        return self
+
+    def _lay_out_weights(self) -> None:
+        """Store convolutions channels last on a CPU: encoding, decoding and its gradient take 60 % of the time.
+
+        Elsewhere the layout is PyTorch's own, whatever the weights went through.
+        """
+        for module in self.vae.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                formats = {2: torch.channels_last, 3: torch.channels_last_3d}
+                on_cpu = module.weight.device.type == "cpu"
+                layout = formats[len(module.kernel_size)] if on_cpu else torch.contiguous_format
+                module.weight.data = module.weight.data.contiguous(memory_format=layout)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -46,7 +46,9 @@ class AutoencoderTask(TrainingTask):
         super().__init__(lr, min_lr, weight_decay, warmup_steps)
         wrong = [name for name, loss in losses.items() if loss.space != "pixel"]
         if wrong or not losses:
-            raise ValueError(f"losses: expected at least one, all in pixel space; wrong: {wrong or 'none given'}")
+            raise ValueError(
+                f"losses: expected at least one, all in pixel space; wrong: {wrong or 'none given'}"
+            )
         if init_from is None:
             self.vae = AutoencoderKLWan(**vae)
         else:
@@ -63,7 +65,9 @@ class AutoencoderTask(TrainingTask):
     def forward(self, video: Tensor, sample: bool = False) -> tuple[Tensor, DiagonalGaussianDistribution]:
         """Reconstruct a video (B x 3 x T x H x W in [-1, 1]) from its posterior's mode or a sample."""
         # Compiled only for training: validation has other shapes and few batches.
-        encode, decode = (self._encode, self._decode) if self.training else (encode_whole_clip, decode_whole_clip)
+        encode, decode = (
+            (self._encode, self._decode) if self.training else (encode_whole_clip, decode_whole_clip)
+        )
         posterior = DiagonalGaussianDistribution(encode(self.vae, video))
         latents = posterior.sample() if sample else posterior.mode()
         return decode(self.vae, latents), posterior

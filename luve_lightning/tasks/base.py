@@ -28,7 +28,9 @@ class TrainingTask(L.LightningModule):
         if not 0 <= min_lr <= lr or lr <= 0:
             raise ValueError(f"expected 0 <= min_lr <= lr and lr > 0, got lr={lr}, min_lr={min_lr}")
         if warmup_steps < 0 or weight_decay < 0:
-            raise ValueError(f"expected warmup_steps, weight_decay >= 0, got {warmup_steps} and {weight_decay}")
+            raise ValueError(
+                f"expected warmup_steps, weight_decay >= 0, got {warmup_steps} and {weight_decay}"
+            )
         self.lr, self.min_lr = lr, min_lr
         self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
         self.strict_loading = False

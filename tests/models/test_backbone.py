@@ -144,6 +144,19 @@ def test_bfloat16_weights_with_single_precision_latents(tiny_backbone: Path, cod
     torch.testing.assert_close(decoded, codec.decode(latents), rtol=0.05, atol=0.05)
 
 
+def test_weights_are_laid_out_anew_when_they_move(tiny_backbone: Path) -> None:
+    codec = LatentCodec.from_pretrained(tiny_backbone)
+    holder = nn.ModuleDict({"codec": codec})
+    values = codec.vae.decoder.conv_out.weight.detach().clone(memory_format=torch.contiguous_format)
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        holder.to(dtype)
+        assert codec.vae.decoder.conv_out.weight.is_contiguous(memory_format=torch.channels_last_3d)
+        assert not codec.vae.decoder.conv_out.weight.is_contiguous()
+    torch.testing.assert_close(codec.vae.decoder.conv_out.weight, values, rtol=0.01, atol=0)
+    holder.to("meta")  # stands for a device that is no CPU
+    assert codec.vae.decoder.conv_out.weight.is_contiguous()
+
+
 def test_stays_frozen_and_in_eval_mode_inside_a_training_module(codec: LatentCodec) -> None:
     nn.ModuleDict({"codec": codec}).train()
     assert not any(module.training for module in codec.modules())
