@@ -79,7 +79,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except pickle.UnpicklingError as error:
             # torch's own text is a page of advice about trusting the file; its last paragraph names what was found.
             reason = str(error).split("WeightsUnpickler error: ")[-1].strip().splitlines()[0]
-            raise CheckpointError(f"checkpoint {path} holds more than weights and plain values: {reason}") from error
+            raise CheckpointError(
+                f"checkpoint {path} holds more than weights and plain values: {reason}"
+            ) from error
         except (RuntimeError, EOFError) as error:
             reason = (str(error).splitlines() or ["it ends early"])[0]
             raise CheckpointError(f"checkpoint {path} cannot be read: {reason}") from error

@@ -96,7 +96,9 @@ class EMA(L.Callback):
         """Restore the weights."""
         self._leave(pl_module)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         """Restore the weights when validation or test failed."""
         self._leave(pl_module)
 

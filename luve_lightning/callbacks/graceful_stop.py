@@ -76,7 +76,9 @@ class GracefulStop(L.Callback):
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Do not let a long validation use up the time until the kill; nothing is written in the middle of one."""
-        written = any(isinstance(c, Checkpoints) and c.is_current(trainer) for c in trainer.checkpoint_callbacks)
+        written = any(
+            isinstance(c, Checkpoints) and c.is_current(trainer) for c in trainer.checkpoint_callbacks
+        )
         if _fitting(trainer) and trainer.world_size == 1 and written:
             self._stop_if_asked(trainer)
 
@@ -89,7 +91,9 @@ class GracefulStop(L.Callback):
         """Give the signals back."""
         self._give_back()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         """Give the signals back."""
         self._give_back()
 

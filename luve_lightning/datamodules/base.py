@@ -100,11 +100,11 @@ class ResumableDataModule(L.LightningDataModule):
         sampler = self._sampler
         # `processed`, not `completed`: at the time of saving, `completed` is one behind. The sampler's epoch, not the
         # trainer's: that one is ahead already when an epoch has just ended.
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress  # its type knows no `processed`
         ended = progress.is_last_batch
         return {
             "epoch": sampler.epoch + ended,
-            "batches": 0 if ended else progress.current.processed,
+            "batches": 0 if ended else progress.current.processed,  # type: ignore[attr-defined]
             "order": _order(sampler),
         }
 

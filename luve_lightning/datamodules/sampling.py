@@ -94,9 +94,8 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
         return self._batches(self.epoch, self.start)
 
     def _batches(self, epoch: int, start: int) -> Iterator[list[SampleKey]]:
-        self.start = (
-            0  # not in __iter__: a DataLoader with workers calls that twice and uses the second iterator
-        )
+        # Not in __iter__: a DataLoader with workers calls that twice and uses the second iterator.
+        self.start = 0
         rng = np.random.default_rng([self.seed, epoch])
         order = np.concatenate([rng.permutation(self.num_items) for _ in range(self.passes)])
         buckets = rng.choice(len(self.bucket_probabilities), size=len(self), p=self.bucket_probabilities)

@@ -52,7 +52,7 @@ def test_augmentation_keeps_shape_and_is_seeded() -> None:
 def test_a_view_larger_than_the_clip_is_refused(tiny_clips: Path) -> None:
     data = views(tiny_clips, preload=False)
     data.views = [View(frames=1, size=48, scale=2.0)]
-    with pytest.raises(ValueError, match="is 64x64; a view of size 48 at scale 2.0 needs 96x96"):
+    with pytest.raises(ValueError, match=r"is 64x64; a view of size 48 at scale 2\.0 needs 96x96"):
         data[SampleKey(index=0, bucket=0, seed=(0, 0, 0))]
 
 

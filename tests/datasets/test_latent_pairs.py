@@ -31,7 +31,9 @@ def test_windows_cover_the_same_picture(
 ) -> None:
     p = Fraction(scale).limit_denominator(100).numerator
     shape = (frames, units[0] * p, units[1] * p)
-    high, low = aligned_windows(shape, (crop[0], crop[1] * p, crop[2] * p), scale, np.random.default_rng(seed))
+    high, low = aligned_windows(
+        shape, (crop[0], crop[1] * p, crop[2] * p), scale, np.random.default_rng(seed)
+    )
     assert high[0] == low[0]
     for axis in (1, 2):
         assert 0 <= high[axis][0] < high[axis][1] <= shape[axis]
@@ -40,7 +42,9 @@ def test_windows_cover_the_same_picture(
 
 
 def test_every_position_is_drawn() -> None:
-    starts = {aligned_windows((1, 12, 12), (1, 6, 6), 1.5, np.random.default_rng(i))[0][1][0] for i in range(200)}
+    starts = {
+        aligned_windows((1, 12, 12), (1, 6, 6), 1.5, np.random.default_rng(i))[0][1][0] for i in range(200)
+    }
     assert starts == {0, 3, 6}
 
 
@@ -49,7 +53,9 @@ def test_a_crop_that_does_not_align_is_refused() -> None:
         aligned_windows((3, 24, 24), (3, 8, 8), 1.5, np.random.default_rng(0))
 
 
-def module(world: Path, store: Path, backbone: Path, preload: bool = False, crop: int = 6) -> LatentPairsDataModule:
+def module(
+    world: Path, store: Path, backbone: Path, preload: bool = False, crop: int = 6
+) -> LatentPairsDataModule:
     return LatentPairsDataModule(
         index=world / "clips.csv",
         store=store,

@@ -48,7 +48,7 @@ class Crops(Dataset[dict[str, Any]]):
 
 
 class CropsDataModule(ResumableDataModule):
-    """Twelve items, two buckets; validation in the items' order."""
+    """Twelve items (6 batches an epoch), two buckets; validation in the items' order."""
 
     def __init__(self, num_workers: int = 0, batch_size: int = 2, passes: int = 1) -> None:
         super().__init__(batch_size, num_workers, seed=3)
@@ -82,7 +82,8 @@ class CropsTask(TrainingTask):
         if self.global_step == self.nan_at and self.global_rank == self.nan_rank:
             if self.nan_in == "loss":
                 return output.sum() * torch.nan
-            output = output + (output.detach() - output).sqrt()  # adds 0, the gradient of sqrt at 0 is infinite
+            # Adds 0; the gradient of sqrt at 0 is infinite.
+            output = output + (output.detach() - output).sqrt()
         loss = (output - batch["x"]).square().mean()
         self.log("train/loss", loss)
         return loss
@@ -101,7 +102,9 @@ class Journal(Callback):
         with (self.folder / f"journal-{trainer.global_rank}.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         crop = batch["crop"].tolist() if "crop" in batch else None
         self._write(trainer, ["train", trainer.current_epoch, batch_idx, list(batch["clip_id"]), crop, rate])
@@ -193,7 +196,9 @@ def make_trainer(run: Run) -> L.Trainer:
     return L.Trainer(**options, callbacks=[*own, *run.callbacks])
 
 
-def train(run: Run, task: L.LightningModule | None = None, data: L.LightningDataModule | None = None) -> L.Trainer:
+def train(
+    run: Run, task: L.LightningModule | None = None, data: L.LightningDataModule | None = None
+) -> L.Trainer:
     """Train, and leave the final state in `final.pt` (rank zero)."""
     torch.set_num_threads(1)
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -236,7 +241,8 @@ def difference(left: Any, right: Any, path: str = "") -> str | None:
     if isinstance(left, list | tuple) and isinstance(right, list | tuple):
         if len(left) != len(right):
             return f"{path}: {len(left)} and {len(right)} entries"
-        return next((d for i, (a, b) in enumerate(zip(left, right, strict=True)) if (d := difference(a, b, f"{path}/{i}"))), None)
+        pairs = enumerate(zip(left, right, strict=True))
+        return next((d for i, (a, b) in pairs if (d := difference(a, b, f"{path}/{i}"))), None)
     return None if left == right else f"{path}: {left!r} and {right!r}"
 
 
@@ -273,12 +279,13 @@ def run_processes(run: Run, function: Any = train) -> list[int | None]:
 
 
 def _child(function: Any, run: Run, rank: int, port: int) -> None:
-    output = (run.folder / f"output-{rank}.txt")
+    output = run.folder / f"output-{rank}.txt"
     output.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    multiprocessing.set_start_method("fork", force=True)  # of loaders' workers; the server's children inherit its own
+    # Loaders' workers: the server's children would start theirs by a server of their own.
+    multiprocessing.set_start_method("fork", force=True)
     if run.processes > 1:
         os.environ |= {
             "MASTER_ADDR": "127.0.0.1",

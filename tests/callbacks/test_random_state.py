@@ -1,0 +1,52 @@
+"""The generators' states come back."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from luve_lightning.callbacks import AtomicCheckpointIO
+from luve_lightning.callbacks.random_state import random_state, set_random_state
+from tests.helpers.resumable import Run, run_processes, train
+
+CPU = torch.device("cpu")
+
+
+def draw() -> list[float]:
+    return [
+        float(torch.randn(())),
+        float(np.random.standard_normal()),  # noqa: NPY002
+        float(np.random.random()),  # noqa: NPY002
+        random.gauss(0, 1),
+        random.random(),
+    ]
+
+
+def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
+    draw()  # numpy and Python keep the second number of a Gaussian pair
+    AtomicCheckpointIO().save_checkpoint({"state": random_state(CPU)}, tmp_path / "a.ckpt")
+    expected = [draw(), draw()]
+    set_random_state(AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt")["state"], CPU)
+    assert [draw(), draw()] == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_gpus_generator_too() -> None:
+    device = torch.device("cuda")
+    state = random_state(device)
+    expected = torch.randn(3, device=device)
+    set_random_state(state, device)
+    assert torch.equal(torch.randn(3, device=device), expected)
+
+
+def test_each_rank_gets_its_own_and_another_number_of_processes_is_told(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=3, processes=2, every_n_steps=3)
+    assert run_processes(run) == [0, 0]
+    first, second = AtomicCheckpointIO().load_checkpoint(run.last)["random_state"]
+    assert not torch.equal(first["torch"], second["torch"])
+    with pytest.warns(UserWarning, match=r"2 process\(es\), this run has 1: random numbers start anew"):
+        train(run.with_(steps=4, processes=1, resume=str(run.last)))
