@@ -2,7 +2,6 @@
 
 PYTHON     ?= python3
 CONFIG     ?= experiments/vluer/mini.yaml
-PRECOMPUTE ?= experiments/precompute/mini.yaml
 CHECKPOINT ?= last
 SUBJECT    ?= vluer
 ARGS       ?=
@@ -59,7 +58,8 @@ $(WORLD): | $(STAMP)
 
 .PHONY: precompute
 precompute: $(WORLD) $(STAMP) ## Encode the mini world's clips into data/mini/latents; skips what is there
-	$(LUVE) precompute --config $(PRECOMPUTE)
+	$(LUVE) precompute --config experiments/precompute/mini.yaml
+	$(LUVE) precompute --config experiments/precompute/mini.yaml --config experiments/precompute/mini-variants.yaml
 
 .PHONY: train-vae
 train-vae: $(WORLD) $(STAMP) ## Train the mini backbone's VAE (a GPU)

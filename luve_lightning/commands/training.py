@@ -215,6 +215,8 @@ def _quieten() -> None:
     )
     # Lightning 2.6 still asks PyTorch's pytree in the way of before 2.12.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # Frozen parts (a LatentCodec) stay in eval mode by design.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
 
 
 def _plain(value: Any) -> Any:

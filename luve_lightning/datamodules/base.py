@@ -104,7 +104,7 @@ class ResumableDataModule(L.LightningDataModule):
         ended = progress.is_last_batch
         return {
             "epoch": sampler.epoch + ended,
-            "batches": 0 if ended else progress.current.processed,  # type: ignore[attr-defined]
+            "batches": 0 if ended else progress.current.processed,
             "order": _order(sampler),
         }
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -43,10 +45,19 @@ def test_the_gpus_generator_too() -> None:
     assert torch.equal(torch.randn(3, device=device), expected)
 
 
+class DrawOnRankOne(L.Callback):
+    """Ranks start from one seed; this sets them apart."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_rank == 1:
+            draw()
+
+
 def test_each_rank_gets_its_own_and_another_number_of_processes_is_told(tmp_path: Path) -> None:
-    run = Run(tmp_path, steps=3, processes=2, every_n_steps=3)
+    run = Run(tmp_path, steps=3, processes=2, every_n_steps=3, callbacks=(DrawOnRankOne(),))
     assert run_processes(run) == [0, 0]
     first, second = AtomicCheckpointIO().load_checkpoint(run.last)["random_state"]
+    assert first["python"][0] == second["python"][0]
     assert not torch.equal(first["torch"], second["torch"])
     with pytest.warns(UserWarning, match=r"2 process\(es\), this run has 1: random numbers start anew"):
-        train(run.with_(steps=4, processes=1, resume=str(run.last)))
+        train(run.with_(steps=4, processes=1, callbacks=(), resume=str(run.last)))
