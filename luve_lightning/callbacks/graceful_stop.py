@@ -116,8 +116,10 @@ class GracefulStop(L.Callback):
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
         if accumulating(trainer):
             return
-        received = torch.tensor(self._received, device=trainer.strategy.root_device)
-        number = int(trainer.strategy.reduce(received, reduce_op="max"))
+        number = self._received
+        if trainer.world_size > 1:  # alone, nothing has to be read back from the device
+            received = torch.tensor(number, device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(received, reduce_op="max"))
         if not number:
             return
         path = write_last(trainer)

@@ -26,8 +26,9 @@ class NaNGuard(L.Callback):
     waits for the backward pass, which costs the time to launch one optimiser step. All ranks agree and raise
     together; an exception on one rank alone would leave the others waiting.
 
-    `<default_root_dir>/nan-<step>.json` holds, for each rank, the clips and losses of the step's micro-batches. With
-    fp16 gradients may overflow, the loss scaler skips such steps; then only losses are checked.
+    `<default_root_dir>/nan-<step>.json` holds, for each rank, the clips of the step's micro-batches and their losses
+    as they go into the backward pass (divided by `accumulate_grad_batches`). With fp16 gradients may overflow and the
+    loss scaler skips such steps; then only losses are checked.
     """
 
     def __init__(self) -> None:
@@ -58,14 +59,17 @@ class NaNGuard(L.Callback):
         Raises:
             NonFiniteLoss: on rank zero; the other ranks leave quietly.
         """
-        batches, self._batches = self._batches, []
+        batches = [batch for batch in self._batches if "loss" in batch]  # a training step may return no loss
+        self._batches = []
+        if not batches:
+            return
         gradients = [
             p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             gradients = []
-        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
         losses = torch.stack([batch["loss"].float() for batch in batches])
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else losses.new_zeros(())
         finite = bool(losses.isfinite().all() & norm.isfinite())
         if not trainer.strategy.reduce_boolean_decision(not finite, all=False):
             return

@@ -82,12 +82,12 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, content: Any, message: 
         AtomicCheckpointIO().load_checkpoint(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
-    with pytest.raises(FileNotFoundError, match="missing.ckpt"):
+    with pytest.raises(FileNotFoundError, match=r"missing\.ckpt"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "missing.ckpt")
 
 
 def test_only_local_files_are_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="local files only, got s3://bucket/a.ckpt"):
+    with pytest.raises(ValueError, match=r"local files only, got s3://bucket/a\.ckpt"):
         AtomicCheckpointIO().save_checkpoint({}, "s3://bucket/a.ckpt")
 
 
