@@ -40,11 +40,15 @@ def table_csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
         ValueError: when a row's keys are not the columns.
     """
     _check(columns, rows)
+    lines = [columns, *([_csv_value(row[column]) for column in columns] for row in rows)]
+    return "".join(f"{_csv_line(line)}\n" for line in lines)
+
+
+def _csv_line(cells: Sequence[object]) -> str:
+    """One line, without its end. The writer quotes a carriage return only if that is part of its line ends."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_csv_value(row[column]) for column in columns] for row in rows)
-    return text.getvalue()
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n")
 
 
 def table_markdown(columns: Sequence[str], rows: Sequence[Row]) -> str:

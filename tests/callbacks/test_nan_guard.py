@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from luve_lightning.callbacks import AtomicCheckpointIO, NonFiniteLoss
 from tests.helpers.resumable import CropsTask, Run, difference, run_processes, train
@@ -82,12 +81,17 @@ class NoIds(CropsTask):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return {"x": batch["x"]} if isinstance(batch, dict) else batch
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        return super().training_step(batch, batch_idx) + torch.inf
 
-
-def test_an_infinite_constant_has_finite_gradients_but_counts(tmp_path: Path) -> None:
-    run = Run(tmp_path, task={"nan_at": 0})
+def test_batches_may_have_no_ids(tmp_path: Path) -> None:
+    run = Run(tmp_path, task={"nan_at": 0, "nan_in": "constant"})
     with pytest.raises(NonFiniteLoss, match=r"^step 0: the loss is inf on rank 0 for clips unknown;"):
-        train(run, NoIds())
+        train(run, NoIds(**run.task))
     assert report(run)["ranks"][0]["non_finite_gradients"] == []
+
+
+def test_ranks_agree_when_only_ones_loss_is_infinite_and_no_gradient(tmp_path: Path) -> None:
+    run = Run(tmp_path, processes=2, task={"nan_at": 1, "nan_rank": 1, "nan_in": "constant"})
+    assert run_processes(run) == [1, 0]
+    first, second = report(run)["ranks"]
+    assert (first["batches"][0]["loss"] != "inf", second["batches"][0]["loss"]) == (True, "inf")
+    assert first["non_finite_gradients"] == second["non_finite_gradients"] == []

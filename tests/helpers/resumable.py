@@ -67,7 +67,7 @@ class CropsTask(TrainingTask):
     Args:
         nan_at: optimiser step whose loss is not finite on rank `nan_rank`; -1 never.
         nan_rank: see `nan_at`.
-        nan_in: "loss" or "gradient".
+        nan_in: "loss", "gradient" (of a finite loss) or "constant" (an infinite loss with finite gradients).
     """
 
     def __init__(self, nan_at: int = -1, nan_rank: int = 0, nan_in: str = "loss") -> None:
@@ -79,12 +79,14 @@ class CropsTask(TrainingTask):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         noise = torch.randn(()) + float(np.random.standard_normal()) + random.gauss(0.0, 1.0)  # noqa: NPY002
         output = self.net(batch["x"] + 0.1 * noise)
-        if self.global_step == self.nan_at and self.global_rank == self.nan_rank:
-            if self.nan_in == "loss":
-                return output.sum() * torch.nan
-            # Adds 0; the gradient of sqrt at 0 is infinite.
+        sick = self.global_step == self.nan_at and self.global_rank == self.nan_rank
+        if sick and self.nan_in == "loss":
+            return output.sum() * torch.nan
+        if sick and self.nan_in == "gradient":  # adds 0; the gradient of sqrt at 0 is infinite
             output = output + (output.detach() - output).sqrt()
         loss = (output - batch["x"]).square().mean()
+        if sick and self.nan_in == "constant":
+            loss = loss + torch.inf
         self.log("train/loss", loss)
         return loss
 
