@@ -154,7 +154,7 @@ def _bench_train(
             prediction = task(low, (frames, crop, crop))
             loss = task.losses["latent"](prediction, high)
             if phase == 2:
-                pixels = task._decoded_crops(prediction, high, step=0)
+                pixels = task.decoded_crops(prediction, high, step=0)
                 loss = loss + task.losses["pixel"](*pixels) + task.losses["frame"](*pixels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(task.net.parameters(), 1.0)

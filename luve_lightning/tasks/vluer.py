@@ -100,7 +100,8 @@ class VLUerTask(TrainingTask):
             slices.append(slice(start, start + extent))
         return slices[0], slices[1], slices[2]
 
-    def _decoded_crops(self, prediction: Tensor, target: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def decoded_crops(self, prediction: Tensor, target: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Phase 2's pixels: the same window of prediction and target, decoded (the target without gradients)."""
         t, y, x = self.crop_window((target.shape[2], target.shape[3], target.shape[4]), step)
         with torch.no_grad():
             pixels = self.codec.decode_differentiable(target[:, :, t, y, x])
@@ -112,7 +113,7 @@ class VLUerTask(TrainingTask):
         low, high = batch["lr"], batch["hr"]
         prediction = self(low, tuple(high.shape[2:]))
         phase = self.phase(self.global_step)
-        pixels = self._decoded_crops(prediction, high, self.global_step) if phase == 2 else None
+        pixels = self.decoded_crops(prediction, high, self.global_step) if phase == 2 else None
         terms = {}
         for name, loss in self.losses.items():
             if loss.space == "latent":
