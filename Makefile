@@ -68,7 +68,7 @@ train-vae: $(WORLD) $(STAMP) ## Train the mini backbone's VAE (a GPU)
 .PHONY: train-vluer
 train-vluer: $(STAMP) $(MINI_DATA) ## Train the upsampler by CONFIG, then compare it on the test split
 	$(LUVE) fit --config $(CONFIG) $(ARGS)
-	$(LUVE) test --config $(CONFIG) --ckpt_path last $(ARGS)
+	$(LUVE) test --config $(CONFIG) $(ARGS) --ckpt_path last
 
 .PHONY: evaluate-vluer
 evaluate-vluer: $(STAMP) $(MINI_DATA) ## Compare CHECKPOINT with interpolation on the test split

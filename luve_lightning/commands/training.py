@@ -6,6 +6,7 @@ What differs from plain LightningCLI: one parser for the verb that was asked for
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from luve_lightning.callbacks.provenance import Provenance
 from luve_lightning.commands.compose import Arguments, drop_nulls
@@ -186,6 +188,8 @@ class LuveCLI(LightningCLI):
         """Calls the Trainer's method."""
         if self.config["ckpt_path"] == "last" and self.verb != "fit":
             self._require_last_checkpoint()
+        if self.config["ckpt_path"] is None and self.verb == "fit" and self.trainer.is_global_zero:
+            set_aside(Path(self.trainer.default_root_dir) / "checkpoints")
         options = {name: self.config_init[name] for name in self.method_options}
         getattr(self.trainer, self.verb)(model=self.model, datamodule=self.datamodule, **options)
 
@@ -207,6 +211,23 @@ class LuveCLI(LightningCLI):
             raise UsageError(f"ckpt_path: no last checkpoint in {folders or self.trainer.default_root_dir}")
 
 
+def set_aside(folder: Path) -> Path | None:
+    """Rename the checkpoints of an earlier run, so that a new run in the same folder does not overwrite them.
+
+    Args:
+        folder: the run's checkpoint folder; nothing happens when it is missing or holds no checkpoint.
+
+    Returns:
+        The new name, `<folder>-<n>` with the first n that is free, or None.
+    """
+    if not any(folder.glob("*.ckpt")):
+        return None
+    number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}-{n}").exists())
+    aside = folder.rename(folder.with_name(f"{folder.name}-{number}"))
+    rank_zero_info(f"{folder} holds an earlier run: kept as {aside}; --ckpt_path last would have resumed it")
+    return aside
+
+
 def _quieten() -> None:
     """Silences what Lightning says in every run and nobody can act on."""
     advertisement = "💡 Tip:"
@@ -215,6 +236,10 @@ def _quieten() -> None:
     )
     # Lightning 2.6 still asks PyTorch's pytree in the way of before 2.12.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # Lightning cannot know that the batch samplers of ResumableDataModule start where the checkpoint stopped.
+    warnings.filterwarnings(
+        "ignore", message="You're resuming from a checkpoint that ended before the epoch ended"
+    )
     # Frozen parts (a LatentCodec) stay in eval mode by design.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
 

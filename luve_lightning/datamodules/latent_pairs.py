@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,12 @@ class LatentPairsDataModule(ResumableDataModule):
         super().__init__(batch_size, num_workers, seed)
         if not scales:
             raise ValueError("scales: expected at least one")
+        for scale in scales:
+            unit = Fraction(scale).limit_denominator(1000).numerator
+            if any(n < 1 or n % unit for n in crop[1:]):
+                raise ValueError(
+                    f"crop: height and width must be multiples of {unit} for scale {scale:g}, got {crop}"
+                )
         self.index_path, self.store, self.backbone = Path(index), LatentStore(store), backbone
         self.size, self.scales, self.frames = size, list(scales), frames
         self.windows, self.stride, self.crop = windows, stride, crop

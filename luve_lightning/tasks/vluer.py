@@ -61,10 +61,10 @@ class VLUerTask(TrainingTask):
         super().__init__(lr, min_lr, weight_decay, warmup_steps)
         if not any(loss.space == "latent" for loss in losses.values()):
             raise ValueError("losses: expected at least one in latent space, phase 1 has nothing else")
-        if pixel_from_step < -1 or min(pixel_crop) < 1:
-            raise ValueError(
-                f"expected pixel_from_step >= -1 and pixel_crop >= 1, got {pixel_from_step} and {pixel_crop}"
-            )
+        if pixel_from_step < -1:
+            raise ValueError(f"pixel_from_step: expected a step, or -1 for never, got {pixel_from_step}")
+        if min(pixel_crop) < 1:
+            raise ValueError(f"pixel_crop: expected three extents >= 1, got {pixel_crop}")
         if codec_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"codec_dtype: expected float32 or bfloat16, got {codec_dtype!r}")
         self.net = net

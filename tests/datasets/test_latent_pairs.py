@@ -54,14 +54,19 @@ def test_a_crop_that_does_not_align_is_refused() -> None:
 
 
 def module(
-    world: Path, store: Path, backbone: Path, preload: bool = False, crop: int = 6
+    world: Path,
+    store: Path,
+    backbone: Path,
+    preload: bool = False,
+    crop: int = 6,
+    scales: tuple[float, ...] = tuple(SCALES),
 ) -> LatentPairsDataModule:
     return LatentPairsDataModule(
         index=world / "clips.csv",
         store=store,
         backbone=str(backbone),
         size=(48, 48),
-        scales=SCALES,
+        scales=list(scales),
         frames=9,
         crop=(3, crop, crop),
         preload=preload,
@@ -69,9 +74,8 @@ def module(
 
 
 def test_crops_are_windows_of_the_whole(tiny_clips: Path, tiny_latents: Path, tiny_backbone: Path) -> None:
-    data = module(tiny_clips, tiny_latents, tiny_backbone, crop=3)
-    kept = module(tiny_clips, tiny_latents, tiny_backbone, preload=True, crop=3)
-    data.scales = kept.scales = [1.5, 3.0]
+    data = module(tiny_clips, tiny_latents, tiny_backbone, crop=3, scales=(1.5, 3.0))
+    kept = module(tiny_clips, tiny_latents, tiny_backbone, preload=True, crop=3, scales=(1.5, 3.0))
     data.setup("fit")
     kept.setup("fit")
     whole = WholeLatentPairs(data.store, data.pairs["train"], data.scales)
@@ -104,3 +108,8 @@ def test_missing_latents_are_one_clear_line(tiny_clips: Path, tmp_path: Path, ti
     with pytest.raises(StoreError, match="run `luve precompute`") as error:
         module(tiny_clips, tmp_path / "empty", tiny_backbone).setup("fit")
     assert "\n" not in str(error.value)
+
+
+def test_a_crop_that_no_scale_divides_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="crop: height and width must be multiples of 2 for scale 2"):
+        module(tmp_path, tmp_path, tmp_path, crop=3)

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import time
 from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -267,13 +268,14 @@ def start(run: Run, function: Any = train) -> list[BaseProcess]:
 
 def finish(processes: list[BaseProcess], timeout: float = 60) -> list[int | None]:
     """Exit statuses; a process that does not end in time is killed and counts as None."""
-    statuses: list[int | None] = []
-    for process in processes:
-        process.join(timeout)
-        statuses.append(process.exitcode)
-        if process.is_alive():
+    deadline = time.monotonic() + timeout
+    try:
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        return [process.exitcode for process in processes]
+    finally:  # also when pytest's own timeout strikes: the interpreter would wait for them at its end
+        for process in processes:
             process.kill()
-    return statuses
 
 
 def run_processes(run: Run, function: Any = train) -> list[int | None]:
