@@ -13,7 +13,8 @@ import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from luve_lightning.callbacks import AtomicCheckpointIO, CheckpointError
-from tests.helpers.resumable import Run, start
+from tests.helpers.processes import start
+from tests.helpers.resumable import Run
 
 KILLS = 12
 

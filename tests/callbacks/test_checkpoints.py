@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 
 from luve_lightning.callbacks import AtomicCheckpointIO, Checkpoints
-from tests.helpers.resumable import CropsDataModule, CropsTask, Run, SendSignal, run_processes, train
+from tests.helpers.processes import run_processes
+from tests.helpers.resumable import CropsDataModule, CropsTask, Run, SendSignal, train
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -16,16 +16,8 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from luve_lightning.callbacks import AtomicCheckpointIO, GracefulStop, StopRequested
-from tests.helpers.resumable import (
-    CropsDataModule,
-    CropsTask,
-    Run,
-    SendSignal,
-    finish,
-    run_processes,
-    start,
-    train,
-)
+from tests.helpers.processes import finish, run_processes, start
+from tests.helpers.resumable import CropsDataModule, CropsTask, Run, SendSignal, train
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from luve_lightning.callbacks import AtomicCheckpointIO, NonFiniteLoss
-from tests.helpers.resumable import CropsTask, Run, difference, run_processes, train
+from tests.helpers.processes import run_processes
+from tests.helpers.resumable import CropsTask, Run, difference, train
 
 
 def report(run: Run) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import torch
 
 from luve_lightning.callbacks import AtomicCheckpointIO
 from luve_lightning.callbacks.random_state import random_state, set_random_state
-from tests.helpers.resumable import Run, run_processes, train
+from tests.helpers.processes import run_processes
+from tests.helpers.resumable import Run, train
 
 CPU = torch.device("cpu")
 

@@ -26,7 +26,8 @@ from luve_lightning.evaluation.upsampling_methods import baseline_methods, metho
 from luve_lightning.functional.fidelity import frame_difference_error, psnr, ssim
 from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.models.backbone import LatentCodec
-from tests.helpers.resumable import Run, run_processes
+from tests.helpers.processes import run_processes
+from tests.helpers.resumable import Run
 from tests.helpers.upsampling import SCALES, TinyPairs, compare, tiny_vluer
 
 CLIPS = 2

@@ -15,16 +15,8 @@ from luve_lightning.datamodules.latent_pairs import LatentPairsDataModule
 from luve_lightning.losses import FrameDifferenceL1, LatentL1, PixelL1
 from luve_lightning.models.vluer import VLUer
 from luve_lightning.tasks import VLUerTask
-from tests.helpers.resumable import (
-    CropsDataModule,
-    CropsTask,
-    Run,
-    SendSignal,
-    difference,
-    load_final,
-    run_processes,
-    train,
-)
+from tests.helpers.processes import run_processes
+from tests.helpers.resumable import CropsDataModule, CropsTask, Run, SendSignal, difference, load_final, train
 
 # An epoch has 6 batches. Names say when validation runs.
 VALIDATE: dict[str, Any] = {"limit_val_batches": 3}

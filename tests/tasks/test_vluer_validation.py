@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from luve_lightning.functional.fidelity import psnr
-from tests.helpers.resumable import Run, run_processes
+from tests.helpers.processes import run_processes
+from tests.helpers.resumable import Run
 from tests.helpers.upsampling import SCALES, TinyPairs, tiny_task, validate
 
 

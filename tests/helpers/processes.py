@@ -1,0 +1,69 @@
+"""Runs in processes of their own, which tests may kill."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import time
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from tests.helpers.resumable import Run, train
+
+# A fork server has imported everything once; each run is then a process of its own within a fraction of a second,
+# without the threads that make a plain fork of the test process unsafe.
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["tests.helpers.processes"])
+
+
+def start(run: Run, function: Any = train) -> list[BaseProcess]:
+    """Start a run in processes of its own, one a rank."""
+    port = _free_port()
+    processes: list[BaseProcess] = []
+    for rank in range(run.processes):
+        process = _SERVER.Process(target=_child, args=(function, run, rank, port))
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def finish(processes: list[BaseProcess], timeout: float = 60) -> list[int | None]:
+    """Exit statuses; a process that does not end in time is killed and counts as None."""
+    deadline = time.monotonic() + timeout
+    try:
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        return [process.exitcode for process in processes]
+    finally:  # also when pytest's own timeout strikes: the interpreter would wait for them at its end
+        for process in processes:
+            process.kill()
+
+
+def run_processes(run: Run, function: Any = train) -> list[int | None]:
+    return finish(start(run, function))
+
+
+def _child(function: Any, run: Run, rank: int, port: int) -> None:
+    output = run.folder / f"output-{rank}.txt"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    # Loaders' workers: the server's children would start theirs by a server of their own.
+    multiprocessing.set_start_method("fork", force=True)
+    if run.processes > 1:
+        os.environ |= {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(run.processes),
+            "NODE_RANK": "0",
+            "LOCAL_RANK": str(rank),
+        }
+    function(run)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
