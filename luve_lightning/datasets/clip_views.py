@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from luve_lightning.datasets.clips import ClipError, read_clip
+from luve_lightning.datasets.clips import ClipError, random_crop, random_window, read_clip
 from luve_lightning.datasets.quarantine import Quarantine, first_readable
 from luve_lightning.datasets.video_index import ClipEntry
 from luve_lightning.functional.pixels import frames_to_video
@@ -101,14 +101,14 @@ class ClipViews(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.entries)
 
-    def _read(self, index: int, count: int, u: float) -> np.ndarray:
-        """`count` consecutive frames from the place in the clip that `u` in [0, 1) names."""
+    def _read(self, index: int, count: int, seed: Sequence[int]) -> np.ndarray:
+        """`count` consecutive frames from a random place; the same seed gives a replacement clip its own place."""
         entry = self.entries[index]
-        start = int(u * (entry.total_frames - count + 1))
         if entry.total_frames < count or index in self.unreadable:
             raise ClipError(
                 entry.path, self.unreadable.get(index, f"{entry.total_frames} frames, {count} needed")
             )
+        start = random_window(entry.total_frames, count, 1, np.random.default_rng([*seed, 1]))
         if index in self.loaded:
             return self.loaded[index][start : start + count]
         return read_clip(entry.path, start, count)
@@ -116,9 +116,8 @@ class ClipViews(Dataset[dict[str, Any]]):
     def __getitem__(self, key: Any) -> dict[str, Any]:
         view = self.views[key.bucket]
         rng = np.random.default_rng(list(key.seed))
-        u = rng.random()
         index, frames = first_readable(
-            key.index, len(self), lambda i: self._read(i, view.frames, u), self.quarantine
+            key.index, len(self), lambda i: self._read(i, view.frames, key.seed), self.quarantine
         )
         height, width = frames.shape[1:3]
         side = view.source_size
@@ -127,8 +126,8 @@ class ClipViews(Dataset[dict[str, Any]]):
                 f"clip {self.entries[index].clip_id} is {height}x{width}; a view of size {view.size} at scale "
                 f"{view.scale} needs {side}x{side} pixels"
             )
-        y, x = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
-        frames = frames[:, y : y + side, x : x + side]
+        rows, columns = random_crop(height, width, side, rng)
+        frames = frames[:, rows, columns]
         if self.augment:
             frames = augmented(frames, rng)
         video: Tensor = frames_to_video(frames)

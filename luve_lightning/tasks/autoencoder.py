@@ -24,7 +24,6 @@ class AutoencoderTask(TrainingTask):
         losses: pixel losses by name.
         kl_weight: weight of the mean KL divergence of the posterior from a unit Gaussian.
         init_from: a backbone folder whose `vae/` to continue from.
-        compile_vae: run encoder and decoder through torch.compile (one compilation for each view's shape).
         lr: see TrainingTask.
         min_lr: see TrainingTask.
         weight_decay: see TrainingTask.
@@ -37,7 +36,6 @@ class AutoencoderTask(TrainingTask):
         losses: dict[str, Loss],
         kl_weight: float = 1e-6,
         init_from: str | None = None,
-        compile_vae: bool = False,
         lr: float = 1e-3,
         min_lr: float = 1e-5,
         weight_decay: float = 0.0,
@@ -57,20 +55,12 @@ class AutoencoderTask(TrainingTask):
             self.vae = AutoencoderKLWan.from_pretrained(init_from, subfolder="vae", torch_dtype=torch.float32)
         self.losses = torch.nn.ModuleDict(losses)
         self.kl_weight = kl_weight
-        self._encode, self._decode = encode_whole_clip, decode_whole_clip
-        if compile_vae:
-            self._encode = torch.compile(encode_whole_clip, dynamic=False)
-            self._decode = torch.compile(decode_whole_clip, dynamic=False)
 
     def forward(self, video: Tensor, sample: bool = False) -> tuple[Tensor, DiagonalGaussianDistribution]:
         """Reconstruct a video (B x 3 x T x H x W in [-1, 1]) from its posterior's mode or a sample."""
-        # Compiled only for training: validation has other shapes and few batches.
-        encode, decode = (
-            (self._encode, self._decode) if self.training else (encode_whole_clip, decode_whole_clip)
-        )
-        posterior = DiagonalGaussianDistribution(encode(self.vae, video))
+        posterior = DiagonalGaussianDistribution(encode_whole_clip(self.vae, video))
         latents = posterior.sample() if sample else posterior.mode()
-        return decode(self.vae, latents), posterior
+        return decode_whole_clip(self.vae, latents), posterior
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Weighted losses plus KL."""

@@ -34,7 +34,6 @@ class VLUerTask(TrainingTask):
         pixel_crop: latent frames, height and width of the decoded crop (cut to what there is).
         init_from: a folder saved by `VLUer.save_pretrained` whose weights to start from.
         codec_dtype: dtype of the VAE's weights, "float32" or "bfloat16".
-        compile_net: run the model through torch.compile.
         seed: of the crops' positions.
         lr: see TrainingTask; the released code uses 2e-4.
         min_lr: see TrainingTask.
@@ -51,7 +50,6 @@ class VLUerTask(TrainingTask):
         pixel_crop: tuple[int, int, int] = (6, 24, 24),
         init_from: str | None = None,
         codec_dtype: str = "float32",
-        compile_net: bool = False,
         seed: int = 0,
         lr: float = 2e-4,
         min_lr: float = 1e-7,
@@ -70,8 +68,6 @@ class VLUerTask(TrainingTask):
         self.net = net
         if init_from is not None:
             self.net.load_state_dict(VLUer.from_pretrained(init_from).state_dict())
-        if compile_net:
-            self.net.compile()
         self.codec = LatentCodec.from_pretrained(backbone, getattr(torch, codec_dtype))
         if self.codec.channels != net.config.latent_channels:
             raise ValueError(
