@@ -11,6 +11,10 @@ STAMP := $(VENV)/.set-up
 LUVE  := $(VENV)/bin/luve
 WORLD := data/mini/world/MANIFEST.json
 
+# HPS v3 cannot share an environment with our models.
+HPSV3       := .venv-hpsv3
+HPSV3_STAMP := $(HPSV3)/.set-up
+
 # Configurations of the mini world have `mini` in their path; they need its clips and latents first.
 MINI_DATA := $(if $(findstring mini,$(CONFIG)),precompute)
 
@@ -60,6 +64,25 @@ $(WORLD): | $(STAMP)
 precompute: $(WORLD) $(STAMP) ## Encode the mini world's clips into data/mini/latents; skips what is there
 	$(LUVE) precompute --config experiments/precompute/mini.yaml
 	$(LUVE) precompute --config experiments/precompute/mini.yaml --config experiments/precompute/mini-variants.yaml
+
+.PHONY: setup-hpsv3
+setup-hpsv3: $(HPSV3_STAMP) ## Make the environment of HPS v3 in .venv-hpsv3 (minutes, once)
+
+$(HPSV3_STAMP): environment-hpsv3.yml
+	@echo "Setting up $(HPSV3) with $$($(PYTHON) --version) (minutes and about 6 GB, once)"
+	@$(PYTHON) -m venv $(HPSV3)
+	@sed -n 's/^      - "\([^"]*\)".*/\1/p' environment-hpsv3.yml > $(HPSV3)/requirements.txt
+	@$(HPSV3)/bin/pip install --quiet --disable-pip-version-check --requirement $(HPSV3)/requirements.txt
+	@$(HPSV3)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(HPSV3_STAMP)
+
+# By itself the mini world with its local scorer; `make score CONFIG=experiments/score/ultravideo.yaml` is HPS v3.
+SCORE_CONFIG := $(if $(filter command line environment,$(origin CONFIG)),$(CONFIG),experiments/score/mini.yaml)
+SCORE_VENV   := $(if $(findstring mini,$(SCORE_CONFIG)),$(VENV),$(HPSV3))
+
+.PHONY: score
+score: $(if $(findstring mini,$(SCORE_CONFIG)),$(WORLD) $(STAMP),$(HPSV3_STAMP)) ## Rate clips by CONFIG (default the mini world's), to select training clips by
+	$(SCORE_VENV)/bin/luve score --config $(SCORE_CONFIG) $(ARGS)
 
 .PHONY: train-vae
 train-vae: $(WORLD) $(STAMP) ## Train the mini backbone's VAE (a GPU)

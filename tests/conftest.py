@@ -29,16 +29,22 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backbone folder with a randomly initialised, very small AutoencoderKLWan under `vae/`."""
+    """A backbone folder: randomly initialised, very small `vae/`, `transformer/`, `text_encoder/` and `tokenizer/`."""
     import torch
-    from diffusers import AutoencoderKLWan
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+    from tests.helpers.small_text import write_text_encoder
 
     folder = tmp_path_factory.mktemp("backbone")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vae = AutoencoderKLWan(base_dim=4, z_dim=16, num_res_blocks=1)
+        transformer = WanTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=12, text_dim=16, freq_dim=16, ffn_dim=32, num_layers=2
+        )
     vae.save_pretrained(folder / "vae")
-    return folder
+    transformer.save_pretrained(folder / "transformer")
+    return write_text_encoder(folder)
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +84,18 @@ def tiny_latents(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, 
         names = ("experiments/precompute/mini.yaml", "tests/conf/precompute/mini.yaml")
         options = [word for name in names for word in ("--config", str(REPOSITORY / name))]
         assert main(["precompute", *options]) == 0
+    return store
+
+
+@pytest.fixture(scope="session")
+def tiny_texts(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, tiny_clips: Path) -> Path:
+    """A store of the tiny captions' embeddings, made by `luve embed`."""
+    from luve_lightning.__main__ import main
+
+    store = tmp_path_factory.mktemp("texts")
+    values = {"backbone": tiny_backbone, "index": tiny_clips / "clips.csv", "store": store, "length": 16}
+    options = [word for key, value in values.items() for word in (f"--{key}", str(value))]
+    assert main(["embed", *options, "--dtype", "float32", "--device", "cpu"]) == 0
     return store
 
 

@@ -67,12 +67,18 @@ def as_options(files: list[Path]) -> list[str]:
 
 @pytest.fixture
 def tiny_environment(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_backbone: Path, tiny_clips: Path, tiny_latents: Path
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tiny_backbone: Path,
+    tiny_clips: Path,
+    tiny_latents: Path,
+    tiny_texts: Path,
 ) -> Path:
     """Sets what the overlays refer to, and moves to an empty folder; returns the run folder."""
     monkeypatch.setenv("TINY_BACKBONE", str(tiny_backbone))
     monkeypatch.setenv("TINY_WORLD", str(tiny_clips))
     monkeypatch.setenv("TINY_LATENTS", str(tiny_latents))
+    monkeypatch.setenv("TINY_TEXTS", str(tiny_texts))
     monkeypatch.setenv("TINY_RUN", str(tmp_path / "run"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

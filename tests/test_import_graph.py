@@ -20,6 +20,7 @@ RANKS = {
     "metrics": 1,
     "models": 1,
     "datasets": 2,
+    "scoring": 3,
     "datamodules": 3,
     "tasks": 4,
     "pipelines": 4,

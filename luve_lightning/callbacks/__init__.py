@@ -3,7 +3,9 @@
 from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from luve_lightning.callbacks.checkpoints import Checkpoints
 from luve_lightning.callbacks.ema import EMA
+from luve_lightning.callbacks.expert_losses import ExpertLosses
 from luve_lightning.callbacks.export import Export
+from luve_lightning.callbacks.generated_samples import GeneratedSamples
 from luve_lightning.callbacks.graceful_stop import GracefulStop, StopRequested
 from luve_lightning.callbacks.nan_guard import NaNGuard, NonFiniteLoss
 from luve_lightning.callbacks.random_state import RandomState
@@ -15,7 +17,9 @@ __all__ = [
     "AtomicCheckpointIO",
     "CheckpointError",
     "Checkpoints",
+    "ExpertLosses",
     "Export",
+    "GeneratedSamples",
     "GracefulStop",
     "NaNGuard",
     "NonFiniteLoss",

@@ -21,8 +21,8 @@ class Export(L.Callback):
         self.output = Path(output)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Save on the first process."""
-        if not trainer.is_global_zero:
+        """Save on the first process; with the others' help where a task says `collective_export`."""
+        if not trainer.is_global_zero and not getattr(pl_module, "collective_export", False):
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         with averaged_weights(trainer, pl_module):

@@ -38,6 +38,12 @@ VERBS: dict[str, Verb] = {
         "luve_lightning.commands.precompute",
         "precompute",
     ),
+    "embed": Verb(
+        "Data", "embed captions into the text store, once", "luve_lightning.commands.embed", "embed"
+    ),
+    "score": Verb(
+        "Data", "rate clips, to select training clips by", "luve_lightning.commands.score", "score"
+    ),
     "fit": Verb("Training", "train a model, or resume with --ckpt_path last", _TRAINING),
     "validate": Verb("Training", "measure a model on the validation split", _TRAINING),
     "test": Verb("Training", "measure a model on the test split", _TRAINING),

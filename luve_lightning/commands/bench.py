@@ -14,7 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Subject = Literal["vluer", "vluer-train"]
+from luve_lightning.commands.bench_unsharp import bench_unsharp
+
+Subject = Literal["vluer", "vluer-train", "unsharp", "experts"]
 
 # Latent grids of the paper at 49 frames: 720x1280 -> 1472x2560 (2K) and 2176x3840 (4K).
 LOW = (13, 90, 160)
@@ -35,7 +37,9 @@ def bench(
     Args:
         subject: "vluer": the base VLUer from 720p latents to 2K and 4K, bfloat16, eager and compiled, beside bilinear.
             "vluer-train": one optimiser step of experiments/vluer/wan2.1.yaml with a randomly initialised Wan2.1 VAE,
-            phase 1 and phase 2.
+            phase 1 and phase 2. "unsharp": unsharp masking of 4K frames beside scikit-image; with --device cpu too.
+            "experts": a forward pass of the transformer with and without each expert, Wan2.1-1.3B at 2K on a GPU, the
+            mini backbone with --device cpu.
         device: where to run, such as "cuda" or "cuda:1".
         repeats: timed runs after the warm-up; the median counts.
         batch_size: of the training step.
@@ -45,19 +49,32 @@ def bench(
     """
     if repeats < 1:
         raise ValueError(f"repeats: expected at least 1, got {repeats}")
-    if not torch.cuda.is_available():
-        raise ValueError(
-            "luve bench needs a CUDA device: its figures are those of a GPU, and none is visible here"
-        )
     target = torch.device(device)
-    rows = (
-        _bench_vluer(target, repeats)
-        if subject == "vluer"
-        else _bench_train(target, repeats, batch_size, crop, frames)
-    )
-    facts = {"gpu": torch.cuda.get_device_name(target), "torch": torch.__version__, "repeats": repeats}
+    if subject in ("vluer", "vluer-train") and target.type == "cpu":
+        raise ValueError(
+            f"luve bench --subject {subject} needs a CUDA device: its figures are those of a GPU"
+        )
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"luve bench --device {device}: no CUDA device is visible here")
+    if subject == "unsharp":
+        rows = bench_unsharp(device, repeats)
+    elif subject == "experts":
+        from luve_lightning.commands.bench_experts import bench_experts
+
+        rows = bench_experts(target, repeats)
+    elif subject == "vluer":
+        rows = _bench_vluer(target, repeats)
+    else:
+        rows = _bench_train(target, repeats, batch_size, crop, frames)
+    facts = {"torch": torch.__version__, "repeats": repeats}
+    if target.type == "cuda":
+        facts = {"gpu": torch.cuda.get_device_name(target)} | facts
+    _print([row | facts for row in rows], output)
+
+
+def _print(rows: list[dict[str, Any]], output: Path | None) -> None:
     for row in rows:
-        line = json.dumps(row | facts)
+        line = json.dumps(row)
         print(line, flush=True)
         if output is not None:
             output.parent.mkdir(parents=True, exist_ok=True)

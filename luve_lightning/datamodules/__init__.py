@@ -1,6 +1,7 @@
 """LightningDataModules."""
 
+from luve_lightning.datamodules.caption_latents import CaptionLatentsDataModule
 from luve_lightning.datamodules.clips import ClipsDataModule
 from luve_lightning.datamodules.latent_pairs import LatentPairsDataModule
 
-__all__ = ["ClipsDataModule", "LatentPairsDataModule"]
+__all__ = ["CaptionLatentsDataModule", "ClipsDataModule", "LatentPairsDataModule"]

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 class Loss(nn.Module):
     """A weighted comparison of two tensors of one shape.
 
-    `space` says what it wants to be given: "latent" tensors (B x C x t x h x w) or decoded "pixel" tensors
-    (B x 3 x T x H x W in [-1, 1], not clamped). A task decodes only when a loss in pixel space is active.
+    `space` says what it wants to be given: "latent" tensors (B x C x t x h x w), decoded "pixel" tensors
+    (B x 3 x T x H x W in [-1, 1], not clamped) or flow-matching "velocity" tensors (B x C x t x h x w). A task decodes
+    only when a loss in pixel space is active.
 
     Args:
         weight: factor of this term in the total loss, >= 0.
     """
 
-    space: ClassVar[Literal["latent", "pixel"]]
+    space: ClassVar[Literal["latent", "pixel", "velocity"]]
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()

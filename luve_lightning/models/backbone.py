@@ -54,6 +54,15 @@ def load_vae(backbone: str | Path, dtype: torch.dtype | None = None) -> Autoenco
         raise FileNotFoundError(f"backbone {backbone}: {where}: {reason}") from error
 
 
+def lay_out_convolutions(module: nn.Module, channels_last: bool) -> None:
+    """Store the weights of all convolutions channels last, or as PyTorch does; what goes through them follows."""
+    formats = {2: torch.channels_last, 3: torch.channels_last_3d}
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Conv3d):
+            layout = formats[len(layer.kernel_size)] if channels_last else torch.contiguous_format
+            layer.weight.data = layer.weight.data.contiguous(memory_format=layout)
+
+
 class LatentCodec(nn.Module):
     """Pixels to normalised latents and back, with the VAE frozen.
 
@@ -100,12 +109,7 @@ class LatentCodec(nn.Module):
 
         Elsewhere the layout is PyTorch's own, whatever the weights went through.
         """
-        for module in self.vae.modules():
-            if isinstance(module, nn.Conv2d | nn.Conv3d):
-                formats = {2: torch.channels_last, 3: torch.channels_last_3d}
-                on_cpu = module.weight.device.type == "cpu"
-                layout = formats[len(module.kernel_size)] if on_cpu else torch.contiguous_format
-                module.weight.data = module.weight.data.contiguous(memory_format=layout)
+        lay_out_convolutions(self.vae, channels_last=next(self.vae.parameters()).device.type == "cpu")
 
     @property
     def dtype(self) -> torch.dtype:

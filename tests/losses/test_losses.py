@@ -9,12 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luve_lightning import losses
-from luve_lightning.losses import FrameDifferenceL1, LatentL1, Loss, PixelL1, PixelMSE
+from luve_lightning.losses import (
+    FrameDifferenceL1,
+    LatentL1,
+    Loss,
+    PixelL1,
+    PixelLogMSE,
+    PixelMSE,
+    VelocityMSE,
+)
 
 DEFINITIONS = {
     LatentL1: lambda x, y: np.abs(x - y).mean(),
     PixelL1: lambda x, y: np.abs(x - y).mean(),
     PixelMSE: lambda x, y: ((x - y) ** 2).mean(),
+    VelocityMSE: lambda x, y: ((x - y) ** 2).mean(),
+    PixelLogMSE: lambda x, y: np.mean(
+        [np.log(1 + ((a - b) ** 2).mean() / 1e-5) for a, b in zip(x, y, strict=True)]
+    ),
     FrameDifferenceL1: lambda x, y: np.mean(
         [
             np.abs((x[:, :, t] - x[:, :, t - 1]) - (y[:, :, t] - y[:, :, t - 1])).mean()
@@ -79,6 +91,8 @@ def test_the_space_says_what_a_loss_is_given() -> None:
         LatentL1: "latent",
         PixelL1: "pixel",
         PixelMSE: "pixel",
+        VelocityMSE: "velocity",
+        PixelLogMSE: "pixel",
         FrameDifferenceL1: "pixel",
     }
 

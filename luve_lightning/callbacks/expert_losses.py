@@ -1,0 +1,100 @@
+"""What an expert gained: its loss in its own band, without and with it, on held-out clips."""
+
+from __future__ import annotations
+
+import csv
+import random
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+
+from luve_lightning.evaluation.tables import table_csv, table_rich, write_text
+
+COLUMNS = (
+    "expert",
+    "before",
+    "after",
+    "difference",
+    "low",
+    "high",
+    "clips",
+    "variant",
+    "sigma_low",
+    "sigma_high",
+    "rank",
+)
+_RESAMPLES = 10_000
+
+
+class ExpertLosses(L.Callback):
+    """Writes and prints the result of `trainer.test` of an `ExpertTask`.
+
+    A row a (expert, variant of the clips): mean flow-matching loss before (the base alone) and after (with the expert)
+    on the same clips, noise levels and noise, and the difference with a bootstrap 95 % interval over clips. Rows of
+    other experts that the file holds are kept, so that experts share one file.
+
+    Args:
+        output: CSV; the Markdown goes beside it.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = Path(output)
+        if self.output.suffix != ".csv":
+            raise ValueError(f"output: expected a file that ends in .csv, got {output}")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Write on the first process."""
+        if not trainer.is_global_zero:
+            return
+        pairs = list(pl_module.comparison.values())
+        differences = [after - before for before, after in pairs]
+        low, high = bootstrap_interval(differences)
+        config = pl_module.expert
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        row = {
+            "expert": pl_module.name,
+            "before": statistics.fmean(before for before, _ in pairs),
+            "after": statistics.fmean(after for _, after in pairs),
+            "difference": statistics.fmean(differences),
+            "low": low,
+            "high": high,
+            "clips": len(pairs),
+            "variant": getattr(datamodule, "variant", "plain"),
+            "sigma_low": config.band.low,
+            "sigma_high": config.band.high,
+            "rank": config.rank,
+        }
+        rows = [*self._others(row), row]
+        write_text(self.output, table_csv(COLUMNS, rows))
+        title = f"flow-matching loss of held-out clips in each expert's band ({self.output})"
+        Console().print(table_rich(COLUMNS[:8], [{c: r[c] for c in COLUMNS[:8]} for r in rows], title=title))
+
+    def _others(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        if not self.output.is_file():
+            return []
+        with self.output.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        key = ("expert", "variant")
+        return [_numbers(r) for r in rows if set(r) == set(COLUMNS) and any(r[k] != row[k] for k in key)]
+
+
+def _numbers(row: dict[str, str]) -> dict[str, Any]:
+    words = ("expert", "variant")
+    return {k: v if k in words else int(v) if k in ("clips", "rank") else float(v) for k, v in row.items()}
+
+
+def bootstrap_interval(values: Sequence[float], share: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean, the same for the same values.
+
+    Args:
+        values: at least one.
+        share: of the resampled means between the ends.
+    """
+    rng = random.Random(0)
+    means = sorted(statistics.fmean(rng.choices(values, k=len(values))) for _ in range(_RESAMPLES))
+    cut = int((1 - share) / 2 * _RESAMPLES)
+    return means[cut], means[-1 - cut]

@@ -1,0 +1,104 @@
+"""`luve embed`: embeds captions with the text encoder, once."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from luve_lightning.datasets.embed_captions import EmbedReport, captions_of, embed_captions
+from luve_lightning.datasets.text_store import TextSource, TextStore
+from luve_lightning.datasets.video_index import VideoIndex
+from luve_lightning.models.text import TextEncoder
+
+Split = Literal["train", "val", "test"]
+
+
+def embed(
+    backbone: str,
+    index: Path,
+    store: Path,
+    columns: list[str] | None = None,
+    splits: list[Split] | None = None,
+    clips: Path | None = None,
+    length: int | None = None,
+    batch_size: int = 8,
+    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    device: str = "auto",
+) -> None:
+    """Embeds captions with the backbone's text encoder and stores them, so that training needs no text encoder.
+
+    The empty caption, which classifier-free guidance needs, is always among them. What is stored already is
+    skipped, so an interrupted run goes on where it stopped. Several runs, one a GPU, may share a store: start each
+    with its own device, and when any of them ends, every caption is there.
+
+    Args:
+        backbone: Folder or hub id of the diffusers pipeline whose tokenizer and text encoder embed.
+        index: CSV with UltraVideo's columns.
+        store: Folder of the caption embeddings.
+        columns: Caption columns; default ["Summarized Description"].
+        splits: Which of train, val and test to embed; default all clips.
+        clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
+        length: Tokens that a caption is padded or cut to; default the tokenizer's own, at most Wan's 512.
+        batch_size: Captions embedded at once.
+        dtype: Dtype of the text encoder's weights and on disk. UMT5 was trained in bfloat16; float16 overflows.
+        device: auto (a GPU if there is one), cpu, cuda or cuda:N.
+    """
+    started = time.perf_counter()
+    console = Console()
+    # Checked before minutes of loading.
+    if batch_size < 1 or (length is not None and length < 1):
+        raise ValueError(f"expected batch_size >= 1 and length >= 1, got {batch_size} and {length}")
+    target = _device(device)
+    captions = _captions(VideoIndex.from_csv(index, clips), columns or ["Summarized Description"], splits)
+    encoder = TextEncoder.from_pretrained(backbone, getattr(torch, dtype), length)
+    source = TextSource(encoder.fingerprint(), encoder.length, dtype)
+    console.print(
+        f"{len(captions)} captions, text encoder {source.encoder[:12]} on {target}", highlight=False
+    )
+    texts = TextStore(store)
+    texts.clean()
+    columns_shown = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns_shown, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=len(captions))
+        report = embed_captions(
+            encoder.to(target), texts, source, captions, batch_size, lambda n: progress.advance(bar, n)
+        )
+    # Last: whoever finds a record finds all its captions.
+    texts.record(source, backbone)
+    _print(console, store, source, report, time.perf_counter() - started)
+
+
+def _print(console: Console, store: Path, source: TextSource, report: EmbedReport, seconds: float) -> None:
+    full = f", {report.full} fill all {source.length} tokens (longer ones are cut)" if report.full else ""
+    console.print(
+        f"{store}\n"
+        f"  embedded       {report.embedded} captions, {report.bytes / 2**20:.1f} MiB{full}\n"
+        f"  already there  {report.there}\n"
+        f"  seconds        {seconds:.0f}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _captions(index: VideoIndex, columns: list[str], splits: list[Split] | None) -> list[str]:
+    entries = index.entries if splits is None else [e for split in splits for e in index.split(split)]
+    if not entries:
+        raise ValueError(f"{index.source}: no clips in {' and '.join(splits or ['it'])}")
+    return captions_of(entries, columns)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: no {name} here, PyTorch sees {torch.cuda.device_count()} GPUs")
+    return device

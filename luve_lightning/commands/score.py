@@ -1,0 +1,136 @@
+"""`luve score`: rates clips, for the selection of training clips. Runs without Lightning and diffusers."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from luve_lightning.datasets.quarantine import Quarantine
+from luve_lightning.datasets.score_table import read_rows
+from luve_lightning.datasets.video_index import CAPTIONS, ClipEntry, VideoIndex
+from luve_lightning.scoring.base import Scorer
+from luve_lightning.scoring.score_clips import FrameChoice, ScoreTotals, Shard, score_clips
+
+Split = Literal["train", "val", "test"]
+
+
+def score(
+    index: Path,
+    output: Path,
+    scorer: Scorer,
+    caption: str = "Summarized Description",
+    frames: int = 4,
+    indices: list[int] | None = None,
+    splits: list[Split] | None = None,
+    clips: Path | None = None,
+    shard: str | None = None,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    max_bad_fraction: float = 0.05,
+) -> None:
+    """Scores several frames of each clip against its caption, into Parquet files.
+
+    A clip that has its score is skipped, so an interrupted run goes on where it stopped. Clips that cannot be
+    read are named with the reason, in the Parquet files too. Under torchrun the processes share the clips.
+
+    Args:
+        index: CSV with UltraVideo's columns.
+        output: Folder of the scores, one Parquet file a shard.
+        scorer: What rates a frame, e.g. {class_path: luve_lightning.scoring.hpsv3.HPSv3Scorer}.
+        caption: Column of the CSV that frames are scored against.
+        frames: Frames of each clip, equally spaced; the score is their mean.
+        indices: Frame numbers, counted from 0, instead of equally spaced ones.
+        splits: Which of train, val and test to score; default all clips.
+        clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
+        shard: Which share of the clips is this process's: i/n, counted from 0. Default RANK/WORLD_SIZE as
+            torchrun sets them, else all clips.
+        batch_size: Clips scored and written at once; what a kill can lose.
+        num_workers: Threads that decode ahead; 0 decodes between the batches.
+        max_bad_fraction: Share of clips that may be unreadable before the run stops.
+    """
+    if batch_size < 1 or num_workers < 0:
+        raise ValueError(f"expected batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}")
+    if caption not in CAPTIONS:
+        raise ValueError(f"caption: expected one of {', '.join(CAPTIONS)}, got {caption!r}")
+    choice = FrameChoice(frames, None if indices is None else tuple(indices))
+    own = parse_shard(shard, os.environ)
+    entries = _entries(VideoIndex.from_csv(index, clips), splits)
+    bad = Quarantine(output / "unreadable.jsonl", max_bad_fraction, len(entries))
+    console, started = Console(), time.perf_counter()
+    bar = Progress(console=console, transient=True) if console.is_terminal and own.index == 0 else None
+    with bar or nullcontext():
+        task = bar.add_task("clips", total=len(entries[own.index :: own.count])) if bar else None
+        totals = score_clips(
+            entries,
+            scorer,
+            output,
+            caption,
+            choice,
+            own,
+            batch_size,
+            num_workers,
+            bad,
+            lambda clips: bar.advance(task, clips) if bar and task is not None else None,
+        )
+    _report(console, output, own, scorer, totals, time.perf_counter() - started)
+
+
+def parse_shard(text: str | None, environment: os._Environ[str] | dict[str, str]) -> Shard:
+    """The shard that an option or torchrun's environment names; the whole when neither does.
+
+    Args:
+        text: "i/n", or None.
+        environment: may hold RANK and WORLD_SIZE.
+
+    Raises:
+        ValueError: no such share, or both name one.
+    """
+    processes = int(environment.get("WORLD_SIZE", "1"))
+    if text is None:
+        return Shard(int(environment.get("RANK", "0")), processes) if processes > 1 else Shard()
+    if processes > 1:
+        raise ValueError(
+            f"shard: torchrun's {processes} processes share the clips by themselves; leave out {text!r}"
+        )
+    first, slash, second = text.partition("/")
+    if not (slash and first.isdecimal() and second.isdecimal()):
+        raise ValueError(f"shard: expected i/n such as 0/4, got {text!r}")
+    return Shard(int(first), int(second))
+
+
+def _entries(index: VideoIndex, splits: Sequence[Split] | None) -> list[ClipEntry]:
+    if splits is None:
+        return list(index.entries)
+    entries = [entry for split in splits for entry in index.split(split)]
+    if not entries:
+        raise ValueError(f"{index.source}: no clips in {' and '.join(splits) or 'no split'}")
+    return entries
+
+
+def _report(
+    console: Console, output: Path, shard: Shard, scorer: Scorer, totals: ScoreTotals, seconds: float
+) -> None:
+    scores = [row.score for row in read_rows(output) if row.score is not None]
+    spread = ""
+    if scores:
+        low, middle, high = np.quantile(scores, (0.1, 0.5, 0.9))
+        spread = f"\n  of all {len(scores)}    10 % below {low:.4g}, half below {middle:.4g}, 90 % below {high:.4g}"
+    bad = "".join(f"\n    {clip_id}: {reason}" for clip_id, reason in totals.unreadable)
+    console.print(
+        f"{output}, shard {shard}, by {scorer.name} ({scorer.version})\n"
+        f"  scored        {totals.scored} clips\n"
+        f"  already there {totals.there}\n"
+        f"  unreadable    {len(totals.unreadable)}{bad}{spread}\n"
+        f"  seconds       {seconds:.0f}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )

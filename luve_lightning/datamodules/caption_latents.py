@@ -1,0 +1,172 @@
+"""Latents with captions, for training diffusion transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.utils.data import DataLoader
+
+from luve_lightning.datamodules.base import ResumableDataModule
+from luve_lightning.datasets.caption_latents import CaptionLatents, Embed
+from luve_lightning.datasets.clip_scores import ClipScores
+from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.datasets.latent_key import LatentKey
+from luve_lightning.datasets.latent_pairs_index import find_pair_keys
+from luve_lightning.datasets.latent_recipe import HIGH_RESOLUTION, LatentRecipe
+from luve_lightning.datasets.latent_store import LatentStore
+from luve_lightning.datasets.text_store import StoredEmbeddings, TextStore
+from luve_lightning.datasets.video_index import ClipEntry, VideoIndex
+from luve_lightning.datasets.video_splits import Split
+from luve_lightning.models.backbone import LatentCodec
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which training clips are kept: those above a threshold.
+
+    Attributes:
+        scores: what `luve score` wrote.
+        scorer: the measure that the threshold is meant for; scores of another are refused.
+        threshold: on that measure's scale; LuVe keeps clips with HPS v3 > 6.5.
+    """
+
+    scores: Path
+    scorer: str
+    threshold: float
+
+
+class CaptionLatentsDataModule(ResumableDataModule):
+    """Whole latents of one size with their captions, as text or as stored embeddings.
+
+    Reads what `luve precompute` wrote with the same index, store, backbone, size, scales and frames.
+
+    Args:
+        index: CSV with UltraVideo's columns.
+        store: folder of latents.
+        backbone: backbone folder or hub id whose VAE made them.
+        size: height and width of the high-resolution pixels that precompute was given.
+        frames: frames of each encoded window, 4k + 1.
+        scale: which of the stored sizes; 1 is the high resolution, 2 its half.
+        windows: windows of each training clip; validation takes the first.
+        stride: every stride-th frame.
+        variant: stored version of the clips, as precompute names it.
+        texts: store of caption embeddings, written by `luve embed`; None gives captions as text.
+        text_encoder: which embeddings, where the store has several kinds: what the encoder's fingerprint starts with.
+        selection: keeps the training clips above a threshold; None keeps all. Held-out clips are never selected.
+        val_limit: at most this many validation clips.
+        columns: caption columns; each training sample takes one by chance, validation the first.
+        drop_caption: chance that a training sample's caption is the empty one.
+        passes: visits of each training window in one epoch.
+        preload: keep the training latents in memory.
+        batch_size: see ResumableDataModule.
+        num_workers: see ResumableDataModule.
+        seed: see ResumableDataModule.
+    """
+
+    def __init__(
+        self,
+        index: Path,
+        store: Path,
+        backbone: str,
+        size: tuple[int, int],
+        frames: int,
+        scale: float = HIGH_RESOLUTION,
+        windows: int = 1,
+        stride: int = 1,
+        variant: str = "plain",
+        texts: Path | None = None,
+        text_encoder: str | None = None,
+        selection: Selection | None = None,
+        val_limit: int | None = None,
+        columns: tuple[str, ...] = ("Summarized Description",),
+        drop_caption: float = 0.1,
+        passes: int = 1,
+        preload: bool = False,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed)
+        self.index_path, self.store, self.backbone = Path(index), LatentStore(store), backbone
+        self.size, self.frames, self.scale = size, frames, float(scale)
+        self.windows, self.stride, self.variant = windows, stride, variant
+        self.texts, self.text_encoder, self.selection = texts, text_encoder, selection
+        self.val_limit, self.columns, self.drop_caption = val_limit, tuple(columns), drop_caption
+        self.passes, self.preload = passes, preload
+        self.datasets: dict[str, CaptionLatents] = {}
+
+    def _items(
+        self, entries: list[ClipEntry], split: Split, fingerprint: str
+    ) -> list[tuple[ClipEntry, LatentKey]]:
+        recipe = LatentRecipe(
+            vae=fingerprint,
+            size=self.size,
+            scales=() if self.scale == HIGH_RESOLUTION else (self.scale,),
+            frames=self.frames,
+            windows=self.windows if split == "train" else 1,
+            stride=self.stride,
+            variants=(self.variant,),
+        )
+        lookup = find_pair_keys(self.store, FileHashes(self.store.root), entries, recipe, self.variant)
+        if lookup.dropped:
+            rank_zero_info(f"{split}: {len(lookup.dropped)} clips have no latents, first {lookup.dropped[0]}")
+        return [
+            (pair.entry, pair.hr_key if self.scale == HIGH_RESOLUTION else pair.lr_keys[self.scale])
+            for pair in lookup.pairs
+        ]
+
+    def _embed(self) -> Embed | None:
+        if self.texts is None:
+            return None
+        store = TextStore(self.texts)
+        return StoredEmbeddings(store, store.source(self.text_encoder))
+
+    def _selected(self, entries: list[ClipEntry]) -> list[ClipEntry]:
+        if self.selection is None:
+            return entries
+        scores = ClipScores.read(self.selection.scores)
+        kept = scores.keep(entries, self.selection.threshold, self.selection.scorer)
+        rank_zero_info(f"training clips: {kept.summary}")
+        return kept.entries
+
+    def setup(self, stage: str) -> None:
+        """Look every latent up; a missing one is an error that says how to make it."""
+        wanted: dict[str, tuple[Split, ...]] = {
+            "fit": ("train", "val"),
+            "validate": ("val",),
+            "test": ("test",),
+        }
+        missing = [split for split in wanted.get(stage, ()) if split not in self.datasets]
+        if not missing:
+            return
+        index = VideoIndex.from_csv(self.index_path)
+        fingerprint = LatentCodec.from_pretrained(self.backbone).fingerprint()
+        embed = self._embed()
+        for split in missing:
+            train = split == "train"
+            entries = index.split(split)
+            items = self._items(self._selected(entries) if train else entries, split, fingerprint)
+            self.datasets[split] = CaptionLatents(
+                self.store,
+                items if train else items[: self.val_limit],
+                self.columns,
+                self.drop_caption if train else 0.0,
+                embed,
+                preload=self.preload and train,
+            )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of {"latents": B x C x t x h x w, "caption" or "text", "clip_id"}."""
+        dataset = self.datasets["train"]
+        return self.training_loader(dataset, len(dataset), passes=self.passes)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Held-out clips in the index's order."""
+        return self.evaluation_loader(self.datasets["val"], self.batch_size)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Test clips in the index's order."""
+        return self.evaluation_loader(self.datasets["test"], self.batch_size)

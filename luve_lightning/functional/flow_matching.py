@@ -1,0 +1,163 @@
+"""Flow matching as Wan trains and samples it.
+
+    x_sigma = (1 - sigma) * x0 + sigma * noise        velocity = noise - x0        timestep = 1000 * sigma
+
+Four numbers name one noise level, and mixing them up gives a model that trains on the wrong noise:
+
+- the *unshifted* sigma s, in which schedules are evenly spaced;
+- *sigma*, always the shifted one here: sigma = shift * s / (1 + (shift - 1) * s);
+- the *timestep* that the transformer is given, 1000 * sigma;
+- the *index fraction* 1 - s: the place in the schedule, 0 = most noise. LuVe (arXiv 2602.11564) gives its
+  t_switch = 0.417 in it: 5/12 at shift 5 is sigma 0.875, timestep 875.
+
+Every function takes one number or a tensor and gives back the same kind; numbers are checked, tensors are not
+(that would wait for the GPU).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FloatOrTensor = TypeVar("FloatOrTensor", float, Tensor)
+SchedulerName = Literal["unipc", "euler"]
+
+_UNIPC_FIRST = 1 - 1e-6
+
+
+def shift_sigma(sigma: FloatOrTensor, shift: float) -> FloatOrTensor:
+    """Shift an unshifted sigma towards more noise (shift > 1): shift * s / (1 + (shift - 1) * s).
+
+    Args:
+        sigma: unshifted, in [0, 1].
+        shift: greater than 0; 1 changes nothing, Wan uses 5 at 720p and 3 at 480p.
+    """
+    _check(sigma, shift)
+    # The same as the formula above, and in this form never above 1 by rounding.
+    return sigma / (sigma + (1 - sigma) / shift)
+
+
+def unshift_sigma(sigma: FloatOrTensor, shift: float) -> FloatOrTensor:
+    """The inverse of `shift_sigma`."""
+    _check(sigma, shift)
+    return sigma / (sigma + (1 - sigma) * shift)
+
+
+def sigma_of_index_fraction(fraction: FloatOrTensor, shift: float) -> FloatOrTensor:
+    """Sigma at a place in the schedule: 0 is its start (sigma 1), 1 its end (sigma 0)."""
+    _check(fraction, shift, "index fraction")
+    return shift_sigma(1 - fraction, shift)
+
+
+def index_fraction_of_sigma(sigma: FloatOrTensor, shift: float) -> FloatOrTensor:
+    """The inverse of `sigma_of_index_fraction`."""
+    return 1 - unshift_sigma(sigma, shift)
+
+
+def timestep_of_sigma(sigma: FloatOrTensor, train_timesteps: int = 1000) -> FloatOrTensor:
+    """The timestep that the transformer is given; not rounded (a sampler with UniPC rounds it down)."""
+    _check(sigma)
+    return train_timesteps * sigma
+
+
+def sigma_of_timestep(timestep: FloatOrTensor, train_timesteps: int = 1000) -> FloatOrTensor:
+    """The inverse of `timestep_of_sigma`; integer tensors give float32."""
+    sigma = timestep / train_timesteps
+    _check(sigma)
+    return sigma
+
+
+def sampling_sigmas(
+    steps: int,
+    shift: float,
+    skip: int = 0,
+    *,
+    scheduler: SchedulerName = "unipc",
+    train_timesteps: int = 1000,
+) -> Tensor:
+    """The sigmas that a sampler goes through, as diffusers' schedulers have them.
+
+    - "unipc": `UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True,
+      flow_shift=shift)`, the scheduler of Wan's pipelines: `steps` values evenly spaced from 1 towards 1/1000,
+      which itself is left out, then shifted. Its first sigma is 1 - 1e-6, which keeps a logarithm finite.
+    - "euler": `FlowMatchEulerDiscreteScheduler(shift=shift)`: evenly spaced from 1 to the *shifted* 1/1000,
+      both included, then shifted, so its last step starts lower (0.024 against 0.097 at 50 steps, shift 5).
+
+    `scheduler.timesteps` are 1000 * sigma, and for UniPC integers, rounded down. With 50 steps, shift 5 and
+    skip 10, either has 11 timesteps >= 875 and 29 below (LuVe's low- and high-frequency expert).
+
+    Args:
+        steps: of the whole schedule, >= 1.
+        shift: greater than 0.
+        skip: how many of the first steps are left out (LuVe's S), 0 <= skip < steps.
+        scheduler: "unipc" or "euler".
+        train_timesteps: `num_train_timesteps` of the scheduler.
+
+    Returns:
+        float32, shape (steps - skip + 1,), decreasing; the last is 0.
+
+    Raises:
+        ValueError: for arguments outside these ranges.
+    """
+    if steps < 1 or not 0 <= skip < steps:
+        raise ValueError(f"sampling needs steps >= 1 and 0 <= skip < steps, got steps={steps}, skip={skip}")
+    if scheduler not in get_args(SchedulerName):
+        raise ValueError(
+            f"unknown scheduler {scheduler!r}, expected one of {', '.join(get_args(SchedulerName))}"
+        )
+    _check(1.0, shift)
+    # numpy in float64, as diffusers computes them: equal to the last bit.
+    if scheduler == "unipc":
+        even = np.linspace(1, 1 / train_timesteps, steps + 1)[:-1]
+    else:
+        even = np.linspace(1, shift_sigma(1 / train_timesteps, shift), steps)
+    sigmas = np.append(shift * even / (1 + (shift - 1) * even), 0.0)
+    if scheduler == "unipc" and sigmas[0] > _UNIPC_FIRST:
+        sigmas[0] -= 1e-6
+    return torch.from_numpy(sigmas[skip:].astype(np.float32))
+
+
+def noised(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """(1 - sigma) * x0 + sigma * noise.
+
+    Args:
+        x0: clean samples, B x ...
+        noise: standard normal, the shape of `x0`.
+        sigma: shape (B,) or a scalar, in [0, 1], at least float32.
+
+    Returns:
+        The shape and dtype of `x0`, computed in the wider dtype of the three.
+    """
+    sigma = _per_sample(sigma, x0)
+    return ((1 - sigma) * x0 + sigma * noise).to(x0.dtype)
+
+
+def velocity(x0: Tensor, noise: Tensor) -> Tensor:
+    """What the transformer predicts at every sigma: noise - x0."""
+    return noise - x0
+
+
+def clean_of_velocity(x_sigma: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
+    """The clean sample that a velocity points to: x_sigma - sigma * v; arguments as for `noised`."""
+    return (x_sigma - _per_sample(sigma, x_sigma) * v).to(x_sigma.dtype)
+
+
+def _check(value: float | Tensor, shift: float = 1.0, name: str = "sigma") -> None:
+    if not (shift > 0 and math.isfinite(shift)):
+        raise ValueError(f"shift must be a number greater than 0, got {shift}")
+    if not isinstance(value, Tensor) and not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
+
+
+def _per_sample(sigma: Tensor, samples: Tensor) -> Tensor:
+    if sigma.ndim == 0:
+        return sigma
+    if sigma.shape != samples.shape[:1]:
+        raise ValueError(
+            f"sigma must have one value a sample, ({samples.shape[0]},), got {tuple(sigma.shape)}"
+        )
+    return sigma.view(-1, *[1] * (samples.ndim - 1))

@@ -1,0 +1,182 @@
+"""Experts on disk: PEFT's two files, and one beside them with what PEFT's do not say."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from diffusers import WanTransformer3DModel
+from peft import LoraConfig
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from luve_lightning.functional.frequency import FrequencyFilter
+from luve_lightning.functional.noise_bands import SigmaBand
+from luve_lightning.models.experts.adding import check_can_take, inject
+from luve_lightning.models.experts.config import ExpertConfig
+from luve_lightning.models.experts.layer import expert_layers, in_out_features
+from luve_lightning.models.experts.routing import state_of
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERT = "adapter_config.json", "adapter_model.safetensors", "expert.json"
+FORMAT = 1
+# Settings of PEFT that would change what the weights mean; their values when unused.
+_UNUSED: dict[str, tuple[Any, ...]] = {
+    "use_dora": (False, None),
+    "use_rslora": (False, None),
+    "lora_bias": (False, None),
+    "bias": ("none", None),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "modules_to_save": (None, []),
+}
+
+
+def save_expert(transformer: WanTransformer3DModel, name: str, folder: str | Path) -> None:
+    """Write an expert as PEFT's `adapter_config.json` and `adapter_model.safetensors`, and `expert.json`.
+
+    Each file replaces an older one at once and complete. Where the parameters are sharded (FSDP2) every rank must
+    call it, and rank 0 writes.
+
+    Raises:
+        ValueError: for an unknown expert.
+    """
+    config = state_of(transformer, name).configs[name]
+    weights = _weights(transformer, name, config)
+    if weights is None:
+        return
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    alpha = int(config.alpha) if config.alpha == int(config.alpha) else config.alpha
+    facts = {
+        "format": FORMAT,
+        "name": name,
+        "place": list(config.places),
+        "filter": None if config.filter is None else asdict(config.filter),
+        "band": asdict(config.band),
+    }
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+        new = Path(temporary)
+        lora = LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=config.modules, inference_mode=True)
+        lora.save_pretrained(new)
+        safetensors.torch.save_file(weights, new / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        (new / EXPERT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        for file in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, EXPERT):
+            (new / file).replace(folder / file)
+
+
+def load_expert(transformer: WanTransformer3DModel, folder: str | Path, name: str | None = None) -> str:
+    """Add a saved expert, bit for bit. It is active and frozen then; other experts stay as they are.
+
+    Args:
+        transformer: see `add_expert`; of the width and depth that the expert was trained on.
+        folder: what `save_expert` wrote.
+        name: what to call it; its saved name when None.
+
+    Returns:
+        Its name.
+
+    Raises:
+        FileNotFoundError: when one of the three files is missing.
+        ValueError: for files of something else or another transformer, which is left as it was.
+    """
+    folder = Path(folder)
+    for file in (EXPERT, ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"no expert in {folder}: {file} is missing")
+    saved_name, config = _read_config(folder)
+    name = name or saved_name
+    check_can_take(transformer, name)
+    try:
+        weights = safetensors.torch.load_file(folder / ADAPTER_WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / ADAPTER_WEIGHTS}: not a safetensors file: {error}") from error
+    _check_weights(transformer, config, weights, folder)
+    layers = inject(transformer, name, config, dtype=next(iter(weights.values())).dtype)
+    with torch.no_grad():
+        for layer_name, layer in layers.items():
+            for part in ("lora_A", "lora_B"):
+                getattr(layer, part)[name].weight.copy_(weights[_key(layer_name, part)])
+    return name
+
+
+def _key(layer: str, part: str) -> str:
+    return f"base_model.model.{layer}.{part}.weight"  # as a PeftModel writes it
+
+
+def _weights(transformer: WanTransformer3DModel, name: str, config: ExpertConfig) -> dict[str, Tensor] | None:
+    """An expert's weights on the CPU by their names in the file; None on a rank that shall not write."""
+    weights = {}
+    writes = True
+    for layer_name, layer in expert_layers(transformer, config.modules).items():
+        for part in ("lora_A", "lora_B"):
+            weight = getattr(layer, part)[name].weight.detach()
+            if isinstance(weight, DTensor):
+                writes = dist.get_rank() == 0
+                weight = weight.full_tensor()
+            weights[_key(layer_name, part)] = weight.cpu().contiguous()
+    return weights if writes else None
+
+
+def _read_config(folder: Path) -> tuple[str, ExpertConfig]:
+    facts, lora = (_read_json(folder / file) for file in (EXPERT, ADAPTER_CONFIG))
+    if facts.get("format") != FORMAT:
+        raise ValueError(f"{folder / EXPERT}: format {facts.get('format')!r}, expected {FORMAT}")
+    for key, values in _UNUSED.items():
+        if lora.get(key) not in values:
+            raise ValueError(
+                f"{folder / ADAPTER_CONFIG}: {key} is {lora[key]!r}, which an expert cannot have"
+            )
+    try:
+        config = ExpertConfig(
+            place=tuple(facts["place"]) if len(facts["place"]) > 1 else facts["place"][0],
+            rank=lora["r"],
+            alpha=lora["lora_alpha"],
+            filter=None if facts["filter"] is None else FrequencyFilter(**facts["filter"]),
+            band=SigmaBand(**facts["band"]),
+        )
+        name, targets = str(facts["name"]), set(lora["target_modules"])
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{folder}: {EXPERT} or {ADAPTER_CONFIG} lacks or misnames {error}") from error
+    if targets != set(config.modules):
+        raise ValueError(
+            f"{folder}: {ADAPTER_CONFIG} is for modules {sorted(targets)}, {EXPERT} for {config.modules}"
+        )
+    return name, config
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: expected a JSON object")
+    return content
+
+
+def _check_weights(
+    transformer: WanTransformer3DModel, config: ExpertConfig, weights: dict[str, Tensor], folder: Path
+) -> None:
+    """Every weight there, none too many, each of the shape that this transformer needs, all of one float dtype."""
+    needed: dict[str, tuple[int, ...]] = {}
+    for layer_name, module in expert_layers(transformer, config.modules).items():
+        width_in, width_out = in_out_features(module)
+        needed[_key(layer_name, "lora_A")] = (config.rank, width_in)
+        needed[_key(layer_name, "lora_B")] = (width_out, config.rank)
+    where = f"{folder / ADAPTER_WEIGHTS} does not fit this transformer"
+    if set(weights) != set(needed):
+        missing, extra = sorted(set(needed) - set(weights)), sorted(set(weights) - set(needed))
+        example = f"{missing[0]} is missing" if missing else f"{extra[0]} is too many"
+        raise ValueError(f"{where} ({len(transformer.blocks)} blocks): {example}")
+    for key, shape in needed.items():
+        if tuple(weights[key].shape) != shape:
+            raise ValueError(f"{where}: {key} has shape {tuple(weights[key].shape)}, expected {shape}")
+    if len({w.dtype for w in weights.values()}) > 1 or not next(iter(weights.values())).is_floating_point():
+        raise ValueError(f"{folder / ADAPTER_WEIGHTS}: expected weights of one floating-point dtype")

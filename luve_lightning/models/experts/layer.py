@@ -1,0 +1,157 @@
+"""The PEFT layer of an expert: a filtered LoRA around a whole attention or feed-forward module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.attention import FeedForward
+from diffusers.models.transformers.transformer_wan import WanAttention
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from luve_lightning.functional.frequency import Grid, filter_tokens
+from luve_lightning.models.experts.routing import ActiveExpert, Call, ExpertState
+
+
+class ExpertLayer(nn.Module, LoraLayer):
+    """y = module(x) + alpha / rank * B(filter(A(x))), for each expert in use.
+
+    The filter acts on token positions and A on channels, so filtering behind A gives the same as before it, on `rank`
+    channels instead of the model's width. B starts at zero. Weights in another dtype than the tokens (float32 beside a
+    bfloat16 base) are cast for the product, the tokens are not.
+
+    `LoraConfig._register_custom_module` makes PEFT wrap with it; `add_expert` does so.
+    """
+
+    base_layer: nn.Module
+    lora_A: nn.ModuleDict  # as LoraLayer makes them
+    lora_B: nn.ModuleDict
+    scaling: dict[str, float]
+    in_features: int
+    out_features: int
+    expert_state: ExpertState | None = None  # shared with the transformer; see routing.py
+    expert_call: Call | None = None  # of the forward pass that runs; given by a hook on the block
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: LoraConfig,
+        r: int,
+        lora_alpha: float,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        LoraLayer.__init__(self, base_layer, **kwargs)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The module's output for tokens B x N x C plus the corrections of the experts in use."""
+        output: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.expert_call is None:
+            raise ValueError(
+                "an expert layer ran outside its transformer's forward pass, or was not made by add_expert "
+                "or load_expert: it does not know the token grid"
+            )
+        for name, expert in self.expert_call.experts.items():
+            if name in self.lora_A:
+                output = self._corrected(output, self.hidden(x, name, expert, self.expert_call.grid), name)
+        return output
+
+    def hidden(self, x: Tensor, name: str, expert: ActiveExpert, grid: Grid) -> Tensor:
+        """What B multiplies: filter(A(x)), B x N x rank, weighted per sample."""
+        hidden = nn.functional.linear(x, _weight(self.lora_A, name).to(x.dtype))
+        if expert.filter is not None:
+            hidden = filter_tokens(hidden, grid, expert.filter, expert.matrices)
+        if expert.weights is not None:
+            hidden = hidden * expert.weights.to(hidden.dtype)[:, None, None]
+        return hidden
+
+    def _corrected(self, output: Tensor, hidden: Tensor, name: str) -> Tensor:
+        """Product and sum in one kernel; the correction itself is never stored."""
+        weight = _weight(self.lora_B, name).to(output.dtype)
+        flat = torch.addmm(
+            output.flatten(0, 1),
+            hidden.flatten(0, 1).to(output.dtype),
+            weight.t(),
+            alpha=self.scaling[name],
+        )
+        return flat.view_as(output)
+
+    def update_layer(
+        self, adapter_name: str, r: int, lora_alpha: float, config: LoraConfig, **kwargs: Any
+    ) -> None:
+        """Add one adapter to this layer (PEFT calls it)."""
+        if config.use_dora or config.lora_bias or config.lora_dropout:
+            raise ValueError(
+                f"expert {adapter_name}: DoRA, bias and dropout do not go with a filter around a module"
+            )
+        super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """PEFT's way of choosing adapters; chooses the experts of all layers."""
+        super().set_adapter(adapter_names, inference_mode)
+        if self.expert_state is not None:
+            self.expert_state.choose([adapter_names] if isinstance(adapter_names, str) else adapter_names)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """PEFT's switch for all adapters."""
+        super().enable_adapters(enabled)
+        if self.expert_state is not None and not enabled:
+            self.expert_state.choose(())
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete one adapter from this layer (PEFT calls it for every layer)."""
+        super().delete_adapter(adapter_name)
+        if self.expert_state is not None:
+            self.expert_state.forget(adapter_name)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Refused: no weight of the wrapped module could hold a filtered path around it."""
+        del safe_merge, adapter_names
+        raise ValueError("an expert around a whole module cannot be merged into its weights")
+
+    def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
+        return in_out_features(module)
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
+        weight = next(base_layer.parameters())  # the module has no weight of its own
+        return weight.device, weight.dtype
+
+    def __repr__(self) -> str:
+        return "expert." + super().__repr__()
+
+
+def _weight(part: nn.ModuleDict, name: str) -> Tensor:
+    weight = part[name].weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def in_out_features(module: Any) -> tuple[int, int]:
+    """Input and output width of an attention or feed-forward module, wrapped or not."""
+    if isinstance(module, ExpertLayer):
+        return module.in_features, module.out_features
+    if isinstance(module, WanAttention):
+        return module.to_q.in_features, module.to_out[0].out_features
+    return module.net[0].proj.in_features, module.net[-1].out_features
+
+
+def custom_modules() -> dict[type[nn.Module], type[nn.Module]]:
+    """The argument of `LoraConfig._register_custom_module`."""
+    return {WanAttention: ExpertLayer, FeedForward: ExpertLayer}
+
+
+def expert_layers(transformer: WanTransformer3DModel, modules: Iterable[str]) -> dict[str, Any]:
+    """These modules of every block, whether wrapped or not, by their names in the transformer."""
+    names = list(modules)
+    return {
+        f"blocks.{index}.{name}": getattr(block, name)
+        for index, block in enumerate(transformer.blocks)
+        for name in names
+    }

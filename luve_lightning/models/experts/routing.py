@@ -1,0 +1,210 @@
+"""Which experts act on which sample of a forward pass, and how each layer of the transformer learns it.
+
+A `Call` holds what one forward pass needs: the token grid, the experts in use and their filters' matrices. It travels
+with the pass itself, on the rotary embedding that the transformer makes first and hands to every block: a hook on
+`rope` tags it, a hook on each block gives the tag to the block's expert layers. A block that gradient checkpointing
+runs again sees the tag of its own pass, whatever was routed or which grid was run in between.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor, nn
+
+from luve_lightning.functional.frequency import FrequencyFilter, Grid
+from luve_lightning.models.experts.config import MODULES, ExpertConfig
+
+Weights = Tensor | Sequence[bool] | Sequence[float]
+
+
+@dataclass(frozen=True)
+class ActiveExpert:
+    """One expert in one forward pass.
+
+    Attributes:
+        weights: float32, shape (B,), on the device of the tokens; None when it acts on every sample alike.
+        filter: what of a module's input reaches it.
+        matrices: of the filter, on the token grid; None without a filter.
+    """
+
+    weights: Tensor | None
+    filter: FrequencyFilter | None
+    matrices: tuple[Tensor | None, ...] | None
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the expert layers need to know of one forward pass: the token grid (T, h, w) and the experts in use."""
+
+    grid: Grid
+    experts: dict[str, ActiveExpert]
+
+
+@dataclass
+class ExpertState:
+    """The experts of one transformer; the transformer, its `rope` and its expert layers hold the same one.
+
+    Attributes:
+        configs: every expert by name.
+        active: the experts that the next forward pass uses, with their weights per sample (None: 1 for all).
+    """
+
+    configs: dict[str, ExpertConfig] = field(default_factory=dict)
+    active: dict[str, Tensor | None] = field(default_factory=dict)
+
+    def choose(self, names: Iterable[str]) -> None:
+        """Use these experts, and no other, for every sample; other adapters' names are passed over."""
+        self.active = {name: None for name in names if name in self.configs}
+
+    def forget(self, name: str) -> None:
+        """Drop an expert whose adapter was deleted."""
+        self.configs.pop(name, None)
+        self.active.pop(name, None)
+
+    def call(self, grid: Grid, batch: int, device: torch.device) -> Call:
+        """What the layers of one forward pass are told; matrices are built here, once for all of them."""
+        experts = {}
+        for name, weights in self.active.items():
+            if weights is not None and len(weights) != batch:
+                raise ValueError(
+                    f"expert {name} was activated for a batch of {len(weights)}, the transformer was given {batch}"
+                )
+            chosen = self.configs[name].filter
+            experts[name] = ActiveExpert(
+                None if weights is None else weights.to(device),
+                chosen,
+                None if chosen is None else chosen.matrices(grid, device),
+            )
+        return Call(grid, experts)
+
+
+class TaggedRotary(tuple[Tensor, ...]):
+    """The (cos, sin) of a rotary embedding, with the `Call` of the forward pass they were made for."""
+
+    call: Call
+
+    def __new__(cls, embedding: Iterable[Tensor], call: Call) -> TaggedRotary:
+        """Tag an embedding."""
+        tagged = super().__new__(cls, embedding)
+        tagged.call = call
+        return tagged
+
+
+def install(transformer: WanTransformer3DModel) -> ExpertState:
+    """The transformer's expert state; the first time, it is created and the hooks are registered.
+
+    The hooks are module-level functions and the state an attribute: a deep copy has its own state.
+    """
+    state: ExpertState | None = getattr(transformer, "expert_state", None)
+    if state is None:
+        state = ExpertState()
+        transformer.expert_state = transformer.rope.expert_state = state
+        transformer.rope.register_forward_hook(_tag_rotary)
+        for block in transformer.blocks:
+            block.register_forward_pre_hook(_tell_layers, with_kwargs=True)
+    return state
+
+
+def _tag_rotary(rope: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> TaggedRotary:
+    latents = inputs[0]
+    patch_t, patch_h, patch_w = rope.patch_size
+    batch, _, frames, height, width = latents.shape
+    grid = (frames // patch_t, height // patch_h, width // patch_w)
+    return TaggedRotary(output, rope.expert_state.call(grid, batch, latents.device))
+
+
+def _tell_layers(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    rotary = kwargs["rotary_emb"] if "rotary_emb" in kwargs else args[3]
+    call = getattr(rotary, "call", None)
+    for name in MODULES.values():
+        layer = getattr(block, name)
+        if hasattr(layer, "expert_call"):
+            layer.expert_call = call
+
+
+def state_of(transformer: WanTransformer3DModel, name: str | None = None) -> ExpertState:
+    """The transformer's expert state, or one clear line when it has no experts or none of this name."""
+    state: ExpertState | None = getattr(transformer, "expert_state", None)
+    known = list(state.configs) if state is not None else []
+    if state is None or (name is not None and name not in known):
+        wanted = (
+            f"no expert {name!r} here" if name is not None else f"{type(transformer).__name__} has no experts"
+        )
+        raise ValueError(f"{wanted}: its experts are {', '.join(known) or 'none, add one with add_expert'}")
+    return state
+
+
+def expert_names(transformer: WanTransformer3DModel) -> list[str]:
+    """Names of the transformer's experts, in the order in which they were added."""
+    state: ExpertState | None = getattr(transformer, "expert_state", None)
+    return [] if state is None else list(state.configs)
+
+
+def activate(transformer: WanTransformer3DModel, choice: str | Mapping[str, Weights] | None) -> None:
+    """Choose the experts of the following forward passes. Nothing is rebuilt and no gradient switched.
+
+    A pass that has begun keeps its choice, also where its blocks run again in the backward pass. An expert that no
+    sample uses is not computed. diffusers' `set_adapter`, `disable_adapters` and `enable_adapters` choose, too.
+
+    Args:
+        transformer: with experts.
+        choice: one expert for every sample; None for the base alone; or for each expert named its weight per
+            sample, shape (B,): bools, or numbers that its correction is multiplied by. Weights on a GPU are waited for.
+
+    Raises:
+        ValueError: for an unknown expert, or weights that are not finite, not one a sample or of unequal lengths.
+    """
+    state = state_of(transformer)
+    if choice is None or isinstance(choice, str):
+        names = [] if choice is None else [choice]
+        for name in names:
+            state_of(transformer, name)
+        state.choose(names)
+        return
+    active: dict[str, Tensor | None] = {}
+    lengths = set()
+    for name, weights in choice.items():
+        state_of(transformer, name)
+        values = torch.as_tensor(weights, dtype=torch.float32, device="cpu").detach()
+        if values.ndim != 1 or not len(values) or not values.isfinite().all():
+            raise ValueError(f"weights of expert {name}: expected one finite number a sample, got {weights}")
+        lengths.add(len(values))
+        if values.any():
+            active[name] = None if (values == 1).all() else values
+    if len(lengths) > 1:
+        raise ValueError(f"weights of experts for batches of different sizes: {sorted(lengths)}")
+    state.active = active
+
+
+def route_by_sigma(transformer: WanTransformer3DModel, sigma: float | Tensor) -> None:
+    """Choose for each sample the experts whose band holds its sigma; outside all bands it is the base's alone.
+
+    Args:
+        transformer: with experts.
+        sigma: shifted sigmas, float32 or float64, shape (B,); a number or a 0-d tensor holds for every sample.
+
+    Raises:
+        ValueError: for 16-bit sigmas, which change sides at a bound by rounding, or a wrong shape.
+    """
+    state = state_of(transformer)
+    if isinstance(sigma, Tensor):
+        sigma = sigma.detach().cpu()
+        if sigma.ndim == 1:
+            activate(
+                transformer, {name: config.band.contains(sigma) for name, config in state.configs.items()}
+            )
+            return
+        if sigma.ndim > 1:
+            raise ValueError(f"sigma of shape {tuple(sigma.shape)}: expected one a sample, shape (B,)")
+        for config in state.configs.values():
+            config.band.contains(sigma)  # refuses 16 bits
+        sigma = float(sigma)
+    if math.isnan(sigma):
+        raise ValueError("sigma is nan: no expert can be chosen")
+    state.choose([name for name, config in state.configs.items() if config.band.contains(sigma)])

@@ -1,0 +1,64 @@
+"""The backbone's diffusion transformer: loading it, and refusing what it would crop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
+
+
+def load_transformer(backbone: str | Path, dtype: torch.dtype | None = None) -> WanTransformer3DModel:
+    """Load `transformer/` of a backbone, or a folder saved by `WanTransformer3DModel.save_pretrained`.
+
+    Args:
+        backbone: a local pipeline folder, the transformer's own folder, or a hub id.
+        dtype: dtype of the weights; float32 when None. diffusers keeps norms and the time embedding in float32.
+
+    Raises:
+        FileNotFoundError: when it cannot be had.
+    """
+    folder = Path(backbone)
+    local = folder.is_dir()
+    own = local and (folder / "config.json").is_file()
+    if local and not own and not (folder / "transformer" / "config.json").is_file():
+        raise FileNotFoundError(
+            f"backbone {backbone}: no transformer/config.json there; expected a diffusers pipeline folder or a "
+            "transformer's own"
+        )
+    try:
+        return WanTransformer3DModel.from_pretrained(
+            str(backbone),
+            subfolder=None if own else "transformer",
+            torch_dtype=dtype or torch.float32,
+            local_files_only=local,
+        )
+    except OSError as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileNotFoundError(f"backbone {backbone}: cannot load its transformer: {reason}") from error
+
+
+def check_token_grid(
+    transformer: WanTransformer3DModel, latents: tuple[int, int, int]
+) -> tuple[int, int, int]:
+    """Token frames, rows and columns of latents of this size.
+
+    Raises:
+        ValueError: for a size of which the transformer would silently drop a row, a column or a frame.
+    """
+    patch = transformer.config.patch_size
+    for name, n, p in zip(("frames", "height", "width"), latents, patch, strict=True):
+        if n < p or n % p:
+            raise ValueError(
+                f"latent {name} {n}: the transformer takes multiples of {p}, nearest are "
+                f"{max(p, n // p * p)} and {(n // p + 1) * p}"
+            )
+    t, h, w = (n // p for n, p in zip(latents, patch, strict=True))
+    return t, h, w
+
+
+def flow_scheduler(shift: float) -> UniPCMultistepScheduler:
+    """The scheduler of Wan2.1's pipelines at a shift."""
+    return UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=shift
+    )

@@ -1,0 +1,91 @@
+"""HPS v3 (Ma et al. 2025), the score that LuVe selects its training clips by (arXiv 2602.11564: > 6.5).
+
+The `hpsv3` package needs a transformers too old for the rest of this project, hence an environment of its own:
+`make setup-hpsv3`. It is imported on first use, so this module imports anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from luve_lightning.datasets.clip_types import Frames
+from luve_lightning.scoring.base import Scorer
+
+_REPOSITORY, _FILE = "MizzenAI/HPSv3", "HPSv3.safetensors"  # where the package itself looks
+
+
+class HPSv3Scorer(Scorer):
+    """Human preference for a picture given its caption, by a vision-language model of 7 B parameters.
+
+    Args:
+        checkpoint: the weights, a local file; default the published ones from the Hugging Face hub (17 GB, and the
+            Qwen2-VL-7B that they are built on).
+        device: where to run. "cuda" under torchrun is the GPU of the process.
+        batch_size: pictures a forward pass.
+    """
+
+    name = "hpsv3"
+
+    def __init__(self, checkpoint: Path | None = None, device: str = "cuda", batch_size: int = 8) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        try:
+            self._package = metadata.version("hpsv3")
+        except metadata.PackageNotFoundError:
+            raise ValueError(
+                "hpsv3 is not installed in this environment; run `make setup-hpsv3`, then use .venv-hpsv3/bin/luve"
+            ) from None
+        if checkpoint is not None and not checkpoint.is_file():
+            raise FileNotFoundError(f"checkpoint: no such file: {checkpoint}")
+        self.checkpoint, self.batch_size = checkpoint, batch_size
+        self.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+
+    @cached_property
+    def _weights(self) -> Path:
+        if self.checkpoint is not None:
+            return self.checkpoint
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(_REPOSITORY, _FILE))
+
+    @cached_property
+    def version(self) -> str:
+        """The package's version and the first digits of the weights' sha256."""
+        return f"{self._package}, weights {weights_digest(self._weights)[:12]}"
+
+    @cached_property
+    def _model(self) -> Any:
+        from hpsv3 import HPSv3RewardInferencer
+
+        return HPSv3RewardInferencer(checkpoint_path=str(self._weights), device=self.device)
+
+    def score(self, frames: Frames, captions: Sequence[str]) -> list[float]:
+        """N x H x W x 3 uint8 and N captions to N scores; the paper's threshold is 6.5."""
+        import torch
+        from PIL import Image
+
+        scores: list[float] = []
+        for start in range(0, len(frames), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            # The package takes pictures where it says paths, and keeps gradients unless told otherwise.
+            pictures = [Image.fromarray(frame) for frame in frames[part]]
+            with torch.inference_mode():
+                rewards = self._model.reward(pictures, list(captions[part]))
+            scores += rewards[:, 0].float().tolist()  # column 1 is the score's uncertainty
+        return scores
+
+
+def weights_digest(file: Path) -> str:
+    """sha256 of a file; the Hugging Face cache names a large file's content by it, which saves reading 17 GB."""
+    content = file.resolve().name
+    if re.fullmatch(r"[0-9a-f]{64}", content):
+        return content
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,294 @@
+"""The work of `luve score`: frames of clips to a scorer, rows to a Parquet file that any number of runs add to."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from luve_lightning.datasets.clip_scores import caption_digest
+from luve_lightning.datasets.clips import ClipError, Frames, read_clip
+from luve_lightning.datasets.file_hashes import FileHashes, Stamp, stamp
+from luve_lightning.datasets.quarantine import Quarantine
+from luve_lightning.datasets.score_table import (
+    ScoreRow,
+    ScoresError,
+    ScoreSettings,
+    common_settings,
+    read_rows,
+    write_rows,
+)
+from luve_lightning.datasets.video_index import ClipEntry
+from luve_lightning.scoring.base import Scorer
+
+
+@dataclass(frozen=True)
+class FrameChoice:
+    """Which frames of a clip are scored.
+
+    Attributes:
+        count: so many, the middles of as many equal parts of the clip. A clip of fewer frames gives all of them.
+        indices: these, counted from 0, instead.
+    """
+
+    count: int = 4
+    indices: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"frames: expected at least 1, got {self.count}")
+        if self.indices is not None and (not self.indices or min(self.indices) < 0):
+            raise ValueError(f"indices: expected one or more frame numbers >= 0, got {list(self.indices)}")
+
+    def __str__(self) -> str:
+        if self.indices is None:
+            return f"{self.count} frames equally spaced"
+        return f"frames {', '.join(map(str, self.indices))}"
+
+    def of(self, total_frames: int) -> tuple[int, ...]:
+        """The frame numbers for a clip of so many frames."""
+        if self.indices is not None:
+            return self.indices
+        return tuple(dict.fromkeys((2 * i + 1) * total_frames // (2 * self.count) for i in range(self.count)))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` processes that share the clips, `index` counted from 0."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ValueError(f"shard: expected i/n with 0 <= i < n, got {self}")
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @property
+    def file_name(self) -> str:
+        """Of its part of the scores."""
+        return f"part-{self.index:05d}-of-{self.count:05d}.parquet"
+
+
+@dataclass
+class ScoreTotals:
+    """What a run did: clips scored, clips that had their score already, and (clip_id, reason) of unreadable ones."""
+
+    scored: int = 0
+    there: int = 0
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A clip to score: its row so far, and the stamp that its file had when it was hashed."""
+
+    entry: ClipEntry
+    row: ScoreRow
+    seen: Stamp | None = None
+
+
+def score_clips(
+    entries: Sequence[ClipEntry],
+    scorer: Scorer,
+    folder: Path,
+    caption: str,
+    choice: FrameChoice,
+    shard: Shard,
+    batch_size: int,
+    num_workers: int,
+    quarantine: Quarantine,
+    advance: Callable[[int], None] = lambda clips: None,
+) -> ScoreTotals:
+    """Score one shard's clips that have no score yet, and write each batch before the next is scored.
+
+    Args:
+        entries: all clips, of every shard.
+        scorer: rates frames against captions.
+        folder: of the scores; runs with other shards may write to it at the same time.
+        caption: column of the captions.
+        choice: which frames.
+        shard: which clips are ours: every `shard.count`-th.
+        batch_size: clips scored at once; a kill loses no more than these.
+        num_workers: threads that decode ahead; 0 decodes between the batches.
+        quarantine: where unreadable clips are named.
+        advance: told how many clips have been dealt with since the last call.
+
+    Raises:
+        ScoresError: the folder holds scores of other settings, or another process is at this shard.
+        TooManyBadClips: by `quarantine`.
+    """
+    settings = ScoreSettings(scorer.name, scorer.version, caption, str(choice))
+    part, totals = folder / shard.file_name, ScoreTotals()
+    with _alone(part, shard):
+        there = _finished(folder, settings)
+        rows = {row.clip_id: row for row in (read_rows(part) if part.exists() else [])}
+        jobs = _jobs(
+            entries[shard.index :: shard.count], settings, FileHashes(folder), there, totals, advance
+        )
+        read = _Reader(choice)
+        for batch in _batches(_ahead(read, jobs, num_workers, batch_size), batch_size):
+            scored = _score(scorer, batch)
+            rows |= {row.clip_id: row for row in scored}
+            write_rows(part, rows.values())
+            _count(batch, scored, totals, quarantine)
+            advance(len(batch))
+    return totals
+
+
+@contextmanager
+def _alone(part: Path, shard: Shard) -> Iterator[None]:
+    """Hold a shard; the kernel gives it back however the process ends."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with part.with_name(f".{part.stem}.lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ScoresError(f"{part.parent}: another process is scoring shard {shard}") from None
+        yield
+
+
+def _finished(folder: Path, settings: ScoreSettings) -> set[tuple[str, str, str]]:
+    """What has a score, in any part; clips that could not be read are tried again."""
+    rows = read_rows(folder)
+    found = common_settings(folder, rows)
+    if found not in (None, settings):
+        raise ScoresError(
+            f"{folder}: holds scores by {found}, not by {settings}; use another folder, or delete it"
+        )
+    return {row.key for row in rows if row.score is not None}
+
+
+def _jobs(
+    entries: Iterable[ClipEntry],
+    settings: ScoreSettings,
+    hashes: FileHashes,
+    finished: set[tuple[str, str, str]],
+    totals: ScoreTotals,
+    advance: Callable[[int], None],
+) -> Iterator[_Job]:
+    """The clips without a score."""
+    for entry in entries:
+        caption, digest, seen, error = caption_digest(entry.captions[settings.caption_column]), "", None, None
+        try:
+            seen = stamp(entry.path)
+            digest = hashes.digest(entry.path)
+        except OSError as problem:
+            error = problem.strerror or str(problem)
+        row = ScoreRow(entry.clip_id, digest, caption, settings, error=error)
+        if row.key in finished:
+            totals.there += 1
+            advance(1)
+        else:
+            yield _Job(entry, row, seen)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A clip on its way to the scorer; `reason` says why it has no frames."""
+
+    job: _Job
+    indices: tuple[int, ...] = ()
+    frames: Frames | None = None
+    reason: str | None = None
+
+
+class _Reader:
+    """Reads the chosen frames of a clip; a bad clip is a result, not an exception."""
+
+    def __init__(self, choice: FrameChoice) -> None:
+        self.choice = choice
+
+    def __call__(self, job: _Job) -> _Read:
+        if job.row.error is not None:
+            return _Read(job, reason=job.row.error)
+        path, indices = job.entry.path, self.choice.of(job.entry.total_frames)
+        try:
+            frames = np.concatenate([read_clip(path, index, 1) for index in indices])
+            if stamp(path) != job.seen:
+                return _Read(job, reason="changed while it was read")
+        except ClipError as error:
+            return _Read(job, reason=error.reason)
+        except OSError as error:
+            return _Read(job, reason=error.strerror or str(error))
+        return _Read(job, indices, frames)
+
+
+def _ahead(read: _Reader, jobs: Iterator[_Job], threads: int, batch_size: int) -> Iterator[_Read]:
+    """Read clips in order, in threads, at most two batches ahead of whoever takes them."""
+    if threads == 0:
+        yield from map(read, jobs)
+        return
+    waiting: deque[Future[_Read]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for job in jobs:
+            waiting.append(pool.submit(read, job))
+            if len(waiting) >= 2 * batch_size:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _batches(items: Iterator[_Read], size: int) -> Iterator[list[_Read]]:
+    batch: list[_Read] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _score(scorer: Scorer, batch: Sequence[_Read]) -> list[ScoreRow]:
+    """A row for each clip; clips of one size go to the scorer together."""
+    rows = [replace(item.job.row, error=item.reason) for item in batch if item.frames is None]
+    readable = [item for item in batch if item.frames is not None]
+
+    def size(item: _Read) -> tuple[int, ...]:
+        assert item.frames is not None
+        return item.frames.shape[1:]
+
+    for _, group in groupby(sorted(readable, key=size), key=size):
+        clips = list(group)
+        column = clips[0].job.row.settings.caption_column
+        captions = [item.job.entry.captions[column] for item in clips for _ in item.indices]
+        scores = scorer.score(
+            np.concatenate([item.frames for item in clips if item.frames is not None]), captions
+        )
+        if len(scores) != len(captions) or not all(map(math.isfinite, scores)):
+            raise ScoresError(
+                f"{scorer.name} gave {scores} for {len(captions)} frames of {clips[0].job.entry.path}"
+            )
+        given = iter(scores)
+        for item in clips:
+            own = tuple(float(next(given)) for _ in item.indices)
+            rows.append(
+                replace(
+                    item.job.row,
+                    frame_indices=item.indices,
+                    frame_scores=own,
+                    score=math.fsum(own) / len(own),
+                )
+            )
+    return rows
+
+
+def _count(
+    batch: Sequence[_Read], rows: Sequence[ScoreRow], totals: ScoreTotals, quarantine: Quarantine
+) -> None:
+    totals.scored += sum(row.score is not None for row in rows)
+    bad = [item for item in batch if item.reason is not None]
+    totals.unreadable += [(item.job.entry.clip_id, item.reason or "") for item in bad]
+    for item in bad:
+        quarantine.add(ClipError(item.job.entry.path, item.reason or ""))

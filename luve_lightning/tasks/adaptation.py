@@ -1,0 +1,111 @@
+"""Adapting the transformer to a higher resolution: LuVe's "UHR scaling" row, and the base of the experts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from peft import LoraConfig
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from luve_lightning.functional.noise_bands import SigmaBand, Weighting
+from luve_lightning.models.recompute import Recompute, set_recompute
+from luve_lightning.models.transformer import load_transformer
+from luve_lightning.tasks.flow import FlowMatchingTask
+
+# What a plain LoRA adapts: every linear layer of a block.
+_LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"]
+_LORA_NAME = "adaptation"
+
+
+class AdaptationTask(FlowMatchingTask):
+    """Fine-tunes the transformer at a higher resolution, all of it or by a plain LoRA, at all noise levels.
+
+    With Lightning's `ModelParallelStrategy` parameters, gradients and optimiser are sharded (FSDP2) block by block.
+
+    Args:
+        backbone: backbone folder or hub id.
+        lora_rank: rank of a LoRA in every linear layer of the blocks; 0 trains all weights.
+        recompute: see `models.recompute.set_recompute`.
+        export_dtype: dtype of the exported transformer, "float32", "float16" or "bfloat16".
+        shift: see FlowMatchingTask.
+        weighting: see FlowMatchingTask.
+        bins: see FlowMatchingTask.
+        seed: see FlowMatchingTask.
+        lr: see TrainingTask; LuVe adapts with 1e-5.
+        min_lr: see TrainingTask.
+        weight_decay: see TrainingTask.
+        warmup_steps: see TrainingTask.
+    """
+
+    # Every process takes part in an export: the weights may be sharded.
+    collective_export = True
+
+    def __init__(
+        self,
+        backbone: str,
+        lora_rank: int = 0,
+        recompute: Recompute = "nothing",
+        export_dtype: str = "float16",
+        shift: float = 5.0,
+        weighting: Weighting | None = None,
+        bins: int = 5,
+        seed: int = 0,
+        lr: float = 1e-5,
+        min_lr: float = 1e-7,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+    ) -> None:
+        if export_dtype not in ("float32", "float16", "bfloat16"):
+            raise ValueError(f"export_dtype: expected float32, float16 or bfloat16, got {export_dtype!r}")
+        if lora_rank < 0:
+            raise ValueError(f"lora_rank: expected 0 (train all weights) or a rank, got {lora_rank}")
+        transformer = load_transformer(backbone)
+        self_lora = lora_rank > 0
+        if self_lora:
+            transformer.requires_grad_(False)
+            transformer.add_adapter(
+                LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=_LORA_TARGETS), _LORA_NAME
+            )
+        set_recompute(transformer, recompute)
+        super().__init__(
+            transformer, SigmaBand(), shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps
+        )
+        self.lora, self.export_dtype = self_lora, getattr(torch, export_dtype)
+
+    def configure_model(self) -> None:
+        """Shard the transformer when the strategy brings a device mesh."""
+        mesh = self.device_mesh
+        if mesh is None or isinstance(next(self.transformer.parameters()), DTensor):
+            return
+        for block in self.transformer.blocks:
+            fully_shard(block, mesh=mesh["data_parallel"])
+        fully_shard(self.transformer, mesh=mesh["data_parallel"])
+
+    def export(self, folder: Path, datamodule: Any) -> None:
+        """Save the adapted transformer for `WanTransformer3DModel.from_pretrained`; a LoRA is merged into it.
+
+        Every process must call it; the first one writes.
+
+        Args:
+            folder: where to; its own subfolder `transformer/`.
+            datamodule: not needed.
+        """
+        del datamodule
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights = get_model_state_dict(self.transformer, options=options)
+        if self.global_rank != 0:
+            return
+        config = {k: v for k, v in self.transformer.config.items() if not k.startswith("_")}
+        adapted = WanTransformer3DModel(**config)
+        if self.lora:
+            adapted.add_adapter(self.transformer.peft_config[_LORA_NAME], _LORA_NAME)
+        adapted.load_state_dict(weights)
+        if self.lora:
+            adapted.fuse_lora()
+            adapted.unload_lora()
+        adapted.to(self.export_dtype).save_pretrained(Path(folder) / "transformer")

@@ -1,0 +1,127 @@
+"""Training a small Wan transformer and its text encoder from nothing: what completes the mini backbone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanPipeline, WanTransformer3DModel
+from torch import Tensor
+from transformers import UMT5Config, UMT5EncoderModel
+
+from luve_lightning.datasets.video_index import VideoIndex
+from luve_lightning.functional.noise_bands import SigmaBand, Weighting
+from luve_lightning.models.backbone import load_vae
+from luve_lightning.models.text import TextEncoder, word_tokenizer
+from luve_lightning.models.transformer import flow_scheduler, load_transformer
+from luve_lightning.tasks.flow import FlowMatchingTask
+
+
+class BackboneTask(FlowMatchingTask):
+    """Trains a text-to-video transformer with its text encoder on captioned latents, at all noise levels.
+
+    The tokenizer has one token for each word of the index's captions.
+
+    Args:
+        backbone: folder whose `vae/` made the latents; it becomes part of what is exported.
+        index: CSV whose captions give the vocabulary.
+        transformer: arguments of `diffusers.WanTransformer3DModel`; `text_dim` is the text encoder's `d_model`.
+        text_encoder: arguments of `transformers.UMT5Config`; the vocabulary's size is added.
+        length: tokens of every caption, padding included.
+        init_from: a folder exported by this task to continue from; its tokenizer is kept.
+        shift: see FlowMatchingTask; the exported scheduler has it too.
+        weighting: see FlowMatchingTask.
+        bins: see FlowMatchingTask.
+        seed: see FlowMatchingTask.
+        lr: see TrainingTask.
+        min_lr: see TrainingTask.
+        weight_decay: see TrainingTask.
+        warmup_steps: see TrainingTask.
+    """
+
+    def __init__(
+        self,
+        backbone: Path,
+        index: Path,
+        transformer: dict[str, Any],
+        text_encoder: dict[str, Any],
+        length: int = 64,
+        init_from: str | None = None,
+        shift: float = 5.0,
+        weighting: Weighting | None = None,
+        bins: int = 5,
+        seed: int = 0,
+        lr: float = 1e-3,
+        min_lr: float = 1e-5,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 200,
+    ) -> None:
+        if not (Path(backbone) / "vae" / "config.json").is_file():
+            raise FileNotFoundError(f"backbone: {backbone} has no vae/config.json")
+        if init_from is None:
+            captions = [
+                text for entry in VideoIndex.from_csv(index).entries for text in entry.captions.values()
+            ]
+            tokenizer = word_tokenizer(captions, length)
+            config = UMT5Config(
+                vocab_size=len(tokenizer),
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                **text_encoder,
+            )
+            net = WanTransformer3DModel(text_dim=config.d_model, **transformer)
+            encoder = TextEncoder(tokenizer, UMT5EncoderModel(config))
+        else:
+            net, encoder = load_transformer(init_from), TextEncoder.from_pretrained(init_from)
+        super().__init__(
+            net, SigmaBand(), shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps
+        )
+        self.text_encoder = encoder.requires_grad_(True)
+        self.backbone = Path(backbone)
+        self._tokens: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def text(self, batch: dict[str, Any]) -> Tensor:
+        """Embeddings of the batch's captions, with gradients."""
+        for caption in set(batch["caption"]) - self._tokens.keys():
+            ids, mask = self.text_encoder.tokenize([caption])
+            self._tokens[caption] = ids.to(self.device), mask.to(self.device)
+        ids, mask = (
+            torch.cat(parts) for parts in zip(*map(self._tokens.__getitem__, batch["caption"]), strict=True)
+        )
+        return self.text_encoder.embed(ids, mask)
+
+    def pipeline(self) -> WanPipeline:
+        """A pipeline of the modules as they are."""
+        return WanPipeline(
+            tokenizer=self.text_encoder.tokenizer,
+            text_encoder=self.text_encoder.encoder,
+            vae=load_vae(self.backbone).to(self.device),
+            scheduler=flow_scheduler(self.shift),
+            transformer=self.transformer,
+        )
+
+    def export(self, folder: Path, datamodule: Any) -> None:
+        """Save a whole backbone folder for `WanPipeline.from_pretrained`, weights in fp16.
+
+        Args:
+            folder: where to.
+            datamodule: not needed.
+        """
+        del datamodule
+        half, folder = torch.float16, Path(folder)
+        config = {k: v for k, v in self.transformer.config.items() if not k.startswith("_")}
+        net = WanTransformer3DModel(**config)
+        net.load_state_dict(self.transformer.state_dict())
+        encoder = UMT5EncoderModel(self.text_encoder.encoder.config)
+        encoder.load_state_dict(self.text_encoder.encoder.state_dict())
+        pipeline = self.pipeline()
+        net.to(half).save_pretrained(folder / "transformer")
+        encoder.to(half).save_pretrained(folder / "text_encoder")
+        self.text_encoder.tokenizer.save_pretrained(folder / "tokenizer")
+        pipeline.scheduler.save_pretrained(folder / "scheduler")
+        pipeline.save_config(folder)
+        # Copied as it is: loaded and saved again it would have other bytes.
+        if (folder / "vae").resolve() != (self.backbone / "vae").resolve():
+            shutil.copytree(self.backbone / "vae", folder / "vae", dirs_exist_ok=True)

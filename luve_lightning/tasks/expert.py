@@ -1,0 +1,116 @@
+"""Training one frequency expert on a frozen, adapted transformer."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luve_lightning.functional.gather import gather_mappings
+from luve_lightning.functional.noise_bands import Weighting
+from luve_lightning.models.experts import (
+    ExpertConfig,
+    activate,
+    add_expert,
+    load_expert,
+    save_expert,
+    train_only,
+)
+from luve_lightning.models.recompute import Recompute, set_recompute
+from luve_lightning.models.transformer import load_transformer
+from luve_lightning.tasks.flow import FlowMatchingTask
+
+
+class ExpertTask(FlowMatchingTask):
+    """Trains an expert of LuVe by flow matching at the noise levels of its own band only.
+
+    A noise level outside the band cannot come up: levels are drawn by `SigmaBand.sample`, which has no others. The
+    test pass compares the expert with its base, expert switched off, on the same clips, noise levels and noise.
+
+    Args:
+        backbone: backbone folder, or a transformer's own (what the adaptation exported), or hub id.
+        expert: where the expert sits, its rank, filter and band.
+        name: of the PEFT adapter: "lfe", "hfe" or your own.
+        init_from: a folder saved by `save_expert` to continue from; its configuration must be `expert`.
+        dtype: dtype of the frozen transformer, "float32" or "bfloat16"; the expert itself trains in float32.
+        recompute: see `models.recompute.set_recompute`.
+        shift: see FlowMatchingTask.
+        weighting: see FlowMatchingTask.
+        bins: see FlowMatchingTask.
+        seed: see FlowMatchingTask; the expert's initial weights are the run's `seed_everything`'s.
+        lr: see TrainingTask; LuVe trains experts with 1e-4.
+        min_lr: see TrainingTask.
+        weight_decay: see TrainingTask.
+        warmup_steps: see TrainingTask.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        expert: ExpertConfig,
+        name: str,
+        init_from: str | None = None,
+        dtype: str = "float32",
+        recompute: Recompute = "nothing",
+        shift: float = 5.0,
+        weighting: Weighting | None = None,
+        bins: int = 5,
+        seed: int = 0,
+        lr: float = 1e-4,
+        min_lr: float = 1e-6,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+    ) -> None:
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype: expected float32 or bfloat16, got {dtype!r}")
+        transformer = load_transformer(backbone, getattr(torch, dtype))
+        if init_from is None:
+            add_expert(transformer, name, expert, dtype=torch.float32)
+        else:
+            load_expert(transformer, init_from, name)
+            train_only(transformer, name)
+        set_recompute(transformer, recompute)
+        super().__init__(
+            transformer, expert.band, shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps
+        )
+        self.name, self.expert = name, expert
+        self._before: dict[tuple[str, int], float] = {}
+        self._after: dict[tuple[str, int], float] = {}
+        self.comparison: dict[str, tuple[float, float]] = {}
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Losses of held-out clips in the expert's band without and with it."""
+        del batch_idx
+        activate(self.transformer, None)
+        self._before |= self.fixed_losses(batch)
+        activate(self.transformer, self.name)
+        self._after |= self.fixed_losses(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Mean losses; `comparison` keeps each clip's for whoever reports them."""
+        before, after = gather_mappings(self._before), gather_mappings(self._after)
+        self._before, self._after = {}, {}
+        clips = sorted({clip for clip, _ in before})
+        self.comparison = {
+            clip: (
+                math.fsum(before[clip, part] for part in range(self.bins)) / self.bins,
+                math.fsum(after[clip, part] for part in range(self.bins)) / self.bins,
+            )
+            for clip in clips
+        }
+        for name, column in zip(
+            ("before", "after"), zip(*self.comparison.values(), strict=True), strict=True
+        ):
+            self.log(f"test/loss_{name}", math.fsum(column) / len(column), sync_dist=True)
+
+    def export(self, folder: Path, datamodule: Any) -> None:
+        """Save the expert: PEFT's two files and `expert.json`.
+
+        Args:
+            folder: where to.
+            datamodule: not needed.
+        """
+        del datamodule
+        save_expert(self.transformer, self.name, folder)

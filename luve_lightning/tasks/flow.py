@@ -1,0 +1,184 @@
+"""Flow matching on latents: what training the backbone, the adaptation and the experts share."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+
+from luve_lightning.functional.flow_matching import (
+    noised,
+    sigma_of_index_fraction,
+    timestep_of_sigma,
+    velocity,
+)
+from luve_lightning.functional.gather import gather_mappings
+from luve_lightning.functional.noise_bands import SigmaBand, Weighting
+from luve_lightning.losses import VelocityMSE
+from luve_lightning.models.transformer import check_token_grid
+from luve_lightning.tasks.base import TrainingTask
+
+
+class FlowMatchingTask(TrainingTask):
+    """Trains (parts of) a Wan transformer to predict velocities at noise levels of one band.
+
+    Batches hold "latents" (B x C x t x h x w, normalised), "clip_id", and "text" (B x L x D) or what `text` makes it
+    of. Noise levels and noise of a training step are functions of (seed, step, process) alone. Validation takes fixed
+    noise levels, evenly spaced in the band's part of the schedule, and noise that depends on the clip alone, so that
+    two models are compared on the same samples.
+
+    Args:
+        transformer: the model.
+        band: noise levels to train on.
+        shift: of the schedule in which noise levels are drawn; Wan trains and samples with 5 (3 at 480p).
+        weighting: density over the schedule's index, see `SigmaBand.sample`; None is uniform, as LuVe draws.
+        bins: equal parts of the band's schedule for which the loss is logged apart; validation takes their middles.
+        seed: of noise levels and noise.
+        lr: see TrainingTask.
+        min_lr: see TrainingTask.
+        weight_decay: see TrainingTask.
+        warmup_steps: see TrainingTask.
+    """
+
+    def __init__(
+        self,
+        transformer: WanTransformer3DModel,
+        band: SigmaBand,
+        shift: float,
+        weighting: Weighting | None,
+        bins: int,
+        seed: int,
+        lr: float,
+        min_lr: float,
+        weight_decay: float,
+        warmup_steps: int,
+    ) -> None:
+        super().__init__(lr, min_lr, weight_decay, warmup_steps)
+        if bins < 1 or seed < 0:
+            raise ValueError(f"expected bins >= 1 and seed >= 0, got {bins} and {seed}")
+        self.transformer = transformer
+        self.band, self.shift, self.weighting = band, shift, weighting
+        self.bins, self.seed = bins, seed
+        self.loss = VelocityMSE()
+        self.edges = sigma_edges(band, shift, bins)
+        self._sums = torch.zeros(2, bins, dtype=torch.float64)
+        self._scores: dict[tuple[str, int], float] = {}
+
+    def text(self, batch: dict[str, Any]) -> Tensor:
+        """Caption embeddings of a batch, B x L x D.
+
+        Raises:
+            ValueError: when the data gives captions as text.
+        """
+        if "text" not in batch:
+            raise ValueError(
+                "data.texts: expected a store of caption embeddings (`luve embed` makes it), got none"
+            )
+        embeddings: Tensor = batch["text"]
+        return embeddings
+
+    def forward(self, latents: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        """Velocity of noised latents.
+
+        Args:
+            latents: B x C x t x h x w at noise levels `sigma`.
+            sigma: shape (B,), float32.
+            text: B x L x D.
+
+        Raises:
+            ValueError: for a size of which the transformer would drop a row or column.
+        """
+        _, _, t, h, w = latents.shape
+        check_token_grid(self.transformer, (t, h, w))
+        prediction: Tensor = self.transformer(
+            hidden_states=latents,
+            timestep=timestep_of_sigma(sigma),
+            encoder_hidden_states=text,
+            return_dict=False,
+        )[0]
+        return prediction
+
+    def generator(self, step: int, part: int) -> torch.Generator:
+        """Random numbers of one batch: a function of (seed, step, part of an accumulated step, process)."""
+        state = np.random.SeedSequence([self.seed, step, part, self.global_rank]).generate_state(2, np.uint32)
+        return torch.Generator(self.device).manual_seed(int(state[0]) << 20 ^ int(state[1]))
+
+    def losses_of(self, latents: Tensor, text: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        """Loss of each sample at its noise level, shape (B,)."""
+        prediction = self(noised(latents, noise, sigma), sigma, text)
+        return self.loss.per_sample(prediction, velocity(latents, noise))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Mean loss at random noise levels of the band."""
+        latents = batch["latents"].float()
+        parts = int(getattr(self.trainer, "accumulate_grad_batches", 1))
+        generator = self.generator(self.global_step, batch_idx % parts)
+        sigma = self.band.sample(len(latents), self.shift, generator, weighting=self.weighting)
+        noise = torch.randn(latents.shape, generator=generator, device=self.device)
+        losses = self.losses_of(latents, self.text(batch), sigma, noise)
+        self._count(sigma, losses.detach())
+        loss = losses.mean()
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def _count(self, sigma: Tensor, losses: Tensor) -> None:
+        """Add to the sums of the noise levels' parts; log and forget them as often as the Trainer logs."""
+        part = torch.bucketize(sigma, self.edges[1:-1].to(sigma.device))
+        sums = self._sums = self._sums.to(sigma.device)
+        sums[0].index_add_(0, part, losses.double())
+        sums[1].index_add_(0, part, torch.ones_like(losses, dtype=torch.float64))
+        if (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        total, count = sums.tolist()
+        self.log_dict({f"train/loss_{self._name(i)}": total[i] / n for i, n in enumerate(count) if n})
+        self._sums = torch.zeros_like(sums)
+
+    def _name(self, part: int) -> str:
+        return f"sigma_{self.edges[part]:.3f}-{self.edges[part + 1]:.3f}"
+
+    def fixed_losses(self, batch: dict[str, Any]) -> dict[tuple[str, int], float]:
+        """Losses at the middle of each part of the band, with noise of the clip's own, by (clip, part)."""
+        latents, text = batch["latents"].float(), self.text(batch)
+        found: dict[tuple[str, int], float] = {}
+        for part, sigma in enumerate(self.band.levels(self.bins, self.shift).flip(0).tolist()):
+            noise = torch.stack([clip_noise(clip, part, latents.shape[1:]) for clip in batch["clip_id"]])
+            levels = torch.full((len(latents),), sigma, device=latents.device)
+            values = self.losses_of(latents, text, levels, noise.to(latents.device)).tolist()
+            found |= {(clip, part): value for clip, value in zip(batch["clip_id"], values, strict=True)}
+        return found
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Losses of held-out clips at fixed noise levels with fixed noise."""
+        del batch_idx
+        self._scores |= self.fixed_losses(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Mean over clips and parts, and over clips for each part; gathered by clip."""
+        scores, self._scores = gather_mappings(self._scores), {}
+        self.log("val/loss", math.fsum(scores.values()) / len(scores), prog_bar=True, sync_dist=True)
+        for part in range(self.bins):
+            values = [value for (_, p), value in scores.items() if p == part]
+            self.log(f"val/loss_{self._name(part)}", math.fsum(values) / len(values), sync_dist=True)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Nothing by itself: comparisons are callbacks'."""
+
+
+def sigma_edges(band: SigmaBand, shift: float, bins: int) -> Tensor:
+    """Ends of parts of the band that are equally long in the schedule, rising, shape (bins + 1,)."""
+    most, least = band.index_fractions(shift)
+    return torch.tensor(
+        [sigma_of_index_fraction(float(f), shift) for f in np.linspace(least, most, bins + 1)]
+    )
+
+
+def clip_noise(clip_id: str, part: int, shape: Sequence[int]) -> Tensor:
+    """Standard normal noise that depends on its arguments alone, float32 on the CPU."""
+    seed = int.from_bytes(hashlib.sha256(f"{clip_id} {part}".encode()).digest()[:7], "big")
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,60 @@
+"""The smallest real WanTransformer3DModel, and inputs for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+
+from luve_lightning.functional.frequency import FrequencyFilter
+from luve_lightning.functional.noise_bands import SigmaBand
+from luve_lightning.models.experts import ExpertConfig, expert_parameters
+
+LFE = ExpertConfig("attention", 4, 8.0, FrequencyFilter("low", 0.5), SigmaBand(0.875, 1.0))
+HFE = ExpertConfig("feed_forward", 3, 3.0, FrequencyFilter("high", 0.5), SigmaBand(0.0, 0.875))
+
+
+def tiny_transformer(seed: int = 0, **changes: Any) -> WanTransformer3DModel:
+    """Two blocks of width 24, random weights; the same seed gives the same weights."""
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_dim": 8,
+        "freq_dim": 16,
+        "ffn_dim": 32,
+        "num_layers": 2,
+        "rope_max_seq_len": 32,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return WanTransformer3DModel(**(sizes | changes)).eval()
+
+
+def inputs(
+    batch: int = 2, size: tuple[int, int, int] = (2, 12, 10), dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """Latents, timesteps and text; `size` is that of the latents, and a token is 1 x 2 x 2 of them."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "hidden_states": torch.randn(batch, 4, *size, generator=generator).to(dtype),
+        "timestep": torch.linspace(900, 300, batch),
+        "encoder_hidden_states": torch.randn(batch, 3, 8, generator=generator).to(dtype),
+    }
+
+
+def output(transformer: Any, arguments: dict[str, Any]) -> Tensor:
+    """The predicted velocity."""
+    result: Tensor = transformer(**arguments, return_dict=False)[0]
+    return result
+
+
+def randomise(transformer: WanTransformer3DModel, *names: str, scale: float = 0.3) -> None:
+    """Give experts corrections that are not zero, as training would."""
+    generator = torch.Generator().manual_seed(2)
+    for name in names:
+        for parameter in expert_parameters(transformer, name):
+            parameter.data = (torch.randn(parameter.shape, generator=generator) * scale).to(parameter)
