@@ -11,6 +11,10 @@ STAMP := $(VENV)/.set-up
 LUVE  := $(VENV)/bin/luve
 WORLD := data/mini/world/MANIFEST.json
 
+# The experts of the mini world: the second is a few differences from the first.
+LFE := --config experiments/experts/mini-lfe.yaml
+HFE := $(LFE) --config experiments/experts/mini-hfe.yaml
+
 # HPS v3 cannot share an environment with our models.
 HPSV3       := .venv-hpsv3
 HPSV3_STAMP := $(HPSV3)/.set-up
@@ -93,12 +97,29 @@ train-vluer: $(STAMP) $(MINI_DATA) ## Train the upsampler by CONFIG, then compar
 	$(LUVE) fit --config $(CONFIG) $(ARGS)
 	$(LUVE) test --config $(CONFIG) $(ARGS) --ckpt_path last
 
+.PHONY: experts-data
+experts-data: $(WORLD) $(STAMP) ## Latents (plain, sharpened), caption embeddings and scores of the mini world; skips what is there
+	$(LUVE) precompute --config experiments/precompute/mini.yaml --config experiments/precompute/mini-experts.yaml
+	$(LUVE) embed --config experiments/embed/mini.yaml
+	$(LUVE) score --config experiments/score/mini.yaml
+
+.PHONY: train-adaptation
+train-adaptation: experts-data ## Adapt the mini transformer to the high resolution: the base of the experts
+	$(LUVE) fit --config experiments/experts/mini-adaptation.yaml $(ARGS)
+
+.PHONY: train-experts
+train-experts: train-adaptation ## Adapt, then train the low- and the high-frequency expert and show what each gained
+	$(LUVE) fit $(LFE)
+	$(LUVE) test $(LFE) --ckpt_path last
+	$(LUVE) fit $(HFE)
+	$(LUVE) test $(HFE) --ckpt_path last
+
 .PHONY: evaluate-vluer
 evaluate-vluer: $(STAMP) $(MINI_DATA) ## Compare CHECKPOINT with interpolation on the test split
 	$(LUVE) test --config $(CONFIG) --ckpt_path $(CHECKPOINT) $(ARGS)
 
 .PHONY: bench
-bench: $(STAMP) ## Time SUBJECT (vluer, vluer-train) and measure its memory; needs a GPU
+bench: $(STAMP) ## Time SUBJECT (vluer, vluer-train, experts, experts-train, unsharp) and measure its memory; needs a GPU
 	$(LUVE) bench --subject $(SUBJECT) $(ARGS)
 
 .PHONY: clean

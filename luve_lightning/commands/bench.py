@@ -6,7 +6,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from luve_lightning.commands.bench_unsharp import bench_unsharp
 
-Subject = Literal["vluer", "vluer-train", "unsharp", "experts"]
+Subject = Literal["vluer", "vluer-train", "unsharp", "experts", "experts-train"]
 
 # Latent grids of the paper at 49 frames: 720x1280 -> 1472x2560 (2K) and 2176x3840 (4K).
 LOW = (13, 90, 160)
@@ -39,7 +39,8 @@ def bench(
             "vluer-train": one optimiser step of experiments/vluer/wan2.1.yaml with a randomly initialised Wan2.1 VAE,
             phase 1 and phase 2. "unsharp": unsharp masking of 4K frames beside scikit-image; with --device cpu too.
             "experts": a forward pass of the transformer with and without each expert, Wan2.1-1.3B at 2K on a GPU, the
-            mini backbone with --device cpu.
+            mini backbone with --device cpu. "experts-train": one training step of the adaptation and of each expert
+            beside the forward pass, sizes likewise.
         device: where to run, such as "cuda" or "cuda:1".
         repeats: timed runs after the warm-up; the median counts.
         batch_size: of the training step.
@@ -56,12 +57,17 @@ def bench(
         )
     if target.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"luve bench --device {device}: no CUDA device is visible here")
+    rows: Iterable[dict[str, Any]]
     if subject == "unsharp":
         rows = bench_unsharp(device, repeats)
     elif subject == "experts":
         from luve_lightning.commands.bench_experts import bench_experts
 
         rows = bench_experts(target, repeats)
+    elif subject == "experts-train":
+        from luve_lightning.commands.bench_training import bench_training
+
+        rows = bench_training(target, repeats)
     elif subject == "vluer":
         rows = _bench_vluer(target, repeats)
     else:
@@ -69,12 +75,8 @@ def bench(
     facts = {"torch": torch.__version__, "repeats": repeats}
     if target.type == "cuda":
         facts = {"gpu": torch.cuda.get_device_name(target)} | facts
-    _print([row | facts for row in rows], output)
-
-
-def _print(rows: list[dict[str, Any]], output: Path | None) -> None:
     for row in rows:
-        line = json.dumps(row)
+        line = json.dumps(row | facts)
         print(line, flush=True)
         if output is not None:
             output.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,9 @@ from luve_lightning.datasets.quarantine import Quarantine
 from luve_lightning.datasets.score_table import read_rows
 from luve_lightning.datasets.video_index import CAPTIONS, ClipEntry, VideoIndex
 from luve_lightning.scoring.base import Scorer
-from luve_lightning.scoring.score_clips import FrameChoice, ScoreTotals, Shard, score_clips
+from luve_lightning.scoring.read_frames import FrameChoice
+from luve_lightning.scoring.score_clips import ScoreTotals, score_clips
+from luve_lightning.scoring.shard import Shard, parse_shard
 
 Split = Literal["train", "val", "test"]
 
@@ -81,29 +83,6 @@ def score(
             lambda clips: bar.advance(task, clips) if bar and task is not None else None,
         )
     _report(console, output, own, scorer, totals, time.perf_counter() - started)
-
-
-def parse_shard(text: str | None, environment: os._Environ[str] | dict[str, str]) -> Shard:
-    """The shard that an option or torchrun's environment names; the whole when neither does.
-
-    Args:
-        text: "i/n", or None.
-        environment: may hold RANK and WORLD_SIZE.
-
-    Raises:
-        ValueError: no such share, or both name one.
-    """
-    processes = int(environment.get("WORLD_SIZE", "1"))
-    if text is None:
-        return Shard(int(environment.get("RANK", "0")), processes) if processes > 1 else Shard()
-    if processes > 1:
-        raise ValueError(
-            f"shard: torchrun's {processes} processes share the clips by themselves; leave out {text!r}"
-        )
-    first, slash, second = text.partition("/")
-    if not (slash and first.isdecimal() and second.isdecimal()):
-        raise ValueError(f"shard: expected i/n such as 0/4, got {text!r}")
-    return Shard(int(first), int(second))
 
 
 def _entries(index: VideoIndex, splits: Sequence[Split] | None) -> list[ClipEntry]:

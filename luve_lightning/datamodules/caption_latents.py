@@ -57,6 +57,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
         text_encoder: which embeddings, where the store has several kinds: what the encoder's fingerprint starts with.
         selection: keeps the training clips above a threshold; None keeps all. Held-out clips are never selected.
         val_limit: at most this many validation clips.
+        test_limit: at most this many test clips.
         columns: caption columns; each training sample takes one by chance, validation the first.
         drop_caption: chance that a training sample's caption is the empty one.
         passes: visits of each training window in one epoch.
@@ -81,6 +82,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
         text_encoder: str | None = None,
         selection: Selection | None = None,
         val_limit: int | None = None,
+        test_limit: int | None = None,
         columns: tuple[str, ...] = ("Summarized Description",),
         drop_caption: float = 0.1,
         passes: int = 1,
@@ -94,7 +96,8 @@ class CaptionLatentsDataModule(ResumableDataModule):
         self.size, self.frames, self.scale = size, frames, float(scale)
         self.windows, self.stride, self.variant = windows, stride, variant
         self.texts, self.text_encoder, self.selection = texts, text_encoder, selection
-        self.val_limit, self.columns, self.drop_caption = val_limit, tuple(columns), drop_caption
+        self.limits = {"val": val_limit, "test": test_limit}
+        self.columns, self.drop_caption = tuple(columns), drop_caption
         self.passes, self.preload = passes, preload
         self.datasets: dict[str, CaptionLatents] = {}
 
@@ -151,7 +154,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
             items = self._items(self._selected(entries) if train else entries, split, fingerprint)
             self.datasets[split] = CaptionLatents(
                 self.store,
-                items if train else items[: self.val_limit],
+                items[: self.limits.get(split)],
                 self.columns,
                 self.drop_caption if train else 0.0,
                 embed,

@@ -86,20 +86,21 @@ def read_rows(path: Path) -> list[ScoreRow]:
 
 
 def write_rows(path: Path, rows: Iterable[ScoreRow]) -> None:
-    """Write a Parquet file so that whoever reads it, or kills this, meets the old content or the new one."""
+    """Write a Parquet file so that whoever reads it, or kills this, meets the old content or the new one.
+
+    One process at a time may write a path; what it leaves when it is killed, the next one overwrites.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            pq.write_table(pa.Table.from_pylist([_record(row) for row in rows], _schema()), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    table = pa.Table.from_pylist([_record(row) for row in rows], _schema())
+    temporary = path.with_name(f".{path.name}.unfinished")
+    with temporary.open("wb") as stream:
+        pq.write_table(table, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
 
 
 def common_settings(path: Path, rows: Iterable[ScoreRow]) -> ScoreSettings | None:

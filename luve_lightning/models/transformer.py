@@ -38,6 +38,21 @@ def load_transformer(backbone: str | Path, dtype: torch.dtype | None = None) -> 
         raise FileNotFoundError(f"backbone {backbone}: cannot load its transformer: {reason}") from error
 
 
+def save_transformer(transformer: WanTransformer3DModel, folder: str | Path, dtype: torch.dtype) -> None:
+    """Save a transformer with all its weights in one dtype; `load_transformer` widens what must be float32.
+
+    Args:
+        transformer: its weights are cast in place.
+        folder: where to.
+        dtype: on disk.
+    """
+    # Not `.to(dtype)`: diffusers warns of the modules that it keeps in float32, which concerns running only.
+    for tensor in (*transformer.parameters(), *transformer.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    transformer.save_pretrained(folder)
+
+
 def check_token_grid(
     transformer: WanTransformer3DModel, latents: tuple[int, int, int]
 ) -> tuple[int, int, int]:

@@ -53,7 +53,13 @@ class HPSv3Scorer(Scorer):
             return self.checkpoint
         from huggingface_hub import hf_hub_download
 
-        return Path(hf_hub_download(_REPOSITORY, _FILE))
+        try:
+            return Path(hf_hub_download(_REPOSITORY, _FILE))
+        except OSError as error:
+            raise FileNotFoundError(
+                f"checkpoint: {_FILE} of {_REPOSITORY} is not in the Hugging Face cache and cannot be downloaded "
+                f"({type(error).__name__}); download it, or give a local file"
+            ) from error
 
     @cached_property
     def version(self) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -15,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from luve_lightning.datasets.clip_scores import caption_digest
-from luve_lightning.datasets.clips import ClipError, Frames, read_clip
-from luve_lightning.datasets.file_hashes import FileHashes, Stamp, stamp
+from luve_lightning.datasets.clips import ClipError
+from luve_lightning.datasets.file_hashes import FileHashes, stamp
 from luve_lightning.datasets.quarantine import Quarantine
 from luve_lightning.datasets.score_table import (
     ScoreRow,
@@ -28,56 +26,8 @@ from luve_lightning.datasets.score_table import (
 )
 from luve_lightning.datasets.video_index import ClipEntry
 from luve_lightning.scoring.base import Scorer
-
-
-@dataclass(frozen=True)
-class FrameChoice:
-    """Which frames of a clip are scored.
-
-    Attributes:
-        count: so many, the middles of as many equal parts of the clip. A clip of fewer frames gives all of them.
-        indices: these, counted from 0, instead.
-    """
-
-    count: int = 4
-    indices: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"frames: expected at least 1, got {self.count}")
-        if self.indices is not None and (not self.indices or min(self.indices) < 0):
-            raise ValueError(f"indices: expected one or more frame numbers >= 0, got {list(self.indices)}")
-
-    def __str__(self) -> str:
-        if self.indices is None:
-            return f"{self.count} frames equally spaced"
-        return f"frames {', '.join(map(str, self.indices))}"
-
-    def of(self, total_frames: int) -> tuple[int, ...]:
-        """The frame numbers for a clip of so many frames."""
-        if self.indices is not None:
-            return self.indices
-        return tuple(dict.fromkeys((2 * i + 1) * total_frames // (2 * self.count) for i in range(self.count)))
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One of `count` processes that share the clips, `index` counted from 0."""
-
-    index: int = 0
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.index < self.count:
-            raise ValueError(f"shard: expected i/n with 0 <= i < n, got {self}")
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
-
-    @property
-    def file_name(self) -> str:
-        """Of its part of the scores."""
-        return f"part-{self.index:05d}-of-{self.count:05d}.parquet"
+from luve_lightning.scoring.read_frames import ClipJob, FrameChoice, FrameReader, ReadClip, read_ahead
+from luve_lightning.scoring.shard import Shard
 
 
 @dataclass
@@ -87,15 +37,6 @@ class ScoreTotals:
     scored: int = 0
     there: int = 0
     unreadable: list[tuple[str, str]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A clip to score: its row so far, and the stamp that its file had when it was hashed."""
-
-    entry: ClipEntry
-    row: ScoreRow
-    seen: Stamp | None = None
 
 
 def score_clips(
@@ -136,8 +77,8 @@ def score_clips(
         jobs = _jobs(
             entries[shard.index :: shard.count], settings, FileHashes(folder), there, totals, advance
         )
-        read = _Reader(choice)
-        for batch in _batches(_ahead(read, jobs, num_workers, batch_size), batch_size):
+        read = FrameReader(choice)
+        for batch in _batches(read_ahead(read, jobs, num_workers, batch_size), batch_size):
             scored = _score(scorer, batch)
             rows |= {row.clip_id: row for row in scored}
             write_rows(part, rows.values())
@@ -176,7 +117,7 @@ def _jobs(
     finished: set[tuple[str, str, str]],
     totals: ScoreTotals,
     advance: Callable[[int], None],
-) -> Iterator[_Job]:
+) -> Iterator[ClipJob]:
     """The clips without a score."""
     for entry in entries:
         caption, digest, seen, error = caption_digest(entry.captions[settings.caption_column]), "", None, None
@@ -190,57 +131,11 @@ def _jobs(
             totals.there += 1
             advance(1)
         else:
-            yield _Job(entry, row, seen)
+            yield ClipJob(entry, row, seen)
 
 
-@dataclass(frozen=True)
-class _Read:
-    """A clip on its way to the scorer; `reason` says why it has no frames."""
-
-    job: _Job
-    indices: tuple[int, ...] = ()
-    frames: Frames | None = None
-    reason: str | None = None
-
-
-class _Reader:
-    """Reads the chosen frames of a clip; a bad clip is a result, not an exception."""
-
-    def __init__(self, choice: FrameChoice) -> None:
-        self.choice = choice
-
-    def __call__(self, job: _Job) -> _Read:
-        if job.row.error is not None:
-            return _Read(job, reason=job.row.error)
-        path, indices = job.entry.path, self.choice.of(job.entry.total_frames)
-        try:
-            frames = np.concatenate([read_clip(path, index, 1) for index in indices])
-            if stamp(path) != job.seen:
-                return _Read(job, reason="changed while it was read")
-        except ClipError as error:
-            return _Read(job, reason=error.reason)
-        except OSError as error:
-            return _Read(job, reason=error.strerror or str(error))
-        return _Read(job, indices, frames)
-
-
-def _ahead(read: _Reader, jobs: Iterator[_Job], threads: int, batch_size: int) -> Iterator[_Read]:
-    """Read clips in order, in threads, at most two batches ahead of whoever takes them."""
-    if threads == 0:
-        yield from map(read, jobs)
-        return
-    waiting: deque[Future[_Read]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for job in jobs:
-            waiting.append(pool.submit(read, job))
-            if len(waiting) >= 2 * batch_size:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _batches(items: Iterator[_Read], size: int) -> Iterator[list[_Read]]:
-    batch: list[_Read] = []
+def _batches(items: Iterator[ReadClip], size: int) -> Iterator[list[ReadClip]]:
+    batch: list[ReadClip] = []
     for item in items:
         batch.append(item)
         if len(batch) == size:
@@ -250,12 +145,12 @@ def _batches(items: Iterator[_Read], size: int) -> Iterator[list[_Read]]:
         yield batch
 
 
-def _score(scorer: Scorer, batch: Sequence[_Read]) -> list[ScoreRow]:
+def _score(scorer: Scorer, batch: Sequence[ReadClip]) -> list[ScoreRow]:
     """A row for each clip; clips of one size go to the scorer together."""
     rows = [replace(item.job.row, error=item.reason) for item in batch if item.frames is None]
     readable = [item for item in batch if item.frames is not None]
 
-    def size(item: _Read) -> tuple[int, ...]:
+    def size(item: ReadClip) -> tuple[int, ...]:
         assert item.frames is not None
         return item.frames.shape[1:]
 
@@ -285,7 +180,7 @@ def _score(scorer: Scorer, batch: Sequence[_Read]) -> list[ScoreRow]:
 
 
 def _count(
-    batch: Sequence[_Read], rows: Sequence[ScoreRow], totals: ScoreTotals, quarantine: Quarantine
+    batch: Sequence[ReadClip], rows: Sequence[ScoreRow], totals: ScoreTotals, quarantine: Quarantine
 ) -> None:
     totals.scored += sum(row.score is not None for row in rows)
     bad = [item for item in batch if item.reason is not None]

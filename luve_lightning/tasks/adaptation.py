@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from luve_lightning.functional.noise_bands import SigmaBand, Weighting
 from luve_lightning.models.recompute import Recompute, set_recompute
-from luve_lightning.models.transformer import load_transformer
+from luve_lightning.models.transformer import load_transformer, save_transformer
 from luve_lightning.tasks.flow import FlowMatchingTask
 
 # What a plain LoRA adapts: every linear layer of a block.
@@ -108,4 +108,4 @@ class AdaptationTask(FlowMatchingTask):
         if self.lora:
             adapted.fuse_lora()
             adapted.unload_lora()
-        adapted.to(self.export_dtype).save_pretrained(Path(folder) / "transformer")
+        save_transformer(adapted, Path(folder) / "transformer", self.export_dtype)

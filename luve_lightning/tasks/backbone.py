@@ -15,7 +15,7 @@ from luve_lightning.datasets.video_index import VideoIndex
 from luve_lightning.functional.noise_bands import SigmaBand, Weighting
 from luve_lightning.models.backbone import load_vae
 from luve_lightning.models.text import TextEncoder, word_tokenizer
-from luve_lightning.models.transformer import flow_scheduler, load_transformer
+from luve_lightning.models.transformer import flow_scheduler, load_transformer, save_transformer
 from luve_lightning.tasks.flow import FlowMatchingTask
 
 
@@ -117,7 +117,7 @@ class BackboneTask(FlowMatchingTask):
         encoder = UMT5EncoderModel(self.text_encoder.encoder.config)
         encoder.load_state_dict(self.text_encoder.encoder.state_dict())
         pipeline = self.pipeline()
-        net.to(half).save_pretrained(folder / "transformer")
+        save_transformer(net, folder / "transformer", half)
         encoder.to(half).save_pretrained(folder / "text_encoder")
         self.text_encoder.tokenizer.save_pretrained(folder / "tokenizer")
         pipeline.scheduler.save_pretrained(folder / "scheduler")

@@ -32,7 +32,7 @@ def gain(frequency: float, settings: FrequencyFilter) -> float:
     """Low-pass gain at a frequency in units of Nyquist, written out anew."""
     if settings.window == "ideal" or settings.cutoff == 0:
         return float(frequency <= settings.cutoff + 1e-12)
-    ratio = frequency / settings.cutoff
+    ratio = min(frequency / settings.cutoff, 1e9)  # a gain of 0
     if settings.window == "gaussian":
         return float(2 ** (-(ratio**2) / 2))
     return float(1 / math.sqrt(1 + ratio ** (2 * settings.order)))

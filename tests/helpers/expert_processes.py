@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,7 +28,7 @@ def prepared(**changes: Any) -> Any:
 
 
 def gradients(transformer: Any) -> list[torch.Tensor]:
-    return [p.grad for p in expert_parameters(transformer, "lfe")]
+    return [p.grad for p in expert_parameters(transformer, "lfe") if p.grad is not None]
 
 
 def one_sample(rank: int) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def sharded_save(run: Run) -> None:
     """FSDP2: one step, then the expert is saved from its shards."""
     rank = int(os.environ["LOCAL_RANK"])
     dist.init_process_group("gloo", rank=rank)
-    mesh = dist.init_device_mesh("cpu", (run.processes,))
+    mesh = init_device_mesh("cpu", (run.processes,))
     transformer = prepared()
     transformer.enable_gradient_checkpointing()
     for block in transformer.blocks:

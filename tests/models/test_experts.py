@@ -67,7 +67,7 @@ def test_new_experts_change_no_bit() -> None:
         base = output(transformer, inputs())
         add_expert(transformer, "lfe", LFE)
         add_expert(transformer, "hfe", HFE)
-        mixed = {"lfe": [True, False], "hfe": [0.5, 1.0]}
+        mixed = {"lfe": torch.tensor([True, False]), "hfe": torch.tensor([0.5, 1.0])}
         for choice in (None, "lfe", "hfe", mixed):
             activate(transformer, choice)
             assert torch.equal(output(transformer, inputs()), base)

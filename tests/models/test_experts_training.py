@@ -75,8 +75,8 @@ def test_compiles_as_one_graph() -> None:
     run = torch.compile(compiled, backend="eager", fullgraph=True)
     with torch.no_grad():
         for choice in ("lfe", "hfe", {"lfe": [True, False], "hfe": [False, True]}):
-            activate(eager, choice)  # type: ignore[arg-type]
-            activate(compiled, choice)  # type: ignore[arg-type]
+            activate(eager, choice)
+            activate(compiled, choice)
             torch.testing.assert_close(output(run, inputs()), output(eager, inputs()))
         torch.testing.assert_close(output(run, inputs(size=(3, 6, 8))), output(eager, inputs(size=(3, 6, 8))))
 
@@ -111,8 +111,8 @@ def test_a_bfloat16_base(dtype: torch.dtype | None) -> None:
     assert (got - want).abs().mean() < 0.3 * (base - want).abs().mean()
     got.float().square().mean().backward()
     output(exact, inputs()).square().mean().backward()
-    for new, w in zip(gradients(transformer), gradients(exact), strict=True):
-        assert torch.nn.functional.cosine_similarity(new.float().flatten(), w.flatten(), dim=0) > 0.99
+    for gradient, w in zip(gradients(transformer), gradients(exact), strict=True):
+        assert torch.nn.functional.cosine_similarity(gradient.float().flatten(), w.flatten(), dim=0) > 0.99
 
 
 def test_autocast_filters_in_float32() -> None:
