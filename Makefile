@@ -29,7 +29,7 @@ MAKEFLAGS += --no-print-directory
 .PHONY: help
 help: ## List the targets
 	@echo "LuVe Lightning. Targets:"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: CONFIG=$(CONFIG)  CHECKPOINT=$(CHECKPOINT)  ARGS='--key value ...'  PYTHON=$(PYTHON)"
 
 .PHONY: setup

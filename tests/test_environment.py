@@ -18,6 +18,12 @@ from packaging.version import Version
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+HPSV3 = yaml.safe_load((REPOSITORY / "environment-hpsv3.yml").read_text())
+HPSV3_REQUIREMENTS = [
+    Requirement(line) for entry in HPSV3["dependencies"] if isinstance(entry, dict) for line in entry["pip"]
+]
+# What runs in another environment than ours, and what is installed there.
+ELSEWHERE = {Path("luve_lightning/scoring/hpsv3.py"): {"hpsv3", "huggingface_hub"}}
 REQUIREMENTS = [Requirement(r) for r in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]]
 
 
@@ -64,13 +70,17 @@ def test_every_import_is_declared() -> None:
     """What the package imports is a dependency by itself, not by way of another one."""
     declared = {canonicalize_name(requirement.name) for requirement in REQUIREMENTS}
     distributions = metadata.packages_distributions()
-    imported = set()
+    imported: set[str] = set()
     for file in (REPOSITORY / "luve_lightning").rglob("*.py"):
+        elsewhere = ELSEWHERE.get(file.relative_to(REPOSITORY), set())
+        assert {canonicalize_name(name) for name in elsewhere} <= {
+            canonicalize_name(r.name) for r in HPSV3_REQUIREMENTS
+        }
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
-                imported |= {alias.name.partition(".")[0] for alias in node.names}
+                imported |= {alias.name.partition(".")[0] for alias in node.names} - elsewhere
             elif isinstance(node, ast.ImportFrom) and not node.level:
-                imported.add((node.module or "").partition(".")[0])
+                imported |= {(node.module or "").partition(".")[0]} - elsewhere
     third_party = imported - set(sys.stdlib_module_names) - {"luve_lightning"}
     assert {"torch", "lightning", "yaml"} <= third_party
     for module in third_party:
@@ -92,6 +102,19 @@ def test_environment_yml_is_in_step() -> None:
     assert {Requirement(line).name for line in pip if not line.startswith("--")} == {
         r.name for r in REQUIREMENTS
     }
+
+
+def test_hpsv3s_environment_agrees_with_ours_where_both_name_a_package() -> None:
+    """`luve score` runs in both. transformers and the hub's client are why there are two; torch is pinned there."""
+    ours = {requirement.name: requirement for requirement in REQUIREMENTS}
+    shared = [r for r in HPSV3_REQUIREMENTS if r.name in ours and r.name != "transformers"]
+    assert {"jsonargparse", "pyarrow", "torch", "decord", "av"} <= {
+        requirement.name for requirement in shared
+    }
+    for requirement in shared:
+        exact = next((s.version for s in requirement.specifier if s.operator == "=="), None)
+        same = requirement.specifier == ours[requirement.name].specifier
+        assert same or (exact and exact in ours[requirement.name].specifier), requirement
 
 
 def test_the_check_notices_a_change(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 class EMA(L.Callback):
@@ -34,8 +35,16 @@ class EMA(L.Callback):
         return {name: p.data for name, p in module.named_parameters() if p.requires_grad}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin from the current weights, or from the checkpoint's average."""
+        """Begin from the current weights, or from the checkpoint's average.
+
+        Raises:
+            ValueError: when the weights are sharded: each process has another part of them at another time.
+        """
         weights = self._trainable(pl_module)
+        if any(isinstance(w, DTensor) for w in weights.values()):
+            raise ValueError(
+                "weights sharded by ModelParallelStrategy cannot be averaged: take the EMA callback out"
+            )
         if set(self.average) != set(weights):
             self.average = {name: w.detach().float().clone() for name, w in weights.items()}
         self.average = {name: a.to(weights[name].device) for name, a in self.average.items()}

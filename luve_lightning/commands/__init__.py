@@ -50,7 +50,7 @@ VERBS: dict[str, Verb] = {
     "predict": Verb("Training", "run a model over a split and write what it gives", _TRAINING),
     "bench": Verb(
         "Measurement",
-        "time the upsampler and measure its memory",
+        "time the models and measure their memory",
         "luve_lightning.commands.bench",
         "bench",
     ),
@@ -60,7 +60,7 @@ VERBS: dict[str, Verb] = {
 def overview() -> str:
     """The text of `luve --help`: what it is, the verbs by group, and how options are given."""
     lines = ["usage: luve VERB [--config FILE]... [--key value]...", ""]
-    lines += ["Train, compare and run LuVe's video latent upsampler (arXiv 2602.11564).", ""]
+    lines += ["Train, compare and run LuVe's video latent upsampler and experts (arXiv 2602.11564).", ""]
     for group in dict.fromkeys(verb.group for verb in VERBS.values()):
         lines.append(f"{group}:")
         lines += [f"  {name:<12}{verb.summary}" for name, verb in VERBS.items() if verb.group == group]

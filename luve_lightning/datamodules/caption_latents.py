@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
 from luve_lightning.datamodules.base import ResumableDataModule
-from luve_lightning.datasets.caption_latents import CaptionLatents, Embed
+from luve_lightning.datasets.caption_latents import CaptionLatents
 from luve_lightning.datasets.clip_scores import ClipScores
 from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.datasets.latent_key import LatentKey
@@ -97,6 +97,9 @@ class CaptionLatentsDataModule(ResumableDataModule):
         self.windows, self.stride, self.variant = windows, stride, variant
         self.texts, self.text_encoder, self.selection = texts, text_encoder, selection
         self.limits = {"val": val_limit, "test": test_limit}
+        for split, limit in self.limits.items():
+            if limit is not None and limit < 1:
+                raise ValueError(f"{split}_limit: expected at least 1 clip, or null for all, got {limit}")
         self.columns, self.drop_caption = tuple(columns), drop_caption
         self.passes, self.preload = passes, preload
         self.datasets: dict[str, CaptionLatents] = {}
@@ -121,22 +124,32 @@ class CaptionLatentsDataModule(ResumableDataModule):
             for pair in lookup.pairs
         ]
 
-    def _embed(self) -> Embed | None:
+    def _embed(self) -> StoredEmbeddings | None:
         if self.texts is None:
             return None
         store = TextStore(self.texts)
         return StoredEmbeddings(store, store.source(self.text_encoder))
 
+    def _check_captions(self, embed: StoredEmbeddings, dataset: CaptionLatents) -> None:
+        """Refuse to start when an embedding is missing, which would end the run when its turn comes."""
+        captions = {entry.captions[column] for entry, _ in dataset.items for column in self.columns}
+        captions |= {""} if dataset.drop else set()
+        for caption in sorted(captions):
+            if not embed.store.has(embed.source.key(caption)):
+                embed(caption)  # its error says what is missing and how to make it
+
     def _selected(self, entries: list[ClipEntry]) -> list[ClipEntry]:
         if self.selection is None:
             return entries
         scores = ClipScores.read(self.selection.scores)
-        kept = scores.keep(entries, self.selection.threshold, self.selection.scorer)
+        # The latents' hashes: clips need not be read once more for the scores'.
+        hashes = FileHashes(self.store.root)
+        kept = scores.keep(entries, self.selection.threshold, self.selection.scorer, hashes)
         rank_zero_info(f"training clips: {kept.summary}")
         return kept.entries
 
     def setup(self, stage: str) -> None:
-        """Look every latent up; a missing one is an error that says how to make it."""
+        """Look every latent and embedding up; a missing one is an error that says how to make it."""
         wanted: dict[str, tuple[Split, ...]] = {
             "fit": ("train", "val"),
             "validate": ("val",),
@@ -152,7 +165,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
             train = split == "train"
             entries = index.split(split)
             items = self._items(self._selected(entries) if train else entries, split, fingerprint)
-            self.datasets[split] = CaptionLatents(
+            dataset = self.datasets[split] = CaptionLatents(
                 self.store,
                 items[: self.limits.get(split)],
                 self.columns,
@@ -160,6 +173,8 @@ class CaptionLatentsDataModule(ResumableDataModule):
                 embed,
                 preload=self.preload and train,
             )
+            if embed is not None:
+                self._check_captions(embed, dataset)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of {"latents": B x C x t x h x w, "caption" or "text", "clip_id"}."""

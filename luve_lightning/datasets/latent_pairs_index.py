@@ -86,7 +86,7 @@ def find_pair_keys(
         else:
             lacking[window.clip.clip_id] = window.clip
     if lacking or not lookup.pairs:
-        raise StoreError(_complaint(store, recipe, list(lacking), len(entries)))
+        raise StoreError(_complaint(store, recipe, variant, list(lacking), len(entries)))
     lookup.dropped = [(entry.clip_id, reasons[entry.path]) for entry in entries if entry.path in reasons]
     return lookup
 
@@ -118,12 +118,15 @@ def _find(
     return PairEntry(clip, high, low) if all(map(store.has, (high, *low.values()))) else None
 
 
-def _complaint(store: LatentStore, recipe: LatentRecipe, lacking: Sequence[str], total: int) -> str:
-    scales = ", ".join(f"{scale:g}" for scale in recipe.scales)
+def _complaint(
+    store: LatentStore, recipe: LatentRecipe, variant: str, lacking: Sequence[str], total: int
+) -> str:
+    scales = ", ".join(f"{scale:g}" for scale in recipe.scales) or "none"
     many = f"{len(lacking)} of {total} clips have no" if lacking else f"none of {total} clips has"
     which = f" (first {lacking[0]})" if lacking else ""
+    of = "" if variant == "plain" else f"variant {variant}, "
     return (
-        f"{many} latents in {store.root}{which} for size {recipe.size[0]}x{recipe.size[1]}, "
+        f"{many} latents in {store.root}{which} for {of}size {recipe.size[0]}x{recipe.size[1]}, "
         f"scales {scales}, {recipe.frames} frames from {recipe.start} (windows {recipe.windows}, stride "
         f"{recipe.stride}), VAE {recipe.vae[:12]}: run `luve precompute` with these values on this index"
     )

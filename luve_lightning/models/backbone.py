@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,13 +15,12 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
+from luve_lightning.models.folders import cannot_load, is_local
 from luve_lightning.models.wan_whole_clip import decode_whole_clip, encode_whole_clip
 
 # Pixels (batch x frames x height x width) up to which a clip is encoded or decoded in one pass. diffusers' chunked
 # form bounds memory beyond it; both give the same numbers to rounding. 2**22 pixels are 114 frames at 192x192.
 WHOLE_CLIP_PIXELS = 2**22
-
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # organisation/name
 
 
 def load_vae(backbone: str | Path, dtype: torch.dtype | None = None) -> AutoencoderKLWan:
@@ -35,32 +33,17 @@ def load_vae(backbone: str | Path, dtype: torch.dtype | None = None) -> Autoenco
     Raises:
         FileNotFoundError: when it is neither a folder with a VAE nor a hub id whose files can be had.
     """
-    local = Path(backbone).is_dir()
+    local = is_local(backbone)
     if local and not (Path(backbone) / "vae" / "config.json").is_file():
         raise FileNotFoundError(
             f"backbone {backbone}: no vae/config.json there; expected a diffusers pipeline folder"
-        )
-    if not local and not _HUB_ID.fullmatch(str(backbone)):
-        raise FileNotFoundError(
-            f"backbone {backbone}: no such folder; expected a diffusers pipeline folder or a hub id"
         )
     try:
         return AutoencoderKLWan.from_pretrained(
             str(backbone), subfolder="vae", torch_dtype=dtype or torch.float32, local_files_only=local
         )
     except OSError as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        where = "cannot load its vae/" if local else "no such folder, and its vae/ cannot be had from the hub"
-        raise FileNotFoundError(f"backbone {backbone}: {where}: {reason}") from error
-
-
-def lay_out_convolutions(module: nn.Module, channels_last: bool) -> None:
-    """Store the weights of all convolutions channels last, or as PyTorch does; what goes through them follows."""
-    formats = {2: torch.channels_last, 3: torch.channels_last_3d}
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.Conv3d):
-            layout = formats[len(layer.kernel_size)] if channels_last else torch.contiguous_format
-            layer.weight.data = layer.weight.data.contiguous(memory_format=layout)
+        raise cannot_load(backbone, "vae", error) from error
 
 
 class LatentCodec(nn.Module):
@@ -109,7 +92,12 @@ class LatentCodec(nn.Module):
 
         Elsewhere the layout is PyTorch's own, whatever the weights went through.
         """
-        lay_out_convolutions(self.vae, channels_last=next(self.vae.parameters()).device.type == "cpu")
+        for module in self.vae.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                formats = {2: torch.channels_last, 3: torch.channels_last_3d}
+                on_cpu = module.weight.device.type == "cpu"
+                layout = formats[len(module.kernel_size)] if on_cpu else torch.contiguous_format
+                module.weight.data = module.weight.data.contiguous(memory_format=layout)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -14,6 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5EncoderModel
 
+from luve_lightning.models.folders import cannot_load, is_local
+
 # Wan2.1 pads every prompt to 512 tokens. There is no text mask: another length gives other videos.
 MAX_LENGTH = 512
 
@@ -57,7 +59,7 @@ class TextEncoder(nn.Module):
         Raises:
             FileNotFoundError: when either cannot be had.
         """
-        local = Path(backbone).is_dir()
+        local = is_local(backbone)
         for part in ("tokenizer", "text_encoder") if local else ():
             if not (Path(backbone) / part).is_dir():
                 raise FileNotFoundError(
@@ -71,8 +73,7 @@ class TextEncoder(nn.Module):
                 str(backbone), subfolder="text_encoder", dtype=dtype or torch.float32, local_files_only=local
             )
         except OSError as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise FileNotFoundError(f"backbone {backbone}: cannot load its text encoder: {reason}") from error
+            raise cannot_load(backbone, "text_encoder", error) from error
         return cls(tokenizer, encoder, length).requires_grad_(False).eval()
 
     @property
@@ -111,7 +112,10 @@ class TextEncoder(nn.Module):
             k: v for k, v in config.items() if k not in ("dtype", "torch_dtype", "transformers_version")
         }
         digest = hashlib.sha256(json.dumps(stable, sort_keys=True, default=str).encode())
-        digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
+        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        # The last call's settings, not the tokenizer's: it would have another fingerprint after its first use.
+        tokenizer["truncation"] = tokenizer["padding"] = None
+        digest.update(json.dumps(tokenizer, sort_keys=True).encode())
         for name, tensor in sorted(self.encoder.state_dict().items()):
             digest.update(name.encode())
             # The bytes as they are: 11 GB of UMT5-XXL need no second copy in float32.

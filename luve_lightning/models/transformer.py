@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
+from luve_lightning.models.folders import cannot_load, is_local
+
 
 def load_transformer(backbone: str | Path, dtype: torch.dtype | None = None) -> WanTransformer3DModel:
     """Load `transformer/` of a backbone, or a folder saved by `WanTransformer3DModel.save_pretrained`.
@@ -19,7 +21,7 @@ def load_transformer(backbone: str | Path, dtype: torch.dtype | None = None) -> 
         FileNotFoundError: when it cannot be had.
     """
     folder = Path(backbone)
-    local = folder.is_dir()
+    local = is_local(backbone)
     own = local and (folder / "config.json").is_file()
     if local and not own and not (folder / "transformer" / "config.json").is_file():
         raise FileNotFoundError(
@@ -34,8 +36,7 @@ def load_transformer(backbone: str | Path, dtype: torch.dtype | None = None) -> 
             local_files_only=local,
         )
     except OSError as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileNotFoundError(f"backbone {backbone}: cannot load its transformer: {reason}") from error
+        raise cannot_load(backbone, "transformer", error) from error
 
 
 def save_transformer(transformer: WanTransformer3DModel, folder: str | Path, dtype: torch.dtype) -> None:
@@ -64,9 +65,9 @@ def check_token_grid(
     patch = transformer.config.patch_size
     for name, n, p in zip(("frames", "height", "width"), latents, patch, strict=True):
         if n < p or n % p:
+            low = max(p, n // p * p)
             raise ValueError(
-                f"latent {name} {n}: the transformer takes multiples of {p}, nearest are "
-                f"{max(p, n // p * p)} and {(n // p + 1) * p}"
+                f"latent {name} {n}: the transformer takes multiples of {p}, nearest are {low} and {low + p}"
             )
     t, h, w = (n // p for n, p in zip(latents, patch, strict=True))
     return t, h, w

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from luve_lightning.functional.fidelity import psnr
 from luve_lightning.losses import Loss
-from luve_lightning.models.backbone import lay_out_convolutions
 from luve_lightning.models.wan_whole_clip import decode_whole_clip, encode_whole_clip
 from luve_lightning.tasks.base import TrainingTask
 
@@ -25,7 +24,6 @@ class AutoencoderTask(TrainingTask):
         losses: pixel losses by name.
         kl_weight: weight of the mean KL divergence of the posterior from a unit Gaussian.
         init_from: a backbone folder whose `vae/` to continue from.
-        channels_last: store convolutions channels last; which layout is faster depends on the device and widths.
         lr: see TrainingTask.
         min_lr: see TrainingTask.
         weight_decay: see TrainingTask.
@@ -38,7 +36,6 @@ class AutoencoderTask(TrainingTask):
         losses: dict[str, Loss],
         kl_weight: float = 1e-6,
         init_from: str | None = None,
-        channels_last: bool = False,
         lr: float = 1e-3,
         min_lr: float = 1e-5,
         weight_decay: float = 0.0,
@@ -56,7 +53,6 @@ class AutoencoderTask(TrainingTask):
             if not (Path(init_from) / "vae" / "config.json").is_file():
                 raise FileNotFoundError(f"init_from: {init_from} has no vae/config.json")
             self.vae = AutoencoderKLWan.from_pretrained(init_from, subfolder="vae", torch_dtype=torch.float32)
-        lay_out_convolutions(self.vae, channels_last)
         self.losses = torch.nn.ModuleDict(losses)
         self.kl_weight = kl_weight
 

@@ -78,12 +78,20 @@ class BackboneTask(FlowMatchingTask):
         super().__init__(
             net, SigmaBand(), shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps
         )
-        self.text_encoder = encoder.requires_grad_(True)
+        # What was loaded comes frozen and in eval mode.
+        self.transformer.train()
+        self.text_encoder = encoder.requires_grad_(True).train()
         self.backbone = Path(backbone)
         self._tokens: dict[str, tuple[Tensor, Tensor]] = {}
 
     def text(self, batch: dict[str, Any]) -> Tensor:
-        """Embeddings of the batch's captions, with gradients."""
+        """Embeddings of the batch's captions, with gradients.
+
+        Raises:
+            ValueError: when the data gives embeddings.
+        """
+        if "caption" not in batch:
+            raise ValueError("data.texts: expected none, the backbone's own text encoder embeds the captions")
         for caption in set(batch["caption"]) - self._tokens.keys():
             ids, mask = self.text_encoder.tokenize([caption])
             self._tokens[caption] = ids.to(self.device), mask.to(self.device)

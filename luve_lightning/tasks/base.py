@@ -67,10 +67,13 @@ class TrainingTask(L.LightningModule):
         """Keep only what training changes."""
         keep = self._trainable_keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
+        checkpoint["trained_weights"] = sorted(keep)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, naming what differs."""
-        expected, found = self._trainable_keys(), set(checkpoint["state_dict"])
+        # A strategy that shards weights has taken them out of the checkpoint, and left what does not fit.
+        names = checkpoint["state_dict"] if "state_dict" in checkpoint else checkpoint["trained_weights"]
+        expected, found = self._trainable_keys(), set(names)
         if expected != found:
             missing, extra = sorted(expected - found), sorted(found - expected)
             raise ValueError(

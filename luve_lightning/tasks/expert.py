@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import WanTransformer3DModel
 
 from luve_lightning.functional.gather import gather_mappings
 from luve_lightning.functional.noise_bands import Weighting
@@ -14,10 +15,12 @@ from luve_lightning.models.experts import (
     ExpertConfig,
     activate,
     add_expert,
+    expert_parameters,
     load_expert,
     save_expert,
     train_only,
 )
+from luve_lightning.models.experts.routing import state_of
 from luve_lightning.models.recompute import Recompute, set_recompute
 from luve_lightning.models.transformer import load_transformer
 from luve_lightning.tasks.flow import FlowMatchingTask
@@ -69,8 +72,7 @@ class ExpertTask(FlowMatchingTask):
         if init_from is None:
             add_expert(transformer, name, expert, dtype=torch.float32)
         else:
-            load_expert(transformer, init_from, name)
-            train_only(transformer, name)
+            _continue_expert(transformer, name, expert, init_from)
         set_recompute(transformer, recompute)
         super().__init__(
             transformer, expert.band, shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps
@@ -114,3 +116,18 @@ class ExpertTask(FlowMatchingTask):
         """
         del datamodule
         save_expert(self.transformer, self.name, folder)
+
+
+def _continue_expert(
+    transformer: WanTransformer3DModel, name: str, expert: ExpertConfig, folder: str
+) -> None:
+    """Load an expert to train on, in float32."""
+    load_expert(transformer, folder, name)
+    found = state_of(transformer, name).configs[name]
+    for key in ("modules", "rank", "alpha", "filter", "band"):
+        saved, wanted = getattr(found, key), getattr(expert, key)
+        if saved != wanted:
+            raise ValueError(f"init_from: the expert in {folder} has {key} {saved}, `expert` says {wanted}")
+    train_only(transformer, name)
+    for parameter in expert_parameters(transformer, name):
+        parameter.data = parameter.data.float()

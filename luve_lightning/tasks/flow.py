@@ -96,10 +96,12 @@ class FlowMatchingTask(TrainingTask):
         """
         _, _, t, h, w = latents.shape
         check_token_grid(self.transformer, (t, h, w))
+        # Embeddings may be stored in another dtype, and a frozen base may be bfloat16.
+        dtype = self.transformer.dtype
         prediction: Tensor = self.transformer(
-            hidden_states=latents,
+            hidden_states=latents.to(dtype),
             timestep=timestep_of_sigma(sigma),
-            encoder_hidden_states=text,
+            encoder_hidden_states=text.to(dtype),
             return_dict=False,
         )[0]
         return prediction
@@ -122,21 +124,25 @@ class FlowMatchingTask(TrainingTask):
         sigma = self.band.sample(len(latents), self.shift, generator, weighting=self.weighting)
         noise = torch.randn(latents.shape, generator=generator, device=self.device)
         losses = self.losses_of(latents, self.text(batch), sigma, noise)
-        self._count(sigma, losses.detach())
+        self._count(sigma, losses.detach(), ends_step=(batch_idx + 1) % parts == 0)
         loss = losses.mean()
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
-    def _count(self, sigma: Tensor, losses: Tensor) -> None:
+    def _count(self, sigma: Tensor, losses: Tensor, ends_step: bool) -> None:
         """Add to the sums of the noise levels' parts; log and forget them as often as the Trainer logs."""
         part = torch.bucketize(sigma, self.edges[1:-1].to(sigma.device))
         sums = self._sums = self._sums.to(sigma.device)
         sums[0].index_add_(0, part, losses.double())
         sums[1].index_add_(0, part, torch.ones_like(losses, dtype=torch.float64))
-        if (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        # Of an accumulated step Lightning keeps what its last part logs; an interval of 0 is no logging.
+        if not ends_step or not interval or (self.global_step + 1) % interval:
             return
         total, count = sums.tolist()
-        self.log_dict({f"train/loss_{self._name(i)}": total[i] / n for i, n in enumerate(count) if n})
+        # Not a number where no sample was: Lightning would repeat the value of an earlier line.
+        means = [t / n if n else math.nan for t, n in zip(total, count, strict=True)]
+        self.log_dict({f"train/loss_{self._name(part)}": mean for part, mean in enumerate(means)})
         self._sums = torch.zeros_like(sums)
 
     def _name(self, part: int) -> str:

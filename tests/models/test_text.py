@@ -1,0 +1,103 @@
+"""The text encoder beside what tests/commands/test_embed.py compares with WanPipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luve_lightning.models.text import TextEncoder, word_tokenizer
+from tests.helpers.small_text import write_text_encoder
+
+WORDS = ["a", "boat", "sails.", "</s>", "<unk>", "slowly"]
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text_encoder(tmp_path_factory.mktemp("backbone"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(words=st.lists(st.sampled_from(["a", "boat", "sails.", "slowly"]), max_size=12))
+def test_words_round_trip_and_the_rest_is_cut(words: list[str]) -> None:
+    tokenizer = word_tokenizer([" ".join(WORDS), "slowly a"], 8)
+    assert len(tokenizer) == 3 + 4, "one token a word, beside padding, end and unknown"
+    ids = tokenizer(" ".join(words), padding="max_length", truncation=True).input_ids
+    kept = words[:7]  # and the end token
+    assert tokenizer.decode(ids, skip_special_tokens=True).split() == kept
+    assert ids == [*tokenizer.convert_tokens_to_ids([*kept, "</s>"]), *[0] * (7 - len(kept))]
+
+
+def test_unknown_words_are_one_token_each() -> None:
+    tokenizer = word_tokenizer(["a boat"], 6)
+    unknown = tokenizer.unk_token_id
+    assert tokenizer("a plane flies").input_ids == [tokenizer.vocab["a"], unknown, unknown, 1]
+
+
+def test_the_tokenizer_survives_saving(tmp_path: Path) -> None:
+    encoder = TextEncoder.from_pretrained(write_text_encoder(tmp_path, length=5))
+    assert encoder.length == 5
+    assert TextEncoder.from_pretrained(tmp_path, length=3).length == 3
+    ids, mask = encoder.tokenize(["a red boat sails slowly over calm water", "birds", ""])
+    assert ids.shape == mask.shape == (3, 5)
+    assert mask.sum(1).tolist() == [5, 2, 1]
+    assert ids[:, -1].tolist() == [1, 0, 0], "a long caption still ends with the end token"
+
+
+def test_what_is_past_the_end_is_zero_and_padding_changes_nothing(backbone: Path) -> None:
+    encoder = TextEncoder.from_pretrained(backbone)
+    (long,) = encoder(["a red boat"])
+    (short,) = TextEncoder.from_pretrained(backbone, length=4)(["a red boat"])
+    torch.testing.assert_close(long[:4], short)
+    assert long.shape == (16, encoder.dim)
+    assert long[:4].abs().amin(1).min() > 0
+    assert long[4:].abs().max() == 0
+
+
+def test_the_fingerprint_is_of_the_numbers_and_nothing_else(backbone: Path, tmp_path: Path) -> None:
+    encoder = TextEncoder.from_pretrained(backbone)
+    fresh = encoder.fingerprint()
+    encoder(["a red boat", "birds"])
+    assert encoder.fingerprint() == fresh, "using a tokenizer leaves settings in it"
+    assert TextEncoder.from_pretrained(backbone, length=8).fingerprint() == fresh, "the length is apart"
+    encoder.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    encoder.encoder.save_pretrained(tmp_path / "text_encoder")
+    assert TextEncoder.from_pretrained(tmp_path).fingerprint() == fresh, "another folder, saved after use"
+
+
+def test_the_fingerprint_changes_with_all_that_changes_an_embedding(backbone: Path, tmp_path: Path) -> None:
+    encoder = TextEncoder.from_pretrained(backbone)
+    seen = {encoder.fingerprint()}
+    seen.add(TextEncoder.from_pretrained(backbone, torch.bfloat16).fingerprint())
+    seen.add(TextEncoder.from_pretrained(write_text_encoder(tmp_path, seed=1)).fingerprint())
+    tokenizer = word_tokenizer(["other words"], 16)
+    seen.add(TextEncoder(tokenizer, encoder.encoder).fingerprint())
+    encoder.encoder.config.layer_norm_epsilon *= 2
+    seen.add(encoder.fingerprint())
+    with torch.no_grad():
+        next(encoder.encoder.parameters())[0, 0].add_(1e-3)
+    seen.add(encoder.fingerprint())
+    assert len(seen) == 6
+
+
+def test_mistakes(backbone: Path, tmp_path: Path) -> None:
+    encoder = TextEncoder.from_pretrained(backbone)
+    with pytest.raises(ValueError, match="length: expected at least 1 token, got 0"):
+        TextEncoder.from_pretrained(backbone, length=0)
+    many = word_tokenizer([" ".join(map(str, range(100)))], 16)
+    with pytest.raises(ValueError, match=r"the tokenizer knows 103 tokens, the text encoder embeds \d+$"):
+        TextEncoder(many, encoder.encoder)
+    write_text_encoder(tmp_path)
+    (tmp_path / "tokenizer").rename(tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match=f"backbone {tmp_path}: no tokenizer/ there"):
+        TextEncoder.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="backbone runs/a/export: no such folder; expected a diffusers"):
+        TextEncoder.from_pretrained("runs/a/export")
+    (tmp_path / "other").rename(tmp_path / "tokenizer")
+    (tmp_path / "text_encoder" / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="cannot load its text_encoder/: ") as error:
+        TextEncoder.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
