@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 from rich.console import Console
 
-from luve_lightning.evaluation.tables import table_csv, table_rich, write_text
+from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich, write_text
 
 COLUMNS = (
     "expert",
@@ -70,6 +70,7 @@ class ExpertLosses(L.Callback):
         }
         rows = [*self._others(row), row]
         write_text(self.output, table_csv(COLUMNS, rows))
+        write_text(self.output.with_suffix(".md"), table_markdown(COLUMNS, rows))
         title = f"flow-matching loss of held-out clips in each expert's band ({self.output})"
         Console().print(table_rich(COLUMNS[:8], [{c: r[c] for c in COLUMNS[:8]} for r in rows], title=title))
 
@@ -84,7 +85,10 @@ class ExpertLosses(L.Callback):
 
 def _numbers(row: dict[str, str]) -> dict[str, Any]:
     words = ("expert", "variant")
-    return {k: v if k in words else int(v) if k in ("clips", "rank") else float(v) for k, v in row.items()}
+    return {
+        k: v if k in words else int(v) if k in ("clips", "rank") else float(v or "nan")
+        for k, v in row.items()
+    }
 
 
 def bootstrap_interval(values: Sequence[float], share: float = 0.95) -> tuple[float, float]:

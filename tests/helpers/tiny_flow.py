@@ -117,7 +117,7 @@ def validate_and_train(run: Run) -> None:
     """Validation losses of the untrained model to validation.json, then an expert's training with its draws."""
     torch.set_num_threads(1)
     world: World = run.task["world"]
-    data = world.data(batch_size=run.task["batch_size"])
+    data = world.data(batch_size=run.task["batch_size"], passes=12)
     task = world.expert(seed=3)
     options = {"devices": run.processes, **run.trainer}
     (found,) = make_trainer(run.folder, limit_val_batches=None, **options).validate(task, data, verbose=False)

@@ -76,5 +76,5 @@ def test_the_choice_can_be_taken_back_and_has_three_words() -> None:
     with AttentionCalls() as backward:
         loss.backward()
     assert backward.keys == []
-    with pytest.raises(ValueError, match="recompute: expected 'nothing', 'blocks' or .*, got 'all'"):
+    with pytest.raises(ValueError, match=r"recompute: expected 'nothing', 'blocks' or .*, got 'all'"):
         set_recompute(transformer, "all")  # type: ignore[arg-type]

@@ -94,7 +94,9 @@ def test_mistakes(backbone: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer").rename(tmp_path / "other")
     with pytest.raises(FileNotFoundError, match=f"backbone {tmp_path}: no tokenizer/ there"):
         TextEncoder.from_pretrained(tmp_path)
-    with pytest.raises(FileNotFoundError, match="backbone runs/a/export: no such folder; expected a diffusers"):
+    with pytest.raises(
+        FileNotFoundError, match="backbone runs/a/export: no such folder; expected a diffusers"
+    ):
         TextEncoder.from_pretrained("runs/a/export")
     (tmp_path / "other").rename(tmp_path / "tokenizer")
     (tmp_path / "text_encoder" / "model.safetensors").unlink()

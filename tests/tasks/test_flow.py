@@ -112,7 +112,7 @@ def reference_validation(world: World, band: SigmaBand, shift: float, bins: int)
 
 def test_runs_in_one_and_two_processes(world: World, tmp_path: Path) -> None:
     """The same validation whatever the batch size and the processes; each process draws its own noise."""
-    world = world.resplit(tmp_path / "world", train="train", val="train", test="val")
+    world = world.resplit(tmp_path / "world", train="val", val="train", test="test")
     folders = {}
     for name, processes, batch_size in (("one", 1, 3), ("two", 2, 1)):
         options = {"accumulate_grad_batches": 2}
@@ -200,7 +200,7 @@ def test_mistakes(world: World, tmp_path: Path) -> None:
         task(bins=0)
     with pytest.raises(ValueError, match="expected bins >= 1 and seed >= 0, got 5 and -1"):
         task(seed=-1)
-    with pytest.raises(ValueError, match="data.texts: expected a store of caption embeddings .* got none"):
+    with pytest.raises(ValueError, match=r"data.texts: expected a store of caption embeddings .* got none"):
         make_trainer(tmp_path, max_steps=1).fit(world.expert(), world.data(texts=None))
     with pytest.raises(ValueError, match="latent height 3: the transformer takes multiples of 2"):
         make_trainer(tmp_path, max_steps=1).fit(world.expert(), world.data(scale=2))

@@ -1,0 +1,86 @@
+"""The resolution adaptation: all weights or a LoRA, on one process or sharded over two, and what is exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from luve_lightning.callbacks import AtomicCheckpointIO, Export
+from luve_lightning.models.transformer import load_transformer
+from luve_lightning.tasks import AdaptationTask
+from tests.helpers.processes import run_processes
+from tests.helpers.resumable import Run
+from tests.helpers.tiny_flow import World, adapt, make_trainer
+from tests.helpers.tiny_wan import output
+
+
+@pytest.fixture(scope="module")
+def world(tiny_backbone: Path, tiny_clips: Path, tiny_latents: Path, tiny_texts: Path) -> World:
+    return World(tiny_backbone, tiny_clips, tiny_latents, tiny_texts)
+
+
+def predictions(transformer: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    arguments = {
+        "hidden_states": torch.randn(2, 16, 2, 4, 6, generator=generator),
+        "timestep": torch.tensor([900.0, 100.0]),
+        "encoder_hidden_states": torch.randn(2, 16, 16, generator=generator),
+    }
+    with torch.no_grad():
+        return output(transformer, arguments)
+
+
+@pytest.mark.parametrize("rank", [0, 3], ids=["all weights", "lora"])
+def test_the_export_gives_what_the_trained_model_gives(world: World, tmp_path: Path, rank: int) -> None:
+    torch.manual_seed(0)
+    task = world.adaptation(lora_rank=rank, lr=3e-2, recompute="blocks")
+    base = load_transformer(world.backbone)
+    before = predictions(task.transformer)
+    assert torch.equal(before, predictions(base)), "a new LoRA is nothing"
+    linear_in_blocks = sum(isinstance(m, torch.nn.Linear) for m in base.blocks.modules())
+    trained = sum(p.requires_grad for p in task.parameters())
+    assert trained == (2 * linear_in_blocks if rank else len(list(base.parameters())))
+    make_trainer(tmp_path, max_steps=3, callbacks=[Export(tmp_path)]).fit(task, world.data())
+    after = predictions(task.transformer)
+    assert (after - before).abs().max() > 1e-2
+    exported = load_transformer(tmp_path)
+    torch.testing.assert_close(predictions(exported), after, rtol=1e-4, atol=1e-5)
+    assert exported.state_dict().keys() == base.state_dict().keys(), "adapters are merged, not saved beside"
+    assert set(exported.config) - {"_name_or_path"} == set(base.config) - {"_name_or_path"}
+    # The base of the experts: a task takes the folder as it is.
+    assert torch.equal(predictions(world.adaptation().transformer), before)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_transformer(folder / "export").state_dict()
+
+
+def test_sharded_over_two_processes_it_is_the_same_training(world: World, tmp_path: Path) -> None:
+    """FSDP2 against DDP; and a sharded run that stops after a step goes on where it was."""
+    whole = Run(tmp_path / "ddp", steps=2, processes=2, task={"world": world, "sharded": False})
+    assert run_processes(whole, adapt) == [0, 0]
+    sharded = whole.with_(folder=tmp_path / "fsdp", task={"world": world, "sharded": True})
+    assert run_processes(sharded.with_(steps=1), adapt) == [0, 0]
+    kept = AtomicCheckpointIO().load_checkpoint(sharded.last)
+    assert len(kept["state_dict"]) == len(weights(sharded.folder)), "one file holds all shards"
+    after_one = weights(sharded.folder)
+    assert run_processes(sharded.with_(resume="last"), adapt) == [0, 0]
+    assert (sharded.folder / "step.txt").read_text() == "2"
+    want, got = weights(whole.folder), weights(sharded.folder)
+    base = load_transformer(world.backbone).state_dict()
+    assert any(not torch.equal(got[name], after_one[name]) for name in got)
+    update, reference = (torch.cat([(w[n] - base[n]).flatten() for n in base]) for w in (got, want))
+    assert torch.nn.functional.cosine_similarity(update, reference, dim=0) > 0.999
+    torch.testing.assert_close(update.norm(), reference.norm(), rtol=1e-3, atol=0)
+
+
+def test_mistakes(world: World) -> None:
+    with pytest.raises(ValueError, match=r"lora_rank: expected 0 .* or a rank, got -1"):
+        world.adaptation(lora_rank=-1)
+    with pytest.raises(ValueError, match="recompute: expected 'nothing'"):
+        world.adaptation(recompute="everything")
+    with pytest.raises(ValueError, match="export_dtype: expected float32, float16 or bfloat16, got 'int8'"):
+        AdaptationTask(str(world.backbone), export_dtype="int8")
