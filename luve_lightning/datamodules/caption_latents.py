@@ -18,9 +18,9 @@ from luve_lightning.datasets.latent_pairs_index import find_pair_keys
 from luve_lightning.datasets.latent_recipe import HIGH_RESOLUTION, LatentRecipe
 from luve_lightning.datasets.latent_store import LatentStore
 from luve_lightning.datasets.text_store import StoredEmbeddings, TextStore
+from luve_lightning.datasets.vae_fingerprints import vae_fingerprint
 from luve_lightning.datasets.video_index import ClipEntry, VideoIndex
 from luve_lightning.datasets.video_splits import Split
-from luve_lightning.models.backbone import LatentCodec
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
         if not missing:
             return
         index = VideoIndex.from_csv(self.index_path)
-        fingerprint = LatentCodec.from_pretrained(self.backbone).fingerprint()
+        fingerprint = vae_fingerprint(self.backbone, self.store.root)
         embed = self._embed()
         for split in missing:
             train = split == "train"

@@ -15,9 +15,9 @@ from luve_lightning.datasets.latent_pairs import LatentPairCrops, WholeLatentPai
 from luve_lightning.datasets.latent_pairs_index import PairEntry, find_pair_keys
 from luve_lightning.datasets.latent_recipe import LatentRecipe
 from luve_lightning.datasets.latent_store import LatentStore
+from luve_lightning.datasets.vae_fingerprints import vae_fingerprint
 from luve_lightning.datasets.video_index import VideoIndex
 from luve_lightning.datasets.video_splits import Split
-from luve_lightning.models.backbone import LatentCodec
 
 
 class LatentPairsDataModule(ResumableDataModule):
@@ -116,7 +116,7 @@ class LatentPairsDataModule(ResumableDataModule):
         if not missing:
             return
         index = VideoIndex.from_csv(self.index_path)
-        fingerprint = LatentCodec.from_pretrained(self.backbone).fingerprint()
+        fingerprint = vae_fingerprint(self.backbone, self.store.root)
         for split in missing:
             self.pairs[split] = self._find(index, split, fingerprint)
         if "train" in missing:

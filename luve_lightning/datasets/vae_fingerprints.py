@@ -1,0 +1,52 @@
+"""The fingerprint of a backbone's VAE, remembered so that training need not load the VAE for it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.folders import is_local
+
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+
+
+def vae_fingerprint(backbone: str | Path, root: str | Path) -> str:
+    """`LatentCodec.fingerprint()` of a backbone's VAE: from memory while the bytes of its files are the same.
+
+    Args:
+        backbone: a local pipeline folder or a hub id.
+        root: folder of the latent store; remembers file hashes, and fingerprints under `vaes/`.
+
+    Raises:
+        FileNotFoundError: when the VAE cannot be had.
+    """
+    folder = _folder(backbone)
+    if folder is None:
+        return LatentCodec.from_pretrained(backbone).fingerprint()
+    hashes = FileHashes(root)
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
+    contents = "".join(f"{path.name} {hashes.digest(path)}\n" for path in files)
+    record = Path(root) / "vaes" / hashlib.sha256(contents.encode()).hexdigest()
+    if record.is_file() and _FINGERPRINT.fullmatch(known := record.read_text(encoding="ascii").strip()):
+        return known
+    fingerprint = LatentCodec.from_pretrained(backbone).fingerprint()
+    record.parent.mkdir(parents=True, exist_ok=True)
+    temporary = record.with_name(f".{record.name}.{os.getpid()}")
+    temporary.write_text(f"{fingerprint}\n", encoding="ascii")
+    temporary.replace(record)
+    return fingerprint
+
+
+def _folder(backbone: str | Path) -> Path | None:
+    """Where the VAE's files lie on this machine; None when loading must find out."""
+    if is_local(backbone):
+        folder = Path(backbone) / "vae"
+        return folder if (folder / "config.json").is_file() else None
+    cached = try_to_load_from_cache(str(backbone), "vae/config.json")
+    return Path(cached).parent if isinstance(cached, str) else None
