@@ -131,6 +131,21 @@ def test_samples_are_drawn_and_leave_training_alone(
     assert all(torch.equal(v, want[k]) for k, v in drawn.state_dict().items())
 
 
+def test_compiled_blocks_give_the_same_gradients_under_the_same_names(world: World) -> None:
+    plain, compiled = task(world), task(world, compile="aot_eager")
+    latents = torch.randn(2, 16, 2, 2, 4, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.3, 0.9])
+    for model in (plain, compiled):
+        model.eval()  # without dropout
+        text = model.text({"caption": PROMPTS[:2]})
+        model.losses_of(latents, text, sigma, torch.ones_like(latents)).mean().backward()
+    found = dict(compiled.named_parameters())
+    assert [name for name, _ in plain.named_parameters()] == list(found)
+    for name, parameter in plain.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(found[name].grad, parameter.grad, msg=name)
+
+
 def test_mistakes(world: World, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"backbone: {tmp_path} has no vae/config.json"):
         task(world, backbone=tmp_path)
