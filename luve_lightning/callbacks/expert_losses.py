@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
 
 from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich, write_text
@@ -23,20 +24,26 @@ COLUMNS = (
     "low",
     "high",
     "clips",
+    "run",
     "variant",
+    "place",
+    "filter",
     "sigma_low",
     "sigma_high",
     "rank",
 )
+_KEY = ("expert", "run", "variant")
 _RESAMPLES = 10_000
 
 
 class ExpertLosses(L.Callback):
     """Writes and prints the result of `trainer.test` of an `ExpertTask`.
 
-    A row a (expert, variant of the clips): mean flow-matching loss before (the base alone) and after (with the expert)
-    on the same clips, noise levels and noise, and the difference with a bootstrap 95 % interval over clips. Rows of
-    other experts that the file holds are kept, so that experts share one file.
+    A row an (expert, run folder, variant of the clips): mean flow-matching loss before (the base alone) and after (with
+    the expert) on the same clips, noise levels and noise, and the difference with a bootstrap 95 % interval over clips
+    from `low` to `high`. Rows of
+    other experts and runs that the file holds are kept, so that they share one file. An expert that changes nothing,
+    because no checkpoint was given, does not replace a result.
 
     Args:
         output: CSV; the Markdown goes beside it.
@@ -65,12 +72,22 @@ class ExpertLosses(L.Callback):
             "low": low,
             "high": high,
             "clips": len(pairs),
+            "run": Path(trainer.default_root_dir).name,
             "variant": getattr(datamodule, "variant", "plain"),
+            "place": " ".join(config.places),
+            "filter": "none" if config.filter is None else f"{config.filter.band} {config.filter.cutoff:g}",
             "sigma_low": config.band.low,
             "sigma_high": config.band.high,
             "rank": config.rank,
         }
-        rows = [*self._others(row), row]
+        known = self._known()
+        same = [other for other in known if all(other[k] == row[k] for k in _KEY)]
+        if same and not any(differences) and any(other["difference"] for other in same):
+            rank_zero_warn(
+                f"expert {row['expert']} is untrained here (was --ckpt_path last meant?): {self.output} keeps its row"
+            )
+            return
+        rows = [*(other for other in known if other not in same), row]
         write_text(self.output, table_csv(COLUMNS, rows))
         write_text(self.output.with_suffix(".md"), table_markdown(COLUMNS, rows))
         title = (
@@ -79,21 +96,17 @@ class ExpertLosses(L.Callback):
         # What fits a terminal of 80 columns.
         Console().print(table_rich(COLUMNS[:7], [{c: r[c] for c in COLUMNS[:7]} for r in rows], title=title))
 
-    def _others(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+    def _known(self) -> list[dict[str, Any]]:
         if not self.output.is_file():
             return []
         with self.output.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        key = ("expert", "variant")
-        return [_numbers(r) for r in rows if set(r) == set(COLUMNS) and any(r[k] != row[k] for k in key)]
+        return [_numbers(row) for row in rows if set(row) == set(COLUMNS)]
 
 
 def _numbers(row: dict[str, str]) -> dict[str, Any]:
-    words = ("expert", "variant")
-    return {
-        k: v if k in words else int(v) if k in ("clips", "rank") else float(v or "nan")
-        for k, v in row.items()
-    }
+    words, counts = (*_KEY, "place", "filter"), ("clips", "rank")
+    return {k: v if k in words else int(v) if k in counts else float(v or "nan") for k, v in row.items()}
 
 
 def bootstrap_interval(values: Sequence[float], share: float = 0.95) -> tuple[float, float]:

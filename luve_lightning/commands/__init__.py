@@ -74,5 +74,6 @@ def overview() -> str:
         "  --help            the verb's options (after a verb), or this text",
         "",
         "Start here:  luve fit --config experiments/vluer/mini.yaml",
+        "             luve fit --config experiments/experts/mini-adaptation.yaml",
     ]
     return "\n".join(lines)

@@ -188,8 +188,11 @@ class LuveCLI(LightningCLI):
         """Calls the Trainer's method."""
         if self.config["ckpt_path"] == "last" and self.verb != "fit":
             self._require_last_checkpoint()
-        if self.config["ckpt_path"] is None and self.verb == "fit" and self.trainer.is_global_zero:
-            set_aside(Path(self.trainer.default_root_dir) / "checkpoints")
+        folder = Path(self.trainer.default_root_dir) / "checkpoints"
+        if self.verb == "fit" and self.config["ckpt_path"] is None:
+            self.trainer.callbacks.append(_SetAside(folder))  # type: ignore[attr-defined]
+        elif self.verb == "fit" and self.config["ckpt_path"] == "last":
+            _refuse_only_earlier(folder)
         options = {name: self.config_init[name] for name in self.method_options}
         getattr(self.trainer, self.verb)(model=self.model, datamodule=self.datamodule, **options)
 
@@ -209,6 +212,28 @@ class LuveCLI(LightningCLI):
         if not any(saver._find_last_checkpoints(self.trainer) for saver in savers):
             folders = ", ".join(str(saver.dirpath) for saver in savers if saver.dirpath)
             raise UsageError(f"ckpt_path: no last checkpoint in {folders or self.trainer.default_root_dir}")
+
+
+class _SetAside(Callback):
+    """Moves an earlier run's checkpoints when training starts: not before, a mistake in the data would hide them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the first step, and so before the first checkpoint."""
+        if trainer.is_global_zero:
+            set_aside(self.folder)
+
+
+def _refuse_only_earlier(folder: Path) -> None:
+    """`last` starts a run where there is none yet, but not where an earlier one was set aside."""
+    earlier = sorted(folder.parent.glob(f"{folder.name}-*/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    if earlier and not any(folder.glob("*.ckpt")):
+        raise UsageError(
+            f"ckpt_path: no checkpoint in {folder}; the newest of an earlier run is {earlier[-1]}: give that path to "
+            "resume it"
+        )
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -240,6 +265,8 @@ def _quieten() -> None:
     warnings.filterwarnings(
         "ignore", message="You're resuming from a checkpoint that ended before the epoch ended"
     )
+    # They are moved when training starts; see _SetAside.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Frozen parts (a LatentCodec) stay in eval mode by design.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
 

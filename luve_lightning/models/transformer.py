@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -28,6 +29,12 @@ def load_transformer(backbone: str | Path, dtype: torch.dtype | None = None) -> 
             f"backbone {backbone}: no transformer/config.json there; expected a diffusers pipeline folder or a "
             "transformer's own"
         )
+    if local:
+        kind = json.loads((folder / ("config.json" if own else "transformer/config.json")).read_text()).get(
+            "_class_name"
+        )
+        if kind != "WanTransformer3DModel":
+            raise FileNotFoundError(f"backbone {backbone}: holds a {kind}, expected a WanTransformer3DModel")
     try:
         return WanTransformer3DModel.from_pretrained(
             str(backbone),

@@ -81,6 +81,13 @@ class TrainingTask(L.LightningModule):
                 f"{len(missing)} weights missing ({', '.join(missing[:3])}), "
                 f"{len(extra)} unexpected ({', '.join(extra[:3])})"
             )
+        own = self.state_dict()
+        for name, weight in checkpoint.get("state_dict", {}).items():
+            if weight.shape != own[name].shape:
+                raise ValueError(
+                    f"checkpoint does not fit {type(self).__name__}: {name} has shape {tuple(weight.shape)} there, "
+                    f"{tuple(own[name].shape)} here"
+                )
 
 
 def _is_frozen(module: nn.Module) -> bool:

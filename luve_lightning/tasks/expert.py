@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,21 @@ class ExpertTask(FlowMatchingTask):
         self._before: dict[tuple[str, int], float] = {}
         self._after: dict[tuple[str, int], float] = {}
         self.comparison: dict[str, tuple[float, float]] = {}
+
+    def _identity(self) -> str:
+        return json.dumps({"name": self.name} | asdict(self.expert), sort_keys=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which expert the weights are: another filter or band has the same shapes."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["expert"] = self._identity()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another expert."""
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint.get("expert")
+        if saved is not None and saved != self._identity():
+            raise ValueError(f"checkpoint is of another expert: {saved} there, {self._identity()} here")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Losses of held-out clips in the expert's band without and with it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import dataclass
 
@@ -22,8 +23,9 @@ class Outcome:
 
     @property
     def error_lines(self) -> list[str]:
-        """The lines of standard error, without Lightning's notice of the seed."""
-        return [line for line in self.err.splitlines() if line and not line.startswith("Seed set to")]
+        """The lines of standard error, without Lightning's notice of the seed and wandb's of its run."""
+        lines = [line for line in self.err.splitlines() if line and not line.startswith("Seed set to")]
+        return [line for line in lines if "wandb" not in line[:12]]
 
 
 def run_luve(capsys: pytest.CaptureFixture[str], *words: object) -> Outcome:
@@ -34,4 +36,7 @@ def run_luve(capsys: pytest.CaptureFixture[str], *words: object) -> Outcome:
         warnings.filterwarnings("ignore", module="lightning")
         code = main([str(word) for word in words])
     printed = capsys.readouterr()
+    if "wandb" in sys.modules:
+        # A run is the process's: the next test's logger would write into this one's.
+        sys.modules["wandb"].finish()
     return Outcome(code, printed.out, printed.err)

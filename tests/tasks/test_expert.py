@@ -164,6 +164,39 @@ def test_untrained_experts_change_nothing(capsys: pytest.CaptureFixture[str], ti
         assert int(row["clips"]) == 1
 
 
+def luve_fit(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> Any:
+    one_step = Path(__file__).parents[1] / "conf" / "one_step.yaml"
+    options = [word for file in (*MINI, one_step) for word in ("--config", str(file))]
+    loggers = ["--loggers.wandb", "null", "--loggers.csv", "null"]
+    options += ["--trainer.default_root_dir", str(folder), "--callbacks.progress", "null", *loggers]
+    return run_luve(capsys, "fit", *options, *words)
+
+
+def test_a_run_resumes_as_the_same_expert_only(capsys: pytest.CaptureFixture[str], tiny_run: Path) -> None:
+    assert (outcome := luve_fit(capsys, tiny_run)).code == 0, outcome.err
+    last = tiny_run / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    for words, message in (
+        (["--model.init_args.expert.filter.cutoff", "0.25"], "checkpoint is of another expert: "),
+        (["--model.init_args.expert.band.low", "0.5"], "checkpoint is of another expert: "),
+        (["--model.init_args.expert.rank", "8"], "checkpoint does not fit ExpertTask: transformer.blocks.0"),
+    ):
+        outcome = luve_fit(capsys, tiny_run, "--ckpt_path", "last", *words)
+        assert outcome.code == 2
+        assert message in outcome.error_lines[-1]
+    # A mistake in the data does not put the run aside; a new run does, and `last` does not begin anew behind it.
+    assert luve_fit(capsys, tiny_run, "--data.init_args.variant", "sharper").code == 2
+    assert last.read_bytes() == before
+    assert (outcome := luve_test(capsys, tiny_run, MINI, "--ckpt_path", str(last))).code == 0, outcome.err
+    table = (tiny_run.parent / "losses.csv").read_text()
+    assert (outcome := luve_test(capsys, tiny_run, MINI)).code == 0, outcome.err
+    assert (tiny_run.parent / "losses.csv").read_text() == table, "an untrained expert replaces no result"
+    (tiny_run / "checkpoints").rename(tiny_run / "checkpoints-1")
+    outcome = luve_fit(capsys, tiny_run, "--ckpt_path", "last")
+    assert outcome.code == 2
+    assert "checkpoints-1/last.ckpt: give that path to resume it" in outcome.error_lines[-1]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

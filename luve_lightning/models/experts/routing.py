@@ -8,7 +8,6 @@ runs again sees the tag of its own pass, whatever was routed or which grid was r
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -195,6 +194,10 @@ def route_by_sigma(transformer: WanTransformer3DModel, sigma: float | Tensor) ->
     state = state_of(transformer)
     if isinstance(sigma, Tensor):
         sigma = sigma.detach().cpu()
+        if sigma.numel() and not (sigma.min() >= 0 and sigma.max() <= 1):
+            raise ValueError(
+                f"sigmas from {sigma.min():g} to {sigma.max():g}: expected [0, 1]; a timestep is 1000 times sigma"
+            )
         if sigma.ndim == 1:
             activate(
                 transformer, {name: config.band.contains(sigma) for name, config in state.configs.items()}
@@ -205,6 +208,6 @@ def route_by_sigma(transformer: WanTransformer3DModel, sigma: float | Tensor) ->
         for config in state.configs.values():
             config.band.contains(sigma)  # refuses 16 bits
         sigma = float(sigma)
-    if math.isnan(sigma):
-        raise ValueError("sigma is nan: no expert can be chosen")
+    if not 0 <= sigma <= 1:
+        raise ValueError(f"sigma is {sigma:g}: expected [0, 1]; a timestep is 1000 times sigma")
     state.choose([name for name, config in state.configs.items() if config.band.contains(sigma)])
