@@ -46,6 +46,7 @@ def data_parallel_step(run: Run) -> None:
         transformer.zero_grad()
         output(model, one_sample(rank)).square().mean().backward()
     torch.save(gradients(transformer), run.folder / f"gradients-{rank}.pt")
+    dist.barrier()  # the first process holds the store that the others still use
     dist.destroy_process_group()
 
 
@@ -62,4 +63,5 @@ def sharded_save(run: Run) -> None:
     output(transformer, one_sample(rank)).square().mean().backward()
     torch.save([g.full_tensor() for g in gradients(transformer)], run.folder / f"gradients-{rank}.pt")  # type: ignore[attr-defined]
     save_expert(transformer, "lfe", run.folder / "lfe")
+    dist.barrier()  # the first process holds the store that the others still use
     dist.destroy_process_group()
