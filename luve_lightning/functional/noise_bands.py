@@ -12,7 +12,7 @@ from torch import Tensor
 
 from luve_lightning.functional.flow_matching import index_fraction_of_sigma, sigma_of_index_fraction
 
-Weighting = Callable[[Tensor], Tensor]
+Density = Callable[[Tensor], Tensor]
 """From index fractions, float64 (n,), to relative densities >= 0, (n,); constant is uniform in the index."""
 
 _BINS = 1000  # a weighting is read at this many places of its band
@@ -75,7 +75,7 @@ class SigmaBand:
         shift: float,
         generator: torch.Generator,
         device: torch.device | str | None = None,
-        weighting: Weighting | None = None,
+        weighting: Density | None = None,
     ) -> Tensor:
         """Draw sigmas uniformly in the index of the continuous schedule, or with a density over it.
 
@@ -109,7 +109,7 @@ class SigmaBand:
         # Rounding must not lift a sigma to the upper bound, which is the next band's.
         return sigma.clamp(float(low), 1.0 if high == 1 else float(np.nextafter(high, np.float32(0))))
 
-    def _quantile(self, u: Tensor, shift: float, weighting: Weighting) -> Tensor:
+    def _quantile(self, u: Tensor, shift: float, weighting: Density) -> Tensor:
         """Parts of the band's index range below which the weighting's density has shares `u`."""
         start, stop = self.index_fractions(shift)
         middles = (torch.arange(_BINS, dtype=torch.float64, device=u.device) + 0.5) / _BINS
@@ -126,8 +126,16 @@ class SigmaBand:
         return ((index + (u - below).clamp(min=0) * total / density[index]) / _BINS).clamp(0, 1)
 
 
+class Weighting:
+    """A `Density` that a configuration can name by its import path."""
+
+    def __call__(self, fraction: Tensor) -> Tensor:
+        """Density at index fractions, float64 (n,), not normalised."""
+        raise NotImplementedError(f"{type(self).__name__} weights nothing")
+
+
 @dataclass(frozen=True)
-class LogitNormalWeighting:
+class LogitNormalWeighting(Weighting):
     """A weighting that prefers the middle of the schedule: logit(unshifted sigma) ~ N(mean, std).
 
     As in Stable Diffusion 3 (arXiv 2403.03206, section 3.1). LuVe draws uniformly.

@@ -65,8 +65,7 @@ class AdaptationTask(FlowMatchingTask):
         if lora_rank < 0:
             raise ValueError(f"lora_rank: expected 0 (train all weights) or a rank, got {lora_rank}")
         transformer = load_transformer(backbone)
-        self_lora = lora_rank > 0
-        if self_lora:
+        if lora_rank:
             transformer.requires_grad_(False)
             transformer.add_adapter(
                 LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=_LORA_TARGETS), _LORA_NAME
@@ -75,7 +74,7 @@ class AdaptationTask(FlowMatchingTask):
         super().__init__(
             transformer, SigmaBand(), shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps
         )
-        self.lora, self.export_dtype = self_lora, getattr(torch, export_dtype)
+        self.lora, self.export_dtype = lora_rank > 0, getattr(torch, export_dtype)
 
     def configure_model(self) -> None:
         """Shard the transformer when the strategy brings a device mesh."""

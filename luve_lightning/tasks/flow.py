@@ -28,10 +28,10 @@ from luve_lightning.tasks.base import TrainingTask
 class FlowMatchingTask(TrainingTask):
     """Trains (parts of) a Wan transformer to predict velocities at noise levels of one band.
 
-    Batches hold "latents" (B x C x t x h x w, normalised), "clip_id", and "text" (B x L x D) or what `text` makes it
-    of. Noise levels and noise of a training step are functions of (seed, step, process) alone. Validation takes fixed
-    noise levels, evenly spaced in the band's part of the schedule, and noise that depends on the clip alone, so that
-    two models are compared on the same samples.
+    Batches hold "latents" (B x C x t x h x w, normalised), "clip_id" (no two samples share one), and "text" (B x L x D)
+    or what `text` makes it of. Noise levels and noise of a training step are functions of (seed, step, process) alone.
+    Validation takes fixed noise levels, evenly spaced in the band's part of the schedule, and noise that depends on the
+    clip alone, so that two models are compared on the same samples.
 
     Args:
         transformer: the model.
@@ -109,7 +109,7 @@ class FlowMatchingTask(TrainingTask):
     def generator(self, step: int, part: int) -> torch.Generator:
         """Random numbers of one batch: a function of (seed, step, part of an accumulated step, process)."""
         state = np.random.SeedSequence([self.seed, step, part, self.global_rank]).generate_state(2, np.uint32)
-        return torch.Generator(self.device).manual_seed(int(state[0]) << 20 ^ int(state[1]))
+        return torch.Generator(self.device).manual_seed((int(state[0]) << 20) ^ int(state[1]))
 
     def losses_of(self, latents: Tensor, text: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         """Loss of each sample at its noise level, shape (B,)."""

@@ -172,6 +172,17 @@ def luve_fit(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> A
     return run_luve(capsys, "fit", *options, *words)
 
 
+def test_a_weighting_is_named_by_its_import_path(capsys: pytest.CaptureFixture[str], tiny_run: Path) -> None:
+    weighting = "--model.init_args.weighting"
+    name = "luve_lightning.functional.noise_bands.LogitNormalWeighting"
+    outcome = luve_fit(capsys, tiny_run, weighting, name, f"{weighting}.std", "0.5")
+    assert outcome.code == 0, outcome.err
+    assert "std: 0.5" in (tiny_run / "config.yaml").read_text()
+    outcome = luve_fit(capsys, tiny_run, f"{weighting}.class_path", "logit_normal")
+    assert outcome.code == 2
+    assert "weighting" in outcome.error_lines[-1]
+
+
 def test_a_run_resumes_as_the_same_expert_only(capsys: pytest.CaptureFixture[str], tiny_run: Path) -> None:
     assert (outcome := luve_fit(capsys, tiny_run)).code == 0, outcome.err
     last = tiny_run / "checkpoints" / "last.ckpt"
