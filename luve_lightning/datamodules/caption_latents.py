@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from luve_lightning.datasets.text_store import StoredEmbeddings, TextStore
 from luve_lightning.datasets.vae_fingerprints import vae_fingerprint
 from luve_lightning.datasets.video_index import ClipEntry, VideoIndex
 from luve_lightning.datasets.video_splits import Split
+
+Items = list[tuple[ClipEntry, LatentKey]]
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class CaptionLatentsDataModule(ResumableDataModule):
         windows: windows of each training clip; validation takes the first.
         stride: every stride-th frame.
         variant: stored version of the clips, as precompute names it.
+        uncaptioned: further versions, which training sees with the empty caption and, all together, as often as
+            `variant`: what they show is no longer what the captions say (mirrored, other colours), but they keep a
+            model of few clips from learning these by heart.
         texts: store of caption embeddings, written by `luve embed`; None gives captions as text.
         text_encoder: which embeddings, where the store has several kinds: what the encoder's fingerprint starts with.
         selection: keeps the training clips above a threshold; None keeps all. Held-out clips are never selected.
@@ -78,6 +83,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
         windows: int = 1,
         stride: int = 1,
         variant: str = "plain",
+        uncaptioned: tuple[str, ...] = (),
         texts: Path | None = None,
         text_encoder: str | None = None,
         selection: Selection | None = None,
@@ -95,6 +101,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
         self.index_path, self.store, self.backbone = Path(index), LatentStore(store), backbone
         self.size, self.frames, self.scale = size, frames, float(scale)
         self.windows, self.stride, self.variant = windows, stride, variant
+        self.uncaptioned = tuple(uncaptioned)
         self.texts, self.text_encoder, self.selection = texts, text_encoder, selection
         self.limits = {"val": val_limit, "test": test_limit}
         for split, limit in self.limits.items():
@@ -104,9 +111,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
         self.passes, self.preload = passes, preload
         self.datasets: dict[str, CaptionLatents] = {}
 
-    def _items(
-        self, entries: list[ClipEntry], split: Split, fingerprint: str
-    ) -> list[tuple[ClipEntry, LatentKey]]:
+    def _items(self, entries: list[ClipEntry], split: Split, variant: str, fingerprint: str) -> Items:
         recipe = LatentRecipe(
             vae=fingerprint,
             size=self.size,
@@ -114,15 +119,23 @@ class CaptionLatentsDataModule(ResumableDataModule):
             frames=self.frames,
             windows=self.windows if split == "train" else 1,
             stride=self.stride,
-            variants=(self.variant,),
+            variants=(variant,),
         )
-        lookup = find_pair_keys(self.store, FileHashes(self.store.root), entries, recipe, self.variant)
+        lookup = find_pair_keys(self.store, FileHashes(self.store.root), entries, recipe, variant)
         if lookup.dropped:
             rank_zero_info(f"{split}: {len(lookup.dropped)} clips have no latents, first {lookup.dropped[0]}")
         return [
             (pair.entry, pair.hr_key if self.scale == HIGH_RESOLUTION else pair.lr_keys[self.scale])
             for pair in lookup.pairs
         ]
+
+    def _training_items(self, entries: list[ClipEntry], fingerprint: str) -> Items:
+        """Those of `variant`, as often as there are uncaptioned ones, then these."""
+        items = self._items(entries, "train", self.variant, fingerprint) * max(1, len(self.uncaptioned))
+        silent = [replace(entry, captions=dict.fromkeys(entry.captions, "")) for entry in entries]
+        for variant in self.uncaptioned:
+            items += self._items(silent, "train", variant, fingerprint)
+        return items
 
     def _embed(self) -> StoredEmbeddings | None:
         if self.texts is None:
@@ -164,7 +177,11 @@ class CaptionLatentsDataModule(ResumableDataModule):
         for split in missing:
             train = split == "train"
             entries = index.split(split)
-            items = self._items(self._selected(entries) if train else entries, split, fingerprint)
+            items = (
+                self._training_items(self._selected(entries), fingerprint)
+                if train
+                else self._items(entries, split, self.variant, fingerprint)
+            )
             dataset = self.datasets[split] = CaptionLatents(
                 self.store,
                 items[: self.limits.get(split)],

@@ -52,7 +52,7 @@ class CaptionLatents(Dataset[dict[str, Any]]):
                 )
         self.loaded: dict[LatentKey, Tensor] = {}
         if preload:
-            self.loaded = {key: store.read(key) for _, key in self.items}
+            self.loaded = {key: store.read(key) for key in dict.fromkeys(key for _, key in self.items)}
 
     def __len__(self) -> int:
         return len(self.items)

@@ -45,6 +45,30 @@ class Unchanged(PixelTransform):
         return video
 
 
+class InTurn(PixelTransform):
+    """Several transforms, one after the other.
+
+    Args:
+        transforms: in their order, at least one.
+    """
+
+    def __init__(self, transforms: list[PixelTransform]) -> None:
+        super().__init__()
+        if not transforms:
+            raise ValueError("transforms: expected at least one")
+        self.transforms = nn.ModuleList(transforms)
+
+    def label(self) -> str:
+        """The labels in their order."""
+        return ", then ".join(step.label() for step in self.transforms if step.label())  # type: ignore[operator]
+
+    def forward(self, video: Tensor) -> Tensor:
+        """B x C x T x H x W through each."""
+        for step in self.transforms:
+            video = step(video)
+        return video
+
+
 def variant_name(name: str, transform: PixelTransform) -> str:
     """`LatentKey.variant` of a named transform, such as "sharpened (radius 2, amount 0.5)"."""
     label = transform.label()

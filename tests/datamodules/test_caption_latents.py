@@ -58,6 +58,18 @@ def test_captions_come_as_text_without_a_store(world: World) -> None:
     assert "text" not in batch
 
 
+def test_uncaptioned_versions_are_seen_as_often_as_captioned_ones(world: World) -> None:
+    data = world.data(texts=None, drop_caption=0.0, uncaptioned=("plain", "plain"), passes=1, batch_size=1)
+    data.setup("fit")
+    seen = [(batch["clip_id"][0], batch["caption"][0] == "") for batch in data.train_dataloader()]
+    clips = [f"{entry.clip_id}@0" for entry in entries(world, "train")]
+    assert sorted(seen) == sorted([(clip, silent) for clip in clips for silent in (True, False)] * 2)
+    (batch,) = data.val_dataloader()
+    assert batch["caption"] == [entries(world, "val")[0].captions[COLUMN]]
+    with pytest.raises(ValueError, match="for variant odd, "):
+        world.data(uncaptioned=("odd",)).setup("fit")
+
+
 def test_limits_and_seeds(world: World, tmp_path: Path) -> None:
     swapped = world.resplit(tmp_path / "world", train="val", val="train", test="test")
     data = swapped.data(val_limit=3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from luve_lightning.datasets.encode_clips import variant_name
+from luve_lightning.datasets.encode_clips import InTurn, Unchanged, variant_name
 from luve_lightning.datasets.pixel_symmetry import Symmetry
 
 
@@ -46,3 +46,15 @@ def test_refusals() -> None:
         Symmetry(colors="rrg")
     with pytest.raises(ValueError, match="square frames, got 8x6"):
         Symmetry(transpose=True)(torch.zeros(1, 3, 1, 8, 6))
+
+
+def test_transforms_in_turn() -> None:
+    x = torch.arange(3 * 2 * 4 * 4.0).reshape(1, 3, 2, 4, 4)
+    first, second = Symmetry(mirror=True, colors="gbr"), Symmetry(transpose=True, colors="brg")
+    both = InTurn([first, Unchanged(), second])
+    assert torch.equal(both(x), second(first(x)))
+    assert not torch.equal(both(x), first(second(x)))
+    assert variant_name("both", both) == "both (mirror gbr, then transpose brg)"
+    assert variant_name("none", InTurn([Unchanged()])) == "none"
+    with pytest.raises(ValueError, match="transforms: expected at least one"):
+        InTurn([])
