@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
 
-from luve_lightning.callbacks.ema import averaged_weights
+from luve_lightning.callbacks.checkpoints import Checkpoints
+from luve_lightning.callbacks.ema import EMA, averaged_weights
 
 
 class Export(L.Callback):
@@ -15,15 +22,60 @@ class Export(L.Callback):
 
     Args:
         output: folder to write, for example one that `VLUer.from_pretrained` reads.
+        weights: "last", those at the end of training, or "best", those of the checkpoint that the validation metric of
+            `Checkpoints` chose (which `luve test --ckpt_path best` measures); the last when none was validated.
     """
 
-    def __init__(self, output: Path) -> None:
-        self.output = Path(output)
+    def __init__(self, output: Path, weights: Literal["last", "best"] = "last") -> None:
+        self.output, self.weights = Path(output), weights
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Refuse what cannot be chosen, before the training."""
+        if self.weights == "best" and not any(saver.monitor for saver in _savers(trainer)):
+            raise ValueError("weights: best needs a Checkpoints callback with a metric to monitor")
+        if self.weights == "best" and isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ValueError("weights: best needs whole checkpoints, ModelParallelStrategy writes shards: use last")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Save on the first process; with the others' help where a task says `collective_export`."""
         if not trainer.is_global_zero and not getattr(pl_module, "collective_export", False):
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        with averaged_weights(trainer, pl_module):
+        with self._chosen(trainer, pl_module):
             pl_module.export(self.output, datamodule)
+
+    def _chosen(self, trainer: L.Trainer, pl_module: Any) -> Any:
+        best = [saver.best_model_path for saver in _savers(trainer) if saver.monitor and saver.best_model_path]
+        if self.weights == "last" or not best:
+            return averaged_weights(trainer, pl_module)
+        rank_zero_info(f"{self.output}: weights of {best[0]}")
+        return _holding(pl_module, _saved_weights(trainer, Path(best[0])))
+
+
+def _savers(trainer: L.Trainer) -> list[Checkpoints]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, Checkpoints)]  # type: ignore[attr-defined]
+
+
+def _saved_weights(trainer: L.Trainer, path: Path) -> dict[str, Tensor]:
+    """What was validated when the checkpoint was written: its average if the run keeps one."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EMA):
+            return dict(checkpoint["callbacks"][callback.state_key]["average"])
+    return dict(checkpoint["state_dict"])
+
+
+@contextmanager
+def _holding(module: L.LightningModule, weights: dict[str, Tensor]) -> Iterator[None]:
+    """The module's trainable parameters are these inside the context."""
+    parameters = {name: p for name, p in module.named_parameters() if name in weights}
+    kept = {name: p.detach().clone() for name, p in parameters.items()}
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(kept[name])

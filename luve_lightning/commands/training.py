@@ -43,7 +43,7 @@ _HELP: dict[str, Any] = {
 }
 _CHECKPOINT_HELP = (
     "Checkpoint to resume from: a path, or `last` for the newest one in the run folder, if any.",
-    "Checkpoint to load: a path, or `last` for the newest one in the run folder.",
+    "Checkpoint to load: a path, or of the run folder `last`, the newest one, or `best`, which validation chose.",
 )
 _GROUPS = {
     "model": "model, a LightningModule",
@@ -194,6 +194,8 @@ class LuveCLI(LightningCLI):
         elif self.verb == "fit" and self.config["ckpt_path"] == "last":
             _refuse_only_earlier(folder)
         options = {name: self.config_init[name] for name in self.method_options}
+        if options["ckpt_path"] == "best":
+            options["ckpt_path"] = self._best_checkpoint(folder)
         getattr(self.trainer, self.verb)(model=self.model, datamodule=self.datamodule, **options)
 
     def _dump_config(self) -> None:
@@ -203,8 +205,17 @@ class LuveCLI(LightningCLI):
     def _check_checkpoint_path(self) -> None:
         """Refuses a missing file before anything is loaded."""
         path = self.config["ckpt_path"]
-        if path not in (None, "last") and not Path(path).exists():
-            raise UsageError(f"ckpt_path: no such file: {path}; expected a checkpoint's path or 'last'")
+        if path == "best" and self.verb == "fit":
+            raise UsageError("ckpt_path: fit resumes a run where it stopped; expected a checkpoint's path or 'last'")
+        if path not in (None, "last", "best") and not Path(path).exists():
+            raise UsageError(f"ckpt_path: no such file: {path}; expected a checkpoint's path, 'last' or 'best'")
+
+    def _best_checkpoint(self, folder: Path) -> str:
+        """The checkpoint of the run that validation chose; Lightning knows it only in the process that trained."""
+        found = sorted(folder.glob("best-*.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise UsageError(f"ckpt_path: no best checkpoint in {folder}: none was validated; try 'last'")
+        return str(found[-1])
 
     def _require_last_checkpoint(self) -> None:
         """Refuses to measure random weights: Lightning only warns when there is no last checkpoint."""
