@@ -118,6 +118,12 @@ train-experts: train-adaptation ## Adapt, then train the low- and the high-frequ
 evaluate-vluer: $(STAMP) $(MINI_DATA) ## Compare CHECKPOINT with interpolation on the test split
 	$(LUVE) test --config $(CONFIG) --ckpt_path $(CHECKPOINT) $(ARGS)
 
+# Metrics need no latents of the store: clips are encoded as they are upsampled.
+.PHONY: evaluate
+evaluate: $(WORLD) $(STAMP) ## Upsample the mini world's test clips by every method and measure the videos
+	$(LUVE) upsample --config experiments/upsample/mini.yaml
+	$(LUVE) evaluate --config experiments/evaluate/mini.yaml $(ARGS)
+
 .PHONY: bench
 bench: $(STAMP) ## Time SUBJECT (vluer, vluer-train, experts, experts-train, unsharp) and measure its memory; needs a GPU
 	$(LUVE) bench --subject $(SUBJECT) $(ARGS)

@@ -84,9 +84,10 @@ def _run(verb: str, words: list[str], config: dict[str, Any]) -> None:
     if arguments.class_help:
         help.print_class_help(verb, *arguments.class_help)
         return
-    if not arguments.help:
-        config.update(compose.compose(arguments.files, arguments.options))
     entry = VERBS[verb]
+    if not arguments.help:
+        options = compose.named_options(arguments.options, entry.named)
+        config.update(compose.compose(arguments.files, options))
     module = importlib.import_module(entry.module)
     if entry.function is None:
         module.run(verb, arguments, config, ["luve", verb, *words])

@@ -2,6 +2,7 @@
 
 from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from luve_lightning.callbacks.checkpoints import Checkpoints
+from luve_lightning.callbacks.denoising_spectra import DenoisingSpectra
 from luve_lightning.callbacks.ema import EMA
 from luve_lightning.callbacks.expert_losses import ExpertLosses
 from luve_lightning.callbacks.export import Export
@@ -9,6 +10,7 @@ from luve_lightning.callbacks.generated_samples import GeneratedSamples
 from luve_lightning.callbacks.graceful_stop import GracefulStop, StopRequested
 from luve_lightning.callbacks.nan_guard import NaNGuard, NonFiniteLoss
 from luve_lightning.callbacks.random_state import RandomState
+from luve_lightning.callbacks.sample_metrics import SampleMetrics
 from luve_lightning.callbacks.sample_strips import SampleStrips
 from luve_lightning.callbacks.upsampler_comparison import UpsamplerComparison
 
@@ -17,6 +19,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "CheckpointError",
     "Checkpoints",
+    "DenoisingSpectra",
     "ExpertLosses",
     "Export",
     "GeneratedSamples",
@@ -24,6 +27,7 @@ __all__ = [
     "NaNGuard",
     "NonFiniteLoss",
     "RandomState",
+    "SampleMetrics",
     "SampleStrips",
     "StopRequested",
     "UpsamplerComparison",

@@ -49,6 +49,11 @@ class GracefulStop(L.Callback):
         self._received = 0
         self._previous: dict[signal.Signals, Any] = {}
 
+    @property
+    def requested(self) -> bool:
+        """Whether this process was sent a signal: what takes long should give way."""
+        return bool(self._received)
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Run after every other callback: the checkpoint must hold what they did in this step."""
         # A new list: Lightning is iterating over the old one.

@@ -15,12 +15,14 @@ class Verb:
         module: Module to import when the verb runs.
         function: Function in that module whose signature is the verb's options. None for the verbs of
             LightningCLI, whose options are those of the Trainer, the model and the data.
+        named: Options that are dictionaries by name and may be given as `--option NAME=VALUE`, repeated.
     """
 
     group: str
     summary: str
     module: str
     function: str | None = None
+    named: tuple[str, ...] = ()
 
 
 _TRAINING = "luve_lightning.commands.training"
@@ -48,6 +50,32 @@ VERBS: dict[str, Verb] = {
     "validate": Verb("Training", "measure a model on the validation split", _TRAINING),
     "test": Verb("Training", "measure a model on the test split", _TRAINING),
     "predict": Verb("Training", "run a model over a split and write what it gives", _TRAINING),
+    "spectra": Verb(
+        "Measurement",
+        "measure when frequency bands resolve, suggest a sigma_switch",
+        "luve_lightning.commands.spectra",
+        "spectra",
+    ),
+    "judge": Verb(
+        "Measurement",
+        "ask a multimodal judge about videos, or read its answers",
+        "luve_lightning.commands.judge",
+        "judge",
+        named=("videos",),
+    ),
+    "upsample": Verb(
+        "Measurement",
+        "upsample clips by several methods into folders of lossless videos",
+        "luve_lightning.commands.upsample",
+        "upsample",
+    ),
+    "evaluate": Verb(
+        "Measurement",
+        "measure folders of videos, one a method, and compare them in a table",
+        "luve_lightning.commands.evaluate",
+        "evaluate",
+        named=("videos",),
+    ),
     "bench": Verb(
         "Measurement",
         "time the models and measure their memory",

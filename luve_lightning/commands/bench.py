@@ -16,7 +16,7 @@ from torch import Tensor
 
 from luve_lightning.commands.bench_unsharp import bench_unsharp
 
-Subject = Literal["vluer", "vluer-train", "unsharp", "experts", "experts-train"]
+Subject = Literal["vluer", "vluer-train", "unsharp", "experts", "experts-train", "evaluate"]
 
 # Latent grids of the paper at 49 frames: 720x1280 -> 1472x2560 (2K) and 2176x3840 (4K).
 LOW = (13, 90, 160)
@@ -30,6 +30,7 @@ def bench(
     batch_size: int = 2,
     crop: int = 60,
     frames: int = 11,
+    videos: int = 100,
     output: Path | None = None,
 ) -> None:
     """Measure time and peak memory, print one JSON line a row.
@@ -40,16 +41,18 @@ def bench(
             phase 1 and phase 2. "unsharp": unsharp masking of 4K frames beside scikit-image; with --device cpu too.
             "experts": a forward pass of the transformer with and without each expert, Wan2.1-1.3B at 2K on a GPU, the
             mini backbone with --device cpu. "experts-train": one training step of the adaptation and of each expert
-            beside the forward pass, sizes likewise.
+            beside the forward pass, sizes likewise. "evaluate": videos of 49 frames at 1080p through `luve evaluate`
+            with a network that costs nothing, beside only decoding them; with --device cpu too.
         device: where to run, such as "cuda" or "cuda:1".
         repeats: timed runs after the warm-up; the median counts.
         batch_size: of the training step.
         crop: high-resolution latent height and width of the training step.
         frames: latent frames of the training step.
+        videos: of "evaluate", which runs `repeats` times; one or two do.
         output: also append the rows to this file.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats: expected at least 1, got {repeats}")
+    if repeats < 1 or videos < 1:
+        raise ValueError(f"expected repeats >= 1 and videos >= 1, got {repeats} and {videos}")
     target = torch.device(device)
     if subject in ("vluer", "vluer-train") and target.type == "cpu":
         raise ValueError(
@@ -68,6 +71,10 @@ def bench(
         from luve_lightning.commands.bench_training import bench_training
 
         rows = bench_training(target, repeats)
+    elif subject == "evaluate":
+        from luve_lightning.commands.bench_evaluate import bench_evaluate
+
+        rows = bench_evaluate(target, repeats, videos)
     elif subject == "vluer":
         rows = _bench_vluer(target, repeats)
     else:

@@ -82,6 +82,27 @@ def read_arguments(words: Sequence[str]) -> Arguments:
     return result
 
 
+def named_options(options: Iterable[tuple[str, str]], keys: Sequence[str]) -> list[tuple[str, str]]:
+    """Turns `--videos NAME=VALUE`, which may be repeated, into `--videos.NAME VALUE`.
+
+    Args:
+        options: As `read_arguments` gives them.
+        keys: Of the dictionaries for which that is done.
+
+    Raises:
+        CompositionError: When the text is no NAME=VALUE, or the name has a dot, which would be a key inside.
+    """
+    result = []
+    for key, text in options:
+        if key in keys and text != "null" and not text.startswith("{"):
+            name, equals, value = text.partition("=")
+            if not (name and equals and value) or "." in name:
+                raise CompositionError(f"--{key}: expected NAME=VALUE with no dot in the name, got {text!r}")
+            key, text = f"{key}.{name}", value
+        result.append((key, text))
+    return result
+
+
 def compose(files: Iterable[Path], options: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
     """Merges files, then options, then resolves interpolations.
 

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from luve_lightning.commands.devices import choose_device
 from luve_lightning.datasets.embed_captions import EmbedReport, captions_of, embed_captions
 from luve_lightning.datasets.text_store import TextSource, TextStore
 from luve_lightning.datasets.video_index import VideoIndex
@@ -53,7 +54,7 @@ def embed(
     # Checked before minutes of loading.
     if batch_size < 1 or (length is not None and length < 1):
         raise ValueError(f"expected batch_size >= 1 and length >= 1, got {batch_size} and {length}")
-    target = _device(device)
+    target = choose_device(device)
     captions = _captions(VideoIndex.from_csv(index, clips), columns or ["Summarized Description"], splits)
     encoder = TextEncoder.from_pretrained(backbone, getattr(torch, dtype), length)
     source = TextSource(encoder.fingerprint(), encoder.length, dtype)
@@ -90,15 +91,3 @@ def _captions(index: VideoIndex, columns: list[str], splits: list[Split] | None)
     if not entries:
         raise ValueError(f"{index.source}: no clips in {' and '.join(splits or ['it'])}")
     return captions_of(entries, columns)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: no {name} here, PyTorch sees {torch.cuda.device_count()} GPUs")
-    return device

@@ -28,7 +28,7 @@ COLUMNS = ("scale", "method", "latent_l1", "psnr_rgb", "ssim", "frame_diff", "ms
 
 # Two to four clips a pass are decoded fastest on a CPU: PyTorch has a slower convolution for one, and more miss the
 # cache.
-_DECODED_TOGETHER = 3
+DECODED_TOGETHER = 3
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class UpsamplingComparison:
 
     def _fidelities(self, latents: Sequence[Tensor], video: Tensor) -> list[Fidelity]:
         """Decode as many latents at a time as the codec takes in one pass, and compare each with the clip."""
-        at_once = min(_DECODED_TOGETHER, self.codec.clips_at_once(*video.shape[2:]))
+        at_once = min(DECODED_TOGETHER, self.codec.clips_at_once(*video.shape[2:]))
         found = []
         for start in range(0, len(latents), at_once):
             decoded = self.codec.decode(torch.cat([z.float() for z in latents[start : start + at_once]]))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import WanPipeline, WanTransformer3DModel
 
+from luve_lightning.functional.flow_matching import sigma_of_timestep
 from luve_lightning.functional.gather import gather_mappings
 from luve_lightning.functional.noise_bands import Weighting
 from luve_lightning.models.experts import (
@@ -19,6 +22,7 @@ from luve_lightning.models.experts import (
     add_expert,
     expert_parameters,
     load_expert,
+    route_by_sigma,
     save_expert,
     train_only,
 )
@@ -124,6 +128,19 @@ class ExpertTask(FlowMatchingTask):
         ):
             self.log(f"test/loss_{name}", math.fsum(column) / len(column), sync_dist=True)
 
+    @contextmanager
+    def sampling(self, backbone: str | Path, dtype: torch.dtype | None = None) -> Iterator[WanPipeline]:
+        """See FlowMatchingTask; the expert acts at the noise levels of its band, elsewhere the base is alone."""
+        state = state_of(self.transformer)
+        active = dict(state.active)
+        handle = self.transformer.register_forward_pre_hook(_route, with_kwargs=True)
+        try:
+            with super().sampling(backbone, dtype) as pipeline:
+                yield pipeline
+        finally:
+            handle.remove()
+            state.active = active
+
     def export(self, folder: Path, datamodule: Any) -> None:
         """Save the expert: PEFT's two files and `expert.json`.
 
@@ -133,6 +150,12 @@ class ExpertTask(FlowMatchingTask):
         """
         del datamodule
         save_expert(self.transformer, self.name, folder)
+
+
+def _route(transformer: WanTransformer3DModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Choose by the scheduler's own timestep, a whole number of thousandths, as the released checkpoints do."""
+    del args
+    route_by_sigma(transformer, sigma_of_timestep(kwargs["timestep"]))
 
 
 def _continue_expert(

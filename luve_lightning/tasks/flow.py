@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import WanPipeline, WanTransformer3DModel
 from torch import Tensor
 
 from luve_lightning.functional.flow_matching import (
@@ -21,7 +23,8 @@ from luve_lightning.functional.flow_matching import (
 from luve_lightning.functional.gather import gather_mappings
 from luve_lightning.functional.noise_bands import SigmaBand, Weighting
 from luve_lightning.losses import VelocityMSE
-from luve_lightning.models.transformer import check_token_grid
+from luve_lightning.models.backbone import load_vae
+from luve_lightning.models.transformer import check_token_grid, flow_scheduler
 from luve_lightning.tasks.base import TrainingTask
 
 
@@ -105,6 +108,25 @@ class FlowMatchingTask(TrainingTask):
             return_dict=False,
         )[0]
         return prediction
+
+    @contextmanager
+    def sampling(self, backbone: str | Path, dtype: torch.dtype | None = None) -> Iterator[WanPipeline]:
+        """A text-to-video pipeline of the transformer as it is now, for the time of the context.
+
+        It has no text encoder: call it with `prompt_embeds` and `negative_prompt_embeds`, which `text` gives. The
+        pipeline generates in whatever mode (train or eval) and precision the caller has set.
+
+        Args:
+            backbone: folder or hub id whose VAE made the latents; loaded here, dropped at the end.
+            dtype: of the VAE's weights; float32 when None.
+        """
+        yield WanPipeline(
+            tokenizer=None,
+            text_encoder=None,
+            vae=load_vae(backbone, dtype).to(self.device),
+            scheduler=flow_scheduler(self.shift),
+            transformer=self.transformer,
+        )
 
     def generator(self, step: int, part: int) -> torch.Generator:
         """Random numbers of one batch: a function of (seed, step, part of an accumulated step, process)."""

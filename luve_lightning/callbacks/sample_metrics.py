@@ -1,0 +1,253 @@
+"""Metrics of what the model makes, and sample videos, while it trains."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torchmetrics import Metric
+
+from luve_lightning.callbacks.every_rank import on_every_rank
+from luve_lightning.callbacks.graceful_stop import GracefulStop
+from luve_lightning.callbacks.undisturbed import undisturbed
+from luve_lightning.datasets.video_files import write_video
+from luve_lightning.evaluation.sample_scores import Measured, SampleMeter, SampleTotals
+from luve_lightning.evaluation.sample_sources import Samples, SampleSource, SampleVideo
+from luve_lightning.evaluation.tables import table_csv, write_text
+from luve_lightning.functional.gather import gather_mappings
+
+_COLUMNS = ("step", "n", "seconds")
+
+
+Rows = list[dict[str, Any]]
+
+
+class SampleMetrics(L.Callback):
+    """Every k optimiser steps and at the end, makes sample videos, measures them and keeps some as files.
+
+    One callback does both because making a video is what takes the time: the ones that are kept are among those that
+    are measured. Either can be left out (`metrics` empty, or `videos: 0`).
+
+    Training does not notice: weights, generators, modes and settings are bit for bit what they would be without
+    (`undisturbed`), and metrics with their networks are never part of the module or its checkpoints. Samples are made
+    with the averaged weights, if there are any, at the start of the step after (or when training ends), so that what
+    the step's end does, checkpoints and stopping included, has been done by then.
+
+    Processes share the videos and make equally many each, the last round filled up with repetitions, so that sharded
+    models stay in step; metrics are those of one process to the last bit. An error on one process ends the run on all.
+
+    `<output>/metrics.csv` has a row for each evaluation: step, n (videos), seconds, metrics. A resumed run goes on with
+    it: a step that has its row is not measured again, and rows of later steps are dropped. Values go to all loggers as
+    `<output's name>/<metric>`, with `<output's name>/n`. Compare Fréchet distances of equal n only.
+
+    Args:
+        source: which videos.
+        metrics: by name; null switches one off. A Fréchet distance without a reference is to the source's real
+            videos. What cannot run here is named once and left out.
+        every_n_steps: optimiser steps from one evaluation to the next.
+        videos: how many to keep as files, the first ones.
+        budget_seconds: an evaluation ends with the round of videos in which it has taken longer; the first round is
+            always made. None takes all videos.
+        output: folder; videos go to `output/step-<step>/<number>-<words>.mp4`, and to wandb when that is a logger.
+            None takes `<default_root_dir>/samples`; two callbacks need two folders.
+    """
+
+    def __init__(
+        self,
+        source: SampleSource,
+        metrics: dict[str, Metric | None] | None = None,
+        every_n_steps: int = 1000,
+        videos: int = 0,
+        budget_seconds: float | None = None,
+        output: Path | None = None,
+    ) -> None:
+        if every_n_steps < 1 or videos < 0:
+            raise ValueError(f"expected every_n_steps >= 1 and videos >= 0, got {every_n_steps} and {videos}")
+        if budget_seconds is not None and not budget_seconds >= 0:
+            raise ValueError(
+                f"budget_seconds: expected at least 0, or null for no limit, got {budget_seconds}"
+            )
+        self.source, self.every_n_steps = source, every_n_steps
+        self.videos, self.budget_seconds = videos, budget_seconds
+        self.output, self._given = Path("samples"), output
+        self.meter = SampleMeter(metrics or {}, source.has_reference)
+        if not self.meter.names and not videos:
+            raise ValueError("expected metrics, or videos >= 1 to keep: there is nothing to make samples for")
+        self._rows: Rows = []
+        self._steps: set[int] = set()
+        self._real = SampleTotals()
+        self._told = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Choose the folder."""
+        self.output = Path(self._given or Path(trainer.default_root_dir) / "samples")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Load what is needed, and find out at once what cannot be made or measured."""
+        rows = on_every_rank(trainer, lambda: self._read(trainer.global_step))
+        # Rank zero's file counts: others may see another disk.
+        self._rows = gather_mappings({trainer.global_rank: rows})[0]
+        self._steps, self._told = {row["step"] for row in self._rows}, False
+        with undisturbed(trainer, pl_module):
+            missing = on_every_rank(trainer, lambda: self.meter.prepare(pl_module.device))
+            for name, reason in gather_mappings(missing).items():
+                rank_zero_warn(f"{self.output.name}: {name} is left out: {reason}")
+                self.meter.leave_out(name)
+            if not self._idle:
+                shares = on_every_rank(trainer, lambda: self._measure_real(trainer, pl_module))
+                self._real = SampleTotals()
+                for measured in gather_mappings(shares).values():
+                    self._real.add(measured)
+            self.meter.prepare(torch.device("cpu"))
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Evaluate when the number of steps taken is a multiple."""
+        if trainer.global_step % self.every_n_steps == 0:
+            self._evaluate(trainer, pl_module, trainer.global_step)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Evaluate what came out."""
+        self._evaluate(trainer, pl_module, trainer.global_step)
+
+    @property
+    def _idle(self) -> bool:
+        return not self.meter.names and not self.videos
+
+    def _read(self, step: int) -> Rows:
+        """Rows of the steps up to this one."""
+        path = self.output / "metrics.csv"
+        if not path.is_file():
+            return []
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ())[:3] != _COLUMNS:
+                raise ValueError(f"output: {path} is not a table of this callback; take another folder")
+            rows = [row for row in reader if int(row["step"]) <= step]
+        return [
+            {name: _number(text) for name, text in row.items()}
+            | {"step": int(row["step"]), "n": int(row["n"])}
+            for row in rows
+        ]
+
+    def _measure_real(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[int, Measured]:
+        """This rank's share of the real videos, if a distance needs them.
+
+        One is measured in full, to find out now and not in hours that a metric cannot measure such videos.
+        """
+        with self._open(trainer, pl_module) as samples:
+            count = len(samples.real_names)
+            if not samples.names or not count:
+                raise ValueError(f"source: there are no held-out clips to make samples of for {self.output}")
+            first = samples.real(trainer.global_rank % count)
+            self.meter.measure(SampleVideo(first, first), samples.real_names[trainer.global_rank % count])
+            mine = range(trainer.global_rank, count, trainer.world_size)
+            wanted = mine if self.meter.without_reference() else []
+            return {i: self.meter.features(samples.real(i), samples.real_names[i]) for i in wanted}
+
+    def _open(self, trainer: L.Trainer, pl_module: L.LightningModule) -> AbstractContextManager[Samples]:
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        return self.source.open(pl_module, datamodule, trainer.precision_plugin.forward_context)
+
+    def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
+        """Make, measure and report, unless this step has been evaluated (or is none)."""
+        if self._idle or not step or step in self._steps:
+            return
+        self._steps.add(step)
+        started = time.monotonic()
+        with undisturbed(trainer, pl_module), ExitStack() as stack:
+
+            def begin() -> Samples:
+                self.meter.prepare(pl_module.device)
+                stack.callback(self.meter.prepare, torch.device("cpu"))  # training may need the memory
+                return stack.enter_context(self._open(trainer, pl_module))
+
+            samples = on_every_rank(trainer, begin)
+            totals = self._make_all(trainer, samples, self.output / f"step-{step:06d}", started)
+        if totals is not None:
+            seconds = time.monotonic() - started
+            on_every_rank(trainer, lambda: self._report(trainer, samples, totals, step, seconds))
+
+    def _make_all(
+        self, trainer: L.Trainer, samples: Samples, folder: Path, started: float
+    ) -> SampleTotals | None:
+        """Rounds in which each rank makes a video; None when the run is to stop."""
+        totals, count = SampleTotals(), len(samples.names)
+        for start in range(0, count, trainer.world_size):
+            index = start + trainer.global_rank
+            measured = on_every_rank(trainer, partial(self._make, trainer, samples, index, folder))
+            over = self.budget_seconds is not None and time.monotonic() - started > self.budget_seconds
+            ranks = gather_mappings({trainer.global_rank: (measured, over, _stop_requested(trainer))})
+            for one, _, _ in ranks.values():
+                if one is not None:
+                    totals.add(one)
+            if any(stop for _, _, stop in ranks.values()):
+                rank_zero_info(
+                    f"{self.output.name}: left unfinished at step {trainer.global_step}, the run stops"
+                )
+                return None
+            if any(late for _, late, _ in ranks.values()):
+                break
+        if totals.count < count and not self._told:
+            self._told = True
+            rank_zero_warn(
+                f"{self.output.name}: {totals.count} of {count} videos took budget_seconds = {self.budget_seconds:g}; "
+                "each row of metrics.csv says its n"
+            )
+        return totals
+
+    def _make(self, trainer: L.Trainer, samples: Samples, index: int, folder: Path) -> Measured | None:
+        """One video, measured and perhaps written; None for a repetition, which only keeps the ranks in step."""
+        count = len(samples.names)
+        video = samples.make(index % count)
+        if index >= count:
+            return None
+        if index < self.videos and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            write_video(folder / f"{samples.names[index]}.mp4", video.frames.numpy(), samples.fps)
+        return self.meter.measure(video, samples.names[index])
+
+    def _report(
+        self, trainer: L.Trainer, samples: Samples, totals: SampleTotals, step: int, seconds: float
+    ) -> None:
+        """Table and loggers, on rank zero."""
+        if not trainer.is_global_zero:
+            return
+        values = totals.results(self.meter, self._real)
+        self._rows.append({"step": step, "n": totals.count, "seconds": seconds} | values)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            columns = list(dict.fromkeys([*_COLUMNS, *(name for row in self._rows for name in row)]))
+            rows = [{name: row.get(name) for name in columns} for row in self._rows]
+            write_text(self.output / "metrics.csv", table_csv(columns, rows))
+        folder = self.output / f"step-{step:06d}"
+        files = [folder / f"{name}.mp4" for name in samples.names[: min(self.videos, totals.count)]]
+        kept = [(path, text) for path, text in zip(files, samples.captions, strict=False) if path.is_file()]
+        finite = {
+            name: value for name, value in (values | {"n": totals.count}).items() if math.isfinite(value)
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics({f"{self.output.name}/{k}": v for k, v in finite.items()}, step=step)
+            if isinstance(logger, WandbLogger) and kept:
+                # Paths, not arrays: wandb encodes those with moviepy, which is not installed.
+                paths: list[Any] = [str(path) for path, _ in kept]
+                logger.log_video(
+                    f"{self.output.name}/videos", paths, step=step, caption=[text for _, text in kept]
+                )
+
+
+def _stop_requested(trainer: L.Trainer) -> bool:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return any(isinstance(callback, GracefulStop) and callback.requested for callback in callbacks)
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None

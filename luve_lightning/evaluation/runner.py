@@ -1,0 +1,262 @@
+"""Measures videos: each is decoded once for all metrics, and only when something of it is not known yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from luve_lightning.datasets.file_hashes import FileHashes, Stamp, stamp
+from luve_lightning.evaluation.decode_ahead import Decoded, decode_ahead
+from luve_lightning.evaluation.measures import Measure, Skipped
+from luve_lightning.evaluation.result_cache import ResultCache, Score, result_key
+from luve_lightning.evaluation.video_sets import VideoSets
+from luve_lightning.metrics.base import Unavailable, VideoMetric
+
+ORIGINALS = "reference"  # what reports call the originals; a method may have this name too
+_PACKAGES = (
+    "luve-lightning",
+    "torch",
+    "torchvision",
+    "torchmetrics",
+    "numpy",
+    "av",
+    "clean-fid",
+    "pyiqa",
+    "timm",
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that was not measured.
+
+    Attributes:
+        method: whose video; None for an original.
+        video: its name.
+        reason: why.
+        metric: which one; None when the video cannot be read at all.
+    """
+
+    method: str | None
+    video: str
+    reason: str
+    metric: str | None = None
+
+
+@dataclass
+class Measurements:
+    """What is known of every video.
+
+    Attributes:
+        measures: that ran.
+        skipped: that could not.
+        scores: by metric, method and video.
+        features: keys into the cache by metric, method (None: the originals) and video.
+        digests: SHA-256 of the files by method (None: the originals) and video.
+        problems: what is missing, and why.
+        versions: of the packages that measure now.
+        decoded: videos that had to be decoded.
+        there: videos of which everything was known.
+    """
+
+    measures: list[Measure]
+    skipped: list[Skipped]
+    scores: dict[str, dict[str, dict[str, Score]]] = field(default_factory=dict)
+    features: dict[str, dict[str | None, dict[str, str]]] = field(default_factory=dict)
+    digests: dict[str | None, dict[str, str]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    decoded: int = 0
+    there: int = 0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A video to decode, and the measures that want it."""
+
+    method: str | None
+    video: str
+    path: Path
+    seen: Stamp
+    todo: tuple[Measure, ...]
+
+
+class Runner:
+    """Measures the videos of an evaluation.
+
+    Args:
+        sets: the videos.
+        measures: prepared metrics.
+        skipped: those that could not be prepared.
+        cache: of results.
+        hashes: of files.
+        device: where frames are measured.
+        threads: that decode.
+        limit: bytes of decoded frames at any time, but for a single video that takes more.
+    """
+
+    def __init__(
+        self,
+        sets: VideoSets,
+        measures: Sequence[Measure],
+        skipped: Sequence[Skipped],
+        cache: ResultCache,
+        hashes: FileHashes,
+        device: torch.device,
+        threads: int,
+        limit: int,
+    ) -> None:
+        self.sets, self.cache, self.hashes, self.device = sets, cache, hashes, device
+        self.threads, self.limit = threads, limit
+        versions = {name: version for name in _PACKAGES if (version := _version(name))}
+        self.found = Measurements(list(measures), list(skipped), versions=versions)
+        self._stamps: dict[tuple[str | None, str], Stamp] = {}
+
+    def run(self, begin: Callable[[int], None], advance: Callable[[], None]) -> Measurements:
+        """Measure everything that is not known yet.
+
+        Args:
+            begin: told how many videos are to be decoded.
+            advance: told of every one that is done.
+        """
+        self._hash()
+        jobs = [job for name in self.sets.names for job in self._jobs(name)]
+        begin(len(jobs))
+        original: Tensor | None = None
+        original_of = ""
+        keep = lambda job: job.method is None  # noqa: E731
+        for item in decode_ahead(jobs, lambda j: j.path, lambda j: j.seen, keep, self.threads, self.limit):
+            job = item.job
+            frames = self._frames(item)
+            if job.method is None:
+                original, original_of = frames, job.video
+            if frames is not None:
+                self._measure(job, frames, original if original_of == job.video else None)
+            advance()
+        self.found.decoded = len(jobs)
+        self._complain_about_missing_originals()
+        return self.found
+
+    def _hash(self) -> None:
+        """Digests of all files; those that cannot be read are problems."""
+        everything: list[tuple[str | None, str, Path]] = []
+        everything += [(None, name, path) for name, path in self.sets.originals.items()]
+        everything += [
+            (m, name, path) for m, files in self.sets.methods.items() for name, path in files.items()
+        ]
+
+        def look(item: tuple[str | None, str, Path]) -> tuple[Stamp, str] | str:
+            try:
+                return stamp(item[2]), self.hashes.digest(item[2])
+            except OSError as error:
+                return error.strerror or str(error)
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            for (method, name, _), seen in zip(everything, pool.map(look, everything), strict=True):
+                if isinstance(seen, str):
+                    self.found.problems.append(Problem(method, name, seen))
+                else:
+                    self._stamps[method, name], digest = seen
+                    self.found.digests.setdefault(method, {})[name] = digest
+
+    def _jobs(self, name: str) -> Iterator[_Job]:
+        """What is to be decoded of one name, the original first."""
+        todo: dict[str | None, list[Measure]] = {}
+        for method in (None, *self.sets.methods):
+            if name in self.found.digests.get(method, {}):
+                todo[method] = [m for m in self.found.measures if not self._known(m, method, name)]
+        compared = any(m.full_reference for method, wanted in todo.items() if method for m in wanted)
+        for method, wanted in todo.items():
+            if wanted or (method is None and compared):
+                files = self.sets.originals if method is None else self.sets.methods[method]
+                yield _Job(method, name, files[name], self._stamps[method, name], tuple(wanted))
+            elif method is not None:
+                self.found.there += 1
+
+    def _key(self, measure: Measure, method: str | None, name: str) -> str | None:
+        """The name of a result; None when there is nothing to measure."""
+        video = self.found.digests[method][name]
+        if measure.frechet is not None:
+            wanted = method is not None or measure.needs_originals_features
+            return result_key(measure.identity, video, None, measure.seed(name)) if wanted else None
+        if method is None:
+            return None
+        original = self.found.digests.get(None, {}).get(name) if measure.full_reference else None
+        if measure.full_reference and original is None:
+            return None
+        return result_key(measure.identity, video, original)
+
+    def _known(self, measure: Measure, method: str | None, name: str) -> bool:
+        """Whether nothing is to be measured; takes what is known into the results."""
+        key = self._key(measure, method, name)
+        if key is None:
+            return True
+        if measure.frechet is not None:
+            if self.cache.has_features(key):
+                self.found.features.setdefault(measure.name, {}).setdefault(method, {})[name] = key
+                return True
+            return False
+        score = self.cache.score(key)
+        if score is not None:
+            self._take(measure, method, name, score)
+        return score is not None
+
+    def _take(self, measure: Measure, method: str | None, name: str, score: Score) -> None:
+        assert method is not None
+        self.found.scores.setdefault(measure.name, {}).setdefault(method, {})[name] = score
+
+    def _frames(self, item: Decoded[_Job]) -> Tensor | None:
+        if item.frames is None:
+            self.found.problems.append(Problem(item.job.method, item.job.video, item.reason or ""))
+            return None
+        return torch.from_numpy(item.frames).to(self.device)
+
+    def _measure(self, job: _Job, frames: Tensor, original: Tensor | None) -> None:
+        for measure in job.todo:
+            if measure not in self.found.measures:  # found out to be unavailable meanwhile
+                continue
+            try:
+                self._measure_one(measure, job, frames, original)
+            except Unavailable as reason:
+                self.found.measures.remove(measure)
+                self.found.skipped.append(Skipped(measure.name, " ".join(str(reason).split())))
+            except (ValueError, torch.OutOfMemoryError) as error:
+                reason_line = " ".join(str(error).split())[:300]
+                self.found.problems.append(Problem(job.method, job.video, reason_line, measure.name))
+
+    def _measure_one(self, measure: Measure, job: _Job, frames: Tensor, original: Tensor | None) -> None:
+        key = self._key(measure, job.method, job.video)
+        assert key is not None
+        metric = measure.metric
+        if isinstance(metric, VideoMetric):
+            if measure.full_reference and original is None:
+                raise ValueError("its original cannot be read")
+            score = Score(metric.score(frames, original), metric.weight(frames), self.found.versions)
+            about = {"metric": measure.name, "video": str(job.path)}
+            self.cache.put_score(key, score, about)
+            self._take(measure, job.method, job.video, score)
+        elif metric is not None:
+            self.cache.put_features(key, metric.features(frames, job.video))
+            self.found.features.setdefault(measure.name, {}).setdefault(job.method, {})[job.video] = key
+
+    def _complain_about_missing_originals(self) -> None:
+        compared = [measure.name for measure in self.found.measures if measure.full_reference]
+        for method, files in self.sets.methods.items() if compared else ():
+            self.found.problems += [
+                Problem(method, name, f"no original of that name ({', '.join(compared)})")
+                for name in files
+                if name not in self.sets.originals
+            ]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

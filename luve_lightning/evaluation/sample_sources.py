@@ -1,0 +1,261 @@
+"""Videos by which a training run is judged: what the model makes now, and real ones to compare them with."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import WanPipeline
+from torch import Tensor
+
+from luve_lightning.datamodules import CaptionLatentsDataModule, LatentPairsDataModule
+from luve_lightning.datasets.caption_latents import Embed
+from luve_lightning.datasets.clips import read_clip
+from luve_lightning.datasets.latent_key import LatentKey
+from luve_lightning.datasets.latent_pairs import WholeLatentPairs
+from luve_lightning.datasets.video_index import ClipEntry
+from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.functional.pixels import video_to_frames
+from luve_lightning.functional.resize import fit_frames
+from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.transformer import check_token_grid
+from luve_lightning.tasks import FlowMatchingTask, VLUerTask
+
+Precision = Callable[[], AbstractContextManager[Any]]
+"""The context in which the model runs in training (autocast or none)."""
+
+
+@dataclass(frozen=True)
+class SampleVideo:
+    """A video that the model made.
+
+    Attributes:
+        frames: uint8 T x H x W x 3, on the CPU.
+        reference: the original's frames, the same shape; None where there is none.
+    """
+
+    frames: Tensor
+    reference: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What an opened source offers; the same numbers in any order and on any process.
+
+    Attributes:
+        names: of the videos, unique and fit for file names.
+        captions: what each one shows, in words.
+        make: makes the video of an index.
+        fps: frames per second of the videos.
+        real_names: of real videos, such as held-out clips.
+        real: reads the real video of an index, uint8 T x H x W x 3.
+    """
+
+    names: Sequence[str]
+    captions: Sequence[str]
+    make: Callable[[int], SampleVideo]
+    fps: float
+    real_names: Sequence[str]
+    real: Callable[[int], Tensor]
+
+
+class SampleSource(ABC):
+    """A kind of video that a training task can be judged by.
+
+    Attributes:
+        has_reference: whether each video has an original to compare it with, frame by frame.
+    """
+
+    has_reference: bool = False
+
+    @abstractmethod
+    def open(self, task: Any, datamodule: Any, precision: Precision) -> AbstractContextManager[Samples]:
+        """Load what making videos needs besides the task's own modules, for the time of the context.
+
+        The caller has switched gradients off and modules to evaluation mode.
+
+        Args:
+            task: the LightningModule that trains.
+            datamodule: its data, set up for `fit`.
+            precision: what the model's forward passes are to run in.
+
+        Raises:
+            ValueError: a task, data or size that this kind of video cannot be made of.
+        """
+
+
+class GeneratedVideos(SampleSource):
+    """Videos generated from prompts by the transformer that trains, each from noise of its own.
+
+    Prompts are embedded as in training: by the task's text encoder, or from the store that the data reads (`luve
+    embed`; the empty caption must be there, too, unless `guidance` is 1). An expert acts in its band, and outside of
+    it the base alone. The VAE is the one that made the latents. Real videos are the held-out clips, cropped and
+    resized to the same size.
+
+    Args:
+        height: of the videos, pixels.
+        width: of the videos, pixels.
+        frames: of the videos, 4k + 1.
+        prompts: captions to generate; None takes those of the held-out clips.
+        clips: the first this many held-out clips; None takes all.
+        steps: denoising steps.
+        guidance: scale of classifier-free guidance; 1 is none and takes half the time.
+        seed: of the first prompt's noise; the next takes the next.
+        fps: frames per second of the written videos; Wan generates 16.
+        vae_dtype: dtype of the VAE's weights, "float32" or "bfloat16".
+    """
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        frames: int,
+        prompts: list[str] | None = None,
+        clips: int | None = None,
+        steps: int = 50,
+        guidance: float = 5.0,
+        seed: int = 0,
+        fps: float = 16.0,
+        vae_dtype: str = "float32",
+    ) -> None:
+        if prompts is not None and not prompts:
+            raise ValueError("prompts: expected at least one, or null for the held-out clips' captions")
+        if steps < 1 or seed < 0 or (clips is not None and clips < 1):
+            raise ValueError(f"expected steps >= 1, seed >= 0, clips >= 1, got {steps}, {seed} and {clips}")
+        if vae_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"vae_dtype: expected float32 or bfloat16, got {vae_dtype!r}")
+        self.size, self.frames, self.clips = (height, width), frames, clips
+        self.prompts = None if prompts is None else list(prompts)
+        self.steps, self.guidance, self.seed, self.fps = steps, guidance, seed, fps
+        self.vae_dtype = getattr(torch, vae_dtype)
+
+    @contextmanager
+    def open(self, task: Any, datamodule: Any, precision: Precision) -> Iterator[Samples]:
+        """See SampleSource."""
+        if not isinstance(task, FlowMatchingTask) or not isinstance(datamodule, CaptionLatentsDataModule):
+            raise ValueError(
+                f"source: GeneratedVideos needs a task that generates and data with captions, got "
+                f"{type(task).__name__} and {type(datamodule).__name__}; a VLUer has UpsampledVideos"
+            )
+        held_out = datamodule.datasets["val"]
+        items = held_out.items[: self.clips]
+        column = held_out.columns[0]
+        # Equal captions stay: each has noise of its own.
+        prompts = self.prompts or [entry.captions[column] for entry, _ in items]
+        with task.sampling(datamodule.backbone, self.vae_dtype) as pipeline:
+            pipeline.set_progress_bar_config(disable=True)
+            codec = LatentCodec(pipeline.vae).to(task.device)
+            check_token_grid(task.transformer, codec.latent_size(self.frames, *self.size))
+            with (
+                precision()
+            ):  # now, so that a caption that is not in the store is told before any video is made
+                empty = [""] if self.guidance > 1 else []
+                texts = {text: _embedded(task, held_out.embed, text) for text in (*empty, *prompts)}
+
+            def make(index: int) -> SampleVideo:
+                text, negative = texts[prompts[index]], texts.get("")
+                with precision():
+                    latents = self._latents(pipeline, text, negative if empty else None, self.seed + index)
+                return SampleVideo(_frames(codec.decode(latents)))
+
+            yield Samples(
+                names=[_file_name(index, prompt) for index, prompt in enumerate(prompts)],
+                captions=prompts,
+                make=make,
+                fps=self.fps,
+                real_names=[_file_name(index, entry.clip_id) for index, (entry, _) in enumerate(items)],
+                real=lambda index: _read_real(*items[index], self.size),
+            )
+
+    def _latents(self, pipeline: WanPipeline, text: Tensor, negative: Tensor | None, seed: int) -> Tensor:
+        """Of one prompt; one at a time, so that they are the same whatever the number of processes."""
+        latents: Tensor = pipeline(
+            prompt_embeds=text,
+            negative_prompt_embeds=negative,
+            height=self.size[0],
+            width=self.size[1],
+            num_frames=self.frames,
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            output_type="latent",
+        ).frames
+        return latents
+
+
+class UpsampledVideos(SampleSource):
+    """Held-out clips upsampled by the VLUer that trains, and decoded; the clips' own pixels are the originals.
+
+    Args:
+        scale: high over low resolution, one of the data's.
+        clips: the first this many held-out clips; None takes all.
+    """
+
+    has_reference = True
+
+    def __init__(self, scale: float, clips: int | None = None) -> None:
+        if clips is not None and clips < 1:
+            raise ValueError(f"clips: expected at least 1, or null for all, got {clips}")
+        self.scale, self.clips = float(scale), clips
+
+    @contextmanager
+    def open(self, task: Any, datamodule: Any, precision: Precision) -> Iterator[Samples]:
+        """See SampleSource."""
+        if not isinstance(task, VLUerTask) or not isinstance(datamodule, LatentPairsDataModule):
+            raise ValueError(
+                f"source: UpsampledVideos needs a VLUerTask and latent pairs, got {type(task).__name__} and "
+                f"{type(datamodule).__name__}; what generates has GeneratedVideos"
+            )
+        if self.scale not in datamodule.scales:
+            known = ", ".join(f"{scale:g}" for scale in datamodule.scales)
+            raise ValueError(f"source: scale {self.scale:g} is none of the data's: {known}")
+        held_out = WholeLatentPairs(datamodule.store, datamodule.pairs["val"], [self.scale], self.clips)
+        entries = [pair.entry for pair, _ in held_out.items]
+        names = [_file_name(i, f"{entry.clip_id}_x{self.scale:g}") for i, entry in enumerate(entries)]
+
+        def make(index: int) -> SampleVideo:
+            item = held_out[index]
+            high = item["hr"]
+            size: Size3d = (high.shape[1], high.shape[2], high.shape[3])
+            with precision():
+                latents = task.net(item["lr"].unsqueeze(0).to(task.device), size)
+            return SampleVideo(_frames(task.codec.decode(latents)), _frames(item["video"].unsqueeze(0)))
+
+        yield Samples(
+            names=names,
+            captions=[entry.clip_id for entry in entries],
+            make=make,
+            fps=(entries[0].fps if entries else 16.0) / datamodule.stride,
+            real_names=names,
+            real=lambda index: _frames(held_out[index]["video"].unsqueeze(0)),
+        )
+
+
+def _embedded(task: FlowMatchingTask, embed: Embed | None, text: str) -> Tensor:
+    """Embeddings as the task trains with them, 1 x L x D."""
+    if embed is None:
+        return task.text({"caption": [text]})
+    return task.text({"text": embed(text).unsqueeze(0).to(task.device)})
+
+
+def _read_real(entry: ClipEntry, key: LatentKey, size: tuple[int, int]) -> Tensor:
+    """The frames that a stored latent is of, at another size."""
+    start, stop = key.frames
+    frames = read_clip(entry.path, start, (stop - start - 1) // key.stride + 1, stride=key.stride)
+    return _frames(fit_frames(torch.from_numpy(frames), size).unsqueeze(0))
+
+
+def _frames(video: Tensor) -> Tensor:
+    """Frames of a video 1 x 3 x T x H x W, on the CPU."""
+    # A diverged model must not end the run here: what is not a number is black.
+    return video_to_frames(video.float().nan_to_num(-1))[0].cpu()
+
+
+def _file_name(index: int, text: str) -> str:
+    """Unique by its number, and short enough for any file system."""
+    return f"{index:03d}-{re.sub(r'[^A-Za-z0-9._]+', '-', text).strip('-.')[:60]}"

@@ -1,0 +1,149 @@
+"""Which patches of which frames of a video are looked at, and cutting them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Placement = Literal["grid", "random", "both"]
+
+
+@dataclass(frozen=True)
+class PatchPlan:
+    """Where FID_patch looks. LuVe (arXiv 2602.11564) names 8 frames and 256x256 patches, not their places or number.
+
+    Attributes:
+        size: height and width of a patch in pixels.
+        placement: "grid" (covers the frame, the same for every video), "random" (any position, drawn for each frame
+            of each video) or "both".
+        per_frame: random patches of a frame.
+        frames: frames of a video, the middles of as many equal parts; a video of fewer gives all.
+        seed: of the random positions.
+        grid: rows and columns, evenly spaced from edge to edge (overlapping when they must); None for as many as fit
+            side by side, 4 x 7 of 256 in 1080p.
+    """
+
+    size: int = 256
+    placement: Placement = "grid"
+    per_frame: int = 8
+    frames: int = 8
+    seed: int = 0
+    grid: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.placement not in get_args(Placement):
+            raise ValueError(f"patches.placement {self.placement!r}: expected grid, random or both")
+        for name in ("size", "per_frame", "frames"):
+            if int(getattr(self, name)) != getattr(self, name) or getattr(self, name) < 1:
+                raise ValueError(f"patches.{name} {getattr(self, name)}: expected an integer >= 1")
+        if self.grid is not None:
+            object.__setattr__(self, "grid", tuple(self.grid))  # configuration files have lists
+            if len(self.grid) != 2 or min(self.grid) < 1:
+                raise ValueError(f"patches.grid {self.grid}: expected rows and columns, each >= 1")
+
+    def frame_indices(self, total: int) -> tuple[int, ...]:
+        """The frame numbers for a video of `total` frames, ascending, each once.
+
+        Raises:
+            ValueError: when there is no frame.
+        """
+        if total < 1:
+            raise ValueError("a video without frames has no patches")
+        return tuple(dict.fromkeys((2 * i + 1) * total // (2 * self.frames) for i in range(self.frames)))
+
+    def positions(self, height: int, width: int, key: str = "", frames: int = 1) -> Tensor:
+        """Upper left corners of the patches.
+
+        Args:
+            height: of the frames.
+            width: of the frames.
+            key: what the random positions belong to, e.g. the video's name: another key, other positions.
+            frames: number of frames; random positions differ between them.
+
+        Returns:
+            int64, frames x patches x 2 (top, left); the grid's first.
+
+        Raises:
+            ValueError: when the frames are smaller than a patch.
+        """
+        if min(height, width) < self.size:
+            raise ValueError(
+                f"frames are {height}x{width}, smaller than a patch of {self.size} (patches.size)"
+            )
+        parts = []
+        if self.placement != "random":
+            parts.append(self._grid_positions(height, width).expand(frames, -1, -1))
+        if self.placement != "grid":
+            parts.append(self._random_positions(height, width, key, frames))
+        return torch.cat(parts, dim=1)
+
+    def _grid_positions(self, height: int, width: int) -> Tensor:
+        rows, columns = self.grid or (height // self.size, width // self.size)
+        tops, lefts = _spread(rows, height - self.size), _spread(columns, width - self.size)
+        return torch.cartesian_prod(tops, lefts).reshape(-1, 2)
+
+    def _random_positions(self, height: int, width: int, key: str, frames: int) -> Tensor:
+        # A generator of their own: neither the training's randomness nor the order of videos touches them.
+        digest = hashlib.sha256(f"{self.seed}\0{key}".encode()).digest()
+        random = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+        highest = [height - self.size, width - self.size]
+        return torch.from_numpy(random.integers(highest, size=(frames, self.per_frame, 2), endpoint=True))
+
+    def places(self, total: int, height: int, width: int, key: str = "") -> Tensor:
+        """Every patch of a video.
+
+        Args:
+            total: frames of the video.
+            height: of its frames.
+            width: of its frames.
+            key: see `positions`.
+
+        Returns:
+            int64, patches x 3 (frame, top, left), frame by frame.
+
+        Raises:
+            ValueError: no frame, or frames smaller than a patch.
+        """
+        indices = torch.tensor(self.frame_indices(total))
+        corners = self.positions(height, width, key, len(indices))
+        return torch.cat([indices[:, None, None].expand(-1, corners.shape[1], 1), corners], dim=2).flatten(
+            0, 1
+        )
+
+    def cut(self, frames: Tensor, key: str = "") -> Tensor:
+        """All patches of a video at once, see `places` and `cut_patches`; a 4K video's are 190 MB.
+
+        Args:
+            frames: T x H x W x 3.
+            key: see `positions`.
+        """
+        total, height, width, _ = frames.shape
+        return cut_patches(frames, self.places(total, height, width, key), self.size)
+
+
+def cut_patches(frames: Tensor, places: Tensor, size: int) -> Tensor:
+    """Cut patches in one gather from a view of all windows.
+
+    Args:
+        frames: T x H x W x C, of any type, on any device.
+        places: int64, N x 3 (frame, top, left), inside the frames.
+        size: height and width of a patch.
+
+    Returns:
+        A copy, N x C x size x size.
+    """
+    windows = frames.unfold(1, size, 1).unfold(2, size, 1)
+    frame, top, left = places.to(frames.device).unbind(1)
+    return windows[frame, top, left]
+
+
+def _spread(count: int, last: int) -> Tensor:
+    """`count` integers evenly from 0 to `last`; one of them lies in the middle."""
+    if count == 1:
+        return torch.tensor([last // 2])
+    return torch.arange(count) * last // (count - 1)

@@ -1,0 +1,52 @@
+"""The aesthetic score at native resolution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from luve_lightning.functional.patches import PatchPlan
+from luve_lightning.functional.vbench_views import CLIP_MEAN, CLIP_STD, normalised
+from luve_lightning.metrics.aesthetic_quality import AestheticQuality
+from luve_lightning.metrics.frame_networks import Tiled
+
+
+class Aesthetic(Tiled, AestheticQuality):
+    """`AestheticQuality` of 224x224 tiles of the frames as they are: its counterpart at native resolution.
+
+    The same predictor and scale (a tenth of LAION's), averaged over tiles and frames. It judges detail, not
+    composition, so its values are to be compared with each other, not with `AestheticQuality`'s.
+
+    Args:
+        backbone: see `AestheticQuality`.
+        head: see `AestheticQuality`.
+        weights: see `AestheticQuality`.
+        head_weights: see `AestheticQuality`.
+        frames: of a video, the middles of as many equal parts: at 3840x2160 a frame is 153 tiles.
+        batch_size: tiles that the network sees at a time.
+    """
+
+    name = "aesthetic"
+    resolution = "native, tiles of 224x224"
+    tile = 224
+
+    def __init__(
+        self,
+        backbone: nn.Module | None = None,
+        head: nn.Module | None = None,
+        weights: str | Path = "openai/clip-vit-large-patch14",
+        head_weights: str | Path | None = None,
+        frames: int = 8,
+        batch_size: int = 32,
+    ) -> None:
+        super().__init__(backbone, head, weights, head_weights, batch_size)
+        self.plan = PatchPlan(size=self.tile, frames=frames)
+
+    def view(self, frames: Tensor) -> Tensor:
+        """Tiles in CLIP's colours."""
+        return normalised(self.tiles(frames), CLIP_MEAN, CLIP_STD)
+
+    def measure(self, frames: Tensor, reference: Tensor | None) -> Tensor:
+        """The mean score over tiles of some frames."""
+        return super().measure(frames[list(self.plan.frame_indices(len(frames)))], reference)

@@ -1,0 +1,158 @@
+"""What every metric of a video is: a mean over videos that says what its networks were shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+
+class Unavailable(RuntimeError):
+    """A measurement that cannot run here.
+
+    Its text is one line: which file or package is missing, how large it is, and where to put it or how to install it.
+    """
+
+
+class VideoMetric(Metric):
+    """The mean of a score over videos.
+
+    Constructors take configuration values or a network given from outside and load nothing: `prepare` does, or else
+    the first `score`. A metric is never an attribute of a LightningModule, whose optimizer, checkpoint and precision
+    would take hold of its networks. States are float64 whatever precision the module is cast to, and sum over
+    processes, so that uneven or empty shares of the videos change nothing.
+
+    A subclass sets the class attributes and defines `measure`, and `load` when it needs a network.
+
+    Attributes:
+        name: the column of a table.
+        higher_is_better: direction.
+        resolution: the size at which frames are measured, in words: where a network sees less than the video has.
+        full_reference: whether `score` compares with the frames of an original.
+        least_frames: fewest frames of a video that the measure is defined for.
+    """
+
+    name: str
+    resolution: str
+    higher_is_better: bool | None = True
+    full_reference: bool = False
+    least_frames: int = 1
+    is_differentiable: bool | None = False
+    full_state_update: bool | None = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.training = False
+
+    def prepare(self, device: torch.device | str) -> None:
+        """Load what the metric needs, once, and move everything to a device.
+
+        Raises:
+            Unavailable: a file or a package is missing.
+        """
+        self.load()
+        self.to(device)
+
+    def load(self) -> None:
+        """Load what the metric needs, if it is not there yet; nothing by default."""
+
+    def score(self, frames: Tensor, reference: Tensor | None = None) -> float:
+        """Measure one video.
+
+        Args:
+            frames: uint8 T x H x W x 3, full-range sRGB, on any device.
+            reference: the original's frames, the same shape, where `full_reference`; ignored elsewhere.
+
+        Returns:
+            The video's score, in the unit that the class names.
+
+        Raises:
+            ValueError: frames that cannot be measured.
+            Unavailable: a file or a package is missing.
+        """
+        check_frames(frames, self.name, self.least_frames)
+        if self.full_reference:
+            if reference is None:
+                raise ValueError(f"{self.name}: compares with the original's frames, and none were given")
+            if reference.shape != frames.shape or reference.dtype != torch.uint8:
+                raise ValueError(
+                    f"{self.name}: the original must be uint8 {' x '.join(map(str, frames.shape))} as the video is, "
+                    f"got {described(reference)}"
+                )
+        self.load()
+        # A network's score must not depend on the precision that the training around it happens to use.
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return float(self.measure(frames, reference))
+
+    def measure(self, frames: Tensor, reference: Tensor | None) -> Tensor | float:
+        """`score`, given frames that were checked: without gradients and autocast, everything loaded."""
+        raise NotImplementedError
+
+    def weight(self, frames: Tensor) -> float:
+        """How much a video counts in the mean: 1, unless the measure's definition averages over frames."""
+        return 1.0
+
+    def update(self, frames: Tensor, reference: Tensor | None = None) -> None:
+        """Measure one video and add it to the mean, see `score`."""
+        weight = self.weight(frames)
+        self.total += weight * self.score(frames, reference)
+        self.count += weight
+
+    def compute(self) -> Tensor:
+        """The mean over all videos, float64.
+
+        Raises:
+            ValueError: no video was measured.
+        """
+        if not self.count:
+            raise ValueError(f"{self.name}: no video was measured")
+        return self.total / self.count
+
+    def train(self, mode: bool = True) -> VideoMetric:
+        """Networks that measure are never trained: stays in evaluation mode."""
+        return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Any = "") -> nn.Module:
+        # Moves, but is never cast: torchmetrics guards its states against .half() and its like, not against
+        # .to(dtype), and the networks inside would be cast in any case.
+        device = fn(torch.zeros(1, device=self.device)).device
+        return super()._apply(lambda tensor: tensor.to(device), exclude_state)
+
+
+def frozen(network: nn.Module) -> nn.Module:
+    """A network for measuring, itself: evaluation mode, no gradients."""
+    return network.eval().requires_grad_(False)
+
+
+def check_frames(frames: Tensor, name: str, least: int = 1) -> None:
+    """Refuse what is not a video.
+
+    Args:
+        frames: what should be uint8 T x H x W x 3.
+        name: of the metric, for the message.
+        least: fewest frames that the metric is defined for.
+
+    Raises:
+        ValueError: another type or shape, or too few frames.
+    """
+    if not isinstance(frames, Tensor):
+        raise ValueError(f"{name}: frames must be a uint8 tensor T x H x W x 3, got {type(frames).__name__}")
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+        raise ValueError(f"{name}: frames must be uint8 T x H x W x 3, got {described(frames)}")
+    if frames.shape[0] < least or min(frames.shape[1:3]) < 1:
+        raise ValueError(
+            f"{name}: needs at least {least} frame{'s' if least > 1 else ''} of a video, got "
+            f"{frames.shape[0]} of {frames.shape[1]}x{frames.shape[2]}"
+        )
+
+
+def described(tensor: Tensor) -> str:
+    """Type and shape of a tensor, for a message."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {' x '.join(map(str, tensor.shape)) or 'scalar'}"

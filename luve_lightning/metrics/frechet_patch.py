@@ -1,0 +1,187 @@
+"""Fréchet distance between features of patches: of videos, and of a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from luve_lightning.functional.frechet import FrechetTarget
+from luve_lightning.functional.patches import PatchPlan, cut_patches
+from luve_lightning.metrics.base import check_frames
+from luve_lightning.metrics.feature_extractor import FeatureExtractor
+from luve_lightning.metrics.feature_moments import FeatureMoments, checked_features
+from luve_lightning.metrics.feature_statistics import FeatureStatistics
+from luve_lightning.metrics.inception_features import InceptionFeatures
+
+
+class FrechetPatchDistance(Metric):
+    """Squared Fréchet distance of patch features to those of a reference; lower is better.
+
+    Memory is that of one sum of outer products, whatever the number of videos; it is summed over processes, so uneven
+    or empty shares of the videos change nothing. All in float64, which no cast of the module changes.
+
+    The distance of few patches is too large: its bias falls like 1/N (Chong and Forsyth 2020, arXiv 1911.07023), and
+    covariances of fewer patches than features are singular. Compare numbers of equally many patches only.
+
+    Args:
+        patches: which patches of which frames.
+        extractor: the network. The column is `fid_patch` for clean-fid's Inception and `fd_patch_<kind>` for any
+            other, so that nobody reads it as FID.
+        reference: statistics or their file (of a folder of images or videos, see evaluation/reference_statistics.py);
+            None when only `features` are asked for, or `use_reference` follows.
+        batch_size: patches that the network sees at once.
+    """
+
+    is_differentiable: bool | None = False
+    higher_is_better: bool | None = False
+    full_state_update: bool | None = False
+    feature_count: Tensor
+    feature_sum: Tensor
+    feature_outer: Tensor
+
+    def __init__(
+        self,
+        patches: PatchPlan,
+        extractor: FeatureExtractor,
+        reference: FeatureStatistics | Path | str | None = None,
+        batch_size: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size}: expected an integer >= 1")
+        self.extractor = extractor.requires_grad_(False).eval()
+        self.patches, self.batch_size, self.reference = patches, batch_size, reference
+        self._target: FrechetTarget | None = None
+        self._prepared = False
+
+    @property
+    def name(self) -> str:
+        """The column of a table."""
+        is_fid = isinstance(self.extractor, InceptionFeatures)
+        return "fid_patch" if is_fid else f"fd_patch_{self.extractor.kind}"
+
+    @property
+    def resolution(self) -> str:
+        """What the network sees, in words."""
+        size = self.patches.size
+        return f"patches of {size}x{size} at native resolution, seen at {self.extractor.resolution}"
+
+    def prepare(self, device: torch.device | str) -> None:
+        """Load the network and the reference, once, and move everything to a device.
+
+        Raises:
+            Unavailable: the network's file is missing.
+            FileNotFoundError: the reference's is.
+            ValueError: the reference was made otherwise.
+        """
+        self.extractor.prepare(device)
+        if not self._prepared:
+            zeros = FeatureMoments.zeros(self.extractor.dim)
+            self.add_state("feature_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+            self.add_state("feature_sum", zeros.sum, dist_reduce_fx="sum")
+            self.add_state("feature_outer", zeros.outer, dist_reduce_fx="sum")
+            self._prepared = True
+        self.to(device)
+        if self.reference is not None and self._target is None:
+            self.use_reference(self.reference)
+
+    def use_reference(self, reference: FeatureStatistics | Path | str) -> None:
+        """Compare with this reference from now on. After `prepare`, which does it for the constructor's.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it was made with other patches or another network.
+        """
+        if not isinstance(reference, FeatureStatistics):
+            if Path(reference).is_dir():
+                raise ValueError(
+                    f"{self.name}: reference {reference} is a folder; give the statistics that "
+                    "luve_lightning.evaluation.reference_statistics makes of it"
+                )
+            reference = FeatureStatistics.load(reference)
+        reference.check(self.patches, self.extractor.name)
+        self.reference = reference
+        # The reference stays on the CPU: distances are computed there, each in a second for 2048 features.
+        self._target = FrechetTarget.of(reference.moments.mean().cpu(), reference.moments.cov().cpu())
+
+    def features(self, frames: Tensor, key: str = "") -> Tensor:
+        """Features of a video's patches.
+
+        Args:
+            frames: uint8 T x H x W x 3, on any device.
+            key: what random patches are drawn for, e.g. the video's name.
+
+        Returns:
+            float32 N x D on the CPU, frame by frame.
+
+        Raises:
+            ValueError: frames of another kind, or smaller than a patch.
+        """
+        return self._features(frames, key).cpu()
+
+    def _features(self, frames: Tensor, key: str) -> Tensor:
+        self._require_prepared()
+        check_frames(frames, self.name)
+        total, height, width, _ = frames.shape
+        places = self.patches.places(total, height, width, key)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            parts = [
+                self.extractor(cut_patches(frames, part, self.patches.size).to(self.device)).float()
+                for part in places.split(self.batch_size)
+            ]
+        return checked_features(torch.cat(parts))
+
+    def update(self, frames: Tensor, key: str = "") -> None:
+        """Add a video, see `features`."""
+        features = self._features(frames, key).double()
+        self.feature_count += len(features)
+        self.feature_sum += features.sum(0)
+        self.feature_outer.addmm_(features.T, features)
+
+    @property
+    def moments(self) -> FeatureMoments:
+        """Moments of the videos that this process was given."""
+        self._require_prepared()
+        return FeatureMoments(int(self.feature_count), self.feature_sum.clone(), self.feature_outer.clone())
+
+    def compute(self) -> Tensor:
+        """The distance of all processes' videos to the reference, float64.
+
+        Raises:
+            ValueError: fewer than 2 patches, or no reference.
+        """
+        return torch.tensor(self.distance(self.moments), dtype=torch.float64)
+
+    def distance(self, moments: FeatureMoments) -> float:
+        """Distance of these moments to the reference, e.g. of a resample (`GroupedMoments`).
+
+        Raises:
+            ValueError: fewer than 2 patches, or no reference.
+        """
+        if self._target is None:
+            raise ValueError(
+                f"{self.name}: nothing to compare with; give a reference and call prepare(device)"
+            )
+        if moments.count < 2:
+            raise ValueError(f"{self.name}: needs at least 2 patches, got {moments.count}")
+        return self._target.distance(moments.mean().cpu(), moments.cov().cpu())
+
+    def train(self, mode: bool = True) -> FrechetPatchDistance:
+        """Networks that measure are never trained: stays in evaluation mode."""
+        del mode
+        return super().train(False)
+
+    def _require_prepared(self) -> None:
+        if not self._prepared:
+            raise RuntimeError(f"{self.name}: call prepare(device) before it is used")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Any = "") -> nn.Module:
+        # Moves, but is never cast: neither float64 states nor the network.
+        device = fn(torch.zeros(1, device=self.device)).device
+        return super()._apply(lambda tensor: tensor.to(device), exclude_state)

@@ -1,0 +1,79 @@
+"""VBench's imaging quality: MUSIQ on small frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from luve_lightning.functional.patches import PatchPlan
+from luve_lightning.functional.vbench_views import longer_side_view
+from luve_lightning.metrics.frame_networks import FrameNetworkMetric, Tiled
+from luve_lightning.metrics.pyiqa_networks import MUSIQ_SPAQ, load_pyiqa
+
+
+class ImagingQuality(FrameNetworkMetric):
+    """VBench's IQ (arXiv 2311.17982): MUSIQ trained on SPAQ, divided by 100, the mean over all frames.
+
+    About 0 to 1. VBench's file gives a video's score from 0 to 100 and divides only their mean. Its mode `longer`, the
+    default, is meant here. The mean over videos counts them alike.
+
+    Args:
+        backbone: N x 3 x h x w in [0, 1] to N or N x 1 scores of 0 .. 100, in place of MUSIQ.
+        weights: the file `musiq_spaq_ckpt-358bb6af.pth` or its folder; None to look in the usual places.
+        batch_size: frames that the network sees at a time.
+    """
+
+    name = "imaging_quality"
+    resolution = "512 on the longer side, without antialiasing: 288x512 of 2160x3840"
+
+    def __init__(
+        self, backbone: nn.Module | None = None, weights: str | Path | None = None, batch_size: int = 16
+    ) -> None:
+        super().__init__(backbone, batch_size)
+        self.weights = weights
+
+    def build(self) -> nn.Module:
+        """MUSIQ, as pyiqa has it."""
+        return load_pyiqa("musiq-spaq", MUSIQ_SPAQ, self.weights, self.name)
+
+    def view(self, frames: Tensor) -> Tensor:
+        """VBench's view of whole frames."""
+        return longer_side_view(frames)
+
+    def measure(self, frames: Tensor, reference: Tensor | None) -> Tensor:
+        """The video's mean score."""
+        return self.outputs(frames).double().mean() / 100
+
+
+class ImagingQualityTiles(Tiled, ImagingQuality):
+    """`ImagingQuality` of 512x512 tiles of the frames as they are: its counterpart at native resolution.
+
+    Args:
+        backbone: see `ImagingQuality`.
+        weights: see `ImagingQuality`.
+        frames: of a video, the middles of as many equal parts: at 3840x2160 a frame is 28 tiles.
+        batch_size: tiles that the network sees at a time.
+    """
+
+    name = "imaging_quality_tiles"
+    resolution = "native, tiles of 512x512"
+    tile = 512
+
+    def __init__(
+        self,
+        backbone: nn.Module | None = None,
+        weights: str | Path | None = None,
+        frames: int = 8,
+        batch_size: int = 16,
+    ) -> None:
+        super().__init__(backbone, weights, batch_size)
+        self.plan = PatchPlan(size=self.tile, frames=frames)
+
+    def view(self, frames: Tensor) -> Tensor:
+        """Tiles."""
+        return self.tiles(frames)
+
+    def measure(self, frames: Tensor, reference: Tensor | None) -> Tensor:
+        """The mean score over tiles of some frames."""
+        return super().measure(frames[list(self.plan.frame_indices(len(frames)))], reference)

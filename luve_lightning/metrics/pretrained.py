@@ -1,0 +1,163 @@
+"""The published networks behind VBench's metrics, loaded from folders or caches of this machine, never downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from luve_lightning.metrics.base import Unavailable
+from luve_lightning.metrics.weights import WeightFile, weights_folder
+
+LAION_HEAD = WeightFile(
+    name="LAION's linear aesthetic head",
+    file_name="sa_0_4_vit_l_14_linear.pth",
+    size_bytes=3_700,
+    url="https://github.com/LAION-AI/aesthetic-predictor",
+    purpose="the aesthetic score",
+)
+
+
+class DinoFeatures(nn.Module):
+    """The class token of DINO's ViT after its last normalisation: what torch.hub's `dino_vitb16` returns.
+
+    transformers' `ViTModel` is the same network but for the position embeddings of other sizes than its own: DINO
+    interpolates them by a scale factor of (n + 0.1) / 14, transformers to a size of n. VBench's 224x398 is
+    another size.
+
+    Args:
+        vit: a `transformers.ViTModel`.
+    """
+
+    def __init__(self, vit: Any) -> None:
+        super().__init__()
+        vit.embeddings = _DinoEmbeddings(vit.embeddings)
+        self.vit = vit
+
+    def forward(self, images: Tensor) -> Tensor:
+        """N x 3 x h x w in ImageNet's colours to N x D; sides are cut to multiples of the patch."""
+        tokens: Tensor = self.vit(images).last_hidden_state
+        return tokens[:, 0]
+
+
+class _DinoEmbeddings(nn.Module):
+    """Patch tokens and DINO's position embeddings, in the place of transformers' `ViTEmbeddings`."""
+
+    patch_embeddings: Any
+    cls_token: nn.Parameter
+    position_embeddings: nn.Parameter
+
+    def __init__(self, published: Any) -> None:
+        super().__init__()
+        self.cls_token = published.cls_token
+        self.position_embeddings = published.position_embeddings
+        self.patch_embeddings = published.patch_embeddings
+
+    def forward(self, pixel_values: Tensor, **_: object) -> Tensor:
+        grid: Tensor = self.patch_embeddings.projection(pixel_values)
+        tokens = grid.flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        height, width = pixel_values.shape[2:]
+        return tokens + self._positions(grid.shape[2], grid.shape[3], height == width)
+
+    def _positions(self, rows: int, columns: int, square: bool) -> Tensor:
+        token, grid = self.position_embeddings[:, :1], self.position_embeddings[:, 1:]
+        side = round(grid.shape[1] ** 0.5)
+        if square and rows == side:
+            return self.position_embeddings
+        grid = grid.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        scale = ((rows + 0.1) / side, (columns + 0.1) / side)
+        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", align_corners=False)
+        return torch.cat([token, grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+class ClipFeatures(nn.Module):
+    """CLIP's image embedding, before any normalisation.
+
+    Args:
+        clip: a `transformers.CLIPVisionModelWithProjection`.
+    """
+
+    def __init__(self, clip: Any) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, images: Tensor) -> Tensor:
+        """N x 3 x 224 x 224 in CLIP's colours to N x D."""
+        embeddings: Tensor = self.clip(images).image_embeds
+        return embeddings
+
+
+def load_dino(source: str | Path, purpose: str) -> DinoFeatures:
+    """DINO's ViT.
+
+    Args:
+        source: a folder, or the name of a repository in the hub's cache.
+        purpose: the metric, for the message.
+
+    Raises:
+        Unavailable: it is in neither.
+    """
+    from transformers import ViTModel
+
+    # DINO's own code normalises with 1e-6; the published configuration says 1e-12.
+    options: dict[str, object] = {"add_pooling_layer": False, "layer_norm_eps": 1e-6}
+    return DinoFeatures(_from_pretrained(ViTModel, source, purpose, "DINO ViT-B/16, 343 MB", options))
+
+
+def load_clip(source: str | Path, purpose: str, size: str) -> ClipFeatures:
+    """The image side of CLIP in float32 (VBench runs it in float16 on a GPU: a difference in the fourth digit).
+
+    Args:
+        source: a folder, or the name of a repository in the hub's cache.
+        purpose: the metric, for the message.
+        size: name and size of the network, for the message.
+
+    Raises:
+        Unavailable: it is in neither.
+    """
+    from transformers import CLIPVisionModelWithProjection
+
+    return ClipFeatures(_from_pretrained(CLIPVisionModelWithProjection, source, purpose, size, {}))
+
+
+def load_aesthetic_head(weights: str | Path | None) -> nn.Linear:
+    """LAION's linear head on CLIP ViT-L/14 embeddings of length 1: 768 numbers to a score of about 1 to 10.
+
+    Args:
+        weights: the file, or None to look in the usual places.
+
+    Raises:
+        Unavailable: it is not there, or is another file.
+    """
+    path = LAION_HEAD.find(weights)
+    head = nn.Linear(768, 1)
+    try:
+        head.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch.load raises what the broken file makes it
+        reason = str(error).partition("\n")[0]
+        raise Unavailable(f"{path} is not {LAION_HEAD.name} ({LAION_HEAD.url}): {reason}") from error
+    return head
+
+
+def _from_pretrained(
+    kind: type, source: str | Path, purpose: str, what: str, options: dict[str, object]
+) -> nn.Module:
+    """A transformers model from a folder or the hub's cache, without asking the network."""
+    # A folder of that name beside the other weights comes before the cache.
+    own = weights_folder() / Path(source).name
+    folder = Path(source).expanduser()
+    place = folder if folder.is_dir() else own if own.is_dir() else source
+    try:
+        network: nn.Module = kind.from_pretrained(  # type: ignore[attr-defined]
+            str(place), local_files_only=True, dtype=torch.float32, **options
+        )
+    except (OSError, ValueError) as error:
+        raise Unavailable(
+            f"{purpose} needs {source} ({what}): neither a folder, nor {own}, nor in the hub's cache; "
+            f"fetch it once with `hf download {source}`, or copy its folder to {own}"
+        ) from error
+    return network

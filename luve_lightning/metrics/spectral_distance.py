@@ -1,0 +1,53 @@
+"""How far a video's spectrum is from its original's."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from luve_lightning.functional.spectra import band_density, luma_spectrum
+from luve_lightning.metrics.base import VideoMetric
+
+# The density of rounding to 256 levels: no band of an 8-bit video is known better, and a flat one has a logarithm.
+QUANTISATION_NOISE = 1 / (12 * 255**2)
+
+
+class SpectralDistance(VideoMetric):
+    """Mean absolute difference between the log10 power densities of a video and its original.
+
+    Of luma in [0, 1], frames tapered by a Hann window, averaged over time and then over equally wide bands from 0
+    to Nyquist (the mean brightness is in none, the last has the spectrum's corners). To each band's density that of
+    8-bit rounding is added. In decades: 0 for equal spectra, 1 when every band has ten times too much or too little
+    power. Blind to where things are: frames that are shifted have the same spectrum.
+
+    Args:
+        bands: how many; frames need at least twice as many pixels along their longer side.
+    """
+
+    name = "spectral_distance"
+    higher_is_better = False
+    resolution = "native"
+    full_reference = True
+
+    def __init__(self, bands: int = 16) -> None:
+        super().__init__()
+        if bands < 1:
+            raise ValueError(f"bands: expected at least 1, got {bands}")
+        self.bands = bands
+
+    def measure(self, frames: Tensor, reference: Tensor | None) -> Tensor:
+        """Distance in decades of one video to its original."""
+        assert reference is not None
+        return (self._levels(frames) - self._levels(reference)).abs().mean()
+
+    def _levels(self, frames: Tensor) -> Tensor:
+        """log10 density of each band, shape (bands,)."""
+        longer = max(frames.shape[1:3])
+        if longer < 2 * self.bands:
+            raise ValueError(
+                f"{self.name}: frames of {frames.shape[1]}x{frames.shape[2]} are too small for {self.bands} bands, "
+                f"at most {longer // 2} fit"
+            )
+        density = band_density(luma_spectrum(frames), np.linspace(0, 1, self.bands + 1).tolist())
+        return torch.log10(density + QUANTISATION_NOISE)

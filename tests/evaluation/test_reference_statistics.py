@@ -1,0 +1,113 @@
+"""Statistics of folders against the metric on the same frames."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from luve_lightning.datasets.video_files import write_video
+from luve_lightning.evaluation import reference_statistics
+from luve_lightning.evaluation.reference_statistics import folder_statistics, prepare_reference, read_frames
+from luve_lightning.metrics.frechet_patch import FrechetPatchDistance
+from tests.helpers.patch_features import PLAN, StubFeatures, stub_metric, stub_video
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two pictures and a video, and what is none of them."""
+    folder = tmp_path / "reference"
+    (folder / "below").mkdir(parents=True)
+    for number, name in enumerate(("b.png", "below/a.PNG")):
+        Image.fromarray(stub_video(number)[0].numpy()).save(folder / name)
+    write_video(folder / "c.mp4", stub_video(2, height=50, width=78).numpy(), fps=8, lossless=True)
+    (folder / ".hidden.png").write_bytes(b"")
+    (folder / "notes.txt").write_text("text")
+    return folder
+
+
+def test_statistics_are_those_of_all_files(folder: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    statistics = folder_statistics(folder, PLAN, StubFeatures(), "cpu", lambda *call: calls.append(call))
+    metric = FrechetPatchDistance(PLAN, StubFeatures())
+    metric.prepare("cpu")
+    metric.update(stub_video(0)[:1], "b.png")
+    metric.update(stub_video(1)[:1], "below/a.PNG")
+    metric.update(stub_video(2, height=50, width=78), "c.mp4")
+    want = metric.moments
+    assert statistics.moments.count == want.count == 2 * (6 + 3) + 4 * (6 + 3)
+    torch.testing.assert_close(statistics.moments.sum, want.sum, rtol=1e-12, atol=0)
+    torch.testing.assert_close(statistics.moments.outer, want.outer, rtol=1e-12, atol=0)
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    assert (statistics.files, statistics.extractor, statistics.plan) == (3, "stub-1", PLAN)
+    assert statistics.source == str(folder)
+
+
+def test_grey_and_transparent_pictures_are_rgb(tmp_path: Path) -> None:
+    for mode in ("L", "RGBA", "P"):
+        path = tmp_path / f"{mode}.png"
+        Image.fromarray(stub_video(0)[0].numpy()).convert(mode).save(path)
+        frames = read_frames(path)
+        assert frames.shape == (1, 50, 77, 3)
+        assert frames.dtype == torch.uint8
+
+
+def test_files_that_cannot_be_used_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing: no such folder"):
+        folder_statistics(tmp_path / "nothing", PLAN, StubFeatures(), "cpu")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty: holds neither images nor videos"):
+        folder_statistics(tmp_path / "empty", PLAN, StubFeatures(), "cpu")
+    with pytest.raises(
+        ValueError, match=r"b.png: frames are 50x77, smaller than a patch of 60 \(patches.size\)$"
+    ):
+        folder_statistics(folder, replace(PLAN, size=60), StubFeatures(), "cpu")
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"b.png: cannot be read"):
+        folder_statistics(folder, PLAN, StubFeatures(), "cpu")
+
+
+def test_a_cache_is_used_until_the_folder_changes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric = stub_metric()
+    metric.update(stub_video(7))
+    cache = tmp_path / "cache"
+    made = prepare_reference(metric, folder, "cpu", cache)
+    first = metric.compute().item()
+
+    def not_again(*args: object) -> None:
+        raise AssertionError("statistics were made again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reference_statistics, "folder_statistics", not_again)
+        again = stub_metric()
+        again.update(stub_video(7))
+        kept = prepare_reference(again, folder, "cpu", cache)
+        assert kept.source_hash == made.source_hash
+        assert again.compute().item() == first
+        (folder / "b.png").rename(folder / "d.png")
+        with pytest.raises(AssertionError, match="made again"):
+            prepare_reference(again, folder, "cpu", cache)
+        with pytest.raises(AssertionError, match="made again"):
+            prepare_reference(
+                FrechetPatchDistance(replace(PLAN, seed=6), StubFeatures()), folder, "cpu", cache
+            )
+    assert prepare_reference(stub_metric(), folder, "cpu", cache).source_hash != made.source_hash
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_file_is_a_reference_when_it_fits(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "reference.safetensors"
+    folder_statistics(folder, PLAN, StubFeatures(), "cpu").save(path)
+    metric = FrechetPatchDistance(PLAN, StubFeatures())
+    prepare_reference(metric, path, "cpu")
+    metric.update(stub_video(7))
+    assert metric.compute() > 0
+    with pytest.raises(ValueError, match=r"patches.frames 4 there and 2 here"):
+        prepare_reference(FrechetPatchDistance(replace(PLAN, frames=2), StubFeatures()), path, "cpu")
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        prepare_reference(metric, tmp_path / "gone", "cpu")

@@ -1,0 +1,31 @@
+"""A real WanPipeline of the tiny backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import WanPipeline
+
+from luve_lightning.models.backbone import load_vae
+from luve_lightning.models.text import TextEncoder
+from luve_lightning.models.transformer import flow_scheduler, load_transformer
+
+
+def tiny_pipeline(backbone: Path, shift: float = 5.0) -> WanPipeline:
+    """Untrained, but with a last layer that is not near zero: predictions that change from step to step."""
+    text = TextEncoder.from_pretrained(backbone)
+    transformer = load_transformer(backbone).eval()
+    generator = torch.Generator().manual_seed(5)
+    transformer.proj_out.weight.data = 0.3 * torch.randn(
+        transformer.proj_out.weight.shape, generator=generator
+    )
+    pipeline = WanPipeline(
+        tokenizer=text.tokenizer,
+        text_encoder=text.encoder,
+        vae=load_vae(backbone),
+        scheduler=flow_scheduler(shift),
+        transformer=transformer,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
