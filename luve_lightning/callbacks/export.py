@@ -34,7 +34,9 @@ class Export(L.Callback):
         if self.weights == "best" and not any(saver.monitor for saver in _savers(trainer)):
             raise ValueError("weights: best needs a Checkpoints callback with a metric to monitor")
         if self.weights == "best" and isinstance(trainer.strategy, ModelParallelStrategy):
-            raise ValueError("weights: best needs whole checkpoints, ModelParallelStrategy writes shards: use last")
+            raise ValueError(
+                "weights: best needs whole checkpoints, ModelParallelStrategy writes shards: use last"
+            )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Save on the first process; with the others' help where a task says `collective_export`."""
@@ -45,7 +47,9 @@ class Export(L.Callback):
             pl_module.export(self.output, datamodule)
 
     def _chosen(self, trainer: L.Trainer, pl_module: Any) -> Any:
-        best = [saver.best_model_path for saver in _savers(trainer) if saver.monitor and saver.best_model_path]
+        best = [
+            saver.best_model_path for saver in _savers(trainer) if saver.monitor and saver.best_model_path
+        ]
         if self.weights == "last" or not best:
             return averaged_weights(trainer, pl_module)
         rank_zero_info(f"{self.output}: weights of {best[0]}")

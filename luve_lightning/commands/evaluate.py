@@ -17,13 +17,13 @@ from luve_lightning.callbacks.provenance import PACKAGE_ROOT, git_state
 from luve_lightning.commands.devices import choose_device, decoding_threads
 from luve_lightning.commands.progress import Steps
 from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.evaluation.evaluation_files import write_report
 from luve_lightning.evaluation.evaluation_report import (
     Report,
     difference_rows,
     missing_lines,
     problem_lines,
     with_arrow,
-    write_report,
 )
 from luve_lightning.evaluation.evaluation_summary import distances, summarise
 from luve_lightning.evaluation.measures import Skipped, prepare_measures
@@ -133,10 +133,9 @@ def _announce(console: Console, sets: VideoSets, skipped: Sequence[Skipped], dev
     counts = ", ".join(f"{method} {len(files)}" for method, files in sets.methods.items())
     originals = f"; {len(sets.originals)} originals" if sets.originals else ""
     console.print(f"videos: {counts}{originals}; on {device}", highlight=False, soft_wrap=True, markup=False)
-    for metric in skipped:
-        console.print(
-            f"cannot run {metric.name}: {metric.reason}", highlight=False, soft_wrap=True, markup=False
-        )
+    if skipped:  # why, is told at the end and in the report
+        names = ", ".join(metric.name for metric in skipped)
+        console.print(f"cannot run here: {names}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _facts(

@@ -206,9 +206,13 @@ class LuveCLI(LightningCLI):
         """Refuses a missing file before anything is loaded."""
         path = self.config["ckpt_path"]
         if path == "best" and self.verb == "fit":
-            raise UsageError("ckpt_path: fit resumes a run where it stopped; expected a checkpoint's path or 'last'")
+            raise UsageError(
+                "ckpt_path: fit resumes a run where it stopped; expected a checkpoint's path or 'last'"
+            )
         if path not in (None, "last", "best") and not Path(path).exists():
-            raise UsageError(f"ckpt_path: no such file: {path}; expected a checkpoint's path, 'last' or 'best'")
+            raise UsageError(
+                f"ckpt_path: no such file: {path}; expected a checkpoint's path, 'last' or 'best'"
+            )
 
     def _best_checkpoint(self, folder: Path) -> str:
         """The checkpoint of the run that validation chose; Lightning knows it only in the process that trained."""

@@ -1,23 +1,20 @@
-"""The table of an evaluation as CSV, Markdown, JSON and LaTeX, and what it could not hold."""
+"""The report of an evaluation: its tables, what they could not hold, and both as Markdown."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from luve_lightning.evaluation.bootstrap import Interval
-from luve_lightning.evaluation.latex import booktabs, escape
 from luve_lightning.evaluation.measures import Measure
 from luve_lightning.evaluation.runner import ORIGINALS, Measurements, Problem
 from luve_lightning.evaluation.summary_table import Resampling, Summary
-from luve_lightning.evaluation.tables import format_value, table_csv, table_markdown, write_text
+from luve_lightning.evaluation.tables import format_value, table_markdown
 from luve_lightning.evaluation.video_sets import VideoSets
 
-_NOTES = (
+NOTES = (
     "Each cell is a value and its 95 % interval, a percentile bootstrap over videos. For Fréchet distances the "
     "percentiles of the resampled distances are shifted by the difference of the sample's distance and the "
     "resamples' mean, because a resample holds fewer different videos and so lies farther away; the bias of the "
@@ -132,26 +129,6 @@ def _cell(interval: Interval) -> tuple[float, float, float, int]:
     return interval.value, interval.low, interval.high, interval.n
 
 
-def write_report(report: Report, path: Path) -> list[Path]:
-    """Write the table beside `path` as .csv, .md, .json and .tex, and the CSVs of videos and differences.
-
-    Returns:
-        The files.
-    """
-    files = {
-        path: table_csv(*table_rows(report)),
-        path.with_stem(f"{path.stem}-videos"): table_csv(*video_rows(report)),
-    }
-    if report.summary.differences:
-        files[path.with_stem(f"{path.stem}-differences")] = table_csv(*difference_rows(report))
-    files[path.with_suffix(".md")] = report_markdown(report)
-    files[path.with_suffix(".json")] = report_json(report)
-    files[path.with_suffix(".tex")] = report_latex(report)
-    for file, text in files.items():
-        write_text(file, text)
-    return list(files)
-
-
 def with_arrow(measure: Measure) -> str:
     """A column's name with the direction that is better."""
     arrow = {True: " ↑", False: " ↓", None: ""}[measure.higher_is_better]
@@ -184,25 +161,27 @@ def report_markdown(report: Report) -> str:
         )
         for method in report.sets.methods
     ]
-    parts = ["# Evaluation", table_markdown(columns, rows).rstrip(), _NOTES]
+    parts = ["# Evaluation", table_markdown(columns, rows).rstrip(), NOTES]
     if report.summary.differences:
         parts += ["## Differences", table_markdown(*difference_rows(report)).rstrip()]
-    parts += _listed("Metrics", [_about(measure) for measure in report.measures])
+    parts += _listed("Metrics", [about(measure) for measure in report.measures])
     parts += _listed("Not run", [f"{skipped.name}: {skipped.reason}" for skipped in report.found.skipped])
     parts += _listed("Unreadable", problem_lines(report.unreadable))
     parts += _listed("Not measured", problem_lines(report.unmeasured))
     parts += _listed("Missing", missing_lines(report.sets))
-    facts = {**report.facts, **_settings(report)}
+    facts = {**report.facts, **settings(report)}
     parts += _listed("Made with", [f"{name}: {value}" for name, value in facts.items()])
     return "\n\n".join(parts) + "\n"
 
 
-def _about(measure: Measure) -> str:
+def about(measure: Measure) -> str:
+    """A metric in a line."""
     network = f"; features of {measure.extractor}" if measure.extractor else ""
     return f"{with_arrow(measure)}: measured at {measure.resolution}{network}"
 
 
-def _settings(report: Report) -> dict[str, str]:
+def settings(report: Report) -> dict[str, str]:
+    """What else the numbers depend on, by name."""
     resampling = report.resampling
     return {
         "seed": str(resampling.seed),
@@ -229,90 +208,3 @@ def missing_lines(sets: VideoSets) -> list[str]:
         f"{method} has not {len(names)} of the others' videos: {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
         for method, names in sets.missing().items()
     ]
-
-
-def report_json(report: Report) -> str:
-    """The report for programs; NaN is null, infinities are the strings "inf" and "-inf"."""
-
-    def numbers(interval: Interval) -> dict[str, Any]:
-        value, low, high = (_number(x) for x in (interval.value, interval.low, interval.high))
-        return {"value": value, "low": low, "high": high, "n": interval.n}
-
-    methods = {
-        method: {
-            "n": report.videos(method),
-            "metrics": {m.name: numbers(report.interval(m.name, method)) for m in report.measures},
-        }
-        for method in report.sets.methods
-    }
-    content = {
-        "methods": methods,
-        "differences": [
-            {"metric": d.metric, "first": d.first, "second": d.second} | numbers(d.interval)
-            for d in report.summary.differences
-        ],
-        "metrics": {
-            m.name: {
-                "higher_is_better": m.higher_is_better,
-                "resolution": m.resolution,
-                "extractor": m.extractor,
-                "identity": m.identity,
-            }
-            for m in report.measures
-        },
-        "not_run": {skipped.name: skipped.reason for skipped in report.found.skipped},
-        "unreadable": [_problem(p) for p in report.unreadable],
-        "not_measured": [_problem(p) for p in report.unmeasured],
-        "missing": report.sets.missing(),
-        "without_original": report.sets.without_original(),
-        "seed": report.resampling.seed,
-        "replicates": report.resampling.replicates,
-        "frechet_replicates": report.resampling.frechet_replicates,
-        "interval": "95 % percentile bootstrap over videos; of Fréchet distances shifted to the sample's value",
-        "versions": report.versions(),
-        "made_with": dict(report.facts),
-    }
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _number(value: float) -> float | str | None:
-    if math.isnan(value):
-        return None
-    return value if math.isfinite(value) else str(value)
-
-
-def _problem(problem: Problem) -> dict[str, str | None]:
-    return {
-        "method": problem.method or ORIGINALS,
-        "video": problem.video,
-        "metric": problem.metric,
-        "reason": problem.reason,
-    }
-
-
-def report_latex(report: Report) -> str:
-    """The main table with the best value of each column bold."""
-    best = {m.name: _best(report, m) for m in report.measures}
-    header = ["Method", "$n$"]
-    for measure in report.measures:
-        arrow = {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}[measure.higher_is_better]
-        header.append(escape(measure.name) + arrow)
-    rows = []
-    for method in report.sets.methods:
-        cells = [escape(method), str(report.videos(method))]
-        for m in report.measures:
-            interval = report.interval(m.name, method)
-            value, _, ends = in_words(interval).partition(" ")
-            value = rf"\textbf{{{value}}}" if interval.value == best[m.name] else value
-            cells.append(value + (rf" {{\scriptsize {ends}}}" if ends else ""))
-        rows.append(cells)
-    notes = [f"{name}: {value}" for name, value in {**report.facts, **_settings(report)}.items()]
-    return booktabs(header, rows, [*notes, *(_about(m) for m in report.measures), _NOTES])
-
-
-def _best(report: Report, measure: Measure) -> float | None:
-    values = [report.interval(measure.name, method).value for method in report.sets.methods]
-    values = [value for value in values if not math.isnan(value)]
-    if measure.higher_is_better is None or not values:
-        return None
-    return max(values) if measure.higher_is_better else min(values)

@@ -89,7 +89,7 @@ def read_answers(path: Path, key: Key) -> Answers:
 def _parse(line: str, number: int, key: Key) -> tuple[str, Answer]:
     try:
         content = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"expected a JSON object, got {_short(content)}")
@@ -107,7 +107,7 @@ def _parse(line: str, number: int, key: Key) -> tuple[str, Answer]:
 
 def _score(value: Any, where: str) -> int:
     """A whole number in range; 7.0 is one, "7", true and 7.5 are none."""
-    whole = isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer()
+    whole = (isinstance(value, float) and value.is_integer()) or type(value) is int
     if not whole or not LOWEST <= value <= HIGHEST:
         raise ValueError(f"{where}: expected a whole number from {LOWEST} to {HIGHEST}, got {_short(value)}")
     return int(value)

@@ -40,14 +40,22 @@ def _gaussian(window: int, sigma: float, device: torch.device) -> Tensor:
 
 
 def ssim(
-    video: Tensor, target: Tensor, data_range: float = 2.0, window: int = 11, sigma: float = 1.5
+    video: Tensor,
+    target: Tensor,
+    black: float = -1.0,
+    white: float = 1.0,
+    window: int = 11,
+    sigma: float = 1.5,
 ) -> Tensor:
     """Structural similarity (Wang et al. 2004), per frame and channel with a Gaussian window, averaged over a clip.
+
+    It compares local means by their ratio, so it is defined for pixels whose black is 0: they are shifted there.
 
     Args:
         video: B x C x T x H x W; H and W at least `window`.
         target: the same shape.
-        data_range: as in `psnr`.
+        black: the smallest possible value.
+        white: the largest possible value.
         window: taps of the Gaussian, odd.
         sigma: its standard deviation in pixels.
 
@@ -61,7 +69,8 @@ def ssim(
     frames_at_once = max(1, _SSIM_VALUES // video[:, :, :1].numel())
     total = torch.zeros(video.shape[0], device=video.device)
     for x, y in zip(video.split(frames_at_once, dim=2), target.split(frames_at_once, dim=2), strict=True):
-        score = _ssim_map(x.float().flatten(1, 2), y.float().flatten(1, 2), data_range, window, sigma)
+        x, y = (part.float().flatten(1, 2) - black for part in (x, y))
+        score = _ssim_map(x, y, white - black, window, sigma)
         total = total + score.flatten(2).mean(2).sum(1)
     return total / (channels * frames)
 

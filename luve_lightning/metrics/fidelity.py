@@ -53,5 +53,5 @@ class Ssim(VideoMetric):
         for parts in zip(frames.split(at_once), reference.split(at_once), strict=True):
             # Of values from 0 up, as it is defined: around 0 its comparison of means is another one.
             video, target = (unit_images(part.to(self.device)).transpose(0, 1)[None] for part in parts)
-            total += len(parts[0]) * ssim(video, target, data_range=1).double().squeeze(0)
+            total += len(parts[0]) * ssim(video, target, black=0, white=1).double().squeeze(0)
         return total / len(frames)

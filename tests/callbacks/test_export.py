@@ -78,7 +78,9 @@ def test_best_needs_a_metric(tmp_path: Path) -> None:
 
 def test_ckpt_path_best_is_the_run_folders(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(f"""
-trainer: {{default_root_dir: {tmp_path}, max_steps: 2, val_check_interval: 2, accelerator: cpu, enable_progress_bar: false}}
+trainer:
+  {{default_root_dir: {tmp_path}, max_steps: 2, val_check_interval: 2, accelerator: cpu,
+  enable_progress_bar: false}}
 model: {{class_path: tests.helpers.tiny.TinyModule}}
 data: {{class_path: tests.helpers.tiny.TinyData}}
 callbacks:

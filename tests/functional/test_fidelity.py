@@ -59,9 +59,9 @@ def test_ssim_is_scikit_images(batch: int, frames: int, height: int, width: int)
         maps = []
         for x, y in zip(video[i].flatten(0, 1).numpy(), target[i].flatten(0, 1).numpy(), strict=True):
             _, full = structural_similarity(
-                x.astype(np.float64),
-                y.astype(np.float64),
-                data_range=2.0,
+                (x.astype(np.float64) + 1) / 2,  # black is 0, as on disk
+                (y.astype(np.float64) + 1) / 2,
+                data_range=1.0,
                 gaussian_weights=True,
                 sigma=1.5,
                 use_sample_covariance=False,
