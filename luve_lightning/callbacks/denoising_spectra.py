@@ -17,7 +17,8 @@ from luve_lightning.evaluation.denoising_run import (
     write_spectra,
 )
 from luve_lightning.evaluation.denoising_spectra import DenoisingSpectra as Spectra
-from luve_lightning.evaluation.denoising_spectra import NoSpectrum, suggest_switch
+from luve_lightning.evaluation.denoising_spectra import NoSpectrum
+from luve_lightning.evaluation.sigma_switch import suggest_switch
 
 
 class DenoisingSpectra(L.Callback):
@@ -40,7 +41,7 @@ class DenoisingSpectra(L.Callback):
         guidance: scale of classifier-free guidance; 1 is none.
         seed: of the first prompt; the next takes the next.
         edges: of the bands, rising fractions of Nyquist; default four equal bands.
-        share: of a band that counts as resolved, see `suggest_switch`.
+        share: of a band that counts as settled, see `suggest_switch`.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from luve_lightning.evaluation.denoising_run import (
     switch_lines,
     write_spectra,
 )
-from luve_lightning.evaluation.denoising_spectra import PAPER_SIGMA_SWITCH, suggest_switch
+from luve_lightning.evaluation.sigma_switch import PAPER_SIGMA_SWITCH, suggest_switch
 from luve_lightning.evaluation.tables import write_text
 from luve_lightning.models.backbone import load_vae
 from luve_lightning.models.folders import cannot_load, is_local
@@ -63,7 +63,7 @@ def spectra(
         shift: Of the schedule; default the backbone's own scheduler.
         seed: Of the first prompt's noise; the next takes the next.
         edges: Of the bands, rising fractions of Nyquist from 0 to 1; default four equal bands.
-        share: Of a band that counts as resolved, between 0 and 1.
+        share: Of what is open of a band at the first step: when so much of it is settled, the switch may come.
         length: Tokens that a prompt is padded or cut to; default the tokenizer's own, at most Wan's 512.
         dtype: Dtype of the transformer's and the text encoder's weights; bfloat16 is slow on a CPU.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.

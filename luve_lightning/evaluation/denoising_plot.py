@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from luve_lightning.evaluation.denoising_spectra import (
-    PAPER_SIGMA_SWITCH,
-    DenoisingSpectra,
-    SwitchSuggestion,
-)
+from luve_lightning.evaluation.denoising_spectra import DenoisingSpectra
+from luve_lightning.evaluation.sigma_switch import PAPER_SIGMA_SWITCH, SwitchSuggestion
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +45,6 @@ def draw_spectra(spectra: DenoisingSpectra, switch: SwitchSuggestion, title: str
         ):
             place = np.interp(sigma, spectra.sigmas[::-1], steps[::-1])
             axes.axvline(place, color="black", linestyle=style, linewidth=1, label=name)
-        axes.axhline(switch.share, color="grey", linewidth=0.5)
         ticks = np.unique(np.linspace(0, len(steps) - 1, _TICKS).round().astype(int))
         axes.set_xticks(ticks, [f"{step}\n{spectra.sigmas[step]:.3f}" for step in ticks])
         axes.set_xlabel("denoising step, and its noise level sigma")

@@ -11,13 +11,12 @@ import torch
 from luve_lightning.evaluation.denoising_plot import save_plot
 from luve_lightning.evaluation.denoising_spectra import (
     COLUMNS,
-    PAPER_SIGMA_SWITCH,
     DenoisingSpectra,
-    SwitchSuggestion,
     denoising_spectra,
     joined,
     recorded_predictions,
 )
+from luve_lightning.evaluation.sigma_switch import PAPER_SIGMA_SWITCH, SwitchSuggestion
 from luve_lightning.evaluation.tables import table_csv, write_text
 from luve_lightning.functional.spectra import band_power, check_edges, radial_spectrum
 from luve_lightning.models.backbone import LatentCodec
@@ -120,7 +119,7 @@ def switch_lines(spectra: DenoisingSpectra, switch: SwitchSuggestion) -> list[st
         f"{switch.low:.2f}, {spectra.bands[-1]} to {switch.high:.2f}"
     ]
     if not switch.separated:
-        lines.append("the bands resolve together: no noise level tells them apart at this share")
+        lines.append("the highest band settles no later: no noise level tells them apart at this share")
     low, high = spectra.at(PAPER_SIGMA_SWITCH)[[0, -1]]
     lines.append(
         f"at the released {PAPER_SIGMA_SWITCH:g}: {spectra.bands[0]} resolved to {low:.2f}, "

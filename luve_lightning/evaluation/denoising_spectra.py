@@ -22,18 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from luve_lightning.evaluation.bootstrap import draw_counts, percentiles
 from luve_lightning.evaluation.tables import Row
 from luve_lightning.functional.flow_matching import clean_of_velocity
 from luve_lightning.functional.spectra import band_power, radial_spectrum
 
 COLUMNS = ("step", "sigma", "timestep", "band", "resolved", "power")
-
-PAPER_SIGMA_SWITCH = 0.875
-"""Where the released LuVe checkpoints change from the low- to the high-frequency expert: t_switch 5/12 at shift 5."""
 
 
 _EMPTY = 1e-12
@@ -200,70 +195,6 @@ def joined(spectra: Sequence[DenoisingSpectra]) -> DenoisingSpectra:
         resolved_each=torch.cat([s.resolved_each for s in spectra]),
         power_each=torch.cat([s.power_each for s in spectra]),
     )
-
-
-@dataclass(frozen=True)
-class SwitchSuggestion:
-    """A noise level to change from the low- to the high-frequency expert at.
-
-    Attributes:
-        sigma: from here on the lowest band stays resolved to `share` or more, in the mean over the videos.
-        sigma_low: lower end of its 95 % bootstrap interval over videos; NaN for a single one.
-        sigma_high: upper end.
-        share: what counts as resolved.
-        low: share of the lowest band resolved there.
-        high: share of the highest band resolved there.
-        separated: whether the highest band is below `share` there: only then does the switch tell them apart.
-    """
-
-    sigma: float
-    sigma_low: float
-    sigma_high: float
-    share: float
-    low: float
-    high: float
-    separated: bool
-
-
-def suggest_switch(
-    spectra: DenoisingSpectra, share: float = 0.5, seed: int = 0, replicates: int = 1000
-) -> SwitchSuggestion:
-    """The noise level at which the lowest band has resolved and the highest has not.
-
-    The paper fixes its switch (sigma 0.875) and names an adaptive one as future work; this is our reading of its
-    figure. The default share: of Gaussian latents, for which the ideal prediction is known, a band of signal power S
-    under noise power N resolves to S / (S + N), so one half is where its signal rises above the noise. Shares near 1
-    are reached by all bands together, at the end of sampling.
-
-    Args:
-        spectra: of at least two bands.
-        share: in (0, 1).
-        seed: of the bootstrap.
-        replicates: how often the videos are drawn anew.
-
-    Raises:
-        ValueError: for another share, or a single band.
-    """
-    if not 0 < share < 1:
-        raise ValueError(f"share: expected a number between 0 and 1, got {share}")
-    if len(spectra.edges) < 3:
-        raise ValueError("edges: a switch lies between the lowest and the highest of at least two bands")
-    each, videos = spectra.resolved_each[..., 0].numpy(), spectra.videos
-    sigma = _crossing(each.mean(0), spectra.sigmas, share)
-    means = draw_counts(videos, seed, replicates) @ each / videos
-    ends = percentiles(np.array([_crossing(mean, spectra.sigmas, share) for mean in means]), videos)
-    at = spectra.at(sigma)
-    return SwitchSuggestion(sigma, *ends, share, float(at[0]), float(at[-1]), bool(at[-1] < share))
-
-
-def _crossing(resolved: NDArray[np.float64], sigmas: Sequence[float], share: float) -> float:
-    """The noise level from which on a band stays at or above a share, linearly between the steps."""
-    below = np.flatnonzero(resolved < share)
-    if not len(below):
-        return sigmas[0]
-    last = int(below[-1])  # never the last step, at which all is resolved
-    part = (share - resolved[last]) / (resolved[last + 1] - resolved[last])
-    return float(sigmas[last] + part * (sigmas[last + 1] - sigmas[last]))
 
 
 def _bands(latents: Tensor, edges: Sequence[float]) -> Tensor:

@@ -138,6 +138,7 @@ class Runner:
                 original, original_of = frames, job.video
             if frames is not None:
                 self._measure(job, frames, original if original_of == job.video else None)
+            del item, frames  # the next one may need the room
             advance()
         self.found.decoded = len(jobs)
         self._complain_about_missing_originals()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from luve_lightning.callbacks import EMA, DenoisingSpectra
 from luve_lightning.tasks import BackboneTask
@@ -91,6 +91,15 @@ def test_the_average_is_what_generates(world: World, tmp_path: Path) -> None:
             "the test's weights are the last validation's"
         )
     assert tables["kept"] != tables["average"]
+
+
+def test_wandb_gets_the_plot_offline(world: World, tmp_path: Path) -> None:
+    logger = WandbLogger(save_dir=tmp_path, offline=True, project="test")
+    trainer = make_trainer(tmp_path, callbacks=[spectra(tmp_path / "spectra", steps=2)], logger=logger)
+    trainer.test(task(world), world.data(texts=None), verbose=False)
+    logger.experiment.finish()
+    pictures = list((tmp_path / "wandb").glob("offline-run-*/files/media/images/spectra/*.png"))
+    assert [path.name.split("_")[0] for path in pictures] == ["resolved"]
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")

@@ -22,8 +22,8 @@ from luve_lightning.evaluation.denoising_spectra import (
     DenoisingSpectra,
     denoising_spectra,
     recorded_predictions,
-    suggest_switch,
 )
+from luve_lightning.evaluation.sigma_switch import suggest_switch
 from tests.helpers.tiny_spectra import tiny_pipeline
 
 EDGES = (0.0, 0.5, 1.0)
@@ -117,11 +117,10 @@ def test_the_plot_has_a_line_a_band_and_leaves_matplotlib_as_it_was(
     switch = suggest_switch(spectra)
     axes = draw_spectra(spectra, switch, "of two videos").axes[0]
     assert dict(matplotlib.rcParams) == settings
-    low, high, suggested, released, share = axes.lines
+    low, high, suggested, released = axes.lines
     assert list(low.get_ydata()) == pytest.approx(spectra.resolved[:, 0].tolist())
     assert list(high.get_ydata()) == pytest.approx(spectra.resolved[:, 1].tolist())
     assert low.get_linewidth() < 9
-    assert share.get_ydata()[0] == 0.5
     # Between which steps a noise level lies.
     for line, sigma in ((suggested, switch.sigma), (released, 0.875)):
         place = line.get_xdata()[0]
