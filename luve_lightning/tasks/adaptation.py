@@ -31,6 +31,7 @@ class AdaptationTask(FlowMatchingTask):
         backbone: backbone folder or hub id.
         lora_rank: rank of a LoRA in every linear layer of the blocks; 0 trains all weights.
         recompute: see `models.recompute.set_recompute`.
+        keep_attention: see `models.recompute.set_recompute`.
         export_dtype: dtype of the exported transformer, "float32", "float16" or "bfloat16".
         shift: see FlowMatchingTask.
         weighting: see FlowMatchingTask.
@@ -50,6 +51,7 @@ class AdaptationTask(FlowMatchingTask):
         backbone: str,
         lora_rank: int = 0,
         recompute: Recompute = "nothing",
+        keep_attention: int | None = None,
         export_dtype: str = "float16",
         shift: float = 5.0,
         weighting: Weighting | None = None,
@@ -70,7 +72,7 @@ class AdaptationTask(FlowMatchingTask):
             transformer.add_adapter(
                 LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=_LORA_TARGETS), _LORA_NAME
             )
-        set_recompute(transformer, recompute)
+        set_recompute(transformer, recompute, keep_attention)
         super().__init__(
             transformer, SigmaBand(), shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps
         )

@@ -45,6 +45,7 @@ class ExpertTask(FlowMatchingTask):
         init_from: a folder saved by `save_expert` to continue from; its configuration must be `expert`.
         dtype: dtype of the frozen transformer, "float32" or "bfloat16"; the expert itself trains in float32.
         recompute: see `models.recompute.set_recompute`.
+        keep_attention: see `models.recompute.set_recompute`.
         shift: see FlowMatchingTask.
         weighting: see FlowMatchingTask.
         bins: see FlowMatchingTask.
@@ -63,6 +64,7 @@ class ExpertTask(FlowMatchingTask):
         init_from: str | None = None,
         dtype: str = "float32",
         recompute: Recompute = "nothing",
+        keep_attention: int | None = None,
         shift: float = 5.0,
         weighting: Weighting | None = None,
         bins: int = 5,
@@ -79,7 +81,7 @@ class ExpertTask(FlowMatchingTask):
             add_expert(transformer, name, expert, dtype=torch.float32)
         else:
             _continue_expert(transformer, name, expert, init_from)
-        set_recompute(transformer, recompute)
+        set_recompute(transformer, recompute, keep_attention)
         super().__init__(
             transformer, expert.band, shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps
         )

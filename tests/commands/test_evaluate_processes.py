@@ -1,12 +1,12 @@
-"""`luve evaluate` as real processes: killed, resumed, and two at once."""
+"""`luve evaluate` as real processes: killed and resumed."""
 
 from __future__ import annotations
 
-import signal
 import time
 from pathlib import Path
 
-from tests.helpers.evaluation import read_csv, start_evaluate, write_methods
+from tests.helpers.evaluate_process import start_evaluate
+from tests.helpers.evaluation import read_csv, write_methods
 
 COUNT = 8
 
@@ -37,20 +37,20 @@ def test_a_kill_loses_at_most_the_video_in_hand(tmp_path: Path) -> None:
     folders = write_methods(tmp_path, COUNT, {"near": 2.0, "far": 20.0})
     log = tmp_path / "log"
     log.touch()
-    victim = start_evaluate(*words(tmp_path, folders, "log", "out", 0.3))
+    victim = start_evaluate(*words(tmp_path, folders, "log", "out", 0.15))
     deadline = time.monotonic() + 60
     while len(lines(log)) < 5:
-        assert victim.poll() is None, victim.communicate()[0]
+        assert victim.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    victim.send_signal(signal.SIGKILL)
-    victim.communicate()
+    victim.kill()
+    victim.join(60)
     done = len(lines(log))
     assert 5 <= done < 2 * COUNT
     assert not (tmp_path / "out" / "table.csv").exists()
     # The arguments are those of the same metric, or nothing would be known.
-    again = start_evaluate(*words(tmp_path, folders, "log", "out", 0.3))
-    printed, _ = again.communicate(timeout=60)
-    assert again.returncode == 0, printed
+    again = start_evaluate(*words(tmp_path, folders, "log", "out", 0.15))
+    again.join(60)
+    assert again.exitcode == 0
     assert 2 * COUNT <= len(lines(log)) <= 2 * COUNT + 1
     assert [row["n"] for row in read_csv(tmp_path / "out" / "table.csv")] == [str(COUNT)] * 2

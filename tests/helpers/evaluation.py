@@ -1,12 +1,9 @@
-"""Folders of small videos, and `luve evaluate` as a process."""
+"""Folders of small videos, and reading the tables made of them."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,6 @@ import numpy as np
 
 from luve_lightning.datasets.video_files import write_video
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 FRAMES, SIZE = 3, 32
 
 
@@ -49,15 +45,3 @@ def read_json(path: Path) -> Any:
         raise AssertionError(f"{text} is no JSON")
 
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-
-
-def start_evaluate(*words: object) -> subprocess.Popen[str]:
-    """`luve evaluate` as a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "luve_lightning", "evaluate", *map(str, words)],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )

@@ -41,10 +41,12 @@ def prepared(expert: bool, dtype: torch.dtype) -> tuple[WanTransformer3DModel, l
     return transformer, list(expert_parameters(transformer, "lfe"))
 
 
-def step(recompute: Any, expert: bool, dtype: torch.dtype) -> tuple[list[Tensor], list[int], list[int]]:
+def step(
+    recompute: Any, expert: bool, dtype: torch.dtype, keep_attention: int | None = None
+) -> tuple[list[Tensor], list[int], list[int]]:
     """Loss and gradients of one step; the attentions of its forward and of its backward pass."""
     transformer, trained = prepared(expert, dtype)
-    set_recompute(transformer, recompute)
+    set_recompute(transformer, recompute, keep_attention)
     with AttentionCalls() as forward:
         loss = output(transformer, inputs(dtype=dtype)).float().square().mean()
     with AttentionCalls() as backward:
@@ -66,6 +68,21 @@ def test_numbers_stay_and_self_attention_is_kept(expert: bool, dtype: torch.dtyp
         assert again == expected, recompute
         for g, w in zip(got, want, strict=True):
             assert torch.equal(g, w), recompute
+
+
+@pytest.mark.parametrize("expert", [False, True], ids=["all weights", "expert"])
+def test_attention_is_kept_in_as_many_blocks_as_asked(expert: bool) -> None:
+    want, _, _ = step("nothing", expert, torch.float32)
+    # The backward pass runs from the last block to the first, which keeps its attention.
+    for kept, again in ((0, [TOKENS, WORDS] * 2), (1, [TOKENS, WORDS, WORDS]), (2, [WORDS, WORDS])):
+        got, _, repeated = step("all_but_attention", expert, torch.float32, kept)
+        assert repeated == again
+        assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+    for recompute, kept in (("all_but_attention", 3), ("all_but_attention", -1), ("blocks", 1)):
+        with pytest.raises(
+            ValueError, match="keep_attention: expected 0 to 2 blocks, and recompute: all_but"
+        ):
+            step(recompute, expert, torch.float32, kept)
 
 
 def test_the_choice_can_be_taken_back_and_has_three_words() -> None:
