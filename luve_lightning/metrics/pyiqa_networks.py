@@ -66,7 +66,7 @@ def load_pyiqa(measure: str, file: WeightFile, given: str | Path | None, purpose
     except ImportError as error:
         raise Unavailable(
             f"{purpose} needs pyiqa (pip install 'luve-lightning[iqa]': {error}) and {file.file_name} "
-            f"({file.size_bytes / 1e6:.2g} MB, {file.url}) in {weights_folder()}"
+            f"({file.readable_size}, {file.url}) in {weights_folder()}"
         ) from error
     path = str(file.find(given))
     try:

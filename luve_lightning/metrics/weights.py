@@ -57,7 +57,7 @@ class WeightFile:
                 return place
         missing = f"{places[0]} does not exist" if given is not None else f"{self.file_name} was not found"
         raise Unavailable(
-            f"{self.purpose} needs {self.name}: {missing}; put {self.file_name} ({self._size}, {self.url}) "
+            f"{self.purpose} needs {self.name}: {missing}; put {self.file_name} ({self.readable_size}, {self.url}) "
             f"into {weights_folder()} or give its path"
         )
 
@@ -85,7 +85,7 @@ class WeightFile:
             )
 
     @property
-    def _size(self) -> str:
+    def readable_size(self) -> str:
         """The size as people read it: 8 kB, 96 MB, 1.7 GB."""
         if self.size_bytes >= 1e9:
             return f"{self.size_bytes / 1e9:.1f} GB"
