@@ -124,8 +124,12 @@ evaluate: $(WORLD) $(STAMP) ## Upsample the mini world's test clips by every met
 	$(LUVE) upsample --config experiments/upsample/mini.yaml
 	$(LUVE) evaluate --config experiments/evaluate/mini.yaml $(ARGS)
 
+.PHONY: spectra
+spectra: $(STAMP) ## Show when frequency bands resolve in the mini backbone, and the sigma_switch that follows
+	$(LUVE) spectra --config experiments/spectra/mini.yaml $(ARGS)
+
 .PHONY: bench
-bench: $(STAMP) ## Time SUBJECT (vluer, vluer-train, experts, experts-train, unsharp) and measure its memory; needs a GPU
+bench: $(STAMP) ## Time SUBJECT (see `luve bench --help`) and measure its memory; most need a GPU
 	$(LUVE) bench --subject $(SUBJECT) $(ARGS)
 
 .PHONY: clean

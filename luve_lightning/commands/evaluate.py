@@ -188,7 +188,7 @@ def _tell(console: Console, report: Report, files: Sequence[Path], seconds: floa
 
 
 def _tell_problems(console: Console, report: Report) -> None:
-    skipped = [f"{metric.name}: {metric.reason}" for metric in report.found.skipped]
+    skipped = [str(metric) for metric in report.found.skipped]
     for title, lines in (
         ("Not run", skipped),
         ("Unreadable", problem_lines(report.unreadable)),

@@ -165,7 +165,7 @@ def report_markdown(report: Report) -> str:
     if report.summary.differences:
         parts += ["## Differences", table_markdown(*difference_rows(report)).rstrip()]
     parts += _listed("Metrics", [about(measure) for measure in report.measures])
-    parts += _listed("Not run", [f"{skipped.name}: {skipped.reason}" for skipped in report.found.skipped])
+    parts += _listed("Not run", [str(skipped) for skipped in report.found.skipped])
     parts += _listed("Unreadable", problem_lines(report.unreadable))
     parts += _listed("Not measured", problem_lines(report.unmeasured))
     parts += _listed("Missing", missing_lines(report.sets))

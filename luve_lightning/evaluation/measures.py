@@ -69,6 +69,10 @@ class Skipped:
     name: str
     reason: str
 
+    def __str__(self) -> str:
+        """In a line; many reasons begin with the name."""
+        return self.reason if self.reason.startswith(f"{self.name} ") else f"{self.name}: {self.reason}"
+
 
 def prepare_measures(
     metrics: Mapping[str, Metric], device: torch.device, originals: bool, hashes: FileHashes, cache: Path

@@ -17,7 +17,7 @@ from tests.helpers.run_luve import Outcome, run_luve
 
 COUNT = 5
 NOISES = {"reference": 0.0, "near": 4.0, "far": 16.0}
-HELPERS = "tests.helpers.video_metrics"
+HELPERS = "tests.helpers.evaluation_metrics"
 
 Luve = Callable[..., Outcome]
 
@@ -177,8 +177,8 @@ def test_what_methods_lack_is_told_and_pairs_are_of_common_videos(
 
 def test_metrics_that_cannot_run_are_listed_and_the_others_run(luve: Luve, tmp_path: Path) -> None:
     outcome = luve(**{"metrics.absent": f"{HELPERS}.Absent", "metrics.fails_later": f"{HELPERS}.FailsLater"})
-    assert "absent: absent needs nothing.pt (1 GB): put it into /nowhere" in outcome.out
-    assert "fails_later: fails_later needs more memory" in outcome.out
+    assert "\n  absent needs nothing.pt (1 GB): put it into /nowhere" in outcome.out
+    assert "\n  fails_later needs more memory" in outcome.out
     content = read_json(tmp_path / "out" / "table.json")
     assert content["not_run"].keys() == {"absent", "fails_later"}
     assert list(content["metrics"]) == ["redness", "nearness"]

@@ -15,10 +15,10 @@ def words(tmp_path: Path, folders: dict[str, Path], log: str, output: str, secon
     metric = f"--metrics.redness.seconds={seconds}"
     return [
         *(f"--videos={name}={folder}" for name, folder in folders.items()),
-        "--metrics.redness=tests.helpers.video_metrics.Redness",
+        "--metrics.redness=tests.helpers.evaluation_metrics.Redness",
         f"--metrics.redness.log={tmp_path / log}",
         "--metrics.fd=luve_lightning.metrics.FrechetPatchDistance",
-        "--metrics.fd.extractor=tests.helpers.video_metrics.Means",
+        "--metrics.fd.extractor=tests.helpers.evaluation_metrics.Means",
         "--metrics.fd.patches={size: 16, frames: 2}",
         f"--metrics.fd.reference={folders['near']}",
         f"--output={tmp_path / output / 'table.csv'}",

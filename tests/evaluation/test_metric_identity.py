@@ -17,7 +17,7 @@ from luve_lightning.evaluation.measures import prepare_measures
 from luve_lightning.evaluation.metric_identity import code_digest, describe_metric, digest_of
 from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.metrics import FrechetPatchDistance, SpectralDistance, VideoMetric
-from tests.helpers.video_metrics import Means, Redness
+from tests.helpers.evaluation_metrics import Means, Redness
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -103,7 +103,7 @@ def test_another_process_finds_the_same(tmp_path: Path) -> None:
     program = (
         "from luve_lightning.datasets.file_hashes import FileHashes\n"
         "from luve_lightning.evaluation.metric_identity import describe_metric, digest_of\n"
-        "from tests.helpers.video_metrics import Redness\n"
+        "from tests.helpers.evaluation_metrics import Redness\n"
         f"print(digest_of(describe_metric(Redness(gain=3), FileHashes({str(tmp_path)!r}))))"
     )
     done = subprocess.run(

@@ -1,0 +1,85 @@
+"""Metrics of videos for tests. Imports little: each process of a test imports it anew."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from luve_lightning.metrics.base import Unavailable, VideoMetric
+from luve_lightning.metrics.feature_extractor import FeatureExtractor
+
+
+class Redness(VideoMetric):
+    """The mean of red; writes a line into a file for every video.
+
+    Args:
+        log: the file; None writes nothing. Text, since a file that is configured as a path is part of the identity.
+        gain: what the mean is multiplied by.
+        seconds: how long a video takes.
+        refuse: refuse videos of more than this many frames.
+    """
+
+    name = "redness"
+    resolution = "native"
+
+    def __init__(
+        self, log: str | None = None, gain: float = 1.0, seconds: float = 0.0, refuse: int = 10**6
+    ) -> None:
+        super().__init__()
+        self.log, self.gain, self.seconds, self.refuse = log, gain, seconds, refuse
+
+    def measure(self, frames: Tensor, reference: Tensor | None) -> float:
+        if len(frames) > self.refuse:
+            raise ValueError(f"redness: {len(frames)} frames, at most {self.refuse}")
+        time.sleep(self.seconds)
+        value = frames[..., 0].double().mean().item() * self.gain
+        if self.log is not None:
+            with Path(self.log).open("a") as stream:
+                stream.write(f"{value!r}\n")
+        return value
+
+
+class Nearness(VideoMetric):
+    """Minus the mean distance to the original."""
+
+    name = "nearness"
+    resolution = "native"
+    full_reference = True
+
+    def measure(self, frames: Tensor, reference: Tensor | None) -> Tensor:
+        assert reference is not None
+        return -(frames.double() - reference.double()).abs().mean()
+
+
+class Absent(VideoMetric):
+    """Needs a file that nobody has."""
+
+    name = "absent"
+    resolution = "native"
+
+    def load(self) -> None:
+        raise Unavailable("absent needs nothing.pt (1 GB): put it into /nowhere")
+
+
+class FailsLater(Redness):
+    """Finds out with the first video that something is missing."""
+
+    name = "fails_later"
+
+    def measure(self, frames: Tensor, reference: Tensor | None) -> float:
+        raise Unavailable("fails_later needs more memory")
+
+
+class Means(FeatureExtractor):
+    """The mean of each channel."""
+
+    kind = "means"
+    resolution = "its own size"
+    name = "means-1"
+    dim = 3
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return patches.float().mean((2, 3)).to(torch.float32)
