@@ -62,6 +62,8 @@ def all_metrics() -> dict[str, VideoMetric]:
         metrics.Dover(Brightness()),
         metrics.PsnrRgb(),
         metrics.Ssim(),
+        metrics.SpectralDistance(),
+        metrics.HighFrequencyShare(),
     ]
     return {metric.name: metric for metric in found}
 
