@@ -196,7 +196,7 @@ def test_a_missing_package_or_file_is_one_line(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "pyiqa", None)
     with pytest.raises(
-        Unavailable, match=r"^[^\n]*pip install 'luve-lightning\[iqa\]'[^\n]* MB, https[^\n]*$"
+        Unavailable, match=r"^[^\n]*pip install 'luve-lightning\[iqa\]'[^\n]* [kM]B, https[^\n]*$"
     ):
         metric().prepare("cpu")
     request.getfixturevalue("pyiqa")
