@@ -16,6 +16,9 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from luve_lightning.models.folders import cannot_load, is_local
+from luve_lightning.models.tiled_decode import decode_tiled
+from luve_lightning.models.tiled_encode import encode_tiled
+from luve_lightning.models.wan_tiles import DEFAULT_TILE
 from luve_lightning.models.wan_whole_clip import decode_whole_clip, encode_whole_clip
 
 # Pixels (batch x frames x height x width) up to which a clip is encoded or decoded in one pass. diffusers' chunked
@@ -54,13 +57,17 @@ class LatentCodec(nn.Module):
 
     Args:
         vae: a Wan2.1 VAE. Its parameters stop requiring gradients, and on a CPU they are laid out for speed.
+        tile: greatest height and width in latents of the tiles in which larger frames are encoded and decoded, the
+            same numbers to rounding in less memory (`models/tiled_decode`); None never does. It may be changed
+            at any time.
     """
 
     latents_mean: Tensor
     latents_std: Tensor
 
-    def __init__(self, vae: AutoencoderKLWan) -> None:
+    def __init__(self, vae: AutoencoderKLWan, tile: tuple[int, int] | None = None) -> None:
         super().__init__()
+        self.tile = tile
         self.vae = vae.requires_grad_(False).eval()
         self.channels: int = vae.config.z_dim
         self.spatial_ratio: int = vae.config.scale_factor_spatial
@@ -131,6 +138,11 @@ class LatentCodec(nn.Module):
     def _takes_whole(self, frames: int, height: int, width: int) -> bool:
         return frames * height * width <= WHOLE_CLIP_PIXELS and not self.vae.use_tiling
 
+    def _tile_for(self, height: int, width: int) -> tuple[int, int] | None:
+        """The tile in which latent frames of this size go; None for frames that are no larger."""
+        fits = self.tile is None or (height <= self.tile[0] and width <= self.tile[1])
+        return None if fits else self.tile
+
     def normalize(self, latents: Tensor) -> Tensor:
         """(z - mean) / std per channel, in float32 at least; B x C x T x h x w."""
         return (latents - self.latents_mean) / self.latents_std
@@ -144,7 +156,8 @@ class LatentCodec(nn.Module):
         """Normalised latents of a video: the mode of the posterior.
 
         Args:
-            video: B x 3 x T x H x W in [-1, 1]; T = 4k + 1, H and W multiples of the spatial ratio.
+            video: B x 3 x T x H x W in [-1, 1]; T = 4k + 1, H and W multiples of the spatial ratio. When frames go in
+                tiles it may stay on the CPU.
 
         Returns:
             float32, B x C x (T-1)/4+1 x H/8 x W/8.
@@ -153,7 +166,10 @@ class LatentCodec(nn.Module):
             ValueError: for a size the VAE would crop.
         """
         frames, height, width = video.shape[2:]
-        self.latent_size(frames, height, width)
+        _, h, w = self.latent_size(frames, height, width)
+        if tile := self._tile_for(h, w):
+            clips = [encode_tiled(self.vae, clip, tile) for clip in video.split(1)]
+            return self.normalize(torch.cat(clips).chunk(2, dim=1)[0].float())
         whole = self._takes_whole(frames, height, width)
         means = []
         for part in video.to(self.dtype).split(self.clips_at_once(frames, height, width)):
@@ -164,22 +180,35 @@ class LatentCodec(nn.Module):
         return self.normalize(torch.cat(means).float())
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, *, out: Tensor | None = None) -> Tensor:
         """Video of normalised latents, clamped to [-1, 1].
 
         Args:
             latents: B x C x t x h x w, normalised.
+            out: where to write the video, for instance on the CPU, or as uint8 frames: see `decode_tiled`, which
+                then does it, with its own tile when this codec has none.
 
         Returns:
-            float32, B x 3 x 4(t-1)+1 x 8h x 8w.
+            float32, B x 3 x 4(t-1)+1 x 8h x 8w; or `out`.
         """
         size = self.pixel_size(latents.shape[2], latents.shape[3], latents.shape[4])
+        if out is not None or self._tile_for(latents.shape[3], latents.shape[4]):
+            return self._decode_tiles(latents, out, (len(latents), 3, *size))
         whole = self._takes_whole(*size)
         videos = []
         for part in self.denormalize(latents.float()).to(self.dtype).split(self.clips_at_once(*size)):
             video = decode_whole_clip(self.vae, part) if whole else self.vae.decode(part).sample
             videos.append(video.float().clamp(-1, 1))
         return torch.cat(videos)
+
+    def _decode_tiles(self, latents: Tensor, out: Tensor | None, size: tuple[int, ...]) -> Tensor:
+        """Clip by clip into one tensor."""
+        out = latents.new_empty(size, dtype=torch.float32) if out is None else out
+        if len(out) != len(latents):
+            raise ValueError(f"out: for {len(out)} clips; the latents are of {len(latents)}")
+        for clip, place in zip(self.denormalize(latents.float()).split(1), out.split(1), strict=True):
+            decode_tiled(self.vae, clip, self.tile or DEFAULT_TILE, out=place)
+        return out
 
     def decode_differentiable(self, latents: Tensor) -> Tensor:
         """Video of normalised latents with gradients, without the clamp that would zero them out of range.

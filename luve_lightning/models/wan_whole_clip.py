@@ -63,7 +63,8 @@ def _run(stages: list[Stage], x: Tensor, checkpointed: bool) -> Tensor:
     return x
 
 
-def _refuse_residual(vae: AutoencoderKLWan) -> None:
+def refuse_residual(vae: AutoencoderKLWan) -> None:
+    """Raise a ValueError for Wan2.2's VAE, whose blocks the forms in this package do not know."""
     if vae.config.is_residual:
         raise ValueError(
             "this VAE has Wan2.2's residual blocks (is_residual=True); expected a Wan2.1 AutoencoderKLWan"
@@ -80,7 +81,7 @@ def encode_whole_clip(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
     Returns:
         Mean and log-variance stacked, B x 2C x (T-1)/4+1 x H/8 x W/8.
     """
-    _refuse_residual(vae)
+    refuse_residual(vae)
     net = vae.encoder
     stages: list[Stage] = [net.conv_in]
     for block in net.down_blocks:
@@ -103,7 +104,7 @@ def decode_whole_clip(vae: AutoencoderKLWan, latents: Tensor, *, checkpointed: b
     Returns:
         Pixels, B x 3 x 4(t-1)+1 x 8h x 8w, nominally in [-1, 1] but not clamped: a pixel outside keeps its gradient.
     """
-    _refuse_residual(vae)
+    refuse_residual(vae)
     net = vae.decoder
     stages: list[Stage] = [vae.post_quant_conv, net.conv_in, net.mid_block]
     for block in net.up_blocks:
