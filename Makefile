@@ -4,6 +4,7 @@ PYTHON     ?= python3
 CONFIG     ?= experiments/vluer/mini.yaml
 CHECKPOINT ?= last
 SUBJECT    ?= vluer
+PROMPT     ?= a photograph of old coins . the camera zooms in quickly .
 ARGS       ?=
 
 VENV  := .venv
@@ -127,6 +128,12 @@ evaluate: $(WORLD) $(STAMP) ## Upsample the mini world's test clips by every met
 .PHONY: spectra
 spectra: $(STAMP) ## Show when frequency bands resolve in the mini backbone, and the sigma_switch that follows
 	$(LUVE) spectra --config experiments/spectra/mini.yaml $(ARGS)
+
+# Through the environment: a prompt may hold any character.
+.PHONY: generate
+generate: export LUVE_PROMPT := $(value PROMPT)
+generate: $(STAMP) ## Make a video of PROMPT with the mini backbone, and a contact sheet of its three stages
+	$(LUVE) generate --config experiments/generate/mini.yaml --prompt "$$LUVE_PROMPT" $(ARGS)
 
 .PHONY: bench
 bench: $(STAMP) ## Time SUBJECT (see `luve bench --help`) and measure its memory; most need a GPU

@@ -80,11 +80,11 @@ def _run(verb: str, words: list[str], config: dict[str, Any]) -> None:
         raise UsageError(f"no such verb{did_you_mean(verb, VERBS)}")
     from luve_lightning.commands import compose, help, parsing
 
-    arguments = compose.read_arguments(words)
+    entry = VERBS[verb]
+    arguments = compose.read_arguments(words, entry.positional)
     if arguments.class_help:
         help.print_class_help(verb, *arguments.class_help)
         return
-    entry = VERBS[verb]
     if not arguments.help:
         options = compose.named_options(arguments.options, entry.named)
         config.update(compose.compose(arguments.files, options))

@@ -48,6 +48,14 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_cascade(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
+    """A folder with `wan/` (the tiny backbone as a whole pipeline), `vluer/`, `refiner/` and `experts/`."""
+    from tests.helpers.tiny_cascade import write_cascade
+
+    return write_cascade(tmp_path_factory.mktemp("cascade"), tiny_backbone)
+
+
+@pytest.fixture(scope="session")
 def tiny_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `clips.csv` in UltraVideo's format, `splits.json`, and six H.264 clips under `clips/`.
 

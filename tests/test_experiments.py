@@ -73,12 +73,14 @@ def tiny_environment(
     tiny_clips: Path,
     tiny_latents: Path,
     tiny_texts: Path,
+    tiny_cascade: Path,
 ) -> Path:
     """Sets what the overlays refer to, and moves to an empty folder; returns the run folder."""
     monkeypatch.setenv("TINY_BACKBONE", str(tiny_backbone))
     monkeypatch.setenv("TINY_WORLD", str(tiny_clips))
     monkeypatch.setenv("TINY_LATENTS", str(tiny_latents))
     monkeypatch.setenv("TINY_TEXTS", str(tiny_texts))
+    monkeypatch.setenv("TINY_CASCADE", str(tiny_cascade))
     monkeypatch.setenv("TINY_RUN", str(tmp_path / "run"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -16,6 +16,7 @@ class Verb:
         function: Function in that module whose signature is the verb's options. None for the verbs of
             LightningCLI, whose options are those of the Trainer, the model and the data.
         named: Options that are dictionaries by name and may be given as `--option NAME=VALUE`, repeated.
+        positional: The option whose value may be given as a word of its own, without `--option` before it.
     """
 
     group: str
@@ -23,6 +24,7 @@ class Verb:
     module: str
     function: str | None = None
     named: tuple[str, ...] = ()
+    positional: str | None = None
 
 
 _TRAINING = "luve_lightning.commands.training"
@@ -50,6 +52,19 @@ VERBS: dict[str, Verb] = {
     "validate": Verb("Training", "measure a model on the validation split", _TRAINING),
     "test": Verb("Training", "measure a model on the test split", _TRAINING),
     "predict": Verb("Training", "run a model over a split and write what it gives", _TRAINING),
+    "generate": Verb(
+        "Generation",
+        "make videos of prompts by the cascade of three stages",
+        "luve_lightning.commands.generate",
+        "generate",
+        positional="prompt",
+    ),
+    "plan": Verb(
+        "Generation",
+        "say what generating a video takes, before anything runs",
+        "luve_lightning.commands.plan",
+        "plan",
+    ),
     "spectra": Verb(
         "Measurement",
         "measure when frequency bands resolve, suggest a sigma_switch",
@@ -103,5 +118,6 @@ def overview() -> str:
         "",
         "Start here:  luve fit --config experiments/vluer/mini.yaml",
         "             luve fit --config experiments/experts/mini-adaptation.yaml",
+        '             luve generate --config experiments/generate/mini.yaml "a photograph of old coins ."',
     ]
     return "\n".join(lines)

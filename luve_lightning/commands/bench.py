@@ -16,7 +16,7 @@ from torch import Tensor
 
 from luve_lightning.commands.bench_unsharp import bench_unsharp
 
-Subject = Literal["vluer", "vluer-train", "unsharp", "experts", "experts-train", "evaluate"]
+Subject = Literal["vluer", "vluer-train", "unsharp", "experts", "experts-train", "evaluate", "generate"]
 
 # Latent grids of the paper at 49 frames: 720x1280 -> 1472x2560 (2K) and 2176x3840 (4K).
 LOW = (13, 90, 160)
@@ -31,6 +31,8 @@ def bench(
     crop: int = 60,
     frames: int = 11,
     videos: int = 100,
+    sizes: str = "720p,2k,4k",
+    vae_dtype: Literal["float32", "bfloat16"] = "float32",
     output: Path | None = None,
 ) -> None:
     """Measure time and peak memory, print one JSON line a row.
@@ -42,13 +44,17 @@ def bench(
             "experts": a forward pass of the transformer with and without each expert, Wan2.1-1.3B at 2K on a GPU, the
             mini backbone with --device cpu. "experts-train": one training step of the adaptation and of each expert
             beside the forward pass, sizes likewise. "evaluate": videos of 49 frames at 1080p through `luve evaluate`
-            with a network that costs nothing, beside only decoding them; with --device cpu too.
+            with a network that costs nothing, beside only decoding them; with --device cpu too. "generate": each stage
+            of the cascade beside what `luve plan` says of it, Wan2.1-1.3B on a GPU (about 6 minutes for all sizes,
+            most of them for 4k), small models with --device cpu.
         device: where to run, such as "cuda" or "cuda:1".
         repeats: timed runs after the warm-up; the median counts.
         batch_size: of the training step.
         crop: high-resolution latent height and width of the training step.
         frames: latent frames of the training step.
         videos: of "evaluate", which runs `repeats` times; one or two do.
+        sizes: of "generate": 720p (first stage), 2k and 4k (the others), separated by commas.
+        vae_dtype: of the VAE and the VLUer of "generate".
         output: also append the rows to this file.
     """
     if repeats < 1 or videos < 1:
@@ -75,6 +81,10 @@ def bench(
         from luve_lightning.commands.bench_evaluate import bench_evaluate
 
         rows = bench_evaluate(target, repeats, videos)
+    elif subject == "generate":
+        from luve_lightning.commands.bench_generate import bench_generate
+
+        rows = bench_generate(target, repeats, sizes.split(","), getattr(torch, vae_dtype))
     elif subject == "vluer":
         rows = _bench_vluer(target, repeats)
     else:

@@ -43,12 +43,13 @@ class Arguments:
     print_config: bool = False
 
 
-def read_arguments(words: Sequence[str]) -> Arguments:
+def read_arguments(words: Sequence[str], positional: str | None = None) -> Arguments:
     """Sorts the words after a verb into files, options and requests for help.
 
     Args:
         words: For example `["--config", "a.yaml", "--model.lr=1e-4", "--flag"]`. An option without a value
             is true.
+        positional: The option whose value may stand without its name, once. None: there is none.
 
     Raises:
         CompositionError: On a word that belongs to no option, or `--config` without a file.
@@ -66,7 +67,14 @@ def read_arguments(words: Sequence[str]) -> Arguments:
             result.print_config = True
             continue
         if not word.startswith("--") or len(word) == 2:
-            raise CompositionError(f"unexpected argument {word!r}; options look like --key value")
+            if positional is None or word.startswith("-"):
+                raise CompositionError(f"unexpected argument {word!r}; options look like --key value")
+            if any(key == positional for key, _ in result.options):
+                raise CompositionError(
+                    f"unexpected argument {word!r}; {positional} is given already, quote it"
+                )
+            result.options.append((positional, word))
+            continue
         key, equals, value = word[2:].partition("=")
         takes_next = not equals and bool(rest) and not rest[0].startswith("--")
         if takes_next:

@@ -8,6 +8,7 @@ from argparse import Action
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from luve_lightning.commands import VERBS
 from luve_lightning.commands.errors import UsageError
 
 _SUBCLASSES = re.compile(r", known subclasses: .*(?=\)$)", re.DOTALL)
@@ -33,7 +34,9 @@ class HelpFormatter(DefaultHelpFormatter):
 
 def usage(verb: str) -> str:
     """The usage line of a verb; the options are listed below it, not in it."""
-    return f"luve {verb} [--config FILE]... [--key value]..."
+    entry = VERBS.get(verb)
+    first = f"[{entry.positional.upper()}] " if entry and entry.positional else ""
+    return f"luve {verb} {first}[--config FILE]... [--key value]..."
 
 
 def print_class_help(verb: str, key: str, class_path: str | None) -> None:

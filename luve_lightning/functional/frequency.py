@@ -10,6 +10,7 @@ minus its low-pass: the two add up to the input.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -124,7 +125,7 @@ def filter_tokens(
     """
     _check_grid(tokens, grid)
     batch, _, channels = tokens.shape
-    with torch.autocast(tokens.device.type, enabled=False):
+    with _without_autocast(tokens.device):
         values = tokens if tokens.dtype == torch.float64 else tokens.float()
         if matrices is None:
             matrices = frequency_filter.matrices(grid, tokens.device, values.dtype)
@@ -159,6 +160,11 @@ def filter_tokens_fft(tokens: Tensor, grid: Grid, frequency_filter: FrequencyFil
         gain = 1 - gain
     passed = torch.fft.ifftn(torch.fft.fftn(values, dim=dims) * gain, dim=dims).real
     return passed.flatten(1, 3).to(tokens.dtype)
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast off; tensors without values (device "meta") know no autocast."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _check_grid(tokens: Tensor, grid: Grid) -> None:

@@ -1,5 +1,17 @@
 """Pipelines in diffusers' manner."""
 
+from luve_lightning.pipelines.denoise import Guidance
+from luve_lightning.pipelines.luve import LuVePipeline
+from luve_lightning.pipelines.luve_run import ExpertUse, LuVePipelineOutput
+from luve_lightning.pipelines.luve_speed import SpeedOptions
 from luve_lightning.pipelines.vluer import VLUerPipeline, VLUerPipelineOutput
 
-__all__ = ["VLUerPipeline", "VLUerPipelineOutput"]
+__all__ = [
+    "ExpertUse",
+    "Guidance",
+    "LuVePipeline",
+    "LuVePipelineOutput",
+    "SpeedOptions",
+    "VLUerPipeline",
+    "VLUerPipelineOutput",
+]

@@ -49,6 +49,14 @@ def test_words_that_belong_nowhere(words: list[str]) -> None:
         read_arguments(words)
 
 
+def test_one_option_may_stand_without_its_name() -> None:
+    for words in (["a red boat", "--x", "1"], ["--config", "a.yaml", "a red boat"], ["--x=1", "a red boat"]):
+        assert ("prompt", "a red boat") in read_arguments(words, "prompt").options
+    for words in (["a", "b"], ["--prompt", "a", "b"], ["-x"], ["--"]):
+        with pytest.raises(CompositionError, match="unexpected argument"):
+            read_arguments(words, "prompt")
+
+
 @given(trees, trees)
 def test_merge_takes_the_later_leaf(base: Any, over: Any) -> None:
     merged = merge(base, over)

@@ -19,7 +19,7 @@ _SERVER.set_forkserver_preload(["tests.helpers.processes"])
 
 def start(run: Run, function: Any = train) -> list[BaseProcess]:
     """Start a run in processes of its own, one a rank."""
-    port = _free_port()
+    port = free_port()
     processes: list[BaseProcess] = []
     for rank in range(run.processes):
         process = _SERVER.Process(target=_child, args=(function, run, rank, port))
@@ -63,7 +63,7 @@ def _child(function: Any, run: Run, rank: int, port: int) -> None:
     function(run)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

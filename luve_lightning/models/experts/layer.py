@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from luve_lightning.functional.frequency import Grid, filter_tokens
 from luve_lightning.models.experts.routing import ActiveExpert, Call, ExpertState
+from luve_lightning.models.experts.token_split import TokenSplit
 
 
 class ExpertLayer(nn.Module, LoraLayer):
@@ -60,14 +61,20 @@ class ExpertLayer(nn.Module, LoraLayer):
             )
         for name, expert in self.expert_call.experts.items():
             if name in self.lora_A:
-                output = self._corrected(output, self.hidden(x, name, expert, self.expert_call.grid), name)
+                call = self.expert_call
+                output = self._corrected(output, self.hidden(x, name, expert, call.grid, call.split), name)
         return output
 
-    def hidden(self, x: Tensor, name: str, expert: ActiveExpert, grid: Grid) -> Tensor:
+    def hidden(
+        self, x: Tensor, name: str, expert: ActiveExpert, grid: Grid, split: TokenSplit | None = None
+    ) -> Tensor:
         """What B multiplies: filter(A(x)), B x N x rank, weighted per sample."""
         hidden = nn.functional.linear(x, _weight(self.lora_A, name).to(x.dtype))
         if expert.filter is not None:
-            hidden = filter_tokens(hidden, grid, expert.filter, expert.matrices)
+            # Of a split clip only these `rank` channels travel.
+            whole = hidden if split is None else split.gather(hidden)
+            whole = filter_tokens(whole, grid, expert.filter, expert.matrices)
+            hidden = whole if split is None else split.own(whole)
         if expert.weights is not None:
             hidden = hidden * expert.weights.to(hidden.dtype)[:, None, None]
         return hidden

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from luve_lightning.functional.frequency import FrequencyFilter, Grid
 from luve_lightning.models.experts.config import MODULES, ExpertConfig
+from luve_lightning.models.experts.token_split import TokenSplit
 
 Weights = Tensor | Sequence[bool] | Sequence[float]
 
@@ -39,10 +40,17 @@ class ActiveExpert:
 
 @dataclass(frozen=True)
 class Call:
-    """What the expert layers need to know of one forward pass: the token grid (T, h, w) and the experts in use."""
+    """What the expert layers need to know of one forward pass.
+
+    Attributes:
+        grid: tokens along T, h, w, of the whole clip.
+        experts: those in use.
+        split: how the tokens lie on several processes; None when each layer is given all of them.
+    """
 
     grid: Grid
     experts: dict[str, ActiveExpert]
+    split: TokenSplit | None = None
 
 
 @dataclass
@@ -52,10 +60,12 @@ class ExpertState:
     Attributes:
         configs: every expert by name.
         active: the experts that the next forward pass uses, with their weights per sample (None: 1 for all).
+        split: set where the transformer's tokens are split over processes.
     """
 
     configs: dict[str, ExpertConfig] = field(default_factory=dict)
     active: dict[str, Tensor | None] = field(default_factory=dict)
+    split: TokenSplit | None = None
 
     def choose(self, names: Iterable[str]) -> None:
         """Use these experts, and no other, for every sample; other adapters' names are passed over."""
@@ -80,7 +90,7 @@ class ExpertState:
                 chosen,
                 None if chosen is None else chosen.matrices(grid, device),
             )
-        return Call(grid, experts)
+        return Call(grid, experts, self.split)
 
 
 class TaggedRotary(tuple[Tensor, ...]):

@@ -1,0 +1,72 @@
+"""The models of `luve generate`: where they come from, and the pipeline made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from luve_lightning.pipelines.generation_settings import CascadeSettings
+from luve_lightning.pipelines.luve import LuVePipeline
+from luve_lightning.pipelines.luve_components import expert_folders
+from luve_lightning.pipelines.luve_speed import SpeedOptions
+
+
+def find_models(
+    backbone: str,
+    vluer: Path | None,
+    needs_vluer: bool,
+    refiner: Path | None,
+    experts: dict[str, Path | None] | Path | None,
+    lora: Path | None,
+) -> dict[str, str | Path]:
+    """Where each model comes from, by the name of its option; models that are not used are left out.
+
+    Raises:
+        FileNotFoundError: for a folder that is not there.
+        ValueError: when a VLUer is needed and there is none.
+    """
+    if not needs_vluer:
+        vluer = None
+    elif vluer is None and not (Path(backbone) / "vluer").is_dir():  # a saved LuVePipeline has one
+        raise ValueError("vluer: required, but not given; --upsampling latent or rgb needs none")
+    found: dict[str, str | Path | None] = {"vluer": vluer, "refiner": refiner, "lora": lora}
+    if isinstance(experts, Path):
+        experts = {name or "expert": folder for name, folder in expert_folders(experts).items()}
+    found |= {f"experts.{name}": folder for name, folder in (experts or {}).items()}
+    given = {name: path for name, path in found.items() if path is not None}
+    for name, path in given.items():
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{name}: {path}: no such file or folder")
+    return {"backbone": backbone, **given}
+
+
+def load_pipeline(
+    sources: dict[str, str | Path],
+    own_experts: bool,
+    settings: CascadeSettings,
+    speed: SpeedOptions,
+    context_parallel: int,
+    device: torch.device,
+) -> LuVePipeline:
+    """The pipeline on its device, with its options in force; `own_experts` takes those of a saved LuVePipeline."""
+    experts = {
+        name.removeprefix("experts."): path for name, path in sources.items() if name.startswith("experts.")
+    }
+    pipeline: LuVePipeline = LuVePipeline.from_pretrained(
+        sources["backbone"],
+        vluer=sources.get("vluer"),
+        experts=None if own_experts else experts,
+        refiner=sources.get("refiner"),
+        torch_dtype=getattr(torch, settings.dtype),
+        shift=settings.shift,
+    )
+    if "lora" in sources:
+        pipeline.load_lora_weights(str(sources["lora"]))
+    pipeline.set_progress_bar_config(disable=True)
+    if not speed.offload:
+        pipeline.to(device)
+    if context_parallel > 1:
+        pipeline.enable_context_parallel(context_parallel)
+    pipeline.apply(speed)
+    return pipeline

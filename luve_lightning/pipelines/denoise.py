@@ -1,0 +1,186 @@
+"""The denoising loop that every stage of the cascade shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+
+from luve_lightning.models.experts import activate, expert_names
+
+Tensors = dict[str, Tensor]
+"""What a step may look at and replace: "latents", "prompt_embeds" and "negative_prompt_embeds"."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance: v = v_uncond + scale * (v_cond - v_uncond), in an interval of noise levels.
+
+    Outside the interval, and with scale 1 everywhere, it is v_cond alone: half the work. An interval that leaves out
+    the most and the least noise often costs no quality (arXiv 2404.07724).
+
+    Attributes:
+        scale: >= 1; 1 is no guidance. LuVe (arXiv 2602.11564) takes 5 in both stages.
+        low: least sigma that is guided; sigmas are the scheduler's, shifted, in [0, 1].
+        high: greatest sigma that is guided; both ends belong to the interval.
+        batched: both predictions in one forward pass of twice the batch: faster where a GPU is not full, with twice
+            the activations. Equal to one after the other but for rounding.
+    """
+
+    scale: float = 5.0
+    low: float = 0.0
+    high: float = 1.0
+    batched: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.scale >= 1 and math.isfinite(self.scale)):
+            raise ValueError(f"guidance scale {self.scale}: expected a number >= 1, where 1 is no guidance")
+        if not 0 <= self.low <= self.high <= 1:
+            raise ValueError(f"guidance from sigma {self.low} to {self.high}: expected 0 <= low <= high <= 1")
+
+    def at(self, sigma: float) -> bool:
+        """Whether a step at this sigma is guided; compared in float32, as the scheduler's sigmas are."""
+        return self.scale > 1 and bool(np.float32(self.low) <= np.float32(sigma) <= np.float32(self.high))
+
+
+class DenoisingStep(NamedTuple):
+    """A step that was taken.
+
+    Attributes:
+        step: its place in the whole schedule, skipped steps included.
+        timestep: the scheduler's own.
+        sigma: the scheduler's own.
+        expert: the expert in force, or None.
+        guided: whether it was guided.
+    """
+
+    step: int
+    timestep: float
+    sigma: float
+    expert: str | None
+    guided: bool
+
+
+@torch.no_grad()
+def denoise(
+    transformer: WanTransformer3DModel,
+    scheduler: Any,
+    latents: Tensor,
+    timesteps: Tensor,
+    embeds: Tensor,
+    negative_embeds: Tensor | None,
+    guidance: Guidance,
+    *,
+    begin_index: int = 0,
+    choose_expert: Callable[[float], str | None] | None = None,
+    on_step: Callable[[DenoisingStep, Tensors], Tensors | None] | None = None,
+    interrupted: Callable[[], bool] | None = None,
+    attention_kwargs: dict[str, Any] | None = None,
+) -> Tensor:
+    """Denoise latents from one place in the schedule to its end.
+
+    The arithmetic, and with it every bit of the result, is that of diffusers' WanPipeline; with `begin_index` 0 and
+    no experts the two are equal.
+
+    Args:
+        transformer: predicts velocities. Its experts are switched here, and off at the end.
+        scheduler: after `set_timesteps`, which also drops what it remembers of an earlier run.
+        latents: noised to the first step's sigma, float32, B x C x t x h x w.
+        timesteps: the steps to take: the scheduler's own, from `begin_index` on.
+        embeds: of the prompts, B x length x dim.
+        negative_embeds: what guidance leads away from, of the same shape; None only where no step is guided.
+        guidance: see Guidance.
+        begin_index: place of the first step in the schedule.
+        choose_expert: the expert in force at a timestep, or None. It is asked with the scheduler's own number, which
+            no 16-bit cast has rounded to another band.
+        on_step: called after each step; a tensor that it returns replaces the one it was given.
+        interrupted: asked before each step; true ends the run.
+        attention_kwargs: of the transformer; `{"scale": 0.5}` scales LoRAs.
+
+    Returns:
+        float32, B x C x t x h x w.
+
+    Raises:
+        ValueError: when steps are guided and there are no negative embeddings.
+    """
+    numbers, sigmas = timesteps.tolist(), scheduler.sigmas.tolist()
+    if negative_embeds is None and any(map(guidance.at, sigmas[begin_index : begin_index + len(numbers)])):
+        raise ValueError("guidance needs the embeddings of a negative prompt")
+    scheduler.set_begin_index(begin_index)
+    in_force: str | None = None
+    switch_expert(transformer, None)
+    try:
+        for i, t in enumerate(timesteps):
+            if interrupted is not None and interrupted():
+                break
+            sigma = sigmas[begin_index + i]
+            expert = None if choose_expert is None else choose_expert(numbers[i])
+            if expert != in_force:
+                in_force = expert
+                switch_expert(transformer, expert)
+            guided = guidance if guidance.at(sigma) else None
+            place = {"step_index": i, "sigma": sigma, "num_inference_steps": len(numbers)}
+            v = _velocity(transformer, latents, t, embeds, negative_embeds, guided, place, attention_kwargs)
+            latents = scheduler.step(v, t, latents, return_dict=False)[0]
+            if on_step is not None:
+                step = DenoisingStep(begin_index + i, numbers[i], sigma, expert, guided is not None)
+                tensors: Tensors = {"latents": latents, "prompt_embeds": embeds}
+                if negative_embeds is not None:
+                    tensors["negative_prompt_embeds"] = negative_embeds
+                tensors |= on_step(step, tensors) or {}
+                latents, embeds = tensors["latents"], tensors["prompt_embeds"]
+                negative_embeds = tensors.get("negative_prompt_embeds")
+    finally:
+        switch_expert(transformer, None)
+    return latents
+
+
+def switch_expert(transformer: WanTransformer3DModel, name: str | None) -> None:
+    """Put one expert in force, or none; what a step-to-step cache holds was made by another model then and goes."""
+    if expert_names(transformer):
+        activate(transformer, name)
+    if transformer.is_cache_enabled:
+        transformer._reset_stateful_cache()  # as diffusers' pipelines do at the end of a run
+
+
+def _velocity(
+    transformer: WanTransformer3DModel,
+    latents: Tensor,
+    t: Tensor,
+    embeds: Tensor,
+    negative_embeds: Tensor | None,
+    guidance: Guidance | None,
+    place: dict[str, Any],
+    attention_kwargs: dict[str, Any] | None,
+) -> Tensor:
+    """The predicted velocity at one step; `guidance` is None where it is not guided."""
+    dtype = transformer.dtype
+    model_input = latents.to(dtype)
+
+    def predict(name: str, x: Tensor, text: Tensor) -> Tensor:
+        with transformer.cache_context(name, **place):
+            predicted: Tensor = transformer(
+                hidden_states=x,
+                timestep=t.expand(len(x)),
+                encoder_hidden_states=text.to(dtype),
+                attention_kwargs=attention_kwargs,
+                return_dict=False,
+            )[0]
+        return predicted
+
+    if guidance is None:
+        return predict("cond", model_input, embeds)
+    assert negative_embeds is not None
+    if guidance.batched:
+        both = predict("both", torch.cat([model_input] * 2), torch.cat([embeds, negative_embeds]))
+        cond, uncond = both.chunk(2)
+    else:
+        cond = predict("cond", model_input, embeds)
+        uncond = predict("uncond", model_input, negative_embeds)
+    return uncond + guidance.scale * (cond - uncond)

@@ -1,0 +1,262 @@
+"""One video through the cascade, stage by stage: timed, with stages that were kept taken up again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from luve_lightning.pipelines.denoise import Guidance
+from luve_lightning.pipelines.generation_jobs import VideoJob
+from luve_lightning.pipelines.generation_settings import CascadeSettings, rounded
+from luve_lightning.pipelines.luve import LuVePipeline
+from luve_lightning.pipelines.luve_run import ExpertUse
+from luve_lightning.pipelines.stage_latents import StageLatents
+
+_VERSION = 1  # of kept latents; raise it when the same options give others
+
+
+class Watcher(Protocol):
+    """Who is told how far a video is."""
+
+    def begin(self, what: str, total: int) -> None:
+        """A stage of so many steps begins."""
+
+    def advance(self) -> None:
+        """One step of it is done."""
+
+
+@dataclass
+class StageReport:
+    """What became of one stage.
+
+    Attributes:
+        stage: "motion", "upsampled", "refined", "direct" or "decoded".
+        height: pixels.
+        width: pixels.
+        latents: shape of its latents, C x t x h x w.
+        seconds: what it took; None where kept latents were taken.
+    """
+
+    stage: str
+    height: int
+    width: int
+    latents: list[int]
+    seconds: float | None
+
+
+@dataclass
+class MadeVideo:
+    """A video and how it came about.
+
+    Attributes:
+        frames: uint8, T x H x W x 3.
+        stages: frames of the stages before the last by name, if they were asked for.
+        reports: every stage in order.
+        steps: every denoising step in order, with the expert in force.
+    """
+
+    frames: np.ndarray
+    stages: dict[str, np.ndarray]
+    reports: list[StageReport]
+    steps: list[ExpertUse]
+
+
+class CascadeRun:
+    """Makes videos with one pipeline.
+
+    A video is the one that calling the pipeline with a CPU generator of the job's seed gives.
+
+    Args:
+        pipeline: loaded and on its device.
+        settings: see there.
+        models: identities of the models, by the names of their options; kept latents depend on them.
+        kept: where the latents of finished stages are stored and looked up; None keeps none.
+        watcher: told of every stage and step.
+        agree: from what this process would do to what all do, for processes that make one video together.
+    """
+
+    def __init__(
+        self,
+        pipeline: LuVePipeline,
+        settings: CascadeSettings,
+        models: Mapping[str, Any],
+        kept: StageLatents | None,
+        watcher: Watcher,
+        agree: Callable[[bool], bool] = bool,
+    ) -> None:
+        self.pipeline, self.settings, self.models = pipeline, settings, dict(models)
+        self.kept, self.watcher, self.agree = kept, watcher, agree
+
+    def make(self, job: VideoJob, show_stages: bool = False) -> MadeVideo:
+        """Make one video.
+
+        Args:
+            job: what to make.
+            show_stages: decode the stages before the last, too.
+
+        Raises:
+            ValueError: when a stage gives values that are not numbers.
+        """
+        made = _Making(self, job)
+        stages = made.cascade() if self.settings.cascade else made.direct()
+        *earlier, last = stages
+        shown = {name: made.decode(stages[name]) for name in earlier} if show_stages else {}
+        return MadeVideo(made.decode(stages[last], report=True), shown, made.reports, made.steps)
+
+
+class _Making:
+    """One video in the making."""
+
+    def __init__(self, run: CascadeRun, job: VideoJob) -> None:
+        self.run, self.job, self.pipeline, self.settings = run, job, run.pipeline, run.settings
+        self.generator = torch.Generator("cpu").manual_seed(job.seed)
+        self.reports: list[StageReport] = []
+        self.steps: list[ExpertUse] = []
+
+    def cascade(self) -> dict[str, Tensor]:
+        """The latents of the three stages."""
+        job, settings = self.job, self.settings
+        motion_recipe = self._motion_recipe()
+        motion = self._stage(
+            "motion",
+            settings.steps,
+            lambda: self.pipeline.generate_motion(
+                job.prompt,
+                height=job.motion_height,
+                width=job.motion_width,
+                num_frames=job.num_frames,
+                **self._options(settings.guidance),
+            ),
+            motion_recipe,
+        )
+        size = (job.height, job.width)
+        upsampled = self._stage(
+            "upsampled",
+            0,
+            lambda: self.pipeline.upsample(motion, size, job.num_frames, settings.upsampling),
+            {
+                "motion": motion_recipe,
+                "size": size,
+                "method": settings.upsampling,
+                "vluer": self.run.models.get("vluer"),
+            },
+        )
+        refined = self._stage(
+            "refined",
+            settings.steps - settings.skip_steps,
+            lambda: self.pipeline.refine(
+                upsampled,
+                job.prompt,
+                skip_steps=settings.skip_steps,
+                switch=settings.switch,
+                **self._options(settings.refine_guidance or settings.guidance),
+            ),
+        )
+        return {"motion": motion, "upsampled": upsampled, "refined": refined}
+
+    def direct(self) -> dict[str, Tensor]:
+        """The latents of direct generation at full size."""
+        job, settings = self.job, self.settings
+        latents = self._stage(
+            "direct",
+            settings.steps,
+            lambda: self.pipeline.generate_direct(
+                job.prompt,
+                height=job.height,
+                width=job.width,
+                num_frames=job.num_frames,
+                with_refiner=True,
+                switch=settings.switch,
+                **self._options(settings.guidance),
+            ),
+        )
+        return {"direct": latents}
+
+    def decode(self, latents: Tensor, report: bool = False) -> np.ndarray:
+        """uint8 frames T x H x W x 3."""
+        self.run.watcher.begin("decoding", 0)
+        started = time.perf_counter()
+        video = self.pipeline.decode(latents, "np")[0]
+        # Frame by frame: a 4K video of 49 frames takes 5 GB as floating point, and each operation another 5.
+        frames = np.stack([(frame * 255).round().astype(np.uint8) for frame in video])
+        if report:
+            self._report("decoded", latents, time.perf_counter() - started)
+        return frames
+
+    def _stage(
+        self, name: str, steps: int, make: Callable[[], Tensor], recipe: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """Latents of a stage, kept ones if there are any; with a recipe they are kept."""
+        kept = self.run.kept if recipe is not None else None
+        digest = "" if kept is None else StageLatents.digest({"stage": name, **(recipe or {})})
+        found = None if kept is None else kept.get(digest)
+        if kept is not None and self.run.agree(found is not None):
+            found = found or kept.get(digest)
+            assert found is not None, "processes that make one video together must see one folder"
+            # The noise that the stages after it draw goes on where this stage left off.
+            self.generator.set_state(found["generator"])
+            self._report(name, found["latents"], None)
+            return found["latents"].to(self.pipeline._execution_device)
+        self.run.watcher.begin(name, steps)
+        started = time.perf_counter()
+        latents = make()
+        if not latents.isfinite().all():  # waits for the device, too
+            raise ValueError(
+                f"{self.job.name}: stage {name} gave values that are not numbers; try --dtype float32"
+            )
+        self._report(name, latents, time.perf_counter() - started)
+        if kept is not None:
+            kept.put(digest, {"latents": latents, "generator": self.generator.get_state()})
+        return latents
+
+    def _options(self, guidance: Guidance) -> dict[str, Any]:
+        return {
+            "negative_prompt": self.job.negative_prompt,
+            "num_inference_steps": self.settings.steps,
+            "guidance": guidance,
+            "generator": self.generator,
+            "max_sequence_length": self.settings.length,
+            "callback_on_step_end": self._stepped,
+            "record": self.steps,
+        }
+
+    def _stepped(
+        self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        del pipeline, step, timestep
+        self.run.watcher.advance()
+        return tensors
+
+    def _motion_recipe(self) -> dict[str, Any]:
+        job, settings = self.job, self.settings
+        return {
+            "version": _VERSION,
+            "prompt": job.prompt,
+            "negative_prompt": job.negative_prompt,
+            "seed": job.seed,
+            "size": (job.num_frames, job.motion_height, job.motion_width),
+            "steps": settings.steps,
+            "guidance": rounded(settings.guidance),
+            "shift": settings.shift,
+            "length": settings.length,
+            "dtype": settings.dtype,
+            "cache": settings.cache,
+            "backbone": self.run.models["backbone"],
+            "lora": self.run.models.get("lora"),
+        }
+
+    def _report(self, name: str, latents: Tensor, seconds: float | None) -> None:
+        shape = list(latents.shape[1:])
+        motion = name == "motion"
+        height, width = (
+            (self.job.motion_height, self.job.motion_width) if motion else (self.job.height, self.job.width)
+        )
+        self.reports.append(
+            StageReport(name, height, width, shape, None if seconds is None else round(seconds, 3))
+        )
