@@ -22,7 +22,6 @@ _VERSION = 1  # of the recipe; raise it when the same recipe gives other pixels
 # Options that a repetition is not given: it makes one video, in a folder of its own, by one process.
 _NOT_REPEATED = (
     "prompts",
-    "output",
     "overwrite",
     "keep_stages",
     "contact_sheet",
@@ -58,7 +57,7 @@ def cache_of(speed: SpeedOptions) -> dict[str, Any] | None:
 
 
 def command_of(options: Mapping[str, Any], job: VideoJob) -> str:
-    """The command that makes one video again; `--output` is left to give.
+    """The command that makes one video again, where it was; another `--output` after it makes it elsewhere.
 
     Args:
         options: of the run, by the names of the function's parameters.

@@ -26,7 +26,7 @@ def plan(
     backbone: str,
     height: int,
     width: int,
-    num_frames: int,
+    num_frames: int = 49,
     motion_height: int | None = None,
     motion_width: int | None = None,
     scale: float = 2.0,

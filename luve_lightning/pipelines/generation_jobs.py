@@ -176,6 +176,8 @@ class VideoFolder:
             raise ValueError(
                 f"{path} was made otherwise ({was}); choose another --output, or --overwrite true to replace it"
             )
+        if about.get("sha256") not in (None, _sha256(path)):
+            return False  # cut short since, by a full disk or a copy that broke off
         more = [self.stage_video(job, stage) for stage in self.stages]
         more += [path.with_suffix(".jpg")] if self.sheet else []
         return not other and all(file.is_file() for file in more)
@@ -194,6 +196,11 @@ class VideoFolder:
                     for left in folder.glob(f".{glob.escape(job.name)}.*"):
                         left.unlink(missing_ok=True)
             yield mine
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _differences(found: Any, wanted: Any, key: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +120,13 @@ def test_half_a_video_is_none_and_its_remains_are_cleared_away(tmp_path: Path) -
     job, other, *_ = make_jobs(LINES, DEFAULTS, RULES)
     write(folder, job)
     about = folder.video(job).with_suffix(".json")
+    whole = folder.video(job).read_bytes()
+    facts = json.loads(about.read_text()) | {"sha256": hashlib.sha256(whole).hexdigest()}
+    about.write_text(json.dumps(facts))
+    assert folder.is_done(job)
+    folder.video(job).write_bytes(whole[:-1])
+    assert not folder.is_done(job), "a copy that broke off"
+    folder.video(job).write_bytes(whole)
     for content in ("", "[]", "{}", about.read_text()[:-9]):
         about.write_text(content)
         assert not folder.is_done(job)
