@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,6 +24,7 @@ from luve_lightning.evaluation.evaluation_report import (
     difference_rows,
     missing_lines,
     problem_lines,
+    warnings,
     with_arrow,
 )
 from luve_lightning.evaluation.evaluation_summary import distances, summarise
@@ -160,12 +162,15 @@ def _facts(
 
 def _tell(console: Console, report: Report, files: Sequence[Path], seconds: float) -> None:
     methods = list(report.sets.methods)
-    rows = [
+    rows: list[dict[str, Any]] = [{"metric": "videos"} | {name: report.videos(name) for name in methods}]
+    rows += [
         {"metric": with_arrow(m)} | {name: report.interval(m.name, name).value for name in methods}
         for m in report.measures
     ]
     console.print()
     console.print(table_rich(["metric", *methods], rows))
+    for line in warnings(report):
+        console.print(line, highlight=False)
     if report.summary.differences:
         _, differences = difference_rows(report)
         sure = [row for row in differences if row["low"] > 0 or row["high"] < 0]

@@ -22,6 +22,8 @@ NOTES = (
     "they are drawn along with the videos. Differences are of the videos that both methods have, resampled together."
 )
 
+FEW = 10  # videos, below which a bootstrap's intervals are far too narrow
+
 
 @dataclass(frozen=True)
 class Report:
@@ -161,7 +163,7 @@ def report_markdown(report: Report) -> str:
         )
         for method in report.sets.methods
     ]
-    parts = ["# Evaluation", table_markdown(columns, rows).rstrip(), NOTES]
+    parts = ["# Evaluation", table_markdown(columns, rows).rstrip(), *warnings(report), NOTES]
     if report.summary.differences:
         parts += ["## Differences", table_markdown(*difference_rows(report)).rstrip()]
     parts += _listed("Metrics", [about(measure) for measure in report.measures])
@@ -200,6 +202,22 @@ def problem_lines(problems: Sequence[Problem]) -> list[str]:
         f"{p.method or ORIGINALS}, {p.video}{f', {p.metric}' if p.metric else ''}: {p.reason}"
         for p in problems
     ]
+
+
+def warnings(report: Report) -> list[str]:
+    """What keeps the numbers from being taken at their word: few videos, or not the same ones."""
+    counts = {method: report.videos(method) for method in report.sets.methods}
+    told = []
+    if min(counts.values()) < FEW:
+        told.append(
+            f"Of fewer than {FEW} videos, intervals are far too narrow: take none of them for a finding."
+        )
+    if len(set(counts.values())) > 1:
+        told.append(
+            "The methods have different numbers of readable videos: compare them by the differences, which are of the "
+            "videos that both have."
+        )
+    return told
 
 
 def missing_lines(sets: VideoSets) -> list[str]:

@@ -98,6 +98,7 @@ def test_all_formats_say_the_same(luve: Luve, tmp_path: Path) -> None:
             assert float(row[column]) == pytest.approx(numbers[key], rel=1e-5)
     assert content["metrics"]["nearness"]["higher_is_better"] is True
     markdown = (folder / "table.md").read_text()
+    assert "different numbers" not in markdown
     latex = (folder / "table.tex").read_text()
     value = f"{content['methods']['near']['metrics']['redness']['value']:.1f}"
     [line] = [line for line in markdown.splitlines() if line.startswith("| near |")]
@@ -163,6 +164,10 @@ def test_what_methods_lack_is_told_and_pairs_are_of_common_videos(
     (folders["reference"] / "video-4.mp4").unlink()
     outcome = luve()
     assert "far has not 1 of the others' videos: video-3" in outcome.out
+    for text in (outcome.out, (tmp_path / "out" / "table.md").read_text()):
+        words = " ".join(text.split())
+        assert "The methods have different numbers of readable videos" in words
+        assert "Of fewer than 10 videos, intervals are far too narrow" in words
     content = read_json(tmp_path / "out" / "table.json")
     assert content["missing"] == {"far": ["video-3"]}
     assert content["without_original"] == ["video-4"]
