@@ -63,7 +63,8 @@ class CaptionLatentsDataModule(ResumableDataModule):
         selection: keeps the training clips above a threshold; None keeps all. Held-out clips are never selected.
         val_limit: at most this many validation clips.
         test_limit: at most this many test clips.
-        columns: caption columns; each training sample takes one by chance, validation the first.
+        columns: caption columns; each training sample takes one by chance, validation the first. None at all ([]):
+            every sample, held-out ones too, has the empty caption.
         drop_caption: chance that a training sample's caption is the empty one.
         passes: visits of each training window in one epoch.
         preload: keep the training latents in memory.
@@ -146,7 +147,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
     def _check_captions(self, embed: StoredEmbeddings, dataset: CaptionLatents) -> None:
         """Refuse to start when an embedding is missing, which would end the run when its turn comes."""
         captions = {entry.captions[column] for entry, _ in dataset.items for column in self.columns}
-        captions |= {""} if dataset.drop else set()
+        captions |= {""} if dataset.drop or not self.columns else set()
         for caption in sorted(captions):
             if not embed.store.has(embed.source.key(caption)):
                 embed(caption)  # its error says what is missing and how to make it

@@ -23,7 +23,8 @@ class CaptionLatents(Dataset[dict[str, Any]]):
     Args:
         store: the latents.
         items: clip and key of its latents, one an item.
-        columns: caption columns; a sample takes one by chance, an index the first.
+        columns: caption columns; a sample takes one by chance, an index the first. None at all: every caption is
+            the empty one.
         drop: chance that a sample's caption is the empty one: what classifier-free guidance needs.
         embed: looks embeddings up; None leaves captions as text.
         preload: keep all latents in memory.
@@ -40,8 +41,6 @@ class CaptionLatents(Dataset[dict[str, Any]]):
     ) -> None:
         if not 0 <= drop <= 1:
             raise ValueError(f"drop: expected a chance in [0, 1], got {drop}")
-        if not columns:
-            raise ValueError("columns: expected at least one caption column")
         self.store, self.items, self.columns = store, list(items), list(columns)
         self.drop, self.embed = drop, embed
         for entry, _ in self.items:
@@ -59,6 +58,8 @@ class CaptionLatents(Dataset[dict[str, Any]]):
 
     def _caption(self, index: int, key: Any) -> str:
         entry, _ = self.items[index]
+        if not self.columns:
+            return ""
         if isinstance(key, int):
             return entry.captions[self.columns[0]]
         rng = np.random.default_rng(list(key.seed))
