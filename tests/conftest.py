@@ -6,8 +6,12 @@ import csv
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.helpers.tiny_flow import World
 
 # Before torch is imported: the tests' tensors are too small to share, and two workers of pytest-xdist on two cores
 # would run two threads each and wait for each other.
@@ -105,6 +109,21 @@ def tiny_texts(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, ti
     options = [word for key, value in values.items() for word in (f"--{key}", str(value))]
     assert main(["embed", *options, "--dtype", "float32", "--device", "cpu"]) == 0
     return store
+
+
+@pytest.fixture(scope="session")
+def held_out_world(
+    tiny_backbone: Path,
+    tiny_clips: Path,
+    tiny_latents: Path,
+    tiny_texts: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> World:
+    """The tiny world with its splits swapped: four clips held out, one to train on."""
+    from tests.helpers.tiny_flow import World
+
+    whole = World(tiny_backbone, tiny_clips, tiny_latents, tiny_texts)
+    return whole.resplit(tmp_path_factory.mktemp("split") / "world", train="val", val="train", test="test")
 
 
 def _write_clip(path: Path, seed: int) -> None:

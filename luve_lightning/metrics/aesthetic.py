@@ -46,7 +46,3 @@ class Aesthetic(Tiled, AestheticQuality):
     def view(self, frames: Tensor) -> Tensor:
         """Tiles in CLIP's colours."""
         return normalised(self.tiles(frames), CLIP_MEAN, CLIP_STD)
-
-    def measure(self, frames: Tensor, reference: Tensor | None) -> Tensor:
-        """The mean score over tiles of some frames."""
-        return super().measure(frames[list(self.plan.frame_indices(len(frames)))], reference)

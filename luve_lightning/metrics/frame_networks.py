@@ -74,6 +74,11 @@ class Tiled(FrameNetworkMetric):
     """
 
     tile: ClassVar[int]
+    plan: PatchPlan  # which frames of a video are cut
+
+    def outputs(self, frames: Tensor) -> Tensor:
+        """What the network says of each tile of the frames that the plan takes."""
+        return super().outputs(frames[list(self.plan.frame_indices(len(frames)))])
 
     def images_per_frame(self, height: int, width: int) -> int:
         """Tiles of a frame."""

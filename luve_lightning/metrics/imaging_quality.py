@@ -73,7 +73,3 @@ class ImagingQualityTiles(Tiled, ImagingQuality):
     def view(self, frames: Tensor) -> Tensor:
         """Tiles."""
         return self.tiles(frames)
-
-    def measure(self, frames: Tensor, reference: Tensor | None) -> Tensor:
-        """The mean score over tiles of some frames."""
-        return super().measure(frames[list(self.plan.frame_indices(len(frames)))], reference)

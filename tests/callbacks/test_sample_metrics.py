@@ -44,17 +44,9 @@ from tests.helpers.sampling import (
 from tests.helpers.tiny_flow import World, make_trainer
 
 
-@pytest.fixture(scope="module")
-def world(
-    tiny_backbone: Path,
-    tiny_clips: Path,
-    tiny_latents: Path,
-    tiny_texts: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> World:
-    """Four clips held out, one to train on."""
-    whole = World(tiny_backbone, tiny_clips, tiny_latents, tiny_texts)
-    return whole.resplit(tmp_path_factory.mktemp("split") / "world", train="val", val="train", test="test")
+@pytest.fixture
+def world(held_out_world: World) -> World:
+    return held_out_world
 
 
 def read(folder: Path) -> list[dict[str, str]]:

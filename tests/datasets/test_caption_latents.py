@@ -47,6 +47,12 @@ def test_by_index_it_is_the_first_column_and_never_empty(store: LatentStore) -> 
     assert [items[i]["latents"].float().mean().item() for i in range(4)] == [0, 1, 2, 3]
 
 
+def test_without_columns_every_caption_is_empty(store: LatentStore) -> None:
+    items = dataset(store, columns=(), drop=0.0)
+    assert [items[i]["caption"] for i in range(4)] == [""] * 4
+    assert {items[key]["caption"] for key in keys(20)} == {""}
+
+
 @pytest.mark.parametrize("drop", [0.0, 0.1, 0.5, 1.0])
 def test_captions_are_dropped_and_chosen_by_chance(store: LatentStore, drop: float) -> None:
     items = dataset(store, drop=drop)
@@ -103,7 +109,5 @@ def test_mistakes(store: LatentStore) -> None:
     for drop in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"drop: expected a chance in \[0, 1\], got"):
             dataset(store, drop=drop)
-    with pytest.raises(ValueError, match="columns: expected at least one caption column"):
-        dataset(store, columns=())
     with pytest.raises(ValueError, match="columns: 'Title' is no caption column; known: Brief Description, "):
         dataset(store, columns=("Style", "Title"))

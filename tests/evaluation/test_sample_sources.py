@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,16 +29,9 @@ NET = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_l
 TEXT = {"d_model": 16, "num_heads": 2, "d_kv": 8, "d_ff": 16, "num_layers": 1, "dropout_rate": 0.0}
 
 
-@pytest.fixture(scope="module")
-def world(
-    tiny_backbone: Path,
-    tiny_clips: Path,
-    tiny_latents: Path,
-    tiny_texts: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> World:
-    whole = World(tiny_backbone, tiny_clips, tiny_latents, tiny_texts)
-    return whole.resplit(tmp_path_factory.mktemp("split") / "world", train="val", val="train", test="test")
+@pytest.fixture
+def world(held_out_world: World) -> World:
+    return held_out_world
 
 
 def ready(data: Any) -> Any:
