@@ -13,6 +13,7 @@ from luve_lightning.callbacks.random_state import RandomState
 from luve_lightning.callbacks.sample_metrics import SampleMetrics
 from luve_lightning.callbacks.sample_strips import SampleStrips
 from luve_lightning.callbacks.upsampler_comparison import UpsamplerComparison
+from luve_lightning.callbacks.wandb_record import WandbRecord
 
 __all__ = [
     "EMA",
@@ -31,4 +32,5 @@ __all__ = [
     "SampleStrips",
     "StopRequested",
     "UpsamplerComparison",
+    "WandbRecord",
 ]

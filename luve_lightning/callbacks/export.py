@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,8 @@ class Export(L.Callback):
 
     def __init__(self, output: Path, weights: Literal["last", "best"] = "last") -> None:
         self.output, self.weights = Path(output), weights
+        self.written: list[Path] = []  # the folder may hold more than the model: an expert's is the run's own
+        self.chosen: Checkpoints | None = None  # whose best the weights are
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Refuse what cannot be chosen, before the training."""
@@ -43,17 +45,30 @@ class Export(L.Callback):
         if not trainer.is_global_zero and not getattr(pl_module, "collective_export", False):
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        with self._chosen(trainer, pl_module):
+        before = _files(self.output)
+        with self._weights(trainer, pl_module):
             pl_module.export(self.output, datamodule)
+        self.written = sorted(
+            path for path, state in _files(self.output).items() if before.get(path) != state
+        )
 
-    def _chosen(self, trainer: L.Trainer, pl_module: Any) -> Any:
-        best = [
-            saver.best_model_path for saver in _savers(trainer) if saver.monitor and saver.best_model_path
-        ]
+    def _weights(self, trainer: L.Trainer, pl_module: Any) -> Any:
+        best = [saver for saver in _savers(trainer) if saver.monitor and saver.best_model_path]
         if self.weights == "last" or not best:
             return averaged_weights(trainer, pl_module)
-        rank_zero_info(f"{self.output}: weights of {best[0]}")
-        return _holding(pl_module, _saved_weights(trainer, Path(best[0])))
+        self.chosen = best[0]
+        rank_zero_info(f"{self.output}: weights of {best[0].best_model_path}")
+        return _holding(pl_module, _saved_weights(trainer, Path(best[0].best_model_path)))
+
+
+def _files(folder: Path) -> dict[Path, tuple[int, int]]:
+    """When each file was changed, and its inode; without wandb's, which another process writes meanwhile."""
+    found = {}
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # renamed meanwhile
+            if path.is_file() and path.relative_to(folder).parts[0] != "wandb":
+                found[path] = (path.stat().st_mtime_ns, path.stat().st_ino)
+    return found
 
 
 def _savers(trainer: L.Trainer) -> list[Checkpoints]:

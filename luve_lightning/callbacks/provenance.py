@@ -90,19 +90,20 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         `{"revision": 40 hex digits, "dirty": bool}`, or None when `folder` is not the top of a git checkout with
         at least one commit (an installed package inside somebody else's repository must not name their revision).
     """
-    top = _git(folder, "rev-parse", "--show-toplevel")
+    top = run_git(folder, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != folder.resolve():
         return None
-    revision = _git(folder, "rev-parse", "--verify", "HEAD")
+    revision = run_git(folder, "rev-parse", "--verify", "HEAD")
     if revision is None:
         return None
     return {
         "revision": revision,
-        "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(run_git(folder, "status", "--porcelain", "--untracked-files=no")),
     }
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def run_git(folder: Path, *arguments: str) -> str | None:
+    """What `git` prints in `folder`, stripped; None where it fails or is not installed."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True

@@ -44,6 +44,7 @@ def generate(
     width: int,
     prompt: str | None = None,
     prompts: Path | None = None,
+    limit: int | None = None,
     num_frames: int = 49,
     motion_height: int | None = None,
     motion_width: int | None = None,
@@ -66,6 +67,7 @@ def generate(
     fps: float = 16.0,
     lossless: bool = False,
     keep_stages: bool = False,
+    latents: Path | None = None,
     contact_sheet: bool = False,
     overwrite: bool = False,
     dtype: Literal["float32", "bfloat16"] = "float32",
@@ -87,6 +89,7 @@ def generate(
         prompt: What to show.
         prompts: File of prompts instead: .txt, one a line; .jsonl, objects with prompt and any of seed, height, width,
             num_frames, negative_prompt and name; .csv with these columns or UltraVideo's.
+        limit: Only the first this many prompts of the file.
         num_frames: Of the video, 4k + 1 for Wan2.1.
         motion_height: Of the first stage; default height / scale, rounded.
         motion_width: Of the first stage; default width / scale, rounded.
@@ -111,6 +114,8 @@ def generate(
         lossless: Keep every bit of the frames; many players show nothing then.
         keep_stages: Keep the earlier stages: videos under motion/ and upsampled/, and latents under latents/, which a
             later run takes up instead of making them again.
+        latents: Folder where latents of earlier stages are taken from and kept, whatever keep_stages says: runs that
+            differ in a later stage share it. Default latents/ under the output, with keep_stages.
         contact_sheet: Draw <name>.jpg, a row of frames for each stage.
         overwrite: Replace videos of the same names that were made by other options, instead of refusing.
         dtype: Dtype of the transformers and the text encoder; bfloat16 is slow on a CPU.
@@ -129,7 +134,7 @@ def generate(
         cache_of(speed),
     )  # fmt: skip
     jobs = make_jobs(
-        _lines(prompt, prompts),
+        _lines(prompt, prompts, limit),
         VideoDefaults(
             negative_prompt, seed, height, width, num_frames, motion_height, motion_width, scale, cascade
         ),
@@ -153,7 +158,8 @@ def generate(
     facts = about_run(target, processes.count, speed)
     with Steps(Console(quiet=processes.rank > 0)) as bar:
         watcher = _Watcher(bar)
-        kept = StageLatents(output / "latents") if keep_stages else None
+        shelf = latents or (output / "latents" if keep_stages else None)
+        kept = None if shelf is None else StageLatents(shelf)
         run = CascadeRun(pipeline, settings, models, kept, watcher, processes.shared)
         show = bool(stages) or (contact_sheet and cascade)
 
@@ -194,11 +200,13 @@ class _Watcher:
         self.bar.advance()
 
 
-def _lines(prompt: str | None, prompts: Path | None) -> list[PromptLine]:
+def _lines(prompt: str | None, prompts: Path | None, limit: int | None) -> list[PromptLine]:
     if (prompt is None) == (prompts is None):
         raise ValueError("expected a prompt, or --prompts FILE, and not both")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: expected at least 1 prompt, got {limit}")
     if prompts is not None:
-        return read_prompt_file(prompts)
+        return read_prompt_file(prompts)[:limit]
     assert prompt is not None
     if not prompt.strip():
         raise ValueError("prompt: expected some words, got none")

@@ -22,8 +22,10 @@ _VERSION = 1  # of the recipe; raise it when the same recipe gives other pixels
 # Options that a repetition is not given: it makes one video, in a folder of its own, by one process.
 _NOT_REPEATED = (
     "prompts",
+    "limit",
     "overwrite",
     "keep_stages",
+    "latents",
     "contact_sheet",
     "context_parallel",
     "scale",

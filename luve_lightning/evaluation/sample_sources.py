@@ -102,6 +102,7 @@ class GeneratedVideos(SampleSource):
         width: of the videos, pixels.
         frames: of the videos, 4k + 1.
         prompts: captions to generate; None takes those of the held-out clips.
+        column: which of their captions; None takes the first column that the data reads.
         clips: the first this many held-out clips; None takes all.
         steps: denoising steps.
         guidance: scale of classifier-free guidance; 1 is none and takes half the time.
@@ -116,6 +117,7 @@ class GeneratedVideos(SampleSource):
         width: int,
         frames: int,
         prompts: list[str] | None = None,
+        column: str | None = None,
         clips: int | None = None,
         steps: int = 50,
         guidance: float = 5.0,
@@ -130,7 +132,7 @@ class GeneratedVideos(SampleSource):
         if vae_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"vae_dtype: expected float32 or bfloat16, got {vae_dtype!r}")
         self.size, self.frames, self.clips = (height, width), frames, clips
-        self.prompts = None if prompts is None else list(prompts)
+        self.prompts, self.column = None if prompts is None else list(prompts), column
         self.steps, self.guidance, self.seed, self.fps = steps, guidance, seed, fps
         self.vae_dtype = getattr(torch, vae_dtype)
 
@@ -144,9 +146,8 @@ class GeneratedVideos(SampleSource):
             )
         held_out = datamodule.datasets["val"]
         items = held_out.items[: self.clips]
-        column = held_out.columns[0]
         # Equal captions stay: each has noise of its own.
-        prompts = self.prompts or [entry.captions[column] for entry, _ in items]
+        prompts = self.prompts or self._captions([entry for entry, _ in items], held_out.columns)
         with task.sampling(datamodule.backbone, self.vae_dtype) as pipeline:
             pipeline.set_progress_bar_config(disable=True)
             codec = LatentCodec(pipeline.vae).to(task.device)
@@ -171,6 +172,13 @@ class GeneratedVideos(SampleSource):
                 real_names=[_file_name(index, entry.clip_id) for index, (entry, _) in enumerate(items)],
                 real=lambda index: _read_real(*items[index], self.size),
             )
+
+    def _captions(self, entries: list[ClipEntry], columns: list[str]) -> list[str]:
+        column = self.column or next(iter(columns), None)
+        known = list(entries[0].captions)
+        if column not in known:
+            raise ValueError(f"source.column: expected one of {', '.join(known)}, got {column or 'none'}")
+        return [entry.captions[column] for entry in entries]
 
     def _latents(self, pipeline: WanPipeline, text: Tensor, negative: Tensor | None, seed: int) -> Tensor:
         """Of one prompt; one at a time, so that they are the same whatever the number of processes."""

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.functional.vbench_views import CLIP_MEAN, CLIP_STD, normalised
 from luve_lightning.metrics.aesthetic_quality import AestheticQuality
-from luve_lightning.metrics.frame_networks import Tiled
+from luve_lightning.metrics.frame_networks import TiledSample
 
 
-class Aesthetic(Tiled, AestheticQuality):
+class Aesthetic(TiledSample, AestheticQuality):
     """`AestheticQuality` of 224x224 tiles of the frames as they are: its counterpart at native resolution.
 
     The same predictor and scale (a tenth of LAION's), averaged over tiles and frames. It judges detail, not

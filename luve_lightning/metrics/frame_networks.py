@@ -74,11 +74,6 @@ class Tiled(FrameNetworkMetric):
     """
 
     tile: ClassVar[int]
-    plan: PatchPlan  # which frames of a video are cut
-
-    def outputs(self, frames: Tensor) -> Tensor:
-        """What the network says of each tile of the frames that the plan takes."""
-        return super().outputs(frames[list(self.plan.frame_indices(len(frames)))])
 
     def images_per_frame(self, height: int, width: int) -> int:
         """Tiles of a frame."""
@@ -102,3 +97,13 @@ class Tiled(FrameNetworkMetric):
         if min(height, width) < self.tile:
             raise ValueError(f"{self.name}: frames are {height}x{width}, smaller than a tile of {self.tile}")
         return PatchPlan(size=self.tile).positions(height, width)[0]
+
+
+class TiledSample(Tiled):
+    """Tiles of some frames of a video, which `plan` chooses; their order in time does not matter."""
+
+    plan: PatchPlan
+
+    def outputs(self, frames: Tensor) -> Tensor:
+        """What the network says of each tile of those frames."""
+        return super().outputs(frames[list(self.plan.frame_indices(len(frames)))])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.functional.vbench_views import longer_side_view
-from luve_lightning.metrics.frame_networks import FrameNetworkMetric, Tiled
+from luve_lightning.metrics.frame_networks import FrameNetworkMetric, TiledSample
 from luve_lightning.metrics.pyiqa_networks import MUSIQ_SPAQ, load_pyiqa
 
 
@@ -46,7 +46,7 @@ class ImagingQuality(FrameNetworkMetric):
         return self.outputs(frames).double().mean() / 100
 
 
-class ImagingQualityTiles(Tiled, ImagingQuality):
+class ImagingQualityTiles(TiledSample, ImagingQuality):
     """`ImagingQuality` of 512x512 tiles of the frames as they are: its counterpart at native resolution.
 
     Args:

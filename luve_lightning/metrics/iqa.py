@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.functional.vbench_views import longer_side_view, unit_images
-from luve_lightning.metrics.frame_networks import Tiled
+from luve_lightning.metrics.frame_networks import TiledSample
 from luve_lightning.metrics.pyiqa_networks import MANIQA_KONIQ, MUSIQ_KONIQ, NIQE_PARAMETERS, load_pyiqa
 from luve_lightning.metrics.weights import WeightFile
 
 
-class _ImageQuality(Tiled):
+class _ImageQuality(TiledSample):
     """An image measure: the mean over some frames, and over their tiles.
 
     With `resized` it sees frames as VBench's imaging quality does and is named `..._resized`, at most 512 pixels on
@@ -63,7 +63,7 @@ class _ImageQuality(Tiled):
 
     def measure(self, frames: Tensor, reference: Tensor | None) -> Tensor:
         """The video's mean score."""
-        return self.outputs(frames[list(self.plan.frame_indices(len(frames)))]).double().mean()
+        return self.outputs(frames).double().mean()
 
 
 class Musiq(_ImageQuality):
