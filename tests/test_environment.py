@@ -26,7 +26,7 @@ HPSV3_REQUIREMENTS = [
 ELSEWHERE = {Path("luve_lightning/scoring/hpsv3.py"): {"hpsv3", "huggingface_hub"}}
 REQUIREMENTS = [Requirement(r) for r in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]]
 # Extras that set-up does not install: what imports them says how to get them where they are missing.
-OPTIONAL = [Requirement(r) for r in PROJECT["optional-dependencies"]["iqa"]]
+OPTIONAL = [Requirement(r) for extra in ("iqa", "slurm") for r in PROJECT["optional-dependencies"][extra]]
 
 
 def constraints() -> dict[str, str]:

@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room may import itself and rooms of a lower rank.
 RANKS = {
     "functional": 0,
+    "pages": 0,
     "losses": 1,
     "metrics": 1,
     "models": 1,
@@ -26,8 +27,12 @@ RANKS = {
     "pipelines": 4,
     "evaluation": 5,
     "callbacks": 6,
-    "commands": 7,
-    "__main__": 8,
+    "ablations": 7,
+    "dashboards": 7,
+    "reports": 7,
+    "studies": 7,
+    "commands": 8,
+    "__main__": 9,
 }
 LIGHTNING_ROOMS = {"tasks", "datamodules", "callbacks", "commands", "__main__"}
 MAX_LINES = 400

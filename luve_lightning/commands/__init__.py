@@ -91,6 +91,19 @@ VERBS: dict[str, Verb] = {
         "evaluate",
         named=("videos",),
     ),
+    "sweep": Verb(
+        "Tables",
+        "run an ablation table's rows and seeds as a wandb sweep, or here",
+        "luve_lightning.commands.sweep",
+        "sweep",
+        positional="table",
+    ),
+    "dashboards": Verb(
+        "Tables",
+        "build wandb workspaces, and the same panels as local pages",
+        "luve_lightning.commands.dashboards",
+        "dashboards",
+    ),
     "bench": Verb(
         "Measurement",
         "time the models and measure their memory",

@@ -1,0 +1,86 @@
+"""What the files and folders that a configuration names hold, where that is cheap to tell."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.pipelines.model_identity import model_identity
+
+_MODEL_FILES = ("model_index.json", "config.json", "adapter_config.json")
+# More files are a store of clips or latents. Those of the latent and the text store are named by what they depend on,
+# so that another content cannot be read by the same configuration.
+_FEW = 32
+
+
+class Contents:
+    """Identities of what paths lead to, each looked up once.
+
+    Args:
+        root: folder of the cache of file hashes.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.hashes = FileHashes(root)
+        self._known: dict[str, str | None] = {}
+
+    def named_in(self, config: Any) -> dict[str, str]:
+        """Identities of all that a configuration names, by the text that names it.
+
+        Models count by their weights and configuration, files and small folders by their bytes. Large folders and
+        what is not there do not count.
+        """
+        texts = sorted(set(_texts(config)))
+        return {text: found for text in texts if (found := self.identity(text)) is not None}
+
+    def identity(self, text: str) -> str | None:
+        """The identity of what a path leads to; None where that does not count."""
+        if text not in self._known:
+            self._known[text] = self._look(text)
+        return self._known[text]
+
+    def _look(self, text: str) -> str | None:
+        if len(text) > 1000 or "\n" in text or not ("/" in text or Path(text).suffix):
+            return None  # a word, not a path
+        path = Path(text)
+        try:
+            if path.is_file():
+                return f"sha256:{self.hashes.digest(path)}"
+            if not path.is_dir():
+                return None
+            if _is_model(path):
+                return model_identity(path, self.hashes)
+            return self._small_folder(path)
+        except OSError:  # a folder that is being written, or may not be read: the stage itself says so
+            return None
+
+    def _small_folder(self, folder: Path) -> str | None:
+        files = list(itertools.islice((path for path in folder.rglob("*") if path.is_file()), _FEW + 1))
+        # The hashes' own file is no content, and grows as folders are looked at.
+        files = sorted(path for path in files if path.name != self.hashes.path.name)
+        if not 0 < len(files) <= _FEW:
+            return None
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(f"{path.relative_to(folder).as_posix()}\0{self.hashes.digest(path)}\n".encode())
+        return f"sha256:{digest.hexdigest()}"
+
+
+def _is_model(folder: Path) -> bool:
+    places = (folder, *(path for path in folder.iterdir() if path.is_dir()))
+    return any((place / name).is_file() for place in places for name in _MODEL_FILES)
+
+
+def _texts(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        for value in node.values():
+            yield from _texts(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _texts(value)
+    elif isinstance(node, str):
+        yield node

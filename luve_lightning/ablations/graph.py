@@ -1,0 +1,237 @@
+"""From a table to the commands that make it: which stages there are, in which order, and what each one's result is of.
+
+A stage's result belongs to the hash of all that it depends on: its verb, its composed configuration, what the files
+named there hold, and the hashes of the stages that it takes up. Rows, seeds and tables that agree on all of these
+share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luve_lightning.ablations.contents import Contents
+from luve_lightning.ablations.table import ROW, StageSpec, Table
+
+Compose = Callable[[Sequence[Path], Sequence[tuple[str, str]]], dict[str, Any]]
+"""Composes configuration files and options into one mapping, as the command line does."""
+
+Use = tuple[str, int]
+"""A row and a seed."""
+
+_VERSION = 1  # of the hashes; raise it when the same configuration gives other results
+_SHOWN = 12
+_PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+
+
+@dataclass
+class Stage:
+    """One command to run, once.
+
+    Attributes:
+        name: of the stage.
+        digest: sha256 of all that its result depends on, 64 hex digits.
+        folder: where its result goes.
+        words: of its command, after `luve`.
+        needs: digests of the stages that it takes up.
+        uses: rows and seeds that it is run for.
+        gathers: whether it serves all rows of a seed at once.
+    """
+
+    name: str
+    digest: str
+    folder: Path
+    words: tuple[str, ...]
+    needs: tuple[str, ...]
+    gathers: bool
+    uses: set[Use] = field(default_factory=set)
+
+    @property
+    def label(self) -> str:
+        """Its name and the start of its hash."""
+        return f"{self.name}-{self.digest[:_SHOWN]}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run for some rows and seeds.
+
+    Attributes:
+        stages: by digest, each after those that it needs.
+        goals: digest of the stage that a (row, seed, stage's name) reads its numbers from.
+    """
+
+    stages: Mapping[str, Stage]
+    goals: Mapping[tuple[str, int, str], str]
+
+    def levels(self) -> list[list[Stage]]:
+        """Stages that can run at the same time: those of a level need only stages of the levels before."""
+        level: dict[str, int] = {}
+        for digest, stage in self.stages.items():
+            level[digest] = max((level[need] + 1 for need in stage.needs), default=0)
+        return [
+            [stage for digest, stage in self.stages.items() if level[digest] == depth]
+            for depth in range(max(level.values(), default=-1) + 1)
+        ]
+
+
+class Planner:
+    """Finds the stages of a table.
+
+    Args:
+        table: what is to be run.
+        root: folder of the results of stages; `cache/` in it is theirs in common.
+        compose: see `Compose`.
+        contents: of the files that configurations name.
+    """
+
+    def __init__(self, table: Table, root: Path, compose: Compose, contents: Contents) -> None:
+        self.table, self.root, self.compose, self.contents = table, root, compose, contents
+        self._digests: dict[str, str] = {}
+
+    def plan(self, rows: Mapping[int, Sequence[str]]) -> Plan:
+        """The stages for some rows of each seed; stages that no metric needs are left out.
+
+        Raises:
+            ValueError: a stage that depends on itself, an unknown placeholder, a configuration that cannot be composed.
+        """
+        stages: dict[str, Stage] = {}
+        goals: dict[tuple[str, int, str], str] = {}
+        wanted = list(dict.fromkeys(metric.stage for metric in self.table.metrics.values()))
+        for seed, names in rows.items():
+            graph = _SeedGraph(self, seed, [name for name in self.table.rows if name in names], stages)
+            for row in graph.rows:
+                for stage in wanted:
+                    goals[row, seed, stage] = graph.stage(row, stage).digest
+        return Plan(stages, goals)
+
+    def before_gathering(self, row: str, seed: int) -> list[Stage]:
+        """The stages of a row and seed that are its own: all but those that serve several rows at once."""
+        plan = self.plan({seed: [row]})
+        gathering = {digest for digest, stage in plan.stages.items() if stage.gathers}
+        for digest, stage in plan.stages.items():  # what takes them up comes after them, too
+            if gathering & set(stage.needs):
+                gathering.add(digest)
+        return [stage for digest, stage in plan.stages.items() if digest not in gathering]
+
+    def digest(self, verb: str, config: Sequence[str], options: Sequence[tuple[str, str]]) -> str:
+        """The hash of a command whose options name other stages by their hashes."""
+        key = json.dumps([verb, list(config), list(options)])
+        if key not in self._digests:
+            composed = self.compose([Path(file) for file in config], options)
+            about = {
+                "version": _VERSION,
+                "verb": verb,
+                "config": composed,
+                "contents": self.contents.named_in(composed),
+            }
+            text = json.dumps(about, sort_keys=True, ensure_ascii=False, default=str)
+            self._digests[key] = hashlib.sha256(text.encode()).hexdigest()
+        return self._digests[key]
+
+
+class _SeedGraph:
+    """The stages of one seed."""
+
+    def __init__(self, planner: Planner, seed: int, rows: list[str], stages: dict[str, Stage]) -> None:
+        self.planner, self.seed, self.rows, self.stages = planner, seed, rows, stages
+        self._known: dict[tuple[str, str | None], Stage] = {}
+        self._path: list[str] = []
+
+    def stage(self, row: str, name: str) -> Stage:
+        """A stage of a row, with all that it needs."""
+        spec = self.planner.table.rows[row].stages[name]
+        key = (name, None if spec.gathers else row)
+        if key not in self._known:
+            if name in self._path:
+                raise ValueError(
+                    f"row {row}: stages depend on each other in a circle: {', '.join([*self._path, name])}"
+                )
+            self._path.append(name)
+            self._known[key] = self._make(row, spec)
+            self._path.pop()
+        stage = self._known[key]
+        self._use(stage, self.rows if spec.gathers else [row])
+        return stage
+
+    def _use(self, stage: Stage, rows: Iterable[str]) -> None:
+        stage.uses.update((row, self.seed) for row in rows)
+
+    def _make(self, row: str, spec: StageSpec) -> Stage:
+        needed: dict[str, Stage] = {}
+        filled = []  # of each option: its key, its text, the row it is of
+        for key, value in spec.options.items():
+            for own in self.rows if ROW in key else [row]:
+                filled.append((key.replace(ROW, own), as_text(value), own if ROW in key or not spec.gathers else None))
+        described: list[tuple[str, str]] = []
+        later: list[tuple[str, str, dict[str, str]]] = []
+        for key, text, own in filled:
+            folders: dict[str, str] = {}
+            symbols: dict[str, str] = {}
+            for word in _PLACEHOLDER.findall(text):
+                symbols[word], folders[word] = self._replace(spec, key, word, own, needed)
+            described.append((key, _fill(text, symbols)))
+            later.append((key, text, folders))
+        digest = self.planner.digest(spec.verb, spec.config, described)
+        folder = self.planner.root / "stages" / f"{spec.name}-{digest[:_SHOWN]}"
+        words = [spec.verb]
+        for file in spec.config:
+            words += ["--config", file]
+        for key, text, folders in later:
+            words += [f"--{key}", _fill(text, folders | {"out": str(folder)})]
+        stage = Stage(spec.name, digest, folder, tuple(words), tuple(needed), spec.gathers)
+        return self.stages.setdefault(digest, stage)
+
+    def _replace(
+        self, spec: StageSpec, key: str, word: str, row: str | None, needed: dict[str, Stage]
+    ) -> tuple[str, str]:
+        """What stands for a placeholder in the hash, and in the command."""
+        where = f"stages.{spec.name}.options.{key}: {{{word}}}"
+        if word == "seed":
+            return str(self.seed), str(self.seed)
+        if word == "out":
+            return "@out", "{out}"
+        if word == "cache":
+            return "@cache", str(self.planner.root / "cache")
+        stages = self.planner.table.rows[row or self.rows[0]].stages
+        if word != "row" and word not in stages:
+            raise ValueError(
+                f"{where}: expected {{seed}}, {{out}}, {{cache}}, {{row}} or one of the stages {', '.join(stages)}"
+            )
+        if row is None and not (word in stages and stages[word].gathers):
+            self._allow_shared(where, word)
+            row = self.rows[0]
+        if word == "row":
+            assert row is not None
+            return row, row
+        stage = self.stage(row or self.rows[0], word)
+        needed[stage.digest] = stage
+        return f"@{stage.digest}", str(stage.folder)
+
+    def _allow_shared(self, where: str, word: str) -> None:
+        """A stage for all rows may take up another stage once if that is the same in all rows."""
+        if word == "row" or len({self.stage(row, word).digest for row in self.rows}) > 1:
+            raise ValueError(f"{where}: differs between rows; the option's key must hold {ROW} to be given for each")
+
+
+def as_text(value: Any) -> str:
+    """An option's value as the command line takes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), text)
+
+
+def without(rows: Mapping[int, Sequence[str]], lost: Collection[Use]) -> dict[int, list[str]]:
+    """The rows of each seed but for those that are lost."""
+    return {seed: [row for row in names if (row, seed) not in lost] for seed, names in rows.items()}

@@ -1,0 +1,250 @@
+"""Runs the stages of a table on this machine, several at a time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+from luve_lightning.ablations.graph import Plan, Stage, Use
+from luve_lightning.ablations.stage_folder import done_record, is_done, try_lock
+from luve_lightning.ablations.stage_process import Failure, StageProcess
+
+_POLL_SECONDS = 0.1
+_LOCK_SECONDS = 1.0
+_GRACE_SECONDS = 20.0  # for training to save its last checkpoint
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a run is.
+
+    Attributes:
+        done: finished stages.
+        total: all of them.
+        running: names of those that run, with their number.
+        seconds_left: an estimate; None while nothing is known.
+    """
+
+    done: int
+    total: int
+    running: Mapping[str, int]
+    seconds_left: float | None
+
+
+class Watcher(Protocol):
+    """Who is told what happens."""
+
+    def standing(self, standing: Standing) -> None:
+        """Now and then."""
+
+    def finished(self, stage: Stage, seconds: float, standing: Standing) -> None:
+        """A stage is done."""
+
+    def failed(self, failure: Failure) -> None:
+        """A stage ended badly."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where stages run at the same time.
+
+    Attributes:
+        count: how many.
+        gpus: names for CUDA_VISIBLE_DEVICES, used in turn; one or none is left as it is.
+        cores: of this machine, shared out over the slots.
+    """
+
+    count: int
+    gpus: tuple[str, ...] = ()
+    cores: int = 1
+
+    def environment(self, slot: int) -> dict[str, str]:
+        """The variables of a slot's process."""
+        variables = {"OMP_NUM_THREADS": str(max(1, self.cores // self.count))}
+        if len(self.gpus) > 1:
+            variables["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+        return variables
+
+
+@dataclass
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        failures: stages that ended badly.
+        lost: rows and seeds that are without numbers for it, with the failure.
+    """
+
+    failures: list[Failure] = field(default_factory=list)
+    lost: dict[Use, Failure] = field(default_factory=dict)
+
+
+class LocalRunner:
+    """Runs stages, each as soon as those that it needs are done.
+
+    Args:
+        make_plan: the plan without some rows and seeds, those that have failed.
+        slots: see there.
+        program: what comes before a command's words.
+        facts: written down with every finished stage.
+        watcher: see there.
+    """
+
+    def __init__(
+        self,
+        make_plan: Callable[[Collection[Use]], Plan],
+        slots: Slots,
+        program: Sequence[str],
+        facts: Mapping[str, Any],
+        watcher: Watcher,
+    ) -> None:
+        self.make_plan, self.slots, self.program = make_plan, slots, program
+        self.facts, self.watcher = facts, watcher
+        self.outcome = Outcome()
+        self._running: dict[int, StageProcess] = {}
+        self._done: set[str] = set()
+        self._failed: set[str] = set()
+        self._locked_until: dict[str, float] = {}
+        self._seconds: dict[str, list[float]] = {}
+
+    def run(self) -> Outcome:
+        """Run everything that is missing; what depends on a failed stage is left out.
+
+        Raises:
+            KeyboardInterrupt: at SIGINT, after the stages that ran were stopped.
+            SystemExit: likewise at SIGTERM and SIGHUP, with 128 and the signal's number.
+        """
+        plan = self.make_plan(())
+        self._look(plan)
+        with _raising_signals():
+            try:
+                while True:
+                    if self._collect():
+                        plan = self.make_plan(self.outcome.lost)
+                        self._look(plan)
+                    waiting = self._launch(plan)
+                    if not self._running and not waiting:
+                        return self.outcome
+                    self.watcher.standing(self._standing(plan))
+                    time.sleep(_POLL_SECONDS)
+            finally:
+                self._stop()
+
+    def _look(self, plan: Plan) -> None:
+        """Find what is finished already, and what it took."""
+        for digest, stage in plan.stages.items():
+            if digest in self._done or digest in self._failed:
+                continue
+            record = done_record(stage)
+            if record is not None:
+                self._done.add(digest)
+                if isinstance(record.get("seconds"), int | float):
+                    self._seconds.setdefault(stage.name, []).append(float(record["seconds"]))
+
+    def _launch(self, plan: Plan) -> bool:
+        """Fill the free slots; returns whether something waits for another program that is at it."""
+        busy = {process.stage.digest for process in self._running.values()}
+        waiting = False
+        for digest, stage in plan.stages.items():
+            free = [slot for slot in range(self.slots.count) if slot not in self._running]
+            if digest in self._done | self._failed | busy or not set(stage.needs) <= self._done:
+                continue
+            if self._locked_until.get(digest, 0.0) > time.monotonic():
+                waiting = True
+                continue
+            if not free:
+                break
+            lock = try_lock(stage)
+            if lock is None:
+                self._locked_until[digest] = time.monotonic() + _LOCK_SECONDS
+                waiting = True
+            elif is_done(stage):  # by another program, meanwhile
+                os.close(lock)
+                self._done.add(digest)
+                waiting = True
+            else:
+                environment = self.slots.environment(free[0])
+                self._running[free[0]] = StageProcess(stage, lock, self.program, environment, self.facts)
+        self._plan = plan
+        return waiting
+
+    def _collect(self) -> bool:
+        """Take in what has ended; returns whether something failed."""
+        failed = False
+        for slot, process in list(self._running.items()):
+            if not process.poll():
+                continue
+            del self._running[slot]
+            failure, stage = process.finish(), process.stage
+            if failure is None:
+                self._done.add(stage.digest)
+                self._seconds.setdefault(stage.name, []).append(process.seconds)
+                self.watcher.finished(stage, process.seconds, self._standing(self._plan))
+                continue
+            failed = True
+            self._failed.add(stage.digest)
+            self.outcome.failures.append(failure)
+            for use in stage.uses:
+                self.outcome.lost.setdefault(use, failure)
+            self.watcher.failed(failure)
+        return failed
+
+    def _standing(self, plan: Plan) -> Standing:
+        done = sum(digest in self._done for digest in plan.stages)
+        running = Counter(process.stage.name for process in self._running.values())
+        return Standing(done, len(plan.stages), running, self._seconds_left(plan))
+
+    def _seconds_left(self, plan: Plan) -> float | None:
+        known = [seconds for values in self._seconds.values() for seconds in values]
+        if not known:
+            return None
+        usual = {name: statistics.fmean(values) for name, values in self._seconds.items()}
+        any_stage = statistics.fmean(known)
+        left = sum(
+            usual.get(stage.name, any_stage) for digest, stage in plan.stages.items() if digest not in self._done
+        )
+        left -= sum(min(p.seconds, usual.get(p.stage.name, any_stage)) for p in self._running.values())
+        return max(0.0, left) / self.slots.count
+
+    def _stop(self) -> None:
+        """End what still runs: it is unfinished, and begun again by the next run."""
+        for process in self._running.values():
+            process.signal(signal.SIGTERM)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        try:
+            while time.monotonic() < deadline and not all(p.poll() for p in self._running.values()):
+                time.sleep(_POLL_SECONDS)
+        finally:  # also at a second Ctrl-C
+            for process in self._running.values():
+                if not process.poll():
+                    process.signal(signal.SIGKILL)
+                    process.process.wait()
+                os.close(process.lock)
+            self._running.clear()
+
+
+@contextmanager
+def _raising_signals() -> Iterator[None]:
+    """SIGINT raises, also where a background shell had it ignored; so do SIGTERM and SIGHUP."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    previous = {number: signal.signal(number, stop) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,130 @@
+"""A stage's command as a process."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from luve_lightning.ablations.graph import Stage
+from luve_lightning.ablations.stage_folder import is_done, log_path, resumed_words, try_lock, write_done
+
+_TAIL = 5
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A stage that ended badly.
+
+    Attributes:
+        stage: which.
+        code: its exit status; negative for a signal.
+        tail: the last lines that it printed.
+    """
+
+    stage: Stage
+    code: int
+    tail: tuple[str, ...]
+
+    @property
+    def reason(self) -> str:
+        """In one line."""
+        said = f": {self.tail[-1]}" if self.tail else ""
+        return f"{self.stage.name} ended with exit status {self.code}{said}"
+
+
+class StageProcess:
+    """Runs a stage's command in a session of its own, its output in the stage's log.
+
+    Args:
+        stage: to run.
+        lock: of its folder, see `try_lock`; closed when the process has ended.
+        program: what comes before the command's words.
+        environment: variables that differ from this process's.
+        facts: what else is written down when it is finished.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        lock: int,
+        program: Sequence[str],
+        environment: Mapping[str, str],
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.stage, self.lock, self.facts = stage, lock, dict(facts)
+        self.words = [*program, *resumed_words(stage)]
+        self.started = time.monotonic()
+        with log_path(stage).open("ab") as log:
+            log.write(f"$ {shlex.join(self.words)}\n".encode())
+            log.flush()
+            self._log_from = log.tell()
+            # In a session of its own: Ctrl-C is ours to pass on. With the lock: see try_lock.
+            self.process = subprocess.Popen(
+                self.words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                pass_fds=(lock,),
+                start_new_session=True,
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Since it was started."""
+        return time.monotonic() - self.started
+
+    def poll(self) -> bool:
+        """Whether it has ended."""
+        return self.process.poll() is not None
+
+    def finish(self) -> Failure | None:
+        """Once it has ended: write down that it is done, or tell why not."""
+        code = self.process.wait()
+        try:
+            if code == 0:
+                now = datetime.now(UTC).isoformat(timespec="seconds")
+                facts = {"seconds": round(self.seconds, 1), "command": shlex.join(self.words), "finished": now}
+                write_done(self.stage, facts | self.facts)
+                return None
+            return Failure(self.stage, code, self._tail())
+        finally:
+            os.close(self.lock)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to it and to all that it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def _tail(self) -> tuple[str, ...]:
+        with log_path(self.stage).open("rb") as log:
+            log.seek(self._log_from)
+            lines = log.read().decode(errors="replace").replace("\r", "\n").splitlines()
+        return tuple(line.rstrip() for line in lines if line.strip())[-_TAIL:]
+
+
+def run_stage(
+    stage: Stage, program: Sequence[str], environment: Mapping[str, str], facts: Mapping[str, Any]
+) -> Failure | None:
+    """Run one stage to its end, waiting for whoever is at it; nothing happens when it is finished already."""
+    while (lock := try_lock(stage)) is None:
+        time.sleep(_POLL_SECONDS)
+    if is_done(stage):
+        os.close(lock)
+        return None
+    process = StageProcess(stage, lock, program, environment, facts)
+    try:
+        process.process.wait()
+    except BaseException:
+        process.signal(signal.SIGTERM)
+        raise
+    return process.finish()

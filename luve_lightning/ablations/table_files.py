@@ -1,0 +1,202 @@
+"""Reads a table of ablations from its folder: `table.yaml`, and a file of differences for each row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from luve_lightning.ablations.table import ROW, MetricSpec, Row, StageSpec, Table
+
+TABLE_FILE = "table.yaml"
+
+_TABLE_KEYS = (
+    "extends", "title", "world", "results", "note", "seeds", "reference", "rows", "metrics", "settings", "stages",
+)  # fmt: skip
+_ROW_KEYS = ("title", "note", "paper", "settings", "stages")
+_STAGE_KEYS = ("verb", "config", "options")
+_METRIC_KEYS = ("better", "unit", "stage", "column", "method", "paper", "paper_better")
+_REQUIRED = ("title", "world", "results", "seeds", "reference", "rows", "metrics", "stages")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_TAKEN = ("seed", "out", "cache", "row")
+
+
+def read_table(folder: Path, changes: Mapping[str, Any] | None = None) -> Table:
+    """The table of a folder.
+
+    Args:
+        folder: holds `table.yaml` and `<row>.yaml` for each row that it names.
+        changes: laid over `table.yaml`; rows are laid over both.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: something in a file is wrong; the message names the file and the key.
+    """
+    base = merged(_read_base(folder / TABLE_FILE), dict(changes or {}))
+    where = str(folder / TABLE_FILE)
+    for key in _REQUIRED:
+        if not base.get(key):
+            raise ValueError(f"{where}: {key}: required, but not given")
+    rows = {name: _read_row(folder, _name(name, f"{where}: rows"), base) for name in base["rows"]}
+    if base["reference"] not in rows:
+        raise ValueError(f"{where}: reference: expected one of {', '.join(rows)}, got {base['reference']!r}")
+    plain = _resolved({key: base.get(key) or {} for key in ("settings", "metrics")}, where)
+    metrics = {
+        name: _metric(name, spec, f"{where}: metrics.{name}") for name, spec in plain["metrics"].items()
+    }
+    for row in rows.values():
+        for metric in metrics.values():
+            if metric.stage not in row.stages:
+                raise ValueError(f"{where}: metrics.{metric.name}.stage: row {row.name} has no {metric.stage}")
+    _check_gathering(rows, where)
+    return Table(
+        folder.name,
+        str(base["title"]),
+        str(base["world"]),
+        str(base["results"]),
+        _seeds(base["seeds"], where),
+        str(base["reference"]),
+        metrics,
+        rows,
+        " ".join(str(base.get("note") or "").split()),
+    )
+
+
+def merged(base: Any, over: Any) -> Any:
+    """`over` laid over `base`: mappings key by key, anything else is replaced; a key set anew comes last."""
+    if not isinstance(base, Mapping) or not isinstance(over, Mapping):
+        return over
+    result = dict(base)
+    for key, value in over.items():
+        value = merged(base[key], value) if key in base else value
+        if key in result and not isinstance(value, Mapping):
+            del result[key]  # an option that a row gives must come after those of the table
+        result[key] = value
+    return result
+
+
+def _read_base(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A table's file over the ones it extends, paths from the file's own folder."""
+    own = _read(file, _TABLE_KEYS)
+    base = own.pop("extends", None)
+    if base is None:
+        return own
+    path = (file.parent / str(base)).resolve()
+    if path in seen:
+        raise ValueError(f"{file}: extends: {base} extends this file itself")
+    return dict(merged(_read_base(path, (*seen, path)), own))
+
+
+def _read_row(folder: Path, name: str, base: Mapping[str, Any]) -> Row:
+    file = folder / f"{name}.yaml"
+    own = _read(file, _ROW_KEYS)
+    tree = {key: merged(base.get(key) or {}, own.get(key) or {}) for key in ("settings", "stages")}
+    stages = {
+        _name(stage, f"{file}: stages"): _stage(stage, spec, f"{file}: stages.{stage}")
+        for stage, spec in _resolved(tree, str(file))["stages"].items()
+        if spec is not None
+    }
+    paper = own.get("paper") or {}
+    if not isinstance(paper, dict) or any(
+        isinstance(value, bool) or not isinstance(value, int | float) for value in paper.values()
+    ):
+        raise ValueError(f"{file}: paper: expected numbers by the paper's column, got {paper!r}")
+    values = {str(column): float(value) for column, value in paper.items()}
+    note = " ".join(str(own.get("note") or "").split())
+    return Row(name, str(own.get("title") or name.replace("_", " ")), stages, values, note)
+
+
+def _read(file: Path, known: tuple[str, ...]) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ValueError(f"{file}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    except (OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ValueError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: expected a mapping of keys, got a {type(content).__name__}")
+    _check_keys(content, known, f"{file}: ")
+    return {str(key): value for key, value in content.items()}
+
+
+def _resolved(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """With `${settings.key}` replaced."""
+    try:
+        plain = OmegaConf.to_container(OmegaConf.create(dict(tree)), resolve=True)
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise ValueError(f"{where}: {key}{str(error).splitlines()[0]}") from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _stage(name: str, spec: Any, where: str) -> StageSpec:
+    if name in _TAKEN:
+        raise ValueError(f"{where}: {{{name}}} means something else already; choose another name")
+    if not isinstance(spec, dict) or not isinstance(spec.get("verb"), str):
+        raise ValueError(f"{where}: expected verb, config and options, got {spec!r}")
+    _check_keys(spec, _STAGE_KEYS, f"{where}.")
+    config, options = spec.get("config") or [], spec.get("options") or {}
+    if not isinstance(config, list) or not isinstance(options, dict):
+        raise ValueError(f"{where}: expected a list of files (config) and options by dotted key (options)")
+    return StageSpec(name, spec["verb"], tuple(map(str, config)), {str(k): v for k, v in options.items()})
+
+
+def _metric(name: str, spec: Any, where: str) -> MetricSpec:
+    if not isinstance(spec, dict):
+        raise ValueError(f"{where}: expected better, unit, stage, column, method or paper, got {spec!r}")
+    _check_keys(spec, _METRIC_KEYS, f"{where}.")
+    better = spec.get("better")
+    paper_better = spec.get("paper_better", better)
+    if not {better, paper_better} <= {"higher", "lower"}:
+        raise ValueError(f"{where}: better: expected higher or lower, got {better!r} and {paper_better!r}")
+    return MetricSpec(
+        name,
+        better,
+        str(spec.get("unit") or ""),
+        str(spec.get("stage") or "evaluate"),
+        str(spec.get("column") or name),
+        str(spec.get("method") or ROW),
+        None if spec.get("paper") is None else str(spec["paper"]),
+        paper_better,
+    )
+
+
+def _check_gathering(rows: Mapping[str, Row], where: str) -> None:
+    """A stage that serves all rows must be one and the same in all of them."""
+    found: dict[str, tuple[str, StageSpec]] = {}
+    for row in rows.values():
+        for stage in row.stages.values():
+            first, other = found.setdefault(stage.name, (row.name, stage))
+            if (stage.gathers or other.gathers) and stage != other:
+                raise ValueError(
+                    f"{where}: stages.{stage.name} runs once for all rows, but {first} and {row.name} have it otherwise"
+                )
+
+
+def _seeds(value: Any, where: str) -> tuple[int, ...]:
+    good = isinstance(value, list) and all(isinstance(s, int) and s >= 0 for s in value)
+    if not good or len(set(value)) < len(value):
+        raise ValueError(f"{where}: seeds: expected different whole numbers >= 0, got {value!r}")
+    return tuple(value)
+
+
+def _name(name: Any, where: str) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"{where}: {name!r}: expected a name of small letters, digits and _")
+    return name
+
+
+def _check_keys(content: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:
+    for key in content:
+        if key not in known:
+            raise ValueError(f"{where}{key}: unknown key; known: {', '.join(known)}")

@@ -1,0 +1,108 @@
+"""Where a number or a picture comes from, as far as the files beside it say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luve_lightning.reports.left_out import Unreadable
+
+_STAGE_COLUMNS = ("row", "seed", "name", "hash", "seconds")
+# Other packages are in the JSON file itself; these decide about numbers.
+_PACKAGES = ("torch", "lightning", "diffusers", "peft", "transformers", "torchmetrics", "numpy", "luve-lightning")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is known about one input.
+
+    Attributes:
+        key: of the configuration.
+        source: the file that says so.
+        facts: in words, by name.
+        stages: of an ablation table: what was run, by _STAGE_COLUMNS.
+    """
+
+    key: str
+    source: str
+    facts: dict[str, str]
+    stages: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def stage_columns(self) -> tuple[str, ...]:
+        """Heads of the columns of `stages`."""
+        return _STAGE_COLUMNS
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        Unreadable: no JSON, or something else than an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise Unreadable(f"{path.name} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise Unreadable(f"{path.name}: expected a JSON object, got a {type(content).__name__}")
+    return content
+
+
+def of_results(key: str, path: Path, content: Mapping[str, Any]) -> Provenance:
+    """Of an ablation table, from the JSON file beside it."""
+    facts = {
+        name: in_words(content[name])
+        for name in ("world", "revision", "device", "date", "seeds", "command")
+        if content.get(name) not in (None, "", [])
+    }
+    facts |= _packages(content.get("packages"))
+    stages = content.get("stages")
+    lines = [
+        tuple(_cell(stage.get(column)) for column in _STAGE_COLUMNS)
+        for stage in (stages if isinstance(stages, list) else [])
+        if isinstance(stage, Mapping)
+    ]
+    return Provenance(key, str(path), facts, tuple(lines))
+
+
+def of_run(key: str, folder: Path) -> Provenance | None:
+    """Of a training run, from the newest `provenance*.json` of its folder; None without one.
+
+    Raises:
+        Unreadable: the file is no JSON object.
+    """
+    files = sorted(folder.glob("provenance*.json"), key=lambda file: (len(file.name), file.name))
+    if not files:
+        return None
+    content = read_json(files[-1])
+    git = content.get("git")
+    facts = {"revision": in_words(git.get("revision", "")) + " with changes" * bool(git.get("dirty"))} if git else {}
+    facts |= {
+        name: in_words(content[name]) for name in ("device", "started", "command") if content.get(name) is not None
+    }
+    return Provenance(key, str(files[-1]), facts | _packages(content.get("packages")))
+
+
+def in_words(value: Any) -> str:
+    """A value of a JSON file as a reader wants it."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {in_words(inside)}" for name, inside in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(in_words(inside) for inside in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _packages(packages: Any) -> dict[str, str]:
+    if not isinstance(packages, Mapping):
+        return {}
+    chosen = {name: version for name, version in packages.items() if name.lower() in _PACKAGES}
+    return {"packages": in_words(chosen or packages)}
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,199 @@
+"""The report page: reads the inputs, keeps within the size, renders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from luve_lightning.pages import render_document
+from luve_lightning.reports.comparisons import ComparedFrames, Comparison, read_comparison
+from luve_lightning.reports.left_out import Inputs, LeftOut
+from luve_lightning.reports.loss_curves import RunCurves, read_curves
+from luve_lightning.reports.provenance import Provenance
+from luve_lightning.reports.result_tables import BETTER, DIRECTIONS, ResultTable, read_results
+from luve_lightning.reports.sample_videos import SampleVideo, read_sample, sample_files
+from luve_lightning.reports.spectra_plots import SpectraPlots, read_spectra
+
+MIB = 2**20
+_MARKUP = 2000  # characters around a comparison's or a video's own, about
+
+
+class _Sized(Protocol):
+    @property
+    def characters(self) -> int: ...
+
+
+Media = TypeVar("Media", bound=_Sized)
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """What the page is to show; each by its name, null ones are passed over.
+
+    Attributes:
+        results: CSV files of ablation tables.
+        curves: folders of training runs.
+        spectra: folders or CSV files of `luve spectra`.
+        comparisons: pairs of videos.
+        videos: video files, or folders of them.
+        columns: which columns of a run's metrics are drawn.
+    """
+
+    results: Mapping[str, Path | None] = field(default_factory=dict)
+    curves: Mapping[str, Path | None] = field(default_factory=dict)
+    spectra: Mapping[str, Path | None] = field(default_factory=dict)
+    comparisons: Mapping[str, Comparison | None] = field(default_factory=dict)
+    videos: Mapping[str, Path | None] = field(default_factory=dict)
+    columns: Sequence[str] = ("*loss*",)
+
+
+@dataclass
+class Parts:
+    """What could be read."""
+
+    tables: list[ResultTable]
+    curves: list[RunCurves]
+    spectra: list[SpectraPlots]
+    comparisons: list[ComparedFrames] = field(default_factory=list)
+    videos: list[SampleVideo] = field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        """How many of each kind."""
+        kinds = ("tables", "curves", "spectra", "comparisons", "videos")
+        return {kind: len(getattr(self, kind)) for kind in kinds}
+
+    def provenance(self) -> list[Provenance]:
+        """Of those that have one."""
+        every = [part.provenance for kind in (self.tables, self.curves, self.spectra) for part in kind]  # type: ignore[attr-defined]
+        return [found for found in every if found is not None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished page.
+
+    Attributes:
+        html: the page.
+        counts: how many tables, curves, spectra, comparisons and videos it shows.
+        left_out: the inputs that it does not show, or not all of, and why.
+    """
+
+    html: str
+    counts: dict[str, int]
+    left_out: tuple[LeftOut, ...]
+
+
+def build_report(
+    inputs: ReportInputs,
+    title: str,
+    facts: Mapping[str, str],
+    limit_mib: float = 20.0,
+    advance: Callable[[], None] = lambda: None,
+) -> Report:
+    """Read the inputs and render the page. Inputs that are missing, unreadable or too large are listed on it.
+
+    Args:
+        inputs: what to show.
+        title: of the page.
+        facts: about how the page was made, by name: revision, date, command.
+        limit_mib: most of the page; comparisons and then videos that would exceed it are left out. Tables and charts
+            never are.
+        advance: called after each comparison and each video.
+
+    Raises:
+        ValueError: a limit that tables and charts alone exceed.
+    """
+    if not 0 < limit_mib:
+        raise ValueError(f"limit_mib: expected a number > 0, got {limit_mib}")
+    read = Inputs()
+    parts = Parts(
+        read.read("results", inputs.results, read_results),
+        read.read("curves", inputs.curves, lambda name, path: read_curves(name, path, inputs.columns)),
+        read.read("spectra", inputs.spectra, read_spectra),
+    )
+    for table in parts.tables:
+        if table.provenance is None:
+            read.note(f"results.{table.name}", str(inputs.results[table.name]),
+                      "no JSON file beside it, so nothing says where its numbers come from")  # fmt: skip
+    size = len(_render(parts, read.left_out, title, facts).encode())
+    if size > limit_mib * MIB:
+        raise ValueError(
+            f"limit_mib: {limit_mib:g}: the tables and charts alone are {size / MIB:.2f} MiB; expected a larger limit"
+        )
+    budget = _Budget(int(limit_mib * MIB) - size, limit_mib)
+    _add_comparisons(parts, inputs, read, budget, advance)
+    _add_videos(parts, inputs, read, budget, advance)
+    html = _render(parts, read.left_out, title, facts)
+    # Long captions and long lists of what was left out were not reckoned with.
+    while len(html.encode()) > limit_mib * MIB and (parts.videos or parts.comparisons):
+        last = (parts.videos or parts.comparisons).pop()
+        read.note(type(last).__name__, last.name, f"too large: limit_mib {limit_mib:g} is used up")
+        html = _render(parts, read.left_out, title, facts)
+    return Report(html, parts.counts(), tuple(read.left_out))
+
+
+class _Budget:
+    """What is left of the page's size."""
+
+    def __init__(self, characters: int, limit_mib: float) -> None:
+        self.left, self.limit_mib = characters, limit_mib
+
+    def keep(self, part: Media | None, key: str, path: Path | str, read: Inputs) -> Media | None:
+        """The part if it fits, or None after noting that it does not."""
+        if part is None or part.characters + _MARKUP <= self.left:
+            self.left -= 0 if part is None else part.characters + _MARKUP
+            return part
+        size, left = part.characters / MIB, max(0.0, self.left / MIB)
+        reason = f"too large: {size:.2f} MiB, {left:.2f} of limit_mib {self.limit_mib:g} are left"
+        read.note(key, path, reason)
+        return None
+
+
+def _add_comparisons(
+    parts: Parts, inputs: ReportInputs, read: Inputs, budget: _Budget, advance: Callable[[], None]
+) -> None:
+    for name, comparison in inputs.comparisons.items():
+        if comparison is None:
+            continue
+        key, path = f"comparisons.{name}", comparison.a
+        found = read.attempt(key, path, lambda name=name, c=comparison: read_comparison(name, c))  # type: ignore[misc]
+        kept = budget.keep(found, key, path, read)
+        if kept is not None:
+            parts.comparisons.append(kept)
+        advance()
+
+
+def _add_videos(
+    parts: Parts, inputs: ReportInputs, read: Inputs, budget: _Budget, advance: Callable[[], None]
+) -> None:
+    for name, path in inputs.videos.items():
+        if path is None:
+            continue
+        key = f"videos.{name}"
+        files = read.attempt(key, path, lambda name=name, path=path: list(sample_files(name, path)))  # type: ignore[misc]
+        for title, file in files or ():
+            found = read.attempt(key, file, lambda title=title, file=file: read_sample(title, file))  # type: ignore[misc]
+            kept = budget.keep(found, key, file, read)
+            if kept is not None:
+                parts.videos.append(kept)
+        advance()
+
+
+def _render(parts: Parts, left_out: Sequence[LeftOut], title: str, facts: Mapping[str, str]) -> str:
+    context: dict[str, Any] = {
+        "title": title,
+        "facts": dict(facts),
+        "parts": parts,
+        "left_out": left_out,
+        "directions": DIRECTIONS,
+        "better": BETTER,
+    }
+    return render_document(
+        "luve_lightning.reports",
+        "report.html",
+        ("base.css", "report.css", "compare.css"),
+        ("sort.js", "compare.js"),
+        context,
+    )

@@ -1,0 +1,199 @@
+"""Ablation tables as `luve ablate` writes them: one CSV line a row and metric, provenance in a JSON file beside it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luve_lightning.reports.left_out import Unreadable
+from luve_lightning.reports.provenance import Provenance, in_words, of_results, read_json
+
+RESULT_COLUMNS = (
+    "table", "row", "title", "metric", "unit", "better", "seeds", "mean", "low", "high",
+    "paper", "paper_metric", "difference", "paper_difference", "direction",
+)  # fmt: skip
+DIRECTIONS = {
+    "same": "same as the paper's",
+    "opposite": "opposite to the paper's",
+    "none": "not told apart: the interval contains 0",
+    "": "",
+}
+BETTER = {"higher": "higher is better", "lower": "lower is better", "": ""}
+
+
+@dataclass(frozen=True)
+class ResultLine:
+    """One row's value of one metric.
+
+    Attributes:
+        row: name of the row.
+        title: of the row, in words.
+        seeds: how many were run.
+        mean: over them; NaN where there is no value.
+        low: lower end of the 95 % interval; NaN for fewer than two seeds.
+        high: upper end.
+        difference: to the table's reference row; NaN for that row itself, or where there is none.
+        paper: the paper's own value as the file writes it, not measured here; empty where it has none.
+        paper_difference: likewise.
+        direction: a key of DIRECTIONS.
+    """
+
+    row: str
+    title: str
+    seeds: int
+    mean: float
+    low: float
+    high: float
+    difference: float
+    paper: str
+    paper_difference: str
+    direction: str
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """All rows of one metric.
+
+    Attributes:
+        metric: its name here.
+        unit: empty for none.
+        better: a key of BETTER.
+        paper_metric: the paper's column that it stands for; empty when it has no counterpart.
+        lines: in the file's order.
+    """
+
+    metric: str
+    unit: str
+    better: str
+    paper_metric: str
+    lines: tuple[ResultLine, ...]
+
+    @property
+    def has_paper(self) -> bool:
+        """Whether the paper says anything about it."""
+        return any(line.paper or line.paper_difference for line in self.lines)
+
+    def span(self) -> tuple[float, float]:
+        """Lowest and highest number of the measured values and their intervals."""
+        values = [v for line in self.lines for v in (line.mean, line.low, line.high) if math.isfinite(v)]
+        return (min(values), max(values)) if values else (0.0, 1.0)
+
+    def place(self, value: float) -> float | None:
+        """Where a value lies on a line of 4 to 116, for the little picture of intervals; None for NaN."""
+        low, high = self.span()
+        if not math.isfinite(value):
+            return None
+        return round(4 + 112 * ((value - low) / (high - low) if high > low else 0.5), 1)
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """One ablation table.
+
+    Attributes:
+        name: in the configuration.
+        table: the file's own name of it.
+        metrics: those with a counterpart in the paper first.
+        world: the sentence that says on what it was measured; empty when nothing says so.
+        notes: of the JSON file, if it has some.
+        provenance: None without a JSON file.
+    """
+
+    name: str
+    table: str
+    metrics: tuple[MetricTable, ...]
+    world: str
+    notes: tuple[str, ...]
+    provenance: Provenance | None
+
+    def directions(self) -> dict[str, int]:
+        """How many of the differences that the paper has too point where."""
+        counts = Counter(line.direction for metric in self.metrics for line in metric.lines if line.direction)
+        return {name: counts[name] for name in ("same", "opposite", "none") if counts[name]}
+
+
+def read_results(name: str, path: Path) -> ResultTable:
+    """Read a table and, where it is there, the JSON file beside it.
+
+    Raises:
+        FileNotFoundError: no such table.
+        Unreadable: other columns, or values that are none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError("missing")
+    rows = _rows(path.read_text(encoding="utf-8-sig"))
+    beside = path.with_suffix(".json")
+    content = read_json(beside) if beside.is_file() else None
+    notes = (content or {}).get("notes", [])
+    return ResultTable(
+        name,
+        rows[0]["table"] or name,
+        _by_metric(rows),
+        str((content or {}).get("world", "")),
+        tuple(in_words(note) for note in ([notes] if isinstance(notes, str) else notes)),
+        None if content is None else of_results(f"results.{name}", beside, content),
+    )
+
+
+def _rows(text: str) -> list[dict[str, str]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    lacking = [column for column in RESULT_COLUMNS if column not in (reader.fieldnames or ())]
+    if lacking:
+        raise Unreadable(f"no table of results: the columns {', '.join(lacking)} are missing")
+    rows = []
+    for row in reader:
+        if None in row or None in row.values():
+            raise Unreadable(f"line {reader.line_num}: another number of values than columns")
+        rows.append({str(key): str(value) for key, value in row.items()})
+    if not rows:
+        raise Unreadable("a table of results without a row")
+    return rows
+
+
+def _by_metric(rows: list[dict[str, str]]) -> tuple[MetricTable, ...]:
+    groups: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(row["metric"], []).append(row)
+    tables = [
+        MetricTable(
+            metric,
+            lines[0]["unit"],
+            _one_of(lines[0], "better", BETTER),
+            next((line["paper_metric"] for line in lines if line["paper_metric"]), ""),
+            tuple(_line(line) for line in lines),
+        )
+        for metric, lines in groups.items()
+    ]
+    return tuple(sorted(tables, key=lambda table: not table.has_paper))
+
+
+def _line(row: Mapping[str, str]) -> ResultLine:
+    return ResultLine(
+        row["row"],
+        row["title"] or row["row"],
+        int(_number(row, "seeds", 0.0)),
+        *(_number(row, key) for key in ("mean", "low", "high", "difference")),
+        paper=row["paper"],
+        paper_difference=row["paper_difference"],
+        direction=_one_of(row, "direction", DIRECTIONS),
+    )
+
+
+def _number(row: Mapping[str, str], key: str, empty: float = math.nan) -> float:
+    try:
+        return float(row[key]) if row[key].strip() else empty
+    except ValueError:
+        raise Unreadable(f"row {row['row']}, metric {row['metric']}: {key}: expected a number, got {row[key]!r}") from None
+
+
+def _one_of(row: Mapping[str, str], key: str, known: Mapping[str, Any]) -> str:
+    if row[key] not in known:
+        choices = ", ".join(repr(name) for name in known)
+        raise Unreadable(f"row {row['row']}, metric {row['metric']}: {key}: expected one of {choices}, got {row[key]!r}")
+    return row[key]
