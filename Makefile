@@ -135,6 +135,10 @@ generate: export LUVE_PROMPT := $(value PROMPT)
 generate: $(STAMP) ## Make a video of PROMPT with the mini backbone, and a contact sheet of its three stages
 	$(LUVE) generate --config experiments/generate/mini.yaml --prompt "$$LUVE_PROMPT" $(ARGS)
 
+.PHONY: report
+report: $(STAMP) ## One page of the mini world's results: tables, curves, spectra, comparisons, videos
+	$(LUVE) report --config experiments/report/mini.yaml $(ARGS)
+
 .PHONY: bench
 bench: $(STAMP) ## Time SUBJECT (see `luve bench --help`) and measure its memory; most need a GPU
 	$(LUVE) bench --subject $(SUBJECT) $(ARGS)

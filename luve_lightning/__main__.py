@@ -42,7 +42,14 @@ def _dispatch(words: list[str], debug: bool) -> int:
 
         print(f"luve-lightning {version('luve-lightning')}")
         return 0
-    return _guarded(words[0], words[1:], debug)
+    verb, rest = _verb(words)
+    return _guarded(verb, rest, debug)
+
+
+def _verb(words: list[str]) -> tuple[str, list[str]]:
+    """The verb, of one word or of two (`study build`), and the words after it."""
+    two = " ".join(words[:2])
+    return (two, words[2:]) if two in VERBS else (words[0], words[1:])
 
 
 def _guarded(verb: str, words: list[str], debug: bool) -> int:
@@ -77,7 +84,10 @@ def _run(verb: str, words: list[str], config: dict[str, Any]) -> None:
     from luve_lightning.commands.errors import UsageError, did_you_mean
 
     if verb not in VERBS:
-        raise UsageError(f"no such verb{did_you_mean(verb, VERBS)}")
+        longer = [f"luve {name}" for name in VERBS if name.startswith(f"{verb} ")]
+        raise UsageError(
+            f"expected {' or '.join(longer)}" if longer else f"no such verb{did_you_mean(verb, VERBS)}"
+        )
     from luve_lightning.commands import compose, help, parsing
 
     entry = VERBS[verb]

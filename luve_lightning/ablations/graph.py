@@ -165,9 +165,12 @@ class _SeedGraph:
     def _make(self, row: str, spec: StageSpec) -> Stage:
         needed: dict[str, Stage] = {}
         filled = []  # of each option: its key, its text, the row it is of
+        own: str | None
         for key, value in spec.options.items():
             for own in self.rows if ROW in key else [row]:
-                filled.append((key.replace(ROW, own), as_text(value), own if ROW in key or not spec.gathers else None))
+                filled.append(
+                    (key.replace(ROW, own), as_text(value), own if ROW in key or not spec.gathers else None)
+                )
         described: list[tuple[str, str]] = []
         later: list[tuple[str, str, dict[str, str]]] = []
         for key, text, own in filled:
@@ -216,7 +219,9 @@ class _SeedGraph:
     def _allow_shared(self, where: str, word: str) -> None:
         """A stage for all rows may take up another stage once if that is the same in all rows."""
         if word == "row" or len({self.stage(row, word).digest for row in self.rows}) > 1:
-            raise ValueError(f"{where}: differs between rows; the option's key must hold {ROW} to be given for each")
+            raise ValueError(
+                f"{where}: differs between rows; the option's key must hold {ROW} to be given for each"
+            )
 
 
 def as_text(value: Any) -> str:

@@ -154,7 +154,8 @@ class LocalRunner:
         """Fill the free slots; returns whether something waits for another program that is at it."""
         busy = {process.stage.digest for process in self._running.values()}
         waiting = False
-        for digest, stage in plan.stages.items():
+        # First what most rows and seeds wait for.
+        for digest, stage in sorted(plan.stages.items(), key=lambda item: -len(item[1].uses)):
             free = [slot for slot in range(self.slots.count) if slot not in self._running]
             if digest in self._done | self._failed | busy or not set(stage.needs) <= self._done:
                 continue
@@ -210,7 +211,9 @@ class LocalRunner:
         usual = {name: statistics.fmean(values) for name, values in self._seconds.items()}
         any_stage = statistics.fmean(known)
         left = sum(
-            usual.get(stage.name, any_stage) for digest, stage in plan.stages.items() if digest not in self._done
+            usual.get(stage.name, any_stage)
+            for digest, stage in plan.stages.items()
+            if digest not in self._done
         )
         left -= sum(min(p.seconds, usual.get(p.stage.name, any_stage)) for p in self._running.values())
         return max(0.0, left) / self.slots.count

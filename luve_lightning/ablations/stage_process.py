@@ -93,7 +93,11 @@ class StageProcess:
         try:
             if code == 0:
                 now = datetime.now(UTC).isoformat(timespec="seconds")
-                facts = {"seconds": round(self.seconds, 1), "command": shlex.join(self.words), "finished": now}
+                facts = {
+                    "seconds": round(self.seconds, 1),
+                    "command": shlex.join(self.words),
+                    "finished": now,
+                }
                 write_done(self.stage, facts | self.facts)
                 return None
             return Failure(self.stage, code, self._tail())

@@ -92,6 +92,7 @@ class Table:
         metrics: by name.
         rows: by name, in order.
         note: what a reader has to know; may be empty.
+        settings: sizes of the runs, by name; rows may differ from them.
     """
 
     name: str
@@ -103,3 +104,4 @@ class Table:
     metrics: Mapping[str, MetricSpec]
     rows: Mapping[str, Row]
     note: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from luve_lightning.ablations.table import ROW, MetricSpec, Row, StageSpec, Table
+from luve_lightning.ablations.table import ROW, Better, MetricSpec, Row, StageSpec, Table
 
 TABLE_FILE = "table.yaml"
 
@@ -47,12 +47,16 @@ def read_table(folder: Path, changes: Mapping[str, Any] | None = None) -> Table:
         raise ValueError(f"{where}: reference: expected one of {', '.join(rows)}, got {base['reference']!r}")
     plain = _resolved({key: base.get(key) or {} for key in ("settings", "metrics")}, where)
     metrics = {
-        name: _metric(name, spec, f"{where}: metrics.{name}") for name, spec in plain["metrics"].items()
+        name: _metric(name, spec, f"{where}: metrics.{name}")
+        for name, spec in plain["metrics"].items()
+        if spec is not None
     }
     for row in rows.values():
         for metric in metrics.values():
             if metric.stage not in row.stages:
-                raise ValueError(f"{where}: metrics.{metric.name}.stage: row {row.name} has no {metric.stage}")
+                raise ValueError(
+                    f"{where}: metrics.{metric.name}.stage: row {row.name} has no {metric.stage}"
+                )
     _check_gathering(rows, where)
     return Table(
         folder.name,
@@ -64,6 +68,7 @@ def read_table(folder: Path, changes: Mapping[str, Any] | None = None) -> Table:
         metrics,
         rows,
         " ".join(str(base.get("note") or "").split()),
+        plain["settings"],
     )
 
 
@@ -155,10 +160,8 @@ def _metric(name: str, spec: Any, where: str) -> MetricSpec:
     if not isinstance(spec, dict):
         raise ValueError(f"{where}: expected better, unit, stage, column, method or paper, got {spec!r}")
     _check_keys(spec, _METRIC_KEYS, f"{where}.")
-    better = spec.get("better")
-    paper_better = spec.get("paper_better", better)
-    if not {better, paper_better} <= {"higher", "lower"}:
-        raise ValueError(f"{where}: better: expected higher or lower, got {better!r} and {paper_better!r}")
+    better = _better(spec.get("better"), f"{where}.better")
+    paper_better = _better(spec.get("paper_better", better), f"{where}.paper_better")
     return MetricSpec(
         name,
         better,
@@ -169,6 +172,12 @@ def _metric(name: str, spec: Any, where: str) -> MetricSpec:
         None if spec.get("paper") is None else str(spec["paper"]),
         paper_better,
     )
+
+
+def _better(value: Any, where: str) -> Better:
+    if value not in ("higher", "lower"):
+        raise ValueError(f"{where}: expected higher or lower, got {value!r}")
+    return cast(Better, value)
 
 
 def _check_gathering(rows: Mapping[str, Row], where: str) -> None:

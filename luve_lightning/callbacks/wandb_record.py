@@ -12,6 +12,7 @@ from typing import Any, Literal
 import lightning as L
 import yaml
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
 
 from luve_lightning.callbacks.checkpoints import Checkpoints
 from luve_lightning.callbacks.export import Export
@@ -31,10 +32,10 @@ class WandbRecord(L.Callback):
     `group` and `tags`.
 
     When the run starts: the complete configuration (Lightning's own way keeps the model's and the data's arguments
-    only, and only of modules that save hyper-parameters), the verb and the git revision as the run's config; the package
-    and the experiments as a code artifact, with `revision.txt` and, where tracked files differ from it, `diff.patch`.
-    When training ends: `<task>-checkpoint`, the checkpoint that validation chose, or the last one when none was
-    validated, and `<task>-export`, what `Export` wrote; with the monitored metric, score, step and revision.
+    only, and only of modules that save hyper-parameters), the verb and the git revision as the run's config; the
+    package and the experiments as a code artifact, with `revision.txt` and, where tracked files differ from it,
+    `diff.patch`. When training ends: `<task>-checkpoint`, the checkpoint that validation chose, or the last one when
+    none was validated, and `<task>-export`, what `Export` wrote; with the monitored metric, score, step and revision.
 
     Args:
         artifacts: which of both to keep; an empty list for models too large to copy.
@@ -46,10 +47,10 @@ class WandbRecord(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Configuration and code, on the first process."""
-        revision = git_state(PACKAGE_ROOT)
         for run in _runs(trainer):
+            revision = git_state(PACKAGE_ROOT)
             run.config.update(
-                {**_configuration(trainer), "verb": stage, "git": revision}, allow_val_change=True
+                {**_configuration(trainer), "verb": str(TrainerFn(stage).value), "git": revision}, allow_val_change=True
             )
             if self.code:
                 with tempfile.TemporaryDirectory() as folder:

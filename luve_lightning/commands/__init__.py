@@ -98,11 +98,38 @@ VERBS: dict[str, Verb] = {
         "sweep",
         positional="table",
     ),
+    "report": Verb(
+        "Tables",
+        "show tables, curves, spectra, comparisons and videos on one page",
+        "luve_lightning.commands.report",
+        "report",
+        named=("results", "curves", "spectra", "videos"),
+    ),
     "dashboards": Verb(
         "Tables",
         "build wandb workspaces, and the same panels as local pages",
         "luve_lightning.commands.dashboards",
         "dashboards",
+    ),
+    "ablate": Verb(
+        "Measurement",
+        "repeat one of the paper's tables: every row, several seeds",
+        "luve_lightning.commands.ablate",
+        "ablate",
+        positional="table",
+    ),
+    "study build": Verb(
+        "Measurement",
+        "make a page on which people compare methods blind, and its key",
+        "luve_lightning.commands.study",
+        "study_build",
+        named=("videos",),
+    ),
+    "study tally": Verb(
+        "Measurement",
+        "count what people chose, with intervals; flag raters",
+        "luve_lightning.commands.study",
+        "study_tally",
     ),
     "bench": Verb(
         "Measurement",

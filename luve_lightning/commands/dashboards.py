@@ -11,7 +11,7 @@ from rich.console import Console
 
 from luve_lightning.commands.wandb_account import why_no_account
 from luve_lightning.dashboards.definition import Dashboard
-from luve_lightning.dashboards.local_runs import find_runs, read_results
+from luve_lightning.dashboards.local_runs import find_runs, read_results, read_worlds
 from luve_lightning.dashboards.page import dashboard_html, draw_panels
 from luve_lightning.dashboards.workspaces import build_workspace, serialised
 from luve_lightning.evaluation.tables import write_text
@@ -38,7 +38,9 @@ def dashboards(
         entity: Account or team of the workspaces; default the account's own.
     """
     if not dashboards:
-        raise ValueError("dashboards: expected at least one, for example --config experiments/dashboards/vluer.yaml")
+        raise ValueError(
+            "dashboards: expected at least one, for example --config experiments/dashboards/vluer.yaml"
+        )
     console, refused = Console(), why_no_account()
     owner = entity or ("nobody" if refused else _own_entity())
     for name, dashboard in dashboards.items():
@@ -47,11 +49,12 @@ def dashboards(
         write_text(output / f"{name}.json", text)
         if not refused:
             workspace.save()  # prints the address
-        console.print(_write_page(name, dashboard, output, root), soft_wrap=True, highlight=False, markup=False)
-    if refused:
         console.print(
-            f"workspaces not saved, {refused}: written as JSON to {output}", soft_wrap=True, highlight=False, markup=False
+            _write_page(name, dashboard, output, root), soft_wrap=True, highlight=False, markup=False
         )
+    if refused:
+        told = f"workspaces not saved, {refused}: written as JSON to {output}"
+        console.print(told, soft_wrap=True, highlight=False, markup=False)
 
 
 def _write_page(name: str, dashboard: Dashboard, output: Path, root: Path) -> str:
@@ -60,7 +63,8 @@ def _write_page(name: str, dashboard: Dashboard, output: Path, root: Path) -> st
     panels = draw_panels(dashboard, runs, read_results(dashboard.results, root))
     made = f"Made by `luve dashboards` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
     page = output / f"{name}.html"
-    write_text(page, dashboard_html(dashboard, runs, panels, made))
+    worlds = read_worlds(dashboard.results, root)
+    write_text(page, dashboard_html(dashboard, runs, panels, worlds, made))
     every = [panel for drawn in panels.values() for panel in drawn]
     without = [panel.title for panel in every if panel.empty]
     said = f"{page}: {len(every) - len(without)} of {len(every)} panels from {len(runs)} runs"

@@ -16,7 +16,7 @@ from rich.console import Console
 from luve_lightning.callbacks.provenance import PACKAGE_ROOT, git_state
 from luve_lightning.commands.progress import Steps
 from luve_lightning.evaluation.tables import write_text
-from luve_lightning.reports import Comparison, ReportInputs, build_report
+from luve_lightning.reports import Comparison, PageText, ReportInputs, build_report
 
 _COLUMNS = ["*loss*"]
 
@@ -30,6 +30,7 @@ def report(
     videos: dict[str, Path | None] | None = None,
     columns: list[str] = _COLUMNS,
     title: str = "LuVe Lightning: report",
+    note: str = "",
     limit_mib: float = 20.0,
 ) -> None:
     """Builds one self-contained HTML page from results, loss curves, spectra, comparisons and videos.
@@ -47,6 +48,7 @@ def report(
         videos: Video files, or folders of them, by name: --videos NAME=PATH.
         columns: Patterns of the columns of metrics.csv that are drawn.
         title: Of the page.
+        note: Shown at its top: what holds for everything on it.
         limit_mib: Most of the page, in MiB. Comparisons and then videos that would exceed it are left out.
     """
     started, console = time.perf_counter(), Console()
@@ -59,9 +61,9 @@ def report(
     with Steps(console) as steps:
         count = sum(value is not None for by_name in chosen for value in by_name.values())
         steps.begin("comparisons and videos", count)
-        made = build_report(inputs, title, _facts(), limit_mib, steps.advance)
+        made = build_report(inputs, PageText(title, note, _facts()), limit_mib, steps.advance)
     write_text(output, made.html)
-    shown = ", ".join(f"{count} {kind}" for kind, count in made.counts.items())
+    shown = ", ".join(f"{kind} {count}" for kind, count in made.counts.items())
     lines = [f"{output}: {shown}; {len(made.html.encode()) / 2**20:.2f} of {limit_mib:g} MiB"]
     lines += [f"  left out: {line}" for line in made.left_out]
     lines.append(f"{time.perf_counter() - started:.0f} s")

@@ -38,7 +38,9 @@ class Panel:
         if self.kind != "lines" and self.pattern is not None:
             raise ValueError(f"pattern: a panel of kind {self.kind} takes metrics only")
         if self.kind == "results" and any(not name.startswith(PREFIX_OF_RESULTS) for name in self.metrics):
-            raise ValueError(f"metrics: those of kind results start with {PREFIX_OF_RESULTS}, got {self.metrics}")
+            raise ValueError(
+                f"metrics: those of kind results start with {PREFIX_OF_RESULTS}, got {self.metrics}"
+            )
 
     def chosen(self, names: Iterable[str]) -> list[str]:
         """Which of these names the panel shows: its metrics in their order, then what the pattern matches, sorted."""
@@ -49,9 +51,15 @@ class Panel:
 
 @dataclass
 class Section:
-    """Panels by their titles."""
+    """Panels by their titles.
+
+    Args:
+        panels: in order.
+        local_only: the section is on the local page, not in the workspace.
+    """
 
     panels: dict[str, Panel]
+    local_only: bool = False
 
 
 @dataclass

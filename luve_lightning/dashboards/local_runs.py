@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+_COLUMNS = ("row", "metric", "seeds", "mean", "low", "high", "paper")
 _VERSION = re.compile(r"version_(\d+)")
 
 
@@ -31,9 +33,9 @@ class LocalRun:
 
 @dataclass(frozen=True)
 class Result:
-    """One line of an ablation's table; numbers as text, as the table has them."""
+    """One line of an ablation's table; numbers as text, as the file has them."""
 
-    table: str
+    file: str
     row: str
     metric: str
     seeds: str
@@ -46,8 +48,8 @@ class Result:
 def find_runs(patterns: Iterable[str], root: Path) -> list[LocalRun]:
     """Every run below the folders that the patterns match under `root`, the last changed first.
 
-    A run is a folder with `<logger>/version_<n>/metrics.csv` in it. Of its versions (the first start, resumes,
-    tests) a later one's values of a metric replace an earlier one's from the step at which they begin.
+    A run is a folder with `<logger>/version_<n>/metrics.csv` in it. Of its versions a later one (a resume, or a new
+    run in the folder) replaces what was logged before from the step at which it begins.
     """
     folders = {folder for pattern in patterns for folder in root.glob(pattern) if folder.is_dir()}
     versions: dict[Path, dict[int, Path]] = {}
@@ -58,11 +60,9 @@ def find_runs(patterns: Iterable[str], root: Path) -> list[LocalRun]:
     runs = []
     for folder, files in versions.items():
         changed = max(file.stat().st_mtime for file in files.values())
-        curves: dict[str, dict[int, float]] = {}
-        for number in sorted(files):
-            _lay_over(curves, _read(files[number]))
+        curves = _together([_read(files[number]) for number in sorted(files)])
         name = str(folder.relative_to(root)) if folder.is_relative_to(root) else str(folder)
-        runs.append((-changed, LocalRun(name, {metric: _curve(found) for metric, found in curves.items()})))
+        runs.append((-changed, LocalRun(name, {metric: _curve(values) for metric, values in curves.items()})))
     return [run for _, run in sorted(runs, key=lambda item: (item[0], item[1].name))]
 
 
@@ -72,16 +72,32 @@ def read_results(patterns: Sequence[str], root: Path) -> list[Result]:
     Raises:
         ValueError: for a CSV file without their columns.
     """
-    names = tuple(Result.__dataclass_fields__)
     found = []
-    for path in sorted({path for pattern in patterns for path in root.glob(pattern)}):
+    for path in _files(patterns, root):
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            missing = set(names) - set(reader.fieldnames or ())
+            missing = set(_COLUMNS) - set(reader.fieldnames or ())
             if missing:
-                raise ValueError(f"results: {path} is no table of `luve ablate`: no column {sorted(missing)[0]}")
-            found += [Result(*(line[name] for name in names)) for line in reader]
+                raise ValueError(
+                    f"results: {path} is no table of `luve ablate`: no column {sorted(missing)[0]}"
+                )
+            name = str(path.relative_to(root))
+            found += [Result(name, *(line[column] for column in _COLUMNS)) for line in reader]
     return found
+
+
+def read_worlds(patterns: Sequence[str], root: Path) -> dict[str, str]:
+    """What each of these tables says of whose numbers they are, by file; from the JSON beside it."""
+    worlds = {}
+    for path in _files(patterns, root):
+        about = path.with_suffix(".json")
+        known = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+        worlds[str(path.relative_to(root))] = str(known.get("world", "not recorded"))
+    return worlds
+
+
+def _files(patterns: Sequence[str], root: Path) -> list[Path]:
+    return sorted({path for pattern in patterns for path in root.glob(pattern)})
 
 
 def _read(file: Path) -> dict[str, dict[int, float]]:
@@ -107,11 +123,21 @@ def _number(text: object) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _lay_over(curves: dict[str, dict[int, float]], later: dict[str, dict[int, float]]) -> None:
-    for metric, values in later.items():
-        begin = min(values)
-        kept = {step: value for step, value in curves.get(metric, {}).items() if step < begin}
-        curves[metric] = kept | values
+def _together(versions: Sequence[dict[str, dict[int, float]]]) -> dict[str, dict[int, float]]:
+    """One run's values: what was trained, then what tests logged beside it, at steps of their own."""
+    curves: dict[str, dict[int, float]] = {}
+    for values in filter(_is_training, versions):
+        begin = min(step for column in values.values() for step in column)
+        kept = {metric: {s: v for s, v in column.items() if s < begin} for metric, column in curves.items()}
+        curves = {metric: kept.get(metric, {}) | values.get(metric, {}) for metric in {**kept, **values}}
+    for values in versions:
+        if not _is_training(values):  # `luve validate` logs the names of training, at step 0
+            curves |= {metric: column for metric, column in values.items() if metric.startswith("test/")}
+    return {metric: column for metric, column in curves.items() if column}
+
+
+def _is_training(values: dict[str, dict[int, float]]) -> bool:
+    return any(metric.startswith("train/") for metric in values)
 
 
 def _curve(values: dict[int, float]) -> Curve:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +57,11 @@ def draw_panels(
 
 
 def dashboard_html(
-    dashboard: Dashboard, runs: Sequence[LocalRun], panels: dict[str, list[DrawnPanel]], made: str
+    dashboard: Dashboard,
+    runs: Sequence[LocalRun],
+    panels: dict[str, list[DrawnPanel]],
+    worlds: Mapping[str, str],
+    made: str,
 ) -> str:
     """The page; it needs no network and no other file.
 
@@ -65,12 +69,14 @@ def dashboard_html(
         dashboard: what is shown.
         runs: whose curves it has.
         panels: from `draw_panels`.
+        worlds: whose numbers each table of results has.
         made: when and from what, for the page's foot.
     """
     context = {
         "dashboard": dashboard,
         "runs": [run.name for run in runs],
         "sections": panels,
+        "worlds": worlds,
         "without_data": [panel.title for drawn in panels.values() for panel in drawn if panel.empty],
         "number": _number,
         "made": made,
@@ -86,7 +92,7 @@ def _drawn(
     names = [*panel.metrics, *([panel.pattern] if panel.pattern is not None else [])]
     drawn = DrawnPanel(title, names, panel.kind)
     if panel.kind == "results":
-        drawn.columns = ["table", "row", "metric", "seeds", "mean", "95 % interval", "paper"]
+        drawn.columns = ["file", "row", "metric", "seeds", "mean", "95 % interval", "paper"]
         wanted = {name.removeprefix(PREFIX_OF_RESULTS) for name in panel.metrics}
         drawn.rows = [_result_row(result) for result in results if result.metric in wanted]
         return drawn
@@ -121,7 +127,7 @@ def _last(run: LocalRun, metric: str) -> float | None:
 def _result_row(result: Result) -> list[float | str | None]:
     interval = f"{result.low} to {result.high}" if result.low and result.high else None
     return [
-        *(result.table, result.row, result.metric, result.seeds, result.mean),
+        *(result.file, result.row, result.metric, result.seeds, result.mean),
         interval,
         result.paper or None,
     ]

@@ -37,6 +37,7 @@ def build_workspace(dashboard: Dashboard, project: str, entity: str) -> Any:
                     is_open=True,
                 )
                 for name, section in dashboard.sections.items()
+                if not section.local_only
             ],
             settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=dashboard.max_runs),
             runset_settings=runs,
@@ -68,6 +69,4 @@ def _panel(title: str, panel: Panel, dashboard: Dashboard) -> Any:
             max_runs_to_show=dashboard.max_runs,
             **given,
         )
-    return wr.BarPlot(
-        title=title, metrics=list(panel.metrics), max_runs_to_show=dashboard.max_runs, **given
-    )
+    return wr.BarPlot(title=title, metrics=list(panel.metrics), max_runs_to_show=dashboard.max_runs, **given)

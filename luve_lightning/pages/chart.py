@@ -106,7 +106,9 @@ def draw_chart(chart: Chart) -> Drawing:
         raise ValueError(f"{chart.title}: nothing to draw")
     for line in chart.series:
         if not len(line.x) or line.x.shape != line.y.shape or not np.isfinite([line.x, line.y]).all():
-            raise ValueError(f"{chart.title}: {line.name}: expected equally many finite x and y, at least one")
+            raise ValueError(
+                f"{chart.title}: {line.name}: expected equally many finite x and y, at least one"
+            )
     values = np.concatenate([line.y for line in chart.series])
     places = np.concatenate([line.x for line in chart.series] + [np.array([mark.x for mark in chart.marks])])
     low, high = chart.y_range or (float(values.min()), float(values.max()))
@@ -129,7 +131,7 @@ def draw_chart(chart: Chart) -> Drawing:
     )
 
 
-def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
+def nice_ticks(low: float, high: float, about: int = 6) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten that enclose [low, high], about as many as asked for."""
     if high <= low:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
@@ -177,8 +179,11 @@ def _drawn(line: Series, number: int, across: _Axis, up: _Axis) -> DrawnSeries:
         line.name,
         " ".join(f"{left:.1f},{top:.1f}" for left, top in points),
         number % COLOURS,
-        *(float(value) for value in (line.y[0], line.y.min(), line.y.max(), line.y[-1])),
-        averaged=bin_size,
+        float(line.y[0]),
+        float(line.y.min()),
+        float(line.y.max()),
+        float(line.y[-1]),
+        bin_size,
     )
 
 

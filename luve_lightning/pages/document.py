@@ -10,8 +10,6 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from luve_lightning.evaluation.tables import format_value
-
 _SHARED = "luve_lightning.pages"
 
 
@@ -33,7 +31,7 @@ def render_document(
         template: extends `document.html`.
         styles: CSS files, in order.
         scripts: JavaScript files, in order.
-        context: what the template is given; text in it is escaped. `number` writes a value with four digits.
+        context: what the template is given; text in it is escaped. `chart.html` needs `number`, which writes a value.
         media: where videos may come from, in the words of a content security policy.
     """
     environment = Environment(
@@ -43,7 +41,6 @@ def render_document(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["number"] = format_value
     style, script = (_joined(environment, names) for names in (styles, scripts))
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; "

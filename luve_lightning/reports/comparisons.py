@@ -117,7 +117,9 @@ def read_comparison(name: str, comparison: Comparison) -> ComparedFrames:
 def _picture(frame: np.ndarray) -> str:
     target = io.BytesIO()
     lossless = _is_lossless(frame.shape[:2])
-    Image.fromarray(frame).save(target, "WEBP", lossless=lossless, quality=80 if lossless else _QUALITY, method=4)
+    Image.fromarray(frame).save(
+        target, "WEBP", lossless=lossless, quality=80 if lossless else _QUALITY, method=4
+    )
     return data_uri(target.getvalue(), "image/webp")
 
 
@@ -129,7 +131,7 @@ def _note(sizes: Sequence[tuple[int, int]], lengths: Sequence[int]) -> str:
     kept = "lossless" if all(_is_lossless(size) for size in sizes) else f"WebP of quality {_QUALITY}"
     told = f"{_size(sizes[0])} pixels, {kept}"
     if sizes[0] != sizes[1]:
-        told = f"{_size(sizes[0])} against {_size(sizes[1])} pixels, the smaller ones enlarged without smoothing, {kept}"
+        told = f"{_size(sizes[0])} against {_size(sizes[1])} pixels, the smaller enlarged without smoothing, {kept}"
     if lengths[0] != lengths[1]:
         told += f"; the videos have {lengths[0]} and {lengths[1]} frames, paired by number"
     return told

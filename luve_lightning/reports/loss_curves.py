@@ -62,7 +62,9 @@ def read_curves(name: str, folder: Path, columns: Sequence[str]) -> RunCurves:
     for column in chosen:
         steps = sorted(logged[column])
         series.append(
-            Series(column, np.array(steps, dtype=np.float64), np.array([logged[column][step] for step in steps]))
+            Series(
+                column, np.array(steps, dtype=np.float64), np.array([logged[column][step] for step in steps])
+            )
         )
     drawing = draw_chart(Chart(name, "optimiser step", "logged", series))
     return RunCurves(drawing, of_run(f"curves.{name}", folder))
@@ -84,7 +86,11 @@ def _read(file: Path) -> dict[str, dict[int, float]]:
         for row in reader:
             try:
                 step = int(float(row["step"]))
-                values = {key: float(text) for key, text in row.items() if key not in (None, "step", "epoch") and text}
+                values = {
+                    key: float(text)
+                    for key, text in row.items()
+                    if key not in (None, "step", "epoch") and text
+                }
             except (TypeError, ValueError):
                 raise Unreadable(f"{file.name}: line {reader.line_num}: expected numbers") from None
             for column, value in values.items():

@@ -12,7 +12,16 @@ from luve_lightning.reports.left_out import Unreadable
 
 _STAGE_COLUMNS = ("row", "seed", "name", "hash", "seconds")
 # Other packages are in the JSON file itself; these decide about numbers.
-_PACKAGES = ("torch", "lightning", "diffusers", "peft", "transformers", "torchmetrics", "numpy", "luve-lightning")
+_PACKAGES = (
+    "torch",
+    "lightning",
+    "diffusers",
+    "peft",
+    "transformers",
+    "torchmetrics",
+    "numpy",
+    "luve-lightning",
+)
 
 
 @dataclass(frozen=True)
@@ -81,9 +90,15 @@ def of_run(key: str, folder: Path) -> Provenance | None:
         return None
     content = read_json(files[-1])
     git = content.get("git")
-    facts = {"revision": in_words(git.get("revision", "")) + " with changes" * bool(git.get("dirty"))} if git else {}
+    facts = (
+        {"revision": in_words(git.get("revision", "")) + " with changes" * bool(git.get("dirty"))}
+        if git
+        else {}
+    )
     facts |= {
-        name: in_words(content[name]) for name in ("device", "started", "command") if content.get(name) is not None
+        name: in_words(content[name])
+        for name in ("device", "started", "command")
+        if content.get(name) is not None
     }
     return Provenance(key, str(files[-1]), facts | _packages(content.get("packages")))
 

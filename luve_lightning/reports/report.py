@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from luve_lightning.evaluation.tables import format_value
 from luve_lightning.pages import render_document
 from luve_lightning.reports.comparisons import ComparedFrames, Comparison, read_comparison
 from luve_lightning.reports.left_out import Inputs, LeftOut
@@ -49,6 +50,21 @@ class ReportInputs:
     columns: Sequence[str] = ("*loss*",)
 
 
+@dataclass(frozen=True)
+class PageText:
+    """What the page says of itself.
+
+    Attributes:
+        title: its heading.
+        note: at its top, what holds for everything on it; may be empty.
+        facts: how it was made, by name: date, revision, version, command.
+    """
+
+    title: str
+    note: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass
 class Parts:
     """What could be read."""
@@ -66,7 +82,7 @@ class Parts:
 
     def provenance(self) -> list[Provenance]:
         """Of those that have one."""
-        every = [part.provenance for kind in (self.tables, self.curves, self.spectra) for part in kind]  # type: ignore[attr-defined]
+        every = [part.provenance for kind in (self.tables, self.curves, self.spectra) for part in kind]
         return [found for found in every if found is not None]
 
 
@@ -87,8 +103,7 @@ class Report:
 
 def build_report(
     inputs: ReportInputs,
-    title: str,
-    facts: Mapping[str, str],
+    text: PageText,
     limit_mib: float = 20.0,
     advance: Callable[[], None] = lambda: None,
 ) -> Report:
@@ -96,8 +111,7 @@ def build_report(
 
     Args:
         inputs: what to show.
-        title: of the page.
-        facts: about how the page was made, by name: revision, date, command.
+        text: of the page itself.
         limit_mib: most of the page; comparisons and then videos that would exceed it are left out. Tables and charts
             never are.
         advance: called after each comparison and each video.
@@ -105,7 +119,7 @@ def build_report(
     Raises:
         ValueError: a limit that tables and charts alone exceed.
     """
-    if not 0 < limit_mib:
+    if not limit_mib > 0:
         raise ValueError(f"limit_mib: expected a number > 0, got {limit_mib}")
     read = Inputs()
     parts = Parts(
@@ -117,7 +131,7 @@ def build_report(
         if table.provenance is None:
             read.note(f"results.{table.name}", str(inputs.results[table.name]),
                       "no JSON file beside it, so nothing says where its numbers come from")  # fmt: skip
-    size = len(_render(parts, read.left_out, title, facts).encode())
+    size = len(_render(parts, read.left_out, text).encode())
     if size > limit_mib * MIB:
         raise ValueError(
             f"limit_mib: {limit_mib:g}: the tables and charts alone are {size / MIB:.2f} MiB; expected a larger limit"
@@ -125,12 +139,12 @@ def build_report(
     budget = _Budget(int(limit_mib * MIB) - size, limit_mib)
     _add_comparisons(parts, inputs, read, budget, advance)
     _add_videos(parts, inputs, read, budget, advance)
-    html = _render(parts, read.left_out, title, facts)
+    html = _render(parts, read.left_out, text)
     # Long captions and long lists of what was left out were not reckoned with.
     while len(html.encode()) > limit_mib * MIB and (parts.videos or parts.comparisons):
         last = (parts.videos or parts.comparisons).pop()
         read.note(type(last).__name__, last.name, f"too large: limit_mib {limit_mib:g} is used up")
-        html = _render(parts, read.left_out, title, facts)
+        html = _render(parts, read.left_out, text)
     return Report(html, parts.counts(), tuple(read.left_out))
 
 
@@ -181,14 +195,14 @@ def _add_videos(
         advance()
 
 
-def _render(parts: Parts, left_out: Sequence[LeftOut], title: str, facts: Mapping[str, str]) -> str:
+def _render(parts: Parts, left_out: Sequence[LeftOut], text: PageText) -> str:
     context: dict[str, Any] = {
-        "title": title,
-        "facts": dict(facts),
+        "text": text,
         "parts": parts,
         "left_out": left_out,
         "directions": DIRECTIONS,
         "better": BETTER,
+        "number": format_value,
     }
     return render_document(
         "luve_lightning.reports",

@@ -18,12 +18,7 @@ RESULT_COLUMNS = (
     "table", "row", "title", "metric", "unit", "better", "seeds", "mean", "low", "high",
     "paper", "paper_metric", "difference", "paper_difference", "direction",
 )  # fmt: skip
-DIRECTIONS = {
-    "same": "same as the paper's",
-    "opposite": "opposite to the paper's",
-    "none": "not told apart: the interval contains 0",
-    "": "",
-}
+DIRECTIONS = {"same": "same", "opposite": "opposite", "none": "not told apart", "": ""}
 BETTER = {"higher": "higher is better", "lower": "lower is better", "": ""}
 
 
@@ -78,6 +73,12 @@ class MetricTable:
     def has_paper(self) -> bool:
         """Whether the paper says anything about it."""
         return any(line.paper or line.paper_difference for line in self.lines)
+
+    @property
+    def reference(self) -> str:
+        """Title of the row that the others' differences are to; empty when it cannot be told."""
+        rows = [line for line in self.lines if not abs(line.difference) > 0 and not line.direction]
+        return rows[0].title if len(rows) == 1 and len(self.lines) > 1 else ""
 
     def span(self) -> tuple[float, float]:
         """Lowest and highest number of the measured values and their intervals."""
@@ -178,10 +179,13 @@ def _line(row: Mapping[str, str]) -> ResultLine:
         row["row"],
         row["title"] or row["row"],
         int(_number(row, "seeds", 0.0)),
-        *(_number(row, key) for key in ("mean", "low", "high", "difference")),
-        paper=row["paper"],
-        paper_difference=row["paper_difference"],
-        direction=_one_of(row, "direction", DIRECTIONS),
+        _number(row, "mean"),
+        _number(row, "low"),
+        _number(row, "high"),
+        _number(row, "difference"),
+        row["paper"],
+        row["paper_difference"],
+        _one_of(row, "direction", DIRECTIONS),
     )
 
 
@@ -189,11 +193,15 @@ def _number(row: Mapping[str, str], key: str, empty: float = math.nan) -> float:
     try:
         return float(row[key]) if row[key].strip() else empty
     except ValueError:
-        raise Unreadable(f"row {row['row']}, metric {row['metric']}: {key}: expected a number, got {row[key]!r}") from None
+        raise Unreadable(f"{_place(row, key)}: expected a number, got {row[key]!r}") from None
 
 
 def _one_of(row: Mapping[str, str], key: str, known: Mapping[str, Any]) -> str:
     if row[key] not in known:
         choices = ", ".join(repr(name) for name in known)
-        raise Unreadable(f"row {row['row']}, metric {row['metric']}: {key}: expected one of {choices}, got {row[key]!r}")
+        raise Unreadable(f"{_place(row, key)}: expected one of {choices}, got {row[key]!r}")
     return row[key]
+
+
+def _place(row: Mapping[str, str], key: str) -> str:
+    return f"row {row['row']}, metric {row['metric']}: {key}"

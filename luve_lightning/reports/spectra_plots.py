@@ -58,16 +58,28 @@ def read_spectra(name: str, path: Path) -> SpectraPlots:
         sigma = float(switch["sigma"])
         marks.append(Mark(f"sigma_switch suggested here: {sigma:.3f}", _step_of(sigma, steps, sigmas)))
     marks.append(
-        Mark(f"of the released checkpoints: {PAPER_SIGMA_SWITCH:g}", _step_of(PAPER_SIGMA_SWITCH, steps, sigmas))
+        Mark(
+            f"of the released checkpoints: {PAPER_SIGMA_SWITCH:g}",
+            _step_of(PAPER_SIGMA_SWITCH, steps, sigmas),
+        )
     )
     label = f"denoising step (sigma {sigmas[0]:.2f} to {sigmas[-1]:.2f})"
-    series = [[Series(f"{band} of Nyquist", steps, values[:, k]) for band, values in bands.items()] for k in (0, 1)]
+    series = [
+        [Series(f"{band} of Nyquist", steps, values[:, k]) for band, values in bands.items()] for k in (0, 1)
+    ]
     if min(line.y.min() for line in series[1]) <= 0:
         logarithmic = False
     else:
         logarithmic = True
     charts = (
-        Chart(f"{name}: share of each band that is settled", label, "share settled", series[0], marks, (0.0, 1.0)),
+        Chart(
+            f"{name}: share of each band that is settled",
+            label,
+            "share settled",
+            series[0],
+            marks,
+            (0.0, 1.0),
+        ),
         Chart(
             f"{name}: power of each band, of the final one",
             label,

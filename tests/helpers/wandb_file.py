@@ -32,7 +32,7 @@ def records(file: Path) -> Iterator[Record]:
 
 
 class OfflineRun:
-    """One offline run under a folder: group, tags, configuration, history and artifacts."""
+    """One offline run under a folder: group, tags, configuration, each metric's last value, artifacts."""
 
     def __init__(self, folder: Path) -> None:
         (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
@@ -48,12 +48,17 @@ class OfflineRun:
         for update in [self.run.config, *(r.config for r in found if r.HasField("config"))]:
             for item in update.update:
                 self.config[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
-        self.logged = {
-            item.key or ".".join(item.nested_key)
+        self.last: dict[str, Any] = {
+            item.key or ".".join(item.nested_key): json.loads(item.value_json)
             for r in found
             if r.HasField("history")
             for item in r.history.item
         }
+
+    @property
+    def logged(self) -> set[str]:
+        """Names in the history."""
+        return set(self.last)
 
     def artifact(self, name: str) -> ArtifactRecord:
         (found,) = [artifact for artifact in self.artifacts if artifact.name == name]

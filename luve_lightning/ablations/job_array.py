@@ -1,0 +1,181 @@
+"""The stages of a table as job arrays, one for each level of their graph, through submitit."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from luve_lightning.ablations.graph import Plan, Planner, Stage
+from luve_lightning.ablations.stage_folder import is_done
+from luve_lightning.ablations.stage_process import run_stage
+
+Cluster = Literal["slurm", "local", "debug"]
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What each job asks for.
+
+    Attributes:
+        partition: of the cluster; None takes its default.
+        gpus: of a job.
+        minutes: until it is ended.
+        cpus: of a job.
+        mem: GB of a job.
+        at_once: most jobs of an array that run at the same time.
+        cluster: slurm, or submitit's stand-ins for trying it out: local (processes here) and debug (this process).
+    """
+
+    partition: str | None = None
+    gpus: int = 1
+    minutes: int = 60
+    cpus: int = 4
+    mem: int = 32
+    at_once: int = 64
+    cluster: Cluster = "slurm"
+
+    def parameters(self) -> dict[str, Any]:
+        """As submitit's AutoExecutor takes them; stand-ins know no cluster's own, and are given no GPU to wait for."""
+        common = {"timeout_min": self.minutes, "cpus_per_task": self.cpus, "mem_gb": self.mem}
+        if self.cluster != "slurm":
+            return common
+        own = {"gpus_per_node": self.gpus, "slurm_array_parallelism": self.at_once}
+        return common | own | ({} if self.partition is None else {"slurm_partition": self.partition})
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """A stage to run in a job.
+
+    Which rows a stage that serves all of them has is settled when it starts: those whose own stages are done.
+
+    Attributes:
+        planner: finds the stage again.
+        rows: of each seed.
+        name: of the stage.
+        row: one that uses it.
+        seed: likewise.
+        program: what comes before a command's words.
+        facts: written down when it is finished.
+    """
+
+    planner: Planner
+    rows: Mapping[int, Sequence[str]]
+    name: str
+    row: str
+    seed: int
+    program: tuple[str, ...]
+    facts: Mapping[str, Any]
+
+    def __call__(self) -> None:
+        """Run it.
+
+        Raises:
+            RuntimeError: it failed, or a stage that it needs did.
+        """
+        plan = self._plan()
+        stage = self._find(plan)
+        missing = [plan.stages[digest] for digest in stage.needs if not is_done(plan.stages[digest])]
+        if missing:
+            raise RuntimeError(f"{stage.label}: not run, because {missing[0].label} is not done")
+        failure = run_stage(stage, self.program, {}, self.facts)
+        if failure is not None:
+            raise RuntimeError("\n".join([failure.reason, *failure.tail]))
+
+    def planned(self) -> Stage:
+        """The stage as it is when no stage fails."""
+        return self._find(self.planner.plan({self.seed: self.rows[self.seed]}))
+
+    def _plan(self) -> Plan:
+        """The plan as it is now: a stage that serves all rows is for those whose own stages are done."""
+        rows = self.rows[self.seed]
+        if self.planned().gathers:
+            rows = [row for row in rows if all(map(is_done, self.planner.before_gathering(row, self.seed)))]
+        return self.planner.plan({self.seed: rows})
+
+    def _find(self, plan: Plan) -> Stage:
+        for stage in plan.stages.values():
+            if stage.name == self.name and (stage.gathers or (self.row, self.seed) in stage.uses):
+                return stage
+        raise RuntimeError(f"{self.name}: not run, because a stage of every row of seed {self.seed} failed")
+
+
+def stage_jobs(
+    planner: Planner,
+    plan: Plan,
+    rows: Mapping[int, Sequence[str]],
+    program: Sequence[str],
+    facts: Mapping[str, Any],
+) -> list[list[StageJob]]:
+    """The jobs of each level; stages that are done are left out."""
+    levels = []
+    for level in plan.levels():
+        jobs = []
+        for stage in level:
+            if not is_done(stage):
+                row, seed = min(stage.uses)
+                jobs.append(StageJob(planner, rows, stage.name, row, seed, tuple(program), facts))
+        if jobs:
+            levels.append(jobs)
+    return levels
+
+
+def submit(
+    levels: Sequence[Sequence[StageJob]], last: Callable[[], Any], folder: Path, options: JobOptions
+) -> list[str]:
+    """Submit an array for each level, each after the one before, and a last job that writes the table.
+
+    On the stand-ins for a cluster, which know no dependencies, each level is waited for.
+
+    Args:
+        levels: of `stage_jobs`.
+        last: what the last job does.
+        folder: of submitit's own files.
+        options: of every job.
+
+    Returns:
+        The ids of the arrays, the last job's at the end.
+
+    Raises:
+        ValueError: submitit is not installed.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise ValueError(
+            "executor: slurm needs submitit, which is not installed: pip install 'luve-lightning[slurm]'"
+        ) from None
+    ids: list[str] = []
+    for tasks in [*levels, [last]]:
+        executor = submitit.AutoExecutor(folder=folder, cluster=options.cluster)
+        executor.update_parameters(name="luve-ablate", **options.parameters())
+        if ids and options.cluster == "slurm":
+            # After, whatever became of it: what depends on a failed stage says so itself, the rest goes on.
+            executor.update_parameters(slurm_additional_parameters={"dependency": f"afterany:{ids[-1]}"})
+        with executor.batch():
+            jobs = [executor.submit(task) for task in tasks]
+        ids.append(str(jobs[0].job_id).partition("_")[0])
+        if options.cluster != "slurm":
+            for job in jobs:
+                job.exception()  # waits; the results say what failed
+    return ids
+
+
+def array_lines(levels: Sequence[Sequence[StageJob]], options: JobOptions) -> list[str]:
+    """What would be submitted, as `sbatch` takes it, with each array's commands."""
+    given = {"time": options.minutes, "cpus-per-task": options.cpus, "mem": f"{options.mem}G"}
+    given |= {"gpus-per-node": options.gpus} | ({"partition": options.partition} if options.partition else {})
+    asked = " ".join(f"--{key}={value}" for key, value in given.items())
+    lines = []
+    for number, jobs in enumerate(levels, 1):
+        after = f" --dependency=afterany:$LEVEL_{number - 1}" if number > 1 else ""
+        lines.append(f"# LEVEL_{number}: sbatch --array=0-{len(jobs) - 1}%{options.at_once} {asked}{after}")
+        for index, job in enumerate(jobs):
+            stage = job.planned()
+            lines.append(f"#   {index}: {stage.label}")
+            lines.append(shlex.join([*job.program, *stage.words]))
+    lines.append(f"# and a last job, --dependency=afterany:$LEVEL_{len(levels)}, that writes the table")
+    return lines

@@ -1,0 +1,143 @@
+"""The numbers of a table, read from the reports of its evaluations."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from luve_lightning.ablations.graph import Plan, Planner
+from luve_lightning.ablations.stage_folder import done_record, is_done
+from luve_lightning.ablations.statistics import direction, paired, t_interval
+from luve_lightning.ablations.table import ROW, MetricSpec, Table
+
+REPORT = "table.json"  # what `luve evaluate --output {out}/table.csv` writes beside it
+
+COLUMNS = (
+    "table", "row", "title", "metric", "unit", "better", "seeds", "mean", "low", "high", "paper", "paper_metric",
+    "difference", "paper_difference", "direction",
+)  # fmt: skip
+
+Values = dict[str, dict[int, dict[str, float]]]
+
+
+@dataclass
+class Results:
+    """What is known of a table.
+
+    Attributes:
+        values: by row, seed and metric.
+        missing: metrics that have no value, with the reason.
+        stages: of all finished stages: name, hash, seconds, row, seed, revision.
+    """
+
+    values: Values = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    stages: list[dict[str, Any]] = field(default_factory=list)
+
+
+def finished_rows(planner: Planner, seeds: Sequence[int]) -> dict[int, list[str]]:
+    """For each seed the rows all of whose own stages are done; what serves all rows may be missing."""
+    return {
+        seed: [row for row in planner.table.rows if all(map(is_done, planner.before_gathering(row, seed)))]
+        for seed in seeds
+    }
+
+
+def collect(planner: Planner, seeds: Sequence[int]) -> Results:
+    """Read every value that is there."""
+    results = Results()
+    plan = planner.plan(finished_rows(planner, seeds))
+    reports: dict[str, dict[str, Any] | None] = {}
+    for (row, seed, name), digest in plan.goals.items():
+        stage = plan.stages[digest]
+        if digest not in reports:
+            done = is_done(stage)
+            reports[digest] = json.loads((stage.folder / REPORT).read_text()) if done else None
+        report = reports[digest]
+        if report is None:
+            continue
+        for metric in planner.table.metrics.values():
+            if metric.stage == name:
+                _take(results, metric, row, seed, report)
+    results.stages = _stage_records(plan)
+    return results
+
+
+def _take(results: Results, metric: MetricSpec, row: str, seed: int, report: Mapping[str, Any]) -> None:
+    method = metric.method.replace(ROW, row)
+    cell = report["methods"].get(method, {}).get("metrics", {}).get(metric.column)
+    value = None if cell is None else cell["value"]
+    if isinstance(value, int | float) and math.isfinite(value):
+        results.values.setdefault(row, {}).setdefault(seed, {})[metric.name] = float(value)
+    else:
+        reason = report.get("not_run", {}).get(metric.column)
+        results.missing.setdefault(
+            metric.name, reason or f"{method}: the evaluation gives no {metric.column}"
+        )
+
+
+def _stage_records(plan: Plan) -> list[dict[str, Any]]:
+    """A record a finished stage; row and seed are null where it serves several."""
+    records = []
+    for stage in plan.stages.values():
+        done = done_record(stage)
+        if done is not None:
+            rows, seeds = {row for row, _ in stage.uses}, {seed for _, seed in stage.uses}
+            record: dict[str, Any] = {
+                "name": stage.name,
+                "hash": stage.digest,
+                "seconds": done.get("seconds"),
+            }
+            record["row"] = rows.pop() if len(rows) == 1 else None
+            record["seed"] = seeds.pop() if len(seeds) == 1 else None
+            records.append(record | {"revision": done.get("revision")})
+    return records
+
+
+def result_rows(table: Table, values: Values) -> list[dict[str, Any]]:
+    """The table: one line a row and metric, with the keys `COLUMNS`; None where there is nothing to say.
+
+    Rows without any value are left out.
+    """
+    lines = []
+    for row in table.rows.values():
+        for metric in table.metrics.values():
+            own = _by_seed(values, row.name, metric.name)
+            if own:
+                lines.append(_line(table, values, row.name, metric, own))
+    return lines
+
+
+def _line(
+    table: Table, values: Values, name: str, metric: MetricSpec, own: dict[int, float]
+) -> dict[str, Any]:
+    row, reference = table.rows[name], table.rows[table.reference]
+    mean = t_interval(list(own.values()))
+    difference = paired(own, _by_seed(values, reference.name, metric.name))
+    paper = row.paper.get(metric.paper) if metric.paper else None
+    base = reference.paper.get(metric.paper) if metric.paper else None
+    paper_difference = None if paper is None or base is None else round(paper - base, 6)
+    return {
+        "table": table.name,
+        "row": name,
+        "title": row.title,
+        "metric": metric.name,
+        "unit": metric.unit,
+        "better": metric.better,
+        "seeds": mean.seeds,
+        "mean": mean.mean,
+        "low": mean.low,
+        "high": mean.high,
+        "paper": paper,
+        "paper_metric": metric.paper or "",
+        "difference": None if difference is None else difference.mean,
+        "paper_difference": paper_difference,
+        "direction": direction(difference, paper_difference, metric.better, metric.paper_better),
+    }
+
+
+def _by_seed(values: Values, row: str, metric: str) -> dict[int, float]:
+    return {seed: found[metric] for seed, found in sorted(values.get(row, {}).items()) if metric in found}

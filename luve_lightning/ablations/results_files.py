@@ -1,0 +1,148 @@
+"""A table's results as files: CSV, JSON with where they come from, and Markdown."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luve_lightning.ablations.results import COLUMNS, Results, result_rows
+from luve_lightning.ablations.table import Table
+from luve_lightning.evaluation.tables import format_value, table_csv, table_markdown, write_text
+
+_ABOUT = (
+    "Each value is a mean over seeds with its 95 % interval by Student's t (none for one seed). Differences are from "
+    "the row `{reference}`, paired by seed. Direction: whether a difference goes the paper's way, `none` where its own "
+    "interval holds 0 or there is one seed only. Paper: the paper's value, of the metric in brackets, on another world "
+    "with other models: compare directions, never values."
+)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where results come from.
+
+    Attributes:
+        command: that wrote them.
+        revision: of this repository.
+        device: that ran them.
+        packages: versions by name.
+        date: in ISO format.
+    """
+
+    command: str
+    revision: str
+    device: str
+    packages: Mapping[str, str]
+    date: str
+
+
+def write_results(
+    table: Table,
+    results: Results,
+    failed: Mapping[str, Mapping[int, str]],
+    provenance: Provenance,
+    path: Path,
+) -> list[Path]:
+    """Write the table beside `path`, a CSV, as .csv, .json and .md.
+
+    Args:
+        table: what it is.
+        results: its numbers.
+        failed: the reason of each row and seed that has none.
+        provenance: where they come from.
+        path: of the CSV.
+
+    Returns:
+        The files.
+    """
+    rows = result_rows(table, results.values)
+    files = {
+        path: table_csv(COLUMNS, rows),
+        path.with_suffix(".json"): _json(table, results, failed, provenance),
+        path.with_suffix(".md"): results_markdown(table, results, rows, failed, provenance),
+    }
+    for file, text in files.items():
+        write_text(file, text)
+    return list(files)
+
+
+def _json(
+    table: Table, results: Results, failed: Mapping[str, Mapping[int, str]], provenance: Provenance
+) -> str:
+    content = {
+        "table": table.name,
+        "title": table.title,
+        "world": table.world,
+        "note": table.note,
+        "reference": table.reference,
+        "settings": dict(table.settings),
+        "seeds": sorted({seed for found in results.values.values() for seed in found}),
+        "command": provenance.command,
+        "revision": provenance.revision,
+        "device": provenance.device,
+        "packages": dict(provenance.packages),
+        "date": provenance.date,
+        "rows": results.values,
+        "notes": {row.name: row.note for row in table.rows.values() if row.note},
+        "missing": results.missing,
+        "failed": failed,
+        "stages": results.stages,
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def results_markdown(
+    table: Table,
+    results: Results,
+    rows: list[dict[str, Any]],
+    failed: Mapping[str, Mapping[int, str]],
+    provenance: Provenance,
+) -> str:
+    """The results to read."""
+    parts = [f"# {table.title}", f"**{table.world}**"]
+    parts += [table.note] if table.note else []
+    for metric in table.metrics.values():
+        lines = [_markdown_line(row) for row in rows if row["metric"] == metric.name]
+        if lines:
+            unit = f" in {metric.unit}" if metric.unit else ""
+            columns = list(lines[0])
+            parts.append(f"## {metric.name}{unit}, {metric.better} is better")
+            parts.append(table_markdown(columns, lines).rstrip())
+    parts.append(_ABOUT.format(reference=table.reference))
+    parts += _listed("Rows", {row.name: row.note for row in table.rows.values() if row.note})
+    parts += _listed("Not measured", results.missing)
+    reasons = {f"{row}, seed {seed}": why for row, seeds in failed.items() for seed, why in seeds.items()}
+    parts += _listed("Failed", reasons)
+    made = {
+        "settings": ", ".join(f"{name} {value}" for name, value in table.settings.items()) or "none",
+        "command": f"`{provenance.command}`",
+        "revision": provenance.revision,
+        "device": provenance.device,
+        "date": provenance.date,
+    }
+    parts += _listed("Made with", made)
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_line(row: Mapping[str, Any]) -> dict[str, str]:
+    ends = "" if math.isnan(row["low"]) else f" [{format_value(row['low'])}, {format_value(row['high'])}]"
+    line = {"row": row["title"], "mean": format_value(row["mean"]) + ends, "seeds": str(row["seeds"])}
+    line["difference"] = _short(row["difference"])
+    if row["paper_metric"]:
+        line[f"paper ({row['paper_metric']})"] = format_value(row["paper"])
+        line["paper's difference"] = _short(row["paper_difference"])
+        line["direction"] = row["direction"]
+    return line
+
+
+def _short(difference: float | None) -> str:
+    """Three digits, with an exponent where it is tiny."""
+    return "" if difference is None else f"{difference:.3g}"
+
+
+def _listed(title: str, lines: Mapping[str, str]) -> list[str]:
+    return [f"## {title}", "\n".join(f"- {name}: {text}" for name, text in lines.items())] if lines else []

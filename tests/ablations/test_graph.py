@@ -1,0 +1,214 @@
+"""The graph of stages: what is shared, what a hash depends on, and the order."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from luve_lightning.ablations.graph import Plan, Planner, as_text, without
+from luve_lightning.ablations.stage_folder import write_done
+from tests.helpers.ablations import ROWS, TABLE, planner_of, write_table
+
+
+@pytest.fixture
+def planner(tmp_path: Path) -> Planner:
+    return planner_of(write_table(tmp_path / "small"), tmp_path / "runs")
+
+
+def named(plan: Plan) -> dict[tuple[str, str, int], str]:
+    """Digest by stage, row and seed."""
+    return {(s.name, row, seed): digest for digest, s in plan.stages.items() for row, seed in s.uses}
+
+
+def everything(planner: Planner) -> dict[int, list[str]]:
+    return {seed: list(planner.table.rows) for seed in planner.table.seeds}
+
+
+def test_what_agrees_is_run_once(planner: Planner) -> None:
+    plan = planner.plan(everything(planner))
+    found = named(plan)
+    counts: dict[str, int] = {}
+    for stage in plan.stages.values():
+        counts[stage.name] = counts.get(stage.name, 0) + 1
+    # data has no seed; plain needs no expert; one evaluation a seed.
+    assert counts == {"data": 1, "expert": 2, "generate": 6, "evaluate": 2}
+    assert found["expert", "full", 0] == found["expert", "low", 0] != found["expert", "full", 1]
+    assert ("expert", "plain", 0) not in found
+    assert found["data", "full", 0] == found["data", "low", 1]
+    assert len({stage.folder for stage in plan.stages.values()}) == len(plan.stages)
+
+
+def test_each_stage_comes_after_those_it_needs(planner: Planner) -> None:
+    plan = planner.plan(everything(planner))
+    seen: set[str] = set()
+    for digest, stage in plan.stages.items():
+        assert set(stage.needs) <= seen
+        seen.add(digest)
+    levels = plan.levels()
+    # plain's videos need nothing.
+    assert [sorted({stage.name for stage in level}) for level in levels] == [
+        ["data", "generate"],
+        ["expert"],
+        ["generate"],
+        ["evaluate"],
+    ]
+    assert sum(map(len, levels)) == len(plan.stages)
+
+
+def test_the_command_has_real_folders(planner: Planner) -> None:
+    plan = planner.plan({1: ["low"]})
+    stages = {stage.name: stage for stage in plan.stages.values()}
+    generate, expert = stages["generate"], stages["expert"]
+    assert generate.words == (
+        *("generate", "--output", str(generate.folder), "--seed", "1", "--expert", str(expert.folder)),
+        *("--value", "3.0"),
+    )  # fmt: skip
+    assert expert.folder.name == f"expert-{expert.digest[:12]}"
+    evaluate = stages["evaluate"]
+    assert evaluate.words[3:5] == ("--videos.low", str(generate.folder))
+    assert evaluate.words[-1] == str(planner.root / "cache")
+
+
+def test_the_root_and_the_rows_name_are_not_in_a_hash(tmp_path: Path, planner: Planner) -> None:
+    other = planner_of(write_table(tmp_path / "other"), tmp_path / "elsewhere")
+    rows = everything(planner)
+    assert list(other.plan(rows).stages) == list(planner.plan(rows).stages)
+
+
+def digest(planner: Planner, stage: str, row: str = "full") -> str:
+    return named(planner.plan({0: [row]}))[stage, row, 0]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "changed"),
+    [
+        (["settings", "value"], 6.0, {"generate", "evaluate"}),
+        (["stages", "data", "verb"], "upsample", {"data", "expert", "generate", "evaluate"}),
+        (["stages", "expert", "options", "lr"], 0.1, {"expert", "generate", "evaluate"}),
+        (["stages", "evaluate", "options", "replicates"], 3, {"evaluate"}),
+        (["title"], "Another", set()),
+    ],
+)
+def test_a_change_reaches_what_comes_after_it(
+    tmp_path: Path, planner: Planner, path: list[str], value: Any, changed: set[str]
+) -> None:
+    table = deepcopy(TABLE)
+    node = table
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    other = planner_of(write_table(tmp_path / "other", table), tmp_path / "runs")
+    stages = ["data", "expert", "generate", "evaluate"]
+    assert {name for name in stages if digest(planner, name) != digest(other, name)} == changed
+
+
+def test_a_hash_follows_the_composed_configuration_and_what_it_names(tmp_path: Path) -> None:
+    model, clips, config = tmp_path / "model", tmp_path / "clips", tmp_path / "base.yaml"
+    for folder in (model, clips):
+        folder.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "weights.safetensors").write_text("1")
+    index = tmp_path / "index.csv"
+    index.write_text("a")
+    config.write_text(yaml.safe_dump({"backbone": str(model), "index": str(index), "store": str(clips), "lr": 1}))
+    table = deepcopy(TABLE)
+    table["stages"]["data"]["config"] = [str(config)]
+    folder = write_table(tmp_path / "small", table)
+
+    def now() -> str:
+        return digest(planner_of(folder, tmp_path / "runs"), "data")
+
+    first = now()
+    assert now() == first
+    (model / "README.md").write_text("no model file")
+    assert now() == first
+    (model / "weights.safetensors").write_text("2")
+    second = now()
+    assert second != first
+    index.write_text("b")
+    third = now()
+    assert third not in (first, second)
+    for number in range(40):  # a store: its entries are named by what they depend on
+        (clips / f"{number}.bin").write_text("x")
+    store = now()
+    (clips / "more.bin").write_text("x")
+    assert now() == store
+    config.write_text(config.read_text() + "# a comment\n")
+    assert now() == store
+    config.write_text(config.read_text().replace("lr: 1", "lr: 2"))
+    assert now() != store
+
+
+def test_a_stage_for_all_rows_is_of_the_rows_that_there_are(planner: Planner) -> None:
+    both, one = planner.plan({0: ["full", "low"]}), planner.plan({0: ["low"]})
+    assert both.goals["low", 0, "evaluate"] != one.goals["low", 0, "evaluate"]
+    assert both.goals["low", 0, "evaluate"] == both.goals["full", 0, "evaluate"]
+    assert named(both)["generate", "low", 0] == named(one)["generate", "low", 0]
+    assert planner.plan({0: []}).stages == {}
+    assert without({0: ["full", "low"], 1: ["low"]}, {("low", 0)}) == {0: ["full"], 1: ["low"]}
+
+
+def test_a_rows_own_stages_are_those_before_the_common_ones(planner: Planner) -> None:
+    assert [s.name for s in planner.before_gathering("full", 0)] == ["data", "expert", "generate"]
+    assert [s.name for s in planner.before_gathering("plain", 0)] == ["generate"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "message"),
+    [
+        ("data", {"output": "{outt}"}, r"stages.data.options.output: \{outt\}: expected \{seed\}, \{out\}"),
+        ("data", {"loop": "{generate}"}, r"row full: stages depend on each other in a circle: evaluate, generate"),
+        ("evaluate", {"other": "{generate}"}, r"stages.evaluate.options.other: \{generate\}: differs between rows"),
+        ("evaluate", {"other": "{row}"}, r"stages.evaluate.options.other: \{row\}: differs between rows"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, stage: str, options: dict[str, str], message: str) -> None:
+    table = deepcopy(TABLE)
+    table["stages"][stage]["options"] |= options
+    planner = planner_of(write_table(tmp_path / "bad", table), tmp_path / "runs")
+    with pytest.raises(ValueError, match=message):
+        planner.plan(everything(planner))
+
+
+def test_a_stage_for_all_rows_may_take_up_one_that_they_share(tmp_path: Path) -> None:
+    table = deepcopy(TABLE)
+    table["stages"]["evaluate"]["options"]["reference"] = "{data}"
+    planner = planner_of(write_table(tmp_path / "small", table), tmp_path / "runs")
+    plan = planner.plan(everything(planner))
+    [data] = [stage for stage in plan.stages.values() if stage.name == "data"]
+    evaluations = [stage for stage in plan.stages.values() if stage.name == "evaluate"]
+    assert len(evaluations) == 2
+    for stage in evaluations:
+        assert data.digest in stage.needs
+        assert str(data.folder) in stage.words
+    assert {row for row, _ in data.uses} == set(ROWS)
+
+
+def test_a_dropped_stage_that_is_still_named_is_an_error(tmp_path: Path) -> None:
+    rows = ROWS | {"low": {"stages": {"expert": None}}}
+    planner = planner_of(write_table(tmp_path / "small", rows=rows), tmp_path / "runs")
+    with pytest.raises(ValueError, match=r"stages.generate.options.expert: \{expert\}: expected"):
+        planner.plan({0: ["low"]})
+
+
+def test_another_hash_in_a_folder_is_not_taken_for_this_one(planner: Planner) -> None:
+    from luve_lightning.ablations.stage_folder import done_record
+
+    [data] = [s for s in planner.plan({0: ["full"]}).stages.values() if s.name == "data"]
+    assert done_record(data) is None
+    write_done(data, {"seconds": 1.5})
+    assert (done_record(data) or {})["seconds"] == 1.5
+    data.digest = data.digest[:12] + "0" * 52
+    assert done_record(data) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "null"), (True, "true"), (0.5, "0.5"), (3, "3"), ("a b", "a b"), ([1, 2], "[1, 2]"), ({"a": 1}, '{"a": 1}')],
+)
+def test_values_as_the_command_line_takes_them(value: Any, text: str) -> None:
+    assert as_text(value) == text
