@@ -4,6 +4,7 @@ PYTHON     ?= python3
 CONFIG     ?= experiments/vluer/mini.yaml
 CHECKPOINT ?= last
 SUBJECT    ?= vluer
+TABLE      ?= experts
 PROMPT     ?= a photograph of old coins . the camera zooms in quickly .
 ARGS       ?=
 
@@ -138,6 +139,18 @@ generate: $(STAMP) ## Make a video of PROMPT with the mini backbone, and a conta
 .PHONY: report
 report: $(STAMP) ## One page of the mini world's results: tables, curves, spectra, comparisons, videos
 	$(LUVE) report --config experiments/report/mini.yaml $(ARGS)
+
+.PHONY: sweep
+sweep: $(STAMP) ## Run TABLE as a wandb sweep; without an account the same rows and seeds here
+	$(LUVE) sweep $(TABLE) $(ARGS)
+
+.PHONY: dashboards
+dashboards: $(STAMP) ## Save wandb workspaces (without an account as JSON); the same panels as pages in runs/dashboards
+	$(LUVE) dashboards $(foreach name,vluer experts ablations,--config experiments/dashboards/$(name).yaml) $(ARGS)
+
+.PHONY: notebooks
+notebooks: $(WORLD) $(STAMP) ## Run the notebooks on the mini world; their figures go to docs
+	LUVE_FIGURES=$(CURDIR)/docs $(VENV)/bin/jupyter execute notebooks/*.ipynb
 
 .PHONY: bench
 bench: $(STAMP) ## Time SUBJECT (see `luve bench --help`) and measure its memory; most need a GPU

@@ -122,7 +122,11 @@ def test_it_fits_the_signatures(
 def test_a_difference_changes_few_keys_or_says_why(file: Path) -> None:
     verb, files = documented_command(file)
     if file == files[0]:
-        assert verb in ("report", "dashboards") or "class_path" in file.read_text() or "backbone" in file.read_text()
+        assert (
+            verb in ("report", "dashboards")
+            or "class_path" in file.read_text()
+            or "backbone" in file.read_text()
+        )
         return
     assert leaves(compose([file])) <= 3 or "Why:" in header(file)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from luve_lightning.datasets.file_hashes import FileHashes
-from luve_lightning.pipelines.model_identity import model_identity
 
 _MODEL_FILES = ("model_index.json", "config.json", "adapter_config.json")
 # More files are a store of clips or latents. Those of the latent and the text store are named by what they depend on,
@@ -53,6 +52,9 @@ class Contents:
             if not path.is_dir():
                 return None
             if _is_model(path):
+                # Here, because it brings every pipeline with it: seconds.
+                from luve_lightning.pipelines.model_identity import model_identity
+
                 return model_identity(path, self.hashes)
             return self._small_folder(path)
         except OSError:  # a folder that is being written, or may not be read: the stage itself says so

@@ -50,7 +50,8 @@ class WandbRecord(L.Callback):
         for run in _runs(trainer):
             revision = git_state(PACKAGE_ROOT)
             run.config.update(
-                {**_configuration(trainer), "verb": str(TrainerFn(stage).value), "git": revision}, allow_val_change=True
+                {**_configuration(trainer), "verb": str(TrainerFn(stage).value), "git": revision},
+                allow_val_change=True,
             )
             if self.code:
                 with tempfile.TemporaryDirectory() as folder:

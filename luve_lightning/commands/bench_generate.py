@@ -165,7 +165,8 @@ class _Bench:
         return Planner(self.planned, video, self.speed, CUBLAS_WORKSPACE if self.device.type == "cuda" else 0)
 
     def _latents(self, grid: Size3d) -> torch.Tensor:
-        return torch.randn(1, self.parts.codec.channels, *grid, device=self.device)
+        # The real codec is a model on the device: asking it would put it there.
+        return torch.randn(1, self.planned.codec.channels, *grid, device=self.device)
 
     def _only(self, part: str) -> None:
         """Have this model on the device and no other."""

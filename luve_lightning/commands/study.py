@@ -25,6 +25,14 @@ from luve_lightning.studies.tally import (
 )
 
 _AXES = list(AXES)
+_SHOWN = (
+    "raters",
+    "axis",
+    "method",
+    "share",
+    "low",
+    "high",
+)  # as many columns as a terminal of 80 has room for
 
 
 def study_build(
@@ -124,7 +132,8 @@ def study_tally(
     ]
     write_text(output / "table.md", f"# Study {known.study}\n\n{notes[0]}\n\n" + "\n".join(parts))
     title = f"{len(found.raters)} of {len(known.plans)} raters, {len(known.items)} items"
-    console.print(table_rich(SHARE_COLUMNS, rows, title))
+    shown = [{column: row[column] for column in _SHOWN} for row in rows]
+    console.print(table_rich(_SHOWN, shown, title))
     lines = [*notes, f"written to {output / 'table.csv'}, table.md and raters.csv"]
     console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
 

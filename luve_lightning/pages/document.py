@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 _SHARED = "luve_lightning.pages"
 
@@ -46,7 +45,7 @@ def render_document(
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; "
         f"media-src {media}; base-uri 'none'; form-action 'none'"
     )
-    given = {"policy": policy, "style": Markup(style), "script": Markup(script)}  # our own files, not escaped
+    given = {"policy": policy, "style": style, "script": script}
     return environment.get_template(template).render(given | dict(context))
 
 

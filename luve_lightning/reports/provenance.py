@@ -10,6 +10,7 @@ from typing import Any
 
 from luve_lightning.reports.left_out import Unreadable
 
+_LONGEST_CELL = 12  # of a hash as many digits as its folder's name has
 _STAGE_COLUMNS = ("row", "seed", "name", "hash", "seconds")
 # Other packages are in the JSON file itself; these decide about numbers.
 _PACKAGES = (
@@ -66,8 +67,8 @@ def of_results(key: str, path: Path, content: Mapping[str, Any]) -> Provenance:
     """Of an ablation table, from the JSON file beside it."""
     facts = {
         name: in_words(content[name])
-        for name in ("world", "revision", "device", "date", "seeds", "command")
-        if content.get(name) not in (None, "", [])
+        for name in ("world", "revision", "device", "date", "seeds", "settings", "command")
+        if content.get(name) not in (None, "", [], {})
     }
     facts |= _packages(content.get("packages"))
     stages = content.get("stages")
@@ -120,4 +121,6 @@ def _packages(packages: Any) -> dict[str, str]:
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
+    if value is None:
+        return ""
+    return f"{value:.1f}" if isinstance(value, float) else str(value)[:_LONGEST_CELL]

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ class ResultLine:
     Attributes:
         row: name of the row.
         title: of the row, in words.
+        note: on the row; may be empty.
         seeds: how many were run.
         mean: over them; NaN where there is no value.
         low: lower end of the 95 % interval; NaN for fewer than two seeds.
@@ -41,6 +42,7 @@ class ResultLine:
 
     row: str
     title: str
+    note: str
     seeds: int
     mean: float
     low: float
@@ -99,15 +101,15 @@ class ResultTable:
 
     Attributes:
         name: in the configuration.
-        table: the file's own name of it.
+        title: what it compares.
         metrics: those with a counterpart in the paper first.
         world: the sentence that says on what it was measured; empty when nothing says so.
-        notes: of the JSON file, if it has some.
+        notes: on the table as a whole, on metrics without a value and on rows that failed.
         provenance: None without a JSON file.
     """
 
     name: str
-    table: str
+    title: str
     metrics: tuple[MetricTable, ...]
     world: str
     notes: tuple[str, ...]
@@ -130,16 +132,26 @@ def read_results(name: str, path: Path) -> ResultTable:
         raise FileNotFoundError("missing")
     rows = _rows(path.read_text(encoding="utf-8-sig"))
     beside = path.with_suffix(".json")
-    content = read_json(beside) if beside.is_file() else None
-    notes = (content or {}).get("notes", [])
+    content = read_json(beside) if beside.is_file() else {}
+    row_notes = content.get("notes")
     return ResultTable(
         name,
-        rows[0]["table"] or name,
-        _by_metric(rows),
-        str((content or {}).get("world", "")),
-        tuple(in_words(note) for note in ([notes] if isinstance(notes, str) else notes)),
-        None if content is None else of_results(f"results.{name}", beside, content),
+        str(content.get("title") or rows[0]["table"] or name),
+        _by_metric(rows, row_notes if isinstance(row_notes, dict) else {}),
+        str(content.get("world") or ""),
+        tuple(_notes(content)),
+        of_results(f"results.{name}", beside, content) if content else None,
     )
+
+
+def _notes(content: Mapping[str, Any]) -> Iterator[str]:
+    if content.get("note"):
+        yield in_words(content["note"])
+    missing, failed = content.get("missing"), content.get("failed")
+    if isinstance(missing, dict):
+        yield from (f"Not measured: {metric}: {in_words(reason)}" for metric, reason in missing.items())
+    if isinstance(failed, dict):
+        yield from (f"Failed: {row}: {in_words(reasons)}" for row, reasons in failed.items())
 
 
 def _rows(text: str) -> list[dict[str, str]]:
@@ -157,7 +169,7 @@ def _rows(text: str) -> list[dict[str, str]]:
     return rows
 
 
-def _by_metric(rows: list[dict[str, str]]) -> tuple[MetricTable, ...]:
+def _by_metric(rows: list[dict[str, str]], notes: Mapping[str, Any]) -> tuple[MetricTable, ...]:
     groups: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         groups.setdefault(row["metric"], []).append(row)
@@ -167,17 +179,18 @@ def _by_metric(rows: list[dict[str, str]]) -> tuple[MetricTable, ...]:
             lines[0]["unit"],
             _one_of(lines[0], "better", BETTER),
             next((line["paper_metric"] for line in lines if line["paper_metric"]), ""),
-            tuple(_line(line) for line in lines),
+            tuple(_line(line, notes) for line in lines),
         )
         for metric, lines in groups.items()
     ]
     return tuple(sorted(tables, key=lambda table: not table.has_paper))
 
 
-def _line(row: Mapping[str, str]) -> ResultLine:
+def _line(row: Mapping[str, str], notes: Mapping[str, Any]) -> ResultLine:
     return ResultLine(
         row["row"],
         row["title"] or row["row"],
+        in_words(notes.get(row["row"], "")),
         int(_number(row, "seeds", 0.0)),
         _number(row, "mean"),
         _number(row, "low"),

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from luve_lightning.datasets.clips import ClipError
 from luve_lightning.datasets.video_files import read_video, write_video
@@ -248,7 +247,7 @@ def _page(key: StudyKey, prompts: Mapping[str, str], title: str) -> str:
         "axes": {name: AXES[name] for name in key.axes},
         "positions": POSITIONS[: len(key.methods)],
         "columns": 3 if len(key.methods) in (3, 5, 6, 9) else 2,
-        "data": Markup(data),
+        "data": data,
     }
     return render_document(
         "luve_lightning.studies",

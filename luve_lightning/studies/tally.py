@@ -18,8 +18,9 @@ RATER_COLUMNS = ("rater", "file", "answered", "of", "repeated", "consistency", "
 HOW = (
     "Shares of first choices in percent, each item counted once a rater (its first showing). 95 % intervals: "
     "percentile bootstrap in which raters and items are both drawn with replacement, independently of each other; an "
-    "answer counts as often as its rater was drawn times as often as its item was. Consistency is the share of "
-    "repeated questions at which a rater chose the same method again; by chance {chance:.2f} with {methods} methods."
+    "answer counts as often as its rater was drawn times as often as its item was. A method that nobody chose has the "
+    "interval 0 to 0, which says little. Consistency is the share of repeated questions at which a rater chose the "
+    "same method again; by chance {chance:.2f} with {methods} methods."
 )
 
 _NONE = -1

@@ -64,9 +64,9 @@ def test_the_command_has_real_folders(planner: Planner) -> None:
     stages = {stage.name: stage for stage in plan.stages.values()}
     generate, expert = stages["generate"], stages["expert"]
     assert generate.words == (
-        *("generate", "--output", str(generate.folder), "--seed", "1", "--expert", str(expert.folder)),
-        *("--value", "3.0"),
-    )  # fmt: skip
+        *("generate", "--output", str(generate.folder), "--seed", "1"),
+        *("--value", "3.0", "--expert", str(expert.folder)),
+    )
     assert expert.folder.name == f"expert-{expert.digest[:12]}"
     evaluate = stages["evaluate"]
     assert evaluate.words[3:5] == ("--videos.low", str(generate.folder))
@@ -114,7 +114,9 @@ def test_a_hash_follows_the_composed_configuration_and_what_it_names(tmp_path: P
     (model / "weights.safetensors").write_text("1")
     index = tmp_path / "index.csv"
     index.write_text("a")
-    config.write_text(yaml.safe_dump({"backbone": str(model), "index": str(index), "store": str(clips), "lr": 1}))
+    config.write_text(
+        yaml.safe_dump({"backbone": str(model), "index": str(index), "store": str(clips), "lr": 1})
+    )
     table = deepcopy(TABLE)
     table["stages"]["data"]["config"] = [str(config)]
     folder = write_table(tmp_path / "small", table)
@@ -161,8 +163,16 @@ def test_a_rows_own_stages_are_those_before_the_common_ones(planner: Planner) ->
     ("stage", "options", "message"),
     [
         ("data", {"output": "{outt}"}, r"stages.data.options.output: \{outt\}: expected \{seed\}, \{out\}"),
-        ("data", {"loop": "{generate}"}, r"row full: stages depend on each other in a circle: evaluate, generate"),
-        ("evaluate", {"other": "{generate}"}, r"stages.evaluate.options.other: \{generate\}: differs between rows"),
+        (
+            "data",
+            {"loop": "{generate}"},
+            r"row full: stages depend on each other in a circle: evaluate, generate",
+        ),
+        (
+            "evaluate",
+            {"other": "{generate}"},
+            r"stages.evaluate.options.other: \{generate\}: differs between rows",
+        ),
         ("evaluate", {"other": "{row}"}, r"stages.evaluate.options.other: \{row\}: differs between rows"),
     ],
 )
@@ -208,7 +218,15 @@ def test_another_hash_in_a_folder_is_not_taken_for_this_one(planner: Planner) ->
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "null"), (True, "true"), (0.5, "0.5"), (3, "3"), ("a b", "a b"), ([1, 2], "[1, 2]"), ({"a": 1}, '{"a": 1}')],
+    [
+        (None, "null"),
+        (True, "true"),
+        (0.5, "0.5"),
+        (3, "3"),
+        ("a b", "a b"),
+        ([1, 2], "[1, 2]"),
+        ({"a": 1}, '{"a": 1}'),
+    ],
 )
 def test_values_as_the_command_line_takes_them(value: Any, text: str) -> None:
     assert as_text(value) == text

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from luve_lightning.commands.bench import bench
+from luve_lightning.commands.bench_generate import _Bench, mini
 
 
 def test_measures_each_stage_beside_its_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,6 +30,15 @@ def test_measures_each_stage_beside_its_plan(tmp_path: Path, capsys: pytest.Capt
         expected = row["plan_peak_mib"] / row["peak_mib"] - 1
         assert row["peak_error"] == pytest.approx(expected, abs=0.2)  # both are rounded to 0.1 MiB
         assert row["plan_seconds"] is None  # no speed is known of a CPU
+
+
+def test_a_stage_is_measured_with_its_own_model_alone() -> None:
+    """The VLUer's peak once held the VAE's weights, which had been asked for their channels."""
+    bench = _Bench(mini(), torch.device("cpu"), 1, torch.float32)
+    stages = bench.later_stages("2k")
+    for stage, own in (("upsample", "vluer"), ("refine", "transformer")):
+        assert next(stages)["stage"] == stage
+        assert set(bench.parts._made) == {own}
 
 
 def test_unknown_sizes() -> None:

@@ -118,7 +118,10 @@ def test_a_dry_run_prints_the_commands(
 
 
 def test_with_an_account_a_sweep_is_created_and_an_agent_started(
-    capsys: pytest.CaptureFixture[str], no_account: None, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
+    no_account: None,
+    calls: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import wandb
 
@@ -151,7 +154,9 @@ def test_with_an_account_a_sweep_is_created_and_an_agent_started(
         (["rank", "--count", "0"], "count: expected at least 1, or null for all, got 0"),
     ],
 )
-def test_mistakes(capsys: pytest.CaptureFixture[str], no_account: None, words: list[str], message: str) -> None:
+def test_mistakes(
+    capsys: pytest.CaptureFixture[str], no_account: None, words: list[str], message: str
+) -> None:
     outcome = run_luve(capsys, "sweep", *words)
     assert outcome.code == 2
     assert message in outcome.error_lines[-1]
@@ -162,7 +167,10 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], no_account: None, words: l
     [
         ({"method": "random"}, "method: expected grid, got 'random'"),
         ({"command": ["luve", "ablate"]}, r"command: expected \${args} in it"),
-        ({"parameters": {"rows": {"values": ["full"]}}}, "parameters: expected lists of values for rows and seeds"),
+        (
+            {"parameters": {"rows": {"values": ["full"]}}},
+            "parameters: expected lists of values for rows and seeds",
+        ),
         ({"name": None}, "name: required, but not given"),
     ],
 )
@@ -217,7 +225,7 @@ def test_a_run_of_a_sweep_logs_its_results_and_leaves_the_stages_alone(
     run = OfflineRun(tmp_path)
     assert (run.run.sweep_id, run.run.run_id) == ("abc12345", "run00001")
     assert (run.run.run_group, run.run.job_type) == ("experts", "ablation")
-    assert {key: run.config[key] for key in ("table", "row", "seed")} == {"table": "experts", "row": "full", "seed": "1"}
+    assert [run.config[key] for key in ("table", "row", "seed")] == ["experts", "full", "1"]
     assert run.last["result/psnr_rgb"] == 2.0
 
 

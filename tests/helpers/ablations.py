@@ -35,7 +35,12 @@ TABLE: dict[str, Any] = {
         },
         "generate": {
             "verb": "generate",
-            "options": {"output": "{out}", "seed": "{seed}", "value": "${settings.value}", "expert": "{expert}"},
+            "options": {
+                "output": "{out}",
+                "seed": "{seed}",
+                "value": "${settings.value}",
+                "expert": "{expert}",
+            },
         },
         "evaluate": {
             "verb": "evaluate",

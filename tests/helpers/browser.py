@@ -66,6 +66,13 @@ def wait_for(condition: Callable[[], Any], seconds: float = 8.0) -> bool:
     return holds
 
 
+def downloaded(file: Path) -> bool:
+    """Whether a download has come, whole: the browser reserves its name before it has its bytes."""
+    return wait_for(
+        lambda: file.is_file() and file.stat().st_size > 0 and not list(file.parent.glob("*.crdownload"))
+    )
+
+
 def requested(browser: Any) -> list[str]:
     """Addresses that were asked for since the last call, those inside the page (data:, blob:) left out."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]

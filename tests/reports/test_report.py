@@ -47,6 +47,10 @@ def test_the_papers_digits_are_the_files(tmp_path: Path) -> None:
     table = read_results("experts", write_results(tmp_path))
     assert [line.paper for line in table.metrics[0].lines] == ["47.8", "51.75", "41.03"]
     assert table.metrics[0].reference == "full & title"
+    assert (table.title, table.metrics[0].lines[0].note) == ("The experts", "a note on bare")
+    assert table.notes == ("Not measured: fid: no network here", "Failed: odd: 1 out of memory")
+    assert table.provenance is not None
+    assert table.provenance.facts["settings"] == "steps 20"
     assert [metric.has_paper for metric in table.metrics] == [True, False]
     assert table.directions() == {"same": 1, "none": 1}
 

@@ -20,6 +20,7 @@ from tests.helpers.browser import (
     DESK,
     PHONE,
     accessibility_faults,
+    downloaded,
     low_contrasts,
     open_browser,
     overflow,
@@ -96,7 +97,7 @@ def test_clicks_become_a_file_that_tallies_to_them(page: Any, built: Built) -> N
     assert one(page, "#end").is_displayed()
     one(page, "#end [data-save]").click()
     name = f"answers-{key.study}-rater-002.json"
-    assert wait_for(lambda: (built.downloads / name).is_file())
+    assert downloaded(built.downloads / name)
     (read,) = read_answers(built.downloads, key).raters
     assert (read.rater, read.choices) == (rater, wanted)
     assert not read_answers(built.downloads, key).notes
@@ -126,7 +127,7 @@ def test_it_goes_on_where_it_was_left_and_answers_can_be_changed(page: Any, buil
     answer(page, built.key, first.item, 3)
     one(page, "#where [data-save]").click()
     name = f"answers-{built.key.study}-rater-003.json"
-    assert wait_for(lambda: (built.downloads / name).is_file())
+    assert downloaded(built.downloads / name)
     saved = {r.rater: r for r in read_answers(built.downloads, built.key).raters}[3]
     assert {saved.choices[0, axis] for axis in built.key.axes} == {3}
     assert saved.choices[1, "details"] == second.order[0]

@@ -1,0 +1,219 @@
+"""The tables under experiments/ablations: every file's header, every command's options, and a tiny run of the stages."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from luve_lightning.ablations.contents import Contents
+from luve_lightning.ablations.graph import Planner, Stage
+from luve_lightning.ablations.results import collect, result_rows
+from luve_lightning.ablations.stage_folder import write_done
+from luve_lightning.ablations.table_files import merged, read_table
+from luve_lightning.commands.compose import compose
+from tests.helpers.run_luve import run_luve
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TABLES = REPOSITORY / "experiments" / "ablations"
+FILES = sorted(TABLES.rglob("*.yaml"))
+ROWS = [file for file in FILES if file.parent != TABLES and file.name != "table.yaml"]
+NAMES = sorted(file.parent.name for file in FILES if file.name == "table.yaml")
+OVERLAYS = [file for file in FILES if file.parent == TABLES and not file.name.startswith("mini-")]
+# The paper's (arXiv 2602.11564) values; Table 7 has none, of Table 12 two rows have none here.
+PAPER: dict[str, dict[str, list[float]]] = {
+    "upsampling": {"vluer": [41.03], "latent": [47.80], "rgb": [51.75]},
+    "experts": {
+        "uhr_scaling_only": [54.10, 6.72, 57.04],
+        "plain_lora": [47.03, 7.28, 58.65],
+        "without_experts": [46.48, 7.00, 58.57],
+        "without_lfe": [43.86, 7.08, 59.10],
+        "without_hfe": [44.44, 7.36, 59.34],
+        "without_selection": [43.77, 7.40, 58.80],
+        "without_unsharp": [42.96, 7.52, 59.53],
+        "full": [41.03, 7.64, 59.78],
+    },
+    "vluer_parts": {"full": [29.42], "without_pixel_loss": [29.09], "without_decoder": [26.02]},
+}
+
+
+def relative(file: Path) -> str:
+    return str(file.relative_to(REPOSITORY))
+
+
+def header(file: Path) -> list[str]:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [
+        line.lstrip("# ") for line in lines[: next(i for i, t in enumerate(lines) if not t.startswith("#"))]
+    ]
+
+
+def leaves(tree: Any) -> int:
+    return sum(map(leaves, tree.values())) if isinstance(tree, dict) else 1
+
+
+def planner_of(name: str, root: Path, changes: dict[str, Any] | None = None) -> Planner:
+    return Planner(read_table(TABLES / name, changes), root, compose, Contents(root))
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_the_header_says_what_it_is_and_how_to_run_it(file: Path) -> None:
+    first, *rest = header(file)
+    assert len(first) >= 30
+    [command] = [line for line in rest if line.startswith("luve ablate")]
+    if file in OVERLAYS:
+        assert re.fullmatch(rf"luve ablate --config {relative(file)} ({'|'.join(NAMES)})", command)
+    elif file in ROWS:
+        assert command == f"luve ablate {file.parent.name} --rows {file.stem}"
+    else:
+        assert command.removeprefix("luve ablate ") in (
+            [file.parent.name] if file.parent != TABLES else NAMES
+        )
+
+
+@pytest.mark.parametrize("file", ROWS, ids=relative)
+def test_a_row_changes_few_keys_or_says_why(file: Path) -> None:
+    content = yaml.safe_load(file.read_text())
+    changed = leaves({key: content[key] for key in ("settings", "stages") if key in content})
+    assert changed <= 3 or any("Why:" in line for line in header(file))
+    if changed == 0:
+        assert read_table(file.parent).reference == file.stem, "a row without a difference is the reference"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_has_its_rows_and_the_papers_values(name: str) -> None:
+    table = read_table(TABLES / name)
+    assert set(table.rows) == {file.stem for file in ROWS if file.parent.name == name}
+    assert len(table.seeds) >= 3
+    assert "mini world" in table.world
+    assert table.results == "mini"
+    values = {row.name: list(row.paper.values()) for row in table.rows.values() if row.paper}
+    assert values == PAPER.get(name, {})
+    if "fd_patch_vae" in table.metrics and values:
+        assert "not FID" in table.note
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_is_another_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    planner = planner_of(name, tmp_path)
+    for seed in (0, 1):
+        own = {
+            row: frozenset(s.digest for s in planner.before_gathering(row, seed))
+            for row in planner.table.rows
+        }
+        assert len(set(own.values())) == len(own), "two rows run the same"
+    whole = planner.plan(dict.fromkeys(planner.table.seeds, list(planner.table.rows)))
+    assert len(whole.stages) <= 60
+
+
+def kinds(tmp_path: Path) -> dict[tuple[Any, ...], Stage]:
+    """One stage of every table and row for each combination of verb, files and options, whatever their values."""
+    found: dict[tuple[Any, ...], Stage] = {}
+    for name in NAMES:
+        planner = planner_of(name, tmp_path)
+        for stage in planner.plan({0: list(planner.table.rows)}).stages.values():
+            words = stage.words
+            keys = tuple(
+                word if word.startswith("--") else word if before == "--config" else word == "null"
+                for before, word in zip(words, words[1:], strict=False)
+            )
+            if not stage.gathers:
+                found.setdefault((words[0], *keys), stage)
+            else:
+                found.setdefault((words[0], stage.name, name), stage)
+    return found
+
+
+def test_every_command_fits_the_signatures(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As written, without an overlay: every key is known and every value has its type."""
+    monkeypatch.chdir(REPOSITORY)
+    stages = kinds(tmp_path)
+    assert {key[0] for key in stages} == {"fit", "generate", "upsample", "evaluate"}
+    assert len(stages) >= 15
+    for stage in stages.values():
+        outcome = run_luve(capsys, *stage.words, "--print_config")
+        assert outcome.code == 0, f"{' '.join(stage.words)}\n{outcome.err}"
+
+
+@pytest.mark.parametrize("file", OVERLAYS, ids=relative)
+def test_an_overlay_fits(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: Path
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    name = header(file)[1].split()[-1]
+    plain, changed = planner_of(name, tmp_path), planner_of(name, tmp_path, compose([file]))
+    rows = {0: [plain.table.reference]}
+    known = plain.plan(rows).stages
+    new = [stage for digest, stage in changed.plan(rows).stages.items() if digest not in known]
+    assert new
+    for stage in new:
+        outcome = run_luve(capsys, *stage.words, "--print_config")
+        assert outcome.code == 0, outcome.err
+
+
+@pytest.fixture
+def tiny(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_backbone: Path,
+    tiny_clips: Path,
+    tiny_latents: Path,
+    tiny_texts: Path,
+    tiny_cascade: Path,
+    tmp_path: Path,
+) -> None:
+    for key, value in {
+        "TINY_BACKBONE": tiny_backbone,
+        "TINY_WORLD": tiny_clips,
+        "TINY_LATENTS": tiny_latents,
+        "TINY_TEXTS": tiny_texts,
+        "TINY_CASCADE": tiny_cascade,
+        "TINY_RUN": tmp_path / "run",
+    }.items():
+        monkeypatch.setenv(key, str(value))
+    monkeypatch.chdir(REPOSITORY)
+    lines = [
+        f'{{"name": "{number:040x}", "prompt": "Coloured squares drift to the left."}}' for number in range(2)
+    ]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"), [("experts", ["uhr_scaling_only", "full"]), ("vluer_parts", ["full"])]
+)
+@pytest.mark.timeout(240)
+def test_a_tiny_run_of_all_stages(
+    capsys: pytest.CaptureFixture[str], tiny: None, tmp_path: Path, name: str, rows: list[str]
+) -> None:
+    """The real commands in this process, with tests/conf/ablations laid over the table."""
+    base = "mini-cascade.yaml" if name == "experts" else "mini-vluer.yaml"
+    changes = yaml.safe_load((REPOSITORY / "tests" / "conf" / "ablations" / base).read_text())
+    if name == "experts":
+        changes = merged(changes, {"settings": {"prompts": str(tmp_path / "prompts.jsonl")}})
+    planner = planner_of(name, tmp_path / "runs", changes)
+    plan = planner.plan({0: rows})
+    for stage in plan.stages.values():
+        outcome = run_luve(capsys, *stage.words)
+        assert outcome.code == 0, f"{' '.join(stage.words)}\n{outcome.err}"
+        write_done(stage, {"seconds": 1.0})
+    found = result_rows(planner.table, collect(planner, [0]).values)
+    assert {(row["row"], row["metric"]) for row in found} == {
+        (r, m) for r in rows for m in planner.table.metrics
+    }
+    if name == "experts":
+        [motion] = [stage for stage in plan.stages.values() if stage.name == "motion"]
+        [refined] = [s for s in plan.stages.values() if s.name == "generate" and ("full", 0) in s.uses]
+        import json
+
+        about = json.loads((refined.folder / f"{0:040x}.json").read_text())
+        seconds = {report["stage"]: report["seconds"] for report in about["stages"]}
+        assert seconds["motion"] is None, "taken from the motion stage, not made again"
+        assert seconds["upsampled"] is None
+        assert seconds["refined"] is not None
+        assert {step["expert"] for step in about["steps"]} >= {"lfe", "hfe"} - {None}
+        assert len(list((motion.folder / "latents").glob("??/*.safetensors"))) == 4

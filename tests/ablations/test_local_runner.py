@@ -1,0 +1,229 @@
+"""Stages as processes: order, slots, failures, kills and what the next run does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luve_lightning.ablations.graph import Planner, without
+from luve_lightning.ablations.local_runner import LocalRunner, Outcome, Slots
+from luve_lightning.ablations.stage_folder import done_record, is_done, log_path, try_lock
+from luve_lightning.ablations.stage_process import run_stage
+from tests.helpers.ablation_process import start_run
+from tests.helpers.ablations import PROGRAM, ROWS, TABLE, Notes, events, planner_of, started, write_table
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log.jsonl"))
+    return tmp_path / "log.jsonl"
+
+
+def with_options(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    table = deepcopy(TABLE)
+    for stage, options in changes.items():
+        table["stages"][stage]["options"] |= options
+    return table
+
+
+def run(planner: Planner, slots: Slots | None = None, watcher: Notes | None = None) -> Outcome:
+    rows = {seed: list(planner.table.rows) for seed in planner.table.seeds}
+    make = lambda lost: planner.plan(without(rows, lost))  # noqa: E731
+    return LocalRunner(make, slots or Slots(3), PROGRAM, {"revision": "abc"}, watcher or Notes()).run()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+
+
+def test_every_stage_runs_once_after_those_it_needs(tmp_path: Path, log: Path) -> None:
+    planner, watcher = planner_of(write_table(tmp_path / "small"), tmp_path / "runs"), Notes()
+    assert run(planner, watcher=watcher) == Outcome([], {})
+    plan = planner.plan({seed: list(ROWS) for seed in (0, 1)})
+    assert sorted(started(log)) == sorted(stage.folder.name for stage in plan.stages.values())
+    ended: set[str] = set()
+    for event in events(log):
+        if event["event"] == "end":
+            ended.add(event["stage"])
+            continue
+        [stage] = [s for s in plan.stages.values() if s.folder.name == event["stage"]]
+        assert {plan.stages[need].folder.name for need in stage.needs} <= ended
+    assert len(watcher.done) == 11
+    assert watcher.last is not None
+    assert (watcher.last.done, watcher.last.total, watcher.last.seconds_left) == (11, 11, 0)
+    for stage in plan.stages.values():
+        record = done_record(stage)
+        assert record is not None
+        assert record["revision"] == "abc"
+        assert record["command"].endswith(" ".join(stage.words))
+        assert log_path(stage).read_text().startswith("$ ")
+
+
+def test_a_second_run_starts_nothing_and_another_row_only_its_own(tmp_path: Path, log: Path) -> None:
+    folder = write_table(tmp_path / "small")
+    run(planner_of(folder, tmp_path / "runs"))
+    before = len(started(log))
+    run(planner_of(folder, tmp_path / "runs"))
+    assert len(started(log)) == before
+    write_table(folder, TABLE | {"rows": [*ROWS, "high"]}, ROWS | {"high": {"settings": {"value": 6.0}}})
+    run(planner_of(folder, tmp_path / "runs"))
+    names = [name.partition("-")[0] for name in started(log)[before:]]
+    assert sorted(names) == ["evaluate", "evaluate", "generate", "generate"]
+
+
+def test_a_failing_row_stops_no_other(tmp_path: Path, log: Path) -> None:
+    rows = deepcopy(ROWS)
+    rows["low"]["stages"] = {"generate": {"options": {"fail": True}}}
+    folder, watcher = write_table(tmp_path / "small", rows=rows), Notes()
+    planner = planner_of(folder, tmp_path / "runs")
+    outcome = run(planner, watcher=watcher)
+    assert set(outcome.lost) == {("low", 0), ("low", 1)}
+    assert [failure.code for failure in watcher.failures] == [3, 3]
+    assert watcher.failures[0].tail == ("first line", "it broke here")
+    assert outcome.lost["low", 0].reason == "generate ended with exit status 3: it broke here"
+    plan = planner.plan({seed: ["full", "plain"] for seed in (0, 1)})
+    assert all(map(is_done, plan.stages.values())), "the evaluation is of the rows that are left"
+    # Once more: only what failed; mended, it and the evaluations of all rows.
+    before = len(started(log))
+    run(planner)
+    assert [name.partition("-")[0] for name in started(log)[before:]] == ["generate", "generate"]
+    before = len(started(log))
+    assert run(planner_of(write_table(folder), tmp_path / "runs")).failures == []
+    names = sorted(name.partition("-")[0] for name in started(log)[before:])
+    assert names == ["evaluate", "evaluate", "generate", "generate"]
+
+
+def test_what_all_rows_need_fails_all_of_them(tmp_path: Path, log: Path) -> None:
+    table = with_options({"data": {"fail": True}})
+    planner = planner_of(write_table(tmp_path / "small", table), tmp_path / "runs")
+    outcome = run(planner)
+    assert set(outcome.lost) == {(row, seed) for row in ("full", "low") for seed in (0, 1)}
+    assert len(outcome.failures) == 1
+    plan = planner.plan({0: ["plain"], 1: ["plain"]})
+    assert all(map(is_done, plan.stages.values()))
+
+
+def test_slots_run_side_by_side_with_their_share_of_the_machine(tmp_path: Path, log: Path) -> None:
+    """Each generation waits for a file that is written when three of them run at the same time."""
+    table = with_options({"generate": {"wait": str(tmp_path / "go")}})
+    planner = planner_of(write_table(tmp_path / "small", table), tmp_path / "runs")
+    watcher = Notes()
+
+    class Together(Notes):
+        def standing(self, standing: Any) -> None:
+            if standing.running.get("generate") == 3:
+                (tmp_path / "go").touch()
+            assert sum(standing.running.values()) <= 3
+
+    run(planner, Slots(3, ("4", "7"), cores=13), Together())
+    del watcher
+    starts = [event["env"] for event in events(log) if event["event"] == "start"]
+    assert {env["OMP_NUM_THREADS"] for env in starts} == {"4"}
+    assert {env["CUDA_VISIBLE_DEVICES"] for env in starts} == {"4", "7"}
+
+
+def test_a_slots_environment() -> None:
+    slots = Slots(4, ("0", "1"), 2)
+    assert [slots.environment(n)["CUDA_VISIBLE_DEVICES"] for n in range(4)] == ["0", "1", "0", "1"]
+    assert slots.environment(0)["OMP_NUM_THREADS"] == "1"
+    assert "CUDA_VISIBLE_DEVICES" not in Slots(2, ("0",), 8).environment(1)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_killed_run_goes_on_without_repeating_a_finished_stage(tmp_path: Path, log: Path) -> None:
+    """kill -9 of the runner while an expert is trained: that process lives on and holds its folder."""
+    folder = write_table(tmp_path / "small", with_options({"expert": {"wait": str(tmp_path / "go")}}))
+    process = start_run(folder, tmp_path / "runs", log)
+    try:
+        wait_for(lambda: any("expert" in name for name in started(log)))
+    finally:
+        process.kill()
+        process.join()
+    [orphan] = [e["pid"] for e in events(log) if "expert" in e["stage"]]
+    assert alive(orphan)
+    planner = planner_of(folder, tmp_path / "runs")
+    plan = planner.plan({seed: list(ROWS) for seed in (0, 1)})
+    taken = next(s for s in plan.stages.values() if s.folder.name in started(log) and s.name == "expert")
+    assert not is_done(taken)
+    assert try_lock(taken) is None, "the orphan holds it"
+    before = [name for name in started(log) if "expert" not in name]
+    finished = {s.folder.name for s in plan.stages.values() if is_done(s)}
+    assert any(name.startswith("data") for name in finished)
+    (tmp_path / "go").touch()
+    assert run(planner).failures == []
+    assert all(map(is_done, plan.stages.values()))
+    again = started(log)[len(before) + 1 :]
+    assert not finished & set(again)
+    # The orphan's checkpoint is where its stage goes on.
+    resumed = [e for e in events(log) if e["stage"] == taken.folder.name and e["event"] == "start"][-1]
+    assert resumed["options"]["ckpt_path"] == "last"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_stages_too(tmp_path: Path, log: Path, number: signal.Signals, code: int) -> None:
+    folder = write_table(tmp_path / "small", with_options({"expert": {"wait": str(tmp_path / "never")}}))
+    process = start_run(folder, tmp_path / "runs", log)
+    try:
+        wait_for(lambda: any("expert" in name for name in started(log)))
+        assert process.pid is not None
+        os.kill(process.pid, number)
+        process.join(20)
+        assert process.exitcode == code
+    finally:
+        process.kill()
+    [pid] = {e["pid"] for e in events(log) if "expert" in e["stage"]}
+    wait_for(lambda: not alive(pid), 5)
+    planner = planner_of(folder, tmp_path / "runs")
+    stages = planner.plan({seed: list(ROWS) for seed in (0, 1)}).stages.values()
+    assert not any(is_done(stage) for stage in stages if stage.name == "expert")
+    assert sum(map(is_done, stages)) >= 1
+
+
+def test_a_stage_of_another_program_is_waited_for(tmp_path: Path, log: Path) -> None:
+    planner = planner_of(write_table(tmp_path / "small"), tmp_path / "runs")
+    [data] = [s for s in planner.plan({0: ["full"]}).stages.values() if s.name == "data"]
+    lock = try_lock(data)
+    assert lock is not None
+
+    class Releases(Notes):
+        def finished(self, stage: Any, seconds: float, standing: Any) -> None:
+            super().finished(stage, seconds, standing)
+            if self.done == ["generate", "generate"]:  # plain's, which need nothing
+                os.close(lock)
+
+    watcher = Releases()
+    assert run(planner, watcher=watcher).failures == []
+    assert watcher.done[2] == "data"
+
+
+def test_one_stage_by_itself(tmp_path: Path, log: Path) -> None:
+    planner = planner_of(write_table(tmp_path / "small"), tmp_path / "runs")
+    [data] = [s for s in planner.plan({0: ["full"]}).stages.values() if s.name == "data"]
+    assert run_stage(data, PROGRAM, {}, {}) is None
+    assert run_stage(data, PROGRAM, {}, {}) is None
+    assert len(started(log)) == 1
+    failing = planner_of(
+        write_table(tmp_path / "bad", with_options({"data": {"fail": True}})), tmp_path / "runs"
+    )
+    [data] = [s for s in failing.plan({0: ["full"]}).stages.values() if s.name == "data"]
+    failure = run_stage(data, PROGRAM, {}, {})
+    assert failure is not None
+    assert failure.tail[-1] == "it broke here"
+    assert try_lock(data) is not None, "let go of"
