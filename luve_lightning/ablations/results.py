@@ -38,18 +38,18 @@ class Results:
     stages: list[dict[str, Any]] = field(default_factory=list)
 
 
-def finished_rows(planner: Planner, seeds: Sequence[int]) -> dict[int, list[str]]:
-    """For each seed the rows all of whose own stages are done; what serves all rows may be missing."""
+def finished_rows(planner: Planner, rows: Mapping[int, Sequence[str]]) -> dict[int, list[str]]:
+    """Of some rows of each seed those whose own stages are all done; what serves all rows may be missing."""
     return {
-        seed: [row for row in planner.table.rows if all(map(is_done, planner.before_gathering(row, seed)))]
-        for seed in seeds
+        seed: [row for row in names if all(map(is_done, planner.before_gathering(row, seed)))]
+        for seed, names in rows.items()
     }
 
 
-def collect(planner: Planner, seeds: Sequence[int]) -> Results:
-    """Read every value that is there."""
+def collect(planner: Planner, rows: Mapping[int, Sequence[str]]) -> Results:
+    """Read every value of some rows that is there, from the evaluations of just those that are finished."""
     results = Results()
-    plan = planner.plan(finished_rows(planner, seeds))
+    plan = planner.plan(finished_rows(planner, rows))
     reports: dict[str, dict[str, Any] | None] = {}
     for (row, seed, name), digest in plan.goals.items():
         stage = plan.stages[digest]

@@ -20,7 +20,7 @@ from luve_lightning.ablations.contents import Contents
 from luve_lightning.ablations.graph import Plan, Planner, Use, without
 from luve_lightning.ablations.job_array import JobOptions, array_lines, stage_jobs, submit
 from luve_lightning.ablations.local_runner import LocalRunner, Slots
-from luve_lightning.ablations.results import collect, finished_rows, result_rows
+from luve_lightning.ablations.results import Results, collect, finished_rows, result_rows
 from luve_lightning.ablations.results_files import Provenance, write_results
 from luve_lightning.ablations.stage_folder import is_done
 from luve_lightning.ablations.table import Table
@@ -103,8 +103,7 @@ def ablate(
         run.submit(job, targets, folder / "jobs")
     else:
         with sweep_run(found.name, names, wanted) as log:
-            run.here(_slots(slots), targets)
-            log(collect(planner, wanted).values)
+            log(run.here(_slots(slots), targets).values)
 
 
 def find_table(table: str) -> Path:
@@ -135,24 +134,25 @@ class TableWriter:
 
     Attributes:
         planner: of the table.
-        wanted: rows of each seed.
+    wanted: rows of each seed that were asked for.
+    rows: these, and others that were finished before.
         targets: see there.
         provenance: of the run.
     """
 
     planner: Planner
     wanted: Mapping[int, Sequence[str]]
+    rows: Mapping[int, Sequence[str]]
     targets: _Targets
     provenance: Provenance
 
     def __call__(self, reasons: Mapping[Use, str] | None = None) -> Path:
         """Write it and return the path of the CSV."""
-        there = finished_rows(self.planner, list(self.wanted))
-        found = collect(self.planner, list(self.wanted))
+        found = collect(self.planner, self.rows)
         failed: dict[str, dict[int, str]] = {}
         for seed, names in self.wanted.items():
             for row in names:
-                if row not in there[seed] or seed not in found.values.get(row, {}):
+                if seed not in found.values.get(row, {}):
                     reason = (reasons or {}).get((row, seed), "not finished; see the logs of its stages")
                     failed.setdefault(row, {})[seed] = reason
         path = self.targets.partial if failed else self.targets.whole
@@ -166,7 +166,7 @@ class _Run:
     def __init__(self, planner: Planner, wanted: Mapping[int, Sequence[str]], console: Console) -> None:
         self.planner, self.wanted, self.console = planner, wanted, console
         self.table: Table = planner.table
-        there = finished_rows(planner, list(wanted))
+        there = finished_rows(planner, dict.fromkeys(wanted, list(self.table.rows)))
         # Finished rows cost nothing more, and stay in the table.
         self.rows = {
             seed: [row for row in self.table.rows if row in names or row in there[seed]]
@@ -184,7 +184,7 @@ class _Run:
             lines = array_lines(stage_jobs(self.planner, plan, self.rows, PROGRAM, {}), options)
         print("\n".join(lines))
 
-    def here(self, slots: Slots, targets: _Targets) -> None:
+    def here(self, slots: Slots, targets: _Targets) -> Results:
         self._tell(f"{self.table.title}\n{self.table.world}")
         watcher = RunWatcher(self.console)
         runner = LocalRunner(self.plan, slots, PROGRAM, _facts(), watcher)
@@ -199,13 +199,14 @@ class _Run:
             )
             raise
         reasons = {use: failure.reason for use, failure in outcome.lost.items()}
-        self._finish(targets, reasons)
+        found = self._finish(targets, reasons)
         if outcome.failures:
             raise SystemExit(1)
+        return found
 
     def submit(self, options: JobOptions, targets: _Targets, folder: Path) -> None:
         jobs = stage_jobs(self.planner, self.plan(), self.rows, PROGRAM, _facts())
-        writer = TableWriter(self.planner, self.wanted, targets, _provenance())
+        writer = TableWriter(self.planner, self.wanted, self.rows, targets, _provenance())
         ids = submit(jobs, writer, folder, options)
         if options.cluster != "slurm":
             self._finish(targets, {})
@@ -218,9 +219,11 @@ class _Run:
             f"logs: {folder} and log.txt in each stage's folder; the same command later runs what failed"
         )
 
-    def _finish(self, targets: _Targets, reasons: Mapping[Use, str]) -> None:
-        path = TableWriter(self.planner, self.wanted, targets, _provenance())(reasons)
-        found = collect(self.planner, list(self.wanted))
+    def _finish(self, targets: _Targets, reasons: Mapping[Use, str]) -> Results:
+        # Not those that failed here, even if another program has made them since: the evaluations are without them.
+        rows = without(self.rows, reasons)
+        path = TableWriter(self.planner, self.wanted, rows, targets, _provenance())(reasons)
+        found = collect(self.planner, rows)
         for line in results_lines(self.table, result_rows(self.table, found.values), found.missing, path):
             self.console.print(line, soft_wrap=isinstance(line, str), highlight=False, markup=False)
         wanted = {(row, seed) for seed, names in self.wanted.items() for row in names}
@@ -229,6 +232,7 @@ class _Run:
             self._tell("\nfailed; the same command runs what is missing again:")
             for (row, seed), why in sorted(bad.items()):
                 self._tell(f"  {row}, seed {seed}: {why}")
+        return found
 
     def _tell(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
@@ -252,13 +256,10 @@ def _names(value: str | list[str] | None, known: list[str], key: str) -> list[st
 def _numbers(value: str | int | list[int] | None, default: Sequence[int]) -> list[int]:
     if value is None:
         return list(default)
-    words = (
-        value.strip("[] ").split(",")
-        if isinstance(value, str)
-        else value
-        if isinstance(value, list)
-        else [value]
-    )
+    if isinstance(value, str):
+        words: list[Any] = value.strip("[] ").split(",")
+    else:
+        words = value if isinstance(value, list) else [value]
     try:
         numbers = [int(word) for word in words]
     except ValueError:

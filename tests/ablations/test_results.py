@@ -14,9 +14,10 @@ from luve_lightning.ablations.results import COLUMNS, collect, finished_rows, re
 from luve_lightning.ablations.results_files import Provenance, write_results
 from luve_lightning.ablations.stage_folder import write_done
 from luve_lightning.ablations.statistics import t_interval
-from tests.helpers.ablations import TABLE, planner_of, write_table
+from tests.helpers.ablations import ROWS, TABLE, planner_of, write_table
 
 PROVENANCE = Provenance("luve ablate small", "abc", "a CPU", {"torch": "2"}, "2026-01-01")
+EVERY = {seed: list(ROWS) for seed in (0, 1)}
 SCORES = {"full": {0: 5.0, 1: 6.0}, "low": {0: 3.0, 1: 4.75}, "plain": {0: 5.5, 1: 5.5}}
 
 
@@ -46,7 +47,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 def test_every_number_of_the_table(planner: Planner, tmp_path: Path) -> None:
     finish(planner, SCORES)
-    found = collect(planner, [0, 1])
+    found = collect(planner, EVERY)
     assert found.values == {row: {s: {"score": v} for s, v in own.items()} for row, own in SCORES.items()}
     paths = write_results(planner.table, found, {}, PROVENANCE, tmp_path / "out" / "small.csv")
     assert [path.name for path in paths] == ["small.csv", "small.json", "small.md"]
@@ -74,13 +75,13 @@ def test_every_number_of_the_table(planner: Planner, tmp_path: Path) -> None:
 
 def test_a_sure_difference_has_a_direction(planner: Planner) -> None:
     finish(planner, {"full": {0: 5.0, 1: 6.0}, "low": {0: 3.0, 1: 4.0}})
-    [_, low] = result_rows(planner.table, collect(planner, [0, 1]).values)
+    [_, low] = result_rows(planner.table, collect(planner, EVERY).values)
     assert (low["difference"], low["direction"]) == (-2.0, "same")
 
 
 def test_one_seed_has_no_interval_and_no_direction(planner: Planner, tmp_path: Path) -> None:
     finish(planner, {"full": {0: 5.0}, "low": {0: 3.0}})
-    found = collect(planner, [0])
+    found = collect(planner, {0: EVERY[0]})
     write_results(planner.table, found, {}, PROVENANCE, tmp_path / "small.csv")
     low = read_csv(tmp_path / "small.csv")[1]
     assert (low["seeds"], low["low"], low["high"], low["direction"]) == ("1", "", "", "none")
@@ -89,7 +90,7 @@ def test_one_seed_has_no_interval_and_no_direction(planner: Planner, tmp_path: P
 
 def test_without_the_reference_row_there_are_no_differences(planner: Planner) -> None:
     finish(planner, {"low": {0: 3.0, 1: 4.0}})
-    [low] = result_rows(planner.table, collect(planner, [0, 1]).values)
+    [low] = result_rows(planner.table, collect(planner, EVERY).values)
     assert (low["difference"], low["paper_difference"], low["direction"]) == (None, -1.0, "")
 
 
@@ -102,7 +103,7 @@ def test_differences_are_of_the_seeds_that_both_have(planner: Planner) -> None:
 def test_every_file_says_whose_numbers_these_are(planner: Planner, tmp_path: Path) -> None:
     finish(planner, SCORES)
     failed = {"low": {1: "it broke"}}
-    write_results(planner.table, collect(planner, [0, 1]), failed, PROVENANCE, tmp_path / "small.csv")
+    write_results(planner.table, collect(planner, EVERY), failed, PROVENANCE, tmp_path / "small.csv")
     content = json.loads((tmp_path / "small.json").read_text())
     assert content["world"] == TABLE["world"]
     assert content["rows"]["full"] == {"0": {"score": 5.0}, "1": {"score": 6.0}}
@@ -135,7 +136,7 @@ def test_a_metric_that_did_not_run_is_named(tmp_path: Path) -> None:
             (stage.folder / "table.json").write_text(
                 json.dumps(report | {"not_run": {"absent": "needs a network"}})
             )
-    found = collect(planner, [0, 1])
+    found = collect(planner, EVERY)
     assert found.values == {}
     assert found.missing["absent"] == "needs a network"
     assert found.missing["odd"] == "full: the evaluation gives no odd"
@@ -144,11 +145,19 @@ def test_a_metric_that_did_not_run_is_named(tmp_path: Path) -> None:
 
 def test_rows_are_finished_when_their_own_stages_are(planner: Planner) -> None:
     finish(planner, {"full": {0: 5.0}, "low": {0: 1.0, 1: 1.0}}, skip=("evaluate",))
-    assert finished_rows(planner, [0, 1]) == {0: ["full", "low"], 1: ["low"]}
-    found = collect(planner, [0, 1])
+    assert finished_rows(planner, EVERY) == {0: ["full", "low"], 1: ["low"]}
+    found = collect(planner, EVERY)
     assert found.values == {}
     assert {stage["name"] for stage in found.stages} == {"data", "expert", "generate"}
 
 
 def test_columns_are_the_tables() -> None:
     assert len(COLUMNS) == len(set(COLUMNS)) == 15
+
+
+def test_a_row_that_others_have_finished_changes_no_evaluation(planner: Planner) -> None:
+    """`low` may share every stage with another row or table: the evaluation that is read is that of the rows given."""
+    finish(planner, {"full": {0: 5.0}, "low": {0: 1.0}}, skip=("evaluate",))
+    finish(planner, {"full": {0: 5.0}})
+    assert collect(planner, {0: ["full"]}).values == {"full": {0: {"score": 5.0}}}
+    assert collect(planner, {0: ["full", "low"]}).values == {}

@@ -1,9 +1,10 @@
-"""`luve ablate`: what it runs, prints and writes, and its exit codes; stages are a program that starts in an instant."""
+"""`luve ablate`: what it runs, prints and writes; its stages are a program that starts in an instant."""
 
 from __future__ import annotations
 
 import csv
 import json
+import subprocess
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -127,8 +128,6 @@ def test_a_dry_run_prints_every_command(luve: Luve, log: Path) -> None:
     assert not started(log)
     assert not Path("runs").exists()
     # The commands are what runs: a shell makes the same of them.
-    import subprocess
-
     for line in lines:
         subprocess.run(line, shell=True, check=True)
     assert len(started(log)) == 4
