@@ -140,6 +140,10 @@ generate: $(STAMP) ## Make a video of PROMPT with the mini backbone, and a conta
 report: $(STAMP) ## One page of the mini world's results: tables, curves, spectra, comparisons, videos
 	$(LUVE) report --config experiments/report/mini.yaml $(ARGS)
 
+.PHONY: ablations
+ablations: experts-data precompute ## Repeat TABLE of the paper (see experiments/ablations) on the mini world, all rows and seeds
+	$(LUVE) ablate $(TABLE) $(ARGS)
+
 .PHONY: sweep
 sweep: $(STAMP) ## Run TABLE as a wandb sweep; without an account the same rows and seeds here
 	$(LUVE) sweep $(TABLE) $(ARGS)

@@ -134,8 +134,8 @@ class TableWriter:
 
     Attributes:
         planner: of the table.
-    wanted: rows of each seed that were asked for.
-    rows: these, and others that were finished before.
+        wanted: rows of each seed that were asked for.
+        rows: these, and others that were finished before.
         targets: see there.
         provenance: of the run.
     """
@@ -166,7 +166,7 @@ class _Run:
     def __init__(self, planner: Planner, wanted: Mapping[int, Sequence[str]], console: Console) -> None:
         self.planner, self.wanted, self.console = planner, wanted, console
         self.table: Table = planner.table
-        there = finished_rows(planner, dict.fromkeys(wanted, list(self.table.rows)))
+        there = finished_rows(planner, {seed: list(self.table.rows) for seed in wanted})
         # Finished rows cost nothing more, and stay in the table.
         self.rows = {
             seed: [row for row in self.table.rows if row in names or row in there[seed]]

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from luve_lightning.commands.bench_unsharp import bench_unsharp
 
-Subject = Literal["vluer", "vluer-train", "unsharp", "experts", "experts-train", "evaluate", "generate"]
+Subject = Literal[
+    "vluer", "vluer-train", "unsharp", "experts", "experts-train", "evaluate", "generate", "options"
+]
 
 # Latent grids of the paper at 49 frames: 720x1280 -> 1472x2560 (2K) and 2176x3840 (4K).
 LOW = (13, 90, 160)
@@ -33,6 +35,10 @@ def bench(
     videos: int = 100,
     sizes: str = "720p,2k,4k",
     vae_dtype: Literal["float32", "bfloat16"] = "float32",
+    backbone: str | None = None,
+    refiner: str | None = None,
+    video: tuple[int, int, int] = (49, 720, 1280),
+    prompt: str = "",
     output: Path | None = None,
 ) -> None:
     """Measure time and peak memory, print one JSON line a row.
@@ -46,7 +52,8 @@ def bench(
             beside the forward pass, sizes likewise. "evaluate": videos of 49 frames at 1080p through `luve evaluate`
             with a network that costs nothing, beside only decoding them; with --device cpu too. "generate": each stage
             of the cascade beside what `luve plan` says of it, Wan2.1-1.3B on a GPU (about 6 minutes for all sizes,
-            most of them for 4k), small models with --device cpu.
+            most of them for 4k), small models with --device cpu. "options": the third stage by each option of speed and
+            memory, likewise or with the weights of `backbone`.
         device: where to run, such as "cuda" or "cuda:1".
         repeats: timed runs after the warm-up; the median counts.
         batch_size: of the training step.
@@ -55,6 +62,10 @@ def bench(
         videos: of "evaluate", which runs `repeats` times; one or two do.
         sizes: of "generate": 720p (first stage), 2k and 4k (the others), separated by commas.
         vae_dtype: of the VAE and the VLUer of "generate".
+        backbone: of "options", whose weights to take; default random ones.
+        refiner: of "options", the third stage's transformer.
+        video: of "options", frames, height and width in pixels.
+        prompt: of "options", where a backbone is given.
         output: also append the rows to this file.
     """
     if repeats < 1 or videos < 1:
@@ -85,6 +96,10 @@ def bench(
         from luve_lightning.commands.bench_generate import bench_generate
 
         rows = bench_generate(target, repeats, sizes.split(","), getattr(torch, vae_dtype))
+    elif subject == "options":
+        from luve_lightning.commands.bench_options import bench_options
+
+        rows = bench_options(target, repeats, backbone, refiner, video, prompt)
     elif subject == "vluer":
         rows = _bench_vluer(target, repeats)
     else:

@@ -25,7 +25,7 @@ from luve_lightning.models.experts import add_expert, expert_names, expert_param
 
 STEPS, SKIP = 50, 10
 BUDGET = 10.0  # seconds of a row's repetitions
-_BANDS = {"lfe": SigmaBand(0.875, 1.0), "hfe": SigmaBand(0.0, 0.875)}
+BANDS = {"lfe": SigmaBand(0.875, 1.0), "hfe": SigmaBand(0.0, 0.875)}
 _MIB = 2**20
 
 
@@ -225,7 +225,7 @@ def _prepare(part: str, parts: Parts) -> None:
         torch.nn.init.normal_(parts.vluer.get_parameter("decoder.conv_out.weight"), std=0.02)
     if part == "transformer" and not expert_names(parts.transformer):
         for name, config in EXPERTS.items():
-            add_expert(parts.transformer, name, replace(config, band=_BANDS[name]))
+            add_expert(parts.transformer, name, replace(config, band=BANDS[name]))
             for parameter in expert_parameters(parts.transformer, name):
                 torch.nn.init.normal_(parameter, std=0.02)
     module.requires_grad_(False)

@@ -155,6 +155,33 @@ def test_stages_are_kept_drawn_and_taken_up_again(luve: Luve, tmp_path: Path) ->
     assert sets.prompts == {video.stem: PROMPT}
 
 
+def test_runs_share_the_latents_of_earlier_stages(luve: Luve, tmp_path: Path) -> None:
+    """The first makes motion and upsampling alone; the second refines what it finds, as if it had made it itself."""
+    shelf = tmp_path / "shelf"
+    assert luve(PROMPT, output=tmp_path / "motion", latents=shelf, skip_steps=3).code == 0
+    assert luve(PROMPT, output=tmp_path / "refined", latents=shelf).code == 0
+    assert luve(PROMPT, output=tmp_path / "alone").code == 0
+    video, about = made(tmp_path / "refined")
+    assert [s["seconds"] is None for s in about["stages"]] == [True, True, False, False]
+    assert len(list(shelf.glob("*/*.safetensors"))) == 2
+    other, _ = made(tmp_path / "alone")
+    assert video.read_bytes() == other.read_bytes()
+    assert made(tmp_path / "motion")[0].read_bytes() != other.read_bytes()
+    assert not [
+        folder for folder in tmp_path.glob("*/*") if folder.name in ("latents", "motion", "upsampled")
+    ]
+    assert "--latents" not in about["command"]
+
+
+def test_the_first_prompts_of_a_file(luve: Luve, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("one\ntwo\nthree\n")
+    assert luve(prompts=tmp_path / "prompts.txt", limit=2).code == 0
+    assert len(list((tmp_path / "out").glob("*.mp4"))) == 2
+    outcome = luve(prompts=tmp_path / "prompts.txt", limit=0)
+    assert outcome.code == 2
+    assert "limit: expected at least 1 prompt, got 0" in outcome.err
+
+
 def test_a_prompt_file_with_seeds_sizes_and_names(luve: Luve, tmp_path: Path) -> None:
     rows = [
         {"prompt": "a red boat"},
