@@ -141,7 +141,7 @@ report: $(STAMP) ## One page of the mini world's results: tables, curves, spectr
 	$(LUVE) report --config experiments/report/mini.yaml $(ARGS)
 
 .PHONY: ablations
-ablations: experts-data precompute ## Repeat TABLE of the paper (see experiments/ablations) on the mini world, all rows and seeds
+ablations: $(if $(filter vluer_parts multi_scale,$(TABLE)),precompute,experts-data) ## Repeat TABLE of the paper (see experiments/ablations) on the mini world, all rows and seeds
 	$(LUVE) ablate $(TABLE) $(ARGS)
 
 .PHONY: sweep

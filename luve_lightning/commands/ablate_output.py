@@ -102,7 +102,7 @@ def results_lines(
         columns = ["row", "mean", "low", "high", "difference"]
         columns += ["paper's", "direction"] if metric.paper else []
         unit = f", {metric.unit}" if metric.unit else ""
-        beside = f"; paper's: difference of its {metric.paper}" if metric.paper else ""
+        beside = f" (paper's: {metric.paper})" if metric.paper else ""
         title = f"{metric.name}{unit}, {metric.better} is better{beside}"
         short = [{key: (row | {"paper's": row["paper_difference"]})[key] for key in columns} for row in own]
         lines += ["", table_rich(columns, short, title)]
