@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -25,6 +26,8 @@ def start_run(folder: Path, root: Path, log: Path) -> BaseProcess:
 
 
 def _child(folder: Path, root: Path, log: Path) -> None:
+    # A shell ignores Ctrl-C on behalf of what it starts in the background, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["FAKE_LOG"] = str(log)
     planner = planner_of(folder, root)
     rows = {seed: list(planner.table.rows) for seed in planner.table.seeds}
