@@ -50,6 +50,7 @@ VARIANTS = (
     Variant("attention _native_cudnn", SpeedOptions(attention="_native_cudnn"), needs_gpu=True),
     Variant("attention _native_flash", SpeedOptions(attention="_native_flash"), needs_gpu=True),
     Variant("cache first_block, threshold 0.05", SpeedOptions(cache="first_block")),
+    Variant("cache first_block, threshold 0.2", SpeedOptions(cache="first_block", cache_threshold=0.2)),
     Variant("cache taylorseer, interval 3", SpeedOptions(cache="taylorseer")),
     Variant("offload", SpeedOptions(offload=True), needs_gpu=True),
     Variant("compile", SpeedOptions(compile=True), needs_gpu=True),
