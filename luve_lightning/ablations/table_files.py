@@ -37,7 +37,10 @@ def read_table(folder: Path, changes: Mapping[str, Any] | None = None) -> Table:
         FileNotFoundError: a file is missing.
         ValueError: something in a file is wrong; the message names the file and the key.
     """
-    base = merged(_read_base(folder / TABLE_FILE), dict(changes or {}))
+    base, changes = _read_base(folder / TABLE_FILE), dict(changes or {})
+    # A misspelt one, or an overlay of another table, would change nothing.
+    _check_keys(changes.get("settings") or {}, tuple(base.get("settings") or {}), "settings.")
+    base = merged(base, changes)
     where = str(folder / TABLE_FILE)
     for key in _REQUIRED:
         if not base.get(key):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import shlex
@@ -72,7 +74,7 @@ def ablate(
         results: Replaces the table's folder of results.
         output: The table, ending in .csv; .json and .md go beside it. Default
             experiments/results/<results>/<table>.csv for the whole table as its files say; for a part of it, or with
-            something laid over or failed, <folder>/<table>/<table>.csv.
+            a row failed, <folder>/<table>/<table>.csv, with something laid over <table>-<hash>.csv.
         folder: Of the stages' results, as stages/<stage>-<hash>.
         slots: Stages that run at the same time; 0 is one a GPU, or one on a CPU.
         executor: local runs here, slurm submits job arrays through submitit.
@@ -95,7 +97,9 @@ def ablate(
         run.tell_commands(executor, job)
         return
     whole = not changes and set(names) == set(found.rows) and set(wanted) >= set(found.seeds)
-    partial = folder / found.name / f"{found.name}.csv"
+    # Runs that are not of the same table do not replace each other's.
+    stem = f"{found.name}-{_digest(changes)}" if changes else found.name
+    partial = folder / found.name / f"{stem}.csv"
     targets = _Targets(
         output or (RESULTS / found.results / partial.name if whole else partial), output or partial
     )
@@ -146,9 +150,11 @@ class TableWriter:
     targets: _Targets
     provenance: Provenance
 
-    def __call__(self, reasons: Mapping[Use, str] | None = None) -> Path:
-        """Write it and return the path of the CSV."""
+    def __call__(self, reasons: Mapping[Use, str] | None = None) -> Path | None:
+        """Write it and return the path of the CSV; None where no row is finished, which replaces no table."""
         found = collect(self.planner, self.rows)
+        if not any(found.values.values()):
+            return None
         failed: dict[str, dict[int, str]] = {}
         for seed, names in self.wanted.items():
             for row in names:
@@ -224,8 +230,11 @@ class _Run:
         rows = without(self.rows, reasons)
         path = TableWriter(self.planner, self.wanted, rows, targets, _provenance())(reasons)
         found = collect(self.planner, rows)
-        for line in results_lines(self.table, result_rows(self.table, found.values), found.missing, path):
-            self.console.print(line, soft_wrap=isinstance(line, str), highlight=False, markup=False)
+        if path is None:
+            self._tell("no row is finished: no table is written")
+        else:
+            for line in results_lines(self.table, result_rows(self.table, found.values), found.missing, path):
+                self.console.print(line, soft_wrap=isinstance(line, str), highlight=False, markup=False)
         wanted = {(row, seed) for seed, names in self.wanted.items() for row in names}
         bad = {use: why for use, why in reasons.items() if use in wanted}
         if bad:
@@ -236,6 +245,10 @@ class _Run:
 
     def _tell(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _digest(changes: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(changes, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def _changes(given: Mapping[str, Any]) -> dict[str, Any]:

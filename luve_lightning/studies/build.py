@@ -162,7 +162,8 @@ def _draw(
         if options.items is None
         else [names[i] for i in sorted(rng.permutation(len(names))[: options.items])]
     )
-    repeats = round(options.repeats * len(chosen))
+    # At least one, unless none are wanted: without any, nothing is known of a rater's attention.
+    repeats = max(round(options.repeats * len(chosen)), int(options.repeats > 0))
     plans = tuple(tuple(plan_rater(len(chosen), len(methods), repeats, rng)) for _ in range(options.raters))
     files = tuple(tuple(rng.bytes(8).hex() + ".mp4" for _ in methods) for _ in chosen)
     return StudyKey(rng.bytes(6).hex(), methods, options.axes, tuple(chosen), files, plans, options.seed)

@@ -88,9 +88,22 @@ def test_what_is_laid_over_does_not_replace_the_table_either(luve: Luve, log: Pa
     assert (rows["full"]["mean"], rows["low"]["mean"]) == ("8", "3")
     content = json.loads(Path("out/mine.json").read_text())
     assert (content["world"], content["settings"]) == ("another world", {"value": 8.0})
-    outcome = luve("small", "--settings.value", "7", "--seeds", "0")
-    assert rows_of(Path("runs/ablations/small/small.csv"))["full"]["mean"] == "7"
+    for value in ("7", "9"):
+        assert luve("small", "--settings.value", value, "--seeds", "0").code == 0
+    tables = [rows_of(path) for path in Path("runs/ablations/small").glob("small-*.csv")]
+    assert {rows["full"]["mean"] for rows in tables} == {"7", "9"}
     assert not Path("experiments/results").exists()
+
+
+def test_a_run_without_a_finished_row_replaces_no_table(luve: Luve, log: Path, tmp_path: Path) -> None:
+    assert luve("small", "--output", "mine.csv").code == 0
+    before = Path("mine.csv").read_bytes()
+    failing = {"stages": {"generate": {"options": {"fail": True}}}}
+    (tmp_path / "failing.yaml").write_text(yaml.safe_dump(failing))
+    outcome = luve("--config", "failing.yaml", "small", "--output", "mine.csv")
+    assert outcome.code == 1
+    assert "no row is finished: no table is written" in outcome.out
+    assert Path("mine.csv").read_bytes() == before
 
 
 def test_a_failing_row_is_reported_and_the_others_are_there(luve: Luve, log: Path, tmp_path: Path) -> None:
@@ -153,6 +166,7 @@ def test_a_job_array_by_submitits_stand_in(luve: Luve, log: Path) -> None:
         (["small", "--slots", "-1"], "slots: expected 0 or more, got -1"),
         (["small", "--output", "a.md"], "output: expected a file that ends in .csv, got a.md"),
         (["small", "--stages.data.verbs", "x"], "stages.data.verbs: unknown key"),
+        (["small", "--settings.valu", "3"], "settings.valu: unknown key; known: value"),
         (["small", "--rowz", "full"], "rowz"),
         ([], "table: required"),
     ],
