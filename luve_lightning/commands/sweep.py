@@ -38,7 +38,7 @@ def sweep(
         table: Name of a file under experiments/sweeps, or a path of one.
         entity: Account or team of the sweep; default the account's own.
         project: Of the sweep; default the file's.
-        count: Runs that this machine's agent takes; default until none is left.
+        count: Runs that this machine's agent takes; default until none is left. Without an account all are run.
         dry_run: Only print what would be run.
     """
     if count is not None and count < 1:
@@ -47,16 +47,18 @@ def sweep(
     values = {name: config["parameters"][name]["values"] for name in _GRID}
     console, refused = Console(), why_no_account()
     calls = grid_words(config)
+    joined = [f"--{name}={','.join(map(str, values[name]))}" for name in _GRID]
+    together = shlex.join(["luve", "ablate", config["name"], *joined])
     if refused:
         _say(console, f"no sweep, {refused}: the same {len(calls)} rows and seeds run here")
         if dry_run:
-            print("\n".join(shlex.join(words) for words in calls))
+            print(together)
         else:
             ablate(config["name"], rows=values["rows"], seeds=values["seeds"])
         return
     if dry_run:
         _say(console, f"a sweep of {len(calls)} runs in project {project or config['project']}:")
-        print("\n".join(shlex.join(words) for words in calls))
+        print("\n".join([*map(shlex.join, calls), together]))
         return
     _run_agent(_create(config, entity, project), count)
     ablate(config["name"], rows=values["rows"], seeds=values["seeds"])

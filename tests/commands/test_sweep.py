@@ -109,11 +109,18 @@ def test_without_an_account_the_grid_runs_here(
 
 
 def test_a_dry_run_prints_the_commands(
-    capsys: pytest.CaptureFixture[str], no_account: None, calls: list[dict[str, Any]]
+    capsys: pytest.CaptureFixture[str],
+    no_account: None,
+    calls: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    together = "luve ablate placement --rows=full,swapped --seeds=0,1,2"
+    lines = run_luve(capsys, "sweep", "placement", "--dry_run", "true").out.splitlines()
+    assert lines[1:] == [together], "without an account, the one command that runs"
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     lines = run_luve(capsys, "sweep", "placement", "--dry_run", "true").out.splitlines()
     assert lines[1] == "luve ablate placement --rows=full --seeds=0"
-    assert len(lines) == 7
+    assert (len(lines), lines[-1]) == (1 + 6 + 1, together)
     assert not calls
 
 
