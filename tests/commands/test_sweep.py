@@ -224,6 +224,10 @@ def test_a_run_of_a_sweep_logs_its_results_and_leaves_the_stages_alone(
         "WANDB_DIR": str(tmp_path),
     }.items():
         monkeypatch.setenv(name, value)
+    import wandb
+
+    wandb.finish()
+    wandb.teardown()  # a session that another test began in this process would not read the environment again
     with sweep_run("experts", ["full"], [1]) as log:
         # A stage is a process that inherits the environment: it must not write into this run.
         assert not {"WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SERVICE"} & set(os.environ)
@@ -234,6 +238,7 @@ def test_a_run_of_a_sweep_logs_its_results_and_leaves_the_stages_alone(
     assert (run.run.run_group, run.run.job_type) == ("experts", "ablation")
     assert [run.config[key] for key in ("table", "row", "seed")] == ["experts", "full", "1"]
     assert run.last["result/psnr_rgb"] == 2.0
+    wandb.teardown()
 
 
 def test_without_a_sweep_nothing_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

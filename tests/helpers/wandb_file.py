@@ -10,6 +10,8 @@ from typing import Any
 
 from wandb.proto.wandb_internal_pb2 import ArtifactRecord, Record
 
+import wandb
+
 _BLOCK, _HEADER = 32768, 7
 _FULL, _LAST = 1, 4
 
@@ -35,6 +37,8 @@ class OfflineRun:
     """One offline run under a folder: group, tags, configuration, each metric's last value, artifacts."""
 
     def __init__(self, folder: Path) -> None:
+        # A command ends its run with its process, which is the tests' own here.
+        wandb.finish()
         (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
         self.folder = file.parent
         found = list(records(file))
