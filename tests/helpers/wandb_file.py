@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wandb.proto.wandb_internal_pb2 import ArtifactRecord, Record
-
 import wandb
+from wandb.proto.wandb_internal_pb2 import ArtifactRecord, Record
 
 _BLOCK, _HEADER = 32768, 7
 _FULL, _LAST = 1, 4
