@@ -25,6 +25,8 @@ def records(file: Path) -> Iterator[Record]:
             position += _BLOCK - position % _BLOCK
             continue
         _, length, kind = struct.unpack("<IHB", data[position : position + _HEADER])
+        if position + _HEADER + length > len(data):  # still being written
+            return
         parts += data[position + _HEADER : position + _HEADER + length]
         position += _HEADER + length
         if kind in (_FULL, _LAST):
@@ -36,11 +38,14 @@ class OfflineRun:
     """One offline run under a folder: group, tags, configuration, each metric's last value, artifacts."""
 
     def __init__(self, folder: Path) -> None:
-        # A command ends its run with its process, which is the tests' own here.
+        # A command ends its run with its process, which is the tests' own here. `finish` only asks wandb's own
+        # process to close the file; the end of that process is what can be waited for.
         wandb.finish()
+        wandb.teardown()
         (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
         self.folder = file.parent
         found = list(records(file))
+        assert any(r.HasField("exit") for r in found), f"{file} has no end: {len(found)} records"
         self.run = next(r.run for r in found if r.HasField("run"))
         self.artifacts: list[ArtifactRecord] = [
             r.request.log_artifact.artifact if r.HasField("request") else r.artifact
