@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+from luve_lightning.checkout import PACKAGE_ROOT, git_state
 
 
 class Provenance(Callback):
@@ -81,36 +80,6 @@ class Provenance(Callback):
         _write_atomically(config, self.config)
         _write_atomically(target, json.dumps({**provenance, "config": config.name}, indent=2) + "\n")
         return target
-
-
-def git_state(folder: Path) -> dict[str, Any] | None:
-    """The revision checked out in `folder` and whether tracked files differ from it.
-
-    Returns:
-        `{"revision": 40 hex digits, "dirty": bool}`, or None when `folder` is not the top of a git checkout with
-        at least one commit (an installed package inside somebody else's repository must not name their revision).
-    """
-    top = run_git(folder, "rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != folder.resolve():
-        return None
-    revision = run_git(folder, "rev-parse", "--verify", "HEAD")
-    if revision is None:
-        return None
-    return {
-        "revision": revision,
-        "dirty": bool(run_git(folder, "status", "--porcelain", "--untracked-files=no")),
-    }
-
-
-def run_git(folder: Path, *arguments: str) -> str | None:
-    """What `git` prints in `folder`, stripped; None where it fails or is not installed."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def _device_name(device: torch.device) -> str:

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
 from torch import Tensor
 
-from luve_lightning.callbacks.provenance import PACKAGE_ROOT, git_state
+from luve_lightning.checkout import PACKAGE_ROOT, git_state
 from luve_lightning.evaluation.tables import table_csv, table_rich, write_text
 from luve_lightning.evaluation.upsampling_comparison import (
     COLUMNS,

@@ -16,7 +16,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from luve_lightning.callbacks.checkpoints import Checkpoints
 from luve_lightning.callbacks.export import Export
-from luve_lightning.callbacks.provenance import PACKAGE_ROOT, Provenance, git_state, run_git
+from luve_lightning.callbacks.provenance import Provenance
+from luve_lightning.checkout import PACKAGE_ROOT, git_state, run_git
 
 Kept = Literal["checkpoint", "export"]
 

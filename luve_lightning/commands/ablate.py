@@ -27,8 +27,8 @@ from luve_lightning.ablations.results_files import Provenance, write_results
 from luve_lightning.ablations.stage_folder import is_done
 from luve_lightning.ablations.table import Table
 from luve_lightning.ablations.table_files import TABLE_FILE, read_table
-from luve_lightning.callbacks.provenance import PACKAGE_ROOT, git_state
-from luve_lightning.commands.ablate_output import RunWatcher, dry_run_lines, results_lines
+from luve_lightning.checkout import PACKAGE_ROOT, git_state
+from luve_lightning.commands.ablate_output import RunWatcher, dry_run_lines, results_lines, start_line
 from luve_lightning.commands.compose import compose
 from luve_lightning.commands.errors import did_you_mean
 from luve_lightning.commands.sweep_run import sweep_run
@@ -191,7 +191,7 @@ class _Run:
         print("\n".join(lines))
 
     def here(self, slots: Slots, targets: _Targets) -> Results:
-        self._tell(f"{self.table.title}\n{self.table.world}")
+        self._tell(f"{self.table.title}\n{start_line(self.plan(), slots)}")
         watcher = RunWatcher(self.console)
         runner = LocalRunner(self.plan, slots, PROGRAM, _facts(), watcher)
         try:

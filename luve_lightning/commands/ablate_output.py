@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from luve_lightning.ablations.graph import Plan, Stage
-from luve_lightning.ablations.local_runner import Standing
+from luve_lightning.ablations.local_runner import Slots, Standing
 from luve_lightning.ablations.stage_folder import is_done, log_path
 from luve_lightning.ablations.stage_process import Failure
 from luve_lightning.ablations.table import Table
@@ -78,6 +78,15 @@ def uses(stage: Stage) -> str:
     return f"{names}; seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
+def start_line(plan: Plan, slots: Slots) -> str:
+    """What is about to run: the first stage may take minutes."""
+    missing = sum(not is_done(stage) for stage in plan.stages.values())
+    if not missing:
+        return f"all {len(plan.stages)} stages are finished already"
+    at_once = "one at a time" if slots.count == 1 else f"{slots.count} at the same time"
+    return f"{missing} of {len(plan.stages)} stages to run, {at_once}"
+
+
 def dry_run_lines(plan: Plan, program: Sequence[str]) -> list[str]:
     """Every command in an order in which they can be run, with what it is for."""
     lines = []
@@ -105,7 +114,8 @@ def results_lines(
         beside = f" (paper's: {metric.paper})" if metric.paper else ""
         title = f"{metric.name}{unit}, {metric.better} is better{beside}"
         short = [{key: (row | {"paper's": row["paper_difference"]})[key] for key in columns} for row in own]
-        lines += ["", table_rich(columns, short, title)]
+        # A line of its own: a table breaks its title at the width of its columns.
+        lines += ["", title, table_rich(columns, short)]
     lines += [f"not measured: {name}: {why}" for name, why in missing.items()]
     lines += ["", table.world, f"{path.name}, {path.stem}.json and {path.stem}.md in {path.parent}"]
     return lines

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torchmetrics import Metric
 
-from luve_lightning.callbacks.provenance import PACKAGE_ROOT, git_state
+from luve_lightning.checkout import PACKAGE_ROOT, git_state
 from luve_lightning.commands.devices import choose_device, decoding_threads
 from luve_lightning.commands.progress import Steps
 from luve_lightning.datasets.file_hashes import FileHashes

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from luve_lightning.callbacks.provenance import PACKAGE_ROOT, git_state
+from luve_lightning.checkout import PACKAGE_ROOT, git_state
 from luve_lightning.pipelines.generation_jobs import VideoJob
 from luve_lightning.pipelines.generation_settings import CascadeSettings, described
 from luve_lightning.pipelines.luve_speed import SpeedOptions

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from luve_lightning.callbacks.provenance import PACKAGE_ROOT, git_state
+from luve_lightning.checkout import PACKAGE_ROOT, git_state
 from luve_lightning.commands.progress import Steps
 from luve_lightning.evaluation.tables import write_text
 from luve_lightning.reports import Comparison, PageText, ReportInputs, build_report

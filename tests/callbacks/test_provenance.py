@@ -1,19 +1,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from luve_lightning.callbacks.provenance import Provenance, git_state
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(
-        ["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True, text=True
-    )
-    return done.stdout.strip()
+from luve_lightning.callbacks.provenance import Provenance
 
 
 def test_numbers_follow_each_other_and_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -38,25 +29,3 @@ def test_writers_at_the_same_time_get_different_numbers(tmp_path: Path) -> None:
         provenance = json.loads(path.read_text())
         assert provenance["n"] == number
         assert (tmp_path / provenance["config"]).read_text() == f"n: {number}\n"
-
-
-def test_git_state_names_the_revision_and_changes(tmp_path: Path) -> None:
-    git(tmp_path, "init", "-q")
-    assert git_state(tmp_path) is None  # no commit yet
-    (tmp_path / "a").write_text("1")
-    git(tmp_path, "add", "a")
-    git(tmp_path, "commit", "-q", "-m", "first")
-    revision = git(tmp_path, "rev-parse", "HEAD")
-    (tmp_path / "untracked").write_text("1")
-    assert git_state(tmp_path) == {"revision": revision, "dirty": False}
-    (tmp_path / "a").write_text("2")
-    assert git_state(tmp_path) == {"revision": revision, "dirty": True}
-
-
-def test_git_state_ignores_a_repository_around_the_folder(tmp_path: Path) -> None:
-    git(tmp_path, "init", "-q")
-    (tmp_path / "site-packages").mkdir()
-    (tmp_path / "site-packages" / "a").write_text("1")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-q", "-m", "first")
-    assert git_state(tmp_path / "site-packages") is None

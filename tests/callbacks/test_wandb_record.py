@@ -138,7 +138,7 @@ def test_the_export_is_an_artifact_of_its_own_files(
 
 
 def test_the_code_of_a_changed_checkout_has_a_patch(tmp_path: Path) -> None:
-    from tests.callbacks.test_provenance import git
+    from tests.helpers.git import git
 
     root, out = tmp_path / "checkout", tmp_path / "out"
     (root / "luve_lightning").mkdir(parents=True)

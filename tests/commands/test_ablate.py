@@ -53,12 +53,15 @@ def test_the_whole_table(luve: Luve, log: Path) -> None:
     assert rows["low"]["direction"] == "same"
     assert len(started(log)) == 11
     assert TABLE["world"] in outcome.out
+    assert "\n11 of 11 stages to run, 2 at the same time\n" in outcome.out
     assert "11 of 11  evaluate-" in outcome.out
     content = json.loads(Path("experiments/results/tiny/small.json").read_text())
     assert content["packages"].keys() >= {"torch", "lightning"}
     assert Path("experiments/results/tiny/small.md").is_file()
     # Again: nothing to run, the same numbers.
-    assert luve("small").code == 0
+    again = luve("small")
+    assert again.code == 0
+    assert "\nall 11 stages are finished already\n" in again.out
     assert len(started(log)) == 11
     assert rows_of(Path("experiments/results/tiny/small.csv")) == rows
 
