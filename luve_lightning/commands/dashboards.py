@@ -60,15 +60,22 @@ def dashboards(
 def _write_page(name: str, dashboard: Dashboard, output: Path, root: Path) -> str:
     """Writes one page; returns what to say about it."""
     runs = find_runs(dashboard.folders, root)
-    panels = draw_panels(dashboard, runs, read_results(dashboard.results, root))
+    results = read_results(dashboard.results, root)
+    panels = draw_panels(dashboard, runs, results)
     made = f"Made by `luve dashboards` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
     page = output / f"{name}.html"
     worlds = read_worlds(dashboard.results, root)
     write_text(page, dashboard_html(dashboard, runs, panels, worlds, made))
     every = [panel for drawn in panels.values() for panel in drawn]
     without = [panel.title for panel in every if panel.empty]
-    said = f"{page}: {len(every) - len(without)} of {len(every)} panels from {len(runs)} runs"
+    tables = len({result.file for result in results})
+    said = f"{page}: {len(every) - len(without)} of {len(every)} panels from {_counted(len(runs), 'run')}"
+    said += f" and {_counted(tables, 'table')}"
     return f"{said}; no data for {', '.join(without)}" if without else said
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _own_entity() -> Any:

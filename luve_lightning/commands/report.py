@@ -57,6 +57,11 @@ def report(
     inputs = ReportInputs(
         results or {}, curves or {}, spectra or {}, comparisons or {}, videos or {}, columns
     )
+    if inputs.empty:
+        raise ValueError(
+            "nothing to show: give results, curves, spectra, comparisons or videos, "
+            "or --config experiments/report/mini.yaml"
+        )
     chosen: list[Mapping[str, object]] = [inputs.comparisons, inputs.videos]
     with Steps(console) as steps:
         count = sum(value is not None for by_name in chosen for value in by_name.values())

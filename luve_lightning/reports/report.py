@@ -49,6 +49,14 @@ class ReportInputs:
     videos: Mapping[str, Path | None] = field(default_factory=dict)
     columns: Sequence[str] = ("*loss*",)
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing at all is asked for; what is asked for may still be missing."""
+        kinds: tuple[Mapping[str, object], ...] = (
+            self.results, self.curves, self.spectra, self.comparisons, self.videos
+        )  # fmt: skip
+        return all(value is None for kind in kinds for value in kind.values())
+
 
 @dataclass(frozen=True)
 class PageText:

@@ -173,7 +173,7 @@ def test_results_are_shown_with_their_world(
         "--output",
         tmp_path / "out",
     )
-    assert "1 of 8 panels from 0 runs; no data for PSNR_rgb" in outcome.out
+    assert "1 of 8 panels from 0 runs and 1 table; no data for PSNR_rgb" in outcome.out
     page = (tmp_path / "out" / "ablations.html").read_text()
     assert "mini world: small" in page
     assert "<td>9.5 to 11.5</td><td>41.03</td>" in page

@@ -223,7 +223,7 @@ def test_the_command_prints_what_it_left_out(capsys: pytest.CaptureFixture[str],
     assert f"left out: curves.lfe: {tmp_path / 'no'}: missing" in outcome.out
     assert "<title>Mine &amp; yours</title>" in output.read_text()
     assert [path.name for path in output.parent.iterdir()] == ["report.html"]
-    again = run_luve(capsys, "report", f"--output={output}")
+    again = run_luve(capsys, "report", f"--curves=lfe={tmp_path / 'no'}", f"--output={output}")
     assert again.code == 0
     assert "Nothing could be shown" in output.read_text()
 
@@ -232,8 +232,12 @@ def test_the_command_prints_what_it_left_out(capsys: pytest.CaptureFixture[str],
     ("options", "message"),
     [
         (["--output=HERE/report.csv"], "output: expected a file that ends in .html, got HERE/report.csv"),
-        (["--output=HERE/r.html", "--limit_mib=0"], "limit_mib: expected a number > 0, got 0"),
+        (
+            ["--output=HERE/r.html", "--limit_mib=0", "--curves=a=HERE/no"],
+            "limit_mib: expected a number > 0, got 0",
+        ),
         (["--output=HERE/r.html", "--results=experts"], "--results: expected NAME=VALUE"),
+        (["--output=HERE/r.html"], "nothing to show: give results, curves, spectra, comparisons or videos"),
     ],
 )
 def test_errors_are_one_line(
