@@ -140,17 +140,17 @@ def test_04_ablation_tables_says_when_there_are_none(tmp_path: Path) -> None:
 
 def test_04_ablation_tables(tmp_path: Path) -> None:
     lines = [
-        "experts,full,full,fd_patch_vae,,lower,3,10.5,9.5,11.5,41.03,FID_patch,0,0,",
-        "experts,without_lfe,without LFE,fd_patch_vae,,lower,3,12.25,11,13.5,43.86,FID_patch,1.75,2.83,same",
-        "experts,one_seed,one seed,fd_patch_vae,,lower,1,12,,,,,1.5,,",
+        "experts,full,full,fd_patch_vae,,lower,3,10.5,9.5,11.5,41.03,FID_patch,0,0,0,0,",
+        "experts,without_lfe,without LFE,fd_patch_vae,,lower,3,12.25,11,13.5,43.86,FID_patch,1.75,1.25,2.25,2.83,same",
+        "experts,one_seed,one seed,fd_patch_vae,,lower,1,12,,,,,1.5,,,,",
     ]
     (tmp_path / "experts.csv").write_text("\n".join([",".join(COLUMNS), *lines]) + "\n")
     (tmp_path / "experts.json").write_text('{"world": "mini world: small", "seeds": [0, 1, 2]}')
     text, pictures = run(NOTEBOOKS[3], results=tmp_path, figures=str(tmp_path))
     assert pictures == 1
     assert "mini world: small" in text
-    assert "11.00 to 13.50" in text
-    assert "43.86 (FID_patch)" in text
+    assert "| 12.25 [11, 13.5] | 1.75 [1.25, 2.25] | 43.86 (FID_patch) |" in text
+    assert "| 12 | 1.5 |" in text
     assert "without_lfe (fd_patch_vae)" in text
     assert (tmp_path / "ablation-experts.png").is_file()
 

@@ -17,7 +17,7 @@ REPORT = "table.json"  # what `luve evaluate --output {out}/table.csv` writes be
 
 COLUMNS = (
     "table", "row", "title", "metric", "unit", "better", "seeds", "mean", "low", "high", "paper", "paper_metric",
-    "difference", "paper_difference", "direction",
+    "difference", "difference_low", "difference_high", "paper_difference", "direction",
 )  # fmt: skip
 
 Values = dict[str, dict[int, dict[str, float]]]
@@ -134,6 +134,8 @@ def _line(
         "paper": paper,
         "paper_metric": metric.paper or "",
         "difference": None if difference is None else difference.mean,
+        "difference_low": None if difference is None else difference.low,
+        "difference_high": None if difference is None else difference.high,
         "paper_difference": paper_difference,
         "direction": direction(difference, paper_difference, metric.better, metric.paper_better),
     }

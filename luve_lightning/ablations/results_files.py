@@ -15,9 +15,9 @@ from luve_lightning.evaluation.tables import format_value, table_csv, table_mark
 
 _ABOUT = (
     "Each value is a mean over seeds with its 95 % interval by Student's t (none for one seed). Differences are from "
-    "the row `{reference}`, paired by seed. Direction: whether a difference goes the paper's way, `none` where its own "
-    "interval holds 0 or there is one seed only. Paper: the paper's value, of the metric in brackets, on another world "
-    "with other models: compare directions, never values."
+    "the row `{reference}`, paired by seed, with intervals of their own. Direction: whether a difference goes the "
+    "paper's way, `none` where its interval holds 0 or there is one seed only. Paper: the paper's value, of the metric "
+    "in brackets, on another world with other models: compare directions, never values."
 )
 
 
@@ -131,12 +131,20 @@ def results_markdown(
 def _markdown_line(row: Mapping[str, Any]) -> dict[str, str]:
     ends = "" if math.isnan(row["low"]) else f" [{format_value(row['low'])}, {format_value(row['high'])}]"
     line = {"row": row["title"], "mean": format_value(row["mean"]) + ends, "seeds": str(row["seeds"])}
-    line["difference"] = _short(row["difference"])
+    line["difference"] = _difference(row)
     if row["paper_metric"]:
         line[f"paper ({row['paper_metric']})"] = format_value(row["paper"])
         line["paper's difference"] = _short(row["paper_difference"])
         line["direction"] = row["direction"]
     return line
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    """With its interval where there is one; the reference row's is 0 and needs none."""
+    low, high = row["difference_low"], row["difference_high"]
+    if low is None or math.isnan(low) or low == high:
+        return _short(row["difference"])
+    return f"{_short(row['difference'])} [{_short(low)}, {_short(high)}]"
 
 
 def _short(difference: float | None) -> str:

@@ -108,17 +108,32 @@ def results_lines(
         own = [row for row in rows if row["metric"] == metric.name]
         if not own:
             continue
-        columns = ["row", "mean", "low", "high", "difference"]
+        columns = ["row", "mean", "±", "difference", "its ±"]
         columns += ["paper's", "direction"] if metric.paper else []
         unit = f", {metric.unit}" if metric.unit else ""
         beside = f" (paper's: {metric.paper})" if metric.paper else ""
         title = f"{metric.name}{unit}, {metric.better} is better{beside}"
-        short = [{key: (row | {"paper's": row["paper_difference"]})[key] for key in columns} for row in own]
+        short = [{key: value for key, value in _shown(row).items() if key in columns} for row in own]
         # A line of its own: a table breaks its title at the width of its columns.
         lines += ["", title, table_rich(columns, short)]
     lines += [f"not measured: {name}: {why}" for name, why in missing.items()]
-    lines += ["", table.world, f"{path.name}, {path.stem}.json and {path.stem}.md in {path.parent}"]
+    about = f"±: half the 95 % interval over seeds; differences are from {table.reference}, paired by seed"
+    lines += ["", about, table.world, f"{path.name}, {path.stem}.json and {path.stem}.md in {path.parent}"]
     return lines
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the table in few columns: the intervals are as wide to either side."""
+    apart = None if row["difference"] is None else row["difference_high"] - row["difference"]
+    return {
+        "row": row["row"],
+        "mean": row["mean"],
+        "±": row["high"] - row["mean"],
+        "difference": row["difference"],
+        "its ±": apart,
+        "paper's": row["paper_difference"],
+        "direction": row["direction"],
+    }
 
 
 def _left(standing: Standing) -> str:

@@ -16,7 +16,7 @@ from luve_lightning.reports.provenance import Provenance, in_words, of_results, 
 
 RESULT_COLUMNS = (
     "table", "row", "title", "metric", "unit", "better", "seeds", "mean", "low", "high",
-    "paper", "paper_metric", "difference", "paper_difference", "direction",
+    "paper", "paper_metric", "difference", "difference_low", "difference_high", "paper_difference", "direction",
 )  # fmt: skip
 DIRECTIONS = {"same": "same", "opposite": "opposite", "none": "not told apart", "": ""}
 BETTER = {"higher": "higher is better", "lower": "lower is better", "": ""}
@@ -34,7 +34,9 @@ class ResultLine:
         mean: over them; NaN where there is no value.
         low: lower end of the 95 % interval; NaN for fewer than two seeds.
         high: upper end.
-        difference: to the table's reference row; NaN for that row itself, or where there is none.
+        difference: to the table's reference row, paired by seed; 0 for that row itself, NaN where there is none.
+        difference_low: lower end of its 95 % interval; NaN for fewer than two seeds.
+        difference_high: upper end.
         paper: the paper's own value as the file writes it, not measured here; empty where it has none.
         paper_difference: likewise.
         direction: a key of DIRECTIONS.
@@ -48,6 +50,8 @@ class ResultLine:
     low: float
     high: float
     difference: float
+    difference_low: float
+    difference_high: float
     paper: str
     paper_difference: str
     direction: str
@@ -83,12 +87,15 @@ class MetricTable:
         return rows[0].title if len(rows) == 1 and len(self.lines) > 1 else ""
 
     def span(self) -> tuple[float, float]:
-        """Lowest and highest number of the measured values and their intervals."""
-        values = [v for line in self.lines for v in (line.mean, line.low, line.high) if math.isfinite(v)]
-        return (min(values), max(values)) if values else (0.0, 1.0)
+        """Lowest and highest of the differences, their intervals and 0."""
+        ends = [
+            v for line in self.lines for v in (line.difference, line.difference_low, line.difference_high)
+        ]
+        values = [0.0, *filter(math.isfinite, ends)]
+        return min(values), max(values)
 
     def place(self, value: float) -> float | None:
-        """Where a value lies on a line of 4 to 116, for the little picture of intervals; None for NaN."""
+        """Where a difference lies on a line of 4 to 116, for the little picture of intervals; None for NaN."""
         low, high = self.span()
         if not math.isfinite(value):
             return None
@@ -196,6 +203,8 @@ def _line(row: Mapping[str, str], notes: Mapping[str, Any]) -> ResultLine:
         _number(row, "low"),
         _number(row, "high"),
         _number(row, "difference"),
+        _number(row, "difference_low"),
+        _number(row, "difference_high"),
         row["paper"],
         row["paper_difference"],
         _one_of(row, "direction", DIRECTIONS),

@@ -52,7 +52,8 @@ def test_every_number_of_the_table(planner: Planner, tmp_path: Path) -> None:
     paths = write_results(planner.table, found, {}, PROVENANCE, tmp_path / "out" / "small.csv")
     assert [path.name for path in paths] == ["small.csv", "small.json", "small.md"]
     assert (tmp_path / "out" / "small.csv").read_text().splitlines()[0] == (
-        "table,row,title,metric,unit,better,seeds,mean,low,high,paper,paper_metric,difference,paper_difference,direction"
+        "table,row,title,metric,unit,better,seeds,mean,low,high,paper,paper_metric,difference,"
+        "difference_low,difference_high,paper_difference,direction"
     )
     rows = {row["row"]: row for row in read_csv(tmp_path / "out" / "small.csv")}
     assert list(rows) == ["full", "low", "plain"]
@@ -61,7 +62,9 @@ def test_every_number_of_the_table(planner: Planner, tmp_path: Path) -> None:
         cells = [float(rows[name][key]) for key in ("mean", "low", "high")]
         assert cells == pytest.approx([expected.mean, expected.low, expected.high], rel=1e-5)
         assert (rows[name]["seeds"], rows[name]["unit"], rows[name]["better"]) == ("2", "points", "higher")
-        assert float(rows[name]["difference"]) == pytest.approx(expected.mean - 5.5, abs=1e-6)
+        apart = t_interval([value - SCORES["full"][seed] for seed, value in own.items()])
+        cells = [float(rows[name][key]) for key in ("difference", "difference_low", "difference_high")]
+        assert cells == pytest.approx([apart.mean, apart.low, apart.high], rel=1e-5)
     low = rows["low"]
     assert [low[k] for k in ("paper", "paper_metric", "paper_difference")] == ["8", "Score", "-1"]
     # Differences -2 and -1.25: t(0.975, 1) is 12.7, the interval holds 0.
@@ -85,13 +88,14 @@ def test_one_seed_has_no_interval_and_no_direction(planner: Planner, tmp_path: P
     write_results(planner.table, found, {}, PROVENANCE, tmp_path / "small.csv")
     low = read_csv(tmp_path / "small.csv")[1]
     assert (low["seeds"], low["low"], low["high"], low["direction"]) == ("1", "", "", "none")
-    assert low["difference"] == "-2"
+    assert (low["difference"], low["difference_low"], low["difference_high"]) == ("-2", "", "")
 
 
 def test_without_the_reference_row_there_are_no_differences(planner: Planner) -> None:
     finish(planner, {"low": {0: 3.0, 1: 4.0}})
     [low] = result_rows(planner.table, collect(planner, EVERY).values)
-    assert (low["difference"], low["paper_difference"], low["direction"]) == (None, -1.0, "")
+    assert (low["difference"], low["difference_low"], low["difference_high"]) == (None, None, None)
+    assert (low["paper_difference"], low["direction"]) == (-1.0, "")
 
 
 def test_differences_are_of_the_seeds_that_both_have(planner: Planner) -> None:
@@ -152,7 +156,7 @@ def test_rows_are_finished_when_their_own_stages_are(planner: Planner) -> None:
 
 
 def test_columns_are_the_tables() -> None:
-    assert len(COLUMNS) == len(set(COLUMNS)) == 15
+    assert len(COLUMNS) == len(set(COLUMNS)) == 17
 
 
 def test_a_row_that_others_have_finished_changes_no_evaluation(planner: Planner) -> None:

@@ -23,10 +23,11 @@ def write_results(folder: Path, world: str | None = WORLD) -> Path:
             (("bare", 47.8, "same"), ("a<b>", 51.75, "none"), ("full", 41.03, ""))
         ):
             reference = row == "full"
+            apart = 9.0 * (number - 2)
             values = [
                 "experts", row, f"{row} & title", metric, "dB", "lower", 3, 10.5 + 9 * number, 10.0 + 9 * number,
                 11.5 + 9 * number, theirs if paper else None, "FID_patch" if paper else None,
-                None if reference else 9.0 * (number - 2), None if reference or not paper else theirs - 41.03,
+                apart, apart - 0.5 * (not reference), apart + 0.75 * (not reference), theirs - 41.03 if paper else None,
                 direction if paper else "",
             ]  # fmt: skip
             rows.append(dict(zip(RESULT_COLUMNS, values, strict=True)))
