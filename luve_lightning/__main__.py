@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from luve_lightning.commands import VERBS, overview
+from luve_lightning.commands import overview
+from luve_lightning.commands.run_verb import run_verb, split_verb
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,21 +42,15 @@ def _dispatch(words: list[str], debug: bool) -> int:
 
         print(f"luve-lightning {version('luve-lightning')}")
         return 0
-    verb, rest = _verb(words)
+    verb, rest = split_verb(words)
     return _guarded(verb, rest, debug)
-
-
-def _verb(words: list[str]) -> tuple[str, list[str]]:
-    """The verb, of one word or of two (`study build`), and the words after it."""
-    two = " ".join(words[:2])
-    return (two, words[2:]) if two in VERBS else (words[0], words[1:])
 
 
 def _guarded(verb: str, words: list[str], debug: bool) -> int:
     """Runs a verb and turns what it raises into a message and an exit code."""
     config: dict[str, Any] = {}
     try:
-        _run(verb, words, config)
+        run_verb(verb, words, config)
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning turns Ctrl-C into sys.exit(1) after shutting down.
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
@@ -77,32 +71,6 @@ def _guarded(verb: str, words: list[str], debug: bool) -> int:
         print(f"luve {verb}: error: {line}", file=sys.stderr)
         return 2
     return 0
-
-
-def _run(verb: str, words: list[str], config: dict[str, Any]) -> None:
-    """Composes the configuration into `config` and hands it to the verb."""
-    from luve_lightning.commands.errors import UsageError, did_you_mean
-
-    if verb not in VERBS:
-        longer = [f"luve {name}" for name in VERBS if name.startswith(f"{verb} ")]
-        raise UsageError(
-            f"expected {' or '.join(longer)}" if longer else f"no such verb{did_you_mean(verb, VERBS)}"
-        )
-    from luve_lightning.commands import compose, help, parsing
-
-    entry = VERBS[verb]
-    arguments = compose.read_arguments(words, entry.positional)
-    if arguments.class_help:
-        help.print_class_help(verb, *arguments.class_help)
-        return
-    if not arguments.help:
-        options = compose.named_options(arguments.options, entry.named)
-        config.update(compose.compose(arguments.files, options))
-    module = importlib.import_module(entry.module)
-    if entry.function is None:
-        module.run(verb, arguments, config, ["luve", verb, *words])
-    else:
-        parsing.run_function(verb, getattr(module, entry.function), arguments, config)
 
 
 if __name__ == "__main__":

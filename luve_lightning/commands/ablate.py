@@ -28,9 +28,10 @@ from luve_lightning.ablations.stage_folder import is_done
 from luve_lightning.ablations.table import Table
 from luve_lightning.ablations.table_files import TABLE_FILE, read_table
 from luve_lightning.checkout import PACKAGE_ROOT, git_state
-from luve_lightning.commands.ablate_output import RunWatcher, dry_run_lines, results_lines, start_line
+from luve_lightning.commands.ablate_output import RunWatcher, dry_run_lines, results_lines, start_line, uses
 from luve_lightning.commands.compose import compose
 from luve_lightning.commands.errors import did_you_mean
+from luve_lightning.commands.run_verb import refusal
 from luve_lightning.commands.sweep_run import sweep_run
 
 TABLES = Path("experiments/ablations")
@@ -79,7 +80,7 @@ def ablate(
         slots: Stages that run at the same time; 0 is one a GPU, or one on a CPU.
         executor: local runs here, slurm submits job arrays through submitit.
         job: What each job asks for.
-        dry_run: Only print the commands, in order.
+        dry_run: Only print the commands, in order, and check that each one's configuration is accepted.
     """
     changes = _changes(
         {"settings": settings, "stages": stages, "metrics": metrics, "world": world, "results": results}
@@ -188,7 +189,16 @@ class _Run:
             lines = dry_run_lines(plan, PROGRAM)
         else:
             lines = array_lines(stage_jobs(self.planner, plan, self.rows, PROGRAM, {}), options)
-        print("\n".join(lines))
+        print("\n".join(lines), flush=True)
+        refused: dict[str, list[str]] = {}
+        for stage in plan.stages.values():
+            if not is_done(stage) and (why := refusal(stage.words)):
+                refused.setdefault(f"{stage.name}: {why}", []).append(f"{stage.label} ({uses(stage)})")
+        for error, places in refused.items():
+            more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+            print(f"luve ablate: error: would fail: {error}; in {places[0]}{more}", file=sys.stderr)
+        if refused:
+            raise SystemExit(2)
 
     def here(self, slots: Slots, targets: _Targets) -> Results:
         self._tell(f"{self.table.title}\n{start_line(self.plan(), slots)}")

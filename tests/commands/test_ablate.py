@@ -131,8 +131,11 @@ def test_a_failing_row_is_reported_and_the_others_are_there(luve: Luve, log: Pat
     assert list(rows_of(Path("experiments/results/tiny/small.csv"))) == ["full", "low", "plain"]
 
 
-def test_a_dry_run_prints_every_command(luve: Luve, log: Path) -> None:
+def test_a_dry_run_prints_every_command(luve: Luve, monkeypatch: pytest.MonkeyPatch, log: Path) -> None:
+    # The program that starts in an instant takes words that luve itself would refuse.
+    monkeypatch.setattr(ablate, "refusal", lambda words: None)
     outcome = luve("small", "--rows", "full", "--seeds", "0", "--dry_run", "true")
+    assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
     assert [line.split()[1].partition("-")[0] for line in lines if line.startswith("# ")][:-1] == [
         "data",
@@ -150,6 +153,43 @@ def test_a_dry_run_prints_every_command(luve: Luve, log: Path) -> None:
     outcome = luve("small", "--dry_run", "true", "--executor", "slurm", "--job.partition", "big")
     assert "# LEVEL_1: sbatch --array=0-2%64 --time=60" in outcome.out
     assert "--partition=big" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("words", "errors"),
+    [
+        ([], []),
+        (
+            ["--settings.lr", "quick"],
+            [
+                f"luve ablate: error: would fail: {name}: model.init_args.lr: expected float, got 'quick'; in {name}-"
+                for name in ("lfe", "hfe")
+            ],
+        ),
+        (
+            ["--stages.generate.options.stepz", "3"],
+            [
+                "luve ablate: error: would fail: generate: stepz: unknown key; did you mean 'steps'?; in generate-"
+            ],
+        ),
+    ],
+)
+def test_a_dry_run_checks_what_each_command_is_given(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    repository: Path,
+    words: list[str],
+    errors: list[str],
+) -> None:
+    monkeypatch.chdir(repository)
+    outcome = run_luve(capsys, "ablate", "placement", "--folder", tmp_path, "--dry_run", "true", *words)
+    assert outcome.code == (2 if errors else 0)
+    assert len(outcome.error_lines) == len(errors), outcome.err
+    for line, start in zip(outcome.error_lines, errors, strict=True):
+        assert line.startswith(start)
+        assert " more" in line, "rows and seeds with the same mistake are counted, not repeated"
+    assert "# 25 of 25 stages to run" in outcome.out
 
 
 def test_a_job_array_by_submitits_stand_in(luve: Luve, log: Path) -> None:
