@@ -101,7 +101,7 @@ def test_without_an_account_the_grid_runs_here(
 ) -> None:
     outcome = run_luve(capsys, "sweep", "placement")
     assert outcome.code == 0, outcome.err
-    assert calls == [{"table": "placement", "rows": ["full", "swapped"], "seeds": [0, 1, 2]}]
+    assert calls == [{"table": "placement", "rows": ["full", "swapped"], "seeds": [1, 2, 3]}]
     assert outcome.out == (
         "no sweep, no account: neither WANDB_API_KEY nor a netrc entry of api.wandb.ai: "
         "the same 6 rows and seeds run here\n"
@@ -114,12 +114,12 @@ def test_a_dry_run_prints_the_commands(
     calls: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    together = "luve ablate placement --rows=full,swapped --seeds=0,1,2"
+    together = "luve ablate placement --rows=full,swapped --seeds=1,2,3"
     lines = run_luve(capsys, "sweep", "placement", "--dry_run", "true").out.splitlines()
     assert lines[1:] == [together], "without an account, the one command that runs"
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     lines = run_luve(capsys, "sweep", "placement", "--dry_run", "true").out.splitlines()
-    assert lines[1] == "luve ablate placement --rows=full --seeds=0"
+    assert lines[1] == "luve ablate placement --rows=full --seeds=1"
     assert (len(lines), lines[-1]) == (1 + 6 + 1, together)
     assert not calls
 
