@@ -28,6 +28,12 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     }
 
 
+def revision_in_words(folder: Path = PACKAGE_ROOT) -> str:
+    """The revision as results name it: 40 hex digits, `with changes` after them, or `unknown`."""
+    state = git_state(folder)
+    return "unknown" if state is None else state["revision"] + " with changes" * state["dirty"]
+
+
 def run_git(folder: Path, *arguments: str) -> str | None:
     """What `git` prints in `folder`, stripped; None where it fails or is not installed."""
     try:

@@ -2,21 +2,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from luve_lightning.checkout import git_state
+from luve_lightning.checkout import git_state, revision_in_words
 from tests.helpers.git import git
 
 
 def test_git_state_names_the_revision_and_changes(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
     assert git_state(tmp_path) is None  # no commit yet
+    assert revision_in_words(tmp_path) == "unknown"
     (tmp_path / "a").write_text("1")
     git(tmp_path, "add", "a")
     git(tmp_path, "commit", "-q", "-m", "first")
     revision = git(tmp_path, "rev-parse", "HEAD")
     (tmp_path / "untracked").write_text("1")
     assert git_state(tmp_path) == {"revision": revision, "dirty": False}
+    assert revision_in_words(tmp_path) == revision
     (tmp_path / "a").write_text("2")
     assert git_state(tmp_path) == {"revision": revision, "dirty": True}
+    assert revision_in_words(tmp_path) == f"{revision} with changes"
 
 
 def test_git_state_ignores_a_repository_around_the_folder(tmp_path: Path) -> None:

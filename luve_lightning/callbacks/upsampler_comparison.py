@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
 from torch import Tensor
 
-from luve_lightning.checkout import PACKAGE_ROOT, git_state
+from luve_lightning.checkout import revision_in_words
 from luve_lightning.evaluation.tables import table_csv, table_rich, write_text
 from luve_lightning.evaluation.upsampling_comparison import (
     COLUMNS,
@@ -192,11 +192,6 @@ def _facts(trainer: L.Trainer, stage: str, scores: Sequence[ClipScore]) -> dict[
         "checkpoint": str(trainer.ckpt_path or f"the weights in memory, at step {trainer.global_step}"),
         "precision": str(trainer.precision),
         "device": f"{name}; {trainer.world_size} process(es)",
-        "revision": _revision(),
+        "revision": revision_in_words(),
         "versions": ", ".join(f"{package} {metadata.version(package)}" for package in _PACKAGES),
     }
-
-
-def _revision() -> str:
-    state = git_state(PACKAGE_ROOT)
-    return "unknown" if state is None else state["revision"] + " with changes" * state["dirty"]

@@ -27,7 +27,7 @@ from luve_lightning.ablations.results_files import Provenance, write_results
 from luve_lightning.ablations.stage_folder import is_done
 from luve_lightning.ablations.table import Table
 from luve_lightning.ablations.table_files import TABLE_FILE, read_table
-from luve_lightning.checkout import PACKAGE_ROOT, git_state
+from luve_lightning.checkout import revision_in_words
 from luve_lightning.commands.ablate_output import RunWatcher, dry_run_lines, results_lines, start_line, uses
 from luve_lightning.commands.compose import compose
 from luve_lightning.commands.errors import did_you_mean
@@ -301,11 +301,6 @@ def _slots(count: int) -> Slots:
     return Slots(count or len(gpus) or 1, gpus, cores)
 
 
-def _revision() -> str:
-    state = git_state(PACKAGE_ROOT)
-    return "unknown" if state is None else state["revision"] + " with changes" * state["dirty"]
-
-
 def _device() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
@@ -313,14 +308,14 @@ def _device() -> str:
 
 
 def _facts() -> dict[str, str]:
-    return {"revision": _revision(), "device": _device()}
+    return {"revision": revision_in_words(), "device": _device()}
 
 
 def _provenance() -> Provenance:
     packages = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
     return Provenance(
         shlex.join(["luve", *sys.argv[1:]]),
-        _revision(),
+        revision_in_words(),
         _device(),
         {name: packages[name] for name in _PACKAGES if name in packages},
         datetime.now(UTC).isoformat(timespec="seconds"),

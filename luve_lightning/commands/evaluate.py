@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torchmetrics import Metric
 
-from luve_lightning.checkout import PACKAGE_ROOT, git_state
+from luve_lightning.checkout import revision_in_words
 from luve_lightning.commands.devices import choose_device, decoding_threads
 from luve_lightning.commands.progress import Steps
 from luve_lightning.datasets.file_hashes import FileHashes
@@ -143,7 +143,6 @@ def _announce(console: Console, sets: VideoSets, skipped: Sequence[Skipped], dev
 def _facts(
     sets: VideoSets, folders: Mapping[str, Path], reference: Path | None, device: torch.device
 ) -> dict[str, str]:
-    state = git_state(PACKAGE_ROOT)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -154,7 +153,7 @@ def _facts(
         "reference": str(reference or "none"),
         "prompts": f"of {with_prompt} of {len(sets.names)} names",
         "device": name,
-        "revision": "unknown" if state is None else state["revision"] + " with changes" * state["dirty"],
+        "revision": revision_in_words(),
         "python": platform.python_version(),
         "command": shlex.join(["luve", *sys.argv[1:]]),
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from luve_lightning.checkout import PACKAGE_ROOT, git_state
+from luve_lightning.checkout import revision_in_words
 from luve_lightning.commands.progress import Steps
 from luve_lightning.evaluation.tables import write_text
 from luve_lightning.reports import Comparison, PageText, ReportInputs, build_report
@@ -76,10 +76,9 @@ def report(
 
 
 def _facts() -> dict[str, str]:
-    state = git_state(PACKAGE_ROOT)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "revision": "unknown" if state is None else state["revision"] + " with changes" * state["dirty"],
+        "revision": revision_in_words(),
         "version": f"luve-lightning {version('luve-lightning')}",
         "python": platform.python_version(),
         "command": shlex.join(["luve", *sys.argv[1:]]),

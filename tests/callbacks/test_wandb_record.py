@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import wandb
 import yaml
 
 from luve_lightning.callbacks.wandb_record import copy_code
@@ -42,12 +40,10 @@ loggers:
 
 
 @pytest.fixture(autouse=True)
-def staging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+def staging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Where offline artifacts wait, not at home."""
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staging"))
-    yield tmp_path / "staging"
-    wandb.finish()
-    wandb.teardown()  # a later test's session reads the environment anew
+    return tmp_path / "staging"
 
 
 def test_an_offline_run_holds_config_code_and_the_best_checkpoint(

@@ -233,12 +233,12 @@ def test_a_run_of_a_sweep_logs_its_results_and_leaves_the_stages_alone(
         assert not {"WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SERVICE"} & set(os.environ)
         log({"full": {0: {"psnr_rgb": 9.0}, 1: {"psnr_rgb": 2.0}}, "other": {1: {"psnr_rgb": 5.0}}})
     assert os.environ["WANDB_SWEEP_ID"] == "abc12345"
+    wandb.teardown()  # waits for the run's file
     run = OfflineRun(tmp_path)
     assert (run.run.sweep_id, run.run.run_id) == ("abc12345", "run00001")
     assert (run.run.run_group, run.run.job_type) == ("experts", "ablation")
     assert [run.config[key] for key in ("table", "row", "seed")] == ["experts", "full", "1"]
     assert run.last["result/psnr_rgb"] == 2.0
-    wandb.teardown()
 
 
 def test_without_a_sweep_nothing_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

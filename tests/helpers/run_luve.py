@@ -37,6 +37,8 @@ def run_luve(capsys: pytest.CaptureFixture[str], *words: object) -> Outcome:
         code = main([str(word) for word in words])
     printed = capsys.readouterr()
     if "wandb" in sys.modules:
-        # A run is the process's: the next test's logger would write into this one's.
+        # What the end of the process does: the next test's logger would write into this one's run, and in this one's
+        # environment. `finish` only asks wandb's own process to close the run's file, `teardown` waits for its end.
         sys.modules["wandb"].finish()
+        sys.modules["wandb"].teardown()
     return Outcome(code, printed.out, printed.err)
