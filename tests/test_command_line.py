@@ -78,12 +78,11 @@ def environment(repository: Path) -> dict[str, str]:
 
 def test_overview_lists_every_verb_and_needs_no_torch(repository: Path) -> None:
     program = (
-        "import sys, time; start = time.perf_counter()\n"
+        "import sys\n"
         "from luve_lightning.__main__ import main\n"
-        "code = main(['--help']); spent = time.perf_counter() - start\n"
+        "code = main(['--help'])\n"
         "heavy = {'torch', 'lightning', 'numpy', 'omegaconf', 'jsonargparse'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "assert spent < 0.5, spent\n"
         "sys.exit(code)"
     )
     done = subprocess.run(

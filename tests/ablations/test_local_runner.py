@@ -39,7 +39,7 @@ def run(planner: Planner, slots: Slots | None = None, watcher: Notes | None = No
     return LocalRunner(make, slots or Slots(3), PROGRAM, {"revision": "abc"}, watcher or Notes()).run()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"

@@ -16,9 +16,10 @@ CPU = torch.device("cpu")
 
 
 def test_time_is_that_of_the_operation_and_its_result_comes_back() -> None:
+    start = time.perf_counter()
     result, ms = measure_ms(lambda: time.sleep(0.05) or "done", CPU)
     assert result == "done"
-    assert 50 <= ms < 2000
+    assert 50 <= ms <= (time.perf_counter() - start) * 1e3
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux resets a process's memory peak")

@@ -112,12 +112,13 @@ def test_tickets_enter_in_turn() -> None:
     threads = [threading.Thread(target=enter, args=(ticket,), daemon=True) for ticket in (2, 1, 0)]
     for thread in threads:
         thread.start()
-    time.sleep(0.05)
+    threads[2].join(60)  # the one with ticket 0
+    time.sleep(0.05)  # the others could come too
     assert entered == [0], "two do not fit"
     gate.await_ticket(1)
-    threads[1].join(5)
+    threads[1].join(60)
     assert entered == [0, 1], "the one that is waited for gets in"
     for _ in range(2):
         gate.leave(6)
-    threads[0].join(5)
+    threads[0].join(60)
     assert entered == [0, 1, 2]

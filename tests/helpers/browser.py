@@ -58,7 +58,7 @@ def resize(browser: Any, size: tuple[int, int], mobile: bool = False, scheme: st
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 8.0) -> bool:
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> bool:
     """Whether a condition comes to hold in time."""
     until = time.monotonic() + seconds
     while not (holds := bool(condition())) and time.monotonic() < until:
@@ -78,6 +78,13 @@ def requested(browser: Any) -> list[str]:
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     urls = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
     return [url for url in urls if not url.startswith(("data:", "blob:"))]
+
+
+def leave(browser: Any) -> None:
+    """Ends the page that is open, so that nothing of it comes later, and forgets what it logged and asked for."""
+    browser.get("about:blank")
+    browser.get_log("browser")
+    browser.get_log("performance")
 
 
 def overflow(browser: Any) -> int:

@@ -28,7 +28,7 @@ def start(run: Run, function: Any = train) -> list[BaseProcess]:
     return processes
 
 
-def finish(processes: list[BaseProcess], timeout: float = 60) -> list[int | None]:
+def finish(processes: list[BaseProcess], timeout: float = 120) -> list[int | None]:
     """Exit statuses; a process that does not end in time is killed and counts as None."""
     deadline = time.monotonic() + timeout
     try:

@@ -13,6 +13,7 @@ from tests.helpers.browser import (
     DESK,
     PHONE,
     accessibility_faults,
+    leave,
     low_contrasts,
     open_browser,
     overflow,
@@ -50,9 +51,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def page(browser: Any, address: str) -> Any:
+    leave(browser)
     resize(browser, DESK)
-    browser.get_log("browser")
-    requested(browser)
     browser.get(address)
     return browser
 
