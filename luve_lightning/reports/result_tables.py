@@ -19,6 +19,7 @@ RESULT_COLUMNS = (
     "paper", "paper_metric", "difference", "difference_low", "difference_high", "paper_difference", "direction",
 )  # fmt: skip
 DIRECTIONS = {"same": "same", "opposite": "opposite", "none": "not told apart", "": ""}
+FAR = 5.0
 BETTER = {"higher": "higher is better", "lower": "lower is better", "": ""}
 
 
@@ -56,6 +57,10 @@ class ResultLine:
     paper_difference: str
     direction: str
 
+    def ends(self) -> tuple[float, ...]:
+        """The difference and its interval's ends, as far as they are numbers."""
+        return tuple(filter(math.isfinite, (self.difference, self.difference_low, self.difference_high)))
+
 
 @dataclass(frozen=True)
 class MetricTable:
@@ -87,19 +92,30 @@ class MetricTable:
         return rows[0].title if len(rows) == 1 and len(self.lines) > 1 else ""
 
     def span(self) -> tuple[float, float]:
-        """Lowest and highest of the differences, their intervals and 0."""
-        ends = [
-            v for line in self.lines for v in (line.difference, line.difference_low, line.difference_high)
-        ]
-        values = [0.0, *filter(math.isfinite, ends)]
+        """Lowest and highest of the differences, their intervals and 0.
+
+        Rows that reach more than FAR times as far as the next are left out: the others would be dots beside them.
+        """
+        reaches = sorted((line.ends() for line in self.lines), key=_reach)
+        while len(reaches) > 1 and _reach(reaches[-1]) > FAR * _reach(reaches[-2]) > 0:
+            reaches.pop()
+        values = [0.0, *(value for ends in reaches for value in ends)]
         return min(values), max(values)
 
     def place(self, value: float) -> float | None:
-        """Where a difference lies on a line of 4 to 116, for the little picture of intervals; None for NaN."""
+        """Where a difference lies on a line of 4 to 116, for the little picture of intervals; None for NaN.
+
+        What lies outside of `span` is put at the end.
+        """
         low, high = self.span()
         if not math.isfinite(value):
             return None
-        return round(4 + 112 * ((value - low) / (high - low) if high > low else 0.5), 1)
+        return round(4 + 112 * ((min(max(value, low), high) - low) / (high - low) if high > low else 0.5), 1)
+
+    def beyond(self, value: float) -> int:
+        """-1 for a difference below `span`, 1 for one above, 0 for one inside."""
+        low, high = self.span()
+        return int(value > high) - int(value < low)
 
 
 @dataclass(frozen=True)
@@ -149,6 +165,10 @@ def read_results(name: str, path: Path) -> ResultTable:
         tuple(_notes(content)),
         of_results(f"results.{name}", beside, content) if content else None,
     )
+
+
+def _reach(ends: tuple[float, ...]) -> float:
+    return max(map(abs, ends), default=0.0)
 
 
 def _notes(content: Mapping[str, Any]) -> Iterator[str]:
