@@ -15,15 +15,24 @@ class StopPredictionOnSigterm(L.Callback):
 
     Lightning's own handler only makes a note, which the predict loop never reads, so that `kill PID` would do
     nothing; with several processes it also broadcasts inside the handler, which can hang.
+
+    Python drops what a handler raises while an object is being finalised; then the next batch ends the prediction.
     """
 
     def __init__(self) -> None:
         self._before: Any = None
+        self._received = 0
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signal over, after Lightning did."""
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, _stop)
+            self._received = 0
+            self._before = signal.signal(signal.SIGTERM, self._stop)
+
+    def on_predict_batch_start(self, *args: Any, **options: Any) -> None:
+        """End it if the signal's own exception was lost."""
+        if self._received:
+            raise SystemExit(128 + self._received)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give it back."""
@@ -31,6 +40,6 @@ class StopPredictionOnSigterm(L.Callback):
             signal.signal(signal.SIGTERM, self._before)
             self._before = None
 
-
-def _stop(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)
+    def _stop(self, signum: int, frame: FrameType | None) -> None:
+        self._received = signum
+        raise SystemExit(128 + signum)

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+_ASK_AGAIN = 0.02  # seconds
 
 
 @dataclass(frozen=True)
@@ -125,14 +128,21 @@ class ClaimedFiles:
 
 
 def _lock(path: Path, flags: int, wait: bool) -> int | None:
-    """Open and lock the file that is at `path` now; None when it is locked and `wait` is False."""
+    """Open and lock the file that is at `path` now; None when it is locked and `wait` is False.
+
+    It asks again and again instead of waiting inside `flock`: a signal that comes just before that call, or to another
+    thread, does not end it, and Python would not get to handle it.
+    """
     while True:
         descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            return None
+            if not wait:
+                return None
+            time.sleep(_ASK_AGAIN)
+            continue
         except BaseException:
             os.close(descriptor)
             raise

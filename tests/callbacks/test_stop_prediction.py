@@ -6,6 +6,10 @@ import signal
 from contextlib import ExitStack
 from pathlib import Path
 
+import lightning as L
+import pytest
+
+from luve_lightning.callbacks.stop_prediction import StopPredictionOnSigterm
 from luve_lightning.datasets.latent_store import LatentStore
 from tests.helpers.precompute_run import PrecomputeRun, keys_of_last_clip, wait_for_entries
 from tests.helpers.small_world import write_world
@@ -21,6 +25,40 @@ def test_sigterm_ends_a_prediction_with_its_code_and_leaves_nothing_half_done(
         run = PrecomputeRun(tmp_path, tiny_backbone, world, store.root)
         wait_for_entries(store, 4, run)
         run.process.send_signal(signal.SIGTERM)
-        assert run.process.wait(30) == 128 + signal.SIGTERM, run.text()
+        assert run.process.wait(120) == 128 + signal.SIGTERM, run.text()
     assert store.size().unfinished == 0
     assert "Traceback" not in run.text()
+
+
+class Finalised:
+    """Its end is when the signal comes: Python prints what the handler raises there, and drops it."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+class Numbers(L.LightningModule):
+    """Predicts nothing; the signal comes in the second batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def predict_step(self, batch: int, batch_idx: int) -> None:
+        self.seen.append(batch_idx)
+        if batch_idx == 1:
+            Finalised()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_python_drops_ends_it_at_the_next_batch(tmp_path: Path) -> None:
+    before, task = signal.getsignal(signal.SIGTERM), Numbers()
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path,
+        callbacks=[StopPredictionOnSigterm()],
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as stopped:
+        trainer.predict(task, list(range(5)))
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert task.seen == [0, 1]
+    signal.signal(signal.SIGTERM, before)
