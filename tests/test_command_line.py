@@ -335,12 +335,12 @@ def test_ctrl_c_exits_with_130(base: list[str], repository: Path, tmp_path: Path
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 150
         while not (tmp_path / "run" / "metrics.csv").exists() and time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130, errors
@@ -355,7 +355,7 @@ def test_two_processes_write_one_provenance(base: list[str], repository: Path, t
         env=environment(repository),
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=250,
         check=False,
     )
     assert done.returncode == 0, done.stderr

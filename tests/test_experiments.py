@@ -131,7 +131,6 @@ def test_a_difference_changes_few_keys_or_says_why(file: Path) -> None:
     assert leaves(compose([file])) <= 3 or "Why:" in header(file)
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("file", FILES, ids=relative)
 def test_one_step_runs(capsys: pytest.CaptureFixture[str], tiny_environment: Path, file: Path) -> None:
     verb, files = documented_command(file)

@@ -52,7 +52,7 @@ def run(path: Path, **values: object) -> tuple[str, int]:
     source = f"from pathlib import Path, PosixPath\n{given}"
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(source))
     client = NotebookClient(
-        notebook, timeout=150, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+        notebook, timeout=250, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
     )
     done = client.execute()
     outputs = [output for cell in done.cells for output in cell.get("outputs", [])]

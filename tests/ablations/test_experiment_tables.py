@@ -188,7 +188,6 @@ def tiny(
 @pytest.mark.parametrize(
     ("name", "rows"), [("experts", ["uhr_scaling_only", "full"]), ("vluer_parts", ["full"])]
 )
-@pytest.mark.timeout(240)
 def test_a_tiny_run_of_all_stages(
     capsys: pytest.CaptureFixture[str], tiny: None, tmp_path: Path, name: str, rows: list[str]
 ) -> None:

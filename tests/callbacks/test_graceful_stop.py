@@ -26,7 +26,7 @@ def step_of(path: Path) -> int:
     return int(AtomicCheckpointIO().load_checkpoint(path)["global_step"])
 
 
-def wait_for(condition: Any, what: str, seconds: float = 60) -> None:
+def wait_for(condition: Any, what: str, seconds: float = 150) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"no {what} after {seconds} s"

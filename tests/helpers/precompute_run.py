@@ -41,7 +41,7 @@ class PrecomputeRun:
 
     def encoded(self) -> int:
         """Wait for the end, and how many latents it says it has written."""
-        assert self.process.wait(120) == 0, self.text()
+        assert self.process.wait(150) == 0, self.text()
         found = re.search(r"encoded +(\d+) latents", self.text())
         assert found, self.text()
         return int(found[1])
@@ -57,7 +57,7 @@ def keys_of_last_clip(backbone: Path, index: Path) -> list[LatentKey]:
 
 def wait_for_entries(store: LatentStore, count: int, run: PrecomputeRun) -> None:
     """Return as soon as the store holds so many entries while the run goes on."""
-    end = time.monotonic() + 90
+    end = time.monotonic() + 150
     while store.size().entries < count:
         assert run.process.poll() is None, run.text()
         assert time.monotonic() < end, run.text()

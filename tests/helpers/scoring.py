@@ -71,14 +71,14 @@ class ScoreProcess:
 
     def finish(self, code: int = 0) -> str:
         """Wait for the end; returns what it printed."""
-        out, _ = self.process.communicate(timeout=60)
+        out, _ = self.process.communicate(timeout=150)
         assert self.process.returncode == code, out
         return out
 
 
 def wait_until_recorded(log: Path, calls: int, run: ScoreProcess) -> None:
     """Return once so many batches have been given to the scorer."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 150
     while len(recorded(log)) < calls:
         assert run.process.poll() is None, run.finish()
         assert time.monotonic() < end
