@@ -29,7 +29,7 @@ class StopPredictionOnSigterm(L.Callback):
             self._received = 0
             self._before = signal.signal(signal.SIGTERM, self._stop)
 
-    def on_predict_batch_start(self, *args: Any, **options: Any) -> None:
+    def on_predict_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         """End it if the signal's own exception was lost."""
         if self._received:
             raise SystemExit(128 + self._received)

@@ -19,8 +19,8 @@ RESULT_COLUMNS = (
     "paper", "paper_metric", "difference", "difference_low", "difference_high", "paper_difference", "direction",
 )  # fmt: skip
 DIRECTIONS = {"same": "same", "opposite": "opposite", "none": "not told apart", "": ""}
-FAR = 5.0
 BETTER = {"higher": "higher is better", "lower": "lower is better", "": ""}
+FAR = 5.0  # times as far as the next: beyond the scale of the little pictures
 
 
 @dataclass(frozen=True)

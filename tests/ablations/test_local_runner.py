@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from luve_lightning.ablations.stage_folder import done_record, is_done, log_path
 from luve_lightning.ablations.stage_process import run_stage
 from tests.helpers.ablation_process import start_run
 from tests.helpers.ablations import PROGRAM, ROWS, TABLE, Notes, events, planner_of, started, write_table
+from tests.helpers.waiting import wait_for
 
 
 @pytest.fixture
@@ -37,13 +37,6 @@ def run(planner: Planner, slots: Slots | None = None, watcher: Notes | None = No
     rows = {seed: list(planner.table.rows) for seed in planner.table.seeds}
     make = lambda lost: planner.plan(without(rows, lost))  # noqa: E731
     return LocalRunner(make, slots or Slots(3), PROGRAM, {"revision": "abc"}, watcher or Notes()).run()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
 
 
 def test_every_stage_runs_once_after_those_it_needs(tmp_path: Path, log: Path) -> None:
@@ -152,7 +145,7 @@ def test_a_killed_run_goes_on_without_repeating_a_finished_stage(tmp_path: Path,
     folder = write_table(tmp_path / "small", with_options({"expert": {"wait": str(tmp_path / "go")}}))
     process = start_run(folder, tmp_path / "runs", log)
     try:
-        wait_for(lambda: any("expert" in name for name in started(log)))
+        assert wait_for(lambda: any("expert" in name for name in started(log)))
     finally:
         process.kill()
         process.join()
@@ -181,7 +174,7 @@ def test_a_signal_ends_the_stages_too(tmp_path: Path, log: Path, number: signal.
     folder = write_table(tmp_path / "small", with_options({"expert": {"wait": str(tmp_path / "never")}}))
     process = start_run(folder, tmp_path / "runs", log)
     try:
-        wait_for(lambda: any("expert" in name for name in started(log)))
+        assert wait_for(lambda: any("expert" in name for name in started(log)))
         assert process.pid is not None
         os.kill(process.pid, number)
         process.join(20)
@@ -189,7 +182,7 @@ def test_a_signal_ends_the_stages_too(tmp_path: Path, log: Path, number: signal.
     finally:
         process.kill()
     [pid] = {e["pid"] for e in events(log) if "expert" in e["stage"]}
-    wait_for(lambda: not alive(pid), 5)
+    assert wait_for(lambda: not alive(pid), 5)
     planner = planner_of(folder, tmp_path / "runs")
     stages = planner.plan({seed: list(ROWS) for seed in (0, 1)}).stages.values()
     assert not any(is_done(stage) for stage in stages if stage.name == "expert")

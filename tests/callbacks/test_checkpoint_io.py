@@ -15,6 +15,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from luve_lightning.callbacks import AtomicCheckpointIO, CheckpointError
 from tests.helpers.processes import start
 from tests.helpers.resumable import Run
+from tests.helpers.waiting import wait_for
 
 KILLS = 12
 
@@ -36,10 +37,10 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     for kill in range(KILLS):
         before = run.last.stat().st_mtime_ns if run.last.exists() else 0
         [process] = start(run, save_for_ever)
-        deadline = time.monotonic() + 150
-        while not run.last.exists() or run.last.stat().st_mtime_ns == before:
-            assert time.monotonic() < deadline, (tmp_path / "output-0.txt").read_text()
-            time.sleep(0.002)
+        written = wait_for(
+            lambda before=before: run.last.exists() and run.last.stat().st_mtime_ns != before, every=0.002
+        )
+        assert written, (tmp_path / "output-0.txt").read_text()
         time.sleep(random.Random(kill).uniform(0, 0.1))
         process.kill()
         process.join()

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from luve_lightning.callbacks import AtomicCheckpointIO, GracefulStop, StopRequested
 from tests.helpers.processes import finish, run_processes, start
 from tests.helpers.resumable import CropsDataModule, CropsTask, Run, SendSignal, train
+from tests.helpers.waiting import wait_for
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def step_of(path: Path) -> int:
     return int(AtomicCheckpointIO().load_checkpoint(path)["global_step"])
-
-
-def wait_for(condition: Any, what: str, seconds: float = 150) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what} after {seconds} s"
-        time.sleep(0.02)
 
 
 class Ended(L.Callback):
@@ -140,7 +133,7 @@ def children(pid: int) -> list[int]:
 def test_loader_workers_outlive_a_signal_to_everybody(tmp_path: Path) -> None:
     run = Run(tmp_path, steps=100_000, workers=2, every_n_steps=100_000)
     [process] = start(run)
-    wait_for(lambda: len(run.trained()) > 5, "step")
+    assert wait_for(lambda: len(run.trained()) > 5)
     assert process.pid is not None
     workers = children(process.pid)
     assert len(workers) == 2
@@ -148,11 +141,11 @@ def test_loader_workers_outlive_a_signal_to_everybody(tmp_path: Path) -> None:
         os.kill(pid, signal.SIGTERM)
         os.kill(pid, signal.SIGINT)
     seen = len(run.trained())
-    wait_for(lambda: len(run.trained()) > seen + 20, "step after the workers' signal")
+    assert wait_for(lambda: len(run.trained()) > seen + 20), "it stopped at the workers' signal"
     os.kill(process.pid, signal.SIGTERM)
     assert finish([process]) == [143]
     assert step_of(run.last) == len(run.trained())
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "end of the workers")
+    assert wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers)), "workers are left"
 
 
 def test_the_command_with_lightnings_launcher(tmp_path: Path, repository: Path) -> None:
@@ -180,7 +173,7 @@ def test_the_command_with_lightnings_launcher(tmp_path: Path, repository: Path) 
     with (tmp_path / "output.txt").open("w") as output:
         process = subprocess.Popen(command, cwd=repository, stdout=output, stderr=subprocess.STDOUT)
         try:
-            wait_for(lambda: len(run.trained(1)) > 5 or process.poll() is not None, "step", 120)
+            assert wait_for(lambda: len(run.trained(1)) > 5 or process.poll() is not None)
             process.send_signal(signal.SIGTERM)
             status = process.wait(60)
         finally:

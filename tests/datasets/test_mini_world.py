@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from luve_lightning.datasets.mini_world.drawing import draw_scene
 from luve_lightning.datasets.mini_world.encode import write_clip
 from luve_lightning.datasets.mini_world.paint import paint_scene
 from luve_lightning.datasets.mini_world.photographs import photographs_of
+from tests.helpers.waiting import wait_for
 
 SMALL = {"train": 4, "val": 1, "test": 1, "frames": 9, "size": 64}
 # UltraVideo's header, as its own CSV has it.
@@ -193,9 +193,7 @@ def test_a_killed_run_goes_on(world: Path, tmp_path: Path) -> None:
         f"render_mini_world(Path({str(folder)!r}), **{SMALL!r}, processes=1)"
     )
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 150
-    while len(list(folder.glob("clips/*.mp4"))) < 2 and time.monotonic() < deadline and run.poll() is None:
-        time.sleep(0.002)
+    assert wait_for(lambda: len(list(folder.glob("clips/*.mp4"))) >= 2 or run.poll() is not None, every=0.002)
     os.kill(run.pid, signal.SIGKILL)
     assert run.wait() == -signal.SIGKILL, "it had finished before the kill"
     assert not (folder / "MANIFEST.json").exists()

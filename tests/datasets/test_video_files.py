@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import av
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 
 from luve_lightning.datasets.clips import ClipError, read_clip
 from luve_lightning.datasets.video_files import find_videos, read_video, write_video
+from tests.helpers.waiting import wait_for
 
 
 def noise(frames: int = 5, height: int = 32, width: int = 48, seed: int = 0) -> np.ndarray:
@@ -90,11 +90,12 @@ def test_a_kill_leaves_no_half_video(tmp_path: Path) -> None:
         f"write_video({str(tmp_path / 'a.mp4')!r}, frames, 24)\n"
     )
     writer = subprocess.Popen([sys.executable, "-c", program])
-    deadline = time.monotonic() + 150
-    while not any(path.stat().st_size > 100_000 for path in tmp_path.iterdir()):
-        assert writer.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+
+    def begun_or_ended() -> bool:
+        return any(path.stat().st_size > 100_000 for path in tmp_path.iterdir()) or writer.poll() is not None
+
+    assert wait_for(begun_or_ended)
+    assert writer.poll() is None
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     assert not (tmp_path / "a.mp4").exists()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.helpers.waiting import wait_for
 
 CHECKS = Path(__file__).with_name("page_checks.js")
 HOW_TO = "Debian and Ubuntu: apt-get install chromium chromium-driver"
@@ -56,14 +57,6 @@ def resize(browser: Any, size: tuple[int, int], mobile: bool = False, scheme: st
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     feature = {"name": "prefers-color-scheme", "value": scheme}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> bool:
-    """Whether a condition comes to hold in time."""
-    until = time.monotonic() + seconds
-    while not (holds := bool(condition())) and time.monotonic() < until:
-        time.sleep(0.03)
-    return holds
 
 
 def downloaded(file: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from luve_lightning.datasets.file_hashes import FileHashes
@@ -13,6 +12,7 @@ from luve_lightning.datasets.latent_recipe import LatentRecipe
 from luve_lightning.datasets.latent_store import LatentKey, LatentStore
 from luve_lightning.datasets.video_index import VideoIndex
 from luve_lightning.models.backbone import LatentCodec
+from tests.helpers.waiting import wait_for
 
 
 class PrecomputeRun:
@@ -57,8 +57,6 @@ def keys_of_last_clip(backbone: Path, index: Path) -> list[LatentKey]:
 
 def wait_for_entries(store: LatentStore, count: int, run: PrecomputeRun) -> None:
     """Return as soon as the store holds so many entries while the run goes on."""
-    end = time.monotonic() + 150
-    while store.size().entries < count:
-        assert run.process.poll() is None, run.text()
-        assert time.monotonic() < end, run.text()
-        time.sleep(0.002)
+    there = wait_for(lambda: store.size().entries >= count or run.process.poll() is not None, every=0.002)
+    assert there, run.text()
+    assert run.process.poll() is None, run.text()

@@ -6,10 +6,10 @@ import csv
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from tests.helpers.small_world import write_world
+from tests.helpers.waiting import wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -78,11 +78,8 @@ class ScoreProcess:
 
 def wait_until_recorded(log: Path, calls: int, run: ScoreProcess) -> None:
     """Return once so many batches have been given to the scorer."""
-    end = time.monotonic() + 150
-    while len(recorded(log)) < calls:
-        assert run.process.poll() is None, run.finish()
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    assert wait_for(lambda: len(recorded(log)) >= calls or run.process.poll() is not None, every=0.005)
+    assert run.process.poll() is None, run.finish()
 
 
 def _rows(index: Path) -> list[dict[str, str]]:

@@ -19,8 +19,8 @@ from tests.helpers.browser import (
     overflow,
     requested,
     resize,
-    wait_for,
 )
+from tests.helpers.waiting import wait_for
 from tests.reports.report_inputs import write_results, write_run, write_spectra, write_videos
 
 

@@ -27,8 +27,8 @@ from tests.helpers.browser import (
     overflow,
     requested,
     resize,
-    wait_for,
 )
+from tests.helpers.waiting import wait_for
 from tests.studies.studies import METHODS, write_method_videos
 
 
