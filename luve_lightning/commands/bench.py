@@ -24,11 +24,15 @@ Subject = Literal[
 LOW = (13, 90, 160)
 TARGETS = {"2K": (13, 184, 320), "4K": (13, 272, 480)}
 
+# Of what takes milliseconds; the others take seconds or minutes a run.
+REPEATS = 20
+FEWER_REPEATS: dict[Subject, int] = {"experts-train": 1, "evaluate": 2, "generate": 3, "options": 1}
+
 
 def bench(
     subject: Subject,
     device: str = "cuda",
-    repeats: int = 20,
+    repeats: int | None = None,
     batch_size: int = 2,
     crop: int = 60,
     frames: int = 11,
@@ -53,13 +57,14 @@ def bench(
             with a network that costs nothing, beside only decoding them; with --device cpu too. "generate": each stage
             of the cascade beside what `luve plan` says of it, Wan2.1-1.3B on a GPU (about 6 minutes for all sizes,
             most of them for 4k), small models with --device cpu. "options": the third stage by each option of speed and
-            memory, likewise or with the weights of `backbone`.
+            memory, likewise (about a minute each) or with the weights of `backbone`.
         device: where to run, such as "cuda" or "cuda:1".
-        repeats: timed runs after the warm-up; the median counts.
+        repeats: timed runs after the warm-up; the median counts. Default 20, but 3 of "generate", 2 of "evaluate", 1 of
+            "experts-train" and "options", which take seconds or minutes each.
         batch_size: of the training step.
         crop: high-resolution latent height and width of the training step.
         frames: latent frames of the training step.
-        videos: of "evaluate", which runs `repeats` times; one or two do.
+        videos: of "evaluate".
         sizes: of "generate": 720p (first stage), 2k and 4k (the others), separated by commas.
         vae_dtype: of the VAE and the VLUer of "generate".
         backbone: of "options", whose weights to take; default random ones.
@@ -68,6 +73,8 @@ def bench(
         prompt: of "options", where a backbone is given.
         output: also append the rows to this file.
     """
+    if repeats is None:
+        repeats = FEWER_REPEATS.get(subject, REPEATS)
     if repeats < 1 or videos < 1:
         raise ValueError(f"expected repeats >= 1 and videos >= 1, got {repeats} and {videos}")
     target = torch.device(device)
