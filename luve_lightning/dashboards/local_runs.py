@@ -10,7 +10,10 @@ from pathlib import Path
 
 from luve_lightning.pages.training_log import Curve, log_files, read_log
 
-_COLUMNS = ("row", "metric", "seeds", "mean", "low", "high", "paper")
+_COLUMNS = (
+    "row", "metric", "better", "seeds", "mean", "low", "high",
+    "difference", "difference_low", "difference_high", "paper", "direction",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,16 @@ class Result:
     file: str
     row: str
     metric: str
+    better: str
     seeds: str
     mean: str
     low: str
     high: str
+    difference: str
+    difference_low: str
+    difference_high: str
     paper: str
+    direction: str
 
 
 def find_runs(patterns: Iterable[str], root: Path) -> list[LocalRun]:
@@ -75,13 +83,14 @@ def read_results(patterns: Sequence[str], root: Path) -> list[Result]:
     return found
 
 
-def read_worlds(patterns: Sequence[str], root: Path) -> dict[str, str]:
-    """What each of these tables says of whose numbers they are, by file; from the JSON beside it."""
-    worlds = {}
+def read_worlds(patterns: Sequence[str], root: Path) -> dict[str, list[str]]:
+    """What these tables say of whose numbers they are, from the JSON beside each, and the files that say so."""
+    worlds: dict[str, list[str]] = {}
     for path in _files(patterns, root):
         about = path.with_suffix(".json")
         known = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
-        worlds[str(path.relative_to(root))] = str(known.get("world", "not recorded"))
+        world = str(known.get("world", "not recorded whose numbers these are"))
+        worlds.setdefault(world, []).append(str(path.relative_to(root)))
     return worlds
 
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from luve_lightning.dashboards.definition import PREFIX_OF_RESULTS, Dashboard, Panel
 from luve_lightning.dashboards.local_runs import LocalRun, Result
 from luve_lightning.pages import Chart, Series, draw_chart, render_document
 from luve_lightning.pages.chart import COLOURS, Drawing
+
+_RESULT_COLUMNS = (
+    "table", "row", "metric", "seeds", "mean", "95 % interval", "difference", "its interval", "direction", "paper",
+)  # fmt: skip
+_ARROWS = {"higher": "↑", "lower": "↓"}
 
 
 @dataclass
@@ -60,7 +66,7 @@ def dashboard_html(
     dashboard: Dashboard,
     runs: Sequence[LocalRun],
     panels: dict[str, list[DrawnPanel]],
-    worlds: Mapping[str, str],
+    worlds: Mapping[str, Sequence[str]],
     made: str,
 ) -> str:
     """The page; it needs no network and no other file.
@@ -69,7 +75,7 @@ def dashboard_html(
         dashboard: what is shown.
         runs: whose curves it has.
         panels: from `draw_panels`.
-        worlds: whose numbers each table of results has.
+        worlds: whose numbers the tables of results have, and the files of each.
         made: when and from what, for the page's foot.
     """
     context = {
@@ -92,7 +98,7 @@ def _drawn(
     names = [*panel.metrics, *([panel.pattern] if panel.pattern is not None else [])]
     drawn = DrawnPanel(title, names, panel.kind)
     if panel.kind == "results":
-        drawn.columns = ["file", "row", "metric", "seeds", "mean", "95 % interval", "paper"]
+        drawn.columns = list(_RESULT_COLUMNS)
         wanted = {name.removeprefix(PREFIX_OF_RESULTS) for name in panel.metrics}
         drawn.rows = [_result_row(result) for result in results if result.metric in wanted]
         return drawn
@@ -125,19 +131,29 @@ def _last(run: LocalRun, metric: str) -> float | None:
 
 
 def _result_row(result: Result) -> list[float | str | None]:
-    interval = f"{result.low} to {result.high}" if result.low and result.high else None
+    file = PurePath(result.file)
     return [
-        *(result.file, result.row, result.metric, result.seeds, result.mean),
-        interval,
-        result.paper or None,
+        *(
+            f"{file.parent.name}/{file.stem}",
+            result.row,
+            f"{result.metric} {_ARROWS.get(result.better, '')}".strip(),
+        ),
+        *(result.seeds, result.mean, _interval(result.low, result.high)),
+        *(result.difference or None, _interval(result.difference_low, result.difference_high)),
+        *(result.direction or None, result.paper or None),
     ]
 
 
+def _interval(low: str, high: str) -> str | None:
+    """None where there is none: of one seed, or of the row that the others are compared with."""
+    return f"{_number(low)} to {_number(high)}" if low and high and low != high else None
+
+
 def _number(value: Any) -> str:
-    """Of a table's cell: five significant digits are more than runs of one seed agree in."""
+    """Of a table's cell: four significant digits are more than runs of one seed agree in."""
     if value is None:
         return ""
     try:
-        return f"{float(value):.5g}"
+        return f"{float(value):.4g}"
     except ValueError:
         return str(value)

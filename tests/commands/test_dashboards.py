@@ -158,8 +158,9 @@ def test_results_are_shown_with_their_world(
     folder = tmp_path / "experiments" / "results" / "mini"
     folder.mkdir(parents=True)
     lines = [
-        "experts,full,full,fd_patch_vae,,lower,3,10.5,9.5,11.5,41.03,FID_patch,0,0,",
-        "experts,<b>,bold,fd_patch_vae,,lower,1,12.25,,,,,1.75,,",
+        "experts,full,full,fd_patch_vae,,lower,3,10.5,9.5,11.5,41.03,FID_patch,0,0,0,0,",
+        "experts,<b>,bold,fd_patch_vae,,lower,1,12.25,,,,,1.75,,,,",
+        "experts,c,c,fd_patch_vae,,lower,3,13,11,15,46.48,FID_patch,2.5,1.123456,3.9,5.45,same",
     ]
     (folder / "experts.csv").write_text("\n".join([",".join(COLUMNS), *lines]) + "\n")
     (folder / "experts.json").write_text('{"world": "mini world: small"}')
@@ -175,8 +176,14 @@ def test_results_are_shown_with_their_world(
     )
     assert "1 of 8 panels from 0 runs and 1 table; no data for PSNR_rgb" in outcome.out
     page = (tmp_path / "out" / "ablations.html").read_text()
-    assert "mini world: small" in page
-    assert "<td>9.5 to 11.5</td><td>41.03</td>" in page
+    assert "<strong>mini world: small</strong>: <code>experiments/results/mini/experts.csv</code>" in page
+    assert "<td>mini/experts</td><td>full</td>" in page
+    assert "<td>9.5 to 11.5</td><td>0</td><td></td><td></td><td>41.03</td>" in page
+    assert (
+        "<td>fd_patch_vae ↓</td><td>1</td><td>12.25</td><td></td><td>1.75</td><td></td><td></td><td></td>"
+        in page
+    )
+    assert "<td>2.5</td><td>1.123 to 3.9</td><td>same</td><td>46.48</td>" in page
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
 

@@ -73,13 +73,20 @@ def test_what_is_no_number_is_left_out(tmp_path: Path) -> None:
 def test_results_and_their_worlds(tmp_path: Path) -> None:
     (tmp_path / "mini").mkdir()
     table = tmp_path / "mini" / "experts.csv"
-    table.write_text(f"{HEADER}\nexperts,full,full,fd,,lower,3,10.5,9.5,11.5,41.03,FID_patch,0,0,\n")
-    assert read_worlds(["*/*.csv"], tmp_path) == {"mini/experts.csv": "not recorded"}
+    table.write_text(
+        f"{HEADER}\nexperts,full,full,fd,,lower,3,10.5,9.5,11.5,41.03,FID_patch,-1,-2,0.5,0,none\n"
+    )
+    unknown = "not recorded whose numbers these are"
+    assert read_worlds(["*/*.csv"], tmp_path) == {unknown: ["mini/experts.csv"]}
     table.with_suffix(".json").write_text('{"world": "mini world: small"}')
     [result] = read_results(["*/*.csv"], tmp_path)
     assert (result.file, result.row, result.metric, result.seeds) == ("mini/experts.csv", "full", "fd", "3")
     assert (result.mean, result.low, result.high, result.paper) == ("10.5", "9.5", "11.5", "41.03")
-    assert read_worlds(["*/*.csv"], tmp_path) == {"mini/experts.csv": "mini world: small"}
+    assert (result.better, result.direction) == ("lower", "none")
+    assert (result.difference, result.difference_low, result.difference_high) == ("-1", "-2", "0.5")
+    (tmp_path / "mini" / "rank.csv").write_bytes(table.read_bytes())
+    (tmp_path / "mini" / "rank.json").write_bytes(table.with_suffix(".json").read_bytes())
+    assert read_worlds(["*/*.csv"], tmp_path) == {"mini world: small": ["mini/experts.csv", "mini/rank.csv"]}
     table.write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"experts\.csv is no table of `luve ablate`: no column high"):
+    with pytest.raises(ValueError, match=r"experts\.csv is no table of `luve ablate`: no column better"):
         read_results(["*/*.csv"], tmp_path)
