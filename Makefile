@@ -140,6 +140,13 @@ generate: $(STAMP) ## Make a video of PROMPT with the mini backbone, and a conta
 report: $(STAMP) ## One page of the mini world's results: tables, curves, spectra, comparisons, videos
 	$(LUVE) report --config experiments/report/mini.yaml $(ARGS)
 
+# Before its data are made, which takes minutes.
+ifneq ($(filter ablations,$(MAKECMDGOALS)),)
+ifeq ($(wildcard experiments/ablations/$(TABLE)/table.yaml $(TABLE)),)
+$(error TABLE=$(TABLE): expected one of $(patsubst experiments/ablations/%/table.yaml,%,$(sort $(wildcard experiments/ablations/*/table.yaml))))
+endif
+endif
+
 .PHONY: ablations
 ablations: $(if $(filter vluer_parts multi_scale,$(TABLE)),precompute,experts-data) ## Repeat TABLE of the paper (see experiments/ablations) on the mini world, all rows and seeds
 	$(LUVE) ablate $(TABLE) $(ARGS)

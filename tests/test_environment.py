@@ -144,3 +144,13 @@ def test_make_help_lists_every_target() -> None:
     assert {"help", "setup", "test", "lint", "train-vluer", "evaluate-vluer"} <= phony
     for target in phony:
         assert re.search(rf"^\s+{target}\s+\S", re.sub(r"\x1b\[\d*m", "", done.stdout), re.MULTILINE), target
+
+
+def test_make_ablations_names_the_tables_before_it_makes_data() -> None:
+    make = ["make", "--no-print-directory", "--dry-run", "ablations"]
+    wrong = subprocess.run([*make, "TABLE=expert"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "TABLE=expert: expected one of cutoff experts" in wrong.stderr
+    assert not wrong.stdout
+    right = subprocess.run([*make, "TABLE=experts"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert "luve ablate experts" in right.stdout

@@ -10,7 +10,7 @@ from typing import Any
 
 from luve_lightning.reports.left_out import Unreadable
 
-_LONGEST_CELL = 12  # of a hash as many digits as its folder's name has
+_DIGITS = 12  # of a hash, as its folder's name has
 _STAGE_COLUMNS = ("row", "seed", "name", "hash", "seconds")
 # Other packages are in the JSON file itself; these decide about numbers.
 _PACKAGES = (
@@ -73,7 +73,7 @@ def of_results(key: str, path: Path, content: Mapping[str, Any]) -> Provenance:
     facts |= _packages(content.get("packages"))
     stages = content.get("stages")
     lines = [
-        tuple(_cell(stage.get(column)) for column in _STAGE_COLUMNS)
+        tuple(_cell(column, stage.get(column)) for column in _STAGE_COLUMNS)
         for stage in (stages if isinstance(stages, list) else [])
         if isinstance(stage, Mapping)
     ]
@@ -120,7 +120,8 @@ def _packages(packages: Any) -> dict[str, str]:
     return {"packages": in_words(chosen or packages)}
 
 
-def _cell(value: Any) -> str:
+def _cell(column: str, value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.1f}" if isinstance(value, float) else str(value)[:_LONGEST_CELL]
+    text = f"{value:.1f}" if isinstance(value, float) else str(value)
+    return text[:_DIGITS] if column == "hash" else text

@@ -29,7 +29,7 @@ SWEEPS = sorted((REPOSITORY / "experiments" / "sweeps").glob("*.yaml"))
 SCHEMA = json.loads(Path(__file__).with_name("wandb_sweep_schema.json").read_text())
 TABLES = {
     "upsampling", "experts", "skipped_steps", "vluer_parts", "switch_point", "placement", "cutoff", "rank",
-    "multi_scale",
+    "multi_scale", "upsampling_late",
 }  # fmt: skip
 ACCOUNT = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC")
 
@@ -90,7 +90,7 @@ def test_the_words_are_those_of_wandbs_agent(tmp_path: Path) -> None:
     words = [word for part in template for word in (values["args"] if part == "${args}" else [part])]
     assert words[0] == "${env}"
     assert words[1:] in grid_words(config)
-    assert len(grid_words(config)) == 8 * 3
+    assert len(grid_words(config)) == 8 * 10
     arguments = read_arguments(words[3:], "table")
     assert words[1:3] == ["luve", "ablate"]
     assert arguments.options == [("table", "experts"), ("rows", "full"), ("seeds", "2")]

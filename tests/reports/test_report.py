@@ -51,6 +51,9 @@ def test_the_papers_digits_are_the_files(tmp_path: Path) -> None:
     assert table.notes == ("Not measured: fid: no network here", "Failed: odd: 1 out of memory")
     assert table.provenance is not None
     assert table.provenance.facts["settings"] == "steps 20"
+    assert table.provenance.stages == (
+        ("without_selection", "0", "lfe", "c0ffeec0ffee", "1.5"),
+    )  # the hash is cut
     assert [metric.has_paper for metric in table.metrics] == [True, False]
     assert table.directions() == {"same": 1, "none": 1}
 
