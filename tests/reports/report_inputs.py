@@ -39,7 +39,8 @@ def write_results(folder: Path, world: str | None = WORLD) -> Path:
                    "revision": "f00d", "device": "a test", "title": "The experts", "notes": {"bare": "a note on bare"},
                    "missing": {"fid": "no network here"}, "failed": {"odd": {"1": "out of memory"}},
                    "settings": {"steps": 20}, "packages": {"torch": "2.12.1"}, "date": "2026-11-22",
-                   "stages": [{"name": "lfe", "hash": "c0ffee" * 10, "seconds": 1.5, "row": "without_selection", "seed": 0}]}  # fmt: skip
+                   "stages": [{"name": "lfe", "hash": "c0ffee" * 10, "seconds": 1.5, "row": "without_selection",
+                               "seed": 0}]}  # fmt: skip
         path.with_suffix(".json").write_text(json.dumps(content))
     return path
 
