@@ -33,6 +33,9 @@ def load_decord() -> ModuleType | None:
     decord.logging.set_level(
         decord.logging.QUIET
     )  # errors come as exceptions; FFmpeg's own lines say no file
+    # A signal's exception that comes before the constructor's first line leaves a reader without this attribute, at
+    # whose end decord prints a traceback.
+    decord.VideoReader._handle = None
     return decord
 
 
