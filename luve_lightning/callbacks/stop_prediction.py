@@ -16,7 +16,8 @@ class StopPredictionOnSigterm(L.Callback):
     Lightning's own handler only makes a note, which the predict loop never reads, so that `kill PID` would do
     nothing; with several processes it also broadcasts inside the handler, which can hang.
 
-    Python drops what a handler raises while an object is being finalised; then the next batch ends the prediction.
+    Python prints and drops what a handler raises while an object is being finalised, so that nothing is raised in a
+    `__del__`; then, and where the exception was dropped all the same, the next batch ends the prediction.
     """
 
     def __init__(self) -> None:
@@ -30,7 +31,7 @@ class StopPredictionOnSigterm(L.Callback):
             self._before = signal.signal(signal.SIGTERM, self._stop)
 
     def on_predict_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """End it if the signal's own exception was lost."""
+        """End it if the signal came without an exception, or that was lost."""
         if self._received:
             raise SystemExit(128 + self._received)
 
@@ -42,4 +43,11 @@ class StopPredictionOnSigterm(L.Callback):
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
         self._received = signum
-        raise SystemExit(128 + signum)
+        if not _finalising(frame):
+            raise SystemExit(128 + signum)
+
+
+def _finalising(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None

@@ -132,21 +132,20 @@ def _last(run: LocalRun, metric: str) -> float | None:
 
 def _result_row(result: Result) -> list[float | str | None]:
     file = PurePath(result.file)
+    table, metric = (
+        f"{file.parent.name}/{file.stem}",
+        f"{result.metric} {_ARROWS.get(result.better, '')}".strip(),
+    )
+    interval = _interval(result.low, result.high)
+    change = _interval(result.difference_low, result.difference_high)
     return [
-        *(
-            f"{file.parent.name}/{file.stem}",
-            result.row,
-            f"{result.metric} {_ARROWS.get(result.better, '')}".strip(),
-        ),
-        *(result.seeds, result.mean, _interval(result.low, result.high)),
-        *(result.difference or None, _interval(result.difference_low, result.difference_high)),
-        *(result.direction or None, result.paper or None),
+        *(table, result.row, metric, result.seeds, result.mean, interval),
+        *(result.difference or None, change, result.direction or None, result.paper or None),
     ]
 
 
 def _interval(low: str, high: str) -> str | None:
-    """None where there is none: of one seed, or of the row that the others are compared with."""
-    return f"{_number(low)} to {_number(high)}" if low and high and low != high else None
+    return f"{_number(low)} to {_number(high)}" if low and high else None
 
 
 def _number(value: Any) -> str:

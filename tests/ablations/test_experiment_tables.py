@@ -108,8 +108,8 @@ def test_every_row_is_another_run(name: str, tmp_path: Path, monkeypatch: pytest
             for row in planner.table.rows
         }
         assert len(set(own.values())) == len(own), "two rows run the same"
-    whole = planner.plan({seed: list(planner.table.rows) for seed in planner.table.seeds[:3]})
-    assert len(whole.stages) <= 60
+    whole = planner.plan({seed: list(planner.table.rows) for seed in planner.table.seeds})
+    assert len(whole.stages) <= 20 * len(planner.table.seeds)
 
 
 def kinds(tmp_path: Path) -> dict[tuple[Any, ...], Stage]:

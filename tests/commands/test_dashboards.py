@@ -178,7 +178,7 @@ def test_results_are_shown_with_their_world(
     page = (tmp_path / "out" / "ablations.html").read_text()
     assert "<strong>mini world: small</strong>: <code>experiments/results/mini/experts.csv</code>" in page
     assert "<td>mini/experts</td><td>full</td>" in page
-    assert "<td>9.5 to 11.5</td><td>0</td><td></td><td></td><td>41.03</td>" in page
+    assert "<td>9.5 to 11.5</td><td>0</td><td>0 to 0</td><td></td><td>41.03</td>" in page
     assert (
         "<td>fd_patch_vae ↓</td><td>1</td><td>12.25</td><td></td><td>1.75</td><td></td><td></td><td></td>"
         in page
