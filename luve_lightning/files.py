@@ -1,0 +1,340 @@
+"""Files that other processes may be using: locks with an owner, and writes that a kill cannot leave half done."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+_UNFINISHED, _SUFFIX = ".unfinished-", ".tmp"
+# What flock answers where a file system does not know it (some network and FUSE mounts).
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lock.
+
+    Attributes:
+        pid: process id on its host; 0 when unknown.
+        host: name of the machine.
+        since: local time at which it took the lock, ISO 8601.
+    """
+
+    pid: int = 0
+    host: str = ""
+    since: str = ""
+
+    @classmethod
+    def me(cls) -> Owner:
+        """This process, now."""
+        return cls(
+            os.getpid(), socket.gethostname(), datetime.now().astimezone().isoformat(timespec="seconds")
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Owner:
+        """The owner that a lock file names; an unknown one when it names none."""
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            return cls(int(facts["pid"]), str(facts["host"]), str(facts["since"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return cls()
+
+    def is_gone(self) -> bool:
+        """Whether this was a process of this machine that runs no more."""
+        return self.is_here() and not _runs(self.pid)
+
+    def is_here(self) -> bool:
+        """Whether this is a process of this machine."""
+        return self.host == socket.gethostname()
+
+    def __str__(self) -> str:
+        if not self.pid:
+            return "another process"
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+class Busy(RuntimeError):
+    """Somebody else holds a lock.
+
+    Attributes:
+        owner: who.
+    """
+
+    def __init__(self, what: str, owner: Owner) -> None:
+        super().__init__(f"{what} is in use by {owner}")
+        self.owner = owner
+
+
+@contextmanager
+def locked(path: Path, *, what: str) -> Iterator[None]:
+    """Hold a lock file while the block runs; the kernel drops the lock when the process dies, however it dies.
+
+    Processes that this one starts or forks do not hold it. Where the file system knows no `flock`, a warning says
+    so and only a living owner on the same machine is recognised.
+
+    Args:
+        path: the lock file, removed afterwards; its folder is made.
+        what: names what is locked, for the message.
+
+    Raises:
+        Busy: another process holds it; the text is `what` "is in use by process PID on HOST, since TIME".
+        OSError: the lock file cannot be made.
+    """
+    descriptor = _open_locked(path, what)
+    held = [descriptor]
+
+    def let_go() -> None:
+        while held:
+            os.close(held.pop())
+
+    # A forked child, such as a loader's worker, would keep the lock for as long as it outlives this process.
+    os.register_at_fork(after_in_child=let_go)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(asdict(Owner.me())).encode(), 0)
+        yield
+    finally:
+        if held:  # not in a forked child that leaves the block too
+            if _is_at(path, descriptor):
+                path.unlink(missing_ok=True)
+            let_go()
+
+
+def new_file_mode() -> int:
+    """Permissions of a file made with the process's umask, such as 0o644."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file, or every file below a folder, the permissions that the umask asks for.
+
+    For files of libraries that make them readable by their owner alone: safetensors, tempfile.
+    """
+    mode = new_file_mode()
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well, and is removed when not.
+
+    The content is flushed to disk before the rename: `path` is the old file or the whole new one, whatever ends the
+    process. Its permissions follow the umask. What killed processes left unfinished in the folder is removed first.
+
+    Args:
+        path: a file; its folder is made.
+
+    Yields:
+        The temporary path, an empty file of this process's own.
+
+    Raises:
+        OSError: such as a full disk; `path` is unchanged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(path.parent)
+    temporary = unfinished_path(path)
+    with _claimed(temporary, directory=False):
+        yield temporary
+        _sync(temporary)
+        follow_umask(temporary)
+        temporary.replace(path)
+    _sync(path.parent)
+
+
+@contextmanager
+def replacing_folder(path: Path, *, last: str | None = None) -> Iterator[Path]:
+    """A temporary folder whose content takes the place of `path`'s when the block ends well.
+
+    Where `path` is missing or holds nothing else than what the new folder holds too, the two change places in one
+    step. Otherwise, what else is in `path` stays, and the new entries are moved into it one by one.
+
+    Args:
+        path: a folder.
+        last: the entry without which readers see nothing in the folder, such as "config.json"; where entries are
+            moved one by one, it is taken away first and comes last, so that no reader sees old beside new.
+
+    Yields:
+        The temporary folder, empty.
+
+    Raises:
+        OSError: such as a full disk; `path` is unchanged.
+    """
+    path = path.resolve()  # a link stays one
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(path.parent)
+    remove_unfinished(path)
+    beside = os.access(path.parent, os.W_OK) and not path.is_mount()
+    temporary = unfinished_path(path if beside else path / path.name)
+    with _claimed(temporary, directory=True):
+        yield temporary
+        follow_umask(temporary)
+        for file in temporary.rglob("*"):
+            _sync(file)
+        _sync(temporary)
+        if not (beside and _swapped(temporary, path)):
+            _move_entries(temporary, path, last)
+    _sync(path.parent)
+
+
+def unfinished_path(path: Path) -> Path:
+    """The name under which this process makes what becomes `path`: beside it, hidden, no other process's."""
+    end = path.name.encode()[-120:].decode(errors="ignore")  # a file system takes 255 bytes
+    return path.with_name(f"{_UNFINISHED}{_host()}.{os.getpid()}.{end}{_SUFFIX}")
+
+
+def remove_unfinished(folder: Path) -> int:
+    """Remove the unfinished files and folders of processes that are gone; a living one's stay.
+
+    Returns:
+        How many were removed.
+    """
+    leftovers = folder.glob(f"{_UNFINISHED}*{_SUFFIX}") if folder.is_dir() else ()
+    abandoned = [leftover for leftover in leftovers if _is_abandoned(leftover)]
+    for leftover in abandoned:
+        _remove(leftover)
+    return len(abandoned)
+
+
+@contextmanager
+def _claimed(temporary: Path, *, directory: bool) -> Iterator[None]:
+    """Make a temporary file or folder, locked for as long as the block runs, and remove it when that fails."""
+    _remove(temporary)  # of an earlier process with this one's id
+    if directory:
+        temporary.mkdir(parents=True)
+    descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC | (0 if directory else os.O_CREAT), 0o666)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+        _remove(temporary)
+
+
+def _is_abandoned(temporary: Path) -> bool:
+    """Whether nobody is making it any more: its process is gone, or it is another machine's and not locked."""
+    host, _, rest = temporary.name.removeprefix(_UNFINISHED).partition(".")
+    pid = rest.partition(".")[0]
+    if not pid.isdigit():
+        return False  # not a name of ours
+    if host == _host():
+        return not _runs(int(pid))
+    try:
+        descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _open_locked(path: Path, what: str) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise Busy(what, Owner.read(path)) from None
+        except OSError as error:
+            owner = Owner.read(path)
+            unknown = error.errno in _NO_LOCKS
+            if not unknown or (owner.is_here() and not owner.is_gone()):
+                os.close(descriptor)
+                raise Busy(what, owner) from None if unknown else error
+            warnings.warn(
+                f"{path.parent}: its file system has no locks; nothing keeps a second process out of {what}",
+                stacklevel=4,
+            )
+            return descriptor
+        if _is_at(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # removed by whoever held it: look again
+
+
+def _host() -> str:
+    """This machine's name without dots, which end it in a file name."""
+    return re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname())
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _swapped(new: Path, folder: Path) -> bool:
+    """Put `new` in the place of `folder` at once; False, with nothing changed, where that cannot be done."""
+    if not folder.exists():
+        new.rename(folder)
+        return True
+    if not {entry.name for entry in folder.iterdir()} <= {entry.name for entry in new.iterdir()}:
+        return False
+    return _exchange(new, folder)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two paths change places in one step, where the system and the file system can."""
+    rename: Callable[..., int] | None = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and not rename(here, os.fsencode(first), here, os.fsencode(second), exchange)
+
+
+def _move_entries(new: Path, folder: Path, last: str | None) -> None:
+    folder.mkdir(exist_ok=True)
+    if last is not None and (new / last).exists():
+        _remove(folder / last)
+    for entry in sorted(new.iterdir(), key=lambda entry: entry.name == last):
+        target = folder / entry.name
+        if entry.is_dir() or target.is_dir():  # a rename replaces files only
+            _remove(target)
+        entry.replace(target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Make a file's content, or a folder's names, survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,226 @@
+"""Locks have one owner; writes are whole or not there, whatever ends the process."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luve_lightning.files import (
+    Busy,
+    Owner,
+    follow_umask,
+    locked,
+    new_file_mode,
+    remove_unfinished,
+    replacing,
+    replacing_folder,
+    unfinished_path,
+)
+
+_HOLDS = """
+import os, sys, time
+from pathlib import Path
+from luve_lightning.files import locked
+with locked(Path(sys.argv[1]), what="x"):
+    child = os.fork()  # as a loader's worker is
+    if child:
+        print(child, flush=True)
+    time.sleep(600)
+"""
+_REPLACES = """
+import sys
+from pathlib import Path
+from luve_lightning.files import replacing, replacing_folder
+folder, number = Path(sys.argv[1]), 0
+print("ready", flush=True)
+while True:
+    number += 1
+    with replacing_folder(folder / "model", last="config.json") as new:
+        for name in ("config.json", "weights", "part/weights"):
+            (new / name).parent.mkdir(exist_ok=True)
+            (new / name).write_text(f"{number} " * 2000)
+    with replacing(folder / "file") as new:
+        new.write_text(f"{number} " * 2000)
+"""
+
+
+@contextmanager
+def running(program: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A Python process that has printed its first line, ended by SIGKILL."""
+    words = [sys.executable, "-c", program, *map(str, arguments)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def test_a_lock_has_one_owner_and_ends_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "run" / ".lock"
+    with running(_HOLDS, path) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        try:
+            with pytest.raises(Busy) as refused, locked(path, what="run folder x"):
+                pass
+            owner = refused.value.owner
+            assert (owner.pid, owner.host) == (process.pid, socket.gethostname())
+            assert str(refused.value) == (
+                f"run folder x is in use by process {process.pid} on {owner.host}, since {owner.since}"
+            )
+            process.kill()
+            process.wait()
+            with locked(path, what="x"):  # although the forked child lives, and the file is still there
+                assert Owner.read(path).pid == os.getpid()
+                with pytest.raises(Busy), locked(path, what="x"):
+                    pass
+        finally:
+            os.kill(child, 9)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_told_and_its_living_owner_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*args: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    path = tmp_path / ".lock"
+    with (
+        pytest.warns(UserWarning, match="has no locks"),
+        locked(path, what="x"),
+        pytest.raises(Busy, match=f"process {os.getpid()} on"),
+        locked(path, what="x"),
+    ):
+        pass
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    path.write_text(json.dumps({"pid": gone.pid, "host": socket.gethostname(), "since": "then"}))
+    with pytest.warns(UserWarning, match="has no locks"), locked(path, what="x"):
+        pass
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x"}', '{"pid": 1}'])
+def test_a_lock_file_that_names_nobody(tmp_path: Path, text: str) -> None:
+    path = tmp_path / ".lock"
+    path.write_text(text)
+    assert str(Owner.read(path)) == "another process"
+    with locked(path, what="x"):
+        assert Owner.read(path).pid == os.getpid()
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_files_have_the_permissions_of_the_umask(tmp_path: Path, mask: int) -> None:
+    with umask(mask):
+        (tmp_path / "deep").mkdir()
+        for name in ("deep/a", "b"):
+            (tmp_path / name).touch(mode=0o600)
+        follow_umask(tmp_path)
+        with replacing(tmp_path / "c") as new:
+            new.unlink()  # as safetensors does: it writes elsewhere and renames
+            new.touch(mode=0o600)
+        with replacing_folder(tmp_path / "d") as new:
+            (new / "e").touch(mode=0o600)
+        assert new_file_mode() == 0o666 & ~mask
+        for name in ("deep/a", "b", "c", "d/e"):
+            assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~mask, name
+        assert (tmp_path / "d").stat().st_mode & 0o777 == 0o777 & ~mask
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    file, folder = tmp_path / "a", tmp_path / "b"
+    file.write_text("old")
+    folder.mkdir()
+    (folder / "c").write_text("old")
+    with pytest.raises(FileExistsError), replacing(file) as new:
+        os.mkdir(new)  # noqa: PTH102 (fails: the temporary file is there)
+    with pytest.raises(FileNotFoundError), replacing_folder(folder) as new:
+        (new / "c" / "d").write_text("new")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "c"]
+    assert file.read_text() == (folder / "c").read_text() == "old"
+
+
+def test_a_folder_keeps_what_is_not_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "link"
+    (tmp_path / "real" / "checkpoints").mkdir(parents=True)
+    folder.symlink_to("real")
+    for round_ in ("1", "2"):
+        with replacing_folder(folder, last="config.json") as new:
+            (new / "config.json").write_text(round_)
+            (new / "transformer").mkdir()
+            (new / "transformer" / f"weights-{round_}").write_text(round_)
+    assert folder.is_symlink()
+    names = sorted(str(path.relative_to(tmp_path / "real")) for path in (tmp_path / "real").rglob("*"))
+    assert names == ["checkpoints", "config.json", "transformer", "transformer/weights-2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_unfinished_files_of_the_living_stay(tmp_path: Path) -> None:
+    mine = unfinished_path(tmp_path / "last.ckpt")
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    host = mine.name.removeprefix(".unfinished-").partition(".")[0]
+    dead = tmp_path / f".unfinished-{host}.{gone.pid}.last.ckpt.tmp"
+    elsewhere = tmp_path / ".unfinished-another.1.last.ckpt.tmp"
+    held = tmp_path / ".unfinished-another.2.last.ckpt.tmp"
+    foreign = tmp_path / ".unfinished-notes.tmp"
+    for path in (mine, dead, elsewhere, held, foreign):
+        path.touch()
+    with held.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert remove_unfinished(tmp_path) == 2
+    assert sorted(tmp_path.iterdir()) == sorted([mine, held, foreign])
+
+
+@pytest.mark.parametrize("name", ["長" * 85, "a" * 255, "a.b"])
+def test_temporary_names_fit_where_the_name_does(tmp_path: Path, name: str) -> None:
+    for _ in range(2):
+        with replacing(tmp_path / name) as new:
+            new.write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_kill_at_any_moment_leaves_old_or_new(tmp_path: Path, foreign: bool) -> None:
+    if foreign:  # the folder cannot change places as a whole
+        (tmp_path / "model" / "other").mkdir(parents=True)
+    cut = 0
+    for kill in range(12):
+        with running(_REPLACES, tmp_path) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(random.Random(kill).uniform(0.005, 0.05))  # the moment is arbitrary, not waited for
+        cut += bool([*tmp_path.glob(".unfinished-*"), *tmp_path.glob("model/.unfinished-*")])
+        model = tmp_path / "model"
+        if (model / "config.json").exists():
+            texts = [(model / name).read_text() for name in ("config.json", "weights", "part/weights")]
+            assert len(set(texts)) == 1
+            assert len(texts[0].split()) == 2000
+        elif not foreign:
+            assert not model.exists()
+        if (tmp_path / "file").exists():
+            assert len((tmp_path / "file").read_text().split()) == 2000
+    assert cut, "no kill fell into a write: the test shows nothing"
