@@ -10,9 +10,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from luve_lightning.commands.devices import choose_device
+from luve_lightning.commands.devices import choose_device, decoding_threads
+from luve_lightning.commands.progress import Steps
+from luve_lightning.datasets.check_entries import check_entries
 from luve_lightning.datasets.embed_captions import EmbedReport, captions_of, embed_captions
-from luve_lightning.datasets.text_store import TextSource, TextStore
+from luve_lightning.datasets.latent_store import StoreError
+from luve_lightning.datasets.text_store import TextKey, TextSource, TextStore
 from luve_lightning.datasets.video_index import VideoIndex
 from luve_lightning.models.text import TextEncoder
 
@@ -30,6 +33,7 @@ def embed(
     batch_size: int = 8,
     dtype: Literal["float32", "bfloat16"] = "bfloat16",
     device: str = "auto",
+    check: bool = False,
 ) -> None:
     """Embeds captions with the backbone's text encoder and stores them, so that training needs no text encoder.
 
@@ -48,6 +52,8 @@ def embed(
         batch_size: Captions embedded at once.
         dtype: Dtype of the text encoder's weights and on disk. UMT5 was trained in bfloat16; float16 overflows.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
+        check: Embed nothing; read every stored embedding of these captions and name those whose values are not what
+            was stored. The exit code is 2 when there are any.
     """
     started = time.perf_counter()
     console = Console()
@@ -62,6 +68,9 @@ def embed(
         f"{len(captions)} captions, text encoder {source.encoder[:12]} on {target}", highlight=False
     )
     texts = TextStore(store)
+    if check:
+        _check(console, texts, [source.key(caption) for caption in captions], started)
+        return
     texts.clean()
     columns_shown = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns_shown, console=console, disable=not console.is_terminal) as progress:
@@ -84,6 +93,21 @@ def _print(console: Console, store: Path, source: TextSource, report: EmbedRepor
         soft_wrap=True,
         highlight=False,
     )
+
+
+def _check(console: Console, texts: TextStore, keys: list[TextKey], started: float) -> None:
+    """Read all embeddings; raises StoreError when some are damaged."""
+    with Steps(console) as steps:
+        steps.begin("embeddings", len(keys))
+        found = check_entries(keys, texts.has, texts.check, decoding_threads(), steps.advance)
+    console.print(
+        f"{texts.root}\n{found.lines('embeddings', 'embed')}\n  seconds        {time.perf_counter() - started:.0f}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+    if found.damaged:
+        raise StoreError(found.complaint("embeddings", "embed"))
 
 
 def _captions(index: VideoIndex, columns: list[str], splits: list[Split] | None) -> list[str]:

@@ -7,7 +7,7 @@ import logging
 import signal
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +15,11 @@ import lightning as L
 from rich.console import Console
 
 from luve_lightning.callbacks.stop_prediction import StopPredictionOnSigterm
+from luve_lightning.commands.progress import Steps
 from luve_lightning.datamodules.encode import EncodeDataModule
+from luve_lightning.datasets.check_entries import check_entries
 from luve_lightning.datasets.encode_clips import (
+    ClipWindow,
     PixelTransform,
     Unchanged,
     WindowReader,
@@ -26,7 +29,7 @@ from luve_lightning.datasets.encode_clips import (
 from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.datasets.latent_pairs_index import quarantine_path
 from luve_lightning.datasets.latent_recipe import LatentRecipe, check_scales
-from luve_lightning.datasets.latent_store import LatentStore
+from luve_lightning.datasets.latent_store import LatentKey, LatentStore, StoreError
 from luve_lightning.datasets.quarantine import Quarantine, TooManyBadClips
 from luve_lightning.datasets.video_index import ClipEntry, VideoIndex
 from luve_lightning.models.backbone import LatentCodec
@@ -53,6 +56,7 @@ def precompute(
     num_workers: int = 0,
     max_bad_fraction: float = 0.05,
     trainer: dict[str, Any] | None = None,
+    check: bool = False,
 ) -> None:
     """Encodes clips at high resolution and at each lower one, and stores the latents.
 
@@ -79,6 +83,8 @@ def precompute(
         num_workers: Processes that decode ahead; 0 decodes between the encodes.
         max_bad_fraction: Share of clips that may be unreadable before the run stops.
         trainer: Lightning Trainer options, e.g. {accelerator: gpu, devices: 8, strategy: ddp}.
+        check: Encode nothing; read every stored latent of this configuration and name those whose values are not
+            what was stored. The exit code is 2 when there are any.
     """
     started = time.perf_counter()
     codec = LatentCodec.from_pretrained(backbone)
@@ -93,6 +99,9 @@ def precompute(
     read = WindowReader(recipe, latents, FileHashes(latents.root))
     entries = _entries(VideoIndex.from_csv(index, clips), splits)
     planned, short = plan_windows(entries, recipe)
+    if check:
+        _check(planned, read, max(1, num_workers), started)
+        return
     runner = _trainer(trainer)
     console = Console(quiet=not runner.is_global_zero)
     console.print(
@@ -116,6 +125,39 @@ def precompute(
         f"  seconds        {time.perf_counter() - started:.0f}",
         soft_wrap=True,
     )
+
+
+def _check(planned: Sequence[ClipWindow], read: WindowReader, threads: int, started: float) -> None:
+    """Read all latents of windows; raises StoreError when some are damaged."""
+    console, unreadable = Console(), {}
+
+    def keys() -> Iterator[LatentKey]:
+        for window in planned:
+            try:
+                yield from read.recipe.keys(read.hashes.digest(window.clip.path), window.frames).values()
+            except OSError as error:
+                unreadable[window.clip.path] = error.strerror or str(error)
+
+    with Steps(console) as steps:
+        steps.begin("latents", len(planned) * read.recipe.count)
+        found = check_entries(keys(), read.store.has, read.store.check, threads, steps.advance)
+    console.print(
+        f"{read.store.root}\n{found.lines('latents', 'precompute')}\n"
+        f"  seconds        {time.perf_counter() - started:.0f}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+    for path, reason in list(unreadable.items())[:1]:
+        console.print(
+            f"latents of {len(unreadable)} clips were not looked for: the clip's bytes name them, and it cannot be "
+            f"read (first {path}: {reason})",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
+    if found.damaged:
+        raise StoreError(found.complaint("latents", "precompute"))
 
 
 def _entries(index: VideoIndex, splits: Sequence[Split] | None) -> list[ClipEntry]:

@@ -4,6 +4,10 @@ An entry is one safetensors file, `root/ab/abcdef....safetensors`, whose name is
 and whose metadata holds the key itself. The key covers all that the latents depend on, so an entry never goes
 stale: what no longer applies is not found.
 
+The metadata also holds a sha256 of the latents, so that bits which a disk or a copy flipped are noticed: whenever
+an entry is read whole, and by `luve precompute --check`. Reading a window does not read the rest for it. Entries
+made before there was a sha256 are as valid as ever.
+
 How entries are written, each once and never half, is `ClaimedFiles`'.
 """
 
@@ -14,16 +18,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from luve_lightning.datasets.claimed_files import ClaimedFiles, StoreSize
 from luve_lightning.datasets.latent_key import DTYPE_NAMES, ENCODER_VERSION, LatentKey
-from luve_lightning.datasets.safetensors_window import Range, SafetensorsWindow
+from luve_lightning.datasets.safetensors_window import DIGEST, Range, SafetensorsWindow, packed, tensor_digest
 
 __all__ = ["ENCODER_VERSION", "LatentKey", "LatentStore", "StoreError", "StoreSize"]
 
 _NAME = "latents"
+_SHOWN = 600  # characters of a strange key in a message
 
 
 class StoreError(ValueError):
@@ -70,7 +74,7 @@ class LatentStore:
         Raises:
             StoreError: for another rank, an empty axis, a value that is not finite or does not fit the dtype.
         """
-        data = save({_NAME: _checked(key, latents)}, metadata={"key": key.json})
+        data = packed(_NAME, _checked(key, latents), {"key": key.json})
         return self._files.write(key.digest, data)
 
     def shape(self, key: LatentKey) -> tuple[int, int, int, int]:
@@ -96,11 +100,37 @@ class LatentStore:
             C x t x h x w in the stored dtype.
 
         Raises:
-            StoreError: when there is no entry, it is damaged, or it was made for another key.
+            StoreError: when there is no entry, it is damaged, or it was made for another key. Damage to the values
+                is noticed when the whole entry is read.
             ValueError: when the window is empty or outside the entry.
         """
+        if (t, y, x) == (None, None, None):
+            return self._whole(key)[0]
         with self._open(key) as file:
             return file.read(_NAME, (None, t, y, x))
+
+    def check(self, key: LatentKey) -> bool:
+        """Read an entry to see whether it is what was stored.
+
+        Returns:
+            True when it is; False when nothing tells, because the entry was made before there was a sha256.
+
+        Raises:
+            StoreError: as for `read`.
+        """
+        return self._whole(key)[1]
+
+    def _whole(self, key: LatentKey) -> tuple[Tensor, bool]:
+        """An entry, and whether its sha256 was compared."""
+        with self._open(key) as file:
+            try:
+                latents = file.read(_NAME, (None, None, None, None))
+            except ValueError as error:
+                raise _damaged(str(error)) from None
+            known = file.metadata.get(DIGEST)
+        if known is not None and known != tensor_digest(latents):
+            raise _damaged(f"{self.path(key)} holds other latents than were stored (sha256 differs)")
+        return latents, known is not None
 
     def _open(self, key: LatentKey) -> SafetensorsWindow:
         path = self.path(key)
@@ -109,12 +139,18 @@ class LatentStore:
         except FileNotFoundError:
             raise StoreError(f"{self.root} has no latents for {key.json}") from None
         except ValueError as error:
-            raise StoreError(f"damaged entry: {error}; delete it and run `luve precompute` again") from None
-        if file.metadata.get("key") != key.json:
+            raise _damaged(str(error)) from None
+        try:
+            if file.metadata.get("key") != key.json:
+                made_for = str(file.metadata.get("key"))[:_SHOWN]
+                raise StoreError(f"{path} was made for {made_for}, expected {key.json}; delete it")
+            file.shape_of_rank(_NAME, 4)
+        except StoreError:
             file.close()
-            raise StoreError(
-                f"{path} was made for {file.metadata.get('key')}, expected {key.json}; delete it"
-            )
+            raise
+        except ValueError as error:
+            file.close()
+            raise _damaged(str(error)) from None
         return file
 
     def clean(self) -> int:
@@ -124,6 +160,10 @@ class LatentStore:
     def size(self) -> StoreSize:
         """Count entries, their bytes and unfinished files."""
         return self._files.size()
+
+
+def _damaged(what: str) -> StoreError:
+    return StoreError(f"damaged entry: {what}; delete it and run `luve precompute` again")
 
 
 def _checked(key: LatentKey, latents: Tensor) -> Tensor:

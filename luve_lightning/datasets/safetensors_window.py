@@ -7,6 +7,7 @@ MB for three of its eleven frames.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -25,6 +26,43 @@ DTYPES: dict[str, torch.dtype] = {"F16": torch.float16, "BF16": torch.bfloat16, 
 """safetensors' names of the dtypes that latents are stored in."""
 
 _LONGEST_HEADER = 100_000_000  # the limit of the format itself
+
+
+DIGEST = "sha256"
+"""Metadata of a file that `packed` made: `tensor_digest` of its tensor."""
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """sha256 of a tensor's dtype, shape and bytes in row-major order, 64 hex digits."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def packed(name: str, tensor: Tensor, metadata: dict[str, str]) -> bytes:
+    """One tensor as a safetensors file with its digest in the metadata; equal arguments give equal bytes.
+
+    safetensors' own `save` writes more than one piece of metadata in an order that changes from run to run.
+
+    Args:
+        name: of the tensor.
+        tensor: of a dtype in `DTYPES`.
+        metadata: more of it.
+    """
+    data = _bytes(tensor)
+    dtype = next(code for code, known in DTYPES.items() if known == tensor.dtype)
+    header = {
+        "__metadata__": {**metadata, DIGEST: tensor_digest(tensor)},
+        name: {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [0, len(data)]},
+    }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format's: data begins at a multiple of eight
+    return b"".join([len(text).to_bytes(8, "little"), text, data])
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """A tensor's bytes in row-major order; as bytes, because NumPy has no bfloat16."""
+    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 class SafetensorsWindow:
@@ -46,7 +84,7 @@ class SafetensorsWindow:
         except BaseException:
             os.close(self._fd)
             raise
-        self.metadata: dict[str, str] = self._header.pop("__metadata__", {})
+        self.metadata: dict[str, str] = self._header.pop("__metadata__", None) or {}
 
     def __enter__(self) -> SafetensorsWindow:
         return self
@@ -67,11 +105,8 @@ class SafetensorsWindow:
             raise ValueError(f"{self.path} is not a safetensors file")
         try:
             header = json.loads(os.pread(self._fd, length, 8))
-            end = max(
-                (info["data_offsets"][1] for name, info in header.items() if name != "__metadata__"),
-                default=0,
-            )
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+            end = _data_length(header)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise ValueError(f"{self.path} is not a safetensors file: its header cannot be read") from None
         if size != 8 + length + end:
             raise ValueError(f"{self.path} is cut short: {size} bytes, expected {8 + length + end}")
@@ -86,6 +121,13 @@ class SafetensorsWindow:
         if name not in self._header:
             raise ValueError(f"{self.path} holds no tensor {name!r}, only {sorted(self._header)}")
         return tuple(self._header[name]["shape"])
+
+    def shape_of_rank(self, name: str, rank: int) -> tuple[int, ...]:
+        """Shape of a tensor that must have so many axes; ValueError when it has not."""
+        shape = self.shape(name)
+        if len(shape) != rank:
+            raise ValueError(f"{self.path} holds {name} of shape {shape}, expected {rank} axes")
+        return shape
 
     def read(self, name: str, window: Sequence[Range]) -> Tensor:
         """Part of a tensor.
@@ -147,6 +189,24 @@ class SafetensorsWindow:
             if got == 0:
                 raise ValueError(f"{self.path} was cut short while it was read")
             done += got
+
+
+def _data_length(header: dict[str, Any]) -> int:
+    """Bytes behind a header; one of the errors that a header of other types or sizes raises when it is not sound."""
+    metadata = header.get("__metadata__")
+    if metadata is not None and not all(isinstance(text, str) for text in metadata.values()):
+        raise TypeError("metadata other than texts")
+    end = 0
+    for name, info in header.items():
+        if name == "__metadata__":
+            continue
+        (first, last), shape, dtype = info["data_offsets"], info["shape"], info["dtype"]
+        if any(type(n) is not int or n < 0 for n in (first, last, *shape)) or not isinstance(dtype, str):
+            raise TypeError("sizes other than whole numbers")
+        if first > last or (dtype in DTYPES and last - first != math.prod(shape) * DTYPES[dtype].itemsize):
+            raise ValueError("a tensor's place and shape differ")
+        end = max(end, last)
+    return end
 
 
 def check_window(shape: Sequence[int], window: Sequence[Range]) -> list[tuple[int, int]]:

@@ -3,7 +3,8 @@
 An entry is one safetensors file, `root/ab/abcdef....safetensors`, whose name is the digest of its `TextKey` and
 whose metadata holds the key itself. The key covers all that the embedding depends on, so an entry never goes
 stale: what no longer applies is not found. Only a caption's own tokens are stored; the zeros that diffusers'
-WanPipeline puts behind them are added when it is read.
+WanPipeline puts behind them are added when it is read. A sha256 in the metadata tells flipped bits whenever an entry
+is read; entries made before there was one are as valid as ever.
 
 Training must not load the text encoder (11 GB for Wan2.1) just to learn its fingerprint, so whoever fills a store
 leaves a record of what it embedded with, `root/sources/<digest>.json`.
@@ -22,12 +23,17 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from luve_lightning.datasets.claimed_files import ClaimedFiles, StoreSize
 from luve_lightning.datasets.latent_store import StoreError
-from luve_lightning.datasets.safetensors_window import DTYPES, SafetensorsWindow
+from luve_lightning.datasets.safetensors_window import (
+    DIGEST,
+    DTYPES,
+    SafetensorsWindow,
+    packed,
+    tensor_digest,
+)
 
 # Raise it when the same caption and the same text encoder would give another embedding: another cleaning of
 # captions, tokenization or masking in models/text.py.
@@ -128,7 +134,7 @@ class TextStore:
         Raises:
             StoreError: for another shape, or a value that is not finite or does not fit the dtype.
         """
-        data = save({_NAME: _checked(key, embedding)}, metadata={"key": key.json})
+        data = packed(_NAME, _checked(key, embedding), {"key": key.json})
         return self._files.write(key.digest, data)
 
     def tokens(self, key: TextKey) -> int:
@@ -142,12 +148,36 @@ class TextStore:
         Raises:
             StoreError: when there is no entry, it is damaged, or it was made for another key.
         """
-        with self._open(key) as file:
-            count, dim = file.shape(_NAME)
-            padded = torch.zeros(key.source.length, dim, dtype=_DTYPES[key.source.dtype])
-            if count:
-                padded[:count] = file.read(_NAME, (None, None))
+        own, _ = self._whole(key)
+        padded = torch.zeros(key.source.length, own.shape[1], dtype=_DTYPES[key.source.dtype])
+        padded[: len(own)] = own
         return padded
+
+    def check(self, key: TextKey) -> bool:
+        """Read an entry to see whether it is what was stored.
+
+        Returns:
+            True when it is; False when nothing tells, because the entry was made before there was a sha256.
+
+        Raises:
+            StoreError: as for `read`.
+        """
+        return self._whole(key)[1]
+
+    def _whole(self, key: TextKey) -> tuple[Tensor, bool]:
+        """The embedding of a caption's own tokens, and whether its sha256 was compared."""
+        dtype = _DTYPES[key.source.dtype]
+        with self._open(key) as file:
+            try:
+                count, dim = file.shape(_NAME)
+                # No window is empty, a tensor can be: of the empty caption.
+                own = file.read(_NAME, (None, None)) if count else torch.zeros(0, dim, dtype=dtype)
+            except ValueError as error:
+                raise _damaged(str(error)) from None
+            known = file.metadata.get(DIGEST)
+        if count > key.source.length or (known is not None and known != tensor_digest(own)):
+            raise _damaged(f"{self.path(key)} holds another embedding than was stored (sha256 differs)")
+        return own, known is not None
 
     def _open(self, key: TextKey) -> SafetensorsWindow:
         path = self.path(key)
@@ -159,12 +189,19 @@ class TextStore:
                 f"{key.source.encoder[:12]} ({key.source.length} tokens, {key.source.dtype}): run `luve embed`"
             ) from None
         except ValueError as error:
-            raise StoreError(f"damaged entry: {error}; delete it and run `luve embed` again") from None
-        if file.metadata.get("key") != key.json:
+            raise _damaged(str(error)) from None
+        try:
+            if file.metadata.get("key") != key.json:
+                raise StoreError(
+                    f"{path} was made for another caption or text encoder than {key.json}; delete it"
+                )
+            file.shape_of_rank(_NAME, 2)
+        except StoreError:
             file.close()
-            raise StoreError(
-                f"{path} was made for another caption or text encoder than {key.json}; delete it"
-            )
+            raise
+        except ValueError as error:
+            file.close()
+            raise _damaged(str(error)) from None
         return file
 
     def clean(self) -> int:
@@ -198,7 +235,7 @@ class TextStore:
                 record = json.loads(path.read_text(encoding="utf-8"))
                 backbone = record.pop("backbone")
                 found[TextSource(**record)] = backbone
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise StoreError(f"{path} is no record of `luve embed` ({error}); delete it") from None
         return found
 
@@ -243,6 +280,10 @@ class StoredEmbeddings:
     def __call__(self, caption: str) -> Tensor:
         """The embedding of a caption, length x D; raises like `TextStore.read`."""
         return self.store.read(self.source.key(caption))
+
+
+def _damaged(what: str) -> StoreError:
+    return StoreError(f"damaged entry: {what}; delete it and run `luve embed` again")
 
 
 def _canonical(value: object) -> str:

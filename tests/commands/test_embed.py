@@ -181,6 +181,21 @@ def _wait(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def test_check_names_the_damaged(luve: Luve, tmp_path: Path) -> None:
+    assert "missing        3, `luve embed` makes them" in luve(check="true").out
+    luve()
+    assert "sound          3 embeddings" in luve(check="true").out
+    path = next((tmp_path / "store").glob("??/*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    outcome = luve(check="true")
+    assert outcome.code == 2
+    assert f"damaged        1\n    damaged entry: {path} holds another embedding" in outcome.out
+    line = outcome.error_lines[-1]
+    assert "1 of 3 embeddings are damaged, the first is damaged entry" in line
+
+
 def test_a_tokenizer_that_pads_in_front_is_refused(backbone: Path, tmp_path: Path) -> None:
     encoder = TextEncoder.from_pretrained(backbone)
     encoder.tokenizer.padding_side = "left"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
 
 from luve_lightning.datasets.clips import read_clip
 from luve_lightning.datasets.file_hashes import FileHashes
@@ -191,6 +193,54 @@ def test_variants_have_entries_of_their_own(luve, world: Path, tiny_backbone: Pa
     video = frames_to_video(read_clip(entries[0].path, 0, 9)).unsqueeze(0) * 0.5
     dark = LatentCodec.from_pretrained(tiny_backbone).encode(video)[0]
     torch.testing.assert_close(store.read(pairs[0].hr_key), dark, atol=1e-4, rtol=1e-3)
+
+
+def test_check_reads_every_latent_and_names_the_damaged(
+    luve, world: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    outcome = luve(check="true")
+    assert checked(outcome) == (0, 0, 12, 0)
+    assert outcome.code == 0
+    luve()
+    assert checked(luve(check="true", num_workers=3)) == (12, 0, 0, 0)
+    store = LatentStore(tmp_path / "store")
+    keys = find(store.root, world, recipe(tiny_backbone)).pairs
+    # One is damaged, one cut short, one of before there were digests, one gone.
+    damaged, cut, old = (store.path(pair.hr_key) for pair in keys)
+    gone = store.path(keys[0].lr_keys[3.0])
+    content = bytearray(damaged.read_bytes())
+    content[-3] ^= 1
+    damaged.write_bytes(content)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    old.write_bytes(save({"latents": store.read(keys[2].hr_key)}, metadata={"key": keys[2].hr_key.json}))
+    gone.unlink()
+    before = {path: path.read_bytes() for path in store.root.glob("??/*")}
+    outcome = luve(check="true")
+    assert checked(outcome) == (8, 1, 1, 2)
+    assert outcome.code == 2
+    (line,) = outcome.error_lines
+    assert "2 of 11 latents are damaged, the first is " in line
+    assert "delete these files and run `luve precompute` again" in line
+    assert str(damaged) in outcome.out
+    assert str(cut) in outcome.out
+    assert {path: path.read_bytes() for path in store.root.glob("??/*")} == before
+    damaged.unlink()
+    cut.unlink()
+    assert summary(luve()) == (3, 9, 0), "those of before are found, not made again"
+    assert checked(luve(check="true")) == (11, 1, 0, 0)
+    VideoIndex.from_csv(world).entries[0].path.unlink()
+    outcome = luve(check="true")
+    assert checked(outcome) == (7, 1, 0, 0)
+
+
+def checked(outcome: Outcome) -> tuple[int, int, int, int]:
+    """Sound, without sha256, missing, damaged."""
+    numbers = {
+        name: int(re.search(rf"^  {name} +(\d+)", outcome.out, re.MULTILINE)[1])  # type: ignore[index]
+        for name in ("sound", "without sha256", "missing", "damaged")
+    }
+    sound, untold, missing, damaged = numbers.values()
+    return sound, untold, missing, damaged
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from luve_lightning.datamodules.sampling import SampleKey
 from luve_lightning.datasets.caption_latents import CaptionLatents
 from luve_lightning.datasets.latent_recipe import LatentRecipe
-from luve_lightning.datasets.latent_store import LatentStore
+from luve_lightning.datasets.latent_store import LatentStore, StoreError
 from luve_lightning.datasets.video_rows import CAPTIONS, ClipEntry
 
 COLUMNS = ("Summarized Description", "Brief Description", "Style")
@@ -79,6 +79,19 @@ def test_chance_follows_from_the_key_alone(store: LatentStore) -> None:
     assert more.count("") > forward.count("")
     fewer = [one[key]["caption"] for key in keys(100)]
     assert [c == "" for c in fewer] == [c == "" for c in forward]
+
+
+def test_flipped_bits_do_not_get_into_training(tmp_path: Path) -> None:
+    store = LatentStore(tmp_path)
+    sound = dataset(store)
+    path = store.path(sound.items[1][1])
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 0x80
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="sha256 differs"):
+        dataset(store, preload=True)
+    with pytest.raises(StoreError, match="sha256 differs"):
+        sound[1]
 
 
 def test_preloaded_latents_are_those_of_the_store(store: LatentStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import pickle
@@ -17,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import save
 
 from luve_lightning.datasets.latent_store import (
     ENCODER_VERSION,
@@ -117,7 +119,9 @@ def test_read_gives_what_was_written(store: LatentStore, dtype: str) -> None:
     assert torch.equal(store.read(key), latents().to(getattr(torch, dtype)))
     with safe_open(store.path(key), "pt") as file:  # any safetensors reader opens it
         assert torch.equal(file.get_tensor("latents"), store.read(key))
-        assert file.metadata() == {"key": key.json}
+        content = f"{store.read(key).dtype} (16, 3, 6, 5)\n".encode()
+        content += bytes(store.read(key).view(torch.uint8).flatten().tolist())
+        assert file.metadata() == {"key": key.json, "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def test_entry_bytes_depend_on_key_and_latents_only(tmp_path: Path) -> None:
@@ -167,6 +171,76 @@ def test_damaged_entry_is_refused(store: LatentStore) -> None:
     os.truncate(store.path(KEY), 200)
     with pytest.raises(StoreError, match=r"damaged entry.*run `luve precompute` again"):
         store.read(KEY)
+
+
+def flip_bits(path: Path) -> None:
+    """The sign of every value; nothing but the values is touched."""
+    content = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    for place in range(start + 1, len(content), 2):
+        content[place] ^= 0x80
+    path.write_bytes(content)
+
+
+def test_flipped_bits_are_noticed_where_the_whole_is_read(store: LatentStore) -> None:
+    store.write(KEY, latents())
+    assert store.check(KEY)
+    flip_bits(store.path(KEY))
+    for look in (store.read, store.check):
+        with pytest.raises(StoreError, match=r"damaged entry: .*sha256 differs.*run `luve precompute` again"):
+            look(KEY)
+    # A window does not read the rest, which is the point of it.
+    assert torch.equal(store.read(KEY, t=(0, 1)), -latents().half()[:, :1])
+
+
+def test_entries_of_before_the_digest_are_found_and_readable(store: LatentStore) -> None:
+    path = store.path(KEY)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(save({"latents": latents().half()}, metadata={"key": KEY.json}))
+    assert store.has(KEY)
+    assert torch.equal(store.read(KEY), latents().half())
+    assert store.check(KEY) is False
+    assert store.write(KEY, latents(1)) == 0
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        DEEP,
+        f'{{"latents": {DEEP}}}',
+        '{"__metadata__": [], "latents": {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]}}',
+        '{"__metadata__": {"key": 1}, "latents": {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]}}',
+        '{"latents": {"dtype": "F16", "shape": [1.0], "data_offsets": [0, 2]}}',
+        '{"latents": {"dtype": "F16", "shape": [9], "data_offsets": [0, 2]}}',
+        '{"latents": {"dtype": "F16", "shape": [-1], "data_offsets": [2, 0]}}',
+        '{"latents": {"dtype": {}, "shape": [1], "data_offsets": [0, 2]}}',
+        '{"latents": {"dtype": "F16", "shape": [1], "data_offsets": [0, 2, 4]}}',
+        '{"latents": []}',
+        "[]",
+    ],
+)
+def test_strange_headers_are_one_line(store: LatentStore, header: str) -> None:
+    path = store.path(KEY)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"\0\0")
+    for look in (store.read, store.check, store.shape, lambda key: store.read(key, t=(0, 1))):
+        with pytest.raises(StoreError, match="damaged entry") as error:
+            look(KEY)
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 600
+
+
+def test_another_tensor_or_rank_is_a_damaged_entry(store: LatentStore) -> None:
+    path = store.path(KEY)
+    path.parent.mkdir(parents=True)
+    for content in ({"other": latents()}, {"latents": torch.zeros(3, 4)}):
+        path.write_bytes(save(content, metadata={"key": KEY.json}))
+        for look in (store.read, store.shape, lambda key: store.read(key, t=(0, 1))):
+            with pytest.raises(StoreError, match="damaged entry"):
+                look(KEY)
 
 
 @pytest.mark.parametrize("shape", [(16, 3, 6), (1, 16, 3, 6, 5), (16, 0, 6, 5)])

@@ -17,9 +17,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import save
 
 from luve_lightning.datasets.claimed_files import StoreSize
 from luve_lightning.datasets.latent_store import StoreError
+from luve_lightning.datasets.safetensors_window import tensor_digest
 from luve_lightning.datasets.text_store import (
     TEXT_VERSION,
     StoredEmbeddings,
@@ -73,7 +75,7 @@ def test_read_gives_what_was_written_and_zeros(
     assert store.tokens(key) == tokens
     with safe_open(store.path(key), "pt") as file:  # any safetensors reader opens it
         assert torch.equal(file.get_tensor("embedding"), own)
-        assert file.metadata() == {"key": key.json}
+        assert file.metadata() == {"key": key.json, "sha256": tensor_digest(own)}
 
 
 def test_only_the_tokens_take_space(store: TextStore) -> None:
@@ -122,6 +124,30 @@ def test_missing_damaged_and_swapped_entries_are_refused_in_one_line(store: Text
     os.truncate(store.path(KEY), 150)
     with pytest.raises(StoreError, match=r"damaged entry.*run `luve embed` again"):
         store.read(KEY)
+
+
+def test_flipped_bits_are_noticed_and_entries_of_before_the_digest_are_valid(store: TextStore) -> None:
+    store.write(KEY, embedding())
+    assert store.check(KEY)
+    content = bytearray(store.path(KEY).read_bytes())
+    content[-1] ^= 0x80
+    store.path(KEY).write_bytes(content)
+    for look in (store.read, store.check):
+        with pytest.raises(StoreError, match=r"damaged entry: .*sha256 differs.*run `luve embed` again"):
+            look(KEY)
+    store.path(KEY).write_bytes(save({"embedding": embedding()}, metadata={"key": KEY.json}))
+    assert store.check(KEY) is False
+    assert torch.equal(store.read(KEY)[: len(embedding())], embedding())
+
+
+@pytest.mark.parametrize(
+    "record", ["[]", "5", '"text"', "[" * 100_000, '{"backbone": 1}', '{"backbone": "b", "x": 1}']
+)
+def test_strange_records_are_one_line(store: TextStore, record: str) -> None:
+    (store.root / "sources").mkdir(parents=True)
+    (store.root / "sources" / "strange.json").write_text(record)
+    with pytest.raises(StoreError, match=r"strange\.json is no record of `luve embed`.*delete it"):
+        store.source()
 
 
 @pytest.mark.parametrize("change", [{"encoder": ""}, {"length": 0}, {"length": True}, {"dtype": "float64"}])
