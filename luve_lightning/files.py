@@ -150,12 +150,43 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_unfinished(path.parent)
     temporary = unfinished_path(path)
-    with _claimed(temporary, directory=False):
+    with naming(path, temporary), _claimed(temporary, directory=False):
         yield temporary
         _sync(temporary)
         follow_umask(temporary)
         temporary.replace(path)
     _sync(path.parent)
+
+
+@contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let an OSError of the block say which file it is about: writing into an open file raises one that does not.
+
+    Args:
+        path: named by errors that name no file, or `temporary`.
+        temporary: the name under which `path` is made; nobody knows it.
+
+    Raises:
+        OSError: with the errno it had, such as ENOSPC for a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary), temporary):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+def warn_kept_in_memory(folder: Path, error: OSError) -> None:
+    """Say, once a folder and reason, that what a program remembers there for later is not written down.
+
+    Such folders are caches: one that is read-only, somebody else's or full must not end the run.
+    """
+    warnings.warn(
+        f"{folder}: cannot be written ({error.strerror or error}): what would be remembered there is kept in memory, "
+        "and found out again by the next run",
+        stacklevel=1,  # the same line for all, so that Python's own filter shows equal texts once
+    )
 
 
 @contextmanager

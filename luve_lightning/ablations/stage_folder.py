@@ -21,7 +21,7 @@ def done_record(stage: Stage) -> dict[str, Any] | None:
     """What was written down when a stage was finished, or None."""
     try:
         record = json.loads((stage.folder / _DONE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and record.get("hash") == stage.digest else None
 

@@ -107,7 +107,9 @@ def precompute(
     console.print(
         f"{len(entries)} clips, {len(planned)} windows of {recipe.count} latents, VAE {recipe.vae[:12]}"
     )
-    bad = Quarantine(quarantine_path(latents, recipe), max_bad_fraction, len(entries))
+    bad = Quarantine(
+        quarantine_path(latents, recipe), max_bad_fraction, len(entries), [entry.path for entry in entries]
+    )
     if runner.is_global_zero:
         latents.clean()
         for error in short:
@@ -115,7 +117,7 @@ def precompute(
     task = EncodeTask(codec, read, transforms, bad, batch_size)
     _predict(runner, task, EncodeDataModule(planned, read, batch_size, num_workers))
     there = (len(planned) - task.totals.bad) * recipe.count - task.totals.encoded
-    listed = {clip.path for clip in bad.bad()} & {str(entry.path) for entry in entries}
+    listed = bad.bad()
     where = f", listed in {bad.path}" if listed else ""
     console.print(
         f"{store}\n"
@@ -211,5 +213,5 @@ def _predict(runner: L.Trainer, task: EncodeTask, data: EncodeDataModule) -> Non
 
 
 def _raise_too_many(bad: Quarantine) -> None:
-    if len(bad.bad()) > bad.max_bad_fraction * bad.total:
+    if bad.too_many():
         raise TooManyBadClips(bad.describe()) from None

@@ -65,7 +65,9 @@ def score(
     choice = FrameChoice(frames, None if indices is None else tuple(indices))
     own = parse_shard(shard, os.environ)
     entries = _entries(VideoIndex.from_csv(index, clips), splits)
-    bad = Quarantine(output / "unreadable.jsonl", max_bad_fraction, len(entries))
+    bad = Quarantine(
+        output / "unreadable.jsonl", max_bad_fraction, len(entries), [entry.path for entry in entries]
+    )
     console, started = Console(), time.perf_counter()
     bar = Progress(console=console, transient=True) if console.is_terminal and own.index == 0 else None
     with bar or nullcontext():

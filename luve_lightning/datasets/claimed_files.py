@@ -10,6 +10,7 @@ takes over. Locks are `flock`, which Linux also honours on NFS.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -18,6 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from luve_lightning.files import naming
 
 _ASK_AGAIN = 0.02  # seconds
 
@@ -95,13 +98,14 @@ class ClaimedFiles:
     def _commit(self, digest: str, data: bytes) -> int:
         # Popped first: from the rename on, the descriptor is the entry's, and a second write must not reach it.
         descriptor = self._claimed.pop(digest)
-        os.ftruncate(descriptor, 0)
-        view = memoryview(data)
-        done = 0
-        while done < len(view):
-            done += os.pwrite(descriptor, view[done:], done)
-        os.fsync(descriptor)
         path = self.path(digest)
+        with naming(path):  # a full disk's error names no file
+            os.ftruncate(descriptor, 0)
+            view = memoryview(data)
+            done = 0
+            while done < len(view):
+                done += os.pwrite(descriptor, view[done:], done)
+            os.fsync(descriptor)
         # The folder is not synced: a power cut can take the new name back, never show half an entry under it.
         path.with_suffix(".tmp").replace(path)
         return len(data)
@@ -114,7 +118,8 @@ class ClaimedFiles:
         """
         removed = 0
         for temporary in self.root.glob("??/*.tmp"):
-            with suppress(FileNotFoundError):
+            # Somebody else removes it, or the store may not be written, and then nothing needs room in it.
+            with suppress(FileNotFoundError, PermissionError), _unless_read_only():
                 descriptor = _lock(temporary, os.O_RDWR, wait=False)
                 if descriptor is not None:
                     removed += _unlink_locked(temporary, descriptor)
@@ -149,6 +154,15 @@ def _lock(path: Path, flags: int, wait: bool) -> int | None:
         if _is_at(path, descriptor):
             return descriptor
         os.close(descriptor)  # renamed or removed by whoever held it: look again
+
+
+@contextmanager
+def _unless_read_only() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from luve_lightning.files import replacing
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -30,12 +31,8 @@ def encode_h264(path: Path, frames: np.ndarray, fps: int | Fraction, crf: int | 
         fps: frames per second.
         crf: x264's constant rate factor; None is lossless.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         _encode(temporary, frames, fps, crf)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _encode(path: Path, frames: np.ndarray, fps: int | Fraction, crf: int | None) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import time
 from pathlib import Path
+
+from luve_lightning.files import warn_kept_in_memory
 
 Stamp = tuple[int, int, int]
 
 # A file changed twice within one tick of its file system's clock keeps its stamp (Git calls this "racily
 # clean"). Ticks are up to 2 s (FAT); a hash of a file touched less than this ago is used, but not remembered.
 _SETTLED_NS = 2_000_000_000
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def stamp(path: Path) -> Stamp:
@@ -31,6 +36,8 @@ def stamp(path: Path) -> Stamp:
 class FileHashes:
     """sha256 of files by path and stamp, in a file of JSON lines that any number of processes may append to.
 
+    Where that file may not be written, or the disk is full, a hash is remembered by this object alone.
+
     Args:
         root: folder of the cache file, `file_hashes.jsonl`.
     """
@@ -39,6 +46,7 @@ class FileHashes:
         self.path = Path(root) / "file_hashes.jsonl"
         self._known: dict[str, tuple[Stamp, str]] = {}
         self._read_to = 0
+        self._writable = True
 
     def digest(self, path: str | Path) -> str:
         """sha256 of a file's bytes, 64 hex digits.
@@ -47,7 +55,7 @@ class FileHashes:
             FileNotFoundError: when there is no file.
             OSError: when it cannot be read, or changes while it is read.
         """
-        file = Path(path).resolve()
+        file = _resolved(path)
         known = self.known(file)
         if known is not None:
             return known
@@ -57,7 +65,7 @@ class FileHashes:
         if stamp(file) != before:
             raise OSError(f"{file} changed while it was read")
         if time.time_ns() - max(before[1:]) > _SETTLED_NS:
-            self._append(str(file), before, digest)
+            self._remember(str(file), before, digest)
         return digest
 
     def known(self, path: str | Path) -> str | None:
@@ -66,7 +74,7 @@ class FileHashes:
         Raises:
             FileNotFoundError: when there is no file.
         """
-        file = Path(path).resolve()
+        file = _resolved(path)
         now = stamp(file)
         for look in (lambda: None, self._refresh):
             look()
@@ -75,8 +83,17 @@ class FileHashes:
                 return found[1]
         return None
 
-    def _append(self, file: str, seen: Stamp, digest: str) -> None:
+    def _remember(self, file: str, seen: Stamp, digest: str) -> None:
         self._known[file] = (seen, digest)
+        if not self._writable:
+            return
+        try:
+            self._append(file, seen, digest)
+        except OSError as error:
+            self._writable = False
+            warn_kept_in_memory(self.path.parent, error)
+
+    def _append(self, file: str, seen: Stamp, digest: str) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"path": file, "stamp": seen, "sha256": digest}).encode() + b"\n"
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
@@ -93,14 +110,23 @@ class FileHashes:
             with self.path.open("rb") as stream:
                 stream.seek(self._read_to)
                 new = stream.read()
-        except FileNotFoundError:
-            return
+        except OSError:
+            return  # not there, or not ours to read
         whole = new[: new.rfind(b"\n") + 1]
         self._read_to += len(whole)
         for line in whole.splitlines():
             try:
                 record = json.loads(line)
                 size, mtime, ctime = record["stamp"]
-                self._known[record["path"]] = ((size, mtime, ctime), record["sha256"])
-            except (ValueError, KeyError, TypeError):
+                if _SHA256.fullmatch(record["sha256"]):
+                    self._known[record["path"]] = ((size, mtime, ctime), record["sha256"])
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # torn by a kill; the file is hashed again when it is needed
+
+
+def _resolved(path: str | Path) -> Path:
+    """A path without links; OSError for links in a circle, which Python 3.11 and 3.12 call a RuntimeError."""
+    try:
+        return Path(path).resolve()
+    except RuntimeError:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
 from luve_lightning.datasets.clip_types import ClipError
+from luve_lightning.files import warn_kept_in_memory
 
 T = TypeVar("T")
 SHOWN = 5  # clips named in the message of TooManyBadClips
@@ -66,22 +67,32 @@ class Quarantine:
 
     The file belongs to one run folder. All DataLoader workers and processes of the run write to it: a line is
     appended in one write under a lock, so that lines are whole and no clip is listed twice. A resumed run
-    goes on with it; a clip replaced since then no longer counts.
+    goes on with it; a clip replaced since then no longer counts. Where the file may not be written, a clip is
+    listed by this object alone.
 
     Args:
         path: the file; made, with its folders, when the first clip fails. None keeps the list in memory, for
             each worker its own.
         max_bad_fraction: the largest share of `total` that may be bad, in [0, 1].
         total: how many clips there are, >= 1.
+        clips: the clips themselves, where the file may also name others: of another index, by a run that shares the
+            store. None counts all that are listed.
     """
 
-    def __init__(self, path: str | Path | None, max_bad_fraction: float, total: int) -> None:
+    def __init__(
+        self,
+        path: str | Path | None,
+        max_bad_fraction: float,
+        total: int,
+        clips: Iterable[Path] | None = None,
+    ) -> None:
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction: expected a share in [0, 1], got {max_bad_fraction}")
         if total < 1:
             raise ValueError(f"total: expected at least one clip, got {total}")
         self.path = None if path is None else Path(path)
         self.max_bad_fraction, self.total = max_bad_fraction, total
+        self._own = None if clips is None else {str(clip) for clip in clips}
         self._bad: dict[str, BadClip] = {}
         self._read = 0  # bytes of the file already taken in
 
@@ -95,16 +106,32 @@ class Quarantine:
         if self.path is None:
             self._bad.setdefault(bad.path, bad)
         elif bad.path not in self._bad:
-            self._append(self.path, bad)
-        if len(self._bad) > self.max_bad_fraction * self.total:
+            try:
+                self._look()  # what is listed need not be writable
+                if bad.path not in self._bad:
+                    self._append(self.path, bad)
+            except OSError as error:
+                warn_kept_in_memory(self.path.parent, error)
+                self._bad[bad.path] = bad
+        if len(self._counted()) > self.max_bad_fraction * self.total:
             raise TooManyBadClips(self.describe())
 
     def bad(self) -> list[BadClip]:
         """The clips listed so far, by anyone, in the order in which they were found."""
+        self._look()
+        return self._counted()
+
+    def too_many(self) -> bool:
+        """Whether more than the allowed share is bad."""
+        return len(self.bad()) > self.max_bad_fraction * self.total
+
+    def _look(self) -> None:
         if self.path is not None and self.path.exists():
             with self.path.open("rb") as file:
                 self._catch_up(file.fileno())
-        return list(self._bad.values())
+
+    def _counted(self) -> list[BadClip]:
+        return [clip for clip in self._bad.values() if self._own is None or clip.path in self._own]
 
     def describe(self) -> str:
         """How many clips are bad, and the first few with their reasons, as lines of text."""
@@ -121,7 +148,7 @@ class Quarantine:
 
     def _append(self, path: Path, bad: BadClip) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)  # given back by the kernel even when the process is killed
             end = self._catch_up(file)
@@ -187,6 +214,8 @@ def _facts(path: Path) -> tuple[int | None, int | None]:
 
 def _parsed(line: bytes) -> BadClip | None:
     try:
-        return BadClip(**json.loads(line))
-    except (ValueError, TypeError):  # cut off by a kill, or not ours
+        clip = BadClip(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):  # cut off by a kill, or not ours
         return None
+    sound = isinstance(clip.path, str) and "\0" not in clip.path and isinstance(clip.reason, str)
+    return clip if sound else None

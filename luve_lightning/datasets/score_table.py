@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from luve_lightning.files import replacing
 
 PATTERN = "part-*.parquet"
 
@@ -88,19 +89,14 @@ def read_rows(path: Path) -> list[ScoreRow]:
 def write_rows(path: Path, rows: Iterable[ScoreRow]) -> None:
     """Write a Parquet file so that whoever reads it, or kills this, meets the old content or the new one.
 
-    One process at a time may write a path; what it leaves when it is killed, the next one overwrites.
+    What a killed process leaves, the next one removes.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist([_record(row) for row in rows], _schema())
-    temporary = path.with_name(f".{path.name}.unfinished")
-    with temporary.open("wb") as stream:
+    with replacing(path) as temporary, temporary.open("wb") as stream:
         pq.write_table(table, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
 
 
 def common_settings(path: Path, rows: Iterable[ScoreRow]) -> ScoreSettings | None:

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -34,6 +32,7 @@ from luve_lightning.datasets.safetensors_window import (
     packed,
     tensor_digest,
 )
+from luve_lightning.files import replacing
 
 # Raise it when the same caption and the same text encoder would give another embedding: another cleaning of
 # captions, tokenization or masking in models/text.py.
@@ -214,18 +213,12 @@ class TextStore:
 
     def record(self, source: TextSource, backbone: str) -> None:
         """Note that captions were embedded with `source`, the text encoder of `backbone`."""
-        folder = self.root / "sources"
-        folder.mkdir(parents=True, exist_ok=True)
+        path = self.root / "sources" / f"{source.digest}.json"
         text = json.dumps(asdict(source) | {"backbone": backbone}, indent=1, sort_keys=True) + "\n"
-        descriptor, name = tempfile.mkstemp(dir=folder, suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                os.fchmod(file.fileno(), 0o644)  # mkstemp's files are their owner's alone
-            Path(name).replace(folder / f"{source.digest}.json")
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        if path.is_file() and path.read_bytes() == text.encode():
+            return  # a store that is complete need not be writable
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     def sources(self) -> dict[TextSource, str]:
         """What the captions were embedded with, and the backbone each time."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
 from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.files import replacing, warn_kept_in_memory
 from luve_lightning.models.backbone import LatentCodec
 from luve_lightning.models.folders import is_local
 
@@ -21,7 +21,8 @@ def vae_fingerprint(backbone: str | Path, root: str | Path) -> str:
 
     Args:
         backbone: a local pipeline folder or a hub id.
-        root: folder of the latent store; remembers file hashes, and fingerprints under `vaes/`.
+        root: folder of the latent store; remembers file hashes, and fingerprints under `vaes/`, where it may be
+            written.
 
     Raises:
         FileNotFoundError: when the VAE cannot be had.
@@ -33,13 +34,17 @@ def vae_fingerprint(backbone: str | Path, root: str | Path) -> str:
     files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
     contents = "".join(f"{path.name} {hashes.digest(path)}\n" for path in files)
     record = Path(root) / "vaes" / hashlib.sha256(contents.encode()).hexdigest()
-    if record.is_file() and _FINGERPRINT.fullmatch(known := record.read_text(encoding="ascii").strip()):
-        return known
+    try:
+        if _FINGERPRINT.fullmatch(known := record.read_text(encoding="ascii").strip()):
+            return known
+    except (OSError, ValueError):
+        pass  # not there, or not ours to read
     fingerprint = LatentCodec.from_pretrained(backbone).fingerprint()
-    record.parent.mkdir(parents=True, exist_ok=True)
-    temporary = record.with_name(f".{record.name}.{os.getpid()}")
-    temporary.write_text(f"{fingerprint}\n", encoding="ascii")
-    temporary.replace(record)
+    try:
+        with replacing(record) as temporary:
+            temporary.write_text(f"{fingerprint}\n", encoding="ascii")
+    except OSError as error:
+        warn_kept_in_memory(Path(root), error)
     return fingerprint
 
 

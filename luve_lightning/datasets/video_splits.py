@@ -48,7 +48,7 @@ def read_splits(path: Path, used: Iterable[str], known: Iterable[str]) -> dict[s
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise VideoIndexError(f"{path}: not JSON ({error})") from None
     split_of: dict[str, Split] = {}
     for split, urls in _lists(path, content).items():

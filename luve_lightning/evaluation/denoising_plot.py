@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from luve_lightning.evaluation.denoising_spectra import DenoisingSpectra
 from luve_lightning.evaluation.sigma_switch import PAPER_SIGMA_SWITCH, SwitchSuggestion
+from luve_lightning.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +60,5 @@ def save_plot(spectra: DenoisingSpectra, switch: SwitchSuggestion, path: Path, t
     """Draw into a PNG file, which is either whole or not there; makes its folder."""
     image = io.BytesIO()
     draw_spectra(spectra, switch, title).savefig(image, format="png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(image.getvalue())
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(image.getvalue())

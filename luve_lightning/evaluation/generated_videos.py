@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 from luve_lightning.datasets.video_files import write_video
 from luve_lightning.evaluation.contact_sheet import StageFrames, contact_sheet
 from luve_lightning.evaluation.tables import write_text
+from luve_lightning.files import replacing
 from luve_lightning.pipelines.generation_jobs import VideoFolder, VideoJob
 from luve_lightning.pipelines.generation_run import MadeVideo
 
@@ -73,9 +73,5 @@ def sheet_of(job: VideoJob, made: MadeVideo) -> Image.Image:
 
 
 def _save(sheet: Image.Image, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         sheet.save(temporary, format="JPEG", quality=92)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

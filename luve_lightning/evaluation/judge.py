@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from luve_lightning.datasets.clips import ClipError
 from luve_lightning.datasets.video_files import read_video
 from luve_lightning.evaluation.tables import write_text
 from luve_lightning.evaluation.video_sets import VideoSets
+from luve_lightning.files import naming, replacing
 
 AXES = {
     "realism": "whether light, textures, shapes and motion are those of a real recording, without artefacts",
@@ -176,7 +176,7 @@ def read_key(folder: Path) -> Key:
         content = json.loads(path.read_text(encoding="utf-8"))
         entries = {key: KeyEntry(**entry) for key, entry in content["entries"].items()}
         return Key(entries, dict(content["unreadable"]))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path}: not a key that `luve judge` wrote") from None
 
 
@@ -192,7 +192,8 @@ def _question(
             continue
         path = folder / FRAMES / f"{key.replace('/', '_')}-{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture)
+        with naming(path):
+            path.write_bytes(picture)
         shown.append(path.relative_to(folder).as_posix())
     axes = "\n".join(f"- {name}: {meaning}" for name, meaning in AXES.items())
     return {
@@ -233,14 +234,8 @@ def _check_folder(folder: Path, entries: dict[str, KeyEntry]) -> None:
 
 def _write_lines(path: Path, lines: Iterator[str]) -> None:
     """Line by line, for embedded frames may not fit into memory; the file is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 def _some(names: list[str]) -> str:

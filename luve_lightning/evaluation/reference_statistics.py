@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from luve_lightning.datasets.video_files import VIDEO_SUFFIXES, read_video
+from luve_lightning.files import warn_kept_in_memory
 from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.metrics.feature_extractor import FeatureExtractor
 from luve_lightning.metrics.feature_statistics import FeatureStatistics
@@ -145,14 +147,26 @@ def prepare_reference(
         statistics = FeatureStatistics.load(folder)
     else:
         kept = None if cache is None else _kept(folder, metric, cache)
-        if kept is not None and kept.is_file():
-            statistics = FeatureStatistics.load(kept)
-        else:
-            statistics = folder_statistics(folder, metric.patches, metric.extractor, device, progress)
-            if kept is not None:
+        found = None if kept is None else _load_kept(kept)
+        statistics = found or folder_statistics(folder, metric.patches, metric.extractor, device, progress)
+        if kept is not None and found is None:
+            try:
                 statistics.save(kept)
+            except OSError as error:
+                warn_kept_in_memory(kept.parent, error)
     metric.use_reference(statistics)
     return statistics
+
+
+def _load_kept(kept: Path) -> FeatureStatistics | None:
+    """Statistics of an earlier run; None, with a word, when they are damaged."""
+    if not kept.is_file():
+        return None
+    try:
+        return FeatureStatistics.load(kept)
+    except (ValueError, OSError) as error:
+        warnings.warn(f"{error}; they are made again", stacklevel=2)
+        return None
 
 
 def _kept(folder: Path, metric: FrechetPatchDistance, cache: Path) -> Path:

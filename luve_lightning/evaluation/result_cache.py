@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from luve_lightning.evaluation.tables import write_text
+from luve_lightning.files import replacing, warn_kept_in_memory
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class ResultCache:
     """Scores and features by the contents of the files and the identity of the metric.
 
     A file is written under another name and renamed, so it is whole or not there; one that cannot be read counts as
-    missing. Several processes may share a folder: they write the same files.
+    missing. Several processes may share a folder: they write the same files. Where a folder may not be written, results
+    are kept in memory, for this object.
 
     Args:
         folder: made on the first write.
@@ -45,18 +45,26 @@ class ResultCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._kept: dict[Path, Score | np.ndarray] = {}
 
     def score(self, key: str) -> Score | None:
         """A stored score, or None."""
+        path = self._path(key, ".json")
+        if isinstance(kept := self._kept.get(path), Score):
+            return kept
         try:
-            record = json.loads(self._path(key, ".json").read_text(encoding="utf-8"))
+            record = json.loads(path.read_text(encoding="utf-8"))
             return Score(float(record["value"]), float(record["weight"]), dict(record["versions"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def put_score(self, key: str, score: Score, about: Mapping[str, str]) -> None:
         """Store a score with what it is of, for people who look into the folder."""
-        write_text(self._path(key, ".json"), json.dumps({**about, **asdict(score)}, indent=1) + "\n")
+        path = self._path(key, ".json")
+        try:
+            write_text(path, json.dumps({**about, **asdict(score)}, indent=1) + "\n")
+        except OSError as error:
+            self._keep(path, score, error)
 
     def has_features(self, key: str) -> bool:
         """Whether features are stored whole; reads none of them."""
@@ -69,23 +77,25 @@ class ResultCache:
 
     def put_features(self, key: str, features: Tensor) -> None:
         """Store features, N x D."""
-        content = io.BytesIO()
-        np.save(content, features.detach().cpu().float().numpy(), allow_pickle=False)
+        content = features.detach().cpu().float().numpy()
         path = self._path(key, ".npy")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with temporary.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.save(file, content, allow_pickle=False)
+        except OSError as error:
+            self._keep(path, content.copy(), error)
+
+    def _keep(self, path: Path, result: Score | np.ndarray, error: OSError) -> None:
+        if not self._kept:
+            warn_kept_in_memory(self.folder, error)
+        self._kept[path] = result
 
     def _open(self, key: str, mmap_mode: Literal["r"] | None) -> np.ndarray | None:
+        path = self._path(key, ".npy")
+        if isinstance(kept := self._kept.get(path), np.ndarray):
+            return kept
         try:
-            found: np.ndarray = np.load(self._path(key, ".npy"), mmap_mode=mmap_mode, allow_pickle=False)
+            found: np.ndarray = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
         except (OSError, ValueError, EOFError, TypeError):
             return None
         return found

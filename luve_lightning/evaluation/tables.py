@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
+
+from luve_lightning.files import replacing
 
 Row = Mapping[str, Any]
 
@@ -90,16 +91,8 @@ def table_rich(columns: Sequence[str], rows: Sequence[Row], title: str = "") -> 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is either the old one or the new one, never half of it; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _check(columns: Sequence[str], rows: Sequence[Row]) -> None:

@@ -198,7 +198,7 @@ class ClipUpsampler:
         path = self.folder / name / f"{entry.clip_id}.mp4"
         try:
             about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         return (
             isinstance(about, dict) and about.get("recipe") == self._recipe(name, digest) and path.is_file()

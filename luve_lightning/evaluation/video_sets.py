@@ -102,7 +102,7 @@ def read_prompts(path: Path) -> dict[str, str]:
             rows = [json.loads(line) for line in lines if line.strip()]
         else:
             raise ValueError(f"prompts: {path}: expected a .csv or a .jsonl file")
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"prompts: {path}: cannot be read: {error}") from None
     prompts = {}
     for number, row in enumerate(rows, 1):
@@ -133,7 +133,7 @@ def _prompts_beside(paths: Iterable[Path]) -> dict[str, str]:
             continue
         try:
             content = json.loads(beside.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{beside}: not JSON ({error})") from None
         if isinstance(content, dict) and isinstance(content.get("prompt"), str):
             found[path.stem] = content["prompt"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from luve_lightning.files import replacing
 from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.metrics.feature_moments import FeatureMoments
 
@@ -98,16 +98,8 @@ class FeatureStatistics:
             },
         }
         tensors = {"sum": self.moments.sum.cpu().contiguous(), "outer": self.moments.outer.cpu().contiguous()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with temporary.open("wb") as file:
-                file.write(save(tensors, {_KEY: json.dumps(about, sort_keys=True)}))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(save(tensors, {_KEY: json.dumps(about, sort_keys=True)}))
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureStatistics:
@@ -123,13 +115,18 @@ class FeatureStatistics:
             with safe_open(str(path), framework="pt") as file:
                 about: dict[str, Any] = json.loads((file.metadata() or {}).get(_KEY, "null"))
                 tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, json.JSONDecodeError) as error:
+        except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"reference statistics {path}: cannot be read ({error})") from error
         if not isinstance(about, dict) or about.get("format") != _FORMAT:
             raise ValueError(f"reference statistics {path}: not a statistics file of format {_FORMAT}")
-        return cls(
-            moments=FeatureMoments(about["count"], tensors["sum"], tensors["outer"]),
-            plan=PatchPlan(**about["plan"]),
-            path=str(path),
-            **{name: about[name] for name in ("extractor", "source", "source_hash", "files", "package")},
-        )
+        try:
+            return cls(
+                moments=FeatureMoments(about["count"], tensors["sum"], tensors["outer"]),
+                plan=PatchPlan(**about["plan"]),
+                path=str(path),
+                **{name: about[name] for name in ("extractor", "source", "source_hash", "files", "package")},
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"reference statistics {path}: damaged ({type(error).__name__}: {error})"
+            ) from error

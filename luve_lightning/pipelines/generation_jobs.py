@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from luve_lightning.datasets.claimed_files import ClaimedFiles
+from luve_lightning.files import remove_unfinished
 from luve_lightning.pipelines.prompts import PromptLine, check_distinct, check_seed
 from luve_lightning.pipelines.video_sizes import SizeRules
 
@@ -165,7 +166,7 @@ class VideoFolder:
         path = self.video(job)
         try:
             about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         found = about.get("recipe") if isinstance(about, dict) else None
         if not (isinstance(found, dict) and path.is_file()):
@@ -193,6 +194,7 @@ class VideoFolder:
         with self._claims.claim(digest, wait=wait) as mine:
             if mine:
                 for folder in (self.root, *(self.root / stage for stage in self.stages)):
+                    remove_unfinished(folder)
                     for left in folder.glob(f".{glob.escape(job.name)}.*"):
                         left.unlink(missing_ok=True)
             yield mine

@@ -56,7 +56,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise Unreadable(f"{path.name} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise Unreadable(f"{path.name}: expected a JSON object, got a {type(content).__name__}")

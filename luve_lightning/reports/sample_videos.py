@@ -111,7 +111,7 @@ def _prompt(path: Path) -> str:
     beside = path.with_suffix(".json")
     try:
         content = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return ""  # a video need not have one
     prompt = content.get("prompt") if isinstance(content, dict) else None
     return prompt if isinstance(prompt, str) else ""

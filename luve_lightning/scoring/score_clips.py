@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -25,6 +24,7 @@ from luve_lightning.datasets.score_table import (
     write_rows,
 )
 from luve_lightning.datasets.video_index import ClipEntry
+from luve_lightning.files import Busy, locked
 from luve_lightning.scoring.base import Scorer
 from luve_lightning.scoring.read_frames import ClipJob, FrameChoice, FrameReader, ReadClip, read_ahead
 from luve_lightning.scoring.shard import Shard
@@ -90,12 +90,13 @@ def score_clips(
 @contextmanager
 def _alone(part: Path, shard: Shard) -> Iterator[None]:
     """Hold a shard; the kernel gives it back however the process ends."""
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with part.with_name(f".{part.stem}.lock").open("w") as stream:
+    with ExitStack() as held:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ScoresError(f"{part.parent}: another process is scoring shard {shard}") from None
+            held.enter_context(locked(part.with_name(f".{part.stem}.lock"), what=f"shard {shard}"))
+        except Busy as busy:
+            raise ScoresError(
+                f"{part.parent}: another process is scoring shard {shard}: {busy.owner}"
+            ) from None
         yield
 
 

@@ -88,7 +88,7 @@ def _same_rater(first: RaterAnswers, second: RaterAnswers) -> str:
 def _read(file: Path, key: StudyKey) -> RaterAnswers:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"answers: {file.name}: not JSON: {error}") from None
     if not isinstance(content, dict) or not {"format", "study", "rater", "answers"} <= content.keys():
         raise ValueError(f"answers: {file.name}: not what the study's page saves")

@@ -78,7 +78,7 @@ def read_key(path: Path) -> StudyKey:
         raise FileNotFoundError(f"key: {path}: no such file; `luve study build` writes it")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"key: {path}: not JSON: {error}") from None
     try:
         return _key(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from luve_lightning.datasets import file_hashes
 from luve_lightning.datasets.file_hashes import FileHashes
+from tests.helpers.unwritable import forbid_writing
 
 
 def settled_file(path: Path, content: bytes) -> Path:
@@ -119,3 +121,57 @@ def test_processes_append_whole_lines(tmp_path: Path) -> None:
     assert [process.wait(60) for process in running] == [0, 0, 0]
     hashes = FileHashes(store)
     assert all(hashes.known(file) == hashlib.sha256(bytes([i])).hexdigest() for i, file in enumerate(files))
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("folder_is_there", [True, False])
+def test_where_nothing_may_be_written_hashes_are_kept_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, folder_is_there: bool
+) -> None:
+    store = tmp_path / "store"
+    one, two = settled_file(tmp_path / "1", b"1"), settled_file(tmp_path / "2", b"2")
+    if folder_is_there:
+        FileHashes(store).digest(one)
+    forbid_writing(monkeypatch, store, number)
+    hashes = FileHashes(store)
+    three = settled_file(tmp_path / "3", b"3")
+    with pytest.warns(UserWarning, match=f"{store}: cannot be written .*kept in memory") as told:
+        digests = [hashes.digest(path) for path in (one, two, three)]
+    assert digests == [hashlib.sha256(content).hexdigest() for content in (b"1", b"2", b"3")]
+    assert len(told) == 1
+    assert hashes.known(two) == hashlib.sha256(b"2").hexdigest()
+    assert FileHashes(store).known(two) is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000 + "]" * 100_000,
+        '{"path": {}, "stamp": [1, 2, 3], "sha256": "' + "a" * 64 + '"}',
+        '{"path": "PATH", "stamp": 5, "sha256": "' + "a" * 64 + '"}',
+        '{"path": "PATH", "stamp": STAMP, "sha256": 5}',
+        '{"path": "PATH", "stamp": STAMP, "sha256": "../../etc"}',
+        "5",
+        "null",
+        "\xff\xfe",
+    ],
+)
+def test_strange_lines_are_passed_over(tmp_path: Path, line: str) -> None:
+    one, two = settled_file(tmp_path / "1", b"1"), settled_file(tmp_path / "2", b"2")
+    FileHashes(tmp_path).digest(two)
+    line = line.replace("PATH", str(one)).replace("STAMP", str(list(file_hashes.stamp(one))))
+    with (tmp_path / "file_hashes.jsonl").open("a", encoding="latin-1") as stream:
+        stream.write(line + "\n")
+    hashes = FileHashes(tmp_path)
+    assert hashes.known(two) == hashlib.sha256(b"2").hexdigest()
+    assert hashes.known(one) is None
+    assert hashes.digest(one) == hashlib.sha256(b"1").hexdigest()
+
+
+def test_links_in_a_circle_and_long_names_are_os_errors(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for path in (tmp_path / "a", tmp_path / ("x" * 300)):
+        for look in (FileHashes(tmp_path).digest, FileHashes(tmp_path).known):
+            with pytest.raises(OSError, match=r"symbolic links|too long"):
+                look(path)

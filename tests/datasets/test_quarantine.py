@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from luve_lightning.datasets.clips import ClipError, read_clip
 from luve_lightning.datasets.quarantine import Quarantine, TooManyBadClips, first_readable
 from tests.datasets.video_files import numbers_of, write_sound, write_video
+from tests.helpers.unwritable import forbid_writing
 
 FRAMES = 6
 
@@ -216,3 +218,50 @@ def test_a_deleted_list_starts_again(tmp_path: Path) -> None:
 def test_impossible_values_are_named(share: float, total: int) -> None:
     with pytest.raises(ValueError, match=r"(max_bad_fraction|total): expected"):
         Quarantine(None, share, total)
+
+
+def test_clips_of_another_index_do_not_count(tmp_path: Path) -> None:
+    """Runs that share a store share its list: of other splits, of other people's clips."""
+    path, clips = tmp_path / "quarantine.jsonl", [tmp_path / f"{name}.mp4" for name in "abcd"]
+    for clip in clips[:3]:
+        Quarantine(path, 1.0, 4).add(ClipError(clip, "is missing"))
+    own = Quarantine(path, 0.5, 2, clips[2:])
+    own.add(ClipError(clips[2], "is missing"))
+    assert [clip.clip_id for clip in own.bad()] == ["c"]
+    assert own.describe().startswith("1 of 2 clips cannot be read (50.0%, 50.0% allowed)")
+    with pytest.raises(TooManyBadClips, match="2 of 2 clips"):
+        own.add(ClipError(clips[3], "is missing"))
+    assert own.too_many()
+
+
+def test_a_list_that_may_not_be_written_goes_on_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store" / "quarantine.jsonl"
+    Quarantine(path, 1.0, 10).add(ClipError(tmp_path / "a.mp4", "is missing"))
+    forbid_writing(monkeypatch, path.parent, errno.EROFS)
+    quarantine = Quarantine(path, 0.1, 10)
+    quarantine.add(ClipError(tmp_path / "a.mp4", "is missing"))  # listed: nothing is to be written
+    with pytest.warns(UserWarning, match="kept in memory"), pytest.raises(TooManyBadClips, match="2 of 10"):
+        quarantine.add(ClipError(tmp_path / "b.mp4", "is missing"))
+    assert [clip.clip_id for clip in quarantine.bad()] == ["a", "b"]
+    assert [clip.clip_id for clip in Quarantine(path, 1.0, 10).bad()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        "[]",
+        "7",
+        '{"clip_id": "a"}',
+        '{"clip_id": 1, "path": 2, "reason": 3, "time": 4, "size": 5, "changed_ns": 6}',
+        '{"clip_id": "a", "path": "a\\u0000.mp4", "reason": "r", "time": "", "size": null, "changed_ns": null}',
+    ],
+)
+def test_strange_lines_are_passed_over(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "quarantine.jsonl"
+    Quarantine(path, 1.0, 10).add(ClipError(tmp_path / "a.mp4", "is missing"))
+    with path.open("a") as file:
+        file.write(line + "\n")
+    assert [clip.clip_id for clip in Quarantine(path, 1.0, 10).bad()] == ["a"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from luve_lightning.datasets import vae_fingerprints
 from luve_lightning.datasets.vae_fingerprints import vae_fingerprint
 from luve_lightning.models.backbone import LatentCodec
 from tests.helpers.small_world import write_backbone
+from tests.helpers.unwritable import forbid_writing
 
 
 def settle(folder: Path) -> None:
@@ -65,3 +67,16 @@ def test_a_damaged_record_is_made_again(tmp_path: Path) -> None:
 def test_a_missing_backbone_is_one_line(tmp_path: Path, backbone: str) -> None:
     with pytest.raises(FileNotFoundError, match="expected a diffusers pipeline folder or a hub id"):
         vae_fingerprint(backbone, tmp_path)
+
+
+def test_a_store_that_may_not_be_written_is_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, store = write_backbone(tmp_path / "backbone"), tmp_path / "store"
+    store.mkdir()
+    forbid_writing(monkeypatch, store, errno.EROFS)
+    with pytest.warns(
+        UserWarning, match=f"{store}: cannot be written .Read-only file system.: .*kept in memory"
+    ):
+        assert vae_fingerprint(str(backbone), store) == LatentCodec.from_pretrained(backbone).fingerprint()
+    assert list(store.iterdir()) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from luve_lightning.evaluation import reference_statistics
 from luve_lightning.evaluation.reference_statistics import folder_statistics, prepare_reference, read_frames
 from luve_lightning.metrics.frechet_patch import FrechetPatchDistance
 from tests.helpers.patch_features import PLAN, StubFeatures, stub_metric, stub_video
+from tests.helpers.unwritable import forbid_writing
 
 
 @pytest.fixture
@@ -111,3 +114,31 @@ def test_a_file_is_a_reference_when_it_fits(folder: Path, tmp_path: Path) -> Non
         prepare_reference(FrechetPatchDistance(replace(PLAN, frames=2), StubFeatures()), path, "cpu")
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         prepare_reference(metric, tmp_path / "gone", "cpu")
+
+
+@pytest.mark.parametrize("content", [b"", b"cut", b"json"])
+def test_damaged_statistics_in_the_cache_are_made_again_with_a_word(
+    folder: Path, tmp_path: Path, content: bytes
+) -> None:
+    cache = tmp_path / "cache"
+    made = prepare_reference(stub_metric(), folder, "cpu", cache)
+    (kept,) = cache.iterdir()
+    whole = kept.read_bytes()
+    if content == b"json":
+        deep = json.dumps({"luve_feature_statistics": "[" * 100_000})
+        header = f'{{"__metadata__": {deep}}}'.encode()
+        content = len(header).to_bytes(8, "little") + header
+    kept.write_bytes(content)
+    with pytest.warns(UserWarning, match=f"{kept.name}: cannot be read .*; they are made again"):
+        again = prepare_reference(stub_metric(), folder, "cpu", cache)
+    assert torch.equal(again.moments.sum, made.moments.sum)
+    assert kept.read_bytes() == whole
+
+
+def test_a_cache_that_may_not_be_written_is_no_hindrance(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").mkdir()
+    forbid_writing(monkeypatch, tmp_path / "cache", errno.EROFS)
+    with pytest.warns(UserWarning, match="cache: cannot be written"):
+        assert prepare_reference(stub_metric(), folder, "cpu", tmp_path / "cache").files == 3

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 from luve_lightning.evaluation.result_cache import ResultCache, Score, result_key
+from tests.helpers.unwritable import forbid_writing
 
 KEY = result_key("metric", "video")
 
@@ -63,3 +66,33 @@ def test_every_part_of_a_key_counts() -> None:
         ]
     }
     assert len(keys) == 6
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_folder_that_may_not_be_written_is_kept_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    ResultCache(tmp_path).put_score(KEY, Score(1.0, 2.0, {}), {})
+    other = result_key("metric", "another")
+    forbid_writing(monkeypatch, tmp_path, number)
+    cache, score, features = ResultCache(tmp_path), Score(3.0, 1.0, {"torch": "2"}), torch.randn(7, 3)
+    with pytest.warns(UserWarning, match=f"{tmp_path}: cannot be written"):
+        cache.put_score(other, score, {})
+    with warnings.catch_warnings(action="error"):  # once is enough
+        cache.put_features(other, features)
+    assert cache.score(other) == score
+    assert cache.has_features(other)
+    found = cache.features(other)
+    assert found is not None
+    assert torch.equal(found, features)
+    assert cache.score(KEY) == Score(1.0, 2.0, {})
+    assert ResultCache(tmp_path).score(other) is None
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "5", '{"value": [], "weight": 1, "versions": {}}'])
+def test_strange_scores_count_as_missing(tmp_path: Path, text: str) -> None:
+    cache = ResultCache(tmp_path)
+    cache.put_score(KEY, Score(1.0, 2.0, {}), {})
+    (path,) = tmp_path.glob("*/*.json")
+    path.write_text(text)
+    assert cache.score(KEY) is None

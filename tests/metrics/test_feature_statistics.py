@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 from luve_lightning.functional.patches import PatchPlan
-from luve_lightning.metrics import feature_statistics
 from luve_lightning.metrics.feature_moments import FeatureMoments
 from luve_lightning.metrics.feature_statistics import FeatureStatistics
 
@@ -69,10 +70,10 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: py
     before = path.read_bytes()
 
     def disk_full(descriptor: int) -> None:
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr(feature_statistics.os, "fsync", disk_full)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
         replace(STATISTICS, files=4).save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from luve_lightning.files import replacing
 
 MANIFEST = "MANIFEST.json"
 # Holds the arguments until the manifest does; a folder with it alone was interrupted and can be resumed.
@@ -59,9 +60,8 @@ def matches(path: Path, expected: str | None) -> bool:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def sha256_hex(data: bytes) -> str:
@@ -84,7 +84,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OtherWorldError(f"{path}: is not JSON ({error}); remove the folder, render again") from error
     if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
         raise OtherWorldError(f"{path}: is not a mini world's manifest; choose another folder")
