@@ -27,6 +27,7 @@ from luve_lightning.pipelines.generation_jobs import (
 )
 from luve_lightning.pipelines.generation_run import CascadeRun
 from luve_lightning.pipelines.generation_settings import CascadeSettings
+from luve_lightning.pipelines.lora_files import read_lora
 from luve_lightning.pipelines.luve_speed import SpeedOptions
 from luve_lightning.pipelines.model_identity import model_identity
 from luve_lightning.pipelines.prompts import PromptLine, read_prompt_file
@@ -100,7 +101,7 @@ def generate(
         refiner: Folder of the transformer of the third stage; default the backbone's.
         experts: Folder of each expert of the third stage, by name, of which null switches one off; or one folder that
             holds them all, as lfe/ and hfe/.
-        lora: File or folder of a plain LoRA for Wan2.1, loaded into both transformers.
+        lora: File or folder of a plain LoRA for Wan2.1, loaded into both transformers at the scale its makers meant.
         switch: Sigma at which the low-frequency expert hands over; default where the experts' own bands meet.
         upsampling: Of the second stage; latent and rgb are the paper's baselines, which need no VLUer.
         cascade: False makes the video in one stage at full size, by the refiner where one is given.
@@ -142,8 +143,11 @@ def generate(
     )
     needs_vluer = cascade and upsampling == "vluer"
     sources = find_models(backbone, vluer, needs_vluer, refiner, experts, lora)
+    adapter = None if lora is None else read_lora(lora)
     hashes = FileHashes(output)
     models = {name: model_identity(source, hashes) for name, source in sources.items()}
+    if adapter is not None and adapter.configuration is not None:
+        models["lora"] += " at its configuration's scale"  # videos made when that was not read are others
     stages = ("motion", "upsampled") if keep_stages and cascade else ()
     folder = VideoFolder(
         output, recipe_settings(settings, models, fps, lossless), overwrite, stages, contact_sheet
@@ -153,9 +157,15 @@ def generate(
         _tell(console, output, JobTotals(0, len(jobs)), started)
         return
     processes.begin(target)
-    pipeline = load_pipeline(sources, experts is None, settings, speed, context_parallel, target)
+    pipeline, loaded = load_pipeline(
+        sources, experts is None, settings, speed, context_parallel, target, adapter
+    )
     command = {job.name: command_of(options, job) for job in jobs}
     facts = about_run(target, processes.count, speed)
+    if loaded is not None:
+        facts["lora"] = loaded.record()
+        if processes.rank == 0:
+            console.print(str(loaded), soft_wrap=True, highlight=False, markup=False)
     with Steps(Console(quiet=processes.rank > 0)) as bar:
         watcher = _Watcher(bar)
         shelf = latents or (output / "latents" if keep_stages else None)

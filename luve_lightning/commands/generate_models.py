@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 
 from luve_lightning.pipelines.generation_settings import CascadeSettings
+from luve_lightning.pipelines.lora_files import LoraFile
+from luve_lightning.pipelines.lora_layers import LoraSummary
 from luve_lightning.pipelines.luve import LuVePipeline
 from luve_lightning.pipelines.luve_components import expert_folders
 from luve_lightning.pipelines.luve_speed import SpeedOptions
@@ -48,8 +50,19 @@ def load_pipeline(
     speed: SpeedOptions,
     context_parallel: int,
     device: torch.device,
-) -> LuVePipeline:
-    """The pipeline on its device, with its options in force; `own_experts` takes those of a saved LuVePipeline."""
+    lora: LoraFile | None = None,
+) -> tuple[LuVePipeline, LoraSummary | None]:
+    """The pipeline on its device with its options in force, and what of the LoRA acts.
+
+    Args:
+        sources: of `find_models`.
+        own_experts: take the experts of a saved LuVePipeline.
+        settings: see there.
+        speed: see there.
+        context_parallel: processes over which a video is spread.
+        device: where it runs, unless parts of it are offloaded.
+        lora: what `read_lora` read.
+    """
     experts = {
         name.removeprefix("experts."): path for name, path in sources.items() if name.startswith("experts.")
     }
@@ -61,12 +74,11 @@ def load_pipeline(
         torch_dtype=getattr(torch, settings.dtype),
         shift=settings.shift,
     )
-    if "lora" in sources:
-        pipeline.load_lora_weights(str(sources["lora"]))
+    summary = None if lora is None else pipeline.load_lora_weights(lora)
     pipeline.set_progress_bar_config(disable=True)
     if not speed.offload:
         pipeline.to(device)
     if context_parallel > 1:
         pipeline.enable_context_parallel(context_parallel)
     pipeline.apply(speed)
-    return pipeline
+    return pipeline, summary

@@ -17,14 +17,10 @@ from luve_lightning.models.experts import expert_names, load_expert, save_expert
 from luve_lightning.models.folders import cannot_load, is_local
 from luve_lightning.models.transformer import load_transformer
 from luve_lightning.models.vluer import VLUer
-from luve_lightning.pipelines.adapters import (
-    check_lora,
-    experts_set_aside,
-    lora_name,
-    plain_loras,
-    read_lora,
-)
+from luve_lightning.pipelines.adapters import experts_set_aside, plain_loras
 from luve_lightning.pipelines.denoise import switch_expert
+from luve_lightning.pipelines.lora_files import LoraFile, read_lora
+from luve_lightning.pipelines.lora_layers import LoraSummary, check_loaded, fit_lora
 from luve_lightning.pipelines.video_sizes import SizeRules
 
 EXPERTS = "experts"  # the folder of a saved pipeline that holds one folder for each expert
@@ -183,43 +179,59 @@ class LuVeComponents(WanPipeline):
 
     def load_lora_weights(
         self,
-        pretrained_model_name_or_path_or_dict: str | Path | dict[str, Tensor],
+        pretrained_model_name_or_path_or_dict: str | Path | dict[str, Tensor] | LoraFile,
         adapter_name: str | None = None,
         into: str = "both",
         **kwargs: Any,
-    ) -> None:
+    ) -> LoraSummary:
         """Load a LoRA for Wan2.1 beside the experts, for instance UltraWan's; it is active then.
 
         diffusers' names of the layers are understood, and the original model's as ComfyUI, kohya's trainers and
-        DiffSynth-Studio write them. `set_adapters`, `delete_adapters` and the like are diffusers'; experts are
-        chosen by the stages whatever these chose.
+        DiffSynth-Studio write them. A LoRA is loaded whole, at the scale its tensors, its file's header or PEFT's
+        `adapter_config.json` beside it say, or not at all. `set_adapters`, `delete_adapters` and the like are
+        diffusers'; experts are chosen by the stages whatever these chose.
 
         Args:
-            pretrained_model_name_or_path_or_dict: a file, a folder, a hub id or the weights.
+            pretrained_model_name_or_path_or_dict: a file, a folder, a hub id, the weights or what `read_lora` read.
             adapter_name: default diffusers' choice.
             into: "transformer" (first stage, direct generation), "refiner" (third stage), or "both".
-            kwargs: of diffusers' `load_lora_weights`, such as `weight_name`.
+            kwargs: of `read_lora`, such as `weight_name`.
+
+        Returns:
+            What was loaded, at which scale.
 
         Raises:
-            ValueError: for a LoRA that does not fit the transformer, and an unknown `into`.
+            FileNotFoundError: when it is not there.
+            ValueError: for a LoRA of which something cannot be loaded, and an unknown `into`.
         """
         if into not in ("both", "transformer", "refiner"):
             raise ValueError(f"into: expected both, transformer or refiner, got {into!r}")
-        found, metadata = read_lora(type(self), pretrained_model_name_or_path_or_dict, **kwargs)
+        file = read_lora(pretrained_model_name_or_path_or_dict, **kwargs)
         chosen = {
             "transformer": [self.transformer],
             "refiner": [self.refinement_transformer],
             "both": self.transformers,
         }[into]
-        for transformer in chosen:
+        fitted = []
+        for transformer in chosen:  # all of them before the first is touched
             with experts_set_aside(transformer):
-                check_lora(transformer, found, lora_name(pretrained_model_name_or_path_or_dict))
+                fitted.append(fit_lora(transformer, file))
+        for transformer, lora in zip(chosen, fitted, strict=True):
+            with experts_set_aside(transformer):
+                there = set(getattr(transformer, "peft_config", {}))
                 with warnings.catch_warnings():  # several adapters are what we mean
                     warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
                     self.load_lora_into_transformer(
-                        dict(found), transformer, adapter_name, metadata=metadata, _pipeline=self
+                        dict(lora.state_dict),
+                        transformer,
+                        adapter_name,
+                        metadata=lora.metadata,
+                        _pipeline=self,
                     )
+                (new,) = set(transformer.peft_config) - there
+                check_loaded(transformer, new, lora)
             switch_expert(transformer, None)
+        return fitted[0].summary
 
     def unload_lora_weights(self) -> None:
         """Remove every LoRA; the experts stay."""

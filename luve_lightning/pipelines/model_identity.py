@@ -9,6 +9,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.models.folders import is_local
+from luve_lightning.pipelines.lora_files import ADAPTER_CONFIG
 
 # What models, tokenizers and schedulers are made of; a README or a picture beside them changes no video.
 _SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt")
@@ -22,14 +23,16 @@ def model_identity(source: str | Path, hashes: FileHashes) -> str:
         hashes: remembers the hashes of files, so that gigabytes are read once.
 
     Returns:
-        `sha256:` and 64 hex digits, of a folder's files and their names or of the file; or `hub:` with the id and its
-        revision.
+        `sha256:` and 64 hex digits, of a folder's files and their names or of the file (and after a "+" those of a
+        LoRA's configuration beside it); or `hub:` with the id and its revision.
 
     Raises:
         FileNotFoundError: when it is neither a folder with model files nor a hub id in the cache.
     """
     if Path(source).is_file():
-        return f"sha256:{hashes.digest(source)}"
+        beside = Path(source).with_name(ADAPTER_CONFIG)  # a LoRA's scale
+        more = f"+{hashes.digest(beside)}" if beside.is_file() else ""
+        return f"sha256:{hashes.digest(source)}{more}"
     if not is_local(source):
         return f"hub:{source}@{_revision(str(source))}"
     folder = Path(source)

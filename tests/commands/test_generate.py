@@ -253,8 +253,43 @@ def test_a_plain_lora_changes_both_stages(luve: Luve, tiny_cascade: Path, tmp_pa
         assert outcome.code == 0, outcome.err
         video, about = made(tmp_path / name)
         assert ("lora" in about["recipe"]["models"]) == (name == "with")
+        line = f"LoRA {file}: 1 layers, rank 2, scale 1"
+        assert (line in outcome.out.splitlines()) == (name == "with")
+        assert about.get("lora", {}).get("scales") == ([1.0] if name == "with" else None)
         videos[name] = [read_video(path)[0] for path in (video.parent / "motion" / video.name, video)]
     assert not any(map(np.array_equal, videos["with"], videos["without"]))
+
+
+def test_a_lora_acts_at_the_scale_beside_it(luve: Luve, tiny_cascade: Path, tmp_path: Path) -> None:
+    """PEFT's folder at alpha 16 is not the file alone, and what was made of one is no video of the other."""
+    generator = torch.Generator().manual_seed(0)
+    key = "base_model.model.blocks.0.attn1.to_q.lora_{}.weight"
+    weights = {
+        key.format(half): torch.randn(shape, generator=generator)
+        for half, shape in {"A": (4, 24), "B": (24, 4)}.items()
+    }
+    folder = tmp_path / "peft"
+    folder.mkdir()
+    save_file(weights, folder / "adapter_model.safetensors")
+    first = luve(PROMPT, lora=folder)
+    assert f"LoRA {folder}: 1 layers, rank 4, scale 1\n" in first.out
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 16}))
+    again = luve(PROMPT, lora=folder)
+    assert again.code == 2
+    assert "was made otherwise (models.lora " in again.err
+    file = folder / "adapter_model.safetensors"
+    other = luve(PROMPT, lora=file, output=tmp_path / "other")
+    assert f"LoRA {file}: 1 layers, rank 4, scale 4\n" in other.out
+    (one,), (two,) = (tmp_path / "out").glob("*.mp4"), (tmp_path / "other").glob("*.mp4")
+    assert not np.array_equal(read_video(one)[0], read_video(two)[0])
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LOHA", "r": 4}))
+    refused = luve(PROMPT, lora=folder, output=tmp_path / "refused")
+    assert (refused.code, len(refused.error_lines)) == (2, 1)
+    assert 'peft_type is "LOHA", which cannot be honoured' in refused.err
+    expert = luve(PROMPT, lora=tiny_cascade / "experts" / "lfe", output=tmp_path / "refused")
+    assert (expert.code, len(expert.error_lines)) == (2, 1)
+    assert "is an expert of LuVe" in expert.err
+    assert not (tmp_path / "refused").exists()
 
 
 def test_one_stage_at_full_size(luve: Luve, tmp_path: Path) -> None:

@@ -1,0 +1,294 @@
+"""LoRA files: their weights as they are, and what lies beside the weights and says at which scale they act."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download, list_repo_files, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+ADAPTER_CONFIG = "adapter_config.json"
+# The names that diffusers and PEFT give a LoRA's weights, and what else lies in training folders.
+_OWN_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+_OTHERS = re.compile(r"scheduler|optimizer|checkpoint")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+# Entries of the header under which a LoRA's configuration is found: diffusers', and finetrainers'.
+_HEADER = ("lora_adapter_metadata", "lora_config")
+
+# Keys of PEFT's configuration that say where the weights came from or how they were trained.
+_IDLE = {
+    "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
+    "layers_to_transform", "lora_dropout", "megatron_config", "megatron_core", "peft_version",
+    "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type", "ensure_weight_tying",
+    "eva_config",
+}  # fmt: skip
+_HONOURED = {
+    "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias",
+}  # fmt: skip
+# Other keys may be there with a value that means "not used".
+_UNUSED: tuple[Any, ...] = (None, False, {}, [], "")
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA", None),
+    "bias": ("none", None),
+    # The others (pissa, olora, loftq, corda ...) take a part out of the base's weights.
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
+}
+
+
+@dataclass(frozen=True)
+class LoraConfiguration:
+    """What PEFT's configuration says of scales.
+
+    Attributes:
+        rank: of every layer that no pattern names.
+        alpha: likewise.
+        rslora: layers are scaled by alpha / sqrt(rank) instead of alpha / rank.
+        ranks: other ranks by pattern of the layer's name, as PEFT matches it.
+        alphas: other alphas by pattern.
+        dora: the weights hold a magnitude for each layer.
+        biases: the weights hold a bias for each layer.
+        where: the file it was read from, for messages.
+    """
+
+    rank: int
+    alpha: float
+    rslora: bool
+    ranks: Mapping[str, int]
+    alphas: Mapping[str, float]
+    dora: bool
+    biases: bool
+    where: str
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA before it is fitted to a transformer.
+
+    Attributes:
+        name: what messages call it.
+        tensors: under the names of the file.
+        configuration: None when nothing says more than the tensors do.
+    """
+
+    name: str
+    tensors: Mapping[str, Tensor]
+    configuration: LoraConfiguration | None = None
+
+
+def read_lora(
+    source: str | Path | Mapping[str, Tensor] | LoraFile,
+    weight_name: str | None = None,
+    subfolder: str | None = None,
+    **hub: Any,
+) -> LoraFile:
+    """Read a LoRA with its configuration: PEFT's `adapter_config.json` beside the weights, or the file's header.
+
+    Args:
+        source: a file, a folder, a hub id or the weights. A `.safetensors` file, or a pickle that holds nothing but
+            tensors.
+        weight_name: the file in a folder or on the hub; needed where several could be meant.
+        subfolder: of a folder or on the hub.
+        hub: of `hf_hub_download`.
+
+    Raises:
+        FileNotFoundError: when it is not there.
+        ValueError: when it is no LoRA, or its configuration asks for what cannot be honoured.
+    """
+    if isinstance(source, LoraFile):
+        return source
+    if isinstance(source, Mapping):
+        return LoraFile("weights", dict(source))
+    name, path = str(source), Path(source)
+    if path.is_dir():
+        path = _pick(path / (subfolder or ""), weight_name, name)
+    elif not path.is_file():
+        path = _from_hub(name, weight_name, subfolder, hub)
+    if (path.parent / "expert.json").is_file():
+        raise ValueError(f"LoRA {name}: is an expert of LuVe (expert.json lies there); load it as an expert")
+    tensors, header = _read(path, name)
+    beside = path.parent / ADAPTER_CONFIG
+    found = [_configuration(_json(text, where), where) for where, text in header]
+    if beside.is_file():
+        found.append(_configuration(_json(_text(beside), str(beside)), str(beside)))
+    for other in found[1:]:
+        if _scales(other) != _scales(found[0]):
+            raise ValueError(f"LoRA {name}: {other.where} and {found[0].where} give it different scales")
+    return LoraFile(name, tensors, found[0] if found else None)
+
+
+def _scales(configuration: LoraConfiguration) -> tuple[Any, ...]:
+    c = configuration
+    return c.rank, c.alpha, c.rslora, dict(c.ranks), dict(c.alphas), c.dora, c.biases
+
+
+def _pick(folder: Path, weight_name: str | None, name: str) -> Path:
+    """The one file of weights in a folder."""
+    if weight_name is not None:
+        if not (folder / weight_name).is_file():
+            raise FileNotFoundError(f"LoRA {name}: no {weight_name} in {folder}")
+        return folder / weight_name
+    if not folder.is_dir():
+        raise FileNotFoundError(f"LoRA {name}: no folder {folder}")
+    files = sorted(path.name for path in folder.iterdir() if path.is_file())
+    return folder / _pick_name(files, name)
+
+
+def _pick_name(files: list[str], name: str) -> str:
+    for suffixes in ((".safetensors",), _PICKLES):
+        found = [file for file in files if file.endswith(suffixes) and not _OTHERS.search(file)]
+        own = [file for file in found if Path(file).name in _OWN_NAMES]
+        if len(own or found) == 1:
+            return (own or found)[0]
+        if found:
+            raise ValueError(
+                f"LoRA {name}: holds {len(found)} files of weights ({', '.join(found[:3])}): give the one that is meant"
+            )
+    raise FileNotFoundError(f"LoRA {name}: no .safetensors file there")
+
+
+def _from_hub(name: str, weight_name: str | None, subfolder: str | None, hub: dict[str, Any]) -> Path:
+    if not _HUB_ID.fullmatch(name):
+        raise FileNotFoundError(f"LoRA {name}: no such file or folder")
+    hub.pop("use_safetensors", None)
+    folder = f"{subfolder}/" if subfolder else ""
+    try:
+        if weight_name is None:
+            asked = {key: hub[key] for key in ("revision", "token") if key in hub}
+            files = [
+                file.removeprefix(folder)
+                for file in list_repo_files(name, **asked)
+                if file.startswith(folder)
+            ]
+            weight_name = _pick_name([file for file in files if "/" not in file], name)
+        path = Path(hf_hub_download(name, folder + weight_name, **hub))
+        config = (Path(folder + weight_name).parent / ADAPTER_CONFIG).as_posix()
+        try:
+            hf_hub_download(name, config, **hub)
+        except LocalEntryNotFoundError:
+            known = {key: hub[key] for key in ("cache_dir", "revision") if key in hub}
+            if try_to_load_from_cache(name, config, **known) is None:  # neither there nor known to be missing
+                raise
+        except EntryNotFoundError:
+            pass
+    except (OSError, HfHubHTTPError) as error:
+        raise FileNotFoundError(
+            f"LoRA {name}: no such file or folder, and it cannot be had from the hub: {_line(error)}"
+        ) from error
+    return path
+
+
+def _read(path: Path, name: str) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
+    """A file's tensors, and the configurations in its header with their places."""
+    if path.stat().st_size == 0:
+        raise ValueError(f"LoRA {name}: {path} is empty")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+    except SafetensorError as error:
+        if path.suffix == ".safetensors" or not _is_pickle(path):
+            raise ValueError(
+                f"LoRA {name}: {path} is no safetensors file, or was cut short: {_line(error)}"
+            ) from error
+        return _unpickle(path, name), []
+    return tensors, [(f"{path}'s header", header[key]) for key in _HEADER if header.get(key)]
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(2)[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def _unpickle(path: Path, name: str) -> dict[str, Tensor]:
+    """Tensors of a pickle, by an unpickler that runs nothing."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        blocked = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)", str(error))
+        reason = (
+            f"it asks for {blocked[1] or blocked[2]}"
+            if blocked
+            else "it holds more than tensors, or was cut short"
+        )
+        raise ValueError(
+            f"LoRA {name}: {path} is a pickle that is not loaded ({reason}); expected a .safetensors file"
+        ) from error
+    if not isinstance(content, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
+        raise ValueError(f"LoRA {name}: {path} is a pickle of something else than tensors by name")
+    return dict(content)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def _json(text: str, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: the LoRA's configuration is not JSON: {_line(error)}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: expected the LoRA's configuration to be a JSON object")
+    # diffusers' header names the component before each key.
+    return {key.removeprefix("transformer."): value for key, value in content.items()}
+
+
+def _configuration(content: Mapping[str, Any], where: str) -> LoraConfiguration:
+    """Check a configuration of PEFT's LoRA: every key of it is honoured, without effect here, or refused."""
+    for key, value in sorted(content.items(), key=lambda item: item[0] != "peft_type"):  # what it is, first
+        allowed = _PLAIN.get(key, _UNUSED)
+        if key not in _IDLE | _HONOURED and not any(value == v and type(value) is type(v) for v in allowed):
+            raise ValueError(
+                f"{where}: {key} is {json.dumps(value)}, which cannot be honoured: the LoRA is refused"
+            )
+    flags = {key: content.get(key) or False for key in ("use_rslora", "use_dora", "lora_bias")}
+    rank, alpha = content.get("r"), content.get("lora_alpha")
+    patterns = {key: content.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}
+    wrong = [key for key, value in flags.items() if not isinstance(value, bool)]
+    wrong += [key for key, value in patterns.items() if not _is_pattern(value, whole=key == "rank_pattern")]
+    wrong += [] if _is_number(rank, whole=True) else ["r"]
+    wrong += [] if _is_number(alpha) else ["lora_alpha"]
+    if wrong:
+        raise ValueError(f"{where}: {wrong[0]}: no value of PEFT's LoRA: {json.dumps(content.get(wrong[0]))}")
+    assert isinstance(rank, int)
+    assert isinstance(alpha, int | float)
+    return LoraConfiguration(
+        rank, float(alpha), flags["use_rslora"], patterns["rank_pattern"], patterns["alpha_pattern"],
+        flags["use_dora"], flags["lora_bias"], where,
+    )  # fmt: skip
+
+
+def _is_pattern(value: Any, whole: bool) -> bool:
+    if not isinstance(value, dict):
+        return False
+    try:
+        return all(_is_number(number, whole) and re.compile(key) for key, number in value.items())
+    except re.error:
+        return False
+
+
+def _is_number(value: Any, whole: bool = False) -> bool:
+    """A finite number other than 0, at which a LoRA would do nothing; a rank is a whole one from 1 on."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return False
+    return isinstance(value, int) and value >= 1 if whole else value != 0
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
