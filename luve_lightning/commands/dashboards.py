@@ -15,6 +15,7 @@ from luve_lightning.dashboards.local_runs import find_runs, read_results, read_w
 from luve_lightning.dashboards.page import dashboard_html, draw_panels
 from luve_lightning.dashboards.workspaces import build_workspace, serialised
 from luve_lightning.evaluation.tables import write_text
+from luve_lightning.files import check_name
 
 
 def dashboards(
@@ -41,6 +42,8 @@ def dashboards(
         raise ValueError(
             "dashboards: expected at least one, for example --config experiments/dashboards/vluer.yaml"
         )
+    for name in dashboards:
+        check_name(name, "dashboards:")
     console, refused = Console(), why_no_account()
     owner = entity or ("nobody" if refused else _own_entity())
     for name, dashboard in dashboards.items():

@@ -30,7 +30,7 @@ from luve_lightning.pipelines.generation_settings import CascadeSettings
 from luve_lightning.pipelines.lora_files import read_lora
 from luve_lightning.pipelines.luve_speed import SpeedOptions
 from luve_lightning.pipelines.model_identity import model_identity
-from luve_lightning.pipelines.prompts import PromptLine, read_prompt_file
+from luve_lightning.pipelines.prompts import PromptLine, check_text, read_prompt_file
 from luve_lightning.pipelines.stage_latents import StageLatents
 from luve_lightning.pipelines.video_sizes import SizeRules
 
@@ -126,6 +126,7 @@ def generate(
     """
     options = dict(locals())
     started, console = time.perf_counter(), Console()
+    check_text(negative_prompt or "", "negative_prompt")
     processes = Processes.from_environment(os.environ, context_parallel)
     target = processes.device(device)
     if not 0 < fps <= MAX_FPS:
@@ -220,6 +221,7 @@ def _lines(prompt: str | None, prompts: Path | None, limit: int | None) -> list[
     assert prompt is not None
     if not prompt.strip():
         raise ValueError("prompt: expected some words, got none")
+    check_text(prompt, "prompt")
     return [PromptLine(prompt.strip())]
 
 

@@ -21,6 +21,7 @@ from luve_lightning.evaluation.upsampling_methods import (
     baseline_methods,
     method_names,
 )
+from luve_lightning.files import check_name
 from luve_lightning.models.backbone import LatentCodec
 from luve_lightning.models.vluer import VLUer
 
@@ -83,6 +84,8 @@ def upsample(
     if unknown:
         raise ValueError(f"baselines: expected some of {', '.join(BASELINES)}, got {', '.join(unknown)}")
     folders = {name: folder for name, folder in (vluers or {}).items() if folder is not None}
+    for name in folders:
+        check_name(name, "vluers:")
     entries = _entries(VideoIndex.from_csv(index, clips), splits, limit)
     codec = LatentCodec.from_pretrained(backbone, getattr(torch, dtype)).to(target)
     recipe = UpsamplingRecipe((size[0], size[1]), scale, frames, start, stride, caption)

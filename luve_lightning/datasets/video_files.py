@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from fractions import Fraction
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def find_videos(folder: str | Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: when there is no such folder, or no video in it.
-        ValueError: when two files differ only in their suffix: a video is known by its name without it.
+        ValueError: when two files differ only in their suffix, or in how an accent is written: a video is known by its
+            name without suffix.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -88,7 +90,15 @@ def find_videos(folder: str | Path) -> list[Path]:
         raise FileNotFoundError(f"{folder}: no videos there ({', '.join(VIDEO_SUFFIXES)})")
     stems: dict[str, Path] = {}
     for path in found:
-        if path.stem in stems:
-            raise ValueError(f"{folder}: {stems[path.stem].name} and {path.name} have the same name")
-        stems[path.stem] = path
+        first = stems.setdefault(video_name(path), path)
+        if first != path:
+            raise ValueError(f"{folder}: {first.name} and {path.name} have the same name")
     return found
+
+
+def video_name(path: str | Path) -> str:
+    """The name by which a video is matched: its file's without suffix, accents composed (NFC).
+
+    File systems differ in how they keep accents; a name copied from one to another must stay the same name.
+    """
+    return unicodedata.normalize("NFC", Path(path).stem)

@@ -190,7 +190,8 @@ def _question(
         if options.embed:
             shown.append("data:image/png;base64," + base64.b64encode(picture).decode())
             continue
-        path = folder / FRAMES / f"{key.replace('/', '_')}-{number}.png"
+        # An id that names method and video becomes two folders: joined by a sign, different ones could be the same.
+        path = folder / FRAMES / (f"{key}/{number}.png" if "/" in key else f"{key}-{number}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         with naming(path):
             path.write_bytes(picture)

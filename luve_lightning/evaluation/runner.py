@@ -40,7 +40,7 @@ class Problem:
         method: whose video; None for an original.
         video: its name.
         reason: why.
-        metric: which one; None when the video cannot be read at all.
+        metric: which one, or several with commas between; None when the video cannot be read at all.
     """
 
     method: str | None
@@ -250,7 +250,7 @@ class Runner:
         compared = [measure.name for measure in self.found.measures if measure.full_reference]
         for method, files in self.sets.methods.items() if compared else ():
             self.found.problems += [
-                Problem(method, name, f"no original of that name ({', '.join(compared)})")
+                Problem(method, name, "no original of that name", ", ".join(compared))
                 for name in files
                 if name not in self.sets.originals
             ]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luve_lightning.datasets.video_files import find_videos
+from luve_lightning.datasets.video_files import VIDEO_SUFFIXES, find_videos, video_name
+from luve_lightning.files import check_name
 
 _NAMES = ("name", "video", "clip_id")
-METHOD = re.compile(r"[\w .+-]+")
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class VideoSets:
     """Videos to evaluate.
 
     Attributes:
-        methods: each method's files by name (the file's, without suffix), methods in the table's order.
+        methods: each method's files by `video_name`, methods in the table's order.
         originals: files by name that methods are compared with; empty when there are none.
         prompts: by name, for those that have one.
     """
@@ -65,21 +67,19 @@ def find_video_sets(
     if not methods:
         raise ValueError("videos: expected at least one method, as --videos NAME=DIR")
     for method in methods:
-        if not METHOD.fullmatch(method):
-            raise ValueError(
-                f"videos: {method!r}: a method's name has letters, digits, '_', '-', '.' and '+'"
-            )
+        check_name(method, "videos:")
     files = {method: _by_name(f"videos.{method}", folder) for method, folder in methods.items()}
     references = {} if originals is None else _by_name("reference", originals)
     if references and not any(references.keys() & found.keys() for found in files.values()):
         raise ValueError(
             f"reference: no video in {originals} has the name of a video of {', '.join(methods)}"
         )
-    if prompts is not None:
-        texts = read_prompts(prompts)
-    else:
-        everything = [path for found in [references, *files.values()] for path in found.values()]
-        texts = _prompts_beside(everything)
+    everything = [path for found in [references, *files.values()] for path in found.values()]
+    if prompts is None:
+        return VideoSets(files, references, _prompts_beside(everything))
+    texts = read_prompts(prompts)
+    if not texts.keys() & {video_name(path) for path in everything}:
+        raise ValueError(f"prompts: none of the {len(texts)} names in {prompts} is that of a video")
     return VideoSets(files, references, texts)
 
 
@@ -92,33 +92,41 @@ def read_prompts(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"prompts: {path}: no such file")
-    rows: Iterable[Any]
+    readers = {".csv": _csv_rows, ".jsonl": _json_rows}
+    if path.suffix.lower() not in readers:
+        raise ValueError(f"prompts: {path}: expected a .csv or a .jsonl file")
     try:
-        if path.suffix.lower() == ".csv":
-            with path.open(newline="", encoding="utf-8-sig") as stream:
-                rows = list(csv.DictReader(stream))
-        elif path.suffix.lower() == ".jsonl":
-            lines = path.read_text(encoding="utf-8").splitlines()
-            rows = [json.loads(line) for line in lines if line.strip()]
-        else:
-            raise ValueError(f"prompts: {path}: expected a .csv or a .jsonl file")
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, RecursionError) as error:
+        rows = list(readers[path.suffix.lower()](path.read_bytes().decode("utf-8-sig")))
+    except (UnicodeDecodeError, csv.Error, ValueError, RecursionError) as error:
         raise ValueError(f"prompts: {path}: cannot be read: {error}") from None
-    prompts = {}
+    prompts: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
         key = next((key for key in _NAMES if isinstance(row, dict) and row.get(key)), None)
         if key is None or not isinstance(row.get("prompt"), str):
             raise ValueError(f"prompts: {path}: row {number}: expected the keys name and prompt, got {row}")
-        name = str(row[key])
-        prompts[Path(name).stem if Path(name).suffix.lower() in (".mp4", ".mkv", ".webm") else name] = row[
-            "prompt"
-        ]
+        if None in row:  # of a CSV: what goes beyond its columns
+            raise ValueError(
+                f"prompts: {path}: row {number}: more cells than columns; put a text with commas in double quotes"
+            )
+        name = unicodedata.normalize("NFC", str(row[key]))
+        name = video_name(name) if Path(name).suffix.lower() in VIDEO_SUFFIXES else name
+        if prompts.setdefault(name, row["prompt"]) != row["prompt"]:
+            raise ValueError(f"prompts: {path}: row {number}: {name} has another prompt in an earlier row")
     return prompts
+
+
+def _csv_rows(text: str) -> Iterable[Any]:
+    return csv.DictReader(io.StringIO(text, newline=""))
+
+
+def _json_rows(text: str) -> Iterable[Any]:
+    # Lines end at CR and LF only: U+2028 and its like may stand inside a prompt.
+    return (json.loads(line) for line in re.split(r"\r\n|\r|\n", text) if line.strip())
 
 
 def _by_name(key: str, folder: Path) -> dict[str, Path]:
     try:
-        return {path.stem: path for path in find_videos(folder)}
+        return {video_name(path): path for path in find_videos(folder)}
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{key}: {error}") from None
     except ValueError as error:
@@ -126,15 +134,19 @@ def _by_name(key: str, folder: Path) -> dict[str, Path]:
 
 
 def _prompts_beside(paths: Iterable[Path]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, Path]] = {}
     for path in paths:
-        beside = path.with_suffix(".json")
-        if path.stem in found or not beside.is_file():
+        beside, name = path.with_suffix(".json"), video_name(path)
+        if not beside.is_file():
             continue
         try:
             content = json.loads(beside.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{beside}: not JSON ({error})") from None
         if isinstance(content, dict) and isinstance(content.get("prompt"), str):
-            found[path.stem] = content["prompt"]
-    return found
+            prompt, first = found.setdefault(name, (content["prompt"], beside))
+            if prompt != content["prompt"]:
+                raise ValueError(
+                    f"prompts: {first} and {beside} have different prompts for {name}; say which with --prompts FILE"
+                )
+    return {name: prompt for name, (prompt, _) in found.items()}

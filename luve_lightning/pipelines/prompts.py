@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 import unicodedata
@@ -11,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from luve_lightning.files import check_name
 
 # What a line may say besides its prompt, and the type of it.
 _KEYS: dict[str, type] = {
@@ -24,7 +27,6 @@ _KEYS: dict[str, type] = {
 }
 # UltraVideo's columns, for its CSV as a file of prompts.
 _ULTRAVIDEO = {"prompt": "Summarized Description", "name": "clip_id"}
-_NAME = re.compile(r"[\w(][\w .+()-]{0,119}")
 _SLUG_LENGTH = 48
 _LARGEST_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes
 
@@ -87,7 +89,7 @@ def read_prompt_file(path: Path) -> list[PromptLine]:
     if path.suffix.lower() not in kinds:
         raise ValueError(f"prompts: {path}: expected a .txt, .jsonl or .csv file")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")  # line ends as they are: a CSV's cell may hold some
     except UnicodeDecodeError as error:
         raise ValueError(f"prompts: {path}: not UTF-8: {error.reason} at byte {error.start}") from None
     lines = [_line(row, f"{path}:{number}") for number, row in kinds[path.suffix.lower()](path, text)]
@@ -107,49 +109,78 @@ def check_distinct(names: Iterable[tuple[str, str]]) -> None:
     """
     seen: dict[str, str] = {}
     for name, where in names:
-        # Some file systems do not tell capitals from small letters.
-        first = seen.setdefault(name.casefold(), where)
+        # Some file systems do not tell capitals from small letters, or the ways of writing an accent.
+        first = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), where)
         if first != where:
             raise ValueError(
                 f"prompts: {where}: {name} is the video of {first} already; give one of them another seed or name"
             )
 
 
+def text_lines(text: str) -> list[str]:
+    """The lines of a text: what CR, LF or both end.
+
+    Not `splitlines`, which also splits at U+2028, U+0085 and others that may stand inside a prompt.
+    """
+    return re.split(r"\r\n|\r|\n", text)
+
+
 def _text_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     del path
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text_lines(text), 1):
         if line.strip():
             yield number, {"prompt": line.strip()}
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    # Not splitlines: it also splits at U+2028, which JSON allows in a string.
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(text_lines(text), 1):
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"prompts: {path}:{number}: not JSON: {error.msg} at column {error.colno}"
-            ) from None
+            yield number, json.loads(line, object_pairs_hook=_distinct)
+        except (ValueError, RecursionError) as error:
+            told = str(error)
+            if isinstance(error, json.JSONDecodeError):
+                told = f"{error.msg} at column {error.colno}"
+            raise ValueError(f"prompts: {path}:{number}: not JSON: {told}") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose keys must differ: of two values one would be dropped."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    return found
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    columns = set(reader.fieldnames or ())
-    sources = {key: key if key in columns else _ULTRAVIDEO.get(key, key) for key in _KEYS}
-    if sources["prompt"] not in columns:
-        raise ValueError(
-            f"prompts: {path}:1: expected a column prompt or {_ULTRAVIDEO['prompt']}, got {sorted(columns)}"
-        )
-    for row in reader:
-        cells = {key: row.get(column) for key, column in sources.items()}
-        where = f"{path}:{reader.line_num}"
-        yield (
-            reader.line_num,
-            {key: _from_cell(key, cell, where) for key, cell in cells.items() if cell and cell.strip()},
-        )
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        columns = list(reader.fieldnames or ())
+        sources = {key: key if key in columns else _ULTRAVIDEO.get(key, key) for key in _KEYS}
+        if sources["prompt"] not in columns:
+            raise ValueError(
+                f"prompts: {path}:1: expected a column prompt or {_ULTRAVIDEO['prompt']}, got {sorted(columns)}"
+            )
+        if twice := [column for column in sources.values() if columns.count(column) > 1]:
+            raise ValueError(
+                f"prompts: {path}:1: the column {twice[0]} is there {columns.count(twice[0])} times"
+            )
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if None in row:
+                raise ValueError(
+                    f"prompts: {where}: {len(columns)} columns, but {len(columns) + len(row[None])} cells; "
+                    "put a text with commas in double quotes"
+                )
+            cells = {key: row.get(column) for key, column in sources.items()}
+            yield (
+                reader.line_num,
+                {key: _from_cell(key, cell, where) for key, cell in cells.items() if cell and cell.strip()},
+            )
+    except csv.Error as error:
+        raise ValueError(f"prompts: {path}:{reader.line_num + 1}: not CSV: {error}") from None
 
 
 def _from_cell(key: str, cell: str, where: str) -> Any:
@@ -174,17 +205,28 @@ def _line(row: Any, where: str) -> PromptLine:
         if not isinstance(value, _KEYS[key]) or isinstance(value, bool):
             kind = "text" if _KEYS[key] is str else "a whole number"
             raise ValueError(f"prompts: {where}: {key}: expected {kind}, got {value!r}")
+        if isinstance(value, str):
+            check_text(value, f"prompts: {where}: {key}")
     line = PromptLine(**{"prompt": "", **row}, where=where)
     if not line.prompt.strip():
         raise ValueError(f"prompts: {where}: prompt: required, but not given")
     if line.seed is not None:
         check_seed(line.seed, f"prompts: {where}: seed")
-    if line.name is not None and not _NAME.fullmatch(line.name):
-        raise ValueError(
-            f"prompts: {where}: name {line.name!r}: expected a file name without suffix: "
-            "letters, digits, spaces and _ . + - ( )"
-        )
+    if line.name is not None:
+        check_name(line.name, f"prompts: {where}: name", signs=" _.+-()")
     return line
+
+
+def check_text(text: str, what: str) -> None:
+    """Refuse text that no file can hold: halves of characters, of broken UTF-8 on a command line or in JSON.
+
+    Raises:
+        ValueError: with `what`.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what}: no text: a broken character after {text[: error.start][-20:]!r}") from None
 
 
 def check_seed(seed: int, what: str) -> None:

@@ -240,6 +240,17 @@ def test_mistakes(
     assert message in outcome.error_lines[-1]
 
 
+def test_a_name_is_no_path(capsys: pytest.CaptureFixture[str], offline: None, tmp_path: Path) -> None:
+    content = yaml.safe_load(Path(DEFINITIONS["vluer"]).read_text())
+    content["dashboards"] = {"../x": content["dashboards"]["vluer"]}
+    (tmp_path / "d.yaml").write_text(yaml.safe_dump(content))
+    config = ("--config", tmp_path / "d.yaml", "--root", tmp_path, "--output", tmp_path / "out")
+    outcome = run_luve(capsys, "dashboards", *config)
+    assert outcome.code == 2, outcome.err
+    assert "dashboards: '../x': expected letters, digits" in outcome.error_lines[-1]
+    assert not list(tmp_path.glob("x.*"))
+
+
 def test_without_a_dashboard_it_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = run_luve(capsys, "dashboards")
     assert outcome.code == 2

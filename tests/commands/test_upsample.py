@@ -159,6 +159,8 @@ def test_a_changed_or_damaged_clip(luve: Luve, world: Path) -> None:
         ({"baselines": "[lanczos]"}, "baselines: expected some of nearest, bilinear, bicubic, rgb_bicubic"),
         ({"vluers.bilinear": "x"}, "vluers: bilinear is the name of another method"),
         ({"vluers.learned": "nothing"}, "vluers.learned: nothing has no config.json"),
+        ({"vluers": "{../../x: nothing}"}, "vluers: '../../x': expected letters, digits"),
+        ({"vluers": "{'..': nothing}"}, "vluers: '..': expected letters, digits"),
         ({"caption": "Title"}, "caption: expected one of Brief Description"),
         ({"limit": 0}, "limit >= 1"),
         ({"splits": "[val]"}, "no clips in val"),

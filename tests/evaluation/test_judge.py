@@ -88,7 +88,7 @@ def test_open_questions_name_the_method(sets: VideoSets, tmp_path: Path) -> None
     write_questions(sets, tmp_path, QuestionOptions(blind=False))
     ids = [question["id"] for question in read_questions(tmp_path)]
     assert ids == [f"{method}/{name}" for method in METHODS for name in sorted(NAMES)]
-    assert (tmp_path / "frames" / "upscaled wan_boat-0.png").is_file()
+    assert (tmp_path / "frames" / "upscaled wan" / "boat" / "0.png").is_file()
 
 
 def test_frames_may_be_embedded_and_reduced(sets: VideoSets, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -82,5 +83,49 @@ def test_folders_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
         find_video_sets({"m": videos}, tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match=r"prompts: .*: no such file"):
         find_video_sets({"m": videos}, prompts=tmp_path / "nothing.csv")
-    with pytest.raises(ValueError, match=r"'a\|b': a method's name"):
-        find_video_sets({"a|b": videos})
+    for name in ("a|b", "../../x", "..", "", "a/b", "-x", "a\nb"):
+        with pytest.raises(ValueError, match=r"^videos: '.*': expected letters, digits"):
+            find_video_sets({name: videos})
+
+
+COMPOSED, APART = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+
+
+def test_names_match_however_accents_are_written(tmp_path: Path) -> None:
+    first = folder(tmp_path / "first", f"{COMPOSED}.mp4")
+    second = folder(tmp_path / "second", f"{APART}.mp4")
+    (second / f"{APART}.json").write_text(json.dumps({"prompt": "a cup"}))
+    originals = folder(tmp_path / "originals", f"{APART}.webm")
+    sets = find_video_sets({"one": first, "two": second}, originals)
+    assert sets.names == [COMPOSED]
+    assert (sets.missing(), sets.without_original()) == ({}, [])
+    assert sets.methods["two"][COMPOSED] == second / f"{APART}.mp4", "the name on disk stays"
+    assert sets.methods["two"][COMPOSED].is_file()
+    assert sets.prompts == {COMPOSED: "a cup"}
+    (tmp_path / "p.jsonl").write_text(json.dumps({"name": f"{APART}.mov", "prompt": "a cup"}))
+    assert find_video_sets({"one": first}, prompts=tmp_path / "p.jsonl").prompts == {COMPOSED: "a cup"}
+    (second / f"{COMPOSED}.mp4").touch()
+    with pytest.raises(ValueError, match=r"videos\.two: .* have the same name"):
+        find_video_sets({"two": second})
+
+
+def test_prompts_are_not_split_dropped_or_mixed_up(tmp_path: Path) -> None:
+    videos = folder(tmp_path / "videos", "a.mp4", "b.mp4")
+    other = folder(tmp_path / "other", "a.mp4")
+    prompt = "a red boat .\u2028the camera\u0085pans .\v\f"
+    row = json.dumps({"name": "a", "prompt": prompt}, ensure_ascii=False)
+    for name, text in {"p.jsonl": f"\ufeff{row}\r\n", "p.csv": f"name,prompt\na,{prompt}\n"}.items():
+        (tmp_path / name).write_bytes(text.encode())
+        assert read_prompts(tmp_path / name) == {"a": prompt}
+    for text, message in {
+        "name,prompt\na,one, two\n": "row 1: more cells than columns",
+        "name,prompt\na,one\na.mp4,two\n": "row 2: a has another prompt in an earlier row",
+        "name,prompt\nc,one\n": r"none of the 1 names in .* is that of a video",
+    }.items():
+        (tmp_path / "p.csv").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            find_video_sets({"m": videos}, prompts=tmp_path / "p.csv")
+    for place, words in ((videos, "one"), (other, "two")):
+        (place / "a.json").write_text(json.dumps({"prompt": words}))
+    with pytest.raises(ValueError, match=r"have different prompts for a; say which with --prompts FILE"):
+        find_video_sets({"one": videos, "two": other})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,24 @@ def test_a_csv_of_our_own_columns(tmp_path: Path) -> None:
         ("a.jsonl", '{"prompt": "a", "seed": true}', ":1: seed: expected a whole number, got True"),
         ("a.jsonl", '{"prompt": "a", "seed": -1}', ":1: seed: expected a whole number from 0 to 2**63 - 1"),
         ("a.jsonl", '{"prompt": 3}', ":1: prompt: expected text, got 3"),
-        ("a.jsonl", '{"prompt": "a", "name": "../x"}', ":1: name '../x': expected a file name"),
-        ("a.jsonl", '{"prompt": "a", "name": ".hidden"}', ":1: name '.hidden': expected a file name"),
+        ("a.jsonl", '{"prompt": "a", "name": "../x"}', ":1: name '../x': expected letters, digits"),
+        ("a.jsonl", '{"prompt": "a", "name": ".hidden"}', ":1: name '.hidden': expected letters, digits"),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "name": "' + "河" * 80 + '"}',
+            ":1: name '" + "河" * 12 + "'...: 240 bytes",
+        ),
+        ("a.jsonl", '{"prompt": "a", "prompt": "b"}', ":1: not JSON: 'prompt' is given twice"),
+        ("a.jsonl", '{"prompt": "a", "seed": ' + "9" * 5000 + "}", ":1: not JSON: "),
+        ("a.jsonl", "[" * 100_000, ":1: not JSON: "),
+        (
+            "a.jsonl",
+            '{"prompt": "a red \\ud800 boat"}',
+            ":1: prompt: no text: a broken character after 'a red '",
+        ),
+        ("a.csv", "prompt\na red boat, sails\n", ":2: 1 columns, but 2 cells; put a text with commas in"),
+        ("a.csv", "prompt,seed,prompt\na,1,b\n", ":1: the column prompt is there 2 times"),
+        ("a.csv", "prompt\n" + "a" * 200_000, ":2: not CSV: field larger than"),
         ("a.csv", "prompt,seed\na,one\n", ":2: seed: expected a whole number, got 'one'"),
         ("a.csv", "words\na\n", ":1: expected a column prompt or Summarized Description"),
         ("a.txt", "\n \n", ": no prompt in it"),
@@ -81,6 +98,42 @@ def test_what_is_wrong_is_said_with_the_line(tmp_path: Path, name: str, text: st
     path = write(tmp_path, name, text)
     with pytest.raises(ValueError, match="^" + re.escape(f"prompts: {path}{message}")):
         read_prompt_file(path)
+
+
+# What `str.splitlines` splits at besides line ends.
+SEPARATORS = "\u2028\u2029\u0085\v\f\x1c\x1d\x1e"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_at_line_ends_only(tmp_path: Path, end: str) -> None:
+    prompts = [f"a red boat .{separator}the camera pans ." for separator in SEPARATORS]
+    text = write_bytes(tmp_path / "a.txt", end.join(["", *prompts, ""]))
+    assert [line.prompt for line in read_prompt_file(text)] == prompts
+    table = write_bytes(tmp_path / "a.csv", end.join(["prompt,seed", *(f"{prompt},3" for prompt in prompts)]))
+    assert read_prompt_file(table) == [PromptLine(prompt, seed=3) for prompt in prompts]
+    rows = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
+    assert read_prompt_file(write_bytes(tmp_path / "a.jsonl", end.join(rows))) == list(
+        map(PromptLine, prompts)
+    )
+
+
+def test_a_cell_keeps_its_line_ends(tmp_path: Path) -> None:
+    table = write_bytes(tmp_path / "a.csv", 'prompt\r\n"one\r\ntwo\u2028three\rfour"\r\n')
+    assert read_prompt_file(table) == [PromptLine("one\r\ntwo\u2028three\rfour")]
+
+
+@pytest.mark.parametrize("name", ["河" * 79, "नमस्ते", "é", unicodedata.normalize("NFD", "é"), "a (1)", "_x"])
+def test_names_of_any_script(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, "a.jsonl", json.dumps({"prompt": "a", "name": name}))
+    (line,) = read_prompt_file(path)
+    assert line.name == name
+    for suffix in (".mp4", ".json", ".jpg"):
+        (tmp_path / f"{name}{suffix}").touch()
+
+
+def write_bytes(path: Path, text: str) -> Path:
+    path.write_bytes(text.encode())
+    return path
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -124,5 +177,7 @@ def test_a_slug_is_cut_between_words() -> None:
 
 def test_one_file_cannot_be_two_videos() -> None:
     check_distinct([("a", "f:1"), ("b", "f:2")])
+    with pytest.raises(ValueError, match="prompts: f:2: é is the video of f:1 already"):
+        check_distinct([(unicodedata.normalize("NFD", "é"), "f:1"), ("é", "f:2")])
     with pytest.raises(ValueError, match=r"prompts: f:3: A is the video of f:1 already"):
         check_distinct([("a", "f:1"), ("b", "f:2"), ("A", "f:3")])
