@@ -1,21 +1,32 @@
-"""Checkpoint files that a kill during the write cannot corrupt."""
+"""Checkpoint files that a kill during the write cannot corrupt, and whose reading runs no code."""
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
-from collections.abc import Callable
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
+from torch import Tensor
 
-_PREFIX, _SUFFIX = ".unfinished-", ".tmp"
+from luve_lightning.files import replacing
+
+_GLOBAL = re.compile(r"GLOBAL (\S+)")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# What Lightning writes into every checkpoint, and no other program does.
+_MARK = "pytorch-lightning_version"
+_CUT, _FOREIGN = "it ends early", "it is no checkpoint, but a file of another kind"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint file that cannot be read."""
+    """A checkpoint file that cannot be read, or not be written."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -23,7 +34,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Lightning's own writer goes through $TMPDIR and a move, which is a copy when that is another filesystem: a kill
     leaves half a checkpoint under the final name. Loading is restricted to tensors and plain types (`weights_only`)
-    unless the caller says otherwise.
+    unless the caller says otherwise, and compares checksums: torch would take flipped bits for weights.
 
     A Trainer plugin: `trainer.plugins: {class_path: luve_lightning.callbacks.AtomicCheckpointIO}`.
     """
@@ -38,27 +49,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             TypeError: with `storage_options`.
-            OSError: when the disk is full or the folder is not writable; the target is unchanged.
+            CheckpointError: when it cannot be written, such as on a full disk; the target is unchanged.
         """
         if storage_options is not None:
             raise TypeError(f"{type(self).__name__} takes no storage_options")
         if "://" in str(path):
             raise ValueError(f"{type(self).__name__} writes local files only, got {path}")
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in target.parent.glob(f"{_PREFIX}*{_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
-        unfinished = target.with_name(f"{_PREFIX}{target.name}{_SUFFIX}")
         try:
-            with unfinished.open("wb") as file:
+            with replacing(target) as unfinished, unfinished.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(target)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
-        _sync_folder(target.parent)
+        except Exception as error:
+            raise _not_written(target, checkpoint, error) from error
 
     def load_checkpoint(
         self, path: Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
@@ -72,31 +74,94 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             FileNotFoundError: when there is no such file.
-            CheckpointError: when it is no checkpoint, or holds more than tensors and plain types.
+            CheckpointError: when it is no checkpoint of Lightning, is damaged, or holds more than tensors and plain
+                types.
         """
         try:
-            return super().load_checkpoint(path, map_location or _keep, weights_only is not False)
+            damaged = _damaged(path)
+            checkpoint = (
+                None
+                if damaged
+                else super().load_checkpoint(path, map_location or _keep, weights_only is not False)
+            )
+        except OSError:  # no such file, or none that may be read: these name it
+            raise
         except pickle.UnpicklingError as error:
-            # torch's own text is a page of advice about trusting the file; its last paragraph names what was found.
-            reason = str(error).split("WeightsUnpickler error: ")[-1].strip().splitlines()[0]
+            raise _not_allowed(path, error) from error
+        except Exception as error:  # torch meets text, half a file or a picture with whatever comes first
+            cut = isinstance(error, EOFError) or "PytorchStreamReader" in str(error)
+            raise CheckpointError(f"checkpoint {path} cannot be read: {_CUT if cut else _FOREIGN}") from error
+        if damaged:
             raise CheckpointError(
-                f"checkpoint {path} holds more than weights and plain values: {reason}"
-            ) from error
-        except (RuntimeError, EOFError) as error:
-            reason = (str(error).splitlines() or ["it ends early"])[0]
-            raise CheckpointError(f"checkpoint {path} cannot be read: {reason}") from error
+                f"checkpoint {path} is damaged: the checksum of its part {damaged} is wrong"
+            )
+        if not isinstance(checkpoint, dict):
+            raise CheckpointError(
+                f"checkpoint {path} is another program's: it holds a {type(checkpoint).__name__}; expected one "
+                "that `luve fit` wrote"
+            )
+        if _MARK not in checkpoint or "state_dict" not in checkpoint:
+            keys = ", ".join(map(str, list(checkpoint)[:5])) or "nothing"
+            raise CheckpointError(
+                f"checkpoint {path} is another program's: it holds {keys}{', ...' if len(checkpoint) > 5 else ''}; "
+                "expected one that `luve fit` wrote"
+            )
+        return checkpoint
+
+
+def _not_written(path: Path, checkpoint: dict[str, Any], error: Exception) -> CheckpointError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    # torch reports a failed write as one of its own, with the system's error behind it.
+    system = next((cause for cause in _causes(error) if isinstance(cause, OSError)), None)
+    if system is not None:
+        reason = os.strerror(system.errno) if system.errno else str(system)
+        if system.errno in _FULL:
+            free, needed = shutil.disk_usage(path.parent).free, sum(_sizes(checkpoint).values())
+            reason += f" ({free / 1e6:,.1f} MB are free, it needs {needed / 1e6:,.1f} MB)"
+    whole = "; the earlier one is unchanged" if path.exists() else ""
+    return CheckpointError(f"checkpoint {path} cannot be written: {reason}{whole}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _sizes(value: Any) -> dict[int, int]:
+    """Bytes of every tensor's storage, by its address: what several tensors share is saved once."""
+    if isinstance(value, Tensor):
+        storage = value.untyped_storage()
+        return {storage.data_ptr(): storage.nbytes()}
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return {address: size for item in items for address, size in _sizes(item).items()}
+
+
+def _not_allowed(path: Any, error: pickle.UnpicklingError) -> CheckpointError:
+    """One line for torch's page of advice, which tells how to run what the file holds."""
+    found = _GLOBAL.search(str(error))
+    if found:
+        return CheckpointError(
+            f"checkpoint {path} is refused: it holds more than weights and plain values: GLOBAL {found[1]}, which "
+            "could run code"
+        )
+    if zipfile.is_zipfile(path):
+        return CheckpointError(f"checkpoint {path} is refused: it holds more than weights and plain values")
+    return CheckpointError(f"checkpoint {path} cannot be read: {_FOREIGN}")
+
+
+def _damaged(path: Any) -> str | None:
+    """The first part of a checkpoint whose checksum is wrong; None for a whole one, or a file of another kind."""
+    if not Path(path).is_file() or not zipfile.is_zipfile(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except zipfile.BadZipFile as error:
+        return str(error)
 
 
 def _keep(storage: Any, location: str) -> Any:
     """The `map_location` that leaves storages where `torch.load` puts them: on the CPU."""
     del location
     return storage
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

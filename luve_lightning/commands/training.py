@@ -6,10 +6,10 @@ What differs from plain LightningCLI: one parser for the verb that was asked for
 
 from __future__ import annotations
 
-import itertools
 import logging
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +20,12 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from luve_lightning.callbacks.provenance import Provenance
 from luve_lightning.commands.compose import Arguments, drop_nulls
 from luve_lightning.commands.errors import UsageError
 from luve_lightning.commands.parsing import check, configuration_errors, make_parser
+from luve_lightning.commands.run_folder import SetAside, owned, refuse_only_earlier
 
 DEFAULT_RUN_FOLDER = "runs/unnamed"
 NAMED_COMPONENTS = {"callbacks": Callback, "loggers": Logger}
@@ -70,11 +70,12 @@ def run(verb: str, arguments: Arguments, config: dict[str, Any], command: Sequen
     purpose: Purpose = "help" if arguments.help else "check" if arguments.print_config else "run"
     if purpose == "run":
         _quieten()
-    cli = LuveCLI(verb, config, command=command, purpose=purpose)
-    if purpose == "check":
-        print(cli.dump(), end="")
-    else:
-        cli.run_verb()
+    with ExitStack() as held:
+        cli = LuveCLI(verb, config, command=command, purpose=purpose, held=held)
+        if purpose == "check":
+            print(cli.dump(), end="")
+        else:
+            cli.run_verb()
 
 
 class LuveCLI(LightningCLI):
@@ -86,6 +87,7 @@ class LuveCLI(LightningCLI):
         command: The command line as typed, for provenance.
         purpose: `check` stops after checking the configuration against the signatures, `help` prints the options
             and raises SystemExit.
+        held: Ends the run's hold on its folder.
     """
 
     def __init__(
@@ -95,7 +97,9 @@ class LuveCLI(LightningCLI):
         *,
         command: Sequence[str] = (),
         purpose: Purpose = "run",
+        held: ExitStack | None = None,
     ) -> None:
+        self.held = held or ExitStack()
         self.verb = verb
         self.composed = drop_nulls(config, NAMED_COMPONENTS)
         self.command = list(command)
@@ -141,7 +145,8 @@ class LuveCLI(LightningCLI):
         parser.add_argument(
             "--ckpt_path", type=str | None, default=None, help=_CHECKPOINT_HELP[self.verb != "fit"]
         )
-        skip: set[str | int] = {*self.subcommands()[self.verb], "ckpt_path"}
+        # A checkpoint that holds code is refused; there is no switch that runs it.
+        skip: set[str | int] = {*self.subcommands()[self.verb], "ckpt_path", "weights_only"}
         self.method_options = ["ckpt_path", *parser.add_method_arguments(Trainer, self.verb, skip=skip)]
         if self.verb == "predict":
             parser.set_defaults({"return_predictions": False})  # a callback writes them; a split may not fit
@@ -164,6 +169,9 @@ class LuveCLI(LightningCLI):
         if self.purpose != "run":
             return
         self._check_checkpoint_path()
+        if self.verb == "fit":  # the others only read what a run keeps there
+            root = Path(self.config["trainer"]["default_root_dir"] or ".").expanduser()
+            self.held.enter_context(owned(root))
         with configuration_errors(self.parser, self.composed):
             self.config_init = self.parser.instantiate(self.config)
             self.datamodule, self.model = self.config_init["data"], self.config_init["model"]
@@ -189,14 +197,24 @@ class LuveCLI(LightningCLI):
         if self.config["ckpt_path"] == "last" and self.verb != "fit":
             self._require_last_checkpoint()
         folder = Path(self.trainer.default_root_dir) / "checkpoints"
+        if self.verb == "fit":
+            self._own_checkpoint_folders()
         if self.verb == "fit" and self.config["ckpt_path"] is None:
-            self.trainer.callbacks.append(_SetAside(folder))  # type: ignore[attr-defined]
+            self.trainer.callbacks.append(SetAside(folder))  # type: ignore[attr-defined]
         elif self.verb == "fit" and self.config["ckpt_path"] == "last":
-            _refuse_only_earlier(folder)
+            refuse_only_earlier(folder)
         options = {name: self.config_init[name] for name in self.method_options}
         if options["ckpt_path"] == "best":
             options["ckpt_path"] = self._best_checkpoint(folder)
         getattr(self.trainer, self.verb)(model=self.model, datamodule=self.datamodule, **options)
+
+    def _own_checkpoint_folders(self) -> None:
+        """Holds the folders of checkpoints that lie outside the run folder."""
+        root = Path(self.trainer.default_root_dir).resolve()
+        savers = [saver for saver in self.trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
+        for folder in {Path(saver.dirpath).resolve() for saver in savers if saver.dirpath}:
+            if not folder.is_relative_to(root):
+                self.held.enter_context(owned(folder, "checkpoint folder"))
 
     def _dump_config(self) -> None:
         """Gives LightningCLI the plain values that `save_hyperparameters` stores in a checkpoint."""
@@ -229,45 +247,6 @@ class LuveCLI(LightningCLI):
             raise UsageError(f"ckpt_path: no last checkpoint in {folders or self.trainer.default_root_dir}")
 
 
-class _SetAside(Callback):
-    """Moves an earlier run's checkpoints when training starts: not before, a mistake in the data would hide them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the first step, and so before the first checkpoint."""
-        if trainer.is_global_zero:
-            set_aside(self.folder)
-
-
-def _refuse_only_earlier(folder: Path) -> None:
-    """`last` starts a run where there is none yet, but not where an earlier one was set aside."""
-    earlier = sorted(folder.parent.glob(f"{folder.name}-*/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if earlier and not any(folder.glob("*.ckpt")):
-        raise UsageError(
-            f"ckpt_path: no checkpoint in {folder}; the newest of an earlier run is {earlier[-1]}: give that path to "
-            "resume it"
-        )
-
-
-def set_aside(folder: Path) -> Path | None:
-    """Rename the checkpoints of an earlier run, so that a new run in the same folder does not overwrite them.
-
-    Args:
-        folder: the run's checkpoint folder; nothing happens when it is missing or holds no checkpoint.
-
-    Returns:
-        The new name, `<folder>-<n>` with the first n that is free, or None.
-    """
-    if not any(folder.glob("*.ckpt")):
-        return None
-    number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}-{n}").exists())
-    aside = folder.rename(folder.with_name(f"{folder.name}-{number}"))
-    rank_zero_info(f"{folder} holds an earlier run: kept as {aside}; --ckpt_path last would have resumed it")
-    return aside
-
-
 def _quieten() -> None:
     """Silences what Lightning says in every run and nobody can act on."""
     advertisement = "💡 Tip:"
@@ -280,7 +259,7 @@ def _quieten() -> None:
     warnings.filterwarnings(
         "ignore", message="You're resuming from a checkpoint that ended before the epoch ended"
     )
-    # They are moved when training starts; see _SetAside.
+    # They are moved when training starts; see SetAside.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Frozen parts (a LatentCodec) stay in eval mode by design.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")

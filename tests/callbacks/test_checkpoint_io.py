@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import os
+import pickle
 import random
+import re
+import resource
+import shutil
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +30,8 @@ KILLS = 12
 
 def checkpoint(number: int) -> dict[str, Any]:
     """About 4 MB that name themselves throughout."""
-    return {"number": number, "weights": {str(i): torch.full((256, 1024), float(number)) for i in range(4)}}
+    weights = {str(i): torch.full((256, 1024), float(number)) for i in range(4)}
+    return {"number": number, "state_dict": weights, "pytorch-lightning_version": "2.6.0"}
 
 
 def save_for_ever(run: Run) -> None:
@@ -46,7 +55,9 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
         process.join()
         interrupted += len(list(run.last.parent.glob(".unfinished-*")))
         loaded = AtomicCheckpointIO().load_checkpoint(run.last)
-        assert all(torch.equal(w, torch.full_like(w, loaded["number"])) for w in loaded["weights"].values())
+        assert all(
+            torch.equal(w, torch.full_like(w, loaded["number"])) for w in loaded["state_dict"].values()
+        )
     assert interrupted, "no kill fell into a write: the test shows nothing"
     AtomicCheckpointIO().save_checkpoint(checkpoint(0), run.last.with_name("another.ckpt"))
     assert sorted(p.name for p in run.last.parent.iterdir()) == ["another.ckpt", "last.ckpt"]
@@ -54,35 +65,130 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"number": 1}, path)
-    with pytest.raises(AttributeError, match="pickle"):
+    AtomicCheckpointIO().save_checkpoint(checkpoint(1), path)
+    with pytest.raises(
+        CheckpointError, match=r"not be written: Can't .*pickle.*; the earlier one is unchanged$"
+    ):
         AtomicCheckpointIO().save_checkpoint({"number": 2, "unpicklable": lambda: None}, path)
-    assert AtomicCheckpointIO().load_checkpoint(path) == {"number": 1}
+    assert AtomicCheckpointIO().load_checkpoint(path)["number"] == 1
     assert [p.name for p in path.parent.iterdir()] == ["a.ckpt"]
 
 
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB; needs the right to mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_with_what_is_free_and_needed(full_disk: Path) -> None:
+    path = full_disk / "last.ckpt"
+    small = checkpoint(1) | {"state_dict": {}}
+    AtomicCheckpointIO().save_checkpoint(small, path)
+    with pytest.raises(CheckpointError) as error:
+        AtomicCheckpointIO().save_checkpoint(checkpoint(2), path)
+    assert re.fullmatch(
+        rf"checkpoint {path} cannot be written: No space left on device \(2\.\d MB are free, it needs 4\.2 MB\); "
+        "the earlier one is unchanged",
+        str(error.value),
+    )
+    assert AtomicCheckpointIO().load_checkpoint(path) == small
+    assert list(full_disk.iterdir()) == [path]
+
+
+def test_a_limit_of_the_system_is_told(tmp_path: Path) -> None:
+    """torch hides the system's error behind its own; the reason must be the system's."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"last\.ckpt cannot be written: File too large$"):
+            AtomicCheckpointIO().save_checkpoint(checkpoint(2), tmp_path / "last.ckpt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
 class Payload:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (Path("/tmp/never-written"),))
+        return self.function, self.arguments
+
+
+@pytest.mark.parametrize(
+    ("payload", "name"),
+    [
+        (Payload(os.system, "touch /tmp/never-written"), "posix.system"),
+        (Payload(eval, "1"), "eval"),
+        (Payload(random.Random), "random.Random"),
+    ],
+)
+def test_what_could_run_code_is_named_and_not_how_to_run_it(
+    tmp_path: Path, payload: Payload, name: str
+) -> None:
+    path = tmp_path / "a.ckpt"
+    torch.save(checkpoint(1) | {"x": payload}, path)
+    with pytest.raises(CheckpointError) as error:
+        AtomicCheckpointIO().load_checkpoint(path)
+    assert str(error.value) == (
+        f"checkpoint {path} is refused: it holds more than weights and plain values: GLOBAL {name}, which could "
+        "run code"
+    )
+
+
+def _saved(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _flipped(content: bytes) -> bytes:
+    """One bit of the weights is another."""
+    position = content.index(torch.full((64,), 1.0).numpy().tobytes()) + 7
+    return content[:position] + bytes([content[position] ^ 0x40]) + content[position + 1 :]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "cannot be read"),
-        (b"PK\x03\x04 half a zip file", "cannot be read"),
-        (Payload(), "holds more than weights and plain values: Unsupported global"),
+        (b"", "cannot be read: it ends early"),
+        (_saved(checkpoint(1))[:3_000_000], "cannot be read: it ends early"),
+        (b"PK\x03\x04 half a zip file", "cannot be read: it ends early"),
+        (_flipped(_saved(checkpoint(1))), "is damaged: the checksum of its part archive/data/0 is wrong"),
+        (b"hello world\n" * 9, "cannot be read: it is no checkpoint, but a file of another kind"),
+        (b"GIF89a" + bytes(range(256)), "cannot be read: it is no checkpoint, but a file of another kind"),
+        (b'{"state_dict": 1}', "cannot be read: it is no checkpoint, but a file of another kind"),
+        (pickle.dumps({"state_dict": 1}), "cannot be read: it is no checkpoint, but a file of another kind"),
+        (
+            _saved(torch.zeros(2)),
+            "is another program's: it holds a Tensor; expected one that `luve fit` wrote",
+        ),
+        (
+            _saved({"state_dict": {}, "epoch": 3}),
+            "is another program's: it holds state_dict, epoch; expected",
+        ),
+        (_saved({}), "is another program's: it holds nothing; expected"),
+        (
+            _saved({str(i): i for i in range(9)}),
+            "is another program's: it holds 0, 1, 2, 3, 4, ...; expected",
+        ),
     ],
 )
-def test_what_cannot_be_read_is_one_line(tmp_path: Path, content: Any, message: str) -> None:
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_what_cannot_be_read_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "a.ckpt"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save({"x": content}, path)
-    with pytest.raises(CheckpointError, match=message) as error:
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as error:
         AtomicCheckpointIO().load_checkpoint(path)
-    assert str(path) in str(error.value)
+    assert f"checkpoint {path} {message}" in str(error.value)
     assert "\n" not in str(error.value)
     with pytest.raises(FileNotFoundError, match=r"missing\.ckpt"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "missing.ckpt")
