@@ -43,7 +43,9 @@ class RandomState(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set the generators of this rank."""
         states, self._states = self._states, []
-        if states and len(states) != trainer.world_size:
+        if trainer.ckpt_path and not states:
+            rank_zero_warn("the checkpoint has no random state: random numbers start anew")
+        elif states and len(states) != trainer.world_size:
             rank_zero_warn(
                 f"the checkpoint holds the random state of {len(states)} process(es), this run has "
                 f"{trainer.world_size}: random numbers start anew"

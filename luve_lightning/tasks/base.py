@@ -9,6 +9,8 @@ import lightning as L
 import torch
 from torch import nn
 
+from luve_lightning.tasks.resume import Settings, check_training_state, say
+
 
 class TrainingTask(L.LightningModule):
     """Base of the training tasks.
@@ -34,6 +36,9 @@ class TrainingTask(L.LightningModule):
         self.lr, self.min_lr = lr, min_lr
         self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
         self.strict_loading = False
+        self._steps = 0  # the run's, once it has an optimiser
+        self._settings = Settings()
+        self._schedule_before: dict[str, Any] = {}  # of the run that wrote the checkpoint
 
     def learning_rate(self, step: int, total_steps: int) -> float:
         """Learning rate of an optimiser step: linear warm-up, then a cosine from `lr` to `min_lr`."""
@@ -50,11 +55,34 @@ class TrainingTask(L.LightningModule):
             {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=(0.9, 0.99))
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self._steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.learning_rate(step, total) / self.lr
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _schedule(self) -> dict[str, Any]:
+        """What the learning rate of a step depends on."""
+        return {
+            "lr": self.lr,
+            "min_lr": self.min_lr,
+            "weight_decay": self.weight_decay,
+            "warmup_steps": self.warmup_steps,
+            "steps": self._steps,
+        }
+
+    def on_fit_start(self) -> None:
+        """Note the optimiser's settings before a checkpoint's replace them."""
+        self._settings.note_optimizers(self.trainer)
+
+    def on_train_start(self) -> None:
+        """Give a resumed run its own configuration's settings back, and say which differ from the checkpoint's."""
+        changes = self._settings.restore(self.trainer)
+        before, now = self._schedule_before, self._schedule()
+        differs = {
+            name: (now[name], before[name]) for name in now if name in before and before[name] != now[name]
+        }
+        say(changes | differs)
 
     def _trainable_keys(self) -> set[str]:
         frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
@@ -68,9 +96,10 @@ class TrainingTask(L.LightningModule):
         keep = self._trainable_keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
         checkpoint["trained_weights"] = sorted(keep)
+        checkpoint["schedule"] = self._schedule()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model, naming what differs."""
+        """Refuse a checkpoint of another model, naming what differs, or one that training cannot go on from."""
         # A strategy that shards weights has taken them out of the checkpoint, and left what does not fit.
         names = checkpoint["state_dict"] if "state_dict" in checkpoint else checkpoint["trained_weights"]
         expected, found = self._trainable_keys(), set(names)
@@ -88,6 +117,11 @@ class TrainingTask(L.LightningModule):
                     f"checkpoint does not fit {type(self).__name__}: {name} has shape {tuple(weight.shape)} there, "
                     f"{tuple(own[name].shape)} here"
                 )
+        trainer = self._trainer
+        if trainer is not None and trainer.state.fn == "fit":
+            check_training_state(trainer, checkpoint)
+            self._settings.note_callbacks(trainer)
+            self._schedule_before = checkpoint.get("schedule", {})
 
 
 def _is_frozen(module: nn.Module) -> bool:
