@@ -8,6 +8,7 @@ from typing import Any, Literal
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.training_epoch_loop import RestartStage
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 
@@ -54,20 +55,37 @@ class Checkpoints(ModelCheckpoint):
         self._written: int | None = None
         self._validation_due = False
         self._started = False
+        self._entered = False
         self._stop_after_step = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Choose the folder."""
         self._choose_folder(trainer)
         super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._make_up_after_the_last_step(trainer)
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take over what still holds from a run that monitored another metric: Lightning would take nothing."""
+        states = checkpoint.get("callbacks", {})
+        others = [key for key in states if key.startswith(f"{type(self).__qualname__}{{")]
+        if trainer.state.fn == "fit" and self.state_key not in states and len(others) == 1:
+            self._validation_due = bool(states[others[0]]["validation_due"])
+            rank_zero_info(
+                f"resuming with monitor {self.monitor}, mode {self.mode} (the checkpoint had another): the best is "
+                "chosen anew"
+            )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Mend what Lightning restores wrongly, and make up for a validation that the checkpoint was written before."""
         # Nothing is written before the first step: Lightning's counters are between two states here.
-        self._written, self._stop_after_step = trainer.global_step, False
+        self._entered, self._written, self._stop_after_step = True, trainer.global_step, False
         _end_epoch_after_last_batch(trainer)
         if self._validation_due:
             _validate(trainer)
+            self._renew_last(trainer)
         self._started = True
 
     def on_train_batch_end(
@@ -136,6 +154,51 @@ class Checkpoints(ModelCheckpoint):
         """Restore both."""
         self._validation_due = bool(state_dict["validation_due"])
         super().load_state_dict(state_dict)
+        self._rank_no_more_than_wanted()
+
+    def _rank_no_more_than_wanted(self) -> None:
+        """Follow a smaller `save_top_k`, with which Lightning would never remove a checkpoint again."""
+        ranked = sorted(self.best_k_models, key=self.best_k_models.__getitem__, reverse=self.mode == "max")
+        dropped = ranked[self.save_top_k :] if self.save_top_k > 0 else []
+        if not dropped:
+            return
+        for path in dropped:
+            del self.best_k_models[path]
+        self.kth_best_model_path = ranked[self.save_top_k - 1]
+        self.kth_value = self.best_k_models[self.kth_best_model_path]
+        names = ", ".join(Path(path).name for path in dropped)
+        rank_zero_info(f"resuming with save_top_k {self.save_top_k}: {names} stay, but are ranked no more")
+
+    def _make_up_after_the_last_step(self, trainer: L.Trainer) -> None:
+        """Let a run that was ended after its last step do what comes after it.
+
+        Lightning leaves its loop at once when no step is to be taken, without `on_train_start` and `on_train_end`,
+        in which callbacks do this.
+        """
+        loop = trainer.fit_loop
+        run = loop.run
+
+        def run_or_make_up() -> None:
+            self._entered = False
+            run()
+            if self._entered or not trainer.ckpt_path or not trainer.limit_train_batches:
+                return
+            loop.reset()
+            loop.on_run_start()
+            loop.on_run_end()
+
+        loop.run = run_or_make_up  # type: ignore[method-assign]
+
+    def _renew_last(self, trainer: L.Trainer) -> None:
+        """Put the callbacks' states into `last.ckpt` as it is: the loops' are between two states here."""
+        path = Path(self.dirpath or "") / "last.ckpt"
+        if not trainer.is_global_zero or not path.is_file() or not _is_same(path, trainer.ckpt_path):
+            return
+        files = trainer.strategy.checkpoint_io
+        checkpoint = files.load_checkpoint(path)
+        states = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}  # type: ignore[attr-defined]
+        checkpoint["callbacks"] = {key: state for key, state in states.items() if state}
+        files.save_checkpoint(checkpoint, path)
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         self._choose_folder(trainer)  # `ckpt_path="last"` is looked up before setup
@@ -144,6 +207,10 @@ class Checkpoints(ModelCheckpoint):
     def _choose_folder(self, trainer: L.Trainer) -> None:
         if self.dirpath is None:
             self.dirpath = str((Path(trainer.default_root_dir) / "checkpoints").resolve())
+
+
+def _is_same(path: Path, other: str | Path | None) -> bool:
+    return other is not None and Path(other).exists() and path.samefile(other)
 
 
 def accumulating(trainer: L.Trainer) -> bool:

@@ -65,7 +65,7 @@ class DenoisingSpectra(L.Callback):
         self.output, self.prompts, self.size = Path(output), list(prompts), (frames, height, width)
         self.every_n_steps, self.steps, self.guidance = every_n_steps, steps, guidance
         self.seed, self.share = seed, share
-        self._last_step = 0
+        self._last_step, self._restored = 0, False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a task that cannot generate.
@@ -80,8 +80,26 @@ class DenoisingSpectra(L.Callback):
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count from where the run begins or resumes."""
-        self._last_step = trainer.global_step
+        """Count from where the run begins, or from what the checkpoint says.
+
+        A validation that a kill cut short is made up for, with what it was to leave.
+        """
+        if not self._restored:
+            self._last_step = trainer.global_step
+        self._restored = False
+
+    @property
+    def state_key(self) -> str:
+        """One for each folder."""
+        return self._generate_state_key(output=self.output.name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step that was done last."""
+        return {"last_step": self._last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        self._last_step, self._restored = int(state_dict["last_step"]), True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record after a validation inside fit, when one is due."""

@@ -36,14 +36,32 @@ class SampleStrips(L.Callback):
         if every_n_steps < 1 or clips < 0:
             raise ValueError(f"expected every_n_steps >= 1 and clips >= 0, got {every_n_steps} and {clips}")
         self.output, self.every_n_steps, self.clips = Path(output), every_n_steps, clips
-        self._last_step = 0
+        self._last_step, self._restored = 0, False
         self._folder: Path | None = None
         self._seen: list[str] = []
         self._drawn: dict[str, list[Path]] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count from where the run begins or resumes."""
-        self._last_step = trainer.global_step
+        """Count from where the run begins, or from what the checkpoint says.
+
+        A validation that a kill cut short is made up for, with what it was to leave.
+        """
+        if not self._restored:
+            self._last_step = trainer.global_step
+        self._restored = False
+
+    @property
+    def state_key(self) -> str:
+        """One for each folder."""
+        return self._generate_state_key(output=self.output.name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step that was done last."""
+        return {"last_step": self._last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        self._last_step, self._restored = int(state_dict["last_step"]), True
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Decide whether this validation draws."""

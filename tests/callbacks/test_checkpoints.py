@@ -143,6 +143,86 @@ def test_early_stopping_saves_too(tmp_path: Path) -> None:
     assert trainer.global_step == load(run.last)["global_step"] == 4
 
 
+@pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("length", [{"steps": 9}, {"steps": -1}])
+def test_the_validation_after_the_last_step_is_made_up(
+    tmp_path: Path, signal_name: str, length: dict[str, int]
+) -> None:
+    """Lightning returns at once from a run whose steps are all taken; `best` would stay an earlier one."""
+    trainer = {"limit_val_batches": 3, "val_check_interval": 3}
+    trainer |= {"max_epochs": 2} if length["steps"] < 0 else {}
+    last = 9 if length["steps"] > 0 else 12
+    whole = Run(tmp_path / "whole", monitor="val/error", trainer=trainer, **length)
+    stop = SendSignal(signal_name, last, in_validation=True)
+    run = whole.with_(folder=tmp_path / "stopped", callbacks=(stop,))
+    statuses = [run_processes(whole), run_processes(run)]
+    assert statuses == [[0], [143 if signal_name == "SIGTERM" else -9]]
+    assert callback_state(run)["validation_due"]
+    assert run.journal() == whole.journal()[:-1]
+    for _ in range(2):  # the second finds nothing to do
+        assert run_processes(run.with_(resume="last", callbacks=())) == [0]
+        assert run.journal() == whole.journal()
+        states = [callback_state(which) for which in (run, whole)]
+        for state in states:
+            state["best_k_models"] = {Path(k).name: float(v) for k, v in state["best_k_models"].items()}
+            for key in ("dirpath", "best_model_path", "last_model_path", "kth_best_model_path"):
+                state[key] = Path(state[key]).name
+        assert states[0] == states[1]
+        assert names(run) == names(whole)
+
+
+def callback_state(run: Run) -> dict[str, Any]:
+    [state] = [v for k, v in load(run.last)["callbacks"].items() if k.startswith("Checkpoints")]
+    return dict(state)
+
+
+def names(run: Run) -> list[str]:
+    return sorted(path.name for path in run.last.parent.iterdir())
+
+
+def test_a_prolonged_run_goes_on_after_a_validation_that_was_made_up(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "monitor": "val/error",
+        "trainer": {"limit_val_batches": 3, "val_check_interval": 3},
+    }
+    whole = Run(tmp_path / "whole", steps=15, **options)
+    train(whole)
+    run = Run(tmp_path / "run", steps=9, **options)
+    with pytest.raises(SystemExit):
+        train(run.with_(callbacks=(SendSignal("SIGTERM", 9, in_validation=True),)))
+    train(run.with_(resume="last"))
+    train(run.with_(resume="last", steps=15))
+
+    assert [entry[:-1] for entry in run.trained()] == [entry[:-1] for entry in whole.trained()]
+    assert [entry[0] for entry in run.journal()] == [entry[0] for entry in whole.journal()]
+
+
+class TwoMetrics(CropsTask):
+    """Logs a second metric."""
+
+    def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.log("val/other", -batch[0].mean())
+
+
+def test_another_metric_or_fewer_best_on_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = {"limit_val_batches": 1, "val_check_interval": 3}
+    run = Run(tmp_path, steps=9, monitor="val/error", trainer=trainer)
+    with pytest.raises(SystemExit):
+        train(run.with_(callbacks=(SendSignal("SIGTERM", 3, in_validation=True),)))
+    with caplog.at_level("INFO"):
+        train(run.with_(resume="last", monitor="val/other"), TwoMetrics())
+    assert "resuming with monitor val/other, mode min (the checkpoint had another): the best" in caplog.text
+    assert len([entry for entry in run.journal() if entry[0] == "val"]) == 3  # that of step 3 was made up
+    saver = Checkpoints(100, "val/error", "max", save_top_k=3, folder=tmp_path / "x")
+    scores = {str(tmp_path / "x" / f"best-step={n}.ckpt"): torch.tensor(float(n)) for n in (1, 2, 3)}
+    saver.best_k_models = dict(scores)
+    smaller = Checkpoints(100, "val/error", "max", save_top_k=2, folder=tmp_path / "x")
+    smaller.load_state_dict(saver.state_dict())
+    assert smaller.best_k_models == {path: score for path, score in scores.items() if score > 1}
+    assert (smaller.kth_best_model_path, float(smaller.kth_value)) == (list(scores)[1], 2.0)
+
+
 def test_fast_dev_run_leaves_nothing(tmp_path: Path) -> None:
     run = Run(tmp_path, trainer={"fast_dev_run": 2, "limit_val_batches": 1})
     train(run)
