@@ -53,6 +53,9 @@ def _guarded(verb: str, words: list[str], debug: bool) -> int:
         run_verb(verb, words, config)
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning turns Ctrl-C into sys.exit(1) after shutting down.
+        if told := getattr(stop, "told", ""):  # a StopRequested; the progress bar has gone by now
+            sys.stdout.flush()
+            print(f"luve {verb}: {told}", file=sys.stderr)
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         print(f"luve {verb}: interrupted", file=sys.stderr)

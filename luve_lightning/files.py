@@ -12,7 +12,7 @@ import shutil
 import socket
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -218,16 +218,17 @@ def warn_kept_in_memory(folder: Path, error: OSError) -> None:
 
 
 @contextmanager
-def replacing_folder(path: Path, *, last: str | None = None) -> Iterator[Path]:
+def replacing_folder(path: Path, *, last: Sequence[str] = ()) -> Iterator[Path]:
     """A temporary folder whose content takes the place of `path`'s when the block ends well.
 
     Where `path` is missing or holds nothing else than what the new folder holds too, the two change places in one
-    step. Otherwise, what else is in `path` stays, and the new entries are moved into it one by one.
+    step. Otherwise, what else is in `path` stays, and the new entries are moved into it one by one. Permissions
+    follow the umask.
 
     Args:
         path: a folder.
-        last: the entry without which readers see nothing in the folder, such as "config.json"; where entries are
-            moved one by one, it is taken away first and comes last, so that no reader sees old beside new.
+        last: the entries without which readers see nothing in the folder, such as "config.json"; where entries are
+            moved one by one, they are taken away first and come last, so that no reader sees old beside new.
 
     Yields:
         The temporary folder, empty.
@@ -372,11 +373,13 @@ def _exchange(first: Path, second: Path) -> bool:
     return rename is not None and not rename(here, os.fsencode(first), here, os.fsencode(second), exchange)
 
 
-def _move_entries(new: Path, folder: Path, last: str | None) -> None:
+def _move_entries(new: Path, folder: Path, last: Sequence[str]) -> None:
     folder.mkdir(exist_ok=True)
-    if last is not None and (new / last).exists():
-        _remove(folder / last)
-    for entry in sorted(new.iterdir(), key=lambda entry: entry.name == last):
+    entries = sorted(new.iterdir(), key=lambda entry: entry.name in last)
+    for entry in entries:
+        if entry.name in last:
+            _remove(folder / entry.name)
+    for entry in entries:
         target = folder / entry.name
         if entry.is_dir() or target.is_dir():  # a rename replaces files only
             _remove(target)

@@ -48,7 +48,7 @@ folder, number = Path(sys.argv[1]), 0
 print("ready", flush=True)
 while True:
     number += 1
-    with replacing_folder(folder / "model", last="config.json") as new:
+    with replacing_folder(folder / "model", last=("config.json",)) as new:
         for name in ("config.json", "weights", "part/weights"):
             (new / name).parent.mkdir(exist_ok=True)
             (new / name).write_text(f"{number} " * 2000)
@@ -168,7 +168,7 @@ def test_a_folder_keeps_what_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "real" / "checkpoints").mkdir(parents=True)
     folder.symlink_to("real")
     for round_ in ("1", "2"):
-        with replacing_folder(folder, last="config.json") as new:
+        with replacing_folder(folder, last=("config.json",)) as new:
             (new / "config.json").write_text(round_)
             (new / "transformer").mkdir()
             (new / "transformer" / f"weights-{round_}").write_text(round_)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +13,17 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
+from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from luve_lightning.callbacks.checkpoints import Checkpoints
 from luve_lightning.callbacks.ema import EMA, averaged_weights
+from luve_lightning.models.folders import saving
 
 
 class Export(L.Callback):
     """Saves the averaged weights with the task's own `export(folder, datamodule)` when training ends, however it ends.
+
+    The task writes into a new folder, which takes the place of `output` when it is whole; what else is in `output`
+    stays.
 
     Args:
         output: folder to write, for example one that `VLUer.from_pretrained` reads.
@@ -46,8 +51,10 @@ class Export(L.Callback):
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         before = _files(self.output)
-        with self._weights(trainer, pl_module):
-            pl_module.export(self.output, datamodule)
+        # Other processes help, and write nothing.
+        new = saving(self.output) if trainer.is_global_zero else nullcontext(self.output)
+        with self._weights(trainer, pl_module), new as folder:
+            pl_module.export(folder, datamodule)
         self.written = sorted(
             path for path, state in _files(self.output).items() if before.get(path) != state
         )
@@ -77,7 +84,7 @@ def _savers(trainer: L.Trainer) -> list[Checkpoints]:
 
 def _saved_weights(trainer: L.Trainer, path: Path) -> dict[str, Tensor]:
     """What was validated when the checkpoint was written: its average if the run keeps one."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = AtomicCheckpointIO().load_checkpoint(path)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EMA):
             return dict(checkpoint["callbacks"][callback.state_key]["average"])

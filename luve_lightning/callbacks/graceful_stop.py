@@ -12,7 +12,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info
 
 from luve_lightning.callbacks.checkpoints import Checkpoints, accumulating
 
@@ -23,7 +22,15 @@ class StopRequested(SystemExit):
     The exit status is 128 + the signal's number (143 for SIGTERM, 130 for SIGINT), the shell's convention, so that
     `make` and job scripts do not take a stopped run for a finished one. Ranks other than zero leave with 0: rank
     zero speaks for the run, and Lightning's launcher kills rank zero when a child reports a failure.
+
+    Attributes:
+        told: what was saved and how to go on, in one line, for whoever ends the program: a line printed here would be
+            overdrawn by a progress bar that is still on the screen.
     """
+
+    def __init__(self, code: int, told: str = "") -> None:
+        super().__init__(code)
+        self.told = told
 
 
 class GracefulStop(L.Callback):
@@ -128,11 +135,12 @@ class GracefulStop(L.Callback):
         if not number:
             return
         path = write_last(trainer)
-        rank_zero_info(
-            f"{signal.Signals(number).name}: stopped after step {trainer.global_step}"
-            + (f", saved {path}; resume with --ckpt_path last" if path else "")
-        )
-        raise StopRequested(128 + number if trainer.is_global_zero else 0)
+        told = f"{signal.Signals(number).name}: stopped after step {trainer.global_step}"
+        if path:
+            told += f", saved {path}; resume with --ckpt_path last"
+        if not trainer.is_global_zero:
+            raise StopRequested(0)
+        raise StopRequested(128 + number, told)
 
 
 def write_last(trainer: L.Trainer) -> Path | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
-from luve_lightning.models.folders import cannot_load, is_local
+from luve_lightning.models.folders import cannot_load, is_local, saving
 
 
 def load_transformer(backbone: str | Path, dtype: torch.dtype | None = None) -> WanTransformer3DModel:
@@ -58,7 +58,8 @@ def save_transformer(transformer: WanTransformer3DModel, folder: str | Path, dty
     for tensor in (*transformer.parameters(), *transformer.buffers()):
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype)
-    transformer.save_pretrained(folder)
+    with saving(folder) as new:
+        transformer.save_pretrained(new)
 
 
 def check_token_grid(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from luve_lightning.models.experts import expert_names, load_expert, save_expert
-from luve_lightning.models.folders import cannot_load, is_local
+from luve_lightning.models.folders import cannot_load, is_local, saving
 from luve_lightning.models.transformer import load_transformer
 from luve_lightning.models.vluer import VLUer
 from luve_lightning.pipelines.adapters import experts_set_aside, plain_loras
@@ -170,12 +170,17 @@ class LuVeComponents(WanPipeline):
                     f"the LoRA {loras[0]!r} is loaded, which a saved pipeline does not keep: unload it first"
                 )
         folder, transformer = Path(save_directory), self.refinement_transformer
-        with experts_set_aside(transformer):
-            super().save_pretrained(str(folder), **kwargs)
-        if (folder / EXPERTS).is_dir():  # an earlier save's, of which some may not be there any more
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", folder.name)
+        with saving(folder) as new:
+            with experts_set_aside(transformer):
+                super().save_pretrained(str(new), **kwargs)
+            for name in expert_names(transformer):
+                save_expert(transformer, name, new / EXPERTS / name)
+            if (folder / EXPERTS).is_dir():  # an earlier save's, of which some may not be there any more
+                (new / EXPERTS).mkdir(exist_ok=True)
+        if (folder / EXPERTS).is_dir() and not expert_names(transformer):
             shutil.rmtree(folder / EXPERTS)
-        for name in expert_names(transformer):
-            save_expert(transformer, name, folder / EXPERTS / name)
 
     def load_lora_weights(
         self,

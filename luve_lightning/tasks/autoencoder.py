@@ -12,6 +12,7 @@ from torch import Tensor
 
 from luve_lightning.functional.fidelity import psnr
 from luve_lightning.losses import Loss
+from luve_lightning.models.folders import saving
 from luve_lightning.models.wan_whole_clip import decode_whole_clip, encode_whole_clip
 from luve_lightning.tasks.base import TrainingTask
 
@@ -119,5 +120,6 @@ class AutoencoderTask(TrainingTask):
         # Not `from_config`: it puts the class's defaults back for whatever was not given when the VAE was made.
         exported = AutoencoderKLWan(**{k: v for k, v in self.vae.config.items() if not k.startswith("_")})
         exported.load_state_dict(self.vae.state_dict())
-        exported.half().save_pretrained(folder / "vae")
+        with saving(Path(folder) / "vae") as new:
+            exported.half().save_pretrained(new)
         self.vae.load_state_dict(state)

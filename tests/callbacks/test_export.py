@@ -33,7 +33,7 @@ class Graded(CropsTask):
         self.log("val/error", next(self.errors))
 
     def export(self, folder: Path, datamodule: Any) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         torch.save(self.weights(), folder / "weights.pt")
 
 
@@ -97,3 +97,30 @@ callbacks:
     (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"not this one")
     outcome = run_luve(capsys, "test", *config)
     assert outcome.code == 0, outcome.err
+
+
+class Broken(Graded):
+    """Exports half of itself and fails."""
+
+    def export(self, folder: Path, datamodule: Any) -> None:
+        super().export(folder, datamodule)
+        raise KeyError("a bug")
+
+
+def test_an_export_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", steps=2, callbacks=(Export(tmp_path / "out"),))
+    train(run, Graded([]))
+    before = (tmp_path / "out" / "weights.pt").read_bytes()
+    with pytest.raises(KeyError, match="a bug"):
+        train(run.with_(steps=3), Broken([]))
+    assert (tmp_path / "out" / "weights.pt").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+
+
+def test_a_run_folder_may_be_the_output(tmp_path: Path) -> None:
+    for steps in (2, 3):
+        export = Export(tmp_path)
+        train(Run(tmp_path, steps=steps, callbacks=(export,)), Graded([]))
+        assert export.written == [tmp_path / "weights.pt"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["checkpoints", "final.pt", "journal-0.jsonl", "weights.pt"]

@@ -47,6 +47,9 @@ def test_a_signal_saves_and_leaves_with_its_status(tmp_path: Path, number: signa
     with pytest.raises(StopRequested) as stop:
         train(run)
     assert stop.value.code == 128 + number
+    assert stop.value.told == (
+        f"{number.name}: stopped after step 3, saved {run.last}; resume with --ckpt_path last"
+    )
     assert step_of(run.last) == len(run.trained()) == 3
     assert ended.hooks == []  # no epoch end, no export
     assert [signal.getsignal(s) for s in HANDLED] == before
@@ -181,4 +184,6 @@ def test_the_command_with_lightnings_launcher(tmp_path: Path, repository: Path) 
     text = (tmp_path / "output.txt").read_text()
     assert status == 143, text
     assert "Traceback" not in text
-    assert f"SIGTERM: stopped after step {step_of(run.last)}, saved {run.last}" in text
+    assert text.splitlines()[-1] == (
+        f"luve fit: SIGTERM: stopped after step {step_of(run.last)}, saved {run.last}; resume with --ckpt_path last"
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from luve_lightning.models.experts.adding import check_can_take, inject
 from luve_lightning.models.experts.config import ExpertConfig
 from luve_lightning.models.experts.layer import expert_layers, in_out_features
 from luve_lightning.models.experts.routing import state_of
+from luve_lightning.models.folders import saving
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERT = "adapter_config.json", "adapter_model.safetensors", "expert.json"
 FORMAT = 1
@@ -41,7 +41,7 @@ _UNUSED: dict[str, tuple[Any, ...]] = {
 def save_expert(transformer: WanTransformer3DModel, name: str, folder: str | Path) -> None:
     """Write an expert as PEFT's `adapter_config.json` and `adapter_model.safetensors`, and `expert.json`.
 
-    Each file replaces an older one at once and complete. Where the parameters are sharded (FSDP2) every rank must
+    They replace an older expert at once and complete. Where the parameters are sharded (FSDP2) every rank must
     call it, and rank 0 writes.
 
     Raises:
@@ -51,8 +51,6 @@ def save_expert(transformer: WanTransformer3DModel, name: str, folder: str | Pat
     weights = _weights(transformer, name, config)
     if weights is None:
         return
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     alpha = int(config.alpha) if config.alpha == int(config.alpha) else config.alpha
     facts = {
         "format": FORMAT,
@@ -61,14 +59,11 @@ def save_expert(transformer: WanTransformer3DModel, name: str, folder: str | Pat
         "filter": None if config.filter is None else asdict(config.filter),
         "band": asdict(config.band),
     }
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-        new = Path(temporary)
+    with saving(folder) as new:
         lora = LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=config.modules, inference_mode=True)
         lora.save_pretrained(new)
         safetensors.torch.save_file(weights, new / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         (new / EXPERT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        for file in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, EXPERT):
-            (new / file).replace(folder / file)
 
 
 def load_expert(transformer: WanTransformer3DModel, folder: str | Path, name: str | None = None) -> str:

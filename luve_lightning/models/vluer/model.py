@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from luve_lightning.functional.interpolation import Size3d, check_size, interpolate_latents
+from luve_lightning.models.folders import saving
 from luve_lightning.models.vluer.decoder import Decoder
 from luve_lightning.models.vluer.encoder import Encoder
 from luve_lightning.models.vluer.implicit import ImplicitUpsampler
@@ -60,6 +62,13 @@ class VLUer(ModelMixin, ConfigMixin):
             self.decoder = nn.Identity()
             for parameter in self.upsampler.last.parameters():
                 nn.init.zeros_(parameter)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save the model for `from_pretrained`: the folder holds the old model or the whole new one; see diffusers."""
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", Path(save_directory).name)
+        with saving(save_directory) as new:
+            super().save_pretrained(str(new), **kwargs)
 
     def forward(self, latents: Tensor, size: Size3d) -> Tensor:
         """Upsample (or resample) latents.
