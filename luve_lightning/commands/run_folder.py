@@ -50,7 +50,7 @@ def owned(folder: Path, what: str = "run folder") -> Iterator[None]:
 def _is_first_process() -> bool:
     """Whether this process is rank zero, as far as its environment says before there is a Trainer."""
     node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
-    return rank_zero_only.rank == 0 and node.strip() in ("", "0")
+    return getattr(rank_zero_only, "rank", 0) == 0 and node.strip() in ("", "0")
 
 
 class SetAside(Callback):

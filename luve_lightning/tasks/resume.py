@@ -72,7 +72,9 @@ class Settings:
             ]
             for optimizer in trainer.optimizers
         ]
-        self.rates = [list(config.scheduler.base_lrs) for config in trainer.lr_scheduler_configs]
+        self.rates = [
+            [float(rate) for rate in config.scheduler.base_lrs] for config in trainer.lr_scheduler_configs
+        ]
 
     def restore(self, trainer: L.Trainer) -> dict[str, Change]:
         """Put everything back that a checkpoint has changed.
@@ -98,7 +100,7 @@ class Settings:
         for config, rates in zip(trainer.lr_scheduler_configs, self.rates, strict=True):
             schedule: Any = config.scheduler
             if isinstance(schedule, LambdaLR):
-                schedule.base_lrs = rates
+                schedule.base_lrs = list(rates)
                 lambdas = zip(rates, schedule.lr_lambdas, strict=True)
                 schedule._last_lr = [rate * function(schedule.last_epoch) for rate, function in lambdas]
                 for group, rate in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
