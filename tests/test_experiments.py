@@ -131,6 +131,23 @@ def test_a_difference_changes_few_keys_or_says_why(file: Path) -> None:
     assert leaves(compose([file])) <= 3 or "Why:" in header(file)
 
 
+@pytest.mark.parametrize("file", sorted(EXPERIMENTS.rglob("*.yaml")), ids=relative)
+def test_steps_end_a_run_and_not_the_clock(file: Path) -> None:
+    """A limit of time is for clusters, on the command line: with one, a result depends on how fast the machine is."""
+    text = file.read_text(encoding="utf-8")
+    assert "max_time" not in text
+    assert "mini" not in file.name or "budget_seconds" not in text
+
+
+@pytest.mark.parametrize("folder", ["vluer", "experts"])
+def test_the_mini_world_trains_with_a_fixed_number_of_threads(folder: str) -> None:
+    for file in FILES:
+        if file.parent.name == folder and "mini" in file.name:
+            _, files = documented_command(file)
+            threads = compose(files)["callbacks"]["threads"]
+            assert threads["class_path"] == "luve_lightning.callbacks.CPUThreads", relative(file)
+
+
 @pytest.mark.parametrize("file", FILES, ids=relative)
 def test_one_step_runs(capsys: pytest.CaptureFixture[str], tiny_environment: Path, file: Path) -> None:
     verb, files = documented_command(file)

@@ -2,6 +2,7 @@
 
 from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from luve_lightning.callbacks.checkpoints import Checkpoints
+from luve_lightning.callbacks.cpu_threads import CPUThreads
 from luve_lightning.callbacks.denoising_spectra import DenoisingSpectra
 from luve_lightning.callbacks.ema import EMA
 from luve_lightning.callbacks.expert_losses import ExpertLosses
@@ -18,6 +19,7 @@ from luve_lightning.callbacks.wandb_record import WandbRecord
 __all__ = [
     "EMA",
     "AtomicCheckpointIO",
+    "CPUThreads",
     "CheckpointError",
     "Checkpoints",
     "DenoisingSpectra",

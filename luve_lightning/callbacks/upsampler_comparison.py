@@ -24,7 +24,12 @@ from luve_lightning.evaluation.upsampling_comparison import (
     comparison_rows,
     gather_scores,
 )
-from luve_lightning.evaluation.upsampling_methods import UpsamplingMethod, baseline_methods, method_names
+from luve_lightning.evaluation.upsampling_methods import (
+    CEILING,
+    UpsamplingMethod,
+    baseline_methods,
+    method_names,
+)
 from luve_lightning.evaluation.upsampling_report import (
     Rows,
     gap_lines,
@@ -50,12 +55,16 @@ class UpsamplerComparison(L.Callback):
             to `<name>-validate.csv`, so that it never replaces the test split's.
         extra: folders of further VLUers by name, such as {"vluer_shipped": "data/mini/vluer"}. The names `vluer`,
             `nearest`, `bilinear`, `bicubic`, `rgb_bicubic` and `vae` are taken.
+        timed_clips: how many clips of each scale to time the methods on; the scores are of all clips.
     """
 
-    def __init__(self, output: Path, extra: dict[str, Path] | None = None) -> None:
+    def __init__(self, output: Path, extra: dict[str, Path] | None = None, timed_clips: int = 4) -> None:
         self.output = Path(output)
         if self.output.suffix != ".csv":
             raise ValueError(f"output: expected a file that ends in .csv, got {output}")
+        if timed_clips < 1:
+            raise ValueError(f"timed_clips: expected at least 1, got {timed_clips}")
+        self.timed_clips = timed_clips
         self.extra = {name: Path(folder) for name, folder in (extra or {}).items()}
         self.names = method_names(self.extra)
         for name, folder in self.extra.items():
@@ -79,7 +88,7 @@ class UpsamplerComparison(L.Callback):
                     f"the VAE has {codec.channels}"
                 )
             methods[name] = _in_precision(trainer, other)
-        self.comparison = UpsamplingComparison(codec, methods | baseline_methods(codec))
+        self.comparison = UpsamplingComparison(codec, methods | baseline_methods(codec), self.timed_clips)
 
     def _score(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: dict[str, Any]) -> None:
         if self.comparison is None:
@@ -187,6 +196,7 @@ def _facts(trainer: L.Trainer, stage: str, scores: Sequence[ClipScore]) -> dict[
     return {
         "split": "test" if stage == "test" else "validation",
         "clips": str(len({s.clip for s in scores})),
+        "clips whose time was taken": str(len({s.clip for s in scores if s.cost and s.method != CEILING})),
         "frames, height x width": ", ".join(f"{t}, {h} x {w}" for t, h, w in sizes[:3])
         + ", ..." * (len(sizes) > 3),
         "checkpoint": str(trainer.ckpt_path or f"the weights in memory, at step {trainer.global_step}"),

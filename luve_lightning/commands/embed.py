@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from luve_lightning.callbacks.cpu_threads import cpu_threads
 from luve_lightning.commands.devices import choose_device, decoding_threads
 from luve_lightning.commands.progress import Steps
 from luve_lightning.datasets.check_entries import check_entries
@@ -32,6 +33,7 @@ def embed(
     length: int | None = None,
     batch_size: int = 8,
     dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    threads: int = 2,
     device: str = "auto",
     check: bool = False,
 ) -> None:
@@ -51,6 +53,7 @@ def embed(
         length: Tokens that a caption is padded or cut to; default the tokenizer's own, at most Wan's 512.
         batch_size: Captions embedded at once.
         dtype: Dtype of the text encoder's weights and on disk. UMT5 was trained in bfloat16; float16 overflows.
+        threads: CPU threads that embed. Fixed, since embeddings differ in the last digit with it.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
         check: Embed nothing; read every stored embedding of these captions and name those whose values are not what
             was stored. The exit code is 2 when there are any.
@@ -73,7 +76,8 @@ def embed(
         return
     texts.clean()
     columns_shown = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns_shown, console=console, disable=not console.is_terminal) as progress:
+    bars = Progress(*columns_shown, console=console, disable=not console.is_terminal)
+    with cpu_threads(threads), bars as progress:
         bar = progress.add_task("", total=len(captions))
         report = embed_captions(
             encoder.to(target), texts, source, captions, batch_size, lambda n: progress.advance(bar, n)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import lightning as L
 from rich.console import Console
 
+from luve_lightning.callbacks.cpu_threads import CPUThreads
 from luve_lightning.callbacks.stop_prediction import StopPredictionOnSigterm
 from luve_lightning.commands.progress import Steps
 from luve_lightning.datamodules.encode import EncodeDataModule
@@ -54,6 +55,7 @@ def precompute(
     dtype: Literal["float16", "bfloat16", "float32"] = "float16",
     batch_size: int = 4,
     num_workers: int = 0,
+    threads: int = 2,
     max_bad_fraction: float = 0.05,
     trainer: dict[str, Any] | None = None,
     check: bool = False,
@@ -81,6 +83,8 @@ def precompute(
         dtype: Dtype on disk.
         batch_size: Windows encoded at once.
         num_workers: Processes that decode ahead; 0 decodes between the encodes.
+        threads: CPU threads that encode. Fixed, since latents differ in the last digit with it, and a training on
+            them then differs visibly.
         max_bad_fraction: Share of clips that may be unreadable before the run stops.
         trainer: Lightning Trainer options, e.g. {accelerator: gpu, devices: 8, strategy: ddp}.
         check: Encode nothing; read every stored latent of this configuration and name those whose values are not
@@ -102,7 +106,7 @@ def precompute(
     if check:
         _check(planned, read, max(1, num_workers), started)
         return
-    runner = _trainer(trainer)
+    runner = _trainer(trainer, threads)
     console = Console(quiet=not runner.is_global_zero)
     console.print(
         f"{len(entries)} clips, {len(planned)} windows of {recipe.count} latents, VAE {recipe.vae[:12]}"
@@ -172,7 +176,7 @@ def _entries(index: VideoIndex, splits: Sequence[Split] | None) -> list[ClipEntr
     return entries
 
 
-def _trainer(options: dict[str, Any] | None) -> L.Trainer:
+def _trainer(options: dict[str, Any] | None, threads: int) -> L.Trainer:
     """A Trainer that predicts and leaves nothing behind."""
     # Which accelerators exist was said by whoever wrote the configuration; warnings still show.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -182,7 +186,7 @@ def _trainer(options: dict[str, Any] | None) -> L.Trainer:
         "enable_model_summary": False,
         # The DataModule shards by itself, and each process must reach the end of the loop.
         "use_distributed_sampler": False,
-        "callbacks": [StopPredictionOnSigterm()],
+        "callbacks": [StopPredictionOnSigterm(), CPUThreads(threads)],
     }
     given = options or {}
     known = inspect.signature(L.Trainer).parameters.keys() - fixed.keys()

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,9 @@ COLUMNS = ("scale", "method", "latent_l1", "psnr_rgb", "ssim", "frame_diff", "ms
 # Two to four clips a pass are decoded fastest on a CPU: PyTorch has a slower convolution for one, and more miss the
 # cache.
 DECODED_TOGETHER = 3
+
+Shapes = tuple[torch.Size, Size3d]
+"""Of the latents that go in, and the size that comes out."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class ClipScore:
         width: of its frames in pixels.
         latent_l1: mean absolute difference from the high-resolution latents.
         fidelity: of the decoded latents.
-        cost: of the step from latents to latents.
+        cost: of the step from latents to latents; None where it was not measured.
     """
 
     scale: float
@@ -64,7 +68,7 @@ class ClipScore:
     width: int
     latent_l1: float
     fidelity: Fidelity
-    cost: Cost
+    cost: Cost | None
 
 
 class UpsamplingComparison:
@@ -76,12 +80,22 @@ class UpsamplingComparison:
     Args:
         codec: the VAE.
         methods: by name, in addition to the ceiling.
+        timed_clips: of each size of input and output, time the methods on the first this many clips, and measure their
+            memory on the first. The time changes little from clip to clip; the scores are of all clips.
+
+    Raises:
+        ValueError: when no clip is to be timed.
     """
 
-    def __init__(self, codec: LatentCodec, methods: Mapping[str, UpsamplingMethod]) -> None:
-        self.codec, self.methods = codec, dict(methods)
+    def __init__(
+        self, codec: LatentCodec, methods: Mapping[str, UpsamplingMethod], timed_clips: int = 4
+    ) -> None:
+        if timed_clips < 1:
+            raise ValueError(f"timed_clips: expected at least 1, got {timed_clips}")
+        self.codec, self.methods, self.timed_clips = codec, dict(methods), timed_clips
         self._ceilings: dict[str, Fidelity] = {}
-        self._peaks: dict[tuple[str, torch.Size, Size3d], float] = {}
+        self._peaks: dict[Shapes, dict[str, float]] = {}
+        self._timed: Counter[Shapes] = Counter()
 
     def score_batch(self, batch: Mapping[str, Any]) -> list[ClipScore]:
         """Score every clip of a batch.
@@ -116,12 +130,7 @@ class UpsamplingComparison:
         # A clip may have several windows: what tells them apart is their latents.
         clip = f"{clip_id}:{hashlib.sha256(high.float().cpu().numpy().tobytes()).hexdigest()[:16]}"
         size: Size3d = (high.shape[2], high.shape[3], high.shape[4])
-        outputs: dict[str, Tensor] = {}
-        costs: dict[str, Cost] = {}
-        for name, method in self.methods.items():
-            outputs[name], costs[name] = self._run(
-                name, partial(method, low, size), (low.shape, size), low.device
-            )
+        outputs, costs = self._outputs(low, size)
         fidelities = dict(zip(outputs, self._fidelities(list(outputs.values()), video), strict=True))
         if clip not in self._ceilings:
             [self._ceilings[clip]] = self._fidelities([high], video)
@@ -132,20 +141,32 @@ class UpsamplingComparison:
                 scale, name, clip, frames, height, width,
                 latent_l1=(outputs[name].float() - high.float()).abs().mean(dtype=torch.float64).item(),
                 fidelity=fidelities[name],
-                cost=costs[name],
+                cost=costs.get(name),
             )
             for name in outputs
         ]  # fmt: skip
 
-    def _run(
-        self, name: str, run: Callable[[], Tensor], shapes: tuple[torch.Size, Size3d], device: torch.device
-    ) -> tuple[Tensor, Cost]:
-        """Run a method timed; the first time for a shape, run it before for warming up and for its memory."""
-        if (name, *shapes) not in self._peaks:
-            run()
-            self._peaks[(name, *shapes)] = measure_peak_mib(run, device)
-        output, ms = measure_ms(run, device)
-        return output, Cost(ms, self._peaks[(name, *shapes)])
+    def _outputs(self, low: Tensor, size: Size3d) -> tuple[dict[str, Tensor], dict[str, Cost]]:
+        """What each method makes of a clip, and of the clips that are timed, what it took."""
+        shapes = (low.shape, size)
+        if self._timed[shapes] == self.timed_clips:
+            return {name: method(low, size) for name, method in self.methods.items()}, {}
+        self._timed[shapes] += 1
+        if shapes not in self._peaks:
+            self._peaks[shapes] = {
+                name: self._peak(method, low, size) for name, method in self.methods.items()
+            }
+        outputs: dict[str, Tensor] = {}
+        costs: dict[str, Cost] = {}
+        for name, method in self.methods.items():
+            outputs[name], ms = measure_ms(partial(method, low, size), low.device)
+            costs[name] = Cost(ms, self._peaks[shapes][name])
+        return outputs, costs
+
+    @staticmethod
+    def _peak(method: UpsamplingMethod, low: Tensor, size: Size3d) -> float:
+        method(low, size)  # warms up
+        return measure_peak_mib(partial(method, low, size), low.device)
 
     def _fidelities(self, latents: Sequence[Tensor], video: Tensor) -> list[Fidelity]:
         """Decode as many latents at a time as the codec takes in one pass, and compare each with the clip."""
@@ -175,7 +196,8 @@ def comparison_rows(scores: Iterable[ClipScore], methods: Sequence[str]) -> list
         methods: names, in order; those without a score have no row.
 
     Returns:
-        Rows with the keys `COLUMNS`: means over clips, but the median of the time and the maximum of the memory.
+        Rows with the keys `COLUMNS`: means over clips, but the median of the time and the maximum of the memory of the
+        clips that were timed.
     """
     groups: dict[tuple[float, str], list[ClipScore]] = {}
     for score in sorted(scores, key=lambda s: s.clip):
@@ -192,12 +214,12 @@ def comparison_rows(scores: Iterable[ClipScore], methods: Sequence[str]) -> list
 def _aggregate(group: Sequence[ClipScore]) -> dict[str, float]:
     fidelity = [asdict(s.fidelity) for s in group]
     means = {name: math.fsum(f[name] for f in fidelity) / len(group) for name in fidelity[0]}
-    ms, peaks = zip(*(astuple(s.cost) for s in group), strict=True)
+    costs = [s.cost for s in group if s.cost is not None]
     return {
         "latent_l1": math.fsum(s.latent_l1 for s in group) / len(group),
         **means,
-        "ms": statistics.median(ms),
-        "peak_mib": max(peaks),
+        "ms": statistics.median(cost.ms for cost in costs) if costs else math.nan,
+        "peak_mib": max((cost.peak_mib for cost in costs), default=math.nan),
     }
 
 

@@ -88,6 +88,7 @@ def test_test_writes_prints_and_logs(
     for fact in (
         "- split: test",
         "- clips: 2",
+        "- clips whose time was taken: 2",
         "5, 48 x 48",
         "1 process(es)",
         f"torch {version('torch')}",

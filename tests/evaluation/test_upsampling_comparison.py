@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,31 @@ def test_the_ceiling_costs_nothing_and_is_decoded_once_for_a_clip(
     assert all(s.latent_l1 == 0 and s.cost == Cost(0.0, 0.0) for s in ceilings)
     for clip in {s.clip for s in ceilings}:
         assert len({s.fidelity for s in ceilings if s.clip == clip}) == 1
+
+
+@pytest.mark.parametrize("timed", [1, 2])
+def test_time_is_taken_on_a_few_clips_and_scores_on_all(
+    codec: LatentCodec, tiny_backbone: Path, timed: int
+) -> None:
+    """Of each size, a method runs once a clip, and before the first to warm up and for its memory."""
+    net, runs = tiny_vluer().eval(), list[tuple[int, ...]]()
+    net.register_forward_hook(lambda module, args, out: runs.append(tuple(args[0].shape[3:])))
+    items = TinyPairs(tiny_backbone, clips=3).items
+    comparison = UpsamplingComparison(codec, {"vluer": net}, timed_clips=timed)
+    scores = [score for item in items for score in comparison.score_batch(collate([item]))]
+    assert Counter(runs) == {(4, 4): 3 + 2, (3, 3): 3 + 2}
+    for scale in SCALES:
+        of_scale = [s for s in scores if (s.scale, s.method) == (scale, "vluer")]
+        assert [s.cost is not None for s in of_scale] == [i < timed for i in range(3)]
+        [row] = comparison_rows(of_scale, ["vluer"])
+        assert row["psnr_rgb"] == pytest.approx(sum(s.fidelity.psnr_rgb for s in of_scale) / 3)
+        assert row["ms"] > 0
+    everything = UpsamplingComparison(codec, {"vluer": net}, timed_clips=3)
+    again = [score for item in items for score in everything.score_batch(collate([item]))]
+    assert [s.fidelity for s in again] == [s.fidelity for s in scores]
+    assert all(s.cost is not None for s in again)
+    with pytest.raises(ValueError, match="timed_clips: expected at least 1, got 0"):
+        UpsamplingComparison(codec, {"vluer": net}, timed_clips=0)
 
 
 def test_two_windows_of_one_clip_are_two_clips(codec: LatentCodec, pairs: TinyPairs) -> None:
