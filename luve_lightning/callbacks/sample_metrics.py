@@ -56,7 +56,8 @@ class SampleMetrics(L.Callback):
         every_n_steps: optimiser steps from one evaluation to the next.
         videos: how many to keep as files, the first ones.
         budget_seconds: an evaluation ends with the round of videos in which it has taken longer; the first round is
-            always made. None takes all videos.
+            always made. None takes all videos. With it the metrics depend on the machine: what was left out is said
+            each time, and `n` counts the rest.
         output: folder; videos go to `output/step-<step>/<number>-<words>.mp4`, and to wandb when that is a logger.
             None takes `<default_root_dir>/samples`; two callbacks need two folders.
     """
@@ -85,7 +86,6 @@ class SampleMetrics(L.Callback):
         self._rows: Rows = []
         self._steps: set[int] = set()
         self._real = SampleTotals()
-        self._told = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Choose the folder."""
@@ -96,7 +96,7 @@ class SampleMetrics(L.Callback):
         rows = on_every_rank(trainer, lambda: self._read(trainer.global_step))
         # Rank zero's file counts: others may see another disk.
         self._rows = gather_mappings({trainer.global_rank: rows})[0]
-        self._steps, self._told = {row["step"] for row in self._rows}, False
+        self._steps = {row["step"] for row in self._rows}
         with undisturbed(trainer, pl_module):
             missing = on_every_rank(trainer, lambda: self.meter.prepare(pl_module.device))
             for name, reason in gather_mappings(missing).items():
@@ -198,11 +198,11 @@ class SampleMetrics(L.Callback):
                 return None
             if any(late for _, late, _ in ranks.values()):
                 break
-        if totals.count < count and not self._told:
-            self._told = True
+        if totals.count < count:
             rank_zero_warn(
-                f"{self.output.name}: {totals.count} of {count} videos took budget_seconds = {self.budget_seconds:g}; "
-                "each row of metrics.csv says its n"
+                f"{self.output.name}, step {trainer.global_step}: budget_seconds = {self.budget_seconds:g} left out "
+                f"{count - totals.count} of {count} videos, first {samples.names[totals.count]}; "
+                f"the metrics are of n = {totals.count}"
             )
         return totals
 

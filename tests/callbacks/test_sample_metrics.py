@@ -167,7 +167,14 @@ def test_the_budget_ends_an_evaluation(world: World, tmp_path: Path) -> None:
         warnings.simplefilter("always")
         fit(Run(tmp_path, steps=4), world, budget_seconds=0.0)
     assert [row["n"] for row in read(tmp_path)] == ["1", "1"]
-    assert len([w for w in caught if "1 of 3 videos took budget_seconds = 0" in str(w.message)]) == 1
+    told = [str(w.message) for w in caught if "left out" in str(w.message)]
+    assert len(told) == 2, "at each evaluation"
+    for step, text in zip((2, 4), told, strict=True):
+        expected = f"samples, step {step}: budget_seconds = 0 left out 2 of 3 videos, first "
+        assert text.startswith(expected), text
+        # By the name that its file would have: the second video's.
+        assert text.removeprefix(expected).startswith("001-"), text
+        assert text.endswith("the metrics are of n = 1")
 
 
 def test_the_budget_of_one_rank_ends_it_on_all(world: World, tmp_path: Path) -> None:
