@@ -32,9 +32,9 @@ def cpu_threads(count: int) -> Iterator[None]:
 class CPUThreads(L.Callback):
     """Computes with a fixed number of CPU threads, whatever the machine has and OMP_NUM_THREADS says.
 
-    A sum that is split over other threads rounds otherwise in the last digit, and training makes that grow: after a few
-    hundred steps the weights of one and of two threads differ in the second. With a fixed number a run gives the same
-    weights on one core as on many of the same kind, idle or busy.
+    A sum that is split over other threads rounds otherwise in the last digit, and training makes that grow: after 60
+    steps of the mini world's VLUer the weights of one and of two threads differ by 2e-6, and each step adds to it. With
+    a fixed number a run gives the same weights on one core as on many of the same kind, idle or busy.
 
     Args:
         count: threads of each process, at least 1. They share what cores there are.
