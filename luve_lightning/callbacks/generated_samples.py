@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from luve_lightning.callbacks.ema import averaged_weights
 from luve_lightning.evaluation.sample_grid import CaptionedVideo, sample_grid
+from luve_lightning.models.text import warn_of_cuts
 
 
 class GeneratedSamples(L.Callback):
@@ -67,6 +68,8 @@ class GeneratedSamples(L.Callback):
         with averaged_weights(trainer, pl_module):
             pipeline = pl_module.pipeline()
             pipeline.set_progress_bar_config(disable=True)
+            text = pl_module.text_encoder
+            warn_of_cuts(text.tokenizer, self.prompts, text.length)
             generators = [torch.Generator("cpu").manual_seed(self.seed + i) for i in range(len(self.prompts))]
             with trainer.precision_plugin.forward_context():
                 videos = pipeline(
@@ -77,7 +80,7 @@ class GeneratedSamples(L.Callback):
                     num_inference_steps=self.steps,
                     guidance_scale=self.guidance,
                     generator=generators,
-                    max_sequence_length=pl_module.text_encoder.length,
+                    max_sequence_length=text.length,
                     output_type="np",
                 ).frames
         drawn = [

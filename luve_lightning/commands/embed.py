@@ -88,14 +88,18 @@ def embed(
 
 
 def _print(console: Console, store: Path, source: TextSource, report: EmbedReport, seconds: float) -> None:
-    full = f", {report.full} fill all {source.length} tokens (longer ones are cut)" if report.full else ""
+    cut = ""
+    if report.first_cut is not None:
+        caption, first = report.first_cut
+        cut = f"  cut            {report.cut} captions, for instance {caption[:40]!r}...: {first}\n"
     console.print(
         f"{store}\n"
-        f"  embedded       {report.embedded} captions, {report.bytes / 2**20:.1f} MiB{full}\n"
+        f"  embedded       {report.embedded} captions, {report.bytes / 2**20:.1f} MiB\n{cut}"
         f"  already there  {report.there}\n"
         f"  seconds        {seconds:.0f}",
         soft_wrap=True,
         highlight=False,
+        markup=False,
     )
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 
-from luve_lightning.commands.generate_models import find_models, load_pipeline
+from luve_lightning.commands.generate_models import cut_lines, cuts_of, find_models, load_pipeline
 from luve_lightning.commands.generate_processes import Processes
 from luve_lightning.commands.generate_record import about_run, cache_of, command_of, recipe_settings
 from luve_lightning.commands.progress import Steps
 from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.datasets.video_files import MAX_FPS
 from luve_lightning.evaluation.generated_videos import write_generated
+from luve_lightning.models.text import CutTextWarning
 from luve_lightning.pipelines.denoise import Guidance
 from luve_lightning.pipelines.generation_jobs import (
     JobTotals,
@@ -135,8 +137,9 @@ def generate(
         upsampling, cascade, steps, skip_steps, guidance, refine_guidance, shift, switch, length, dtype,
         cache_of(speed),
     )  # fmt: skip
+    lines = _lines(prompt, prompts, limit)
     jobs = make_jobs(
-        _lines(prompt, prompts, limit),
+        lines,
         VideoDefaults(
             negative_prompt, seed, height, width, num_frames, motion_height, motion_width, scale, cascade
         ),
@@ -161,13 +164,17 @@ def generate(
     pipeline, loaded = load_pipeline(
         sources, experts is None, settings, speed, context_parallel, target, adapter
     )
+    cuts = {job.name: cuts_of(pipeline, job, length) for job in missing}
+    if told := cut_lines({job.name: line.where for job, line in zip(jobs, lines, strict=True)}, cuts):
+        Console(quiet=processes.rank > 0).print(told, soft_wrap=True, highlight=False, markup=False)
     command = {job.name: command_of(options, job) for job in jobs}
     facts = about_run(target, processes.count, speed)
     if loaded is not None:
         facts["lora"] = loaded.record()
         if processes.rank == 0:
             console.print(str(loaded), soft_wrap=True, highlight=False, markup=False)
-    with Steps(Console(quiet=processes.rank > 0)) as bar:
+    with Steps(Console(quiet=processes.rank > 0)) as bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore", CutTextWarning)  # told already
         watcher = _Watcher(bar)
         shelf = latents or (output / "latents" if keep_stages else None)
         kept = None if shelf is None else StageLatents(shelf)
@@ -182,7 +189,10 @@ def generate(
             made = run.make(job, show)
             if processes.together and processes.rank > 0:
                 return
-            write_generated(folder, job, made, fps, lossless, {"command": command[job.name], **facts})
+            own = {"command": command[job.name], **facts}
+            if cuts.get(job.name):
+                own["cut"] = {name: cut.rest for name, cut in cuts[job.name].items()}
+            write_generated(folder, job, made, fps, lossless, own)
             told = ", ".join(f"{r.stage} {_seconds(r.seconds)}" for r in made.reports)
             took = f"{time.perf_counter() - began:.0f} s"
             console.print(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from luve_lightning.models.text import CutText, cut_text
+from luve_lightning.pipelines.generation_jobs import VideoJob
 from luve_lightning.pipelines.generation_settings import CascadeSettings
 from luve_lightning.pipelines.lora_files import LoraFile
 from luve_lightning.pipelines.lora_layers import LoraSummary
@@ -82,3 +85,29 @@ def load_pipeline(
         pipeline.enable_context_parallel(context_parallel)
     pipeline.apply(speed)
     return pipeline, summary
+
+
+def cuts_of(pipeline: LuVePipeline, job: VideoJob, length: int | None) -> dict[str, CutText]:
+    """What the text encoder does not see of a job's texts, by "prompt" and "negative_prompt"."""
+    length = pipeline.text_length(length)
+    texts = {"prompt": job.prompt, "negative_prompt": job.negative_prompt or ""}
+    found = {name: cut_text(pipeline.tokenizer, text, length) for name, text in texts.items()}
+    return {name: cut for name, cut in found.items() if cut is not None}
+
+
+def cut_lines(places: Mapping[str, str], cuts: Mapping[str, Mapping[str, CutText]]) -> str:
+    """Which texts are cut and what they lack, in lines; empty when none is.
+
+    Args:
+        places: where each video's prompt stands, by the video's name; empty for the option.
+        cuts: of `cuts_of` by the video's name.
+    """
+    told = [
+        f"  {places[name] or '--prompt'}: {what}: {cut}"
+        for name, own in cuts.items()
+        for what, cut in own.items()
+    ]
+    if not told:
+        return ""
+    head = f"longer than the text encoder reads: {len(told)} texts"
+    return "\n".join([head, *told[:3], *([f"  ... and {len(told) - 3} more"] if len(told) > 3 else [])])

@@ -10,7 +10,7 @@ import torch
 
 from luve_lightning.datasets.text_store import TextKey, TextSource, TextStore
 from luve_lightning.datasets.video_index import CAPTIONS, ClipEntry
-from luve_lightning.models.text import TextEncoder
+from luve_lightning.models.text import CutText, TextEncoder, cut_text
 
 
 @dataclass
@@ -20,13 +20,15 @@ class EmbedReport:
     Attributes:
         embedded: captions embedded and stored.
         bytes: written for them.
-        full: of these, captions that fill the whole length; a longer caption was cut to it.
+        cut: of these, captions that were longer than the text encoder's length, and so were cut to it.
+        first_cut: the first of them, and what it lacks.
         there: captions found in the store, or stored by another process meanwhile.
     """
 
     embedded: int = 0
     bytes: int = 0
-    full: int = 0
+    cut: int = 0
+    first_cut: tuple[str, CutText] | None = None
     there: int = 0
 
 
@@ -121,5 +123,13 @@ class _Work:
         for key, count, embedding in zip(batch, counts, self.encoder.embed(ids, mask).cpu(), strict=True):
             self.report.bytes += self.store.write(key, embedding[:count])
             self.report.embedded += 1
-            self.report.full += count == mask.shape[1]
+            if count == mask.shape[1]:
+                self._look_at(key.caption)
         self.advance(len(batch))
+
+    def _look_at(self, caption: str) -> None:
+        """Count a caption that fills the whole length if it is longer."""
+        cut = cut_text(self.encoder.tokenizer, caption, self.encoder.length)
+        if cut is not None:
+            self.report.cut += 1
+            self.report.first_cut = self.report.first_cut or (caption, cut)

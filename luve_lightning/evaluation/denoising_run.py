@@ -20,6 +20,7 @@ from luve_lightning.evaluation.sigma_switch import PAPER_SIGMA_SWITCH, SwitchSug
 from luve_lightning.evaluation.tables import table_csv, write_text
 from luve_lightning.functional.spectra import band_power, check_edges, radial_spectrum
 from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.text import warn_of_cuts
 from luve_lightning.models.transformer import check_token_grid
 
 DEFAULT_EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -74,6 +75,8 @@ def generate_spectra(
     band_power(
         radial_spectrum(torch.zeros(1, 1, 1, *latents[1:])), edges
     )  # before any work: do the bands fit?
+
+    warn_of_cuts(pipeline.tokenizer, prompts, length)
 
     def stepped(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         advance()

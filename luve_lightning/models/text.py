@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,59 @@ from luve_lightning.models.folders import cannot_load, is_local
 
 # Wan2.1 pads every prompt to 512 tokens. There is no text mask: another length gives other videos.
 MAX_LENGTH = 512
+_SHOWN = 60  # characters of a text that is cut
+
+
+class CutTextWarning(UserWarning):
+    """A text is longer than the text encoder reads."""
+
+
+@dataclass(frozen=True)
+class CutText:
+    """What a text encoder does not see of a text.
+
+    Attributes:
+        tokens: of the whole text, the end token included.
+        length: how many are seen.
+        rest: the words from the first on that is not seen whole.
+    """
+
+    tokens: int
+    length: int
+    rest: str
+
+    def __str__(self) -> str:
+        shown = self.rest if len(self.rest) <= _SHOWN else f"{self.rest[:_SHOWN]}..."
+        return f"{self.tokens} tokens, of which the text encoder sees {self.length}; cut off: {shown!r}"
+
+
+def cut_text(tokenizer: PreTrainedTokenizerFast, text: str, length: int) -> CutText | None:
+    """What is cut off a text that is longer than `length` tokens; None when nothing is."""
+    cleaned = prompt_clean(text)
+    whole = tokenizer(cleaned, add_special_tokens=True, truncation=False, verbose=False,
+                      return_offsets_mapping=True, return_special_tokens_mask=True)  # fmt: skip
+    count = len(whole.input_ids)
+    if count <= length:
+        return None
+    words = [
+        offset
+        for offset, added in zip(whole.offset_mapping, whole.special_tokens_mask, strict=True)
+        if not added
+    ]
+    kept = max(0, length - (count - len(words)))  # the end token always stays
+    return CutText(count, length, cleaned[words[kept][0] :].strip())
+
+
+def warn_of_cuts(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], length: int) -> bool:
+    """Warn of texts longer than `length` tokens, with a count and the first of them; whether there was any."""
+    cuts = [
+        (text, cut) for text in dict.fromkeys(texts) if (cut := cut_text(tokenizer, text, length)) is not None
+    ]
+    if cuts:
+        text, cut = cuts[0]
+        more = f" (the first of {len(cuts)})" if len(cuts) > 1 else ""
+        warnings.warn(f"the prompt {text[:_SHOWN]!r}... has {cut}{more}", CutTextWarning, stacklevel=3)
+    return bool(cuts)
 
 
 class TextEncoder(nn.Module):

@@ -12,7 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from luve_lightning.functional.flow_matching import noised
-from luve_lightning.models.text import MAX_LENGTH
+from luve_lightning.models.text import MAX_LENGTH, warn_of_cuts
 from luve_lightning.pipelines.denoise import DenoisingStep, Guidance, Tensors, denoise
 from luve_lightning.pipelines.expert_choice import Experts, expert_chooser
 from luve_lightning.pipelines.luve_latents import LuVeLatents
@@ -62,8 +62,9 @@ class LuVeDenoising(LuVeLatents):
         self._guidance_scale, self._attention_kwargs = guidance.scale, attention_kwargs
         self._current_timestep, self._interrupt = None, False
         length = max_sequence_length
-        if length is None and self.tokenizer is not None:
-            length = min(self.tokenizer.model_max_length, MAX_LENGTH)
+        if self.tokenizer is not None:
+            length = self.text_length(length)
+            warn_of_cuts(self.tokenizer, _texts(prompt, negative_prompt), length)
         embeds, negative_embeds = self.encode_prompt(
             prompt,
             negative_prompt,
@@ -82,6 +83,10 @@ class LuVeDenoising(LuVeLatents):
             embeds, negative_embeds, guidance, num_inference_steps, generator, attention_kwargs,
             callback_on_step_end, inputs, steps,
         )  # fmt: skip
+
+    def text_length(self, length: int | None = None) -> int:
+        """Tokens of every prompt: `length`, or the tokenizer's own when None, at most Wan's 512."""
+        return min(self.tokenizer.model_max_length, MAX_LENGTH) if length is None else length
 
     def _from_noise(
         self,
@@ -160,6 +165,13 @@ class LuVeDenoising(LuVeLatents):
 
     def _chooser(self, model: WanTransformer3DModel, experts: Experts, switch: float | None) -> Chooser:
         return expert_chooser(model, experts, switch, self.scheduler.config.num_train_timesteps)
+
+
+def _texts(*given: str | list[str] | None) -> list[str]:
+    """Every text of some that are one, several or none."""
+    return [
+        text for some in given if some is not None for text in ([some] if isinstance(some, str) else some)
+    ]
 
 
 def as_guidance(guidance: Guidance | float) -> Guidance:

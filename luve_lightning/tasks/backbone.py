@@ -14,7 +14,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from luve_lightning.datasets.video_index import VideoIndex
 from luve_lightning.functional.noise_bands import SigmaBand, Weighting
 from luve_lightning.models.backbone import load_vae
-from luve_lightning.models.text import TextEncoder, word_tokenizer
+from luve_lightning.models.text import TextEncoder, warn_of_cuts, word_tokenizer
 from luve_lightning.models.transformer import flow_scheduler, load_transformer, save_transformer
 from luve_lightning.tasks.flow import FlowMatchingTask
 
@@ -89,6 +89,7 @@ class BackboneTask(FlowMatchingTask):
         self.text_encoder = encoder.requires_grad_(True).train()
         self.backbone = Path(backbone)
         self._tokens: dict[str, tuple[Tensor, Tensor]] = {}
+        self._told = False
 
     def text(self, batch: dict[str, Any]) -> Tensor:
         """Embeddings of the batch's captions, with gradients.
@@ -98,7 +99,10 @@ class BackboneTask(FlowMatchingTask):
         """
         if "caption" not in batch:
             raise ValueError("data.texts: expected none, the backbone's own text encoder embeds the captions")
-        for caption in set(batch["caption"]) - self._tokens.keys():
+        new = set(batch["caption"]) - self._tokens.keys()
+        if not self._told:  # once: the captions of a data set are alike
+            self._told = warn_of_cuts(self.text_encoder.tokenizer, sorted(new), self.text_encoder.length)
+        for caption in new:
             ids, mask = self.text_encoder.tokenize([caption])
             self._tokens[caption] = ids.to(self.device), mask.to(self.device)
         ids, mask = (

@@ -292,6 +292,31 @@ def test_a_lora_acts_at_the_scale_beside_it(luve: Luve, tiny_cascade: Path, tmp_
     assert not (tmp_path / "refused").exists()
 
 
+def test_prompts_longer_than_the_text_encoder_reads_are_told(luve: Luve, tmp_path: Path) -> None:
+    """Two prompts that differ past the limit give the same pixels: that is said before, and stands in the JSON."""
+    start = "a red boat sails slowly over calm water while birds fly "
+    prompts = tmp_path / "p.jsonl"
+    rows = [{"prompt": start + "text " * 4 + word, "name": word} for word in ("left.", "squares")]
+    rows += [{"prompt": "a boat", "name": "short", "negative_prompt": "[b] text " * 20}]
+    prompts.write_text("\n".join(map(json.dumps, rows)))
+    outcome = luve(
+        prompts=prompts, cascade="false", steps=1, height=32, width=48, motion_height=None, motion_width=None
+    )
+    assert outcome.code == 0, outcome.err
+    assert "longer than the text encoder reads: 3 texts" in outcome.out
+    assert (
+        f"  {prompts}:1: prompt: 17 tokens, of which the text encoder sees 16; cut off: 'left.'"
+        in outcome.out
+    )
+    assert f"  {prompts}:3: negative_prompt: 41 tokens" in outcome.out
+    assert "UserWarning" not in outcome.err
+    assert "CutTextWarning" not in outcome.err
+    about = [json.loads((tmp_path / "out" / f"{row['name']}.json").read_text()) for row in rows]
+    assert [record.get("cut", {}).keys() for record in about] == [{"prompt"}, {"prompt"}, {"negative_prompt"}]
+    assert about[1]["cut"] == {"prompt": "squares"}
+    assert about[0]["sha256"] == about[1]["sha256"]
+
+
 def test_one_stage_at_full_size(luve: Luve, tmp_path: Path) -> None:
     assert luve(PROMPT, cascade="false", vluer=None, contact_sheet="true").code == 0
     about = made(tmp_path / "out")[1]

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
-from luve_lightning.models.text import TextEncoder, word_tokenizer
+from luve_lightning.models.text import (
+    CutText,
+    CutTextWarning,
+    TextEncoder,
+    cut_text,
+    warn_of_cuts,
+    word_tokenizer,
+)
 from tests.helpers.small_text import write_text_encoder
 
 WORDS = ["a", "boat", "sails.", "</s>", "<unk>", "slowly"]
@@ -103,3 +114,44 @@ def test_mistakes(backbone: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="cannot load its text_encoder/: ") as error:
         TextEncoder.from_pretrained(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_what_is_cut_off_is_told(backbone: Path) -> None:
+    tokenizer = TextEncoder.from_pretrained(backbone).tokenizer
+    text = "a red boat  sails slowly over calm water."
+    assert cut_text(tokenizer, text, 9) is None
+    cut = cut_text(tokenizer, text, 5)
+    assert cut == CutText(9, 5, "slowly over calm water.")
+    assert str(cut) == "9 tokens, of which the text encoder sees 5; cut off: 'slowly over calm water.'"
+    assert str(cut_text(tokenizer, "boat " * 99, 5)).endswith("cut off: '" + "boat " * 12 + "...'")
+    with pytest.warns(CutTextWarning, match=r"the prompt 'a red boat .*has 9 tokens.*\(the first of 2\)"):
+        assert warn_of_cuts(tokenizer, [text, "birds", text, "boat " * 99], 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not warn_of_cuts(tokenizer, [text, "birds", ""], 9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(alphabet="ab é河.", max_size=40), length=st.integers(1, 12))
+def test_what_is_seen_and_what_is_cut_off_are_the_text(text: str, length: int) -> None:
+    """For a tokenizer of pieces of words, as Wan's: what it keeps of the text is what stands before the rest."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("▁", -2.0)] + [
+        (piece, -1.0 - len(piece)) for piece in ("a", "b", "é", "河", ".", "ab", "▁a", "▁ab")
+    ]
+    inner = Tokenizer(models.Unigram(pieces, unk_id=2))
+    inner.normalizer = normalizers.NFKC()
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Metaspace()
+    inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    cut, cleaned = cut_text(tokenizer, text, length), prompt_clean(text)
+    seen = tokenizer(cleaned, truncation=True, max_length=length).input_ids
+    if cut is None:
+        assert tokenizer(cleaned).input_ids == seen
+        return
+    assert cut.tokens == len(tokenizer(cleaned).input_ids) > length
+    assert cleaned.endswith(cut.rest)
+    before = cleaned[: len(cleaned) - len(cut.rest)]
+    assert tokenizer.decode(seen, skip_special_tokens=True).replace(" ", "") == before.replace(" ", "")
