@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import socket
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,8 +18,6 @@ from datetime import datetime
 from pathlib import Path
 
 _UNFINISHED, _SUFFIX = ".unfinished-", ".tmp"
-NAME_BYTES = 255  # of a file's name, on nearly every file system
-_LONGEST_SUFFIX = 16  # of what is made of a name that a user gives: -differences.csv
 # What flock answers where a file system does not know it (some network and FUSE mounts).
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF)
 
@@ -114,31 +111,6 @@ def locked(path: Path, *, what: str) -> Iterator[None]:
             if _is_at(path, descriptor):
                 path.unlink(missing_ok=True)
             let_go()
-
-
-def check_name(name: str, what: str, signs: str = " _.+-") -> None:
-    """Refuse a name of a user's that cannot become a file or a folder inside the one it belongs to.
-
-    Args:
-        name: letters, digits and marks of any script, and some signs.
-        what: the option or the place, for the message.
-        signs: which; a name begins with none of space, "." and "-".
-
-    Raises:
-        ValueError: with what would be right.
-    """
-    plain = all(unicodedata.category(sign)[0] in "LMN" or sign in signs for sign in name)
-    if not name or not plain or name[0] in " .-" or unicodedata.category(name[0])[0] == "M":
-        shown = " ".join(signs.replace(" ", ""))
-        raise ValueError(
-            f"{what} {name!r}: expected letters, digits, spaces and {shown}, a letter or digit first"
-        )
-    size, most = len(name.encode()), NAME_BYTES - _LONGEST_SUFFIX
-    if size > most:
-        raise ValueError(
-            f"{what} {name[:12]!r}...: {size} bytes are too long for a file name, at most {most} fit "
-            "(a letter takes 1 to 4)"
-        )
 
 
 def new_file_mode() -> int:

@@ -14,8 +14,8 @@ from luve_lightning.dashboards.definition import Dashboard
 from luve_lightning.dashboards.local_runs import find_runs, read_results, read_worlds
 from luve_lightning.dashboards.page import dashboard_html, draw_panels
 from luve_lightning.dashboards.workspaces import build_workspace, serialised
+from luve_lightning.datasets.file_names import check_name
 from luve_lightning.evaluation.tables import write_text
-from luve_lightning.files import check_name
 
 
 def dashboards(

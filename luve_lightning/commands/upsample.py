@@ -13,6 +13,7 @@ from rich.console import Console
 from luve_lightning.commands.devices import choose_device
 from luve_lightning.commands.progress import Steps
 from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.datasets.file_names import check_name
 from luve_lightning.datasets.video_index import CAPTIONS, ClipEntry, VideoIndex
 from luve_lightning.evaluation.upsampled_clips import ClipUpsampler, Totals, UpsamplingRecipe, weights_digest
 from luve_lightning.evaluation.upsampling_methods import (
@@ -21,7 +22,6 @@ from luve_lightning.evaluation.upsampling_methods import (
     baseline_methods,
     method_names,
 )
-from luve_lightning.files import check_name
 from luve_lightning.models.backbone import LatentCodec
 from luve_lightning.models.vluer import VLUer
 

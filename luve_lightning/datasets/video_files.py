@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from luve_lightning.datasets.clip_container import has_pyav
 from luve_lightning.datasets.clip_encoding import encode_h264
 from luve_lightning.datasets.clips import Frames, probe_clip, read_clip
+from luve_lightning.datasets.file_names import video_name
 
 # Visually lossless: what is measured on such a file is about the frames, not about the encoder.
 CRF = 10
@@ -94,11 +94,3 @@ def find_videos(folder: str | Path) -> list[Path]:
         if first != path:
             raise ValueError(f"{folder}: {first.name} and {path.name} have the same name")
     return found
-
-
-def video_name(path: str | Path) -> str:
-    """The name by which a video is matched: its file's without suffix, accents composed (NFC).
-
-    File systems differ in how they keep accents; a name copied from one to another must stay the same name.
-    """
-    return unicodedata.normalize("NFC", Path(path).stem)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luve_lightning.files import check_name
+from luve_lightning.datasets.file_names import check_name
 
 # What a line may say besides its prompt, and the type of it.
 _KEYS: dict[str, type] = {
