@@ -62,7 +62,7 @@ def packed(name: str, tensor: Tensor, metadata: dict[str, str]) -> bytes:
 
 def _bytes(tensor: Tensor) -> memoryview:
     """A tensor's bytes in row-major order; as bytes, because NumPy has no bfloat16."""
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 class SafetensorsWindow:

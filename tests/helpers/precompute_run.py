@@ -33,7 +33,10 @@ class PrecomputeRun:
         words += ["--trainer.enable_progress_bar=false", *options]
         command = [sys.executable, "-m", "luve_lightning", "precompute", *words]
         with self.output.open("w") as stream:
-            self.process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+            # A process group of its own, as a job of SLURM or a command under `timeout` has.
+            self.process = subprocess.Popen(
+                command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
     def text(self) -> str:
         """What it has printed."""
