@@ -171,3 +171,17 @@ def test_latents_are_kept_by_what_they_depend_on(tmp_path: Path) -> None:
     assert found is not None
     assert all(torch.equal(found[key], tensors[key]) for key in tensors)
     assert ClaimedFiles(tmp_path).size().unfinished == 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "other"])
+def test_damaged_latents_of_a_stage_are_made_again_with_a_word(tmp_path: Path, damage: str) -> None:
+    store, digest, tensors = StageLatents(tmp_path), "ab" * 32, {"latents": torch.randn(1, 4, 2, 3, 3)}
+    store.put(digest, tensors)
+    (path,) = tmp_path.glob("*/*.safetensors")
+    content = path.read_bytes()
+    flipped = bytes([*content[:-1], content[-1] ^ 0x80])
+    path.write_bytes({"cut": content[:-1], "flipped": flipped, "other": b"[" * 50_000}[damage])
+    with pytest.warns(UserWarning, match=f"made again: {path}: "):
+        assert store.get(digest) is None
+    store.put(digest, tensors)
+    assert path.read_bytes() == content
