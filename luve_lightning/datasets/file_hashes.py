@@ -60,6 +60,8 @@ class FileHashes:
         if known is not None:
             return known
         before = stamp(file)
+        if not file.is_file():  # a named pipe would wait for ever
+            raise OSError(errno.EINVAL, "not a file", str(file))
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if stamp(file) != before:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +74,7 @@ def find_pair_keys(
     windows, short = plan_windows(entries, recipe)
     # A clip that was replaced since it failed is not in the list any more, and must have latents.
     listed = Quarantine(quarantine or quarantine_path(store, recipe), max_bad_fraction=1, total=1).bad()
-    bad = {Path(clip.path).resolve(): clip.reason for clip in listed}
+    bad = {os.path.realpath(clip.path): clip.reason for clip in listed}
     reasons = {error.path: error.reason for error in short}
     lookup = PairLookup()
     lacking: dict[str, ClipEntry] = {}
@@ -81,8 +82,8 @@ def find_pair_keys(
         pair = _find(store, hashes, window.clip, window.frames, recipe, variant)
         if pair is not None:
             lookup.pairs.append(pair)
-        elif window.clip.path.resolve() in bad:
-            reasons.setdefault(window.clip.path, bad[window.clip.path.resolve()])
+        elif (real := os.path.realpath(window.clip.path)) in bad:
+            reasons.setdefault(window.clip.path, bad[real])
         else:
             lacking[window.clip.clip_id] = window.clip
     if lacking or not lookup.pairs:

@@ -111,6 +111,17 @@ def test_what_is_there_and_was_made_so_is_skipped(luve: Luve, tmp_path: Path) ->
     assert totals(luve()) == (2, 8, 0)
 
 
+def test_what_is_made_later_is_the_same_to_the_bit(luve: Luve, tmp_path: Path) -> None:
+    luve()
+    whole = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+    for method in METHODS:
+        for path in (tmp_path / "out" / method).iterdir():
+            path.unlink()
+        assert totals(luve()) == (2, 8, 0)
+        changed = [path for path, content in whole.items() if path.read_bytes() != content]
+        assert not changed, f"{method} alone is another than with the rest"
+
+
 @pytest.mark.parametrize(
     ("options", "remade"),
     [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,3 +178,39 @@ def test_variant_names_hold_the_parameters(tmp_path: Path) -> None:
     assert variant_name("dark", Recording(tmp_path / "log", 0.25)) == "dark (amount 0.25)"
     video = torch.zeros(1, 3, 1, 2, 2)
     assert Unchanged()(video) is video
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("dangling", "No such file or directory"),
+        ("circle", "Too many levels of symbolic links"),
+        ("long", "File name too long"),
+        ("folder", "not a file|Is a directory"),
+        ("pipe", "not a file"),
+        ("forbidden", "Permission denied"),
+    ],
+)
+def test_what_cannot_be_opened_is_an_item_with_a_reason(
+    world: Path, reader: WindowReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, reason: str
+) -> None:
+    entry = VideoIndex.from_csv(world).entries[0]
+    path = tmp_path / ("x" * 300 if kind == "long" else "clip.mp4")
+    if kind == "dangling":
+        path.symlink_to(tmp_path / "nothing")
+    elif kind == "circle":
+        path.symlink_to(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "forbidden":
+        path.write_bytes(b"clip")
+        monkeypatch.setattr("io.open", _forbidden)  # permissions do not stop root
+    window = ClipWindow(replace(entry, path=path), (0, 5))
+    assert re.search(reason, reader(window).error or "")
+    assert pending_windows([window], reader) == [0]
+
+
+def _forbidden(path: Path, *rest: object, **more: object) -> object:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))

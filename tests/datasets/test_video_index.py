@@ -294,6 +294,9 @@ def test_splits_file_decides(tmp_path: Path) -> None:
         ('{"train": "v1", "val": ["v2"], "test": []}', "train: expected a list of urls"),
         ("[1, 2]", "expected the keys train, val, test, got list"),
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"train": {}, "val": [], "test": []}', "train: expected a list of urls"),
+        ('{"train": [["v1"]], "val": [], "test": []}', "train: expected a list of urls"),
     ],
 )
 def test_bad_splits_files(content: str, message: str, tmp_path: Path) -> None:

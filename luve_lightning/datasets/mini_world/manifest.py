@@ -86,6 +86,8 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise OtherWorldError(f"{path}: is not JSON ({error}); remove the folder, render again") from error
-    if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
+    if not (
+        isinstance(record, dict) and all(isinstance(record.get(k, {}), dict) for k in ("arguments", "sha256"))
+    ):
         raise OtherWorldError(f"{path}: is not a mini world's manifest; choose another folder")
     return record
