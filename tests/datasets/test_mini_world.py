@@ -231,6 +231,16 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, "[]", "5", "{}", '{"arguments": [], "sha256": {}}', '{"arguments": {}, "sha256": [1]}'],
+)
+def test_a_strange_manifest_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "MANIFEST.json").write_text(content)
+    with pytest.raises(OtherWorldError, match=r"MANIFEST\.json: is not"):
+        render_mini_world(tmp_path, **SMALL, processes=1)
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"seed": -1}, "seed: expected 0 or more, got -1"),

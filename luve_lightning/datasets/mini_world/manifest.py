@@ -86,8 +86,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise OtherWorldError(f"{path}: is not JSON ({error}); remove the folder, render again") from error
-    if not (
-        isinstance(record, dict) and all(isinstance(record.get(k, {}), dict) for k in ("arguments", "sha256"))
-    ):
+    facts = record if isinstance(record, dict) else {}
+    if not (isinstance(facts.get("arguments"), dict) and isinstance(facts.get("sha256", {}), dict)):
         raise OtherWorldError(f"{path}: is not a mini world's manifest; choose another folder")
-    return record
+    return facts
