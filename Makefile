@@ -24,6 +24,9 @@ HPSV3_STAMP := $(HPSV3)/.set-up
 # Configurations of the mini world have `mini` in their path; they need its clips and latents first.
 MINI_DATA := $(if $(findstring mini,$(CONFIG)),precompute)
 
+FLOORS       := .venv-floors
+FLOORS_STAMP := $(FLOORS)/.set-up
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
@@ -54,6 +57,18 @@ lint: $(STAMP) ## Check style, formatting and types
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+
+# The oldest versions that pyproject.toml allows, in an environment of their own.
+.PHONY: test-floors
+test-floors: $(FLOORS_STAMP) ## Run every test with the lowest version of each dependency that is allowed
+	OMP_NUM_THREADS=1 $(FLOORS)/bin/pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+
+$(FLOORS_STAMP): pyproject.toml tools/floors.py
+	@echo "Setting up $(FLOORS) with $$($(PYTHON) --version) (minutes and about 5 GB, once)"
+	@$(PYTHON) -m venv $(FLOORS)
+	@$(PYTHON) tools/floors.py > $(FLOORS)/floors.txt
+	@$(FLOORS)/bin/pip install --quiet --disable-pip-version-check --requirement $(FLOORS)/floors.txt --editable .
+	@touch $(FLOORS_STAMP)
 
 .PHONY: format
 format: $(STAMP) ## Mend style and formatting

@@ -154,3 +154,28 @@ def test_make_ablations_names_the_tables_before_it_makes_data() -> None:
     assert not wrong.stdout
     right = subprocess.run([*make, "TABLE=experts"], cwd=REPOSITORY, capture_output=True, text=True)
     assert "luve ablate experts" in right.stdout
+
+
+def test_the_floors_are_the_lowest_versions_of_every_range() -> None:
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "tools" / "floors.py")], capture_output=True, text=True, check=True
+    )
+    pins = {pin.name: pin for pin in map(Requirement, done.stdout.splitlines())}
+    assert pins.keys() == {requirement.name for requirement in REQUIREMENTS}
+    for requirement in REQUIREMENTS:
+        pin = pins[requirement.name]
+        lowest = next(s.version for s in requirement.specifier if s.operator == ">=")
+        assert str(pin.specifier) == f"=={lowest}"
+        assert pin.extras == requirement.extras
+
+
+def test_a_requirement_without_a_floor_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "floors.py").write_bytes((REPOSITORY / "tools" / "floors.py").read_bytes())
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\ndependencies = ["numpy<3"]\n[project.optional-dependencies]\ndev = []\n'
+    )
+    command = [sys.executable, str(tmp_path / "tools" / "floors.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "pyproject.toml: 'numpy<3': expected a lower bound such as >=1.2\n"

@@ -18,6 +18,7 @@ RANKS = {
     "checkout": 0,
     "files": 0,
     "functional": 0,
+    "machine": 0,
     "pages": 0,
     "losses": 1,
     "metrics": 1,

@@ -33,6 +33,7 @@ from luve_lightning.commands.compose import compose
 from luve_lightning.commands.errors import did_you_mean
 from luve_lightning.commands.run_verb import refusal
 from luve_lightning.commands.sweep_run import sweep_run
+from luve_lightning.machine import cores
 
 TABLES = Path("experiments/ablations")
 RESULTS = Path("experiments/results")
@@ -297,8 +298,7 @@ def _slots(count: int) -> Slots:
     gpus = tuple(str(number) for number in range(torch.cuda.device_count()))
     if visible and gpus:
         gpus = tuple(visible.split(","))[: len(gpus)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Slots(count or len(gpus) or 1, gpus, cores)
+    return Slots(count or len(gpus) or 1, gpus, cores())
 
 
 def _device() -> str:

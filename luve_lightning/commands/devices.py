@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry
+
+from luve_lightning.machine import cores
 
 
 def choose_device(name: str) -> torch.device:
@@ -29,5 +33,37 @@ def choose_device(name: str) -> torch.device:
 
 def decoding_threads() -> int:
     """As many as this process may use cores, at most 8: more decode faster than anything measures."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
+    return min(8, cores())
+
+
+def check_trainer(options: Mapping[str, Any]) -> None:
+    """Refuses options of Lightning's Trainer that this machine cannot serve, before anything is loaded or started.
+
+    Lightning would start a process for each device first, or say only that there is no GPU.
+
+    Args:
+        options: Arguments of the Trainer.
+
+    Raises:
+        ValueError: An accelerator that is not here, or more devices than there are.
+    """
+    accelerator = str(options.get("accelerator") or "auto")
+    if accelerator == "gpu":
+        here = torch.cuda.is_available() or torch.backends.mps.is_available()
+    elif accelerator in AcceleratorRegistry:
+        here = AcceleratorRegistry[accelerator]["accelerator"].is_available()
+    else:
+        here = True  # auto, or a name that the Trainer refuses with those it knows
+    if not here:
+        raise ValueError(f"trainer.accelerator: there is no {accelerator} here; expected cpu or auto")
+    devices = options.get("devices")
+    count = len(devices) if isinstance(devices, list) else devices
+    if isinstance(count, str):
+        count = int(count) if count.strip().isdecimal() else None  # auto, or GPUs by number such as "0,1"
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        return  # the Trainer judges those
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    most = max(2, cores()) if on_cpu else torch.cuda.device_count() or None
+    if most is not None and count > most:
+        what = "core(s), and a device of the CPU is a process" if on_cpu else "GPU(s)"
+        raise ValueError(f"trainer.devices: this machine has {most} {what}; got {count}")

@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from luve_lightning.commands.outside_errors import describe_outside_error, describe_worker_error
+
 _KEY_LEVEL = re.compile(r'Parser key "(?P<key>[^"]+)"')
 _CLASS_LEVEL = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
 _UNION_LEVEL = "Does not validate against any of the Union subtypes"
@@ -83,17 +85,19 @@ def describe_configuration_error(error: BaseException, config: Mapping[str, Any]
 def describe_runtime_error(error: BaseException, config: Mapping[str, Any]) -> str | None:
     """Describes a failure while a verb runs, when it is one the user can mend.
 
-    That is an error class of ours, a missing or forbidden file, Lightning's MisconfigurationException, or a
-    ValueError raised by our own code. Ours is this package and any other package whose classes the configuration
-    names, except Lightning and PyTorch. Anything else is a bug and deserves its traceback.
+    That is an error class of ours, Lightning's MisconfigurationException, a ValueError raised by our own code, or
+    what outside_errors.py knows of the system and of other packages. Ours is this package and any other package whose
+    classes the configuration names, except Lightning and PyTorch. Anything else is a bug and deserves its traceback.
 
     Returns:
         One line, or None for a bug.
     """
     text = str(error)
     if _WORKER.match(text):  # a DataLoader worker's error arrives as text
-        last = text.strip().splitlines()[-1]
-        return last.partition(": ")[2] or last if last.startswith("luve_lightning.") else None
+        return describe_worker_error(text)
+    key = _component_at_fault(error, config)
+    if (outside := describe_outside_error(error)) is not None:
+        return one_line(f"{key}: {outside}" if key and key != "trainer" else outside)
     ours = {"luve_lightning"} | {path.partition(".")[0] for path, _, _ in _components(config)} - {
         "lightning",
         "torch",
@@ -102,13 +106,12 @@ def describe_runtime_error(error: BaseException, config: Mapping[str, Any]) -> s
     raised_in = frames[-1][0].f_globals.get("__name__", "") if frames else ""
     mendable = (
         type(error).__module__.partition(".")[0] in ours
-        or isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError)
+        or (isinstance(error, OSError) and error.errno is None)  # a library's, such as transformers'
         or type(error).__name__ == "MisconfigurationException"
         or (isinstance(error, ValueError) and raised_in.partition(".")[0] in ours)
     )
     if not mendable:
         return None
-    key = _component_at_fault(error, config)
     return f"{key}: {one_line(text)}" if key else one_line(text)
 
 
@@ -212,7 +215,9 @@ def _reason(level: BaseException, where: _Place, union: str, known: KnownKeys) -
         value = where.node if not isinstance(where.node, Mapping | list | None) else one_line(match["value"])
         options = re.findall(r"'([^']+)'", expected)
         hint = did_you_mean(str(value), options) if options else ""
-        return f"{where}: expected {expected}, got {value!r}{hint if hint.startswith('; did') else ''}"
+        return (
+            f"{where}: expected {expected}, got {_shortened(value)}{hint if hint.startswith('; did') else ''}"
+        )
     if isinstance(level, ImportError | AttributeError) and where.class_path:
         return f"{where}.class_path: cannot import {where.class_path!r}: {one_line(text)}"
     if match := _NO_CLASS.match(text):
@@ -225,6 +230,12 @@ def _reason(level: BaseException, where: _Place, union: str, known: KnownKeys) -
     trainer = {"class_path": "Trainer", "init_args": where.config.get("trainer")}
     prefix = str(where) or _component_at_fault(level, {**where.config, "trainer": trainer})
     return f"{prefix}: {one_line(text)}" if prefix else one_line(text)
+
+
+def _shortened(value: Any) -> str:
+    """A value as it is written in code, cut when it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:120]}... ({len(text)} characters)"
 
 
 def _unknown_key(key: str, group: str | None, where: _Place, known: KnownKeys) -> str:

@@ -13,6 +13,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from luve_lightning.commands.compose import Arguments
 from luve_lightning.commands.errors import UsageError, describe_configuration_error, describe_runtime_error
 from luve_lightning.commands.help import HelpFormatter, usage
+from luve_lightning.commands.limits import check_limits
 
 Parser = TypeVar("Parser", bound=ArgumentParser)
 
@@ -62,6 +63,7 @@ def run_function(
     if arguments.print_config:
         print(parser.dump(checked, skip_unset=False), end="")
         return
+    check_limits(checked.as_dict())
     with configuration_errors(parser, config):
         values = parser.instantiate(checked)
     values.pop("config", None)

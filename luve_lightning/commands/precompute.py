@@ -16,6 +16,7 @@ from rich.console import Console
 
 from luve_lightning.callbacks.cpu_threads import CPUThreads
 from luve_lightning.callbacks.stop_prediction import StopPredictionOnSigterm
+from luve_lightning.commands.devices import check_trainer
 from luve_lightning.commands.progress import Steps
 from luve_lightning.datamodules.encode import EncodeDataModule
 from luve_lightning.datasets.check_entries import check_entries
@@ -91,6 +92,7 @@ def precompute(
             what was stored. The exit code is 2 when there are any.
     """
     started = time.perf_counter()
+    check_trainer(trainer or {})
     codec = LatentCodec.from_pretrained(backbone)
     check_scales(size, scales, codec.spatial_ratio)
     codec.latent_size(frames, *size)

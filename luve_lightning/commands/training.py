@@ -23,7 +23,9 @@ from lightning.pytorch.loggers import Logger
 
 from luve_lightning.callbacks.provenance import Provenance
 from luve_lightning.commands.compose import Arguments, drop_nulls
+from luve_lightning.commands.devices import check_trainer
 from luve_lightning.commands.errors import UsageError
+from luve_lightning.commands.limits import MOST, check_limits
 from luve_lightning.commands.parsing import check, configuration_errors, make_parser
 from luve_lightning.commands.run_folder import SetAside, owned, refuse_only_earlier
 
@@ -161,7 +163,12 @@ class LuveCLI(LightningCLI):
         self.config = check(parser, self.composed)
 
     def _set_seed(self) -> None:
+        if self.config["seed_everything"] < 0:
+            raise UsageError(
+                f"seed_everything: expected 0 to {MOST['seed_everything']}, got {self.config['seed_everything']}"
+            )
         if self.purpose == "run":
+            check_limits({"seed_everything": self.config["seed_everything"]})
             super()._set_seed()
 
     def instantiate_classes(self) -> None:
@@ -169,6 +176,9 @@ class LuveCLI(LightningCLI):
         if self.purpose != "run":
             return
         self._check_checkpoint_path()
+        check_limits(self.config.as_dict())
+        with configuration_errors(self.parser, self.composed):
+            check_trainer(self.config["trainer"].as_dict())
         if self.verb == "fit":  # the others only read what a run keeps there
             root = Path(self.config["trainer"]["default_root_dir"] or ".").expanduser()
             self.held.enter_context(owned(root))

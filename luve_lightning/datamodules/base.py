@@ -14,6 +14,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from luve_lightning.datamodules.sampling import ResumableBatchSampler
+from luve_lightning.datasets.video_index import ClipEntry, VideoIndex
+from luve_lightning.datasets.video_splits import SPLITS, Split
+from luve_lightning.machine import check_workers
 
 
 class ResumableDataModule(L.LightningDataModule):
@@ -23,7 +26,7 @@ class ResumableDataModule(L.LightningDataModule):
 
     Args:
         batch_size: samples a batch on one process.
-        num_workers: loader processes; 0 loads in the training process.
+        num_workers: loader processes, up to four a core; 0 loads in the training process.
         seed: of every random choice this module makes, >= 0.
     """
 
@@ -33,9 +36,38 @@ class ResumableDataModule(L.LightningDataModule):
             raise ValueError(
                 f"expected batch_size >= 1, num_workers >= 0, seed >= 0; got {batch_size}, {num_workers}, {seed}"
             )
+        check_workers("num_workers", num_workers)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self._resume: dict[str, Any] = {}
         self._sampler: ResumableBatchSampler | None = None
+
+    def splits_of(self, stage: str) -> tuple[Split, ...]:
+        """The splits that a stage reads: no validation clips where the Trainer is to run no validation."""
+        if stage == "fit" and self.trainer is not None and self.trainer.limit_val_batches == 0:
+            return ("train",)
+        stages: dict[str, tuple[Split, ...]] = {
+            "fit": ("train", "val"),
+            "validate": ("val",),
+            "test": ("test",),
+        }
+        return stages.get(stage, ())
+
+    @staticmethod
+    def clips_of(index: VideoIndex, split: Split) -> list[ClipEntry]:
+        """The clips of a split, at least one.
+
+        Raises:
+            ValueError: when there is none; says how many the other splits have and what to do.
+        """
+        entries = index.split(split)
+        if not entries:
+            counts = ", ".join(f"{len(index.split(name))} {name}" for name in SPLITS)
+            way_out = " or train without validation (--trainer.limit_val_batches 0)" if split == "val" else ""
+            raise ValueError(
+                f"the split {split} of {index.source} is empty: {counts}; give its source videos in splits.json beside "
+                f"the CSV{way_out}"
+            )
+        return entries
 
     def training_loader(
         self, dataset: Dataset[Any], num_items: int, bucket_weights: Sequence[float] = (1.0,), passes: int = 1

@@ -164,12 +164,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
 
     def setup(self, stage: str) -> None:
         """Look every latent and embedding up; a missing one is an error that says how to make it."""
-        wanted: dict[str, tuple[Split, ...]] = {
-            "fit": ("train", "val"),
-            "validate": ("val",),
-            "test": ("test",),
-        }
-        missing = [split for split in wanted.get(stage, ()) if split not in self.datasets]
+        missing = [split for split in self.splits_of(stage) if split not in self.datasets]
         if not missing:
             return
         index = VideoIndex.from_csv(self.index_path)
@@ -177,7 +172,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
         embed = self._embed()
         for split in missing:
             train = split == "train"
-            entries = index.split(split)
+            entries = self.clips_of(index, split)
             items = (
                 self._training_items(self._selected(entries), fingerprint)
                 if train

@@ -55,11 +55,13 @@ class ClipsDataModule(ResumableDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the index and, for training, the clips if they are to be kept in memory."""
-        if self.entries:
+        missing = [split for split in self.splits_of(stage) if split not in self.entries]
+        if not missing:
             return
         index = VideoIndex.from_csv(self.index_path)
-        self.entries = {split: index.split(split) for split in ("train", "val", "test")}
-        if stage == "fit":
+        for split in missing:
+            self.entries[split] = self.clips_of(index, split)
+        if "train" in missing:
             train = self.entries["train"]
             quarantine = Quarantine(self.quarantine_path, self.max_bad_fraction, len(train))
             self.train_views = ClipViews(train, self.views, quarantine, self.preload)

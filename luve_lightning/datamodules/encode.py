@@ -16,6 +16,7 @@ from luve_lightning.datasets.encode_clips import (
     WindowReader,
     pending_windows,
 )
+from luve_lightning.machine import check_workers
 
 
 class EncodeDataModule(L.LightningDataModule):
@@ -44,6 +45,7 @@ class EncodeDataModule(L.LightningDataModule):
             raise ValueError(
                 f"expected batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}"
             )
+        check_workers("num_workers", num_workers)
         self.windows, self.read = list(windows), read
         self.batch_size, self.num_workers = batch_size, num_workers
         self.shard: list[ClipWindow] = []

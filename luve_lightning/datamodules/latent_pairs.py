@@ -94,7 +94,7 @@ class LatentPairsDataModule(ResumableDataModule):
             stride=self.stride,
             variants=variants,
         )
-        hashes, entries, pairs = FileHashes(self.store.root), index.split(split), []
+        hashes, entries, pairs = FileHashes(self.store.root), self.clips_of(index, split), []
         for variant in variants:
             lookup = find_pair_keys(self.store, hashes, entries, recipe, variant)
             if lookup.dropped:
@@ -106,13 +106,7 @@ class LatentPairsDataModule(ResumableDataModule):
 
     def setup(self, stage: str) -> None:
         """Look every latent up; a missing one is an error that says how to make it."""
-        splits: dict[str, tuple[Split, ...]] = {
-            "fit": ("train", "val"),
-            "validate": ("val",),
-            "test": ("test",),
-        }
-        wanted = splits.get(stage, ())
-        missing = [split for split in wanted if split not in self.pairs]
+        missing = [split for split in self.splits_of(stage) if split not in self.pairs]
         if not missing:
             return
         index = VideoIndex.from_csv(self.index_path)

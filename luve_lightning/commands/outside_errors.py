@@ -1,0 +1,230 @@
+"""Errors of the system and of other packages that the user can mend: a full disk, no memory, no account, a bad file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+# With no file in the error, these say that a program misused the system, which no user can mend.
+_MISUSE = {errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ECHILD, errno.ESRCH, errno.ENOTTY, errno.ENOTSOCK}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+# What is the system's doing even where a library raised another error because of it, as torch.save does.
+_AT_THE_BOTTOM = _NO_ROOM | {errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_HINTS = {
+    errno.EROFS: "it can only be read: choose another folder",
+    errno.ENAMETOOLONG: "a name has at most 255 bytes, a path 4096: choose a shorter one",
+    errno.EMFILE: "this process may open no more files: raise the limit (ulimit -n) or use fewer workers",
+    errno.ENFILE: "this machine may open no more files: use fewer workers",
+    errno.ENOMEM: "use a smaller batch, size or number of workers",
+}
+_LOADER = re.compile(r"DataLoader worker \(pid\(?s?\)?\s*[\d, ]+\) (?P<end>.+)", re.DOTALL)
+_LAST_LINE = re.compile(r"(?P<kind>[\w.]+): (?P<text>.*)")
+_IN_FILE = re.compile(r'^\s*File "(?P<path>[^"]+)", line \d+', re.MULTILINE)
+_OS_ERROR = re.compile(
+    r"\(os error (?P<number>\d+)\)"
+)  # how Rust's libraries (safetensors, tokenizers) say it
+_NO_MEMORY = re.compile(r"DefaultCPUAllocator: (?:not enough|can't allocate) memory|Cannot allocate memory")
+_HOST_MEMORY = "use a smaller batch, size, number of frames or number of workers"
+_GPU_MEMORY = (
+    "use a smaller batch_size, size or number of frames, tiles, a smaller dtype (trainer.precision bf16-mixed), or "
+    "recompute activations where the model has that key"
+)
+_PACKAGE = str(Path(__file__).resolve().parents[1])
+
+
+def describe_outside_error(error: BaseException) -> str | None:
+    """Describes an error that neither this package nor a component raised, when the user can mend it.
+
+    Decided by class where the libraries have classes, by text only where they raise a bare RuntimeError.
+
+    Returns:
+        One message, perhaps of several lines, or None for what is a bug for all that can be seen.
+    """
+    for describe in (_system, _memory, _account, _hub, _environment, _worker, _file):
+        if (text := describe(error)) is not None:
+            return text
+    return None
+
+
+def describe_worker_error(text: str) -> str | None:
+    """Describes an error of a loader's worker, which arrives as the text of its traceback, if the user can mend it."""
+    last = _LAST_LINE.fullmatch(text.strip().splitlines()[-1])
+    if last is None:
+        return None
+    files = _IN_FILE.findall(text)
+    name = last["kind"].rpartition(".")[2]
+    ours = last["kind"].startswith("luve_lightning.") or (
+        name == "ValueError" and bool(files) and files[-1].startswith(_PACKAGE)
+    )
+    of_system = "[Errno " in last["text"]
+    out_of_memory = name in ("MemoryError", "OutOfMemoryError", "_ArrayMemoryError")
+    if not (ours or of_system or out_of_memory):
+        return None
+    return f"{last['text']}; {_HOST_MEMORY}" if out_of_memory else last["text"]
+
+
+def no_room(path: Path) -> str:
+    """Says how much is free where a file was to be written."""
+    folder = next((folder for folder in (path, *path.parents) if folder.is_dir()), None)
+    if folder is None:
+        return ""
+    free = shutil.disk_usage(folder).free
+    return f" ({free / 2**20:.1f} MiB free in {folder})"
+
+
+def _system(error: BaseException) -> str | None:
+    """An OSError: the file it names, or the one that was being written; the system's text; a way out."""
+    system = next((link for link in _chain(error) if _is_at_the_bottom(link)), error)
+    number = system.errno if isinstance(system, OSError) else _number_in(system)
+    if number is None:
+        return None
+    name = system.filename if isinstance(system, OSError) else None
+    if name is None and number in _MISUSE:
+        return None
+    reason = os.strerror(number)
+    if isinstance(system, OSError) and system.strerror and type(system).__module__ != "builtins":
+        reason = system.strerror  # PyAV has numbers and texts of its own
+    path = Path(os.fsdecode(name)) if isinstance(name, str | bytes | os.PathLike) else _path_in_use(error)
+    if number in _NO_ROOM:
+        reason = f"{'disk full' if number == errno.ENOSPC else 'disk quota used up'}: {reason}"
+        reason += no_room(path) if path else ""
+    hint = f"; {_HINTS[number]}" if number in _HINTS else ""
+    target = getattr(system, "filename2", None)
+    return f"{_shortened(path)}{f' -> {target}' if target else ''}: {reason}{hint}" if path else reason + hint
+
+
+def _is_at_the_bottom(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _AT_THE_BOTTOM
+
+
+def _number_in(error: BaseException) -> int | None:
+    """The errno in the text of an error of a library written in Rust."""
+    match = _OS_ERROR.search(str(error)) if not isinstance(error, ValueError | KeyError) else None
+    return int(match["number"]) if match else None
+
+
+def _shortened(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= 300 else f"{text[:200]}...({len(text.encode())} bytes)"
+
+
+def _memory(error: BaseException) -> str | None:
+    text = str(error).splitlines()[0] if str(error) else "out of memory"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; it is a RuntimeError in name only
+        return f"GPU memory is full: {text}; {_GPU_MEMORY}"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+        return f"memory is full: {text}; {_HOST_MEMORY}"
+    return None
+
+
+def _account(error: BaseException) -> str | None:
+    """What wandb refuses: no login, a wrong key, no network."""
+    if not _is_of(error, "wandb.errors"):
+        return None
+    text = " ".join(str(error).split()).rstrip(".")
+    return (
+        f"wandb: {text}; run `wandb login`, or log offline: "
+        "--loggers.wandb.init_args.offline true, or WANDB_MODE=offline"
+    )
+
+
+def _hub(error: BaseException) -> str | None:
+    """The Hugging Face hub cannot be reached, or knows no such name."""
+    found = next((link for link in _chain(error) if _is_of(link, "huggingface_hub.errors")), None)
+    if found is None:
+        return None
+    text = " ".join(str(found).split())
+    return f"{text}; a local folder works without the hub"
+
+
+def _environment(error: BaseException) -> str | None:
+    """What Lightning says of the cluster it runs in, and of options given to its Trainer."""
+    frames = _frames(error)
+    raised_in = frames[-1].f_globals.get("__name__", "") if frames else ""
+    if isinstance(error, RuntimeError) and raised_in.startswith("lightning.fabric.plugins.environments."):
+        return str(error)
+    building = any(
+        frame.f_code.co_name == "__init__"
+        and frame.f_globals.get("__name__") == "lightning.pytorch.trainer.trainer"
+        for frame in frames
+    )
+    if building and isinstance(error, ValueError | TypeError) and raised_in.startswith("lightning."):
+        return f"trainer: {error}"
+    return None
+
+
+def _worker(error: BaseException) -> str | None:
+    """A loader's worker that ended without an error of its own."""
+    match = _LOADER.match(str(error)) if isinstance(error, RuntimeError) else None
+    if match is None:
+        return None
+    end = " ".join(match["end"].split()).partition(".")[0]
+    shared = Path("/dev/shm")
+    free = f" ({shutil.disk_usage(shared).free / 2**20:.0f} MiB free)" if shared.is_dir() else ""
+    return (
+        f"a loader's worker {end}: most often memory, or shared memory in /dev/shm{free}, is full; use fewer "
+        "num_workers (0 loads in the training process) or a smaller batch_size"
+    )
+
+
+def _file(error: BaseException) -> str | None:
+    """A file that cannot be read as what it should be, when one is being read where the error comes from."""
+    names = {base.__name__ for base in type(error).__mro__}
+    unreadable = {"JSONDecodeError", "UnicodeDecodeError", "BadZipFile", "YAMLError", "SafetensorError"}
+    if not (names & (unreadable | {"UnpicklingError", "EOFError", "ArrowInvalid"}) or _parser_gave_up(error)):
+        return None
+    path = _path_in_use(error, must_exist=True)
+    if path is None:
+        return None
+    reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+    return f"{_shortened(path)}: cannot be read: {reason or type(error).__name__}"
+
+
+def _parser_gave_up(error: BaseException) -> bool:
+    """Whether JSON or YAML is nested deeper than its parser can go."""
+    frames = _frames(error)
+    modules = {str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame in frames[-20:]}
+    return isinstance(error, RecursionError) and bool(modules & {"json", "yaml"})
+
+
+def _path_in_use(error: BaseException, must_exist: bool = False) -> Path | None:
+    """The path that the innermost function with one among its variables was at work on."""
+    for frame in reversed(_frames(error)):
+        variables = list(frame.f_locals.items())
+        paths = [value for name, value in variables if isinstance(value, Path) and name != "self"]
+        paths += [
+            Path(value) for name, value in variables if "path" in name.lower() and isinstance(value, str)
+        ]
+        # Of a temporary file and its target, the target: the user knows its name.
+        for path in sorted(paths, key=lambda path: path.name.startswith(".")):
+            if (path.is_absolute() or str(path) not in (".", "")) and (not must_exist or _is_file(path)):
+                return path
+    return None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_of(error: BaseException, module: str) -> bool:
+    return any(base.__module__.startswith(module) for base in type(error).__mro__)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _frames(error: BaseException) -> list[FrameType]:
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]

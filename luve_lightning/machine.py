@@ -1,0 +1,60 @@
+"""What this machine has, and whether that is enough for what was asked of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+MANY_WORKERS = 16  # allowed anywhere; more than four a core only wait for each other
+_CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or its container's when that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(total, int(_CGROUP_MEMORY.read_text()))
+    except (OSError, ValueError):  # not in a container, or one without a limit ("max")
+        return total
+
+
+def check_workers(name: str, number: int, least: int = 0) -> None:
+    """Refuse more processes or threads than this machine can use: starting them alone would take it down.
+
+    Args:
+        name: the option, for the message.
+        number: how many; up to four a core, and 16 anywhere.
+        least: how many at least.
+
+    Raises:
+        ValueError: fewer than `least`, or too many.
+    """
+    most = max(MANY_WORKERS, 4 * cores())
+    if not least <= number <= most:
+        raise ValueError(
+            f"{name}: expected {least} to {most} on a machine of {cores()} core(s) (four a core, {MANY_WORKERS} "
+            f"anywhere), got {number}"
+        )
+
+
+def check_memory(what: str, size: int, available: int | None = None) -> None:
+    """Refuse what cannot fit into memory however the rest is arranged.
+
+    Args:
+        what: what is too large and which options lessen it, for the message.
+        size: bytes needed at the very least.
+        available: bytes there are; those of this machine when None.
+
+    Raises:
+        ValueError: more is needed than there is.
+    """
+    available = memory() if available is None else available
+    if size > available:
+        raise ValueError(
+            f"{what} would take at least {size / 2**30:.3g} GiB of memory, there are {available / 2**30:.3g}"
+        )

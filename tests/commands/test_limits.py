@@ -1,0 +1,96 @@
+"""Sizes that no machine, or not this one, can serve are refused in one line before anything is loaded or started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from luve_lightning.commands.devices import check_trainer
+from luve_lightning.commands.errors import UsageError
+from luve_lightning.commands.limits import MOST, check_limits
+from luve_lightning.machine import MANY_WORKERS, check_memory, check_workers, cores, memory
+from tests.helpers.run_luve import run_luve
+from tests.test_command_line import CONFIG
+
+
+@pytest.mark.parametrize("key", sorted(MOST))
+def test_each_size_has_a_most_that_is_named(key: str) -> None:
+    check_limits({"data": {"init_args": {key: MOST[key]}}, key: [MOST[key], 1]})
+    with pytest.raises(UsageError, match=rf"^data\.init_args\.{key}: expected at most {MOST[key]}, got"):
+        check_limits({"data": {"init_args": {key: [1, MOST[key] + 1]}}})
+
+
+@pytest.mark.parametrize("key", ["num_workers", "processes", "slots"])
+def test_processes_follow_the_cores(key: str) -> None:
+    most = max(MANY_WORKERS, 4 * cores())
+    check_limits({key: most})
+    with pytest.raises(UsageError, match=f"^x.{key}: expected . to {most} on a machine of {cores()} core"):
+        check_limits({"x": {key: most + 1}})
+
+
+def test_what_is_no_size_may_be_large() -> None:
+    check_limits({"trainer": {"max_steps": 10**9}, "frames": None, "size": True, "name": "1" * 30})
+
+
+def test_memory_is_refused_by_arithmetic() -> None:
+    assert 2**20 < memory() < 2**60
+    check_memory("a", memory())
+    with pytest.raises(
+        ValueError, match=r"^height and width would take at least 1.02e\+03 GiB of memory, there are"
+    ):
+        check_memory("height and width", 1023 * 2**30, 1022 * 2**30)
+    with pytest.raises(ValueError, match="expected 1 to"):
+        check_workers("num_workers", 0, 1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"accelerator": "gpu"}, "trainer.accelerator: there is no gpu here; expected cpu or auto"),
+        ({"accelerator": "cuda", "devices": 8}, "trainer.accelerator: there is no cuda here"),
+        ({"accelerator": "tpu"}, "trainer.accelerator: there is no tpu here"),
+        ({"accelerator": "cpu", "devices": 10**9}, "a device of the CPU is a process; got 1000000000"),
+        ({"devices": "4096"}, "a device of the CPU is a process; got 4096"),
+    ],
+)
+def test_the_trainers_devices_must_be_here(options: Mapping[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        check_trainer(options)
+
+
+def test_what_the_trainer_judges_itself_passes() -> None:
+    for options in ({}, {"devices": "auto"}, {"accelerator": "cpu", "devices": 2}, {"accelerator": "banana"}):
+        check_trainer(options)
+    check_trainer({"devices": -1})
+    check_trainer({"devices": [0]})
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--trainer.devices", 10**9], "trainer.devices: this machine has"),
+        (["--seed_everything", 2**32], "seed_everything: expected at most 4294967295, got 4294967296"),
+        (["--seed_everything", -1], "seed_everything: expected 0 to 4294967295, got -1"),
+        (["--data.batch_size", 10**9], "data.init_args.batch_size: expected at most 65536, got 1000000000"),
+        (["--trainer.num_nodes", 10**9], "trainer.num_nodes: expected at most 10000, got 1000000000"),
+    ],
+)
+def test_fit_refuses_them_in_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[object], expected: str
+) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(CONFIG))
+    outcome = run_luve(
+        capsys, "fit", "--config", file, "--trainer.default_root_dir", tmp_path / "run", *words
+    )
+    assert outcome.code == 2
+    (line,) = outcome.error_lines
+    assert line.startswith("luve fit: error: ")
+    assert expected in line
+    assert not (tmp_path / "run").exists()
