@@ -49,7 +49,7 @@ class Owner:
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             return cls(int(facts["pid"]), str(facts["host"]), str(facts["since"]))
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return cls()
 
     def is_gone(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from luve_lightning.datamodules.base import ResumableDataModule
+from luve_lightning.datamodules.base import ResumableDataModule, outlive_signals
 from luve_lightning.datasets.clip_views import ClipViews, View, WholeClips
 from luve_lightning.datasets.quarantine import Quarantine
 from luve_lightning.datasets.video_index import ClipEntry, VideoIndex
@@ -74,7 +74,9 @@ class ClipsDataModule(ResumableDataModule):
     def statistics_dataloader(self) -> DataLoader[Any]:
         """All whole training clips, on every process alike, for measuring latent statistics."""
         return DataLoader(
-            WholeClips(self.entries["train"], self.val_frames), num_workers=min(self.num_workers, 4)
+            WholeClips(self.entries["train"], self.val_frames),
+            num_workers=min(self.num_workers, 4),
+            worker_init_fn=outlive_signals,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:

@@ -7,14 +7,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from luve_lightning.datasets.safetensors_window import DIGEST, SafetensorsWindow, packed, tensor_digest
 from luve_lightning.evaluation.tables import write_text
 from luve_lightning.files import replacing, warn_kept_in_memory
+
+_FEATURES = "features"
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Score:
 class ResultCache:
     """Scores and features by the contents of the files and the identity of the metric.
 
-    A file is written under another name and renamed, so it is whole or not there; one that cannot be read counts as
-    missing. Several processes may share a folder: they write the same files. Where a folder may not be written, results
-    are kept in memory, for this object.
+    A file is written under another name and renamed, so it is whole or not there; one that cannot be read, or whose
+    sha256 is another, counts as missing. Several processes may share a folder: they write the same files. Where a
+    folder may not be written, results are kept in memory, for this object.
 
     Args:
         folder: made on the first write.
@@ -45,7 +46,7 @@ class ResultCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._kept: dict[Path, Score | np.ndarray] = {}
+        self._kept: dict[Path, Score | Tensor] = {}
 
     def score(self, key: str) -> Score | None:
         """A stored score, or None."""
@@ -54,7 +55,8 @@ class ResultCache:
             return kept
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            return Score(float(record["value"]), float(record["weight"]), dict(record["versions"]))
+            score = Score(float(record["value"]), float(record["weight"]), dict(record["versions"]))
+            return score if record.get(DIGEST) in (None, _digest(score)) else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
@@ -62,46 +64,49 @@ class ResultCache:
         """Store a score with what it is of, for people who look into the folder."""
         path = self._path(key, ".json")
         try:
-            write_text(path, json.dumps({**about, **asdict(score)}, indent=1) + "\n")
+            write_text(path, json.dumps({**about, **asdict(score), DIGEST: _digest(score)}, indent=1) + "\n")
         except OSError as error:
             self._keep(path, score, error)
 
     def has_features(self, key: str) -> bool:
-        """Whether features are stored whole; reads none of them."""
-        return self._open(key, "r") is not None
+        """Whether features are stored, whole and as they were."""
+        return self.features(key) is not None
 
     def features(self, key: str) -> Tensor | None:
         """Stored features, N x D float32, or None."""
-        content = self._open(key, None)
-        return None if content is None else torch.from_numpy(content)
+        if isinstance(kept := self._kept.get(self._path(key, ".safetensors")), Tensor):
+            return kept
+        try:
+            with self._open(key) as file:
+                features = file.read(_FEATURES, (None, None))
+                return features if file.metadata.get(DIGEST) == tensor_digest(features) else None
+        except (OSError, ValueError):
+            return None
 
     def put_features(self, key: str, features: Tensor) -> None:
         """Store features, N x D."""
-        content = features.detach().cpu().float().numpy()
-        path = self._path(key, ".npy")
+        content = features.detach().to("cpu", torch.float32, copy=True)
+        path = self._path(key, ".safetensors")
         try:
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                np.save(file, content, allow_pickle=False)
+            with replacing(path) as temporary:
+                temporary.write_bytes(packed(_FEATURES, content, {}))
         except OSError as error:
-            self._keep(path, content.copy(), error)
+            self._keep(path, content, error)
 
-    def _keep(self, path: Path, result: Score | np.ndarray, error: OSError) -> None:
+    def _keep(self, path: Path, result: Score | Tensor, error: OSError) -> None:
         if not self._kept:
             warn_kept_in_memory(self.folder, error)
         self._kept[path] = result
 
-    def _open(self, key: str, mmap_mode: Literal["r"] | None) -> np.ndarray | None:
-        path = self._path(key, ".npy")
-        if isinstance(kept := self._kept.get(path), np.ndarray):
-            return kept
-        try:
-            found: np.ndarray = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-        except (OSError, ValueError, EOFError, TypeError):
-            return None
-        return found
+    def _open(self, key: str) -> SafetensorsWindow:
+        return SafetensorsWindow(self._path(key, ".safetensors"))
 
     def _path(self, key: str, suffix: str) -> Path:
         return self.folder / key[:2] / f"{key}{suffix}"
+
+
+def _digest(score: Score) -> str:
+    return hashlib.sha256(json.dumps(asdict(score), sort_keys=True).encode()).hexdigest()
 
 
 def result_key(metric: str, video: str, original: str | None = None, seed: str | None = None) -> str:

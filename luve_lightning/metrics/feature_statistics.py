@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -91,6 +92,7 @@ class FeatureStatistics:
         about = {
             "format": _FORMAT,
             "count": self.moments.count,
+            "sha256": _digest(self.moments),
             "plan": asdict(self.plan),
             **{
                 name: getattr(self, name)
@@ -120,8 +122,12 @@ class FeatureStatistics:
         if not isinstance(about, dict) or about.get("format") != _FORMAT:
             raise ValueError(f"reference statistics {path}: not a statistics file of format {_FORMAT}")
         try:
+            moments = FeatureMoments(about["count"], tensors["sum"], tensors["outer"])
+            # Files made before there was a sha256 are as valid as ever.
+            if about.get("sha256", "") not in ("", _digest(moments)):
+                raise ValueError(f"reference statistics {path}: damaged (sha256 differs)")
             return cls(
-                moments=FeatureMoments(about["count"], tensors["sum"], tensors["outer"]),
+                moments=moments,
                 plan=PatchPlan(**about["plan"]),
                 path=str(path),
                 **{name: about[name] for name in ("extractor", "source", "source_hash", "files", "package")},
@@ -130,3 +136,10 @@ class FeatureStatistics:
             raise ValueError(
                 f"reference statistics {path}: damaged ({type(error).__name__}: {error})"
             ) from error
+
+
+def _digest(moments: FeatureMoments) -> str:
+    digest = hashlib.sha256(str(moments.count).encode())
+    for tensor in (moments.sum, moments.outer):
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import warnings
 from pathlib import Path
@@ -96,3 +97,26 @@ def test_strange_scores_count_as_missing(tmp_path: Path, text: str) -> None:
     (path,) = tmp_path.glob("*/*.json")
     path.write_text(text)
     assert cache.score(KEY) is None
+
+
+def test_flipped_bits_count_as_missing(tmp_path: Path) -> None:
+    cache = ResultCache(tmp_path)
+    cache.put_score(KEY, Score(0.731, 2.0, {}), {})
+    cache.put_features(KEY, torch.randn(7, 3))
+    (score,), (features,) = tmp_path.glob("*/*.json"), tmp_path.glob("*/*.safetensors")
+    score.write_text(score.read_text().replace("0.731", "0.331"))
+    content = features.read_bytes()
+    features.write_bytes(bytes([*content[:-1], content[-1] ^ 0x80]))
+    assert cache.score(KEY) is None
+    assert not cache.has_features(KEY)
+    assert cache.features(KEY) is None
+
+
+def test_scores_of_before_the_digest_are_found(tmp_path: Path) -> None:
+    cache = ResultCache(tmp_path)
+    cache.put_score(KEY, Score(0.731, 2.0, {"torch": "2"}), {})
+    (path,) = tmp_path.glob("*/*.json")
+    record = json.loads(path.read_text())
+    del record["sha256"]
+    path.write_text(json.dumps(record))
+    assert cache.score(KEY) == Score(0.731, 2.0, {"torch": "2"})

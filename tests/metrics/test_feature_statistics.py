@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from dataclasses import replace
 from importlib.metadata import version
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from luve_lightning.functional.patches import PatchPlan
@@ -88,3 +90,19 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     save_file({"sum": torch.zeros(3)}, tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match="not a statistics file of format 1"):
         FeatureStatistics.load(tmp_path / "weights.safetensors")
+
+
+def test_flipped_bits_are_refused_and_files_of_before_the_digest_are_valid(tmp_path: Path) -> None:
+    path = tmp_path / "reference.safetensors"
+    STATISTICS.save(path)
+    content = path.read_bytes()
+    path.write_bytes(bytes([*content[:-1], content[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"reference.safetensors: damaged .sha256 differs."):
+        FeatureStatistics.load(path)
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["luve_feature_statistics"])
+    del about["sha256"]
+    save_file(
+        {"sum": MOMENTS.sum, "outer": MOMENTS.outer}, path, {"luve_feature_statistics": json.dumps(about)}
+    )
+    assert torch.equal(FeatureStatistics.load(path).moments.outer, MOMENTS.outer)
