@@ -8,6 +8,12 @@ TABLE      ?= experts
 PROMPT     ?= a photograph of old coins . the camera zooms in quickly .
 ARGS       ?=
 
+# Values are text. make would run $(shell ...) in them wherever they are used, and in any recipe, as it exports them.
+# ARGS alone is shell: words that the shell takes apart.
+CONFIG_FROM := $(origin CONFIG)
+$(foreach name,CONFIG CHECKPOINT SUBJECT TABLE PROMPT ARGS,$(eval override $(name) := $$(value $(name))))
+quoted = '$(subst ','\'',$(1))'
+
 VENV  := .venv
 STAMP := $(VENV)/.set-up
 LUVE  := $(VENV)/bin/luve
@@ -35,7 +41,7 @@ MAKEFLAGS += --no-print-directory
 help: ## List the targets
 	@echo "LuVe Lightning. Targets:"
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: CONFIG=$(CONFIG)  CHECKPOINT=$(CHECKPOINT)  ARGS='--key value ...'  PYTHON=$(PYTHON)"
+	@printf '%s\n' $(call quoted,Variables: CONFIG=$(CONFIG)  CHECKPOINT=$(CHECKPOINT)  ARGS='--key value ...'  PYTHON=$(PYTHON))
 
 .PHONY: setup
 setup: $(STAMP) ## Make the virtual environment in .venv (minutes, once)
@@ -98,12 +104,12 @@ $(HPSV3_STAMP): environment-hpsv3.yml
 	@touch $(HPSV3_STAMP)
 
 # By itself the mini world with its local scorer; `make score CONFIG=experiments/score/ultravideo.yaml` is HPS v3.
-SCORE_CONFIG := $(if $(filter command line environment,$(origin CONFIG)),$(CONFIG),experiments/score/mini.yaml)
+SCORE_CONFIG := $(if $(filter command line environment,$(CONFIG_FROM)),$(CONFIG),experiments/score/mini.yaml)
 SCORE_VENV   := $(if $(findstring mini,$(SCORE_CONFIG)),$(VENV),$(HPSV3))
 
 .PHONY: score
 score: $(if $(findstring mini,$(SCORE_CONFIG)),$(WORLD) $(STAMP),$(HPSV3_STAMP)) ## Rate clips by CONFIG (default the mini world's), to select training clips by
-	$(SCORE_VENV)/bin/luve score --config $(SCORE_CONFIG) $(ARGS)
+	$(SCORE_VENV)/bin/luve score --config $(call quoted,$(SCORE_CONFIG)) $(ARGS)
 
 .PHONY: train-vae
 train-vae: $(WORLD) $(STAMP) ## Train the mini backbone's VAE (a GPU)
@@ -111,8 +117,8 @@ train-vae: $(WORLD) $(STAMP) ## Train the mini backbone's VAE (a GPU)
 
 .PHONY: train-vluer
 train-vluer: $(STAMP) $(MINI_DATA) ## Train the upsampler by CONFIG, then compare it on the test split
-	$(LUVE) fit --config $(CONFIG) $(ARGS)
-	$(LUVE) test --config $(CONFIG) $(ARGS) --ckpt_path last
+	$(LUVE) fit --config $(call quoted,$(CONFIG)) $(ARGS)
+	$(LUVE) test --config $(call quoted,$(CONFIG)) $(ARGS) --ckpt_path last
 
 .PHONY: experts-data
 experts-data: $(WORLD) $(STAMP) ## Latents (plain, sharpened), caption embeddings and scores of the mini world; skips what is there
@@ -133,7 +139,7 @@ train-experts: train-adaptation ## Adapt, then train the low- and the high-frequ
 
 .PHONY: evaluate-vluer
 evaluate-vluer: $(STAMP) $(MINI_DATA) ## Compare CHECKPOINT with interpolation on the test split
-	$(LUVE) test --config $(CONFIG) --ckpt_path $(CHECKPOINT) $(ARGS)
+	$(LUVE) test --config $(call quoted,$(CONFIG)) --ckpt_path $(call quoted,$(CHECKPOINT)) $(ARGS)
 
 # Metrics need no latents of the store: clips are encoded as they are upsampled.
 .PHONY: evaluate
@@ -149,7 +155,7 @@ spectra: $(STAMP) ## Show when frequency bands resolve in the mini backbone, and
 .PHONY: generate
 generate: export LUVE_PROMPT := $(value PROMPT)
 generate: $(STAMP) ## Make a video of PROMPT with the mini backbone, and a contact sheet of its three stages
-	$(LUVE) generate --config experiments/generate/mini.yaml --prompt "$$LUVE_PROMPT" $(ARGS)
+	$(LUVE) generate --config experiments/generate/mini.yaml --prompt="$$LUVE_PROMPT" $(ARGS)
 
 .PHONY: report
 report: $(STAMP) ## One page of the mini world's results: tables, curves, spectra, comparisons, videos
@@ -164,11 +170,11 @@ endif
 
 .PHONY: ablations
 ablations: $(if $(filter vluer_parts multi_scale,$(TABLE)),precompute,experts-data) ## Repeat TABLE of the paper (see experiments/ablations) on the mini world, all rows and seeds
-	$(LUVE) ablate $(TABLE) $(ARGS)
+	$(LUVE) ablate $(call quoted,$(TABLE)) $(ARGS)
 
 .PHONY: sweep
 sweep: $(STAMP) ## Run TABLE as a wandb sweep; without an account the same rows and seeds here
-	$(LUVE) sweep $(TABLE) $(ARGS)
+	$(LUVE) sweep $(call quoted,$(TABLE)) $(ARGS)
 
 .PHONY: dashboards
 dashboards: $(STAMP) ## Save wandb workspaces (without an account as JSON); the same panels as pages in runs/dashboards
@@ -180,7 +186,7 @@ notebooks: $(WORLD) $(STAMP) ## Run the notebooks on the mini world; their figur
 
 .PHONY: bench
 bench: $(STAMP) ## Time SUBJECT (see `luve bench --help`) and measure its memory; most need a GPU
-	$(LUVE) bench --subject $(SUBJECT) $(ARGS)
+	$(LUVE) bench --subject $(call quoted,$(SUBJECT)) $(ARGS)
 
 .PHONY: clean
 clean: ## Remove caches; keeps .venv, data and runs

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from luve_lightning.commands import overview
+from luve_lightning.commands import overview, part_overview
 from luve_lightning.commands.run_verb import run_verb, split_verb
 
 
@@ -37,8 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str], debug: bool) -> int:
     """Prints the overview or the version, or runs a verb."""
-    if not words or words[0] in ("-h", "--help", "help"):
+    if words and words[0] == "help":  # `luve help fit` is `luve fit --help`
+        words = [*words[1:], "--help"]
+    if not words or words[0] in ("-h", "--help"):
         print(overview())
+        return 0
+    if words[1:] in (["-h"], ["--help"]) and part_overview(words[0]):
+        print(part_overview(words[0]))
         return 0
     if words[0] == "--version":
         from importlib.metadata import version

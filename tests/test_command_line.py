@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from luve_lightning.commands import VERBS, overview
+from luve_lightning.commands import VERBS, examples_of, overview
 from tests.helpers.run_luve import run_luve
 from tests.helpers.waiting import wait_for
 
@@ -95,7 +96,7 @@ def test_overview_lists_every_verb_and_needs_no_torch(repository: Path) -> None:
     for name, verb in VERBS.items():
         assert f"  {name}" in done.stdout
         assert verb.summary in done.stdout
-    assert max(map(len, overview().splitlines())) <= 100
+    assert max(map(len, overview().splitlines())) <= 80
 
 
 def test_a_reader_that_leaves_early_is_no_error(repository: Path) -> None:
@@ -124,20 +125,92 @@ def test_each_function_verb_is_typed_and_documented(name: str) -> None:
         assert f"{parameter.name}: " in documentation
 
 
-def test_help_of_fit_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
-    outcome = run_luve(capsys, "fit", "--help")
+def test_help_of_fit_is_short_and_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run_luve(capsys, "help", "fit")
     assert outcome.code == 0
     assert outcome.out.startswith("usage: luve fit [--config FILE]... [--key value]...\n\nTrain a model.")
     for expected in (
         "--ckpt_path",
         "--callbacks.NAME",
         "--loggers.NAME",
-        "--trainer.max_steps",
         "--seed_everything",
+        "--trainer.help",
     ):
         assert expected in outcome.out
     assert "known subclasses" not in outcome.out
-    assert len(outcome.out.splitlines()) < 330
+    assert "gradient_clip_val" not in outcome.out
+    assert len(outcome.out.splitlines()) < 90
+    assert max(map(len, outcome.out.splitlines())) <= 80
+    assert run_luve(capsys, "fit", "--help").out == outcome.out
+
+
+def test_help_of_the_trainer_lists_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run_luve(capsys, "fit", "--trainer.help")
+    assert outcome.code == 0
+    assert "--trainer.max_steps" in outcome.out
+    assert "--trainer.gradient_clip_val" in outcome.out
+    assert "--trainer.logger" not in outcome.out  # loggers is a dictionary at the top
+
+
+def test_help_of_verbs_of_two_words(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run_luve(capsys, "study", "--help")
+    assert outcome.code == 0
+    assert "study build" in outcome.out
+    assert "study tally" in outcome.out
+    assert run_luve(capsys, "help", "study").out == outcome.out
+    assert run_luve(capsys, "help").out == overview() + "\n"
+
+
+def test_the_overview_names_configurations_only_where_they_are(
+    monkeypatch: pytest.MonkeyPatch, repository: Path, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(repository)
+    assert "  luve fit --config experiments/vluer/mini.yaml" in overview()
+    monkeypatch.chdir(tmp_path)
+    assert f"Start here, in {repository}:" in overview()
+    monkeypatch.setattr("luve_lightning.commands.PACKAGE_ROOT", tmp_path)  # as pip installs it
+    assert ".yaml" not in overview()
+    assert "clone the repository" in overview()
+    assert ".yaml" not in examples_of("fit")
+    assert "in the folder experiments of the repository" in examples_of("fit")
+
+
+def test_a_wrong_key_is_told_before_pytorch_is_imported(repository: Path) -> None:
+    program = (
+        "import sys, time; start = time.process_time()\n"
+        "from luve_lightning.__main__ import main\n"
+        "codes = [main(['fit', '--config', 'experiments/vluer/mini.yaml', '--model.lrr', '1']),\n"
+        "         main(['generate', 'a boat', '--hieght', '3'])]\n"
+        "assert codes == [2, 2], codes\n"
+        "assert not {'torch', 'lightning', 'numpy'} & set(sys.modules)\n"
+        "assert time.process_time() - start < 2\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        "luve fit: error: model.init_args.lrr: unknown key; did you mean 'lr'?",
+        "luve generate: error: hieght: unknown key; did you mean 'height'?",
+    ]
+
+
+def test_a_terminal_is_told_at_once_that_something_loads(repository: Path) -> None:
+    program = (
+        "import sys; from luve_lightning.commands import run_verb\n"
+        "run_verb._say_loading('fit'); run_verb._say_loading('completion')"
+    )
+    for terminal in (True, False):
+        reader, writer = pty.openpty() if terminal else os.pipe()
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=repository, stdout=subprocess.PIPE, stderr=writer, check=True
+        )
+        os.write(writer, b".")  # something to read, whatever was printed
+        printed = os.read(reader, 1000).decode()
+        os.close(reader)
+        os.close(writer)
+        assert printed.splitlines()[0] == ("luve fit: loading ..." if terminal else ".")
+        assert done.stdout == b""
 
 
 def test_help_of_a_class_lists_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +226,11 @@ ERRORS = [
     ("fitt", "luve fitt: error: no such verb; did you mean 'fit'?"),
     ("fit stray", "unexpected argument 'stray'"),
     ("fit --config nosuch.yaml", "--config: no such file: nosuch.yaml"),
-    ("fit", "data, model: required, but not given"),
+    ("fit", "data, model: required, but not given; start from a configuration"),
+    ("fit --max_steps 5", "max_steps: unknown key; did you mean 'trainer.max_steps'?"),
+    ("BASE --shares 1", "shares: unknown key; did you mean 'data.share'?"),
+    ("train", "luve train: error: no such verb; did you mean 'fit'?"),
+    ("help nosuch", "luve nosuch: error: no such verb"),
     ("BASE --model.lr abc", "model.init_args.lr: expected float, got 'abc'"),
     ("BASE --model.lrr 1", "model.init_args.lrr: unknown key; did you mean 'lr'?"),
     ("BASE --model.lr -1", "model.init_args.lr: lr must be > 0, got -1.0"),

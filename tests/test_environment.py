@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
 import re
 import subprocess
 import sys
@@ -153,7 +155,7 @@ def test_make_ablations_names_the_tables_before_it_makes_data() -> None:
     assert "TABLE=expert: expected one of cutoff experts" in wrong.stderr
     assert not wrong.stdout
     right = subprocess.run([*make, "TABLE=experts"], cwd=REPOSITORY, capture_output=True, text=True)
-    assert "luve ablate experts" in right.stdout
+    assert "luve ablate 'experts'" in right.stdout
 
 
 def test_the_floors_are_the_lowest_versions_of_every_range() -> None:
@@ -179,3 +181,64 @@ def test_a_requirement_without_a_floor_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "pyproject.toml: 'numpy<3': expected a lower bound such as >=1.2\n"
+
+
+STUB = """#!{python}
+import json, os, sys
+with open("called.jsonl", "a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+"""
+NASTY = '$(shell touch a)`touch b`$(touch c); touch d \' "$(touch e)" ${HOME} # \\ $5 \n--x'
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A folder in which every target has what it needs, and `luve` only writes down how it was called."""
+    (tmp_path / "Makefile").write_bytes((REPOSITORY / "Makefile").read_bytes())
+    (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
+    for name in ("pyproject.toml", "constraints.txt", "data/mini/world/MANIFEST.json", ".venv/.set-up"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    luve = tmp_path / ".venv/bin/luve"
+    luve.parent.mkdir()
+    luve.write_text(STUB.format(python=sys.executable))
+    luve.chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("target", "variable", "word"),
+    [
+        ("generate", "PROMPT", "--prompt="),
+        ("evaluate-vluer", "CHECKPOINT", ""),
+        ("train-vluer", "CONFIG", ""),
+        ("bench", "SUBJECT", ""),
+        ("sweep", "TABLE", ""),
+        ("help", "PROMPT", None),
+        ("spectra", "PROMPT", None),
+        ("spectra", "TABLE", None),
+    ],
+)
+@pytest.mark.parametrize("by", ["command line", "environment"])
+def test_make_passes_a_text_on_and_runs_nothing_in_it(
+    made: Path, target: str, variable: str, word: str | None, by: str
+) -> None:
+    text = NASTY if variable == "PROMPT" else NASTY.replace("\n", " ")
+    before = set(made.iterdir())
+    given = f"{variable}={text}"
+    words, environment = ([given], {}) if by == "command line" else ([], {variable: text})
+    done = subprocess.run(
+        ["make", target, *words], cwd=made, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(made.iterdir()) - before <= {made / "called.jsonl"}
+    if word is not None:
+        calls = [json.loads(line) for line in (made / "called.jsonl").read_text().splitlines()]
+        assert f"{word}{text}" in calls[-1]
+
+
+def test_make_leaves_args_to_the_shell(made: Path) -> None:
+    arguments = """--a "b  c" '$HOME' --d=$((1 + 1))"""
+    subprocess.run(["make", "spectra", f"ARGS={arguments}"], cwd=made, capture_output=True, check=True)
+    called = json.loads((made / "called.jsonl").read_text())
+    assert called[-4:] == ["--a", "b  c", "$HOME", "--d=2"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from luve_lightning.checkout import PACKAGE_ROOT
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,8 @@ class Verb:
             LightningCLI, whose options are those of the Trainer, the model and the data.
         named: Options that are dictionaries by name and may be given as `--option NAME=VALUE`, repeated.
         positional: The option whose value may be given as a word of its own, without `--option` before it.
+        examples: Configurations in the repository to start from.
+        slow: Whether it imports PyTorch, which takes seconds.
     """
 
     group: str
@@ -25,9 +30,31 @@ class Verb:
     function: str | None = None
     named: tuple[str, ...] = ()
     positional: str | None = None
+    examples: tuple[str, ...] = ()
+    slow: bool = True
 
 
 _TRAINING = "luve_lightning.commands.training"
+_RUNS = ("experiments/vluer/mini.yaml", "experiments/experts/mini-adaptation.yaml")
+
+# What other programs call our verbs.
+SYNONYMS = {
+    "train": "fit",
+    "resume": "fit",
+    "finetune": "fit",
+    "val": "validate",
+    "encode": "precompute",
+    "cache": "precompute",
+    "sample": "generate",
+    "infer": "generate",
+    "inference": "generate",
+    "run": "generate",
+    "metrics": "evaluate",
+    "measure": "evaluate",
+    "upscale": "upsample",
+    "benchmark": "bench",
+    "render": "mini-world",
+}
 
 VERBS: dict[str, Verb] = {
     "mini-world": Verb(
@@ -41,23 +68,35 @@ VERBS: dict[str, Verb] = {
         "encode clips into the latent store, once per size",
         "luve_lightning.commands.precompute",
         "precompute",
+        examples=("experiments/precompute/mini.yaml",),
     ),
     "embed": Verb(
-        "Data", "embed captions into the text store, once", "luve_lightning.commands.embed", "embed"
+        "Data",
+        "embed captions into the text store, once",
+        "luve_lightning.commands.embed",
+        "embed",
+        examples=("experiments/embed/mini.yaml",),
     ),
     "score": Verb(
-        "Data", "rate clips, to select training clips by", "luve_lightning.commands.score", "score"
+        "Data",
+        "rate clips, to select training clips by",
+        "luve_lightning.commands.score",
+        "score",
+        examples=("experiments/score/mini.yaml",),
     ),
-    "fit": Verb("Training", "train a model, or resume with --ckpt_path last", _TRAINING),
-    "validate": Verb("Training", "measure a model on the validation split", _TRAINING),
-    "test": Verb("Training", "measure a model on the test split", _TRAINING),
-    "predict": Verb("Training", "run a model over a split and write what it gives", _TRAINING),
+    "fit": Verb("Training", "train a model, or resume with --ckpt_path last", _TRAINING, examples=_RUNS),
+    "validate": Verb("Training", "measure a model on the validation split", _TRAINING, examples=_RUNS),
+    "test": Verb("Training", "measure a model on the test split", _TRAINING, examples=_RUNS),
+    "predict": Verb(
+        "Training", "run a model over a split and write what it gives", _TRAINING, examples=_RUNS
+    ),
     "generate": Verb(
         "Generation",
         "make videos of prompts by the cascade of three stages",
         "luve_lightning.commands.generate",
         "generate",
         positional="prompt",
+        examples=("experiments/generate/mini.yaml",),
     ),
     "plan": Verb(
         "Generation",
@@ -70,6 +109,7 @@ VERBS: dict[str, Verb] = {
         "measure when frequency bands resolve, suggest a sigma_switch",
         "luve_lightning.commands.spectra",
         "spectra",
+        examples=("experiments/spectra/mini.yaml",),
     ),
     "judge": Verb(
         "Measurement",
@@ -80,15 +120,17 @@ VERBS: dict[str, Verb] = {
     ),
     "upsample": Verb(
         "Measurement",
-        "upsample clips by several methods into folders of lossless videos",
+        "upsample clips by several methods into folders of videos",
         "luve_lightning.commands.upsample",
         "upsample",
+        examples=("experiments/upsample/mini.yaml",),
     ),
     "evaluate": Verb(
         "Measurement",
-        "measure folders of videos, one a method, and compare them in a table",
+        "measure folders of videos, one a method, in one table",
         "luve_lightning.commands.evaluate",
         "evaluate",
+        examples=("experiments/evaluate/metrics.yaml", "experiments/evaluate/mini.yaml"),
         named=("videos",),
     ),
     "sweep": Verb(
@@ -137,27 +179,70 @@ VERBS: dict[str, Verb] = {
         "luve_lightning.commands.bench",
         "bench",
     ),
+    "completion": Verb(
+        "Shell",
+        "print a script that completes verbs and keys in bash or zsh",
+        "luve_lightning.commands.completion",
+        "completion",
+        positional="shell",
+        slow=False,
+    ),
 }
 
 
 def overview() -> str:
     """The text of `luve --help`: what it is, the verbs by group, and how options are given."""
     lines = ["usage: luve VERB [--config FILE]... [--key value]...", ""]
-    lines += ["Train, compare and run LuVe's video latent upsampler and experts (arXiv 2602.11564).", ""]
+    lines += ["Train, compare and run LuVe's video latent upsampler and experts", "(arXiv 2602.11564).", ""]
     for group in dict.fromkeys(verb.group for verb in VERBS.values()):
         lines.append(f"{group}:")
         lines += [f"  {name:<12}{verb.summary}" for name, verb in VERBS.items() if verb.group == group]
         lines.append("")
     lines += [
         "Every verb takes:",
-        "  --config FILE     YAML file; repeat it, a later file holds only its differences",
-        "  --a.b.c value     set one key, after all files; null switches a callback, logger or loss off",
+        "  --config FILE     YAML file; repeat it, a later file holds only differences",
+        "  --a.b.c value     set one key, after all files; null switches a callback,",
+        "                    logger or loss off; a text (a prompt, a name) is literal",
         "  --print_config    print the complete configuration and stop",
         "  --debug           show the traceback of an error",
         "  --help            the verb's options (after a verb), or this text",
         "",
-        "Start here:  luve fit --config experiments/vluer/mini.yaml",
-        "             luve fit --config experiments/experts/mini-adaptation.yaml",
-        '             luve generate --config experiments/generate/mini.yaml "a photograph of old coins ."',
+        *_start(),
     ]
     return "\n".join(lines)
+
+
+def part_overview(first: str) -> str:
+    """The text of `luve study --help`: the verbs of two words that begin with this one; empty when there are none."""
+    found = {name: verb for name, verb in VERBS.items() if name.startswith(f"{first} ")}
+    lines = [f"usage: luve {first} VERB [--config FILE]... [--key value]...", ""]
+    lines += [f"  {name:<14}{verb.summary}" for name, verb in found.items()]
+    return "\n".join([*lines, "", f"`luve {next(iter(found))} --help` lists its options."]) if found else ""
+
+
+def examples_of(verb: str) -> str:
+    """Ends a message about missing keys: configurations to start from, if this installation has them."""
+    examples = [example for example in VERBS[verb].examples if (PACKAGE_ROOT / example).is_file()]
+    if examples:
+        return f"; start from a configuration{_in_checkout()}: luve {verb} --config {' or '.join(examples)}"
+    return f"; give a configuration: luve {verb} --config FILE; {_WHERE}" if VERBS[verb].examples else ""
+
+
+_WHERE = "examples are in the folder experiments of the repository"
+
+
+def _start() -> list[str]:
+    """How to begin: with configurations that are there, or where to get them."""
+    commands = [
+        *(f"  luve fit --config {example}" for example in _RUNS),
+        "  luve generate --config experiments/generate/mini.yaml \\",
+        '      "a photograph of old coins ."',
+    ]
+    if all((PACKAGE_ROOT / example).is_file() for example in _RUNS):
+        return [f"Start here{_in_checkout()}:", *commands]
+    return ["Start here: clone the repository; this installation came without", f"configurations ({_WHERE})."]
+
+
+def _in_checkout() -> str:
+    """Where the examples' paths are to be given, unless it is here."""
+    return "" if Path.cwd() == PACKAGE_ROOT else f", in {PACKAGE_ROOT}"

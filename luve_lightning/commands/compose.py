@@ -3,25 +3,31 @@
 The order is: files in the order given, then options, then interpolations. So `${trainer.default_root_dir}` in a
 base file follows an override in a later file or on the command line, and an option can reach into a dictionary
 of components (`--callbacks.checkpoint.save_top_k 3`). jsonargparse then checks the result against the signatures.
+
+A text that a user writes is data: the value of an option whose type is `str` is taken as it stands. `null` stands for
+null where the type allows it, but in a prompt it is a word: only a file switches a prompt off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-_COMPONENT_KEYS = {"class_path", "init_args", "dict_kwargs"}
+from luve_lightning.commands.config_files import CompositionError, parse_yaml, read_config
+from luve_lightning.commands.keys import COMPONENT_KEYS, Keys, Text, Verbatim, read_texts
+from luve_lightning.commands.signatures import Parameter
+
+_OPTION = re.compile(r"--[^\s=]+(=|$)")  # a key holds no space, so `--a cat` is a text
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
+_MISSING = "${oc.decode:\"'???'\"}"  # the text ???, which OmegaConf reads as a value that must be given
 _OFF = object()  # stands where null came over a component, until all files and options are merged
-
-
-class CompositionError(ValueError):
-    """A configuration file or option that cannot be read or composed; the message is one line."""
 
 
 @dataclass
@@ -48,7 +54,8 @@ def read_arguments(words: Sequence[str], positional: str | None = None) -> Argum
 
     Args:
         words: For example `["--config", "a.yaml", "--model.lr=1e-4", "--flag"]`. An option without a value
-            is true.
+            is true. A value that begins with `--` is one where it holds a space; else it is given as `--key=--value`.
+            What follows the word `--` is no option.
         positional: The option whose value may stand without its name, once. None: there is none.
 
     Raises:
@@ -66,17 +73,17 @@ def read_arguments(words: Sequence[str], positional: str | None = None) -> Argum
         if word == "--print_config":
             result.print_config = True
             continue
-        if not word.startswith("--") or len(word) == 2:
-            if positional is None or word.startswith("-"):
+        if word == "--" and rest:
+            for own in rest:
+                _add_positional(result, positional, own)
+            break
+        if not _OPTION.match(word):
+            if word.startswith("--") or (word.startswith("-") and not re.search(r"\s", word)):
                 raise CompositionError(f"unexpected argument {word!r}; options look like --key value")
-            if any(key == positional for key, _ in result.options):
-                raise CompositionError(
-                    f"unexpected argument {word!r}; {positional} is given already, quote it"
-                )
-            result.options.append((positional, word))
+            _add_positional(result, positional, word)
             continue
         key, equals, value = word[2:].partition("=")
-        takes_next = not equals and bool(rest) and not rest[0].startswith("--")
+        takes_next = not equals and bool(rest) and not _OPTION.match(rest[0]) and rest[0] != "--"
         if takes_next:
             value = rest.pop(0)
         if key.endswith(".help"):
@@ -88,6 +95,14 @@ def read_arguments(words: Sequence[str], positional: str | None = None) -> Argum
         else:
             result.options.append((key, value if equals or takes_next else "true"))
     return result
+
+
+def _add_positional(arguments: Arguments, positional: str | None, word: str) -> None:
+    if positional is None:
+        raise CompositionError(f"unexpected argument {word!r}; options look like --key value")
+    if any(key == positional for key, _ in arguments.options):
+        raise CompositionError(f"unexpected argument {word!r}; {positional} is given already, quote it")
+    arguments.options.append((positional, word))
 
 
 def named_options(options: Iterable[tuple[str, str]], keys: Sequence[str]) -> list[tuple[str, str]]:
@@ -111,13 +126,17 @@ def named_options(options: Iterable[tuple[str, str]], keys: Sequence[str]) -> li
     return result
 
 
-def compose(files: Iterable[Path], options: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
+def compose(
+    files: Iterable[Path], options: Iterable[tuple[str, str]] = (), keys: Keys | None = None
+) -> dict[str, Any]:
     """Merges files, then options, then resolves interpolations.
 
     Args:
         files: YAML files. Mappings merge key by key, everything else (lists too) is replaced.
         options: Dotted keys and their text. `null` is null, text that starts with `{` is read as YAML, any other
             text is kept as it is, for the key's type to read.
+        keys: Says which keys are texts, which are then taken literally and become `Text`, and which are paths, in
+            which `~` is expanded. None: nothing is known of the keys.
 
     Returns:
         A plain mapping without interpolations.
@@ -129,9 +148,15 @@ def compose(files: Iterable[Path], options: Iterable[tuple[str, str]] = ()) -> d
     config: Any = {}
     for file in files:
         config = merge(config, load(file))
-    for key, text in options:
-        _set_option(config, key, text)
-    return _resolve(_without_switched_off(config))
+    try:
+        for key, text in options:
+            _set_option(config, key, text, keys.at if keys is not None else None)
+        resolved = _resolve(_without_switched_off(config))
+        if keys is not None:
+            read_texts(resolved, keys)
+    except RecursionError:
+        raise CompositionError("the configuration is nested too deeply") from None
+    return resolved
 
 
 def load(file: Path) -> dict[str, Any]:
@@ -140,20 +165,18 @@ def load(file: Path) -> dict[str, Any]:
     Raises:
         CompositionError: When the file is missing, is no YAML, or holds something else than a mapping.
     """
-    if not file.is_file():
-        raise CompositionError(f"--config: no such file: {file}")
-    try:
-        content = OmegaConf.load(file)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise CompositionError(f"{file}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
-    except (OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise CompositionError(f"{file}: cannot be read: {error}") from error
-    plain = OmegaConf.to_container(content, resolve=False)
-    if not isinstance(plain, dict):
-        raise CompositionError(f"{file}: expected a mapping of keys, got a {type(plain).__name__}")
-    return {str(key): value for key, value in plain.items()}
+    return read_config(file)
+
+
+def escaped(value: Any) -> Any:
+    """A configuration whose texts `compose` reads back as they are: `${` and `???` in them mean nothing."""
+    if isinstance(value, Mapping):
+        return {key: escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [escaped(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    return _MISSING if value == "???" else _INTERPOLATION.sub(lambda found: found[1] * 2 + r"\${", value)
 
 
 def merge(base: Any, over: Any) -> Any:
@@ -180,38 +203,67 @@ def drop_nulls(config: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     return {**config, **{key: {n: v for n, v in d.items() if v is not None} for key, d in named.items()}}
 
 
-def _set_option(config: dict[str, Any], key: str, text: str) -> None:
+def _set_option(
+    config: dict[str, Any],
+    key: str,
+    text: str,
+    parameter_at: Callable[[Mapping[str, Any], Sequence[str]], Parameter | None] | None = None,
+) -> None:
     """Sets one dotted key in place, adding `init_args` where the key leaves it out."""
     node, parts = config, key.split(".")
     if not all(parts):
         raise CompositionError(f"--{key}: expected a key such as --model.lr")
+    parameter = parameter_at(config, parts) if parameter_at is not None else None
     for depth, part in enumerate(parts):
-        if isinstance(node.get("class_path"), str) and part not in _COMPONENT_KEYS:
+        if isinstance(node.get("class_path"), str) and part not in COMPONENT_KEYS:
             node = node.setdefault("init_args", {})
         child = node.get(part)
         if depth == len(parts) - 1:
-            node[part] = merge(child, _value(key, text, child))
+            node[part] = merge(child, _value(key, text, child, parameter))
             return
         if child is None:
             child = node[part] = {}
         elif isinstance(child, str):  # a class given by its path alone: `--model my.Module --model.lr 1e-3`
             child = node[part] = {"class_path": child}
+        inside = ".".join(parts[: depth + 1])
+        if child is _OFF:
+            raise CompositionError(
+                f"--{key}: {inside} is switched off by null in a file; --{inside} CLASS before it switches it on again"
+            )
         if not isinstance(child, dict):
-            inside = ".".join(parts[: depth + 1])
             raise CompositionError(f"--{key}: {inside} is {child!r} and has no keys inside")
         node = child
 
 
-def _value(key: str, text: str, current: Any) -> Any:
+def _value(key: str, text: str, current: Any, parameter: Parameter | None) -> Any:
+    if parameter is not None and parameter.is_text:
+        return _text(key, text, parameter)
     if text == "null":
         return None
     if not text.startswith("{"):
         is_component = isinstance(current, dict) and "class_path" in current
-        return {"class_path": text} if is_component else text
+        value: Any = {"class_path": text} if is_component else text
+    else:
+        value = parse_yaml(text, f"--{key}")
+    return _verbatim(value) if parameter is not None and parameter.holds_texts else value
+
+
+def _text(key: str, text: str, parameter: Parameter) -> Text | None:
+    if text == "null" and parameter.may_be_null and not parameter.is_prompt:
+        return None
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise CompositionError(f"--{key}: not valid YAML: {text}") from error
+        text.encode()
+    except UnicodeEncodeError:
+        raise CompositionError(f"--{key}: expected a text in UTF-8, got {text!r}") from None
+    return Text(text)
+
+
+def _verbatim(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _verbatim(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_verbatim(item) for item in value]
+    return Verbatim(value) if isinstance(value, str) else value
 
 
 def _without_switched_off(node: Any, by_name: bool = False) -> Any:
@@ -223,12 +275,44 @@ def _without_switched_off(node: Any, by_name: bool = False) -> Any:
 
 
 def _resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Verbatim] = {}
+    hidden = _hide(dict(config), kept, uuid.uuid4().hex)
     try:
-        resolved = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True, throw_on_missing=True)
+        resolved = OmegaConf.to_container(OmegaConf.create(hidden), resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise CompositionError(f"{error.full_key}: required (??? in the file), but not given") from error
     except OmegaConfBaseException as error:
         what = str(error).splitlines()[0]
         raise CompositionError(f"{error.full_key}: {what}" if error.full_key else what) from error
     assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
+    return {str(key): _show(value, kept) for key, value in resolved.items()}
+
+
+def _hide(value: Any, kept: dict[str, Verbatim], mark: str) -> Any:
+    """Puts a word of no meaning to OmegaConf in the place of each literal text, which `kept` then holds."""
+    if isinstance(value, dict):
+        return {key: _hide(item, kept, mark) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_hide(item, kept, mark) for item in value]
+    if not isinstance(value, Verbatim):
+        return value
+    word = f"text-{mark}-{len(kept)}-"
+    kept[word] = value
+    return word
+
+
+def _show(value: Any, kept: Mapping[str, Verbatim]) -> Any:
+    """Undoes `_hide`, also where another value quotes the text through an interpolation."""
+    if not kept:
+        return value
+    if isinstance(value, dict):
+        return {key: _show(item, kept) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_show(item, kept) for item in value]
+    if not isinstance(value, str):
+        return value
+    if value in kept:
+        return kept[value]
+    for word, text in kept.items():
+        value = value.replace(word, text)
+    return value

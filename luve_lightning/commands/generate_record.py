@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from luve_lightning.checkout import PACKAGE_ROOT, git_state
+from luve_lightning.commands.compose import escaped
+from luve_lightning.commands.keys import Keys
 from luve_lightning.pipelines.generation_jobs import VideoJob
 from luve_lightning.pipelines.generation_settings import CascadeSettings, described
 from luve_lightning.pipelines.luve_speed import SpeedOptions
@@ -67,10 +69,21 @@ def command_of(options: Mapping[str, Any], job: VideoJob) -> str:
     """
     own = {key: value for key, value in options.items() if key not in _NOT_REPEATED}
     own |= {key: getattr(job, key) for key in _JOB}
-    words = ["luve", "generate", f"--prompt={own.pop('prompt')}"]
+    words = [f"--prompt={own.pop('prompt')}"]  # with `=`, a value that begins with `--` is a value
+    keys = Keys("generate")
     for key, value in _leaves(own):
-        words += [f"--{key}", str(value)]
-    return shlex.join(words)
+        parameter = keys.root.get(key)
+        literal = parameter is not None and parameter.is_text
+        words.append(f"--{key}={value if literal else _as_word(value)}")
+    return shlex.join(["luve", "generate", *words])
+
+
+def _as_word(value: object) -> str:
+    """A value as the command line reads it back: a path may look like YAML, or like an interpolation."""
+    word = str(value)
+    if isinstance(value, Path) and (word in ("null", "???") or word[0] in "{~#&!"):
+        word = f"./{word}"
+    return str(escaped(word))
 
 
 def _leaves(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

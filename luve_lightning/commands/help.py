@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import re
 from argparse import Action
+from collections.abc import Mapping
+from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from luve_lightning.commands import VERBS
 from luve_lightning.commands.errors import UsageError
+from luve_lightning.commands.keys import TRAINER
 
 _SUBCLASSES = re.compile(r", known subclasses: .*(?=\)$)", re.DOTALL)
 _CLASS = re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>")
@@ -39,13 +42,20 @@ def usage(verb: str) -> str:
     return f"luve {verb} {first}[--config FILE]... [--key value]..."
 
 
-def print_class_help(verb: str, key: str, class_path: str | None) -> None:
+def print_class_help(verb: str, key: str, class_path: str, config: Mapping[str, Any]) -> None:
     """Prints the arguments of a class, for `--model.help package.module.Class`.
+
+    Args:
+        verb: Name of the verb.
+        key: Dotted key at which the class stands.
+        class_path: Its import path. Empty: the class that the configuration names there, of the trainer Lightning's.
+        config: The composed configuration.
 
     Raises:
         UsageError: When the class is not given or cannot be imported.
     """
-    module, _, name = (class_path or "").rpartition(".")
+    class_path = class_path or (TRAINER if key == "trainer" else _configured(key, config))
+    module, _, name = class_path.rpartition(".")
     if not module:
         raise UsageError(f"--{key}.help: expected a class such as package.module.Class, got {class_path!r}")
     try:
@@ -55,6 +65,18 @@ def print_class_help(verb: str, key: str, class_path: str | None) -> None:
     parser = ArgumentParser(
         prog=f"luve {verb}", usage=usage(verb), formatter_class=HelpFormatter, add_help=False
     )
-    parser.add_class_arguments(component, key, fail_untyped=False, as_group=False)
+    skip = {"callbacks", "logger"} if class_path == TRAINER else None  # dictionaries by name, at the top
+    parser.add_class_arguments(component, key, fail_untyped=False, as_group=False, skip=skip)
     parser.description = f"{class_path}: {(component.__doc__ or '').strip().partition(chr(10))[0]}"
     parser.print_help()
+
+
+def _configured(key: str, config: Mapping[str, Any]) -> str:
+    """The class path that a configuration has at a key; empty when there is none."""
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, Mapping):
+            return ""
+        inside = node.get("init_args")
+        node = node.get(part, inside.get(part) if isinstance(inside, Mapping) else None)
+    return str(node.get("class_path", "")) if isinstance(node, Mapping) else ""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
+from pathlib import PurePath
 from typing import Any, TypeVar
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from luve_lightning.commands.compose import Arguments
+from luve_lightning.commands.compose import Arguments, escaped
 from luve_lightning.commands.errors import UsageError, describe_configuration_error, describe_runtime_error
 from luve_lightning.commands.help import HelpFormatter, usage
+from luve_lightning.commands.keys import Text, Verbatim
 from luve_lightning.commands.limits import check_limits
 
 Parser = TypeVar("Parser", bound=ArgumentParser)
@@ -61,7 +64,7 @@ def run_function(
         return
     checked = check(parser, config)
     if arguments.print_config:
-        print(parser.dump(checked, skip_unset=False), end="")
+        print(dump(parser, checked), end="")
         return
     check_limits(checked.as_dict())
     with configuration_errors(parser, config):
@@ -76,8 +79,79 @@ def check(parser: ArgumentParser, config: Mapping[str, Any]) -> Namespace:
     Raises:
         UsageError: On an unknown key, a wrong type or a class that cannot be imported.
     """
+    kept: dict[str, str] = {}
     with configuration_errors(parser, config):
-        return parser.parse_object(deepcopy(dict(config)))  # it replaces nested values in place
+        # A copy, as it replaces nested values in place. It also reads a text as YAML, so that `null` and `# 5` would
+        # be no text at all: a word stands in their place meanwhile.
+        checked = parser.parse_object(_hide_texts(dict(config), kept, uuid.uuid4().hex))
+    return _show_texts(checked, kept) if kept else checked  # type: ignore[no-any-return]
+
+
+def dump(parser: ArgumentParser, config: Namespace, escape: bool = True) -> str:
+    """A checked configuration as YAML, defaults included.
+
+    Args:
+        parser: What checked it.
+        config: The configuration.
+        escape: Whether `--config` is to read it back; False leaves `${` in texts as it is.
+    """
+    kept: dict[str, str] = {}
+    hidden = _hide_unusual(config, kept, uuid.uuid4().hex)
+    text = str(parser.dump(hidden, skip_unset=False, skip_validation=True))
+    for word, value in kept.items():  # in quotes, in which YAML keeps every character
+        shown = escaped(value) if escape else value
+        text = text.replace(word, yaml.safe_dump(shown, default_style='"', width=float("inf")).rstrip("\n"))
+    return text
+
+
+def _hide_unusual(value: Any, kept: dict[str, str], mark: str) -> Any:
+    """Puts a plain word in the place of each text that a dump would not give back as it is."""
+    if isinstance(value, Namespace):
+        return Namespace(**{key: _hide_unusual(item, kept, mark) for key, item in vars(value).items()})
+    if isinstance(value, dict):
+        return {key: _hide_unusual(item, kept, mark) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_hide_unusual(item, kept, mark) for item in value]
+    if isinstance(value, PurePath) and "${" in str(value):
+        value = str(value)
+    if type(value) is not str or not _is_unusual(value):
+        return value
+    word = f"text-{mark}-{len(kept)}-"
+    kept[word] = value
+    return word
+
+
+def _is_unusual(text: str) -> bool:
+    """Whether a text is dumped as something that reads back as another one, such as `1e3`, or as no text."""
+    try:
+        float(text)
+    except ValueError:
+        return not text.isprintable() or "${" in text or text == "???"
+    return True
+
+
+def _hide_texts(value: Any, kept: dict[str, str], mark: str) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _hide_texts(item, kept, mark) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_hide_texts(item, kept, mark) for item in value]
+    if not isinstance(value, Text):
+        return (
+            str(value) if isinstance(value, Verbatim) else value
+        )  # YAML's writer knows no other kind of text
+    word = f"text-{mark}-{len(kept)}"
+    kept[word] = str(value)
+    return word
+
+
+def _show_texts(value: Any, kept: Mapping[str, str]) -> Any:
+    if isinstance(value, Namespace):
+        return Namespace(**{key: _show_texts(item, kept) for key, item in vars(value).items()})
+    if isinstance(value, dict):
+        return {key: _show_texts(item, kept) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_show_texts(item, kept) for item in value]
+    return kept.get(value, value) if isinstance(value, str) else value
 
 
 @contextmanager

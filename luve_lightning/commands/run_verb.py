@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from luve_lightning.commands import VERBS
+from luve_lightning.commands import SYNONYMS, VERBS, examples_of
+
+if TYPE_CHECKING:
+    from luve_lightning.commands.keys import Keys
+
+# Keys that Lightning's documentation names and ours has elsewhere: the full check explains them.
+_EXPLAINED = ("trainer.callbacks", "trainer.logger")
 
 
 def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -23,28 +31,76 @@ def run_verb(verb: str, words: list[str], config: dict[str, Any]) -> None:
     Raises:
         UsageError: no such verb, or a configuration that does not fit it.
     """
-    from luve_lightning.commands.errors import UsageError, did_you_mean
-
     if verb not in VERBS:
-        longer = [f"luve {name}" for name in VERBS if name.startswith(f"{verb} ")]
-        raise UsageError(
-            f"expected {' or '.join(longer)}" if longer else f"no such verb{did_you_mean(verb, VERBS)}"
-        )
-    from luve_lightning.commands import compose, help, parsing
+        _refuse_verb(verb)
+    from luve_lightning.commands import compose
+    from luve_lightning.commands.keys import Keys
 
     entry = VERBS[verb]
     arguments = compose.read_arguments(words, entry.positional)
-    if arguments.class_help:
-        help.print_class_help(verb, *arguments.class_help)
-        return
     if not arguments.help:
+        keys = Keys(verb)
         options = compose.named_options(arguments.options, entry.named)
-        config.update(compose.compose(arguments.files, options))
+        config.update(compose.compose(arguments.files, options, keys))
+        if not arguments.class_help:
+            _refuse_early(verb, keys, config, bool(arguments.files))
+    _say_loading(verb)
+    if arguments.class_help:
+        from luve_lightning.commands.help import print_class_help
+
+        print_class_help(verb, *arguments.class_help, config)
+        return
     module = importlib.import_module(entry.module)
     if entry.function is None:
         module.run(verb, arguments, config, ["luve", verb, *words])
     else:
+        from luve_lightning.commands import parsing
+
         parsing.run_function(verb, getattr(module, entry.function), arguments, config)
+
+
+def _refuse_verb(verb: str) -> None:
+    from luve_lightning.commands.errors import UsageError, did_you_mean
+
+    longer = [f"luve {name}" for name in VERBS if name.startswith(f"{verb} ")]
+    if longer:
+        raise UsageError(f"expected {' or '.join(longer)}")
+    if verb in SYNONYMS:
+        raise UsageError(f"no such verb; did you mean {SYNONYMS[verb]!r}?")
+    raise UsageError(f"no such verb{did_you_mean(verb, {name.partition(' ')[0] for name in VERBS})}")
+
+
+def _refuse_early(verb: str, keys: Keys, config: Mapping[str, Any], from_file: bool) -> None:
+    """Refuses what the source alone shows to be wrong, before PyTorch is imported, which takes seconds.
+
+    Raises:
+        UsageError: On an unknown key, or a required one that is not given.
+    """
+    from luve_lightning.commands.errors import UsageError, did_you_mean
+
+    for leaf in keys.leaves(config):
+        if leaf.known is None or leaf.key in _EXPLAINED or "." in str(leaf.place):
+            continue
+        hint = did_you_mean(str(leaf.place), leaf.known)
+        inside = keys.elsewhere(leaf.key, config) if "." not in leaf.key else []
+        if inside and not hint.startswith("; did you mean"):
+            hint = f"; did you mean {_either(inside)}?"
+        raise UsageError(f"{leaf.key}: unknown key{hint}")
+    missing = keys.missing(config)
+    if missing:
+        example = "" if from_file else examples_of(verb)
+        raise UsageError(f"{', '.join(missing)}: required, but not given{example}")
+
+
+def _either(words: Iterable[str]) -> str:
+    return " or ".join(repr(word) for word in words)
+
+
+def _say_loading(verb: str) -> None:
+    """A sign of life on a terminal: imports take 5 to 10 seconds, in which nothing else is printed."""
+    first = os.environ.get("RANK", "0") == os.environ.get("LOCAL_RANK", "0") == "0"
+    if first and VERBS[verb].slow and "torch" not in sys.modules and sys.stderr.isatty():
+        print(f"luve {verb}: loading ...", file=sys.stderr, flush=True)
 
 
 def refusal(words: Sequence[str]) -> str | None:

@@ -26,7 +26,7 @@ from luve_lightning.commands.compose import Arguments, drop_nulls
 from luve_lightning.commands.devices import check_trainer
 from luve_lightning.commands.errors import UsageError
 from luve_lightning.commands.limits import MOST, check_limits
-from luve_lightning.commands.parsing import check, configuration_errors, make_parser
+from luve_lightning.commands.parsing import check, configuration_errors, dump, make_parser
 from luve_lightning.commands.run_folder import SetAside, owned, refuse_only_earlier
 
 DEFAULT_RUN_FOLDER = "runs/unnamed"
@@ -50,7 +50,6 @@ _CHECKPOINT_HELP = (
 _GROUPS = {
     "model": "model, a LightningModule",
     "data": "data, a LightningDataModule",
-    "trainer": "trainer, Lightning's Trainer",
     "callbacks.NAME": "callbacks, by names of your choice; --callbacks.NAME null switches one off",
     "loggers.NAME": "loggers, by names of your choice; --loggers.NAME null switches one off",
 }
@@ -156,8 +155,7 @@ class LuveCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Checks the composed configuration instead of reading `sys.argv`."""
         if self.purpose == "help":
-            for key, title in _GROUPS.items():
-                (parser.groups or {})[key].title = title
+            _shorten(parser)
             parser.print_help()
             raise SystemExit(0)
         self.config = check(parser, self.composed)
@@ -198,9 +196,9 @@ class LuveCLI(LightningCLI):
             **options, callbacks=[*named["callbacks"], provenance], logger=named["loggers"] or False
         )
 
-    def dump(self) -> str:
-        """The complete configuration as YAML, defaults included; `--config` reads it back."""
-        return str(self.parser.dump(_plain(self.config), skip_unset=False, skip_validation=True))
+    def dump(self, escape: bool = True) -> str:
+        """The complete configuration as YAML, defaults included; `--config` reads it back when it is escaped."""
+        return dump(self.parser, _plain(self.config), escape)
 
     def run_verb(self) -> None:
         """Calls the Trainer's method."""
@@ -228,7 +226,7 @@ class LuveCLI(LightningCLI):
 
     def _dump_config(self) -> None:
         """Gives LightningCLI the plain values that `save_hyperparameters` stores in a checkpoint."""
-        self.config_dump = yaml.safe_load(self.dump())
+        self.config_dump = yaml.safe_load(self.dump(escape=False))
 
     def _check_checkpoint_path(self) -> None:
         """Refuses a missing file before anything is loaded."""
@@ -273,6 +271,19 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Frozen parts (a LatentCodec) stay in eval mode by design.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
+
+
+def _shorten(parser: LightningArgumentParser) -> None:
+    """Names the groups of the help text, and puts one line in the place of the Trainer's 250."""
+    groups = parser.groups or {}
+    for key, title in _GROUPS.items():
+        groups[key].title = title
+    parser._action_groups.remove(groups["trainer"])
+    parser.add_argument_group(
+        "trainer, Lightning's Trainer",
+        "--trainer.max_steps, --trainer.devices, --trainer.precision, --trainer.default_root_dir (the run folder) "
+        "and others: --trainer.help lists them.",
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from luve_lightning.commands.compose import compose
+from luve_lightning.commands.config_files import CompositionError, read_config
+
+
+def bomb(levels: int, width: int) -> str:
+    lines = ["a0: &a0 [" + ", ".join(["x"] * width) + "]"]
+    lines += [f"a{n}: &a{n} [" + ", ".join([f"*a{n - 1}"] * width) + "]" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- 1\n", "expected a mapping of keys, got a list"),
+        (b"a red boat\n", "expected a mapping of keys, got a text"),
+        (b"5\n", "expected a mapping of keys"),
+        (b"a: 1\nb: 2\na: 3\n", r"x\.yaml:3: not valid YAML: found duplicate key a"),
+        (b"a:\n  b: 1\n  b: 2\n", r"x\.yaml:3: not valid YAML: found duplicate key b"),
+        (b"a:\n\tb: 1\n", r"x\.yaml:2: not valid YAML: found character"),
+        (b"\x89PNG\r\n\x1a\n", "not YAML: byte 0 is no UTF-8 text"),
+        (b"a: \x00\x01\n", "not valid YAML: unacceptable character"),
+        (b"a: 1\n---\nb: 2\n", r"x\.yaml:2: not valid YAML"),
+        (b"a: !!python/object/apply:os.system [ls]\n", "not valid YAML: could not determine a constructor"),
+        (b"a: " + b"[" * 5000 + b"]" * 5000, "nested too deeply"),
+        (b"a: " + b"{b: " * 900 + b"1" + b"}" * 900, "nested too deeply"),
+        (bomb(9, 9).encode(), "its aliases stand for more than 100000 values"),
+        (b"a: &a [1, *a]\n", "an alias contains itself"),
+    ],
+    ids=lambda value: str(value[:16]),
+)
+def test_a_file_that_is_no_configuration_is_refused_in_one_line(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_bytes(content)
+    with pytest.raises(CompositionError, match=message) as caught:
+        compose([file])
+    assert "\n" not in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_an_alias_bomb_is_refused_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(bomb(30, 10))
+    start = time.process_time()
+    with pytest.raises(CompositionError, match="its aliases stand for more"):
+        read_config(file)
+    assert time.process_time() - start < 2
+
+
+def test_aliases_and_merge_keys_of_a_usual_size_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_bytes(b"\xef\xbb\xbfbase: &b {x: 1e-4}\nmore: {<<: *b, y: 2}\nsame: *b\n")
+    assert read_config(file) == {"base": {"x": 1e-4}, "more": {"x": 1e-4, "y": 2}, "same": {"x": 1e-4}}
+
+
+def test_a_pipe_is_a_file_and_a_folder_is_none(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_text("a: 1\n"))
+    writer.start()
+    assert compose([pipe], [("b", "2")]) == {"a": 1, "b": "2"}
+    writer.join()
+    with pytest.raises(CompositionError, match="is a folder"):
+        read_config(tmp_path)
+    with pytest.raises(CompositionError, match="no such file"):
+        read_config(tmp_path / "nosuch")
