@@ -98,7 +98,7 @@ class Keys:
         """Where a word that is no key at the top, or one spelled like it, is a key inside: `trainer.max_steps`."""
         signatures = {"trainer": self.trainer}
         for section in _SECTIONS if self.training else ():
-            node = config.get(section)
+            node: Any = config.get(section)
             signatures[section] = class_signature(node["class_path"]) if _is_component(node) else None
         inside = [(name, key) for name, one in signatures.items() if one for key in one.parameters]
         close = [word] if any(key == word for _, key in inside) else []

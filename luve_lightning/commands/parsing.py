@@ -84,7 +84,7 @@ def check(parser: ArgumentParser, config: Mapping[str, Any]) -> Namespace:
         # A copy, as it replaces nested values in place. It also reads a text as YAML, so that `null` and `# 5` would
         # be no text at all: a word stands in their place meanwhile.
         checked = parser.parse_object(_hide_texts(dict(config), kept, uuid.uuid4().hex))
-    return _show_texts(checked, kept) if kept else checked  # type: ignore[no-any-return]
+    return _show_texts(checked, kept) if kept else checked
 
 
 def dump(parser: ArgumentParser, config: Namespace, escape: bool = True) -> str:

@@ -185,7 +185,7 @@ def class_signature(path: str) -> Signature | None:
     """
     module, _, name = path.rpartition(".")
     found = _find(module, name) if module else None
-    return _of_class(*found) if found is not None and isinstance(found[1], ast.ClassDef) else None
+    return _of_class(found[0], found[1]) if found is not None and isinstance(found[1], ast.ClassDef) else None
 
 
 def _of_function(source: Source, node: ast.FunctionDef) -> Signature:

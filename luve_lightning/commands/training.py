@@ -278,7 +278,7 @@ def _shorten(parser: LightningArgumentParser) -> None:
     groups = parser.groups or {}
     for key, title in _GROUPS.items():
         groups[key].title = title
-    parser._action_groups.remove(groups["trainer"])
+    parser._action_groups.remove(groups["trainer"])  # type: ignore[attr-defined]
     parser.add_argument_group(
         "trainer, Lightning's Trainer",
         "--trainer.max_steps, --trainer.devices, --trainer.precision, --trainer.default_root_dir (the run folder) "
