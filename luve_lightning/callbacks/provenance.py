@@ -6,16 +6,20 @@ import json
 import os
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from luve_lightning.callbacks.random_state import RandomState
 from luve_lightning.checkout import PACKAGE_ROOT, git_state
+from luve_lightning.tasks.base import TrainingTask
+from luve_lightning.tasks.resume import Change, say
 
 
 class Provenance(Callback):
@@ -27,6 +31,8 @@ class Provenance(Callback):
     `provenance.json` holds the verb, the command line, the start (UTC), the git revision and whether tracked files
     differed from it, the Python and package versions, the device, the number of processes, and the data's
     `manifest_hash()` when the datamodule has that method.
+
+    Checkpoints hold the configuration too: a resumed run says which of its values are others.
 
     Args:
         verb: The Trainer's method: `fit`, `validate`, `test` or `predict`.
@@ -43,6 +49,39 @@ class Provenance(Callback):
         """Writes both files; the datamodule has been set up by now."""
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.write(Path(trainer.default_root_dir), self.describe(trainer))
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keeps the configuration, for a resumed run to compare its own with."""
+        checkpoint["configuration"] = self.config
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Says what a resumed run does otherwise, and refuses what it cannot.
+
+        Raises:
+            ValueError: For a value that only the start of a run can follow.
+        """
+        if trainer.state.fn != "fit" or "configuration" not in checkpoint:
+            return
+        before, now = yaml.safe_load(checkpoint["configuration"]), yaml.safe_load(self.config)
+        changes = configuration_changes(before, now)
+        if "seed_everything" in changes and any(isinstance(c, RandomState) for c in trainer.callbacks):  # type: ignore[attr-defined]
+            new, old = changes["seed_everything"]
+            raise ValueError(
+                f"seed_everything: the checkpoint's random numbers go on from seed {old}, got {new}: resume with "
+                f"{old}, or switch the RandomState callback off"
+            )
+        start = "model.init_args.init_from"
+        if changes.get(start, (None, None))[0] is not None:
+            new, old = changes[start]
+            raise ValueError(
+                f"{start}: the weights are the checkpoint's, those of {new} would not be used (it started from {old}): "
+                "resume with null, or start a new run"
+            )
+        say({key: change for key, change in changes.items() if not _told_by(pl_module, key)})
 
     def describe(self, trainer: Trainer) -> dict[str, Any]:
         """What `provenance.json` holds, apart from the name of the configuration file."""
@@ -80,6 +119,35 @@ class Provenance(Callback):
         _write_atomically(config, self.config)
         _write_atomically(target, json.dumps({**provenance, "config": config.name}, indent=2) + "\n")
         return target
+
+
+def configuration_changes(before: Any, now: Any) -> dict[str, Change]:
+    """Which keys of two configurations differ, dotted, with the value of `now` and of `before`.
+
+    Where the run folder has moved, what lies in it has not changed.
+    """
+    folders = [str(values.get("trainer", {}).get("default_root_dir")) for values in (before, now)]
+    return {
+        key: (new, old)
+        for key, new, old in _differences(before, now, "")
+        if key not in ("ckpt_path", "trainer.default_root_dir")
+        and not (isinstance(old, str) and old.replace(folders[0], folders[1]) == new)
+    }
+
+
+def _differences(before: Any, now: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in {**before, **now}:
+            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif before != now:
+        yield key, now, before
+
+
+def _told_by(module: LightningModule, key: str) -> bool:
+    """Whether the task itself says that this value changed."""
+    group, _, name = key.rpartition(".")
+    own = group == "model.init_args" and name in ("lr", "min_lr", "weight_decay", "warmup_steps")
+    return isinstance(module, TrainingTask) and (own or key in ("trainer.max_steps", "trainer.max_epochs"))
 
 
 def _device_name(device: torch.device) -> str:

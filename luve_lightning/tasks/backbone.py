@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,23 @@ class BackboneTask(FlowMatchingTask):
             torch.cat(parts) for parts in zip(*map(self._tokens.__getitem__, batch["caption"]), strict=True)
         )
         return self.text_encoder.embed(ids, mask)
+
+    def _vocabulary(self) -> str:
+        words = self.text_encoder.tokenizer.get_vocab()
+        return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which words the embeddings are of: others have the same shapes."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["vocabulary"] = self._vocabulary()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose embeddings are of other words."""
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint.get("vocabulary", self._vocabulary()) != self._vocabulary():
+            raise ValueError(
+                "index: its captions have other words than those that the checkpoint was trained with"
+            )
 
     def pipeline(self) -> WanPipeline:
         """A pipeline of the modules as they are."""

@@ -100,10 +100,15 @@ class ExpertTask(FlowMatchingTask):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another expert."""
+        saved, own = json.loads(checkpoint.get("expert", "{}")), json.loads(self._identity())
+        differs = [
+            f"{key} {saved[key]} there, {own[key]} here"
+            for key in own
+            if saved.get(key, own[key]) != own[key]
+        ]
+        if differs:
+            raise ValueError(f"checkpoint is of another expert: {'; '.join(differs)}")
         super().on_load_checkpoint(checkpoint)
-        saved = checkpoint.get("expert")
-        if saved is not None and saved != self._identity():
-            raise ValueError(f"checkpoint is of another expert: {saved} there, {self._identity()} here")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Losses of held-out clips in the expert's band without and with it."""

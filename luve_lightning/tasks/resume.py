@@ -14,6 +14,7 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim.lr_scheduler import LambdaLR
 
+_SHOWN, _LONGEST = 8, 60
 Change = tuple[Any, Any]  # the configuration's value, the checkpoint's
 
 
@@ -129,8 +130,12 @@ def say(changes: Mapping[str, Change]) -> None:
         parts = [
             f"{name} {_text(new)} (the checkpoint had {_text(old)})" for name, (new, old) in changes.items()
         ]
-        rank_zero_info(f"resuming with {', '.join(parts)}")
+        more = f", and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
+        rank_zero_info(f"resuming with {', '.join(parts[:_SHOWN])}{more}")
 
 
 def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, dict) and "class_path" in value:
+        value = str(value["class_path"]).rpartition(".")[2]
+    text = "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

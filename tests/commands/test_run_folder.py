@@ -8,10 +8,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import yaml
 
+from luve_lightning.callbacks.provenance import Provenance, configuration_changes
 from luve_lightning.commands.run_folder import LOCK, owned, set_aside
+from tests.helpers.resumable import CropsTask
 from tests.helpers.run_luve import run_luve
 
 _HOLDS = """
@@ -115,3 +120,77 @@ def test_an_earlier_runs_checkpoints_are_kept(tmp_path: Path) -> None:
         assert not folder.exists()
     assert (tmp_path / "checkpoints-1" / "last.ckpt").read_bytes() == b"\x01"
     assert (tmp_path / "checkpoints-2" / "last.ckpt").read_bytes() == b"\x02"
+
+
+@pytest.fixture
+def resumable(tmp_path: Path) -> list[str]:
+    file = tmp_path / "resumable.yaml"
+    file.write_text(f"""
+trainer:
+  {{default_root_dir: {tmp_path / "run"}, max_steps: 2, accelerator: cpu, enable_progress_bar: false,
+  limit_val_batches: 0, use_distributed_sampler: false, num_sanity_val_steps: 0, enable_model_summary: false}}
+model: {{class_path: tests.helpers.resumable.CropsTask}}
+data: {{class_path: tests.helpers.resumable.CropsDataModule}}
+callbacks:
+  keep: {{class_path: luve_lightning.callbacks.Checkpoints}}
+  random: {{class_path: luve_lightning.callbacks.RandomState}}
+  ema: {{class_path: luve_lightning.callbacks.EMA, init_args: {{decay: 0.9}}}}
+""")
+    return ["--config", str(file)]
+
+
+def test_every_value_that_a_resume_changes_is_told_or_refused(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, tmp_path: Path, resumable: list[str]
+) -> None:
+    assert (outcome := run_luve(capsys, "fit", *resumable)).code == 0, outcome.err
+    again = ["fit", *resumable, "--ckpt_path", "last"]
+    for words, line in (
+        (
+            ["--seed_everything", "5"],
+            "seed_everything: the checkpoint's random numbers go on from seed 0, got 5: ",
+        ),
+        (["--data.init_args.batch_size", "3"], "(batch_size was 2, is 3): resume with the same values"),
+    ):
+        refused = run_luve(capsys, *again, *words, "--trainer.max_steps", 3)
+        assert refused.code == 2
+        assert line in refused.error_lines[-1]
+
+    def said(*words: str) -> list[str]:
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            outcome = run_luve(capsys, *again, *words)
+        assert outcome.code == 0, outcome.err
+        return [message for message in caplog.messages if message.startswith("resuming with")]
+
+    assert said() == []
+    assert said("--trainer.max_steps", "3", "--callbacks.ema.decay", "0.5", "--model.nan_rank", "1") == [
+        "resuming with model.init_args.nan_rank 1 (the checkpoint had 0), callbacks.ema.init_args.decay 0.5 (the "
+        "checkpoint had 0.9)",
+        "resuming with steps 3 (the checkpoint had 2)",
+    ]
+    other = tmp_path / "other.yaml"
+    other.write_text("callbacks: {random: null, nan: {class_path: luve_lightning.callbacks.NaNGuard}}")
+    assert said("--config", str(other), "--trainer.max_steps", "4", "--seed_everything", "5")[0] == (
+        "resuming with seed_everything 5 (the checkpoint had 0), model.init_args.nan_rank 0 (the checkpoint had 1), "
+        "callbacks.random none (the checkpoint had RandomState), callbacks.ema.init_args.decay 0.9 (the checkpoint had "
+        "0.5), callbacks.nan NaNGuard (the checkpoint had none)"
+    )
+
+
+def test_a_run_cannot_start_from_other_weights_on_resume() -> None:
+    """Its weights are the checkpoint's; null asks for nothing."""
+    changes = configuration_changes(
+        {"trainer": {"default_root_dir": "/a"}, "ckpt_path": None, "model": {"x": [1], "out": "/a/x"}},
+        {"trainer": {"default_root_dir": "/b"}, "ckpt_path": "last", "model": {"x": [2], "out": "/b/x"}},
+    )
+    assert changes == {"model.x": ([2], [1])}
+    before, after = ({"model": {"init_args": {"init_from": folder}}} for folder in ("old", "new"))
+    checkpoint = {"configuration": yaml.safe_dump(before)}
+    trainer: Any = SimpleNamespace(state=SimpleNamespace(fn="fit"), callbacks=[])
+    module: Any = CropsTask()
+    with pytest.raises(
+        ValueError, match=r"init_from: the weights are the checkpoint's, those of new would not be"
+    ):
+        Provenance("fit", yaml.safe_dump(after)).on_load_checkpoint(trainer, module, checkpoint)
+    after["model"]["init_args"]["init_from"] = None  # type: ignore[assignment]
+    Provenance("fit", yaml.safe_dump(after)).on_load_checkpoint(trainer, module, checkpoint)

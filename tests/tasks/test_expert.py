@@ -188,9 +188,12 @@ def test_a_run_resumes_as_the_same_expert_only(capsys: pytest.CaptureFixture[str
     last = tiny_run / "checkpoints" / "last.ckpt"
     before = last.read_bytes()
     for words, message in (
-        (["--model.init_args.expert.filter.cutoff", "0.25"], "checkpoint is of another expert: "),
-        (["--model.init_args.expert.band.low", "0.5"], "checkpoint is of another expert: "),
-        (["--model.init_args.expert.rank", "8"], "checkpoint does not fit ExpertTask: transformer.blocks.0"),
+        (["--model.init_args.expert.filter.cutoff", "0.25"], "checkpoint is of another expert: filter {"),
+        (["--model.init_args.expert.band.low", "0.5"], "checkpoint is of another expert: band {"),
+        (["--model.init_args.expert.rank", "8"], "checkpoint is of another expert: rank "),
+        (["--model.init_args.expert.alpha", "5"], "checkpoint is of another expert: alpha "),
+        (["--model.init_args.expert.place", "feed_forward"], "checkpoint is of another expert: place "),
+        (["--model.init_args.name", "hfe"], "checkpoint is of another expert: name lfe there, hfe here"),
     ):
         outcome = luve_fit(capsys, tiny_run, "--ckpt_path", "last", *words)
         assert outcome.code == 2
