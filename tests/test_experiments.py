@@ -156,3 +156,14 @@ def test_one_step_runs(capsys: pytest.CaptureFixture[str], tiny_environment: Pat
     if verb == "fit":
         assert (tiny_environment / "provenance.json").is_file()
     assert not list(Path.cwd().iterdir()), "a path does not follow trainer.default_root_dir"
+
+
+@pytest.mark.parametrize("name", ["precompute/mini.yaml", "mini/vae.yaml", "experts/mini-metrics.yaml"])
+def test_one_step_runs_in_bfloat16(
+    capsys: pytest.CaptureFixture[str], tiny_environment: Path, name: str
+) -> None:
+    """Lightning converts every batch then, and the default dtype is another."""
+    verb, files = documented_command(EXPERIMENTS / name)
+    words = [*as_options([*files, *overlays(verb, files)]), "--trainer.precision", "bf16-true"]
+    outcome = run_luve(capsys, verb, *words)
+    assert outcome.code == 0, outcome.err

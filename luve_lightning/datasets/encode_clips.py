@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -83,9 +83,11 @@ class ClipWindow:
     frames: tuple[int, int]
 
 
-@dataclass
 class EncodeItem:
     """A window on its way to the store.
+
+    Not a dataclass: Lightning would look into it for tensors to convert (`precision: bf16-true`) and fails at the
+    frozen ones inside.
 
     Attributes:
         window: what it is.
@@ -95,10 +97,14 @@ class EncodeItem:
         error: why the clip cannot be used; None when it can.
     """
 
-    window: ClipWindow
-    missing: dict[tuple[str, float], LatentKey] = field(default_factory=dict)
-    frames: Tensor | None = None
-    error: str | None = None
+    def __init__(
+        self,
+        window: ClipWindow,
+        missing: dict[tuple[str, float], LatentKey] | None = None,
+        frames: Tensor | None = None,
+        error: str | None = None,
+    ) -> None:
+        self.window, self.missing, self.frames, self.error = window, missing or {}, frames, error
 
 
 def plan_windows(

@@ -66,6 +66,10 @@ def timestep_of_sigma(sigma: FloatOrTensor, train_timesteps: int = 1000) -> Floa
 
 def sigma_of_timestep(timestep: FloatOrTensor, train_timesteps: int = 1000) -> FloatOrTensor:
     """The inverse of `timestep_of_sigma`; integer tensors give float32."""
+    if isinstance(timestep, Tensor) and not timestep.is_floating_point():
+        timestep = (
+            timestep.float()
+        )  # torch would take the default dtype, bfloat16 under `precision: bf16-true`
     sigma = timestep / train_timesteps
     _check(sigma)
     return sigma

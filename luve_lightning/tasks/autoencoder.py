@@ -93,7 +93,10 @@ class AutoencoderTask(TrainingTask):
         """
         count, total, square = 0, None, None
         for batch in videos:
-            z = encode_whole_clip(self.vae, batch["video"].to(self.device)).chunk(2, dim=1)[0].double()
+            video = batch["video"].to(
+                self.device, self.vae.dtype
+            )  # bfloat16 where that is the run's precision
+            z = encode_whole_clip(self.vae, video).chunk(2, dim=1)[0].double()
             z = z.permute(1, 0, 2, 3, 4).flatten(1)
             count += z.shape[1]
             total = z.sum(1) if total is None else total + z.sum(1)
