@@ -117,9 +117,13 @@ def _not_written(path: Path, checkpoint: dict[str, Any], error: Exception) -> Ch
         reason = os.strerror(system.errno) if system.errno else str(system)
         if system.errno in _FULL:
             free, needed = shutil.disk_usage(path.parent).free, sum(_sizes(checkpoint).values())
-            reason += f" ({free / 1e6:,.1f} MB are free, it needs {needed / 1e6:,.1f} MB)"
+            reason += f" ({_megabytes(free)} are free, it needs {_megabytes(needed)})"
     whole = "; the earlier one is unchanged" if path.exists() else ""
     return CheckpointError(f"checkpoint {path} cannot be written: {reason}{whole}")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

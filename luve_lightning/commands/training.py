@@ -20,7 +20,9 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import TorchCheckpointIO
 
+from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from luve_lightning.callbacks.provenance import Provenance
 from luve_lightning.commands.compose import Arguments, drop_nulls
 from luve_lightning.commands.devices import check_trainer
@@ -192,9 +194,12 @@ class LuveCLI(LightningCLI):
         }
         provenance = Provenance(self.verb, self.dump(), self.command)
         options = {**self.config_init["trainer"].as_dict(), **kwargs}
-        return Trainer(
+        trainer = Trainer(
             **options, callbacks=[*named["callbacks"], provenance], logger=named["loggers"] or False
         )
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none was configured
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
 
     def dump(self, escape: bool = True) -> str:
         """The complete configuration as YAML, defaults included; `--config` reads it back when it is escaped."""
@@ -214,7 +219,10 @@ class LuveCLI(LightningCLI):
         options = {name: self.config_init[name] for name in self.method_options}
         if options["ckpt_path"] == "best":
             options["ckpt_path"] = self._best_checkpoint(folder)
-        getattr(self.trainer, self.verb)(model=self.model, datamodule=self.datamodule, **options)
+        try:
+            getattr(self.trainer, self.verb)(model=self.model, datamodule=self.datamodule, **options)
+        except CheckpointError as error:  # it names the file, which is no key's fault
+            raise UsageError(str(error)) from error
 
     def _own_checkpoint_folders(self) -> None:
         """Holds the folders of checkpoints that lie outside the run folder."""

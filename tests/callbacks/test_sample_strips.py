@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 from torch import nn
 
-from luve_lightning.callbacks import SampleStrips
+from luve_lightning.callbacks import AtomicCheckpointIO, Checkpoints, SampleStrips
 from luve_lightning.callbacks.sample_strips import _middle_frame
 from luve_lightning.models.backbone import LatentCodec
 from luve_lightning.tasks import VLUerTask
@@ -74,6 +74,39 @@ def test_a_multiple_between_two_validations_is_not_missed(
     strips = SampleStrips(tmp_path, every_n_steps=4, clips=1)
     fit(tiny_task(tiny_backbone), pairs, strips, steps=9, val_check_interval=3, limit_val_batches=1)
     assert drawn(tmp_path) == ["step-000006/clip-0_x1.5.png", "step-000009/clip-0_x1.5.png"]
+
+
+class Killed(L.Callback):
+    """Ends the run in the middle of the validation after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise InterruptedError
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_pictures_that_a_kill_prevented_are_drawn_on_resume(
+    tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path, step: int
+) -> None:
+    def start(*callbacks: L.Callback, ckpt_path: str | None = None) -> None:
+        trainer = L.Trainer(
+            default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False,
+            enable_model_summary=False, max_steps=4, val_check_interval=2, check_val_every_n_epoch=None,
+            num_sanity_val_steps=0, plugins=AtomicCheckpointIO(),
+            callbacks=[SampleStrips(tmp_path / "strips", 2, clips=2), Checkpoints(100), *callbacks],
+        )  # fmt: skip
+        shards = Shards(pairs, [list(range(len(pairs)))])
+        trainer.fit(tiny_task(tiny_backbone), shards, ckpt_path=ckpt_path)
+
+    with pytest.raises(InterruptedError):
+        start(Killed(step))
+    assert len(drawn(tmp_path / "strips")) == (step // 2 - 1) * 4 + 1
+    start(ckpt_path="last")
+    names = [f"clip-{clip}_x{scale}.png" for clip in (0, 1) for scale in ("1.5", "2")]
+    assert drawn(tmp_path / "strips") == [f"step-{at:06d}/{name}" for at in (2, 4) for name in names]
 
 
 def test_drawing_leaves_training_as_it_was(tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from luve_lightning.callbacks.provenance import Provenance, configuration_changes
@@ -175,6 +176,30 @@ def test_every_value_that_a_resume_changes_is_told_or_refused(
         "callbacks.random none (the checkpoint had RandomState), callbacks.ema.init_args.decay 0.9 (the checkpoint had "
         "0.5), callbacks.nan NaNGuard (the checkpoint had none)"
     )
+
+
+def test_what_is_no_checkpoint_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, resumable: list[str]
+) -> None:
+    path = tmp_path / "other.ckpt"
+    for content, line in (
+        (
+            {"state_dict": {}, "args": 1},
+            f"checkpoint {path} is another program's: it holds state_dict, args; ",
+        ),
+        (
+            {"state_dict": os.system},
+            f"checkpoint {path} is refused: it holds more than weights and plain values: ",
+        ),
+    ):
+        torch.save(content, path)
+        refused = run_luve(capsys, "fit", *resumable, "--ckpt_path", path)
+        assert refused.code == 2
+        assert refused.error_lines[-1].startswith(f"luve fit: error: {line}")
+        assert "weights_only" not in refused.err
+    refused = run_luve(capsys, "validate", *resumable, "--weights_only", "false", "--ckpt_path", path)
+    assert refused.code == 2
+    assert "weights_only: unknown key" in refused.error_lines[-1]
 
 
 def test_a_run_cannot_start_from_other_weights_on_resume() -> None:
