@@ -13,6 +13,7 @@ from luve_lightning.datasets.file_hashes import FileHashes
 _MODEL_FILES = ("model_index.json", "config.json", "adapter_config.json")
 # More files are a store of clips or latents. Those of the latent and the text store are named by what they depend on,
 # so that another content cannot be read by the same configuration.
+_REMEMBERED = ("file_hashes.jsonl", "clip_readings.jsonl")
 _FEW = 32
 
 
@@ -62,8 +63,8 @@ class Contents:
 
     def _small_folder(self, folder: Path) -> str | None:
         files = list(itertools.islice((path for path in folder.rglob("*") if path.is_file()), _FEW + 1))
-        # The hashes' own file is no content, and grows as folders are looked at.
-        files = sorted(path for path in files if path.name != self.hashes.path.name)
+        # What is remembered of files is no content, and grows as they are looked at.
+        files = sorted(path for path in files if path.name not in _REMEMBERED)
         if not 0 < len(files) <= _FEW:
             return None
         digest = hashlib.sha256()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from luve_lightning.commands.devices import decoding_threads
-from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.video_files import find_videos, read_video, write_video
 from luve_lightning.evaluation.measures import prepare_measures
 from luve_lightning.evaluation.result_cache import ResultCache
@@ -106,11 +106,11 @@ def _decode(folder: Path, threads: int) -> float:
 
 def _evaluate(folder: Path, cache: Path, device: torch.device, threads: int) -> float:
     started = time.perf_counter()
-    sets, hashes = find_video_sets({"bench": folder}), FileHashes(cache)
+    sets, hashes = find_video_sets({"bench": folder}), ClipHashes(cache)
     plan, features = PatchPlan(), torch.rand(16, ChannelMeans.dim)
     reference = FeatureStatistics(FeatureMoments.from_features(features), plan, ChannelMeans.name, "", "", 1)
     metric = FrechetPatchDistance(extractor=ChannelMeans(), patches=plan, reference=reference)
-    measures, skipped = prepare_measures({"fd": metric}, device, False, hashes, cache)
+    measures, skipped = prepare_measures({"fd": metric}, device, False, hashes.files, cache)
     runner = Runner(sets, measures, skipped, ResultCache(cache), hashes, device, threads, LIMIT)
     found = runner.run(lambda total: None, lambda: None)
     if found.problems:

@@ -12,12 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from luve_lightning.callbacks.cpu_threads import cpu_threads
 from luve_lightning.commands.devices import choose_device, decoding_threads
+from luve_lightning.commands.open_index import entries_of, open_index
 from luve_lightning.commands.progress import Steps
 from luve_lightning.datasets.check_entries import check_entries
 from luve_lightning.datasets.embed_captions import EmbedReport, captions_of, embed_captions
 from luve_lightning.datasets.latent_store import StoreError
 from luve_lightning.datasets.text_store import TextKey, TextSource, TextStore
-from luve_lightning.datasets.video_index import VideoIndex
+from luve_lightning.datasets.video_index import Limits
 from luve_lightning.models.text import TextEncoder
 
 Split = Literal["train", "val", "test"]
@@ -30,6 +31,7 @@ def embed(
     columns: list[str] | None = None,
     splits: list[Split] | None = None,
     clips: Path | None = None,
+    keep: Limits = Limits(),  # noqa: B008  # frozen
     length: int | None = None,
     batch_size: int = 8,
     dtype: Literal["float32", "bfloat16"] = "bfloat16",
@@ -50,6 +52,7 @@ def embed(
         columns: Caption columns; default ["Summarized Description"].
         splits: Which of train, val and test to embed; default all clips.
         clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
+        keep: Which clips of the index to take.
         length: Tokens that a caption is padded or cut to; default the tokenizer's own, at most Wan's 512.
         batch_size: Captions embedded at once.
         dtype: Dtype of the text encoder's weights and on disk. UMT5 was trained in bfloat16; float16 overflows.
@@ -64,7 +67,8 @@ def embed(
     if batch_size < 1 or (length is not None and length < 1):
         raise ValueError(f"expected batch_size >= 1 and length >= 1, got {batch_size} and {length}")
     target = choose_device(device)
-    captions = _captions(VideoIndex.from_csv(index, clips), columns or ["Summarized Description"], splits)
+    entries = entries_of(open_index(console, index, clips, keep), splits)
+    captions = captions_of(entries, columns or ["Summarized Description"])
     encoder = TextEncoder.from_pretrained(backbone, getattr(torch, dtype), length)
     source = TextSource(encoder.fingerprint(), encoder.length, dtype)
     console.print(
@@ -116,10 +120,3 @@ def _check(console: Console, texts: TextStore, keys: list[TextKey], started: flo
     )
     if found.damaged:
         raise StoreError(found.complaint("embeddings", "embed"))
-
-
-def _captions(index: VideoIndex, columns: list[str], splits: list[Split] | None) -> list[str]:
-    entries = index.entries if splits is None else [e for split in splits for e in index.split(split)]
-    if not entries:
-        raise ValueError(f"{index.source}: no clips in {' and '.join(splits or ['it'])}")
-    return captions_of(entries, columns)

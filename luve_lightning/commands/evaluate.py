@@ -17,7 +17,7 @@ from torchmetrics import Metric
 from luve_lightning.checkout import revision_in_words
 from luve_lightning.commands.devices import choose_device, decoding_threads
 from luve_lightning.commands.progress import Steps
-from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.evaluation.evaluation_files import write_report
 from luve_lightning.evaluation.evaluation_report import (
     Report,
@@ -87,11 +87,11 @@ def evaluate(
     sets = find_video_sets(folders, reference, prompts)
     pairs = parse_pairs(compare, list(folders))
     folder = cache if cache is not None else output.parent / "cache"
-    hashes, results = FileHashes(folder), ResultCache(folder)
+    hashes, results = ClipHashes(folder), ResultCache(folder)
     chosen = {name: metric for name, metric in metrics.items() if metric is not None}
     if not chosen:
         raise ValueError("metrics: expected at least one, by name")
-    measures, skipped = prepare_measures(chosen, target, bool(sets.originals), hashes, folder)
+    measures, skipped = prepare_measures(chosen, target, bool(sets.originals), hashes.files, folder)
     _announce(console, sets, skipped, target)
     with Steps(console) as steps:
         runner = Runner(sets, measures, skipped, results, hashes, target, threads, int(memory_gib * 2**30))

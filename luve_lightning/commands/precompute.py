@@ -17,9 +17,12 @@ from rich.console import Console
 from luve_lightning.callbacks.cpu_threads import CPUThreads
 from luve_lightning.callbacks.stop_prediction import StopPredictionOnSigterm
 from luve_lightning.commands.devices import check_trainer
+from luve_lightning.commands.open_index import entries_of, open_index, uneven_line
 from luve_lightning.commands.progress import Steps
 from luve_lightning.datamodules.encode import EncodeDataModule
 from luve_lightning.datasets.check_entries import check_entries
+from luve_lightning.datasets.clip_hashes import ClipHashes
+from luve_lightning.datasets.clip_types import ClipError
 from luve_lightning.datasets.encode_clips import (
     ClipWindow,
     PixelTransform,
@@ -28,12 +31,11 @@ from luve_lightning.datasets.encode_clips import (
     plan_windows,
     variant_name,
 )
-from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.datasets.latent_pairs_index import quarantine_path
 from luve_lightning.datasets.latent_recipe import LatentRecipe, check_scales
 from luve_lightning.datasets.latent_store import LatentKey, LatentStore, StoreError
 from luve_lightning.datasets.quarantine import Quarantine, TooManyBadClips
-from luve_lightning.datasets.video_index import ClipEntry, VideoIndex
+from luve_lightning.datasets.video_index import Limits
 from luve_lightning.models.backbone import LatentCodec
 from luve_lightning.tasks.encode import EncodeTask
 
@@ -49,6 +51,7 @@ def precompute(
     frames: int,
     splits: list[Split] | None = None,
     clips: Path | None = None,
+    keep: Limits = Limits(),  # noqa: B008  # frozen
     start: int = 0,
     windows: int = 1,
     stride: int = 1,
@@ -65,7 +68,7 @@ def precompute(
 
     What is stored already is skipped before its clip is decoded, so an interrupted run goes on where it
     stopped. Several runs may share a store. Unreadable clips are listed under quarantine/ in the store and
-    left out.
+    left out; so are, without being listed, clips that are too short.
 
     Args:
         backbone: Folder or hub id of the diffusers pipeline whose VAE encodes.
@@ -77,6 +80,7 @@ def precompute(
         frames: Frames of a window, 4k+1.
         splits: Which of train, val and test to encode; default all clips.
         clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
+        keep: Which clips of the index to take.
         start: First frame of the first window.
         windows: Windows of each clip, equally spaced from start to its end.
         stride: Every stride-th frame is read.
@@ -86,13 +90,16 @@ def precompute(
         num_workers: Processes that decode ahead; 0 decodes between the encodes.
         threads: CPU threads that encode. Fixed, since latents differ in the last digit with it, and a training on
             them then differs visibly.
-        max_bad_fraction: Share of clips that may be unreadable before the run stops.
+        max_bad_fraction: Share of clips that may be unreadable before the run stops; two may in any case, unless
+            it is 0.
         trainer: Lightning Trainer options, e.g. {accelerator: gpu, devices: 8, strategy: ddp}.
         check: Encode nothing; read every stored latent of this configuration and name those whose values are not
             what was stored. The exit code is 2 when there are any.
     """
     started = time.perf_counter()
     check_trainer(trainer or {})
+    runner = _trainer(trainer, threads)
+    console = Console(quiet=not runner.is_global_zero)
     codec = LatentCodec.from_pretrained(backbone)
     check_scales(size, scales, codec.spatial_ratio)
     codec.latent_size(frames, *size)
@@ -102,36 +109,38 @@ def precompute(
         codec.fingerprint(), size, tuple(scales), frames, start, windows, stride, names, dtype
     )
     latents = LatentStore(store)
-    read = WindowReader(recipe, latents, FileHashes(latents.root))
-    entries = _entries(VideoIndex.from_csv(index, clips), splits)
+    read = WindowReader(recipe, latents, ClipHashes(latents.root))
+    entries = entries_of(open_index(console, index, clips, keep), splits)
     planned, short = plan_windows(entries, recipe)
+    if not planned:
+        raise ValueError(f"{index}: all of {len(entries)} clips are too short, first {short[0]}")
     if check:
         _check(planned, read, max(1, num_workers), started)
         return
-    runner = _trainer(trainer, threads)
-    console = Console(quiet=not runner.is_global_zero)
     console.print(
         f"{len(entries)} clips, {len(planned)} windows of {recipe.count} latents, VAE {recipe.vae[:12]}"
     )
-    bad = Quarantine(
-        quarantine_path(latents, recipe), max_bad_fraction, len(entries), [entry.path for entry in entries]
-    )
+    usable = dict.fromkeys(window.clip.path for window in planned)
+    bad = Quarantine(quarantine_path(latents, recipe), max_bad_fraction, len(usable), usable)
     if runner.is_global_zero:
         latents.clean()
-        for error in short:
-            bad.add(error)
     task = EncodeTask(codec, read, transforms, bad, batch_size)
     _predict(runner, task, EncodeDataModule(planned, read, batch_size, num_workers))
     there = (len(planned) - task.totals.bad) * recipe.count - task.totals.encoded
     listed = bad.bad()
     where = f", listed in {bad.path}" if listed else ""
+    uneven = uneven_line(read.hashes, entries) if runner.is_global_zero else ""
     console.print(
         f"{store}\n"
         f"  encoded        {task.totals.encoded} latents, {task.totals.bytes / 2**20:.1f} MiB\n"
         f"  already there  {there}\n"
         f"  quarantined    {len(listed)}{where}\n"
-        f"  seconds        {time.perf_counter() - started:.0f}",
+        + (f"  too short      {len(short)}, first {short[0]}\n" if short else "")
+        + (f"  variable rate  {uneven}\n" if uneven else "")
+        + f"  seconds        {time.perf_counter() - started:.0f}",
         soft_wrap=True,
+        highlight=False,
+        markup=False,
     )
 
 
@@ -145,6 +154,8 @@ def _check(planned: Sequence[ClipWindow], read: WindowReader, threads: int, star
                 yield from read.recipe.keys(read.hashes.digest(window.clip.path), window.frames).values()
             except OSError as error:
                 unreadable[window.clip.path] = error.strerror or str(error)
+            except ClipError as error:
+                unreadable[window.clip.path] = error.reason
 
     with Steps(console) as steps:
         steps.begin("latents", len(planned) * read.recipe.count)
@@ -166,16 +177,6 @@ def _check(planned: Sequence[ClipWindow], read: WindowReader, threads: int, star
         )
     if found.damaged:
         raise StoreError(found.complaint("latents", "precompute"))
-
-
-def _entries(index: VideoIndex, splits: Sequence[Split] | None) -> list[ClipEntry]:
-    if splits is None:
-        entries = list(index.entries)
-    else:
-        entries = [entry for split in splits for entry in index.split(split)]
-    if not entries:
-        raise ValueError(f"{index.source}: no clips in {' and '.join(splits or ['it'])}")
-    return entries
 
 
 def _trainer(options: dict[str, Any] | None, threads: int) -> L.Trainer:

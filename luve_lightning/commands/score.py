@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
@@ -13,9 +12,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from luve_lightning.commands.open_index import entries_of, open_index
 from luve_lightning.datasets.quarantine import Quarantine
 from luve_lightning.datasets.score_table import read_rows
-from luve_lightning.datasets.video_index import CAPTIONS, ClipEntry, VideoIndex
+from luve_lightning.datasets.video_index import CAPTIONS, Limits
 from luve_lightning.scoring.base import Scorer
 from luve_lightning.scoring.read_frames import FrameChoice
 from luve_lightning.scoring.score_clips import ScoreTotals, score_clips
@@ -33,6 +33,7 @@ def score(
     indices: list[int] | None = None,
     splits: list[Split] | None = None,
     clips: Path | None = None,
+    keep: Limits = Limits(),  # noqa: B008  # frozen
     shard: str | None = None,
     batch_size: int = 8,
     num_workers: int = 0,
@@ -52,11 +53,13 @@ def score(
         indices: Frame numbers, counted from 0, instead of equally spaced ones.
         splits: Which of train, val and test to score; default all clips.
         clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
+        keep: Which clips of the index to take.
         shard: Which share of the clips is this process's: i/n, counted from 0. Default RANK/WORLD_SIZE as
             torchrun sets them, else all clips.
         batch_size: Clips scored and written at once; what a kill can lose.
         num_workers: Threads that decode ahead; 0 decodes between the batches.
-        max_bad_fraction: Share of clips that may be unreadable before the run stops.
+        max_bad_fraction: Share of clips that may be unreadable before the run stops; two may in any case, unless
+            it is 0.
     """
     if batch_size < 1 or num_workers < 0:
         raise ValueError(f"expected batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}")
@@ -64,7 +67,10 @@ def score(
         raise ValueError(f"caption: expected one of {', '.join(CAPTIONS)}, got {caption!r}")
     choice = FrameChoice(frames, None if indices is None else tuple(indices))
     own = parse_shard(shard, os.environ)
-    entries = _entries(VideoIndex.from_csv(index, clips), splits)
+    # Under torchrun the first process speaks for all.
+    entries = entries_of(
+        open_index(Console(quiet=os.environ.get("RANK", "0") != "0"), index, clips, keep), splits
+    )
     bad = Quarantine(
         output / "unreadable.jsonl", max_bad_fraction, len(entries), [entry.path for entry in entries]
     )
@@ -85,15 +91,6 @@ def score(
             lambda clips: bar.advance(task, clips) if bar and task is not None else None,
         )
     _report(console, output, own, scorer, totals, time.perf_counter() - started)
-
-
-def _entries(index: VideoIndex, splits: Sequence[Split] | None) -> list[ClipEntry]:
-    if splits is None:
-        return list(index.entries)
-    entries = [entry for split in splits for entry in index.split(split)]
-    if not entries:
-        raise ValueError(f"{index.source}: no clips in {' and '.join(splits) or 'no split'}")
-    return entries
 
 
 def _report(

@@ -11,10 +11,11 @@ import torch
 from rich.console import Console
 
 from luve_lightning.commands.devices import choose_device
+from luve_lightning.commands.open_index import entries_of, open_index, uneven_line
 from luve_lightning.commands.progress import Steps
-from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.file_names import check_name
-from luve_lightning.datasets.video_index import CAPTIONS, ClipEntry, VideoIndex
+from luve_lightning.datasets.video_index import CAPTIONS, Limits
 from luve_lightning.evaluation.upsampled_clips import ClipUpsampler, Totals, UpsamplingRecipe, weights_digest
 from luve_lightning.evaluation.upsampling_methods import (
     BASELINES,
@@ -39,6 +40,7 @@ def upsample(
     baselines: list[str] | None = None,
     splits: list[Split] | None = None,
     clips: Path | None = None,
+    keep: Limits = Limits(),  # noqa: B008  # frozen
     start: int = 0,
     stride: int = 1,
     caption: str = "Summarized Description",
@@ -63,6 +65,7 @@ def upsample(
         baselines: Which of nearest, bilinear, bicubic and rgb_bicubic; default all.
         splits: Which of train, val and test; default all clips.
         clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
+        keep: Which clips of the index to take.
         start: First frame.
         stride: Every stride-th frame is taken.
         caption: Column of the CSV that becomes the prompt.
@@ -86,7 +89,7 @@ def upsample(
     folders = {name: folder for name, folder in (vluers or {}).items() if folder is not None}
     for name in folders:
         check_name(name, "vluers:")
-    entries = _entries(VideoIndex.from_csv(index, clips), splits, limit)
+    entries = entries_of(open_index(console, index, clips, keep), splits, limit)
     codec = LatentCodec.from_pretrained(backbone, getattr(torch, dtype)).to(target)
     recipe = UpsamplingRecipe((size[0], size[1]), scale, frames, start, stride, caption)
     methods: dict[str, UpsamplingMethod] = {
@@ -95,26 +98,16 @@ def upsample(
     identities: dict[str, str] = {}
     for name, folder in folders.items():
         methods[name], identities[name] = _load(name, folder, codec, target)
-    upsampler = ClipUpsampler(codec, methods, identities, recipe, output, FileHashes(output), target)
+    upsampler = ClipUpsampler(codec, methods, identities, recipe, output, ClipHashes(output), target)
     console.print(
         f"{len(entries)} clips by {', '.join(upsampler.names)} on {target}", highlight=False, soft_wrap=True
     )
     with Steps(console) as steps:
         steps.begin("clips", len(entries))
         totals = upsampler.run(entries, steps.advance)
-    _tell(console, output, totals, time.perf_counter() - started)
+    _tell(console, output, totals, uneven_line(upsampler.hashes, entries), time.perf_counter() - started)
     if len(totals.unreadable) == len(entries):
         raise ValueError(f"none of the {len(entries)} clips of {index} could be read")
-
-
-def _entries(index: VideoIndex, splits: list[Split] | None, limit: int | None) -> list[ClipEntry]:
-    if splits is None:
-        entries = index.entries[:limit]
-    else:
-        entries = [entry for split in splits for entry in index.split(split)[:limit]]
-    if not entries:
-        raise ValueError(f"{index.source}: no clips in {' and '.join(splits or ['it'])}")
-    return entries
 
 
 def _load(name: str, folder: Path, codec: LatentCodec, device: torch.device) -> tuple[UpsamplingMethod, str]:
@@ -132,14 +125,15 @@ def _load(name: str, folder: Path, codec: LatentCodec, device: torch.device) -> 
     return net, weights_digest(net, json.dumps(config, sort_keys=True, default=str))
 
 
-def _tell(console: Console, output: Path, totals: Totals, seconds: float) -> None:
+def _tell(console: Console, output: Path, totals: Totals, uneven: str, seconds: float) -> None:
     bad = "".join(f"\n    {clip_id}: {reason}" for clip_id, reason in totals.unreadable)
     console.print(
         f"{output}\n"
         f"  written        {totals.written} videos\n"
         f"  already there  {totals.there}\n"
         f"  unreadable     {len(totals.unreadable)} clips{bad}\n"
-        f"  seconds        {seconds:.0f}",
+        + (f"  variable rate  {uneven}\n" if uneven else "")
+        + f"  seconds        {seconds:.0f}",
         soft_wrap=True,
         highlight=False,
         markup=False,

@@ -7,16 +7,38 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from luve_lightning.datamodules.sampling import ResumableBatchSampler
-from luve_lightning.datasets.video_index import ClipEntry, VideoIndex
+from luve_lightning.datasets.latent_pairs_index import PairLookup
+from luve_lightning.datasets.video_index import ClipEntry, Limits, VideoIndex
 from luve_lightning.datasets.video_splits import SPLITS, Split
 from luve_lightning.machine import check_workers
+
+
+def open_index(csv: Path, keep: Limits) -> VideoIndex:
+    """Open a CSV and say, on the first process, how many of its rows are clips and why the others are not."""
+    index = VideoIndex.from_csv(csv, **vars(keep))
+    rank_zero_info(index.summary())
+    return index
+
+
+def tell_lookup(split: str, lookup: PairLookup) -> None:
+    """Say, on the first process, which clips have no latents, and of which the frame rate varies."""
+    if lookup.dropped:
+        clip, reason = lookup.dropped[0]
+        rank_zero_info(f"{split}: {len(lookup.dropped)} clips have no latents, first {clip}: {reason}")
+    if lookup.uneven:
+        rank_zero_info(
+            f"{split}: {len(lookup.uneven)} clips have a variable frame rate, first {lookup.uneven[0]}: frames are "
+            "counted, not timed"
+        )
 
 
 class ResumableDataModule(L.LightningDataModule):

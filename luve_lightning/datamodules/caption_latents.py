@@ -9,17 +9,17 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
-from luve_lightning.datamodules.base import ResumableDataModule
+from luve_lightning.datamodules.base import ResumableDataModule, open_index, tell_lookup
 from luve_lightning.datasets.caption_latents import CaptionLatents
+from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.clip_scores import ClipScores
-from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.datasets.latent_key import LatentKey
 from luve_lightning.datasets.latent_pairs_index import find_pair_keys
 from luve_lightning.datasets.latent_recipe import HIGH_RESOLUTION, LatentRecipe
 from luve_lightning.datasets.latent_store import LatentStore
 from luve_lightning.datasets.text_store import StoredEmbeddings, TextStore
 from luve_lightning.datasets.vae_fingerprints import vae_fingerprint
-from luve_lightning.datasets.video_index import ClipEntry, VideoIndex
+from luve_lightning.datasets.video_index import ClipEntry, Limits
 from luve_lightning.datasets.video_splits import Split
 
 Items = list[tuple[ClipEntry, LatentKey]]
@@ -68,6 +68,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
         drop_caption: chance that a training sample's caption is the empty one.
         passes: visits of each training window in one epoch.
         preload: keep the training latents in memory.
+        keep: which clips of the index to take.
         batch_size: see ResumableDataModule.
         num_workers: see ResumableDataModule.
         seed: see ResumableDataModule.
@@ -94,11 +95,13 @@ class CaptionLatentsDataModule(ResumableDataModule):
         drop_caption: float = 0.1,
         passes: int = 1,
         preload: bool = False,
+        keep: Limits = Limits(),  # noqa: B008  # frozen
         batch_size: int = 1,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
+        self.keep = keep
         self.index_path, self.store, self.backbone = Path(index), LatentStore(store), backbone
         self.size, self.frames, self.scale = size, frames, float(scale)
         self.windows, self.stride, self.variant = windows, stride, variant
@@ -122,9 +125,8 @@ class CaptionLatentsDataModule(ResumableDataModule):
             stride=self.stride,
             variants=(variant,),
         )
-        lookup = find_pair_keys(self.store, FileHashes(self.store.root), entries, recipe, variant)
-        if lookup.dropped:
-            rank_zero_info(f"{split}: {len(lookup.dropped)} clips have no latents, first {lookup.dropped[0]}")
+        lookup = find_pair_keys(self.store, ClipHashes(self.store.root), entries, recipe, variant)
+        tell_lookup(split, lookup)
         return [
             (pair.entry, pair.hr_key if self.scale == HIGH_RESOLUTION else pair.lr_keys[self.scale])
             for pair in lookup.pairs
@@ -157,7 +159,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
             return entries
         scores = ClipScores.read(self.selection.scores)
         # The latents' hashes: clips need not be read once more for the scores'.
-        hashes = FileHashes(self.store.root)
+        hashes = ClipHashes(self.store.root)
         kept = scores.keep(entries, self.selection.threshold, self.selection.scorer, hashes)
         rank_zero_info(f"training clips: {kept.summary}")
         return kept.entries
@@ -167,7 +169,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
         missing = [split for split in self.splits_of(stage) if split not in self.datasets]
         if not missing:
             return
-        index = VideoIndex.from_csv(self.index_path)
+        index = open_index(self.index_path, self.keep)
         fingerprint = vae_fingerprint(self.backbone, self.store.root)
         embed = self._embed()
         for split in missing:

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from luve_lightning.datamodules.base import ResumableDataModule, outlive_signals
+from luve_lightning.datamodules.base import ResumableDataModule, open_index, outlive_signals
 from luve_lightning.datasets.clip_views import ClipViews, View, WholeClips
 from luve_lightning.datasets.quarantine import Quarantine
-from luve_lightning.datasets.video_index import ClipEntry, VideoIndex
+from luve_lightning.datasets.video_index import ClipEntry, Limits
 
 
 class ClipsDataModule(ResumableDataModule):
@@ -25,6 +25,7 @@ class ClipsDataModule(ResumableDataModule):
         preload: keep decoded training clips in memory.
         max_bad_fraction: stop when more than this share of the clips cannot be read.
         quarantine: JSON-lines file of unreadable clips; None keeps no file.
+        keep: which clips of the index to take.
         batch_size: see ResumableDataModule.
         num_workers: see ResumableDataModule.
         seed: see ResumableDataModule.
@@ -40,6 +41,7 @@ class ClipsDataModule(ResumableDataModule):
         preload: bool = False,
         max_bad_fraction: float = 0.05,
         quarantine: Path | None = None,
+        keep: Limits = Limits(),  # noqa: B008  # frozen
         batch_size: int = 16,
         num_workers: int = 0,
         seed: int = 0,
@@ -47,6 +49,7 @@ class ClipsDataModule(ResumableDataModule):
         super().__init__(batch_size, num_workers, seed)
         if not views:
             raise ValueError("views: expected at least one")
+        self.keep = keep
         self.index_path, self.views = Path(index), views
         self.val_frames, self.val_limit = val_frames, val_limit
         self.passes, self.preload = passes, preload
@@ -58,7 +61,7 @@ class ClipsDataModule(ResumableDataModule):
         missing = [split for split in self.splits_of(stage) if split not in self.entries]
         if not missing:
             return
-        index = VideoIndex.from_csv(self.index_path)
+        index = open_index(self.index_path, self.keep)
         for split in missing:
             self.entries[split] = self.clips_of(index, split)
         if "train" in missing:

@@ -6,17 +6,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
-from luve_lightning.datamodules.base import ResumableDataModule
-from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.datamodules.base import ResumableDataModule, open_index, tell_lookup
+from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.latent_pairs import LatentPairCrops, WholeLatentPairs
 from luve_lightning.datasets.latent_pairs_index import PairEntry, find_pair_keys
 from luve_lightning.datasets.latent_recipe import LatentRecipe
 from luve_lightning.datasets.latent_store import LatentStore
 from luve_lightning.datasets.vae_fingerprints import vae_fingerprint
-from luve_lightning.datasets.video_index import VideoIndex
+from luve_lightning.datasets.video_index import Limits, VideoIndex
 from luve_lightning.datasets.video_splits import Split
 
 
@@ -41,6 +40,7 @@ class LatentPairsDataModule(ResumableDataModule):
         variants: stored versions of the clips to train on, as precompute names them; validation and test are plain.
         passes: visits of each training window in one epoch.
         preload: keep the training latents in memory.
+        keep: which clips of the index to take.
         batch_size: see ResumableDataModule.
         num_workers: see ResumableDataModule.
         seed: see ResumableDataModule.
@@ -62,6 +62,7 @@ class LatentPairsDataModule(ResumableDataModule):
         variants: tuple[str, ...] = ("plain",),
         passes: int = 1,
         preload: bool = False,
+        keep: Limits = Limits(),  # noqa: B008  # frozen
         batch_size: int = 2,
         num_workers: int = 0,
         seed: int = 0,
@@ -75,6 +76,7 @@ class LatentPairsDataModule(ResumableDataModule):
                 raise ValueError(
                     f"crop: height and width must be multiples of {unit} for scale {scale:g}, got {crop}"
                 )
+        self.keep = keep
         self.index_path, self.store, self.backbone = Path(index), LatentStore(store), backbone
         self.size, self.scales, self.frames = size, list(scales), frames
         self.windows, self.stride, self.crop = windows, stride, crop
@@ -94,13 +96,10 @@ class LatentPairsDataModule(ResumableDataModule):
             stride=self.stride,
             variants=variants,
         )
-        hashes, entries, pairs = FileHashes(self.store.root), self.clips_of(index, split), []
+        hashes, entries, pairs = ClipHashes(self.store.root), self.clips_of(index, split), []
         for variant in variants:
             lookup = find_pair_keys(self.store, hashes, entries, recipe, variant)
-            if lookup.dropped:
-                rank_zero_info(
-                    f"{split}: {len(lookup.dropped)} clips have no latents, first {lookup.dropped[0]}"
-                )
+            tell_lookup(split, lookup)
             pairs += lookup.pairs
         return pairs
 
@@ -109,7 +108,7 @@ class LatentPairsDataModule(ResumableDataModule):
         missing = [split for split in self.splits_of(stage) if split not in self.pairs]
         if not missing:
             return
-        index = VideoIndex.from_csv(self.index_path)
+        index = open_index(self.index_path, self.keep)
         fingerprint = vae_fingerprint(self.backbone, self.store.root)
         for split in missing:
             self.pairs[split] = self._find(index, split, fingerprint)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from luve_lightning.datasets.clip_types import ClipError, ClipInfo, Frames, require_frames
+from luve_lightning.datasets.clip_types import ClipError, ClipInfo, Frames
 
 CHUNK = 16  # frames decoded at a time where only unbroken ranges come out evenly spaced
 
@@ -62,25 +62,6 @@ def read_frames(path: Path, indices: range, info: ClipInfo) -> Frames:
     if frames.shape != (len(indices), info.height, info.width, 3):
         raise ClipError(path, f"gives an array of shape {frames.shape} for {len(indices)} frames")
     return frames
-
-
-def probe(path: Path, doubt: str) -> ClipInfo:
-    """What decord alone can tell of a file.
-
-    Args:
-        path: the file.
-        doubt: why it should not be trusted.
-    """
-    with _opened(path) as reader:
-        height, width, _ = reader[0].shape
-        return ClipInfo(len(reader), float(reader.get_avg_fps()), width, height, "", False, doubt)
-
-
-def read_alone(path: Path, start: int, count: int, stride: int) -> Frames:
-    """Read frames without knowing the file, for machines that have decord only."""
-    with _opened(path) as reader:
-        require_frames(path, len(reader), start, count, stride)
-        return _every(reader, range(start, start + count * stride, stride))
 
 
 def _every(reader: Any, indices: range) -> Frames:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from luve_lightning.datasets.clip_bitstream import Start, random_access
+from luve_lightning.datasets.clip_bitstream import Start, random_access, steady_parameters
 from luve_lightning.datasets.clip_types import ClipError
 
 if TYPE_CHECKING:
@@ -28,12 +28,14 @@ class Packet:
         end: when the next one is, seconds; `pts` when the file does not say how long it lasts.
         hidden: an edit list leaves it out.
         start: how decoding may start here; None when it is not a keyframe.
+        steady: it does not change the parameters of an H.264 stream, as far as keyframes are concerned.
     """
 
     pts: int | None
     end: float
     hidden: bool
     start: Start | None
+    steady: bool = True
 
 
 def read_packets(path: Path, container: InputContainer, stream: VideoStream) -> list[Packet]:
@@ -50,8 +52,11 @@ def read_packets(path: Path, container: InputContainer, stream: VideoStream) -> 
             continue
         if packet.is_corrupt:
             raise ClipError(path, f"is cut short: packet {len(found)} is incomplete")
-        start = random_access(codec, bytes(packet), extradata) if packet.is_keyframe else None
-        found.append(Packet(packet.pts, end, packet.is_discard, start))
+        start, steady = None, True
+        if packet.is_keyframe:
+            start = random_access(codec, bytes(packet), extradata)
+            steady = codec != "h264" or steady_parameters(bytes(packet), extradata)
+        found.append(Packet(packet.pts, end, packet.is_discard, start, steady))
     if not found:
         raise ClipError(path, "has a video stream without a single frame")
     _check_whole(path, container, stream, found, end_of_all)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from luve_lightning.datasets.clip_container import decode, opened
+from luve_lightning.datasets.clip_presentation import presentation_of
 from luve_lightning.datasets.clip_scan import Scan
 from luve_lightning.datasets.clip_types import ClipError, Frames
 
 if TYPE_CHECKING:
     from av import VideoFrame
+    from av.video.stream import VideoStream
 
 TRIES = 2  # keyframes to start from before the file is decoded from its beginning
 
@@ -21,9 +23,8 @@ TRIES = 2  # keyframes to start from before the file is decoded from its beginni
 def read_frames(path: Path, scan: Scan, indices: range) -> Frames:
     """Read frames by their numbers in presentation order.
 
-    A frame is known by its time: the scan lists the times of all frames, decoding starts at a keyframe before
-        the first
-    one wanted, and goes on until the last has come. When one did not come, decoding starts further ahead.
+    A frame is known by its time: the scan lists the times of all frames, decoding starts at a keyframe before the
+    first one wanted, and goes on until the last has come. When one did not come, decoding starts further ahead.
 
     Args:
         path: the file.
@@ -31,7 +32,7 @@ def read_frames(path: Path, scan: Scan, indices: range) -> Frames:
         indices: frame numbers, ascending, within the clip.
 
     Returns:
-        uint8, len(indices) x height x width x 3, shown upright.
+        uint8, len(indices) x height x width x 3, as a player shows it.
     """
     if not len(scan.times):
         return _read_counting(path, scan, indices)
@@ -61,7 +62,7 @@ def _read_from(path: Path, scan: Scan, start: int | None, wanted: dict[int, int]
             solid_from = first.pts
         for frame in decode(path, chain([first], packets), solid_from):
             if frame.pts in wanted:
-                result.put(wanted[frame.pts], frame)
+                result.put(wanted[frame.pts], frame, stream)
             if frame.pts is not None and frame.pts >= last:
                 break
     return None if result.missing else result.frames
@@ -73,7 +74,7 @@ def _read_counting(path: Path, scan: Scan, indices: range) -> Frames:
     with opened(path, scan.stream) as (container, stream):
         for number, frame in enumerate(decode(path, container.demux(stream), scan.solid_from)):
             if number in indices:
-                result.put(indices.index(number), frame)
+                result.put(indices.index(number), frame, stream)
             if number == indices[-1]:
                 return result.frames
     raise ClipError(path, f"ends before frame {indices[-1]}")
@@ -85,18 +86,28 @@ class _Result:
     def __init__(self, path: Path, scan: Scan, count: int) -> None:
         from av.video.reformatter import VideoReformatter
 
-        self.path = path
+        self.path, self.scan = path, scan
         self.frames: Frames = np.empty((count, scan.info.height, scan.info.width, 3), dtype=np.uint8)
         self.missing = set(range(count))
-        self._convert = (
-            VideoReformatter()
-        )  # one for all: each sets up a scaler, a third of the time for small frames
+        self._checked: tuple[object, ...] | None = None
+        # One for all: each sets up a scaler, a third of the time for small frames.
+        self._convert = VideoReformatter()
 
-    def put(self, place: int, frame: VideoFrame) -> None:
-        image = self._convert.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        # The display matrix of phone videos: degrees counter-clockwise. decord turns them too.
-        image = np.rot90(image, frame.rotation // 90 % 4)
-        if image.shape != self.frames.shape[1:]:
-            raise ClipError(self.path, "changes its frame size midway")
-        self.frames[place] = image
+    def put(self, place: int, frame: VideoFrame, stream: VideoStream) -> None:
+        self._check(frame, stream)
+        self.frames[place] = self.scan.show.apply(frame, self._convert)
         self.missing.discard(place)
+
+    def _check(self, frame: VideoFrame, stream: VideoStream) -> None:
+        """Refuse a picture that is shown otherwise than the first one of the file."""
+        colour = (frame.color_trc, frame.color_primaries, frame.colorspace)
+        now = (*colour, frame.interlaced_frame, frame.rotation, frame.width, frame.height)
+        if (stream.codec_context.sample_aspect_ratio or 1) != self.scan.shape:
+            raise ClipError(self.path, "changes the shape of its pixels midway")
+        if now != self._checked:
+            show = presentation_of(self.path, stream, frame)
+            if show.size != self.scan.show.size:
+                raise ClipError(self.path, "changes its frame size midway")
+            if show != self.scan.show:
+                raise ClipError(self.path, "changes how it is shown midway")
+            self._checked = now

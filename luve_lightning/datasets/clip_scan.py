@@ -7,6 +7,7 @@ opening a file. What cannot be vouched for is read with PyAV, and what is not wh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
@@ -15,9 +16,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from luve_lightning.datasets.clip_bitstream import Start
+from luve_lightning.datasets.clip_bitstream import Start, may_interlace
 from luve_lightning.datasets.clip_container import decode, file_facts, opened
 from luve_lightning.datasets.clip_packets import MATROSKA, MP4, Packet, codec_of, read_packets
+from luve_lightning.datasets.clip_presentation import (
+    Presentation,
+    presentation_of,
+    refuse_interlaced,
+    require_progressive,
+)
 from luve_lightning.datasets.clip_types import ClipError, ClipInfo
 
 if TYPE_CHECKING:
@@ -26,8 +33,9 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 # decord 0.6.0 gave every frame of these exactly in these containers, when every keyframe is a clean start. It
-# was up to three frames off in HEVC and open-GOP H.264, cannot open AV1, and silently wrong in .avi and .ts.
-TRUSTED_CODECS = frozenset({"h264", "vp8", "vp9"})
+# was up to three frames off in HEVC and open-GOP H.264, cannot open AV1, and silently wrong in .avi and .ts. VP8 and
+# VP9 may change the frame size at any picture, which it hides by scaling.
+TRUSTED_CODECS = frozenset({"h264"})
 SCANS_KEPT = 4096  # about 8 KB each for a clip of 600 frames
 
 
@@ -40,6 +48,8 @@ class Scan:
         times: pts of every frame in presentation order; empty when they say nothing and frames are counted.
         starts: pts of the keyframes where decoding may start, in file order.
         stream: index of the video stream in the file.
+        show: how its pictures are shown.
+        shape: width of a pixel by its height, as the codec says it at the first frame; 1 when it does not.
         solid_from: pts from which on every frame must decode.
     """
 
@@ -47,6 +57,8 @@ class Scan:
     times: NDArray[np.int64]
     starts: tuple[int, ...]
     stream: int
+    show: Presentation
+    shape: Fraction | int
     solid_from: int | None
 
 
@@ -54,16 +66,17 @@ def scan(path: Path) -> Scan:
     """Scan a file, or take what an earlier scan of the same file (by size and time of change) found.
 
     Raises:
-        ClipError: the file is missing, empty, cut short, damaged at its start, or holds no video.
+        ClipError: the file is missing, empty, cut short, damaged at its start, holds no video, or is shown in a way
+            that cannot be reproduced.
     """
     found = _scan_once(path, *file_facts(path))
-    if isinstance(found, str):
-        raise ClipError(path, found)
+    if isinstance(found, ClipError):
+        raise type(found)(path, found.reason)
     return found
 
 
 @lru_cache(maxsize=SCANS_KEPT)
-def _scan_once(path: Path, size: int, changed_ns: int) -> Scan | str:
+def _scan_once(path: Path, size: int, changed_ns: int) -> Scan | ClipError:
     """The scan, or what is wrong: a bad file is met in every epoch and need not be looked at each time."""
     try:
         with opened(path) as (container, stream):
@@ -72,15 +85,20 @@ def _scan_once(path: Path, size: int, changed_ns: int) -> Scan | str:
     except ClipError as error:
         if isinstance(error.__cause__, (OSError, MemoryError)):
             raise  # the disk's or the machine's fault, perhaps for a moment: not kept
-        return error.reason
+        return type(error)(path, error.reason)
 
 
 def _conclude(path: Path, container: InputContainer, stream: VideoStream, packets: list[Packet]) -> Scan:
     starts = tuple(p.pts for p in packets if p.start in (Start.CLEAN, Start.OPEN) and p.pts is not None)
     solid_from = next((p.pts for p in packets if p.start is not None), None)
     times = np.array(sorted(p.pts for p in packets if p.pts is not None and not p.hidden), dtype=np.int64)
-    head = _head(path, stream, packets, solid_from)
+    head, show, shape = _head(path, stream, packets, solid_from)
     doubt = _doubt(container, stream, packets, times)
+    if may_interlace(codec_of(stream), stream.codec_context.extradata):
+        require_progressive(path, stream.index)
+        doubt = doubt or "its pictures may be interlaced"
+    if not show.by_decord:
+        doubt = f"decord does not show it as a player does ({show.label})"
     frames = len(times)
     if container.format.name not in (MP4, MATROSKA) or not _times_hold(packets, times, head):
         frames, times, starts = _count(path, stream.index, solid_from), times[:0], ()
@@ -91,16 +109,16 @@ def _conclude(path: Path, container: InputContainer, stream: VideoStream, packet
         solid_from = int(head[0].pts or 0)
         times = times[times >= solid_from]
         frames = len(times)
-    width, height = head[0].width, head[0].height
-    if head[0].rotation % 180:
-        width, height = height, width
+    height, width = show.size
     fps = _fps(stream, times, exact=frames == len(packets))
     info = ClipInfo(frames, fps, width, height, codec_of(stream), not doubt, doubt)
-    return Scan(info, times, starts, stream.index, solid_from)
+    return Scan(info, times, starts, stream.index, show, shape, solid_from)
 
 
-def _head(path: Path, stream: VideoStream, packets: list[Packet], solid_from: int | None) -> list[VideoFrame]:
-    """The first frame: it shows that the file decodes, its true size, and what a cut has lost.
+def _head(
+    path: Path, stream: VideoStream, packets: list[Packet], solid_from: int | None
+) -> tuple[list[VideoFrame], Presentation, Fraction | int]:
+    """The first frame: it shows that the file decodes, how it is shown, and what a cut has lost.
 
     When the decoder is to reorder pictures and the packets' times are in file order all the same, as after
     passing through a container without presentation times, some more frames, to see whose times they get.
@@ -111,9 +129,9 @@ def _head(path: Path, stream: VideoStream, packets: list[Packet], solid_from: in
     count = 16 if in_file_order and stream.codec_context.has_b_frames else 1
     with opened(path, stream.index) as (container, video):
         frames = list(islice(decode(path, container.demux(video), solid_from), count))
-    if not frames:
-        raise ClipError(path, "has no frame that can be decoded")
-    return frames
+        if not frames:
+            raise ClipError(path, "has no frame that can be decoded")
+        return frames, presentation_of(path, video, frames[0]), video.codec_context.sample_aspect_ratio or 1
 
 
 def _times_hold(packets: list[Packet], times: NDArray[np.int64], head: list[VideoFrame]) -> bool:
@@ -130,7 +148,11 @@ def _times_hold(packets: list[Packet], times: NDArray[np.int64], head: list[Vide
 def _count(path: Path, stream: int, solid_from: int | None) -> int:
     """Frames of the file, by decoding all of it."""
     with opened(path, stream) as (container, video):
-        return sum(1 for _ in decode(path, container.demux(video), solid_from))
+        count = 0
+        for frame in decode(path, container.demux(video), solid_from):
+            refuse_interlaced(path, frame)
+            count += 1
+        return count
 
 
 def _doubt(
@@ -149,6 +171,8 @@ def _doubt(
         return "it has more than one video stream"
     if any(p.hidden for p in packets):
         return "an edit list hides some of its frames"
+    if not all(p.steady for p in packets):
+        return "its parameters may change midway"
     if packets[0].start is not Start.CLEAN or any(p.start in (Start.OPEN, Start.UNSAFE) for p in packets):
         return "not every keyframe is a clean start (open GOP)"
     if _any_leading(packets):
@@ -172,8 +196,9 @@ def _any_leading(packets: list[Packet]) -> bool:
 
 
 def _fps(stream: VideoStream, times: NDArray[np.int64], exact: bool) -> float:
-    """Frames per second: the stream's own average, measured where a cut makes that one wrong."""
-    declared = stream.average_rate or stream.guessed_rate
-    if (exact and declared) or len(times) < 2 or not stream.time_base:
-        return float(declared or 0)
-    return float((len(times) - 1) / ((times[-1] - times[0]) * stream.time_base))
+    """Frames per second: the stream's own average, measured where a cut or FFmpeg's guess makes that wrong."""
+    declared = float(stream.average_rate or stream.guessed_rate or 0)
+    if len(times) < 2 or not stream.time_base:
+        return declared
+    measured = float((len(times) - 1) / ((times[-1] - times[0]) * stream.time_base))
+    return declared if exact and abs(declared / measured - 1) < 0.01 else measured

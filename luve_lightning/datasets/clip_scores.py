@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.datasets.clip_hashes import ClipHashes
+from luve_lightning.datasets.clip_types import ClipError
 from luve_lightning.datasets.score_table import (
     ScoreRow,
     ScoresError,
@@ -39,7 +40,7 @@ class ClipScores:
     """The scores of a set of clips, all by one scorer with one set of settings.
 
     Args:
-        source: where they come from, for messages; `FileHashes` are kept beside it.
+        source: where they come from, for messages; `ClipHashes` are kept beside it.
         rows: one or more a clip. Where a clip was scored again because its bytes changed, each row stands for the
             bytes that it names.
         settings: what all rows have in common.
@@ -77,7 +78,7 @@ class ClipScores:
         return len(self._named)
 
     def keep(
-        self, entries: Sequence[ClipEntry], threshold: float, scorer: str, hashes: FileHashes | None = None
+        self, entries: Sequence[ClipEntry], threshold: float, scorer: str, hashes: ClipHashes | None = None
     ) -> KeptClips:
         """The clips whose score is above a threshold (LuVe, arXiv 2602.11564: HPS v3 > 6.5).
 
@@ -85,7 +86,7 @@ class ClipScores:
             entries: the clips to choose from; each must have been scored, or found unreadable.
             threshold: on the scale of `scorer`.
             scorer: which measure the threshold is meant for, `Scorer.name`.
-            hashes: of the clips' bytes; default those remembered beside the scores.
+            hashes: of the clips; default those remembered beside the scores.
 
         Raises:
             ScoresError: scores of another scorer or other clips (no score, other bytes, another caption), or none
@@ -96,7 +97,7 @@ class ClipScores:
                 f"{self.source}: scores by {self.settings.scorer!r}, but the threshold {threshold:g} is for {scorer!r}"
             )
         folder = self.source if self.source.is_dir() else self.source.parent
-        found = self._matching(entries, hashes or FileHashes(folder))
+        found = self._matching(entries, hashes or ClipHashes(folder))
         scored = [
             (entry, row.score) for entry, row in zip(entries, found, strict=True) if row.score is not None
         ]
@@ -114,7 +115,7 @@ class ClipScores:
             kept, f"{len(kept)} of {len(entries)} clips are above {threshold:g} by {by}{without}"
         )
 
-    def _matching(self, entries: Sequence[ClipEntry], hashes: FileHashes) -> list[ScoreRow]:
+    def _matching(self, entries: Sequence[ClipEntry], hashes: ClipHashes) -> list[ScoreRow]:
         """The row of each clip as it is now."""
         found: list[ScoreRow] = []
         missing: list[str] = []
@@ -148,8 +149,8 @@ def caption_digest(caption: str) -> str:
     return hashlib.sha256(caption.encode()).hexdigest()
 
 
-def _digest_or_empty(path: Path, hashes: FileHashes) -> str:
+def _digest_or_empty(path: Path, hashes: ClipHashes) -> str:
     try:
         return hashes.digest(path)
-    except OSError:
-        return ""  # as in the row of a clip whose bytes could not be read
+    except (OSError, ClipError):
+        return ""  # as in the row of a clip that could not be read

@@ -30,6 +30,10 @@ class ClipError(RuntimeError):
         return f"{self.path}: {self.reason}" if self.reason else str(self.path)
 
 
+class RefusedClip(ClipError):
+    """A sound file that a player shows in a way that cannot be reproduced here."""
+
+
 @dataclass(frozen=True)
 class ClipInfo:
     """Facts about a video file, measured from its packets rather than believed from its header.
@@ -37,7 +41,7 @@ class ClipInfo:
     Attributes:
         frames: how many frames can be read, in presentation order.
         fps: average frames per second, 0 when the file does not say.
-        width: of a frame as it is shown (rotation applied), pixels.
+        width: of a frame as it is shown (square pixels, turned), pixels.
         height: of a frame as it is shown, pixels.
         codec: FFmpeg's name of the codec: "h264", "hevc", "vp9", "av1", ...; empty when unknown.
         trusted_by_decord: decord gives exactly the frames asked for.

@@ -1,24 +1,25 @@
 """Reading clips: the frames asked for are the frames given, or a ClipError says why not.
 
+Frames are what a player shows: turned and mirrored as the file says, with square pixels, in SDR. What cannot be shown
+so exactly is refused by name (`luve_lightning.datasets.clip_presentation`).
+
 decord reads the files that it reads exactly, PyAV all others; which, is decided by a scan of the file that is
 kept for the next read. Both give the same pixels, bit for bit. PyAV also notices damage inside a frame, which
 decord hides: read with `backend="pyav"` where that matters more.
 
-Both libraries are imported on first use, so this module imports anywhere, and reads with whichever of the two
-is there.
+Both libraries are imported on first use, so this module imports anywhere. Reading needs PyAV, which alone tells how a
+file is shown; decord may be missing.
 """
 
 from __future__ import annotations
 
-import warnings
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from luve_lightning.datasets import clip_decord, clip_pyav
-from luve_lightning.datasets.clip_container import file_facts, has_pyav
+from luve_lightning.datasets.clip_container import has_pyav
 from luve_lightning.datasets.clip_scan import scan
 from luve_lightning.datasets.clip_types import ClipError, ClipInfo, Frames, require_frames
 
@@ -43,13 +44,12 @@ def probe_clip(path: str | Path) -> ClipInfo:
     decoded.
 
     Raises:
-        ClipError: the file is missing, empty, cut short, damaged at its start, or holds no video.
+        ClipError: the file is missing, empty, cut short, damaged at its start, or holds no video; RefusedClip when a
+            player shows it in a way that cannot be reproduced.
+        ModuleNotFoundError: PyAV is not installed.
     """
-    path = Path(path)
-    if has_pyav():
-        return scan(path).info
-    file_facts(path)
-    return clip_decord.probe(path, _without_pyav())
+    _require_pyav()
+    return scan(Path(path)).info
 
 
 def read_clip(
@@ -63,28 +63,28 @@ def read_clip(
         count: how many frames.
         stride: frames from one to the next; 2 takes every other one.
         backend: "decord" and "pyav" insist on one library. "auto" takes decord where it is exact and PyAV
-            elsewhere, or where decord fails; on a machine without PyAV it takes decord for every file, with a
-            warning.
+            elsewhere, or where decord fails or is missing.
 
     Returns:
-        uint8, count x height x width x 3, red first, turned upright where the file says so.
+        uint8, count x height x width x 3, red first, as a player shows them.
 
     Raises:
         ClipError: the file is missing, empty, corrupt, cut short, has no video, or fewer frames than asked
-            for.
+            for; RefusedClip when a player shows it in a way that cannot be reproduced.
         ModuleNotFoundError: the library needed is not installed.
     """
     if start < 0 or count < 1 or stride < 1:
         raise ValueError(f"start >= 0, count >= 1 and stride >= 1 expected, got {start}, {count}, {stride}")
     if backend not in ("auto", "decord", "pyav"):
         raise ValueError(f'backend: expected "auto", "decord" or "pyav", got {backend!r}')
+    _require_pyav()
     path = Path(path)
-    if not has_pyav():
-        return _read_without_pyav(path, start, count, stride, backend)
     found = scan(path)
     require_frames(path, found.info.frames, start, count, stride)
     indices = range(start, start + count * stride, stride)
     if backend == "decord":
+        if not found.show.by_decord:
+            raise ClipError(path, found.info.doubt)
         return clip_decord.read_frames(path, indices, found.info)
     if backend == "auto" and found.info.trusted_by_decord and clip_decord.load_decord() is not None:
         try:
@@ -94,26 +94,9 @@ def read_clip(
     return clip_pyav.read_frames(path, found, indices)
 
 
-def _read_without_pyav(path: Path, start: int, count: int, stride: int, backend: Backend) -> Frames:
-    if backend == "pyav":
-        raise ModuleNotFoundError("PyAV is not installed: pip install av")
-    file_facts(path)
-    _without_pyav()
-    return clip_decord.read_alone(path, start, count, stride)
-
-
-@lru_cache(maxsize=1)
-def _without_pyav() -> str:
-    """What it means that PyAV is missing; warns of it once a process."""
-    if clip_decord.load_decord() is None:
-        raise ModuleNotFoundError("reading video needs PyAV or decord: pip install av decord")
-    doubt = "PyAV is not installed to check it"
-    warnings.warn(
-        "PyAV is not installed (pip install av): decord reads every clip, and may be some frames off in "
-        "HEVC and open-GOP H.264",
-        stacklevel=2,
-    )
-    return doubt
+def _require_pyav() -> None:
+    if not has_pyav():
+        raise ModuleNotFoundError("reading video needs PyAV: pip install av")
 
 
 def random_window(total: int, count: int, stride: int, rng: np.random.Generator) -> int:

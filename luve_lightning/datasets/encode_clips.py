@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.clips import ClipError, read_clip
-from luve_lightning.datasets.file_hashes import FileHashes, stamp
+from luve_lightning.datasets.file_hashes import stamp
 from luve_lightning.datasets.latent_recipe import LatentRecipe
 from luve_lightning.datasets.latent_store import LatentKey, LatentStore
 from luve_lightning.datasets.video_index import ClipEntry
@@ -127,10 +128,10 @@ class WindowReader:
     Args:
         recipe: which latents are wanted.
         store: where they go.
-        hashes: of the clips' bytes.
+        hashes: of the clips.
     """
 
-    def __init__(self, recipe: LatentRecipe, store: LatentStore, hashes: FileHashes) -> None:
+    def __init__(self, recipe: LatentRecipe, store: LatentStore, hashes: ClipHashes) -> None:
         self.recipe, self.store, self.hashes = recipe, store, hashes
 
     def __call__(self, window: ClipWindow) -> EncodeItem:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from luve_lightning.datasets.clip_hashes import ClipHashes
+from luve_lightning.datasets.clip_types import RefusedClip
 from luve_lightning.datasets.encode_clips import plan_windows
-from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.datasets.latent_key import LatentKey
 from luve_lightning.datasets.latent_recipe import HIGH_RESOLUTION, LatentRecipe
 from luve_lightning.datasets.latent_store import LatentStore, StoreError
@@ -37,17 +38,19 @@ class PairLookup:
 
     Attributes:
         pairs: windows whose latents are all there, in the order of the index.
-        dropped: (clip id, reason) of clips that no latents are expected of: too short, or set aside by
-            precompute.
+        dropped: (clip id, reason) of clips that no latents are expected of: too short, shown in a way that cannot
+            be reproduced, or set aside by precompute.
+        uneven: clip ids of those with a variable frame rate.
     """
 
     pairs: list[PairEntry] = field(default_factory=list)
     dropped: list[tuple[str, str]] = field(default_factory=list)
+    uneven: list[str] = field(default_factory=list)
 
 
 def find_pair_keys(
     store: LatentStore,
-    hashes: FileHashes,
+    hashes: ClipHashes,
     entries: Iterable[ClipEntry],
     recipe: LatentRecipe,
     variant: str = "plain",
@@ -55,11 +58,11 @@ def find_pair_keys(
 ) -> PairLookup:
     """Find the latents of clips, and refuse to go on when any are missing.
 
-    Clips whose hash is not remembered are read once for it.
+    Clips whose hash is not remembered are read once for it, and looked at once for how they are shown.
 
     Args:
         store: where `luve precompute` put them.
-        hashes: of the clips' bytes; `FileHashes(store.root)` is precompute's.
+        hashes: of the clips; `ClipHashes(store.root)` is precompute's.
         entries: the clips.
         recipe: which latents; it must say what precompute's configuration said.
         variant: one of the recipe's variants.
@@ -79,7 +82,11 @@ def find_pair_keys(
     lookup = PairLookup()
     lacking: dict[str, ClipEntry] = {}
     for window in windows:
-        pair = _find(store, hashes, window.clip, window.frames, recipe, variant)
+        try:
+            pair = _find(store, hashes, window.clip, window.frames, recipe, variant)
+        except RefusedClip as error:
+            reasons.setdefault(window.clip.path, error.reason)
+            continue
         if pair is not None:
             lookup.pairs.append(pair)
         elif (real := os.path.realpath(window.clip.path)) in bad:
@@ -88,6 +95,7 @@ def find_pair_keys(
             lacking[window.clip.clip_id] = window.clip
     if lacking or not lookup.pairs:
         raise StoreError(_complaint(store, recipe, variant, list(lacking), len(entries)))
+    lookup.uneven = [path.stem for path in hashes.uneven(dict.fromkeys(p.entry.path for p in lookup.pairs))]
     lookup.dropped = [(entry.clip_id, reasons[entry.path]) for entry in entries if entry.path in reasons]
     return lookup
 
@@ -104,7 +112,7 @@ def quarantine_path(store: LatentStore, recipe: LatentRecipe) -> Path:
 
 def _find(
     store: LatentStore,
-    hashes: FileHashes,
+    hashes: ClipHashes,
     clip: ClipEntry,
     frames: tuple[int, int],
     recipe: LatentRecipe,

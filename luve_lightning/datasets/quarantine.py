@@ -16,6 +16,7 @@ from luve_lightning.files import warn_kept_in_memory
 
 T = TypeVar("T")
 SHOWN = 5  # clips named in the message of TooManyBadClips
+ALWAYS_ALLOWED = 2  # bad clips that stop no run, unless none at all is allowed: one of 14 is more than 5 %
 
 
 class TooManyBadClips(RuntimeError):
@@ -73,7 +74,8 @@ class Quarantine:
     Args:
         path: the file; made, with its folders, when the first clip fails. None keeps the list in memory, for
             each worker its own.
-        max_bad_fraction: the largest share of `total` that may be bad, in [0, 1].
+        max_bad_fraction: the largest share of `total` that may be bad, in [0, 1]. Unless it is 0, `ALWAYS_ALLOWED`
+            clips may be bad in any case, as long as one is left.
         total: how many clips there are, >= 1.
         clips: the clips themselves, where the file may also name others: of another index, by a run that shares the
             store. None counts all that are listed.
@@ -113,8 +115,14 @@ class Quarantine:
             except OSError as error:
                 warn_kept_in_memory(self.path.parent, error)
                 self._bad[bad.path] = bad
-        if len(self._counted()) > self.max_bad_fraction * self.total:
+        if len(self._counted()) > self.allowed:
             raise TooManyBadClips(self.describe())
+
+    @property
+    def allowed(self) -> float:
+        """How many clips may be bad."""
+        always = min(ALWAYS_ALLOWED, self.total - 1) if self.max_bad_fraction > 0 else 0
+        return max(self.max_bad_fraction * self.total, always)
 
     def bad(self) -> list[BadClip]:
         """The clips listed so far, by anyone, in the order in which they were found."""
@@ -122,8 +130,8 @@ class Quarantine:
         return self._counted()
 
     def too_many(self) -> bool:
-        """Whether more than the allowed share is bad."""
-        return len(self.bad()) > self.max_bad_fraction * self.total
+        """Whether more than allowed are bad."""
+        return len(self.bad()) > self.allowed
 
     def _look(self) -> None:
         if self.path is not None and self.path.exists():
@@ -134,17 +142,17 @@ class Quarantine:
         return [clip for clip in self._bad.values() if self._own is None or clip.path in self._own]
 
     def describe(self) -> str:
-        """How many clips are bad, and the first few with their reasons, as lines of text."""
+        """How many clips are bad, and the first few with their reasons, in one line."""
         bad = self.bad()
-        share = len(bad) / self.total
-        allowed = f"{share:.1%}, {self.max_bad_fraction:.1%} allowed"
-        lines = [f"{len(bad)} of {self.total} clips cannot be read ({allowed})"]
-        lines += [f"  {clip.path}: {clip.reason}" for clip in bad[:SHOWN]]
-        if len(bad) > SHOWN:
-            lines.append(f"  and {len(bad) - SHOWN} more")
-        if self.path is not None and bad:
-            lines.append(f"all of them are listed in {self.path}; delete it to start the count again")
-        return "\n".join(lines)
+        share = self.max_bad_fraction * self.total
+        allowed = f"{self.allowed} clips" if self.allowed > share else f"{self.max_bad_fraction:.1%}"
+        some = "; ".join(f"{clip.path}: {clip.reason}" for clip in bad[:SHOWN])
+        more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        listed = f" (listed in {self.path}; delete it to start the count again)" if self.path and bad else ""
+        return (
+            f"{len(bad)} of {self.total} clips cannot be read ({len(bad) / self.total:.1%}, {allowed} allowed): "
+            f"{some}{more}{listed}"
+        )
 
     def _append(self, path: Path, bad: BadClip) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +209,7 @@ def first_readable(
             return candidate, read(candidate)
         except ClipError as error:
             quarantine.add(error)
-    raise TooManyBadClips(f"no clip can be read\n{quarantine.describe()}")
+    raise TooManyBadClips(f"no clip can be read: {quarantine.describe()}")
 
 
 def _facts(path: Path) -> tuple[int | None, int | None]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from luve_lightning.datasets.clip_container import has_pyav
 from luve_lightning.datasets.clip_encoding import encode_h264
 from luve_lightning.datasets.clips import Frames, probe_clip, read_clip
 from luve_lightning.datasets.file_names import video_name
@@ -55,19 +54,21 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, lossless: bool
 def read_video(path: str | Path) -> tuple[Frames, float]:
     """Every frame of a video file.
 
-    Read with PyAV where it is there: it notices damage inside a frame, which decord fills in silently.
+    Read with PyAV: it notices damage inside a frame, which decord fills in silently.
 
     Args:
         path: any container and codec that `datasets/clips.py` reads.
 
     Returns:
-        uint8 T x H x W x 3, full-range sRGB, and the frames per second (0 when the file does not say).
+        uint8 T x H x W x 3, full-range sRGB as a player shows them, and the frames per second (0 when the file does
+        not say).
 
     Raises:
-        ClipError: the file is missing, empty, corrupt, cut short or holds no video; its text is one line.
+        ClipError: the file is missing, empty, corrupt, cut short, holds no video, or is shown in a way that cannot
+            be reproduced; its text is one line.
     """
     info = probe_clip(path)
-    return read_clip(path, 0, info.frames, backend="pyav" if has_pyav() else "auto"), info.fps
+    return read_clip(path, 0, info.frames, backend="pyav"), info.fps
 
 
 def find_videos(folder: str | Path) -> list[Path]:

@@ -16,7 +16,7 @@ from luve_lightning.datasets.video_rows import (
 )
 from luve_lightning.datasets.video_splits import SPLITS, Split, hashed_split, read_splits
 
-__all__ = ["CAPTIONS", "COLUMNS", "SPLITS", "ClipEntry", "Split", "VideoIndex", "VideoIndexError"]
+__all__ = ["CAPTIONS", "COLUMNS", "SPLITS", "ClipEntry", "Limits", "Split", "VideoIndex", "VideoIndexError"]
 
 
 class VideoIndex:

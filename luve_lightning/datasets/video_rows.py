@@ -85,12 +85,29 @@ class ClipEntry:
 
 @dataclass(frozen=True)
 class Limits:
-    """Which clips to take: least frames, height and width (pixels), and the range of frame rates."""
+    """Which clips to take, by what the CSV says of them. None of it is part of a stored latent's address.
+
+    Attributes:
+        min_frames: take clips of at least this many frames.
+        min_height: take clips at least this high as they are shown, pixels.
+        min_width: take clips at least this wide as they are shown, pixels.
+        fps_range: take clips with a frame rate within, both ends included; null takes all.
+    """
 
     min_frames: int = 1
     min_height: int = 1
     min_width: int = 1
     fps_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.min_frames, self.min_height, self.min_width) < 1:
+            raise ValueError(
+                f"expected min_frames, min_height and min_width of at least 1, got {self.min_frames}, "
+                f"{self.min_height} and {self.min_width}"
+            )
+        low, high = self.fps_range or (0, math.inf)
+        if not 0 <= low <= high:
+            raise ValueError(f"fps_range: expected the lowest and the highest rate, got {low:g} and {high:g}")
 
     def check(self, entry: ClipEntry) -> None:
         """Raise when the clip is not to be taken."""
@@ -126,6 +143,7 @@ def read_rows(csv_path: Path, folder: Path, limits: Limits) -> Rows:
     """
     found = Rows()
     files = _file_names(folder)
+    stems = {name.rpartition(".")[0]: name for name in files}
     seen: set[str] = set()
     try:
         for row in _dictionaries(csv_path):
@@ -137,7 +155,8 @@ def read_rows(csv_path: Path, folder: Path, limits: Limits) -> Rows:
                     raise _RowError("duplicate clip_id: an earlier row has it")
                 seen.add(clip_id)
                 if entry.path.name not in files:
-                    raise _RowError(f"file missing: {entry.path}")
+                    other = f" ({stems[clip_id]} is there)" if clip_id in stems else ""
+                    raise _RowError(f"file missing: {entry.path}{other}")
                 limits.check(entry)
                 found.entries.append(entry)
             except _RowError as error:

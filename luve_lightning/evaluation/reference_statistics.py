@@ -12,6 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from luve_lightning.datasets.clip_hashes import shown_digest
 from luve_lightning.datasets.video_files import VIDEO_SUFFIXES, read_video
 from luve_lightning.files import warn_kept_in_memory
 from luve_lightning.functional.patches import PatchPlan
@@ -51,6 +52,8 @@ def source_hash(folder: str | Path, files: Sequence[Path]) -> str:
     for path in files:
         with path.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            content = shown_digest(path, content)
         digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
     return digest.hexdigest()
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from luve_lightning.datasets.file_hashes import FileHashes, Stamp, stamp
+from luve_lightning.datasets.clip_hashes import ClipHashes
+from luve_lightning.datasets.clip_types import ClipError
+from luve_lightning.datasets.file_hashes import Stamp, stamp
 from luve_lightning.evaluation.decode_ahead import Decoded, decode_ahead
 from luve_lightning.evaluation.measures import Measure, Skipped
 from luve_lightning.evaluation.result_cache import ResultCache, Score, result_key
@@ -107,7 +109,7 @@ class Runner:
         measures: Sequence[Measure],
         skipped: Sequence[Skipped],
         cache: ResultCache,
-        hashes: FileHashes,
+        hashes: ClipHashes,
         device: torch.device,
         threads: int,
         limit: int,
@@ -157,6 +159,8 @@ class Runner:
                 return stamp(item[2]), self.hashes.digest(item[2])
             except OSError as error:
                 return error.strerror or str(error)
+            except ClipError as error:
+                return error.reason
 
         with ThreadPoolExecutor(self.threads) as pool:
             for (method, name, _), seen in zip(everything, pool.map(look, everything), strict=True):

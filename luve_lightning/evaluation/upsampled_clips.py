@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.clips import ClipError, read_clip
-from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.datasets.video_files import write_video
 from luve_lightning.datasets.video_index import ClipEntry
 from luve_lightning.evaluation.tables import write_text
@@ -101,7 +101,7 @@ class ClipUpsampler:
         identities: Mapping[str, str],
         recipe: UpsamplingRecipe,
         folder: Path,
-        hashes: FileHashes,
+        hashes: ClipHashes,
         device: torch.device,
     ) -> None:
         taken = {REFERENCE, CEILING} & methods.keys()

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.clip_scores import caption_digest
 from luve_lightning.datasets.clips import ClipError
-from luve_lightning.datasets.file_hashes import FileHashes, stamp
+from luve_lightning.datasets.file_hashes import stamp
 from luve_lightning.datasets.quarantine import Quarantine
 from luve_lightning.datasets.score_table import (
     ScoreRow,
@@ -75,7 +76,7 @@ def score_clips(
         there = _finished(folder, settings)
         rows = {row.clip_id: row for row in (read_rows(part) if part.exists() else [])}
         jobs = _jobs(
-            entries[shard.index :: shard.count], settings, FileHashes(folder), there, totals, advance
+            entries[shard.index :: shard.count], settings, ClipHashes(folder), there, totals, advance
         )
         read = FrameReader(choice)
         for batch in _batches(read_ahead(read, jobs, num_workers, batch_size), batch_size):
@@ -114,7 +115,7 @@ def _finished(folder: Path, settings: ScoreSettings) -> set[tuple[str, str, str]
 def _jobs(
     entries: Iterable[ClipEntry],
     settings: ScoreSettings,
-    hashes: FileHashes,
+    hashes: ClipHashes,
     finished: set[tuple[str, str, str]],
     totals: ScoreTotals,
     advance: Callable[[int], None],
@@ -127,6 +128,8 @@ def _jobs(
             digest = hashes.digest(entry.path)
         except OSError as problem:
             error = problem.strerror or str(problem)
+        except ClipError as problem:
+            error = problem.reason
         row = ScoreRow(entry.clip_id, digest, caption, settings, error=error)
         if row.key in finished:
             totals.there += 1

@@ -19,7 +19,7 @@ from luve_lightning.datasets.text_store import StoredEmbeddings, TextSource, Tex
 from luve_lightning.models.text import TextEncoder
 from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.small_text import write_text_encoder
-from tests.helpers.small_world import write_world
+from tests.helpers.small_world import add_row, write_world
 
 Luve = Callable[..., Outcome]
 BRIEF = ["a red boat sails.", "", "birds fly", "birds fly"]
@@ -228,3 +228,13 @@ def test_mistakes_are_one_line(luve: Luve, option: str, value: object, message: 
     assert outcome.code == 2
     (line,) = outcome.error_lines
     assert message in line
+
+
+def test_rows_left_out_are_told(luve: Luve, index: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "clips.csv"
+    copy.write_text(index.read_text())
+    add_row(copy, clip_id="a boat", url="source-0")
+    outcome = luve(index=copy, clips=index.parent / "clips", **{"keep.min_width": 16})
+    assert outcome.code == 0, outcome.err
+    assert f"{copy}: 4 clips of 4 source videos, 1 rows dropped" in outcome.out
+    assert "1  bad clip_id (first: a boat 'a boat'" in outcome.out

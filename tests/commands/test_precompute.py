@@ -12,16 +12,17 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.clips import read_clip
-from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.datasets.latent_pairs_index import PairLookup, find_pair_keys
 from luve_lightning.datasets.latent_recipe import LatentRecipe
 from luve_lightning.datasets.latent_store import LatentStore, StoreError
 from luve_lightning.datasets.video_index import VideoIndex
 from luve_lightning.functional.pixels import frames_to_video
 from luve_lightning.models.backbone import LatentCodec
+from tests.datasets.video_files import set_matrix, write_video
 from tests.helpers.run_luve import Outcome, run_luve
-from tests.helpers.small_world import write_backbone, write_world
+from tests.helpers.small_world import add_row, change_rows, write_backbone, write_world
 
 SCALES = (1.5, 2.0, 3.0)
 
@@ -61,7 +62,7 @@ def recipe(backbone: Path, **changes: object) -> LatentRecipe:
 
 
 def find(store: Path, index: Path, what: LatentRecipe) -> PairLookup:
-    return find_pair_keys(LatentStore(store), FileHashes(store), VideoIndex.from_csv(index).entries, what)
+    return find_pair_keys(LatentStore(store), ClipHashes(store), VideoIndex.from_csv(index).entries, what)
 
 
 def test_latents_are_those_of_the_downscaled_frames(
@@ -124,7 +125,7 @@ def test_windows_strides_and_one_split(luve, world: Path, tiny_backbone: Path, t
     train = VideoIndex.from_csv(world).split("train")
     store = LatentStore(tmp_path / "store")
     what = recipe(tiny_backbone, frames=1, windows=3, start=1, scales=(3,))
-    pairs = find_pair_keys(store, FileHashes(store.root), train, what).pairs
+    pairs = find_pair_keys(store, ClipHashes(store.root), train, what).pairs
     assert [pair.hr_key.frames for pair in pairs] == [(1, 2), (5, 6), (8, 9)] * 2
     nothing = luve(splits="[test]")
     assert (nothing.code, nothing.error_lines) == (2, [f"luve precompute: error: {world}: no clips in test"])
@@ -174,11 +175,80 @@ def test_bad_clips_are_set_aside_and_the_run_goes_on(
 def test_too_many_bad_clips_stop_the_run_with_the_list(luve, world: Path) -> None:
     bad = VideoIndex.from_csv(world).entries[1]
     bad.path.write_bytes(b"broken")
-    outcome = luve(max_bad_fraction=0.3)
+    outcome = luve(max_bad_fraction=0)
     assert outcome.code == 2
     (line,) = outcome.error_lines
     assert "1 of 3 clips cannot be read" in line
     assert str(bad.path) in line
+
+
+def test_rows_left_out_are_told_and_clips_can_be_chosen(luve, world: Path) -> None:
+    add_row(world, clip_id="a boat", url="x")
+    add_row(world, clip_id="gone", url="y")
+    (world.parent / "clips" / "gone.MOV").touch()
+    add_row(world, clip_id="gone2", url="y")
+    outcome = luve()
+    assert summary(outcome) == (12, 0, 0)
+    told = outcome.out.splitlines()[:3]
+    clips = world.parent / "clips"
+    assert told == [
+        f"{world}: 3 clips of 3 source videos, 3 rows dropped",
+        f"       2  file missing (first: gone {clips}/gone.mp4 (gone.MOV is there))",
+        "       1  bad clip_id (first: a boat 'a boat', letters, digits, '.', '_' and '-' expected)",
+    ]
+    # What is chosen is no part of a latent's address.
+    change_rows(world, fps="60", frame_height="40")
+    outcome = luve(**{"keep.fps_range": "[1, 30]"})
+    assert summary(outcome) == (0, 8, 0)
+    assert "1  frame rate not wanted (first: " in outcome.out
+    assert summary(luve(**{"keep.min_height": 48})) == (0, 8, 0)
+    outcome = luve(**{"keep.min_frames": 10})
+    assert (outcome.code, "no clip can be used: 3 too few frames" in outcome.error_lines[0]) == (2, True)
+    outcome = luve(**{"keep.fps_range": "[30, 1]"})
+    assert (outcome.code, "fps_range" in outcome.error_lines[0]) == (2, True)
+
+
+def test_short_clips_are_told_and_do_not_count_as_unreadable(
+    luve, world: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    change_rows(world, total_frames="4")
+    outcome = luve(max_bad_fraction=0)
+    assert summary(outcome) == (8, 0, 0)
+    short = VideoIndex.from_csv(world).entries[0]
+    assert (
+        f"  too short      1, first {short.path}: 4 frames, expected at least 9" in outcome.out.splitlines()
+    )
+    lookup = find(tmp_path / "store", world, recipe(tiny_backbone))
+    assert lookup.dropped == [(short.clip_id, "4 frames, expected at least 9")]
+    outcome = luve(start=90)
+    assert outcome.code == 2
+    assert "all of 3 clips are too short, first " in outcome.error_lines[0]
+
+
+def test_one_bad_clip_does_not_stop_a_small_data_set(luve, world: Path) -> None:
+    VideoIndex.from_csv(world).entries[1].path.write_bytes(b"broken")
+    assert summary(luve()) == (8, 0, 1)
+
+
+def test_clips_are_encoded_as_they_are_shown(luve, world: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    turned, odd, uneven = (entry.path for entry in VideoIndex.from_csv(world).entries)
+    upright = read_clip(turned, 0, 9)
+    set_matrix(turned, -1, 0, 0, 1)
+    set_matrix(odd, 1, 1, -1, 1)
+    write_video(uneven.parent, count=9, name=uneven.stem, pts=[0, 1, 2, 3, 4, 8, 12, 16, 20])
+    outcome = luve(dtype="float32")
+    assert summary(outcome) == (8, 0, 1)
+    assert f"variable rate  1 clips (first {uneven.stem}): frames are counted, not timed" in outcome.out
+    (listed,) = (tmp_path / "store" / "quarantine").iterdir()
+    assert "is shown turned or sheared otherwise" in listed.read_text()
+    lookup = find(tmp_path / "store", world, recipe(tiny_backbone, dtype="float32"))
+    assert [clip for clip, _ in lookup.dropped] == [odd.stem]
+    assert lookup.uneven == [uneven.stem]
+    video = frames_to_video(upright[:, :, ::-1]).unsqueeze(0)
+    high = LatentCodec.from_pretrained(tiny_backbone).encode(video)[0]
+    torch.testing.assert_close(
+        LatentStore(tmp_path / "store").read(lookup.pairs[0].hr_key), high, atol=1e-4, rtol=1e-3
+    )
 
 
 def test_variants_have_entries_of_their_own(luve, world: Path, tiny_backbone: Path, tmp_path: Path) -> None:
@@ -189,7 +259,7 @@ def test_variants_have_entries_of_their_own(luve, world: Path, tiny_backbone: Pa
     store = LatentStore(tmp_path / "store")
     what = recipe(tiny_backbone, variants=("plain", "dark (amount 0.5)"), dtype="float32")
     entries = VideoIndex.from_csv(world).entries
-    pairs = find_pair_keys(store, FileHashes(store.root), entries, what, variant="dark (amount 0.5)").pairs
+    pairs = find_pair_keys(store, ClipHashes(store.root), entries, what, variant="dark (amount 0.5)").pairs
     video = frames_to_video(read_clip(entries[0].path, 0, 9)).unsqueeze(0) * 0.5
     dark = LatentCodec.from_pretrained(tiny_backbone).encode(video)[0]
     torch.testing.assert_close(store.read(pairs[0].hr_key), dark, atol=1e-4, rtol=1e-3)

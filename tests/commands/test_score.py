@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.clips import read_clip
-from luve_lightning.datasets.score_table import ScoreRow, read_rows
+from luve_lightning.datasets.score_table import ScoreRow, read_rows, write_rows
 from luve_lightning.datasets.video_index import VideoIndex
+from tests.datasets.video_files import set_matrix
 from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.scoring import captioned_world, recorded, set_captions
-from tests.helpers.small_world import write_clip
+from tests.helpers.small_world import add_row, change_rows, write_clip
 
 CLIPS = 5
 
@@ -141,7 +144,7 @@ def test_too_many_unreadable_clips_stop_the_run_but_keep_its_scores(
 ) -> None:
     bad = ids(world)[3]
     (world.parent / "clips" / f"{bad}.mp4").write_bytes(b"broken")
-    outcome = luve(max_bad_fraction=0.1)
+    outcome = luve(max_bad_fraction=0)
     assert outcome.code == 2
     (line,) = outcome.error_lines
     assert "1 of 5 clips cannot be read" in line
@@ -215,3 +218,33 @@ def test_a_score_that_is_no_number_is_refused(luve, tmp_path: Path) -> None:
     (line,) = outcome.error_lines
     assert "recording gave" in line
     assert not read_rows(tmp_path / "scores")
+
+
+def test_rows_left_out_are_told_and_clips_can_be_chosen(luve, world: Path, tmp_path: Path) -> None:
+    add_row(world, clip_id="a boat", url="x")
+    change_rows(world, fps="60")
+    outcome = luve(**{"keep.fps_range": "[1, 30]"})
+    assert summary(outcome) == (CLIPS - 1, 0, 0)
+    assert f"{world}: {CLIPS - 1} clips" in outcome.out.splitlines()[0]
+    assert "1  bad clip_id (first: a boat 'a boat'" in outcome.out
+    assert "1  frame rate not wanted (first: " in outcome.out
+
+
+def test_clips_that_are_not_shown_as_stored_get_scores_of_their_own(
+    luve, world: Path, tmp_path: Path
+) -> None:
+    first, second, *_ = VideoIndex.from_csv(world).entries
+    set_matrix(first.path, 1, 1, -1, 1)
+    set_matrix(second.path, -1, 0, 0, 1)
+    assert summary(luve(max_bad_fraction=0.5)) == (CLIPS - 1, 0, 1)
+    rows = by_clip(tmp_path / "scores")
+    assert "is shown turned or sheared" in str(rows[first.clip_id].error)
+    assert rows[second.clip_id].clip_sha256 == ClipHashes(tmp_path).digest(second.path)
+    # As it was scored when it was read otherwise: not taken for this one.
+    old = hashlib.sha256(second.path.read_bytes()).hexdigest()
+    part = next((tmp_path / "scores").glob("*.parquet"))
+    write_rows(
+        part,
+        [replace(row, clip_sha256=old) if row.clip_id == second.clip_id else row for row in rows.values()],
+    )
+    assert summary(luve(max_bad_fraction=0.5)) == (1, CLIPS - 2, 1)

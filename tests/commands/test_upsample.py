@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -18,8 +19,9 @@ from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.functional.pixels import frames_to_video, video_to_frames
 from luve_lightning.functional.resize import resize_video
 from luve_lightning.models.backbone import LatentCodec
+from tests.datasets.video_files import set_matrix
 from tests.helpers.run_luve import Outcome, run_luve
-from tests.helpers.small_world import write_world
+from tests.helpers.small_world import add_row, write_world
 from tests.helpers.upsampling import tiny_vluer
 
 FRAMES, SIZE = 5, 48
@@ -182,3 +184,23 @@ def test_mistakes_are_one_line(luve: Luve, options: dict[str, object], message: 
     assert outcome.code == 2
     assert message in outcome.err
     assert len(outcome.error_lines) == 1
+
+
+def test_rows_left_out_and_clips_shown_otherwise_are_told(luve: Luve, world: Path, tmp_path: Path) -> None:
+    add_row(world, clip_id="a boat", url="x")
+    first, second = VideoIndex.from_csv(world).entries
+    set_matrix(first.path, 1, 1, -1, 1)
+    upright = read_clip(second.path, 0, FRAMES)
+    assert totals(luve(**{"keep.min_width": 48, "baselines": "[bilinear]"})) == (4, 0, 1)
+    # A video made of the clip when it was read otherwise counts as missing, and so does what is mirrored from now on.
+    set_matrix(second.path, -1, 0, 0, 1)
+    for about in (tmp_path / "out").glob("*/*.json"):
+        content = json.loads(about.read_text())
+        content["recipe"]["clip"] = hashlib.sha256(second.path.read_bytes()).hexdigest()
+        about.write_text(json.dumps(content))
+    outcome = luve(**{"keep.min_width": 48, "baselines": "[bilinear]"})
+    assert totals(outcome) == (4, 0, 1)
+    assert "2 clips of 2 source videos, 1 rows dropped" in outcome.out
+    assert "is shown turned or sheared otherwise" in outcome.out
+    mirrored, _ = read_video(tmp_path / "out" / "reference" / f"{second.clip_id}.mp4")
+    np.testing.assert_array_equal(mirrored, upright[:, :, ::-1])

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from luve_lightning.datamodules.caption_latents import Selection
+from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.clip_scores import caption_digest
-from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.datasets.score_table import ScoreRow, ScoreSettings, write_rows
 from luve_lightning.datasets.text_store import TextStore
 from luve_lightning.datasets.video_index import VideoIndex
@@ -85,7 +85,7 @@ def test_limits_and_seeds(world: World, tmp_path: Path) -> None:
 
 def write_scores(world: World, folder: Path, scores: list[float]) -> Path:
     settings = ScoreSettings("sharpness", "1", COLUMN, "4 frames")
-    hashes = FileHashes(folder)
+    hashes = ClipHashes(folder)
     rows = [
         ScoreRow(
             entry.clip_id,
@@ -115,7 +115,10 @@ def test_training_clips_are_selected_and_held_out_ones_are_not(
     kept = [entry.clip_id for entry, _ in data.datasets["train"].items]
     assert kept == [entries(world, "train")[i].clip_id for i in (1, 3)]
     assert len(data.datasets["val"]) == 1, "it has no score and needs none"
-    assert set(caplog.messages) == {"training clips: 2 of 4 clips are above 2 by sharpness (1)"}
+    assert set(caplog.messages) == {
+        f"{data.index_path}: 6 clips of 3 source videos, 0 rows dropped",
+        "training clips: 2 of 4 clips are above 2 by sharpness (1)",
+    }
     with pytest.raises(ValueError, match="scores by 'sharpness', but the threshold 2 is for 'hpsv3'"):
         world.data(selection=replace(chosen, scorer="hpsv3")).setup("fit")
     with pytest.raises(ValueError, match="none of 4 clips is above 9 by sharpness; the highest has 3"):

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luve_lightning.datamodules.encode import EncodeDataModule, share
+from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.encode_clips import ClipsToEncode, ClipWindow, WindowReader
-from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.datasets.latent_recipe import LatentRecipe
 from luve_lightning.datasets.latent_store import LatentStore
 from luve_lightning.datasets.video_index import VideoIndex
@@ -27,7 +27,7 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> ClipWindow:
 @pytest.fixture
 def reader(tmp_path: Path) -> WindowReader:
     recipe = LatentRecipe(vae="v", size=(48, 48), scales=(), frames=1)
-    return WindowReader(recipe, LatentStore(tmp_path), FileHashes(tmp_path))
+    return WindowReader(recipe, LatentStore(tmp_path), ClipHashes(tmp_path))
 
 
 @given(count=st.integers(0, 60), world_size=st.integers(1, 9), batch_size=st.integers(1, 9))

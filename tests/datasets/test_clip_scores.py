@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.clip_scores import ClipScores, ScoresError, caption_digest
-from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.datasets.score_table import ScoreRow, ScoreSettings, read_rows, write_rows
 from luve_lightning.datasets.video_rows import CAPTIONS, ClipEntry
 
@@ -33,7 +33,7 @@ def entries(folder: Path) -> list[ClipEntry]:
 
 
 def rows_of(entries: list[ClipEntry], scores: list[float | None]) -> list[ScoreRow]:
-    hashes = FileHashes(entries[0].path.parent)
+    hashes = ClipHashes(entries[0].path.parent)
     return [
         ScoreRow(
             clip_id=entry.clip_id,

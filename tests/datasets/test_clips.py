@@ -77,7 +77,8 @@ def test_probe_tells_facts(videos: dict[str, Path]) -> None:
         info = probe_clip(path)
         assert (info.frames, info.width, info.height) == (COUNT, SIZE, SIZE), name
         assert info.fps == pytest.approx(24), name
-        assert info.trusted_by_decord == (name in CLOSED), f"{name}: {info.doubt}"
+        # VP8 and VP9 may change their size at any picture: PyAV notices, decord does not.
+        assert info.trusted_by_decord == (name.startswith("h264") and name in CLOSED), f"{name}: {info.doubt}"
         assert bool(info.doubt) != info.trusted_by_decord
     assert {probe_clip(path).codec for path in videos.values()} >= {"h264", "hevc", "vp8", "vp9"}
 
@@ -319,34 +320,17 @@ for _ in range(2):
 """
 
 
-@pytest.mark.parametrize("absent", ["av", "decord"])
-def test_either_library_alone_reads(absent: str, videos: dict[str, Path]) -> None:
-    done = run_without([absent], READ_TWICE, videos["h264"])
+def test_decord_may_be_missing(videos: dict[str, Path]) -> None:
+    done = run_without(["decord"], READ_TWICE, videos["h264"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"(5, {SIZE}, {SIZE}, 3) {COUNT}"] * 2
-    assert done.stderr.count("PyAV is not installed") == (1 if absent == "av" else 0)
 
 
-def test_decord_alone_still_names_bad_files(tmp_path: Path) -> None:
-    code = """
-from luve_lightning.datasets.clips import ClipError, read_clip
-try:
-    read_clip(sys.argv[1], 0, 5)
-except ClipError as error:
-    print(error)
-"""
-    path = write_video(tmp_path, count=4)
-    assert f"{path}: too short: frames 0 to 4 asked for, it has 4" in run_without(["av"], code, path).stdout
-    half(path)
-    assert f"{path}: cannot be read by decord: " in run_without(["av"], code, path).stdout
-    path.unlink()
-    assert f"{path}: is missing" in run_without(["av"], code, path).stdout
-
-
-def test_neither_library_is_one_clear_line(videos: dict[str, Path]) -> None:
-    done = run_without(["av", "decord"], READ_TWICE, videos["h264"])
+def test_without_pyav_nothing_is_read(videos: dict[str, Path]) -> None:
+    """decord alone cannot tell how a file is shown."""
+    done = run_without(["av"], READ_TWICE, videos["h264"])
     assert done.returncode != 0
-    assert done.stderr.splitlines()[-1].endswith("reading video needs PyAV or decord: pip install av decord")
+    assert done.stderr.splitlines()[-1].endswith("reading video needs PyAV: pip install av")
 
 
 class Clips(Dataset[torch.Tensor]):

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from luve_lightning.datasets import encode_clips, file_hashes
+from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.clips import read_clip
 from luve_lightning.datasets.encode_clips import (
     ClipsToEncode,
@@ -24,7 +25,6 @@ from luve_lightning.datasets.encode_clips import (
     plan_windows,
     variant_name,
 )
-from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.datasets.latent_recipe import LatentRecipe
 from luve_lightning.datasets.latent_store import LatentStore
 from luve_lightning.datasets.video_index import VideoIndex
@@ -42,7 +42,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WindowReader:
     monkeypatch.setattr(file_hashes, "_SETTLED_NS", 0)  # the clips were written a moment ago
-    return WindowReader(RECIPE, LatentStore(tmp_path / "store"), FileHashes(tmp_path / "store"))
+    return WindowReader(RECIPE, LatentStore(tmp_path / "store"), ClipHashes(tmp_path / "store"))
 
 
 def store_all(reader: WindowReader, window: ClipWindow) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.clip_types import ClipError
-from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.datasets.latent_pairs_index import PairLookup, find_pair_keys, quarantine_path
 from luve_lightning.datasets.latent_recipe import LatentRecipe
 from luve_lightning.datasets.latent_store import LatentStore, StoreError
@@ -28,7 +28,7 @@ def entries(tmp_path: Path) -> list[ClipEntry]:
 @pytest.fixture
 def store(tmp_path: Path, entries: list[ClipEntry]) -> LatentStore:
     store = LatentStore(tmp_path / "store")
-    hashes = FileHashes(store.root)
+    hashes = ClipHashes(store.root)
     for entry in entries:
         for frames in RECIPE.frame_ranges(entry.total_frames):
             for key in RECIPE.keys(hashes.digest(entry.path), frames).values():
@@ -37,7 +37,7 @@ def store(tmp_path: Path, entries: list[ClipEntry]) -> LatentStore:
 
 
 def find(store: LatentStore, entries: list[ClipEntry], recipe: LatentRecipe = RECIPE) -> PairLookup:
-    return find_pair_keys(store, FileHashes(store.root), entries, recipe)
+    return find_pair_keys(store, ClipHashes(store.root), entries, recipe)
 
 
 def test_every_window_at_every_scale(store: LatentStore, entries: list[ClipEntry]) -> None:
@@ -115,4 +115,4 @@ def test_nothing_at_all_is_an_error(store: LatentStore, entries: list[ClipEntry]
 
 def test_unknown_variant(store: LatentStore, entries: list[ClipEntry]) -> None:
     with pytest.raises(ValueError, match=r"variant 'sharp' is not among the recipe's, \['plain'\]"):
-        find_pair_keys(store, FileHashes(store.root), entries, RECIPE, variant="sharp")
+        find_pair_keys(store, ClipHashes(store.root), entries, RECIPE, variant="sharp")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from skimage.filters import unsharp_mask as skimage_unsharp_mask
 
+from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.clips import read_clip
 from luve_lightning.datasets.encode_clips import variant_name
-from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.datasets.latent_pairs_index import find_pair_keys
 from luve_lightning.datasets.latent_recipe import LatentRecipe
 from luve_lightning.datasets.latent_store import LatentStore
@@ -53,7 +53,7 @@ def test_precompute_writes_it_beside_the_plain_one(
         assert outcome.code == 0, outcome.err
         assert f"encoded        {encoded} latents" in outcome.out  # the second time only the sharpened ones
     recipe = LatentRecipe(codec.fingerprint(), (48, 48), (), 9, variants=("plain", NAME), dtype="float32")
-    hashes = FileHashes(store.root)
+    hashes = ClipHashes(store.root)
     for variant in recipe.variants:
         pairs = find_pair_keys(store, hashes, entries, recipe, variant).pairs
         frames = read_clip(entries[0].path, 0, 9)

@@ -7,6 +7,7 @@ coding; below them a texture drifts, so that encoders have motion to predict and
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -143,12 +144,55 @@ def write_video(
         stream.pix_fmt = kind.pix_fmt
         stream.codec_context.time_base = Fraction(1, 24)
         stream.codec_context.thread_count = 1
-        if rotation:
-            stream.set_display_rotation(rotation)
         for index in range(count):
             frame = av.VideoFrame.from_ndarray(numbered_frame(index), format="rgb24")
             frame.pts = index if pts is None else pts[index]
             frame.time_base = Fraction(1, 24)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    if rotation:
+        set_matrix(path, *QUARTER_TURNS[rotation])
+    return path
+
+
+QUARTER_TURNS = {90: (0, -1, 1, 0), 180: (-1, 0, 0, -1), 270: (0, 1, -1, 0)}
+"""Display matrices (a, b, c, d) by the degrees that they turn to the left."""
+
+
+def set_matrix(path: Path, a: float, b: float, c: float, d: float) -> Path:
+    """Write the display matrix x' = ax + cy, y' = bx + dy (y downwards) into the one track of an mp4."""
+    data = path.read_bytes()
+    at = data.index(b"tkhd") + 44
+    numbers = [round(value * 65536) for value in (a, b, 0, c, d, 0, 0, 0)]
+    path.write_bytes(data[:at] + struct.pack(">9i", *numbers, 1 << 30) + data[at + 36 :])
+    return path
+
+
+def write_planes(
+    path: Path, planes: Sequence[np.ndarray], pix_fmt: str, encoder: str = "libx264", **options: str
+) -> Path:
+    """Write 4:4:4 frames as they are, without loss: what `options` say of them is all that is said.
+
+    Args:
+        path: where to.
+        planes: of each frame, 3 x H x W, uint8 or uint16: Y, U and V, or G, B and R.
+        pix_fmt: of the frames.
+        encoder: FFmpeg's name.
+        options: of the encoder.
+    """
+    with av.open(path, "w") as container:
+        stream = container.add_stream(encoder, rate=24, options=options)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width = planes[0].shape[1:]
+        stream.pix_fmt = pix_fmt
+        stream.codec_context.thread_count = 1
+        for number, content in enumerate(planes):
+            frame = av.VideoFrame(stream.width, stream.height, pix_fmt)
+            for plane, values in zip(frame.planes, content, strict=True):
+                rows = np.zeros((values.shape[0], plane.line_size // values.itemsize), dtype=values.dtype)
+                rows[:, : values.shape[1]] = values
+                plane.update(rows)
+            frame.pts, frame.time_base = number, Fraction(1, 24)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path

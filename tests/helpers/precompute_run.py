@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.latent_recipe import LatentRecipe
 from luve_lightning.datasets.latent_store import LatentKey, LatentStore
 from luve_lightning.datasets.video_index import VideoIndex
@@ -55,7 +55,7 @@ def keys_of_last_clip(backbone: Path, index: Path) -> list[LatentKey]:
     vae = LatentCodec.from_pretrained(backbone).fingerprint()
     recipe = LatentRecipe(vae, (48, 48), (1.5, 2.0, 3.0), frames=9)
     clip = VideoIndex.from_csv(index).entries[-1].path
-    return list(recipe.keys(FileHashes(index.parent).digest(clip), (0, 9)).values())
+    return list(recipe.keys(ClipHashes(index.parent).digest(clip), (0, 9)).values())
 
 
 def wait_for_entries(store: LatentStore, count: int, run: PrecomputeRun) -> None:

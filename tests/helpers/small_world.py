@@ -74,3 +74,22 @@ def write_world(folder: Path, count: int, frames: int = 9, height: int = 48, wid
         name = hashlib.sha1(str(seed).encode(), usedforsecurity=False).hexdigest()
         clips.append(write_clip(folder / "clips" / f"{name}.mp4", seed, frames, height, width))
     return write_index(folder / "clips.csv", clips, frames, height, width)
+
+
+def add_row(index: Path, **changes: str) -> None:
+    """Add a row to a CSV: its first one with these columns changed."""
+    with index.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    with index.open("a", newline="", encoding="utf-8") as stream:
+        csv.DictWriter(stream, COLUMNS).writerow(rows[0] | changes)
+
+
+def change_rows(index: Path, **changes: str) -> None:
+    """Change columns of a CSV's first row."""
+    with index.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    rows[0] |= changes
+    with index.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)

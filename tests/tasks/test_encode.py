@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from luve_lightning.datamodules.encode import EncodeDataModule
+from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.encode_clips import Unchanged, WindowReader, plan_windows
-from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.datasets.latent_recipe import LatentRecipe
 from luve_lightning.datasets.latent_store import LatentKey, LatentStore
 from luve_lightning.datasets.quarantine import Quarantine
@@ -33,7 +33,7 @@ class Encoding:
         self.store = LatentStore(folder / "store")
         self.recipe = LatentRecipe(codec.fingerprint(), (48, 48), (2.0,), frames=5)
         self.clips = [entry.path for entry in VideoIndex.from_csv(write_world(folder, CLIPS)).entries]
-        self.hashes = FileHashes(folder)
+        self.hashes = ClipHashes(folder)
         reader = WindowReader(self.recipe, self.store, self.hashes)
         windows, _ = plan_windows(VideoIndex.from_csv(folder / "clips.csv").entries, self.recipe)
         self.quarantine = Quarantine(folder / "bad.jsonl", 1.0, CLIPS)

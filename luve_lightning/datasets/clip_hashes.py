@@ -1,0 +1,204 @@
+"""The address of what is stored about a clip: its bytes, and how they are shown where that takes more than decoding.
+
+An ordinary clip is known by the sha256 of its bytes. One that is mirrored, has its pixels made square, or is converted
+to SDR, is known by the sha256 of that and of `Presentation.label`: latents, scores and measures that were made while it
+was read otherwise are not found any more. One that is refused has no hash, so nothing old is found of it either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from luve_lightning.datasets.clip_bitstream import may_interlace
+from luve_lightning.datasets.clip_container import opened
+from luve_lightning.datasets.clip_packets import MP4, codec_of
+from luve_lightning.datasets.clip_presentation import (
+    decode_leniently,
+    presentation_of,
+    require_progressive,
+)
+from luve_lightning.datasets.clip_types import ClipError, RefusedClip
+from luve_lightning.datasets.file_hashes import FileHashes, stamp
+
+if TYPE_CHECKING:
+    from av.video.stream import VideoStream
+
+_RULES = 1  # raise it when any file is refused or labelled otherwise: what is remembered then counts no more
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file is read.
+
+    Attributes:
+        label: `Presentation.label`; empty for ordinary clips.
+        refused: why it is not read at all; empty when it is.
+        uneven: its frames are not equally spaced in time (variable frame rate); known of .mp4 and .mov only.
+    """
+
+    label: str = ""
+    refused: str = ""
+    uneven: bool = False
+
+
+def look(path: Path) -> Reading:
+    """Find out how a file is read, from its header and its first picture.
+
+    Raises:
+        ClipError: nothing of it can be decoded.
+    """
+    uneven = False
+    try:
+        with opened(path) as (container, stream):
+            if container.format.name == MP4:
+                uneven = _uneven(stream)
+            frame = next(decode_leniently(container, stream), None)
+            if frame is None:
+                raise ClipError(path, "has no frame that can be decoded")
+            show, index = presentation_of(path, stream, frame), stream.index
+            fields = may_interlace(codec_of(stream), stream.codec_context.extradata)
+        if fields:
+            require_progressive(path, index)
+    except RefusedClip as error:
+        return Reading(refused=error.reason, uneven=uneven)
+    return Reading(show.label, uneven=uneven)
+
+
+def _uneven(stream: VideoStream) -> bool:
+    """Whether the steps in time differ by more than rounding: a tenth of one, or two ticks of the file's clock."""
+    gaps = np.diff([entry.timestamp for entry in stream.index_entries])
+    return len(gaps) > 1 and bool(np.ptp(gaps) > max(2.0, 0.1 * float(np.median(gaps))))
+
+
+def shown_digest(path: Path, digest: str) -> str:
+    """The hash of a clip as it is shown, 64 hex digits.
+
+    Args:
+        path: the file.
+        digest: sha256 of its bytes.
+
+    Raises:
+        RefusedClip: it is not read at all.
+    """
+    try:
+        return _digest_of(path, digest, look(path))
+    except RefusedClip:
+        raise
+    except ClipError:
+        return digest  # whoever reads it finds out
+
+
+def _digest_of(path: Path, digest: str, reading: Reading) -> str:
+    if reading.refused:
+        raise RefusedClip(path, reading.refused)
+    if not reading.label:
+        return digest
+    return hashlib.sha256(f"{digest}\nshown as: {reading.label}".encode()).hexdigest()
+
+
+class ClipHashes:
+    """Hashes of clips as they are shown, and how each is read, remembered so that a file is looked at once.
+
+    Args:
+        root: folder of the two files of JSON lines, `file_hashes.jsonl` and `clip_readings.jsonl`, that any number of
+            processes may append to.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.files = FileHashes(root)
+        self.path = Path(root) / "clip_readings.jsonl"
+        self._known: dict[str, Reading] = {}
+        self._read_to = 0
+
+    def digest(self, path: str | Path) -> str:
+        """The hash of a clip, 64 hex digits; the sha256 of its bytes when it is ordinary or cannot be decoded.
+
+        Raises:
+            FileNotFoundError: when there is no file.
+            OSError: when it cannot be read, or changes while it is read.
+            RefusedClip: it is shown in a way that cannot be reproduced.
+        """
+        file = Path(path)
+        before, digest = stamp(file), self.files.digest(file)
+        reading = self._remembered(digest)
+        if reading is None:
+            try:
+                reading = look(file)
+            except ClipError as error:
+                if isinstance(error.__cause__, (OSError, MemoryError)):
+                    raise OSError(
+                        error.reason
+                    ) from error  # perhaps for a moment: not to be read as if ordinary
+                return digest  # whoever reads it finds out
+            if stamp(file) != before:
+                raise OSError(f"{file} changed while it was read")
+            self._remember(digest, reading)
+        return _digest_of(file, digest, reading)
+
+    def known(self, path: str | Path) -> str | None:
+        """The remembered hash of a clip as it is now, or None; None also when it is refused. Reads none of it.
+
+        Raises:
+            FileNotFoundError: when there is no file.
+        """
+        digest = self.files.known(path)
+        reading = None if digest is None else self._remembered(digest)
+        if digest is None or reading is None or reading.refused:
+            return None
+        return _digest_of(Path(path), digest, reading)
+
+    def uneven(self, paths: Iterable[Path]) -> list[Path]:
+        """Those of some clips whose `digest` was asked for that have a variable frame rate, in their order."""
+        found = []
+        for path in paths:
+            with suppress(OSError):
+                reading = self._remembered(self.files.digest(path))
+                if reading is not None and reading.uneven:
+                    found.append(path)
+        return found
+
+    def _remembered(self, digest: str) -> Reading | None:
+        if digest not in self._known:
+            self._refresh()
+        return self._known.get(digest)
+
+    def _remember(self, digest: str, reading: Reading) -> None:
+        self._known[digest] = reading
+        line = json.dumps({"sha256": digest, "rules": _RULES, **asdict(reading)}, ensure_ascii=False)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            with os.fdopen(descriptor, "wb", buffering=0) as stream:
+                # A line of its own, also after one that a kill cut off.
+                stream.write(f"\n{line}\n".encode())
+        except OSError:
+            pass  # a store that may not be written can still be read: the file is looked at again next time
+
+    def _refresh(self) -> None:
+        """Take in whole lines that were appended since the last look."""
+        try:
+            start = self._read_to  # once: other threads may be here too
+            with self.path.open("rb") as stream:
+                stream.seek(start)
+                new = stream.read()
+        except OSError:
+            return
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read_to = start + len(whole)
+        for line in whole.split(b"\n"):
+            try:
+                record = json.loads(line)
+                if record["rules"] == _RULES:
+                    label, refused = str(record["label"]), str(record["refused"])
+                    self._known[str(record["sha256"])] = Reading(label, refused, bool(record["uneven"]))
+            except (ValueError, KeyError, TypeError):
+                continue  # empty, torn by a kill, or of another version
