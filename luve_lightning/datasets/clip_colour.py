@@ -2,7 +2,7 @@
 
 The light of a 1,000 cd/m2 display (ITU-R BT.2100: the PQ curve, or HLG with its system gamma of 1.2) is converted to
 BT.709's primaries, and its largest component rolled off to 203 cd/m2, BT.2408's reference white, by the curve of
-ITU-R BT.2390 (section 5.4, the "EETF"), which leaves what is darker than its knee of about 82 cd/m2 alone. The three
+ITU-R BT.2390 (section 5.4, the "EETF"), which leaves what is darker than its knee of about 88 cd/m2 alone. The three
 components keep their ratios, so hues stay. The result is encoded for a display of gamma 2.4 (ITU-R BT.1886). Nothing
 depends on metadata beside the transfer and the primaries: equal pixels always give equal pixels.
 """

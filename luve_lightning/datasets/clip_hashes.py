@@ -28,6 +28,7 @@ from luve_lightning.datasets.clip_presentation import (
 )
 from luve_lightning.datasets.clip_types import ClipError, RefusedClip
 from luve_lightning.datasets.file_hashes import FileHashes, stamp
+from luve_lightning.files import warn_kept_in_memory
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
@@ -180,8 +181,8 @@ class ClipHashes:
             with os.fdopen(descriptor, "wb", buffering=0) as stream:
                 # A line of its own, also after one that a kill cut off.
                 stream.write(f"\n{line}\n".encode())
-        except OSError:
-            pass  # a store that may not be written can still be read: the file is looked at again next time
+        except OSError as error:
+            warn_kept_in_memory(self.path.parent, error)
 
     def _refresh(self) -> None:
         """Take in whole lines that were appended since the last look."""
@@ -200,5 +201,5 @@ class ClipHashes:
                 if record["rules"] == _RULES:
                     label, refused = str(record["label"]), str(record["refused"])
                     self._known[str(record["sha256"])] = Reading(label, refused, bool(record["uneven"]))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # empty, torn by a kill, or of another version

@@ -13,12 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from luve_lightning.datasets.clip_colour import Colour, to_sdr
 from luve_lightning.datasets.clip_container import opened
+from luve_lightning.datasets.clip_entry import clean_aperture, dolby_vision_alone, entry_boxes
+from luve_lightning.datasets.clip_packets import MP4
 from luve_lightning.datasets.clip_types import Frames, RefusedClip
 
 if TYPE_CHECKING:
@@ -104,11 +106,11 @@ class Presentation:
 
     def apply(self, frame: VideoFrame, convert: VideoReformatter) -> Frames:
         """The picture of a decoded frame, uint8 H x W x 3."""
-        if self.colour is None:
-            image = convert.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        else:
-            # Planes: FFmpeg 8.0 makes noise of bright pixels in interleaved ones of 16 bits.
-            image = to_sdr(convert.reformat(frame, format="gbrp16le", threads=1).to_ndarray(), self.colour)
+        # Planes: FFmpeg 8.0 makes noise of bright pixels in interleaved ones of 16 bits.
+        form = "rgb24" if self.colour is None else "gbrp16le"
+        image: Any = convert.reformat(frame, format=form, threads=1).to_ndarray()
+        if self.colour is not None:
+            image = to_sdr(image, self.colour)
         if self.square is not None:
             image = _resized(image, self.square)
         if self.mirrored:
@@ -128,12 +130,24 @@ def presentation_of(path: Path, stream: VideoStream, frame: VideoFrame) -> Prese
         RefusedClip: in a way that cannot be reproduced here.
     """
     refuse_interlaced(path, frame)
+    if stream.container.format.name == MP4:
+        _refuse_by_container(path, frame)
     colour = _colour(path, frame)
     mirrored, turns = _turning(path, frame)
     square = _square(path, stream.sample_aspect_ratio, frame.height, frame.width)
     height, width = square or (frame.height, frame.width)
     size = (width, height) if turns % 2 else (height, width)
     return Presentation(size, square, mirrored, turns, colour, frame.rotation // 90 % 4)
+
+
+def _refuse_by_container(path: Path, frame: VideoFrame) -> None:
+    boxes = entry_boxes(path)
+    aperture, whole = clean_aperture(boxes), (frame.width, frame.height, 0, 0)
+    if aperture is not None and max(abs(a - b) for a, b in zip(aperture, whole, strict=True)) >= 0.5:
+        shown = f"{aperture[0]:g}x{aperture[1]:g} of {frame.width}x{frame.height} pixels"
+        raise RefusedClip(path, f"is cropped by its container to {shown}; cut it first (ffmpeg -vf crop)")
+    if dolby_vision_alone(boxes):
+        raise RefusedClip(path, "is Dolby Vision without a picture for other players (profile 5)")
 
 
 def refuse_interlaced(path: Path, frame: VideoFrame) -> None:
@@ -172,8 +186,6 @@ def _colour(path: Path, frame: VideoFrame) -> Colour | None:
         raise RefusedClip(
             path, f"has a colour matrix that cannot be converted ({_OTHER_MATRICES.get(matrix, matrix)})"
         )
-    if _has(frame, "DOVI_RPU_BUFFER", "DOVI_METADATA") and transfer not in (1, *_HDR):
-        raise RefusedClip(path, "is Dolby Vision without a picture for other players (profile 5)")
     if transfer in _HDR:
         if matrix == 2 and not frame.format.is_rgb:
             raise RefusedClip(path, f"is HDR ({_HDR[transfer]}) and does not say its colour matrix")
@@ -182,15 +194,11 @@ def _colour(path: Path, frame: VideoFrame) -> Colour | None:
     return Colour("sdr", _WIDE[primaries]) if primaries in _WIDE else None
 
 
-def _has(frame: VideoFrame, *names: str) -> bool:
-    return any(data.type.name in names for data in frame.side_data)
-
-
 def _turning(path: Path, frame: VideoFrame) -> tuple[bool, int]:
     """Whether the display matrix mirrors, and the quarter turns to the left after that."""
-    matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    matrix = _display_matrix(frame)
     if matrix is None:
-        return False, 0
+        return False, frame.rotation // 90 % 4
     a, b, u, c, d, v, _, _, _ = struct.unpack("=9i", matrix[:36])
     # Scaling is no part of it: FFmpeg makes the shape of pixels of it where it differs by direction.
     columns = (math.hypot(a, c), math.hypot(b, d))
@@ -205,6 +213,18 @@ def _turning(path: Path, frame: VideoFrame) -> tuple[bool, int]:
     raise RefusedClip(
         path, f"is shown turned or sheared otherwise than by quarter turns and flips ({_degrees(a, b, c, d)})"
     )
+
+
+def _display_matrix(frame: VideoFrame) -> bytes | None:
+    from av.sidedata.sidedata import SideDataContainer
+
+    # As `frame.side_data` makes it, but that one fails as a whole where FFmpeg knows a kind of data that PyAV does not,
+    # such as Exif. The matrix comes before those.
+    found = SideDataContainer.__new__(SideDataContainer)
+    with suppress(ValueError):
+        found.__init__(frame)  # type: ignore[misc]
+    matrix = found.get("DISPLAYMATRIX")
+    return None if matrix is None else bytes(matrix)
 
 
 def _degrees(a: int, b: int, c: int, d: int) -> str:

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from luve_lightning.datasets import clip_hashes
 from luve_lightning.datasets.video_files import read_video, write_video
 from luve_lightning.evaluation.bootstrap import mean_interval, paired_difference
+from tests.datasets.video_files import set_matrix
 from tests.helpers.evaluation import read_csv, read_json, video, write_methods
 from tests.helpers.run_luve import Outcome, run_luve
 
@@ -133,6 +135,21 @@ def test_only_what_is_new_is_measured(luve: Luve, tmp_path: Path, folders: dict[
     write_video(folders["reference"] / "video-0.mp4", video(40), 8, lossless=True)
     assert totals(luve()) == (3, 2 * COUNT - 2, 0)
     assert measured(tmp_path) == 4 * COUNT + 1
+
+
+def test_results_of_another_reading_are_not_used(
+    luve: Luve, tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirrored video that was measured under the hash of its bytes alone, and one that is refused."""
+    set_matrix(folders["near"] / "video-1.mp4", -1, 0, 0, 1)
+    with monkeypatch.context() as before:
+        before.setattr(clip_hashes, "look", lambda path: clip_hashes.Reading())
+        assert totals(luve()) == (3 * COUNT, 0, 0)
+    (tmp_path / "out" / "cache" / "clip_readings.jsonl").unlink()
+    set_matrix(folders["far"] / "video-2.mp4", 1, 1, -1, 1)
+    outcome = luve()
+    assert totals(outcome) == (2, 2 * COUNT - 2, 1)  # the mirrored one and its original
+    assert "is shown turned or sheared otherwise" in outcome.out
 
 
 def test_videos_that_cannot_be_read_are_reported(

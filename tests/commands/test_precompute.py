@@ -121,7 +121,7 @@ def test_windows_strides_and_one_split(luve, world: Path, tiny_backbone: Path, t
     )
     outcome = luve(frames=1, windows=3, start=1, scales="[3]", splits="[train]")
     assert summary(outcome) == (12, 0, 0)
-    assert outcome.out.startswith("2 clips, 6 windows of 2 latents")
+    assert outcome.out.splitlines()[1].startswith("2 clips, 6 windows of 2 latents")
     train = VideoIndex.from_csv(world).split("train")
     store = LatentStore(tmp_path / "store")
     what = recipe(tiny_backbone, frames=1, windows=3, start=1, scales=(3,))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 import shutil
+import struct
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -21,6 +24,8 @@ from tests.datasets.video_files import (
     HEVC,
     SIZE,
     Kind,
+    add_entry_box,
+    numbered_frame,
     numbers_of,
     set_matrix,
     write_planes,
@@ -84,6 +89,33 @@ def test_other_matrices_are_refused(matrix: tuple[float, ...], plain: Path, tmp_
         read_clip(path, 0, 1)
 
 
+def jpeg(image: np.ndarray, orientation: int) -> bytes:
+    exif, content = Image.Exif(), io.BytesIO()
+    exif[0x010F], exif[0x0112] = "maker", orientation
+    Image.fromarray(image).save(content, "jpeg", exif=exif, quality=95)
+    return content.getvalue()
+
+
+def test_cameras_motion_jpeg_is_read(tmp_path: Path) -> None:
+    """Its Exif data is a kind of side data that PyAV 18 stumbles over."""
+    images = {}
+    for orientation in (1, 4):
+        path = tmp_path / f"{orientation}.mov"
+        with av.open(path, "w") as container:
+            stream = container.add_stream("mjpeg", rate=24)
+            assert isinstance(stream, av.VideoStream)
+            stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuvj420p"
+            for number in range(3):
+                packet = av.Packet(jpeg(numbered_frame(number), orientation))
+                packet.pts = packet.dts = number
+                packet.time_base, packet.duration, packet.stream = Fraction(1, 24), 1, stream
+                packet.is_keyframe = True
+                container.mux(packet)
+        images[orientation] = read_clip(path, 0, 3)
+    assert numbers_of(images[1]) == [0, 1, 2]
+    np.testing.assert_array_equal(images[4], images[1][UPSIDE_DOWN])
+
+
 # Shapes of pixels ------------------------------------------------------------------------------------------
 
 
@@ -112,6 +144,43 @@ def test_impossible_shapes_are_refused(plain: Path, tmp_path: Path) -> None:
     path = set_matrix(Path(shutil.copy(plain, tmp_path / "flat.mp4")), 10, 0, 0, 1)
     with pytest.raises(RefusedClip, match="pixels of 10:1"):
         probe_clip(path)
+
+
+# What the container says -----------------------------------------------------------------------------------
+
+
+def aperture(width: int, height: int, right: int = 0) -> bytes:
+    return struct.pack(">IIIIiIiI", width, 1, height, 1, right, 1, 0, 1)
+
+
+def test_a_crop_by_the_container_is_refused(plain: Path, tmp_path: Path) -> None:
+    for number, (crop, refused) in enumerate(
+        [
+            (aperture(SIZE, SIZE), ""),
+            (aperture(48, SIZE), "48x96 of 96x96"),
+            (aperture(SIZE, SIZE, 2), "96x96 of"),
+        ]
+    ):
+        path = Path(shutil.copy(plain, tmp_path / f"{number}.mp4"))
+        add_entry_box(path, b"clap", crop)
+        assert (refused in look(path).refused) if refused else not look(path).refused
+        if refused:
+            with pytest.raises(RefusedClip, match="is cropped by its container to"):
+                read_clip(path, 0, 1)
+        else:
+            assert probe_clip(path).trusted_by_decord
+
+
+def test_dolby_vision_for_its_own_players_is_refused(plain: Path, tmp_path: Path) -> None:
+    record = bytes([1, 0, 5 << 1, 0x35])  # profile 5, with RPU and base layer
+    alone = add_entry_box(Path(shutil.copy(plain, tmp_path / "5.mp4")), b"dvcC", record + bytes(20))
+    with pytest.raises(
+        RefusedClip, match=r"is Dolby Vision without a picture for other players \(profile 5\)"
+    ):
+        read_clip(alone, 0, 1)
+    # Profile 8 with a base layer in SDR (compatibility 2) is shown like any other clip.
+    both = add_entry_box(Path(shutil.copy(plain, tmp_path / "8.mp4")), b"dvvC", record + b"\x20" + bytes(19))
+    assert len(read_clip(both, 0, 4)) == 4
 
 
 # Colour ----------------------------------------------------------------------------------------------------

@@ -137,11 +137,10 @@ def test_a_few_bad_clips_do_not_stop_a_small_data_set(tmp_path: Path) -> None:
         TooManyBadClips, match=r"3 of 14 clips cannot be read \(21\.4%, 2 clips allowed\): \S"
     ):
         quarantine.add(ClipError(tmp_path / "c.mp4", "is missing"))
-    with pytest.raises(TooManyBadClips, match="2 of 2"):  # one must be left
-        for name in "ab":
-            Quarantine(tmp_path / "list.jsonl", 0.05, 2).add(
-                ClipError(tmp_path / f"{name}.mp4", "is missing")
-            )
+    pair = Quarantine(None, 0.05, 2)  # of which one must be left
+    pair.add(ClipError(tmp_path / "a.mp4", "is missing"))
+    with pytest.raises(TooManyBadClips, match="2 of 2"):
+        pair.add(ClipError(tmp_path / "b.mp4", "is missing"))
 
 
 def test_none_is_allowed(tmp_path: Path) -> None:
@@ -252,14 +251,15 @@ def test_a_list_that_may_not_be_written_goes_on_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "store" / "quarantine.jsonl"
-    Quarantine(path, 1.0, 10).add(ClipError(tmp_path / "a.mp4", "is missing"))
+    for name in "ac":
+        Quarantine(path, 1.0, 10).add(ClipError(tmp_path / f"{name}.mp4", "is missing"))
     forbid_writing(monkeypatch, path.parent, errno.EROFS)
     quarantine = Quarantine(path, 0.1, 10)
     quarantine.add(ClipError(tmp_path / "a.mp4", "is missing"))  # listed: nothing is to be written
-    with pytest.warns(UserWarning, match="kept in memory"), pytest.raises(TooManyBadClips, match="2 of 10"):
+    with pytest.warns(UserWarning, match="kept in memory"), pytest.raises(TooManyBadClips, match="3 of 10"):
         quarantine.add(ClipError(tmp_path / "b.mp4", "is missing"))
-    assert [clip.clip_id for clip in quarantine.bad()] == ["a", "b"]
-    assert [clip.clip_id for clip in Quarantine(path, 1.0, 10).bad()] == ["a"]
+    assert [clip.clip_id for clip in quarantine.bad()] == ["a", "c", "b"]
+    assert [clip.clip_id for clip in Quarantine(path, 1.0, 10).bad()] == ["a", "c"]
 
 
 @pytest.mark.parametrize(

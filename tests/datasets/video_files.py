@@ -168,6 +168,21 @@ def set_matrix(path: Path, a: float, b: float, c: float, d: float) -> Path:
     return path
 
 
+def add_entry_box(path: Path, name: bytes, content: bytes) -> Path:
+    """Add a box to the sample entry of an mp4 whose index comes last, as `write_video` writes it."""
+    data = bytearray(path.read_bytes())
+    moov = data.rindex(b"moov")
+    heads = [data.index(kind, moov) - 4 for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")]
+    heads.append(heads[-1] + 16)  # the sample entry
+    end = heads[-1] + int.from_bytes(data[heads[-1] : heads[-1] + 4], "big")
+    for head in heads:
+        size = int.from_bytes(data[head : head + 4], "big") + 8 + len(content)
+        data[head : head + 4] = size.to_bytes(4, "big")
+    data[end:end] = struct.pack(">I4s", 8 + len(content), name) + content
+    path.write_bytes(data)
+    return path
+
+
 def write_planes(
     path: Path, planes: Sequence[np.ndarray], pix_fmt: str, encoder: str = "libx264", **options: str
 ) -> Path:
