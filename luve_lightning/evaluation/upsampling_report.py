@@ -14,8 +14,8 @@ Rows = Sequence[dict[str, Any]]
 _NOTES = (
     "latent_l1: against the high-resolution latents. psnr_rgb (dB), ssim, frame_diff: of the decoded video against the "
     "clip's own pixels in [-1, 1]; means over clips. ms, peak_mib: of the step from latents to latents alone, one clip "
-    "at a time after a warm-up; median and maximum over clips. `vae` decodes the high-resolution latents themselves "
-    "(the ceiling; no step to time)."
+    "at a time after a warm-up; median and maximum over the clips that were timed. `vae` decodes the "
+    "high-resolution latents themselves (the ceiling; no step to time)."
 )
 
 
