@@ -24,9 +24,9 @@ from luve_lightning.evaluation.denoising_run import (
 from luve_lightning.evaluation.sigma_switch import PAPER_SIGMA_SWITCH, suggest_switch
 from luve_lightning.evaluation.tables import write_text
 from luve_lightning.models.backbone import load_vae
-from luve_lightning.models.folders import cannot_load, is_local
+from luve_lightning.models.folders import is_local, loading
 from luve_lightning.models.text import TextEncoder
-from luve_lightning.models.transformer import flow_scheduler, load_transformer
+from luve_lightning.models.transformer import check_flow, flow_scheduler, load_transformer
 
 
 def spectra(
@@ -128,9 +128,9 @@ def _own_scheduler(backbone: str) -> UniPCMultistepScheduler:
         raise FileNotFoundError(
             f"backbone {backbone}: no scheduler/scheduler_config.json there; give the schedule's --shift instead"
         )
-    try:
-        return UniPCMultistepScheduler.from_pretrained(
+    with loading(backbone, "scheduler"):
+        scheduler = UniPCMultistepScheduler.from_pretrained(
             backbone, subfolder="scheduler", local_files_only=local
         )
-    except OSError as error:
-        raise cannot_load(backbone, "scheduler", error) from error
+    check_flow(scheduler, backbone)
+    return scheduler

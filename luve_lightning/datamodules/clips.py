@@ -76,6 +76,8 @@ class ClipsDataModule(ResumableDataModule):
 
     def statistics_dataloader(self) -> DataLoader[Any]:
         """All whole training clips, on every process alike, for measuring latent statistics."""
+        if "train" not in self.entries:  # of a test, which sets up its own split only
+            self.entries["train"] = self.clips_of(open_index(self.index_path, self.keep), "train")
         return DataLoader(
             WholeClips(self.entries["train"], self.val_frames),
             num_workers=min(self.num_workers, 4),

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
-from luve_lightning.models.folders import cannot_load, is_local
+from luve_lightning.models.folders import is_local, load_whole
 from luve_lightning.models.tiled_decode import decode_tiled
 from luve_lightning.models.tiled_encode import encode_tiled
 from luve_lightning.models.wan_tiles import DEFAULT_TILE
@@ -35,18 +35,21 @@ def load_vae(backbone: str | Path, dtype: torch.dtype | None = None) -> Autoenco
 
     Raises:
         FileNotFoundError: when it is neither a folder with a VAE nor a hub id whose files can be had.
+        ValueError: when its files are damaged or of another model.
     """
     local = is_local(backbone)
     if local and not (Path(backbone) / "vae" / "config.json").is_file():
         raise FileNotFoundError(
             f"backbone {backbone}: no vae/config.json there; expected a diffusers pipeline folder"
         )
-    try:
-        return AutoencoderKLWan.from_pretrained(
-            str(backbone), subfolder="vae", torch_dtype=dtype or torch.float32, local_files_only=local
-        )
-    except OSError as error:
-        raise cannot_load(backbone, "vae", error) from error
+    vae: AutoencoderKLWan = load_whole(
+        AutoencoderKLWan,
+        backbone,
+        "vae",
+        torch_dtype=dtype or torch.float32,
+        local_files_only=local,
+    )
+    return vae
 
 
 class LatentCodec(nn.Module):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import diffusers
+import torch
+import transformers
 from safetensors import SafetensorError
 
 from luve_lightning.files import replacing_folder
@@ -32,13 +37,101 @@ def is_local(backbone: str | Path) -> bool:
     return local
 
 
-def cannot_load(backbone: str | Path, part: str, error: OSError) -> FileNotFoundError:
-    """What to raise when diffusers or transformers could not load a backbone's subfolder."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    where = "no such folder, and its {}/ cannot be had from the hub"
-    if Path(backbone).is_dir():
-        where = "cannot load its {}/"
-    return FileNotFoundError(f"backbone {backbone}: {where.format(part)}: {reason}")
+def cannot_load(backbone: str | Path, part: str, error: BaseException) -> FileNotFoundError | ValueError:
+    """What to raise when a library could not load a model, or a part of a backbone.
+
+    Args:
+        backbone: a folder or a hub id.
+        part: its subfolder; empty for a model's own folder.
+        error: what the library raised.
+
+    Returns:
+        A FileNotFoundError for what is not there, a ValueError for what is damaged.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else "no reason given"
+    reason = reason if isinstance(error, OSError) or not lines else f"{type(error).__name__}: {reason}"
+    where = f"backbone {backbone}: cannot load its {part}/" if part else f"{backbone}: cannot be loaded"
+    if part and not Path(backbone).is_dir():
+        where = f"backbone {backbone}: no such folder, and its {part}/ cannot be had from the hub"
+    kind = FileNotFoundError if isinstance(error, OSError) else ValueError
+    return kind(f"{where}: {reason}")
+
+
+@contextmanager
+def loading(backbone: str | Path, part: str) -> Iterator[None]:
+    """Make one line of whatever a library raises while it reads a model's files; see `cannot_load`.
+
+    Raises:
+        FileNotFoundError: for what the library says is not there or cannot be opened.
+        ValueError: for files that are cut short, or of something else.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    # Anything at all: libraries raise KeyError, TypeError, RecursionError, and Rust's bare Exception.
+    except Exception as error:
+        raise cannot_load(backbone, part, error) from error
+
+
+def load_whole(kind: Any, source: str | Path, part: str, **options: Any) -> Any:
+    """A model of which every weight is in its files, and nothing else is.
+
+    Libraries fill in what is missing with random numbers, and pass over what they do not know, with a warning.
+
+    Args:
+        kind: class of diffusers or transformers.
+        source: a folder or a hub id.
+        part: of a backbone, its subfolder; empty when the model lies in `source` itself.
+        options: of its `from_pretrained`.
+
+    Raises:
+        FileNotFoundError: when it cannot be had.
+        ValueError: when files are damaged, or hold other weights than the model's configuration asks for.
+    """
+    loggers = (diffusers.utils.logging, transformers.utils.logging)
+    before = [logger.get_verbosity() for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.set_verbosity(logger.CRITICAL)  # what they would warn of is checked below
+        with loading(source, part):
+            model, about = kind.from_pretrained(
+                str(source), subfolder=part or None, output_loading_info=True, **options
+            )
+    finally:
+        for logger, verbosity in zip(loggers, before, strict=True):
+            logger.set_verbosity(verbosity)
+    if issubclass(kind, transformers.PreTrainedModel):
+        about["unexpected_keys"] = ()  # of a whole model the encoder alone is loaded
+    for key, wrong in (
+        ("missing_keys", "are missing"),
+        ("mismatched_keys", "have another shape than its config.json says"),
+        ("unexpected_keys", "are none of this model"),
+    ):
+        if found := sorted(map(str, about.get(key, ()))):
+            where = f"backbone {source}: its {part}/" if part else str(source)
+            raise ValueError(f"{where}: {len(found)} weights {wrong}, for instance {found[0]}")
+    return model
+
+
+def read_config(backbone: str | Path, part: str, name: str = "config.json") -> dict[str, Any]:
+    """A configuration of diffusers in a local folder.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: something else than a JSON object with a class's name.
+    """
+    path = Path(backbone) / part / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
+        raise ValueError(f"{path}: no configuration of diffusers: it has no _class_name")
+    return dict(content)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5EncoderModel
 
-from luve_lightning.models.folders import cannot_load, is_local
+from luve_lightning.models.folders import is_local, load_whole, loading
 
 # Wan2.1 pads every prompt to 512 tokens. There is no text mask: another length gives other videos.
 MAX_LENGTH = 512
@@ -113,6 +113,7 @@ class TextEncoder(nn.Module):
 
         Raises:
             FileNotFoundError: when either cannot be had.
+            ValueError: when files are damaged or of another model.
         """
         local = is_local(backbone)
         for part in ("tokenizer", "text_encoder") if local else ():
@@ -120,15 +121,7 @@ class TextEncoder(nn.Module):
                 raise FileNotFoundError(
                     f"backbone {backbone}: no {part}/ there; expected a diffusers pipeline folder"
                 )
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(backbone), subfolder="tokenizer", local_files_only=local
-            )
-            encoder = UMT5EncoderModel.from_pretrained(
-                str(backbone), subfolder="text_encoder", dtype=dtype or torch.float32, local_files_only=local
-            )
-        except OSError as error:
-            raise cannot_load(backbone, "text_encoder", error) from error
+        tokenizer, encoder = load_tokenizer(backbone), load_text_encoder(backbone, dtype)
         return cls(tokenizer, encoder, length).requires_grad_(False).eval()
 
     @property
@@ -176,6 +169,44 @@ class TextEncoder(nn.Module):
             # The bytes as they are: 11 GB of UMT5-XXL need no second copy in float32.
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def load_tokenizer(backbone: str | Path) -> PreTrainedTokenizerFast:
+    """Load `tokenizer/` of a backbone.
+
+    Raises:
+        FileNotFoundError: when it cannot be had.
+        ValueError: when its files are damaged or do not say how to pad.
+    """
+    with loading(backbone, "tokenizer"):
+        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(
+            str(backbone), subfolder="tokenizer", local_files_only=is_local(backbone)
+        )
+    if tokenizer.pad_token is None:
+        raise ValueError(f"backbone {backbone}: its tokenizer/ has no padding token (tokenizer_config.json)")
+    return tokenizer
+
+
+def load_text_encoder(backbone: str | Path, dtype: torch.dtype | None = None) -> UMT5EncoderModel:
+    """Load `text_encoder/` of a backbone.
+
+    Args:
+        backbone: a local pipeline folder or a hub id.
+        dtype: dtype of the weights; float32 when None.
+
+    Raises:
+        FileNotFoundError: when it cannot be had.
+        ValueError: when its files are damaged or of another model.
+    """
+    encoder: UMT5EncoderModel = load_whole(
+        UMT5EncoderModel,
+        backbone,
+        "text_encoder",
+        dtype=dtype or torch.float32,
+        local_files_only=is_local(backbone),
+        ignore_mismatched_sizes=True,  # they are told by `load_whole`, by name
+    )
+    return encoder
 
 
 def word_tokenizer(captions: Iterable[str], length: int) -> PreTrainedTokenizerFast:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
-from luve_lightning.models.folders import cannot_load, is_local, saving
+from luve_lightning.models.folders import is_local, load_whole, read_config, saving
 
 
 def load_transformer(backbone: str | Path, dtype: torch.dtype | None = None) -> WanTransformer3DModel:
@@ -20,6 +20,7 @@ def load_transformer(backbone: str | Path, dtype: torch.dtype | None = None) -> 
 
     Raises:
         FileNotFoundError: when it cannot be had.
+        ValueError: when its files are damaged or of another model.
     """
     folder = Path(backbone)
     local = is_local(backbone)
@@ -29,21 +30,19 @@ def load_transformer(backbone: str | Path, dtype: torch.dtype | None = None) -> 
             f"backbone {backbone}: no transformer/config.json there; expected a diffusers pipeline folder or a "
             "transformer's own"
         )
+    part = "" if own else "transformer"
     if local:
-        kind = json.loads((folder / ("config.json" if own else "transformer/config.json")).read_text()).get(
-            "_class_name"
-        )
+        kind = read_config(folder, part)["_class_name"]
         if kind != "WanTransformer3DModel":
             raise FileNotFoundError(f"backbone {backbone}: holds a {kind}, expected a WanTransformer3DModel")
-    try:
-        return WanTransformer3DModel.from_pretrained(
-            str(backbone),
-            subfolder=None if own else "transformer",
-            torch_dtype=dtype or torch.float32,
-            local_files_only=local,
-        )
-    except OSError as error:
-        raise cannot_load(backbone, "transformer", error) from error
+    transformer: WanTransformer3DModel = load_whole(
+        WanTransformer3DModel,
+        backbone,
+        part,
+        torch_dtype=dtype or torch.float32,
+        local_files_only=local,
+    )
+    return transformer
 
 
 def save_transformer(transformer: WanTransformer3DModel, folder: str | Path, dtype: torch.dtype) -> None:
@@ -79,6 +78,19 @@ def check_token_grid(
             )
     t, h, w = (n // p for n, p in zip(latents, patch, strict=True))
     return t, h, w
+
+
+def check_flow(scheduler: Any, backbone: str | Path) -> None:
+    """Refuse a backbone's scheduler that is not of flow matching, as a `scheduler_config.json` without values gives.
+
+    Raises:
+        ValueError: with what is missing.
+    """
+    if not (scheduler.config.get("use_flow_sigmas") or type(scheduler).__name__.startswith("FlowMatch")):
+        raise ValueError(
+            f"backbone {backbone}: its scheduler/ is {type(scheduler).__name__} without use_flow_sigmas; expected "
+            "one of flow matching"
+        )
 
 
 def flow_scheduler(shift: float) -> UniPCMultistepScheduler:

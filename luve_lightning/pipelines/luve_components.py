@@ -4,7 +4,7 @@
 
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
+from luve_lightning.models.backbone import load_vae
 from luve_lightning.models.experts import expert_names, load_expert, save_expert
-from luve_lightning.models.folders import cannot_load, is_local, saving
-from luve_lightning.models.transformer import load_transformer
+from luve_lightning.models.experts.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERT
+from luve_lightning.models.folders import is_local, loading, read_config, saving
+from luve_lightning.models.text import load_text_encoder, load_tokenizer
+from luve_lightning.models.transformer import check_flow, load_transformer
 from luve_lightning.models.vluer import VLUer
 from luve_lightning.pipelines.adapters import experts_set_aside, plain_loras
 from luve_lightning.pipelines.denoise import switch_expert
@@ -134,12 +137,13 @@ class LuVeComponents(WanPipeline):
             refiner = load_transformer(refiner, dtypes.get("refiner", dtypes["default"]))
         given = {"vluer": vluer, "refiner": refiner}
         components = kwargs | {name: part for name, part in given.items() if part is not None}
-        try:
+        if local:
+            components = _whole_parts(Path(backbone), dtypes, components) | components
+        with loading(backbone, "components"):
             pipeline = super().from_pretrained(
                 str(backbone), dtype=dtypes, local_files_only=local, **components
             )
-        except OSError as error:
-            raise cannot_load(backbone, "components", error) from error
+        check_flow(pipeline.scheduler, backbone)
         if shift is not None:
             if shift <= 0:
                 raise ValueError(f"shift: expected a number greater than 0, got {shift}")
@@ -258,14 +262,41 @@ def expert_folders(experts: str | Path | Mapping[str, str | Path] | None) -> dic
     folder = Path(experts)
     if (folder / "expert.json").is_file():
         return {None: folder}
+    # A folder with a part of an expert's files is one too, and refused where it is loaded.
     found: dict[str | None, Path] = {
-        path.parent.name: path.parent for path in sorted(folder.glob("*/expert.json"))
+        path.parent.name: path.parent
+        for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, EXPERT)
+        for path in sorted(folder.glob(f"*/{name}"))
     }
+    found = {name: found[name] for name in sorted(found, key=str)}
     if not found:
         raise FileNotFoundError(
             f"experts {folder}: no expert there; expected folders such as lfe/ and hfe/ with an expert.json"
         )
     return found
+
+
+def _whole_parts(
+    backbone: Path, dtypes: Mapping[str, torch.dtype], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The parts of a pipeline folder that are not given, each checked to be whole; diffusers would not."""
+    index = read_config(backbone, "", "model_index.json")
+    read_config(backbone, "scheduler", "scheduler_config.json")
+    loaders: dict[str, Callable[[Path, torch.dtype], Any]] = {
+        "tokenizer": lambda folder, _: load_tokenizer(folder),
+        "vae": load_vae,
+        "text_encoder": load_text_encoder,
+        "transformer": load_transformer,
+        "refiner": lambda folder, dtype: load_transformer(folder / "refiner", dtype),
+    }
+    if any(name not in index and name not in ("vluer", "refiner") for name in given):
+        return {}  # options of diffusers, such as a variant of the weights
+    found = {name: index.get(name) for name in loaders if name not in given}
+    return {
+        name: loaders[name](backbone, dtypes.get(name, dtypes["default"]))
+        for name, kind in found.items()
+        if isinstance(kind, list) and None not in kind
+    }
 
 
 def _dtypes(torch_dtype: torch.dtype | Mapping[str, torch.dtype] | None) -> dict[str, torch.dtype]:

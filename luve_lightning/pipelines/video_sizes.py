@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-from luve_lightning.models.folders import cannot_load, is_local
+from luve_lightning.models.folders import cannot_load, is_local, read_config
 
 # The two sizes of a cascade may differ in shape by a few percent, as the paper's 720x1280 and 1472x2560 do, and by
 # what rounding to whole tokens makes of small ones.
@@ -36,6 +36,8 @@ class SizeRules:
         local = is_local(backbone)
         found = {}
         for part, kind in (("vae", AutoencoderKLWan), ("transformer", WanTransformer3DModel)):
+            if local and (Path(backbone) / part / "config.json").is_file():
+                read_config(backbone, part)
             try:
                 found[part] = kind.load_config(str(backbone), subfolder=part, local_files_only=local)
             except OSError as error:

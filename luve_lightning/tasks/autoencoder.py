@@ -12,6 +12,7 @@ from torch import Tensor
 
 from luve_lightning.functional.fidelity import psnr
 from luve_lightning.losses import Loss
+from luve_lightning.models.backbone import load_vae
 from luve_lightning.models.folders import saving
 from luve_lightning.models.wan_whole_clip import decode_whole_clip, encode_whole_clip
 from luve_lightning.tasks.base import TrainingTask
@@ -53,7 +54,7 @@ class AutoencoderTask(TrainingTask):
         else:
             if not (Path(init_from) / "vae" / "config.json").is_file():
                 raise FileNotFoundError(f"init_from: {init_from} has no vae/config.json")
-            self.vae = AutoencoderKLWan.from_pretrained(init_from, subfolder="vae", torch_dtype=torch.float32)
+            self.vae = load_vae(init_from)
         self.losses = torch.nn.ModuleDict(losses)
         self.kl_weight = kl_weight
 

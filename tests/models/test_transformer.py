@@ -73,4 +73,4 @@ def test_what_is_missing_is_one_line(tmp_path: Path) -> None:
     )
     save_transformer(tiny_transformer(), tmp_path, torch.float32)
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
-    assert message(tmp_path).startswith(f"backbone {tmp_path}: cannot load its transformer/: ")
+    assert message(tmp_path).startswith(f"{tmp_path}: cannot be loaded: ")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import WanPipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from luve_lightning.models.experts import expert_names, save_expert
@@ -138,7 +142,7 @@ def test_what_is_missing_or_does_not_fit_is_one_line(tiny_backbone: Path, tmp_pa
     with pytest.raises(ValueError, match="the VLUer takes 4 latent channels, the VAE has 16"):
         LuVePipeline.from_pretrained(saved, vluer=tmp_path / "four")
     (saved / "transformer" / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"backbone .*saved: cannot load its "):
+    with pytest.raises(FileNotFoundError, match=r"backbone .*saved: no transformer/config\.json there"):
         LuVePipeline.from_pretrained(saved)
     parts = tiny_luve(tiny_backbone).components
     with pytest.raises(ValueError, match=r"the backbone is a Wan2\.2 one"):
@@ -150,3 +154,71 @@ def test_a_plain_lora_expert_is_saved_as_one(tiny_backbone: Path, tmp_path: Path
     randomise(pipeline.transformer, "plain")
     pipeline.save_pretrained(tmp_path)
     assert_same(pipeline, LuVePipeline.from_pretrained(tmp_path))
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def without_one(file: Path) -> None:
+    tensors = load_file(file)
+    del tensors[sorted(tensors)[-1]]
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def with_another(file: Path) -> None:
+    save_file(load_file(file) | {"strange": torch.zeros(2)}, file, metadata={"format": "pt"})
+
+
+def without_values(file: Path) -> None:
+    file.write_text("{}")
+
+
+def nested(file: Path) -> None:
+    file.write_text("[" * 100_000)
+
+
+def a_list(file: Path) -> None:
+    file.write_text("[1, 2]")
+
+
+@pytest.mark.parametrize(
+    ("part", "damage", "message"),
+    [
+        ("vluer/diffusion_pytorch_model.safetensors", cut, "/vluer: cannot be loaded: "),
+        ("vluer/diffusion_pytorch_model.safetensors", without_one, "/vluer: 1 weights are missing, for instance "),
+        ("vluer/diffusion_pytorch_model.safetensors", with_another, "/vluer: 1 weights are none of this model, for"),
+        ("vluer/config.json", without_values, r"/vluer/config\.json: no configuration of diffusers"),
+        ("wan/text_encoder/model.safetensors", cut, "/wan: cannot load its text_encoder/: SafetensorError: "),
+        ("wan/text_encoder/model.safetensors", without_one, "/wan: its text_encoder/: 2 weights are missing, for in"),
+        ("wan/text_encoder/config.json", without_values, r"/wan: its text_encoder/: \d+ weights are missing, for"),
+        ("wan/tokenizer/tokenizer.json", cut, "/wan: cannot load its tokenizer/: JSONDecodeError: "),
+        ("wan/tokenizer/tokenizer.json", nested, "/wan: cannot load its tokenizer/: RecursionError: "),
+        ("wan/tokenizer/tokenizer_config.json", without_values, "/wan: its tokenizer/ has no padding token"),
+        ("wan/transformer/diffusion_pytorch_model.safetensors", cut, "/wan: cannot load its transformer/: "),
+        ("wan/transformer/diffusion_pytorch_model.safetensors", without_one, "/wan: its transformer/: 1 weights are"),
+        ("wan/vae/diffusion_pytorch_model.safetensors", without_one, "/wan: its vae/: 1 weights are missing"),
+        ("wan/scheduler/scheduler_config.json", a_list, r"scheduler_config\.json: no configuration of diffusers"),
+        ("wan/model_index.json", nested, r"/wan/model_index\.json: not JSON: "),
+        ("experts/lfe/expert.json", Path.unlink, "no expert in .*/lfe: expert.json is missing"),
+        ("experts/lfe/expert.json", nested, r"expert\.json: not JSON: "),
+    ],
+)  # fmt: skip
+def test_damaged_models_are_one_line(
+    tiny_cascade: Path, tmp_path: Path, part: str, damage: Callable[[Path], None], message: str
+) -> None:
+    """Libraries fill in random numbers for what is missing, or raise whatever their parsers raise."""
+    for name in ("wan", "vluer", "experts"):
+        shutil.copytree(tiny_cascade / name, tmp_path / name)
+    damage(tmp_path / part)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        LuVePipeline.from_pretrained(tmp_path / "wan", tmp_path / "vluer", tmp_path / "experts")
+    assert "\n" not in str(error.value)
+
+
+def test_a_scheduler_without_flow_sigmas_is_refused(tiny_cascade: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_cascade / "wan", tmp_path / "wan")
+    config = tmp_path / "wan" / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({"_class_name": "UniPCMultistepScheduler"}))
+    with pytest.raises(ValueError, match="its scheduler/ is UniPCMultistepScheduler without use_flow_sigmas"):
+        LuVePipeline.from_pretrained(tmp_path / "wan")

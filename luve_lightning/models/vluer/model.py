@@ -11,7 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from luve_lightning.functional.interpolation import Size3d, check_size, interpolate_latents
-from luve_lightning.models.folders import saving
+from luve_lightning.models.folders import load_whole, read_config, saving
 from luve_lightning.models.vluer.decoder import Decoder
 from luve_lightning.models.vluer.encoder import Encoder
 from luve_lightning.models.vluer.implicit import ImplicitUpsampler
@@ -62,6 +62,22 @@ class VLUer(ModelMixin, ConfigMixin):
             self.decoder = nn.Identity()
             for parameter in self.upsampler.last.parameters():
                 nn.init.zeros_(parameter)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Load what `save_pretrained` wrote; see diffusers.
+
+        Raises:
+            FileNotFoundError: when it is not there.
+            ValueError: when files are damaged, or hold other weights than the configuration asks for.
+        """
+        if kwargs.pop("output_loading_info", False):
+            return super().from_pretrained(
+                str(pretrained_model_name_or_path), output_loading_info=True, **kwargs
+            )
+        if (Path(pretrained_model_name_or_path) / "config.json").is_file():
+            read_config(pretrained_model_name_or_path, "")
+        return load_whole(cls, pretrained_model_name_or_path, kwargs.pop("subfolder", None) or "", **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save the model for `from_pretrained`: the folder holds the old model or the whole new one; see diffusers."""
