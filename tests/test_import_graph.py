@@ -19,6 +19,7 @@ RANKS = {
     "files": 0,
     "functional": 0,
     "machine": 0,
+    "terminal": 0,
     "pages": 0,
     "losses": 1,
     "metrics": 1,

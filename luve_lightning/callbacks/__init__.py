@@ -10,6 +10,7 @@ from luve_lightning.callbacks.export import Export
 from luve_lightning.callbacks.generated_samples import GeneratedSamples
 from luve_lightning.callbacks.graceful_stop import GracefulStop, StopRequested
 from luve_lightning.callbacks.nan_guard import NaNGuard, NonFiniteLoss
+from luve_lightning.callbacks.progress import TrainingProgress
 from luve_lightning.callbacks.random_state import RandomState
 from luve_lightning.callbacks.sample_metrics import SampleMetrics
 from luve_lightning.callbacks.sample_strips import SampleStrips
@@ -33,6 +34,7 @@ __all__ = [
     "SampleMetrics",
     "SampleStrips",
     "StopRequested",
+    "TrainingProgress",
     "UpsamplerComparison",
     "WandbRecord",
 ]

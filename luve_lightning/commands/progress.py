@@ -6,7 +6,8 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from luve_lightning.terminal import StatusLine, StatusLines, is_live
 
 _SECONDS = 30  # between the lines of a log
 
@@ -22,9 +23,8 @@ class Steps:
         self.console = console
         self.what, self.total, self.done = "", 0, 0
         self._started = self._told = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
-        self._task = self._bar.add_task("", total=0) if self._bar else None
+        shown = is_live(console) and not console.quiet
+        self._bar = StatusLines(console, self._status) if shown else None
 
     def __enter__(self) -> Steps:
         if self._bar:
@@ -41,22 +41,31 @@ class Steps:
         """Start a stage of so many steps."""
         self.what, self.total, self.done = what, total, 0
         self._started = self._told = time.monotonic()
-        if self._bar and self._task is not None:
-            self._bar.reset(self._task, description=what, total=total)
+        if self._bar:
+            self._bar.refresh()
 
     def advance(self) -> None:
         """One step is done."""
         self.done += 1
-        if self._bar and self._task is not None:
-            self._bar.advance(self._task)
+        if self._bar:
             return
         now = time.monotonic()
         if now - self._told >= _SECONDS and self.done < self.total:
             self._told = now
-            left = (now - self._started) / self.done * (self.total - self.done)
             self.console.print(
-                f"{self.what}: {self.done} of {self.total}, about {_duration(left)} left", highlight=False
+                f"{self.what}: {self.done} of {self.total}, about {_duration(self._left(now))} left",
+                highlight=False,
             )
+
+    def _left(self, now: float) -> float:
+        return (now - self._started) / self.done * (self.total - self.done)
+
+    def _status(self) -> list[StatusLine]:
+        if not self.total:
+            return []
+        now = time.monotonic()
+        left = self._left(now) if self.done else None
+        return [StatusLine(self.what, self.done, self.total, now - self._started, left)]
 
 
 def _duration(seconds: float) -> str:

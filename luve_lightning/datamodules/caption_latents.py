@@ -191,6 +191,13 @@ class CaptionLatentsDataModule(ResumableDataModule):
             if embed is not None:
                 self._check_captions(embed, dataset)
 
+    def clip_counts(self) -> dict[str, int]:
+        """Clips of each split; see ResumableDataModule."""
+        return {
+            split: len({entry.clip_id for entry, _ in dataset.items})
+            for split, dataset in self.datasets.items()
+        }
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of {"latents": B x C x t x h x w, "caption" or "text", "clip_id"}."""
         dataset = self.datasets["train"]

@@ -69,6 +69,11 @@ class ClipsDataModule(ResumableDataModule):
             quarantine = Quarantine(self.quarantine_path, self.max_bad_fraction, len(train))
             self.train_views = ClipViews(train, self.views, quarantine, self.preload)
 
+    def clip_counts(self) -> dict[str, int]:
+        """Clips of each split; see ResumableDataModule."""
+        counts = {split: len(entries) for split, entries in self.entries.items()}
+        return counts | {"val": min(counts["val"], self.val_limit or counts["val"])} if counts else {}
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of {"video": B x 3 x T x H x W, "clip_id"}, one view a batch."""
         weights = [view.weight for view in self.views.values()]

@@ -117,6 +117,12 @@ class LatentPairsDataModule(ResumableDataModule):
                 self.store, self.pairs["train"], self.scales, self.crop, self.preload
             )
 
+    def clip_counts(self) -> dict[str, int]:
+        """Clips of each split; see ResumableDataModule."""
+        limits = {"val": self.val_limit, "test": self.test_limit}
+        clips = {split: len({pair.entry.clip_id for pair in pairs}) for split, pairs in self.pairs.items()}
+        return {split: min(count, limits.get(split) or count) for split, count in clips.items()}
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of {"hr", "lr", "scale", "clip_id"}, latents B x C x T x h x w, one scale a batch."""
         return self.training_loader(self.crops, len(self.crops), [1.0] * len(self.scales), self.passes)

@@ -1,0 +1,238 @@
+"""What a training verb says before and after: what is trained on what, and where its files are."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from rich.console import Console
+
+from luve_lightning.callbacks.progress import named_numbers, number
+from luve_lightning.terminal import duration
+
+
+class RunSummary(Callback):
+    """Prints a few lines when a run has been set up; `closing` gives those for its end. Rank zero only.
+
+    Args:
+        verb: `fit`, `validate`, `test` or `predict`.
+        named: the configuration's callbacks by name; one with an `output` is listed under it.
+        command: the command line as typed.
+        seed: of the run.
+    """
+
+    def __init__(self, verb: str, named: Mapping[str, Callback], command: Sequence[str], seed: int) -> None:
+        self.verb, self.named, self.command, self.seed = verb, dict(named), list(command), seed
+        self.started = time.monotonic()
+        self._wall, self._first_step = time.time(), 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Everything is set up, the checkpoint is read, nothing is trained."""
+        loaded = trainer._checkpoint_connector._loaded_checkpoint
+        self._first_step = int(loaded.get("global_step", 0))
+        resumed = f"{_short(trainer.ckpt_path)}, step {self._first_step}" if loaded else None
+        self._begin(trainer, pl_module, resumed)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same for `validate`."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._begin(trainer, pl_module, _weights(trainer))
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same for `test`."""
+        self._begin(trainer, pl_module, _weights(trainer))
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same for `predict`."""
+        self._begin(trainer, pl_module, _weights(trainer))
+
+    def _begin(self, trainer: Trainer, module: LightningModule, source: str | None) -> None:
+        if not trainer.is_global_zero:
+            return
+        rows = [
+            ("model", _model(module)),
+            ("device", _device(trainer)),
+            ("data", _data(trainer)),
+            ("folder", f"{_short(trainer.default_root_dir)}, seed {self.seed}"),
+        ]
+        rows += [("resumes" if self.verb == "fit" else "weights", source)] if source else []
+        _print(f"luve {self.verb}", rows)
+
+    def closing(self, trainer: Trainer, stopped: bool = False) -> None:
+        """Print what became of the run; after the bar is gone.
+
+        Args:
+            trainer: of the run.
+            stopped: whether a signal ended it, so that there is more to train.
+        """
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        rows: list[tuple[str, str | Sequence[str]]] = [*self._checkpoints(trainer), *self._outputs(trainer)]
+        following = self._next(trainer, stopped)
+        rows += [("next", following)] if following else []
+        facts = [duration(time.monotonic() - self.started)]
+        if self.verb == "fit":
+            facts.insert(0, _steps(trainer, self._first_step))
+            facts += _last_values(trainer)
+        _print(f"luve {self.verb}: {', '.join(facts)}", rows)
+
+    def _checkpoints(self, trainer: Trainer) -> Iterator[tuple[str, str]]:
+        savers = trainer.checkpoint_callbacks if self.verb == "fit" else []
+        for saver in (saver for saver in savers if isinstance(saver, ModelCheckpoint)):
+            last, best = Path(saver.dirpath or "") / "last.ckpt", Path(saver.best_model_path)
+            if last.is_file():
+                yield "checkpoint", _short(last)
+            if saver.monitor and best.is_file() and saver.best_model_score is not None:
+                yield "best", f"{_short(best)}, {saver.monitor} {number(float(saver.best_model_score))}"
+
+    def _outputs(self, trainer: Trainer) -> Iterator[tuple[str, str]]:
+        """What callbacks and loggers wrote in this run."""
+        for name, callback in self.named.items():
+            output = getattr(callback, "output", None)
+            if not isinstance(output, Path) or not getattr(callback, "written", True):
+                continue
+            if _changed_since(output, self._wall):
+                yield name, _short(output)
+        for logger in trainer.loggers:
+            file = Path(logger.log_dir or "") / "metrics.csv"
+            if isinstance(logger, CSVLogger) and _changed_since(file, self._wall):
+                yield "log", _short(file)
+
+    def _next(self, trainer: Trainer, stopped: bool) -> list[str] | None:
+        """The command that goes on from here."""
+        module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+        if self.verb != "fit" or not list(self._checkpoints(trainer)):
+            return None
+        if stopped:
+            return _with_last_checkpoint(self.command, "fit")
+        for verb, step, loader in (
+            ("test", "test_step", "test_dataloader"),
+            ("validate", "validation_step", "val_dataloader"),
+        ):
+            if is_overridden(step, module, LightningModule) and is_overridden(
+                loader, data, LightningDataModule
+            ):
+                return _with_last_checkpoint(self.command, verb)
+        return None
+
+
+def _with_last_checkpoint(command: Sequence[str], verb: str) -> list[str] | None:
+    """The command line for another verb, and the run's last checkpoint instead of what it began with."""
+    words, kept = list(command[2:]), []
+    while words:
+        word = words.pop(0)
+        if word == "--ckpt_path":
+            words[:1] = []
+        elif not word.startswith("--ckpt_path="):
+            kept.append(word)
+    return [*command[:1], verb, *kept, "--ckpt_path", "last"] if command else None
+
+
+def _print(title: str, rows: Sequence[tuple[str, str | Sequence[str]]]) -> None:
+    """A title and named rows; a terminal gets longer ones in lines, a command in such that a shell joins again."""
+    console = Console()
+    names = max((len(name) for name, _ in rows), default=0)
+    width = console.width - names - 4 if console.is_terminal else sys.maxsize
+    lines = [title]
+    for name, value in rows:
+        if isinstance(value, str):
+            broken = textwrap.wrap(value, width, break_long_words=False, break_on_hyphens=False)
+        else:
+            broken = _command_lines(value, width)
+        lines += [f"  {'' if i else name:{names}}  {line}" for i, line in enumerate(broken)]
+    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+
+
+def _command_lines(words: Sequence[str], width: int) -> list[str]:
+    """A command in lines that end in a backslash, broken before options."""
+    parts: list[str] = []
+    for word in words:
+        after_key = bool(parts) and parts[-1].startswith("--") and " " not in parts[-1]
+        if after_key and not word.startswith("--"):
+            parts[-1] += f" {shlex.quote(word)}"
+        else:
+            parts.append(shlex.quote(word))
+    lines = [""]
+    for part in parts:
+        if lines[-1] and len(lines[-1]) + 1 + len(part) > width - 2:
+            lines[-1] += " \\"
+            lines.append(f"  {part}")
+        else:
+            lines[-1] += f" {part}" if lines[-1] else part
+    return lines
+
+
+def _model(module: LightningModule) -> str:
+    counts = {True: 0, False: 0}
+    for parameter in module.parameters():
+        counts[parameter.requires_grad] += parameter.numel()
+    return f"{type(module).__name__}, {_amount(counts[True])} parameters trained, {_amount(counts[False])} frozen"
+
+
+def _amount(count: int) -> str:
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
+def _device(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        threads = torch.get_num_threads()
+        name = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    else:
+        name = device.type
+    processes = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
+    return f"{name}{processes}, precision {trainer.precision}"
+
+
+def _data(trainer: Trainer) -> str:
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    counts: dict[str, int] = getattr(data, "clip_counts", dict)()
+    source = _short(data.index_path) if hasattr(data, "index_path") else type(data).__name__
+    clips = ", ".join(f"{count} {split}" for split, count in counts.items())
+    batch = getattr(data, "batch_size", None)
+    return source + (f", clips: {clips}" if clips else "") + (f"; batches of {batch}" if batch else "")
+
+
+def _weights(trainer: Trainer) -> str:
+    return _short(trainer.ckpt_path) if trainer.ckpt_path else "none loaded: as the configuration begins"
+
+
+def _steps(trainer: Trainer, first: int) -> str:
+    done = trainer.global_step
+    steps = f"{done} of {trainer.max_steps} steps" if trainer.max_steps > 0 else f"{done} steps"
+    if first and done == first:
+        return f"{steps}, none of them now"
+    return f"{steps}, {done - first} of them now" if first else steps
+
+
+def _last_values(trainer: Trainer) -> list[str]:
+    """The losses of the last step and what the last validation chose to show."""
+    return named_numbers({name: float(value) for name, value in trainer.progress_bar_metrics.items()})
+
+
+def _changed_since(path: Path, moment: float) -> bool:
+    files = path.rglob("*") if path.is_dir() else [path] if path.is_file() else []
+    # Some file systems keep whole seconds.
+    return any(file.is_file() and file.stat().st_mtime >= int(moment) for file in files)
+
+
+def _short(path: Any) -> str:
+    """Relative to the current folder where it lies in it."""
+    whole = Path(path).absolute()
+    return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(path)

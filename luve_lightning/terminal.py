@@ -1,0 +1,242 @@
+"""Status lines that stay at the bottom of a terminal while a command works; what is printed appears above them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from rich.ansi import AnsiDecoder
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+_SHORTEST_BAR, _LONGEST_BAR = 10, 40
+_REFRESHES_PER_SECOND = 4
+_FREE_COLUMNS = len("^C")  # a terminal shows it behind the line when it is typed, and must not go on below it
+_LAST_LINE = b"\0\n"
+
+
+@dataclass(frozen=True)
+class StatusLine:
+    """How far something is.
+
+    Attributes:
+        label: what is counted, such as "step".
+        done: how many are done.
+        total: of how many; None when nobody knows.
+        elapsed: seconds since it began.
+        left: seconds that it will still take; None when nobody knows.
+        facts: what else there is to say, most important first; what does not fit is left out.
+    """
+
+    label: str
+    done: int
+    total: int | None
+    elapsed: float
+    left: float | None = None
+    facts: Sequence[str] = ()
+
+    def count(self) -> str:
+        """`step 12/2200`, as wide at the beginning as at the end."""
+        return f"{self.label} {self.done}" if self.total is None else (
+            f"{self.label} {self.done:{len(str(self.total))}}/{self.total}"
+        )  # fmt: skip
+
+    def row(self, width: int) -> RenderableType:
+        """One line of at most `width` columns: count, bar, times, facts."""
+        left = "" if self.left is None else f"{duration(self.left)} left"
+        elapsed = duration(self.elapsed)
+        space = width - len(self.count())
+        kept: list[str] = []
+        # In the order of importance. Nothing comes in for something more important that was too long.
+        for text in (left, *self.facts[:1], "bar", elapsed, *self.facts[1:]):
+            needed = _SHORTEST_BAR + 1 if text == "bar" else len(text) + 2
+            if needed > space:
+                break
+            if text:
+                kept.append(text)
+                space -= needed
+        facts = [text for text in self.facts if text in kept]
+        times = [text for text in (elapsed, left) if text and text in kept]
+        row = [Text(self.count(), no_wrap=True, overflow="ellipsis")]
+        if "bar" in kept:
+            length = min(_LONGEST_BAR, _SHORTEST_BAR + max(0, space))
+            bar = ProgressBar(self.total, self.done, width=length, pulse=self.total is None)
+            row = [row[0], bar]  # type: ignore[list-item]
+        if times:
+            row.append(Text("  ".join(times), style="progress.remaining", no_wrap=True))
+        if facts:
+            row.append(Text(" " + "  ".join(facts), no_wrap=True))
+        grid = Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
+        grid.add_row(*row)
+        return grid
+
+    def sentence(self) -> str:
+        """The same for a log: everything in one line, without a bar."""
+        times = [f"{duration(self.elapsed)} elapsed"]
+        times += [] if self.left is None else [f"{duration(self.left)} left"]
+        head = f"{self.label} {self.done}" + ("" if self.total is None else f"/{self.total}")
+        return f"{head}, {', '.join(times)}" + (f": {', '.join(self.facts)}" if self.facts else "")
+
+
+def duration(seconds: float) -> str:
+    """`0:07`, `12:30`, `3:02:11`."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def is_live(console: Console) -> bool:
+    """Whether lines can be drawn over: a terminal that knows how, not a log that wants colours (FORCE_COLOR)."""
+    return console.is_interactive and console.file.isatty()
+
+
+class StatusLines:
+    """Draws status lines at the bottom of a terminal, from `start` to `stop`.
+
+    Meanwhile standard output, standard error and the log handlers that hold them write above the lines, as far as
+    they are that terminal. So do those of processes forked off meanwhile, such as a loader's workers.
+
+    Args:
+        console: of a terminal, see `is_live`.
+        lines: gives the lines to draw; called a few times a second from another thread.
+    """
+
+    def __init__(self, console: Console, lines: Callable[[], Sequence[StatusLine]]) -> None:
+        # Another Console on standard output must not find this one's file behind the stream that replaces it.
+        self._console = Console(file=console.file, width=console._width)
+        self._lines = lines
+        self._live: Live | None = None
+        self._streams: dict[str, TextIO] = {}
+        self._handlers: list[tuple[logging.StreamHandler[Any], Any]] = []
+        self._pipe = -1
+        self._relay: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to draw; nothing happens when it has begun."""
+        if self._live is not None:
+            return
+        self._live = Live(
+            get_renderable=self._render,
+            console=self._console,
+            refresh_per_second=_REFRESHES_PER_SECOND,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        reader, self._pipe = os.pipe()
+        self._relay = threading.Thread(target=_print_lines, args=(reader, self._console), daemon=True)
+        self._relay.start()
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream.isatty() and not isinstance(stream, _Above):
+                self._streams[name] = stream
+                setattr(sys, name, _Above(stream, self._console, self._pipe))
+        self._divert_logs()
+        self._live.start(refresh=True)
+
+    def stop(self) -> None:
+        """Remove the lines and give the streams back."""
+        if self._live is None:
+            return
+        live, self._live = self._live, None
+        assert self._relay is not None
+        try:
+            os.write(self._pipe, _LAST_LINE)
+            self._relay.join()
+            os.close(self._pipe)
+            live.stop()
+        finally:
+            for handler, stream in self._handlers:
+                handler.setStream(stream)
+            for name, stream in self._streams.items():
+                above = getattr(sys, name)
+                if isinstance(above, _Above):
+                    setattr(sys, name, stream)
+                    above.finish()
+            self._handlers, self._streams = [], {}
+
+    def refresh(self) -> None:
+        """Draw now."""
+        if self._live is not None:
+            self._live.refresh()
+
+    def _divert_logs(self) -> None:
+        """Log handlers keep the stream that they were made with."""
+        above = {stream: getattr(sys, name) for name, stream in self._streams.items()}
+        loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+        for logger in loggers:
+            for handler in getattr(logger, "handlers", ()):
+                stream = getattr(handler, "stream", None)
+                if isinstance(handler, logging.StreamHandler) and stream in above:
+                    self._handlers.append((handler, stream))
+                    handler.setStream(above[stream])
+
+    def _render(self) -> RenderableType:
+        return Group(*(line.row(self._console.width - _FREE_COLUMNS) for line in self._lines()))
+
+
+def _print_lines(reader: int, console: Console) -> None:
+    """Prints what child processes write, until the last line comes."""
+    decoder = AnsiDecoder()
+    with open(reader, "rb") as lines:
+        for line in lines:
+            if line == _LAST_LINE:
+                break
+            console.print(decoder.decode_line(line.decode("utf-8", "replace").rstrip("\n")), soft_wrap=True)
+
+
+class _Above:
+    """Stands for a terminal's stream and prints whole lines above the status lines.
+
+    A forked process may have copied a lock that nobody will release, and does not know where the lines are: it sends
+    what it writes through a pipe.
+    """
+
+    def __init__(self, stream: TextIO, console: Console, pipe: int) -> None:
+        self._stream, self._console, self._pipe = stream, console, pipe
+        self._decoder, self._rest = AnsiDecoder(), ""
+        self._process, self._lock = os.getpid(), threading.RLock()
+        self._rests: dict[int, str] = {}  # of a child process
+
+    def write(self, text: str) -> int:
+        if os.getpid() != self._process:
+            return self._write_in_child(text)
+        with self._lock:
+            *lines, self._rest = (self._rest + text).split("\n")
+            for line in lines:
+                self._console.print(self._decoder.decode_line(line), soft_wrap=True)
+        return len(text)
+
+    def _write_in_child(self, text: str) -> int:
+        *lines, rest = (self._rests.get(os.getpid(), "") + text).split("\n")
+        self._rests = {os.getpid(): rest}
+        whole = "".join(f"{line}\n" for line in lines)
+        try:
+            os.write(self._pipe, whole.encode("utf-8", "replace"))
+        except OSError:  # the lines are gone
+            self._stream.write(whole)
+            self._stream.flush()
+        return len(text)
+
+    def writelines(self, lines: Sequence[str]) -> None:
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        """Nothing: whole lines are printed at once, the rest of one waits for its end."""
+
+    def finish(self) -> None:
+        """Write what did not end in a newline."""
+        rest, self._rest = self._rest, ""
+        self._stream.write(rest)
+        self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
