@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -307,8 +308,17 @@ def test_a_run_leaves_its_checkpoint_configuration_and_provenance(
     with caplog.at_level("INFO"):
         outcome = run_luve(capsys, "fit", *base, "--seed_everything", 0)
     assert outcome.code == 0, outcome.err
-    assert "Seed set to 0" in caplog.messages
-    assert not any("Tip:" in message for message in caplog.messages)
+    assert not any(
+        f" {word}" in f" {m}" for m in caplog.messages for word in ("Tip:", "TPU", "Seed", "`Trainer.fit`")
+    )
+    begin, end = outcome.out.split("luve fit: ")
+    assert "  model   TinyModule, 5 parameters trained, 0 frozen\n" in begin
+    assert f"  folder  {run}, seed 0\n" in begin
+    assert end.startswith("2 of 2 steps, ")
+    assert f"  checkpoint  {run}/checkpoints/last.ckpt\n" in end
+    assert f"  log         {run}/metrics.csv\n" in end
+    command = shlex.join(["luve", "test", *base, "--seed_everything", "0", "--ckpt_path", "last"])
+    assert end.endswith(f"  next        {command}\n")
     assert (run / "metrics.csv").is_file()  # the logger's interpolation followed the option
     saved = checkpoint(run)
     assert saved["global_step"] == 2

@@ -35,9 +35,6 @@ def run_verb(verb: str, words: list[str], config: dict[str, Any]) -> None:
         _refuse_verb(verb)
     from luve_lightning.commands import compose
     from luve_lightning.commands.keys import Keys
-    from luve_lightning.commands.quiet import quieten
-
-    quieten()
 
     entry = VERBS[verb]
     arguments = compose.read_arguments(words, entry.positional)
@@ -53,6 +50,9 @@ def run_verb(verb: str, words: list[str], config: dict[str, Any]) -> None:
 
         print_class_help(verb, *arguments.class_help, config)
         return
+    from luve_lightning.commands.quiet import quieten
+
+    quieten()
     module = importlib.import_module(entry.module)
     if entry.function is None:
         module.run(verb, arguments, config, ["luve", verb, *words])

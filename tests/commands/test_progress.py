@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -39,10 +40,21 @@ def test_quick_stages_and_ends_say_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert log.getvalue() == ""
 
 
-def test_a_terminal_shows_a_bar() -> None:
-    screen = io.StringIO()
+class Screen(io.StringIO):
+    """Claims to be a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Screen()
     with Steps(Console(file=screen, force_terminal=True, width=80)) as steps:
         steps.begin("videos", 2)
         steps.advance()
-    assert "videos" in screen.getvalue()
-    assert "1/2" in screen.getvalue()
+    assert "videos 0/2 ━" in re.sub("\x1b\\[[0-9;]*m", "", screen.getvalue())
+    assert "videos 1/2 ━" in re.sub("\x1b\\[[0-9;]*m", "", screen.getvalue())
+    with Steps(Console(file=io.StringIO(), force_terminal=True)) as steps:  # FORCE_COLOR in a log
+        steps.begin("videos", 2)
+    assert steps.console.file.getvalue() == ""  # type: ignore[attr-defined]
