@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from luve_lightning.commands import overview, part_overview
+from luve_lightning.commands import VERBS, overview, part_overview
 from luve_lightning.commands.run_verb import run_verb, split_verb
 
 
@@ -66,7 +66,8 @@ def _guarded(verb: str, words: list[str], debug: bool) -> int:
             print(f"luve {verb}: {told}", file=sys.stderr)
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        print(f"luve {verb}: interrupted", file=sys.stderr)
+        hint = "; run the same command again to go on" if verb in VERBS and VERBS[verb].goes_on else ""
+        print(f"luve {verb}: interrupted{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         raise

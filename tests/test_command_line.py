@@ -450,3 +450,18 @@ def test_two_processes_write_one_provenance(base: list[str], repository: Path, t
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "provenance.json").read_text())["processes"] == 2
     assert not (tmp_path / "run" / "provenance-2.json").exists()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_interrupted_verb_that_keeps_its_work_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("luve_lightning.__main__.run_verb", interrupt)
+    outcome = run_luve(capsys, *verb.split(), "--anything", "1")
+    assert outcome.code == 130
+    keeps = verb in "mini-world precompute embed score generate upsample evaluate ablate".split()
+    hint = "; run the same command again to go on" if keeps else ""
+    assert outcome.error_lines == [f"luve {verb}: interrupted{hint}"]

@@ -22,6 +22,7 @@ class Verb:
         positional: The option whose value may be given as a word of its own, without `--option` before it.
         examples: Configurations in the repository to start from.
         slow: Whether it imports PyTorch, which takes seconds.
+        goes_on: Whether the same command, after an interruption, keeps what is there.
     """
 
     group: str
@@ -32,6 +33,7 @@ class Verb:
     positional: str | None = None
     examples: tuple[str, ...] = ()
     slow: bool = True
+    goes_on: bool = False
 
 
 _TRAINING = "luve_lightning.commands.training"
@@ -62,6 +64,7 @@ VERBS: dict[str, Verb] = {
         "render the mini world's clips and their CSV",
         "luve_lightning.commands.mini_world",
         "mini_world",
+        goes_on=True,
     ),
     "precompute": Verb(
         "Data",
@@ -69,6 +72,7 @@ VERBS: dict[str, Verb] = {
         "luve_lightning.commands.precompute",
         "precompute",
         examples=("experiments/precompute/mini.yaml",),
+        goes_on=True,
     ),
     "embed": Verb(
         "Data",
@@ -76,6 +80,7 @@ VERBS: dict[str, Verb] = {
         "luve_lightning.commands.embed",
         "embed",
         examples=("experiments/embed/mini.yaml",),
+        goes_on=True,
     ),
     "score": Verb(
         "Data",
@@ -83,6 +88,7 @@ VERBS: dict[str, Verb] = {
         "luve_lightning.commands.score",
         "score",
         examples=("experiments/score/mini.yaml",),
+        goes_on=True,
     ),
     "fit": Verb("Training", "train a model, or resume with --ckpt_path last", _TRAINING, examples=_RUNS),
     "validate": Verb("Training", "measure a model on the validation split", _TRAINING, examples=_RUNS),
@@ -97,6 +103,7 @@ VERBS: dict[str, Verb] = {
         "generate",
         positional="prompt",
         examples=("experiments/generate/mini.yaml",),
+        goes_on=True,
     ),
     "plan": Verb(
         "Generation",
@@ -124,6 +131,7 @@ VERBS: dict[str, Verb] = {
         "luve_lightning.commands.upsample",
         "upsample",
         examples=("experiments/upsample/mini.yaml",),
+        goes_on=True,
     ),
     "evaluate": Verb(
         "Measurement",
@@ -132,6 +140,7 @@ VERBS: dict[str, Verb] = {
         "evaluate",
         examples=("experiments/evaluate/metrics.yaml", "experiments/evaluate/mini.yaml"),
         named=("videos",),
+        goes_on=True,
     ),
     "sweep": Verb(
         "Tables",
@@ -159,6 +168,7 @@ VERBS: dict[str, Verb] = {
         "luve_lightning.commands.ablate",
         "ablate",
         positional="table",
+        goes_on=True,
     ),
     "study build": Verb(
         "Measurement",
