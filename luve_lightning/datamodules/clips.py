@@ -23,7 +23,8 @@ class ClipsDataModule(ResumableDataModule):
         val_limit: at most this many validation clips.
         passes: visits of each clip in one epoch.
         preload: keep decoded training clips in memory.
-        max_bad_fraction: stop when more than this share of the clips cannot be read.
+        max_bad_fraction: stop when more than this share of the clips cannot be read; two may in any case, unless it
+            is 0.
         quarantine: JSON-lines file of unreadable clips; None keeps no file.
         keep: which clips of the index to take.
         batch_size: see ResumableDataModule.

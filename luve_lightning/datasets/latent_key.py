@@ -11,8 +11,9 @@ from functools import cached_property
 from luve_lightning.datasets.safetensors_window import DTYPES
 
 # Raise it when the same clip and the same VAE would give other latents: another decoder or colour conversion
-# in datasets/clips.py, another crop or filter in functional/resize.py, another posterior or normalisation in
-# models/backbone.py. Every older entry is then simply not found.
+# in datasets/clips.py (for clips that are converted, another `Presentation.label` is enough), another crop or
+# filter in functional/resize.py, another posterior or normalisation in models/backbone.py. Every older entry is
+# then simply not found.
 ENCODER_VERSION = 1
 
 DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
@@ -26,7 +27,7 @@ class LatentKey:
     """Everything that decides the numbers of one stored latent.
 
     Attributes:
-        clip: sha256 of the clip file's bytes, 64 hex digits.
+        clip: `ClipHashes.digest` of the clip, 64 hex digits: the sha256 of its bytes, unless more is done to show it.
         vae: fingerprint of the VAE's configuration and weights.
         size: (height, width) of the encoded video, in pixels.
         frames: (start, stop) of the frames read from the clip, stop exclusive.

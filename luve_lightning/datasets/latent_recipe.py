@@ -92,7 +92,7 @@ class LatentRecipe:
         """The store's key of one latent.
 
         Args:
-            clip: sha256 of the clip's bytes.
+            clip: `ClipHashes.digest` of the clip.
             frames: one of `frame_ranges`.
             scale: one of `scales`, or HIGH_RESOLUTION.
             variant: one of `variants`.

@@ -42,7 +42,7 @@ class ScoreRow:
 
     Attributes:
         clip_id: the clip.
-        clip_sha256: of its bytes, 64 hex digits; empty when they could not be read.
+        clip_sha256: `ClipHashes.digest`, 64 hex digits; empty when it could not be read.
         caption_sha256: of the caption as UTF-8.
         settings: how it was scored.
         frame_indices: frames scored, counted from 0.
