@@ -114,17 +114,23 @@ def read_lora(
         path = _pick(path / (subfolder or ""), weight_name, name)
     elif not path.is_file():
         path = _from_hub(name, weight_name, subfolder, hub)
-    if (path.parent / "expert.json").is_file():
+    if beside(path, "expert.json") is not None:
         raise ValueError(f"LoRA {name}: is an expert of LuVe (expert.json lies there); load it as an expert")
     tensors, header = _read(path, name)
-    beside = path.parent / ADAPTER_CONFIG
+    config = beside(path, ADAPTER_CONFIG)
     found = [_configuration(_json(text, where), where) for where, text in header]
-    if beside.is_file():
-        found.append(_configuration(_json(_text(beside), str(beside)), str(beside)))
+    if config is not None:
+        found.append(_configuration(_json(_text(config), str(config)), str(config)))
     for other in found[1:]:
         if _scales(other) != _scales(found[0]):
             raise ValueError(f"LoRA {name}: {other.where} and {found[0].where} give it different scales")
     return LoraFile(name, tensors, found[0] if found else None)
+
+
+def beside(path: str | Path, name: str) -> Path | None:
+    """What lies beside a file, or beside the file that it is a link to; None when nothing of that name does."""
+    places = (Path(path).parent, Path(path).resolve().parent)
+    return next((place / name for place in places if (place / name).exists()), None)
 
 
 def _scales(configuration: LoraConfiguration) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from luve_lightning.pipelines.lora_files import LoraConfiguration, LoraFile
+from luve_lightning.pipelines.lora_files import ADAPTER_CONFIG, LoraConfiguration, LoraFile
 
 # What wrappers and trainers put before a layer's name.
 _WRAPPER = re.compile(
@@ -60,6 +60,7 @@ class LoraSummary:
         scales: each alpha / rank that occurs, ascending; 1 where nothing says alpha.
         dora: whether it holds magnitudes.
         biases: how many layers' biases it changes.
+        assumed: PEFT's weights without the file that says their scale; taken at 1.
     """
 
     name: str
@@ -68,10 +69,12 @@ class LoraSummary:
     scales: list[float]
     dora: bool = False
     biases: int = 0
+    assumed: bool = False
 
     def __str__(self) -> str:
         more = ", DoRA" if self.dora else ""
         more += f", {self.biases} biases" if self.biases else ""
+        more += f" (assumed: no {ADAPTER_CONFIG} beside it)" if self.assumed else ""
         return (
             f"LoRA {self.name}: {self.layers} layers, {_several('rank', self.ranks)}, "
             f"{_several('scale', self.scales)}{more}"
@@ -163,13 +166,15 @@ def fit_lora(transformer: WanTransformer3DModel, file: LoraFile) -> FittedLora:
         "use_dora": bool(dora),
         "lora_bias": bool(biases),
     }
+    alphas = any("alpha" in layer.parts for layer in layers.values())
     summary = LoraSummary(
         file.name,
         len(layers),
         sorted(set(ranks.values())),
         sorted(set(scales.values())),
-        bool(dora),
-        len(biases),
+        dora=bool(dora),
+        biases=len(biases),
+        assumed=configured is None and not alphas and any(key.startswith(_PEFT) for key in file.tensors),
     )
     return FittedLora(
         {f"transformer.{key}": tensor for key, tensor in found.items()},

@@ -9,7 +9,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.models.folders import is_local
-from luve_lightning.pipelines.lora_files import ADAPTER_CONFIG
+from luve_lightning.pipelines.lora_files import ADAPTER_CONFIG, beside
 
 # What models, tokenizers and schedulers are made of; a README or a picture beside them changes no video.
 _SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt")
@@ -30,8 +30,8 @@ def model_identity(source: str | Path, hashes: FileHashes) -> str:
         FileNotFoundError: when it is neither a folder with model files nor a hub id in the cache.
     """
     if Path(source).is_file():
-        beside = Path(source).with_name(ADAPTER_CONFIG)  # a LoRA's scale
-        more = f"+{hashes.digest(beside)}" if beside.is_file() else ""
+        config = beside(source, ADAPTER_CONFIG)  # a LoRA's scale
+        more = "" if config is None else f"+{hashes.digest(config)}"
         return f"sha256:{hashes.digest(source)}{more}"
     if not is_local(source):
         return f"hub:{source}@{_revision(str(source))}"

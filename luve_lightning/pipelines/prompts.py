@@ -83,10 +83,10 @@ def read_prompt_file(path: Path) -> list[PromptLine]:
         FileNotFoundError: no such file.
         ValueError: something that is no prompt file; the message names the line.
     """
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"prompts: {path}: no such file")
     kinds = {".txt": _text_rows, ".jsonl": _json_rows, ".csv": _csv_rows}
-    if path.suffix.lower() not in kinds:
+    if path.suffix.lower() not in kinds or path.is_dir():
         raise ValueError(f"prompts: {path}: expected a .txt, .jsonl or .csv file")
     try:
         text = path.read_bytes().decode("utf-8-sig")  # line ends as they are: a CSV's cell may hold some

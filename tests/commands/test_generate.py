@@ -272,7 +272,9 @@ def test_a_lora_acts_at_the_scale_beside_it(luve: Luve, tiny_cascade: Path, tmp_
     folder.mkdir()
     save_file(weights, folder / "adapter_model.safetensors")
     first = luve(PROMPT, lora=folder)
-    assert f"LoRA {folder}: 1 layers, rank 4, scale 1\n" in first.out
+    assert (
+        f"LoRA {folder}: 1 layers, rank 4, scale 1 (assumed: no adapter_config.json beside it)\n" in first.out
+    )
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 16}))
     again = luve(PROMPT, lora=folder)
     assert again.code == 2

@@ -29,7 +29,9 @@ def peft_folder(folder: Path, **changes: Any) -> Path:
 
 def test_the_configuration_is_found_from_the_folder_and_from_the_file(tmp_path: Path) -> None:
     folder = peft_folder(tmp_path / "peft", use_rslora=True, lora_dropout=0.1, base_model_name_or_path="x/y")
-    for source in (folder, folder / "adapter_model.safetensors", str(folder)):
+    link = tmp_path / "linked.safetensors"
+    link.symlink_to(folder / "adapter_model.safetensors")
+    for source in (folder, folder / "adapter_model.safetensors", str(folder), link):
         found = read_lora(source)
         assert found.configuration is not None
         assert (found.configuration.rank, found.configuration.alpha, found.configuration.rslora) == (
