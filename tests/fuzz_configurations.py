@@ -29,7 +29,8 @@ from typing import Any
 import yaml
 
 CPU_SECONDS, WALL_SECONDS, MEMORY = 90, 400, 8 * 2**30
-COUNT_VARIABLE, SEED_VARIABLE, REPORT_VARIABLE = "LUVE_FUZZ_COUNT", "LUVE_FUZZ_SEED", "LUVE_FUZZ_REPORT"
+COUNT_VARIABLE, SEED_VARIABLE, FIRST_VARIABLE = "LUVE_FUZZ_COUNT", "LUVE_FUZZ_SEED", "LUVE_FUZZ_FIRST"
+REPORT_VARIABLE = "LUVE_FUZZ_REPORT"
 
 _WHOLE = (-1, 0, 1, 2, 3, 7, 16, 64, 1000, 10**5, 10**9, 10**18, -(10**9))
 _REAL = (-1.0, 0.0, 0.5, 1.0, 3.0, 1e3, 1e-300, 1e300, math.nan, math.inf, -math.inf)
@@ -77,9 +78,11 @@ class Outcome:
         return f"case {self.number}, {self.base.name}, {'; '.join(self.mistakes)}: {self.kind}\n{self.text}"
 
 
-def cases(bases: list[Base], count: int, seed: int) -> Iterator[tuple[int, Base, Tree, tuple[str, ...]]]:
+def cases(
+    bases: list[Base], count: int, seed: int, first: int = 0
+) -> Iterator[tuple[int, Base, Tree, tuple[str, ...]]]:
     """Number, base, configuration and mistakes of each case; each depends on (seed, number) alone."""
-    for number in range(count):
+    for number in range(first, first + count):
         rng = random.Random(f"{seed}/{number}")
         base = bases[number % len(bases)]
         config = copy.deepcopy(base.config)
@@ -233,12 +236,13 @@ def fuzz(
     bases: list[Base],
     count: int,
     seed: int,
+    first: int,
     folder: Path,
     tell: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
     """Runs cases one after the other."""
     outcomes = []
-    for number, base, config, mistakes in cases(bases, count, seed):
+    for number, base, config, mistakes in cases(bases, count, seed, first):
         outcomes.append(run_case(number, base, config, mistakes, folder / f"case-{number}"))
         tell(outcomes[-1])
     return outcomes
@@ -263,9 +267,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--report", type=Path, help="file for the table and every failure")
     options = parser.parse_args()
-    os.environ |= {COUNT_VARIABLE: str(options.count), SEED_VARIABLE: str(options.seed)}
+    numbers = {COUNT_VARIABLE: options.count, SEED_VARIABLE: options.seed, FIRST_VARIABLE: options.first}
+    os.environ |= {name: str(number) for name, number in numbers.items()}
     if options.report:
         os.environ[REPORT_VARIABLE] = str(options.report.resolve())
     test = Path(__file__).with_name("test_fuzzed_configurations.py")

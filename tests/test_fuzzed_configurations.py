@@ -13,6 +13,7 @@ from luve_lightning.commands import VERBS
 from luve_lightning.commands.compose import load, merge
 from tests.fuzz_configurations import (
     COUNT_VARIABLE,
+    FIRST_VARIABLE,
     REPORT_VARIABLE,
     SEED_VARIABLE,
     Base,
@@ -83,7 +84,10 @@ def test_mistakes_end_with_one_line(
         monkeypatch.setenv(f"TINY_{name}", str(folder))
     for verb in VERBS.values():  # once here, not in every forked process
         importlib.import_module(verb.module)
-    count = int(os.environ.get(COUNT_VARIABLE, IN_THE_SUITE))
+    count, seed, first = (
+        int(os.environ.get(name, default))
+        for name, default in ((COUNT_VARIABLE, IN_THE_SUITE), (SEED_VARIABLE, 0), (FIRST_VARIABLE, 0))
+    )
     report = os.environ.get(REPORT_VARIABLE)
 
     def tell(outcome: Outcome) -> None:
@@ -94,7 +98,7 @@ def test_mistakes_end_with_one_line(
                 if outcome.kind == "refused":
                     print("   ", outcome.text.splitlines()[-1][:400], file=file)
 
-    outcomes = fuzz(bases(), count, int(os.environ.get(SEED_VARIABLE, 0)), tmp_path, tell)
+    outcomes = fuzz(bases(), count, seed, first, tmp_path, tell)
     if report:
         with Path(report).open("a", encoding="utf-8") as file:
             print(table(outcomes), file=file)

@@ -54,6 +54,7 @@ def cannot_load(backbone: str | Path, part: str, error: BaseException) -> FileNo
     where = f"backbone {backbone}: cannot load its {part}/" if part else f"{backbone}: cannot be loaded"
     if part and not Path(backbone).is_dir():
         where = f"backbone {backbone}: no such folder, and its {part}/ cannot be had from the hub"
+        reason = f"{_hubs_reason(error) or reason}; a local pipeline folder works without the hub"
     kind = FileNotFoundError if isinstance(error, OSError) else ValueError
     return kind(f"{where}: {reason}")
 
@@ -132,6 +133,27 @@ def read_config(backbone: str | Path, part: str, name: str = "config.json") -> d
     if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
         raise ValueError(f"{path}: no configuration of diffusers: it has no _class_name")
     return dict(content)
+
+
+def _hubs_reason(error: BaseException) -> str | None:
+    """Why the hub gave nothing, which diffusers and transformers hide behind "does not appear to have a file"."""
+    links = list(_causes(error))
+    for link in links:
+        if isinstance(link, OSError) and link.filename and link.errno:
+            return f"{link.filename}: {link.strerror} (where downloads are kept follows HF_HOME)"
+    names = {base.__name__ for link in links for base in type(link).__mro__}
+    if "RepositoryNotFoundError" in names or "GatedRepoError" in names:
+        return "it knows no such repository, or one that needs a login (hf auth login)"
+    if "LocalEntryNotFoundError" in names or "OfflineModeIsEnabled" in names:
+        return f"it cannot be reached ({' '.join(str(links[-1]).split())[:200]}), and nothing of it was downloaded before"
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from luve_lightning.models.experts import ExpertConfig, add_expert, save_expert
+from luve_lightning.models.folders import cannot_load
 from luve_lightning.models.transformer import load_transformer, save_transformer
 from luve_lightning.models.vluer import VLUer
 
@@ -65,3 +66,38 @@ def test_an_error_of_the_system_is_one_and_leaves_the_old_model(tmp_path: Path) 
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert list(tmp_path.iterdir()) == [folder]
+
+
+class LocalEntryNotFoundError(FileNotFoundError):
+    """By name the hub's own error, which takes a response to be made."""
+
+
+class RepositoryNotFoundError(OSError):
+    """Likewise."""
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected"),
+    [
+        (
+            LocalEntryNotFoundError("cannot find the files"),
+            "it cannot be reached (Name or service not known), and",
+        ),
+        (RepositoryNotFoundError("404"), "it knows no such repository, or one that needs a login"),
+        (
+            PermissionError(13, "Permission denied", "/home/a/hub"),
+            "/home/a/hub: Permission denied (where downloads",
+        ),
+        (KeyError("else"), "does not appear to have a file named config.json"),
+    ],
+)
+def test_why_the_hub_gave_nothing_is_said(cause: Exception, expected: str) -> None:
+    cause.__context__ = ConnectionError("Name or service not known")
+    error = OSError("Wan-AI/Wan does not appear to have a file named config.json.")
+    error.__cause__ = cause
+    message = str(cannot_load("Wan-AI/Wan", "vae", error))
+    assert message.startswith(
+        "backbone Wan-AI/Wan: no such folder, and its vae/ cannot be had from the hub: "
+    )
+    assert expected in message
+    assert message.endswith("; a local pipeline folder works without the hub")
