@@ -145,7 +145,8 @@ def _hubs_reason(error: BaseException) -> str | None:
     if "RepositoryNotFoundError" in names or "GatedRepoError" in names:
         return "it knows no such repository, or one that needs a login (hf auth login)"
     if "LocalEntryNotFoundError" in names or "OfflineModeIsEnabled" in names:
-        return f"it cannot be reached ({' '.join(str(links[-1]).split())[:200]}), and nothing of it was downloaded before"
+        why = " ".join(str(links[-1]).split())[:200]
+        return f"it cannot be reached ({why}), and nothing of it was downloaded before"
     return None
 
 
