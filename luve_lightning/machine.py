@@ -58,3 +58,20 @@ def check_memory(what: str, size: int, available: int | None = None) -> None:
         raise ValueError(
             f"{what} would take at least {size / 2**30:.3g} GiB of memory, there are {available / 2**30:.3g}"
         )
+
+
+def check_video(frames: int, height: int, width: int) -> None:
+    """Refuse a video whose pixels alone, three float32 each, do not fit into memory.
+
+    Args:
+        frames: how many.
+        height: of each, pixels.
+        width: of each, pixels.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    check_memory(
+        f"frames, height and width: the pixels of {frames} frames of {height}x{width}",
+        frames * height * width * 3 * 4,
+    )

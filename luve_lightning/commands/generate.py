@@ -17,6 +17,7 @@ from luve_lightning.commands.progress import Steps
 from luve_lightning.datasets.file_hashes import FileHashes
 from luve_lightning.datasets.video_files import MAX_FPS
 from luve_lightning.evaluation.generated_videos import write_generated
+from luve_lightning.machine import check_video
 from luve_lightning.models.text import CutTextWarning
 from luve_lightning.pipelines.denoise import Guidance
 from luve_lightning.pipelines.generation_jobs import (
@@ -145,6 +146,8 @@ def generate(
         ),
         SizeRules.from_pretrained(backbone),
     )
+    for job in jobs:
+        check_video(job.num_frames, job.height, job.width)
     needs_vluer = cascade and upsampling == "vluer"
     sources = find_models(backbone, vluer, needs_vluer, refiner, experts, lora)
     adapter = None if lora is None else read_lora(lora)

@@ -23,6 +23,7 @@ from luve_lightning.evaluation.denoising_run import (
 )
 from luve_lightning.evaluation.sigma_switch import PAPER_SIGMA_SWITCH, suggest_switch
 from luve_lightning.evaluation.tables import write_text
+from luve_lightning.machine import check_video
 from luve_lightning.models.backbone import load_vae
 from luve_lightning.models.folders import is_local, loading
 from luve_lightning.models.text import TextEncoder
@@ -71,6 +72,7 @@ def spectra(
     started, console = time.perf_counter(), Console()
     bands = list(DEFAULT_EDGES) if edges is None else edges
     check_spectra_options(prompts, steps, bands, share)
+    check_video(frames, height, width)
     target = choose_device(device)
     pipeline, tokens = _pipeline(backbone, shift, length, getattr(torch, dtype))
     pipeline.to(target)

@@ -94,3 +94,23 @@ def test_fit_refuses_them_in_one_line(
     assert line.startswith("luve fit: error: ")
     assert expected in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("verb", ["generate", "spectra", "mini-world"])
+def test_a_video_beyond_memory_is_refused_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, repository: Path, verb: str
+) -> None:
+    """Each number is allowed by itself; all together are more than any machine has."""
+    backbone, output = repository / "data" / "mini" / "wan", tmp_path / "output"
+    sizes = ["--height", 65_536, "--width", 65_536]
+    words = {
+        "generate": ["a boat", "--backbone", backbone, "--num_frames", 99_997, "--scale", 2, *sizes],
+        "spectra": ["--prompts", "[a boat]", "--backbone", backbone, "--frames", 99_997, *sizes],
+        "mini-world": ["--size", 65_536, "--frames", 99_997],
+    }
+    outcome = run_luve(capsys, verb, *words[verb], "--output", output)
+    assert outcome.code == 2, outcome.err
+    assert outcome.error_lines[-1].startswith(
+        f"luve {verb}: error: frames, height and width: the pixels of 99997 frames of 65536x65536 would take at least"
+    )
+    assert not output.exists()

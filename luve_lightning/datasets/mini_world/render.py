@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -29,6 +28,7 @@ from luve_lightning.datasets.mini_world.manifest import claim, matches, sha256_h
 from luve_lightning.datasets.mini_world.paint import paint_scene
 from luve_lightning.datasets.mini_world.photographs import SPLITS
 from luve_lightning.datasets.mini_world.scene import RENDERER, Scene
+from luve_lightning.machine import check_video, cores
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def render_mini_world(
     todo = [scene for scene in scenes if not _is_there(folder / f"{scene.clip_id}.mp4", hashes, frames)]
     stale = [name for name, text in texts.items() if not matches(output / name, sha256_hex(text.encode()))]
     if todo or stale or not hashes:
-        _render_all(todo, folder, processes or os.cpu_count() or 1)
+        _render_all(todo, folder, processes or cores())
         for name, text in texts.items():
             write_text(output / name, text)
         _sweep(folder)
@@ -108,6 +108,7 @@ def _check_arguments(values: dict[str, int], processes: int | None) -> None:
     if size < 16 or size % 16:
         below = max(16, size // 16 * 16)
         raise ValueError(f"size: expected a multiple of 16 (such as {below} or {below + 16}), got {size}")
+    check_video(frames, size, size)
     if processes is not None and processes < 1:
         raise ValueError(f"processes: expected 1 or more, got {processes}")
 
