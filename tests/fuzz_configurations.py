@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import math
 import os
 import random
@@ -20,7 +21,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,12 @@ from typing import Any
 
 import yaml
 
+from luve_lightning.commands import VERBS
+from luve_lightning.commands.compose import load, merge
+from tests.test_experiments import EXPERIMENTS, documented_command, overlays
+
 CPU_SECONDS, WALL_SECONDS, MEMORY = 90, 400, 8 * 2**30
-COUNT_VARIABLE, SEED_VARIABLE, FIRST_VARIABLE = "LUVE_FUZZ_COUNT", "LUVE_FUZZ_SEED", "LUVE_FUZZ_FIRST"
-REPORT_VARIABLE = "LUVE_FUZZ_REPORT"
+ARGUMENTS = "LUVE_FUZZ"  # environment variable with this command's arguments, for the test
 
 _WHOLE = (-1, 0, 1, 2, 3, 7, 16, 64, 1000, 10**5, 10**9, 10**18, -(10**9))
 _REAL = (-1.0, 0.0, 0.5, 1.0, 3.0, 1e3, 1e-300, 1e300, math.nan, math.inf, -math.inf)
@@ -49,6 +53,12 @@ _CLASSES = (
 _MISTAKES = (
     "value", "value", "value", "number", "text", "text", "other", "unknown", "misspelt", "removed", "removed", "class",
     "list",
+)  # fmt: skip
+
+NAMES = (
+    "vluer/mini", "experts/mini-adaptation", "experts/mini-lfe", "experts/mini-hfe", "mini/vae", "mini/backbone",
+    "precompute/mini", "precompute/mini-variants", "embed/mini", "score/mini", "generate/mini", "upsample/mini",
+    "evaluate/mini", "spectra/mini", "report/mini", "dashboards/vluer",
 )  # fmt: skip
 
 Tree = dict[str, Any]
@@ -74,8 +84,57 @@ class Outcome:
     kind: str
     text: str
 
+    @property
+    def bad(self) -> bool:
+        """Whether there is something to mend."""
+        return self.kind in ("internal", "hang")
+
+    @property
+    def in_short(self) -> str:
+        """The first line, and with a refusal its message."""
+        message = self.text.splitlines()[-1][:400] if self.kind == "refused" else ""
+        return "\n    ".join([str(self).splitlines()[0], *([message] if message else [])])
+
     def __str__(self) -> str:
         return f"case {self.number}, {self.base.name}, {'; '.join(self.mistakes)}: {self.kind}\n{self.text}"
+
+
+def bases() -> list[Base]:
+    """The mini world's configurations as the overlays make them tiny, and a few verbs without a file."""
+    found = []
+    for name in NAMES:
+        verb, files = documented_command(EXPERIMENTS / f"{name}.yaml")
+        tree: dict[str, Any] = {}
+        for file in [*files, *overlays(verb, files)]:
+            tree = merge(tree, load(file))
+        found.append(Base(f"{verb} {name}", verb, without_marks(tree)))
+    by_name = {base.name: base for base in found}
+    vluer, cascade = by_name["fit vluer/mini"], by_name["generate generate/mini"]
+    found += [Base(f"{verb} vluer/mini", verb, vluer.config) for verb in ("validate", "test")]
+    keys = (
+        "backbone",
+        "height",
+        "width",
+        "num_frames",
+        "motion_height",
+        "motion_width",
+        "scale",
+        "steps",
+        "shift",
+    )
+    found.append(Base("plan", "plan", {key: cascade.config[key] for key in keys if key in cascade.config}))
+    world = {"output": "${oc.env:TINY_RUN}/world", "train": 1, "val": 1, "test": 1, "frames": 5, "size": 16}
+    found.append(Base("mini-world", "mini-world", world | {"processes": 1, "seed": 0, "fps": 16}))
+    return found
+
+
+def without_marks(node: Any) -> Any:
+    """A configuration in which what is switched off is null, as a file would have it."""
+    if isinstance(node, dict):
+        return {key: without_marks(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [without_marks(value) for value in node]
+    return None if type(node) is object else node
 
 
 def cases(
@@ -232,22 +291,6 @@ def _wait(child: int) -> str:
     return {0: "ok", 2: "refused"}.get(os.WEXITSTATUS(status), "internal")
 
 
-def fuzz(
-    bases: list[Base],
-    count: int,
-    seed: int,
-    first: int,
-    folder: Path,
-    tell: Callable[[Outcome], None] = lambda outcome: None,
-) -> list[Outcome]:
-    """Runs cases one after the other."""
-    outcomes = []
-    for number, base, config, mistakes in cases(bases, count, seed, first):
-        outcomes.append(run_case(number, base, config, mistakes, folder / f"case-{number}"))
-        tell(outcomes[-1])
-    return outcomes
-
-
 def table(outcomes: list[Outcome]) -> str:
     """How many cases of each configuration ended how."""
     counts = Counter((outcome.base.name, outcome.kind) for outcome in outcomes)
@@ -261,21 +304,36 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def main() -> int:
-    """The command: runs the test of tests/test_fuzzed_configurations.py with more cases."""
-    import pytest
-
+    """The command: in a test, runs the cases; by itself, runs that test."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
-    parser.add_argument("--report", type=Path, help="file for the table and every failure")
+    parser.add_argument("--report", type=Path, help="file for every case and the table")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # given by the test: where cases run
     options = parser.parse_args()
-    numbers = {COUNT_VARIABLE: options.count, SEED_VARIABLE: options.seed, FIRST_VARIABLE: options.first}
-    os.environ |= {name: str(number) for name, number in numbers.items()}
-    if options.report:
-        os.environ[REPORT_VARIABLE] = str(options.report.resolve())
-    test = Path(__file__).with_name("test_fuzzed_configurations.py")
-    return int(pytest.main(["-q", "-s", "-p", "no:cacheprovider", str(test)]))
+    numbers = {"--count": options.count, "--seed": options.seed, "--first": options.first}
+    if options.folder is None:
+        import pytest
+
+        words = [f"{name}={number}" for name, number in numbers.items()]
+        os.environ[ARGUMENTS] = " ".join(
+            [*words, *([f"--report={options.report.resolve()}"] if options.report else [])]
+        )
+        test = Path(__file__).with_name("test_fuzzed_configurations.py")
+        return int(pytest.main(["-q", "-p", "no:cacheprovider", str(test)]))
+    outcomes = []
+    with (options.report or options.folder / "report.txt").open("a", encoding="utf-8") as report:
+        # Nothing is computed in this process: the threads of OpenMP would be missing in the forked ones.
+        for verb in VERBS.values():
+            importlib.import_module(verb.module)
+        for number, base, config, mistakes in cases(bases(), options.count, options.seed, options.first):
+            outcome = run_case(number, base, config, mistakes, options.folder / f"case-{number}")
+            outcomes.append(outcome)
+            print(outcome if outcome.bad else outcome.in_short, file=report, flush=True)
+        print(table(outcomes), file=report)
+    print("\n\n".join([table(outcomes), *(str(outcome) for outcome in outcomes if outcome.bad)]))
+    return int(any(outcome.bad for outcome in outcomes))
 
 
 if __name__ == "__main__":
