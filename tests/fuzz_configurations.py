@@ -258,6 +258,8 @@ def _child(words: list[str], folder: Path, log: Path) -> None:
         from luve_lightning.__main__ import main
 
         code = main(words)
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].teardown()  # ends its own process, as the end of this one would
     except BaseException:
         import traceback
 
@@ -317,9 +319,8 @@ def main() -> int:
         import pytest
 
         words = [f"{name}={number}" for name, number in numbers.items()]
-        os.environ[ARGUMENTS] = " ".join(
-            [*words, *([f"--report={options.report.resolve()}"] if options.report else [])]
-        )
+        words += [f"--report={options.report.resolve()}"] if options.report else []
+        os.environ[ARGUMENTS] = " ".join(words)
         test = Path(__file__).with_name("test_fuzzed_configurations.py")
         return int(pytest.main(["-q", "-p", "no:cacheprovider", str(test)]))
     outcomes = []
