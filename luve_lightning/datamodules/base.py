@@ -171,6 +171,20 @@ class ResumableDataModule(L.LightningDataModule):
         self._resume = dict(state)
 
 
+def check_clip_limits(**limits: int | None) -> None:
+    """Refuse a limit of no clips at all, under which a split would be measured on nothing.
+
+    Args:
+        limits: by the option's name; None is all clips.
+
+    Raises:
+        ValueError: one is below 1.
+    """
+    for name, limit in limits.items():
+        if limit is not None and limit < 1:
+            raise ValueError(f"{name}: expected at least 1 clip, or null for all, got {limit}")
+
+
 def _order(sampler: ResumableBatchSampler) -> dict[str, int]:
     """What decides which samples a batch holds, under the names of the configuration."""
     return {

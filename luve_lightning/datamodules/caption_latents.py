@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
-from luve_lightning.datamodules.base import ResumableDataModule, open_index, tell_lookup
+from luve_lightning.datamodules.base import ResumableDataModule, check_clip_limits, open_index, tell_lookup
 from luve_lightning.datasets.caption_latents import CaptionLatents
 from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.clip_scores import ClipScores
@@ -108,9 +108,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
         self.uncaptioned = tuple(uncaptioned)
         self.texts, self.text_encoder, self.selection = texts, text_encoder, selection
         self.limits = {"val": val_limit, "test": test_limit}
-        for split, limit in self.limits.items():
-            if limit is not None and limit < 1:
-                raise ValueError(f"{split}_limit: expected at least 1 clip, or null for all, got {limit}")
+        check_clip_limits(val_limit=val_limit, test_limit=test_limit)
         self.columns, self.drop_caption = tuple(columns), drop_caption
         self.passes, self.preload = passes, preload
         self.datasets: dict[str, CaptionLatents] = {}

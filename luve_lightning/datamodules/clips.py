@@ -7,7 +7,12 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from luve_lightning.datamodules.base import ResumableDataModule, open_index, outlive_signals
+from luve_lightning.datamodules.base import (
+    ResumableDataModule,
+    check_clip_limits,
+    open_index,
+    outlive_signals,
+)
 from luve_lightning.datasets.clip_views import ClipViews, View, WholeClips
 from luve_lightning.datasets.quarantine import Quarantine
 from luve_lightning.datasets.video_index import ClipEntry, Limits
@@ -52,6 +57,7 @@ class ClipsDataModule(ResumableDataModule):
             raise ValueError("views: expected at least one")
         self.keep = keep
         self.index_path, self.views = Path(index), views
+        check_clip_limits(val_limit=val_limit)
         self.val_frames, self.val_limit = val_frames, val_limit
         self.passes, self.preload = passes, preload
         self.max_bad_fraction, self.quarantine_path = max_bad_fraction, quarantine

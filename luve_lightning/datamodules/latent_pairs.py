@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from luve_lightning.datamodules.base import ResumableDataModule, open_index, tell_lookup
+from luve_lightning.datamodules.base import ResumableDataModule, check_clip_limits, open_index, tell_lookup
 from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.latent_pairs import LatentPairCrops, WholeLatentPairs
 from luve_lightning.datasets.latent_pairs_index import PairEntry, find_pair_keys
@@ -80,6 +80,7 @@ class LatentPairsDataModule(ResumableDataModule):
         self.index_path, self.store, self.backbone = Path(index), LatentStore(store), backbone
         self.size, self.scales, self.frames = size, list(scales), frames
         self.windows, self.stride, self.crop = windows, stride, crop
+        check_clip_limits(val_limit=val_limit, test_limit=test_limit)
         self.val_limit, self.test_limit = val_limit, test_limit
         self.variants = tuple(variants)
         self.passes, self.preload = passes, preload

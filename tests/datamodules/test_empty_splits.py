@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,12 +34,16 @@ def only_train(tiny_clips: Path, tmp_path: Path) -> Path:
     return world / "clips.csv"
 
 
-def modules(index: Path, store: Path, backbone: Path) -> list[ResumableDataModule]:
-    return [
-        LatentPairsDataModule(index, store, str(backbone), (48, 48), [2.0], 9, crop=(1, 2, 2)),
-        CaptionLatentsDataModule(index, store, str(backbone), (48, 48), 9),
-        ClipsDataModule(index, {"x1": View(frames=5, size=16)}, val_frames=5),
-    ]
+def make(number: int, index: Path, store: Path, backbone: Path, **changes: Any) -> ResumableDataModule:
+    """One of the three DataModules."""
+    stored: dict[str, Any] = {"index": index, "store": store, "backbone": str(backbone), "size": (48, 48)}
+    kinds: tuple[tuple[type[ResumableDataModule], dict[str, Any]], ...] = (
+        (LatentPairsDataModule, {**stored, "frames": 9, "scales": [2.0], "crop": (1, 2, 2)}),
+        (CaptionLatentsDataModule, {**stored, "frames": 9}),
+        (ClipsDataModule, {"index": index, "views": {"x1": View(frames=5, size=16)}, "val_frames": 5}),
+    )
+    kind, values = kinds[number]
+    return kind(**values, **changes)
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -46,7 +51,7 @@ def modules(index: Path, store: Path, backbone: Path) -> list[ResumableDataModul
 def test_an_empty_split_is_said_with_the_others(
     only_train: Path, tiny_latents: Path, tiny_backbone: Path, number: int, stage: str, split: str
 ) -> None:
-    module = modules(only_train, tiny_latents, tiny_backbone)[number]
+    module = make(number, only_train, tiny_latents, tiny_backbone)
     with pytest.raises(
         ValueError, match=f"^the split {split} of {only_train} is empty: 6 train, 0 val, 0 test; "
     ) as info:
@@ -70,3 +75,11 @@ def test_training_needs_no_validation_clips(
     trained = run_luve(capsys, *words, "--trainer.limit_val_batches", 0)
     assert trained.code == 0, trained.err
     assert (tiny_environment / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_limit_of_no_clips_is_refused(
+    tiny_clips: Path, tiny_latents: Path, tiny_backbone: Path, number: int
+) -> None:
+    with pytest.raises(ValueError, match=r"^val_limit: expected at least 1 clip, or null for all, got 0$"):
+        make(number, tiny_clips / "clips.csv", tiny_latents, tiny_backbone, val_limit=0)
