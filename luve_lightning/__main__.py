@@ -61,6 +61,8 @@ def _guarded(verb: str, words: list[str], debug: bool) -> int:
         run_verb(verb, words, config)
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning turns Ctrl-C into sys.exit(1) after shutting down.
+        if type(stop).__name__ == "SIGTERMException":  # Lightning's, whose status would be that of success
+            return 143
         if told := getattr(stop, "told", ""):  # a StopRequested; the progress bar has gone by now
             sys.stdout.flush()
             print(f"luve {verb}: {told}", file=sys.stderr)

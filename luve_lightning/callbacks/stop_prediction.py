@@ -1,4 +1,4 @@
-"""Ending a prediction when the process is asked to stop."""
+"""Ending a prediction or a measurement when the process is asked to stop."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import lightning as L
 
 
 class StopPredictionOnSigterm(L.Callback):
-    """Raise SystemExit on SIGTERM while a Trainer predicts.
+    """Raise SystemExit on SIGTERM while a Trainer predicts, tests or validates; `GracefulStop` is for training.
 
     Lightning's own handler only makes a note, which the predict loop never reads, so that `kill PID` would do
-    nothing; with several processes it also broadcasts inside the handler, which can hang.
+    nothing; a test that it ends has the exit status of one that is done. With several processes it also broadcasts
+    inside the handler, which can hang.
 
     Python prints and drops what a handler raises while an object is being finalised, so that nothing is raised in a
     `__del__`; then, and where the exception was dropped all the same, the next batch ends the prediction.
@@ -30,13 +31,39 @@ class StopPredictionOnSigterm(L.Callback):
             self._received = 0
             self._before = signal.signal(signal.SIGTERM, self._stop)
 
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signal over, after Lightning did."""
+        self.on_predict_start(trainer, pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signal over, after Lightning did."""
+        if trainer.state.fn == "validate":
+            self.on_predict_start(trainer, pl_module)
+
     def on_predict_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         """End it if the signal came without an exception, or that was lost."""
         if self._received:
             raise SystemExit(128 + self._received)
 
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """End it likewise."""
+        self.on_predict_batch_start(trainer)
+
+    def on_validation_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """End it likewise."""
+        self.on_predict_batch_start(trainer)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give it back, after callbacks have used and written what was measured."""
+        self._give_back()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         """Give it back."""
+        self._give_back()
+
+    def _give_back(self) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
             self._before = None

@@ -6,6 +6,7 @@ What differs from plain LightningCLI: one parser for the verb that was asked for
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
 from enum import Enum
@@ -24,6 +25,7 @@ from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, Checkpoin
 from luve_lightning.callbacks.graceful_stop import StopRequested
 from luve_lightning.callbacks.progress import TrainingProgress
 from luve_lightning.callbacks.provenance import Provenance
+from luve_lightning.callbacks.stop_prediction import StopPredictionOnSigterm
 from luve_lightning.commands.compose import Arguments, drop_nulls
 from luve_lightning.commands.devices import check_trainer
 from luve_lightning.commands.errors import UsageError
@@ -194,12 +196,14 @@ class LuveCLI(LightningCLI):
         named = {
             key: {n: self.config_init[key][n] for n in self.composed.get(key, {})} for key in NAMED_COMPONENTS
         }
-        provenance = Provenance(self.verb, self.dump(), self.command)
+        own: list[Callback] = [Provenance(self.verb, self.dump(), self.command)]
+        if self.verb != "fit":
+            own.append(StopPredictionOnSigterm())
         self.summary = RunSummary(self.verb, named["callbacks"], self.command, self.config["seed_everything"])
         options = {**self.config_init["trainer"].as_dict(), **kwargs}
         # RunSummary says what Lightning's summary would.
         options["enable_model_summary"] = bool(options["enable_model_summary"])
-        callbacks = [*named["callbacks"].values(), provenance, self.summary]
+        callbacks = [*named["callbacks"].values(), *own, self.summary]
         bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
         if options["enable_progress_bar"] is False or self.bar_is_off:
             options["enable_progress_bar"] = False  # Lightning takes no bar beside it
@@ -229,14 +233,29 @@ class LuveCLI(LightningCLI):
         options = {name: self.config_init[name] for name in self.method_options}
         if options["ckpt_path"] == "best":
             options["ckpt_path"] = self._best_checkpoint(folder)
+        refused: CheckpointError | None = None
         try:
             getattr(self.trainer, self.verb)(model=self.model, datamodule=self.datamodule, **options)
-        except CheckpointError as error:  # it names the file, which is no key's fault
-            raise UsageError(str(error)) from error
+        except CheckpointError as error:
+            self._end_other_processes(signal.SIGKILL)  # they wait for this one, deaf to anything else
+            refused = error
         except StopRequested:
             self.summary.closing(self.trainer, stopped=True)
             raise
+        except SystemExit:
+            if self.verb != "fit":
+                self._end_other_processes(signal.SIGTERM)
+            raise
+        if refused is not None:
+            # It names the file, which is no key's fault, and says more than the system's error behind it.
+            raise UsageError(str(refused))
         self.summary.closing(self.trainer)
+
+    def _end_other_processes(self, number: int) -> None:
+        """Keeps the processes that Lightning started for this run from going on by themselves."""
+        launcher: Any = self.trainer.strategy.launcher
+        if hasattr(launcher, "kill"):
+            launcher.kill(number)
 
     def _own_checkpoint_folders(self) -> None:
         """Holds the folders of checkpoints that lie outside the run folder."""

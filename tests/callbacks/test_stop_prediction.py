@@ -12,10 +12,12 @@ from pathlib import Path
 import lightning as L
 import pytest
 
+from luve_lightning.__main__ import main
 from luve_lightning.callbacks.stop_prediction import StopPredictionOnSigterm
 from luve_lightning.datasets.latent_store import LatentStore
 from tests.helpers.precompute_run import PrecomputeRun, keys_of_last_clip, wait_for_entries
 from tests.helpers.small_world import write_world
+from tests.helpers.tiny import TinyModule
 
 
 def test_sigterm_ends_a_prediction_with_its_code_and_leaves_nothing_half_done(
@@ -52,7 +54,7 @@ def end_one_that_is_watched() -> None:
 
 
 class Numbers(L.LightningModule):
-    """Predicts nothing; the signal comes in the second batch."""
+    """Predicts and measures nothing; the signal comes in the second batch."""
 
     def __init__(self, end: Callable[[], None] | None = None) -> None:
         super().__init__()
@@ -63,6 +65,12 @@ class Numbers(L.LightningModule):
         self.seen.append(batch_idx)
         if batch_idx == 1 and self.end is not None:
             self.end()
+
+    def test_step(self, batch: int, batch_idx: int) -> None:
+        self.predict_step(batch, batch_idx)
+
+    def validation_step(self, batch: int, batch_idx: int) -> None:
+        self.predict_step(batch, batch_idx)
 
 
 @pytest.mark.parametrize(("end", "printed"), [(end_one_with_a_method, 0), (end_one_that_is_watched, 1)])
@@ -82,3 +90,41 @@ def test_a_signal_while_something_is_finalised_ends_it_at_the_next_batch(
     assert task.seen == [0, 1]
     assert len(dropped) == printed  # Python drops it in a callback of a weak reference, where no frame tells
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("verb", ["predict", "test", "validate"])
+def test_every_verb_ends_with_the_signals_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """Through the command line: without a status of its own, a stopped measurement would look like a whole one."""
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def step(self: object, batch: object, batch_idx: int) -> None:
+        seen.append(batch_idx)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(TinyModule, f"{'validation' if verb == 'validate' else verb}_step", step)
+    (tmp_path / "run.yaml").write_text(f"""
+trainer: {{default_root_dir: {tmp_path}, accelerator: cpu, enable_progress_bar: false}}
+model: {{class_path: tests.helpers.tiny.TinyModule}}
+data: {{class_path: tests.helpers.tiny.TinyData}}
+""")
+    assert main([verb, "--config", str(tmp_path / "run.yaml")]) == 143
+    assert seen == [0]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_fit_without_a_graceful_stop_does_not_look_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        TinyModule, "on_train_batch_end", lambda *_: signal.raise_signal(signal.SIGTERM), raising=False
+    )
+    (tmp_path / "run.yaml").write_text(f"""
+trainer:
+  {{default_root_dir: {tmp_path}, accelerator: cpu, enable_progress_bar: false, max_steps: 5,
+  enable_checkpointing: false}}
+model: {{class_path: tests.helpers.tiny.TinyModule}}
+data: {{class_path: tests.helpers.tiny.TinyData}}
+""")
+    assert main(["fit", "--config", str(tmp_path / "run.yaml")]) == 143

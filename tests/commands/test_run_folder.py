@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -200,6 +201,25 @@ def test_what_is_no_checkpoint_is_one_line(
     refused = run_luve(capsys, "validate", *resumable, "--weights_only", "false", "--ckpt_path", path)
     assert refused.code == 2
     assert "weights_only: unknown key" in refused.error_lines[-1]
+
+
+def test_a_failed_save_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, resumable: list[str]
+) -> None:
+    assert run_luve(capsys, "fit", *resumable).code == 0
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limit[1]))
+    try:
+        failed = run_luve(capsys, "fit", *resumable, "--ckpt_path", "last", "--trainer.max_steps", 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert failed.code == 2
+    assert failed.error_lines[-1] == (
+        f"luve fit: error: checkpoint {last} cannot be written: File too large; the earlier one is unchanged"
+    )
+    assert last.read_bytes() == before
 
 
 def test_a_run_cannot_start_from_other_weights_on_resume() -> None:
