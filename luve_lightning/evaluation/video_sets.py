@@ -116,7 +116,7 @@ def read_prompts(path: Path) -> dict[str, str]:
 
 
 def _csv_rows(text: str) -> Iterable[Any]:
-    return csv.DictReader(io.StringIO(text, newline=""))
+    return csv.DictReader(io.StringIO(text, newline=""), strict=True)  # an open quote swallows rows
 
 
 def _json_rows(text: str) -> Iterable[Any]:

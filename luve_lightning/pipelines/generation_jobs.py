@@ -82,7 +82,8 @@ class VideoDefaults:
         Raises:
             ValueError: a size that cannot be made, with the nearest ones.
         """
-        height, width = line.height or self.height, line.width or self.width
+        height = self.height if line.height is None else line.height
+        width = self.width if line.width is None else line.width
         num_frames = self.num_frames if line.num_frames is None else line.num_frames
         seed = self.seed if line.seed is None else line.seed
         own = self.motion_height or self.height / self.scale, self.motion_width or self.width / self.scale
@@ -115,7 +116,7 @@ def make_jobs(lines: Sequence[PromptLine], defaults: VideoDefaults, rules: SizeR
         try:
             jobs.append(defaults.job(line, rules))
         except ValueError as error:
-            own = line.where and (line.height or line.width or line.num_frames)
+            own = line.where and (line.height, line.width, line.num_frames) != (None, None, None)
             raise ValueError(f"prompts: {line.where}: {error}" if own else str(error)) from None
     check_distinct((job.name, line.where) for job, line in zip(jobs, lines, strict=True))
     return jobs

@@ -155,7 +155,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # an open quote swallows rows
     try:
         columns = list(reader.fieldnames or ())
         sources = {key: key if key in columns else _ULTRAVIDEO.get(key, key) for key in _KEYS}
@@ -218,11 +218,13 @@ def _line(row: Any, where: str) -> PromptLine:
 
 
 def check_text(text: str, what: str) -> None:
-    """Refuse text that no file can hold: halves of characters, of broken UTF-8 on a command line or in JSON.
+    """Refuse text that no file or command line can hold: NUL, and halves of characters, of broken UTF-8 or JSON.
 
     Raises:
         ValueError: with `what`.
     """
+    if "\0" in text:
+        raise ValueError(f"{what}: a NUL character after {text.partition(chr(0))[0][-20:]!r}")
     try:
         text.encode()
     except UnicodeEncodeError as error:

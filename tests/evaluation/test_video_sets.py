@@ -119,6 +119,7 @@ def test_prompts_are_not_split_dropped_or_mixed_up(tmp_path: Path) -> None:
         assert read_prompts(tmp_path / name) == {"a": prompt}
     for text, message in {
         "name,prompt\na,one, two\n": "row 1: more cells than columns",
+        'name,prompt\na,"one\nb,two\n': "cannot be read: unexpected end of data",
         "name,prompt\na,one\na.mp4,two\n": "row 2: a has another prompt in an earlier row",
         "name,prompt\nc,one\n": r"none of the 1 names in .* is that of a video",
     }.items():

@@ -77,6 +77,8 @@ def test_a_line_overrides_the_options_and_zero_is_a_seed() -> None:
             {},
             "^prompts: p:7: height 100: expected a multiple of 16",
         ),
+        ([PromptLine("b", height=0, where="p:7")], {}, "^prompts: p:7: height 0: expected a multiple of 16"),
+        ([PromptLine("b", width=0, where="p:7")], {}, "^prompts: p:7: width 0: expected a multiple of 16"),
         ([LINES[0], replace(LINES[0], where="p:7")], {}, "^prompts: p:7: boat-1-.* is the video of p.txt:1"),
     ],
 )

@@ -85,6 +85,8 @@ def test_a_csv_of_our_own_columns(tmp_path: Path) -> None:
             '{"prompt": "a red \\ud800 boat"}',
             ":1: prompt: no text: a broken character after 'a red '",
         ),
+        ("a.jsonl", '{"prompt": "a\\u0000b"}', ":1: prompt: a NUL character after 'a'"),
+        ("a.csv", 'prompt,seed\n"a red boat,3\nb,4\n', ":2: not CSV: unexpected end of data"),
         ("a.csv", "prompt\na red boat, sails\n", ":2: 1 columns, but 2 cells; put a text with commas in"),
         ("a.csv", "prompt,seed,prompt\na,1,b\n", ":1: the column prompt is there 2 times"),
         ("a.csv", "prompt\n" + "a" * 200_000, ":2: not CSV: field larger than"),
