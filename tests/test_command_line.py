@@ -450,6 +450,7 @@ def test_two_processes_write_one_provenance(base: list[str], repository: Path, t
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "provenance.json").read_text())["processes"] == 2
     assert not (tmp_path / "run" / "provenance-2.json").exists()
+    assert done.stdout.count("  model   TinyModule") == done.stdout.count("luve fit: 2 of 2 steps") == 1
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -146,6 +146,12 @@ def luve_fit(folder: Path, repository: Path, columns: int, steps: int) -> Termin
             "stop": {"class_path": "luve_lightning.callbacks.GracefulStop"},
             "progress": {"class_path": "luve_lightning.callbacks.TrainingProgress"},
         },
+        "loggers": {
+            "wandb": {
+                "class_path": "lightning.pytorch.loggers.WandbLogger",
+                "init_args": {"save_dir": str(folder / "run"), "offline": True},
+            }
+        },
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "luve_lightning", "fit", "--config", str(folder / "tiny.yaml")]
