@@ -24,10 +24,10 @@ _PEFT = "base_model.model."
 _KOHYA = re.compile(r"^lora_unet[_.]+")
 # How a name ends, and which part of its layer it is. `adapter` is PEFT's name of the adapter, which some leave in.
 _PARTS = (
-    ("A", re.compile(r"\.(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down)(?:\.(?P<adapter>\w+))?\.weight$")),
-    ("B", re.compile(r"\.(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up)(?:\.(?P<adapter>\w+))?\.weight$")),
-    ("bias", re.compile(r"\.lora_B(?:\.(?P<adapter>\w+))?\.bias$")),
-    ("magnitude", re.compile(r"\.lora_magnitude_vector(?:\.(?!weight$)(?P<adapter>\w+))?(?:\.weight)?$")),
+    ("A", re.compile(r"\.(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down)(?:\.(?P<adapter>[^.]+))?\.weight$")),
+    ("B", re.compile(r"\.(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up)(?:\.(?P<adapter>[^.]+))?\.weight$")),
+    ("bias", re.compile(r"\.lora_B(?:\.(?P<adapter>[^.]+))?\.bias$")),
+    ("magnitude", re.compile(r"\.lora_magnitude_vector(?:\.(?!weight$)(?P<adapter>[^.]+))?(?:\.weight)?$")),
     ("alpha", re.compile(r"\.alpha$")),
     ("difference", re.compile(r"\.diff_b$")),
 )  # fmt: skip
@@ -204,13 +204,16 @@ def _layers(transformer: WanTransformer3DModel, file: LoraFile) -> dict[str, _La
     }
     places = _places(modules)
     layers: dict[str, _Layer] = {}
-    strange, elsewhere, adapters = [], [], set()
+    strange: list[str] = []
+    elsewhere: list[str] = []
+    adapters: set[str] = set()
     for key, tensor in file.tensors.items():
         part, end = next(((part, found) for part, end in _PARTS if (found := end.search(key))), (None, None))
         if part is None or end is None:
             strange.append(key)
             continue
-        adapters.add(end.groupdict().get("adapter"))
+        if adapter := end.groupdict().get("adapter"):
+            adapters.add(adapter)
         raw = key[: end.start()]
         short = _KOHYA.sub("", _WRAPPER.sub("", raw))
         name = places.get(short.replace(".", "_"))
@@ -227,8 +230,8 @@ def _layers(transformer: WanTransformer3DModel, file: LoraFile) -> dict[str, _La
             raise ValueError(f"LoRA {file.name}: {layer.keys[part]} and {key} are the same part of {name}")
         layer.parts[part], layer.keys[part] = _checked(tensor, key, file.name), key
     _refuse_strangers(file, strange, elsewhere, len(layers), len(transformer.blocks))
-    if len(adapters - {None}) > 1:
-        raise ValueError(f"LoRA {file.name}: holds several adapters: {', '.join(sorted(adapters - {None}))}")
+    if len(adapters) > 1:
+        raise ValueError(f"LoRA {file.name}: holds several adapters: {', '.join(sorted(adapters))}")
     for name, layer in layers.items():
         _check_layer(file.name, name, layer, modules[name])
     # In the transformer's order: the same LoRA gives the same summary whatever the file's order.
@@ -292,9 +295,9 @@ def _check_layer(lora: str, name: str, layer: _Layer, module: nn.Module) -> None
                 f"LoRA {lora}: {name} has {there} without its other half: the LoRA is incomplete"
             )
     a, b, width = layer.parts["A"], layer.parts["B"], base.weight.shape
-    rank, other = len(a) if a.ndim else 0, b.shape[1] if b.ndim > 1 else 0
-    if rank != other or rank < 1:
-        raise ValueError(f"LoRA {lora}: the halves of {name} have ranks {rank} and {other}")
+    rank, rank_b = len(a) if a.ndim else 0, b.shape[1] if b.ndim > 1 else 0
+    if rank != rank_b or rank < 1:
+        raise ValueError(f"LoRA {lora}: the halves of {name} have ranks {rank} and {rank_b}")
     linear = isinstance(base, nn.Linear)
     wanted = {
         "A": (rank, *width[1:]),

@@ -52,7 +52,7 @@ LAYERS = {
 # Prefix, whether Wan's own names, names of the two halves.
 STYLES = {
     "diffusers": ("transformer.", False, "lora_A.weight", "lora_B.weight"),
-    "an adapter's name left in": ("transformer.", False, "lora_A.default.weight", "lora_B.default.weight"),
+    "an adapter's name left in": ("transformer.", False, "lora_A.my-lora.weight", "lora_B.my-lora.weight"),
     "save_lora_adapter": ("", False, "lora_A.weight", "lora_B.weight"),
     "old diffusers": ("transformer.", False, "lora.down.weight", "lora.up.weight"),
     "PEFT of diffusers": ("base_model.model.", False, "lora_A.weight", "lora_B.weight"),
