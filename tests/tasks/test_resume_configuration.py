@@ -12,6 +12,10 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
 from luve_lightning.callbacks import StopRequested
+from luve_lightning.datamodules.latent_pairs import LatentPairsDataModule
+from luve_lightning.losses import LatentL1, Loss, PixelL1
+from luve_lightning.models.vluer import VLUer
+from luve_lightning.tasks import VLUerTask
 from tests.helpers.resumable import CropsTask, Run, SendSignal, train
 
 AT = 4  # steps of the first run
@@ -161,3 +165,40 @@ def test_what_else_is_missing_is_told(tmp_path: Path, recwarn: pytest.WarningsRe
         "the checkpoint has no state of EMA, Checkpoints, CropsDataModule: this begins anew",
         "the checkpoint has no random state: random numbers start anew",
     ]
+
+
+class Logged(L.Callback):
+    """What each step logged."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self.seen.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def test_losses_their_weights_and_phases_are_the_new_configurations(
+    tmp_path: Path, tiny_backbone: Path, tiny_clips: Path, tiny_latents: Path
+) -> None:
+    def fit(run: Run, losses: dict[str, Loss], pixel_from_step: int, crop: tuple[int, int, int]) -> VLUerTask:
+        data = LatentPairsDataModule(
+            tiny_clips / "clips.csv", tiny_latents, str(tiny_backbone), (48, 48), [2.0], 9, crop=(3, 6, 6),
+            batch_size=1, passes=4,
+        )  # fmt: skip
+        net = VLUer(channels=8, pairs=1, hidden=8, layers=1, query_channels=8, decoder_layers=1)
+        task = VLUerTask(
+            net, str(tiny_backbone), losses, pixel_from_step=pixel_from_step, pixel_crop=crop, lr=1e-3
+        )
+        train(run, task, data)
+        return task
+
+    run = Run(tmp_path, steps=2)
+    fit(run, {"latent": LatentL1()}, -1, (2, 3, 3))
+    logged = Logged()
+    losses: dict[str, Loss] = {"latent": LatentL1(weight=0.25), "pixel": PixelL1(weight=3.0)}
+    task = fit(run.with_(resume="last", steps=4, callbacks=(logged,)), losses, 3, (1, 2, 2))
+    assert [step["train/phase"] for step in logged.seen] == [1.0, 2.0]
+    assert logged.seen[0]["train/loss"] == pytest.approx(0.25 * logged.seen[0]["train/latent"])
+    both = 0.25 * logged.seen[1]["train/latent"] + 3 * logged.seen[1]["train/pixel"]
+    assert logged.seen[1]["train/loss"] == pytest.approx(both)
+    assert [window.stop - window.start for window in task.crop_window((3, 6, 6), 3)] == [1, 2, 2]
