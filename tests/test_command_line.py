@@ -396,6 +396,47 @@ def test_a_later_file_adds_and_switches_off(
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "provenance.json"]
 
 
+def test_texts_are_literal_and_what_is_written_down_repeats_them(
+    capsys: pytest.CaptureFixture[str], base: list[str], tmp_path: Path
+) -> None:
+    text = "${trainer.max_steps} {a|b} #5 \u2028 '~'"
+    words = ["--loggers.wandb", "lightning.pytorch.loggers.WandbLogger", "--loggers.wandb.offline", "true"]
+    words += ["--loggers.csv.prefix", "null", "--loggers.wandb.notes", text, "--loggers.wandb.name", "#1"]
+    printed = run_luve(capsys, "fit", *base, *words, "--print_config")
+    assert printed.code == 0, printed.err
+    again = tmp_path / "again.yaml"
+    again.write_text(printed.out, encoding="utf-8")
+    for outcome in (printed, run_luve(capsys, "fit", "--config", again, "--print_config")):
+        assert outcome.code == 0, outcome.err
+        loggers = yaml.safe_load(outcome.out)["loggers"]
+        assert loggers["csv"]["init_args"]["prefix"] == "null"
+        assert loggers["wandb"]["init_args"]["name"] == "#1"
+        assert loggers["wandb"]["init_args"]["notes"] == "\\" + text
+    assert printed.out == outcome.out
+
+
+def test_the_run_folder_is_one_wherever_home_is_written(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    outcome = run_luve(capsys, "fit", "--config", config, "--trainer.default_root_dir=~/run")
+    assert outcome.code == 0, outcome.err
+    assert not (tmp_path / "~").exists()
+    assert (tmp_path / "home/run/checkpoints/last.ckpt").is_file()
+    assert (tmp_path / "home/run/config.yaml").is_file()
+
+
+def test_a_pipe_is_a_configuration(base: list[str], repository: Path) -> None:
+    words = shlex.join([sys.executable, "-m", "luve_lightning", "fit", *base])
+    command = f"{words} --config <(echo 'trainer: {{max_steps: 7}}') --print_config"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=repository, env=environment(repository), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["trainer"]["max_steps"] == 7
+
+
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
 def test_the_other_verbs_run(
     capsys: pytest.CaptureFixture[str], base: list[str], tmp_path: Path, verb: str

@@ -28,7 +28,8 @@ def read_config(file: Path) -> dict[str, Any]:
         CompositionError: When the file is missing, is no YAML, or holds something else than a mapping.
     """
     if not file.exists():
-        raise CompositionError(f"--config: no such file: {file}")
+        once = "; a pipe is there for one process only: give several a file" if str(file).startswith("/dev/") else ""
+        raise CompositionError(f"--config: no such file: {file}{once}")
     if file.is_dir():
         raise CompositionError(f"--config: expected a YAML file, {file} is a folder")
     try:

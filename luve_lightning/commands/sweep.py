@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from luve_lightning.commands.ablate import ablate
+from luve_lightning.commands.config_files import read_config
 from luve_lightning.commands.errors import UsageError, did_you_mean
 from luve_lightning.commands.wandb_account import why_no_account
 
@@ -83,10 +83,7 @@ def read_sweep(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is no grid over rows and seeds.
     """
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    config = read_config(path)
     for key in ("name", "project", "command", "parameters"):
         if not isinstance(config, dict) or not config.get(key):
             raise ValueError(f"{path}: {key}: required, but not given")

@@ -88,8 +88,12 @@ def read_worlds(patterns: Sequence[str], root: Path) -> dict[str, list[str]]:
     worlds: dict[str, list[str]] = {}
     for path in _files(patterns, root):
         about = path.with_suffix(".json")
-        known = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
-        world = str(known.get("world", "not recorded whose numbers these are"))
+        try:
+            known = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{about}: not JSON: {error}") from None
+        given = known.get("world") if isinstance(known, dict) else None
+        world = str(given or "not recorded whose numbers these are")
         worlds.setdefault(world, []).append(str(path.relative_to(root)))
     return worlds
 

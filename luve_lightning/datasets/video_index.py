@@ -68,7 +68,7 @@ class VideoIndex:
         """
         path = Path(csv)
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such CSV")
+            raise FileNotFoundError(f"{path}: no such CSV{_how_to_get(path)}")
         beside = path.parent / "clips"
         clips = Path(folder) if folder is not None else beside if beside.is_dir() else path.parent
         if not clips.is_dir():
@@ -114,6 +114,13 @@ class VideoIndex:
 
     def _counts(self) -> list[tuple[str, int]]:
         return Counter(_what(reason) for _, reason in self.dropped).most_common()
+
+
+def _how_to_get(path: Path) -> str:
+    """Ends the message on a missing CSV: where it was looked for, and what makes the mini world's."""
+    place = "" if path.is_absolute() else f" in {Path.cwd()}, to which the path is relative"
+    made = path.parts[-3:] == ("mini", "world", path.name)
+    return place + ("; `make mini-world` renders the mini world's, in the repository" if made else "")
 
 
 def _what(reason: str) -> str:

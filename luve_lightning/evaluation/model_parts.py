@@ -220,7 +220,12 @@ def _read(backbone: str | Path, part: str, name: str) -> dict[str, Any]:
         raise FileNotFoundError(
             f"backbone {backbone}: no {part}/{name} there; expected a diffusers pipeline folder"
         )
-    found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(place.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place}: not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{place}: expected a JSON object, got a {type(found).__name__}")
     return found
 
 

@@ -95,11 +95,11 @@ def test_the_command_in_the_json_file_repeats_the_video_bit_by_bit(
 ) -> None:
     prompts = tmp_path / "p.jsonl"
     line = {
-        "prompt": 'a "red" boat, $sails',
+        "prompt": "{a \"red\" boat, $sails ${height} '#5'\n--x}",
         "seed": 9,
         "height": 96,
         "width": 144,
-        "negative_prompt": "text",
+        "negative_prompt": "null",
     }
     prompts.write_text(json.dumps(line))
     options = {"prompts": prompts, "experts.lfe": tiny_cascade / "experts" / "lfe", "lossless": None}

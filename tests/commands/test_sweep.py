@@ -188,6 +188,18 @@ def test_a_file_that_is_no_grid_is_refused(tmp_path: Path, change: dict[str, Any
         read_sweep(path)
 
 
+def test_a_deep_or_swollen_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    for text, message in (
+        ("a: " + "[" * 5000, "nested too deeply"),
+        ("\n".join(["a0: &a0 [x]", *levels]), "aliases"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_sweep(path)
+
+
 @pytest.mark.parametrize(
     ("environment", "netrc", "expected"),
     [

@@ -78,6 +78,9 @@ def test_results_and_their_worlds(tmp_path: Path) -> None:
     )
     unknown = "not recorded whose numbers these are"
     assert read_worlds(["*/*.csv"], tmp_path) == {unknown: ["mini/experts.csv"]}
+    table.with_suffix(".json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"experts\.json: not JSON"):
+        read_worlds(["*/*.csv"], tmp_path)
     table.with_suffix(".json").write_text('{"world": "mini world: small"}')
     [result] = read_results(["*/*.csv"], tmp_path)
     assert (result.file, result.row, result.metric, result.seeds) == ("mini/experts.csv", "full", "fd", "3")

@@ -201,9 +201,23 @@ def test_nothing_left_says_why(tmp_path: Path) -> None:
         VideoIndex.from_csv(write(tmp_path, []))
 
 
+def test_a_missing_csv_of_a_relative_path_says_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError) as caught:
+        VideoIndex.from_csv("data/mini/world/clips.csv")
+    assert str(caught.value) == (
+        f"data/mini/world/clips.csv: no such CSV in {tmp_path}, to which the path is relative; "
+        "`make mini-world` renders the mini world's, in the repository"
+    )
+    with pytest.raises(FileNotFoundError, match=r"to which the path is relative$"):
+        VideoIndex.from_csv("mine.csv")
+
+
 def test_files_that_are_no_csv(tmp_path: Path) -> None:
     path = tmp_path / "clips.csv"
-    with pytest.raises(FileNotFoundError, match=r"clips\.csv: no such CSV"):
+    with pytest.raises(FileNotFoundError, match=r"clips\.csv: no such CSV$"):
         VideoIndex.from_csv(path)
     path.touch()
     with pytest.raises(VideoIndexError, match="missing columns: clip_id, url"):
