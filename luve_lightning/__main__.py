@@ -26,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # them on two busy cores are up to ten times slower than one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    texts = words.index("--") if "--" in words else len(words)  # after it nothing is an option
+    debug = "--debug" in words[:texts]
+    words = [word for word in words[:texts] if word != "--debug"] + words[texts:]
     try:
         return _dispatch(words, debug)
     except BrokenPipeError:  # `luve fit --help | head`: the reader has what it wanted

@@ -30,6 +30,10 @@ _MISSING = "${oc.decode:\"'???'\"}"  # the text ???, which OmegaConf reads as a 
 _OFF = object()  # stands where null came over a component, until all files and options are merged
 
 
+class Flag(str):
+    """The value of an option that was given none: `--flag` is `--flag true`."""
+
+
 @dataclass
 class Arguments:
     """The words after a verb, sorted.
@@ -93,7 +97,7 @@ def read_arguments(words: Sequence[str], positional: str | None = None) -> Argum
                 raise CompositionError("--config: expected a YAML file")
             result.files.append(Path(value))
         else:
-            result.options.append((key, value if equals or takes_next else "true"))
+            result.options.append((key, value if equals or takes_next else Flag("true")))
     return result
 
 
@@ -214,6 +218,10 @@ def _set_option(
     if not all(parts):
         raise CompositionError(f"--{key}: expected a key such as --model.lr")
     parameter = parameter_at(config, parts) if parameter_at is not None else None
+    if isinstance(text, Flag) and parameter is not None and (parameter.holds_texts or parameter.is_path):
+        raise CompositionError(
+            f"--{key}: expected a value; one that begins with -- is given as --{key}=VALUE"
+        )
     for depth, part in enumerate(parts):
         if isinstance(node.get("class_path"), str) and part not in COMPONENT_KEYS:
             node = node.setdefault("init_args", {})
@@ -242,7 +250,7 @@ def _value(key: str, text: str, current: Any, parameter: Parameter | None) -> An
         return None
     if not text.startswith("{"):
         is_component = isinstance(current, dict) and "class_path" in current
-        value: Any = {"class_path": text} if is_component else text
+        value: Any = {"class_path": text} if is_component else str(text)  # not a Flag
     else:
         value = parse_yaml(text, f"--{key}")
     return _verbatim(value) if parameter is not None and parameter.holds_texts else value

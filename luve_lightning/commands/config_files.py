@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,14 @@ def read_config(file: Path) -> dict[str, Any]:
     Raises:
         CompositionError: When the file is missing, is no YAML, or holds something else than a mapping.
     """
+    with suppress(RuntimeError):  # there is no such user: no such file either
+        file = file.expanduser()  # a shell does not in --config=~/file
     if not file.exists():
-        once = "; a pipe is there for one process only: give several a file" if str(file).startswith("/dev/") else ""
+        once = (
+            "; a pipe is there for one process only: give several a file"
+            if str(file).startswith("/dev/")
+            else ""
+        )
         raise CompositionError(f"--config: no such file: {file}{once}")
     if file.is_dir():
         raise CompositionError(f"--config: expected a YAML file, {file} is a folder")

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch.accelerators import AcceleratorRegistry
 
 from luve_lightning.machine import cores
 
@@ -47,6 +46,9 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: An accelerator that is not here, or more devices than there are.
     """
+    # Not above: generating, upsampling and measuring do without Lightning, whose import takes two seconds.
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
     accelerator = str(options.get("accelerator") or "auto")
     if accelerator == "gpu":
         here = torch.cuda.is_available() or torch.backends.mps.is_available()

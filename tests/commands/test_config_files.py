@@ -63,6 +63,14 @@ def test_aliases_and_merge_keys_of_a_usual_size_are_read(tmp_path: Path) -> None
     assert read_config(file) == {"base": {"x": 1e-4}, "more": {"x": 1e-4, "y": 2}, "same": {"x": 1e-4}}
 
 
+def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.yaml").write_text("a: 1\n")
+    assert read_config(Path("~/x.yaml")) == {"a": 1}
+    with pytest.raises(CompositionError, match="no such file: ~nobody-here/x"):
+        read_config(Path("~nobody-here/x.yaml"))
+
+
 def test_a_pipe_is_a_file_and_a_folder_is_none(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -119,6 +119,16 @@ def test_the_command_in_the_json_file_repeats_the_video_bit_by_bit(
     }
 
 
+@pytest.mark.parametrize("prompt", ["null", "--debug", "- a ${height}"])
+def test_a_prompt_is_what_stands_on_the_command_line(luve: Luve, tmp_path: Path, prompt: str) -> None:
+    outcome = luve(f"--negative_prompt={prompt}", "--", prompt, steps=2)
+    assert outcome.code == 2  # options stand before --
+    outcome = luve(f"--prompt={prompt}", f"--negative_prompt={prompt}", steps=2)
+    assert outcome.code == 0, outcome.err
+    _, about = made(tmp_path / "out")
+    assert (about["recipe"]["prompt"], about["recipe"]["negative_prompt"]) == (prompt, prompt)
+
+
 def test_the_seed_decides(luve: Luve, tmp_path: Path) -> None:
     for seed in (0, 1):
         assert luve(PROMPT, seed=seed).code == 0

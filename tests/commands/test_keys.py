@@ -113,6 +113,14 @@ def test_a_text_that_looks_like_an_option(words: list[str], prompt: str) -> None
     assert ("prompt", prompt) in read_arguments(words, "prompt").options
 
 
+@pytest.mark.parametrize("words", [["--prompt", "--steps", "5"], ["--output"], ["--prompt", "--", "x"]])
+def test_a_text_or_path_needs_a_value(words: list[str]) -> None:
+    arguments = read_arguments(words, "backbone")
+    with pytest.raises(CompositionError, match=f"{words[0]}: expected a value; one that begins with --"):
+        compose([], arguments.options, Keys("generate"))
+    assert compose([], read_arguments(["--cascade"]).options, Keys("generate")) == {"cascade": "true"}
+
+
 def test_bytes_that_are_no_text_are_refused() -> None:
     with pytest.raises(CompositionError, match="--prompt: expected a text in UTF-8"):
         compose([], [("prompt", "a \udcff")], Keys("generate"))
