@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from luve_lightning.callbacks.cpu_threads import cpu_threads
 from luve_lightning.commands.devices import choose_device, decoding_threads
@@ -79,13 +78,9 @@ def embed(
         _check(console, texts, [source.key(caption) for caption in captions], started)
         return
     texts.clean()
-    columns_shown = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bars = Progress(*columns_shown, console=console, disable=not console.is_terminal)
-    with cpu_threads(threads), bars as progress:
-        bar = progress.add_task("", total=len(captions))
-        report = embed_captions(
-            encoder.to(target), texts, source, captions, batch_size, lambda n: progress.advance(bar, n)
-        )
+    with cpu_threads(threads), Steps(console) as steps:
+        steps.begin("captions", len(captions))
+        report = embed_captions(encoder.to(target), texts, source, captions, batch_size, steps.advance)
     # Last: whoever finds a record finds all its captions.
     texts.record(source, backbone)
     _print(console, store, source, report, time.perf_counter() - started)

@@ -15,6 +15,7 @@ import lightning as L
 from rich.console import Console
 
 from luve_lightning.callbacks.cpu_threads import CPUThreads
+from luve_lightning.callbacks.progress import TrainingProgress
 from luve_lightning.callbacks.stop_prediction import StopPredictionOnSigterm
 from luve_lightning.commands.devices import check_trainer
 from luve_lightning.commands.open_index import entries_of, open_index, uneven_line
@@ -192,6 +193,8 @@ def _trainer(options: dict[str, Any] | None, threads: int) -> L.Trainer:
         "callbacks": [StopPredictionOnSigterm(), CPUThreads(threads)],
     }
     given = options or {}
+    if given.get("enable_progress_bar", True):
+        fixed["callbacks"].append(TrainingProgress())
     known = inspect.signature(L.Trainer).parameters.keys() - fixed.keys()
     wrong = sorted(given.keys() - known)
     if wrong:

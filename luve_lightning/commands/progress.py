@@ -44,13 +44,13 @@ class Steps:
         if self._bar:
             self._bar.refresh()
 
-    def advance(self) -> None:
-        """One step is done."""
-        self.done += 1
+    def advance(self, count: int = 1) -> None:
+        """So many more steps are done."""
+        self.done += count
         if self._bar:
             return
         now = time.monotonic()
-        if now - self._told >= _SECONDS and self.done < self.total:
+        if now - self._told >= _SECONDS and 0 < self.done < self.total:
             self._told = now
             self.console.print(
                 f"{self.what}: {self.done} of {self.total}, about {_duration(self._left(now))} left",

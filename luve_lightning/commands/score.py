@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 
 from luve_lightning.commands.open_index import entries_of, open_index
+from luve_lightning.commands.progress import Steps
 from luve_lightning.datasets.quarantine import Quarantine
 from luve_lightning.datasets.score_table import read_rows
 from luve_lightning.datasets.video_index import CAPTIONS, Limits
@@ -75,9 +74,8 @@ def score(
         output / "unreadable.jsonl", max_bad_fraction, len(entries), [entry.path for entry in entries]
     )
     console, started = Console(), time.perf_counter()
-    bar = Progress(console=console, transient=True) if console.is_terminal and own.index == 0 else None
-    with bar or nullcontext():
-        task = bar.add_task("clips", total=len(entries[own.index :: own.count])) if bar else None
+    with Steps(Console(quiet=own.index > 0)) as steps:
+        steps.begin("clips", len(entries[own.index :: own.count]))
         totals = score_clips(
             entries,
             scorer,
@@ -88,7 +86,7 @@ def score(
             batch_size,
             num_workers,
             bad,
-            lambda clips: bar.advance(task, clips) if bar and task is not None else None,
+            steps.advance,
         )
     _report(console, output, own, scorer, totals, time.perf_counter() - started)
 
