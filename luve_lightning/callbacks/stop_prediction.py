@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import lightning as L
 
+from luve_lightning.callbacks.graceful_stop import StopRequested
+
 
 class StopPredictionOnSigterm(L.Callback):
-    """Raise SystemExit on SIGTERM while a Trainer predicts, tests or validates; `GracefulStop` is for training.
+    """Raise StopRequested, a SystemExit, on SIGTERM while a Trainer predicts, tests or validates.
+
+    `GracefulStop` is for training.
 
     Lightning's own handler only makes a note, which the predict loop never reads, so that `kill PID` would do
     nothing; a test that it ends has the exit status of one that is done. With several processes it also broadcasts
     inside the handler, which can hang.
 
-    Python prints and drops what a handler raises while an object is being finalised, so that nothing is raised in a
-    `__del__`; then, and where the exception was dropped all the same, the next batch ends the prediction.
+    Python drops what a handler raises while an object is being finalised, and prints it with a traceback. So nothing is
+    raised in a `__del__`; where no frame tells, as in a callback of a weak reference, the print is left out. Then the
+    next batch ends the prediction.
     """
 
     def __init__(self) -> None:
         self._before: Any = None
         self._received = 0
+        self._tells, self._goes_on = True, ""
+        self._reported: Callable[[Any], Any] = sys.unraisablehook
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signal over, after Lightning did."""
         if threading.current_thread() is threading.main_thread():
             self._received = 0
+            self._tells = trainer.is_global_zero
+            predicts = trainer.state.fn == "predict"
+            self._goes_on = "; what is stored stays, the same command goes on" if predicts else ""
             self._before = signal.signal(signal.SIGTERM, self._stop)
+            self._reported = sys.unraisablehook
+            sys.unraisablehook = self._report
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signal over, after Lightning did."""
@@ -43,7 +57,7 @@ class StopPredictionOnSigterm(L.Callback):
     def on_predict_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         """End it if the signal came without an exception, or that was lost."""
         if self._received:
-            raise SystemExit(128 + self._received)
+            raise self._stopped()
 
     def on_test_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         """End it likewise."""
@@ -66,12 +80,21 @@ class StopPredictionOnSigterm(L.Callback):
     def _give_back(self) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
+            sys.unraisablehook = self._reported
             self._before = None
+
+    def _report(self, dropped: Any) -> None:
+        if not isinstance(dropped.exc_value, StopRequested):
+            self._reported(dropped)
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
         self._received = signum
         if not _finalising(frame):
-            raise SystemExit(128 + signum)
+            raise self._stopped()
+
+    def _stopped(self) -> StopRequested:
+        name = signal.Signals(self._received).name
+        return StopRequested(128 + self._received, f"{name}: stopped{self._goes_on}" if self._tells else "")
 
 
 def _finalising(frame: FrameType | None) -> bool:

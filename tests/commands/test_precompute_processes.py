@@ -63,6 +63,8 @@ def test_sigterm_to_the_process_group_ends_it_quietly_and_loses_nothing(
         assert run.process.wait(60) == 128 + signal.SIGTERM, run.text()
     for word in ("Traceback", "Error", "killed", "exited"):
         assert word not in run.text(), run.text()
+    last = run.text().splitlines()[-1]
+    assert last == "luve precompute: SIGTERM: stopped; what is stored stays, the same command goes on"
     done = store.size()
     assert done.unfinished == 0
     assert LATENTS // 3 <= done.entries < LATENTS
