@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +11,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
+from luve_lightning.datamodules.loader import OutlivingLoader
 from luve_lightning.datamodules.sampling import ResumableBatchSampler
 from luve_lightning.datasets.latent_pairs_index import PairLookup
 from luve_lightning.datasets.video_index import ClipEntry, Limits, VideoIndex
@@ -116,13 +113,12 @@ class ResumableDataModule(L.LightningDataModule):
             sampler.set_epoch(resume["epoch"])
             sampler.resume_at(resume["batches"])
         self._sampler = sampler
-        return DataLoader(
+        return OutlivingLoader(
             dataset,
             batch_sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=outlive_signals,
             # The loader draws a base seed for its workers at each epoch; its own generator keeps that draw out of
             # the global one, whose state a resumed run must find unchanged.
             generator=torch.Generator().manual_seed(self.seed),
@@ -139,11 +135,10 @@ class ResumableDataModule(L.LightningDataModule):
             # A process without an item would skip the loop's hooks, in which the others wait for it: it repeats one.
             items = range(trainer.global_rank, size, trainer.world_size) or [trainer.global_rank % size]
             dataset = torch.utils.data.Subset(dataset, items)
-        return DataLoader(
+        return OutlivingLoader(
             dataset,
             batch_size=batch_size,
             num_workers=min(self.num_workers, 4),
-            worker_init_fn=outlive_signals,
             generator=torch.Generator().manual_seed(self.seed),
         )
 
@@ -204,25 +199,3 @@ def _check_order(resume: dict[str, Any], sampler: ResumableBatchSampler) -> None
             f"the checkpoint is {resume['batches']} batches into epoch {resume['epoch']} of another order of the data "
             f"({'; '.join(changed)}): resume with the same values, or start a new run from its weights"
         )
-
-
-def outlive_signals(worker: int) -> None:
-    """Keep a loader's worker alive when the run is told to stop, for `DataLoader(worker_init_fn=)`.
-
-    Ctrl-C, a job's time limit and `kill -- -GROUP` reach the workers as well as the training process, which still
-    needs them to finish its step; a worker that dies takes the run down before it has saved. SIGTERM counts only when
-    the parent sends it: that is how the loader and the interpreter clean up.
-    """
-    del worker
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None and hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_at_parents_word, args=(parent.pid,), daemon=True).start()
-
-
-def _end_at_parents_word(parent: int | None) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(128 + signal.SIGTERM)

@@ -11,8 +11,8 @@ from luve_lightning.datamodules.base import (
     ResumableDataModule,
     check_clip_limits,
     open_index,
-    outlive_signals,
 )
+from luve_lightning.datamodules.loader import OutlivingLoader
 from luve_lightning.datasets.clip_views import ClipViews, View, WholeClips
 from luve_lightning.datasets.quarantine import Quarantine
 from luve_lightning.datasets.video_index import ClipEntry, Limits
@@ -90,10 +90,9 @@ class ClipsDataModule(ResumableDataModule):
         """All whole training clips, on every process alike, for measuring latent statistics."""
         if "train" not in self.entries:  # of a test, which sets up its own split only
             self.entries["train"] = self.clips_of(open_index(self.index_path, self.keep), "train")
-        return DataLoader(
+        return OutlivingLoader(
             WholeClips(self.entries["train"], self.val_frames),
             num_workers=min(self.num_workers, 4),
-            worker_init_fn=outlive_signals,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader
 
-from luve_lightning.datamodules.base import outlive_signals
+from luve_lightning.datamodules.loader import OutlivingLoader
 from luve_lightning.datasets.encode_clips import (
     ClipsToEncode,
     ClipWindow,
@@ -66,12 +66,11 @@ class EncodeDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[list[EncodeItem]]:
         """Batches of this process's share."""
         dataset = ClipsToEncode(self.shard, self.batch_size, self.read, self.batches)
-        return DataLoader(
+        return OutlivingLoader(
             dataset,
             batch_size=None,
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
-            worker_init_fn=outlive_signals,
         )
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:

@@ -1,0 +1,52 @@
+"""A DataLoader whose workers outlive the signals that end a run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from typing import Any, TypeVar
+
+from torch.utils.data import DataLoader
+
+T = TypeVar("T", covariant=True)
+_ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+
+
+class OutlivingLoader(DataLoader[T]):
+    """A DataLoader whose workers are not ended by signals to the whole process group, from their first moment on.
+
+    Ctrl-C, a job's time limit and `kill -- -GROUP` reach the workers as well as the process that trains or encodes,
+    which still needs them to finish its step; a worker that dies takes the run down before it has saved.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Lightning makes loaders anew, with all arguments of the one it was given.
+        super().__init__(*args, **{"worker_init_fn": _outlive_signals, **kwargs})
+
+    def __iter__(self) -> Any:
+        """Start the workers with the signals held back, as they inherit that, until they know what to do with them."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _outlive_signals(worker: int) -> None:
+    """In a worker: SIGTERM counts only from the parent, which is how the loader and the interpreter clean up."""
+    del worker
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None and hasattr(signal, "sigwaitinfo"):  # not on macOS
+        threading.Thread(target=_end_at_parents_word, args=(parent.pid,), daemon=True).start()
+    else:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
+
+def _end_at_parents_word(parent: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(128 + signal.SIGTERM)

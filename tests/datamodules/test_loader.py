@@ -1,0 +1,45 @@
+"""Loader workers that outlive signals to the whole process group."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from luve_lightning.datamodules.loader import OutlivingLoader
+
+
+class Slow(Dataset[int]):
+    """Numbers, each after a while."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> int:
+        time.sleep(0.02)
+        return index
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_workers_outlive_a_signal_from_their_first_moment(number: signal.Signals, at_once: bool) -> None:
+    batches = iter(OutlivingLoader(Slow(), batch_size=None, num_workers=2))
+    found = [] if at_once else [next(batches)]
+    # Not this process, which is their parent and may end them, but its child, as a job's time limit would.
+    child = os.fork()
+    if child == 0:
+        for worker in batches._workers:
+            os.kill(worker.pid, number)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert [*found, *batches] == list(range(6))
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+
+
+def test_it_is_a_data_loader_with_the_same_arguments() -> None:
+    loader = OutlivingLoader(Slow(), batch_size=4)
+    assert isinstance(loader, DataLoader)
+    assert [batch.tolist() for batch in loader] == [[0, 1, 2, 3], [4, 5]]
