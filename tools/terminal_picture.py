@@ -153,7 +153,7 @@ def draw(screen: pyte.Screen, size: int = 15) -> Image.Image:
             cell = screen.buffer[row][column]
             place = (_MARGIN + column * width, _MARGIN + row * height)
             canvas.text(place, cell.data, font=bold if cell.bold else plain, fill=_colour(cell.fg))
-    return picture
+    return picture.quantize(64)
 
 
 def _colour(name: str) -> Colour:
@@ -178,7 +178,7 @@ def main() -> int:
 
     def look(lines: list[str]) -> bool:
         for entry in [entry for entry in wanted if re.search(entry[0], "\n".join(lines))]:
-            draw(terminal.screen).save(entry[1])
+            draw(terminal.screen).save(entry[1], optimize=True)
             wanted.remove(entry)
         return False
 
@@ -186,7 +186,7 @@ def main() -> int:
     if terminal.status is None:
         terminal.kill()
     if arguments.end:
-        draw(terminal.screen).save(arguments.end)
+        draw(terminal.screen).save(arguments.end, optimize=True)
     for pattern, file in wanted:
         sys.stderr.write(f"{file}: {pattern!r} was never on the screen\n")
     return terminal.status or int(bool(wanted))
