@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from luve_lightning.terminal import StatusLine, duration, is_live
-from tools.terminal_picture import Terminal
+from tools.terminal_picture import Terminal, draw
 
 LOSSES = tuple(f"loss{n} 0.{n:04}" for n in range(12))
 LINE = StatusLine("step", 1240, 2200, 201.0, 156.0, LOSSES)
@@ -119,3 +119,15 @@ def test_streams_that_are_files_are_left_alone(repository: Path, tmp_path: Path)
     assert terminal.finish() == 0
     assert errors.read_text() == "half a line\nlogged\nlogged afterwards\n"
     assert not any("logged" in line for line in terminal.everything())
+
+
+def test_a_picture_shows_what_the_screen_does() -> None:
+    terminal = Terminal(["printf", "\\033[31m━━━\\033[0m\\n\\nplain"], columns=20, lines=4)
+    assert terminal.finish() == 0
+    picture = draw(terminal.screen).convert("RGB")
+    height = (picture.height - 32) // 4
+    rows = [picture.crop((0, 16 + row * height, picture.width, 16 + (row + 1) * height)) for row in range(4)]
+    colours = [{colour for _, colour in row.getcolors() or []} for row in rows]
+    assert [len(found) > 1 for found in colours] == [True, False, True, False]
+    assert any(red > 2 * green for red, green, _ in colours[0])
+    assert not any(red > 2 * green for red, green, _ in colours[2])
