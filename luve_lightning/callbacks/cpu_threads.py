@@ -8,19 +8,22 @@ from contextlib import contextmanager
 import lightning as L
 import torch
 
+from luve_lightning.machine import check_workers
+
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
     """PyTorch computes with this many CPU threads inside the context.
 
     Args:
-        count: at least 1; more than there are cores is allowed.
+        count: at least 1; more than there are cores is allowed, up to four a core or 16.
 
     Raises:
-        ValueError: for less than one thread.
+        ValueError: for less than one thread, or too many to start.
     """
     if count < 1:
         raise ValueError(f"threads: expected at least 1, got {count}")
+    check_workers("threads", count)
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -37,12 +40,13 @@ class CPUThreads(L.Callback):
     a fixed number a run gives the same weights on one core as on many of the same kind, idle or busy.
 
     Args:
-        count: threads of each process, at least 1. They share what cores there are.
+        count: threads of each process, at least 1. They share what cores there are; up to four a core or 16.
     """
 
     def __init__(self, count: int = 2) -> None:
         if count < 1:
             raise ValueError(f"count: expected at least 1 thread, got {count}")
+        check_workers("count", count)
         self.count = count
         self._before: int | None = None
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from luve_lightning.functional.fidelity import psnr
 from luve_lightning.losses import Loss
 from luve_lightning.models.backbone import load_vae
+from luve_lightning.models.building import build
 from luve_lightning.models.folders import saving
 from luve_lightning.models.wan_whole_clip import decode_whole_clip, encode_whole_clip
 from luve_lightning.tasks.base import TrainingTask
@@ -50,7 +51,7 @@ class AutoencoderTask(TrainingTask):
                 f"losses: expected at least one, all in pixel space; wrong: {wrong or 'none given'}"
             )
         if init_from is None:
-            self.vae = AutoencoderKLWan(**vae)
+            self.vae = build("vae", AutoencoderKLWan, vae)
         else:
             if not (Path(init_from) / "vae" / "config.json").is_file():
                 raise FileNotFoundError(f"init_from: {init_from} has no vae/config.json")

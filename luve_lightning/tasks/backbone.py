@@ -16,6 +16,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from luve_lightning.datasets.video_index import VideoIndex
 from luve_lightning.functional.noise_bands import SigmaBand, Weighting
 from luve_lightning.models.backbone import load_vae
+from luve_lightning.models.building import build
 from luve_lightning.models.text import TextEncoder, warn_of_cuts, word_tokenizer
 from luve_lightning.models.transformer import flow_scheduler, load_transformer, save_transformer
 from luve_lightning.tasks.flow import FlowMatchingTask
@@ -71,14 +72,16 @@ class BackboneTask(FlowMatchingTask):
                 text for entry in VideoIndex.from_csv(index).entries for text in entry.captions.values()
             ]
             tokenizer = word_tokenizer(captions, length)
-            config = UMT5Config(
+            config = build(
+                "text_encoder",
+                UMT5Config,
+                text_encoder,
                 vocab_size=len(tokenizer),
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
-                **text_encoder,
             )
-            net = WanTransformer3DModel(text_dim=config.d_model, **transformer)
-            encoder = TextEncoder(tokenizer, UMT5EncoderModel(config))
+            net = build("transformer", WanTransformer3DModel, transformer, text_dim=config.d_model)
+            encoder = TextEncoder(tokenizer, build("text_encoder", UMT5EncoderModel, {}, config=config))
         else:
             net, encoder = load_transformer(init_from), TextEncoder.from_pretrained(init_from)
         super().__init__(

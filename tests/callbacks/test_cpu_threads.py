@@ -87,3 +87,10 @@ def test_no_thread_is_refused() -> None:
         CPUThreads(0)
     with pytest.raises(ValueError, match="threads: expected at least 1, got -1"), cpu_threads(-1):
         pass
+
+
+def test_more_threads_than_can_be_started_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^count: expected 0 to \d+ on a machine of"):
+        CPUThreads(10**5)
+    with pytest.raises(ValueError, match=r"^threads: expected 0 to \d+ on a machine of"), cpu_threads(10**5):
+        pass
