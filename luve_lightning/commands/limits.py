@@ -1,12 +1,15 @@
-"""Sizes beyond which an option is a slip of the keyboard, refused before anything is loaded or started.
+"""What jsonargparse lets through: null where it is no value, and sizes beyond what anyone means.
 
-They are far above what anyone trains with; whether a size fits into the memory at hand is checked where it is used.
+Both are refused before anything is loaded or started. Sizes are far above what anyone trains with; whether one fits
+into the memory at hand is checked where it is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from luve_lightning.commands.errors import UsageError
 from luve_lightning.machine import check_workers
@@ -55,3 +58,53 @@ def _numbers(node: Any, path: str = "") -> Iterator[tuple[str, int | float]]:
     elif isinstance(node, Mapping):
         for key, value in node.items():
             yield from _numbers(value, f"{path}.{key}" if path else str(key))
+
+
+def check_nulls(config: Mapping[str, Any], import_class: Callable[[str], Any], function: Any = None) -> None:
+    """Refuses null for an argument whose type does not include it.
+
+    Args:
+        config: Checked against the signatures.
+        import_class: Gives the class of an import path.
+        function: Whose parameters the top level holds, if it is a function's.
+
+    Raises:
+        UsageError: Names the key.
+    """
+    if function is not None:
+        _refuse_nulls(config, function, "")
+    for key, node in _components(config):
+        arguments = node.get("init_args")
+        if isinstance(arguments, Mapping) and None in arguments.values():
+            _refuse_nulls(arguments, import_class(node["class_path"]).__init__, f"{key}.init_args.")
+
+
+def _refuse_nulls(arguments: Mapping[str, Any], function: Any, prefix: str) -> None:
+    try:
+        types, parameters = get_type_hints(function), inspect.signature(function).parameters
+    except (NameError, TypeError, ValueError):  # annotations that cannot be resolved say nothing
+        return
+    for name, value in arguments.items():
+        kind = types.get(name)
+        if value is not None or kind is None or name not in parameters or parameters[name].default is None:
+            continue
+        if not _takes_null(kind):
+            raise UsageError(f"{prefix}{name}: expected {getattr(kind, '__name__', kind)}, got null")
+
+
+def _takes_null(kind: Any) -> bool:
+    if get_origin(kind) in (Union, UnionType):
+        return any(_takes_null(choice) for choice in get_args(kind))
+    return kind in (Any, object, NoneType) or (get_origin(kind) is None and not isinstance(kind, type))
+
+
+def _components(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Dotted key and content of every component, those inside others too."""
+    if isinstance(node, Mapping):
+        if isinstance(node.get("class_path"), str):
+            yield path, node
+        for key, value in node.items():
+            yield from _components(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from _components(value, f"{path}.{number}")

@@ -16,7 +16,7 @@ from luve_lightning.commands.compose import Arguments, escaped
 from luve_lightning.commands.errors import UsageError, describe_configuration_error, describe_runtime_error
 from luve_lightning.commands.help import HelpFormatter, usage
 from luve_lightning.commands.keys import Text, Verbatim
-from luve_lightning.commands.limits import check_limits
+from luve_lightning.commands.limits import check_limits, check_nulls
 
 Parser = TypeVar("Parser", bound=ArgumentParser)
 
@@ -62,7 +62,7 @@ def run_function(
     if arguments.help:
         parser.print_help()
         return
-    checked = check(parser, config)
+    checked = check(parser, config, function)
     if arguments.print_config:
         print(dump(parser, checked), end="")
         return
@@ -73,17 +73,25 @@ def run_function(
     function(**values)
 
 
-def check(parser: ArgumentParser, config: Mapping[str, Any]) -> Namespace:
+def check(
+    parser: ArgumentParser, config: Mapping[str, Any], function: Callable[..., Any] | None = None
+) -> Namespace:
     """Checks a composed configuration and fills in defaults.
 
+    Args:
+        parser: The verb's.
+        config: The composed configuration.
+        function: Whose parameters the top level holds, if it is a function's.
+
     Raises:
-        UsageError: On an unknown key, a wrong type or a class that cannot be imported.
+        UsageError: On an unknown key, a wrong type, null where it is no value, or a class that cannot be imported.
     """
     kept: dict[str, str] = {}
     with configuration_errors(parser, config):
         # A copy, as it replaces nested values in place. It also reads a text as YAML, so that `null` and `# 5` would
         # be no text at all: a word stands in their place meanwhile.
         checked = parser.parse_object(_hide_texts(dict(config), kept, uuid.uuid4().hex))
+    check_nulls(checked.as_dict(), _import_class, function)
     return _show_texts(checked, kept) if kept else checked
 
 
@@ -183,9 +191,13 @@ def configuration_errors(parser: ArgumentParser, config: Mapping[str, Any]) -> I
         raise UsageError(line) from error
 
 
+def _import_class(class_path: str) -> Any:
+    module, _, name = class_path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
 def _keys_of(class_path: str) -> list[str]:
     """The parameters that a class accepts, as jsonargparse finds them (inherited ones too)."""
-    module, _, name = class_path.rpartition(".")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(getattr(importlib.import_module(module), name), fail_untyped=False)
+    parser.add_class_arguments(_import_class(class_path), fail_untyped=False)
     return [key.split(".")[0] for key, _ in parser.get_defaults().items()]

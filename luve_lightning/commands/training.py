@@ -167,10 +167,10 @@ class LuveCLI(LightningCLI):
         self.config = check(parser, self.composed)
 
     def _set_seed(self) -> None:
-        if self.config["seed_everything"] < 0:
-            raise UsageError(
-                f"seed_everything: expected 0 to {MOST['seed_everything']}, got {self.config['seed_everything']}"
-            )
+        seed = self.config["seed_everything"]
+        if seed is None or seed < 0:
+            got = "null" if seed is None else seed
+            raise UsageError(f"seed_everything: expected 0 to {MOST['seed_everything']}, got {got}")
         if self.purpose == "run":
             check_limits({"seed_everything": self.config["seed_everything"]})
             super()._set_seed()

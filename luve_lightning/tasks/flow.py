@@ -95,9 +95,15 @@ class FlowMatchingTask(TrainingTask):
             text: B x L x D.
 
         Raises:
-            ValueError: for a size of which the transformer would drop a row or column.
+            ValueError: for a size of which the transformer would drop a row or column, or another number of channels.
         """
-        _, _, t, h, w = latents.shape
+        _, channels, t, h, w = latents.shape
+        sizes = self.transformer.config
+        if (sizes.in_channels, sizes.out_channels) != (channels, channels):
+            raise ValueError(
+                f"the transformer takes {sizes.in_channels} latent channels and gives {sizes.out_channels}, "
+                f"the latents have {channels}"
+            )
         check_token_grid(self.transformer, (t, h, w))
         # Embeddings may be stored in another dtype, and a frozen base may be bfloat16.
         dtype = self.transformer.dtype

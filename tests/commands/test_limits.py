@@ -114,3 +114,32 @@ def test_a_video_beyond_memory_is_refused_before_anything_is_loaded(
         f"luve {verb}: error: frames, height and width: the pixels of 99997 frames of 65536x65536 would take at least"
     )
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--model.lr", "null"], "model.init_args.lr: expected float, got null"),
+        (["--data.batch_size", "null"], "data.init_args.batch_size: expected int, got null"),
+        (["--seed_everything", "null"], "seed_everything: expected 0 to 4294967295, got null"),
+    ],
+)
+def test_null_is_refused_where_it_is_no_value(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], expected: str
+) -> None:
+    """jsonargparse lets it through, and a loader takes None for a batch size."""
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(CONFIG))
+    run = ["--trainer.default_root_dir", tmp_path / "run"]
+    outcome = run_luve(capsys, "fit", "--config", file, *run, *words)
+    assert outcome.code == 2
+    assert outcome.error_lines == [f"luve fit: error: {expected}"]
+    assert run_luve(capsys, "fit", "--config", file, *run, "--model.backbone", "null").code == 0
+
+
+def test_null_is_refused_for_a_functions_parameter(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    outcome = run_luve(capsys, "mini-world", "--output", tmp_path / "world", "--seed", "null")
+    assert outcome.code == 2
+    assert outcome.error_lines == ["luve mini-world: error: seed: expected int, got null"]
