@@ -138,10 +138,8 @@ def _hub(error: BaseException) -> str | None:
     """The Hugging Face hub cannot be reached, or knows no such name."""
     found = next((link for link in _chain(error) if _is_of(link, "huggingface_hub.errors")), None)
     frames = _frames(error)
-    if found is None or (
-        frames and frames[-1].f_globals.get("__name__", "").startswith("luve_lightning.models.")
-    ):
-        return None  # models/folders.py has words of its own
+    if found is None or (frames and frames[-1].f_globals.get("__name__", "").startswith("luve_lightning.")):
+        return None  # ours has words of its own
     text = " ".join(str(found).split())
     return f"{text}; a local folder works without the hub"
 
