@@ -8,6 +8,7 @@ import time
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from luve_lightning.datamodules.loader import OutlivingLoader
 
@@ -24,11 +25,21 @@ class Slow(Dataset[int]):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-@pytest.mark.parametrize("at_once", [True, False])
-def test_workers_outlive_a_signal_from_their_first_moment(number: signal.Signals, at_once: bool) -> None:
+@pytest.mark.parametrize("starting", [True, False])
+def test_workers_outlive_a_signal_from_their_first_moment(
+    number: signal.Signals, starting: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if starting:  # before the loader's own code in the worker has come to ours
+        first = signal_handling._set_worker_signal_handlers
+
+        def struck() -> None:
+            first()
+            os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", struck)
     batches = iter(OutlivingLoader(Slow(), batch_size=None, num_workers=2))
-    found = [] if at_once else [next(batches)]
-    # Not this process, which is their parent and may end them, but its child, as a job's time limit would.
+    found = [next(batches)]
+    # Not from this process, which is their parent and may end them, but as from a job's time limit.
     child = os.fork()
     if child == 0:
         for worker in batches._workers:
