@@ -17,9 +17,11 @@ from luve_lightning.machine import check_workers
 MOST = {
     **dict.fromkeys(("height", "width", "motion_height", "motion_width", "size", "tile", "max_side"), 65_536),
     **dict.fromkeys(("frames", "num_frames", "val_frames", "windows", "passes", "replicates"), 100_000),
-    **dict.fromkeys(("frechet_replicates", "train", "val", "test", "videos", "items"), 100_000),
+    **dict.fromkeys(("frechet_replicates", "videos", "items"), 100_000),
     **dict.fromkeys(("batch_size", "crop", "length"), 65_536),
-    **dict.fromkeys(("steps", "skip_steps", "repeats", "raters", "num_nodes"), 10_000),
+    **dict.fromkeys(
+        ("steps", "skip_steps", "repeats", "raters", "num_nodes", "train", "val", "test"), 10_000
+    ),
     "rank": 65_536,
     "fps": 1_000,
     "seed_everything": 2**32 - 1,
