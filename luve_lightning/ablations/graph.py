@@ -26,6 +26,7 @@ Use = tuple[str, int]
 
 _VERSION = 1  # of the hashes; raise it when the same configuration gives other results
 _SHOWN = 12
+_PROMPTS = ("prompt", "negative_prompt")  # texts on a command line, whatever they say
 _PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
@@ -167,6 +168,11 @@ class _SeedGraph:
         filled = []  # of each option: its key, its text, the row it is of
         own: str | None
         for key, value in spec.options.items():
+            if value is None and key in _PROMPTS:
+                raise ValueError(
+                    f"stages.{spec.name}.options.{key}: on a command line null is a word; give a file in `config` that "
+                    f"says {key}: null"
+                )
             for own in self.rows if ROW in key else [row]:
                 filled.append(
                     (key.replace(ROW, own), as_text(value), own if ROW in key or not spec.gathers else None)

@@ -198,6 +198,14 @@ def test_a_stage_for_all_rows_may_take_up_one_that_they_share(tmp_path: Path) ->
     assert {row for row, _ in data.uses} == set(ROWS)
 
 
+def test_a_prompt_is_null_in_a_file_only(tmp_path: Path) -> None:
+    table = deepcopy(TABLE)
+    table["stages"]["generate"]["options"] |= {"prompt": None}
+    planner = planner_of(write_table(tmp_path / "bad", table), tmp_path / "runs")
+    with pytest.raises(ValueError, match=r"stages.generate.options.prompt: on a command line null is a word"):
+        planner.plan(everything(planner))
+
+
 def test_a_dropped_stage_that_is_still_named_is_an_error(tmp_path: Path) -> None:
     rows = ROWS | {"low": {"stages": {"expert": None}}}
     planner = planner_of(write_table(tmp_path / "small", rows=rows), tmp_path / "runs")
