@@ -204,3 +204,11 @@ def test_mistakes(world: World, tmp_path: Path) -> None:
         make_trainer(tmp_path, max_steps=1).fit(world.expert(), world.data(texts=None))
     with pytest.raises(ValueError, match="latent height 3: the transformer takes multiples of 2"):
         make_trainer(tmp_path, max_steps=1).fit(world.expert(), world.data(scale=2))
+
+
+def test_latents_of_other_channels_are_refused() -> None:
+    model = task()
+    n = model.transformer.config.in_channels
+    expected = rf"^the transformer takes {n} latent channels and gives {n}, the latents have 7$"
+    with pytest.raises(ValueError, match=expected):
+        model(torch.zeros(1, 7, 1, 2, 2), torch.ones(1), torch.zeros(1, 4, 16))
