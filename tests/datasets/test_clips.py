@@ -100,6 +100,12 @@ def test_decord_is_really_wrong_where_it_is_not_trusted(videos: dict[str, Path])
         read_clip(videos["av1"], 0, 1, backend="decord") if "av1" in videos else pytest.skip("no AV1 encoder")
 
 
+def test_writing_videos_leaves_this_process_an_ordinary_one(videos: dict[str, Path]) -> None:
+    """SVT-AV1 would make it a real-time one, beside which nothing else runs."""
+    threads = [int(thread.name) for thread in Path("/proc/self/task").iterdir()]
+    assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_OTHER}
+
+
 def test_decord_strides_evenly_over_open_groups(videos: dict[str, Path]) -> None:
     numbers = numbers_of(read_clip(videos["h264_open"], 3, 9, stride=3, backend="decord"))
     assert len(set(np.diff(numbers))) == 1

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -114,6 +115,18 @@ def numbers_of(frames: Frames) -> list[int]:
     return numbers
 
 
+@contextmanager
+def ordinary_scheduling() -> Iterator[None]:
+    """Undo what SVT-AV1 does to a process of root: it makes it a real-time one, and all others stand still."""
+    try:
+        yield
+    finally:
+        for thread in Path("/proc/self/task").iterdir():
+            with suppress(ProcessLookupError):
+                if os.sched_getscheduler(int(thread.name)) != os.SCHED_OTHER:
+                    os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
+
+
 def write_video(
     folder: Path,
     kind: Kind = H264_CLOSED,
@@ -137,7 +150,7 @@ def write_video(
     """
     path = folder / f"{name}{kind.suffix}"
     os.environ.setdefault("SVT_LOG", "1")  # or SVT-AV1 prints its settings
-    with av.open(path, "w", options=mux or {}) as container:
+    with ordinary_scheduling(), av.open(path, "w", options=mux or {}) as container:
         stream = container.add_stream(kind.encoder, rate=24, options=dict(kind.options))
         assert isinstance(stream, av.VideoStream)
         stream.width = stream.height = SIZE
