@@ -145,6 +145,16 @@ def test_help_of_fit_is_short_and_its_own(capsys: pytest.CaptureFixture[str]) ->
     assert run_luve(capsys, "fit", "--help").out == outcome.out
 
 
+@pytest.mark.parametrize("verb", ["test", "predict", "plan", "bench"])
+def test_help_fits_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    outcome = run_luve(capsys, verb, "--help")
+    assert outcome.code == 0
+    assert max(map(len, outcome.out.splitlines())) <= 80
+
+
 def test_help_of_the_trainer_lists_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = run_luve(capsys, "fit", "--trainer.help")
     assert outcome.code == 0

@@ -288,7 +288,7 @@ def _numbers(value: str | int | list[int] | None, default: Sequence[int]) -> lis
         numbers = [int(word) for word in words]
     except ValueError:
         raise ValueError(f"seeds: expected whole numbers such as 0,1,2, got {value!r}") from None
-    if min(numbers) < 0:
+    if not numbers or min(numbers) < 0:
         raise ValueError(f"seeds: expected whole numbers >= 0, got {value!r}")
     return list(dict.fromkeys(numbers))
 

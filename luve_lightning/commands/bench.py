@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from luve_lightning.commands.bench_unsharp import bench_unsharp
+from luve_lightning.commands.devices import choose_device
 
 Subject = Literal[
     "vluer", "vluer-train", "unsharp", "experts", "experts-train", "evaluate", "generate", "options"
@@ -77,13 +78,14 @@ def bench(
         repeats = FEWER_REPEATS.get(subject, REPEATS)
     if repeats < 1 or videos < 1:
         raise ValueError(f"expected repeats >= 1 and videos >= 1, got {repeats} and {videos}")
-    target = torch.device(device)
+    if device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"luve bench --device {device}: no CUDA device is visible here")
+    target = choose_device(device)
+    device = str(target)
     if subject in ("vluer", "vluer-train") and target.type == "cpu":
         raise ValueError(
             f"luve bench --subject {subject} needs a CUDA device: its figures are those of a GPU"
         )
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"luve bench --device {device}: no CUDA device is visible here")
     rows: Iterable[dict[str, Any]]
     if subject == "unsharp":
         rows = bench_unsharp(device, repeats)

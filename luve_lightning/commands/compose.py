@@ -26,6 +26,8 @@ from luve_lightning.commands.signatures import Parameter
 
 _OPTION = re.compile(r"--[^\s=]+(=|$)")  # a key holds no space, so `--a cat` is a text
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
+# OmegaConf's words around what a resolver raised, such as "Environment variable 'X' not found".
+_RAISED = re.compile(r"\w+ raised while resolving interpolation: [\"']?(.*?)[\"']?")
 _MISSING = "${oc.decode:\"'???'\"}"  # the text ???, which OmegaConf reads as a value that must be given
 _OFF = object()  # stands where null came over a component, until all files and options are merged
 
@@ -244,8 +246,12 @@ def _set_option(
 
 
 def _value(key: str, text: str, current: Any, parameter: Parameter | None) -> Any:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise CompositionError(f"--{key}: expected a text in UTF-8, got {text!r}") from None
     if parameter is not None and parameter.is_text:
-        return _text(key, text, parameter)
+        return _text(text, parameter)
     if text == "null":
         return None
     if not text.startswith("{"):
@@ -256,14 +262,8 @@ def _value(key: str, text: str, current: Any, parameter: Parameter | None) -> An
     return _verbatim(value) if parameter is not None and parameter.holds_texts else value
 
 
-def _text(key: str, text: str, parameter: Parameter) -> Text | None:
-    if text == "null" and parameter.may_be_null and not parameter.is_prompt:
-        return None
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise CompositionError(f"--{key}: expected a text in UTF-8, got {text!r}") from None
-    return Text(text)
+def _text(text: str, parameter: Parameter) -> Text | None:
+    return None if text == "null" and parameter.may_be_null and not parameter.is_prompt else Text(text)
 
 
 def _verbatim(value: Any) -> Any:
@@ -291,6 +291,8 @@ def _resolve(config: Mapping[str, Any]) -> dict[str, Any]:
         raise CompositionError(f"{error.full_key}: required (??? in the file), but not given") from error
     except OmegaConfBaseException as error:
         what = str(error).splitlines()[0]
+        if raised := _RAISED.fullmatch(what):
+            what = raised[1]
         raise CompositionError(f"{error.full_key}: {what}" if error.full_key else what) from error
     assert isinstance(resolved, dict)
     return {str(key): _show(value, kept) for key, value in resolved.items()}

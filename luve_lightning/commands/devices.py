@@ -25,6 +25,11 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
+    # PyTorch names devices that it is built without, and `meta`, which computes nothing.
+    if device.type not in ("cpu", "cuda") and not (
+        device.type == "mps" and torch.backends.mps.is_available()
+    ):
+        raise ValueError(f"device: no {name} here; expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device: no {name} here, PyTorch sees {torch.cuda.device_count()} GPUs")
     return device

@@ -18,6 +18,7 @@ from luve_lightning.commands.outside_errors import describe_outside_error, descr
 _KEY_LEVEL = re.compile(r'Parser key "(?P<key>[^"]+)"')
 _CLASS_LEVEL = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
 _UNION_LEVEL = "Does not validate against any of the Union subtypes"
+_NO_KEYS = "Unable to load config"
 _UNKNOWN = re.compile(r"(?:Group '(?P<group>[^']+)' does not accept option|Option) '(?P<key>[^']+)'")
 _REQUIRED = re.compile(
     r"(?:the following arguments are required: (?P<keys>.+)|Key \"(?P<key>[^\"]+)\" is required)"
@@ -71,6 +72,9 @@ def describe_configuration_error(error: BaseException, config: Mapping[str, Any]
         previous = text
         if match := _KEY_LEVEL.match(text):
             where.enter_key(match["key"])
+            if _NO_KEYS in text and not isinstance(where.node, Mapping):
+                value = _shortened(where.node)
+                return f"{where}: expected keys inside, such as --{where}.KEY VALUE, or a file of them, got {value}"
         elif match := _CLASS_LEVEL.match(text):
             where.enter_class(match["path"])
         elif text.startswith(_UNION_LEVEL):
@@ -206,7 +210,8 @@ def _reason(level: BaseException, where: _Place, union: str, known: KnownKeys) -
     if match := _REQUIRED.match(text):
         names = [name.strip() for name in (match["keys"] or match["key"]).split(",")]
         if len(names) > 1:
-            return f"{', '.join(names)}: required, but not given"
+            prefix = f"{where}.init_args." if where.class_path else ""
+            return f"{', '.join(prefix + name for name in names)}: required, but not given"
         where.enter_key(names[0], missing=True)
         return f"{where}: required, but not given"
     if match := _EXPECTED.match(text):

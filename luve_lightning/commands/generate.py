@@ -33,7 +33,7 @@ from luve_lightning.pipelines.generation_settings import CascadeSettings
 from luve_lightning.pipelines.lora_files import read_lora
 from luve_lightning.pipelines.luve_speed import SpeedOptions
 from luve_lightning.pipelines.model_identity import model_identity
-from luve_lightning.pipelines.prompts import PromptLine, check_text, read_prompt_file
+from luve_lightning.pipelines.prompts import PromptLine, check_text, check_visible, read_prompt_file
 from luve_lightning.pipelines.stage_latents import StageLatents
 from luve_lightning.pipelines.video_sizes import SizeRules
 
@@ -132,6 +132,8 @@ def generate(
     check_text(negative_prompt or "", "negative_prompt")
     processes = Processes.from_environment(os.environ, context_parallel)
     target = processes.device(device)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output: expected a folder, {output} is a file")
     if not 0 < fps <= MAX_FPS:
         raise ValueError(f"fps: expected a number in (0, {MAX_FPS}], got {fps}")
     settings = CascadeSettings(
@@ -235,6 +237,7 @@ def _lines(prompt: str | None, prompts: Path | None, limit: int | None) -> list[
     if not prompt.strip():
         raise ValueError("prompt: expected some words, got none")
     check_text(prompt, "prompt")
+    check_visible(prompt, "prompt")
     return [PromptLine(prompt.strip())]
 
 

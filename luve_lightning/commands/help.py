@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import textwrap
 from argparse import Action
 from collections.abc import Mapping
 from typing import Any
@@ -26,9 +27,16 @@ class HelpFormatter(DefaultHelpFormatter):
         return _CLASS.sub(r"\1", _SUBCLASSES.sub("", text))
 
     def _format_action_invocation(self, action: Action) -> str:
-        return re.sub(
-            r", --[\w.]+\+ \S+", "", str(super()._format_action_invocation(action))
-        )  # --key+ appends
+        text = str(super()._format_action_invocation(action))
+        text = re.sub(r", --[\w.]+\+ \S+", "", text)  # --key+ appends
+        width = self._width - self._current_indent
+        if len(text) > width:  # many choices
+            text = textwrap.fill(text.replace(",", ", "), width, subsequent_indent=" " * 8)
+        return text
+
+    def start_section(self, heading: str | None) -> None:
+        """Begins a group, its heading wrapped."""
+        super().start_section(textwrap.fill(heading, self._width - 1) if heading else heading)
 
     def _format_action(self, action: Action) -> str:
         nested = action.dest.endswith(".help") and action.dest.startswith("trainer.")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -41,6 +43,8 @@ def check_limits(config: Mapping[str, Any]) -> None:
     """
     for key, value in _numbers(config):
         name = key.rpartition(".")[2]
+        if value != value:
+            raise UsageError(f"{key}: expected a number, got nan")
         if name in _PROCESSES and value > 0:  # what is too few, its own verb says
             try:
                 check_workers(key, int(value))
@@ -60,6 +64,27 @@ def _numbers(node: Any, path: str = "") -> Iterator[tuple[str, int | float]]:
     elif isinstance(node, Mapping):
         for key, value in node.items():
             yield from _numbers(value, f"{path}.{key}" if path else str(key))
+
+
+def check_groups(config: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """Refuses a value in the place of a group of keys, such as `--guidance 5`, which jsonargparse takes or garbles.
+
+    Args:
+        config: As composed.
+        function: Whose parameters the top level holds.
+
+    Raises:
+        UsageError: Names the key.
+    """
+    types = get_type_hints(function)
+    for key, value in config.items():
+        kind = types.get(key)
+        if value is None or isinstance(value, Mapping) or not any(map(is_dataclass, (kind, *get_args(kind)))):
+            continue
+        if not (isinstance(value, str) and Path(value).is_file()):
+            raise UsageError(
+                f"{key}: expected keys inside, such as --{key}.KEY VALUE, or a file of them, got {value!r}"
+            )
 
 
 def check_nulls(config: Mapping[str, Any], import_class: Callable[[str], Any], function: Any = None) -> None:

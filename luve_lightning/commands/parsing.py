@@ -16,7 +16,7 @@ from luve_lightning.commands.compose import Arguments, escaped
 from luve_lightning.commands.errors import UsageError, describe_configuration_error, describe_runtime_error
 from luve_lightning.commands.help import HelpFormatter, usage
 from luve_lightning.commands.keys import Text, Verbatim
-from luve_lightning.commands.limits import check_limits, check_nulls
+from luve_lightning.commands.limits import check_groups, check_limits, check_nulls
 
 Parser = TypeVar("Parser", bound=ArgumentParser)
 
@@ -87,6 +87,8 @@ def check(
         UsageError: On an unknown key, a wrong type, null where it is no value, or a class that cannot be imported.
     """
     kept: dict[str, str] = {}
+    if function is not None:
+        check_groups(config, function)
     with configuration_errors(parser, config):
         # A copy, as it replaces nested values in place. It also reads a text as YAML, so that `null` and `# 5` would
         # be no text at all: a word stands in their place meanwhile.

@@ -110,7 +110,7 @@ def _pipeline(
     backbone: str, shift: float | None, length: int | None, dtype: torch.dtype
 ) -> tuple[WanPipeline, int]:
     """The backbone's pipeline, and the tokens of a prompt."""
-    if shift is not None and shift <= 0:
+    if shift is not None and not 0 < shift < float("inf"):
         raise ValueError(f"shift: expected a number greater than 0, got {shift}")
     scheduler = _own_scheduler(backbone) if shift is None else flow_scheduler(shift)
     text = TextEncoder.from_pretrained(backbone, dtype, length)

@@ -64,7 +64,7 @@ class PartConfigs:
         """
         if shift is None:
             shift = float(_read(backbone, "scheduler", "scheduler_config.json").get("flow_shift") or 1.0)
-        if not shift > 0:
+        if not 0 < shift < float("inf"):
             raise ValueError(f"shift: expected a number greater than 0, got {shift}")
         own = None
         if refiner is not None:

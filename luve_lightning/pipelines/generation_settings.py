@@ -44,6 +44,10 @@ class CascadeSettings:
             raise ValueError(
                 f"steps {self.steps} and skip_steps {self.skip_steps}: expected at least 1 step, and 0 to all skipped"
             )
+        if self.length is not None and self.length < 1:
+            raise ValueError(f"length: expected at least 1 token, got {self.length}")
+        if self.switch is not None and not 0 < self.switch < 1:
+            raise ValueError(f"switch: expected a sigma between 0 and 1, got {self.switch}")
 
 
 def rounded(guidance: Guidance | None) -> dict[str, Any] | None:

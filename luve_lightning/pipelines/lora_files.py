@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import pickle
@@ -21,6 +22,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 # The names that diffusers and PEFT give a LoRA's weights, and what else lies in training folders.
 _OWN_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _OTHERS = re.compile(r"scheduler|optimizer|checkpoint")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.\w+$")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 # Entries of the header under which a LoRA's configuration is found: diffusers', and finetrainers'.
@@ -116,6 +118,10 @@ def read_lora(
         path = _from_hub(name, weight_name, subfolder, hub)
     if beside(path, "expert.json") is not None:
         raise ValueError(f"LoRA {name}: is an expert of LuVe (expert.json lies there); load it as an expert")
+    if _SHARD.search(path.name):
+        raise ValueError(
+            f"LoRA {name}: {path.name} is one of several parts; expected one file that holds them all"
+        )
     tensors, header = _read(path, name)
     config = beside(path, ADAPTER_CONFIG)
     found = [_configuration(_json(text, where), where) for where, text in header]
@@ -156,6 +162,11 @@ def _pick_name(files: list[str], name: str) -> str:
         own = [file for file in found if Path(file).name in _OWN_NAMES]
         if len(own or found) == 1:
             return (own or found)[0]
+        if len(own or found) > 1 and all(_SHARD.search(file) for file in found):
+            raise ValueError(
+                f"LoRA {name}: is cut into {len(found)} parts ({', '.join(found[:3])}); expected one file that holds "
+                "them all"
+            )
         if found:
             raise ValueError(
                 f"LoRA {name}: holds {len(found)} files of weights ({', '.join(found[:3])}): give the one that is meant"
@@ -220,7 +231,11 @@ def _unpickle(path: Path, name: str) -> dict[str, Tensor]:
     """Tensors of a pickle, by an unpickler that runs nothing."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        if (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        ):  # of a seek before the start: cut short
+            raise
         blocked = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)", str(error))
         reason = (
             f"it asks for {blocked[1] or blocked[2]}"
@@ -239,7 +254,7 @@ def _unpickle(path: Path, name: str) -> dict[str, Tensor]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
 

@@ -145,7 +145,7 @@ class LuVeComponents(WanPipeline):
             )
         check_flow(pipeline.scheduler, backbone)
         if shift is not None:
-            if shift <= 0:
+            if not 0 < shift < float("inf"):
                 raise ValueError(f"shift: expected a number greater than 0, got {shift}")
             scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, flow_shift=shift)
             pipeline.scheduler = scheduler

@@ -27,6 +27,8 @@ _KEYS: dict[str, type] = {
 }
 # UltraVideo's columns, for its CSV as a file of prompts.
 _ULTRAVIDEO = {"prompt": "Summarized Description", "name": "clip_id"}
+# Unicode's categories of separators, control and format characters.
+_INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
 _SLUG_LENGTH = 48
 _LARGEST_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes
 
@@ -167,6 +169,10 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
             raise ValueError(
                 f"prompts: {path}:1: the column {twice[0]} is there {columns.count(twice[0])} times"
             )
+        for column in columns if "prompt" in columns else ():  # UltraVideo's table has many of its own
+            meant = re.sub(r"[\s-]+", "_", column.strip().lower())
+            if meant in _KEYS and column not in sources.values():
+                raise ValueError(f"prompts: {path}:1: unknown column {column!r}; did you mean {meant!r}?")
         for row in reader:
             where = f"{path}:{reader.line_num}"
             if None in row:
@@ -210,6 +216,7 @@ def _line(row: Any, where: str) -> PromptLine:
     line = PromptLine(**{"prompt": "", **row}, where=where)
     if not line.prompt.strip():
         raise ValueError(f"prompts: {where}: prompt: required, but not given")
+    check_visible(line.prompt, f"prompts: {where}: prompt")
     if line.seed is not None:
         check_seed(line.seed, f"prompts: {where}: seed")
     if line.name is not None:
@@ -229,6 +236,16 @@ def check_text(text: str, what: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{what}: no text: a broken character after {text[: error.start][-20:]!r}") from None
+
+
+def check_visible(prompt: str, what: str) -> None:
+    """Refuse a prompt of which nothing is to be seen: spaces, zero-width and control characters only.
+
+    Raises:
+        ValueError: with `what`.
+    """
+    if all(unicodedata.category(sign) in _INVISIBLE for sign in prompt):
+        raise ValueError(f"{what}: expected some words, got invisible characters only: {prompt[:20]!a}")
 
 
 def check_seed(seed: int, what: str) -> None:

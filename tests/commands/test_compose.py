@@ -163,6 +163,7 @@ def test_null_removes_a_loss_by_name_but_nulls_an_argument(tmp_path: Path) -> No
         ("a: 1\na: 2\n", "duplicate key"),
         ("- 1\n", "expected a mapping"),
         ("a: ${nope}\n", "a: Interpolation key 'nope' not found"),
+        ("a: ${oc.env:LUVE_NOT_SET}\n", "a: Environment variable 'LUVE_NOT_SET' not found"),
         ("a:\n  b: ???\n", r"a\.b: required"),
     ],
 )
@@ -186,6 +187,7 @@ def test_an_empty_file_is_an_empty_mapping(tmp_path: Path) -> None:
         (("n.x", "1"), "--n.x: n is 1 and has no keys inside"),
         (("a..b", "1"), "--a..b"),
         (("d", "{x"), "not valid"),
+        (("output", "caf\udce9"), "--output: expected a text in UTF-8"),
     ],
 )
 def test_an_option_that_contradicts_the_structure(

@@ -10,9 +10,10 @@ import pytest
 import torch
 import yaml
 
-from luve_lightning.commands.devices import check_trainer
+from luve_lightning.commands.devices import check_trainer, choose_device
 from luve_lightning.commands.errors import UsageError
-from luve_lightning.commands.limits import MOST, check_limits
+from luve_lightning.commands.generate import generate
+from luve_lightning.commands.limits import MOST, check_groups, check_limits
 from luve_lightning.machine import MANY_WORKERS, check_memory, check_workers, cores, memory
 from tests.helpers.run_luve import run_luve
 from tests.test_command_line import CONFIG
@@ -23,6 +24,22 @@ def test_each_size_has_a_most_that_is_named(key: str) -> None:
     check_limits({"data": {"init_args": {key: MOST[key]}}, key: [MOST[key], 1]})
     with pytest.raises(UsageError, match=rf"^data\.init_args\.{key}: expected at most {MOST[key]}, got"):
         check_limits({"data": {"init_args": {key: [1, MOST[key] + 1]}}})
+
+
+def test_what_is_no_number_is_none_anywhere() -> None:
+    with pytest.raises(UsageError, match=r"^model\.init_args\.lr: expected a number, got nan"):
+        check_limits({"model": {"init_args": {"lr": float("nan")}}})
+    check_limits({"fps_range": [0, float("inf")]})
+
+
+@pytest.mark.parametrize("value", [5, [1], True, "five"])
+@pytest.mark.parametrize("key", ["guidance", "refine_guidance", "speed"])
+def test_a_value_where_keys_belong_is_refused(key: str, value: Any) -> None:
+    with pytest.raises(
+        UsageError, match=rf"^{key}: expected keys inside, such as --{key}\.KEY VALUE, or a file"
+    ):
+        check_groups({key: value}, generate)
+    check_groups({key: {"scale": 3}, "refine_guidance": None, "experts": Path("x")}, generate)
 
 
 @pytest.mark.parametrize("key", ["num_workers", "processes", "slots"])
@@ -62,6 +79,12 @@ def test_memory_is_refused_by_arithmetic() -> None:
 def test_the_trainers_devices_must_be_here(options: Mapping[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         check_trainer(options)
+
+
+@pytest.mark.parametrize("name", ["meta", "vulkan", "xla:0", "hpu", "0,1", "CPU", ""])
+def test_devices_that_are_not_here(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^device: .*expected auto, cpu, cuda or cuda:N"):
+        choose_device(name)
 
 
 def test_what_the_trainer_judges_itself_passes() -> None:

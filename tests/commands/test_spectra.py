@@ -77,6 +77,7 @@ def test_a_shift_replaces_the_backbones_own(luve: Luve, tmp_path: Path) -> None:
         ({"prompts": "[]"}, "prompts: expected at least one"),
         ({"share": 1.5}, "share: expected a number between 0 and 1, got 1.5"),
         ({"shift": 0}, "shift: expected a number greater than 0, got 0"),
+        ({"shift": ".nan"}, "shift: expected a number, got nan"),
         ({"height": 20}, "height 20: expected a multiple of 8, nearest are 16 and 24"),
         ({"frames": 6}, "6 frames: expected 4k + 1, nearest are 5 and 9"),
         ({"device": "tpu9"}, "device: expected auto, cpu, cuda or cuda:N"),

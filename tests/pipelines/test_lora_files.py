@@ -115,11 +115,13 @@ def test_files_that_are_no_lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     save_file(WEIGHTS, tmp_path / "whole.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:-100])
     torch.save({"epoch": 3, "lora": WEIGHTS}, tmp_path / "training.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "training.pt").read_bytes()[:-300])
     for name, message in {
         "empty.safetensors": "is empty",
         "text.safetensors": "is no safetensors file, or was cut short",
         "text.txt": "is no safetensors file, or was cut short",
         "cut.safetensors": "is no safetensors file, or was cut short",
+        "cut.pt": "is a pickle that is not loaded .it holds more than tensors, or was cut short.",
         "evil.bin": "is a pickle that is not loaded .*; expected a .safetensors file",
         "numbers.bin": "is a pickle ",
         "training.pt": "is a pickle of something else than tensors by name",
@@ -153,6 +155,22 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "expert.json").write_text("{}")
     with pytest.raises(ValueError, match=r"is an expert of LuVe \(expert\.json lies there\)"):
         read_lora(tmp_path / "one.safetensors")
+
+
+def test_a_part_of_a_lora_is_not_taken_for_it(tmp_path: Path) -> None:
+    """Of the parts of a sharded LoRA, each loads by itself."""
+    for number in (1, 2):
+        save_file(WEIGHTS, tmp_path / f"adapter_model-0000{number}-of-00002.safetensors")
+    with pytest.raises(
+        ValueError, match=r"is cut into 2 parts \(adapter_model-00001.*expected one file that holds"
+    ):
+        read_lora(tmp_path)
+    (tmp_path / "adapter_model-00002-of-00002.safetensors").unlink()
+    for place in (tmp_path, tmp_path / "adapter_model-00001-of-00002.safetensors"):
+        with pytest.raises(
+            ValueError, match=r"adapter_model-00001-of-00002.safetensors is one of several parts"
+        ):
+            read_lora(place)
 
 
 def test_two_configurations_must_agree(tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ def test_what_is_missing_or_does_not_fit_is_one_line(tiny_backbone: Path, tmp_pa
         ({"experts": {"lfe": tmp_path / "empty"}}, r"no expert in .*: expert\.json is missing"),
         ({"refiner": tmp_path / "empty"}, r"no transformer/config\.json there"),
         ({"shift": 0.0}, "shift: expected a number greater than 0"),
+        ({"shift": float("inf")}, "shift: expected a number greater than 0"),
     ):
         with pytest.raises((FileNotFoundError, ValueError), match=message) as error:
             LuVePipeline.from_pretrained(**{"backbone": saved} | options)

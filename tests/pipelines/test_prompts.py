@@ -91,6 +91,17 @@ def test_a_csv_of_our_own_columns(tmp_path: Path) -> None:
         ("a.csv", "prompt,seed,prompt\na,1,b\n", ":1: the column prompt is there 2 times"),
         ("a.csv", "prompt\n" + "a" * 200_000, ":2: not CSV: field larger than"),
         ("a.csv", "prompt,seed\na,one\n", ":2: seed: expected a whole number, got 'one'"),
+        ("a.csv", "prompt, Seed\na,1\n", ":1: unknown column ' Seed'; did you mean 'seed'?"),
+        (
+            "a.csv",
+            "prompt,Negative prompt\na,b\n",
+            ":1: unknown column 'Negative prompt'; did you mean 'negative",
+        ),
+        (
+            "a.txt",
+            "a\n\u200b\u202e \n",
+            ":2: prompt: expected some words, got invisible characters only: '\\u200b",
+        ),
         ("a.csv", "words\na\n", ":1: expected a column prompt or Summarized Description"),
         ("a.txt", "\n \n", ": no prompt in it"),
         ("a.yaml", "a", ": expected a .txt, .jsonl or .csv file"),
