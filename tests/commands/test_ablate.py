@@ -206,6 +206,7 @@ def test_a_job_array_by_submitits_stand_in(luve: Luve, log: Path) -> None:
         (["small", "--rows", "ful"], "rows: no row 'ful'; did you mean 'full'"),
         (["small", "--seeds", "a"], "seeds: expected whole numbers such as 0,1,2, got 'a'"),
         (["small", "--seeds", "-1"], "seeds: expected whole numbers >= 0, got '-1'"),
+        (["small", "--seeds", "[]"], "seeds: expected whole numbers >= 0, got []"),
         (["small", "--slots", "-1"], "slots: expected 0 or more, got -1"),
         (["small", "--output", "a.md"], "output: expected a file that ends in .csv, got a.md"),
         (["small", "--stages.data.verbs", "x"], "stages.data.verbs: unknown key"),
