@@ -9,12 +9,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luve_lightning.datasets.clip_types import ClipError
+from luve_lightning.datasets.clip_types import ClipError, RefusedClip
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
+
+# FFmpeg tells these by their content, whatever the file is called, and takes the pictures from other files. The bytes
+# of such a text vouch for none of them.
+_LISTS = frozenset({"concat", "dash", "hls", "image2", "imf", "sdp", "webm_dash_manifest"})
 
 
 @lru_cache(maxsize=1)
@@ -58,6 +62,8 @@ def opened(path: Path, stream_index: int | None = None) -> Iterator[tuple[InputC
         # Absolute, so that a name with a colon is not taken for a protocol. Titles in an unknown encoding are
         # no failure.
         with av.open(os.fspath(path.absolute()), metadata_errors="replace") as container:
+            if not _LISTS.isdisjoint(container.format.name.split(",")):
+                raise RefusedClip(path, f"is a list of other files ({container.format.name}), not a video")
             stream = _video_stream(path, container, stream_index)
             stream.codec_context.thread_count = 1  # DataLoader workers are the parallelism
             stream.codec_context.thread_type = "NONE"
@@ -80,7 +86,19 @@ def _video_stream(path: Path, container: InputContainer, index: int | None) -> V
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         raise ClipError(path, f"has no video stream (it looks like {container.format.name})")
-    return streams[0] if index is None else next(s for s in streams if s.index == index)
+    if index is not None:
+        return next(s for s in streams if s.index == index)
+    first, *others = streams
+    if others and not first.disposition & Disposition.default:
+        # Players show the one that is marked; which it is otherwise, they do not agree on.
+        marked = next((n for n, s in enumerate(streams) if s.disposition & Disposition.default), None)
+        if marked is not None:
+            raise RefusedClip(
+                path,
+                f"has {len(streams)} video streams, and players show number {marked + 1}; keep that one "
+                f"(ffmpeg -map 0:v:{marked} -c copy)",
+            )
+    return first
 
 
 def _words(error: BaseException) -> str:

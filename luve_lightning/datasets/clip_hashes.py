@@ -33,7 +33,7 @@ from luve_lightning.files import warn_kept_in_memory
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
-_RULES = 1  # raise it when any file is refused or labelled otherwise: what is remembered then counts no more
+_RULES = 2  # raise it when any file is refused or labelled otherwise: what is remembered then counts no more
 
 
 @dataclass(frozen=True)

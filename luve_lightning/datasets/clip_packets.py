@@ -82,7 +82,8 @@ def _check_whole(
     duration = _seconds(stream.metadata.get("DURATION", ""))
     if duration is None and container.duration:
         duration, end = container.duration / 1e6, max(end, end_of_all)
-    if duration is not None and end < duration - 0.75 * one_frame:
+    # Matroska rounds every time to its tick: the length of a frame, too, which is all that a clip of one frame has.
+    if duration is not None and end < duration - max(0.75 * one_frame, 2 * tick):
         raise ClipError(path, f"is cut short: {end:.2f} of {duration:.2f} seconds are there")
 
 

@@ -6,12 +6,15 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import pytest
 import torch
+from av.stream import Disposition
 
 from luve_lightning.datasets import clip_hashes, file_hashes
 from luve_lightning.datasets.clip_hashes import ClipHashes, Reading, look, shown_digest
 from luve_lightning.datasets.clip_types import RefusedClip
+from luve_lightning.datasets.clips import read_clip
 from luve_lightning.datasets.encode_clips import ClipWindow, WindowReader, pending_windows
 from luve_lightning.datasets.latent_pairs_index import find_pair_keys
 from luve_lightning.datasets.latent_recipe import LatentRecipe
@@ -133,3 +136,30 @@ def test_variable_frame_rates_are_noticed(tmp_path: Path) -> None:
     for path in (*even, uneven):
         hashes.digest(path)
     assert hashes.uneven([*even, uneven]) == [uneven]
+
+
+def test_a_list_of_other_files_is_no_clip(tmp_path: Path) -> None:
+    """FFmpeg plays it as the files it names, which can change while its own bytes stay the same."""
+    write_video(tmp_path, count=3, name="one")
+    path = tmp_path / "list.mp4"
+    path.write_text("ffconcat version 1.0\nfile 'one.mp4'\n")
+    assert look(path) == Reading(refused="is a list of other files (concat), not a video")
+    with pytest.raises(RefusedClip, match="is a list of other files"):
+        read_clip(path, 0, 1)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mov"])
+def test_a_video_beside_the_one_that_is_played_is_not_taken_for_it(suffix: str, tmp_path: Path) -> None:
+    source = write_video(tmp_path, count=3)
+    path = tmp_path / f"two{suffix}"
+    with av.open(source) as reading, av.open(path, "w") as writing:
+        stream = reading.streams.video[0]
+        copies = [writing.add_stream_from_template(stream) for _ in range(2)]
+        copies[0].disposition, copies[1].disposition = Disposition(0), Disposition.default
+        for packet in [packet for packet in reading.demux(stream) if packet.size]:
+            for copy in copies:
+                packet.stream = copy
+                writing.mux(packet)
+    assert look(path).refused == (
+        "has 2 video streams, and players show number 2; keep that one (ffmpeg -map 0:v:1 -c copy)"
+    )

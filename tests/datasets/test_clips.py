@@ -217,6 +217,11 @@ def test_matroska_that_lacks_its_last_frames(videos: dict[str, Path], tmp_path: 
         probe_clip(path)
 
 
+def test_a_clip_of_one_frame_is_whole(tmp_path: Path) -> None:
+    """Matroska rounds the time of its end up and the frame's length down."""
+    assert probe_clip(write_video(tmp_path, KINDS["h264_mkv"], 1)).frames == 1
+
+
 @pytest.mark.parametrize("backend", ["auto", "pyav", "decord"])
 def test_files_that_are_no_clips(backend: Backend, tmp_path: Path) -> None:
     noise(tmp_path / "noise.mp4")
