@@ -169,7 +169,7 @@ def read_rows(csv_path: Path, folder: Path, limits: Limits) -> Rows:
 def _dictionaries(csv_path: Path) -> Iterator[dict[str, str]]:
     """The rows by column name; an empty one stands for a row with too few or too many fields."""
     with csv_path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
+        reader = csv.reader(file, strict=True)  # an open quote swallows rows
         try:
             header = next(reader, [])
             _check_columns(csv_path, header)
@@ -181,6 +181,10 @@ def _dictionaries(csv_path: Path) -> Iterator[dict[str, str]]:
 
 
 def _check_columns(csv_path: Path, header: list[str]) -> None:
+    if len(header) == 1:
+        sign = next((sign for sign in (";", "\t", "|") if sign in header[0]), None)
+        if sign is not None:
+            raise VideoIndexError(f"{csv_path}: its columns are separated by {sign!r}, expected commas")
     missing = [name for name in COLUMNS if name not in header]
     unknown = [name for name in header if name not in COLUMNS]
     repeated = sorted({name for name in header if header.count(name) > 1})
@@ -194,7 +198,10 @@ def _check_columns(csv_path: Path, header: list[str]) -> None:
             f"{csv_path}: {'; '.join(parts)} (expected UltraVideo's {len(COLUMNS)} columns)"
         )
     if unknown:
-        warnings.warn(f"{csv_path}: columns not used: {', '.join(unknown)}", stacklevel=2)
+        warnings.warn(
+            f"{csv_path}: columns not used: {', '.join(name or 'one without a name' for name in unknown)}",
+            stacklevel=2,
+        )
 
 
 def _with_guess(name: str, missing: list[str]) -> str:

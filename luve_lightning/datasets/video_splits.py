@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -44,10 +45,12 @@ def read_splits(path: Path, used: Iterable[str], known: Iterable[str]) -> dict[s
     Raises:
         VideoIndexError: not such a file, a url that is listed twice, or one that is not listed.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
+    if not path.is_file():  # left alone, the hash would decide, and clips of the test split would train
+        raise VideoIndexError(f"{path}: {'a link to nothing' if path.is_symlink() else 'not a file'}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise VideoIndexError(f"{path}: not JSON ({error})") from None
     split_of: dict[str, Split] = {}
@@ -63,6 +66,15 @@ def read_splits(path: Path, used: Iterable[str], known: Iterable[str]) -> dict[s
     if unknown:
         warnings.warn(f"{path}: {len(unknown)} urls are not in the CSV: {_some(unknown)}", stacklevel=2)
     return split_of
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON whose keys are there once; `json` keeps the last of equal ones."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return content
 
 
 def _lists(path: Path, content: Any) -> dict[Split, list[str]]:

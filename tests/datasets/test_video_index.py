@@ -108,6 +108,30 @@ def test_missing_and_unknown_columns_are_named_in_one_line(tmp_path: Path) -> No
     )
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_an_open_quote_swallows_no_rows(closed: bool, tmp_path: Path) -> None:
+    """Read leniently, the last caption of c2 goes on to the next quote or the file's end, and its rows are gone."""
+    path = write(tmp_path, [row(f"c{n}", **{"Summarized Description": f"text {n}"}) for n in range(1, 6)])
+    text = path.read_text(encoding="utf-8").replace("text 2", '"text 2')
+    path.write_text(text.replace("text 4", 'text "4"') if closed else text, encoding="utf-8")
+    with pytest.raises(VideoIndexError, match=r"clips\.csv: line \d+: not CSV") as error:
+        VideoIndex.from_csv(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (";".join(COLUMNS), "its columns are separated by ';', expected commas"),
+        ("\t".join(COLUMNS), r"its columns are separated by '\\t', expected commas"),
+    ],
+)
+def test_columns_separated_otherwise_are_told_in_short(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "clips.csv").write_text(content)
+    with pytest.raises(VideoIndexError, match=r"clips\.csv: " + message):
+        VideoIndex.from_csv(tmp_path / "clips.csv")
+
+
 def test_a_column_given_twice_is_named(tmp_path: Path) -> None:
     with pytest.raises(VideoIndexError, match="columns given twice: url "):
         VideoIndex.from_csv(write(tmp_path, [row("c1")], [*COLUMNS, "url"]))
@@ -307,6 +331,7 @@ def test_splits_file_decides(tmp_path: Path) -> None:
         ('{"train": ["v1", "v2"]}', r"expected the keys train, val, test, got \['train'\]"),
         ('{"train": "v1", "val": ["v2"], "test": []}', "train: expected a list of urls"),
         ("[1, 2]", "expected the keys train, val, test, got list"),
+        ('{"train": ["v1"], "train": ["v2"], "val": ["v1"], "test": []}', "not JSON .'train' is there twice"),
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ('{"train": {}, "val": [], "test": []}', "train: expected a list of urls"),
@@ -319,6 +344,21 @@ def test_bad_splits_files(content: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(VideoIndexError, match=r"splits\.json: " + message) as error:
         VideoIndex.from_csv(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_splits_file_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path) -> None:
+    path = write(tmp_path, [row("c1", "v1")])
+    splits = tmp_path / "splits.json"
+    splits.symlink_to("nowhere.json")
+    with pytest.raises(VideoIndexError, match=r"splits\.json: a link to nothing"):
+        VideoIndex.from_csv(path)
+    splits.unlink()
+    splits.mkdir()
+    with pytest.raises(VideoIndexError, match=r"splits\.json: not a file"):
+        VideoIndex.from_csv(path)
+    splits.rmdir()
+    splits.write_text('{"train": [], "val": ["v1"], "test": []}', encoding="utf-8-sig")
+    assert len(VideoIndex.from_csv(path).split("val")) == 1
 
 
 def test_urls_that_only_the_splits_file_knows_are_named(tmp_path: Path) -> None:
