@@ -11,7 +11,7 @@ from rich.console import Console
 
 from luve_lightning.callbacks.cpu_threads import cpu_threads
 from luve_lightning.commands.devices import choose_device, decoding_threads
-from luve_lightning.commands.open_index import entries_of, open_index
+from luve_lightning.commands.open_index import check_folder, entries_of, open_index
 from luve_lightning.commands.progress import Steps
 from luve_lightning.datasets.check_entries import check_entries
 from luve_lightning.datasets.embed_captions import EmbedReport, captions_of, embed_captions
@@ -65,6 +65,7 @@ def embed(
     # Checked before minutes of loading.
     if batch_size < 1 or (length is not None and length < 1):
         raise ValueError(f"expected batch_size >= 1 and length >= 1, got {batch_size} and {length}")
+    check_folder("store", store)
     target = choose_device(device)
     entries = entries_of(open_index(console, index, clips, keep), splits)
     captions = captions_of(entries, columns or ["Summarized Description"])

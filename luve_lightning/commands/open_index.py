@@ -25,6 +25,16 @@ def open_index(console: Console, csv: Path, clips: Path | None, keep: Limits) ->
     return index
 
 
+def check_folder(key: str, folder: Path) -> None:
+    """Refuse a folder to write into that is a file, before anything is loaded.
+
+    Raises:
+        NotADirectoryError: it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{key}: {folder} is not a folder")
+
+
 def entries_of(
     index: VideoIndex, splits: Sequence[Split] | None, limit: int | None = None
 ) -> list[ClipEntry]:

@@ -18,7 +18,7 @@ from luve_lightning.callbacks.cpu_threads import CPUThreads
 from luve_lightning.callbacks.progress import TrainingProgress
 from luve_lightning.callbacks.stop_prediction import StopPredictionOnSigterm
 from luve_lightning.commands.devices import check_trainer
-from luve_lightning.commands.open_index import entries_of, open_index, uneven_line
+from luve_lightning.commands.open_index import check_folder, entries_of, open_index, uneven_line
 from luve_lightning.commands.progress import Steps
 from luve_lightning.datamodules.encode import EncodeDataModule
 from luve_lightning.datasets.check_entries import check_entries
@@ -99,6 +99,7 @@ def precompute(
     """
     started = time.perf_counter()
     check_trainer(trainer or {})
+    check_folder("store", store)
     runner = _trainer(trainer, threads)
     console = Console(quiet=not runner.is_global_zero)
     codec = LatentCodec.from_pretrained(backbone)
@@ -208,7 +209,7 @@ def _predict(runner: L.Trainer, task: EncodeTask, data: EncodeDataModule) -> Non
         with warnings.catch_warnings():
             # Decoding between the encodes is a choice, and so is a run that finds nothing left to do.
             warnings.filterwarnings("ignore", message=".*does not have many workers")
-            warnings.filterwarnings("ignore", message="Total length of `DataLoader` across ranks is zero")
+            warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")
             # Lightning 2.6 still asks PyTorch's pytree in the way of before 2.12.
             warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
             runner.predict(task, datamodule=data, return_predictions=False)

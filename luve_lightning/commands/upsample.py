@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from luve_lightning.commands.devices import choose_device
-from luve_lightning.commands.open_index import entries_of, open_index, uneven_line
+from luve_lightning.commands.open_index import check_folder, entries_of, open_index, uneven_line
 from luve_lightning.commands.progress import Steps
 from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.file_names import check_name
@@ -75,6 +75,7 @@ def upsample(
     """
     started = time.perf_counter()
     console = Console()
+    check_folder("output", output)
     target = choose_device(device)
     if start < 0 or stride < 1 or (limit is not None and limit < 1):
         raise ValueError(

@@ -51,8 +51,9 @@ class EntryCheck:
 
     def complaint(self, entries: str, verb: str) -> str:
         """The one line for damaged entries: how many, the first, and what to do."""
+        first = self.damaged[0].partition("; delete it")[0]
         return (
-            f"{len(self.damaged)} of {self.read} {entries} are damaged, the first is {self.damaged[0]}; delete these "
+            f"{len(self.damaged)} of {self.read} {entries} are damaged, the first is {first}; delete these "
             f"files and run `luve {verb}` again"
         )
 

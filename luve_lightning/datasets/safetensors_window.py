@@ -81,8 +81,10 @@ class SafetensorsWindow:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._header, self._data = self._read_header()
-        except BaseException:
+        except BaseException as error:
             os.close(self._fd)
+            if isinstance(error, OSError):  # of a descriptor: it names no file
+                error.filename = str(path)
             raise
         self.metadata: dict[str, str] = self._header.pop("__metadata__", None) or {}
 

@@ -221,6 +221,7 @@ def test_a_tokenizer_that_pads_in_front_is_refused(backbone: Path, tmp_path: Pat
         ("dtype", "float16", "dtype"),
         ("backbone", "./nothing", "backbone ./nothing: "),
         ("index", "nothing.csv", "nothing.csv: no such CSV"),
+        ("store", __file__, f"store: {__file__} is not a folder"),
     ],
 )
 def test_mistakes_are_one_line(luve: Luve, option: str, value: object, message: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+from luve_lightning.__main__ import main
 from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.clips import read_clip
 from luve_lightning.datasets.latent_pairs_index import PairLookup, find_pair_keys
@@ -87,13 +88,17 @@ def test_latents_are_those_of_the_downscaled_frames(
 
 
 def test_second_run_decodes_nothing_and_third_fills_a_gap(
-    luve, world: Path, tiny_backbone: Path, tmp_path
+    luve, world: Path, tiny_backbone: Path, tmp_path, recwarn: pytest.WarningsRecorder
 ) -> None:
     time.sleep(2.1)  # hashes of files written a moment ago are not remembered
     assert summary(luve()) == (12, 0, 0)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")}
     assert summary(luve()) == (0, 12, 0)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")} == before
+    words = [f"--backbone={tiny_backbone}", f"--index={world}", f"--store={tmp_path / 'store'}", "--frames=9"]
+    words += ["--size=[48, 48]", "--scales=[2]", "--trainer.accelerator=cpu"]
+    main(["precompute", *words])
+    assert not [told for told in recwarn if "is zero" in str(told.message)], "nothing left to do is no fault"
     gap = find(tmp_path / "store", world, recipe(tiny_backbone)).pairs[1].lr_keys[2.0]
     store = LatentStore(tmp_path / "store")
     content = store.path(gap).read_bytes()
@@ -290,6 +295,7 @@ def test_check_reads_every_latent_and_names_the_damaged(
     assert outcome.code == 2
     (line,) = outcome.error_lines
     assert "2 of 11 latents are damaged, the first is " in line
+    assert line.count("delete") == 1
     assert "delete these files and run `luve precompute` again" in line
     assert str(damaged) in outcome.out
     assert str(cut) in outcome.out
@@ -301,6 +307,12 @@ def test_check_reads_every_latent_and_names_the_damaged(
     VideoIndex.from_csv(world).entries[0].path.unlink()
     outcome = luve(check="true")
     assert checked(outcome) == (7, 1, 0, 0)
+    folder = store.path(keys[1].lr_keys[2.0])
+    folder.unlink()
+    folder.mkdir()
+    outcome = luve(check="true")
+    assert checked(outcome) == (6, 1, 0, 1)
+    assert f"Is a directory: '{folder}'" in outcome.error_lines[-1]
 
 
 def checked(outcome: Outcome) -> tuple[int, int, int, int]:
@@ -329,6 +341,8 @@ def checked(outcome: Outcome) -> tuple[int, int, int, int]:
         ("trainer.logger", "true", "trainer: logger cannot be set here; known: accelerator,"),
         ("trainer.devises", "2", "trainer: devises cannot be set here"),
         ("batchsize", "2", "batchsize"),
+        ("keep", "null", "keep: expected a mapping, got null; leave it out for the default"),
+        ("store", __file__, f"store: {__file__} is not a folder"),
     ],
 )
 def test_mistakes_are_one_line(luve, option: str, value: object, message: str) -> None:

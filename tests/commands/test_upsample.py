@@ -177,6 +177,7 @@ def test_a_changed_or_damaged_clip(luve: Luve, world: Path) -> None:
         ({"caption": "Title"}, "caption: expected one of Brief Description"),
         ({"limit": 0}, "limit >= 1"),
         ({"splits": "[val]"}, "no clips in val"),
+        ({"output": __file__}, f"output: {__file__} is not a folder"),
     ],
 )
 def test_mistakes_are_one_line(luve: Luve, options: dict[str, object], message: str) -> None:
