@@ -35,6 +35,8 @@ from luve_lightning.evaluation.summary_table import Resampling
 from luve_lightning.evaluation.tables import format_value, table_rich
 from luve_lightning.evaluation.video_sets import VideoSets, find_video_sets
 
+_SHOWN = 10  # problems of a kind on the terminal; the report has all
+
 
 def evaluate(
     videos: dict[str, Path | None],
@@ -178,7 +180,7 @@ def _tell(console: Console, report: Report, files: Sequence[Path], seconds: floa
             ends = f"[{format_value(row['low'])}, {format_value(row['high'])}]"
             text = f"  {row['metric']}: {row['first']} - {row['second']} = {format_value(row['difference'])} {ends}"
             console.print(text, highlight=False, markup=False, soft_wrap=True)
-    _tell_problems(console, report)
+    _tell_problems(console, report, next((path.name for path in files if path.suffix == ".md"), ""))
     console.print(
         f"\n{', '.join(path.name for path in files)} in {files[0].parent}\n"
         f"  decoded        {report.found.decoded} videos\n"
@@ -191,7 +193,8 @@ def _tell(console: Console, report: Report, files: Sequence[Path], seconds: floa
     )
 
 
-def _tell_problems(console: Console, report: Report) -> None:
+def _tell_problems(console: Console, report: Report, listed_in: str = "") -> None:
+    where = f", listed in {listed_in}" if listed_in else ""
     skipped = [str(metric) for metric in report.found.skipped]
     for title, lines in (
         ("Not run", skipped),
@@ -199,6 +202,8 @@ def _tell_problems(console: Console, report: Report) -> None:
         ("Not measured", problem_lines(report.unmeasured)),
         ("Missing", missing_lines(report.sets)),
     ):
+        if len(lines) > _SHOWN + 1:
+            lines = [*lines[:_SHOWN], f"... and {len(lines) - _SHOWN} more{where}"]
         if lines:
             console.print("\n".join([f"\n{title}:", *(f"  {line}" for line in lines)]),
                           highlight=False, soft_wrap=True, markup=False)  # fmt: skip

@@ -174,6 +174,18 @@ def test_videos_that_cannot_be_read_are_reported(
     assert "video-1" in (tmp_path / "out" / "table.md").read_text()
 
 
+def test_many_problems_do_not_push_the_table_off_the_terminal(
+    luve: Luve, tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    for number in range(30):
+        (folders["near"] / f"empty-{number:02}.mp4").touch()
+    outcome = luve()
+    unreadable = outcome.out.split("Unreadable:")[1].split("Not measured:")[0]
+    assert unreadable.count("is empty (0 bytes)") == 10
+    assert "  ... and 20 more, listed in table.md" in unreadable
+    assert (tmp_path / "out" / "table.md").read_text().count("is empty (0 bytes)") == 30
+
+
 def test_what_methods_lack_is_told_and_pairs_are_of_common_videos(
     luve: Luve, tmp_path: Path, folders: dict[str, Path]
 ) -> None:
