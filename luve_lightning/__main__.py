@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before PyTorch is loaded: OpenMP's threads sleep while they wait for each other. As it comes they spin, and two of
     # them on two busy cores are up to ten times slower than one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _open_closed_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     texts = words.index("--") if "--" in words else len(words)  # after it nothing is an option
     debug = "--debug" in words[:texts]
@@ -34,6 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `luve fit --help | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # what a shell reports for SIGPIPE
+
+
+def _open_closed_streams() -> None:
+    """Gives standard streams that are closed (`2>&-`) the null device.
+
+    A file that is opened would get their number, and all that a library prints there.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
 
 
 def _dispatch(words: list[str], debug: bool) -> int:

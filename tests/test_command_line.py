@@ -126,6 +126,21 @@ def test_each_function_verb_is_typed_and_documented(name: str) -> None:
         assert f"{parameter.name}: " in documentation
 
 
+def test_closed_streams_are_not_given_to_files(repository: Path, tmp_path: Path) -> None:
+    """With `>&- 2>&-` the first files that are opened would be standard output and error."""
+    program = (
+        "import sys\n"
+        "from luve_lightning.__main__ import main\n"
+        "code = main(['fit', '--config', 'nowhere.yaml'])\n"
+        "with open(sys.argv[1], 'w') as file:\n"
+        "    print(code, file.fileno() > 2, sys.stderr.isatty(), file=file)\n"
+    )
+    told = tmp_path / "told.txt"
+    words = shlex.join([sys.executable, "-c", program, str(told)])
+    subprocess.run(["sh", "-c", f"exec {words} <&- >&- 2>&-"], cwd=repository, check=True)
+    assert told.read_text() == "2 True False\n"
+
+
 def test_help_of_fit_is_short_and_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = run_luve(capsys, "help", "fit")
     assert outcome.code == 0
@@ -255,6 +270,10 @@ ERRORS = [
     ("BASE --data.batch_size 2.5", "data.init_args.batch_size: expected int, got '2.5'"),
     ("BASE --data.share 2", "data.init_args.share: share must be in [0, 1], got 2.0"),
     ("BASE --data null", "data: required, but not given"),
+    (
+        "BASE --model luve_lightning.tasks.ExpertTask",
+        "model.init_args.backbone, model.init_args.expert.place, model.init_args.name: required, but not given",
+    ),
     ("BASE --trainer.max_step 3", "trainer.max_step: unknown key; did you mean 'max_steps'?"),
     ("BASE --trainer.max_steps many", "trainer.max_steps: expected int, got 'many'"),
     ("BASE --trainer.precision bf16-mixd", "trainer.precision: expected one of"),

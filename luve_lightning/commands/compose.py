@@ -119,7 +119,8 @@ def named_options(options: Iterable[tuple[str, str]], keys: Sequence[str]) -> li
         keys: Of the dictionaries for which that is done.
 
     Raises:
-        CompositionError: When the text is no NAME=VALUE, or the name has a dot, which would be a key inside.
+        CompositionError: When the text is no NAME=VALUE, the name has a dot, which would be a key inside, or two
+            values have one name.
     """
     result = []
     for key, text in options:
@@ -128,6 +129,8 @@ def named_options(options: Iterable[tuple[str, str]], keys: Sequence[str]) -> li
             if not (name and equals and value) or "." in name:
                 raise CompositionError(f"--{key}: expected NAME=VALUE with no dot in the name, got {text!r}")
             key, text = f"{key}.{name}", value
+            if others := [other for known, other in result if known == key and other != value]:
+                raise CompositionError(f"--{key}: given twice, as {others[0]!r} and {value!r}")
         result.append((key, text))
     return result
 

@@ -210,8 +210,8 @@ def _reason(level: BaseException, where: _Place, union: str, known: KnownKeys) -
     if match := _REQUIRED.match(text):
         names = [name.strip() for name in (match["keys"] or match["key"]).split(",")]
         if len(names) > 1:
-            prefix = f"{where}.init_args." if where.class_path else ""
-            return f"{', '.join(prefix + name for name in names)}: required, but not given"
+            inside = f"{where}.init_args." if where.class_path else ""
+            return f"{', '.join(inside + name for name in names)}: required, but not given"
         where.enter_key(names[0], missing=True)
         return f"{where}: required, but not given"
     if match := _EXPECTED.match(text):

@@ -8,7 +8,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luve_lightning.commands.compose import CompositionError, compose, drop_nulls, merge, read_arguments
+from luve_lightning.commands.compose import (
+    CompositionError,
+    compose,
+    drop_nulls,
+    merge,
+    named_options,
+    read_arguments,
+)
 
 keys = st.sampled_from(["a", "b", "c"])
 trees = st.recursive(
@@ -200,3 +207,10 @@ def test_an_option_that_contradicts_the_structure(
 def test_dropping_nulls_needs_dictionaries() -> None:
     with pytest.raises(CompositionError, match="callbacks: expected a dictionary"):
         drop_nulls({"callbacks": [1]}, ["callbacks"])
+
+
+def test_a_name_has_one_value() -> None:
+    options = [("videos", "a=x"), ("videos", "b=y"), ("videos", "a=x"), ("seed", "1"), ("seed", "2")]
+    assert dict(named_options(options, ["videos"])) == {"videos.a": "x", "videos.b": "y", "seed": "2"}
+    with pytest.raises(CompositionError, match=r"--videos\.a: given twice, as 'x' and 'z'"):
+        named_options([*options, ("videos", "a=z")], ["videos"])
