@@ -114,5 +114,5 @@ def _check(console: Console, texts: TextStore, keys: list[TextKey], started: flo
         highlight=False,
         markup=False,
     )
-    if found.damaged:
-        raise StoreError(found.complaint("embeddings", "embed"))
+    if complaint := found.complaint("embeddings", "embed"):
+        raise StoreError(complaint)

@@ -67,9 +67,6 @@ def run_function(
         print(dump(parser, checked), end="")
         return
     check_limits(checked.as_dict())
-    for key in (a.dest for a in parser._actions if type(a).__name__ == "_ActionConfigLoad"):
-        if key in checked and checked[key] is None:  # of a dataclass: null passes the check, and fails later
-            raise UsageError(f"{key}: expected a mapping, got null; leave it out for the default")
     with configuration_errors(parser, config):
         values = parser.instantiate(checked)
     values.pop("config", None)

@@ -177,8 +177,8 @@ def _check(planned: Sequence[ClipWindow], read: WindowReader, threads: int, star
             highlight=False,
             markup=False,
         )
-    if found.damaged:
-        raise StoreError(found.complaint("latents", "precompute"))
+    if complaint := found.complaint("latents", "precompute"):
+        raise StoreError(complaint)
 
 
 def _trainer(options: dict[str, Any] | None, threads: int) -> L.Trainer:

@@ -21,17 +21,19 @@ class EntryCheck:
         untold: entries that can be read, and hold no sha256 to compare with.
         missing: entries that are not there.
         damaged: what is wrong with each of the others, one line each.
+        unreadable: why each of those could not be read that may be sound, one line each.
     """
 
     sound: int = 0
     untold: int = 0
     missing: int = 0
     damaged: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
 
     @property
     def read(self) -> int:
         """Entries that are there."""
-        return self.sound + self.untold + len(self.damaged)
+        return self.sound + self.untold + len(self.damaged) + len(self.unreadable)
 
     def lines(self, entries: str, verb: str) -> str:
         """The counts, and every damaged entry, as lines of text.
@@ -47,10 +49,15 @@ class EntryCheck:
             f"  damaged        {len(self.damaged)}",
             *(f"    {line}" for line in self.damaged),
         ]
+        if self.unreadable:
+            rows += [f"  unreadable     {len(self.unreadable)}", *(f"    {line}" for line in self.unreadable)]
         return "\n".join(rows)
 
     def complaint(self, entries: str, verb: str) -> str:
-        """The one line for damaged entries: how many, the first, and what to do."""
+        """The one line for entries that are damaged or cannot be read: how many, and the first; empty for none."""
+        if not self.damaged:
+            some = f"{len(self.unreadable)} of {self.read} {entries} cannot be read"
+            return f"{some}, the first is {self.unreadable[0]}" if self.unreadable else ""
         first = self.damaged[0].partition("; delete it")[0]
         return (
             f"{len(self.damaged)} of {self.read} {entries} are damaged, the first is {first}; delete these "
@@ -70,15 +77,17 @@ def check_entries(
     Args:
         keys: of the entries.
         has: whether there is one.
-        check: whether an entry has a sha256; raises ValueError or OSError when it is damaged or cannot be read.
+        check: whether an entry has a sha256; raises ValueError when it is damaged, OSError when it cannot be read.
         threads: entries read at once.
         advance: told of every key that is done.
     """
 
-    def look(key: K) -> bool | str | None:
+    def look(key: K) -> bool | str | OSError | None:
         try:
             return check(key) if has(key) else None
-        except (ValueError, OSError) as error:
+        except OSError as error:  # of the disk, or of who may read: says nothing of the entry
+            return error
+        except ValueError as error:
             return " ".join(str(error).split())
 
     result, rest = EntryCheck(), iter(keys)
@@ -87,6 +96,8 @@ def check_entries(
             for found in pool.map(look, some):
                 if found is None:
                     result.missing += 1
+                elif isinstance(found, OSError):
+                    result.unreadable.append(f"{found.filename}: {found.strerror}")
                 elif isinstance(found, str):
                     result.damaged.append(found)
                 elif found:

@@ -65,6 +65,8 @@ def opened(path: Path, stream_index: int | None = None) -> Iterator[tuple[InputC
             if not _LISTS.isdisjoint(container.format.name.split(",")):
                 raise RefusedClip(path, f"is a list of other files ({container.format.name}), not a video")
             stream = _video_stream(path, container, stream_index)
+            if stream.codec_context is None:
+                raise ClipError(path, "has a codec that FFmpeg does not know here, or is encrypted")
             stream.codec_context.thread_count = 1  # DataLoader workers are the parallelism
             stream.codec_context.thread_type = "NONE"
             if stream.codec_context.codec.canonical_name == "hevc":

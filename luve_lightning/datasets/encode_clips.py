@@ -14,7 +14,7 @@ from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.clips import ClipError, read_clip
 from luve_lightning.datasets.file_hashes import stamp
 from luve_lightning.datasets.latent_recipe import LatentRecipe
-from luve_lightning.datasets.latent_store import LatentKey, LatentStore
+from luve_lightning.datasets.latent_store import LatentKey, LatentStore, StoreError
 from luve_lightning.datasets.video_index import ClipEntry
 from luve_lightning.functional.resize import crop_frames
 
@@ -150,7 +150,10 @@ class WindowReader:
         path = window.clip.path
         digest = self.hashes.digest(path)
         keys = self.recipe.keys(digest, window.frames)
-        item = EncodeItem(window, {name: key for name, key in keys.items() if not self.store.has(key)})
+        try:
+            item = EncodeItem(window, {name: key for name, key in keys.items() if not self.store.has(key)})
+        except OSError as error:  # the store's fault, not the clip's
+            raise StoreError(f"{error.filename}: {error.strerror}") from None
         if item.missing:
             before = stamp(path)
             frames = read_clip(path, window.frames[0], self.recipe.frames, stride=self.recipe.stride)

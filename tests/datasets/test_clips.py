@@ -229,6 +229,8 @@ def test_files_that_are_no_clips(backend: Backend, tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("404 Not Found\n" * 50)
     (tmp_path / "folder.mp4").mkdir()
     write_sound(tmp_path / "sound.mp4")
+    strange = write_video(tmp_path, count=2, name="strange")
+    strange.write_bytes(strange.read_bytes().replace(b"avc1", b"encv"))
     expected = {
         "missing.mp4": "is missing",
         "empty.mp4": r"is empty \(0 bytes\)",
@@ -236,6 +238,7 @@ def test_files_that_are_no_clips(backend: Backend, tmp_path: Path) -> None:
         "noise.mp4": "cannot be read|no video stream",
         "text.mp4": "cannot be read|no video stream",
         "sound.mp4": "no video stream",
+        "strange.mp4": "a codec that FFmpeg does not know here, or is encrypted",
     }
     for name, reason in expected.items():
         with pytest.raises(ClipError, match=reason) as error:

@@ -26,7 +26,7 @@ from luve_lightning.datasets.encode_clips import (
     variant_name,
 )
 from luve_lightning.datasets.latent_recipe import LatentRecipe
-from luve_lightning.datasets.latent_store import LatentStore
+from luve_lightning.datasets.latent_store import LatentKey, LatentStore, StoreError
 from luve_lightning.datasets.video_index import VideoIndex
 from tests.helpers.recording import Recording
 from tests.helpers.small_world import write_world
@@ -214,3 +214,17 @@ def test_what_cannot_be_opened_is_an_item_with_a_reason(
 
 def _forbidden(path: Path, *rest: object, **more: object) -> object:
     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def test_a_store_that_may_not_be_looked_into_is_not_the_clips_fault(
+    world: Path, reader: WindowReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise every clip would be set aside as one that cannot be read."""
+
+    def closed(key: LatentKey) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(reader.store.path(key)))
+
+    monkeypatch.setattr(reader.store, "has", closed)
+    windows, _ = plan_windows(VideoIndex.from_csv(world).entries, reader.recipe)
+    with pytest.raises(StoreError, match=r"\.safetensors: Permission denied$"):
+        reader(windows[0])
