@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from luve_lightning.commands import VERBS, overview, part_overview
@@ -31,10 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words[:texts]
     words = [word for word in words[:texts] if word != "--debug"] + words[texts:]
     try:
+        Path.cwd()
+    except FileNotFoundError:  # Intel's MKL would end the process
+        print("luve: error: the current folder no longer exists; change to another one", file=sys.stderr)
+        return 2
+    try:
         return _dispatch(words, debug)
     except BrokenPipeError:  # `luve fit --help | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # what a shell reports for SIGPIPE
+    except OSError as error:  # of the overview and the version; a verb's own are told there
+        print(f"luve: error: standard output cannot be written: {error.strerror or error}", file=sys.stderr)
+        return 2
 
 
 def _open_closed_streams() -> None:

@@ -141,6 +141,30 @@ def test_closed_streams_are_not_given_to_files(repository: Path, tmp_path: Path)
     assert told.read_text() == "2 True False\n"
 
 
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (
+            "mkdir gone; cd gone; rmdir ../gone; {luve} --help",
+            "the current folder no longer exists; change to",
+        ),
+        ("{luve} --help > /dev/full", "standard output cannot be written: No space left on device"),
+    ],
+)
+def test_neither_a_folder_nor_a_place_to_print(
+    repository: Path, tmp_path: Path, script: str, message: str
+) -> None:
+    if "/dev/full" in script and not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    luve = shlex.join([sys.executable, "-m", "luve_lightning"])
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    done = subprocess.run(
+        ["sh", "-c", script.format(luve=luve)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"luve: error: {message}")
+
+
 def test_help_of_fit_is_short_and_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = run_luve(capsys, "help", "fit")
     assert outcome.code == 0

@@ -122,7 +122,7 @@ def named_options(options: Iterable[tuple[str, str]], keys: Sequence[str]) -> li
         CompositionError: When the text is no NAME=VALUE, the name has a dot, which would be a key inside, or two
             values have one name.
     """
-    result = []
+    result: list[tuple[str, str]] = []
     for key, text in options:
         if key in keys and text != "null" and not text.startswith("{"):
             name, equals, value = text.partition("=")

@@ -49,7 +49,7 @@ def check_trainer(options: Mapping[str, Any]) -> None:
         options: Arguments of the Trainer.
 
     Raises:
-        ValueError: An accelerator that is not here, or more devices than there are.
+        ValueError: An accelerator that is not here, more devices than there are, or an interval of 0.
     """
     # Not above: generating, upsampling and measuring do without Lightning, whose import takes two seconds.
     from lightning.pytorch.accelerators import AcceleratorRegistry
@@ -63,6 +63,10 @@ def check_trainer(options: Mapping[str, Any]) -> None:
         here = True  # auto, or a name that the Trainer refuses with those it knows
     if not here:
         raise ValueError(f"trainer.accelerator: there is no {accelerator} here; expected cpu or auto")
+    for key in ("accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch"):
+        number = options.get(key)
+        if isinstance(number, int | float) and not number > 0:  # Lightning divides by them
+            raise ValueError(f"trainer.{key}: expected a number greater than 0, got {number}")
     devices = options.get("devices")
     count = len(devices) if isinstance(devices, list) else devices
     if isinstance(count, str):

@@ -27,8 +27,8 @@ class TrainingTask(L.LightningModule):
 
     def __init__(self, lr: float, min_lr: float, weight_decay: float, warmup_steps: int) -> None:
         super().__init__()
-        if not 0 <= min_lr <= lr or lr <= 0:
-            raise ValueError(f"expected 0 <= min_lr <= lr and lr > 0, got lr={lr}, min_lr={min_lr}")
+        if not 0 <= min_lr <= lr < float("inf") or lr <= 0:
+            raise ValueError(f"expected 0 <= min_lr <= lr and a finite lr > 0, got lr={lr}, min_lr={min_lr}")
         if warmup_steps < 0 or weight_decay < 0:
             raise ValueError(
                 f"expected warmup_steps, weight_decay >= 0, got {warmup_steps} and {weight_decay}"

@@ -87,6 +87,17 @@ def test_devices_that_are_not_here(name: str) -> None:
         choose_device(name)
 
 
+@pytest.mark.parametrize("key", ["accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch"])
+def test_no_interval_of_the_trainer_is_0(key: str) -> None:
+    for number in (0, -1, 0.0):
+        with pytest.raises(
+            ValueError, match=rf"^trainer\.{key}: expected a number greater than 0, got {number}"
+        ):
+            check_trainer({key: number})
+    check_trainer({key: None})
+    check_trainer({key: 1})
+
+
 def test_what_the_trainer_judges_itself_passes() -> None:
     for options in ({}, {"devices": "auto"}, {"accelerator": "cpu", "devices": 2}, {"accelerator": "banana"}):
         check_trainer(options)

@@ -264,3 +264,11 @@ def test_a_gpu_gives_the_cpus_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(net(latents.cuda(), size).cpu(), want, rtol=0.1, atol=0.1)
         half = net.to(torch.bfloat16)(latents.cuda().bfloat16(), size)
     torch.testing.assert_close(half.float().cpu(), want, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("channels", 1), ("hidden", 1), ("query_chunk", 1), ("pairs", 0), ("layers", 0)]
+)
+def test_sizes_from_which_nothing_can_be_built(name: str, least: int) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: expected {least} or more, got {least - 1}"):
+        VLUer(**{name: least - 1})

@@ -52,6 +52,13 @@ class VLUer(ModelMixin, ConfigMixin):
         query_chunk: int = 2**18,
     ) -> None:
         super().__init__()
+        sizes = {"latent_channels": latent_channels, "channels": channels, "hidden": hidden,
+                 "query_channels": query_channels, "query_chunk": query_chunk}  # fmt: skip
+        depths = {"pairs": pairs, "layers": layers, "decoder_layers": decoder_layers}
+        for least, numbers in ((1, sizes), (0, depths)):
+            for name, number in numbers.items():
+                if number < least:
+                    raise ValueError(f"{name}: expected {least} or more, got {number}")
         self.encoder = Encoder(latent_channels, channels, pairs)
         out = query_channels if use_decoder else latent_channels
         self.upsampler = ImplicitUpsampler(channels, hidden, layers, out, use_cell, query_chunk)
