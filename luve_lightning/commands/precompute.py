@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import signal
 import time
 import warnings
@@ -183,8 +182,6 @@ def _check(planned: Sequence[ClipWindow], read: WindowReader, threads: int, star
 
 def _trainer(options: dict[str, Any] | None, threads: int) -> L.Trainer:
     """A Trainer that predicts and leaves nothing behind."""
-    # Which accelerators exist was said by whoever wrote the configuration; warnings still show.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     fixed: dict[str, Any] = {
         "logger": False,
         "enable_checkpointing": False,

@@ -71,6 +71,17 @@ class ResumableDataModule(L.LightningDataModule):
         }
         return stages.get(stage, ())
 
+    def setup(self, stage: str) -> None:
+        """Open the splits that a stage reads."""
+        self.open_splits(*self.splits_of(stage))
+
+    def open_splits(self, *splits: Split) -> None:
+        """Look up the clips of splits, unless that was done.
+
+        For a stage by `setup`; by itself for what looks at held-out clips in a run without validation. Here there is
+        nothing to look up.
+        """
+
     @staticmethod
     def clips_of(index: VideoIndex, split: Split) -> list[ClipEntry]:
         """The clips of a split, at least one.

@@ -162,9 +162,9 @@ class CaptionLatentsDataModule(ResumableDataModule):
         rank_zero_info(f"training clips: {kept.summary}")
         return kept.entries
 
-    def setup(self, stage: str) -> None:
+    def open_splits(self, *splits: Split) -> None:
         """Look every latent and embedding up; a missing one is an error that says how to make it."""
-        missing = [split for split in self.splits_of(stage) if split not in self.datasets]
+        missing = [split for split in splits if split not in self.datasets]
         if not missing:
             return
         index = open_index(self.index_path, self.keep)

@@ -16,6 +16,7 @@ from luve_lightning.datamodules.loader import OutlivingLoader
 from luve_lightning.datasets.clip_views import ClipViews, View, WholeClips
 from luve_lightning.datasets.quarantine import Quarantine
 from luve_lightning.datasets.video_index import ClipEntry, Limits
+from luve_lightning.datasets.video_splits import Split
 
 
 class ClipsDataModule(ResumableDataModule):
@@ -63,9 +64,9 @@ class ClipsDataModule(ResumableDataModule):
         self.max_bad_fraction, self.quarantine_path = max_bad_fraction, quarantine
         self.entries: dict[str, list[ClipEntry]] = {}
 
-    def setup(self, stage: str) -> None:
+    def open_splits(self, *splits: Split) -> None:
         """Read the index and, for training, the clips if they are to be kept in memory."""
-        missing = [split for split in self.splits_of(stage) if split not in self.entries]
+        missing = [split for split in splits if split not in self.entries]
         if not missing:
             return
         index = open_index(self.index_path, self.keep)
@@ -79,7 +80,9 @@ class ClipsDataModule(ResumableDataModule):
     def clip_counts(self) -> dict[str, int]:
         """Clips of each split; see ResumableDataModule."""
         counts = {split: len(entries) for split, entries in self.entries.items()}
-        return counts | {"val": min(counts["val"], self.val_limit or counts["val"])} if counts else {}
+        if self.val_limit is not None and "val" in counts:
+            counts["val"] = min(counts["val"], self.val_limit)
+        return counts
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of {"video": B x 3 x T x H x W, "clip_id"}, one view a batch."""
@@ -88,7 +91,9 @@ class ClipsDataModule(ResumableDataModule):
 
     def statistics_dataloader(self) -> DataLoader[Any]:
         """All whole training clips, on every process alike, for measuring latent statistics."""
-        if "train" not in self.entries:  # of a test, which sets up its own split only
+        if (
+            "train" not in self.entries
+        ):  # of a test, which opens its own split only; no clip is kept for training
             self.entries["train"] = self.clips_of(open_index(self.index_path, self.keep), "train")
         return OutlivingLoader(
             WholeClips(self.entries["train"], self.val_frames),

@@ -104,9 +104,9 @@ class LatentPairsDataModule(ResumableDataModule):
             pairs += lookup.pairs
         return pairs
 
-    def setup(self, stage: str) -> None:
+    def open_splits(self, *splits: Split) -> None:
         """Look every latent up; a missing one is an error that says how to make it."""
-        missing = [split for split in self.splits_of(stage) if split not in self.pairs]
+        missing = [split for split in splits if split not in self.pairs]
         if not missing:
             return
         index = open_index(self.index_path, self.keep)

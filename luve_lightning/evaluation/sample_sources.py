@@ -144,6 +144,7 @@ class GeneratedVideos(SampleSource):
                 f"source: GeneratedVideos needs a task that generates and data with captions, got "
                 f"{type(task).__name__} and {type(datamodule).__name__}; a VLUer has UpsampledVideos"
             )
+        datamodule.open_splits("val")  # a run without validation has not
         held_out = datamodule.datasets["val"]
         items = held_out.items[: self.clips]
         # Equal captions stay: each has noise of its own.
@@ -222,6 +223,7 @@ class UpsampledVideos(SampleSource):
         if self.scale not in datamodule.scales:
             known = ", ".join(f"{scale:g}" for scale in datamodule.scales)
             raise ValueError(f"source: scale {self.scale:g} is none of the data's: {known}")
+        datamodule.open_splits("val")  # a run without validation has not
         held_out = WholeLatentPairs(datamodule.store, datamodule.pairs["val"], [self.scale], self.clips)
         entries = [pair.entry for pair, _ in held_out.items]
         names = [_file_name(i, f"{entry.clip_id}_x{self.scale:g}") for i, entry in enumerate(entries)]
