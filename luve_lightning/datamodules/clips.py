@@ -91,14 +91,9 @@ class ClipsDataModule(ResumableDataModule):
 
     def statistics_dataloader(self) -> DataLoader[Any]:
         """All whole training clips, on every process alike, for measuring latent statistics."""
-        if (
-            "train" not in self.entries
-        ):  # of a test, which opens its own split only; no clip is kept for training
-            self.entries["train"] = self.clips_of(open_index(self.index_path, self.keep), "train")
-        return OutlivingLoader(
-            WholeClips(self.entries["train"], self.val_frames),
-            num_workers=min(self.num_workers, 4),
-        )
+        # After a test, which opens its own split only.
+        entries = self.entries.get("train") or self.clips_of(open_index(self.index_path, self.keep), "train")
+        return OutlivingLoader(WholeClips(entries, self.val_frames), num_workers=min(self.num_workers, 4))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole held-out clips."""

@@ -11,6 +11,8 @@ from torch import nn
 
 from luve_lightning.tasks.resume import Settings, check_training_state, say
 
+_MOST = 1e6  # far from what trains, and from what AdamW's float32 steps overflow at
+
 
 class TrainingTask(L.LightningModule):
     """Base of the training tasks.
@@ -19,19 +21,21 @@ class TrainingTask(L.LightningModule):
     itself, because Lightning's `strict_loading=False` accepts missing keys silently.
 
     Args:
-        lr: peak learning rate of AdamW, > 0.
+        lr: peak learning rate of AdamW, > 0, at most 1e6.
         min_lr: where the cosine ends, in [0, lr].
-        weight_decay: of AdamW, on weights with two dimensions or more.
+        weight_decay: of AdamW, on weights with two dimensions or more, at most 1e6.
         warmup_steps: linear warm-up from 0.
     """
 
     def __init__(self, lr: float, min_lr: float, weight_decay: float, warmup_steps: int) -> None:
         super().__init__()
-        if not 0 <= min_lr <= lr < float("inf") or lr <= 0:
-            raise ValueError(f"expected 0 <= min_lr <= lr and a finite lr > 0, got lr={lr}, min_lr={min_lr}")
-        if warmup_steps < 0 or weight_decay < 0:
+        if not 0 <= min_lr <= lr or not 0 < lr <= _MOST:
             raise ValueError(
-                f"expected warmup_steps, weight_decay >= 0, got {warmup_steps} and {weight_decay}"
+                f"expected 0 <= min_lr <= lr and 0 < lr <= {_MOST:g}, got lr={lr}, min_lr={min_lr}"
+            )
+        if warmup_steps < 0 or not 0 <= weight_decay <= _MOST:
+            raise ValueError(
+                f"expected warmup_steps >= 0 and 0 <= weight_decay <= {_MOST:g}, got {warmup_steps} and {weight_decay}"
             )
         self.lr, self.min_lr = lr, min_lr
         self.weight_decay, self.warmup_steps = weight_decay, warmup_steps

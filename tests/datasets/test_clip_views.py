@@ -77,3 +77,9 @@ def test_whole_clips_for_validation(tiny_clips: Path) -> None:
     (batch,) = list(data.val_dataloader())
     assert batch["video"].shape == (1, 3, 5, 64, 64)
     assert len(list(data.statistics_dataloader())) == 4
+    data.open_splits("train")
+    assert len(data.train_views) == 4
+    assert data.clip_counts() == {"val": 1, "train": 4}
+    without = ClipsDataModule(tiny_clips / "clips.csv", VIEWS, val_frames=5, val_limit=1)
+    without.open_splits("train")
+    assert without.clip_counts() == {"train": 4}

@@ -31,6 +31,8 @@ from tests.helpers.processes import run_processes
 from tests.helpers.resumable import Run
 
 VIDEOS = (1, 2, 3, 4)
+# Relative: features are float32, and some processors' convolutions round by where in memory their input lies.
+ROUNDING = 1e-7
 
 
 def write_patches(folder: Path, seeds: range | tuple[int, ...]) -> Path:
@@ -71,7 +73,7 @@ def test_two_processes_say_what_one_says(tmp_path: Path, value: float) -> None:
         assert run_processes(run, distance_of_shard) == [0, 0], (run.folder / "output-0.txt").read_text()
         for rank, shard in enumerate(shards):
             saved = torch.load(run.folder / f"rank-{rank}.pt", weights_only=True)
-            assert saved["value"].item() == pytest.approx(value, rel=1e-9)
+            assert saved["value"].item() == pytest.approx(value, rel=ROUNDING)
             # What a process has of its own is its own again afterwards.
             assert saved["own"].item() == len(shard) * len(PLAN.places(7, 50, 77))
 
@@ -86,7 +88,7 @@ def test_features_do_not_depend_on_batches_autocast_or_where_they_are_asked_for(
     assert not torch.allclose(stub_metric().features(video, "2"), want)  # other random patches
     assert not want.requires_grad
     grouped = GroupedMoments([stub_metric().features(stub_video(seed), str(seed)) for seed in VIDEOS])
-    assert stub_metric().distance(grouped.weighted([1] * len(VIDEOS))) == pytest.approx(value, rel=1e-9)
+    assert stub_metric().distance(grouped.weighted([1] * len(VIDEOS))) == pytest.approx(value, rel=ROUNDING)
 
 
 def test_no_cast_of_the_module_changes_states_or_network(value: float) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -171,7 +172,10 @@ def test_offloaded_models(pipeline: LuVePipeline, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(CpuOffload, "pre_forward", noted)
     for kind, frames in want.items():
         brought.clear()
-        assert (video(pipeline, upsampling=kind, output_type="np") == frames).all()
+        # Offloading lays weights out anew, by which some processors' kernels round otherwise.
+        np.testing.assert_allclose(
+            video(pipeline, upsampling=kind, output_type="np"), frames, rtol=0, atol=1e-5
+        )
         order = list(dict.fromkeys(brought))
         assert (
             order

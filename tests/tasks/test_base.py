@@ -1,8 +1,6 @@
-"""What every task checks of its optimiser's numbers."""
+"""What every task checks."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 
@@ -10,8 +8,19 @@ from luve_lightning.tasks.base import TrainingTask
 
 
 @pytest.mark.parametrize(
-    ("lr", "min_lr"), [(0.0, 0.0), (-1.0, 0.0), (math.inf, 0.0), (math.nan, 0.0), (1e-3, 1e-2), (1e-3, -1e-6)]
+    ("values", "message"),
+    [
+        ((0.0, 0.0, 0.0, 0), "0 < lr <= 1e"),
+        ((1e300, 0.0, 0.0, 0), "0 < lr <= 1e"),  # AdamW's steps would not be float32 numbers
+        ((float("nan"), 0.0, 0.0, 0), "0 < lr <= 1e"),
+        ((float("inf"), 0.0, 0.0, 0), "0 < lr <= 1e"),
+        ((1e-3, -1e-6, 0.0, 0), "0 <= min_lr <= lr"),
+        ((1e-3, 1e-2, 0.0, 0), "0 <= min_lr <= lr"),
+        ((1e-3, 0.0, -1.0, 0), "0 <= weight_decay <= 1e"),
+        ((1e-3, 0.0, float("inf"), 0), "0 <= weight_decay <= 1e"),
+        ((1e-3, 0.0, 0.0, -1), "warmup_steps >= 0"),
+    ],
 )
-def test_learning_rates_that_train_nothing(lr: float, min_lr: float) -> None:
-    with pytest.raises(ValueError, match=r"^expected 0 <= min_lr <= lr and a finite lr > 0, got lr="):
-        TrainingTask(lr, min_lr, 0.0, 0)
+def test_rates_that_cannot_train_are_refused(values: tuple[float, float, float, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainingTask(*values)
