@@ -111,7 +111,7 @@ class StatusLines:
 
     def __init__(self, console: Console, lines: Callable[[], Sequence[StatusLine]]) -> None:
         # Another Console on standard output must not find this one's file behind the stream that replaces it.
-        self._console = Console(file=console.file, width=console._width)
+        self._console = Console(emoji=False, file=console.file, width=console._width)
         self._lines = lines
         self._live: Live | None = None
         self._streams: dict[str, TextIO] = {}

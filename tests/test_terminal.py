@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shlex
 import signal
 import sys
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+import luve_lightning
 from luve_lightning.terminal import StatusLine, duration, is_live
 from tools.terminal_picture import Terminal, draw
 
@@ -75,6 +77,7 @@ from rich.console import Console
 logging.basicConfig(format="%(message)s")  # its handler keeps today's standard error
 streams = sys.stdout, sys.stderr
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+import luve_lightning
 from luve_lightning.terminal import StatusLine, StatusLines
 lines = StatusLines(Console(), lambda: [StatusLine("step", 3, 9, 1.0), StatusLine("validation", 1, 2, 1.0)])
 lines.start()
@@ -131,3 +134,10 @@ def test_a_picture_shows_what_the_screen_does() -> None:
     assert [len(found) > 1 for found in colours] == [True, False, True, False]
     assert any(red > 2 * green for red, green, _ in colours[0])
     assert not any(red > 2 * green for red, green, _ in colours[2])
+
+
+def test_no_console_turns_users_names_into_pictures() -> None:
+    """Rich takes `:v:` in a path or a prompt for an emoji, also where markup is off."""
+    for path in Path(luve_lightning.__file__).parent.rglob("*.py"):
+        for made in re.findall(r"\bConsole\((.*)", path.read_text(encoding="utf-8")):
+            assert made.startswith("emoji=False"), path

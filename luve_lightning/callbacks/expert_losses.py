@@ -94,7 +94,9 @@ class ExpertLosses(L.Callback):
             f"flow-matching loss of held-out clips in each expert's band; low to high: 95 % ({self.output})"
         )
         # What fits a terminal of 80 columns.
-        Console().print(table_rich(COLUMNS[:7], [{c: r[c] for c in COLUMNS[:7]} for r in rows], title=title))
+        Console(emoji=False).print(
+            table_rich(COLUMNS[:7], [{c: r[c] for c in COLUMNS[:7]} for r in rows], title=title)
+        )
 
     def _known(self) -> list[dict[str, Any]]:
         if not self.output.is_file():

@@ -71,7 +71,7 @@ class TrainingProgress(ProgressBar):
             raise ValueError(f"every_n_steps: expected >= 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
         self._enabled = True
-        self._console = Console()
+        self._console = Console(emoji=False)
         self._lines: StatusLines | None = None
         self._train: _Count | None = None
         self._batches: _Count | None = None  # of a validation, test or prediction
@@ -233,7 +233,7 @@ class TrainingProgress(ProgressBar):
 
     def _show(self) -> None:
         if self._enabled and self._lines is None:
-            self._console = Console()  # on what standard output is now
+            self._console = Console(emoji=False)  # on what standard output is now
             if is_live(self._console):
                 self._lines = StatusLines(self._console, self._status)
                 self._lines.start()
@@ -250,7 +250,7 @@ class TrainingProgress(ProgressBar):
 
     def _print(self, text: str) -> None:
         # Through the stream that puts it above the bar, if there is one.
-        Console().print(text, soft_wrap=True, highlight=False, markup=False)
+        Console(emoji=False).print(text, soft_wrap=True, highlight=False, markup=False)
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
         """`LightningModule.print`."""

@@ -149,12 +149,12 @@ class UpsamplerComparison(L.Callback):
         write_text(output, table_csv(COLUMNS, [row | {"scale": f"{row['scale']:g}"} for row in rows]))
         text = report_markdown(rows, learned, _facts(trainer, stage, scores))
         write_text(output.with_suffix(".md"), text)
-        Console().print(
+        Console(emoji=False).print(
             f"written to {output} and {output.with_suffix('.md')}", soft_wrap=True, highlight=False
         )
 
     def _print(self, rows: Rows, learned: Sequence[str], stage: str) -> None:
-        console = Console()
+        console = Console(emoji=False)
         for scale, part in rows_by_scale(rows):
             console.print()
             console.print(table_rich(COLUMNS[1:], part, f"{stage}, {scale:g}x"))

@@ -94,7 +94,7 @@ def ablate(
     if output is not None and output.suffix != ".csv":
         raise ValueError(f"output: expected a file that ends in .csv, got {output}")
     planner = Planner(found, folder, compose, Contents(folder))
-    run = _Run(planner, dict.fromkeys(wanted, names), Console())
+    run = _Run(planner, dict.fromkeys(wanted, names), Console(emoji=False))
     if dry_run:
         run.tell_commands(executor, job)
         return

@@ -44,7 +44,7 @@ def dashboards(
         )
     for name in dashboards:
         check_name(name, "dashboards:")
-    console, refused = Console(), why_no_account()
+    console, refused = Console(emoji=False), why_no_account()
     owner = entity or ("nobody" if refused else _own_entity())
     for name, dashboard in dashboards.items():
         workspace = build_workspace(dashboard, project, owner)

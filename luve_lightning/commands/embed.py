@@ -61,7 +61,7 @@ def embed(
             was stored. The exit code is 2 when there are any.
     """
     started = time.perf_counter()
-    console = Console()
+    console = Console(emoji=False)
     # Checked before minutes of loading.
     if batch_size < 1 or (length is not None and length < 1):
         raise ValueError(f"expected batch_size >= 1 and length >= 1, got {batch_size} and {length}")

@@ -77,7 +77,7 @@ def evaluate(
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
     """
     started = time.perf_counter()
-    console = Console()
+    console = Console(emoji=False)
     resampling = Resampling(seed, replicates, frechet_replicates)
     threads = decoding_threads() if num_workers is None else num_workers
     if threads < 1 or memory_gib <= 0:

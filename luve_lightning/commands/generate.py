@@ -128,7 +128,7 @@ def generate(
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
     """
     options = dict(locals())
-    started, console = time.perf_counter(), Console()
+    started, console = time.perf_counter(), Console(emoji=False)
     check_text(negative_prompt or "", "negative_prompt")
     processes = Processes.from_environment(os.environ, context_parallel)
     target = processes.device(device)
@@ -171,14 +171,16 @@ def generate(
     )
     cuts = {job.name: cuts_of(pipeline, job, length) for job in missing}
     if told := cut_lines({job.name: line.where for job, line in zip(jobs, lines, strict=True)}, cuts):
-        Console(quiet=processes.rank > 0).print(told, soft_wrap=True, highlight=False, markup=False)
+        Console(emoji=False, quiet=processes.rank > 0).print(
+            told, soft_wrap=True, highlight=False, markup=False
+        )
     command = {job.name: command_of(options, job) for job in jobs}
     facts = about_run(target, processes.count, speed)
     if loaded is not None:
         facts["lora"] = loaded.record()
         if processes.rank == 0:
             console.print(str(loaded), soft_wrap=True, highlight=False, markup=False)
-    with Steps(Console(quiet=processes.rank > 0)) as bar, warnings.catch_warnings():
+    with Steps(Console(emoji=False, quiet=processes.rank > 0)) as bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", CutTextWarning)  # told already
         watcher = _Watcher(bar)
         shelf = latents or (output / "latents" if keep_stages else None)

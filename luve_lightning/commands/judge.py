@@ -49,7 +49,7 @@ def judge(
         seed: Of ids and order, and of the bootstrap.
         replicates: Resamples of the videos for the 95 % intervals.
     """
-    console = Console()
+    console = Console(emoji=False)
     if (videos is None) == (answers is None):
         raise ValueError(
             "expected either --videos NAME=DIR, to ask, or --answers FILE, to read what was answered"

@@ -37,7 +37,7 @@ def mini_world(
         fps: Frames per second.
         processes: Worker processes; default one per CPU.
     """
-    console = Console()
+    console = Console(emoji=False)
     started = time.perf_counter()
     report = render_mini_world(output, seed, train, val, test, frames, size, fps, processes)
     seconds = time.perf_counter() - started

@@ -100,7 +100,7 @@ def precompute(
     check_trainer(trainer or {})
     check_folder("store", store)
     runner = _trainer(trainer, threads)
-    console = Console(quiet=not runner.is_global_zero)
+    console = Console(emoji=False, quiet=not runner.is_global_zero)
     codec = LatentCodec.from_pretrained(backbone)
     check_scales(size, scales, codec.spatial_ratio)
     codec.latent_size(frames, *size)
@@ -147,7 +147,7 @@ def precompute(
 
 def _check(planned: Sequence[ClipWindow], read: WindowReader, threads: int, started: float) -> None:
     """Read all latents of windows; raises StoreError when some are damaged."""
-    console, unreadable = Console(), {}
+    console, unreadable = Console(emoji=False), {}
 
     def keys() -> Iterator[LatentKey]:
         for window in planned:

@@ -51,7 +51,7 @@ def report(
         note: Shown at its top: what holds for everything on it.
         limit_mib: Most of the page, in MiB. Comparisons and then videos that would exceed it are left out.
     """
-    started, console = time.perf_counter(), Console()
+    started, console = time.perf_counter(), Console(emoji=False)
     if output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"output: expected a file that ends in .html, got {output}")
     inputs = ReportInputs(

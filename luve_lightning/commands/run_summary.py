@@ -141,7 +141,7 @@ def _with_last_checkpoint(command: Sequence[str], verb: str) -> list[str] | None
 
 def _print(title: str, rows: Sequence[tuple[str, str | Sequence[str]]]) -> None:
     """A title and named rows; a terminal gets longer ones in lines, a command in such that a shell joins again."""
-    console = Console()
+    console = Console(emoji=False)
     names = max((len(name) for name, _ in rows), default=0)
     width = console.width - names - 4 if console.is_terminal else sys.maxsize
     lines = [title]

@@ -68,13 +68,13 @@ def score(
     own = parse_shard(shard, os.environ)
     # Under torchrun the first process speaks for all.
     entries = entries_of(
-        open_index(Console(quiet=os.environ.get("RANK", "0") != "0"), index, clips, keep), splits
+        open_index(Console(emoji=False, quiet=os.environ.get("RANK", "0") != "0"), index, clips, keep), splits
     )
     bad = Quarantine(
         output / "unreadable.jsonl", max_bad_fraction, len(entries), [entry.path for entry in entries]
     )
-    console, started = Console(), time.perf_counter()
-    with Steps(Console(quiet=own.index > 0)) as steps:
+    console, started = Console(emoji=False), time.perf_counter()
+    with Steps(Console(emoji=False, quiet=own.index > 0)) as steps:
         steps.begin("clips", len(entries[own.index :: own.count]))
         totals = score_clips(
             entries,

@@ -69,7 +69,7 @@ def spectra(
         dtype: Dtype of the transformer's and the text encoder's weights; bfloat16 is slow on a CPU.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
     """
-    started, console = time.perf_counter(), Console()
+    started, console = time.perf_counter(), Console(emoji=False)
     bands = list(DEFAULT_EDGES) if edges is None else edges
     check_spectra_options(prompts, steps, bands, share)
     check_video(frames, height, width)

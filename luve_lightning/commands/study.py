@@ -65,7 +65,7 @@ def study_build(
         title: Of the page.
         seed: Of everything that is drawn.
     """
-    console = Console()
+    console = Console(emoji=False)
     folders = {name: folder for name, folder in videos.items() if folder is not None}
     options = StudyOptions(raters, repeats, items, tuple(axes), seed, title)
     sets = find_video_sets(folders, None, prompts)
@@ -110,7 +110,7 @@ def study_tally(
         seed: Of the bootstrap.
         replicates: Resamples of raters and items for the 95 % intervals.
     """
-    console = Console()
+    console = Console(emoji=False)
     if replicates < 1 or seed < 0:
         raise ValueError(f"expected replicates >= 1 and seed >= 0, got {replicates} and {seed}")
     known = read_key(key)

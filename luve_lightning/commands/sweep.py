@@ -45,7 +45,7 @@ def sweep(
         raise ValueError(f"count: expected at least 1, or null for all, got {count}")
     config = read_sweep(find_sweep(table))
     values = {name: config["parameters"][name]["values"] for name in _GRID}
-    console, refused = Console(), why_no_account()
+    console, refused = Console(emoji=False), why_no_account()
     calls = grid_words(config)
     joined = [f"--{name}={','.join(map(str, values[name]))}" for name in _GRID]
     together = shlex.join(["luve", "ablate", config["name"], *joined])

@@ -74,7 +74,7 @@ def upsample(
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
     """
     started = time.perf_counter()
-    console = Console()
+    console = Console(emoji=False)
     check_folder("output", output)
     target = choose_device(device)
     if start < 0 or stride < 1 or (limit is not None and limit < 1):

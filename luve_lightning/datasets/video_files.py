@@ -76,8 +76,8 @@ def find_videos(folder: str | Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: when there is no such folder, or no video in it.
-        ValueError: when two files differ only in their suffix, or in how an accent is written: a video is known by its
-            name without suffix.
+        ValueError: when a name is not UTF-8, or two files differ only in their suffix or in how an accent is written:
+            a video is known by its name without suffix.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -91,6 +91,8 @@ def find_videos(folder: str | Path) -> list[Path]:
         raise FileNotFoundError(f"{folder}: no videos there ({', '.join(VIDEO_SUFFIXES)})")
     stems: dict[str, Path] = {}
     for path in found:
+        if any("\ud800" <= sign <= "\udfff" for sign in path.name):
+            raise ValueError(f"{folder}: {path.name!a}: expected file names in UTF-8; rename it")
         first = stems.setdefault(video_name(path), path)
         if first != path:
             raise ValueError(f"{folder}: {first.name} and {path.name} have the same name")

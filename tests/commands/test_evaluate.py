@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,23 @@ def test_many_problems_do_not_push_the_table_off_the_terminal(
     assert unreadable.count("is empty (0 bytes)") == 10
     assert "  ... and 20 more, listed in table.md" in unreadable
     assert (tmp_path / "out" / "table.md").read_text().count("is empty (0 bytes)") == 30
+
+
+def test_names_are_shown_as_they_are(luve: Luve, folders: dict[str, Path]) -> None:
+    """Rich takes `:v:` for an emoji."""
+    (folders["near"] / "a:v:b [red].mp4").touch()
+    assert "near, a:v:b [red]: is empty (0 bytes)" in luve().out
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_anything_is_measured(
+    luve: Luve, tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    (folders["near"] / os.fsdecode(b"bad\xff.mp4")).touch()
+    outcome = luve()
+    assert outcome.code == 2
+    (line,) = outcome.error_lines
+    assert line.endswith(r"'bad\udcff.mp4': expected file names in UTF-8; rename it")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_methods_lack_is_told_and_pairs_are_of_common_videos(
