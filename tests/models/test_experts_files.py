@@ -125,6 +125,12 @@ def without_a_weight(folder: Path) -> None:
     safetensors.torch.save_file(weights, folder / "adapter_model.safetensors")
 
 
+def with_a_nan(folder: Path) -> None:
+    weights = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+    weights["base_model.model.blocks.1.attn1.lora_B.weight"][0, 0] = float("nan")
+    safetensors.torch.save_file(weights, folder / "adapter_model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("damage", "sizes", "message"),
     [
@@ -141,6 +147,12 @@ def without_a_weight(folder: Path) -> None:
         (lambda f: edit(f / "adapter_config.json", use_dora=True), {}, "use_dora is True"),
         (lambda f: edit(f / "adapter_config.json", r=0), {}, "expert rank 0"),
         (lambda f: (f / "adapter_model.safetensors").write_bytes(b"x" * 20), {}, "not a safetensors file"),
+        (
+            lambda f: edit(f / "expert.json", band={"low": 1, "high": 0}),
+            {},
+            r"lfe: expert.json or .*: a band of sig",
+        ),
+        (with_a_nan, {}, r"blocks.1.attn1.lora_B.weight holds values that are not numbers"),
         (without_a_weight, {}, "blocks.1.attn1.lora_B.weight is missing"),
         (lambda f: None, {"num_layers": 3}, r"\(3 blocks\): .*blocks.2.attn1.lora_A.weight is missing"),
         (lambda f: None, {"num_layers": 1}, "blocks.1.attn1.lora_A.weight is too many"),

@@ -139,6 +139,8 @@ def _read_config(folder: Path) -> tuple[str, ExpertConfig]:
         name, targets = str(facts["name"]), set(lora["target_modules"])
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{folder}: {EXPERT} or {ADAPTER_CONFIG} lacks or misnames {error}") from error
+    except ValueError as error:  # a number out of range
+        raise ValueError(f"{folder}: {EXPERT} or {ADAPTER_CONFIG}: {error}") from error
     if targets != set(config.modules):
         raise ValueError(
             f"{folder}: {ADAPTER_CONFIG} is for modules {sorted(targets)}, {EXPERT} for {config.modules}"
@@ -175,3 +177,6 @@ def _check_weights(
             raise ValueError(f"{where}: {key} has shape {tuple(weights[key].shape)}, expected {shape}")
     if len({w.dtype for w in weights.values()}) > 1 or not next(iter(weights.values())).is_floating_point():
         raise ValueError(f"{folder / ADAPTER_WEIGHTS}: expected weights of one floating-point dtype")
+    for key, weight in weights.items():
+        if not weight.isfinite().all():
+            raise ValueError(f"{folder / ADAPTER_WEIGHTS}: {key} holds values that are not numbers")
