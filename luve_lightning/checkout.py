@@ -38,7 +38,10 @@ def run_git(folder: Path, *arguments: str) -> str | None:
     """What `git` prints in `folder`, stripped; None where it fails or is not installed."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+            ["git", "--no-optional-locks", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None
