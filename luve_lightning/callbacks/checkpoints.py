@@ -57,6 +57,7 @@ class Checkpoints(ModelCheckpoint):
         self._started = False
         self._entered = False
         self._stop_after_step = False
+        self._resumes_here = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Choose the folder."""
@@ -69,6 +70,8 @@ class Checkpoints(ModelCheckpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take over what still holds from a run that monitored another metric: Lightning would take nothing."""
+        assert self.dirpath is not None
+        self._resumes_here = _is_in(trainer.ckpt_path, Path(self.dirpath))
         states = checkpoint.get("callbacks", {})
         others = [key for key in states if key.startswith(f"{type(self).__qualname__}{{")]
         if trainer.state.fn == "fit" and self.state_key not in states and len(others) == 1:
@@ -151,10 +154,24 @@ class Checkpoints(ModelCheckpoint):
         return {**super().state_dict(), "validation_due": self._validation_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore both."""
+        """Restore both; the ranking, too, when the folder was moved or copied with the checkpoints that it names."""
         self._validation_due = bool(state_dict["validation_due"])
-        super().load_state_dict(state_dict)
+        super().load_state_dict(self._moved(state_dict) if self._resumes_here else state_dict)
         self._rank_no_more_than_wanted()
+
+    def _moved(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state with its files in this folder, or as it is when one of the best is not there.
+
+        Lightning forgets the scores when a folder has another name, and then takes the next validation's weights for
+        the best, however bad they are.
+        """
+        here = Path(self.dirpath or "")
+        if not all((here / Path(path).name).is_file() for path in state["best_k_models"]):
+            return state
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        renamed = {key: str(here / Path(state[key]).name) if state[key] else "" for key in paths}
+        ranked = {str(here / Path(path).name): score for path, score in state["best_k_models"].items()}
+        return {**state, **renamed, "best_k_models": ranked, "dirpath": self.dirpath}
 
     def _rank_no_more_than_wanted(self) -> None:
         """Follow a smaller `save_top_k`, with which Lightning would never remove a checkpoint again."""
@@ -207,6 +224,10 @@ class Checkpoints(ModelCheckpoint):
     def _choose_folder(self, trainer: L.Trainer) -> None:
         if self.dirpath is None:
             self.dirpath = str((Path(trainer.default_root_dir) / "checkpoints").resolve())
+
+
+def _is_in(path: str | Path | None, folder: Path) -> bool:
+    return path is not None and Path(path).resolve().parent == folder.resolve()
 
 
 def _is_same(path: Path, other: str | Path | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +242,32 @@ def test_two_processes_write_one_file(tmp_path: Path) -> None:
 def test_every_n_steps_must_be_positive() -> None:
     with pytest.raises(ValueError, match="every_n_steps must be >= 1, got 0"):
         Checkpoints(0)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_the_best_stays_the_best_when_the_run_folder_is_moved(tmp_path: Path, copied: bool) -> None:
+    options = {"limit_val_batches": 1, "val_check_interval": 3}
+    run = Run(tmp_path / "before", steps=6, monitor="val/error", trainer=options)
+    train(run, Scores([0.2, 0.5]))
+    if copied:
+        shutil.copytree(run.folder, tmp_path / "after")
+    else:
+        run.folder.rename(tmp_path / "after")
+    moved = run.with_(folder=tmp_path / "after", steps=12, resume="last")
+    train(moved, Scores([0.4, 0.1] if copied else [0.4, 0.3]))
+    best = "best-step=12.ckpt" if copied else "best-step=3.ckpt"
+    assert sorted(p.name for p in moved.last.parent.iterdir()) == [best, "last.ckpt"]
+    if copied:
+        assert run.last.with_name("best-step=3.ckpt").exists()
+
+
+def test_the_best_is_chosen_anew_when_the_checkpoint_alone_was_copied(tmp_path: Path) -> None:
+    options = {"limit_val_batches": 1, "val_check_interval": 3}
+    run = Run(tmp_path / "before", steps=6, monitor="val/error", trainer=options)
+    train(run, Scores([0.2, 0.5]))
+    alone = run.with_(folder=tmp_path / "after", steps=12, resume="last")
+    alone.last.parent.mkdir(parents=True)
+    shutil.copy(run.last, alone.last)
+    with pytest.warns(UserWarning, match="dirpath has changed"):
+        train(alone, Scores([0.4, 0.3]))
+    assert sorted(p.name for p in alone.last.parent.iterdir()) == ["best-step=12.ckpt", "last.ckpt"]
