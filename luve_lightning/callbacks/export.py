@@ -37,7 +37,9 @@ class Export(L.Callback):
         self.chosen: Checkpoints | None = None  # whose best the weights are
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Refuse what cannot be chosen, before the training."""
+        """Refuse what cannot be chosen or written, before the training."""
+        if self.output.exists() and not self.output.is_dir():
+            raise ValueError(f"output: {self.output} is a file; expected a folder, or a name that is free")
         if self.weights == "best" and not any(saver.monitor for saver in _savers(trainer)):
             raise ValueError("weights: best needs a Checkpoints callback with a metric to monitor")
         if self.weights == "best" and isinstance(trainer.strategy, ModelParallelStrategy):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from luve_lightning.callbacks.random_state import RandomState
 from luve_lightning.checkout import PACKAGE_ROOT, git_state
+from luve_lightning.files import replacing
 from luve_lightning.tasks.base import TrainingTask
 from luve_lightning.tasks.resume import Change, say
 
@@ -155,6 +155,5 @@ def _device_name(device: torch.device) -> str:
 
 
 def _write_atomically(target: Path, text: str) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(target)
+    with replacing(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")

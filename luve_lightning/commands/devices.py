@@ -9,6 +9,8 @@ import torch
 
 from luve_lightning.machine import cores
 
+_LEAST = {"gradient_clip_val": 0, "log_every_n_steps": 0}
+
 
 def choose_device(name: str) -> torch.device:
     """The device of an option.
@@ -43,17 +45,22 @@ def decoding_threads() -> int:
 def check_trainer(options: Mapping[str, Any]) -> None:
     """Refuses options of Lightning's Trainer that this machine cannot serve, before anything is loaded or started.
 
-    Lightning would start a process for each device first, or say only that there is no GPU.
+    Lightning would start a process for each device first, or say only that there is no GPU. Numbers that it takes and
+    then divides by, or turns gradients around with, are refused, too.
 
     Args:
         options: Arguments of the Trainer.
 
     Raises:
-        ValueError: An accelerator that is not here, more devices than there are, or an interval of 0.
+        ValueError: An accelerator that is not here, more devices than there are, or a number that is too small.
     """
     # Not above: generating, upsampling and measuring do without Lightning, whose import takes two seconds.
     from lightning.pytorch.accelerators import AcceleratorRegistry
 
+    for name, least in _LEAST.items():
+        value = options.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and not value >= least:
+            raise ValueError(f"trainer.{name}: expected at least {least}, got {value}")
     accelerator = str(options.get("accelerator") or "auto")
     if accelerator == "gpu":
         here = torch.cuda.is_available() or torch.backends.mps.is_available()

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 # With no file in the error, these say that a program misused the system, which no user can mend.
 _MISUSE = {errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ECHILD, errno.ESRCH, errno.ENOTTY, errno.ENOTSOCK}
@@ -124,7 +125,11 @@ def _memory(error: BaseException) -> str | None:
 
 
 def _account(error: BaseException) -> str | None:
-    """What wandb refuses: no login, a wrong key, no network."""
+    """What wandb refuses: no login, a wrong key, no network, a setting (WANDB_MODE and the like)."""
+    if _is_of(error, "pydantic_core") and any(_is_wandbs(frame) for frame in _frames(error)):
+        invalid: Any = error
+        first = invalid.errors()[0]
+        return f"wandb: {'.'.join(map(str, first['loc']))}: {first['msg']}; got {first['input']!r}"
     if not _is_of(error, "wandb.errors"):
         return None
     text = " ".join(str(error).split()).rstrip(".")
@@ -132,6 +137,10 @@ def _account(error: BaseException) -> str | None:
         f"wandb: {text}; run `wandb login`, or log offline: "
         "--loggers.wandb.init_args.offline true, or WANDB_MODE=offline"
     )
+
+
+def _is_wandbs(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).startswith("wandb.")
 
 
 def _hub(error: BaseException) -> str | None:

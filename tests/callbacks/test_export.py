@@ -124,3 +124,12 @@ def test_a_run_folder_may_be_the_output(tmp_path: Path) -> None:
         assert export.written == [tmp_path / "weights.pt"]
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["checkpoints", "final.pt", "journal-0.jsonl", "weights.pt"]
+
+
+def test_a_file_in_the_place_of_the_output_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    run = Run(tmp_path / "run", steps=2, callbacks=(Export(tmp_path / "out"),))
+    with pytest.raises(ValueError, match=r"output: .*out is a file; expected a folder"):
+        train(run, Graded([]))
+    assert not run.last.exists()
+    assert (tmp_path / "out").read_text() == "mine"

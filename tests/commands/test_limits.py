@@ -65,6 +65,20 @@ def test_memory_is_refused_by_arithmetic() -> None:
         check_workers("num_workers", 0, 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("gradient_clip_val", -1.0, 0.0),  # it would turn the gradients around
+        ("gradient_clip_val", float("nan"), None),
+        ("log_every_n_steps", -3, 0),
+    ],
+)
+def test_numbers_that_the_trainer_takes_and_cannot_use(name: str, wrong: float, right: float | None) -> None:
+    check_trainer({name: right})
+    with pytest.raises(ValueError, match=rf"^trainer\.{name}: expected at least 0, got {wrong}"):
+        check_trainer({name: wrong})
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 @pytest.mark.parametrize(
     ("options", "expected"),

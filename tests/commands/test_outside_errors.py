@@ -190,6 +190,14 @@ def test_an_error_of_the_system_in_a_worker_is_the_users_and_a_bug_is_not() -> N
 # Other packages
 
 
+def test_a_setting_that_wandb_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "bogus")
+    line = line_of(wandb.Settings().update_from_env_vars, os.environ)
+    assert line is not None
+    assert line.startswith("wandb: mode: Input should be 'online'")
+    assert line.endswith("got 'bogus'")
+
+
 def test_wandb_without_an_account_says_how_to_go_on() -> None:
     line = line_of(raises(wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")))
     assert line is not None
