@@ -271,6 +271,8 @@ def _component_at_fault(error: BaseException, config: Mapping[str, Any]) -> str 
     """The key of the outermost configured component whose method is on the error's traceback."""
     components = list(_components(config))
     for frame, _ in traceback.walk_tb(error.__traceback__):
+        if "self" in frame.f_code.co_freevars:
+            continue  # a function that a component put around one of the Trainer's, which runs everything
         owner = type(frame.f_locals.get("self")).__name__
         found = [(key, arguments) for path, key, arguments in components if path.rpartition(".")[2] == owner]
         if not found:

@@ -28,12 +28,15 @@ def owned(folder: Path, what: str = "run folder") -> Iterator[None]:
         what: Names the folder in the message.
 
     Raises:
-        UsageError: Another run is using it; the text names its process, machine and start.
+        UsageError: Another run is using it; the text names its process, machine and start. Or it is no folder.
     """
     if not _is_first_process() or "://" in str(folder):
         yield
         return
     made = not folder.exists()
+    if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
+        found = "a file" if folder.exists() else "a link to nothing"
+        raise UsageError(f"{what} {folder} is {found}; expected a folder, or a name that is free")
     try:
         with locked(folder / LOCK, what=f"{what} {folder}"):
             yield

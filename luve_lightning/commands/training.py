@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from luve_lightning.callbacks.graceful_stop import StopRequested
@@ -190,6 +191,16 @@ class LuveCLI(LightningCLI):
             self.config_init = self.parser.instantiate(self.config)
             self.datamodule, self.model = self.config_init["data"], self.config_init["model"]
             self.trainer = self.instantiate_trainer()
+        self._refuse_processes_apart()
+
+    def _refuse_processes_apart(self) -> None:
+        """Refuses a process beside others that the Trainer does not know of: both would write the run's files."""
+        rank = getattr(rank_zero_only, "rank", 0)
+        if self.trainer.world_size == 1 and rank:
+            raise UsageError(
+                f"trainer.devices: this is process {rank} of several (torchrun or srun started it), and the run is of "
+                "one: each would run alone and write the same files; give as many trainer.devices, or start one process"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Makes the trainer with the named callbacks and loggers, and those that every run has."""
@@ -226,10 +237,11 @@ class LuveCLI(LightningCLI):
         folder = Path(self.trainer.default_root_dir) / "checkpoints"
         if self.verb == "fit":
             self._own_checkpoint_folders()
-        if self.verb == "fit" and self.config["ckpt_path"] is None:
-            self.trainer.callbacks.append(SetAside(folder))  # type: ignore[attr-defined]
-        elif self.verb == "fit" and self.config["ckpt_path"] == "last":
+        if self.verb == "fit" and self.config["ckpt_path"] == "last":
             refuse_only_earlier(folder)
+        elif self.verb == "fit" and not _is_within(self.config["ckpt_path"], folder):
+            # First: Checkpoints may write as soon as training starts.
+            self.trainer.callbacks.insert(0, SetAside(folder))  # type: ignore[attr-defined]
         options = {name: self.config_init[name] for name in self.method_options}
         if options["ckpt_path"] == "best":
             options["ckpt_path"] = self._best_checkpoint(folder)
@@ -294,6 +306,10 @@ class LuveCLI(LightningCLI):
         if not any(saver._find_last_checkpoints(self.trainer) for saver in savers):
             folders = ", ".join(str(saver.dirpath) for saver in savers if saver.dirpath)
             raise UsageError(f"ckpt_path: no last checkpoint in {folders or self.trainer.default_root_dir}")
+
+
+def _is_within(checkpoint: str | None, folder: Path) -> bool:
+    return checkpoint is not None and Path(checkpoint).resolve().is_relative_to(folder.resolve())
 
 
 def _shorten(parser: LightningArgumentParser) -> None:

@@ -59,7 +59,13 @@ class TrainingTask(L.LightningModule):
             {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=(0.9, 0.99))
-        total = self._steps = int(self.trainer.estimated_stepping_batches)
+        steps = self.trainer.estimated_stepping_batches
+        if steps == math.inf:
+            raise ValueError(
+                "the learning rate falls until the last step, and there is none: give trainer.max_steps or "
+                "trainer.max_epochs (trainer.max_time may end the run earlier)"
+            )
+        total = self._steps = int(steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.learning_rate(step, total) / self.lr
         )

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from luve_lightning.callbacks.provenance import Provenance, configuration_changes
+from luve_lightning.commands.errors import UsageError
 from luve_lightning.commands.run_folder import LOCK, owned, set_aside
 from tests.helpers.resumable import CropsTask
 from tests.helpers.run_luve import run_luve
@@ -156,6 +158,9 @@ def test_every_value_that_a_resume_changes_is_told_or_refused(
         refused = run_luve(capsys, *again, *words, "--trainer.max_steps", 3)
         assert refused.code == 2
         assert line in refused.error_lines[-1]
+        assert (
+            "callbacks.keep" not in refused.error_lines[-1]
+        )  # whose function only lies around the Trainer's loop
 
     def said(*words: str) -> list[str]:
         caplog.clear()
@@ -201,6 +206,53 @@ def test_what_is_no_checkpoint_is_one_line(
     refused = run_luve(capsys, "validate", *resumable, "--weights_only", "false", "--ckpt_path", path)
     assert refused.code == 2
     assert "weights_only: unknown key" in refused.error_lines[-1]
+
+
+def test_a_checkpoint_from_elsewhere_replaces_no_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, resumable: list[str]
+) -> None:
+    """Resumed by its path in a folder that holds another run, whose checkpoints are kept."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    for folder, steps in ((run, 5), (other, 2)):
+        words = ("--trainer.default_root_dir", folder, "--trainer.max_steps", steps)
+        assert run_luve(capsys, "fit", *resumable, *words).code == 0
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+    again = ["fit", *resumable, "--trainer.max_steps", "3", "--ckpt_path"]
+    assert run_luve(capsys, *again, other / "checkpoints" / "last.ckpt").code == 0
+    assert (run / "checkpoints-1" / "last.ckpt").read_bytes() == before
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+    own = run / "checkpoints" / ".." / "checkpoints" / "last.ckpt"
+    assert run_luve(capsys, *again, own, "--trainer.max_steps", 4).code == 0
+    assert not (run / "checkpoints-2").exists()
+
+
+def test_a_run_without_an_end_is_refused(capsys: pytest.CaptureFixture[str], resumable: list[str]) -> None:
+    refused = run_luve(capsys, "fit", *resumable, "--trainer.max_steps", -1, "--trainer.max_epochs", -1)
+    assert refused.code == 2
+    assert "give trainer.max_steps or trainer.max_epochs" in refused.error_lines[-1]
+
+
+def test_one_of_several_processes_does_not_run_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resumable: list[str]
+) -> None:
+    """Of `srun -n 2 luve fit` with one device each would write the same files."""
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    refused = run_luve(capsys, "fit", *resumable)
+    assert refused.code == 2
+    assert "trainer.devices: this is process 1 of several" in refused.error_lines[-1]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_folder_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name, found in (("file", "a file"), ("link", "a link to nothing")):
+        with (
+            pytest.raises(UsageError, match=f"run folder {tmp_path / name} is {found}; expected"),
+            owned(tmp_path / name),
+        ):
+            pass
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_failed_save_is_one_line(
