@@ -107,6 +107,8 @@ def bases() -> list[Base]:
         tree: dict[str, Any] = {}
         for file in [*files, *overlays(verb, files)]:
             tree = merge(tree, load(file))
+        if verb == "fit":  # or a run without its `max_steps` would take Lightning's 1000 epochs
+            tree["trainer"]["max_epochs"] = 2
         found.append(Base(f"{verb} {name}", verb, without_marks(tree)))
     by_name = {base.name: base for base in found}
     vluer, cascade = by_name["fit vluer/mini"], by_name["generate generate/mini"]

@@ -52,6 +52,7 @@ class AutoencoderTask(TrainingTask):
             )
         if init_from is None:
             self.vae = build("vae", AutoencoderKLWan, vae)
+            _check_colours(self.vae)
         else:
             if not (Path(init_from) / "vae" / "config.json").is_file():
                 raise FileNotFoundError(f"init_from: {init_from} has no vae/config.json")
@@ -128,3 +129,14 @@ class AutoencoderTask(TrainingTask):
         with saving(Path(folder) / "vae") as new:
             exported.half().save_pretrained(new)
         self.vae.load_state_dict(state)
+
+
+def _check_colours(vae: AutoencoderKLWan) -> None:
+    """Refuse other channels than those of three colours, whose pixels `patch_size` folds into more of them."""
+    patch = vae.config.patch_size or 1
+    for key in ("in_channels", "out_channels"):
+        if vae.config[key] != 3 * patch**2:
+            raise ValueError(
+                f"vae.{key}: expected {3 * patch**2}, three colours in patches of {patch}x{patch}, "
+                f"got {vae.config[key]}"
+            )
