@@ -140,7 +140,8 @@ def _account(error: BaseException) -> str | None:
 
 
 def _is_wandbs(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__", "")).startswith("wandb.")
+    """Whether it is of wandb, or of quiet.py, which makes wandb's settings itself."""
+    return str(frame.f_globals.get("__name__", "")).startswith(("wandb.", "luve_lightning.commands.quiet"))
 
 
 def _hub(error: BaseException) -> str | None:

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from luve_lightning.commands.errors import describe_runtime_error
+from luve_lightning.commands.quiet import quiet_wandb
 
 FULL = Path("/dev/full")  # every write to it fails with ENOSPC
 needs_full_device = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
@@ -192,10 +193,12 @@ def test_an_error_of_the_system_in_a_worker_is_the_users_and_a_bug_is_not() -> N
 
 def test_a_setting_that_wandb_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "bogus")
-    line = line_of(wandb.Settings().update_from_env_vars, os.environ)
-    assert line is not None
-    assert line.startswith("wandb: mode: Input should be 'online'")
-    assert line.endswith("got 'bogus'")
+    config = {"loggers": {"wandb": {"class_path": "lightning.pytorch.loggers.WandbLogger"}}}
+    made_by_us = line_of(quiet_wandb(config).__enter__)
+    for line in (made_by_us, line_of(wandb.Settings().update_from_env_vars, os.environ)):
+        assert line is not None
+        assert line.startswith("wandb: mode: Input should be 'online'")
+        assert line.endswith("got 'bogus'")
 
 
 def test_wandb_without_an_account_says_how_to_go_on() -> None:
