@@ -172,12 +172,15 @@ class Interrupting(Talkative):
 def test_a_terminal_shows_one_bar_and_then_where_everything_is(repository: Path, tmp_path: Path) -> None:
     terminal = luve_fit(tmp_path, repository, columns=80, steps=1200)
     moving = re.compile(r"step +\d+/1200 [━╸╺]{10,} \d:\d\d  \d:\d\d left  loss 0.2500")
-    # Drawn ten times a second: at its first sight it may not know a step yet.
-    assert terminal.wait_for(lambda lines: "printed" in lines and any(map(moving.match, lines)))
+
+    def all_there(lines: list[str]) -> bool:
+        """The bar in motion below what the run said, which arrives on three ways."""
+        said = "said by the log" in lines and any(line.endswith("a warning") for line in lines)
+        return said and "printed" in lines and any(map(moving.match, lines))
+
+    assert terminal.wait_for(all_there), terminal.shown()
     shown = terminal.shown()
     (bar,) = _bars(shown)
-    assert "said by the log" in shown
-    assert any(line.endswith("a warning") for line in shown)
     assert shown.index(bar) == len([line for line in shown if line]) - 1  # nothing below it, no line wrapped
     assert any(re.match(r"  model +Interrupting, 5 parameters trained, 0 frozen", line) for line in shown)
 

@@ -155,7 +155,7 @@ def test_a_video_beside_the_one_that_is_played_is_not_taken_for_it(suffix: str, 
     with av.open(source) as reading, av.open(path, "w") as writing:
         stream = reading.streams.video[0]
         copies = [writing.add_stream_from_template(stream) for _ in range(2)]
-        copies[0].disposition, copies[1].disposition = Disposition(0), Disposition.default
+        copies[0].disposition, copies[1].disposition = 0, Disposition.default.value  # PyAV 17 takes no flag
         for packet in [packet for packet in reading.demux(stream) if packet.size]:
             for copy in copies:
                 packet.stream = copy
