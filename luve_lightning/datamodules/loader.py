@@ -5,7 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+from types import TracebackType
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
@@ -37,6 +39,7 @@ class OutlivingLoader(DataLoader[T]):
 def _outlive_signals(worker: int) -> None:
     """In a worker: SIGTERM counts only from the parent, which is how the loader and the interpreter clean up."""
     del worker
+    sys.excepthook = _print_unless_hung_up
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -50,3 +53,11 @@ def _end_at_parents_word(parent: int | None) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(128 + signal.SIGTERM)
+
+
+def _print_unless_hung_up(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """The hook of the thread that hands a worker's tensors over; a run that ends takes what it needs and hangs up."""
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)

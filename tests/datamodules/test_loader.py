@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -48,6 +51,25 @@ def test_workers_outlive_a_signal_from_their_first_moment(
     os.waitpid(child, 0)
     assert [*found, *batches] == list(range(6))
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+
+
+class Hooked(Dataset[str]):
+    """What a worker prints of an error in one of its threads."""
+
+    errors = (ConnectionResetError("reset by peer"), EOFError(), ValueError("a bug"))
+
+    def __len__(self) -> int:
+        return len(self.errors)
+
+    def __getitem__(self, index: int) -> str:
+        error = self.errors[index]
+        with contextlib.redirect_stderr(io.StringIO()) as printed:
+            sys.excepthook(type(error), error, None)
+        return printed.getvalue()
+
+
+def test_a_worker_does_not_print_that_the_run_hung_up() -> None:
+    assert list(OutlivingLoader(Hooked(), batch_size=None, num_workers=1)) == ["", "", "ValueError: a bug\n"]
 
 
 def test_it_is_a_data_loader_with_the_same_arguments() -> None:
