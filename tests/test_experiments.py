@@ -16,13 +16,8 @@ from tests.helpers.run_luve import run_luve
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXPERIMENTS = REPOSITORY / "experiments"
 OVERLAYS = REPOSITORY / "tests" / "conf"
-# Sweeps are wandb's configurations, not ours; tests/commands/test_sweep.py has them.
 # Ablations have a rule of their own for each kind of file: tests/ablations/test_experiment_tables.py.
-FILES = sorted(
-    file
-    for file in EXPERIMENTS.rglob("*.yaml")
-    if file.parent.name != "sweeps" and EXPERIMENTS / "ablations" not in file.parents
-)
+FILES = sorted(file for file in EXPERIMENTS.rglob("*.yaml") if EXPERIMENTS / "ablations" not in file.parents)
 
 _LUVE = re.compile(r"\bluve ([a-z-]+)((?: --config [\w./-]+)+)")
 _MAKE = re.compile(r"\bmake train-vluer CONFIG=([\w./-]+)")

@@ -12,109 +12,94 @@ from typing import Any
 
 from rich.console import Console
 
-from luve_lightning.commands.ablate import ablate
-from luve_lightning.commands.config_files import read_config
-from luve_lightning.commands.errors import UsageError, did_you_mean
+from luve_lightning.ablations.table import Table
+from luve_lightning.ablations.table_files import read_table
+from luve_lightning.commands.ablate import TABLES, ablate, find_table
+from luve_lightning.commands.errors import UsageError
 from luve_lightning.commands.wandb_account import why_no_account
+from luve_lightning.dashboards.definition import PREFIX_OF_RESULTS
 
-SWEEPS = Path("experiments/sweeps")
-_GRID = ("rows", "seeds")
+_PROJECT = "luve-lightning"
 
 
 def sweep(
     table: str,
     entity: str | None = None,
-    project: str | None = None,
+    project: str = _PROJECT,
     count: int | None = None,
     dry_run: bool = False,
 ) -> None:
     """Runs a table of ablations as a Weights & Biases sweep, one run for each row and seed.
 
-    With an account (WANDB_API_KEY or a netrc entry) creates the sweep of experiments/sweeps/TABLE.yaml, starts one
-    agent for it here, and at the end puts the table together from all that is finished. Without one runs the same
-    rows and seeds here with `luve ablate`. The table may stand as a word of its own: luve sweep experts.
+    With an account (WANDB_API_KEY or a netrc entry) creates the sweep, starts one agent for it here, and at the end
+    puts the table together from all that is finished. Without one runs the same rows and seeds here with
+    `luve ablate`. The table may stand as a word of its own: luve sweep experts.
 
     Args:
-        table: Name of a file under experiments/sweeps, or a path of one.
+        table: Folder under experiments/ablations, or the path of one, or of its table.yaml.
         entity: Account or team of the sweep; default the account's own.
-        project: Of the sweep; default the file's.
+        project: Of the sweep.
         count: Runs that this machine's agent takes; default until none is left. Without an account all are run.
         dry_run: Only print what would be run.
     """
     if count is not None and count < 1:
         raise ValueError(f"count: expected at least 1, or null for all, got {count}")
-    config = read_sweep(find_sweep(table))
-    values = {name: config["parameters"][name]["values"] for name in _GRID}
-    console, refused = Console(emoji=False), why_no_account()
-    calls = grid_words(config)
-    joined = [f"--{name}={','.join(map(str, values[name]))}" for name in _GRID]
-    together = shlex.join(["luve", "ablate", config["name"], *joined])
+    folder = find_table(table)
+    found = read_table(folder)
+    # A table outside experiments/ablations is known by its path alone.
+    name = found.name if folder == TABLES / found.name else str(folder)
+    rows, seeds = list(found.rows), list(found.seeds)
+    joined = [f"--{key}={','.join(map(str, values))}" for key, values in (("rows", rows), ("seeds", seeds))]
+    together = shlex.join(["luve", "ablate", name, *joined])
+    console, refused, calls = Console(emoji=False), why_no_account(), grid_words(found, name)
     if refused:
         _say(console, f"no sweep, {refused}: the same {len(calls)} rows and seeds run here")
         if dry_run:
             print(together)
         else:
-            ablate(config["name"], rows=values["rows"], seeds=values["seeds"])
+            ablate(name, rows=rows, seeds=seeds)
         return
     if dry_run:
-        _say(console, f"a sweep of {len(calls)} runs in project {project or config['project']}:")
+        _say(console, f"a sweep of {len(calls)} runs in project {project}:")
         print("\n".join([*map(shlex.join, calls), together]))
         return
-    _run_agent(_create(config, entity, project), count)
-    ablate(config["name"], rows=values["rows"], seeds=values["seeds"])
+    _run_agent(_create(sweep_configuration(found, name), entity, project), count)
+    ablate(name, rows=rows, seeds=seeds)
 
 
-def find_sweep(table: str) -> Path:
-    """The file of a sweep.
+def sweep_configuration(table: Table, name: str) -> dict[str, Any]:
+    """The sweep of a table, as wandb takes it: a grid over its rows and seeds, one `luve ablate` a run.
 
-    Raises:
-        FileNotFoundError: there is none.
+    Args:
+        table: of ablations.
+        name: by which `luve ablate` finds it.
     """
-    for path in (SWEEPS / f"{table}.yaml", Path(table)):
-        if path.is_file():
-            return path
-    known = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
-    raise FileNotFoundError(f"table: no {SWEEPS / table}.yaml{did_you_mean(table, known)}")
+    metric = next(iter(table.metrics.values()))
+    return {
+        "name": table.name,
+        "description": f"{table.title}. {table.world}",
+        "program": "luve",
+        "command": ["${env}", "luve", "ablate", name, "${args}"],
+        "method": "grid",
+        # What each run logs of its row; shown, not searched for.
+        "metric": {
+            "name": f"{PREFIX_OF_RESULTS}{metric.name}",
+            "goal": "minimize" if metric.better == "lower" else "maximize",
+        },
+        "parameters": {"rows": {"values": list(table.rows)}, "seeds": {"values": list(table.seeds)}},
+    }
 
 
-def read_sweep(path: Path) -> dict[str, Any]:
-    """A sweep's configuration, as wandb takes it.
-
-    Raises:
-        ValueError: it is no grid over rows and seeds.
-    """
-    config = read_config(path)
-    for key in ("name", "project", "command", "parameters"):
-        if not isinstance(config, dict) or not config.get(key):
-            raise ValueError(f"{path}: {key}: required, but not given")
-    if config.get("method") != "grid":
-        raise ValueError(f"{path}: method: expected grid, got {config.get('method')!r}")
-    if "${args}" not in config["command"]:
-        raise ValueError(f"{path}: command: expected ${{args}} in it, got {config['command']!r}")
-    given = config["parameters"]
-    lists = {name: given.get(name, {}).get("values") for name in _GRID} if isinstance(given, dict) else {}
-    if not all(isinstance(some, list) and some for some in lists.values()) or set(given) != set(_GRID):
-        raise ValueError(f"{path}: parameters: expected lists of values for rows and seeds, got {given!r}")
-    return config
-
-
-def grid_words(config: dict[str, Any]) -> list[list[str]]:
+def grid_words(table: Table, name: str) -> list[list[str]]:
     """The command of each run of a sweep, as an agent puts it together."""
-    commands = []
-    parameters = config["parameters"]
-    for chosen in itertools.product(*(parameters[name]["values"] for name in _GRID)):
-        arguments = [f"--{name}={value}" for name, value in zip(_GRID, chosen, strict=True)]
-        words = [word for word in config["command"] if word != "${env}"]
-        at = words.index("${args}")
-        commands.append([*words[:at], *arguments, *words[at + 1 :]])
-    return commands
+    grid = itertools.product(table.rows, table.seeds)
+    return [["luve", "ablate", name, f"--rows={row}", f"--seeds={seed}"] for row, seed in grid]
 
 
-def _create(config: dict[str, Any], entity: str | None, project: str | None) -> str:
+def _create(config: dict[str, Any], entity: str | None, project: str) -> str:
     """The new sweep's path, entity/project/id."""
     import wandb
 
-    project = project or config["project"]
     entity = entity or wandb.Api().default_entity
     number = wandb.sweep(config, entity=entity, project=project)
     return f"{entity}/{project}/{number}"

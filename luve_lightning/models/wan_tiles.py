@@ -27,7 +27,7 @@ from torch import Tensor, cat, nn
 # Positions [start, stop) along the height or the width of a frame.
 Span = tuple[int, int]
 
-DEFAULT_TILE = (64, 64)  # latents, 512x512 pixels: smaller ones save nothing at 4K (`tile_memory`)
+DEFAULT_TILE = (64, 64)  # latents, 512x512 pixels: smaller ones save nothing at 4K
 EVERYWHERE = 2**40  # the reach of a layer that needs the whole frame
 BEFORE = 2  # frames that a causal convolution of kernel 3 looks back on
 

@@ -4,7 +4,6 @@ from luve_lightning.pipelines.denoise import Guidance
 from luve_lightning.pipelines.luve import LuVePipeline
 from luve_lightning.pipelines.luve_run import ExpertUse, LuVePipelineOutput
 from luve_lightning.pipelines.luve_speed import SpeedOptions
-from luve_lightning.pipelines.vluer import VLUerPipeline, VLUerPipelineOutput
 
 __all__ = [
     "ExpertUse",
@@ -12,6 +11,4 @@ __all__ = [
     "LuVePipeline",
     "LuVePipelineOutput",
     "SpeedOptions",
-    "VLUerPipeline",
-    "VLUerPipelineOutput",
 ]

@@ -1,4 +1,4 @@
-"""Sweep files are wandb's, of the tables' rows and seeds; without an account the same grid runs here."""
+"""Sweeps are grids over the tables' rows and seeds; without an account the same grid runs here."""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ from typing import Any
 
 import jsonschema
 import pytest
-import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from luve_lightning.ablations.table_files import read_table
 from luve_lightning.commands import sweep as verb
 from luve_lightning.commands.compose import read_arguments
-from luve_lightning.commands.sweep import grid_words, read_sweep
+from luve_lightning.commands.sweep import grid_words, sweep_configuration
 from luve_lightning.commands.sweep_run import sweep_run
 from luve_lightning.commands.wandb_account import why_no_account
 from tests.helpers.run_luve import run_luve
 from tests.helpers.wandb_file import OfflineRun
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SWEEPS = sorted((REPOSITORY / "experiments" / "sweeps").glob("*.yaml"))
+FOLDERS = sorted(file.parent for file in (REPOSITORY / "experiments" / "ablations").glob("*/table.yaml"))
 # config/schema.json of wandb's own package `sweeps` 0.3.0, which needs numpy 1 and so cannot be installed here.
 SCHEMA = json.loads(Path(__file__).with_name("wandb_sweep_schema.json").read_text())
-TABLES = {
-    "upsampling", "experts", "skipped_steps", "vluer_parts", "switch_point", "placement", "cutoff", "rank",
-    "multi_scale", "upsampling_late",
-}  # fmt: skip
 ACCOUNT = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC")
 
 
 def stem(path: Path) -> str:
-    return path.stem
+    return path.name
+
+
+def configuration(folder: Path) -> dict[str, Any]:
+    return sweep_configuration(read_table(folder), folder.name)
 
 
 @pytest.fixture
@@ -54,43 +53,40 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return found
 
 
-def test_every_table_has_its_sweep() -> None:
-    assert {path.stem for path in SWEEPS} == TABLES
-
-
-@pytest.mark.parametrize("path", SWEEPS, ids=stem)
-def test_wandbs_schema_takes_it(path: Path) -> None:
-    config = yaml.safe_load(path.read_text())
-    jsonschema.Draft7Validator(SCHEMA).validate(config)
-    assert f"luve sweep {path.stem}" in path.read_text().splitlines()[1]
+@pytest.mark.parametrize("folder", FOLDERS, ids=stem)
+def test_wandbs_schema_takes_it(folder: Path) -> None:
+    jsonschema.Draft7Validator(SCHEMA).validate(configuration(folder))
 
 
 def test_the_schema_refuses_what_is_no_sweep() -> None:
-    good = yaml.safe_load(SWEEPS[0].read_text())
+    good = configuration(FOLDERS[0])
     validator = jsonschema.Draft7Validator(SCHEMA)
     for wrong in ({"method": "gird"}, {"parameters": {"rows": {"values": "full"}}}, {"programme": "luve"}):
         assert not validator.is_valid(good | wrong), wrong
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=stem)
-def test_rows_seeds_and_metric_are_the_tables(path: Path) -> None:
-    table, config = read_table(REPOSITORY / "experiments" / "ablations" / path.stem), read_sweep(path)
-    assert config["name"] == table.name
-    assert config["parameters"]["rows"]["values"] == list(table.rows)
-    assert config["parameters"]["seeds"]["values"] == list(table.seeds)
-    metric = table.metrics[config["metric"]["name"].removeprefix("result/")]
-    assert config["metric"]["goal"] == {"lower": "minimize", "higher": "maximize"}[metric.better]
+def test_the_grid_and_the_metric_shown_are_the_tables() -> None:
+    known = {folder.name: configuration(folder) for folder in FOLDERS}
+    assert known["multi_scale"]["metric"] == {"name": "result/psnr_rgb_x1_5", "goal": "maximize"}
+    assert known["experts"]["metric"] == {"name": "result/fd_patch_vae", "goal": "minimize"}
+    assert known["placement"]["parameters"] == {
+        "rows": {"values": ["full", "swapped"]},
+        "seeds": {"values": [1, 2, 3]},
+    }
+    assert known["rank"]["description"].startswith("Rank of the experts")
+    assert "mini world" in known["rank"]["description"]
 
 
-def test_the_words_are_those_of_wandbs_agent(tmp_path: Path) -> None:
-    config = read_sweep(REPOSITORY / "experiments" / "sweeps" / "experts.yaml")
+def test_the_words_are_those_of_wandbs_agent() -> None:
+    folder = REPOSITORY / "experiments" / "ablations" / "experts"
+    table, config = read_table(folder), configuration(folder)
     given = {"args": {"rows": {"value": "full"}, "seeds": {"value": 2}}, "program": "luve"}
     values = create_sweep_command_args(given)
     template = create_sweep_command(config["command"])
     words = [word for part in template for word in (values["args"] if part == "${args}" else [part])]
     assert words[0] == "${env}"
-    assert words[1:] in grid_words(config)
-    assert len(grid_words(config)) == 8 * 10
+    assert words[1:] in grid_words(table, "experts")
+    assert len(grid_words(table, "experts")) == 8 * 10
     arguments = read_arguments(words[3:], "table")
     assert words[1:3] == ["luve", "ablate"]
     assert arguments.options == [("table", "experts"), ("rows", "full"), ("seeds", "2")]
@@ -157,7 +153,7 @@ def test_with_an_account_a_sweep_is_created_and_an_agent_started(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["expert"], "table: no experiments/sweeps/expert.yaml; did you mean 'experts'?"),
+        (["expert"], "table: no experiments/ablations/expert/table.yaml; did you mean 'experts'?"),
         (["rank", "--count", "0"], "count: expected at least 1, or null for all, got 0"),
     ],
 )
@@ -167,37 +163,6 @@ def test_mistakes(
     outcome = run_luve(capsys, "sweep", *words)
     assert outcome.code == 2
     assert message in outcome.error_lines[-1]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"method": "random"}, "method: expected grid, got 'random'"),
-        ({"command": ["luve", "ablate"]}, r"command: expected \${args} in it"),
-        (
-            {"parameters": {"rows": {"values": ["full"]}}},
-            "parameters: expected lists of values for rows and seeds",
-        ),
-        ({"name": None}, "name: required, but not given"),
-    ],
-)
-def test_a_file_that_is_no_grid_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    path = tmp_path / "a.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(SWEEPS[0].read_text()) | change))
-    with pytest.raises(ValueError, match=message):
-        read_sweep(path)
-
-
-def test_a_deep_or_swollen_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.yaml"
-    levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
-    for text, message in (
-        ("a: " + "[" * 5000, "nested too deeply"),
-        ("\n".join(["a0: &a0 [x]", *levels]), "aliases"),
-    ):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=message):
-            read_sweep(path)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from luve_lightning.functional.pixels import video_to_frames
 from luve_lightning.models.backbone import LatentCodec, load_vae
-from luve_lightning.models.tile_memory import decode_memory, encode_memory, tile_within
 from luve_lightning.models.tiled_decode import decode_tiled, decoder_layers
 from luve_lightning.models.tiled_encode import encode_tiled, encoder_layers
 from luve_lightning.models.wan_tiles import TileRun, frame_sizes, spread, times, trace
@@ -230,8 +229,8 @@ def test_the_codec_goes_in_tiles_when_told() -> None:
 
 
 @pytest.mark.parametrize("coder", ["decode", "encode"])
-def test_the_memory_of_the_real_vae(coder: str) -> None:
-    """The formula against the tensors alive, counted on the meta device where nothing is computed."""
+def test_tiles_save_memory_in_the_real_vae(coder: str) -> None:
+    """Tensors alive, counted on the meta device where nothing is computed."""
     with torch.device("meta"):
         vae = AutoencoderKLWan().eval()
         latents, video = torch.empty(1, 16, 3, 26, 44), torch.empty(1, 3, 9, 208, 352)
@@ -243,23 +242,8 @@ def test_the_memory_of_the_real_vae(coder: str) -> None:
                 decode_tiled(vae, latents, tile, out=out)
             else:
                 encode_tiled(vae, video, tile)
-        formula = (decode_memory if coder == "decode" else encode_memory)(vae, (3, 26, 44), tile)
-        assert formula == pytest.approx(memory.peak, rel=0.05)
         sizes[name] = memory.peak
     assert sizes["tiles"] < 0.7 * sizes["whole"]
-
-
-def test_the_tile_for_a_budget() -> None:
-    with torch.device("meta"):
-        vae = AutoencoderKLWan()
-    size = (13, 272, 480)
-    assert tile_within(vae, size, 1e15) == (272, 480)
-    for gib in (9, 12, 20):
-        tile = tile_within(vae, size, gib * 2**30)
-        assert 0.6 * gib < decode_memory(vae, size, tile) / 2**30 <= gib
-    assert encode_memory(vae, size, tile_within(vae, size, 12 * 2**30, encode_memory)) <= 12 * 2**30
-    with pytest.raises(ValueError, match=r"budget of 1\.00 GiB: 13 latent frames of 272x480 need at least 8"):
-        tile_within(vae, size, 2**30)
 
 
 def test_what_is_refused() -> None:
