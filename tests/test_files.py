@@ -36,8 +36,8 @@ from pathlib import Path
 from luve_lightning.files import locked
 with locked(Path(sys.argv[1]), what="x"):
     child = os.fork()  # as a loader's worker is
-    if child:
-        print(child, flush=True)
+    if not child:
+        print(os.getpid(), flush=True)  # the child's, once it has let go of the lock
     time.sleep(600)
 """
 _REPLACES = """

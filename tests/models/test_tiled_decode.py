@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
@@ -66,6 +67,11 @@ def vae_of(name: str) -> AutoencoderKLWan:
     return vae
 
 
+@cache
+def in_double(name: str) -> AutoencoderKLWan:
+    return copy.deepcopy(vae_of(name)).double()
+
+
 def noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
@@ -100,14 +106,15 @@ def test_equals_untiled(
     tile=st.tuples(st.integers(1, 14), st.integers(1, 14)),
 )
 def test_any_size_and_tile(frames: int, size: tuple[int, int], tile: tuple[int, int]) -> None:
-    vae = vae_of("two levels, patches")
-    latents = latents_for(vae, 1, frames, size)
+    # In float64, where only the order of sums differs: a bound that no rounding of any size reaches.
+    vae = in_double("two levels, patches")
+    latents = latents_for(vae, 1, frames, size).double()
     with torch.no_grad():
         whole = decode_whole_clip(vae, latents)
     tiled = decode_tiled(vae, latents, tile)
-    torch.testing.assert_close(tiled, whole.clamp(-1, 1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tiled, whole.clamp(-1, 1), rtol=1e-10, atol=1e-10)
     moments = encode_tiled(vae, whole, tile)
-    torch.testing.assert_close(moments, encode_tiled(vae, whole, size), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(moments, encode_tiled(vae, whole, size), rtol=1e-10, atol=1e-10)
 
 
 @given(size=st.integers(1, 500), tile=st.integers(1, 600))
