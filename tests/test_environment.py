@@ -26,9 +26,10 @@ HPSV3_REQUIREMENTS = [
 ]
 # What runs in another environment than ours, and what is installed there.
 ELSEWHERE = {Path("luve_lightning/scoring/hpsv3.py"): {"hpsv3", "huggingface_hub"}}
-REQUIREMENTS = [Requirement(r) for r in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]]
+EXTRAS = PROJECT["optional-dependencies"]
+REQUIREMENTS = [Requirement(r) for r in [*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["docs"]]]
 # Extras that set-up does not install: what imports them says how to get them where they are missing.
-OPTIONAL = [Requirement(r) for extra in ("iqa", "slurm") for r in PROJECT["optional-dependencies"][extra]]
+OPTIONAL = [Requirement(r) for extra in ("iqa", "slurm") for r in EXTRAS[extra]]
 
 
 def constraints() -> dict[str, str]:
@@ -175,7 +176,7 @@ def test_a_requirement_without_a_floor_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tools").mkdir()
     (tmp_path / "tools" / "floors.py").write_bytes((REPOSITORY / "tools" / "floors.py").read_bytes())
     (tmp_path / "pyproject.toml").write_text(
-        '[project]\ndependencies = ["numpy<3"]\n[project.optional-dependencies]\ndev = []\n'
+        '[project]\ndependencies = ["numpy<3"]\n[project.optional-dependencies]\ndev = []\ndocs = []\n'
     )
     command = [sys.executable, str(tmp_path / "tools" / "floors.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -19,7 +19,7 @@ _FLOOR = re.compile(r"(?:>=|==|~=)\s*([0-9][^,;\s]*)")
 
 
 def pins(pyproject: Path) -> list[str]:
-    """The pins of a pyproject.toml: its dependencies and those of `dev`, in their order, each once.
+    """The pins of a pyproject.toml: its dependencies and those of `dev` and `docs`, in order, each once.
 
     Args:
         pyproject: Path of the pyproject.toml.
@@ -28,7 +28,8 @@ def pins(pyproject: Path) -> list[str]:
         ValueError: A requirement has no lower bound.
     """
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    requirements = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = project["optional-dependencies"]
+    requirements = [*project["dependencies"], *extras["dev"], *extras["docs"]]
     return list(dict.fromkeys(_pin(requirement) for requirement in requirements))
 
 

@@ -25,7 +25,8 @@ def render(pyproject: Path) -> str:
         pyproject: Path of the pyproject.toml.
     """
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    requirements = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = project["optional-dependencies"]
+    requirements = [*project["dependencies"], *extras["dev"], *extras["docs"]]
     lines = [
         "# Written by tools/make_environment.py from pyproject.toml; edit that file, then run the tool.",
         "#   conda env create -f environment.yml && conda activate luve-lightning",
