@@ -1,0 +1,110 @@
+"""Which family a backbone's folder, or a module, is of."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from torch import nn
+
+from luve_lightning.models import backbones
+from luve_lightning.models.backbones.base import Backbone
+from luve_lightning.models.folders import cannot_load, is_local, read_config
+
+GROUP = "luve_lightning.backbones"
+"""Entry points of packages that bring a family: name = "package.module:Class"."""
+
+# Where a class name is looked for, in this order: whole pipelines, a transformer's own folder, some of the parts.
+_FILES = ("model_index.json", "config.json", "transformer/config.json", "vae/config.json")
+
+
+def load_backbone(path: str | Path) -> Backbone:
+    """The backbone of a pipeline folder or a hub id; no weights are loaded yet.
+
+    Args:
+        path: a local pipeline folder, a folder with its transformer/ or its vae/, a transformer's own folder, or a hub
+            id such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers".
+
+    Raises:
+        FileNotFoundError: when it is neither, or holds no such file.
+        ValueError: for a family that is not known here.
+    """
+    names = _class_names(path)
+    for family in families():
+        if family.class_names & set(names):
+            return family(path)
+    known = ", ".join(sorted(name for family in families() for name in family.class_names))
+    raise ValueError(f"backbone {path}: no family of backbones is known for {names[0]}; known are {known}")
+
+
+def family_of(module: nn.Module) -> type[Backbone]:
+    """The family of a transformer, a VAE or a text encoder.
+
+    Raises:
+        ValueError: for a module of no known family.
+    """
+    names = {kind.__name__ for kind in type(module).__mro__}
+    for family in families():
+        if family.class_names & names:
+            return family
+    raise ValueError(f"no family of backbones is known for a {type(module).__name__}")
+
+
+def family_named(name: str) -> type[Backbone]:
+    """The family that calls itself so.
+
+    Raises:
+        ValueError: for an unknown name, with those that are known.
+    """
+    known = {family.name: family for family in families()}
+    if name not in known:
+        raise ValueError(f"family: expected one of {', '.join(sorted(known))}, got {name!r}")
+    return known[name]
+
+
+def families() -> list[type[Backbone]]:
+    """Every family known here: this package's, those imported already and those of entry points.
+
+    What a folder names is compared with these; nothing is imported because a downloaded file says so.
+    """
+    for found in pkgutil.iter_modules(backbones.__path__):
+        importlib.import_module(f"{backbones.__name__}.{found.name}")
+    for entry in entry_points(group=GROUP):
+        entry.load()
+    return list(_subclasses(Backbone))  # type: ignore[type-abstract]  # its subclasses are asked for, not it
+
+
+def _subclasses(kind: type[Backbone]) -> Iterator[type[Backbone]]:
+    for found in kind.__subclasses__():
+        yield from _subclasses(found)
+        if not getattr(found, "__abstractmethods__", None):
+            yield found
+
+
+def _class_names(path: str | Path) -> list[str]:
+    """Class names in a folder's configuration files, the pipeline's first."""
+    local, first = is_local(path), None
+    for name in _FILES:
+        try:
+            file = Path(path) / name if local else Path(hf_hub_download(str(path), name))
+            content = read_config(file.parent, "", file.name)
+        except OSError as error:
+            first = first or error
+            continue
+        return [content["_class_name"], *_second(content.get("transformer"))]
+    if local:
+        raise FileNotFoundError(
+            f"backbone {path}: no model_index.json there; expected a diffusers pipeline folder"
+        )
+    assert first is not None
+    raise cannot_load(path, "model_index.json", first) from first
+
+
+def _second(component: Any) -> list[str]:
+    """The class in an entry of `model_index.json`, which is its library and its class."""
+    return [str(component[1])] if isinstance(component, list) and len(component) == 2 else []

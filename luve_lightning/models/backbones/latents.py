@@ -1,0 +1,172 @@
+"""What LuVe asks of a backbone's latent space."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from luve_lightning.functional.interpolation import Size3d
+
+
+class LatentSpace(nn.Module, ABC):
+    """Pixels to normalised latents and back, with the VAE frozen.
+
+    Latents have about zero mean and unit variance per channel. Only this class knows the compression ratios: nothing
+    else multiplies by them.
+
+    Args:
+        vae: the family's VAE. Its parameters stop requiring gradients.
+        tile: greatest height and width in latents of the tiles in which larger frames are encoded and decoded, with
+            the same numbers to rounding in less memory; None never does. It may be changed at any time.
+        mean: mean of each channel before normalisation.
+        std: deviation of each channel before normalisation.
+        spatial_ratio: pixels of a latent in height and width.
+        temporal_ratio: frames of a latent frame; the first one is a frame of its own.
+    """
+
+    latents_mean: Tensor
+    latents_std: Tensor
+    default_tile: ClassVar[tuple[int, int]] = (64, 64)
+    """Tiles of `decode` into a given tensor when `tile` is None, in latents."""
+
+    def __init__(
+        self,
+        vae: nn.Module,
+        tile: tuple[int, int] | None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        spatial_ratio: int,
+        temporal_ratio: int,
+    ) -> None:
+        super().__init__()
+        self.tile = tile
+        self.vae = vae.requires_grad_(False).eval()
+        self.channels = len(mean)
+        self.spatial_ratio, self.temporal_ratio = spatial_ratio, temporal_ratio
+        # float32 whatever the VAE's dtype: normalisation must not round.
+        for name, values in (("latents_mean", mean), ("latents_std", std)):
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> LatentSpace:
+        """Stay in eval mode: the latent space is a fixed part of every task."""
+        del mode
+        return super().train(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the VAE's weights."""
+        return next(self.vae.parameters()).dtype
+
+    def latent_size(self, frames: int, height: int, width: int) -> Size3d:
+        """Latent frames, height and width of a clip.
+
+        Raises:
+            ValueError: for a size that the VAE would crop silently; the message names the nearest valid one.
+        """
+        s, t = self.spatial_ratio, self.temporal_ratio
+        if frames < 1 or (frames - 1) % t:
+            low = max(0, (frames - 1) // t) * t + 1
+            raise ValueError(f"{frames} frames: expected {t}k + 1, nearest are {low} and {low + t}")
+        for name, n in (("height", height), ("width", width)):
+            if n < s or n % s:
+                low = max(s, n // s * s)
+                raise ValueError(f"{name} {n}: expected a multiple of {s}, nearest are {low} and {low + s}")
+        return (frames - 1) // t + 1, height // s, width // s
+
+    def pixel_size(self, frames: int, height: int, width: int) -> Size3d:
+        """Frames, height and width of the clip that latents of this size decode to."""
+        return (frames - 1) * self.temporal_ratio + 1, height * self.spatial_ratio, width * self.spatial_ratio
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """(z - mean) / std per channel, in float32 at least; B x C x T x h x w."""
+        return (latents - self.latents_mean) / self.latents_std
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """Inverse of `normalize`."""
+        return latents * self.latents_std + self.latents_mean
+
+    @abstractmethod
+    def clips_at_once(self, frames: int, height: int, width: int) -> int:
+        """Clips of this pixel size that `encode` and `decode` take in one pass; a larger batch takes several."""
+
+    @abstractmethod
+    def encode(self, video: Tensor) -> Tensor:
+        """Normalised latents of a video: the mode of the posterior, without gradients.
+
+        Args:
+            video: B x 3 x T x H x W in [-1, 1]. When frames go in tiles it may stay on the CPU.
+
+        Returns:
+            float32, B x C x t x h x w as `latent_size` says.
+
+        Raises:
+            ValueError: for a size that the VAE would crop.
+        """
+
+    @abstractmethod
+    def decode(self, latents: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """Video of normalised latents, clamped to [-1, 1], without gradients.
+
+        Args:
+            latents: B x C x t x h x w, normalised.
+            out: where to write the video, for instance on the CPU: floating B x 3 x T x H x W, or uint8 frames
+                B x T x H x W x 3. It is decoded in tiles then, of `default_tile` when `tile` is None.
+
+        Returns:
+            float32, B x 3 x T x H x W as `pixel_size` says; or `out`.
+        """
+
+    @abstractmethod
+    def decode_differentiable(self, latents: Tensor) -> Tensor:
+        """Video of normalised latents with gradients, not clamped: a pixel outside [-1, 1] keeps its gradient.
+
+        Args:
+            latents: B x C x t x h x w, normalised.
+
+        Returns:
+            B x 3 x T x H x W in the VAE's dtype (or autocast's), nominally in [-1, 1]. The VAE's own parameters get
+            no gradient.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hex digest of the VAE's configuration and weights: what a stored latent depends on, whatever the dtype."""
+
+    def dry_decode(
+        self, latents: Tensor, tile: tuple[int, int], times: Callable[[int], AbstractContextManager[Any]]
+    ) -> None:
+        """Do what `decode` does on the meta device for counting, equal work once.
+
+        Args:
+            latents: denormalised, in the VAE's dtype.
+            tile: see LatentSpace.
+            times: context in which what runs counts so many times.
+        """
+        del tile
+        with times(1):
+            self.decode(self.normalize(latents))
+
+    def wake(self) -> None:  # most families have nothing to do
+        """Bring a VAE that a pipeline has offloaded to the device where it is to run."""
+
+    # Training the VAE itself. These take the VAE, whose parameters are trained and not frozen.
+
+    @staticmethod
+    @abstractmethod
+    def moments(vae: nn.Module, video: Tensor) -> Tensor:
+        """Posterior moments with gradients: mean and log-variance stacked, B x 2C x t x h x w, not normalised."""
+
+    @staticmethod
+    @abstractmethod
+    def pixels(vae: nn.Module, latents: Tensor) -> Tensor:
+        """Video of latents that are not normalised, with gradients to latents and VAE, not clamped."""
+
+    @staticmethod
+    @abstractmethod
+    def set_statistics(vae: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Write the statistics by which latents are normalised into the VAE's configuration."""
