@@ -1,17 +1,18 @@
-"""Files that other processes may be using: locks with an owner, and writes that a kill cannot leave half done."""
+"""Files that other processes may be using: locks with an owner, writes that a kill cannot leave half done, digests."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
 import shutil
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -113,6 +114,26 @@ def locked(path: Path, *, what: str) -> Iterator[None]:
             let_go()
 
 
+def text_digest(text: str) -> str:
+    """sha256 of a text as UTF-8, 64 hex digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes, 64 hex digits.
+
+    Raises:
+        OSError: when it cannot be read.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def listing_digest(files: Iterable[tuple[str, str]]) -> str:
+    """sha256 of a folder's content, 64 hex digits, from the (name, digest) of each of its files in order."""
+    return text_digest("".join(f"{name}\0{digest}\n" for name, digest in files))
+
+
 def new_file_mode() -> int:
     """Permissions of a file made with the process's umask, such as 0o644."""
     mask = os.umask(0o077)
@@ -156,6 +177,12 @@ def replacing(path: Path) -> Iterator[Path]:
         follow_umask(temporary)
         temporary.replace(path)
     _sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file so that it is either the old one or the new one, never half of it; makes its folder."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.files import listing_digest
 
 _MODEL_FILES = ("model_index.json", "config.json", "adapter_config.json")
 # More files are a store of clips or latents. Those of the latent and the text store are named by what they depend on,
@@ -67,10 +67,8 @@ class Contents:
         files = sorted(path for path in files if path.name not in _REMEMBERED)
         if not 0 < len(files) <= _FEW:
             return None
-        digest = hashlib.sha256()
-        for path in files:
-            digest.update(f"{path.relative_to(folder).as_posix()}\0{self.hashes.digest(path)}\n".encode())
-        return f"sha256:{digest.hexdigest()}"
+        named = ((path.relative_to(folder).as_posix(), self.hashes.digest(path)) for path in files)
+        return f"sha256:{listing_digest(named)}"
 
 
 def _is_model(folder: Path) -> bool:

@@ -7,7 +7,6 @@ share it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 from luve_lightning.ablations.contents import Contents
 from luve_lightning.ablations.table import ROW, StageSpec, Table
+from luve_lightning.files import text_digest
 
 Compose = Callable[[Sequence[Path], Sequence[tuple[str, str]]], dict[str, Any]]
 """Composes configuration files and options into one mapping, as the command line does."""
@@ -132,7 +132,7 @@ class Planner:
                 "contents": self.contents.named_in(composed),
             }
             text = json.dumps(about, sort_keys=True, ensure_ascii=False, default=str)
-            self._digests[key] = hashlib.sha256(text.encode()).hexdigest()
+            self._digests[key] = text_digest(text)
         return self._digests[key]
 
 

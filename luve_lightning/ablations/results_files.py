@@ -11,7 +11,8 @@ from typing import Any
 
 from luve_lightning.ablations.results import COLUMNS, Results, result_rows
 from luve_lightning.ablations.table import Table
-from luve_lightning.evaluation.tables import format_value, table_csv, table_markdown, write_text
+from luve_lightning.evaluation.tables import format_value, table_csv, table_markdown
+from luve_lightning.files import write_text
 
 _ABOUT = (
     "Each value is a mean over seeds with its 95 % interval by Student's t (none for one seed). Differences are from "

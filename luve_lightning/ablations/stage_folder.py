@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from luve_lightning.ablations.graph import Stage
-from luve_lightning.evaluation.tables import write_text
+from luve_lightning.files import write_text
 
 _DONE = "done.json"
 _LOCK = ".lock"

@@ -14,7 +14,8 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
 
-from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich, write_text
+from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich
+from luve_lightning.files import write_text
 
 COLUMNS = (
     "expert",

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from luve_lightning.callbacks.random_state import RandomState
 from luve_lightning.checkout import PACKAGE_ROOT, git_state
-from luve_lightning.files import replacing
+from luve_lightning.files import write_text
 from luve_lightning.tasks.base import TrainingTask
 from luve_lightning.tasks.resume import Change, say
 
@@ -116,8 +116,8 @@ class Provenance(Callback):
             except FileExistsError:
                 number += 1
         config = folder / f"config{suffix}.yaml"
-        _write_atomically(config, self.config)
-        _write_atomically(target, json.dumps({**provenance, "config": config.name}, indent=2) + "\n")
+        write_text(config, self.config)
+        write_text(target, json.dumps({**provenance, "config": config.name}, indent=2) + "\n")
         return target
 
 
@@ -152,8 +152,3 @@ def _told_by(module: LightningModule, key: str) -> bool:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _write_atomically(target: Path, text: str) -> None:
-    with replacing(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -22,7 +22,8 @@ from luve_lightning.callbacks.undisturbed import undisturbed
 from luve_lightning.datasets.video_files import write_video
 from luve_lightning.evaluation.sample_scores import Measured, SampleMeter, SampleTotals
 from luve_lightning.evaluation.sample_sources import Samples, SampleSource, SampleVideo
-from luve_lightning.evaluation.tables import table_csv, write_text
+from luve_lightning.evaluation.tables import table_csv
+from luve_lightning.files import write_text
 from luve_lightning.functional.gather import gather_mappings
 
 _COLUMNS = ("step", "n", "seconds")

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from luve_lightning.checkout import revision_in_words
-from luve_lightning.evaluation.tables import table_csv, table_rich, write_text
+from luve_lightning.evaluation.tables import table_csv, table_rich
 from luve_lightning.evaluation.upsampling_comparison import (
     COLUMNS,
     ClipScore,
@@ -37,6 +37,7 @@ from luve_lightning.evaluation.upsampling_report import (
     report_markdown,
     rows_by_scale,
 )
+from luve_lightning.files import write_text
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.vluer import VLUer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -33,6 +32,7 @@ from luve_lightning.commands.compose import compose
 from luve_lightning.commands.errors import did_you_mean
 from luve_lightning.commands.run_verb import refusal
 from luve_lightning.commands.sweep_run import sweep_run
+from luve_lightning.files import text_digest
 from luve_lightning.machine import cores
 
 TABLES = Path("experiments/ablations")
@@ -259,7 +259,7 @@ class _Run:
 
 
 def _digest(changes: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(changes, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return text_digest(json.dumps(changes, sort_keys=True, default=str))[:8]
 
 
 def _changes(given: Mapping[str, Any]) -> dict[str, Any]:

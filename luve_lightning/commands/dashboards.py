@@ -15,7 +15,7 @@ from luve_lightning.dashboards.local_runs import find_runs, read_results, read_w
 from luve_lightning.dashboards.page import dashboard_html, draw_panels
 from luve_lightning.dashboards.workspaces import build_workspace, serialised
 from luve_lightning.datasets.file_names import check_name
-from luve_lightning.evaluation.tables import write_text
+from luve_lightning.files import write_text
 
 
 def dashboards(

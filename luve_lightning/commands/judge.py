@@ -15,8 +15,9 @@ from luve_lightning.evaluation.judge_answers import (
     read_answers,
     video_rows,
 )
-from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich, write_text
+from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich
 from luve_lightning.evaluation.video_sets import find_video_sets
+from luve_lightning.files import write_text
 
 
 def judge(

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from luve_lightning.checkout import revision_in_words
 from luve_lightning.commands.progress import Steps
-from luve_lightning.evaluation.tables import write_text
+from luve_lightning.files import write_text
 from luve_lightning.reports import Comparison, PageText, ReportInputs, build_report
 
 _COLUMNS = ["*loss*"]

@@ -22,7 +22,7 @@ from luve_lightning.evaluation.denoising_run import (
     write_spectra,
 )
 from luve_lightning.evaluation.sigma_switch import PAPER_SIGMA_SWITCH, suggest_switch
-from luve_lightning.evaluation.tables import write_text
+from luve_lightning.files import write_text
 from luve_lightning.machine import check_video
 from luve_lightning.models.backbone import load_vae
 from luve_lightning.models.folders import is_local, loading

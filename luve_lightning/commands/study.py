@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from luve_lightning.commands.progress import Steps
-from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich, write_text
+from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich
 from luve_lightning.evaluation.video_sets import find_video_sets
+from luve_lightning.files import write_text
 from luve_lightning.studies.answers import read_answers
 from luve_lightning.studies.build import PAGE, StudyOptions, build_study
 from luve_lightning.studies.design import AXES

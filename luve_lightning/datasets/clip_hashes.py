@@ -7,7 +7,6 @@ was read otherwise are not found any more. One that is refused has no hash, so n
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -28,7 +27,7 @@ from luve_lightning.datasets.clip_presentation import (
 )
 from luve_lightning.datasets.clip_types import ClipError, RefusedClip
 from luve_lightning.datasets.file_hashes import FileHashes, stamp
-from luve_lightning.files import warn_kept_in_memory
+from luve_lightning.files import text_digest, warn_kept_in_memory
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
@@ -103,7 +102,7 @@ def _digest_of(path: Path, digest: str, reading: Reading) -> str:
         raise RefusedClip(path, reading.refused)
     if not reading.label:
         return digest
-    return hashlib.sha256(f"{digest}\nshown as: {reading.label}".encode()).hexdigest()
+    return text_digest(f"{digest}\nshown as: {reading.label}")
 
 
 class ClipHashes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from luve_lightning.datasets.score_table import (
     read_rows,
 )
 from luve_lightning.datasets.video_index import ClipEntry
+from luve_lightning.files import text_digest
 
 __all__ = ["ClipScores", "KeptClips", "ScoresError", "caption_digest"]
 
@@ -146,7 +146,7 @@ class ClipScores:
 
 def caption_digest(caption: str) -> str:
     """sha256 of a caption as UTF-8, 64 hex digits."""
-    return hashlib.sha256(caption.encode()).hexdigest()
+    return text_digest(caption)
 
 
 def _digest_or_empty(path: Path, hashes: ClipHashes) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import re
 import time
 from pathlib import Path
 
-from luve_lightning.files import warn_kept_in_memory
+from luve_lightning.files import file_digest, warn_kept_in_memory
 
 Stamp = tuple[int, int, int]
 
@@ -62,8 +61,7 @@ class FileHashes:
         before = stamp(file)
         if not file.is_file():  # a named pipe would wait for ever
             raise OSError(errno.EINVAL, "not a file", str(file))
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = file_digest(file)
         if stamp(file) != before:
             raise OSError(f"{file} changed while it was read")
         if time.time_ns() - max(before[1:]) > _SETTLED_NS:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from luve_lightning.datasets.safetensors_window import DTYPES
+from luve_lightning.files import text_digest
 
 # Raise it when the same clip and the same VAE would give other latents: another decoder or colour conversion
 # in datasets/clips.py (for clips that are converted, another `Presentation.label` is enough), another crop or
@@ -78,4 +78,4 @@ class LatentKey:
     @cached_property
     def digest(self) -> str:
         """sha256 of `json`, 64 hex digits: the entry's address."""
-        return hashlib.sha256(self.json.encode("ascii")).hexdigest()
+        return text_digest(self.json)

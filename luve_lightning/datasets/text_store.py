@@ -12,7 +12,6 @@ leaves a record of what it embedded with, `root/sources/<digest>.json`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from luve_lightning.datasets.safetensors_window import (
     packed,
     tensor_digest,
 )
-from luve_lightning.files import replacing
+from luve_lightning.files import text_digest, write_text
 
 # Raise it when the same caption and the same text encoder would give another embedding: another cleaning of
 # captions, tokenization or masking in models/text.py.
@@ -74,7 +73,7 @@ class TextSource:
     @cached_property
     def digest(self) -> str:
         """sha256 of the canonical JSON, 64 hex digits."""
-        return hashlib.sha256(_canonical(asdict(self)).encode("ascii")).hexdigest()
+        return text_digest(_canonical(asdict(self)))
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class TextKey:
     @cached_property
     def digest(self) -> str:
         """sha256 of `json`, 64 hex digits: the entry's address."""
-        return hashlib.sha256(self.json.encode("ascii")).hexdigest()
+        return text_digest(self.json)
 
 
 class TextStore:
@@ -217,8 +216,7 @@ class TextStore:
         text = json.dumps(asdict(source) | {"backbone": backbone}, indent=1, sort_keys=True) + "\n"
         if path.is_file() and path.read_bytes() == text.encode():
             return  # a store that is complete need not be writable
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(path, text)
 
     def sources(self) -> dict[TextSource, str]:
         """What the captions were embedded with, and the backbone each time."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
 from luve_lightning.datasets.file_hashes import FileHashes
-from luve_lightning.files import replacing, warn_kept_in_memory
+from luve_lightning.files import text_digest, warn_kept_in_memory, write_text
 from luve_lightning.models.backbone import LatentCodec
 from luve_lightning.models.folders import is_local
 
@@ -33,7 +32,7 @@ def vae_fingerprint(backbone: str | Path, root: str | Path) -> str:
     hashes = FileHashes(root)
     files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
     contents = "".join(f"{path.name} {hashes.digest(path)}\n" for path in files)
-    record = Path(root) / "vaes" / hashlib.sha256(contents.encode()).hexdigest()
+    record = Path(root) / "vaes" / text_digest(contents)
     try:
         if _FINGERPRINT.fullmatch(known := record.read_text(encoding="ascii").strip()):
             return known
@@ -41,8 +40,7 @@ def vae_fingerprint(backbone: str | Path, root: str | Path) -> str:
         pass  # not there, or not ours to read
     fingerprint = LatentCodec.from_pretrained(backbone).fingerprint()
     try:
-        with replacing(record) as temporary:
-            temporary.write_text(f"{fingerprint}\n", encoding="ascii")
+        write_text(record, f"{fingerprint}\n")
     except OSError as error:
         warn_kept_in_memory(Path(root), error)
     return fingerprint

@@ -17,7 +17,8 @@ from luve_lightning.evaluation.denoising_spectra import (
     recorded_predictions,
 )
 from luve_lightning.evaluation.sigma_switch import PAPER_SIGMA_SWITCH, SwitchSuggestion
-from luve_lightning.evaluation.tables import table_csv, write_text
+from luve_lightning.evaluation.tables import table_csv
+from luve_lightning.files import write_text
 from luve_lightning.functional.spectra import band_power, check_edges, radial_spectrum
 from luve_lightning.models.backbone import LatentCodec
 from luve_lightning.models.text import warn_of_cuts

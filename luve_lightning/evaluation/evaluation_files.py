@@ -22,7 +22,8 @@ from luve_lightning.evaluation.evaluation_report import (
 from luve_lightning.evaluation.latex import booktabs, escape
 from luve_lightning.evaluation.measures import Measure
 from luve_lightning.evaluation.runner import ORIGINALS, Problem
-from luve_lightning.evaluation.tables import table_csv, write_text
+from luve_lightning.evaluation.tables import table_csv
+from luve_lightning.files import write_text
 
 
 def write_report(report: Report, path: Path) -> list[Path]:

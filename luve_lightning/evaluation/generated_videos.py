@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,8 +12,7 @@ from PIL import Image
 
 from luve_lightning.datasets.video_files import write_video
 from luve_lightning.evaluation.contact_sheet import StageFrames, contact_sheet
-from luve_lightning.evaluation.tables import write_text
-from luve_lightning.files import replacing
+from luve_lightning.files import file_digest, replacing, write_text
 from luve_lightning.pipelines.generation_jobs import VideoFolder, VideoJob
 from luve_lightning.pipelines.generation_run import MadeVideo
 
@@ -48,15 +46,13 @@ def write_generated(
     write_video(video, made.frames, fps, lossless)
     if folder.sheet:
         _save(sheet_of(job, made), video.with_suffix(".jpg"))
-    with video.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     content = {
         "prompt": job.prompt,
         "fps": fps,
         "recipe": folder.recipe(job),
         "stages": [asdict(report) for report in made.reports],
         "steps": [step._asdict() for step in made.steps],
-        "sha256": digest,
+        "sha256": file_digest(video),
         **facts,
     }
     write_text(about, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -22,9 +22,8 @@ from PIL import Image
 
 from luve_lightning.datasets.clips import ClipError
 from luve_lightning.datasets.video_files import read_video
-from luve_lightning.evaluation.tables import write_text
 from luve_lightning.evaluation.video_sets import VideoSets
-from luve_lightning.files import naming, replacing
+from luve_lightning.files import naming, replacing, write_text
 
 AXES = {
     "realism": "whether light, textures, shapes and motion are those of a real recording, without artefacts",

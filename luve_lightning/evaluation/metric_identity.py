@@ -23,6 +23,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.files import text_digest
 
 _PACKAGE = "luve_lightning"
 # Two values that share a digest are the same value; 16 hex digits of SHA-256 are enough for a folder of results.
@@ -63,7 +64,7 @@ def describe_metric(metric: Metric, hashes: FileHashes) -> dict[str, Any]:
 def digest_of(description: Mapping[str, Any]) -> str:
     """A short name for a description."""
     text = json.dumps(description, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+    return text_digest(text)[:_DIGITS]
 
 
 @lru_cache(maxsize=256)

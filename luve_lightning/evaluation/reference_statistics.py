@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from luve_lightning.datasets.clip_hashes import shown_digest
 from luve_lightning.datasets.video_files import VIDEO_SUFFIXES, read_video
-from luve_lightning.files import warn_kept_in_memory
+from luve_lightning.files import file_digest, listing_digest, text_digest, warn_kept_in_memory
 from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.metrics.feature_extractor import FeatureExtractor
 from luve_lightning.metrics.feature_statistics import FeatureStatistics
@@ -48,14 +47,12 @@ def reference_files(folder: str | Path) -> list[Path]:
 
 def source_hash(folder: str | Path, files: Sequence[Path]) -> str:
     """sha256 over names (below the folder) and contents of files: another one when any of them changes."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            content = shown_digest(path, content)
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
-    return digest.hexdigest()
+
+    def digest(path: Path) -> str:
+        content = file_digest(path)
+        return content if path.suffix.lower() in IMAGE_SUFFIXES else shown_digest(path, content)
+
+    return listing_digest((path.relative_to(folder).as_posix(), digest(path)) for path in files)
 
 
 def read_frames(path: Path) -> Tensor:
@@ -175,4 +172,4 @@ def _load_kept(kept: Path) -> FeatureStatistics | None:
 def _kept(folder: Path, metric: FrechetPatchDistance, cache: Path) -> Path:
     content = source_hash(folder, reference_files(folder))
     recipe = f"{metric.extractor.name}\n{metric.patches}\n{content}\n"
-    return cache / f"{metric.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:20]}.safetensors"
+    return cache / f"{metric.name}-{text_digest(recipe)[:20]}.safetensors"

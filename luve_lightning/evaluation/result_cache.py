@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,8 +11,7 @@ import torch
 from torch import Tensor
 
 from luve_lightning.datasets.safetensors_window import DIGEST, SafetensorsWindow, packed, tensor_digest
-from luve_lightning.evaluation.tables import write_text
-from luve_lightning.files import replacing, warn_kept_in_memory
+from luve_lightning.files import replacing, text_digest, warn_kept_in_memory, write_text
 
 _FEATURES = "features"
 
@@ -106,7 +104,7 @@ class ResultCache:
 
 
 def _digest(score: Score) -> str:
-    return hashlib.sha256(json.dumps(asdict(score), sort_keys=True).encode()).hexdigest()
+    return text_digest(json.dumps(asdict(score), sort_keys=True))
 
 
 def result_key(metric: str, video: str, original: str | None = None, seed: str | None = None) -> str:
@@ -118,4 +116,4 @@ def result_key(metric: str, video: str, original: str | None = None, seed: str |
         original: SHA-256 of the file that it is compared with.
         seed: what else decides the result, such as the name that random patches are drawn for.
     """
-    return hashlib.sha256(json.dumps([metric, video, original, seed]).encode()).hexdigest()[:40]
+    return text_digest(json.dumps([metric, video, original, seed]))[:40]

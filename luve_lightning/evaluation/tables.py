@@ -6,14 +6,11 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
-
-from luve_lightning.files import replacing
 
 Row = Mapping[str, Any]
 
@@ -87,12 +84,6 @@ def table_rich(columns: Sequence[str], rows: Sequence[Row], title: str = "") -> 
             *(Text(format_value(row[column])) for column in columns)
         )  # Text: brackets are no markup
     return table
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is either the old one or the new one, never half of it; makes its folder."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _check(columns: Sequence[str], rows: Sequence[Row]) -> None:

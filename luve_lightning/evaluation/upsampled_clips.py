@@ -17,9 +17,9 @@ from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.clips import ClipError, read_clip
 from luve_lightning.datasets.video_files import write_video
 from luve_lightning.datasets.video_index import ClipEntry
-from luve_lightning.evaluation.tables import write_text
 from luve_lightning.evaluation.upsampling_comparison import DECODED_TOGETHER
 from luve_lightning.evaluation.upsampling_methods import CEILING, UpsamplingMethod
+from luve_lightning.files import write_text
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import video_to_frames
 from luve_lightning.functional.resize import fit_frames, resize_video

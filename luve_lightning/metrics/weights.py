@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from luve_lightning.files import file_digest
 from luve_lightning.metrics.base import Unavailable
 
 _CACHE = "~/.cache/luve-lightning"
@@ -68,12 +68,8 @@ class WeightFile:
             Unavailable: as `find`, or the bytes are others; one line.
         """
         path = self.find(given)
-        if self.sha256 is not None:
-            with path.open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != self.sha256:
-                    raise Unavailable(
-                        f"{path} is not {self.name}: its sha256 differs; get it from {self.url}"
-                    )
+        if self.sha256 is not None and file_digest(path) != self.sha256:
+            raise Unavailable(f"{path} is not {self.name}: its sha256 differs; get it from {self.url}")
         return path
 
     def _check_size(self, path: Path) -> None:

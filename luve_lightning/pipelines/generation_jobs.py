@@ -8,7 +8,6 @@ the process dies, so no two make the same one, and none waits for the dead.
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from luve_lightning.datasets.claimed_files import ClaimedFiles
-from luve_lightning.files import remove_unfinished
+from luve_lightning.files import file_digest, remove_unfinished, text_digest
 from luve_lightning.pipelines.prompts import PromptLine, check_distinct, check_seed
 from luve_lightning.pipelines.video_sizes import SizeRules
 
@@ -178,7 +177,7 @@ class VideoFolder:
             raise ValueError(
                 f"{path} was made otherwise ({was}); choose another --output, or --overwrite true to replace it"
             )
-        if about.get("sha256") not in (None, _sha256(path)):
+        if about.get("sha256") not in (None, file_digest(path)):
             return False  # cut short since, by a full disk or a copy that broke off
         more = [self.stage_video(job, stage) for stage in self.stages]
         more += [path.with_suffix(".jpg")] if self.sheet else []
@@ -191,7 +190,7 @@ class VideoFolder:
         Yields:
             True when this caller alone may write it until the block ends; False when another one is making it.
         """
-        digest = hashlib.sha256(job.name.casefold().encode()).hexdigest()
+        digest = text_digest(job.name.casefold())
         with self._claims.claim(digest, wait=wait) as mine:
             if mine:
                 for folder in (self.root, *(self.root / stage for stage in self.stages)):
@@ -199,11 +198,6 @@ class VideoFolder:
                     for left in folder.glob(f".{glob.escape(job.name)}.*"):
                         left.unlink(missing_ok=True)
             yield mine
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _differences(found: Any, wanted: Any, key: str = "") -> list[str]:

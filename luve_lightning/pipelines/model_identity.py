@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
 from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.files import listing_digest
 from luve_lightning.models.folders import is_local
 from luve_lightning.pipelines.lora_files import ADAPTER_CONFIG, beside
 
@@ -44,10 +44,8 @@ def model_identity(source: str | Path, hashes: FileHashes) -> str:
     )
     if not files:
         raise FileNotFoundError(f"{source}: no model files there")
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{hashes.digest(path)}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
+    named = ((path.relative_to(folder).as_posix(), hashes.digest(path)) for path in files)
+    return f"sha256:{listing_digest(named)}"
 
 
 def _revision(hub_id: str) -> str:

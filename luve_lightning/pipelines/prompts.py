@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from luve_lightning.datasets.file_names import check_name
+from luve_lightning.files import text_digest
 
 # What a line may say besides its prompt, and the type of it.
 _KEYS: dict[str, type] = {
@@ -60,7 +60,7 @@ class PromptLine:
         if self.name is not None:
             return self.name
         own = {key: value for key, value in asdict(self).items() if key != "where" and value is not None}
-        digest = hashlib.sha256(json.dumps(own, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+        digest = text_digest(json.dumps(own, sort_keys=True, ensure_ascii=False))
         return f"{slug(self.prompt)}-seed{seed}-{digest[:8]}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from luve_lightning.datasets.claimed_files import ClaimedFiles
 from luve_lightning.datasets.safetensors_window import DIGEST, tensor_digest
+from luve_lightning.files import text_digest
 
 
 class StageLatents:
@@ -31,7 +31,7 @@ class StageLatents:
     @staticmethod
     def digest(recipe: Mapping[str, Any]) -> str:
         """The name of a stage's latents: sha256 of all that they depend on."""
-        return hashlib.sha256(json.dumps(recipe, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+        return text_digest(json.dumps(recipe, sort_keys=True, ensure_ascii=False))
 
     def get(self, digest: str) -> dict[str, Tensor] | None:
         """The tensors stored under a digest, on the CPU, or None; damaged ones are removed with a word."""
@@ -60,4 +60,4 @@ class StageLatents:
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     named = "".join(f"{name} {tensor_digest(tensor)}\n" for name, tensor in sorted(tensors.items()))
-    return hashlib.sha256(named.encode()).hexdigest()
+    return text_digest(named)

@@ -6,7 +6,6 @@ The `hpsv3` package needs a transformers too old for the rest of this project, h
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from luve_lightning.datasets.clip_types import Frames
+from luve_lightning.files import file_digest
 from luve_lightning.scoring.base import Scorer
 
 _REPOSITORY, _FILE = "MizzenAI/HPSv3", "HPSv3.safetensors"  # where the package itself looks
@@ -93,5 +93,4 @@ def weights_digest(file: Path) -> str:
     content = file.resolve().name
     if re.fullmatch(r"[0-9a-f]{64}", content):
         return content
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_digest(file)

@@ -14,8 +14,8 @@ import numpy as np
 
 from luve_lightning.datasets.clips import ClipError
 from luve_lightning.datasets.video_files import read_video, write_video
-from luve_lightning.evaluation.tables import write_text
 from luve_lightning.evaluation.video_sets import VideoSets
+from luve_lightning.files import file_digest, write_text
 from luve_lightning.pages import render_document
 from luve_lightning.studies.design import AXES, POSITIONS, plan_rater
 from luve_lightning.studies.key import FORMAT, StudyKey, write_key
@@ -111,7 +111,7 @@ def build_study(
         raise ValueError("videos: no file name is in the folder of every method")
     if options.items is not None and options.items > len(names):
         raise ValueError(f"items: {options.items}, but only {len(names)} videos are there of every method")
-    digests = {name: [_digest(sets.methods[method][name]) for method in methods] for name in names}
+    digests = {name: [file_digest(sets.methods[method][name]) for method in methods] for name in names}
     key = _draw(methods, names, digests, options)
     prompts = {item: sets.prompts.get(item, "") for item in key.items}
     lacking = [item for item in key.items if not prompts[item]]
@@ -126,11 +126,6 @@ def build_study(
     write_key(key, key_file)
     write_text(folder / PAGE, _page(key, prompts, options.title))  # last: a folder with a page is complete
     return BuiltStudy(key, left_out, written)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _not_everywhere(sets: VideoSets) -> dict[str, str]:

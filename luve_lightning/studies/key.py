@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luve_lightning.evaluation.tables import write_text
+from luve_lightning.files import write_text
 from luve_lightning.studies.design import Trial
 
 FORMAT = 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from luve_lightning.datasets.video_index import VideoIndex
+from luve_lightning.files import text_digest
 from luve_lightning.functional.noise_bands import SigmaBand, Weighting
 from luve_lightning.models.backbone import load_vae
 from luve_lightning.models.building import build
@@ -117,7 +117,7 @@ class BackboneTask(FlowMatchingTask):
 
     def _vocabulary(self) -> str:
         words = self.text_encoder.tokenizer.get_vocab()
-        return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+        return text_digest(json.dumps(words, sort_keys=True))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which words the embeddings are of: others have the same shapes."""

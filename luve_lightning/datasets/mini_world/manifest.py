@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from luve_lightning.files import replacing
+from luve_lightning.files import file_digest, write_text
 
 MANIFEST = "MANIFEST.json"
 # Holds the arguments until the manifest does; a folder with it alone was interrupted and can be resumed.
@@ -48,25 +47,14 @@ def claim(output: Path, arguments: dict[str, int]) -> dict[str, str]:
 
 def write_manifest(output: Path, arguments: dict[str, int], names: Sequence[str]) -> None:
     """Declares a world complete: writes its arguments and the SHA-256 of each named file."""
-    hashes = {name: sha256_hex((output / name).read_bytes()) for name in names}
+    hashes = {name: file_digest(output / name) for name in names}
     write_text(output / MANIFEST, json.dumps({"arguments": arguments, "sha256": hashes}, indent=2) + "\n")
     (output / UNFINISHED).unlink(missing_ok=True)
 
 
 def matches(path: Path, expected: str | None) -> bool:
     """Returns whether a file is there and has this SHA-256."""
-    return path.is_file() and sha256_hex(path.read_bytes()) == expected
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def sha256_hex(data: bytes) -> str:
-    """Returns the SHA-256 of bytes as 64 hexadecimal digits."""
-    return hashlib.sha256(data).hexdigest()
+    return path.is_file() and file_digest(path) == expected
 
 
 def _check_same(output: Path, held: dict[str, int], asked: dict[str, int]) -> None:

@@ -24,10 +24,11 @@ from rich.progress import (
 from luve_lightning.datasets.mini_world.catalog import catalog_csv, splits_json
 from luve_lightning.datasets.mini_world.drawing import draw_scene
 from luve_lightning.datasets.mini_world.encode import write_clip
-from luve_lightning.datasets.mini_world.manifest import claim, matches, sha256_hex, write_manifest, write_text
+from luve_lightning.datasets.mini_world.manifest import claim, matches, write_manifest
 from luve_lightning.datasets.mini_world.paint import paint_scene
 from luve_lightning.datasets.mini_world.photographs import SPLITS
 from luve_lightning.datasets.mini_world.scene import RENDERER, Scene
+from luve_lightning.files import text_digest, write_text
 from luve_lightning.machine import check_video, cores
 
 
@@ -85,7 +86,7 @@ def render_mini_world(
     scenes = [draw_scene(seed, split, i, frames, size, fps) for split in SPLITS for i in range(counts[split])]
     texts = {"clips.csv": catalog_csv(scenes), "splits.json": splits_json(scenes)}
     todo = [scene for scene in scenes if not _is_there(folder / f"{scene.clip_id}.mp4", hashes, frames)]
-    stale = [name for name, text in texts.items() if not matches(output / name, sha256_hex(text.encode()))]
+    stale = [name for name, text in texts.items() if not matches(output / name, text_digest(text))]
     if todo or stale or not hashes:
         _render_all(todo, folder, processes or cores())
         for name, text in texts.items():
