@@ -1,12 +1,10 @@
-"""Files that other processes may be using: locks with an owner, writes that a kill cannot leave half done, digests."""
+"""Files that other processes may be using: writes that a kill cannot leave half done, and digests."""
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -14,104 +12,11 @@ import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 
+from luve_lightning.locks import runs
+
 _UNFINISHED, _SUFFIX = ".unfinished-", ".tmp"
-# What flock answers where a file system does not know it (some network and FUSE mounts).
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF)
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Who holds a lock.
-
-    Attributes:
-        pid: process id on its host; 0 when unknown.
-        host: name of the machine.
-        since: local time at which it took the lock, ISO 8601.
-    """
-
-    pid: int = 0
-    host: str = ""
-    since: str = ""
-
-    @classmethod
-    def me(cls) -> Owner:
-        """This process, now."""
-        return cls(
-            os.getpid(), socket.gethostname(), datetime.now().astimezone().isoformat(timespec="seconds")
-        )
-
-    @classmethod
-    def read(cls, path: Path) -> Owner:
-        """The owner that a lock file names; an unknown one when it names none."""
-        try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            return cls(int(facts["pid"]), str(facts["host"]), str(facts["since"]))
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            return cls()
-
-    def is_gone(self) -> bool:
-        """Whether this was a process of this machine that runs no more."""
-        return self.is_here() and not _runs(self.pid)
-
-    def is_here(self) -> bool:
-        """Whether this is a process of this machine."""
-        return self.host == socket.gethostname()
-
-    def __str__(self) -> str:
-        if not self.pid:
-            return "another process"
-        return f"process {self.pid} on {self.host}, since {self.since}"
-
-
-class Busy(RuntimeError):
-    """Somebody else holds a lock.
-
-    Attributes:
-        owner: who.
-    """
-
-    def __init__(self, what: str, owner: Owner) -> None:
-        super().__init__(f"{what} is in use by {owner}")
-        self.owner = owner
-
-
-@contextmanager
-def locked(path: Path, *, what: str) -> Iterator[None]:
-    """Hold a lock file while the block runs; the kernel drops the lock when the process dies, however it dies.
-
-    Processes that this one starts or forks do not hold it. Where the file system knows no `flock`, a warning says
-    so and only a living owner on the same machine is recognised.
-
-    Args:
-        path: the lock file, removed afterwards; its folder is made.
-        what: names what is locked, for the message.
-
-    Raises:
-        Busy: another process holds it; the text is `what` "is in use by process PID on HOST, since TIME".
-        OSError: the lock file cannot be made.
-    """
-    descriptor = _open_locked(path, what)
-    held = [descriptor]
-
-    def let_go() -> None:
-        while held:
-            os.close(held.pop())
-
-    # A forked child, such as a loader's worker, would keep the lock for as long as it outlives this process.
-    os.register_at_fork(after_in_child=let_go)
-    try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(asdict(Owner.me())).encode(), 0)
-        yield
-    finally:
-        if held:  # not in a forked child that leaves the block too
-            if _is_at(path, descriptor):
-                path.unlink(missing_ok=True)
-            let_go()
 
 
 def text_digest(text: str) -> str:
@@ -294,7 +199,7 @@ def _is_abandoned(temporary: Path) -> bool:
     if not pid.isdigit():
         return False  # not a name of ours
     if host == _host():
-        return not _runs(int(pid))
+        return not runs(int(pid))
     try:
         descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -308,51 +213,9 @@ def _is_abandoned(temporary: Path) -> bool:
     return True
 
 
-def _open_locked(path: Path, what: str) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise Busy(what, Owner.read(path)) from None
-        except OSError as error:
-            owner = Owner.read(path)
-            unknown = error.errno in _NO_LOCKS
-            if not unknown or (owner.is_here() and not owner.is_gone()):
-                os.close(descriptor)
-                raise Busy(what, owner) from None if unknown else error
-            warnings.warn(
-                f"{path.parent}: its file system has no locks; nothing keeps a second process out of {what}",
-                stacklevel=4,
-            )
-            return descriptor
-        if _is_at(path, descriptor):
-            return descriptor
-        os.close(descriptor)  # removed by whoever held it: look again
-
-
 def _host() -> str:
     """This machine's name without dots, which end it in a file name."""
     return re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname())
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _swapped(new: Path, folder: Path) -> bool:

@@ -19,21 +19,19 @@ from typing import Any
 import pytest
 
 from luve_lightning.files import (
-    Busy,
-    Owner,
     follow_umask,
-    locked,
     new_file_mode,
     remove_unfinished,
     replacing,
     replacing_folder,
     unfinished_path,
 )
+from luve_lightning.locks import Busy, Owner, locked
 
 _HOLDS = """
 import os, sys, time
 from pathlib import Path
-from luve_lightning.files import locked
+from luve_lightning.locks import locked
 with locked(Path(sys.argv[1]), what="x"):
     child = os.fork()  # as a loader's worker is
     if not child:

@@ -15,6 +15,7 @@ RANKS = {
     room: rank
     for rank, rooms in enumerate(
         [
+            ["locks"],
             ["checkout", "files", "functional", "machine", "terminal", "pages"],
             ["models"],
             ["losses", "metrics", "data", "datasets"],

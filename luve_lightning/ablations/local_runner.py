@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from luve_lightning.ablations.graph import Plan, Stage, Use
-from luve_lightning.ablations.stage_folder import done_record, is_done, try_lock
+from luve_lightning.ablations.stage_folder import done_record, is_done, lock_folder
 from luve_lightning.ablations.stage_process import Failure, StageProcess
 
 _POLL_SECONDS = 0.1
@@ -164,7 +164,7 @@ class LocalRunner:
                 continue
             if not free:
                 break
-            lock = try_lock(stage)
+            lock = lock_folder(stage)
             if lock is None:
                 self._locked_until[digest] = time.monotonic() + _LOCK_SECONDS
                 waiting = True

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from luve_lightning.ablations.graph import Stage
 from luve_lightning.files import write_text
+from luve_lightning.locks import try_lock
 
 _DONE = "done.json"
 _LOCK = ".lock"
@@ -37,7 +36,7 @@ def write_done(stage: Stage, facts: Mapping[str, Any]) -> None:
     write_text(stage.folder / _DONE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
-def try_lock(stage: Stage) -> int | None:
+def lock_folder(stage: Stage) -> int | None:
     """Take the folder, so that no two processes work in it.
 
     Returns:
@@ -45,13 +44,7 @@ def try_lock(stage: Stage) -> int | None:
         a killed `luve ablate` keeps others out. None when somebody else has it.
     """
     stage.folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(stage.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    return try_lock(stage.folder / _LOCK)
 
 
 def resumed_words(stage: Stage) -> tuple[str, ...]:

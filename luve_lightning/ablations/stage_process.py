@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from luve_lightning.ablations.graph import Stage
-from luve_lightning.ablations.stage_folder import is_done, log_path, resumed_words, try_lock, write_done
+from luve_lightning.ablations.stage_folder import is_done, lock_folder, log_path, resumed_words, write_done
 
 _TAIL = 5
 _POLL_SECONDS = 0.5
@@ -46,7 +46,7 @@ class StageProcess:
 
     Args:
         stage: to run.
-        lock: of its folder, see `try_lock`; closed when the process has ended.
+        lock: of its folder, see `lock_folder`; closed when the process has ended.
         program: what comes before the command's words.
         environment: variables that differ from this process's.
         facts: what else is written down when it is finished.
@@ -67,7 +67,7 @@ class StageProcess:
             log.write(f"$ {shlex.join(self.words)}\n".encode())
             log.flush()
             self._log_from = log.tell()
-            # In a session of its own: Ctrl-C is ours to pass on. With the lock: see try_lock.
+            # In a session of its own: Ctrl-C is ours to pass on. With the lock: see lock_folder.
             self.process = subprocess.Popen(
                 self.words,
                 stdin=subprocess.DEVNULL,
@@ -120,7 +120,7 @@ def run_stage(
     stage: Stage, program: Sequence[str], environment: Mapping[str, str], facts: Mapping[str, Any]
 ) -> Failure | None:
     """Run one stage to its end, waiting for whoever is at it; nothing happens when it is finished already."""
-    while (lock := try_lock(stage)) is None:
+    while (lock := lock_folder(stage)) is None:
         time.sleep(_POLL_SECONDS)
     if is_done(stage):
         os.close(lock)

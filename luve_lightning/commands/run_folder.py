@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from luve_lightning.commands.errors import UsageError
-from luve_lightning.files import Busy, locked
+from luve_lightning.locks import Busy, locked
 
 LOCK = ".run.lock"
 

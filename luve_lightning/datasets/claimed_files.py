@@ -11,7 +11,6 @@ takes over. Locks are `flock`, which Linux also honours on NFS.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -21,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from luve_lightning.files import naming
+from luve_lightning.locks import remove_locked, try_lock
 
-_ASK_AGAIN = 0.02  # seconds
+# Seconds. Waiting inside `flock` would not do: a signal that comes just before that call, or to another thread, does
+# not end it, and Python would not get to handle it.
+_ASK_AGAIN = 0.02
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class ClaimedFiles:
         """
         temporary = self.path(digest).with_suffix(".tmp")
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock(temporary, os.O_RDWR | os.O_CREAT, wait)
+        while (descriptor := try_lock(temporary)) is None and wait:
+            time.sleep(_ASK_AGAIN)
         if descriptor is None:
             yield False
             return
@@ -79,7 +82,7 @@ class ClaimedFiles:
             yield True
         finally:
             self._claimed.pop(digest, None)
-            _unlink_locked(temporary, descriptor)
+            remove_locked(temporary, descriptor)
             os.close(descriptor)
 
     def write(self, digest: str, data: bytes) -> int:
@@ -120,9 +123,9 @@ class ClaimedFiles:
         for temporary in self.root.glob("??/*.tmp"):
             # Somebody else removes it, or the store may not be written, and then nothing needs room in it.
             with suppress(FileNotFoundError, PermissionError), _unless_read_only():
-                descriptor = _lock(temporary, os.O_RDWR, wait=False)
+                descriptor = try_lock(temporary, os.O_RDWR)
                 if descriptor is not None:
-                    removed += _unlink_locked(temporary, descriptor)
+                    removed += remove_locked(temporary, descriptor)
                     os.close(descriptor)
         return removed
 
@@ -132,30 +135,6 @@ class ClaimedFiles:
         return StoreSize(len(sizes), sum(sizes), sum(1 for _ in self.root.glob("??/*.tmp")))
 
 
-def _lock(path: Path, flags: int, wait: bool) -> int | None:
-    """Open and lock the file that is at `path` now; None when it is locked and `wait` is False.
-
-    It asks again and again instead of waiting inside `flock`: a signal that comes just before that call, or to another
-    thread, does not end it, and Python would not get to handle it.
-    """
-    while True:
-        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            if not wait:
-                return None
-            time.sleep(_ASK_AGAIN)
-            continue
-        except BaseException:
-            os.close(descriptor)
-            raise
-        if _is_at(path, descriptor):
-            return descriptor
-        os.close(descriptor)  # renamed or removed by whoever held it: look again
-
-
 @contextmanager
 def _unless_read_only() -> Iterator[None]:
     try:
@@ -163,18 +142,3 @@ def _unless_read_only() -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.EROFS:
             raise
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _unlink_locked(path: Path, descriptor: int) -> bool:
-    """Remove `path` if it is the locked file of `descriptor`, and not a later writer's."""
-    if not _is_at(path, descriptor):
-        return False
-    path.unlink()
-    return True

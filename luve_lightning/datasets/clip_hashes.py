@@ -7,8 +7,6 @@ was read otherwise are not found any more. One that is refused has no hash, so n
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -28,6 +26,7 @@ from luve_lightning.datasets.clip_presentation import (
 from luve_lightning.datasets.clip_types import ClipError, RefusedClip
 from luve_lightning.datasets.file_hashes import FileHashes, stamp
 from luve_lightning.files import text_digest, warn_kept_in_memory
+from luve_lightning.locks import JsonLines
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
@@ -115,9 +114,8 @@ class ClipHashes:
 
     def __init__(self, root: str | Path) -> None:
         self.files = FileHashes(root)
-        self.path = Path(root) / "clip_readings.jsonl"
+        self._lines = JsonLines(Path(root) / "clip_readings.jsonl")
         self._known: dict[str, Reading] = {}
-        self._read_to = 0
 
     def digest(self, path: str | Path) -> str:
         """The hash of a clip, 64 hex digits; the sha256 of its bytes when it is ordinary or cannot be decoded.
@@ -173,32 +171,16 @@ class ClipHashes:
 
     def _remember(self, digest: str, reading: Reading) -> None:
         self._known[digest] = reading
-        line = json.dumps({"sha256": digest, "rules": _RULES, **asdict(reading)}, ensure_ascii=False)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-            with os.fdopen(descriptor, "wb", buffering=0) as stream:
-                # A line of its own, also after one that a kill cut off.
-                stream.write(f"\n{line}\n".encode())
+            self._lines.append({"sha256": digest, "rules": _RULES, **asdict(reading)})
         except OSError as error:
-            warn_kept_in_memory(self.path.parent, error)
+            warn_kept_in_memory(self._lines.path.parent, error)
 
     def _refresh(self) -> None:
-        """Take in whole lines that were appended since the last look."""
-        try:
-            start = self._read_to  # once: other threads may be here too
-            with self.path.open("rb") as stream:
-                stream.seek(start)
-                new = stream.read()
-        except OSError:
-            return
-        whole = new[: new.rfind(b"\n") + 1]
-        self._read_to = start + len(whole)
-        for line in whole.split(b"\n"):
-            try:
-                record = json.loads(line)
-                if record["rules"] == _RULES:
-                    label, refused = str(record["label"]), str(record["refused"])
-                    self._known[str(record["sha256"])] = Reading(label, refused, bool(record["uneven"]))
-            except (ValueError, KeyError, TypeError, RecursionError):
-                continue  # empty, torn by a kill, or of another version
+        """Take in what was appended since the last look, where the file may be read."""
+        with suppress(OSError):
+            for record in self._lines.new():
+                with suppress(KeyError, TypeError):  # of another version
+                    if record["rules"] == _RULES:
+                        label, refused = str(record["label"]), str(record["refused"])
+                        self._known[str(record["sha256"])] = Reading(label, refused, bool(record["uneven"]))

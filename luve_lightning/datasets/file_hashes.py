@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
 import os
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from luve_lightning.files import file_digest, warn_kept_in_memory
+from luve_lightning.locks import JsonLines
 
 Stamp = tuple[int, int, int]
 
@@ -42,9 +42,8 @@ class FileHashes:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.path = Path(root) / "file_hashes.jsonl"
+        self._lines = JsonLines(Path(root) / "file_hashes.jsonl")
         self._known: dict[str, tuple[Stamp, str]] = {}
-        self._read_to = 0
         self._writable = True
 
     def digest(self, path: str | Path) -> str:
@@ -88,40 +87,21 @@ class FileHashes:
         if not self._writable:
             return
         try:
-            self._append(file, seen, digest)
+            self._lines.append({"path": file, "stamp": seen, "sha256": digest})
         except OSError as error:
             self._writable = False
-            warn_kept_in_memory(self.path.parent, error)
-
-    def _append(self, file: str, seen: Stamp, digest: str) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"path": file, "stamp": seen, "sha256": digest}).encode() + b"\n"
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        with os.fdopen(descriptor, "rb+", buffering=0) as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            end = stream.seek(0, os.SEEK_END)
-            if end and os.pread(descriptor, 1, end - 1) != b"\n":
-                line = b"\n" + line  # a writer was killed inside its line: leave it alone on one of its own
-            stream.write(line)
+            warn_kept_in_memory(self._lines.path.parent, error)
 
     def _refresh(self) -> None:
-        """Take in whole lines that were appended since the last look."""
-        try:
-            with self.path.open("rb") as stream:
-                stream.seek(self._read_to)
-                new = stream.read()
-        except OSError:
-            return  # not there, or not ours to read
-        whole = new[: new.rfind(b"\n") + 1]
-        self._read_to += len(whole)
-        for line in whole.splitlines():
-            try:
-                record = json.loads(line)
-                size, mtime, ctime = record["stamp"]
-                if _SHA256.fullmatch(record["sha256"]):
-                    self._known[record["path"]] = ((size, mtime, ctime), record["sha256"])
-            except (ValueError, KeyError, TypeError, RecursionError):
-                continue  # torn by a kill; the file is hashed again when it is needed
+        """Take in what was appended since the last look, where the file may be read."""
+        with suppress(OSError):
+            for record in self._lines.new():
+                with suppress(
+                    ValueError, KeyError, TypeError
+                ):  # of another kind: hashed again when it is needed
+                    size, mtime, ctime = record["stamp"]
+                    if _SHA256.fullmatch(record["sha256"]):
+                        self._known[record["path"]] = ((size, mtime, ctime), record["sha256"])
 
 
 def _resolved(path: str | Path) -> Path:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from luve_lightning.datasets.clip_types import ClipError
 from luve_lightning.files import warn_kept_in_memory
+from luve_lightning.locks import JsonLines
 
 T = TypeVar("T")
 SHOWN = 5  # clips named in the message of TooManyBadClips
@@ -96,7 +94,7 @@ class Quarantine:
         self.max_bad_fraction, self.total = max_bad_fraction, total
         self._own = None if clips is None else {str(clip) for clip in clips}
         self._bad: dict[str, BadClip] = {}
-        self._read = 0  # bytes of the file already taken in
+        self._lines = None if path is None else JsonLines(Path(path))
 
     def add(self, error: ClipError) -> None:
         """List the clip, unless it is listed.
@@ -105,15 +103,15 @@ class Quarantine:
             TooManyBadClips: more than the allowed share is bad now.
         """
         bad = BadClip.now(error)
-        if self.path is None:
+        if self._lines is None:
             self._bad.setdefault(bad.path, bad)
         elif bad.path not in self._bad:
             try:
-                self._look()  # what is listed need not be writable
-                if bad.path not in self._bad:
-                    self._append(self.path, bad)
+                if not self._lists(bad):  # what is listed need not be writable
+                    self._lines.append(asdict(bad), unless=lambda: self._lists(bad))
+                    self._look()
             except OSError as error:
-                warn_kept_in_memory(self.path.parent, error)
+                warn_kept_in_memory(self._lines.path.parent, error)
                 self._bad[bad.path] = bad
         if len(self._counted()) > self.allowed:
             raise TooManyBadClips(self.describe())
@@ -133,10 +131,16 @@ class Quarantine:
         """Whether more than allowed are bad."""
         return len(self.bad()) > self.allowed
 
+    def _lists(self, bad: BadClip) -> bool:
+        self._look()
+        return bad.path in self._bad
+
     def _look(self) -> None:
-        if self.path is not None and self.path.exists():
-            with self.path.open("rb") as file:
-                self._catch_up(file.fileno())
+        """Take in the lines written since the last look; all again when somebody deleted or emptied the file."""
+        for record in [] if self._lines is None else self._lines.new(self._bad.clear):
+            clip = _parsed(record)
+            if clip is not None and clip.holds():
+                self._bad.setdefault(clip.path, clip)
 
     def _counted(self) -> list[BadClip]:
         return [clip for clip in self._bad.values() if self._own is None or clip.path in self._own]
@@ -153,35 +157,6 @@ class Quarantine:
             f"{len(bad)} of {self.total} clips cannot be read ({len(bad) / self.total:.1%}, {allowed} allowed): "
             f"{some}{more}{listed}"
         )
-
-    def _append(self, path: Path, bad: BadClip) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)  # given back by the kernel even when the process is killed
-            end = self._catch_up(file)
-            if bad.path in self._bad:
-                return
-            line = json.dumps(asdict(bad), ensure_ascii=False) + "\n"
-            # A writer killed in the middle of a line leaves it open: close it, or this one is lost with it.
-            os.write(file, (line if end else f"\n{line}").encode())
-            self._catch_up(file)
-        finally:
-            os.close(file)
-
-    def _catch_up(self, file: int) -> bool:
-        """Take in the lines written since the last look; False when the last one has no end."""
-        size = os.fstat(file).st_size
-        if size < self._read:  # somebody deleted or emptied the file: count again
-            self._read, self._bad = 0, {}
-        data = os.pread(file, size - self._read, self._read)
-        whole = data.rfind(b"\n") + 1
-        self._read += whole
-        for line in data[:whole].splitlines():
-            clip = _parsed(line)
-            if clip is not None and clip.holds():
-                self._bad.setdefault(clip.path, clip)
-        return whole == len(data)
 
 
 def first_readable(
@@ -220,10 +195,10 @@ def _facts(path: Path) -> tuple[int | None, int | None]:
     return facts.st_size, facts.st_mtime_ns
 
 
-def _parsed(line: bytes) -> BadClip | None:
+def _parsed(record: dict[str, Any]) -> BadClip | None:
     try:
-        clip = BadClip(**json.loads(line))
-    except (ValueError, TypeError, RecursionError):  # cut off by a kill, or not ours
+        clip = BadClip(**record)
+    except TypeError:  # not ours
         return None
     sound = isinstance(clip.path, str) and "\0" not in clip.path and isinstance(clip.reason, str)
     return clip if sound else None

@@ -25,7 +25,7 @@ from luve_lightning.datasets.score_table import (
     write_rows,
 )
 from luve_lightning.datasets.video_index import ClipEntry
-from luve_lightning.files import Busy, locked
+from luve_lightning.locks import Busy, locked
 from luve_lightning.scoring.base import Scorer
 from luve_lightning.scoring.read_frames import ClipJob, FrameChoice, FrameReader, ReadClip, read_ahead
 from luve_lightning.scoring.shard import Shard

@@ -13,7 +13,7 @@ import pytest
 
 from luve_lightning.ablations.graph import Planner, without
 from luve_lightning.ablations.local_runner import LocalRunner, Outcome, Slots
-from luve_lightning.ablations.stage_folder import done_record, is_done, log_path, try_lock
+from luve_lightning.ablations.stage_folder import done_record, is_done, lock_folder, log_path
 from luve_lightning.ablations.stage_process import run_stage
 from tests.helpers.ablation_process import start_run
 from tests.helpers.ablations import PROGRAM, ROWS, TABLE, Notes, events, planner_of, started, write_table
@@ -155,7 +155,7 @@ def test_a_killed_run_goes_on_without_repeating_a_finished_stage(tmp_path: Path,
     plan = planner.plan({seed: list(ROWS) for seed in (0, 1)})
     taken = next(s for s in plan.stages.values() if s.folder.name in started(log) and s.name == "expert")
     assert not is_done(taken)
-    assert try_lock(taken) is None, "the orphan holds it"
+    assert lock_folder(taken) is None, "the orphan holds it"
     before = [name for name in started(log) if "expert" not in name]
     finished = {s.folder.name for s in plan.stages.values() if is_done(s)}
     assert any(name.startswith("data") for name in finished)
@@ -192,7 +192,7 @@ def test_a_signal_ends_the_stages_too(tmp_path: Path, log: Path, number: signal.
 def test_a_stage_of_another_program_is_waited_for(tmp_path: Path, log: Path) -> None:
     planner = planner_of(write_table(tmp_path / "small"), tmp_path / "runs")
     [data] = [s for s in planner.plan({0: ["full"]}).stages.values() if s.name == "data"]
-    lock = try_lock(data)
+    lock = lock_folder(data)
     assert lock is not None
 
     class Releases(Notes):
@@ -219,4 +219,4 @@ def test_one_stage_by_itself(tmp_path: Path, log: Path) -> None:
     failure = run_stage(data, PROGRAM, {}, {})
     assert failure is not None
     assert failure.tail[-1] == "it broke here"
-    assert try_lock(data) is not None, "let go of"
+    assert lock_folder(data) is not None, "let go of"

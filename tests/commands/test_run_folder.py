@@ -26,7 +26,7 @@ from tests.helpers.run_luve import run_luve
 _HOLDS = """
 import sys, time
 from pathlib import Path
-from luve_lightning.files import locked
+from luve_lightning.locks import locked
 with locked(Path(sys.argv[1]), what="x"):
     print("held", flush=True)
     time.sleep(600)

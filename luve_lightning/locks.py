@@ -1,0 +1,249 @@
+"""Locks with an owner, and files of lines that several processes append to."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+# What flock answers where a file system does not know it (some network and FUSE mounts).
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lock.
+
+    Attributes:
+        pid: process id on its host; 0 when unknown.
+        host: name of the machine.
+        since: local time at which it took the lock, ISO 8601.
+    """
+
+    pid: int = 0
+    host: str = ""
+    since: str = ""
+
+    @classmethod
+    def me(cls) -> Owner:
+        """This process, now."""
+        return cls(
+            os.getpid(), socket.gethostname(), datetime.now().astimezone().isoformat(timespec="seconds")
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Owner:
+        """The owner that a lock file names; an unknown one when it names none."""
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            return cls(int(facts["pid"]), str(facts["host"]), str(facts["since"]))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return cls()
+
+    def is_gone(self) -> bool:
+        """Whether this was a process of this machine that runs no more."""
+        return self.is_here() and not runs(self.pid)
+
+    def is_here(self) -> bool:
+        """Whether this is a process of this machine."""
+        return self.host == socket.gethostname()
+
+    def __str__(self) -> str:
+        if not self.pid:
+            return "another process"
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+class Busy(RuntimeError):
+    """Somebody else holds a lock.
+
+    Attributes:
+        owner: who.
+    """
+
+    def __init__(self, what: str, owner: Owner) -> None:
+        super().__init__(f"{what} is in use by {owner}")
+        self.owner = owner
+
+
+@contextmanager
+def locked(path: Path, *, what: str) -> Iterator[None]:
+    """Hold a lock file while the block runs; the kernel drops the lock when the process dies, however it dies.
+
+    Processes that this one starts or forks do not hold it. Where the file system knows no `flock`, a warning says
+    so and only a living owner on the same machine is recognised.
+
+    Args:
+        path: the lock file, removed afterwards; its folder is made.
+        what: names what is locked, for the message.
+
+    Raises:
+        Busy: another process holds it; the text is `what` "is in use by process PID on HOST, since TIME".
+        OSError: the lock file cannot be made.
+    """
+    descriptor = _open_locked(path, what)
+    held = [descriptor]
+
+    def let_go() -> None:
+        while held:
+            os.close(held.pop())
+
+    # A forked child, such as a loader's worker, would keep the lock for as long as it outlives this process.
+    os.register_at_fork(after_in_child=let_go)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(asdict(Owner.me())).encode(), 0)
+        yield
+    finally:
+        if held:  # not in a forked child that leaves the block too
+            remove_locked(path, descriptor)
+            let_go()
+
+
+def try_lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int | None:
+    """Lock a file for as long as this process, or one that inherits the descriptor, keeps it open.
+
+    Args:
+        path: the file.
+        flags: of `os.open`.
+
+    Returns:
+        A descriptor of the file that is at `path` now; None when somebody else has it.
+
+    Raises:
+        OSError: it cannot be opened, or its file system has no locks.
+    """
+    while True:
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException as error:
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                return None
+            raise
+        if _is_at(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # renamed or removed by whoever held it: look again
+
+
+def remove_locked(path: Path, descriptor: int) -> bool:
+    """Remove a file that `try_lock` locked, unless another one has taken its name; whether it did."""
+    at = _is_at(path, descriptor)
+    if at:
+        path.unlink(missing_ok=True)
+    return at
+
+
+class JsonLines:
+    """A file of JSON objects, one a line, that any number of processes append to.
+
+    A line is written at once and under a lock, so that lines are whole. One that a kill cut off is left alone and
+    passed over.
+
+    Args:
+        path: the file; made, with its folders, on the first write.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read_to = 0
+
+    def new(self, start_over: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
+        """The objects appended since the last call, by anyone; none when there is no file.
+
+        Args:
+            start_over: called first when the file was emptied or replaced by a shorter one, all of which is new.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        try:
+            with self.path.open("rb") as stream:
+                start = self._read_to  # once: other threads may be here too
+                if os.fstat(stream.fileno()).st_size < start:
+                    start_over()
+                    start = 0
+                stream.seek(start)
+                lines = stream.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        lines = lines[: lines.rfind(b"\n") + 1]
+        self._read_to = start + len(lines)
+        return [record for line in lines.split(b"\n") if (record := _parsed(line)) is not None]
+
+    def append(self, record: Mapping[str, Any], unless: Callable[[], bool] = lambda: False) -> None:
+        """Append an object.
+
+        Args:
+            record: of what JSON can hold.
+            unless: asked while no other process can append; True leaves the file as it is.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        line = json.dumps(record, ensure_ascii=False).encode(errors="surrogatepass") + b"\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        with os.fdopen(descriptor, "rb+", buffering=0) as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)  # given back by the kernel even when the process is killed
+            if unless():
+                return
+            end = stream.seek(0, os.SEEK_END)
+            torn = end > 0 and os.pread(descriptor, 1, end - 1) != b"\n"
+            stream.write(b"\n" * torn + line)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _open_locked(path: Path, what: str) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = try_lock(path)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        owner = Owner.read(path)
+        if owner.is_here() and not owner.is_gone():
+            raise Busy(what, owner) from None
+        warnings.warn(
+            f"{path.parent}: its file system has no locks; nothing keeps a second process out of {what}",
+            stacklevel=4,
+        )
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    if descriptor is None:
+        raise Busy(what, Owner.read(path))
+    return descriptor
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def runs(pid: int) -> bool:
+    """Whether this machine has a process of that id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
