@@ -30,7 +30,7 @@ from typing import Any
 import yaml
 
 from luve_lightning.commands import VERBS
-from luve_lightning.commands.compose import load, merge
+from luve_lightning.config_files import merge, read_config
 from tests.test_experiments import EXPERIMENTS, documented_command, overlays
 
 CPU_SECONDS, WALL_SECONDS, MEMORY = 90, 400, 8 * 2**30
@@ -106,7 +106,7 @@ def bases() -> list[Base]:
         verb, files = documented_command(EXPERIMENTS / f"{name}.yaml")
         tree: dict[str, Any] = {}
         for file in [*files, *overlays(verb, files)]:
-            tree = merge(tree, load(file))
+            tree = merge(tree, read_config(file))
         if verb == "fit":  # or a run without its `max_steps` would take Lightning's 1000 epochs
             tree["trainer"]["max_epochs"] = 2
         found.append(Base(f"{verb} {name}", verb, without_marks(tree)))

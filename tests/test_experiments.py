@@ -11,13 +11,16 @@ import yaml
 
 from luve_lightning.commands import VERBS
 from luve_lightning.commands.compose import compose
+from luve_lightning.config_files import read_config
 from tests.helpers.run_luve import run_luve
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXPERIMENTS = REPOSITORY / "experiments"
 OVERLAYS = REPOSITORY / "tests" / "conf"
 # Ablations have a rule of their own for each kind of file: tests/ablations/test_experiment_tables.py.
-FILES = sorted(file for file in EXPERIMENTS.rglob("*.yaml") if EXPERIMENTS / "ablations" not in file.parents)
+# What files extend is run with them.
+APART = (EXPERIMENTS / "ablations", EXPERIMENTS / "base")
+FILES = sorted(file for file in EXPERIMENTS.rglob("*.yaml") if not set(APART) & set(file.parents))
 
 _LUVE = re.compile(r"\bluve ([a-z-]+)((?: --config [\w./-]+)+)")
 _MAKE = re.compile(r"\bmake train-vluer CONFIG=([\w./-]+)")
@@ -124,6 +127,15 @@ def test_a_difference_changes_few_keys_or_says_why(file: Path) -> None:
         )
         return
     assert leaves(compose([file])) <= 3 or "Why:" in header(file)
+
+
+@pytest.mark.parametrize("file", sorted((EXPERIMENTS / "base").glob("*.yaml")), ids=relative)
+def test_a_base_file_is_used_and_holds_nothing_that_is_learnt_by(file: Path) -> None:
+    content = read_config(file)
+    assert not {"model", "data"} & set(content)
+    assert not {"max_steps", "precision", "gradient_clip_val"} & set(content.get("trainer", {}))
+    assert len(header(file).splitlines()[0]) >= 30
+    assert any(f"extends: ../base/{file.name}" in other.read_text(encoding="utf-8") for other in FILES)
 
 
 @pytest.mark.parametrize("file", sorted(EXPERIMENTS.rglob("*.yaml")), ids=relative)

@@ -16,7 +16,7 @@ RANKS = {
     for rank, rooms in enumerate(
         [
             ["locks"],
-            ["checkout", "files", "functional", "machine", "terminal", "pages"],
+            ["checkout", "config_files", "files", "functional", "machine", "terminal", "pages"],
             ["models"],
             ["losses", "metrics", "data", "datasets"],
             ["datamodules", "tasks", "cascade", "pipelines", "scoring"],

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from luve_lightning.ablations.table import ROW, Better, MetricSpec, Row, StageSpec, Table
+from luve_lightning.config_files import read_config
 
 TABLE_FILE = "table.yaml"
 
@@ -34,10 +34,9 @@ def read_table(folder: Path, changes: Mapping[str, Any] | None = None) -> Table:
         changes: laid over `table.yaml`; rows are laid over both.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: something in a file is wrong; the message names the file and the key.
+        ValueError: a file is missing, or something in one is wrong; the message names the file and the key.
     """
-    base, changes = _read_base(folder / TABLE_FILE), dict(changes or {})
+    base, changes = _read(folder / TABLE_FILE, _TABLE_KEYS, "table"), dict(changes or {})
     # A misspelt one, or an overlay of another table, would change nothing.
     _check_keys(changes.get("settings") or {}, tuple(base.get("settings") or {}), "settings.")
     base = merged(base, changes)
@@ -88,21 +87,9 @@ def merged(base: Any, over: Any) -> Any:
     return result
 
 
-def _read_base(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A table's file over the ones it extends, paths from the file's own folder."""
-    own = _read(file, _TABLE_KEYS)
-    base = own.pop("extends", None)
-    if base is None:
-        return own
-    path = (file.parent / str(base)).resolve()
-    if path in seen:
-        raise ValueError(f"{file}: extends: {base} extends this file itself")
-    return dict(merged(_read_base(path, (*seen, path)), own))
-
-
 def _read_row(folder: Path, name: str, base: Mapping[str, Any]) -> Row:
     file = folder / f"{name}.yaml"
-    own = _read(file, _ROW_KEYS)
+    own = _read(file, _ROW_KEYS, f"{folder / TABLE_FILE}: rows")
     tree = {key: merged(base.get(key) or {}, own.get(key) or {}) for key in ("settings", "stages")}
     stages = {
         _name(stage, f"{file}: stages"): _stage(stage, spec, f"{file}: stages.{stage}")
@@ -119,21 +106,10 @@ def _read_row(folder: Path, name: str, base: Mapping[str, Any]) -> Row:
     return Row(name, str(own.get("title") or name.replace("_", " ")), stages, values, note)
 
 
-def _read(file: Path, known: tuple[str, ...]) -> dict[str, Any]:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file")
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ValueError(f"{file}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
-    except (OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ValueError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a mapping of keys, got a {type(content).__name__}")
+def _read(file: Path, known: tuple[str, ...], where: str) -> dict[str, Any]:
+    content = read_config(file, where, merged)
     _check_keys(content, known, f"{file}: ")
-    return {str(key): value for key, value in content.items()}
+    return content
 
 
 def _resolved(tree: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Composes configuration files and `--key value` options into one plain mapping.
 
-The order is: files in the order given, then options, then interpolations. So `${trainer.default_root_dir}` in a
-base file follows an override in a later file or on the command line, and an option can reach into a dictionary
-of components (`--callbacks.checkpoint.save_top_k 3`). jsonargparse then checks the result against the signatures.
+The order is: files in the order given, each over those it extends, then options, then interpolations. So
+`${trainer.default_root_dir}` in a base file follows an override in a later file or on the command line, and an option
+can reach into a dictionary of components (`--callbacks.checkpoint.save_top_k 3`). jsonargparse then checks the result
+against the signatures.
 
 A text that a user writes is data: the value of an option whose type is `str` is taken as it stands. `null` stands for
 null where the type allows it, but in a prompt it is a word: only a file switches a prompt off.
@@ -20,16 +21,15 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from luve_lightning.commands.config_files import CompositionError, parse_yaml, read_config
 from luve_lightning.commands.keys import COMPONENT_KEYS, Keys, Text, Verbatim, read_texts
 from luve_lightning.commands.signatures import Parameter
+from luve_lightning.config_files import SWITCHED_OFF, CompositionError, merge, parse_yaml, read_config
 
 _OPTION = re.compile(r"--[^\s=]+(=|$)")  # a key holds no space, so `--a cat` is a text
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
 # OmegaConf's words around what a resolver raised, such as "Environment variable 'X' not found".
 _RAISED = re.compile(r"\w+ raised while resolving interpolation: [\"']?(.*?)[\"']?")
 _MISSING = "${oc.decode:\"'???'\"}"  # the text ???, which OmegaConf reads as a value that must be given
-_OFF = object()  # stands where null came over a component, until all files and options are merged
 
 
 class Flag(str):
@@ -156,7 +156,7 @@ def compose(
     """
     config: Any = {}
     for file in files:
-        config = merge(config, load(file))
+        config = merge(config, read_config(file))
     try:
         for key, text in options:
             _set_option(config, key, text, keys.at if keys is not None else None)
@@ -168,15 +168,6 @@ def compose(
     return resolved
 
 
-def load(file: Path) -> dict[str, Any]:
-    """Reads one YAML file into a plain mapping, interpolations left as text.
-
-    Raises:
-        CompositionError: When the file is missing, is no YAML, or holds something else than a mapping.
-    """
-    return read_config(file)
-
-
 def escaped(value: Any) -> Any:
     """A configuration whose texts `compose` reads back as they are: `${` and `???` in them mean nothing."""
     if isinstance(value, Mapping):
@@ -186,21 +177,6 @@ def escaped(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return _MISSING if value == "???" else _INTERPOLATION.sub(lambda found: found[1] * 2 + r"\${", value)
-
-
-def merge(base: Any, over: Any) -> Any:
-    """Merges `over` into `base`: mappings key by key, anything else is replaced.
-
-    A component (`class_path` and `init_args`) that changes its class keeps nothing of the earlier `init_args`. Null
-    over a component switches it off: `compose` removes it from a dictionary of components by name.
-    """
-    if over is None and isinstance(base, dict) and "class_path" in base:
-        return _OFF
-    if not isinstance(base, dict) or not isinstance(over, dict):
-        return over
-    if "class_path" in over and base.get("class_path") not in (None, over["class_path"]):
-        return over
-    return {**base, **{key: merge(base[key], over[key]) if key in base else over[key] for key in over}}
 
 
 def drop_nulls(config: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
@@ -239,7 +215,7 @@ def _set_option(
         elif isinstance(child, str):  # a class given by its path alone: `--model my.Module --model.lr 1e-3`
             child = node[part] = {"class_path": child}
         inside = ".".join(parts[: depth + 1])
-        if child is _OFF:
+        if child is SWITCHED_OFF:
             raise CompositionError(
                 f"--{key}: {inside} is switched off by null in a file; --{inside} CLASS before it switches it on again"
             )
@@ -280,9 +256,9 @@ def _verbatim(value: Any) -> Any:
 def _without_switched_off(node: Any, by_name: bool = False) -> Any:
     """Removes switched-off components from dictionaries by name; elsewhere (an argument of a class) they are null."""
     if isinstance(node, dict):
-        kept = {key: value for key, value in node.items() if not (by_name and value is _OFF)}
+        kept = {key: value for key, value in node.items() if not (by_name and value is SWITCHED_OFF)}
         return {key: _without_switched_off(value, key != "init_args") for key, value in kept.items()}
-    return None if node is _OFF else node
+    return None if node is SWITCHED_OFF else node
 
 
 def _resolve(config: Mapping[str, Any]) -> dict[str, Any]:

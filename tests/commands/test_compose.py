@@ -8,14 +8,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luve_lightning.commands.compose import (
-    CompositionError,
-    compose,
-    drop_nulls,
-    merge,
-    named_options,
-    read_arguments,
-)
+from luve_lightning.commands.compose import compose, drop_nulls, named_options, read_arguments
+from luve_lightning.config_files import CompositionError, merge
 
 keys = st.sampled_from(["a", "b", "c"])
 trees = st.recursive(

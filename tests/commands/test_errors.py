@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from luve_lightning.commands.compose import CompositionError
 from luve_lightning.commands.errors import UsageError, describe_runtime_error, did_you_mean, one_line
+from luve_lightning.config_files import CompositionError
 
 
 def caught(function: object, *arguments: object) -> BaseException:

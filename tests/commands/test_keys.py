@@ -9,9 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
-from luve_lightning.commands.compose import CompositionError, compose, escaped, load, read_arguments
+from luve_lightning.commands.compose import compose, escaped, read_arguments
 from luve_lightning.commands.keys import Keys, Text
 from luve_lightning.commands.parsing import check, dump
+from luve_lightning.config_files import CompositionError, read_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NASTY = [
@@ -168,11 +169,11 @@ def test_a_path_that_leads_nowhere(path: str, message: str) -> None:
 def test_no_key_of_the_experiments_is_called_unknown() -> None:
     training = dict.fromkeys(("vluer", "experts", "mini"), "fit")
     files = sorted(REPOSITORY.glob("experiments/*/*.yaml"))
-    files = [file for file in files if file.parent.name not in ("ablations", "sweeps")]  # of several verbs
+    files = [file for file in files if file.parent.name not in ("ablations", "base")]  # of several verbs
     assert len(files) > 30
     for file in files:
         keys = Keys(training.get(file.parent.name, file.parent.name))
-        assert [leaf.key for leaf in keys.leaves(load(file)) if leaf.known] == [], file
+        assert [leaf.key for leaf in keys.leaves(read_config(file)) if leaf.known] == [], file
 
 
 def test_unknown_and_missing_keys_are_found_in_the_source() -> None:

@@ -1,8 +1,13 @@
-"""Reads one configuration file: YAML with a mapping at the top, of a bounded size once its aliases are expanded."""
+"""Reads configuration files and lays them over each other; the one place that does, for all verbs and for ablations.
+
+A file is YAML with a mapping at the top, of a bounded size once its aliases are expanded. It may say
+`extends: ../base/training.yaml`, or a list of such files, from its own folder: it is laid over them, in their order.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,32 +18,72 @@ from omegaconf.errors import OmegaConfBaseException
 
 _MAX_BYTES = 16 * 2**20  # a configuration has kilobytes; a video given by mistake is not read whole
 _MAX_VALUES = 100_000  # with every alias expanded
+_EXTENDS = "extends"
+
+SWITCHED_OFF = object()  # stands where null came over a component, until all files and options are merged
 
 
 class CompositionError(ValueError):
     """A configuration file or option that cannot be read or composed; the message is one line."""
 
 
-def read_config(file: Path) -> dict[str, Any]:
-    """Reads one YAML file into a plain mapping, interpolations left as text.
+def merge(base: Any, over: Any) -> Any:
+    """Merges `over` into `base`: mappings key by key, anything else is replaced.
+
+    A component (`class_path` and `init_args`) that changes its class keeps nothing of the earlier `init_args`. Null
+    over a component leaves `SWITCHED_OFF`.
+    """
+    if over is None and isinstance(base, dict) and "class_path" in base:
+        return SWITCHED_OFF
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return over
+    if "class_path" in over and base.get("class_path") not in (None, over["class_path"]):
+        return over
+    return {**base, **{key: merge(base[key], over[key]) if key in base else over[key] for key in over}}
+
+
+def read_config(
+    file: Path, where: str = "--config", merge: Callable[[Any, Any], Any] = merge
+) -> dict[str, Any]:
+    """Reads a file and what it extends into one plain mapping, interpolations left as text.
 
     Args:
         file: A file or a pipe (`--config <(...)`).
+        where: What names the file, for the message when there is none.
+        merge: Lays the file over what it extends.
 
     Raises:
-        CompositionError: When the file is missing, is no YAML, or holds something else than a mapping.
+        CompositionError: When a file is missing, is no YAML, holds something else than a mapping, or extends itself.
     """
+    return _read_extended(file, where, merge, ())
+
+
+def _read_extended(
+    file: Path, where: str, merge: Callable[[Any, Any], Any], above: tuple[Path, ...]
+) -> dict[str, Any]:
+    own = _read_file(file, where)
+    bases = own.pop(_EXTENDS, None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise CompositionError(f"{file}: {_EXTENDS}: expected a file or a list of files, got {bases!r}")
+    above = (*above, file.resolve())
+    config: dict[str, Any] = {}
+    for base in bases:
+        path = file.parent / base
+        if path.resolve() in above:
+            raise CompositionError(f"{file}: {_EXTENDS}: {base} extends this file itself")
+        config = merge(config, _read_extended(path, f"{file}: {_EXTENDS}", merge, above))
+    return merge(config, own) if bases else own
+
+
+def _read_file(file: Path, where: str) -> dict[str, Any]:
     with suppress(RuntimeError):  # there is no such user: no such file either
         file = file.expanduser()  # a shell does not in --config=~/file
     if not file.exists():
-        once = (
-            "; a pipe is there for one process only: give several a file"
-            if str(file).startswith("/dev/")
-            else ""
-        )
-        raise CompositionError(f"--config: no such file: {file}{once}")
+        once = "; a pipe is there for one process only" if str(file).startswith("/dev/") else ""
+        raise CompositionError(f"{where}: no such file: {file}{once}")
     if file.is_dir():
-        raise CompositionError(f"--config: expected a YAML file, {file} is a folder")
+        raise CompositionError(f"{where}: expected a YAML file, {file} is a folder")
     try:
         with file.open("rb") as stream:
             content = stream.read(_MAX_BYTES + 1)

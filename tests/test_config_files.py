@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from luve_lightning.commands.compose import compose
-from luve_lightning.commands.config_files import CompositionError, read_config
+from luve_lightning.config_files import CompositionError, read_config
 
 
 def bomb(levels: int, width: int) -> str:
@@ -82,3 +82,40 @@ def test_a_pipe_is_a_file_and_a_folder_is_none(tmp_path: Path) -> None:
         read_config(tmp_path)
     with pytest.raises(CompositionError, match="no such file"):
         read_config(tmp_path / "nosuch")
+
+
+def test_a_file_is_laid_over_those_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "run.yaml").write_text(
+        "seed: 0\nsave: {class_path: a.Save, init_args: {n: 1}}\nloggers: {csv: {class_path: a.Log}}\n"
+    )
+    (tmp_path / "base" / "gpu.yaml").write_text("extends: run.yaml\ndevice: cuda\nseed: 1\n")
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "extends: base/gpu.yaml\nsave: {init_args: {m: 2}}\nloggers: {csv: null}\nfolder: ${device}\n"
+    )
+    save = {"class_path": "a.Save", "init_args": {"n": 1, "m": 2}}
+    assert compose([own]) == {"seed": 1, "save": save, "device": "cuda", "folder": "cuda", "loggers": {}}
+    # A second file that extends the same base sets what stands there again, and nothing else.
+    other = tmp_path / "other.yaml"
+    other.write_text("extends: [base/gpu.yaml, base/run.yaml]\n")
+    assert compose([own, other])["seed"] == 0
+    assert compose([own, other], [("device", "cpu")])["folder"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("x.yaml", r"x\.yaml: extends: x\.yaml extends this file itself"),
+        ("[y.yaml]", r"y\.yaml: extends: x\.yaml extends this file itself"),
+        ("z.yaml", r"x\.yaml: extends: no such file: .*z\.yaml"),
+        ("{a: 1}", r"x\.yaml: extends: expected a file or a list of files"),
+        ("[1]", r"x\.yaml: extends: expected a file or a list of files"),
+        (".", r"x\.yaml: extends: expected a YAML file, .* is a folder"),
+    ],
+)
+def test_what_cannot_be_extended_is_named(tmp_path: Path, value: str, message: str) -> None:
+    (tmp_path / "x.yaml").write_text(f"extends: {value}\n")
+    (tmp_path / "y.yaml").write_text("extends: x.yaml\n")
+    with pytest.raises(CompositionError, match=message):
+        read_config(tmp_path / "x.yaml")
