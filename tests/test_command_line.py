@@ -80,12 +80,10 @@ def environment(repository: Path) -> dict[str, str]:
 
 def test_overview_lists_every_verb_and_needs_no_torch(repository: Path) -> None:
     program = (
-        "import sys, time; start = time.process_time()\n"
-        "from luve_lightning.__main__ import main\n"
-        "code = main(['--help']); spent = time.process_time() - start\n"
+        "import sys; from luve_lightning.__main__ import main\n"
+        "code = main(['--help'])\n"
         "heavy = {'torch', 'lightning', 'numpy', 'omegaconf', 'jsonargparse'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "assert spent < 0.5, spent\n"
         # Set before PyTorch is loaded, or OpenMP does not see it: its threads are not to spin while they wait.
         "import os; assert os.environ['OMP_WAIT_POLICY'] == 'PASSIVE'\n"
         "sys.exit(code)"
@@ -227,13 +225,11 @@ def test_the_overview_names_configurations_only_where_they_are(
 
 def test_a_wrong_key_is_told_before_pytorch_is_imported(repository: Path) -> None:
     program = (
-        "import sys, time; start = time.process_time()\n"
-        "from luve_lightning.__main__ import main\n"
+        "import sys; from luve_lightning.__main__ import main\n"
         "codes = [main(['fit', '--config', 'experiments/vluer/mini.yaml', '--model.lrr', '1']),\n"
         "         main(['generate', 'a boat', '--hieght', '3'])]\n"
         "assert codes == [2, 2], codes\n"
         "assert not {'torch', 'lightning', 'numpy'} & set(sys.modules)\n"
-        "assert time.process_time() - start < 2\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -48,13 +47,12 @@ def test_a_file_that_is_no_configuration_is_refused_in_one_line(
     assert str(file) in str(caught.value)
 
 
-def test_an_alias_bomb_is_refused_at_once(tmp_path: Path) -> None:
+def test_an_alias_bomb_is_refused_without_being_expanded(tmp_path: Path) -> None:
+    """Its 10^30 values would not end."""
     file = tmp_path / "x.yaml"
     file.write_text(bomb(30, 10))
-    start = time.process_time()
     with pytest.raises(CompositionError, match="its aliases stand for more"):
         read_config(file)
-    assert time.process_time() - start < 2
 
 
 def test_aliases_and_merge_keys_of_a_usual_size_are_read(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,12 +15,19 @@ import pytest
 from luve_lightning.datasets import file_hashes
 from luve_lightning.datasets.file_hashes import FileHashes
 from tests.helpers.unwritable import forbid_writing
+from tests.helpers.waiting import wait_for
 
 
 def settled_file(path: Path, content: bytes) -> Path:
     """A file that was last touched long ago, as far as the cache can tell."""
     path.write_bytes(content)
     return path
+
+
+def change(file: Path, do: Callable[[], object]) -> None:
+    """Does it until the inode's time differs: one tick of a file system's clock may be milliseconds."""
+    before = file.stat().st_ctime_ns
+    assert wait_for(lambda: (do(), file.stat().st_ctime_ns != before)[1])
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +44,7 @@ def test_digest_is_sha256_of_the_bytes(tmp_path: Path) -> None:
 def test_bytes_are_read_once(tmp_path: Path) -> None:
     file = settled_file(tmp_path / "a.mp4", b"x")
     digest = FileHashes(tmp_path / "store").digest(file)
-    file.chmod(0)  # root reads it all the same, so look at what is remembered instead
+    change(file, lambda: file.chmod(0))  # root reads it all the same, so look at what is remembered instead
     assert FileHashes(tmp_path / "store").known(file) is None, "chmod moves the inode time: hash again"
     digest_again = FileHashes(tmp_path / "store").digest(file)
     lines = (tmp_path / "store" / "file_hashes.jsonl").read_text().splitlines()
@@ -62,7 +69,7 @@ def test_changed_bytes_are_hashed_again_even_with_the_old_times(tmp_path: Path) 
     hashes = FileHashes(tmp_path)
     old = hashes.digest(file)
     times = file.stat()
-    file.write_bytes(b"new bytes")
+    change(file, lambda: file.write_bytes(b"new bytes"))
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as rsync -t does
     assert hashes.known(file) is None
     assert hashes.digest(file) != old
@@ -70,13 +77,14 @@ def test_changed_bytes_are_hashed_again_even_with_the_old_times(tmp_path: Path) 
 
 
 def test_file_touched_just_now_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_hashes, "_SETTLED_NS", 2_000_000_000)
+    monkeypatch.setattr(file_hashes, "_SETTLED_NS", 3600 * 10**9)
     file = tmp_path / "a"
     file.write_bytes(b"a")
     hashes = FileHashes(tmp_path / "store")
     assert hashes.digest(file) == hashlib.sha256(b"a").hexdigest()
     assert hashes.known(file) is None
-    time.sleep(2.1)
+    now = file_hashes.time.time_ns()
+    monkeypatch.setattr(file_hashes.time, "time_ns", lambda: now + 3601 * 10**9)
     hashes.digest(file)
     assert hashes.known(file) == hashlib.sha256(b"a").hexdigest()
 

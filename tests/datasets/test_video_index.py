@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -400,10 +399,7 @@ def test_size_of_ultravideo_loads_without_asking_for_each_file(
         (tmp_path / "clips" / f"{i:040x}.mp4").touch()
     asked, ask = [], os.stat
     monkeypatch.setattr(os, "stat", lambda *args, **options: (asked.append(args), ask(*args, **options))[1])
-    began = time.process_time()
     index = VideoIndex.from_csv(path)
     sizes = [len(index.split(name)) for name in SPLITS]
-    seconds = time.process_time() - began
     assert sum(sizes) == len(index) == count
     assert 0 < len(asked) < 100
-    assert seconds < 5  # 1.8 on an idle machine
