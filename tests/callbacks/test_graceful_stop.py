@@ -178,7 +178,7 @@ def test_the_command_with_lightnings_launcher(tmp_path: Path, repository: Path) 
         try:
             assert wait_for(lambda: len(run.trained(1)) > 5 or process.poll() is not None)
             process.send_signal(signal.SIGTERM)
-            status = process.wait(60)
+            status = process.wait(150)
         finally:
             process.kill()
     text = (tmp_path / "output.txt").read_text()

@@ -20,6 +20,7 @@ from luve_lightning.models.text import TextEncoder
 from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.small_text import write_text_encoder
 from tests.helpers.small_world import add_row, write_world
+from tests.helpers.waiting import wait_for
 
 Luve = Callable[..., Outcome]
 BRIEF = ["a red boat sails.", "", "birds fly", "birds fly"]
@@ -140,7 +141,7 @@ def test_processes_share_the_work_and_each_ends_with_all_of_it(backbone: Path, t
     running = [context.Process(target=_share, args=arguments) for _ in range(2)]
     for process in running:
         process.start()
-    reports = [done.get(timeout=60) for _ in running]
+    reports = [done.get(timeout=150) for _ in running]
     for process in running:
         process.join()
     assert sum(embedded for embedded, _ in reports) == 40, "a caption was embedded twice, or not at all"
@@ -167,22 +168,15 @@ def test_a_run_waits_for_what_others_make_and_does_it_when_they_give_up(
             assert also_held
             runner = threading.Thread(target=run)
             runner.start()
-            _wait(lambda: mine.size().entries == 3)
+            assert wait_for(lambda: mine.size().entries == 3)
             assert not mine.has(source.key("b"))
             theirs.write(source.key("b"), torch.zeros(1, 16))
         time.sleep(0.1)
         assert runner.is_alive(), "it must wait for the last one"
-    runner.join(30)
+    runner.join(150)
     assert [(report.embedded, report.there) for report in reports] == [(4, 1)]
     assert mine.size().entries == 5
     assert mine.size().unfinished == 0
-
-
-def _wait(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_check_names_the_damaged(luve: Luve, tmp_path: Path) -> None:

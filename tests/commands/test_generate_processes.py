@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
-from multiprocessing.process import BaseProcess
+import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,8 @@ import pytest
 from luve_lightning.datasets.video_files import read_video
 from tests.helpers.generate_process import finish, start_generate
 from tests.helpers.processes import free_port
+from tests.helpers.renames import before_rename, kill_before
+from tests.helpers.waiting import wait_for
 
 COUNT = 5
 
@@ -45,23 +46,29 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.stem: path.read_bytes() for path in folder.glob("*.mp4")}
 
 
-def kill_when(condition: Callable[[], bool], process: BaseProcess, log: Path) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert process.is_alive(), log.read_text()
-        assert time.monotonic() < end
-        time.sleep(0.002)
+def run_until_killed(log: Path, *words: str, before: str, number: int) -> None:
+    process = start_generate(log, *words, prepare=partial(kill_before, before, number))
+    process.join(150)
     process.kill()
-    process.join(60)
+    assert process.exitcode == -signal.SIGKILL, log.read_text()
+
+
+def meet(folder: Path, rank: int) -> None:
+    """This process's first video is finished when the other process has come to its own."""
+
+    def wait() -> None:
+        (folder / f"rank-{rank}").touch()
+        assert wait_for(lambda: len(list(folder.glob("rank-*"))) == 2)
+
+    before_rename("*.mp4", 1, wait)
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, words: list[str]) -> None:
     log, out, whole = tmp_path / "log", tmp_path / "out", tmp_path / "whole"
     finish(log, start_generate(log, *words, f"--output={whole}"))
-    victim = start_generate(log, *words, f"--output={out}")
-    kill_when(lambda: len(finished(out)) >= 2, victim, log)
+    run_until_killed(log, *words, f"--output={out}", before="*.json", number=3)
     done = finished(out)
-    assert 2 <= len(done) < COUNT
+    assert len(done) == 2
     times = {name: (out / f"{name}.mp4").stat().st_mtime_ns for name in done}
     # What a kill leaves that strikes while a video is being written, and one between a video and its JSON file.
     missing, other = sorted(contents(whole).keys() - done)[:2]
@@ -78,11 +85,11 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, words: list[str]) -> 
 
 def test_a_kept_stage_outlives_a_kill(tmp_path: Path, words: list[str]) -> None:
     log, out = tmp_path / "log", tmp_path / "out"
-    options = [*words, "--keep_stages=true", "--lossless=true", "--steps=40", "--skip_steps=0"]
+    options = [*words, "--keep_stages=true", "--lossless=true"]
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red boat")
-    victim = start_generate(log, *options, f"--output={out}")
-    kill_when(lambda: len(list(out.glob("latents/*/*.safetensors"))) >= 1, victim, log)
+    run_until_killed(log, *options, f"--output={out}", before="*/latents/*.safetensors", number=2)
+    assert len(list(out.glob("latents/*/*.safetensors"))) == 1
     assert not finished(out)
     finish(log, start_generate(log, *options, f"--output={out}"))
     about = json.loads(next(out.glob("*.json")).read_text())
@@ -100,9 +107,9 @@ def test_torchruns_processes_share_the_prompts(tmp_path: Path, words: list[str])
         start_generate(
             log,
             *words,
-            "--steps=12",
             f"--output={out}",
             environment={"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)},
+            prepare=partial(meet, tmp_path, rank),
         )
         for rank, log in enumerate(logs)
     ]

@@ -126,7 +126,7 @@ def test_processes_append_whole_lines(tmp_path: Path) -> None:
     shares = [files[:80], files[40:], files[::2]]
     store = tmp_path / "store"
     running = [subprocess.Popen([sys.executable, "-c", WRITER, store, *share]) for share in shares]
-    assert [process.wait(60) for process in running] == [0, 0, 0]
+    assert [process.wait(150) for process in running] == [0, 0, 0]
     hashes = FileHashes(store)
     assert all(hashes.known(file) == hashlib.sha256(bytes([i])).hexdigest() for i, file in enumerate(files))
 

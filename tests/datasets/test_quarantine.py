@@ -180,7 +180,7 @@ def test_processes_list_each_clip_once_in_whole_lines(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(150)
     assert [worker.exitcode for worker in workers] == [0] * 4
     assert sorted(str(line["clip_id"]) for line in lines_of(path)) == sorted(str(i) for i in range(60))
     assert len(Quarantine(path, 1.0, 1000).bad()) == 60

@@ -204,7 +204,7 @@ with store.claim(key) as mine:
     assert mine
     store.path(key).with_suffix(".tmp").write_bytes(b"half an entry")
     Path(sys.argv[2]).touch()
-    time.sleep(60)
+    time.sleep(600)
 """
 
 

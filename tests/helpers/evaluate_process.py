@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 
 import luve_lightning.commands.evaluate
@@ -14,13 +15,15 @@ from luve_lightning.__main__ import main
 _SERVER = multiprocessing.get_context("forkserver")
 
 
-def start_evaluate(*words: object) -> BaseProcess:
-    """`luve evaluate` with these words."""
+def start_evaluate(*words: object, prepare: Callable[[], object] | None = None) -> BaseProcess:
+    """`luve evaluate` with these words; `prepare` is called in the process before anything else."""
     _SERVER.set_forkserver_preload(["tests.helpers.evaluate_process"])
-    process = _SERVER.Process(target=_child, args=([str(word) for word in words],))
+    process = _SERVER.Process(target=_child, args=([str(word) for word in words], prepare))
     process.start()
     return process
 
 
-def _child(words: list[str]) -> None:
+def _child(words: list[str], prepare: Callable[[], object] | None) -> None:
+    if prepare is not None:
+        prepare()
     sys.exit(main(["evaluate", *words]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import torch
@@ -18,23 +17,19 @@ class Redness(VideoMetric):
     Args:
         log: the file; None writes nothing. Text, since a file that is configured as a path is part of the identity.
         gain: what the mean is multiplied by.
-        seconds: how long a video takes.
         refuse: refuse videos of more than this many frames.
     """
 
     name = "redness"
     resolution = "native"
 
-    def __init__(
-        self, log: str | None = None, gain: float = 1.0, seconds: float = 0.0, refuse: int = 10**6
-    ) -> None:
+    def __init__(self, log: str | None = None, gain: float = 1.0, refuse: int = 10**6) -> None:
         super().__init__()
-        self.log, self.gain, self.seconds, self.refuse = log, gain, seconds, refuse
+        self.log, self.gain, self.refuse = log, gain, refuse
 
     def measure(self, frames: Tensor, reference: Tensor | None) -> float:
         if len(frames) > self.refuse:
             raise ValueError(f"redness: {len(frames)} frames, at most {self.refuse}")
-        time.sleep(self.seconds)
         value = frames[..., 0].double().mean().item() * self.gain
         if self.log is not None:
             with Path(self.log).open("a") as stream:

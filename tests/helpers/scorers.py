@@ -16,23 +16,19 @@ class Recording(Scorer):
     Args:
         log: the file; None writes nothing.
         revision: `version`.
-        seconds: how long a call takes.
         hold: calls wait while this file exists.
     """
 
     name = "recording"
 
-    def __init__(
-        self, log: Path | None = None, revision: str = "1", seconds: float = 0, hold: Path | None = None
-    ) -> None:
-        self.log, self.revision, self.seconds, self.hold = log, revision, seconds, hold
+    def __init__(self, log: Path | None = None, revision: str = "1", hold: Path | None = None) -> None:
+        self.log, self.revision, self.hold = log, revision, hold
 
     @property
     def version(self) -> str:
         return self.revision
 
     def score(self, frames: Frames, captions: Sequence[str]) -> list[float]:
-        time.sleep(self.seconds)
         if self.log is not None:
             with self.log.open("a") as stream:
                 stream.write(" ".join(captions) + "\n")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.helpers.renames import KILLED
 from tests.helpers.small_world import write_world
 from tests.helpers.waiting import wait_for
 
@@ -48,6 +49,7 @@ class ScoreProcess:
         log: of `Recording`.
         options: more words for the command line.
         environment: more variables.
+        killed_before: pattern and number of a rename before which SIGKILL strikes.
     """
 
     def __init__(
@@ -57,11 +59,14 @@ class ScoreProcess:
         log: Path,
         *options: str,
         environment: dict[str, str] | None = None,
+        killed_before: tuple[str, int] | None = None,
     ) -> None:
         words = [f"--index={index}", f"--output={output}", "--scorer=tests.helpers.scorers.Recording"]
         words += [f"--scorer.log={log}", *options]
+        program = KILLED.format(*killed_before) if killed_before else ""
+        program += "import sys; from luve_lightning.__main__ import main; sys.exit(main(sys.argv[1:]))"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "luve_lightning", "score", *words],
+            [sys.executable, "-c", program, "score", *words],
             cwd=REPOSITORY,
             env={**os.environ, **(environment or {})},
             stdout=subprocess.PIPE,
