@@ -1,13 +1,8 @@
 """Backbones: one interface, and each family of diffusion models behind it."""
 
-from luve_lightning.models.backbones.base import (
-    Backbone,
-    Denoiser,
-    Place,
-    Recompute,
-    Schedule,
-)
-from luve_lightning.models.backbones.finding import family_named, family_of, load_backbone
+from luve_lightning.models.backbones.base import Backbone, Schedule
+from luve_lightning.models.backbones.denoiser import Denoiser, Place, Recompute
+from luve_lightning.models.backbones.finding import denoiser_of, family_named, family_of, load_backbone
 from luve_lightning.models.backbones.latents import LatentSpace
 from luve_lightning.models.backbones.sizes import SizeRules
 from luve_lightning.models.backbones.text import CutText, CutTextWarning, TextConditioner
@@ -23,6 +18,7 @@ __all__ = [
     "Schedule",
     "SizeRules",
     "TextConditioner",
+    "denoiser_of",
     "family_named",
     "family_of",
     "load_backbone",

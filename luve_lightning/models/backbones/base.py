@@ -4,7 +4,8 @@ A backbone is a diffusers pipeline folder or hub id. A family of backbones is fi
 
 - a `LatentSpace` around its VAE: pixels to normalised latents and back (`latents.py`);
 - a `TextConditioner` around its tokenizer and text encoder: captions to embeddings (`text.py`);
-- a `Denoiser` around its transformer: velocities, the sites where experts sit, what training recomputes;
+- a `Denoiser` around its transformer: velocities, the sites where experts sit, what training recomputes
+  (`denoiser.py`);
 - a `Schedule` around its scheduler: noise levels and time steps;
 - a `Backbone`, which says by which class names its folders are known, and loads and builds the four.
 
@@ -18,156 +19,19 @@ own business.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from luve_lightning.functional.flow_matching import sigma_of_timestep, timestep_of_sigma
-from luve_lightning.functional.frequency import Grid
-from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.noise_bands import SigmaBand
+from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import LatentSpace
 from luve_lightning.models.backbones.sizes import SizeRules
 from luve_lightning.models.backbones.text import TextConditioner
-
-Place = Literal["attention", "cross_attention", "feed_forward"]
-"""Where in a block an expert can sit."""
-Recompute = Literal["nothing", "blocks", "all_but_attention"]
-"""What the backward pass computes again."""
-
-
-class Denoiser(ABC):
-    """A transformer that predicts velocities of latents. It is not a module, it speaks for one.
-
-    Args:
-        module: the transformer, a diffusers ModelMixin with adapters. State, hooks and experts live on it, so that a
-            copy of the module has its own.
-    """
-
-    sites: ClassVar[Mapping[Place, str]]
-    """Name within a block of the module at each place where an expert can sit, in the order a block runs them."""
-    site_types: ClassVar[tuple[type[nn.Module], ...]]
-    """Classes of these modules."""
-    lora_targets: ClassVar[Sequence[str]]
-    """What a plain LoRA of every linear layer of the blocks adapts, as PEFT's `target_modules`."""
-    cached: ClassVar[Sequence[str]]
-    """Regular expressions of the modules whose outputs a step-to-step cache may extrapolate."""
-
-    def __init__(self, module: Any) -> None:
-        self.module = module
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype that latents and text are given in."""
-        dtype: torch.dtype = self.module.dtype
-        return dtype
-
-    @property
-    @abstractmethod
-    def channels(self) -> int:
-        """Latent channels that it takes and gives.
-
-        Raises:
-            ValueError: where these differ.
-        """
-
-    @property
-    @abstractmethod
-    def text_dim(self) -> int:
-        """Width of the text embeddings that it takes."""
-
-    @property
-    @abstractmethod
-    def heads(self) -> int:
-        """Attention heads, which context parallelism spreads over devices."""
-
-    @property
-    @abstractmethod
-    def patch(self) -> Size3d:
-        """Latent frames, rows and columns of one token."""
-
-    @property
-    @abstractmethod
-    def blocks(self) -> Sequence[tuple[str, nn.Module]]:
-        """Blocks in the order they run, with their names in the module."""
-
-    @abstractmethod
-    def widths(self, site: nn.Module) -> tuple[int, int]:
-        """Channels that a module at one of the sites takes and gives."""
-
-    @abstractmethod
-    def velocity(self, latents: Tensor, timestep: Tensor, text: Tensor, **options: Any) -> Tensor:
-        """Velocity noise - x0 of noised latents.
-
-        Args:
-            latents: B x C x t x h x w, in `dtype`.
-            timestep: shape (B,), see `Schedule.timestep_of`.
-            text: embeddings, B x L x D, in `dtype`.
-            options: the family's own, such as diffusers' `attention_kwargs`.
-
-        Returns:
-            B x C x t x h x w.
-        """
-
-    @abstractmethod
-    def tell_sites(self) -> None:
-        """Tell the expert layers the token grid of each forward pass, in a pass that recomputes blocks too.
-
-        Called once, when the first expert is added. `module.expert_state` has a method `call(grid, batch, device)`:
-        in each forward pass of the module it is called once, and what it returns is put into the attribute
-        `expert_call` of every module at one of the `sites` that has one, before the block that holds it runs. A
-        block that gradient checkpointing runs again is given that of its own pass, whatever ran in between. Hooks
-        are module-level functions and state lies on the module, so that a deep copy has its own.
-        """
-
-    @abstractmethod
-    def set_recompute(self, recompute: Recompute, keep_attention: int | None = None) -> None:
-        """Choose what training recomputes in the backward pass.
-
-        Args:
-            recompute: "nothing" keeps every activation; "blocks" keeps each block's input only; "all_but_attention"
-                keeps the outputs of self-attention too.
-            keep_attention: with "all_but_attention", of how many blocks; None is all.
-
-        Raises:
-            ValueError: for another word, or a number of blocks that there is no use for.
-        """
-
-    @abstractmethod
-    def set_attention(self, attend: Callable[..., Tensor] | None) -> None:
-        """Replace what self-attention computes of its queries, keys and values; None puts the family's own back.
-
-        Args:
-            attend: `attend(query, key, value, grid)`: each B x N x heads x width after norms and positions, on the
-                token grid; it returns what `query` is like. What carries it over to a saved transformer is its own
-                matter.
-        """
-
-    @abstractmethod
-    def copy(self) -> Denoiser:
-        """A new transformer of the same configuration; its weights are not yet those of this one."""
-
-    @abstractmethod
-    def save(self, folder: str | Path, dtype: torch.dtype) -> None:
-        """Save the transformer with all its weights in one dtype; they are cast in place."""
-
-    def token_grid(self, latents: Size3d) -> Grid:
-        """Token frames, rows and columns of latents of this size.
-
-        Raises:
-            ValueError: for a size of which the transformer would silently drop a row, a column or a frame.
-        """
-        for name, n, p in zip(("frames", "height", "width"), latents, self.patch, strict=True):
-            if n < p or n % p:
-                low = max(p, n // p * p)
-                raise ValueError(
-                    f"latent {name} {n}: the transformer takes multiples of {p}, nearest are {low} and {low + p}"
-                )
-        t, h, w = (n // p for n, p in zip(latents, self.patch, strict=True))
-        return t, h, w
 
 
 class Schedule:

@@ -14,6 +14,7 @@ from torch import nn
 
 from luve_lightning.models import backbones
 from luve_lightning.models.backbones.base import Backbone
+from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.folders import cannot_load, is_local, read_config
 
 GROUP = "luve_lightning.backbones"
@@ -53,6 +54,15 @@ def family_of(module: nn.Module) -> type[Backbone]:
         if family.class_names & names:
             return family
     raise ValueError(f"no family of backbones is known for a {type(module).__name__}")
+
+
+def denoiser_of(transformer: nn.Module) -> Denoiser:
+    """What speaks for a transformer.
+
+    Raises:
+        ValueError: for a module of no known family, or one that is wrapped or compiled.
+    """
+    return family_of(transformer).denoiser_class(transformer)
 
 
 def family_named(name: str) -> type[Backbone]:

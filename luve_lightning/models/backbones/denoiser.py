@@ -1,0 +1,286 @@
+"""What LuVe asks of a backbone's diffusion transformer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from luve_lightning.functional.frequency import Grid
+from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.models.folders import saving
+
+Place = Literal["attention", "cross_attention", "feed_forward"]
+"""Where in a block an expert can sit."""
+Recompute = Literal["nothing", "blocks", "all_but_attention"]
+"""What the backward pass computes again."""
+
+
+class Denoiser(ABC):
+    """A transformer that predicts velocities of latents. It is not a module, it speaks for one.
+
+    Args:
+        module: the transformer, a diffusers ModelMixin with adapters. State, hooks and experts live on it, so that a
+            copy of the module has its own, and two denoisers of one module are the same.
+    """
+
+    module_class: ClassVar[type[Any]]
+    """Class of the transformer."""
+    sites: ClassVar[Mapping[Place, str]]
+    """Name within a block of the module at each place where an expert can sit, in the order a block runs them."""
+    lora_targets: ClassVar[Sequence[str]]
+    """What a plain LoRA of every linear layer of the blocks adapts, as PEFT's `target_modules`."""
+    cached: ClassVar[Sequence[str]]
+    """Regular expressions of the modules whose outputs a step-to-step cache may extrapolate."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype that latents and text are given in."""
+        dtype: torch.dtype = self.module.dtype
+        return dtype
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Latent channels that it takes and gives.
+
+        Raises:
+            ValueError: where these differ.
+        """
+
+    @property
+    @abstractmethod
+    def text_dim(self) -> int:
+        """Width of the text embeddings that it takes."""
+
+    @property
+    @abstractmethod
+    def heads(self) -> int:
+        """Attention heads, which context parallelism spreads over devices."""
+
+    @property
+    @abstractmethod
+    def patch(self) -> Size3d:
+        """Latent frames, rows and columns of one token."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[tuple[str, nn.Module]]:
+        """Blocks in the order they run, with their names in the module."""
+
+    @staticmethod
+    @abstractmethod
+    def widths(site: Any) -> tuple[int, int]:
+        """Channels that a module at one of the sites takes and gives."""
+
+    @abstractmethod
+    def velocity(self, latents: Tensor, timestep: Tensor, text: Tensor, **options: Any) -> Tensor:
+        """Velocity noise - x0 of noised latents.
+
+        Args:
+            latents: B x C x t x h x w, in `dtype`.
+            timestep: shape (B,), see `Schedule.timestep_of`.
+            text: embeddings, B x L x D, in `dtype`.
+            options: the family's own, such as diffusers' `attention_kwargs`.
+
+        Returns:
+            B x C x t x h x w.
+        """
+
+    @property
+    @abstractmethod
+    def rotary(self) -> nn.Module:
+        """The submodule that makes each pass's rotary embedding: tensors in a tuple, which every block is given."""
+
+    @staticmethod
+    @abstractmethod
+    def tokens_of(rotary: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Grid]:
+        """What a pass is over, told by what `rotary` is given: a tensor of the batch, and the token grid.
+
+        Args:
+            rotary: the submodule.
+            args: its positional arguments.
+            kwargs: its named arguments.
+        """
+
+    @abstractmethod
+    def set_attention(self, attend: Callable[..., Tensor] | None) -> None:
+        """Replace what self-attention computes of its queries, keys and values; None puts the family's own back.
+
+        Args:
+            attend: `attend(query, key, value, grid)`: each B x N x heads x width after norms and positions, on the
+                token grid; it returns what `query` is like. What carries it over to a saved transformer is its own
+                matter.
+        """
+
+    @staticmethod
+    def original_name(name: str) -> str:
+        """A module's name in the family's own code, by which LoRAs of other trainers know it."""
+        return name
+
+    def copy(self) -> Denoiser:
+        """A new transformer of the same configuration, on the CPU; its weights are not yet those of this one."""
+        config = {k: v for k, v in self.module.config.items() if not k.startswith("_")}
+        return type(self)(self.module_class(**config))
+
+    def save(self, folder: str | Path, dtype: torch.dtype) -> None:
+        """Save the transformer with all its weights in one dtype; they are cast in place.
+
+        Loading widens what must be float32.
+        """
+        # Not `.to(dtype)`: diffusers warns of the modules that it keeps in float32, which concerns running only.
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+        with saving(folder) as new:
+            self.module.save_pretrained(new)
+
+    def token_grid(self, latents: Size3d) -> Grid:
+        """Token frames, rows and columns of latents of this size.
+
+        Raises:
+            ValueError: for a size of which the transformer would silently drop a row, a column or a frame.
+        """
+        for name, n, p in zip(("frames", "height", "width"), latents, self.patch, strict=True):
+            if n < p or n % p:
+                low = max(p, n // p * p)
+                raise ValueError(
+                    f"latent {name} {n}: the transformer takes multiples of {p}, nearest are {low} and {low + p}"
+                )
+        t, h, w = (n // p for n, p in zip(latents, self.patch, strict=True))
+        return t, h, w
+
+    def tell_sites(self) -> None:
+        """Tell the expert layers about each forward pass they run in, in a pass that recomputes blocks too.
+
+        Called once, when the first expert is added. `module.expert_state.call(grid, batch, device)` is called once in
+        each forward pass. What it returns travels with the pass itself, on the rotary embedding, and is put into the
+        attribute `expert_call` of every module at one of the `sites` that has one, before the block that holds it
+        runs. So a block that gradient checkpointing runs again is given that of its own pass, whatever ran in between.
+        """
+        self.tag_passes()
+        self.rotary.expert_state = self.module.expert_state
+        for _, block in self.blocks:
+            block.expert_sites = tuple(self.sites.values())  # type: ignore[assignment]  # no module, a plain attribute
+            block.register_forward_pre_hook(_tell_layers, with_kwargs=True)
+
+    def tag_passes(self) -> None:
+        """Let `rotary` give a `TaggedRotary` from now on.
+
+        The hook is a module-level function and what it needs lies on the module: a deep copy has its own.
+        """
+        rotary: Any = self.rotary
+        if not hasattr(rotary, "tokens_of"):
+            rotary.tokens_of = self.tokens_of
+            rotary.register_forward_hook(_tag_rotary, with_kwargs=True)
+
+    def set_recompute(self, recompute: Recompute, keep_attention: int | None = None) -> None:
+        """Choose what training recomputes in the backward pass.
+
+        At 2K and 49 frames self-attention over 191,000 tokens is 93 % of a forward pass of Wan2.1-1.3B. Recomputing
+        whole blocks would pay for it once more; keeping its outputs costs one tensor of the model's width a block.
+
+        Args:
+            recompute: "nothing" keeps every activation; "blocks" keeps each block's input only; "all_but_attention"
+                keeps the outputs of self-attention too.
+            keep_attention: with "all_but_attention", in how many blocks; None is all. At 2K and 49 frames one block's
+                output is 0.55 GiB, and computing it again is 3 % of a forward pass.
+
+        Raises:
+            ValueError: for another word, or a number of blocks that there is no use for.
+        """
+        blocks = self.blocks
+        if keep_attention is not None and (
+            recompute != "all_but_attention" or not 0 <= keep_attention <= len(blocks)
+        ):
+            raise ValueError(
+                f"keep_attention: expected 0 to {len(blocks)} blocks, and recompute: all_but_attention; got "
+                f"{keep_attention} and {recompute}"
+            )
+        for number, (_, block) in enumerate(blocks):
+            # On the block, so that a copy of the transformer does as this one.
+            block.keeps_attention = keep_attention is None or number < keep_attention  # type: ignore[assignment]
+        if recompute == "nothing":
+            self.module.disable_gradient_checkpointing()
+        elif recompute == "blocks":
+            self.module.enable_gradient_checkpointing()
+        elif recompute == "all_but_attention":
+            self.module.enable_gradient_checkpointing(_keeping_attention)
+        else:
+            raise ValueError(
+                f"recompute: expected 'nothing', 'blocks' or 'all_but_attention', got {recompute!r}"
+            )
+
+
+class TaggedRotary(tuple[Tensor, ...]):
+    """The tensors of a rotary embedding, with what is known of the pass that it was made for.
+
+    Attributes:
+        grid: tokens along T, h, w.
+        call: what expert layers are told; None where the transformer has no experts.
+    """
+
+    grid: Grid
+    call: Any
+
+    def __new__(cls, embedding: Iterable[Tensor], grid: Grid, call: Any) -> TaggedRotary:
+        """Tag an embedding."""
+        tagged = super().__new__(cls, embedding)
+        tagged.grid, tagged.call = grid, call
+        return tagged
+
+
+def _tag_rotary(
+    rotary: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, ...]
+) -> TaggedRotary:
+    tokens, grid = rotary.tokens_of(rotary, args, kwargs)
+    state = getattr(rotary, "expert_state", None)
+    return TaggedRotary(output, grid, None if state is None else state.call(grid, len(tokens), tokens.device))
+
+
+def _tell_layers(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    tagged = [given for given in (*args, *kwargs.values()) if isinstance(given, TaggedRotary)]
+    call = tagged[0].call if tagged else None
+    for name in block.expert_sites:
+        layer = block.get_submodule(name)
+        if hasattr(layer, "expert_call"):
+            layer.expert_call = call
+
+
+_ATTENTION = tuple(
+    getattr(torch.ops.aten, name).default
+    for name in (
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+    )
+)
+
+
+def _keeping_attention(block: Callable[..., Any], *args: Any) -> Any:
+    if not getattr(block, "keeps_attention", True):
+        return checkpoint(block, *args, use_reentrant=False)
+    contexts = partial(create_selective_checkpoint_contexts, _policy)
+    return checkpoint(block, *args, use_reentrant=False, context_fn=contexts)
+
+
+def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Keep attention of tokens among themselves; over a few hundred text tokens it is cheap to repeat."""
+    del context
+    if operator in _ATTENTION:
+        query, key = (
+            kwargs.get(name, args[i] if i < len(args) else None) for i, name in enumerate(("query", "key"))
+        )
+        if query is not None and key is not None and query.shape[-2] == key.shape[-2]:
+            return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE

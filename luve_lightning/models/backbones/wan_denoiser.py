@@ -1,0 +1,155 @@
+"""Wan2.1's diffusion transformer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, _get_qkv_projections
+from torch import Tensor, nn
+
+from luve_lightning.functional.frequency import Grid
+from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.models.backbones.denoiser import Denoiser, TaggedRotary
+
+# What Wan's own code, and with it ComfyUI, DiffSynth-Studio and kohya's trainers, call what diffusers calls otherwise.
+_ORIGINAL = (
+    (r"\.attn1\.", ".self_attn."),
+    (r"\.attn2\.", ".cross_attn."),
+    (r"_attn\.to_(q|k|v)$", r"_attn.\1"),
+    (r"_attn\.to_out\.0$", "_attn.o"),
+    (r"_attn\.add_(k|v)_proj$", r"_attn.\1_img"),
+    (r"^(blocks\.\d+)\.ffn\.net\.0\.proj$", r"\1.ffn.0"),
+    (r"^(blocks\.\d+)\.ffn\.net\.2$", r"\1.ffn.2"),
+    (r"^proj_out$", "head.head"),
+    (r"^condition_embedder\.time_proj$", "time_projection.1"),
+    (r"^condition_embedder\.(text|time)_embedder\.linear_1$", r"\1_embedding.0"),
+    (r"^condition_embedder\.(text|time)_embedder\.linear_2$", r"\1_embedding.2"),
+    (r"^condition_embedder\.image_embedder\.ff\.net\.0\.proj$", "img_emb.proj.1"),
+    (r"^condition_embedder\.image_embedder\.ff\.net\.2$", "img_emb.proj.3"),
+)
+
+
+class WanDenoiser(Denoiser):
+    """Wan2.1's transformer: blocks of self-attention, cross-attention and a feed-forward; see Denoiser."""
+
+    module_class = WanTransformer3DModel
+    sites = {"attention": "attn1", "cross_attention": "attn2", "feed_forward": "ffn"}  # noqa: RUF012
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
+    # diffusers' own patterns ("blocks.*attn", matched in full) name no module of Wan: its cache would do nothing.
+    cached = (r"blocks\.\d+\.(attn1|attn2|ffn)",)
+
+    @property
+    def channels(self) -> int:
+        """Latent channels that it takes and gives.
+
+        Raises:
+            ValueError: where these differ.
+        """
+        config = self.module.config
+        if config.in_channels != config.out_channels:
+            raise ValueError(
+                f"the transformer takes {config.in_channels} latent channels and gives {config.out_channels}"
+            )
+        return int(config.in_channels)
+
+    @property
+    def text_dim(self) -> int:
+        """Width of the text embeddings that it takes."""
+        return int(self.module.config.text_dim)
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        return int(self.module.config.num_attention_heads)
+
+    @property
+    def patch(self) -> Size3d:
+        """Latent frames, rows and columns of one token."""
+        t, h, w = self.module.config.patch_size
+        return t, h, w
+
+    @property
+    def blocks(self) -> Sequence[tuple[str, nn.Module]]:
+        """Blocks in the order they run, with their names in the module."""
+        return [(f"blocks.{index}", block) for index, block in enumerate(self.module.blocks)]
+
+    @staticmethod
+    def widths(site: Any) -> tuple[int, int]:
+        """Channels that an attention or feed-forward module takes and gives."""
+        if isinstance(site, WanAttention):
+            return site.to_q.in_features, site.to_out[0].out_features
+        return site.net[0].proj.in_features, site.net[-1].out_features
+
+    def velocity(self, latents: Tensor, timestep: Tensor, text: Tensor, **options: Any) -> Tensor:
+        """Velocity noise - x0 of noised latents; see Denoiser."""
+        velocity: Tensor = self.module(
+            hidden_states=latents, timestep=timestep, encoder_hidden_states=text, return_dict=False, **options
+        )[0]
+        return velocity
+
+    @property
+    def rotary(self) -> nn.Module:
+        """The submodule that makes each pass's rotary embedding."""
+        rope: nn.Module = self.module.rope
+        return rope
+
+    @staticmethod
+    def tokens_of(rotary: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Grid]:
+        """The latents that `rotary` is given, and their token grid."""
+        del kwargs
+        (latents,) = args
+        t, h, w = (n // p for n, p in zip(latents.shape[2:], rotary.patch_size, strict=True))
+        return latents, (t, h, w)
+
+    def set_attention(self, attend: Callable[..., Tensor] | None) -> None:
+        """Replace what self-attention computes; see Denoiser."""
+        self.tag_passes()
+        for _, block in self.blocks:
+            site: Any = block.get_submodule(self.sites["attention"])
+            attention = getattr(site, "base_layer", site)  # below an expert
+            attention.set_processor(WanAttnProcessor() if attend is None else _Attending(attend))
+
+    @staticmethod
+    def original_name(name: str) -> str:
+        """A module's name in Wan's own code."""
+        for ours, theirs in _ORIGINAL:
+            name = re.sub(ours, theirs, name)
+        return name
+
+
+class _Attending:
+    """Wan's self-attention with another function in its middle."""
+
+    def __init__(self, attend: Callable[..., Tensor]) -> None:
+        self.attend = attend
+
+    def __call__(
+        self,
+        attention: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: None,
+        attention_mask: None,
+        rotary_emb: TaggedRotary,
+    ) -> Tensor:
+        del attention_mask
+        query, key, value = _get_qkv_projections(attention, hidden_states, encoder_hidden_states)
+        query, key, value = (
+            x.unflatten(2, (attention.heads, -1))
+            for x in (attention.norm_q(query), attention.norm_k(key), value)
+        )
+        query, key = (_rotated(x, *rotary_emb) for x in (query, key))
+        output = self.attend(query, key, value, rotary_emb.grid).flatten(2, 3).type_as(query)
+        for layer in attention.to_out:
+            output = layer(output)
+        return output
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Queries or keys turned by their positions, as WanAttnProcessor does it."""
+    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos[..., 0::2], sin[..., 1::2]
+    return torch.stack((first * cos - second * sin, first * sin + second * cos), -1).flatten(-2).type_as(x)
