@@ -187,6 +187,11 @@ dashboards: $(STAMP) ## Save wandb workspaces (without an account as JSON); the 
 notebooks: $(WORLD) $(STAMP) ## Run the notebooks on the mini world; their figures go to docs
 	LUVE_FIGURES=$(CURDIR)/docs $(VENV)/bin/jupyter execute notebooks/*.ipynb
 
+.PHONY: docs
+docs: $(STAMP) ## Build the documentation, with an API reference, into build/site
+	$(VENV)/bin/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
 .PHONY: bench
 bench: $(STAMP) ## Time SUBJECT (see `luve bench --help`) and measure its memory; most need a GPU
 	$(LUVE) bench --subject $(call quoted,$(SUBJECT)) $(ARGS)
