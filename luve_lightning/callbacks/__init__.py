@@ -7,7 +7,6 @@ from luve_lightning.callbacks.denoising_spectra import DenoisingSpectra
 from luve_lightning.callbacks.ema import EMA
 from luve_lightning.callbacks.expert_losses import ExpertLosses
 from luve_lightning.callbacks.export import Export
-from luve_lightning.callbacks.generated_samples import GeneratedSamples
 from luve_lightning.callbacks.graceful_stop import GracefulStop, StopRequested
 from luve_lightning.callbacks.nan_guard import NaNGuard, NonFiniteLoss
 from luve_lightning.callbacks.progress import TrainingProgress
@@ -26,7 +25,6 @@ __all__ = [
     "DenoisingSpectra",
     "ExpertLosses",
     "Export",
-    "GeneratedSamples",
     "GracefulStop",
     "NaNGuard",
     "NonFiniteLoss",

@@ -50,7 +50,7 @@ def plan(
 ) -> None:
     """Says what a video of some size takes: latents, tokens, steps, FLOPs, peak memory and time of each stage.
 
-    Only configuration files are read, no weights (but those of experts); nothing runs on a GPU. The models' own code is
+    Only configuration files are read, no weights (but those of experts). The models' own code is
     followed without values, tensor by tensor. Memory is what PyTorch allocates for one video; the CUDA context, about
     half a GiB, and fragments come on top. Times are estimates.
 
@@ -76,8 +76,8 @@ def plan(
         vae_dtype: Of the VAE's and the VLUer's.
         tile: Height and width in latents of the tiles that are decoded at a time; default whole frames.
         offload: Keep only the model that runs on the GPU.
-        gpu: Estimate times for one of h200, h100, a100, l40s, 4090, 5090; default the GPU that is here, if any.
-        gpu_tflops: TFLOP/s that attention reaches, instead of the table's.
+        gpu: Estimate times for an h200; default the GPU that is here, if any, whose speed is measured in a second.
+        gpu_tflops: TFLOP/s that attention reaches on your GPU.
         output: Also write everything to this JSON file.
     """
     if not 0 < scale < float("inf"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 
+from luve_lightning.evaluation.cost import measure_ms
 from luve_lightning.evaluation.dry_run import Kind, Operation
 
 _TERA = 1e12
@@ -18,7 +21,7 @@ class GpuSpeed:
     """What one GPU reaches, not its data sheet's peaks.
 
     Attributes:
-        name: as in `GPUS`.
+        name: of the card.
         memory_gib: of the card.
         tflops: TFLOP/s in 16-bit by kind of operation.
         bandwidth: TB/s of memory.
@@ -47,7 +50,7 @@ class GpuSpeed:
 
 # H200, measured: attention 580 TFLOP/s (cuDNN); the others fitted to one forward of Wan2.1-1.3B (1.1 s at 720p,
 # 12.6 s at 2K, 61 s at 4K), the VLUer (18.5 ms to 2K) and the VAE in training (339 ms a step), all bfloat16.
-_H200 = GpuSpeed(
+REFERENCE = GpuSpeed(
     "h200",
     memory_gib=139.0,
     tflops={
@@ -68,61 +71,63 @@ _H200 = GpuSpeed(
 )
 
 
-def _scaled(name: str, memory_gib: float, arithmetic: float, bandwidth: float) -> GpuSpeed:
-    """A GPU that was not measured: the H200's figures by the ratio of the data sheets."""
-    tflops = {kind: rate * arithmetic / 989 for kind, rate in _H200.tflops.items()}
+def measured_gpu() -> GpuSpeed:
+    """The speed of PyTorch's current GPU: the reference where it is one, else measured in about a second.
+
+    Attention and a copy in memory are timed; the other kinds of operation follow attention, as on the reference.
+    """
+    name, device = torch.cuda.get_device_name(), torch.device("cuda", torch.cuda.current_device())
+    if REFERENCE.name in name.lower().split():
+        return REFERENCE
+    heads, tokens, width = 16, 16384, 128
+    queries = torch.randn(1, heads, tokens, width, device=device, dtype=torch.bfloat16)
+    attention = partial(F.scaled_dot_product_attention, queries, queries, queries)
+    tflops = 4 * heads * tokens**2 * width / _seconds(attention, device) / _TERA
+    block = torch.zeros(2**27, device=device, dtype=torch.uint8)
+    bandwidth = 2 * block.nbytes / _seconds(block.clone, device) / _TERA
+    memory = torch.cuda.get_device_properties(device).total_memory / 2**30
     return replace(
-        _H200, name=name, memory_gib=memory_gib, tflops=tflops, bandwidth=_H200.bandwidth * bandwidth / 4.8
+        _with_attention(REFERENCE, tflops), name=name, memory_gib=round(memory, 1), bandwidth=bandwidth
     )
-
-
-# Dense bfloat16 TFLOP/s and TB/s of the data sheets.
-GPUS: dict[str, GpuSpeed] = {
-    gpu.name: gpu
-    for gpu in (
-        _H200,
-        _scaled("h100", 79.0, 989, 3.35),
-        _scaled("a100", 79.0, 312, 2.04),
-        _scaled("l40s", 44.0, 362, 0.864),
-        _scaled("4090", 23.5, 165, 1.008),
-        _scaled("5090", 31.5, 210, 1.792),
-    )
-}
-
-
-def known_gpu(name: str) -> GpuSpeed | None:
-    """The entry for a name such as "h200" or PyTorch's "NVIDIA H200"; None when there is none."""
-    words = name.lower().replace("-", " ").split()
-    return next((gpu for key, gpu in GPUS.items() if key in words), None)
 
 
 def gpu_speed(gpu: str | None, tflops: float | None) -> GpuSpeed | None:
     """The speed to estimate with.
 
     Args:
-        gpu: a name in `GPUS`; None takes the GPU that PyTorch sees here, if it is a known one.
-        tflops: what attention and matrix products reach, in place of the table's.
+        gpu: the reference's name; None takes the GPU that PyTorch sees here.
+        tflops: what attention reaches; the other kinds of operation follow.
 
     Returns:
-        None when neither says anything.
+        None when neither says anything and there is no GPU.
 
     Raises:
-        ValueError: for an unknown GPU, or a rate that is not positive.
+        ValueError: another GPU's name, or a rate that is not positive.
     """
-    found = None
-    if gpu is not None:
-        found = known_gpu(gpu)
-        if found is None:
-            raise ValueError(f"gpu: expected one of {', '.join(GPUS)}, got {gpu!r}")
-    elif torch.cuda.is_available():
-        found = known_gpu(torch.cuda.get_device_name())
-    if tflops is None:
-        return found
-    if not tflops > 0:
+    if gpu is not None and gpu.lower() != REFERENCE.name:
+        raise ValueError(
+            f"gpu: expected {REFERENCE.name}, got {gpu!r}; for another GPU give its speed as gpu_tflops, or run on it"
+        )
+    if tflops is not None and not tflops > 0:
         raise ValueError(f"gpu_tflops: expected more than 0, got {tflops}")
-    base = found or _H200
-    ratio = tflops / base.tflops["attention"]
-    rates = {kind: rate * ratio for kind, rate in base.tflops.items()}
-    if found is None:  # an unknown card: its memory is taken to keep up as the H200's does
-        return replace(base, name=f"{tflops:g} TFLOP/s", tflops=rates, bandwidth=base.bandwidth * ratio)
-    return replace(base, tflops=rates)
+    if gpu is not None:
+        found = REFERENCE
+    elif torch.cuda.is_available():
+        found = measured_gpu()
+    elif tflops is not None:  # its memory is taken to keep up as the reference's does
+        bandwidth = REFERENCE.bandwidth * tflops / REFERENCE.tflops["attention"]
+        found = replace(REFERENCE, name=f"{tflops:g} TFLOP/s", bandwidth=bandwidth)
+    else:
+        return None
+    return found if tflops is None else _with_attention(found, tflops)
+
+
+def _with_attention(speed: GpuSpeed, tflops: float) -> GpuSpeed:
+    """This speed with another rate of attention, and the other rates in proportion."""
+    ratio = tflops / speed.tflops["attention"]
+    return replace(speed, tflops={kind: rate * ratio for kind, rate in speed.tflops.items()})
+
+
+def _seconds(operation: Callable[[], object], device: torch.device) -> float:
+    """The fastest of a few calls."""
+    return min(measure_ms(operation, device)[1] for _ in range(10)) / 1e3

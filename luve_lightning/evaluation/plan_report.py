@@ -86,7 +86,7 @@ def _conclusion(stages: Sequence[StagePlan], speed: GpuSpeed | None) -> list[str
         f"peak {peak:.2f} GiB in {highest.stage}, {_three(sum(s.flops for s in stages) / 1e12)} TFLOP in all"
     ]
     if speed is None:
-        return [*lines, "no time estimate: name a GPU with --gpu, or its speed with --gpu_tflops"]
+        return [*lines, "no time estimate: give --gpu h200, or your GPU's speed with --gpu_tflops"]
     total = sum(stage.seconds or 0.0 for stage in stages)
     fits = "fits" if peak < speed.memory_gib else "does not fit"
     lines.append(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from luve_lightning.evaluation.dry_run import CUBLAS_WORKSPACE, Operation, dry_run, weight_bytes
-from luve_lightning.evaluation.gpu_speed import GPUS, gpu_speed, known_gpu
+from luve_lightning.evaluation.gpu_speed import REFERENCE, gpu_speed
 from luve_lightning.evaluation.model_parts import PartConfigs, Parts, wan_1_3b
 from luve_lightning.evaluation.plan import Planner
 from luve_lightning.evaluation.plan_report import duration, plan_dict, plan_text
@@ -80,7 +80,7 @@ def test_a_forward_of_wan_takes_what_was_measured_on_a_gpu(
     attention = 4 * tokens * tokens * d + 4 * tokens * words * d
     outside = run.flops - blocks * (linear + attention)
     assert 0 < outside < 1e-3 * run.flops
-    assert GPUS["h200"].seconds(run.operations) == pytest.approx(12.6, rel=0.06)
+    assert REFERENCE.seconds(run.operations) == pytest.approx(12.6, rel=0.06)
 
 
 @pytest.mark.parametrize(("grid", "measured"), [((13, 184, 320), 790.0), ((13, 272, 480), 975.0)])
@@ -260,7 +260,7 @@ def test_weights_of_parts_are_those_of_loaded_models(repository: Path) -> None:
 
 
 def test_time_is_the_longest_of_arithmetic_traffic_and_launch() -> None:
-    h200 = GPUS["h200"]
+    h200 = REFERENCE
     half = torch.bfloat16
     assert h200.seconds({Operation("attention", 580 * 10**12, 10, half): 2}) == pytest.approx(2)
     assert h200.seconds({Operation("rest", 0, 4 * 10**12, half): 1}) == pytest.approx(1)
@@ -270,21 +270,39 @@ def test_time_is_the_longest_of_arithmetic_traffic_and_launch() -> None:
 
 
 def test_speeds_by_name_and_by_number() -> None:
-    assert known_gpu("NVIDIA H200") is known_gpu("h200") is GPUS["h200"]
-    assert known_gpu("NVIDIA A100-SXM4-80GB") is GPUS["a100"]
-    assert known_gpu("Tesla K80") is None
+    assert gpu_speed("h200", None) is REFERENCE
     half = gpu_speed("h200", 290)
     assert half is not None
-    assert half.tflops["matmul"] == GPUS["h200"].tflops["matmul"] / 2
-    with pytest.raises(ValueError, match=r"gpu: expected one of h200, .*, got 'k80'"):
+    assert (half.tflops["matmul"], half.bandwidth) == (REFERENCE.tflops["matmul"] / 2, REFERENCE.bandwidth)
+    with pytest.raises(
+        ValueError, match=r"gpu: expected h200, got 'k80'; for another GPU give its speed as gpu_tflops"
+    ):
         gpu_speed("k80", None)
     with pytest.raises(ValueError, match="gpu_tflops: expected more than 0"):
         gpu_speed(None, 0.0)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="measures the GPU that is here")
+def test_without_a_gpu_the_given_speed_decides() -> None:
+    assert gpu_speed(None, None) is None
+    given = gpu_speed(None, 290)
+    assert given is not None
+    assert (given.name, given.tflops["convolution"]) == ("290 TFLOP/s", REFERENCE.tflops["convolution"] / 2)
+    assert given.bandwidth == REFERENCE.bandwidth / 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_gpu_that_is_here_is_measured() -> None:
+    found = gpu_speed(None, None)
+    assert found is not None
+    assert 0 < found.tflops["attention"] < 5000
+    assert found.tflops["matmul"] / found.tflops["attention"] == pytest.approx(600 / 580)
+    assert 0 < found.bandwidth < 50
+
+
 def test_text_and_dictionary() -> None:
     video = VideoPlan(HIGH, LOW, steps=4, skip_steps=1)
-    speed = GPUS["h200"]
+    speed = REFERENCE
     stages = Planner(small(), video, speed).stages()
     found = plan_dict(video, stages, speed)
     assert found["peak"] == max(stage["peak"] for stage in found["stages"])

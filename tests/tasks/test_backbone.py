@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import WanPipeline
-from PIL import Image
 
-from luve_lightning.callbacks import EMA, Export, GeneratedSamples
+from luve_lightning.callbacks import EMA, Export, SampleMetrics
+from luve_lightning.datasets.video_files import read_video
+from luve_lightning.evaluation.sample_sources import GeneratedVideos
 from luve_lightning.tasks import BackboneTask
 from tests.helpers.tiny_flow import World, make_trainer
 
@@ -33,8 +34,9 @@ def task(world: World, **changes: Any) -> BackboneTask:
     )
 
 
-def samples(folder: Path) -> GeneratedSamples:
-    return GeneratedSamples(folder, PROMPTS, 16, 32, 5, steps=2, guidance=3.0, seed=4)
+def samples(folder: Path) -> SampleMetrics:
+    source = GeneratedVideos(16, 32, 5, PROMPTS, steps=2, guidance=3.0, seed=4)
+    return SampleMetrics(source, every_n_steps=1, videos=3, output=folder)
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +112,14 @@ def test_it_continues_in_the_folder_it_came_from(trained: tuple[Path, BackboneTa
 def test_samples_are_drawn_and_leave_training_alone(
     trained: tuple[Path, BackboneTask], world: World, tmp_path: Path
 ) -> None:
-    folder, _ = trained
-    (picture,) = (folder / "samples").iterdir()
-    assert picture.name == "step-000002.png"
-    grid = np.asarray(Image.open(picture).convert("RGB"))
-    assert len(np.unique(grid.reshape(-1, 3), axis=0)) > 20
+    steps = sorted((trained[0] / "samples").glob("step-*"))
+    assert [folder.name for folder in steps] == ["step-000001", "step-000002"]
+    for folder in steps:
+        names = [f"{i:03d}-{prompt.strip('.').replace(' ', '-')}.mp4" for i, prompt in enumerate(PROMPTS)]
+        assert sorted(file.name for file in folder.iterdir()) == names
+        frames, _ = read_video(folder / names[0])
+        assert frames.shape == (5, 16, 32, 3)
+        assert len(np.unique(frames.reshape(-1, 3), axis=0)) > 20
     # Two steps without samples: the same weights, whatever drew from the random numbers in between.
     plain = task(world)
     options: dict[str, Any] = {"limit_val_batches": None, "val_check_interval": 1}
@@ -126,7 +131,7 @@ def test_samples_are_drawn_and_leave_training_alone(
     make_trainer(tmp_path, max_steps=2, callbacks=both, **options).fit(
         drawn, world.data(texts=None, passes=1)
     )
-    assert sorted(f.name for f in tmp_path.glob("*.png")) == ["step-000001.png", "step-000002.png"]
+    assert len(list(tmp_path.glob("step-*/*.mp4"))) == 6
     want = plain.state_dict()
     assert all(torch.equal(v, want[k]) for k, v in drawn.state_dict().items())
 
@@ -151,5 +156,3 @@ def test_mistakes(world: World, tmp_path: Path) -> None:
         task(world, backbone=tmp_path)
     with pytest.raises(ValueError, match=r"data.texts: expected none, the backbone's own text encoder"):
         make_trainer(tmp_path, max_steps=1).fit(task(world), world.data())
-    with pytest.raises(ValueError, match="prompts: expected at least one"):
-        GeneratedSamples(tmp_path, [], 16, 16, 5)
