@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from luve_lightning.commands.errors import UsageError
+from luve_lightning.commands.errors import UsageError, components
 from luve_lightning.machine import check_workers
 
 MOST = {
@@ -100,10 +100,9 @@ def check_nulls(config: Mapping[str, Any], import_class: Callable[[str], Any], f
     """
     if function is not None:
         _refuse_nulls(config, function, "")
-    for key, node in _components(config):
-        arguments = node.get("init_args")
-        if isinstance(arguments, Mapping) and None in arguments.values():
-            _refuse_nulls(arguments, import_class(node["class_path"]).__init__, f"{key}.init_args.")
+    for class_path, key, arguments in components(config):
+        if None in arguments.values():
+            _refuse_nulls(arguments, import_class(class_path).__init__, f"{key}.init_args.")
 
 
 def _refuse_nulls(arguments: Mapping[str, Any], function: Any, prefix: str) -> None:
@@ -123,15 +122,3 @@ def _takes_null(kind: Any) -> bool:
     if get_origin(kind) in (Union, UnionType):
         return any(_takes_null(choice) for choice in get_args(kind))
     return kind in (Any, object, NoneType) or (get_origin(kind) is None and not isinstance(kind, type))
-
-
-def _components(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Dotted key and content of every component, those inside others too."""
-    if isinstance(node, Mapping):
-        if isinstance(node.get("class_path"), str):
-            yield path, node
-        for key, value in node.items():
-            yield from _components(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for number, value in enumerate(node):
-            yield from _components(value, f"{path}.{number}")

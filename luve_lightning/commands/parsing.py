@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -13,12 +14,20 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from luve_lightning.commands.compose import Arguments, escaped
-from luve_lightning.commands.errors import UsageError, describe_configuration_error, describe_runtime_error
+from luve_lightning.commands.errors import (
+    UsageError,
+    components,
+    describe_constructor_error,
+    did_you_mean,
+    one_line,
+)
 from luve_lightning.commands.help import HelpFormatter, usage
 from luve_lightning.commands.keys import Text, Verbatim
 from luve_lightning.commands.limits import check_groups, check_limits, check_nulls
 
 Parser = TypeVar("Parser", bound=ArgumentParser)
+
+_LONGEST = 1000  # characters of a message of jsonargparse, which may end in a whole component
 
 
 def make_parser(verb: str, description: str, kind: type[Parser]) -> Parser:
@@ -31,8 +40,9 @@ def make_parser(verb: str, description: str, kind: type[Parser]) -> Parser:
         formatter_class=HelpFormatter,
         exit_on_error=False,
         print_config=None,  # composition handles it
-        # Not "omegaconf": compose() has resolved interpolations over all files and options by now, and that mode of
-        # jsonargparse 4.53 fails with a KeyError on text given for a parameter of type Any.
+        # Not "omegaconf+", with which jsonargparse resolves interpolations itself: it would do so in prompts, too, turn
+        # the text 1e3 into a number, let ??? pass, and could say nothing before all classes are imported. Keeping it
+        # from the first two takes more code than resolving takes in compose.py.
         parser_mode="yaml",
     )
     parser.add_argument(
@@ -67,7 +77,7 @@ def run_function(
         print(dump(parser, checked), end="")
         return
     check_limits(checked.as_dict())
-    with configuration_errors(parser, config):
+    with constructor_errors(config):
         values = parser.instantiate(checked)
     values.pop("config", None)
     function(**values)
@@ -89,10 +99,15 @@ def check(
     kept: dict[str, str] = {}
     if function is not None:
         check_groups(config, function)
-    with configuration_errors(parser, config):
-        # A copy, as it replaces nested values in place. It also reads a text as YAML, so that `null` and `# 5` would
-        # be no text at all: a word stands in their place meanwhile.
-        checked = parser.parse_object(_hide_texts(dict(config), kept, uuid.uuid4().hex))
+    # It reads a text as YAML, so that `null` and `# 5` would be no text at all: a word stands in their place meanwhile.
+    hidden = _hide_texts(dict(config), kept, uuid.uuid4().hex)
+    try:
+        checked = parser.parse_object(deepcopy(hidden))  # it replaces nested values in place
+    except Exception as error:
+        line = _misfit(hidden, error)
+        for word, text in kept.items():
+            line = line.replace(word, text)
+        raise UsageError(line) from error
     check_nulls(checked.as_dict(), _import_class, function)
     return _show_texts(checked, kept) if kept else checked
 
@@ -165,32 +180,45 @@ def _show_texts(value: Any, kept: Mapping[str, str]) -> Any:
 
 
 @contextmanager
-def configuration_errors(parser: ArgumentParser, config: Mapping[str, Any]) -> Iterator[None]:
-    """Turns what a parser or a constructor raises into a UsageError.
-
-    Errors of other kinds (RuntimeError, KeyError, ...) pass: a constructor that raises those has a bug.
-    """
-
-    def known(class_path: str | None) -> Iterable[str]:
-        return (
-            _keys_of(class_path)
-            if class_path
-            else {key for key, _ in parser.get_defaults().items()} - {"config"}
-        )
-
+def constructor_errors(config: Mapping[str, Any]) -> Iterator[None]:
+    """Turns what a constructor raises into a UsageError; what only a bug raises (KeyError, ...) passes."""
     try:
         yield
     except UsageError:
         raise
     except Exception as error:
-        kinds = (ValueError, TypeError, OSError, ImportError)
-        # jsonargparse raises argparse.ArgumentError, which is none of these kinds.
-        if isinstance(error, kinds) or type(error).__name__ == "ArgumentError":
-            raise UsageError(describe_configuration_error(error, config, known)) from error
-        line = describe_runtime_error(error, config)
+        line = describe_constructor_error(error, config)
         if line is None:
             raise
         raise UsageError(line) from error
+
+
+def _misfit(config: Mapping[str, Any], error: Exception) -> str:
+    """What does not fit, in one line: the innermost component at fault, and jsonargparse's own words.
+
+    Its words are no interface and are not read. So that they speak of one component and not of all that it is part of,
+    each is checked by itself, those inside others first.
+    """
+    for class_path, key, arguments in reversed(list(components(config))):
+        if "." not in class_path:  # jsonargparse knows some classes by their last name
+            continue
+        try:
+            known, parser = _parser_of(class_path)
+        except (ImportError, AttributeError, ValueError) as wrong:
+            return f"{key}.class_path: cannot import {class_path!r}: {one_line(wrong)}"
+        for name in arguments:
+            if name not in known:
+                return f"{key}.init_args.{name}: unknown key{did_you_mean(name, known)}"
+        try:
+            parser.parse_object(dict(arguments))
+        except Exception as wrong:
+            return f"{key}.init_args: {_cut(one_line(wrong))}"
+    return _cut(one_line(error))
+
+
+def _cut(text: str) -> str:
+    """A message without the end that repeats a large value."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 def _import_class(class_path: str) -> Any:
@@ -198,8 +226,8 @@ def _import_class(class_path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _keys_of(class_path: str) -> list[str]:
-    """The parameters that a class accepts, as jsonargparse finds them (inherited ones too)."""
+def _parser_of(class_path: str) -> tuple[set[str], ArgumentParser]:
+    """The parameters that a class accepts, inherited ones too, and a parser of them."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(_import_class(class_path), fail_untyped=False)
-    return [key.split(".")[0] for key, _ in parser.get_defaults().items()]
+    return {key.split(".")[0] for key, _ in parser.get_defaults().items()}, parser

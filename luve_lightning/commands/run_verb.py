@@ -15,8 +15,11 @@ from luve_lightning.commands import SYNONYMS, VERBS, examples_of
 if TYPE_CHECKING:
     from luve_lightning.commands.keys import Keys
 
-# Keys that Lightning's documentation names and ours has elsewhere: the full check explains them.
-_EXPLAINED = ("trainer.callbacks", "trainer.logger")
+# Keys that Lightning's own documentation spells differently.
+_MOVED = {
+    "trainer.callbacks": "callbacks is a dictionary by name at the top level: callbacks.NAME.class_path",
+    "trainer.logger": "loggers is a dictionary by name at the top level: loggers.NAME.class_path",
+}
 
 
 def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -82,8 +85,10 @@ def _refuse_early(verb: str, keys: Keys, config: Mapping[str, Any], from_file: b
     from luve_lightning.commands.errors import UsageError, did_you_mean
 
     for leaf in keys.leaves(config):
-        if leaf.known is None or leaf.key in _EXPLAINED or "." in str(leaf.place):
+        if leaf.known is None or "." in str(leaf.place):
             continue
+        if leaf.key in _MOVED:
+            raise UsageError(f"{leaf.key}: unknown key; {_MOVED[leaf.key]}")
         hint = did_you_mean(str(leaf.place), leaf.known)
         inside = keys.elsewhere(leaf.key, config) if "." not in leaf.key else []
         if inside and not hint.startswith("; did you mean"):

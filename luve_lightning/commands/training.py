@@ -31,7 +31,7 @@ from luve_lightning.commands.compose import Arguments, drop_nulls
 from luve_lightning.commands.devices import check_trainer
 from luve_lightning.commands.errors import UsageError
 from luve_lightning.commands.limits import MOST, check_limits
-from luve_lightning.commands.parsing import check, configuration_errors, dump, make_parser
+from luve_lightning.commands.parsing import check, constructor_errors, dump, make_parser
 from luve_lightning.commands.quiet import quiet_wandb
 from luve_lightning.commands.run_folder import SetAside, owned, refuse_only_earlier
 from luve_lightning.commands.run_summary import RunSummary
@@ -182,12 +182,12 @@ class LuveCLI(LightningCLI):
             return
         self._check_checkpoint_path()
         check_limits(self.config.as_dict())
-        with configuration_errors(self.parser, self.composed):
+        with constructor_errors(self.composed):
             check_trainer(self.config["trainer"].as_dict())
         if self.verb == "fit":  # the others only read what a run keeps there
             root = Path(self.config["trainer"]["default_root_dir"] or ".").expanduser()
             self.held.enter_context(owned(root))
-        with configuration_errors(self.parser, self.composed):
+        with constructor_errors(self.composed):
             self.config_init = self.parser.instantiate(self.config)
             self.datamodule, self.model = self.config_init["data"], self.config_init["model"]
             self.trainer = self.instantiate_trainer()

@@ -226,7 +226,7 @@ BASE = "dashboards.vluer.sections.Validation.panels.PSNR_rgb"
     [
         ((f"--{BASE}.metrics", "[]"), "panel: expected metrics or a pattern, got neither"),
         ((f"--{BASE}.pattern", "("), "pattern: '(' is no regular expression"),
-        ((f"--{BASE}.kind", "bars"), "PSNR_rgb.kind: expected one of 'lines', 'last', 'results', got 'bars'"),
+        ((f"--{BASE}.kind", "bars"), "dashboards * kind * lines * last * results * bars"),
         (("--dashboards.vluer.max_runs", "0"), "max_runs: expected at least 1, got 0"),
         (("--dashboards.vluer.filter", "Grup(1)"), "wandb-workspaces refuses it"),
     ],
@@ -237,7 +237,7 @@ def test_mistakes(
     config = ("--config", DEFINITIONS["vluer"], "--root", tmp_path, "--output", tmp_path)
     outcome = run_luve(capsys, "dashboards", *config, *options)
     assert outcome.code == 2, outcome.err
-    assert message in outcome.error_lines[-1]
+    assert re.search(".*".join(map(re.escape, message.split(" * "))), outcome.error_lines[-1])
 
 
 def test_a_name_is_no_path(capsys: pytest.CaptureFixture[str], offline: None, tmp_path: Path) -> None:

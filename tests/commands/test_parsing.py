@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from luve_lightning.commands.compose import Arguments
 from luve_lightning.commands.errors import UsageError
@@ -50,6 +51,14 @@ def verb(
     calls.append({"count": count, "folder": folder, "scales": scales, "fast": fast, "more": more})
 
 
+def with_module(module: torch.nn.Module) -> None:
+    """Takes a component.
+
+    Args:
+        module: Any.
+    """
+
+
 @pytest.fixture(autouse=True)
 def no_calls() -> None:
     calls.clear()
@@ -65,33 +74,38 @@ def test_options_are_read_by_their_types() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("config", "told"),
     [
-        ({}, "count: required, but not given"),
-        ({"count": "x"}, "count: expected int, got 'x'"),
-        ({"count": 1, "fastt": True}, "fastt: unknown key; did you mean 'fast'?"),
-        ({"count": 1, "scales": ["a"]}, "scales: expected "),
-        ({"count": 1, "fast": "maybe"}, "fast: expected bool, got 'maybe'"),
-        (
-            {"count": 1, "views": {"a": {"frames": 1}, "b": {"size": 2}}},
-            "views.b.frames: required, but not given",
-        ),
-        (
-            {"count": 1, "views": {"a": {"frames": 1}, "b": {"frames": 1, "sizes": 2}}},
-            "views.b.sizes: unknown key; did you mean 'size'?",
-        ),
-        (
-            {"count": 1, "views": {"a": {"frames": 1}, "b": {"frames": "long"}}},
-            "views.b.frames: expected int, got 'long'",
-        ),
+        ({}, ["count"]),
+        ({"count": "x"}, ["count", "int", "x"]),
+        ({"count": 1, "fastt": True}, ["fastt"]),
+        ({"count": 1, "scales": ["a"]}, ["scales", "float", "a"]),
+        ({"count": 1, "fast": "maybe"}, ["fast", "bool", "maybe"]),
+        ({"count": 1, "views": {"a": {"frames": 1}, "b": {"size": 2}}}, ["views", "frames"]),
+        ({"count": 1, "views": {"a": {"frames": 1}, "b": {"frames": 1, "sizes": 2}}}, ["views", "sizes"]),
+        ({"count": 1, "views": {"a": {"frames": 1}, "b": {"frames": "long"}}}, ["views", "int", "long"]),
     ],
 )
-def test_what_does_not_fit_is_one_line(config: dict[str, Any], message: str) -> None:
+def test_what_does_not_fit_is_one_line(config: dict[str, Any], told: list[str]) -> None:
+    """The words are jsonargparse's own: what is tested is what they name."""
     with pytest.raises(UsageError) as caught:
         run_function("count", verb, Arguments(), config)
-    assert str(caught.value).startswith(message)
+    assert not [word for word in told if word not in str(caught.value)]
     assert "\n" not in str(caught.value)
     assert not calls
+
+
+def test_a_value_that_does_not_fit_is_told_without_what_is_around_it() -> None:
+    schedule = {"class_path": "torch.nn.L1Loss", "init_args": {"reduction": 5}}
+    task = {"class_path": "tests.helpers.tiny.TinyModule", "init_args": {"losses": {"l1": schedule}, "lr": 1}}
+    with pytest.raises(UsageError, match=r"^module\.init_args\.losses\.l1\.init_args: .*reduction") as caught:
+        run_function("count", with_module, Arguments(), {"module": task})
+    assert "TinyModule" not in str(caught.value)
+    task["init_args"] = {"seed" * 5: 1}
+    with pytest.raises(UsageError, match=r"^module\.init_args\.seedseedseedseedseed: unknown key"):
+        run_function("count", with_module, Arguments(), {"module": task})
+    with pytest.raises(UsageError, match=r"^module\.class_path: cannot import 'torch\.nn\.L3Loss'"):
+        run_function("count", with_module, Arguments(), {"module": {"class_path": "torch.nn.L3Loss"}})
 
 
 def test_help_shows_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
