@@ -1,4 +1,4 @@
-"""How much frames resemble the first frame and the one before, by their features."""
+"""How much each frame resembles the first frame and the previous one, by their features."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def frame_consistency(features: Tensor) -> Tensor:
-    """Mean cosine similarity of frames with the first and with the previous one, as VBench (arXiv 2311.17982) has it.
+    """Mean cosine similarity of each frame with the first and the previous one, as in VBench (arXiv 2311.17982).
 
-    Of frames 1 .. T-1 the mean of (max(0, cos(f_t, f_(t-1))) + max(0, cos(f_t, f_0))) / 2. VBench clamps each
+    The mean over frames 1 .. T-1 of (max(0, cos(f_t, f_(t-1))) + max(0, cos(f_t, f_0))) / 2. VBench clamps each
     similarity by itself, before any mean.
 
     Args:
-        features: ... x T x D, one vector a frame, T at least 2; their lengths do not matter.
+        features: ... x T x D, one vector per frame, T at least 2; any length, they are normalised.
 
     Returns:
         float64 in [0, 1], shape (...).

@@ -21,9 +21,9 @@ def nearest_indices(n_in: int, n_out: int, device: torch.device | None = None) -
     Computed in integers, so it is exact for every pair of sizes: floor((2i + 1) * n_in / (2 * n_out)).
 
     Args:
-        n_in: input positions, >= 1.
-        n_out: output positions, >= 1.
-        device: where the indices are needed.
+        n_in: number of input positions, >= 1.
+        n_out: number of output positions, >= 1.
+        device: device of the indices.
 
     Returns:
         int64, shape (n_out,), values in [0, n_in).
@@ -39,9 +39,9 @@ def relative_offsets(n_in: int, n_out: int, device: torch.device | None = None) 
     The integer form, ((2i + 1) * n_in - (2k + 1) * n_out) / (2 * n_out), has no cancellation at large sizes.
 
     Args:
-        n_in: input positions, >= 1.
-        n_out: output positions, >= 1.
-        device: where the offsets are needed.
+        n_in: number of input positions, >= 1.
+        n_out: number of output positions, >= 1.
+        device: device of the offsets.
 
     Returns:
         float32, shape (n_out,), values in [-0.5, 0.5); zero where both grids are the same.

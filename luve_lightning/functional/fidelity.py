@@ -1,4 +1,4 @@
-"""How close a video is to another: PSNR, SSIM and the frame-difference error, one value a clip."""
+"""How close a video is to another: PSNR, SSIM and the frame-difference error, one value per clip."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# SSIM keeps a dozen maps of what it works on: a few frames at a time bound them for 4K clips.
+# SSIM keeps a dozen maps of its input. Processing a few frames at a time bounds them for 4K clips.
 _SSIM_VALUES = 2**22
 
 
@@ -49,15 +49,16 @@ def ssim(
 ) -> Tensor:
     """Structural similarity (Wang et al. 2004), per frame and channel with a Gaussian window, averaged over a clip.
 
-    It compares local means by their ratio, so it is defined for pixels whose black is 0: they are shifted there.
+    SSIM compares local means by their ratio, so it is defined for pixels whose black is 0; pixels are shifted to
+    that.
 
     Args:
         video: B x C x T x H x W; H and W at least `window`.
         target: the same shape.
         black: the smallest possible value.
         white: the largest possible value.
-        window: taps of the Gaussian, odd.
-        sigma: its standard deviation in pixels.
+        window: number of taps of the Gaussian, odd.
+        sigma: standard deviation of the Gaussian in pixels.
 
     Returns:
         shape (B,), at most 1.
@@ -77,8 +78,8 @@ def ssim(
 
 def _ssim_map(x: Tensor, y: Tensor, data_range: float, window: int, sigma: float) -> Tensor:
     """SSIM of every window position; B x N x H x W images to B x N x H-window+1 x W-window+1."""
-    # Every image is a group of its own: many times faster on a CPU than one channel and a large batch, and on a GPU
-    # it keeps clear of TF32, which the differences of squares below do not survive.
+    # Every image is a group of its own. On a CPU this is many times faster than one channel and a large batch; on
+    # a GPU it avoids TF32, which the differences of squares below do not survive.
     images = x.shape[1]
     g = _gaussian(window, sigma, x.device).expand(images, 1, 1, window)
 

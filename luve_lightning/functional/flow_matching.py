@@ -6,12 +6,12 @@ Four numbers name one noise level, and mixing them up gives a model that trains 
 
 - the *unshifted* sigma s, in which schedules are evenly spaced;
 - *sigma*, always the shifted one here: sigma = shift * s / (1 + (shift - 1) * s);
-- the *timestep* that the transformer is given, 1000 * sigma;
-- the *index fraction* 1 - s: the place in the schedule, 0 = most noise. LuVe (arXiv 2602.11564) gives its
-  t_switch = 0.417 in it: 5/12 at shift 5 is sigma 0.875, timestep 875.
+- the *timestep* that the transformer receives, 1000 * sigma;
+- the *index fraction* 1 - s, the place in the schedule, where 0 is the most noise. LuVe (arXiv 2602.11564) gives
+  its t_switch = 0.417 as one: 5/12 at shift 5 is sigma 0.875, timestep 875.
 
-Every function takes one number or a tensor and gives back the same kind; numbers are checked, tensors are not
-(that would wait for the GPU).
+Every function takes a number or a tensor and returns the same kind. Numbers are checked; tensors are not, because
+that would wait for the GPU.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def shift_sigma(sigma: FloatOrTensor, shift: float) -> FloatOrTensor:
         shift: greater than 0; 1 changes nothing, Wan uses 5 at 720p and 3 at 480p.
     """
     _check(sigma, shift)
-    # The same as the formula above, and in this form never above 1 by rounding.
+    # Equal to the formula above, but never above 1 by rounding.
     return sigma / (sigma + (1 - sigma) / shift)
 
 
@@ -59,7 +59,7 @@ def index_fraction_of_sigma(sigma: FloatOrTensor, shift: float) -> FloatOrTensor
 
 
 def timestep_of_sigma(sigma: FloatOrTensor, train_timesteps: int = 1000) -> FloatOrTensor:
-    """The timestep that the transformer is given; not rounded (a sampler with UniPC rounds it down)."""
+    """The timestep that the transformer receives; not rounded (a sampler with UniPC rounds it down)."""
     _check(sigma)
     return train_timesteps * sigma
 
@@ -69,7 +69,7 @@ def sigma_of_timestep(timestep: FloatOrTensor, train_timesteps: int = 1000) -> F
     if isinstance(timestep, Tensor) and not timestep.is_floating_point():
         timestep = (
             timestep.float()
-        )  # torch would take the default dtype, bfloat16 under `precision: bf16-true`
+        )  # torch would use the default dtype, which is bfloat16 under `precision: bf16-true`
     sigma = timestep / train_timesteps
     _check(sigma)
     return sigma
@@ -83,23 +83,23 @@ def sampling_sigmas(
     scheduler: SchedulerName = "unipc",
     train_timesteps: int = 1000,
 ) -> Tensor:
-    """The sigmas that a sampler goes through, as diffusers' schedulers have them.
+    """The sigmas that a sampler visits, equal to those of diffusers' schedulers.
 
     - "unipc": `UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True,
       flow_shift=shift)`, the scheduler of Wan's pipelines: `steps` values evenly spaced from 1 towards 1/1000,
-      which itself is left out, then shifted. Its first sigma is 1 - 1e-6, which keeps a logarithm finite.
+      excluding 1/1000, then shifted. Its first sigma is 1 - 1e-6, which keeps a logarithm finite.
     - "euler": `FlowMatchEulerDiscreteScheduler(shift=shift)`: evenly spaced from 1 to the *shifted* 1/1000,
-      both included, then shifted, so its last step starts lower (0.024 against 0.097 at 50 steps, shift 5).
+      including both, then shifted, so its last step starts lower (0.024 against 0.097 at 50 steps, shift 5).
 
-    `scheduler.timesteps` are 1000 * sigma, and for UniPC integers, rounded down. With 50 steps, shift 5 and
-    skip 10, either has 11 timesteps >= 875 and 29 below (LuVe's low- and high-frequency expert).
+    `scheduler.timesteps` are 1000 * sigma; UniPC rounds them down to integers. With 50 steps, shift 5 and skip 10,
+    either scheduler has 11 timesteps >= 875 and 29 below (LuVe's low- and high-frequency expert).
 
     Args:
-        steps: of the whole schedule, >= 1.
+        steps: number of steps in the whole schedule, >= 1.
         shift: greater than 0.
-        skip: how many of the first steps are left out (LuVe's S), 0 <= skip < steps.
+        skip: number of first steps to leave out (LuVe's S), 0 <= skip < steps.
         scheduler: "unipc" or "euler".
-        train_timesteps: `num_train_timesteps` of the scheduler.
+        train_timesteps: the scheduler's `num_train_timesteps`.
 
     Returns:
         float32, shape (steps - skip + 1,), decreasing; the last is 0.
@@ -114,7 +114,7 @@ def sampling_sigmas(
             f"unknown scheduler {scheduler!r}, expected one of {', '.join(get_args(SchedulerName))}"
         )
     _check(1.0, shift)
-    # numpy in float64, as diffusers computes them: equal to the last bit.
+    # numpy in float64, as in diffusers: equal to the last bit.
     if scheduler == "unipc":
         even = np.linspace(1, 1 / train_timesteps, steps + 1)[:-1]
     else:
@@ -130,7 +130,7 @@ def noised(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 
     Args:
         x0: clean samples, B x ...
-        noise: standard normal, the shape of `x0`.
+        noise: standard normal, same shape as `x0`.
         sigma: shape (B,) or a scalar, in [0, 1], at least float32.
 
     Returns:
@@ -141,7 +141,7 @@ def noised(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 
 
 def velocity(x0: Tensor, noise: Tensor) -> Tensor:
-    """What the transformer predicts at every sigma: noise - x0."""
+    """The transformer's target at every sigma: noise - x0."""
     return noise - x0
 
 

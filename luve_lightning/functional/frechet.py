@@ -7,19 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Directions whose variance is below this share of the largest one are rounding of float64, not data: a covariance
-# of fewer samples than dimensions has many.
+# Variances below this share of the largest one are float64 rounding, not data. A covariance of fewer samples than
+# dimensions has many.
 _NOISE = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
 class FrechetTarget:
-    """A Gaussian that many others are compared with: its covariance is decomposed once.
+    """A Gaussian to compare many others with: its covariance is decomposed once.
 
     Attributes:
         mean: float64, shape (D,).
         factor: S of shape D x rank with S S^T the covariance, float64.
-        trace: of the covariance.
+        trace: trace of the covariance.
     """
 
     mean: Tensor
@@ -50,18 +50,19 @@ class FrechetTarget:
         if mean.device != self.mean.device:
             raise ValueError(f"Gaussians lie on {mean.device} and {self.mean.device}; move one to the other")
         product = self.factor.T @ cov @ self.factor
-        # Rounding leaves eigenvalues a little below zero where there are none.
+        # Rounding leaves eigenvalues slightly below zero.
         overlap = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
         squared = (mean - self.mean).square().sum() + cov.trace() + self.trace - 2 * overlap
         return max(0.0, squared.item())
 
 
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
-    """Squared Fréchet (2-Wasserstein) distance between two Gaussians, what FID reports.
+    """Squared Fréchet (2-Wasserstein) distance between two Gaussians, as FID reports it.
 
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Dowson and Landau 1982). The trace of the root is the sum of the square
-    roots of the eigenvalues of the symmetric S^T C2 S, with C1 = S S^T: real and never negative, singular covariances
-    included, where the general matrix root that other implementations take is neither. Symmetric in the two.
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Dowson and Landau 1982). With C1 = S S^T, the trace of the root is
+    the sum of the square roots of the eigenvalues of the symmetric S^T C2 S. It is real and never negative, even
+    for singular covariances; the general matrix root of other implementations is neither. Symmetric in the two
+    Gaussians.
 
     Args:
         mean1: shape (D,).

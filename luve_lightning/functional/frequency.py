@@ -1,10 +1,10 @@
 """Low- and high-pass filters over the token grid (T, h, w) of a video transformer.
 
-LuVe (arXiv 2602.11564) filters tokens before its experts' LoRA but publishes neither cutoff, window nor axes: all
-three are arguments here. Frequencies are those of the discrete Fourier transform, so an axis continues
-periodically at its ends. A low-pass response is the product of one response per axis; hence it is one small matrix
-per axis (`filter_tokens`), which agrees with the transform itself (`filter_tokens_fft`). A high-pass is the input
-minus its low-pass: the two add up to the input.
+LuVe (arXiv 2602.11564) filters tokens before its experts' LoRA but publishes neither cutoff, window nor axes, so
+all three are arguments here. Frequencies are those of the discrete Fourier transform, so an axis continues
+periodically at its ends. A low-pass response is the product of one response per axis, so it can be applied as one
+small matrix per axis (`filter_tokens`), which agrees with the transform itself (`filter_tokens_fft`). A high-pass
+is the input minus its low-pass: the two add up to the input.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class FrequencyFilter:
     """Which frequencies of a token grid pass.
 
     Attributes:
-        band: "low" keeps what is below the cutoff on every filtered axis, "high" the rest.
-        cutoff: fraction of the Nyquist frequency (half a cycle a token), in [0, 1]. "ideal" passes frequencies up to
-            and including it; the smooth windows halve the power there. At 0 only the mean passes a low-pass.
-        axes: the axes to filter along; the others pass as they are.
+        band: "low" keeps frequencies below the cutoff on every filtered axis, "high" the rest.
+        cutoff: fraction of the Nyquist frequency (half a cycle per token), in [0, 1]. "ideal" passes frequencies
+            up to and including it; the smooth windows halve the power there. At 0 a low-pass passes only the mean.
+        axes: axes to filter along; the others pass unchanged.
         window: "ideal" (a box; it rings), "gaussian" (no ringing) or "butterworth" (in between).
-        order: of the Butterworth window, >= 1; higher is steeper.
+        order: order of the Butterworth window, >= 1; higher is steeper.
     """
 
     band: FilterBand
@@ -45,7 +45,7 @@ class FrequencyFilter:
     order: int = 2
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "axes", tuple(self.axes))  # configuration files have lists
+        object.__setattr__(self, "axes", tuple(self.axes))  # configuration files give lists
         if self.band not in get_args(FilterBand):
             raise ValueError(f"filter band {self.band!r}: expected low or high")
         if self.window not in get_args(FilterWindow):
@@ -58,11 +58,11 @@ class FrequencyFilter:
             raise ValueError(f"filter order {self.order}: expected an integer >= 1")
 
     def response(self, length: int, device: torch.device | None = None) -> Tensor:
-        """Low-pass gain of one axis at the transform's frequencies, also for band "high".
+        """Low-pass gain along one axis at the transform's frequencies, also for band "high".
 
         Args:
-            length: tokens along the axis.
-            device: where it is needed.
+            length: number of tokens along the axis.
+            device: device of the result.
 
         Returns:
             float64, shape (length,), in the order of `torch.fft.fftfreq`; 1 at frequency 0, in [0, 1] elsewhere.
@@ -79,13 +79,13 @@ class FrequencyFilter:
         return (1 + ratio ** (2 * self.order)).rsqrt()
 
     def lowpass_matrix(self, length: int, device: torch.device | None = None) -> Tensor:
-        """The low-pass of one axis as a matrix that multiplies a column of tokens.
+        """The low-pass along one axis as a matrix that multiplies a column of tokens.
 
         Returns:
             float64, (length, length), symmetric and circulant.
         """
         k = torch.arange(length, device=device)
-        # Whole turns are taken off in integers: exact for every length.
+        # Whole turns are removed in integers: exact for every length.
         angle = 2 * math.pi / length * (k[:, None] * k % length).double()
         kernel = angle.cos() @ self.response(length, device) / length
         return kernel[(k[:, None] - k) % length]
@@ -106,22 +106,23 @@ def filter_tokens(
     frequency_filter: FrequencyFilter,
     matrices: tuple[Tensor | None, ...] | None = None,
 ) -> Tensor:
-    """Filter tokens along the axes of their grid, by one matrix an axis.
+    """Tokens filtered along the axes of their grid, with one matrix per axis.
 
-    Computed in float32 (float64 stays) whatever the input and autocast say: a high-pass is a difference of nearly
-    equal numbers, of which bfloat16 would leave noise. The copy is cheap for the few channels of a LoRA's rank.
+    Computed in float32 (float64 stays), whatever the input's dtype and autocast: a high-pass is a difference of
+    nearly equal numbers, which bfloat16 would reduce to noise. The copy is cheap for the few channels of a LoRA's
+    rank.
 
     Args:
         tokens: B x (T*h*w) x C, in row-major order of the grid.
-        grid: tokens along time, height, width.
-        frequency_filter: what passes.
+        grid: number of tokens along time, height, width.
+        frequency_filter: the frequencies to pass.
         matrices: `frequency_filter.matrices(grid, tokens.device)`, for callers that filter one grid often.
 
     Returns:
         The shape and dtype of `tokens`.
 
     Raises:
-        ValueError: when the tokens are not those of the grid.
+        ValueError: when the tokens do not fill the grid.
     """
     _check_grid(tokens, grid)
     batch, _, channels = tokens.shape
@@ -134,7 +135,7 @@ def filter_tokens(
         for length, matrix in zip(grid, matrices, strict=True):
             after //= length
             if matrix is not None:
-                # bmm, not matmul, which would fold the batch by copying the tokens there and back.
+                # bmm, not matmul: matmul would fold the batch by copying the tokens there and back.
                 low = torch.bmm(
                     matrix.to(values.dtype).expand(before, -1, -1), low.reshape(before, length, after)
                 )
@@ -145,7 +146,7 @@ def filter_tokens(
 
 
 def filter_tokens_fft(tokens: Tensor, grid: Grid, frequency_filter: FrequencyFilter) -> Tensor:
-    """What `filter_tokens` does, by the Fourier transform: the definition, slower; arguments as there."""
+    """`filter_tokens` by the Fourier transform: the definition, but slower; same arguments."""
     _check_grid(tokens, grid)
     values = tokens if tokens.dtype == torch.float64 else tokens.float()
     values = values.unflatten(1, grid)
@@ -163,7 +164,7 @@ def filter_tokens_fft(tokens: Tensor, grid: Grid, frequency_filter: FrequencyFil
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast off; tensors without values (device "meta") know no autocast."""
+    """Autocast off, except for tensors without values (device "meta"), which do not support it."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 

@@ -1,4 +1,4 @@
-"""Bringing what each process has to all of them."""
+"""Gathers what each process holds on all of them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ V = TypeVar("V")
 
 
 def gather_mappings(mapping: Mapping[K, V]) -> dict[K, V]:
-    """The union of all processes' mappings, in the order of sorted keys; every process must call it.
+    """The union of all processes' mappings, sorted by key; every process must call it.
 
-    For results keyed by sample: means over the union are the same for any number of processes, also when shards are
-    uneven or a sampler gave one sample to two of them (of equal keys, the highest rank's value is kept). Without a
-    process group, the mapping itself.
+    For results keyed by sample: means over the union are the same for any number of processes, even when shards
+    are uneven or a sampler gave one sample to two of them (the highest rank's value is kept). Without a process
+    group, the mapping itself.
 
     Args:
-        mapping: of this process, possibly empty; keys can be sorted, keys and values pickled.
+        mapping: this process's results, possibly empty; keys must be sortable, keys and values picklable.
     """
     shards: list[Any] = [dict(mapping)]
     if torch.distributed.is_available() and torch.distributed.is_initialized():

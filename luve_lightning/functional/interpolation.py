@@ -1,4 +1,4 @@
-"""Interpolation of latents: the baselines VLUer is compared with, and the residual it adds to."""
+"""Interpolation of latents: the VLUer's baselines, and the residual it adds to."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def interpolate_latents(latents: Tensor, size: Size3d, mode: InterpolationMode =
     Args:
         latents: B x C x T x h x w.
         size: output frames, height, width, each >= 1.
-        mode: "nearest", "bilinear" (linear in each axis) or "bicubic" (cubic in space, linear in time).
+        mode: "nearest", "bilinear" (linear along each axis) or "bicubic" (cubic in space, linear in time).
 
     Returns:
         B x C x size, the dtype of the input.
@@ -50,7 +50,7 @@ def interpolate_latents(latents: Tensor, size: Size3d, mode: InterpolationMode =
         return F.interpolate(latents, size=(frames, height, width), mode="trilinear", align_corners=False)
     if mode == "bicubic":
         batch, t = latents.shape[0], latents.shape[2]
-        # bfloat16 bicubic exists on CUDA only; float32 is exact for both.
+        # bicubic in bfloat16 exists on CUDA only; float32 is exact for both.
         flat = latents.float().permute(0, 2, 1, 3, 4).flatten(0, 1)
         flat = F.interpolate(flat, size=(height, width), mode="bicubic", align_corners=False)
         out = flat.unflatten(0, (batch, t)).permute(0, 2, 1, 3, 4)

@@ -1,4 +1,4 @@
-"""Bands of noise levels: what an expert is trained on and used for."""
+"""Bands of noise levels, in which an expert is trained and used."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from luve_lightning.functional.flow_matching import index_fraction_of_sigma, sig
 Density = Callable[[Tensor], Tensor]
 """From index fractions, float64 (n,), to relative densities >= 0, (n,); constant is uniform in the index."""
 
-_BINS = 1000  # a weighting is read at this many places of its band
+_BINS = 1000  # number of places at which a weighting is evaluated in its band
 
 
 @dataclass(frozen=True)
 class SigmaBand:
-    """The noise levels low <= sigma < high; a band up to 1 includes 1. Compared in float32, also numbers.
+    """The noise levels low <= sigma < high; a band up to 1 includes 1. Numbers, too, are compared in float32.
 
     Attributes:
         low: shifted sigma, >= 0.
@@ -45,7 +45,7 @@ class SigmaBand:
         return cls(low, high)
 
     def index_fractions(self, shift: float) -> tuple[float, float]:
-        """(start, stop) of the band in the schedule, the inverse of `from_index_fractions`."""
+        """(start, stop) of the band in the schedule; the inverse of `from_index_fractions`."""
         return index_fraction_of_sigma(self.high, shift), index_fraction_of_sigma(self.low, shift)
 
     @overload
@@ -56,7 +56,7 @@ class SigmaBand:
         """Whether sigma is in the band: a bool for a number, bools of the same shape for a tensor.
 
         Raises:
-            ValueError: for 16-bit tensors, in which sigmas near a bound change sides by rounding.
+            ValueError: for 16-bit tensors, where rounding moves sigmas near a bound across it.
         """
         low, high = float(np.float32(self.low)), float(np.float32(self.high))
         if not isinstance(sigma, Tensor):
@@ -81,20 +81,20 @@ class SigmaBand:
 
         Args:
             count: how many.
-            shift: of the schedule.
-            generator: drawn from on its own device, `count` numbers whatever the weighting.
-            device: where the sigmas are needed; the generator's when None.
+            shift: shift of the schedule.
+            generator: used on its own device; draws `count` numbers whatever the weighting.
+            device: device of the result; default the generator's.
             weighting: relative density over the index fraction; None is uniform.
 
         Returns:
-            float32, shape (count,), every one in the band.
+            float32, shape (count,), all in the band.
         """
         u = torch.rand(count, generator=generator, dtype=torch.float64, device=generator.device)
         sigma = self._at(u if weighting is None else self._quantile(u, shift, weighting), shift)
         return sigma if device is None else sigma.to(device)
 
     def levels(self, count: int, shift: float) -> Tensor:
-        """The middles of `count` parts of the band, equally long in the index; for losses without chance.
+        """The middles of `count` equal parts of the band's index range, for losses without randomness.
 
         Returns:
             float32, shape (count,), decreasing.
@@ -102,15 +102,15 @@ class SigmaBand:
         return self._at((torch.arange(count, dtype=torch.float64) + 0.5) / count, shift)
 
     def _at(self, part: Tensor, shift: float) -> Tensor:
-        """Float32 sigmas at parts of the band's index range, 0 = most noise."""
+        """Float32 sigmas at fractions of the band's index range, 0 = most noise."""
         start, stop = self.index_fractions(shift)
         sigma = sigma_of_index_fraction(start + part * (stop - start), shift).float()
         low, high = np.float32(self.low), np.float32(self.high)
-        # Rounding must not lift a sigma to the upper bound, which is the next band's.
+        # Rounding must not lift a sigma to the upper bound, which belongs to the next band.
         return sigma.clamp(float(low), 1.0 if high == 1 else float(np.nextafter(high, np.float32(0))))
 
     def _quantile(self, u: Tensor, shift: float, weighting: Density) -> Tensor:
-        """Parts of the band's index range below which the weighting's density has shares `u`."""
+        """Fractions of the band's index range below which the weighting's density has shares `u`."""
         start, stop = self.index_fractions(shift)
         middles = (torch.arange(_BINS, dtype=torch.float64, device=u.device) + 0.5) / _BINS
         density = weighting(start + middles * (stop - start)).to(u)
@@ -120,14 +120,14 @@ class SigmaBand:
         if total <= 0:
             raise ValueError(f"{weighting} is zero in the whole band [{self.low}, {self.high})")
         above = (density / total).cumsum(0)
-        # side="right" steps over bins of density zero, also at u = 0.
+        # side="right" skips bins of density zero, also at u = 0.
         index = torch.searchsorted(above, u, right=True).clamp(max=int(density.nonzero().max()))
         below = above[index] - density[index] / total
         return ((index + (u - below).clamp(min=0) * total / density[index]) / _BINS).clamp(0, 1)
 
 
 class Weighting:
-    """A `Density` that a configuration can name by its import path."""
+    """A `Density` that a configuration names by its import path."""
 
     def __call__(self, fraction: Tensor) -> Tensor:
         """Density at index fractions, float64 (n,), not normalised."""
@@ -146,6 +146,6 @@ class LogitNormalWeighting(Weighting):
 
     def __call__(self, fraction: Tensor) -> Tensor:
         """Density at index fractions, not normalised."""
-        sigma = (1 - fraction).clamp(1e-12, 1 - 1e-12)  # at 0 and 1 it is 0 / 0
+        sigma = (1 - fraction).clamp(1e-12, 1 - 1e-12)  # 0 / 0 at 0 and 1
         density = torch.exp(-((torch.logit(sigma) - self.mean) ** 2) / (2 * self.std**2))
         return density / (sigma * (1 - sigma))

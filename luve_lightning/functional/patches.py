@@ -1,4 +1,4 @@
-"""Which patches of which frames of a video are looked at, and cutting them."""
+"""The patches of a video that are measured, and cutting them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Placement = Literal["grid", "random", "both"]
 
 @dataclass(frozen=True)
 class PatchPlan:
-    """Where FID_patch looks. LuVe (arXiv 2602.11564) names 8 frames and 256x256 patches, not their places or number.
+    """Where FID_patch looks. LuVe (arXiv 2602.11564) gives 8 frames and 256x256 patches, not their places or number.
 
     Attributes:
         size: height and width of a patch in pixels.
-        placement: "grid" (covers the frame, the same for every video), "random" (any position, drawn for each frame
-            of each video) or "both".
-        per_frame: random patches of a frame.
-        frames: frames of a video, the middles of as many equal parts; a video of fewer gives all.
-        seed: of the random positions.
-        grid: rows and columns, evenly spaced from edge to edge (overlapping when they must); None for as many as fit
-            side by side, 4 x 7 of 256 in 1080p.
+        placement: "grid" (covers the frame, the same for every video), "random" (any position, drawn for each
+            frame of each video) or "both".
+        per_frame: number of random patches per frame.
+        frames: number of frames per video, the middles of equal parts; a shorter video gives all its frames.
+        seed: seed of the random positions.
+        grid: rows and columns, evenly spaced from edge to edge, overlapping where necessary; None for as many as
+            fit side by side (4 x 7 of 256 in 1080p).
     """
 
     size: int = 256
@@ -42,7 +42,7 @@ class PatchPlan:
             if int(getattr(self, name)) != getattr(self, name) or getattr(self, name) < 1:
                 raise ValueError(f"patches.{name} {getattr(self, name)}: expected an integer >= 1")
         if self.grid is not None:
-            object.__setattr__(self, "grid", tuple(self.grid))  # configuration files have lists
+            object.__setattr__(self, "grid", tuple(self.grid))  # configuration files give lists
             if len(self.grid) != 2 or min(self.grid) < 1:
                 raise ValueError(f"patches.grid {self.grid}: expected rows and columns, each >= 1")
 
@@ -60,9 +60,9 @@ class PatchPlan:
         """Upper left corners of the patches.
 
         Args:
-            height: of the frames.
-            width: of the frames.
-            key: what the random positions belong to, e.g. the video's name: another key, other positions.
+            height: height of the frames.
+            width: width of the frames.
+            key: what the random positions belong to, e.g. the video's name; another key gives other positions.
             frames: number of frames; random positions differ between them.
 
         Returns:
@@ -88,7 +88,7 @@ class PatchPlan:
         return torch.cartesian_prod(tops, lefts).reshape(-1, 2)
 
     def _random_positions(self, height: int, width: int, key: str, frames: int) -> Tensor:
-        # A generator of their own: neither the training's randomness nor the order of videos touches them.
+        # A generator of its own: independent of the training's randomness and of the order of videos.
         digest = hashlib.sha256(f"{self.seed}\0{key}".encode()).digest()
         random = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
         highest = [height - self.size, width - self.size]
@@ -98,9 +98,9 @@ class PatchPlan:
         """Every patch of a video.
 
         Args:
-            total: frames of the video.
-            height: of its frames.
-            width: of its frames.
+            total: number of frames of the video.
+            height: height of its frames.
+            width: width of its frames.
             key: see `positions`.
 
         Returns:
@@ -116,7 +116,7 @@ class PatchPlan:
         )
 
     def cut(self, frames: Tensor, key: str = "") -> Tensor:
-        """All patches of a video at once, see `places` and `cut_patches`; a 4K video's are 190 MB.
+        """All patches of a video at once, see `places` and `cut_patches`; 190 MB for a 4K video.
 
         Args:
             frames: T x H x W x 3.
@@ -130,7 +130,7 @@ def cut_patches(frames: Tensor, places: Tensor, size: int) -> Tensor:
     """Cut patches in one gather from a view of all windows.
 
     Args:
-        frames: T x H x W x C, of any type, on any device.
+        frames: T x H x W x C, any type, any device.
         places: int64, N x 3 (frame, top, left), inside the frames.
         size: height and width of a patch.
 
@@ -143,7 +143,7 @@ def cut_patches(frames: Tensor, places: Tensor, size: int) -> Tensor:
 
 
 def _spread(count: int, last: int) -> Tensor:
-    """`count` integers evenly from 0 to `last`; one of them lies in the middle."""
+    """`count` integers evenly spaced from 0 to `last`; one of them lies in the middle."""
     if count == 1:
         return torch.tensor([last // 2])
     return torch.arange(count) * last // (count - 1)

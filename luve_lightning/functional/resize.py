@@ -8,16 +8,16 @@ from torch import Tensor
 
 from luve_lightning.functional.pixels import frames_to_video
 
-# Frames are resampled in float32 a few at a time, so that a 4K clip needs little beside its own memory.
+# Frames are resampled in float32 a few at a time, so that a 4K clip needs little more than its own memory.
 _CHUNK_VALUES = 2**26
 
 
 def resize_video(video: Tensor, size: tuple[int, int]) -> Tensor:
     """Resample every frame with an antialiased bicubic filter.
 
-    Keys' kernel with a = -0.5, widened when downscaling: Pillow's `BICUBIC`, computed in float32 on values
-    that are not rounded to 8 bits. Cell centres align (`align_corners=False`). The filter overshoots at
-    edges, so the result is clamped to the range of pixels.
+    Keys' kernel with a = -0.5, widened when downscaling: Pillow's `BICUBIC`, computed in float32 on values that
+    are not rounded to 8 bits. Cell centres align (`align_corners=False`). The filter overshoots at edges, so the
+    result is clamped to the range of pixels.
 
     Args:
         video: B x C x T x H x W in [-1, 1].
@@ -58,15 +58,15 @@ def center_crop_box(height: int, width: int, size: tuple[int, int]) -> tuple[int
     """Largest centred box with the aspect ratio of `size`.
 
     Args:
-        height: of the frame, at least `size[0]`.
-        width: of the frame, at least `size[1]`.
+        height: height of the frame, at least `size[0]`.
+        width: width of the frame, at least `size[1]`.
         size: target (height, width).
 
     Returns:
         (top, left, box height, box width); the box is at least `size`.
 
     Raises:
-        ValueError: when the frame is smaller than `size`: upscaled pixels are no high-resolution target.
+        ValueError: when the frame is smaller than `size`; upscaled pixels are no high-resolution target.
     """
     target_height, target_width = size
     if min(target_height, target_width) < 1 or height < target_height or width < target_width:
@@ -98,7 +98,7 @@ def crop_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
 def resize_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """Frames as a video of a given size.
 
-    One frame at a time: frames on disk can be 8K, and all of them as floats are many GB.
+    Works one frame at a time: frames on disk can be 8K, and all of them as floats take many GB.
 
     Args:
         frames: uint8 T x H x W x C.
@@ -112,7 +112,7 @@ def resize_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def fit_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """The pixels that high-resolution latents are encoded from: `crop_frames`, then `resize_frames`.
+    """The pixels from which high-resolution latents are encoded: `crop_frames`, then `resize_frames`.
 
     Args:
         frames: uint8 T x H x W x C, at least `size`.

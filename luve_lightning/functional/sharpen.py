@@ -1,4 +1,4 @@
-"""Unsharp masking of video: the sharpening that the high-frequency expert's training clips get."""
+"""Unsharp masking of video, for the high-frequency expert's training clips."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_TRUNCATE = 4.0  # the kernel ends 4 sigma from its centre: skimage's and scipy's default
-_BLOCK = 64  # pixels one matrix product yields along its axis; 32 to 128 are within 20 % of each other
-# Values worked on at once: on a CPU what its caches hold, elsewhere enough to fill the device.
+_TRUNCATE = 4.0  # the kernel ends 4 sigma from its centre, the default of skimage and scipy
+_BLOCK = 64  # pixels that one matrix product yields along its axis; 32 to 128 are within 20 % of each other
+# Values processed at once: on a CPU what its caches hold, elsewhere enough to fill the device.
 _CPU_VALUES = 2**21
 _DEVICE_VALUES = 2**26
 
@@ -20,14 +20,14 @@ _DEVICE_VALUES = 2**26
 def unsharp_mask(video: Tensor, radius: float, amount: float) -> Tensor:
     """Sharpen every frame: x + amount * (x - blurred x), clamped (LuVe, arXiv 2602.11564, the HFE's data).
 
-    Equals `skimage.filters.unsharp_mask` channel by channel on frames scaled to [0, 1]: a Gaussian that ends 4 sigma
-    from its centre, edges mirrored with the outermost pixel repeated. It is computed in float32, also under autocast,
-    and a clip's result does not depend on the clips beside it in the batch, to the bit.
+    Equal to `skimage.filters.unsharp_mask` channel by channel on frames scaled to [0, 1]: a Gaussian cut off 4
+    sigma from its centre, edges mirrored with the outermost pixel repeated. Computed in float32, even under
+    autocast. A clip's result does not depend on the other clips in the batch, to the bit.
 
     Args:
-        video: B x C x T x H x W in [-1, 1], floating point; left as it is.
+        video: B x C x T x H x W in [-1, 1], floating point; not modified.
         radius: sigma of the Gaussian in pixels, > 0.
-        amount: how much of the removed detail is added; 0 only clamps, negative values blur.
+        amount: share of the removed detail to add; 0 only clamps, negative values blur.
 
     Returns:
         A new tensor of the shape, dtype and device of `video`, in [-1, 1], without gradient.
@@ -44,7 +44,7 @@ def unsharp_mask(video: Tensor, radius: float, amount: float) -> Tensor:
         return sharp
     height, width = video.shape[3:]
     rows, columns = _blocks(height, radius, video.device), _blocks(width, radius, video.device)
-    # Matrix products are what autocast would run in bfloat16, whose 8 bits are no more than a level's.
+    # Autocast would run matrix products in bfloat16, whose 8 bits are no more than a level's.
     with torch.autocast(video.device.type, enabled=False):
         # Clip by clip: the rounding of a matrix product may change with its size.
         for clip, target in zip(video, sharp, strict=True):
@@ -55,7 +55,7 @@ def unsharp_mask(video: Tensor, radius: float, amount: float) -> Tensor:
 
 
 def check_unsharp(radius: float, amount: float) -> None:
-    """Refuse parameters of `unsharp_mask` that mean nothing, naming what is wrong."""
+    """Refuse meaningless parameters of `unsharp_mask`, naming what is wrong."""
     if not 0 < radius < math.inf:
         raise ValueError(f"radius: expected the Gaussian's sigma in pixels, > 0 and finite, got {radius}")
     if not math.isfinite(amount):
@@ -64,7 +64,7 @@ def check_unsharp(radius: float, amount: float) -> None:
 
 @dataclass(frozen=True)
 class _Block:
-    """Blurring along one axis: pixels [start, stop) are `weights` times pixels [low, high)."""
+    """A blur along one axis: pixels [start, stop) are `weights` times pixels [low, high)."""
 
     start: int
     stop: int
@@ -74,9 +74,9 @@ class _Block:
 
 
 def _blocks(length: int, radius: float, device: torch.device) -> list[_Block]:
-    """The blur along an axis of `length` pixels as matrices, the mirrored edges folded into them.
+    """The blur along an axis of `length` pixels as matrices, with the mirrored edges folded in.
 
-    Matrix products run at full speed on every device, unlike convolutions of one channel, and need no padding: an
+    Unlike convolutions of one channel, matrix products run at full speed on every device. They need no padding: an
     axis shorter than the kernel is mirrored as often as it takes.
     """
     reach = int(_TRUNCATE * radius + 0.5)
@@ -105,7 +105,7 @@ def _blocks(length: int, radius: float, device: torch.device) -> list[_Block]:
 def _sharpen_planes(
     planes: Tensor, target: Tensor, rows: list[_Block], columns: list[_Block], amount: float
 ) -> None:
-    """N x H x W into `target`, a few planes or a band of one plane at a time."""
+    """Sharpen N x H x W into `target`, a few planes or a band of one plane at a time."""
     height, width = planes.shape[1:]
     at_once = _CPU_VALUES if planes.device.type == "cpu" else _DEVICE_VALUES
     count = max(1, min(len(planes), at_once // (height * width)))
@@ -128,13 +128,13 @@ def _sharpen_planes(
                     column.weights.mT,
                     out=blurred_lines[:, column.start : column.stop],
                 )
-            # Away from the blurred frame, beyond the original.
+            # Away from the blurred frame, past the original.
             torch.lerp(part[:, top:bottom], blurred, -amount, out=blurred)
             target[first : first + count, top:bottom] = blurred.clamp_(-1, 1)
 
 
 def _bands(rows: list[_Block], height: int) -> Iterator[list[_Block]]:
-    """Neighbouring blocks of rows, together at most `height` pixels unless one alone is more."""
+    """Neighbouring blocks of rows, together at most `height` pixels unless one alone is larger."""
     size = max(1, height // _BLOCK)
     for first in range(0, len(rows), size):
         yield rows[first : first + size]

@@ -1,8 +1,8 @@
-"""How the power of frames or latents is spread over spatial frequencies: radially averaged power spectral density.
+"""Radially averaged power spectra: how the power of frames or latents is spread over spatial frequencies.
 
-Frequencies are in cycles per sample (a pixel, or a cell of a latent grid); the Nyquist frequency is 1/2. Densities are
-one-sided only in that a radius has no sign: every coefficient of the 2-D transform is counted, so that the powers of
-all rings and of the corners beyond Nyquist add up to the mean square (Parseval).
+Frequencies are in cycles per sample (a pixel, or a cell of a latent grid); the Nyquist frequency is 1/2. Every
+coefficient of the 2-D transform counts, so the powers of all rings and of the corners beyond Nyquist add up to the
+mean square (Parseval).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 
 Window = Literal["hann"]
 
-# Values transformed at once: bounds the copies that a 4K clip needs.
+# Number of values transformed at once; bounds the copies of a 4K clip.
 _VALUES_AT_ONCE = 2**24
-_LUMA = (0.2126, 0.7152, 0.0722)  # of BT.709, on values as they are stored
+_LUMA = (0.2126, 0.7152, 0.0722)  # BT.709's, for values as stored
 _ROUNDING = 1e-9
 
 
@@ -27,7 +27,7 @@ _ROUNDING = 1e-9
 class RadialSpectrum:
     """Power over rings of spatial frequencies, float64, on the device of the input.
 
-    Ring k holds the frequencies nearest to radius k/n cycles per sample, n the longer side, up to Nyquist.
+    Ring k holds the frequencies nearest to radius k/n cycles per sample, up to Nyquist; n is the longer side.
 
     Attributes:
         frequency: shape (K,), K = n // 2 + 1: the rings' radii, rising from 0; the last is Nyquist for even n.
@@ -59,8 +59,8 @@ class RadialSpectrum:
 def radial_spectrum(video: Tensor, window: Window | None = None) -> RadialSpectrum:
     """Radially averaged power spectral density of each frame, averaged over time.
 
-    Transformed in float32 (float64 stays) and summed in float64. A frame's mean is taken off first and put back as the
-    power of frequency 0, so that rounding of a large mean does not drown high frequencies.
+    Transformed in float32 (float64 stays) and summed in float64. A frame's mean is subtracted first and added back
+    as the power of frequency 0, so that rounding of a large mean does not drown high frequencies.
 
     Args:
         video: B x C x T x H x W, pixels or latents of any floating type and size.
@@ -68,7 +68,7 @@ def radial_spectrum(video: Tensor, window: Window | None = None) -> RadialSpectr
             not count as high frequencies; None takes frames as periodic, and Parseval's equation holds.
 
     Returns:
-        Spectra of shape B x C; in the unit of `video` squared.
+        Spectra of shape B x C, in the square of `video`'s unit.
 
     Raises:
         ValueError: for another shape or type, no values, or an unknown window.
@@ -106,20 +106,20 @@ def luma_spectrum(frames: Tensor, window: Window | None = "hann") -> RadialSpect
 
 
 def band_power(spectrum: RadialSpectrum, edges: Sequence[float]) -> Tensor:
-    """Power in bands of frequencies, each part of the mean square.
+    """Power in bands of frequencies, each a part of the mean square.
 
-    Band i holds the rings at edges[i] < f <= edges[i+1]; frequency 0 is in none, and a band that ends at 1 has the
-    corners beyond Nyquist too. So edges from 0 to 1 split all of the variance.
+    Band i holds the rings at edges[i] < f <= edges[i+1]. Frequency 0 is in none; a band that ends at 1 includes
+    the corners beyond Nyquist. So edges from 0 to 1 split the whole variance.
 
     Args:
-        spectrum: with K rings.
+        spectrum: spectrum of K rings.
         edges: rising fractions of Nyquist, in [0, 1], at least two.
 
     Returns:
         float64, ... x (len(edges) - 1).
 
     Raises:
-        ValueError: for other edges, or when a band has no ring because the frames are too small for it.
+        ValueError: for other edges, or when the frames are too small for a band to hold any ring.
     """
     check_edges(edges)
     place = spectrum.frequency * 2
@@ -137,16 +137,16 @@ def band_power(spectrum: RadialSpectrum, edges: Sequence[float]) -> Tensor:
 
 
 def band_density(spectrum: RadialSpectrum, edges: Sequence[float]) -> Tensor:
-    """Mean density over the coefficients of each band of `band_power`; arguments, shape and errors as there."""
+    """Mean density over the coefficients of each band of `band_power`; same arguments, shape and errors."""
     ones = replace(spectrum, density=torch.ones_like(spectrum.frequency), corners=1 - spectrum.area.sum())
     return band_power(spectrum, edges) / band_power(ones, edges)
 
 
 def check_edges(edges: Sequence[float]) -> None:
-    """Refuse edges that are no rising fractions of Nyquist.
+    """Refuse edges that are not rising fractions of Nyquist.
 
     Raises:
-        ValueError: with the edges.
+        ValueError: names the edges.
     """
     rising = all(low < high for low, high in pairwise(edges))
     if len(edges) < 2 or not rising or not (edges[0] >= 0 and edges[-1] <= 1):
@@ -164,7 +164,7 @@ def _power(parts: Iterator[Tensor], window: Window | None) -> Tensor:
         height, width = frames.shape[-2:]
         mean = frames.mean((-2, -1), keepdim=True, dtype=torch.float64)
         values = frames - mean.to(frames.dtype)
-        # What the subtraction left by rounding belongs to frequency 0 as well.
+        # What rounding left in the subtraction belongs to frequency 0, too.
         rest = values.mean((-2, -1), dtype=torch.float64)
         if window == "hann":
             values = values * _hann(height, values)[:, None] * _hann(width, values)
@@ -191,11 +191,11 @@ def _rings(power: Tensor, height: int, width: int) -> RadialSpectrum:
     y = torch.arange(height, device=device)
     y = torch.minimum(y, height - y)[:, None]
     x = torch.arange(width // 2 + 1, device=device)
-    # Whole numbers decide what is beyond Nyquist: no rounding moves a coefficient that lies on it.
+    # Integers decide what is beyond Nyquist, so rounding moves no coefficient that lies on it.
     beyond = 4 * ((y * width) ** 2 + (x * height) ** 2) > (height * width) ** 2
     radius = torch.sqrt((y / height).double() ** 2 + (x / width).double() ** 2) * longer
     ring = (radius + 0.5).floor().long().clamp(max=rings - 1).masked_fill(beyond, rings).flatten()
-    # The half plane stands for the whole: all columns but the first and that of Nyquist count twice.
+    # The half plane stands for the whole: all columns count twice, except the first and Nyquist's.
     twice = torch.full((width // 2 + 1,), 2.0, dtype=torch.float64, device=device)
     twice[0] = 1
     if width % 2 == 0:

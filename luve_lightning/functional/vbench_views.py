@@ -1,7 +1,7 @@
-"""What VBench shows its networks of a frame: shrunk without antialiasing, so that a 4K frame is mostly skipped.
+"""The views of frames that VBench shows its networks: shrunk without antialiasing, which skips most of a 4K frame.
 
 VBench 0.1.5 (arXiv 2311.17982, its `utils.py`) resizes tensors of 0 .. 255 in float32 with torchvision's
-`antialias=False`: bilinear reads 2 x 2, bicubic 4 x 4 source pixels for each output pixel whatever the scale. At
+`antialias=False`: bilinear reads 2 x 2, bicubic 4 x 4 source pixels per output pixel, whatever the scale. From
 3840x2160 to 512 wide that is 4 of 56 pixels: aliasing enters, most detail does not. Neither rounds nor clamps.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-# Frames as floats, a few at a time: a 4K frame is 100 MB.
+# Frames are converted to floats a few at a time: a 4K frame takes 100 MB.
 _CHUNK_VALUES = 2**26
 
 
@@ -30,24 +30,24 @@ def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) 
 
     Args:
         images: float N x 3 x H x W in [0, 1].
-        mean: of red, green and blue.
-        std: of red, green and blue.
+        mean: means of red, green and blue.
+        std: standard deviations of red, green and blue.
     """
     shape = (1, 3, 1, 1)
     return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
 
 
 def shorter_side(height: int, width: int, to: int) -> tuple[int, int]:
-    """The size whose shorter side is `to`, the longer one cut to an integer, as torchvision's `Resize(to)`."""
+    """The size whose shorter side is `to`, the longer one rounded down, as in torchvision's `Resize(to)`."""
     return (to, int(to * width / height)) if height <= width else (int(to * height / width), to)
 
 
 def dino_view(frames: Tensor, to: int = 224) -> Tensor:
-    """The frames that VBench shows DINO: the shorter side bilinearly to 224, nothing cropped, ImageNet's colours.
+    """VBench's view for DINO: the shorter side scaled bilinearly to 224, nothing cropped, ImageNet's colours.
 
     Args:
         frames: uint8 T x H x W x 3.
-        to: the shorter side.
+        to: length of the shorter side.
 
     Returns:
         float32 T x 3 x h x w.
@@ -57,7 +57,7 @@ def dino_view(frames: Tensor, to: int = 224) -> Tensor:
 
 
 def clip_view(frames: Tensor, to: int = 224) -> Tensor:
-    """The frames that VBench shows CLIP: the shorter side bicubically to 224, the square in the middle.
+    """VBench's view for CLIP: the shorter side scaled bicubically to 224, cropped to the central square.
 
     Args:
         frames: uint8 T x H x W x 3.
@@ -73,11 +73,11 @@ def clip_view(frames: Tensor, to: int = 224) -> Tensor:
 
 
 def longer_side_view(frames: Tensor, to: int = 512) -> Tensor:
-    """The frames that VBench shows MUSIQ: the longer side bilinearly to at most 512.
+    """VBench's view for MUSIQ: the longer side scaled bilinearly to at most 512.
 
     Args:
         frames: uint8 T x H x W x 3.
-        to: the longer side; smaller frames stay as they are.
+        to: length of the longer side; smaller frames are not enlarged.
 
     Returns:
         float32 T x 3 x h x w in [0, 1].
@@ -88,7 +88,7 @@ def longer_side_view(frames: Tensor, to: int = 512) -> Tensor:
 
 
 def _resize(frames: Tensor, size: tuple[int, int], mode: Literal["bilinear", "bicubic"]) -> Tensor:
-    """uint8 T x H x W x 3 to float32 T x 3 x h x w in 0 .. 255, beyond it where bicubic overshoots."""
+    """uint8 T x H x W x 3 to float32 T x 3 x h x w in 0 .. 255, or beyond where bicubic overshoots."""
     if min(size) < 1:
         raise ValueError(
             f"frames of {frames.shape[1]}x{frames.shape[2]} cannot be shrunk to {size[0]}x{size[1]}"

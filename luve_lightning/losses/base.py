@@ -1,4 +1,4 @@
-"""What every loss is: a module that compares a prediction with a target in a named space."""
+"""The base of every loss: a module that compares a prediction with a target in a named space."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 
 class Loss(nn.Module):
-    """A weighted comparison of two tensors of one shape.
+    """A weighted comparison of two tensors of the same shape.
 
-    `space` says what it wants to be given: "latent" tensors (B x C x t x h x w), decoded "pixel" tensors
-    (B x 3 x T x H x W in [-1, 1], not clamped) or flow-matching "velocity" tensors (B x C x t x h x w). A task decodes
-    only when a loss in pixel space is active.
+    `space` says what the loss takes: "latent" tensors (B x C x t x h x w), decoded "pixel" tensors (B x 3 x T x H
+    x W in [-1, 1], not clamped) or flow-matching "velocity" tensors (B x C x t x h x w). A task decodes only when
+    a loss in pixel space is active.
 
     Args:
         weight: factor of this term in the total loss, >= 0.

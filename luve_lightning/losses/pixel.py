@@ -31,8 +31,8 @@ class PixelMSE(Loss):
 class PixelLogMSE(Loss):
     """Natural logarithm of each clip's mean squared error, relative to `floor`: mean PSNR as a loss.
 
-    With the plain mean squared error a batch is ruled by its hardest clips; here every clip counts by how many dB it
-    could gain. PSNR in dB of pixels in [-1, 1] is -10/ln(10) * (loss + ln(floor / 4)), `floor` aside.
+    Under the plain mean squared error the hardest clips dominate a batch; here every clip counts by how many dB it
+    could gain. For pixels in [-1, 1], PSNR in dB is -10/ln(10) * (loss + ln(floor / 4)), `floor` aside.
 
     Args:
         weight: see Loss.

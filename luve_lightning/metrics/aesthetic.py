@@ -13,18 +13,18 @@ from luve_lightning.metrics.frame_networks import TiledSample
 
 
 class Aesthetic(TiledSample, AestheticQuality):
-    """`AestheticQuality` of 224x224 tiles of the frames as they are: its counterpart at native resolution.
+    """`AestheticQuality` at native resolution: of 224x224 tiles of the frames.
 
-    The same predictor and scale (a tenth of LAION's), averaged over tiles and frames. It judges detail, not
-    composition, so its values are to be compared with each other, not with `AestheticQuality`'s.
+    Same predictor and scale (a tenth of LAION's), averaged over tiles and frames. It judges detail, not
+    composition, so compare its values with each other, not with `AestheticQuality`'s.
 
     Args:
         backbone: see `AestheticQuality`.
         head: see `AestheticQuality`.
         weights: see `AestheticQuality`.
         head_weights: see `AestheticQuality`.
-        frames: of a video, the middles of as many equal parts: at 3840x2160 a frame is 153 tiles.
-        batch_size: tiles that the network sees at a time.
+        frames: frames per video, the middles of equal parts; at 3840x2160 a frame has 153 tiles.
+        batch_size: tiles per forward pass of the network.
     """
 
     name = "aesthetic"

@@ -14,16 +14,16 @@ from luve_lightning.metrics.pretrained import load_aesthetic_head, load_clip
 
 
 class AestheticQuality(FrameNetworkMetric):
-    """VBench's AQ (arXiv 2311.17982): LAION's linear head on CLIP ViT-L/14, divided by 10, the mean over all frames.
+    """VBench's AQ (arXiv 2311.17982): LAION's linear head on CLIP ViT-L/14, divided by 10, averaged over all frames.
 
-    About 0.1 to 1. The mean over videos counts them alike.
+    About 0.1 to 1. The mean over videos weighs them equally.
 
     Args:
-        backbone: N x 3 x 224 x 224 in CLIP's colours to N x D, in place of CLIP.
-        head: N x D of length 1 to N x 1, in place of LAION's.
+        backbone: replaces CLIP; takes N x 3 x 224 x 224 in CLIP's colours, returns N x D.
+        head: replaces LAION's; takes N x D of length 1, returns N x 1.
         weights: a folder of transformers' `CLIPVisionModelWithProjection`, or the name of one in the hub's cache.
         head_weights: the file `sa_0_4_vit_l_14_linear.pth` or its folder; None to look in the usual places.
-        batch_size: images that the network sees at a time.
+        batch_size: images per forward pass of the network.
     """
 
     name = "aesthetic_quality"
@@ -48,7 +48,7 @@ class AestheticQuality(FrameNetworkMetric):
         return load_clip(self.weights, self.name, "CLIP ViT-L/14, 1.7 GB")
 
     def load(self) -> None:
-        """Have the head, and then the network, on the metric's device."""
+        """Load the head, then the network, on the metric's device."""
         if self.head is None:
             self.head = frozen(load_aesthetic_head(self.head_weights)).to(self.device)
         super().load()

@@ -1,4 +1,4 @@
-"""VBench's background consistency: how much frames resemble the first and the previous one to CLIP."""
+"""VBench's background consistency: how much each frame resembles the first and the previous one to CLIP."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from luve_lightning.metrics.subject_consistency import SubjectConsistency
 class BackgroundConsistency(SubjectConsistency):
     """VBench's BC (arXiv 2311.17982), in [0, 1]: `frame_consistency` of CLIP ViT-B/32's image embeddings.
 
-    As `SubjectConsistency` with another network, whose view leaves out the sides: at 16:9, 44 % of the frame.
+    Like `SubjectConsistency` with another network, whose view leaves out the sides: at 16:9, 44 % of the frame.
 
     Args:
-        backbone: N x 3 x 224 x 224 in CLIP's colours to N x D, in place of CLIP.
+        backbone: replaces CLIP; takes N x 3 x 224 x 224 in CLIP's colours, returns N x D.
         weights: a folder of transformers' `CLIPVisionModelWithProjection`, or the name of one in the hub's cache.
-        by_frames: weigh videos by their pairs of frames, as VBench does here on one and on several GPUs.
-        batch_size: frames that the network sees at a time.
+        by_frames: weigh videos by their number of frame pairs, as VBench does on one and on several GPUs.
+        batch_size: frames per forward pass of the network.
     """
 
     name = "background_consistency"
@@ -46,7 +46,7 @@ class BackgroundConsistency(SubjectConsistency):
 
 
 class BackgroundConsistencyTiles(Tiled, BackgroundConsistency):
-    """`BackgroundConsistency` of 224x224 tiles at native resolution, averaged over the places of the frame."""
+    """`BackgroundConsistency` of 224x224 tiles at native resolution, averaged over positions in the frame."""
 
     name = "background_consistency_tiles"
     resolution = "native, tiles of 224x224"

@@ -1,4 +1,4 @@
-"""What every metric of a video is: a mean over videos that says what its networks were shown."""
+"""The base of every video metric: a mean over videos that says what its networks were shown."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from torchmetrics import Metric
 
 
 class Unavailable(RuntimeError):
-    """A measurement that cannot run here.
+    """Raised for a measurement that cannot run here.
 
-    Its text is one line: which file or package is missing, how large it is, and where to put it or how to install it.
+    Its message is one line: which file or package is missing, its size, and where to put it or how to install it.
     """
 
 
 class VideoMetric(Metric):
     """The mean of a score over videos.
 
-    Constructors take configuration values or a network given from outside and load nothing: `prepare` does, or else
-    the first `score`. A metric is never an attribute of a LightningModule, whose optimizer, checkpoint and precision
-    would take hold of its networks. States are float64 whatever precision the module is cast to, and sum over
-    processes, so that uneven or empty shares of the videos change nothing.
+    Constructors take configuration values or a given network and load nothing; `prepare`, or else the first
+    `score`, does. Never make a metric an attribute of a LightningModule: optimizer, checkpoint and precision would
+    take hold of its networks. States are float64, whatever precision the module is cast to, and are summed over
+    processes, so uneven or empty shares of the videos change nothing.
 
     A subclass sets the class attributes and defines `measure`, and `load` when it needs a network.
 
     Attributes:
-        name: the column of a table.
+        name: column of a table.
         higher_is_better: direction.
-        resolution: the size at which frames are measured, in words: where a network sees less than the video has.
-        full_reference: whether `score` compares with the frames of an original.
-        least_frames: fewest frames of a video that the measure is defined for.
+        resolution: size at which frames are measured, in words, for networks that see less than the video has.
+        full_reference: whether `score` compares with an original's frames.
+        least_frames: fewest frames for which the measure is defined.
     """
 
     name: str
@@ -61,17 +61,17 @@ class VideoMetric(Metric):
         self.to(device)
 
     def load(self) -> None:
-        """Load what the metric needs, if it is not there yet; nothing by default."""
+        """Load what the metric needs unless it is loaded; nothing by default."""
 
     def score(self, frames: Tensor, reference: Tensor | None = None) -> float:
         """Measure one video.
 
         Args:
             frames: uint8 T x H x W x 3, full-range sRGB, on any device.
-            reference: the original's frames, the same shape, where `full_reference`; ignored elsewhere.
+            reference: the original's frames, same shape; ignored unless `full_reference`.
 
         Returns:
-            The video's score, in the unit that the class names.
+            The video's score, in the unit given by the class.
 
         Raises:
             ValueError: frames that cannot be measured.
@@ -87,16 +87,16 @@ class VideoMetric(Metric):
                     f"got {described(reference)}"
                 )
         self.load()
-        # A network's score must not depend on the precision that the training around it happens to use.
+        # A network's score must not depend on the precision of the training around it.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return float(self.measure(frames, reference))
 
     def measure(self, frames: Tensor, reference: Tensor | None) -> Tensor | float:
-        """`score`, given frames that were checked: without gradients and autocast, everything loaded."""
+        """`score` for checked frames: without gradients and autocast, with everything loaded."""
         raise NotImplementedError
 
     def weight(self, frames: Tensor) -> float:
-        """How much a video counts in the mean: 1, unless the measure's definition averages over frames."""
+        """The video's weight in the mean: 1, unless the measure averages over frames."""
         return 1.0
 
     def update(self, frames: Tensor, reference: Tensor | None = None) -> None:
@@ -116,18 +116,18 @@ class VideoMetric(Metric):
         return self.total / self.count
 
     def train(self, mode: bool = True) -> VideoMetric:
-        """Networks that measure are never trained: stays in evaluation mode."""
+        """Stay in evaluation mode: networks that measure are never trained."""
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Any = "") -> nn.Module:
-        # Moves, but is never cast: torchmetrics guards its states against .half() and its like, not against
+        # Moves, but never casts: torchmetrics guards its states against .half() and the like but not against
         # .to(dtype), and the networks inside would be cast in any case.
         device = fn(torch.zeros(1, device=self.device)).device
         return super()._apply(lambda tensor: tensor.to(device), exclude_state)
 
 
 def frozen(network: nn.Module) -> nn.Module:
-    """A network for measuring, itself: evaluation mode, no gradients."""
+    """The network itself, frozen for measuring: evaluation mode, no gradients."""
     return network.eval().requires_grad_(False)
 
 
@@ -135,9 +135,9 @@ def check_frames(frames: Tensor, name: str, least: int = 1) -> None:
     """Refuse what is not a video.
 
     Args:
-        frames: what should be uint8 T x H x W x 3.
-        name: of the metric, for the message.
-        least: fewest frames that the metric is defined for.
+        frames: expected to be uint8 T x H x W x 3.
+        name: name of the metric, for the message.
+        least: fewest frames for which the metric is defined.
 
     Raises:
         ValueError: another type or shape, or too few frames.

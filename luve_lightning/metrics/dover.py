@@ -8,15 +8,15 @@ from luve_lightning.metrics.base import Unavailable, VideoMetric, frozen
 
 
 class Dover(VideoMetric):
-    """DOVER's fused score (Wu et al. 2023, arXiv 2211.04894), 0 to 1, of a network that is given.
+    """DOVER's fused score (Wu et al. 2023, arXiv 2211.04894), 0 to 1, from a given network.
 
-    pyiqa, which keeps the other measures, has no DOVER (0.1.16), and PyPI's project `dover` is something else: the
-    network comes from its authors' repository, wrapped into a module that makes DOVER's two views and fuses them. Of a
-    video its technical view has 7 x 7 pieces of 32x32 pixels of three runs of 32 frames, taken at random, its aesthetic
-    view 32 frames shrunk to 224x224: even for 4K it sees 224x224 pixels of a frame.
+    pyiqa, which has the other measures, has no DOVER (0.1.16), and PyPI's project `dover` is something else. The
+    network comes from its authors' repository, wrapped into a module that makes DOVER's two views and fuses them.
+    The technical view is 7 x 7 random pieces of 32x32 pixels from three runs of 32 frames, the aesthetic view 32
+    frames shrunk to 224x224: even in 4K it sees 224x224 pixels per frame.
 
     Args:
-        backbone: uint8 T x H x W x 3 to the fused score, one number.
+        backbone: takes uint8 T x H x W x 3, returns the fused score, one number.
     """
 
     name = "dover"

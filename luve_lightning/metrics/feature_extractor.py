@@ -1,4 +1,4 @@
-"""What a network must be to give features for a Fréchet distance."""
+"""The interface of a network that gives features for a Fréchet distance."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 class FeatureExtractor(nn.Module):
     """Patches to feature vectors, frozen.
 
-    Constructors take configuration values and load nothing; `prepare` does. A subclass defines what raises
-    NotImplementedError here.
+    Constructors take configuration values and load nothing; `prepare` does. A subclass defines the methods that
+    raise NotImplementedError here.
 
     Attributes:
-        kind: word of the column `fd_patch_<kind>`, e.g. "vae"; "inception" is FID's own network.
-        resolution: the size at which the network sees a patch, in words.
+        kind: suffix of the column `fd_patch_<kind>`, e.g. "vae"; "inception" is FID's own network.
+        resolution: size at which the network sees a patch, in words.
     """
 
     kind: str
@@ -22,7 +22,7 @@ class FeatureExtractor(nn.Module):
 
     @property
     def name(self) -> str:
-        """Identifies the network and its weights, e.g. "inception-clean": equal names, comparable features."""
+        """Identifies the network and its weights, e.g. "inception-clean"; equal names mean comparable features."""
         raise NotImplementedError
 
     @property
@@ -39,7 +39,7 @@ class FeatureExtractor(nn.Module):
         self.to(device)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Features of patches; resizing and normalisation are the extractor's own business.
+        """Features of patches; the extractor resizes and normalises them itself.
 
         Args:
             patches: uint8 N x 3 x S x S, full-range sRGB, on the device given to `prepare`.
@@ -50,6 +50,6 @@ class FeatureExtractor(nn.Module):
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> FeatureExtractor:
-        """Stay in evaluation mode: features must not depend on what is beside them in a batch."""
+        """Stay in evaluation mode: features must not depend on the rest of the batch."""
         del mode
         return super().train(False)

@@ -1,4 +1,4 @@
-"""What the Fréchet distance needs of features: their number, sum and sum of outer products, in float64."""
+"""What the Fréchet distance needs from features: number, sum and sum of outer products, in float64."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Outer products of all videos are kept up to this size; beyond, they are summed from the features anew.
+# Outer products of all videos are kept up to this size; above it, they are summed anew from the features.
 _KEPT_BYTES = 2**28
 
 
 @dataclass(frozen=True)
 class FeatureMoments:
-    """Moments of a set of feature vectors; those of two sets together are their sum.
+    """Moments of a set of feature vectors; adding two gives the moments of both sets.
 
     Attributes:
         count: number of vectors.
@@ -28,12 +28,12 @@ class FeatureMoments:
 
     @classmethod
     def zeros(cls, dim: int) -> FeatureMoments:
-        """Of no vectors of `dim` dimensions."""
+        """Moments of no vectors of `dim` dimensions."""
         return cls(0, torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64))
 
     @classmethod
     def from_features(cls, features: Tensor) -> FeatureMoments:
-        """Of N vectors, N x D of any precision.
+        """Moments of N vectors, N x D of any precision.
 
         Raises:
             ValueError: another shape, or values that are not finite.
@@ -62,7 +62,7 @@ class FeatureMoments:
         return self.sum / self.count
 
     def cov(self) -> Tensor:
-        """The covariance with N - 1 in the denominator (as `numpy.cov`), float64, D x D.
+        """The covariance with N - 1 in the denominator (like `numpy.cov`), float64, D x D.
 
         Raises:
             ValueError: fewer than 2 vectors.
@@ -76,15 +76,15 @@ class FeatureMoments:
 
 
 class GroupedMoments:
-    """Features of several videos, whose moments together are asked for again and again with other weights.
+    """Features of several videos, for moments under many different weights.
 
-    For the bootstrap over videos: a resample is how often each video was drawn. The Fréchet distance of few samples is
-    too large (its bias falls like 1/N, Chong and Forsyth 2020, and rank is missing below N = D), and a resample holds
-    fewer different videos than the sample, so resampled distances lie above the one of the sample: their spread is
-    that of the distance, their mean is not. Compare only distances of equally many patches.
+    For the bootstrap over videos: a resample is how often each video was drawn. The Fréchet distance of few
+    samples is too large: its bias falls like 1/N (Chong and Forsyth 2020), and below N = D rank is missing. A
+    resample holds fewer different videos than the sample, so resampled distances lie above the sample's: their
+    spread is that of the distance, their mean is not. Compare only distances of equally many patches.
 
     Args:
-        features: of each video, N x D; N may differ.
+        features: features of each video, N x D; N may differ.
 
     Raises:
         ValueError: no video, unequal D, or values that are not finite.
@@ -116,7 +116,7 @@ class GroupedMoments:
             counts: an integer >= 0 for each video.
 
         Raises:
-            ValueError: another number of counts, or other numbers.
+            ValueError: a wrong number of counts, or other numbers.
         """
         weights = torch.as_tensor(counts)
         if weights.shape != self._lengths.shape or weights.is_floating_point() or (weights < 0).any():
@@ -132,14 +132,14 @@ class GroupedMoments:
         drawn = weights.repeat_interleave(self._lengths)
         total = torch.zeros(self.dim, self.dim, dtype=torch.float64)
         taken = drawn.nonzero().squeeze(1)
-        for part in taken.split(4096):  # float64 copies of all features would be twice their size
+        for part in taken.split(4096):  # float64 copies of all features would double their size
             rows = self._rows[part].double() * drawn[part].double().sqrt()[:, None]
             total.addmm_(rows.T, rows)
         return total
 
 
 def checked_features(features: Tensor) -> Tensor:
-    """Features, themselves.
+    """The features themselves, checked.
 
     Raises:
         ValueError: not N x D of floating point, or values that are not finite.

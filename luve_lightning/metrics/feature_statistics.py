@@ -1,4 +1,4 @@
-"""Statistics of reference features in a file, with what they were made from."""
+"""Statistics of reference features in a file, with their provenance."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class FeatureStatistics:
     """Moments of the patches of a reference, and their provenance.
 
     Attributes:
-        moments: of the features.
-        plan: how the patches were chosen. Of a still image there is one frame, whatever `plan.frames` says.
-        extractor: name of the network, weights included.
-        source: the folder, for people.
-        source_hash: sha256 over the names and contents of its files.
-        files: how many there were.
-        package: version of this package that made it.
-        path: where it was loaded from, for messages.
+        moments: moments of the features.
+        plan: how the patches were chosen. A still image has one frame, whatever `plan.frames` says.
+        extractor: name of the network and its weights.
+        source: folder, for people.
+        source_hash: sha256 over the names and contents of the folder's files.
+        files: number of files.
+        package: version of this package that made the statistics.
+        path: file it was loaded from, for messages.
     """
 
     moments: FeatureMoments
@@ -50,18 +50,18 @@ class FeatureStatistics:
             object.__setattr__(self, "package", version("luve-lightning"))
 
     def check(self, plan: PatchPlan, extractor: str, source_hash: str | None = None) -> None:
-        """Refuse a comparison with features that were made otherwise.
+        """Refuse a comparison with features made differently.
 
-        The random patches' seed may differ: it changes which patches, not of what kind. The package's version is kept,
-        not compared.
+        The random patches' seed may differ: it changes which patches, not their kind. The package's version is
+        kept, not compared.
 
         Args:
-            plan: of the other side.
-            extractor: of the other side.
-            source_hash: of the folder as it is now, where that is known.
+            plan: the other side's plan.
+            extractor: the other side's network.
+            source_hash: hash of the folder as it is now, if known.
 
         Raises:
-            ValueError: they differ; one line that names each difference.
+            ValueError: they differ; one line names each difference.
         """
         wrong = [
             f"patches.{field.name} {mine} there and {other} here"
@@ -82,12 +82,12 @@ class FeatureStatistics:
             )
 
     def _irrelevant(self, plan: PatchPlan) -> set[str]:
-        """Fields that are not used by the placement, and the seed."""
+        """Fields that the placement does not use, and the seed."""
         unused = {"grid": {"per_frame"}, "random": {"grid"}, "both": set()}
         return {"seed"} | (unused[plan.placement] if plan.placement == self.plan.placement else set())
 
     def save(self, path: str | Path) -> None:
-        """Write safetensors with the provenance as JSON in the header; the file is whole or not there."""
+        """Write safetensors with the provenance as JSON in the header; the file is complete or absent."""
         path = Path(path)
         about = {
             "format": _FORMAT,
@@ -105,11 +105,11 @@ class FeatureStatistics:
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureStatistics:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
             FileNotFoundError: there is no file.
-            ValueError: it is no statistics file, or not of this format.
+            ValueError: not a statistics file, or another version of the format.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"reference statistics {path}: no such file")
@@ -123,7 +123,7 @@ class FeatureStatistics:
             raise ValueError(f"reference statistics {path}: not a statistics file of format {_FORMAT}")
         try:
             moments = FeatureMoments(about["count"], tensors["sum"], tensors["outer"])
-            # Files made before there was a sha256 are as valid as ever.
+            # Files written before there was a sha256 stay valid.
             if about.get("sha256", "") not in ("", _digest(moments)):
                 raise ValueError(f"reference statistics {path}: damaged (sha256 differs)")
             return cls(

@@ -16,9 +16,9 @@ PAPER_PATCHES = PatchPlan()
 class FIDPatch(FrechetPatchDistance):
     """FID of patches (LuVe, arXiv 2602.11564, Tables 5 and 6): lower is better.
 
-    8 frames of each of 250 videos, 256x256 patches, clean-fid's resize and Inception; the paper's reference are
-    UltraHR-eval4k's still images. How many patches of a frame, and where, it does not say: here a grid that covers the
-    frame (`PatchPlan`). See `FrechetPatchDistance` for what can be compared.
+    8 frames of each of 250 videos, 256x256 patches, clean-fid's resize and Inception; the paper's reference is
+    UltraHR-eval4k's still images. The paper does not say how many patches of a frame, or where: here a grid covers
+    the frame (`PatchPlan`). See `FrechetPatchDistance` for what can be compared.
 
     Args:
         patches: which patches of which frames.

@@ -13,14 +13,13 @@ from luve_lightning.metrics.base import VideoMetric, frozen
 
 
 class FrameNetworkMetric(VideoMetric):
-    """A metric of what one network says of each frame.
+    """A metric computed from one network's output for each frame.
 
-    A subclass defines `build` (the network, when none is given), `view` (what it is shown) and `measure`.
+    A subclass defines `build` (the network, unless one is given), `view` (its input) and `measure`.
 
     Args:
-        backbone: the network, in place of the published one; it is set to evaluation mode and its gradients are
-            switched off.
-        batch_size: images that it is shown at a time.
+        backbone: replaces the published network; set to evaluation mode, without gradients.
+        batch_size: images per forward pass.
     """
 
     backbone: nn.Module | None
@@ -41,7 +40,7 @@ class FrameNetworkMetric(VideoMetric):
         raise NotImplementedError
 
     def load(self) -> None:
-        """Have the network there, on the metric's device."""
+        """Load the network onto the metric's device."""
         if self.backbone is None:
             self.backbone = frozen(self.build()).to(self.device)
 
@@ -50,27 +49,27 @@ class FrameNetworkMetric(VideoMetric):
         return 1
 
     def view(self, frames: Tensor) -> Tensor:
-        """What the network is shown of uint8 T x H x W x 3: float32 N x 3 x h x w, N = T * images_per_frame."""
+        """The network's input for uint8 T x H x W x 3: float32 N x 3 x h x w, N = T * images_per_frame."""
         raise NotImplementedError
 
     def batches(self, frames: Tensor) -> Iterator[Tensor]:
-        """The views of a video on the metric's device, at most `batch_size` images at a time, frame by frame."""
+        """A video's views on the metric's device, at most `batch_size` images at a time, frame by frame."""
         frames_at_once = max(1, self.batch_size // self.images_per_frame(*frames.shape[1:3]))
         for part in frames.split(frames_at_once):
             yield from self.view(part.to(self.device)).split(self.batch_size)
 
     def outputs(self, frames: Tensor) -> Tensor:
-        """What the network says of each image, float32, T * images_per_frame x ... ."""
+        """The network's output for each image, float32, T * images_per_frame x ... ."""
         assert self.backbone is not None
-        # pyiqa's NIQE gives a bare number for one image.
+        # pyiqa's NIQE returns a bare number for one image.
         return torch.cat([torch.atleast_1d(self.backbone(images).float()) for images in self.batches(frames)])
 
 
 class Tiled(FrameNetworkMetric):
-    """The same metric, seeing tiles of the frame as it is in place of the whole frame shrunk.
+    """The same metric on tiles of the full-size frame instead of the shrunken frame.
 
-    As many tiles as fit side by side, evenly spread from edge to edge: 9 x 17 of 224 pixels at 3840x2160.
-    To be named before the metric in a list of bases.
+    As many tiles as fit side by side, spread evenly from edge to edge: 9 x 17 of 224 pixels at 3840x2160. List it
+    before the metric among the bases.
     """
 
     tile: ClassVar[int]
@@ -100,10 +99,10 @@ class Tiled(FrameNetworkMetric):
 
 
 class TiledSample(Tiled):
-    """Tiles of some frames of a video, which `plan` chooses; their order in time does not matter."""
+    """Tiles of some frames of a video, chosen by `plan`; their order in time does not matter."""
 
     plan: PatchPlan
 
     def outputs(self, frames: Tensor) -> Tensor:
-        """What the network says of each tile of those frames."""
+        """The network's output for each tile of those frames."""
         return super().outputs(frames[list(self.plan.frame_indices(len(frames)))])

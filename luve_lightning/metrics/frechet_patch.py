@@ -1,4 +1,4 @@
-"""Fréchet distance between features of patches: of videos, and of a reference."""
+"""Fréchet distance between the patch features of videos and of a reference."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from luve_lightning.metrics.inception_features import InceptionFeatures
 class FrechetPatchDistance(Metric):
     """Squared Fréchet distance of patch features to those of a reference; lower is better.
 
-    Memory is that of one sum of outer products, whatever the number of videos; it is summed over processes, so uneven
-    or empty shares of the videos change nothing. All in float64, which no cast of the module changes.
+    Memory is one sum of outer products, however many videos there are. Sums run over processes, so uneven or empty
+    shares of the videos change nothing. Everything is float64, whatever the module is cast to.
 
-    The distance of few patches is too large: its bias falls like 1/N (Chong and Forsyth 2020, arXiv 1911.07023), and
-    covariances of fewer patches than features are singular. Compare numbers of equally many patches only.
+    The distance of few patches is too large: its bias falls like 1/N (Chong and Forsyth 2020, arXiv 1911.07023),
+    and covariances of fewer patches than features are singular. Compare only numbers of equally many patches.
 
     Args:
         patches: which patches of which frames.
         extractor: the network. The column is `fid_patch` for clean-fid's Inception and `fd_patch_<kind>` for any
-            other, so that nobody reads it as FID.
-        reference: statistics or their file (of a folder of images or videos, see evaluation/reference_statistics.py);
-            None when only `features` are asked for, or `use_reference` follows.
-        batch_size: patches that the network sees at once.
+            other, so that nobody takes it for FID.
+        reference: statistics or their file (of a folder of images or videos, see
+            evaluation/reference_statistics.py); None when only `features` are needed, or `use_reference` follows.
+        batch_size: patches per forward pass of the network.
     """
 
     is_differentiable: bool | None = False
@@ -68,7 +68,7 @@ class FrechetPatchDistance(Metric):
 
     @property
     def resolution(self) -> str:
-        """What the network sees, in words."""
+        """The network's input size, in words."""
         size = self.patches.size
         return f"patches of {size}x{size} at native resolution, seen at {self.extractor.resolution}"
 
@@ -77,8 +77,8 @@ class FrechetPatchDistance(Metric):
 
         Raises:
             Unavailable: the network's file is missing.
-            FileNotFoundError: the reference's is.
-            ValueError: the reference was made otherwise.
+            FileNotFoundError: the reference's file is missing.
+            ValueError: the reference was made differently.
         """
         self.extractor.prepare(device)
         if not self._prepared:
@@ -92,11 +92,11 @@ class FrechetPatchDistance(Metric):
             self.use_reference(self.reference)
 
     def use_reference(self, reference: FeatureStatistics | Path | str) -> None:
-        """Compare with this reference from now on. After `prepare`, which does it for the constructor's.
+        """Compare with this reference from now on; call after `prepare`, which does it for the constructor's.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it was made with other patches or another network.
+            ValueError: it was made from other patches or by another network.
         """
         if not isinstance(reference, FeatureStatistics):
             if Path(reference).is_dir():
@@ -107,7 +107,7 @@ class FrechetPatchDistance(Metric):
             reference = FeatureStatistics.load(reference)
         reference.check(self.patches, self.extractor.name)
         self.reference = reference
-        # The reference stays on the CPU: distances are computed there, each in a second for 2048 features.
+        # The reference stays on the CPU, where distances are computed, a second each for 2048 features.
         self._target = FrechetTarget.of(reference.moments.mean().cpu(), reference.moments.cov().cpu())
 
     def features(self, frames: Tensor, key: str = "") -> Tensor:
@@ -121,7 +121,7 @@ class FrechetPatchDistance(Metric):
             float32 N x D on the CPU, frame by frame.
 
         Raises:
-            ValueError: frames of another kind, or smaller than a patch.
+            ValueError: unsuitable frames, or smaller than a patch.
         """
         return self._features(frames, key).cpu()
 
@@ -146,7 +146,7 @@ class FrechetPatchDistance(Metric):
 
     @property
     def moments(self) -> FeatureMoments:
-        """Moments of the videos that this process was given."""
+        """Moments of this process's videos."""
         self._require_prepared()
         return FeatureMoments(int(self.feature_count), self.feature_sum.clone(), self.feature_outer.clone())
 
@@ -159,7 +159,7 @@ class FrechetPatchDistance(Metric):
         return torch.tensor(self.distance(self.moments), dtype=torch.float64)
 
     def distance(self, moments: FeatureMoments) -> float:
-        """Distance of these moments to the reference, e.g. of a resample (`GroupedMoments`).
+        """Distance of these moments to the reference, e.g. for a resample (`GroupedMoments`).
 
         Raises:
             ValueError: fewer than 2 patches, or no reference.
@@ -173,7 +173,7 @@ class FrechetPatchDistance(Metric):
         return self._target.distance(moments.mean().cpu(), moments.cov().cpu())
 
     def train(self, mode: bool = True) -> FrechetPatchDistance:
-        """Networks that measure are never trained: stays in evaluation mode."""
+        """Stay in evaluation mode: networks that measure are never trained."""
         del mode
         return super().train(False)
 
@@ -182,6 +182,6 @@ class FrechetPatchDistance(Metric):
             raise RuntimeError(f"{self.name}: call prepare(device) before it is used")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Any = "") -> nn.Module:
-        # Moves, but is never cast: neither float64 states nor the network.
+        # Moves, but never casts: neither the float64 states nor the network.
         device = fn(torch.zeros(1, device=self.device)).device
         return super()._apply(lambda tensor: tensor.to(device), exclude_state)

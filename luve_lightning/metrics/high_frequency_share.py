@@ -1,4 +1,4 @@
-"""How much of a video's contrast is fine detail."""
+"""The share of a video's contrast that is fine detail."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from luve_lightning.metrics.base import VideoMetric
 
 
 class HighFrequencyShare(VideoMetric):
-    """Share of the power of luma at spatial frequencies above half of Nyquist, in [0, 1].
+    """Share of luma's power at spatial frequencies above half of Nyquist, in [0, 1].
 
-    Frames are tapered by a Hann window and averaged over time; the mean brightness does not count, the corners of the
-    spectrum do. White noise has 0.8, a sharp photograph some hundredths, a blurred one some thousandths, a video
-    without any contrast 0. Neither more nor less is better: noise, ringing and block edges raise it as detail does.
+    Frames are tapered by a Hann window and averaged over time. The mean brightness does not count, the corners of
+    the spectrum do. White noise has 0.8, a sharp photograph some hundredths, a blurred one some thousandths, a
+    video without contrast 0. Neither more nor less is better: noise, ringing and block edges raise it as detail
+    does.
     """
 
     name = "high_frequency_share"

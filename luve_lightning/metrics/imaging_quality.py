@@ -13,15 +13,15 @@ from luve_lightning.metrics.pyiqa_networks import MUSIQ_SPAQ, load_pyiqa
 
 
 class ImagingQuality(FrameNetworkMetric):
-    """VBench's IQ (arXiv 2311.17982): MUSIQ trained on SPAQ, divided by 100, the mean over all frames.
+    """VBench's IQ (arXiv 2311.17982): MUSIQ trained on SPAQ, divided by 100, averaged over all frames.
 
-    About 0 to 1. VBench's file gives a video's score from 0 to 100 and divides only their mean. Its mode `longer`, the
-    default, is meant here. The mean over videos counts them alike.
+    About 0 to 1. VBench's file gives a video's score from 0 to 100 and divides only their mean. This is its
+    default mode, `longer`. The mean over videos weighs them equally.
 
     Args:
-        backbone: N x 3 x h x w in [0, 1] to N or N x 1 scores of 0 .. 100, in place of MUSIQ.
+        backbone: replaces MUSIQ; takes N x 3 x h x w in [0, 1], returns N or N x 1 scores of 0 .. 100.
         weights: the file `musiq_spaq_ckpt-358bb6af.pth` or its folder; None to look in the usual places.
-        batch_size: frames that the network sees at a time.
+        batch_size: frames per forward pass of the network.
     """
 
     name = "imaging_quality"
@@ -34,7 +34,7 @@ class ImagingQuality(FrameNetworkMetric):
         self.weights = weights
 
     def build(self) -> nn.Module:
-        """MUSIQ, as pyiqa has it."""
+        """MUSIQ from pyiqa."""
         return load_pyiqa("musiq-spaq", MUSIQ_SPAQ, self.weights, self.name)
 
     def view(self, frames: Tensor) -> Tensor:
@@ -47,13 +47,13 @@ class ImagingQuality(FrameNetworkMetric):
 
 
 class ImagingQualityTiles(TiledSample, ImagingQuality):
-    """`ImagingQuality` of 512x512 tiles of the frames as they are: its counterpart at native resolution.
+    """`ImagingQuality` at native resolution: of 512x512 tiles of the frames.
 
     Args:
         backbone: see `ImagingQuality`.
         weights: see `ImagingQuality`.
-        frames: of a video, the middles of as many equal parts: at 3840x2160 a frame is 28 tiles.
-        batch_size: tiles that the network sees at a time.
+        frames: frames per video, the middles of equal parts; at 3840x2160 a frame has 28 tiles.
+        batch_size: tiles per forward pass of the network.
     """
 
     name = "imaging_quality_tiles"

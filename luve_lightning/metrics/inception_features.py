@@ -27,7 +27,7 @@ _SIZE = 299
 def resize_clean(patches: Tensor, size: int = _SIZE) -> Tensor:
     """clean-fid's "clean" resize: bicubic with an antialiasing filter on floats, not rounded, clamped to the range.
 
-    Within 0.02 of 255 levels of Pillow's: PyTorch computes the filter's places in float32.
+    Within 0.02 of 255 levels of Pillow's: PyTorch computes the filter's positions in float32.
 
     Args:
         patches: N x C x S x S with values in [0, 255], uint8 or floating point.
@@ -45,7 +45,7 @@ class InceptionFeatures(FeatureExtractor):
     """The 2048 features of FID (Heusel et al. 2017), computed as clean-fid (Parmar et al. 2022) computes them.
 
     The network is the TorchScript translation of the 2015 TensorFlow model that clean-fid loads. It is never
-    downloaded: see `WeightFile.find` for where it is looked for.
+    downloaded; `WeightFile.find` says where it is looked for.
 
     Args:
         weights: the file, or its folder; None for the usual places.
@@ -66,10 +66,10 @@ class InceptionFeatures(FeatureExtractor):
         """Load the network onto a device.
 
         Raises:
-            Unavailable: its file is not here, or is not the published one.
+            Unavailable: its file is missing, or is not the published one.
         """
         if self.network is None:
-            # Checked to the byte: whoever reads "fid_patch" in a table takes it for this network.
+            # Checked to the byte: whoever reads "fid_patch" in a table expects this network.
             path = self.file.find_exactly(self.weights)
             network = torch.jit.load(str(path), map_location="cpu").layers.eval()
             for parameter in network.parameters():  # a TorchScript module has no requires_grad_

@@ -1,4 +1,4 @@
-"""MUSIQ, MANIQA and NIQE: the no-reference measures of LuVe's Table 3 (arXiv 2602.11564) that pyiqa keeps."""
+"""MUSIQ, MANIQA and NIQE: the no-reference measures of LuVe's Table 3 (arXiv 2602.11564) that pyiqa has."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from luve_lightning.metrics.weights import WeightFile
 
 
 class _ImageQuality(TiledSample):
-    """An image measure: the mean over some frames, and over their tiles.
+    """An image measure, averaged over some frames and their tiles.
 
-    With `resized` it sees frames as VBench's imaging quality does and is named `..._resized`, at most 512 pixels on
-    the longer side; otherwise their pixels as they are.
+    With `resized` it sees frames as VBench's imaging quality does, at most 512 pixels on the longer side, and is
+    named `..._resized`; otherwise it sees their pixels unchanged.
 
     Args:
-        resized: VBench's view in place of native resolution.
-        backbone: N x 3 x h x w in [0, 1] to N or N x 1 scores, in place of pyiqa's.
+        resized: use VBench's view instead of native resolution.
+        backbone: replaces pyiqa's; takes N x 3 x h x w in [0, 1], returns N or N x 1 scores.
         weights: the measure's file or its folder; None to look in the usual places.
-        frames: of a video, the middles of as many equal parts.
-        batch_size: images that the network sees at a time.
+        frames: frames per video, the middles of equal parts.
+        batch_size: images per forward pass of the network.
     """
 
     tile = 512
@@ -50,7 +50,7 @@ class _ImageQuality(TiledSample):
         self.plan = PatchPlan(size=self.tile, frames=frames)
 
     def build(self) -> nn.Module:
-        """The network, as pyiqa has it."""
+        """The network from pyiqa."""
         return load_pyiqa(self.measures, self.file, self.weights, self.name)
 
     def images_per_frame(self, height: int, width: int) -> int:
@@ -76,7 +76,7 @@ class Musiq(_ImageQuality):
 class Maniqa(_ImageQuality):
     """MANIQA trained on KonIQ-10k, 0 to 1, higher is better.
 
-    Of each image that it is given pyiqa takes crops of 224x224 as they are, so tiles only give it more of them.
+    pyiqa takes crops of 224x224 from each image, so tiles only give it more of them.
     """
 
     measures = "maniqa"
@@ -86,7 +86,7 @@ class Maniqa(_ImageQuality):
 class Niqe(_ImageQuality):
     """NIQE (Mittal et al. 2013): distance to the statistics of pristine photographs, lower is better.
 
-    Compares the statistics of a whole frame's blocks of 96x96 pixels: whole frames at native resolution, no tiles.
+    Compares the statistics of a frame's blocks of 96x96 pixels: whole frames at native resolution, no tiles.
     """
 
     measures = "niqe"
@@ -95,7 +95,7 @@ class Niqe(_ImageQuality):
     native = "native, whole frames"
 
     def batches(self, frames: Tensor) -> Iterator[Tensor]:
-        """One frame at a time: it keeps many maps of it, and a 4K frame alone is 100 MB."""
+        """One frame at a time: the network keeps many maps of it, and a 4K frame alone takes 100 MB."""
         for frame in frames.split(1):
             yield self.view(frame.to(self.device))
 

@@ -1,4 +1,4 @@
-"""The published networks behind VBench's metrics, loaded from folders or caches of this machine, never downloaded."""
+"""The published networks behind VBench's metrics, loaded from this machine's folders or caches, never downloaded."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ LAION_HEAD = WeightFile(
 
 
 class DinoFeatures(nn.Module):
-    """The class token of DINO's ViT after its last normalisation: what torch.hub's `dino_vitb16` returns.
+    """DINO's class token after the last normalisation, as torch.hub's `dino_vitb16` returns it.
 
-    transformers' `ViTModel` is the same network but for the position embeddings of other sizes than its own: DINO
-    interpolates them by a scale factor of (n + 0.1) / 14, transformers to a size of n. VBench's 224x398 is
-    another size.
+    transformers' `ViTModel` is the same network, except for position embeddings at sizes other than its own: DINO
+    interpolates them by a scale factor of (n + 0.1) / 14, transformers to a size of n. VBench's 224x398 is such a
+    size.
 
     Args:
         vit: a `transformers.ViTModel`.
@@ -44,7 +44,7 @@ class DinoFeatures(nn.Module):
 
 
 class _DinoEmbeddings(nn.Module):
-    """Patch tokens and DINO's position embeddings, in the place of transformers' `ViTEmbeddings`."""
+    """Patch tokens with DINO's position embeddings; replaces transformers' `ViTEmbeddings`."""
 
     patch_embeddings: Any
     cls_token: nn.Parameter
@@ -96,10 +96,10 @@ def load_dino(source: str | Path, purpose: str) -> DinoFeatures:
 
     Args:
         source: a folder, or the name of a repository in the hub's cache.
-        purpose: the metric, for the message.
+        purpose: name of the metric, for the message.
 
     Raises:
-        Unavailable: it is in neither.
+        Unavailable: found in neither.
     """
     from transformers import ViTModel
 
@@ -109,15 +109,15 @@ def load_dino(source: str | Path, purpose: str) -> DinoFeatures:
 
 
 def load_clip(source: str | Path, purpose: str, size: str) -> ClipFeatures:
-    """The image side of CLIP in float32 (VBench runs it in float16 on a GPU: a difference in the fourth digit).
+    """The image side of CLIP in float32 (VBench runs it in float16 on a GPU: the fourth digit differs).
 
     Args:
         source: a folder, or the name of a repository in the hub's cache.
-        purpose: the metric, for the message.
+        purpose: name of the metric, for the message.
         size: name and size of the network, for the message.
 
     Raises:
-        Unavailable: it is in neither.
+        Unavailable: found in neither.
     """
     from transformers import CLIPVisionModelWithProjection
 
@@ -131,13 +131,13 @@ def load_aesthetic_head(weights: str | Path | None) -> nn.Linear:
         weights: the file, or None to look in the usual places.
 
     Raises:
-        Unavailable: it is not there, or is another file.
+        Unavailable: it is missing, or is another file.
     """
     path = LAION_HEAD.find(weights)
     head = nn.Linear(768, 1)
     try:
         head.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch.load raises what the broken file makes it
+    except Exception as error:  # torch.load may raise anything for a broken file
         reason = str(error).partition("\n")[0]
         raise Unavailable(f"{path} is not {LAION_HEAD.name} ({LAION_HEAD.url}): {reason}") from error
     return head
@@ -146,8 +146,8 @@ def load_aesthetic_head(weights: str | Path | None) -> nn.Linear:
 def _from_pretrained(
     kind: type, source: str | Path, purpose: str, what: str, options: dict[str, object]
 ) -> nn.Module:
-    """A transformers model from a folder or the hub's cache, without asking the network."""
-    # A folder of that name beside the other weights comes before the cache.
+    """A transformers model from a folder or the hub's cache, without network access."""
+    # A folder of that name beside the other weights takes precedence over the cache.
     own = weights_folder() / Path(source).name
     folder = Path(source).expanduser()
     place = folder if folder.is_dir() else own if own.is_dir() else source

@@ -1,4 +1,4 @@
-"""Quality networks of pyiqa (an optional extra), built from weight files that are here."""
+"""pyiqa's quality networks (an optional extra), built from local weight files."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ NIQE_PARAMETERS = WeightFile(
 
 
 def load_pyiqa(measure: str, file: WeightFile, given: str | Path | None, purpose: str) -> nn.Module:
-    """A network of pyiqa: N x 3 x h x w in [0, 1] to N x 1 scores.
+    """A pyiqa network: N x 3 x h x w in [0, 1] to N x 1 scores.
 
     Args:
-        measure: pyiqa's name of it.
+        measure: pyiqa's name for it.
         file: its weights.
-        given: where they are, or None to look in the usual places.
-        purpose: the metric, for the message.
+        given: where the weights are, or None to look in the usual places.
+        purpose: name of the metric, for the message.
 
     Raises:
-        Unavailable: pyiqa or the file is not there, or do not fit each other.
+        Unavailable: pyiqa or the file is missing, or they do not fit each other.
     """
     try:
         import pyiqa
@@ -76,7 +76,7 @@ def load_pyiqa(measure: str, file: WeightFile, given: str | Path | None, purpose
         with _no_download():
             network = pyiqa.create_metric(measure, device="cpu", pretrained=False)
         network.load_weights(path, weight_keys=None)  # type: ignore[operator]
-    except Exception as error:  # a broken file makes it raise anything
+    except Exception as error:  # a broken file may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise Unavailable(f"{purpose}: pyiqa cannot load {path} as {file.name} ({_URL}): {reason}") from error
     return network

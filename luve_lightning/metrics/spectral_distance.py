@@ -9,20 +9,21 @@ from torch import Tensor
 from luve_lightning.functional.spectra import band_density, luma_spectrum
 from luve_lightning.metrics.base import VideoMetric
 
-# The density of rounding to 256 levels: no band of an 8-bit video is known better, and a flat one has a logarithm.
+# The density of rounding to 256 levels: no band of an 8-bit video is known better, and it keeps a flat one's
+# logarithm finite.
 QUANTISATION_NOISE = 1 / (12 * 255**2)
 
 
 class SpectralDistance(VideoMetric):
     """Mean absolute difference between the log10 power densities of a video and its original.
 
-    Of luma in [0, 1], frames tapered by a Hann window, averaged over time and then over equally wide bands from 0
-    to Nyquist (the mean brightness is in none, the last has the spectrum's corners). To each band's density that of
-    8-bit rounding is added. In decades: 0 for equal spectra, 1 when every band has ten times too much or too little
-    power. Blind to where things are: frames that are shifted have the same spectrum.
+    Computed on luma in [0, 1]: frames are tapered by a Hann window, averaged over time and then over equally wide
+    bands from 0 to Nyquist (the mean brightness is in none, the corners of the spectrum are in the last). The
+    density of 8-bit rounding is added to each band. In decades: 0 for equal spectra, 1 when every band has ten
+    times too much or too little power. It ignores where things are: shifted frames have the same spectrum.
 
     Args:
-        bands: how many; frames need at least twice as many pixels along their longer side.
+        bands: number of bands; frames need at least twice as many pixels along their longer side.
     """
 
     name = "spectral_distance"
@@ -37,7 +38,7 @@ class SpectralDistance(VideoMetric):
         self.bands = bands
 
     def measure(self, frames: Tensor, reference: Tensor | None) -> Tensor:
-        """Distance in decades of one video to its original."""
+        """One video's distance to its original, in decades."""
         assert reference is not None
         return (self._levels(frames) - self._levels(reference)).abs().mean()
 

@@ -1,4 +1,4 @@
-"""VBench's subject consistency: how much frames resemble the first and the previous one to DINO."""
+"""VBench's subject consistency: how much each frame resembles the first and the previous one to DINO."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from luve_lightning.metrics.pretrained import load_dino
 class SubjectConsistency(FrameNetworkMetric):
     """VBench's SC (arXiv 2311.17982), in [0, 1]: `frame_consistency` of DINO ViT-B/16's class tokens.
 
-    Every frame is used. VBench's number for a set of videos weighs a video by its pairs of frames, so this mean does;
-    on several GPUs VBench weighs videos alike, as `by_frames=False` does. Both agree for videos of one length.
+    Uses every frame. VBench weighs videos by their number of frame pairs, and so does this mean; on several GPUs
+    VBench weighs them equally, as `by_frames=False` does. Both agree for videos of one length.
 
     Args:
-        backbone: N x 3 x h x w in ImageNet's colours to N x D, in place of DINO.
+        backbone: replaces DINO; takes N x 3 x h x w in ImageNet's colours, returns N x D.
         weights: a folder of transformers' `ViTModel`, or the name of one in the hub's cache.
-        by_frames: weigh videos by their pairs of frames.
-        batch_size: frames that the network sees at a time.
+        by_frames: weigh videos by their number of frame pairs.
+        batch_size: frames per forward pass of the network.
     """
 
     name = "subject_consistency"
@@ -53,7 +53,7 @@ class SubjectConsistency(FrameNetworkMetric):
         return len(frames) - 1 if self.by_frames else 1
 
     def measure(self, frames: Tensor, reference: Tensor | None) -> Tensor:
-        """The video's SC, with tiles the mean over tiles that stay in their place."""
+        """The video's SC; with tiles, the mean over tile positions."""
         features = self.outputs(frames)
         if features.ndim != 2:
             raise ValueError(
@@ -63,9 +63,9 @@ class SubjectConsistency(FrameNetworkMetric):
 
 
 class SubjectConsistencyTiles(Tiled, SubjectConsistency):
-    """`SubjectConsistency` of 224x224 tiles at native resolution, averaged over the places of the frame.
+    """`SubjectConsistency` of 224x224 tiles at native resolution, averaged over positions in the frame.
 
-    Sees detail that VBench's view skips, and asks more: what moves out of a tile counts against it.
+    Sees detail that VBench's view skips, and is stricter: what moves out of a tile counts against it.
     """
 
     name = "subject_consistency_tiles"

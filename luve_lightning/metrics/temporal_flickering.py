@@ -7,20 +7,20 @@ from torch import Tensor
 
 from luve_lightning.metrics.base import VideoMetric
 
-# Pairs of frames at a time: what fits into a cache is several times faster than a clip at once.
+# Pairs of frames at a time: what fits into a cache is several times faster than a whole clip.
 _CHUNK_VALUES = 2**23
 
 
 class TemporalFlickering(VideoMetric):
     """VBench's TF (arXiv 2311.17982): (255 - mean |frame(t+1) - frame(t)|) / 255, over pixels, channels and frames.
 
-    1 for a still video. It needs no network, and rewards motionlessness: VBench means it for static scenes, where it
-    filters videos first; LuVe's Table 1 (arXiv 2602.11564) gives it for all. The mean over videos is VBench's.
+    1 for a still video. It needs no network and rewards stillness: VBench means it for static scenes, which it
+    filters for; LuVe's Table 1 (arXiv 2602.11564) gives it for all videos. The mean over videos is VBench's.
 
-    Equal to VBench's number on the same decoded frames to 1e-7. VBench decodes with OpenCV: since its release 4.13
-    the pixels are those of our readers, bit for bit, for 8-bit files; up to 4.12 it ignored the file's colour matrix
-    and took BT.601 for all, which moves the number of a BT.709 file by about 1e-3. Beyond 8 bits FFmpeg's conversions
-    to BGR (OpenCV) and RGB (the readers) dither differently, which moves it by about 1e-3 too.
+    Equal to VBench's number on the same decoded frames to 1e-7. VBench decodes with OpenCV. From 4.13, its pixels
+    are those of our readers, bit for bit, for 8-bit files; up to 4.12 it ignored the file's colour matrix and
+    assumed BT.601, which moves the number of a BT.709 file by about 1e-3. Beyond 8 bits, FFmpeg's conversions to
+    BGR (OpenCV) and RGB (the readers) dither differently, which also moves it by about 1e-3.
     """
 
     name = "temporal_flickering"

@@ -1,4 +1,4 @@
-"""The average of VBench's five dimensions that LuVe's Table 1 gives."""
+"""The average of VBench's five dimensions, as in LuVe's Table 1."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ VBENCH_DIMENSIONS = (
 def vbench_average(scores: Mapping[str, float]) -> float:
     """The unweighted mean of SC, BC, TF, IQ and AQ, the column `vbench_average`.
 
-    In the unit of the scores: [0, 1] as the metrics give them; LuVe's Table 1 (arXiv 2602.11564) is in percent. VBench
-    itself (arXiv 2311.17982) has no such average: its quality score rescales and weighs seven dimensions.
+    In the unit of the scores: the metrics give [0, 1], LuVe's Table 1 (arXiv 2602.11564) percent. VBench itself
+    (arXiv 2311.17982) has no such average; its quality score rescales and weighs seven dimensions.
 
     Args:
-        scores: by column; others are ignored.
+        scores: scores by column; others are ignored.
 
     Raises:
         ValueError: one of the five is missing; an average of fewer would be another number.

@@ -1,4 +1,4 @@
-"""Weights of networks that measure: where they are looked for, and one line when they are not there."""
+"""Weight files of networks that measure: where they are looked for, and one line when they are missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CACHE = "~/.cache/luve-lightning"
 
 
 def weights_folder() -> Path:
-    """Where weights are to be put: $LUVE_WEIGHTS, or ~/.cache/luve-lightning."""
+    """The folder for weights: $LUVE_WEIGHTS, or ~/.cache/luve-lightning."""
     return Path(os.environ.get("LUVE_WEIGHTS") or _CACHE).expanduser()
 
 
@@ -23,12 +23,12 @@ class WeightFile:
 
     Attributes:
         name: the network, in words.
-        file_name: of the file, everywhere it is looked for.
-        size_bytes: its size, for people; checked only together with `sha256`.
-        url: where it can be had.
-        purpose: what is measured with it.
-        sha256: of its bytes, 64 hex digits, when they must be these and no other.
-        caches: folders where the library that usually loads it keeps it; `~` and variables of the environment are
+        file_name: name of the file wherever it is looked for.
+        size_bytes: size, for people; checked only together with `sha256`.
+        url: where to get it.
+        purpose: what it is needed for.
+        sha256: 64 hex digits, when the content must be exactly this.
+        caches: folders where the library that usually loads it keeps it; `~` and environment variables are
             expanded.
     """
 
@@ -44,7 +44,7 @@ class WeightFile:
         """The file: a given path (the file or its folder), else in `weights_folder()`, else in `caches`.
 
         Raises:
-            Unavailable: it is in none of them, or with `sha256`, one of another size is; one line.
+            Unavailable: it is in none of them, or, with `sha256`, has another size; one line.
         """
         folders = [weights_folder(), *(Path(os.path.expandvars(cache)).expanduser() for cache in self.caches)]
         places = [folder / self.file_name for folder in folders]
@@ -62,10 +62,10 @@ class WeightFile:
         )
 
     def find_exactly(self, given: str | Path | None = None) -> Path:
-        """`find`, with the bytes compared to `sha256`: for files whose name a reader takes for their content.
+        """`find`, with the bytes compared to `sha256`: for files whose name readers trust.
 
         Raises:
-            Unavailable: as `find`, or the bytes are others; one line.
+            Unavailable: like `find`, or the content differs; one line.
         """
         path = self.find(given)
         if self.sha256 is not None and file_digest(path) != self.sha256:
@@ -82,7 +82,7 @@ class WeightFile:
 
     @property
     def readable_size(self) -> str:
-        """The size as people read it: 8 kB, 96 MB, 1.7 GB."""
+        """The size in human-readable form: 8 kB, 96 MB, 1.7 GB."""
         if self.size_bytes >= 1e9:
             return f"{self.size_bytes / 1e9:.1f} GB"
         return (
