@@ -25,6 +25,7 @@ from luve_lightning.files import (
     replacing,
     replacing_folder,
     unfinished_path,
+    write_text,
 )
 from luve_lightning.locks import Busy, Owner, locked
 
@@ -159,6 +160,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         (new / "c" / "d").write_text("new")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "c"]
     assert file.read_text() == (folder / "c").read_text() == "old"
+
+
+def test_text_is_written_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "table.csv"
+    write_text(target, "old")
+    write_text(target, "newer")
+    assert target.read_text() == "newer"
+    with pytest.raises(UnicodeEncodeError):
+        write_text(target, "x" * 100_000 + "\ud800")
+    assert target.read_text() == "newer"
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_a_folder_keeps_what_is_not_replaced(tmp_path: Path) -> None:

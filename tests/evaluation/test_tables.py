@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,7 +16,6 @@ from luve_lightning.evaluation.tables import (
     table_csv,
     table_markdown,
     table_rich,
-    write_text,
 )
 
 COLUMNS = ("method", "psnr", "clips")
@@ -97,14 +95,3 @@ def test_brackets_are_no_markup_on_the_terminal() -> None:
 def test_rows_of_another_table_are_refused(function: object) -> None:
     with pytest.raises(ValueError, match="a row has the columns method, psnr, expected method, psnr, clips"):
         function(COLUMNS, [{"method": "a", "psnr": 1.0}])  # type: ignore[operator]
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    target = tmp_path / "new" / "table.csv"
-    write_text(target, "old")
-    write_text(target, "newer")
-    assert target.read_text() == "newer"
-    with pytest.raises(UnicodeEncodeError):
-        write_text(target, "x" * 100_000 + "\ud800")
-    assert target.read_text() == "newer"
-    assert list(target.parent.iterdir()) == [target]
