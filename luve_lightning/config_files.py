@@ -2,13 +2,17 @@
 
 A file is YAML with a mapping at the top, of a bounded size once its aliases are expanded. It may say
 `extends: ../base/training.yaml`, or a list of such files, from its own folder: it is laid over them, in their order.
+What stands under `definitions` is named elsewhere: `${definitions.sharpened}` is all that stands there, and the key
+itself is no part of the configuration.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 _MAX_BYTES = 16 * 2**20  # a configuration has kilobytes; a video given by mistake is not read whole
 _MAX_VALUES = 100_000  # with every alias expanded
-_EXTENDS = "extends"
+_EXTENDS, _DEFINITIONS = "extends", "definitions"
+_NAMED = re.compile(rf"\$\{{{_DEFINITIONS}\.([^${{}}]+)\}}")
 
 SWITCHED_OFF = object()  # stands where null came over a component, until all files and options are merged
 
@@ -53,9 +58,29 @@ def read_config(
         merge: Lays the file over what it extends.
 
     Raises:
-        CompositionError: When a file is missing, is no YAML, holds something else than a mapping, or extends itself.
+        CompositionError: When a file is missing, is no YAML, holds something else than a mapping, or extends itself, or
+            a definition is missing.
     """
-    return _read_extended(file, where, merge, ())
+    config = _read_extended(file, where, merge, ())
+    definitions = config.pop(_DEFINITIONS, {})
+    return {key: _with_definitions(value, definitions, f"{file}: {key}") for key, value in config.items()}
+
+
+def _with_definitions(node: Any, definitions: Any, where: str) -> Any:
+    """A copy of a value with what it names of the definitions put in."""
+    if isinstance(node, dict):
+        return {key: _with_definitions(value, definitions, f"{where}.{key}") for key, value in node.items()}
+    if isinstance(node, list):
+        return [_with_definitions(value, definitions, where) for value in node]
+    if not isinstance(node, str) or not (named := _NAMED.fullmatch(node)):
+        return node
+    found = definitions
+    for part in named[1].split("."):
+        if not isinstance(found, dict) or part not in found:
+            known = f"; known: {', '.join(map(str, found))}" if isinstance(found, dict) and found else ""
+            raise CompositionError(f"{where}: {node}: no definition {part!r}{known}")
+        found = found[part]
+    return deepcopy(found)
 
 
 def _read_extended(

@@ -117,3 +117,21 @@ def test_what_cannot_be_extended_is_named(tmp_path: Path, value: str, message: s
     (tmp_path / "y.yaml").write_text("extends: x.yaml\n")
     with pytest.raises(CompositionError, match=message):
         read_config(tmp_path / "x.yaml")
+
+
+def test_what_is_defined_once_is_named_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "shapes.yaml").write_text("definitions: {round: {class_path: a.Round, init_args: {r: 1}}}\n")
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "extends: shapes.yaml\nshapes: {one: '${definitions.round}', two: '${definitions.round}'}\n"
+        "radii: ['${definitions.round.init_args.r}']\ntext: a ${text2}\ntext2: b\n"
+    )
+    rounded = {"class_path": "a.Round", "init_args": {"r": 1}}
+    composed = compose([file], [("shapes.two.r", "2")])
+    assert composed["shapes"] == {"one": rounded, "two": {"class_path": "a.Round", "init_args": {"r": "2"}}}
+    assert (composed["radii"], composed["text"]) == ([1], "a b")
+    assert "definitions" not in composed
+    file.write_text("extends: shapes.yaml\nshapes: {one: '${definitions.square}'}\n")
+    message = r"x\.yaml: shapes\.one: \$\{definitions\.square\}: no definition 'square'; known: round"
+    with pytest.raises(CompositionError, match=message):
+        read_config(file)

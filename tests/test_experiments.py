@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 
 from luve_lightning.commands import VERBS
 from luve_lightning.commands.compose import compose
-from luve_lightning.config_files import read_config
+from luve_lightning.datasets.encode_clips import variant_name
 from tests.helpers.run_luve import run_luve
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -131,11 +132,24 @@ def test_a_difference_changes_few_keys_or_says_why(file: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted((EXPERIMENTS / "base").glob("*.yaml")), ids=relative)
 def test_a_base_file_is_used_and_holds_nothing_that_is_learnt_by(file: Path) -> None:
-    content = read_config(file)
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
     assert not {"model", "data"} & set(content)
     assert not {"max_steps", "precision", "gradient_clip_val"} & set(content.get("trainer", {}))
     assert len(header(file).splitlines()[0]) >= 30
-    assert any(f"extends: ../base/{file.name}" in other.read_text(encoding="utf-8") for other in FILES)
+    assert any(f"../base/{file.name}" in other.read_text(encoding="utf-8") for other in FILES)
+
+
+def test_latents_are_stored_under_the_names_that_training_asks_for() -> None:
+    """Each variant as `luve precompute` names it, and no variant is described anywhere else."""
+    definitions = yaml.safe_load((EXPERIMENTS / "base" / "variants.yaml").read_text())["definitions"]
+    for name, variant in definitions.items():
+        module, _, kind = variant["pixels"]["class_path"].rpartition(".")
+        transform = getattr(importlib.import_module(module), kind)(**variant["pixels"].get("init_args", {}))
+        word = variant["stored"].partition(" ")[0]
+        assert variant_name(word, transform) == variant["stored"]
+        assert name.startswith(word)
+        for file in FILES:
+            assert variant["stored"] == word or variant["stored"] not in file.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("file", sorted(EXPERIMENTS.rglob("*.yaml")), ids=relative)
