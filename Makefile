@@ -162,7 +162,7 @@ generate: $(STAMP) ## Make a video of PROMPT with the mini backbone, and a conta
 
 .PHONY: report
 report: $(STAMP) ## One page of the mini world's results: tables, curves, spectra, comparisons, videos
-	$(LUVE) report --config experiments/report/mini.yaml $(ARGS)
+	$(LUVE) report $(foreach name,report/mini dashboards/vluer dashboards/experts dashboards/ablations,--config experiments/$(name).yaml) $(ARGS)
 
 # Before its data are made, which takes minutes.
 ifneq ($(filter ablations,$(MAKECMDGOALS)),)
@@ -180,7 +180,7 @@ sweep: $(STAMP) ## Run TABLE as a wandb sweep; without an account the same rows 
 	$(LUVE) sweep $(call quoted,$(TABLE)) $(ARGS)
 
 .PHONY: dashboards
-dashboards: $(STAMP) ## Save wandb workspaces (without an account as JSON); the same panels as pages in runs/dashboards
+dashboards: $(STAMP) ## Save wandb workspaces, or without an account write them to runs/dashboards
 	$(LUVE) dashboards $(foreach name,vluer experts ablations,--config experiments/dashboards/$(name).yaml) $(ARGS)
 
 .PHONY: notebooks

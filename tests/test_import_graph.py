@@ -21,8 +21,8 @@ RANKS = {
             ["losses", "metrics", "data", "datasets"],
             ["datamodules", "tasks", "cascade", "pipelines", "scoring"],
             ["evaluation", "analysis"],
-            ["callbacks", "ablations", "reporting"],
-            ["dashboards", "reports", "studies"],
+            ["callbacks", "ablations", "reporting", "dashboards"],
+            ["reports", "studies"],
             ["cli", "commands"],
             ["__main__"],
         ]

@@ -151,14 +151,14 @@ VERBS: dict[str, Verb] = {
     ),
     "report": Verb(
         "Tables",
-        "show tables, curves, spectra, comparisons and videos on one page",
+        "show tables, curves, dashboards, spectra, comparisons and videos on one page",
         "luve_lightning.commands.report",
         "report",
         named=("results", "curves", "spectra", "videos"),
     ),
     "dashboards": Verb(
         "Tables",
-        "build wandb workspaces, and the same panels as local pages",
+        "build wandb workspaces from definitions",
         "luve_lightning.commands.dashboards",
         "dashboards",
     ),

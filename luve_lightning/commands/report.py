@@ -1,4 +1,4 @@
-"""`luve report`: tables, curves, spectra, comparisons and videos on one page."""
+"""`luve report`: tables, curves, dashboards, spectra, comparisons and videos on one page."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from luve_lightning.checkout import revision_in_words
 from luve_lightning.commands.progress import Steps
+from luve_lightning.dashboards.definition import Dashboard
 from luve_lightning.files import write_text
 from luve_lightning.reports import Comparison, PageText, ReportInputs, build_report
 
@@ -25,6 +26,7 @@ def report(
     output: Path,
     results: dict[str, Path | None] | None = None,
     curves: dict[str, Path | None] | None = None,
+    dashboards: dict[str, Dashboard | None] | None = None,
     spectra: dict[str, Path | None] | None = None,
     comparisons: dict[str, Comparison | None] | None = None,
     videos: dict[str, Path | None] | None = None,
@@ -33,7 +35,7 @@ def report(
     note: str = "",
     limit_mib: float = 20.0,
 ) -> None:
-    """Builds one self-contained HTML page from results, loss curves, spectra, comparisons and videos.
+    """Builds one self-contained HTML page from results, curves, spectra, comparisons and videos.
 
     The page asks for nothing over a network and opens from a file. The paper's numbers stand in columns of their own;
     next to each table stands on what it was measured. Inputs that are missing, cannot be read or would make the page
@@ -43,6 +45,7 @@ def report(
         output: The page, ending in .html.
         results: Tables of `luve ablate`, a CSV file each, by name: --results NAME=FILE.csv, repeated.
         curves: Folders of training runs with metrics.csv of Lightning's CSVLogger, by name: --curves NAME=DIR.
+        dashboards: Panels of many runs: --config experiments/dashboards/vluer.yaml, repeated.
         spectra: Folders, or CSV files, that `luve spectra` wrote, by name: --spectra NAME=DIR.
         comparisons: Pairs of videos, by name, each with a, b and perhaps labels, frames (their numbers) and caption.
         videos: Video files, or folders of them, by name: --videos NAME=PATH.
@@ -55,11 +58,11 @@ def report(
     if output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"output: expected a file that ends in .html, got {output}")
     inputs = ReportInputs(
-        results or {}, curves or {}, spectra or {}, comparisons or {}, videos or {}, columns
+        results or {}, curves or {}, spectra or {}, comparisons or {}, videos or {}, columns, dashboards or {}
     )
     if inputs.empty:
         raise ValueError(
-            "nothing to show: give results, curves, spectra, comparisons or videos, "
+            "nothing to show: give results, curves, dashboards, spectra, comparisons or videos, "
             "or --config experiments/report/mini.yaml"
         )
     chosen: list[Mapping[str, object]] = [inputs.comparisons, inputs.videos]

@@ -1,1 +1,1 @@
-"""Dashboards defined once: as Weights & Biases workspaces, and as local pages drawn from the runs' CSV logs."""
+"""Dashboards defined once: as Weights & Biases workspaces, and as parts of a report on local runs."""

@@ -20,7 +20,7 @@ class Panel:
         metrics: names as they are logged, such as `val/psnr_rgb`.
         pattern: regular expression of names besides; it must match a whole name.
         kind: `lines` over training steps; `last`, each run's last value; `results`, what an ablation's row came to
-            (`result/<metric>`), locally from the tables that `luve ablate` writes.
+            (`result/<metric>`); a report has the tables of `luve ablate` instead.
     """
 
     metrics: list[str] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Section:
 
     Args:
         panels: in order.
-        local_only: the section is on the local page, not in the workspace.
+        local_only: the section is in reports, not in the workspace.
     """
 
     panels: dict[str, Panel]
@@ -64,14 +64,13 @@ class Section:
 
 @dataclass
 class Dashboard:
-    """One workspace, and one local page.
+    """One workspace, and one part of a report.
 
     Args:
         title: heading.
         filter: which runs, as wandb-workspaces writes it: `Metric('Group') == 'vluer'`.
         folders: where local runs are, as patterns below the working directory; runs are found below them.
         sections: by their headings.
-        results: patterns of tables that `luve ablate` wrote, for panels of kind `results`.
         group_by: key of the run's configuration by which wandb draws one line with its spread.
         max_runs: of a panel, the newest first.
     """
@@ -80,14 +79,9 @@ class Dashboard:
     filter: str
     folders: list[str]
     sections: dict[str, Section]
-    results: list[str] = field(default_factory=list)
     group_by: str | None = None
     max_runs: int = 24
 
     def __post_init__(self) -> None:
         if self.max_runs < 1:
             raise ValueError(f"max_runs: expected at least 1, got {self.max_runs}")
-
-    def panels(self) -> list[tuple[str, Panel]]:
-        """Every panel with its title."""
-        return [item for section in self.sections.values() for item in section.panels.items()]

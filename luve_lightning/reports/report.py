@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from luve_lightning.dashboards.definition import Dashboard
 from luve_lightning.evaluation.tables import format_value
 from luve_lightning.pages import render_document
 from luve_lightning.reports.comparisons import ComparedFrames, Comparison, read_comparison
+from luve_lightning.reports.dashboard_panels import DrawnDashboard, read_dashboard
 from luve_lightning.reports.left_out import Inputs, LeftOut
 from luve_lightning.reports.loss_curves import RunCurves, read_curves
 from luve_lightning.reports.provenance import Provenance
@@ -40,6 +42,7 @@ class ReportInputs:
         comparisons: pairs of videos.
         videos: video files, or folders of them.
         columns: which columns of a run's metrics are drawn.
+        dashboards: panels that compare runs.
     """
 
     results: Mapping[str, Path | None] = field(default_factory=dict)
@@ -48,12 +51,13 @@ class ReportInputs:
     comparisons: Mapping[str, Comparison | None] = field(default_factory=dict)
     videos: Mapping[str, Path | None] = field(default_factory=dict)
     columns: Sequence[str] = ("*loss*",)
+    dashboards: Mapping[str, Dashboard | None] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
         """Whether nothing at all is asked for; what is asked for may still be missing."""
         kinds: tuple[Mapping[str, object], ...] = (
-            self.results, self.curves, self.spectra, self.comparisons, self.videos
+            self.results, self.curves, self.dashboards, self.spectra, self.comparisons, self.videos
         )  # fmt: skip
         return all(value is None for kind in kinds for value in kind.values())
 
@@ -79,13 +83,14 @@ class Parts:
 
     tables: list[ResultTable]
     curves: list[RunCurves]
+    dashboards: list[DrawnDashboard]
     spectra: list[SpectraPlots]
     comparisons: list[ComparedFrames] = field(default_factory=list)
     videos: list[SampleVideo] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
         """How many of each kind."""
-        kinds = ("tables", "curves", "spectra", "comparisons", "videos")
+        kinds = ("tables", "curves", "dashboards", "spectra", "comparisons", "videos")
         return {kind: len(getattr(self, kind)) for kind in kinds}
 
     def provenance(self) -> list[Provenance]:
@@ -100,7 +105,7 @@ class Report:
 
     Attributes:
         html: the page.
-        counts: how many tables, curves, spectra, comparisons and videos it shows.
+        counts: how many tables, curves, dashboards, spectra, comparisons and videos it shows.
         left_out: the inputs that it does not show, or not all of, and why.
     """
 
@@ -133,6 +138,7 @@ def build_report(
     parts = Parts(
         read.read("results", inputs.results, read_results),
         read.read("curves", inputs.curves, lambda name, path: read_curves(name, path, inputs.columns)),
+        _read_dashboards(inputs, read),
         read.read("spectra", inputs.spectra, read_spectra),
     )
     for table in parts.tables:
@@ -154,6 +160,17 @@ def build_report(
         read.note(type(last).__name__, last.name, f"too large: limit_mib {limit_mib:g} is used up")
         html = _render(parts, read.left_out, text)
     return Report(html, parts.counts(), tuple(read.left_out))
+
+
+def _read_dashboards(inputs: ReportInputs, read: Inputs) -> list[DrawnDashboard]:
+    """The dashboards that have runs, those without noted."""
+    found = []
+    for name, dashboard in inputs.dashboards.items():
+        if dashboard is not None:
+            where = Path(", ".join(dashboard.folders))
+            drawn = read.attempt(f"dashboards.{name}", where, lambda board=dashboard: read_dashboard(board))  # type: ignore[misc]
+            found += [] if drawn is None else [drawn]
+    return found
 
 
 class _Budget:

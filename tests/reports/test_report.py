@@ -82,7 +82,14 @@ def test_what_is_missing_or_unreadable_is_listed_and_the_rest_is_shown(tmp_path:
         videos={"no": tmp_path / "no.mp4", "empty": tmp_path / "empty"},
     )
     told = {line.key: line.reason for line in made.left_out}
-    assert made.counts == {"tables": 1, "curves": 0, "spectra": 0, "comparisons": 0, "videos": 0}
+    assert made.counts == {
+        "tables": 1,
+        "curves": 0,
+        "dashboards": 0,
+        "spectra": 0,
+        "comparisons": 0,
+        "videos": 0,
+    }
     assert told["results.gone"] == "missing"
     assert told["results.short"].startswith("no table of results: the columns title, metric, unit")
     assert told["curves.empty"] == "no metrics.csv there: missing, or the run logged elsewhere"
@@ -222,7 +229,7 @@ def test_the_command_prints_what_it_left_out(capsys: pytest.CaptureFixture[str],
     outcome = run_luve(capsys, "report", f"--results=experts={results}", f"--curves=lfe={tmp_path / 'no'}",
                        f"--output={output}", "--title=Mine & yours")  # fmt: skip
     assert outcome.code == 0, outcome.err
-    assert f"{output}: tables 1, curves 0, spectra 0, comparisons 0, videos 0;" in outcome.out
+    assert f"{output}: tables 1, curves 0, dashboards 0, spectra 0, comparisons 0, videos 0;" in outcome.out
     assert f"left out: curves.lfe: {tmp_path / 'no'}: missing" in outcome.out
     assert "<title>Mine &amp; yours</title>" in output.read_text()
     assert [path.name for path in output.parent.iterdir()] == ["report.html"]
@@ -240,7 +247,10 @@ def test_the_command_prints_what_it_left_out(capsys: pytest.CaptureFixture[str],
             "limit_mib: expected a number > 0, got 0",
         ),
         (["--output=HERE/r.html", "--results=experts"], "--results: expected NAME=VALUE"),
-        (["--output=HERE/r.html"], "nothing to show: give results, curves, spectra, comparisons or videos"),
+        (
+            ["--output=HERE/r.html"],
+            "nothing to show: give results, curves, dashboards, spectra, comparisons or videos",
+        ),
     ],
 )
 def test_errors_are_one_line(

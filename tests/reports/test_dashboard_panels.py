@@ -1,3 +1,5 @@
+"""The panels of a dashboard, drawn from the CSV logs of local runs."""
+
 from __future__ import annotations
 
 import os
@@ -6,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from luve_lightning.ablations.results import COLUMNS
-from luve_lightning.dashboards.local_runs import find_runs, read_results, read_worlds
-
-HEADER = ",".join(COLUMNS)
+from luve_lightning.dashboards.definition import Dashboard, Panel, Section
+from luve_lightning.pages.chart import COLOURS
+from luve_lightning.reports.dashboard_panels import find_runs, read_dashboard
+from luve_lightning.reports.left_out import Unreadable
 
 
 def write(folder: Path, version: int, text: str, when: int = 0) -> None:
@@ -70,26 +72,49 @@ def test_what_is_no_number_is_left_out(tmp_path: Path) -> None:
     assert all(np.isfinite(values).all() for pair in run.curves.values() for values in pair)
 
 
-def test_results_and_their_worlds(tmp_path: Path) -> None:
-    (tmp_path / "mini").mkdir()
-    table = tmp_path / "mini" / "experts.csv"
-    table.write_text(
-        f"{HEADER}\nexperts,full,full,fd,,lower,3,10.5,9.5,11.5,41.03,FID_patch,-1,-2,0.5,0,none\n"
+def board(folders: list[str], max_runs: int = 24, **panels: Panel) -> Dashboard:
+    return Dashboard(
+        "A board", "Metric('Group') == 'a'", folders, {"All": Section(panels)}, max_runs=max_runs
     )
-    unknown = "not recorded whose numbers these are"
-    assert read_worlds(["*/*.csv"], tmp_path) == {unknown: ["mini/experts.csv"]}
-    table.with_suffix(".json").write_text("[" * 100_000)
-    with pytest.raises(ValueError, match=r"experts\.json: not JSON"):
-        read_worlds(["*/*.csv"], tmp_path)
-    table.with_suffix(".json").write_text('{"world": "mini world: small"}')
-    [result] = read_results(["*/*.csv"], tmp_path)
-    assert (result.file, result.row, result.metric, result.seeds) == ("mini/experts.csv", "full", "fd", "3")
-    assert (result.mean, result.low, result.high, result.paper) == ("10.5", "9.5", "11.5", "41.03")
-    assert (result.better, result.direction) == ("lower", "none")
-    assert (result.difference, result.difference_low, result.difference_high) == ("-1", "-2", "0.5")
-    (tmp_path / "mini" / "rank.csv").write_bytes(table.read_bytes())
-    (tmp_path / "mini" / "rank.json").write_bytes(table.with_suffix(".json").read_bytes())
-    assert read_worlds(["*/*.csv"], tmp_path) == {"mini world: small": ["mini/experts.csv", "mini/rank.csv"]}
-    table.write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"experts\.csv is no table of `luve ablate`: no column better"):
-        read_results(["*/*.csv"], tmp_path)
+
+
+def test_panels_are_charts_of_each_metric_or_tables_of_last_values(tmp_path: Path) -> None:
+    write(tmp_path / "a", 0, "step,train/loss,val/x1,val/x2\n0,3,,\n9,2,5,6\n", when=100)
+    write(tmp_path / "b", 0, "step,train/loss\n0,4\n7,1\n", when=200)
+    drawn = read_dashboard(
+        board(
+            ["*"],
+            Loss=Panel(["train/loss"]),
+            Each=Panel(pattern=r"val/x\d"),
+            Ends=Panel(["train/loss", "val/x1"], kind="last"),
+            Nothing=Panel(["val/none"]),
+            Results=Panel(["result/x"], kind="results"),
+        ),
+        tmp_path,
+    )
+    assert drawn.runs == ["b", "a"]
+    loss, each, ends, nothing = drawn.sections["All"]
+    (chart,) = loss.charts
+    assert [(line.name, line.first, line.last) for line in chart.series] == [("b", 4, 1), ("a", 3, 2)]
+    assert [chart.chart.title for chart in each.charts] == ["Each: val/x1", "Each: val/x2"]
+    assert ends.columns == ["run", "train/loss", "val/x1"]
+    assert ends.rows == [["b", 1, None], ["a", 2, 5]]
+    assert (nothing.charts, nothing.rows, nothing.metrics) == ([], [], ["val/none"])
+
+
+def test_many_runs_share_an_axis_and_old_ones_are_counted(tmp_path: Path) -> None:
+    for number in range(COLOURS + 3):
+        write(tmp_path / f"run{number}", 0, f"step,train/loss\n0,{number + 1}\n", when=number + 1)
+    drawn = read_dashboard(board(["run*"], COLOURS + 1, Loss=Panel(["train/loss"])), tmp_path)
+    (loss,) = drawn.sections["All"]
+    assert loss.left_out == 2
+    assert [len(chart.series) for chart in loss.charts] == [COLOURS, 1]
+    assert {chart.chart.y_range for chart in loss.charts} == {(3.0, COLOURS + 3.0)}
+
+
+def test_without_runs_or_with_another_file_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no metrics\.csv there"):
+        read_dashboard(board(["*"], Loss=Panel(["train/loss"])), tmp_path)
+    write(tmp_path / "a", 0, "time,loss\n0,1\n")
+    with pytest.raises(Unreadable, match="it has no column step"):
+        read_dashboard(board(["*"], Loss=Panel(["train/loss"])), tmp_path)
