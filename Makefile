@@ -58,6 +58,10 @@ $(STAMP): pyproject.toml constraints.txt
 test: lint ## Lint, type-check and run every test
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
+.PHONY: test-quick
+test-quick: $(STAMP) ## Run the tests that are not marked slow, without the linters
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n logical --maxprocesses 4 --dist loadfile -m "not slow" $(ARGS)
+
 .PHONY: lint
 lint: $(STAMP) ## Check style, formatting and types
 	$(VENV)/bin/ruff check

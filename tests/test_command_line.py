@@ -477,6 +477,7 @@ def test_the_run_folder_is_one_wherever_home_is_written(
     assert (tmp_path / "home/run/config.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_a_pipe_is_a_configuration(base: list[str], repository: Path) -> None:
     words = shlex.join([sys.executable, "-m", "luve_lightning", "fit", *base])
     command = f"{words} --config <(echo 'trainer: {{max_steps: 7}}') --print_config"
@@ -503,6 +504,7 @@ def test_fast_dev_run_writes_no_provenance(
     assert not list((tmp_path / "run").glob("*.*"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_with_130(base: list[str], repository: Path, tmp_path: Path) -> None:
     words = ["fit", *base, "--trainer.max_steps", "100000000", "--trainer.max_epochs", "-1"]
     process = subprocess.Popen(
@@ -527,6 +529,7 @@ def test_ctrl_c_exits_with_130(base: list[str], repository: Path, tmp_path: Path
     assert errors.splitlines()[-1] == "luve fit: interrupted"
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_provenance(base: list[str], repository: Path, tmp_path: Path) -> None:
     words = ["fit", *base, "--trainer.strategy", "ddp", "--trainer.devices", "2", "--debug"]
     done = subprocess.run(

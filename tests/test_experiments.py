@@ -105,6 +105,7 @@ def test_the_header_says_what_it_is_and_how_to_run_it(file: Path) -> None:
     assert len(header(file).splitlines()[0]) >= 30, "the first line says what the experiment is"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=relative)
 def test_it_fits_the_signatures(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, file: Path
@@ -169,6 +170,7 @@ def test_the_mini_world_trains_with_a_fixed_number_of_threads(folder: str) -> No
             assert threads["class_path"] == "luve_lightning.callbacks.CPUThreads", relative(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=relative)
 def test_one_step_runs(capsys: pytest.CaptureFixture[str], tiny_environment: Path, file: Path) -> None:
     verb, files = documented_command(file)
@@ -179,6 +181,7 @@ def test_one_step_runs(capsys: pytest.CaptureFixture[str], tiny_environment: Pat
     assert not list(Path.cwd().iterdir()), "a path does not follow trainer.default_root_dir"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["precompute/mini.yaml", "mini/vae.yaml", "experts/mini-metrics.yaml"])
 def test_one_step_runs_in_bfloat16(
     capsys: pytest.CaptureFixture[str], tiny_environment: Path, name: str

@@ -14,6 +14,7 @@ from tests.fuzz_configurations import ARGUMENTS
 IN_THE_SUITE = "--count=15"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(0)  # each case has a limit of its own
 def test_mistakes_end_with_one_line(
     repository: Path,

@@ -98,6 +98,7 @@ def test_parameters_are_plain_values_and_nothing_is_written_unasked(path: Path) 
     assert 'figures = os.environ.get("LUVE_FIGURES")' in parameters(path).source
 
 
+@pytest.mark.slow
 def test_01_denoising_spectra(tmp_path: Path) -> None:
     text, pictures = run(
         NOTEBOOKS[0], prompts=["a photograph of old coins .", "a photograph of dry grass ."], frames=5, height=64,
@@ -108,6 +109,7 @@ def test_01_denoising_spectra(tmp_path: Path) -> None:
     assert (tmp_path / "denoising-spectra.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_02_vluer_against_interpolation(tmp_path: Path, tiny_clips: Path) -> None:
     text, pictures = run(
         NOTEBOOKS[1], index=tiny_clips / "clips.csv", size=(64, 64), frames=5, clips=1, figures=str(tmp_path)
@@ -119,6 +121,7 @@ def test_02_vluer_against_interpolation(tmp_path: Path, tiny_clips: Path) -> Non
     assert (tmp_path / "vluer-against-interpolation.jpg").is_file()
 
 
+@pytest.mark.slow
 def test_03_what_each_expert_changes(tmp_path: Path, tiny_cascade: Path) -> None:
     text, pictures = run(
         NOTEBOOKS[2], backbone=tiny_cascade / "wan", weights=tiny_cascade / "vluer", refiner=tiny_cascade / "refiner",
@@ -132,12 +135,14 @@ def test_03_what_each_expert_changes(tmp_path: Path, tiny_cascade: Path) -> None
     assert (tmp_path / "experts-by-frequency.png").is_file()
 
 
+@pytest.mark.slow
 def test_04_ablation_tables_says_when_there_are_none(tmp_path: Path) -> None:
     text, pictures = run(NOTEBOOKS[3], results=tmp_path)
     assert "None yet" in text
     assert pictures == 0
 
 
+@pytest.mark.slow
 def test_04_ablation_tables(tmp_path: Path) -> None:
     lines = [
         "experts,full,full,fd_patch_vae,,lower,3,10.5,9.5,11.5,41.03,FID_patch,0,0,0,0,",
@@ -155,6 +160,7 @@ def test_04_ablation_tables(tmp_path: Path) -> None:
     assert (tmp_path / "ablation-experts.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_broken_notebook_fails(tmp_path: Path) -> None:
     notebook = copy.deepcopy(nbformat.read(NOTEBOOKS[3], as_version=4))
     notebook.cells.append(nbformat.v4.new_code_cell("1 / 0"))

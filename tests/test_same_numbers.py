@@ -114,6 +114,7 @@ def generated(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", [*TASKS, "generate"])
 def test_the_numbers_are_the_same(
     capsys: pytest.CaptureFixture[str],

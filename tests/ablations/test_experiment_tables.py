@@ -98,6 +98,7 @@ def test_a_table_has_its_rows_and_the_papers_values(name: str) -> None:
         assert "not FID" in table.note
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_row_is_another_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
@@ -130,6 +131,7 @@ def kinds(tmp_path: Path) -> dict[tuple[Any, ...], Stage]:
     return found
 
 
+@pytest.mark.slow
 def test_every_command_fits_the_signatures(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -185,6 +187,7 @@ def tiny(
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rows"), [("experts", ["uhr_scaling_only", "full"]), ("vluer_parts", ["full"])]
 )

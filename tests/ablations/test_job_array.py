@@ -53,6 +53,7 @@ def test_arrays_run_level_by_level_and_a_failing_row_stops_no_other(tmp_path: Pa
     assert [[job.name for job in jobs] for jobs in jobs_of(planner)] == [["generate"], ["evaluate"]]
 
 
+@pytest.mark.slow
 def test_a_job_in_a_process_of_its_own(tmp_path: Path, log: Path) -> None:
     """submitit pickles the job: all that it needs must survive that."""
     planner = planner_of(write_table(tmp_path / "small"), tmp_path / "runs")

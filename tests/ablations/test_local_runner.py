@@ -140,6 +140,7 @@ def alive(pid: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_without_repeating_a_finished_stage(tmp_path: Path, log: Path) -> None:
     """kill -9 of the runner while an expert is trained: that process lives on and holds its folder."""
     folder = write_table(tmp_path / "small", with_options({"expert": {"wait": str(tmp_path / "go")}}))

@@ -41,6 +41,7 @@ def save_for_ever(run: Run) -> None:
         AtomicCheckpointIO().save_checkpoint(checkpoint(number), run.last)
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     run, interrupted = Run(tmp_path), 0
     for kill in range(KILLS):

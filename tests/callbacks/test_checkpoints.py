@@ -119,6 +119,7 @@ class Exported(L.Callback):
         (Path(trainer.default_root_dir) / "exported").touch()
 
 
+@pytest.mark.slow
 def test_max_time_saves_exports_and_can_be_prolonged(tmp_path: Path) -> None:
     run = Run(
         tmp_path, steps=1_000_000, accumulate=2, every_n_steps=1_000_000, callbacks=(Exported(),),
@@ -144,6 +145,7 @@ def test_early_stopping_saves_too(tmp_path: Path) -> None:
     assert trainer.global_step == load(run.last)["global_step"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGKILL"])
 @pytest.mark.parametrize("length", [{"steps": 9}, {"steps": -1}])
 def test_the_validation_after_the_last_step_is_made_up(

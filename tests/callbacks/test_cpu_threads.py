@@ -61,6 +61,7 @@ def same_threads() -> Iterator[None]:
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.slow
 def test_a_fixed_number_gives_the_same_weights_on_any_machine() -> None:
     one, two, three = (train(threads, CPUThreads(2)) for threads in (1, 2, 3))
     assert one.threads == two.threads == three.threads == {2}

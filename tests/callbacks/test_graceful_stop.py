@@ -116,6 +116,7 @@ def test_two_processes_agree_whoever_is_told(tmp_path: Path, rank: int | None) -
     assert len(run.trained(0)) == len(run.trained(1))
 
 
+@pytest.mark.slow
 def test_two_processes_finish_a_validation_first(tmp_path: Path) -> None:
     run = Run(
         tmp_path,
@@ -132,6 +133,7 @@ def children(pid: int) -> list[int]:
     return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_loader_workers_outlive_a_signal_to_everybody(tmp_path: Path) -> None:
     run = Run(tmp_path, steps=100_000, workers=2, every_n_steps=100_000)
@@ -151,6 +153,7 @@ def test_loader_workers_outlive_a_signal_to_everybody(tmp_path: Path) -> None:
     assert wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers)), "workers are left"
 
 
+@pytest.mark.slow
 def test_the_command_with_lightnings_launcher(tmp_path: Path, repository: Path) -> None:
     run = Run(tmp_path)
     config = {

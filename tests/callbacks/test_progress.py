@@ -184,6 +184,7 @@ class Interrupting(Talkative):
             self.print("printed")
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_one_bar_and_then_where_everything_is(repository: Path, tmp_path: Path) -> None:
     terminal = luve_fit(tmp_path, repository, columns=80, steps=1200)
     moving = re.compile(r"step +\d+/1200 [━╸╺]{10,} \d:\d\d  \d:\d\d left  loss 0.2500")
@@ -215,6 +216,7 @@ def test_a_terminal_shows_one_bar_and_then_where_everything_is(repository: Path,
     assert re.search(r"^  next +luve test .*--ckpt_path last$", end, re.M | re.S)
 
 
+@pytest.mark.slow
 def test_what_ctrl_c_leaves_is_seen(repository: Path, tmp_path: Path) -> None:
     terminal = luve_fit(tmp_path, repository, columns=60, steps=10**6)
     assert terminal.wait_for(lambda lines: "printed" in lines and _bars(lines))

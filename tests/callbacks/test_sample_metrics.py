@@ -68,6 +68,7 @@ def fit(run: Run, world: World, **changes: Any) -> tuple[Any, SampleMetrics]:
     return trainer, callback
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_training_does_not_notice(world: World, tmp_path: Path, processes: int) -> None:
     """Whatever the source and the metrics do to generators, modes, flags and settings."""
@@ -83,6 +84,7 @@ def test_training_does_not_notice(world: World, tmp_path: Path, processes: int) 
     assert runs[0].journal() == runs[1].journal() != []
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(world: World, tmp_path: Path) -> None:
     """Three videos: the second round of two processes is filled up."""
     still = {
@@ -133,6 +135,7 @@ def test_the_numbers_are_those_of_the_averaged_weights(world: World, tmp_path: P
             assert not torch.equal(task.net(torch.ones(1, 16, 3, 3, 3), (3, 6, 6)), plain)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_and_a_new_one_starts_anew(world: World, tmp_path: Path) -> None:
     run = Run(tmp_path, steps=3)
     fit(run, world)
@@ -177,6 +180,7 @@ def test_the_budget_ends_an_evaluation(world: World, tmp_path: Path) -> None:
         assert text.endswith("the metrics are of n = 1")
 
 
+@pytest.mark.slow
 def test_the_budget_of_one_rank_ends_it_on_all(world: World, tmp_path: Path) -> None:
     slow = {"source": SlowOnOne(2.0, clips=4), "budget_seconds": 1.5}
     run = Run(tmp_path, steps=2, processes=2, task={"world": world, "samples": slow})
@@ -184,6 +188,7 @@ def test_the_budget_of_one_rank_ends_it_on_all(world: World, tmp_path: Path) -> 
     assert [row["n"] for row in read(tmp_path)] == ["2"]
 
 
+@pytest.mark.slow
 def test_an_error_on_one_rank_ends_the_run_on_all(world: World, tmp_path: Path) -> None:
     failing = {"source": FailingOnOne(2.0, clips=2)}
     run = Run(tmp_path, steps=4, processes=2, task={"world": world, "samples": failing})
@@ -288,6 +293,7 @@ def test_a_fast_dev_run_leaves_no_files(world: World, tmp_path: Path) -> None:
     assert not (tmp_path / "samples").exists()
 
 
+@pytest.mark.slow
 def test_sharded_weights_make_samples_together(world: World, tmp_path: Path) -> None:
     runs = [
         Run(tmp_path / f"{samples}", steps=3, processes=2, task={"world": world, "samples": samples})

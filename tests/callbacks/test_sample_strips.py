@@ -49,6 +49,7 @@ def drawn(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
 
 
+@pytest.mark.slow
 def test_fit_draws_when_a_multiple_has_passed(tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path) -> None:
     fit(
         tiny_task(tiny_backbone),
@@ -87,6 +88,7 @@ class Killed(L.Callback):
             raise InterruptedError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 4])
 def test_pictures_that_a_kill_prevented_are_drawn_on_resume(
     tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path, step: int
@@ -166,6 +168,7 @@ def test_names_that_are_no_file_names(tiny_backbone: Path, pairs: TinyPairs, tmp
     assert drawn(tmp_path) == ["test/.._a_clip___x1.5.png"]
 
 
+@pytest.mark.slow
 def test_wandb_gets_the_pictures_offline(tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path) -> None:
     logger = WandbLogger(save_dir=tmp_path, offline=True, project="test")
     fit(

@@ -20,6 +20,7 @@ from tests.helpers.small_world import write_world
 from tests.helpers.tiny import TinyModule
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_prediction_with_its_code_and_leaves_nothing_half_done(
     tmp_path: Path, tiny_backbone: Path
 ) -> None:

@@ -46,6 +46,7 @@ def staging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "staging"
 
 
+@pytest.mark.slow
 def test_an_offline_run_holds_config_code_and_the_best_checkpoint(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, repository: Path
 ) -> None:
@@ -78,6 +79,7 @@ def test_an_offline_run_holds_config_code_and_the_best_checkpoint(
     assert facts["git"] == run.config["git"]
 
 
+@pytest.mark.slow
 def test_a_test_logs_no_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     config = configuration(tmp_path)
     assert run_luve(capsys, "fit", "--config", config).code == 0

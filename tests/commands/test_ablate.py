@@ -42,6 +42,7 @@ def rows_of(path: Path) -> dict[str, dict[str, str]]:
         return {row["row"]: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_the_whole_table(luve: Luve, log: Path) -> None:
     outcome = luve("small", "--slots", "2")
     assert outcome.code == 0, outcome.err
@@ -67,6 +68,7 @@ def test_the_whole_table(luve: Luve, log: Path) -> None:
     assert rows_of(Path("experiments/results/tiny/small.csv")) == rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["small", "experiments/ablations/small", "experiments/ablations/small/table.yaml"]
 )
@@ -82,6 +84,7 @@ def test_a_part_of_the_table_does_not_replace_the_whole(luve: Luve, log: Path, n
     assert rows["low"]["difference"] == "-2"
 
 
+@pytest.mark.slow
 def test_what_is_laid_over_does_not_replace_the_table_either(luve: Luve, log: Path, tmp_path: Path) -> None:
     (tmp_path / "quick.yaml").write_text(
         yaml.safe_dump({"settings": {"value": 8.0}, "world": "another world"})
@@ -99,6 +102,7 @@ def test_what_is_laid_over_does_not_replace_the_table_either(luve: Luve, log: Pa
     assert not Path("experiments/results").exists()
 
 
+@pytest.mark.slow
 def test_a_run_without_a_finished_row_replaces_no_table(luve: Luve, log: Path, tmp_path: Path) -> None:
     assert luve("small", "--output", "mine.csv").code == 0
     before = Path("mine.csv").read_bytes()
@@ -110,6 +114,7 @@ def test_a_run_without_a_finished_row_replaces_no_table(luve: Luve, log: Path, t
     assert Path("mine.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_failing_row_is_reported_and_the_others_are_there(luve: Luve, log: Path, tmp_path: Path) -> None:
     rows = deepcopy(ROWS)
     rows["low"]["stages"] = {"generate": {"options": {"fail": True}}}
@@ -156,6 +161,7 @@ def test_a_dry_run_prints_every_command(luve: Luve, monkeypatch: pytest.MonkeyPa
     assert "--partition=big" in outcome.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "errors"),
     [

@@ -12,6 +12,7 @@ from luve_lightning.commands.bench import bench
 from luve_lightning.commands.bench_generate import _Bench, mini
 
 
+@pytest.mark.slow
 def test_measures_each_stage_beside_its_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench("generate", device="cpu", repeats=1, sizes="720p,2k", output=tmp_path / "rows.jsonl")
     printed = capsys.readouterr().out
@@ -32,6 +33,7 @@ def test_measures_each_stage_beside_its_plan(tmp_path: Path, capsys: pytest.Capt
         assert row["plan_seconds"] is None  # no speed is known of a CPU
 
 
+@pytest.mark.slow
 def test_a_stage_is_measured_with_its_own_model_alone() -> None:
     """The VLUer's peak once held the VAE's weights, which had been asked for their channels."""
     bench = _Bench(mini(), torch.device("cpu"), 1, torch.float32)

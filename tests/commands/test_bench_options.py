@@ -18,6 +18,7 @@ def rows_of(printed: str) -> dict[str, dict[str, Any]]:
     return {row["option"]: row for row in rows}
 
 
+@pytest.mark.slow
 def test_every_option_that_a_cpu_has_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     bench("options", device="cpu", video=(5, 32, 32))
     rows = rows_of(capsys.readouterr().out)
@@ -32,6 +33,7 @@ def test_every_option_that_a_cpu_has_is_measured(capsys: pytest.CaptureFixture[s
         assert rows[name]["difference"] > 1e-3
 
 
+@pytest.mark.slow
 def test_with_weights(tiny_cascade: Path, capsys: pytest.CaptureFixture[str]) -> None:
     backbone, refiner = str(tiny_cascade / "wan"), str(tiny_cascade / "refiner")
     bench("options", "cpu", 1, backbone=backbone, refiner=refiner, video=(5, 32, 32), prompt="a red boat")

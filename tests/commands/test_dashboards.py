@@ -69,6 +69,7 @@ def tiny(
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(RUNS))
 def test_every_metric_is_logged_and_every_panel_has_data(
     capsys: pytest.CaptureFixture[str],
@@ -96,6 +97,7 @@ def test_every_metric_is_logged_and_every_panel_has_data(
     assert page.count('<figure class="chart"') >= 5
 
 
+@pytest.mark.slow
 def test_results_are_metrics_of_the_tables() -> None:
     """`luve ablate` names them, and a run of a sweep logs them as result/<metric>."""
     tables = [path.parent for path in (REPOSITORY / "experiments" / "ablations").glob("*/table.yaml")]
@@ -109,6 +111,7 @@ def test_results_are_metrics_of_the_tables() -> None:
     assert shown == known
 
 
+@pytest.mark.slow
 def test_workspaces_are_built_and_serialised(
     capsys: pytest.CaptureFixture[str], offline: None, tmp_path: Path
 ) -> None:

@@ -6,6 +6,8 @@ import signal
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.evaluate_process import start_evaluate
 from tests.helpers.evaluation import read_csv, write_methods
 from tests.helpers.renames import kill_before
@@ -33,6 +35,7 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+@pytest.mark.slow
 def test_a_kill_loses_at_most_the_video_in_hand(tmp_path: Path) -> None:
     folders = write_methods(tmp_path, COUNT, {"near": 2.0, "far": 20.0})
     log = tmp_path / "log"

@@ -224,6 +224,7 @@ def test_what_is_there_is_not_made_again_and_no_model_is_loaded(
     assert "was made otherwise (steps 3, now 4); choose another --output, or --overwrite" in outcome.err
 
 
+@pytest.mark.slow
 def test_experts_act_in_their_bands_and_can_be_switched_off(
     luve: Luve, tiny_cascade: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,8 @@ from tests.helpers.processes import free_port
 from tests.helpers.renames import before_rename, kill_before
 from tests.helpers.waiting import wait_for
 
+pytestmark = pytest.mark.slow
+
 COUNT = 5
 
 

@@ -42,6 +42,7 @@ def composed(words: list[str]) -> dict[str, object]:
     return compose([], arguments.options, Keys("generate"))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(prompt=texts, negative=st.none() | texts, folder=names)
 @example(prompt="null", negative="null", folder=Path("~"))

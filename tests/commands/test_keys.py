@@ -53,6 +53,7 @@ def read(parser: ArgumentParser, files: list[Path], options: list[tuple[str, str
     return check(parser, compose(files, options, OwnKeys())).as_dict()
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(text=texts)
 @example(text="null")
@@ -65,6 +66,7 @@ def test_a_text_on_the_command_line_is_literal(parser: ArgumentParser, text: str
     assert {type(found[key]) for key in ("text", "prompt")} == {str}
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(text=texts)
 def test_what_is_printed_of_a_text_is_read_back(

@@ -87,6 +87,7 @@ def test_latents_are_those_of_the_downscaled_frames(
             assert (store.read(key) - low).abs().max() < 0.05 * low.std()
 
 
+@pytest.mark.slow
 def test_second_run_decodes_nothing_and_third_fills_a_gap(
     luve, world: Path, tiny_backbone: Path, tmp_path, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -107,6 +108,7 @@ def test_second_run_decodes_nothing_and_third_fills_a_gap(
     assert store.path(gap).read_bytes() == content, "the same bits, alone in its batch or not"
 
 
+@pytest.mark.slow
 def test_loader_workers_and_batch_order_change_no_bit(luve, world: Path, tmp_path: Path) -> None:
     luve(num_workers=2)
     lines = world.read_text().splitlines()
@@ -136,6 +138,7 @@ def test_windows_strides_and_one_split(luve, world: Path, tiny_backbone: Path, t
     assert (nothing.code, nothing.error_lines) == (2, [f"luve precompute: error: {world}: no clips in test"])
 
 
+@pytest.mark.slow
 def test_larger_clips_are_cropped_and_downscaled(luve, tiny_backbone: Path, tmp_path: Path) -> None:
     index = write_world(tmp_path / "large", 1, height=112, width=144)
     assert summary(luve(index=index, dtype="float32")) == (4, 0, 0)
@@ -147,6 +150,7 @@ def test_larger_clips_are_cropped_and_downscaled(luve, tiny_backbone: Path, tmp_
     assert (stored - high).abs().max() < 0.05 * high.std()
 
 
+@pytest.mark.slow
 def test_other_vae_and_changed_clip_get_entries_of_their_own(
     luve, world: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
@@ -163,6 +167,7 @@ def test_other_vae_and_changed_clip_get_entries_of_their_own(
     assert len(find(tmp_path / "store", world, recipe(tiny_backbone)).pairs) == 3
 
 
+@pytest.mark.slow
 def test_bad_clips_are_set_aside_and_the_run_goes_on(
     luve, world: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
@@ -187,6 +192,7 @@ def test_too_many_bad_clips_stop_the_run_with_the_list(luve, world: Path) -> Non
     assert str(bad.path) in line
 
 
+@pytest.mark.slow
 def test_rows_left_out_are_told_and_clips_can_be_chosen(luve, world: Path) -> None:
     add_row(world, clip_id="a boat", url="x")
     add_row(world, clip_id="gone", url="y")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.precompute_run import PrecomputeRun
 from tests.helpers.small_world import write_world
 
@@ -11,6 +13,7 @@ CLIPS = 6
 LATENTS = 4 * CLIPS
 
 
+@pytest.mark.slow
 def test_two_distributed_processes_share_the_windows(tmp_path: Path, tiny_backbone: Path) -> None:
     world = write_world(tmp_path, CLIPS)
     log = tmp_path / "log"

@@ -14,6 +14,8 @@ from luve_lightning.datasets.latent_store import LatentStore
 from tests.helpers.precompute_run import PrecomputeRun, keys_of_last_clip, wait_for_entries
 from tests.helpers.small_world import write_world
 
+pytestmark = pytest.mark.slow
+
 CLIPS = 6
 LATENTS = 4 * CLIPS
 

@@ -62,6 +62,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_a_live_runs_folder_is_refused_untouched_and_may_be_measured(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, config: list[str]
 ) -> None:
@@ -143,6 +144,7 @@ callbacks:
     return ["--config", str(file)]
 
 
+@pytest.mark.slow
 def test_every_value_that_a_resume_changes_is_told_or_refused(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, tmp_path: Path, resumable: list[str]
 ) -> None:
@@ -208,6 +210,7 @@ def test_what_is_no_checkpoint_is_one_line(
     assert "weights_only: unknown key" in refused.error_lines[-1]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_elsewhere_replaces_no_run(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, resumable: list[str]
 ) -> None:

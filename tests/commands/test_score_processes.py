@@ -31,6 +31,7 @@ def scores(folder: Path) -> dict[str, float | None]:
     return {row.clip_id: row.score for row in read_rows(folder)}
 
 
+@pytest.mark.slow
 def test_a_kill_loses_at_most_the_batch_in_hand(tmp_path: Path, world: Path) -> None:
     log, output = tmp_path / "log", tmp_path / "scores"
     killed = ("*.parquet", 3)

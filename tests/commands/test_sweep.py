@@ -65,6 +65,7 @@ def test_the_schema_refuses_what_is_no_sweep() -> None:
         assert not validator.is_valid(good | wrong), wrong
 
 
+@pytest.mark.slow
 def test_the_grid_and_the_metric_shown_are_the_tables() -> None:
     known = {folder.name: configuration(folder) for folder in FOLDERS}
     assert known["multi_scale"]["metric"] == {"name": "result/psnr_rgb_x1_5", "goal": "maximize"}

@@ -124,6 +124,7 @@ def test_what_is_made_later_is_the_same_to_the_bit(luve: Luve, tmp_path: Path) -
         assert not changed, f"{method} alone is another than with the rest"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "remade"),
     [

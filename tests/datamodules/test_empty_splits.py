@@ -60,6 +60,7 @@ def test_an_empty_split_is_said_with_the_others(
     assert ("limit_val_batches 0" in str(info.value)) == (split == "val")
 
 
+@pytest.mark.slow
 def test_training_needs_no_validation_clips(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

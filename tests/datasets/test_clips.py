@@ -358,6 +358,7 @@ class Clips(Dataset[torch.Tensor]):
         return torch.from_numpy(read_clip(self.paths[index], index, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_read_after_the_parent_has_read(context: str, videos: dict[str, Path]) -> None:
     """A decord reader kept from before a fork would hang for ever in the workers."""

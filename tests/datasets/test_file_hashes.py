@@ -76,6 +76,7 @@ def test_changed_bytes_are_hashed_again_even_with_the_old_times(tmp_path: Path) 
     assert FileHashes(tmp_path).digest(file) == hashlib.sha256(b"new bytes").hexdigest()
 
 
+@pytest.mark.slow
 def test_file_touched_just_now_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_hashes, "_SETTLED_NS", 3600 * 10**9)
     file = tmp_path / "a"

@@ -55,6 +55,7 @@ def decode(path: Path) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_bytes_on_one_and_two_processes(world: Path, tmp_path: Path) -> None:
     render_mini_world(tmp_path / "again", **SMALL, processes=2)
     assert len(hashes(world)) == 6 + 3
@@ -186,6 +187,7 @@ def test_a_complete_world_is_left_alone(world: Path, capsys: pytest.CaptureFixtu
     assert {path: path.stat().st_mtime_ns for path in world.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(world: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     code = KILLED.format("*/clips/*.mp4", 3) + (

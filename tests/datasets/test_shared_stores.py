@@ -80,6 +80,7 @@ def make_stores(folder: Path, index: Path) -> None:
     score(index, folder / "scores", SharpnessExposure(), max_bad_fraction=0.5)
 
 
+@pytest.mark.slow
 def test_two_users_of_a_group_write_into_one_store(shared: Path) -> None:
     (quarantine,) = (shared / "latents" / "quarantine").iterdir()
     listed = [json.loads(line)["path"] for line in quarantine.read_text().splitlines()]

@@ -208,6 +208,7 @@ with store.claim(key) as mine:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_frees_its_claim_and_leaves_no_entry(store: TextStore, tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, store.root, ready])

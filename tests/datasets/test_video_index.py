@@ -274,6 +274,7 @@ def index_of(urls: list[str]) -> VideoIndex:
     return VideoIndex(entries)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=40),
@@ -385,6 +386,7 @@ def test_unknown_split_is_named() -> None:
         index_of(["a"]).split("validation")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_size_of_ultravideo_loads_without_asking_for_each_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ def test_features_depend_on_patches_and_extractor_and_not_on_the_reference(tmp_p
     assert identity(batched, tmp_path) == first
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same(tmp_path: Path) -> None:
     program = (
         "from luve_lightning.datasets.file_hashes import FileHashes\n"

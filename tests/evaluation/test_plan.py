@@ -177,6 +177,7 @@ def test_offload_keeps_what_runs() -> None:
     assert weights["decode"] == weight_bytes(parts.codec)
 
 
+@pytest.mark.slow
 def test_a_refiner_of_its_own() -> None:
     parts = small(refiner={"num_attention_heads": 4, "attention_head_dim": 24, "text_dim": 16, "ffn_dim": 96})
     stages = {s.stage: s for s in Planner(parts, VideoPlan(HIGH, LOW, offload=True)).stages()}
@@ -198,6 +199,7 @@ def test_other_ways_to_the_video() -> None:
     assert rgb.peak > latent.peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 1), (7, 11), (9, 4)])
 def test_tiled_decoding_is_planned_as_it_runs(size: tuple[int, int]) -> None:
     parts = small()
@@ -211,6 +213,7 @@ def test_tiled_decoding_is_planned_as_it_runs(size: tuple[int, int]) -> None:
     assert planned.peak == run.peak
 
 
+@pytest.mark.slow
 def test_tiles_need_less_memory_and_more_work() -> None:
     parts = small()
     whole, tiled = (Planner(parts, VideoPlan(HIGH, LOW, tile=tile)).decoding() for tile in (None, (6, 6)))

@@ -52,6 +52,7 @@ def test_the_header_is_the_one_asked_for() -> None:
     assert ",".join(COLUMNS) == "scale,method,latent_l1,psnr_rgb,ssim,frame_diff,ms,peak_mib"
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_a_plain_loop(codec: LatentCodec, pairs: TinyPairs) -> None:
     net = tiny_vluer().eval()
     comparison = UpsamplingComparison(codec, {"vluer": net} | baseline_methods(codec))
@@ -192,6 +193,7 @@ def table(run: Run) -> list[list[str]]:
     return [line[:6] for line in csv.reader((run.folder / "comparison.csv").read_text().splitlines())]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_table_of_one(tiny_backbone: Path, tmp_path: Path) -> None:
     shards = {
         "one": [[0, 1, 2, 3, 4, 5]],

@@ -78,6 +78,7 @@ def test_two_processes_say_what_one_says(tmp_path: Path, value: float) -> None:
             assert saved["own"].item() == len(shard) * len(PLAN.places(7, 50, 77))
 
 
+@pytest.mark.slow
 def test_features_do_not_depend_on_batches_autocast_or_where_they_are_asked_for(value: float) -> None:
     video = stub_video(1)
     want = stub_metric().features(video, "1")

@@ -70,6 +70,7 @@ def test_checkpointing_changes_no_gradient(function: Callable[..., Tensor] | Non
         torch.testing.assert_close(g, w)
 
 
+@pytest.mark.slow
 def test_compiles_as_one_graph() -> None:
     eager, compiled = prepared(num_layers=1), prepared(num_layers=1)
     run = torch.compile(compiled, backend="eager", fullgraph=True)
@@ -81,6 +82,7 @@ def test_compiles_as_one_graph() -> None:
         torch.testing.assert_close(output(run, inputs(size=(3, 6, 8))), output(eager, inputs(size=(3, 6, 8))))
 
 
+@pytest.mark.slow
 def test_compiled_blocks_train_with_checkpointing() -> None:
     want = two_passes(prepared())
     transformer = prepared()

@@ -142,6 +142,7 @@ BREAKS = (None, None, None, "half", "full difference", "norm", "bias alone", "st
           "not a number", "twice", "rank of the configuration", "alpha 0", "lokr")  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_equal_to_the_update_by_hand_or_refused(pipeline: LuVePipeline, folder: Path, data: Any) -> None:

@@ -43,6 +43,7 @@ def assert_same(a: LuVePipeline, b: LuVePipeline) -> None:
         assert tensor.dtype == right[key].dtype, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refiner", [False, True])
 def test_round_trip(tiny_backbone: Path, tmp_path: Path, refiner: bool) -> None:
     pipeline = tiny_luve(tiny_backbone, EXPERTS, refiner=refiner)
@@ -71,6 +72,7 @@ def test_round_trip(tiny_backbone: Path, tmp_path: Path, refiner: bool) -> None:
     assert expert_names(again.refinement_transformer) == ["lfe"]
 
 
+@pytest.mark.slow
 def test_round_trip_in_bfloat16(tiny_backbone: Path, tmp_path: Path) -> None:
     tiny_luve(tiny_backbone, EXPERTS).save_pretrained(tmp_path / "a")
     half = LuVePipeline.from_pretrained(tmp_path / "a", torch_dtype=torch.bfloat16)
@@ -116,6 +118,7 @@ def test_from_a_backbone_with_parts_from_elsewhere(tiny_backbone: Path, tmp_path
     assert objects.refiner is source.refiner
 
 
+@pytest.mark.slow
 def test_what_is_missing_or_does_not_fit_is_one_line(tiny_backbone: Path, tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     tiny_luve(tiny_backbone).save_pretrained(saved)
@@ -183,6 +186,7 @@ def a_list(file: Path) -> None:
     file.write_text("[1, 2]")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "damage", "message"),
     [

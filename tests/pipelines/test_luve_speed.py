@@ -127,6 +127,7 @@ def test_a_cache_that_does_nothing_is_refused(pipeline: LuVePipeline) -> None:
     torch.testing.assert_close(video(pipeline), want)
 
 
+@pytest.mark.slow
 def test_compiled_blocks(pipeline: LuVePipeline) -> None:
     options: dict[str, Any] = {"num_inference_steps": 2, "skip_steps": 0, "switch": 0.9}
     want = pipeline(PROMPT, **RUN | options, generator=seeded())
@@ -138,6 +139,7 @@ def test_compiled_blocks(pipeline: LuVePipeline) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_tiled_decoding(pipeline: LuVePipeline) -> None:
     latents = noise(2, 16, 2, 6, 8)
     whole = {kind: pipeline.decode(latents, kind) for kind in ("pt", "np")}
@@ -155,6 +157,7 @@ def test_tiled_decoding(pipeline: LuVePipeline) -> None:
             pipeline.enable_tiled_decoding(tile)
 
 
+@pytest.mark.slow
 def test_offloaded_models(pipeline: LuVePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the CPU from the CPU: every model that runs was brought to its device first."""
     want = {kind: video(pipeline, upsampling=kind, output_type="np") for kind in ("vluer", "rgb")}
@@ -237,6 +240,7 @@ def spread(run: Run) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_video(tiny_backbone: Path, tmp_path: Path) -> None:
     """With both experts, whose filters need the tokens of both processes."""
     run = Run(tmp_path, processes=2, task={"backbone": tiny_backbone})

@@ -65,6 +65,7 @@ def divider(page: Any) -> int:
     return int(one(page, ".divider").get_attribute("aria-valuenow"))
 
 
+@pytest.mark.slow
 def test_it_loads_without_an_error_and_asks_for_nothing(page: Any, address: str) -> None:
     assert page.title == "A report"
     time.sleep(0.3)

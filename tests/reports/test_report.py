@@ -186,6 +186,7 @@ def test_a_video_that_browsers_play_is_the_file_itself(tmp_path: Path) -> None:
     assert kept.prompt == "a light <room>"
 
 
+@pytest.mark.slow
 def test_the_page_keeps_within_its_limit(tmp_path: Path) -> None:
     dark, light = write_videos(tmp_path / "videos")
     inputs: dict[str, object] = {

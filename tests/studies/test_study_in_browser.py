@@ -82,6 +82,7 @@ def answer(page: Any, key: StudyKey, item: int, method: int) -> None:
         page.find_elements("css selector", f"[name={axis}]")[position].click()
 
 
+@pytest.mark.slow
 def test_clicks_become_a_file_that_tallies_to_them(page: Any, built: Built) -> None:
     key, rater = built.key, 2
     began = time.monotonic()

@@ -58,6 +58,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_transformer(folder / "export").state_dict()
 
 
+@pytest.mark.slow
 def test_sharded_over_two_processes_it_is_the_same_training(world: World, tmp_path: Path) -> None:
     """FSDP2 against DDP; and a sharded run that stops after a step goes on where it was."""
     whole = Run(tmp_path / "ddp", steps=2, processes=2, task={"world": world, "sharded": False})

@@ -136,6 +136,7 @@ def test_samples_are_drawn_and_leave_training_alone(
     assert all(torch.equal(v, want[k]) for k, v in drawn.state_dict().items())
 
 
+@pytest.mark.slow
 def test_compiled_blocks_give_the_same_gradients_under_the_same_names(world: World) -> None:
     plain, compiled = task(world), task(world, compile="aot_eager")
     latents = torch.randn(2, 16, 2, 2, 4, generator=torch.Generator().manual_seed(0))

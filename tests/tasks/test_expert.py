@@ -148,6 +148,7 @@ def luve_test(capsys: pytest.CaptureFixture[str], folder: Path, files: list[Path
     return run_luve(capsys, "test", *options, "--callbacks.progress", "null", *words)
 
 
+@pytest.mark.slow
 def test_untrained_experts_change_nothing(capsys: pytest.CaptureFixture[str], tiny_run: Path) -> None:
     """`luve test` without a checkpoint: B is zero, so before is after; both experts share one table."""
     assert (outcome := luve_test(capsys, tiny_run, MINI)).code == 0, outcome.err
@@ -183,6 +184,7 @@ def test_a_weighting_is_named_by_its_import_path(capsys: pytest.CaptureFixture[s
     assert "weighting" in outcome.error_lines[-1]
 
 
+@pytest.mark.slow
 def test_a_run_resumes_as_the_same_expert_only(capsys: pytest.CaptureFixture[str], tiny_run: Path) -> None:
     assert (outcome := luve_fit(capsys, tiny_run)).code == 0, outcome.err
     last = tiny_run / "checkpoints" / "last.ckpt"
@@ -211,6 +213,7 @@ def test_a_run_resumes_as_the_same_expert_only(capsys: pytest.CaptureFixture[str
     assert "checkpoints-1/last.ckpt: give that path to resume it" in outcome.error_lines[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

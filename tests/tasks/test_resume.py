@@ -60,6 +60,7 @@ def validations(run: Run) -> list[Any]:
     return [entry for entry in run.journal() if entry[0] == "val"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_state_can_be_resumed(tmp_path: Path, case: str) -> None:
     whole = Run(tmp_path / "whole", **CASES[case])
@@ -79,6 +80,7 @@ def test_every_state_can_be_resumed(tmp_path: Path, case: str) -> None:
         assert validations(run) == validations(whole)[len(validations(whole)) - len(validations(run)) :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("stride", [1, 3])
 def test_a_run_stopped_again_and_again(tmp_path: Path, case: str, stride: int) -> None:
@@ -94,6 +96,7 @@ def test_a_run_stopped_again_and_again(tmp_path: Path, case: str, stride: int) -
     assert run.journal() == whole.journal()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "workers", "accumulate"), [(1, 0, 2), (1, 2, 1), (2, 0, 1), (2, 2, 2)])
 def test_kill_and_terminate_in_real_processes(
     tmp_path: Path, processes: int, workers: int, accumulate: int
@@ -137,6 +140,7 @@ class Phases(L.Callback):
         self.seen.append(float(trainer.callback_metrics["train/phase"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [1, 2, 4])
 def test_the_vluer_across_the_change_of_phase(
     tmp_path: Path, tiny_backbone: Path, tiny_clips: Path, tiny_latents: Path, stop_at: int

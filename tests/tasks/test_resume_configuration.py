@@ -63,6 +63,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [message for message in caplog.messages if message.startswith("resuming with")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "steps", "line"),
     [

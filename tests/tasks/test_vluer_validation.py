@@ -30,6 +30,7 @@ def wanted(tiny_backbone: Path) -> dict[str, float]:
     return {name: sum(column) / len(column) for name, column in values.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shards",
     [
