@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luve_lightning.commands.devices import decoding_threads
 from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.datasets.video_files import find_videos, read_video, write_video
 from luve_lightning.evaluation.measures import prepare_measures
@@ -21,6 +20,7 @@ from luve_lightning.evaluation.result_cache import ResultCache
 from luve_lightning.evaluation.runner import Runner
 from luve_lightning.evaluation.video_sets import find_video_sets
 from luve_lightning.functional.patches import PatchPlan
+from luve_lightning.machine import decoding_threads
 from luve_lightning.metrics import FrechetPatchDistance
 from luve_lightning.metrics.feature_extractor import FeatureExtractor
 from luve_lightning.metrics.feature_moments import FeatureMoments

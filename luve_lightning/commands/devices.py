@@ -37,11 +37,6 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def decoding_threads() -> int:
-    """As many as this process may use cores, at most 8: more decode faster than anything measures."""
-    return min(8, cores())
-
-
 def check_trainer(options: Mapping[str, Any]) -> None:
     """Refuses options of Lightning's Trainer that this machine cannot serve, before anything is loaded or started.
 

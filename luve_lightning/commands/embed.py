@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from luve_lightning.callbacks.cpu_threads import cpu_threads
-from luve_lightning.commands.devices import choose_device, decoding_threads
+from luve_lightning.commands.devices import choose_device
 from luve_lightning.commands.open_index import check_folder, entries_of, open_index
 from luve_lightning.commands.progress import Steps
 from luve_lightning.datasets.check_entries import check_entries
@@ -18,6 +18,7 @@ from luve_lightning.datasets.embed_captions import EmbedReport, captions_of, emb
 from luve_lightning.datasets.latent_store import StoreError
 from luve_lightning.datasets.text_store import TextKey, TextSource, TextStore
 from luve_lightning.datasets.video_index import Limits
+from luve_lightning.machine import decoding_threads
 from luve_lightning.models.text import TextEncoder
 
 Split = Literal["train", "val", "test"]

@@ -15,7 +15,7 @@ from rich.console import Console
 from torchmetrics import Metric
 
 from luve_lightning.checkout import revision_in_words
-from luve_lightning.commands.devices import choose_device, decoding_threads
+from luve_lightning.commands.devices import choose_device
 from luve_lightning.commands.progress import Steps
 from luve_lightning.datasets.clip_hashes import ClipHashes
 from luve_lightning.evaluation.evaluation_files import write_report
@@ -34,6 +34,7 @@ from luve_lightning.evaluation.runner import Runner
 from luve_lightning.evaluation.summary_table import Resampling
 from luve_lightning.evaluation.tables import format_value, table_rich
 from luve_lightning.evaluation.video_sets import VideoSets, find_video_sets
+from luve_lightning.machine import decoding_threads
 
 _SHOWN = 10  # problems of a kind on the terminal; the report has all
 
