@@ -1,4 +1,4 @@
-"""The `luve` command. `luve --help` lists the verbs; commands/__init__.py is the table behind it."""
+"""The `luve` command. `luve --help` lists the verbs; cli/__init__.py is the table behind it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from luve_lightning.commands import VERBS, overview, part_overview
-from luve_lightning.commands.run_verb import run_verb, split_verb
+from luve_lightning.cli import VERBS, overview, part_overview
+from luve_lightning.cli.run_verb import run_verb, split_verb
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,7 +98,7 @@ def _guarded(verb: str, words: list[str], debug: bool) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        from luve_lightning.commands.errors import describe_runtime_error
+        from luve_lightning.cli.errors import describe_runtime_error
 
         line = describe_runtime_error(error, config)
         if debug or line is None:

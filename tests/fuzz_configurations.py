@@ -29,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from luve_lightning.commands import VERBS
+from luve_lightning.cli import VERBS
 from luve_lightning.config_files import merge, read_config
 from tests.test_experiments import EXPERIMENTS, documented_command, overlays
 

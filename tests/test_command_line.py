@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from luve_lightning.commands import VERBS, examples_of, overview
+from luve_lightning.cli import VERBS, examples_of, overview
 from tests.helpers.run_luve import run_luve
 from tests.helpers.waiting import wait_for
 
@@ -217,7 +217,7 @@ def test_the_overview_names_configurations_only_where_they_are(
     assert "  luve fit --config experiments/vluer/mini.yaml" in overview()
     monkeypatch.chdir(tmp_path)
     assert f"Start here, in {repository}:" in overview()
-    monkeypatch.setattr("luve_lightning.commands.PACKAGE_ROOT", tmp_path)  # as pip installs it
+    monkeypatch.setattr("luve_lightning.cli.PACKAGE_ROOT", tmp_path)  # as pip installs it
     assert ".yaml" not in overview()
     assert "clone the repository" in overview()
     assert ".yaml" not in examples_of("fit")
@@ -244,7 +244,7 @@ def test_a_wrong_key_is_told_before_pytorch_is_imported(repository: Path) -> Non
 
 def test_a_terminal_is_told_at_once_that_something_loads(repository: Path) -> None:
     program = (
-        "import sys; from luve_lightning.commands import run_verb\n"
+        "import sys; from luve_lightning.cli import run_verb\n"
         "run_verb._say_loading('fit'); run_verb._say_loading('completion')"
     )
     for terminal in (True, False):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from luve_lightning.commands.compose import compose
+from luve_lightning.cli.compose import compose
 from luve_lightning.config_files import CompositionError, read_config
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from luve_lightning.commands import VERBS
-from luve_lightning.commands.compose import compose, named_options, read_arguments
-from luve_lightning.commands.keys import Keys
+from luve_lightning.cli import VERBS
+from luve_lightning.cli.compose import compose, named_options, read_arguments
+from luve_lightning.cli.keys import Keys
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "experiments/results/mini"

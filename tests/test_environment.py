@@ -25,7 +25,7 @@ HPSV3_REQUIREMENTS = [
     Requirement(line) for entry in HPSV3["dependencies"] if isinstance(entry, dict) for line in entry["pip"]
 ]
 # What runs in another environment than ours, and what is installed there.
-ELSEWHERE = {Path("luve_lightning/scoring/hpsv3.py"): {"hpsv3", "huggingface_hub"}}
+ELSEWHERE = {Path("luve_lightning/data/scorers.py"): {"hpsv3", "huggingface_hub"}}
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = [Requirement(r) for r in [*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["docs"]]]
 # Extras that set-up does not install: what imports them says how to get them where they are missing.

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from luve_lightning.commands import VERBS
-from luve_lightning.commands.compose import compose
-from luve_lightning.datasets.encode_clips import variant_name
+from luve_lightning.cli import VERBS
+from luve_lightning.cli.compose import compose
+from luve_lightning.data.encode_clips import variant_name
 from tests.helpers.run_luve import run_luve
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.data.fingerprints import FileHashes
 from luve_lightning.files import listing_digest
 
 _MODEL_FILES = ("model_index.json", "config.json", "adapter_config.json")
@@ -54,7 +54,7 @@ class Contents:
                 return None
             if _is_model(path):
                 # Here, because it brings every pipeline with it: seconds.
-                from luve_lightning.pipelines.model_identity import model_identity
+                from luve_lightning.cascade.model_identity import model_identity
 
                 return model_identity(path, self.hashes)
             return self._small_folder(path)

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from luve_lightning.ablations.graph import Plan, Planner, Stage
-from luve_lightning.ablations.stage_folder import is_done
-from luve_lightning.ablations.stage_process import run_stage
+from luve_lightning.ablations.stage_process import is_done, run_stage
 
 Cluster = Literal["slurm", "local", "debug"]
 

@@ -14,8 +14,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from luve_lightning.ablations.graph import Plan, Stage, Use
-from luve_lightning.ablations.stage_folder import done_record, is_done, lock_folder
-from luve_lightning.ablations.stage_process import Failure, StageProcess
+from luve_lightning.ablations.stage_process import Failure, StageProcess, done_record, is_done, lock_folder
 
 _POLL_SECONDS = 0.1
 _LOCK_SECONDS = 1.0

@@ -9,16 +9,15 @@ import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from luve_lightning.callbacks.undisturbed import undisturbed
-from luve_lightning.evaluation.denoising_run import (
+from luve_lightning.analysis.denoising_run import (
     DEFAULT_EDGES,
     check_spectra_options,
     generate_spectra,
     write_spectra,
 )
-from luve_lightning.evaluation.denoising_spectra import DenoisingSpectra as Spectra
-from luve_lightning.evaluation.denoising_spectra import NoSpectrum
-from luve_lightning.evaluation.sigma_switch import suggest_switch
+from luve_lightning.analysis.denoising_spectra import DenoisingSpectra as Spectra
+from luve_lightning.analysis.denoising_spectra import NoSpectrum, suggest_switch
+from luve_lightning.callbacks.undisturbed import undisturbed
 
 
 class DenoisingSpectra(L.Callback):

@@ -19,7 +19,7 @@ from torchmetrics import Metric
 from luve_lightning.callbacks.every_rank import on_every_rank
 from luve_lightning.callbacks.graceful_stop import GracefulStop
 from luve_lightning.callbacks.undisturbed import undisturbed
-from luve_lightning.datasets.video_files import write_video
+from luve_lightning.data.video_files import write_video
 from luve_lightning.evaluation.sample_scores import Measured, SampleMeter, SampleTotals
 from luve_lightning.evaluation.sample_sources import Samples, SampleSource, SampleVideo
 from luve_lightning.evaluation.tables import table_csv

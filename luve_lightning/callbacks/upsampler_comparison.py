@@ -15,28 +15,26 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
 from torch import Tensor
 
-from luve_lightning.checkout import revision_in_words
-from luve_lightning.evaluation.tables import table_csv, table_rich
-from luve_lightning.evaluation.upsampling_comparison import (
+from luve_lightning.analysis.upsampling_comparison import (
     COLUMNS,
     ClipScore,
+    Rows,
     UpsamplingComparison,
     comparison_rows,
+    gap_lines,
+    gap_shares,
     gather_scores,
+    report_markdown,
+    rows_by_scale,
 )
-from luve_lightning.evaluation.upsampling_methods import (
+from luve_lightning.analysis.upsampling_methods import (
     CEILING,
     UpsamplingMethod,
     baseline_methods,
     method_names,
 )
-from luve_lightning.evaluation.upsampling_report import (
-    Rows,
-    gap_lines,
-    gap_shares,
-    report_markdown,
-    rows_by_scale,
-)
+from luve_lightning.checkout import revision_in_words
+from luve_lightning.evaluation.tables import table_csv, table_rich
 from luve_lightning.files import write_text
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.vluer import VLUer

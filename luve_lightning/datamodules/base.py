@@ -11,11 +11,10 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
+from luve_lightning.data.latent_pairs import PairLookup
+from luve_lightning.data.video_index import SPLITS, ClipEntry, Limits, Split, VideoIndex
 from luve_lightning.datamodules.loader import OutlivingLoader
 from luve_lightning.datamodules.sampling import ResumableBatchSampler
-from luve_lightning.datasets.latent_pairs_index import PairLookup
-from luve_lightning.datasets.video_index import ClipEntry, Limits, VideoIndex
-from luve_lightning.datasets.video_splits import SPLITS, Split
 from luve_lightning.machine import check_workers
 
 

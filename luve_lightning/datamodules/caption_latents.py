@@ -9,18 +9,16 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
+from luve_lightning.data.captions import CaptionLatents
+from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.clip_scores import ClipScores
+from luve_lightning.data.fingerprints import vae_fingerprint
+from luve_lightning.data.latent_pairs import find_pair_keys
+from luve_lightning.data.latent_recipe import HIGH_RESOLUTION, LatentRecipe
+from luve_lightning.data.latent_store import LatentKey, LatentStore
+from luve_lightning.data.text_store import StoredEmbeddings, TextStore
+from luve_lightning.data.video_index import ClipEntry, Limits, Split
 from luve_lightning.datamodules.base import ResumableDataModule, check_clip_limits, open_index, tell_lookup
-from luve_lightning.datasets.caption_latents import CaptionLatents
-from luve_lightning.datasets.clip_hashes import ClipHashes
-from luve_lightning.datasets.clip_scores import ClipScores
-from luve_lightning.datasets.latent_key import LatentKey
-from luve_lightning.datasets.latent_pairs_index import find_pair_keys
-from luve_lightning.datasets.latent_recipe import HIGH_RESOLUTION, LatentRecipe
-from luve_lightning.datasets.latent_store import LatentStore
-from luve_lightning.datasets.text_store import StoredEmbeddings, TextStore
-from luve_lightning.datasets.vae_fingerprints import vae_fingerprint
-from luve_lightning.datasets.video_index import ClipEntry, Limits
-from luve_lightning.datasets.video_splits import Split
 
 Items = list[tuple[ClipEntry, LatentKey]]
 

@@ -7,16 +7,15 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from luve_lightning.data.clip_views import ClipViews, View, WholeClips
+from luve_lightning.data.quarantine import Quarantine
+from luve_lightning.data.video_index import ClipEntry, Limits, Split
 from luve_lightning.datamodules.base import (
     ResumableDataModule,
     check_clip_limits,
     open_index,
 )
 from luve_lightning.datamodules.loader import OutlivingLoader
-from luve_lightning.datasets.clip_views import ClipViews, View, WholeClips
-from luve_lightning.datasets.quarantine import Quarantine
-from luve_lightning.datasets.video_index import ClipEntry, Limits
-from luve_lightning.datasets.video_splits import Split
 
 
 class ClipsDataModule(ResumableDataModule):

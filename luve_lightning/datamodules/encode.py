@@ -8,14 +8,14 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader
 
-from luve_lightning.datamodules.loader import OutlivingLoader
-from luve_lightning.datasets.encode_clips import (
+from luve_lightning.data.encode_clips import (
     ClipsToEncode,
     ClipWindow,
     EncodeItem,
     WindowReader,
     pending_windows,
 )
+from luve_lightning.datamodules.loader import OutlivingLoader
 from luve_lightning.machine import check_workers
 
 

@@ -8,15 +8,13 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.fingerprints import vae_fingerprint
+from luve_lightning.data.latent_pairs import LatentPairCrops, PairEntry, WholeLatentPairs, find_pair_keys
+from luve_lightning.data.latent_recipe import LatentRecipe
+from luve_lightning.data.latent_store import LatentStore
+from luve_lightning.data.video_index import Limits, Split, VideoIndex
 from luve_lightning.datamodules.base import ResumableDataModule, check_clip_limits, open_index, tell_lookup
-from luve_lightning.datasets.clip_hashes import ClipHashes
-from luve_lightning.datasets.latent_pairs import LatentPairCrops, WholeLatentPairs
-from luve_lightning.datasets.latent_pairs_index import PairEntry, find_pair_keys
-from luve_lightning.datasets.latent_recipe import LatentRecipe
-from luve_lightning.datasets.latent_store import LatentStore
-from luve_lightning.datasets.vae_fingerprints import vae_fingerprint
-from luve_lightning.datasets.video_index import Limits, VideoIndex
-from luve_lightning.datasets.video_splits import Split
 
 
 class LatentPairsDataModule(ResumableDataModule):

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from luve_lightning.datasets.clips import ClipError, Frames, probe_clip
-from luve_lightning.datasets.file_hashes import Stamp, stamp
-from luve_lightning.datasets.video_files import read_video
+from luve_lightning.data.clips import ClipError, Frames, probe_clip
+from luve_lightning.data.fingerprints import Stamp, stamp
+from luve_lightning.data.video_files import read_video
 
 T = TypeVar("T")
 

@@ -19,10 +19,9 @@ from luve_lightning.evaluation.evaluation_report import (
     table_rows,
     video_rows,
 )
-from luve_lightning.evaluation.latex import booktabs, escape
 from luve_lightning.evaluation.measures import Measure
 from luve_lightning.evaluation.runner import ORIGINALS, Problem
-from luve_lightning.evaluation.tables import table_csv
+from luve_lightning.evaluation.tables import booktabs, escape, table_csv
 from luve_lightning.files import write_text
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from luve_lightning.evaluation.frechet_bootstrap import Distance, FrechetBootstrap, Originals
+from luve_lightning.evaluation.bootstrap import Distance, FrechetBootstrap, Originals
 from luve_lightning.evaluation.measures import Measure
 from luve_lightning.evaluation.result_cache import ResultCache
 from luve_lightning.evaluation.runner import Measurements, Problem

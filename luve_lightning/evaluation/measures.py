@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torchmetrics import Metric
 
-from luve_lightning.datasets.file_hashes import FileHashes
-from luve_lightning.evaluation.metric_identity import code_digest, describe_metric, digest_of
+from luve_lightning.data.fingerprints import FileHashes
 from luve_lightning.evaluation.reference_statistics import prepare_reference
+from luve_lightning.evaluation.result_cache import code_digest, describe_metric, digest_of
 from luve_lightning.metrics.base import Unavailable, VideoMetric
 from luve_lightning.metrics.frechet_patch import FrechetPatchDistance
 
 # How frames come out of a file is part of every result.
-_DECODING = "luve_lightning.datasets.clips"
+_DECODING = "luve_lightning.data.clips"
 
 
 @dataclass(eq=False)  # metrics compare into metrics

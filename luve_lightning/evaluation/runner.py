@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from luve_lightning.datasets.clip_hashes import ClipHashes
-from luve_lightning.datasets.clip_types import ClipError
-from luve_lightning.datasets.file_hashes import Stamp, stamp
+from luve_lightning.data.clip_container import ClipError
+from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.fingerprints import Stamp, stamp
 from luve_lightning.evaluation.decode_ahead import Decoded, decode_ahead
 from luve_lightning.evaluation.measures import Measure, Skipped
 from luve_lightning.evaluation.result_cache import ResultCache, Score, result_key

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from luve_lightning.functional.pixels import frames_to_video
-from luve_lightning.metrics.feature_extractor import FeatureExtractor
+from luve_lightning.metrics.feature_moments import FeatureExtractor
 from luve_lightning.models.backbone import LatentCodec
 from luve_lightning.models.wan_whole_clip import encode_whole_clip
 

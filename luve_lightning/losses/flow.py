@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from luve_lightning.losses.base import Loss
+from luve_lightning.losses.reconstruction import Loss
 
 
 class VelocityMSE(Loss):

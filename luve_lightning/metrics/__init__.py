@@ -5,8 +5,7 @@ from luve_lightning.metrics.aesthetic_quality import AestheticQuality
 from luve_lightning.metrics.background_consistency import BackgroundConsistency, BackgroundConsistencyTiles
 from luve_lightning.metrics.base import Unavailable, VideoMetric
 from luve_lightning.metrics.dover import Dover
-from luve_lightning.metrics.feature_extractor import FeatureExtractor
-from luve_lightning.metrics.feature_moments import FeatureMoments, GroupedMoments
+from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureMoments, GroupedMoments
 from luve_lightning.metrics.feature_statistics import FeatureStatistics
 from luve_lightning.metrics.fid_patch import FIDPatch
 from luve_lightning.metrics.fidelity import PsnrRgb, Ssim

@@ -13,8 +13,7 @@ from torchmetrics import Metric
 from luve_lightning.functional.frechet import FrechetTarget
 from luve_lightning.functional.patches import PatchPlan, cut_patches
 from luve_lightning.metrics.base import check_frames
-from luve_lightning.metrics.feature_extractor import FeatureExtractor
-from luve_lightning.metrics.feature_moments import FeatureMoments, checked_features
+from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureMoments, checked_features
 from luve_lightning.metrics.feature_statistics import FeatureStatistics
 from luve_lightning.metrics.inception_features import InceptionFeatures
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luve_lightning.metrics.feature_extractor import FeatureExtractor
-from luve_lightning.metrics.weights import WeightFile
+from luve_lightning.metrics.feature_moments import FeatureExtractor
+from luve_lightning.metrics.pretrained import WeightFile
 
 INCEPTION = WeightFile(
     name="clean-fid's TorchScript Inception",

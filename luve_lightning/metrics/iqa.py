@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.functional.vbench_views import longer_side_view, unit_images
 from luve_lightning.metrics.frame_networks import TiledSample
+from luve_lightning.metrics.pretrained import WeightFile
 from luve_lightning.metrics.pyiqa_networks import MANIQA_KONIQ, MUSIQ_KONIQ, NIQE_PARAMETERS, load_pyiqa
-from luve_lightning.metrics.weights import WeightFile
 
 
 class _ImageQuality(TiledSample):

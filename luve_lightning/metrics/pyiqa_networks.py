@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from luve_lightning.metrics.base import Unavailable
-from luve_lightning.metrics.weights import WeightFile, weights_folder
+from luve_lightning.metrics.pretrained import WeightFile, weights_folder
 
 _URL = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights"
 _CACHES = ("${TORCH_HOME}/hub/pyiqa", "~/.cache/torch/hub/pyiqa")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from luve_lightning.functional.consistency import frame_consistency
+from luve_lightning.functional.fidelity import frame_consistency
 from luve_lightning.functional.vbench_views import IMAGENET_MEAN, IMAGENET_STD, dino_view, normalised
 from luve_lightning.metrics.frame_networks import FrameNetworkMetric, Tiled
 from luve_lightning.metrics.pretrained import load_dino

@@ -12,7 +12,7 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
-from luve_lightning.datasets.video_index import VideoIndex
+from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.files import text_digest
 from luve_lightning.functional.noise_bands import SigmaBand, Weighting
 from luve_lightning.models.backbone import load_vae

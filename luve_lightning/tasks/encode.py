@@ -10,11 +10,11 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from luve_lightning.datasets.clips import ClipError
-from luve_lightning.datasets.encode_clips import EncodeItem, PixelTransform, WindowReader, variant_name
-from luve_lightning.datasets.latent_recipe import HIGH_RESOLUTION
-from luve_lightning.datasets.latent_store import LatentKey
-from luve_lightning.datasets.quarantine import Quarantine
+from luve_lightning.data.clips import ClipError
+from luve_lightning.data.encode_clips import EncodeItem, PixelTransform, WindowReader, variant_name
+from luve_lightning.data.latent_recipe import HIGH_RESOLUTION
+from luve_lightning.data.latent_store import LatentKey
+from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.functional.resize import resize_frames, resize_video
 from luve_lightning.models.backbone import LatentCodec
 

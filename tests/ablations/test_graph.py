@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from luve_lightning.ablations.graph import Plan, Planner, as_text, without
-from luve_lightning.ablations.stage_folder import write_done
+from luve_lightning.ablations.stage_process import write_done
 from tests.helpers.ablations import ROWS, TABLE, planner_of, write_table
 
 
@@ -214,7 +214,7 @@ def test_a_dropped_stage_that_is_still_named_is_an_error(tmp_path: Path) -> None
 
 
 def test_another_hash_in_a_folder_is_not_taken_for_this_one(planner: Planner) -> None:
-    from luve_lightning.ablations.stage_folder import done_record
+    from luve_lightning.ablations.stage_process import done_record
 
     [data] = [s for s in planner.plan({0: ["full"]}).stages.values() if s.name == "data"]
     assert done_record(data) is None

@@ -11,7 +11,7 @@ import pytest
 
 from luve_lightning.ablations.graph import Planner
 from luve_lightning.ablations.job_array import JobOptions, StageJob, array_lines, stage_jobs, submit
-from luve_lightning.ablations.stage_folder import is_done
+from luve_lightning.ablations.stage_process import is_done
 from tests.helpers.ablations import PROGRAM, ROWS, planner_of, started, write_table
 
 

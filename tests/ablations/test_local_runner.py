@@ -13,8 +13,7 @@ import pytest
 
 from luve_lightning.ablations.graph import Planner, without
 from luve_lightning.ablations.local_runner import LocalRunner, Outcome, Slots
-from luve_lightning.ablations.stage_folder import done_record, is_done, lock_folder, log_path
-from luve_lightning.ablations.stage_process import run_stage
+from luve_lightning.ablations.stage_process import done_record, is_done, lock_folder, log_path, run_stage
 from tests.helpers.ablation_process import start_run
 from tests.helpers.ablations import PROGRAM, ROWS, TABLE, Notes, events, planner_of, started, write_table
 from tests.helpers.waiting import wait_for

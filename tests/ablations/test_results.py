@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from luve_lightning.ablations.graph import Planner
-from luve_lightning.ablations.results import COLUMNS, collect, finished_rows, result_rows
+from luve_lightning.ablations.results import COLUMNS, collect, finished_rows, result_rows, t_interval
 from luve_lightning.ablations.results_files import Provenance, write_results
-from luve_lightning.ablations.stage_folder import write_done
-from luve_lightning.ablations.statistics import t_interval
+from luve_lightning.ablations.stage_process import write_done
 from tests.helpers.ablations import ROWS, TABLE, planner_of, write_table
 
 PROVENANCE = Provenance("luve ablate small", "abc", "a CPU", {"torch": "2"}, "2026-01-01")

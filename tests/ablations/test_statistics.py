@@ -11,7 +11,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luve_lightning.ablations.statistics import direction, paired, t_interval
+from luve_lightning.ablations.results import direction, paired, t_interval
 
 NUMBERS = st.floats(-1e4, 1e4).map(lambda value: round(value, 6))
 SAMPLES = st.lists(NUMBERS, min_size=2, max_size=6)

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from luve_lightning.callbacks import EMA, AtomicCheckpointIO, SampleMetrics, StopRequested
 from luve_lightning.callbacks.undisturbed import undisturbed
-from luve_lightning.datasets.video_files import read_video
+from luve_lightning.data.video_files import read_video
 from luve_lightning.evaluation.sample_sources import GeneratedVideos, Samples, SampleVideo, UpsampledVideos
 from luve_lightning.functional.frechet import frechet_distance
 from luve_lightning.models.transformer import load_transformer

@@ -13,8 +13,8 @@ import lightning as L
 import pytest
 
 from luve_lightning.__main__ import main
-from luve_lightning.callbacks.stop_prediction import StopPredictionOnSigterm
-from luve_lightning.datasets.latent_store import LatentStore
+from luve_lightning.callbacks.graceful_stop import StopPredictionOnSigterm
+from luve_lightning.data.latent_store import LatentStore
 from tests.helpers.precompute_run import PrecomputeRun, keys_of_last_clip, wait_for_entries
 from tests.helpers.small_world import write_world
 from tests.helpers.tiny import TinyModule

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.clip_scores import ScoreRow, ScoreSettings, caption_digest, write_rows
+from luve_lightning.data.text_store import TextStore
+from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.datamodules.caption_latents import Selection
-from luve_lightning.datasets.clip_hashes import ClipHashes
-from luve_lightning.datasets.clip_scores import caption_digest
-from luve_lightning.datasets.score_table import ScoreRow, ScoreSettings, write_rows
-from luve_lightning.datasets.text_store import TextStore
-from luve_lightning.datasets.video_index import VideoIndex
 from tests.helpers.tiny_flow import World
 
 COLUMN = "Summarized Description"

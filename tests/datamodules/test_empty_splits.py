@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from luve_lightning.data.clip_views import View
 from luve_lightning.datamodules import CaptionLatentsDataModule, ClipsDataModule, LatentPairsDataModule
 from luve_lightning.datamodules.base import ResumableDataModule
-from luve_lightning.datasets.clip_views import View
 from tests.helpers.run_luve import run_luve
 from tests.test_experiments import (
     EXPERIMENTS,

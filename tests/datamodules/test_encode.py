@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.encode_clips import ClipsToEncode, ClipWindow, WindowReader
+from luve_lightning.data.latent_recipe import LatentRecipe
+from luve_lightning.data.latent_store import LatentStore
+from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.datamodules.encode import EncodeDataModule, share
-from luve_lightning.datasets.clip_hashes import ClipHashes
-from luve_lightning.datasets.encode_clips import ClipsToEncode, ClipWindow, WindowReader
-from luve_lightning.datasets.latent_recipe import LatentRecipe
-from luve_lightning.datasets.latent_store import LatentStore
-from luve_lightning.datasets.video_index import VideoIndex
 from tests.helpers.small_world import write_world
 
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from luve_lightning.evaluation.bootstrap import draw_counts
-from luve_lightning.evaluation.frechet_bootstrap import FrechetBootstrap, Originals
+from luve_lightning.evaluation.bootstrap import FrechetBootstrap, Originals, draw_counts
 from luve_lightning.functional.frechet import FrechetTarget, frechet_distance
 
 VIDEOS, SEED, REPLICATES = 6, 4, 40

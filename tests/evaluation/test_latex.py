@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from luve_lightning.evaluation.latex import booktabs, escape
+from luve_lightning.evaluation.tables import booktabs, escape
 
 
 def test_what_means_something_to_latex_is_escaped() -> None:

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from luve_lightning.datasets.file_hashes import FileHashes
+from luve_lightning.data.fingerprints import FileHashes
 from luve_lightning.evaluation.measures import prepare_measures
-from luve_lightning.evaluation.metric_identity import code_digest, describe_metric, digest_of
+from luve_lightning.evaluation.result_cache import code_digest, describe_metric, digest_of
 from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.metrics import FrechetPatchDistance, SpectralDistance, VideoMetric
 from tests.helpers.evaluation_metrics import Means, Redness
@@ -102,8 +102,8 @@ def test_features_depend_on_patches_and_extractor_and_not_on_the_reference(tmp_p
 @pytest.mark.slow
 def test_another_process_finds_the_same(tmp_path: Path) -> None:
     program = (
-        "from luve_lightning.datasets.file_hashes import FileHashes\n"
-        "from luve_lightning.evaluation.metric_identity import describe_metric, digest_of\n"
+        "from luve_lightning.data.fingerprints import FileHashes\n"
+        "from luve_lightning.evaluation.result_cache import describe_metric, digest_of\n"
         "from tests.helpers.evaluation_metrics import Redness\n"
         f"print(digest_of(describe_metric(Redness(gain=3), FileHashes({str(tmp_path)!r}))))"
     )

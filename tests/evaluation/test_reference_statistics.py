@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from luve_lightning.datasets.video_files import write_video
+from luve_lightning.data.video_files import write_video
 from luve_lightning.evaluation import reference_statistics
 from luve_lightning.evaluation.reference_statistics import folder_statistics, prepare_reference, read_frames
 from luve_lightning.metrics.frechet_patch import FrechetPatchDistance

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luve_lightning.functional.coordinates import cell_size, nearest_indices, relative_offsets
+from luve_lightning.functional.interpolation import cell_size, nearest_indices, relative_offsets
 
 sizes = st.integers(1, 400)
 

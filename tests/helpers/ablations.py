@@ -14,7 +14,7 @@ from luve_lightning.ablations.graph import Planner
 from luve_lightning.ablations.local_runner import Standing
 from luve_lightning.ablations.stage_process import Failure
 from luve_lightning.ablations.table_files import read_table
-from luve_lightning.commands.compose import compose
+from luve_lightning.cli.compose import compose
 
 PROGRAM = (sys.executable, "-S", str(Path(__file__).with_name("fake_luve.py")))
 

@@ -16,7 +16,7 @@ import pytest
 
 # The server has imported what the runs need; a run is then a process of its own within a fraction of a second.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["tests.helpers.as_user", "luve_lightning.commands.precompute"])
+_SERVER.set_forkserver_preload(["tests.helpers.as_user", "luve_lightning.cli.precompute"])
 _CANNOT_READ = 77
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 
-import luve_lightning.commands.evaluate
+import luve_lightning.cli.evaluate
 import luve_lightning.metrics  # noqa: F401
 from luve_lightning.__main__ import main
 

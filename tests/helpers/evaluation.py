@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from luve_lightning.datasets.video_files import write_video
+from luve_lightning.data.video_files import write_video
 
 FRAMES, SIZE = 3, 32
 

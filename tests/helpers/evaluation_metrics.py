@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from luve_lightning.metrics.base import Unavailable, VideoMetric
-from luve_lightning.metrics.feature_extractor import FeatureExtractor
+from luve_lightning.metrics.feature_moments import FeatureExtractor
 
 
 class Redness(VideoMetric):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-import luve_lightning.commands.generate  # noqa: F401
+import luve_lightning.cli.generate  # noqa: F401
 from luve_lightning.__main__ import main
 
 # As in tests/helpers/processes.py: the server has imported everything once.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from luve_lightning.functional.patches import PatchPlan
-from luve_lightning.metrics.feature_extractor import FeatureExtractor
+from luve_lightning.metrics.feature_moments import FeatureExtractor
 from luve_lightning.metrics.feature_statistics import FeatureStatistics
 from luve_lightning.metrics.frechet_patch import FrechetPatchDistance
 from luve_lightning.metrics.inception_features import resize_clean

@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from luve_lightning.datasets.clip_hashes import ClipHashes
-from luve_lightning.datasets.latent_recipe import LatentRecipe
-from luve_lightning.datasets.latent_store import LatentKey, LatentStore
-from luve_lightning.datasets.video_index import VideoIndex
+from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.latent_recipe import LatentRecipe
+from luve_lightning.data.latent_store import LatentKey, LatentStore
+from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.models.backbone import LatentCodec
 from tests.helpers.waiting import wait_for
 

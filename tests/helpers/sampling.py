@@ -26,7 +26,7 @@ from luve_lightning.evaluation.sample_sources import (
 from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.losses import LatentL1
 from luve_lightning.metrics.base import Unavailable, VideoMetric
-from luve_lightning.metrics.feature_extractor import FeatureExtractor
+from luve_lightning.metrics.feature_moments import FeatureExtractor
 from luve_lightning.metrics.frechet_patch import FrechetPatchDistance
 from luve_lightning.tasks import VLUerTask
 from tests.helpers.resumable import Run, train

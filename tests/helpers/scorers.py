@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from luve_lightning.datasets.clip_types import Frames
-from luve_lightning.scoring.base import Scorer
+from luve_lightning.data.clip_container import Frames
+from luve_lightning.data.scorers import Scorer
 
 
 class Recording(Scorer):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 
-from luve_lightning.datasets.video_index import COLUMNS
+from luve_lightning.data.video_index import COLUMNS
 
 
 def write_backbone(folder: Path, seed: int = 0, latents_std: float = 1.0) -> Path:

@@ -11,11 +11,11 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
+from luve_lightning.cascade import LuVePipeline
 from luve_lightning.models.backbone import load_vae
 from luve_lightning.models.experts import ExpertConfig, activate, add_expert
 from luve_lightning.models.text import TextEncoder
 from luve_lightning.models.transformer import flow_scheduler, load_transformer
-from luve_lightning.pipelines import LuVePipeline
 from tests.helpers.tiny_wan import HFE, LFE, randomise
 from tests.helpers.upsampling import tiny_vluer
 

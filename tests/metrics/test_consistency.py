@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from luve_lightning.functional.consistency import frame_consistency
+from luve_lightning.functional.fidelity import frame_consistency
 from luve_lightning.metrics import (
     BackgroundConsistency,
     BackgroundConsistencyTiles,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from luve_lightning.metrics.base import Unavailable
 from luve_lightning.metrics.fid_patch import FIDPatch
 from luve_lightning.metrics.inception_features import INCEPTION, InceptionFeatures, resize_clean
-from luve_lightning.metrics.weights import WeightFile
+from luve_lightning.metrics.pretrained import WeightFile
 
 
 def noise(seed: int, *shape: int) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from luve_lightning.metrics.base import Unavailable
-from luve_lightning.metrics.weights import WeightFile
+from luve_lightning.metrics.pretrained import WeightFile
 
 BYTES = b"weights"
 FILE = WeightFile(

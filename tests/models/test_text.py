@@ -1,4 +1,4 @@
-"""The text encoder beside what tests/commands/test_embed.py compares with WanPipeline."""
+"""The text encoder beside what tests/cli/test_embed.py compares with WanPipeline."""
 
 from __future__ import annotations
 

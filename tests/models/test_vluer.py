@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.models.vluer import VLUer
-from luve_lightning.models.vluer.implicit import ImplicitUpsampler
+from luve_lightning.models.vluer.model import ImplicitUpsampler
 
 TINY: dict[str, Any] = {
     "latent_channels": 3, "channels": 4, "pairs": 1, "hidden": 5, "layers": 1, "query_channels": 4, "decoder_layers": 1,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from luve_lightning.data.clip_views import View
 from luve_lightning.datamodules import ClipsDataModule
-from luve_lightning.datasets.clip_views import View
 from luve_lightning.losses import LatentL1, PixelMSE
 from luve_lightning.models.backbone import LatentCodec
 from luve_lightning.tasks import AutoencoderTask

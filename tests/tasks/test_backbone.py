@@ -11,7 +11,7 @@ import torch
 from diffusers import WanPipeline
 
 from luve_lightning.callbacks import EMA, Export, SampleMetrics
-from luve_lightning.datasets.video_files import read_video
+from luve_lightning.data.video_files import read_video
 from luve_lightning.evaluation.sample_sources import GeneratedVideos
 from luve_lightning.tasks import BackboneTask
 from tests.helpers.tiny_flow import World, make_trainer

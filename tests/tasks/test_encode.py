@@ -11,13 +11,13 @@ import lightning as L
 import pytest
 import torch
 
+from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.encode_clips import Unchanged, WindowReader, plan_windows
+from luve_lightning.data.latent_recipe import LatentRecipe
+from luve_lightning.data.latent_store import LatentKey, LatentStore
+from luve_lightning.data.quarantine import Quarantine
+from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.datamodules.encode import EncodeDataModule
-from luve_lightning.datasets.clip_hashes import ClipHashes
-from luve_lightning.datasets.encode_clips import Unchanged, WindowReader, plan_windows
-from luve_lightning.datasets.latent_recipe import LatentRecipe
-from luve_lightning.datasets.latent_store import LatentKey, LatentStore
-from luve_lightning.datasets.quarantine import Quarantine
-from luve_lightning.datasets.video_index import VideoIndex
 from luve_lightning.models.backbone import LatentCodec
 from luve_lightning.tasks.encode import EncodeTask, EncodeTotals
 from tests.helpers.small_world import write_world

@@ -14,8 +14,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from luve_lightning.functional.frequency import Grid, filter_tokens
-from luve_lightning.models.experts.routing import ActiveExpert, Call, ExpertState
-from luve_lightning.models.experts.token_split import TokenSplit
+from luve_lightning.models.experts.routing import ActiveExpert, Call, ExpertState, TokenSplit
 
 
 class ExpertLayer(nn.Module, LoraLayer):

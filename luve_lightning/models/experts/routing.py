@@ -1,10 +1,4 @@
-"""Which experts act on which sample of a forward pass, and how each layer of the transformer learns it.
-
-A `Call` holds what one forward pass needs: the token grid, the experts in use and their filters' matrices. It travels
-with the pass itself, on the rotary embedding that the transformer makes first and hands to every block: a hook on
-`rope` tags it, a hook on each block gives the tag to the block's expert layers. A block that gradient checkpointing
-runs again sees the tag of its own pass, whatever was routed or which grid was run in between.
-"""
+"""Tokens that are split over processes, for filters, which need them all."""
 
 from __future__ import annotations
 
@@ -13,12 +7,34 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 from luve_lightning.functional.frequency import FrequencyFilter, Grid
 from luve_lightning.models.experts.config import MODULES, ExpertConfig
-from luve_lightning.models.experts.token_split import TokenSplit
+
+
+@dataclass(frozen=True)
+class TokenSplit:
+    """Each process of a group holds an equal part of the tokens, in the order of the ranks (context parallelism).
+
+    Attributes:
+        group: the processes.
+    """
+
+    group: dist.ProcessGroup
+
+    def gather(self, part: Tensor) -> Tensor:
+        """All tokens, B x N x C, of this process's part, B x N/P x C; without gradient."""
+        parts = [torch.empty_like(part) for _ in range(self.group.size())]
+        dist.all_gather(parts, part.contiguous(), group=self.group)
+        return torch.cat(parts, dim=1)
+
+    def own(self, tokens: Tensor) -> Tensor:
+        """This process's part of all tokens."""
+        return tokens.chunk(self.group.size(), dim=1)[self.group.rank()]
+
 
 Weights = Tensor | Sequence[bool] | Sequence[float]
 

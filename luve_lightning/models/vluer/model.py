@@ -1,4 +1,4 @@
-"""VLUer, the video latent upsampler of LuVe (arXiv 2602.11564): z_hat = Decoder(U(F, Q)) + interpolation."""
+"""VLUer's encoder: latents to features on the same grid."""
 
 from __future__ import annotations
 
@@ -6,15 +6,172 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from luve_lightning.functional.interpolation import Size3d, check_size, interpolate_latents
+from luve_lightning.functional.interpolation import (
+    Size3d,
+    cell_size,
+    check_size,
+    interpolate_latents,
+    nearest_indices,
+    relative_offsets,
+)
 from luve_lightning.models.folders import load_whole, read_config, saving
-from luve_lightning.models.vluer.decoder import Decoder
-from luve_lightning.models.vluer.encoder import Encoder
-from luve_lightning.models.vluer.implicit import ImplicitUpsampler
+
+
+class ResidualPair(nn.Module):
+    """x + Conv(SiLU(Conv(x))), 3x3x3, no normalisation (latents are normalised already).
+
+    The second convolution starts at zero, so a deep stack starts as the identity.
+
+    Args:
+        channels: of input and output.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B x C x T x h x w to the same."""
+        return x + self.conv2(F.silu(self.conv1(x)))
+
+
+class Encoder(nn.Module):
+    """A convolution into `channels`, then residual pairs.
+
+    The released model's encoder attends in windows of (6, 8, 8) (VRT); convolutions of 3x3x3 hold as many weights
+    and run at the arithmetic limit of the GPU. See `luve bench vluer`.
+
+    Args:
+        in_channels: latent channels.
+        channels: feature channels.
+        pairs: residual pairs.
+    """
+
+    def __init__(self, in_channels: int, channels: int, pairs: int) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv3d(in_channels, channels, 3, padding=1)
+        self.pairs = nn.ModuleList(ResidualPair(channels) for _ in range(pairs))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """B x in_channels x T x h x w to B x channels x T x h x w."""
+        x = self.conv_in(latents)
+        for pair in self.pairs:
+            x = pair(x)
+        return x
+
+
+class ImplicitUpsampler(nn.Module):
+    """An MLP over (nearest 3x3x3 features, relative coordinates, cell size).
+
+    Args:
+        channels: feature channels C.
+        hidden: width of the MLP.
+        layers: hidden-to-hidden layers after the first.
+        out_channels: D.
+        use_cell: give the MLP the size of the query's cell (LIIF's cell decoding); without it the output at a point
+            does not know the scale.
+        query_chunk: without gradients, queries a chunk; bounds memory and changes nothing else.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        layers: int,
+        out_channels: int,
+        use_cell: bool = True,
+        query_chunk: int = 2**18,
+    ) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(channels, hidden, 3, padding=1)
+        # Columns: offset t, y, x, then cell t, y, x.
+        self.coordinates = nn.Linear(6 if use_cell else 3, hidden, bias=False)
+        self.hidden = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
+        self.last = nn.Linear(hidden, out_channels)
+        self.use_cell, self.query_chunk = use_cell, query_chunk
+
+    def _axis_tables(
+        self, n_in: Size3d, n_out: Size3d, device: torch.device, dtype: torch.dtype
+    ) -> list[Tensor]:
+        """For each axis, what every output position adds to the first layer: (n, hidden)."""
+        weight = self.coordinates.weight.to(torch.float32)
+        tables = []
+        for axis in range(3):
+            offsets = relative_offsets(n_in[axis], n_out[axis], device)
+            table = offsets[:, None] * weight[:, axis]
+            if self.use_cell:
+                table = table + cell_size(n_in[axis], n_out[axis]) * weight[:, 3 + axis]
+            tables.append(table.to(dtype))
+        return tables
+
+    def _query(self, x: Tensor) -> Tensor:
+        x = F.silu(x)
+        for layer in self.hidden:
+            x = F.silu(layer(x))
+        return self.last(x)
+
+    def forward(self, features: Tensor, size: Size3d) -> Tensor:
+        """Query every position of an output grid.
+
+        Args:
+            features: B x C x T x h x w.
+            size: output frames, height, width, each >= 1.
+
+        Returns:
+            B x D x size.
+        """
+        n_in: Size3d = (features.shape[2], features.shape[3], features.shape[4])
+        device = features.device
+        first = self.first(features).permute(0, 2, 3, 4, 1)
+        add_t, add_y, add_x = self._axis_tables(n_in, size, device, first.dtype)
+        index_t, index_y, index_x = (nearest_indices(i, o, device) for i, o in zip(n_in, size, strict=True))
+        plane = add_y[:, None] + add_x
+
+        frames_per_chunk = size[0]
+        if not torch.is_grad_enabled():
+            frames_per_chunk = max(1, self.query_chunk // (size[1] * size[2] * features.shape[0]))
+        chunks = []
+        for start in range(0, size[0], frames_per_chunk):
+            t = slice(start, start + frames_per_chunk)
+            x = first.index_select(1, index_t[t]).index_select(2, index_y).index_select(3, index_x)
+            x = x + (add_t[t, None, None] + plane)
+            chunks.append(self._query(x))
+        out = chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
+        # Channels come last in memory, which is what the decoder's convolutions run fastest on.
+        return out.permute(0, 4, 1, 2, 3)
+
+
+class Decoder(nn.Module):
+    """A few 3x3x3 convolutions at the output resolution.
+
+    The last one starts at zero, so that an untrained VLUer is exactly its interpolation.
+
+    Args:
+        channels: of the queries.
+        out_channels: latent channels.
+        layers: residual convolutions before the last one.
+    """
+
+    def __init__(self, channels: int, out_channels: int, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv3d(channels, channels, 3, padding=1) for _ in range(layers))
+        self.conv_out = nn.Conv3d(channels, out_channels, 3, padding=1)
+        for parameter in self.conv_out.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B x channels x T x H x W to B x out_channels x T x H x W."""
+        for layer in self.layers:
+            x = x + F.silu(layer(x))
+        return self.conv_out(F.silu(x))
 
 
 class VLUer(ModelMixin, ConfigMixin):

@@ -1,0 +1,246 @@
+"""`luve bench --subject generate`: the cascade's stages with random weights, measured beside what `luve plan` says."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from luve_lightning.analysis.bench_experts import EXPERTS
+from luve_lightning.analysis.cost import measure_ms, measure_peak_mib
+from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE
+from luve_lightning.analysis.gpu_speed import gpu_speed
+from luve_lightning.analysis.model_parts import PartConfigs, Parts, wan_1_3b
+from luve_lightning.analysis.plan import Planner
+from luve_lightning.analysis.stage_programs import (
+    StagePlan,
+    StepProgram,
+    VideoPlan,
+    decode,
+    encode_prompt,
+    upsample,
+)
+from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.functional.noise_bands import SigmaBand
+from luve_lightning.models.experts import add_expert, expert_names, expert_parameters
+
+STEPS, SKIP = 50, 10
+BUDGET = 10.0  # seconds of a row's repetitions
+BANDS = {"lfe": SigmaBand(0.875, 1.0), "hfe": SigmaBand(0.0, 0.875)}
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is benchmarked on one kind of device.
+
+    Attributes:
+        name: of the models.
+        configs: the models.
+        sizes: frames, height and width in pixels, by name.
+        tile: of tiled decoding, in latents.
+        dtype: of the transformer and the text encoder.
+    """
+
+    name: str
+    configs: PartConfigs
+    sizes: dict[str, Size3d]
+    tile: tuple[int, int]
+    dtype: torch.dtype
+
+
+def wan() -> Setup:
+    """Wan2.1-1.3B and the base VLUer at the paper's sizes."""
+    sizes = {"720p": (49, 720, 1280), "2k": (49, 1472, 2560), "4k": (49, 2176, 3840)}
+    return Setup("Wan2.1-1.3B", wan_1_3b(), sizes, (64, 64), torch.bfloat16)
+
+
+def mini() -> Setup:
+    """Small models in which all that happens to the large ones happens."""
+    configs = PartConfigs(
+        transformer={
+            "num_attention_heads": 4,
+            "attention_head_dim": 48,
+            "ffn_dim": 512,
+            "num_layers": 2,
+            "text_dim": 64,
+            "freq_dim": 64,
+        },
+        vae={"base_dim": 8, "num_res_blocks": 1},
+        text_encoder={
+            "vocab_size": 128,
+            "d_model": 64,
+            "d_kv": 16,
+            "d_ff": 128,
+            "num_layers": 2,
+            "num_heads": 4,
+        },
+        vluer={"channels": 16, "pairs": 1, "hidden": 32, "query_channels": 16, "decoder_layers": 1},
+        text_length=64,
+    )
+    sizes = {"720p": (5, 32, 32), "2k": (5, 64, 64), "4k": (5, 96, 96)}
+    return Setup("mini", configs, sizes, (6, 6), torch.float32)
+
+
+def bench_generate(
+    device: torch.device, repeats: int, sizes: Sequence[str], vae_dtype: torch.dtype
+) -> Iterator[dict[str, Any]]:
+    """Measure each stage alone: only its own model is on the device.
+
+    Args:
+        device: a GPU runs Wan2.1-1.3B in bfloat16, a CPU small models in float32.
+        repeats: timed runs of each stage after the first, as many as 10 seconds allow; the median counts. What takes
+            longer than that (a step at 2K or 4K) runs once.
+        sizes: of "720p" (text, motion, decoding), "2k" and "4k" (upsampling, refinement by each expert, decoding).
+        vae_dtype: of the VAE and the VLUer.
+
+    Returns:
+        Rows with the seconds of one call (of a denoising step with guidance, which is two forward passes), `peak_mib`
+        of all that is allocated with the weights, the plan's estimates, and their errors relative to what was measured.
+        On a CPU memory is the process's, and the plan's is still a GPU's: of small models the error tells nothing.
+
+    Raises:
+        ValueError: for an unknown size.
+    """
+    setup = mini() if device.type == "cpu" else wan()
+    unknown = [size for size in sizes if size not in setup.sizes]
+    if unknown or not sizes:
+        raise ValueError(
+            f"sizes: expected some of {', '.join(setup.sizes)}, got {', '.join(unknown) or 'none'}"
+        )
+    bench = _Bench(setup, device, repeats, vae_dtype)
+    for size in sizes:
+        yield from bench.first_stage(size) if size == "720p" else bench.later_stages(size)
+
+
+class _Bench:
+    """Runs stages on real models, and plans them on models without values."""
+
+    def __init__(self, setup: Setup, device: torch.device, repeats: int, vae_dtype: torch.dtype) -> None:
+        self.setup, self.device, self.repeats = setup, device, repeats
+        self.parts = Parts(setup.configs, setup.dtype, device, vae_dtype)
+        self.planned = Parts(setup.configs, setup.dtype, "meta", vae_dtype)
+        _prepare("transformer", self.planned)
+        self.speed = gpu_speed(None, None) if device.type == "cuda" else None
+
+    def first_stage(self, size: str) -> Iterator[dict[str, Any]]:
+        """Text, one step of the first stage, decoding."""
+        planner = self._planner(size)
+        self._only("text_encoder")
+        yield self._row(size, planner.text(), partial(encode_prompt, self.parts), [])
+        self._only("transformer")
+        step = StepProgram(self.parts, "motion", planner.grid, STEPS)
+        yield self._row(size, planner.one_step("motion", planner.grid), step, step.tensors())
+        del step
+        yield from self._decoding(size)
+
+    def later_stages(self, size: str) -> Iterator[dict[str, Any]]:
+        """Upsampling, one step of refinement by each expert, decoding."""
+        planner = self._planner(size)
+        assert planner.low is not None
+        self._only("vluer")
+        low = self._latents(planner.low)
+        run = partial(upsample, self.parts, low, planner.grid, "vluer")
+        yield self._row(size, planner.upsampling(), run, [low])
+        self._only("transformer")
+        for expert in EXPERTS:
+            step = StepProgram(self.parts, "refine", planner.grid, STEPS, SKIP)
+            plan = planner.one_step("refine", planner.grid, expert)
+            yield self._row(size, plan, partial(step, expert), step.tensors()) | {"expert": expert}
+            del step
+        yield from self._decoding(size)
+
+    def _decoding(self, size: str) -> Iterator[dict[str, Any]]:
+        """In tiles, then untiled."""
+        self._only("vae")
+        for tile in (self.setup.tile, None):
+            planner = self._planner(size, tile)
+            latents = self._latents(planner.grid)
+            run = partial(decode, self.parts, latents, tile)
+            row = self._row(size, planner.decoding(), run, [latents])
+            yield row | {"tile": tile, "dtype": str(self.parts.vae_dtype).removeprefix("torch.")}
+
+    def _planner(self, size: str, tile: tuple[int, int] | None = None) -> Planner:
+        sizes = self.setup.sizes
+        video = VideoPlan(sizes[size], sizes["720p"], STEPS, SKIP, tile=tile, offload=True)
+        return Planner(self.planned, video, self.speed, CUBLAS_WORKSPACE if self.device.type == "cuda" else 0)
+
+    def _latents(self, grid: Size3d) -> torch.Tensor:
+        # The real codec is a model on the device: asking it would put it there.
+        return torch.randn(1, self.planned.codec.channels, *grid, device=self.device)
+
+    def _only(self, part: str) -> None:
+        """Have this model on the device and no other."""
+        self.parts.forget(*(name for name in self.parts.names() if name != part))
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        _prepare(part, self.parts)
+
+    def _row(
+        self, size: str, plan: StagePlan, run: Callable[[], object], inputs: list[torch.Tensor]
+    ) -> dict[str, Any]:
+        row = {
+            "subject": "generate",
+            "model": self.setup.name,
+            "size": size,
+            "stage": plan.stage,
+            "latents": plan.latents,
+            "tflop": round(plan.flops / plan.forwards / 1e12, 4),
+            "dtype": str(self.setup.dtype).removeprefix("torch."),
+            "plan_peak_mib": round(plan.peak / _MIB, 1),
+            "plan_seconds": None if plan.seconds is None else round(plan.seconds / plan.forwards, 4),
+        }
+        try:
+            seconds, peak = self._measured(run, plan, inputs)
+        except torch.OutOfMemoryError as error:
+            return row | {"error": str(error).partition(". ")[0]}
+        errors = {"peak_error": _relative(plan.peak, peak)}
+        if plan.seconds is not None:
+            errors["seconds_error"] = _relative(plan.seconds / plan.forwards, seconds)
+        return row | {"seconds": round(seconds, 4), "peak_mib": round(peak / _MIB, 1)} | errors
+
+    def _measured(
+        self, run: Callable[[], object], plan: StagePlan, inputs: list[torch.Tensor]
+    ) -> tuple[float, float]:
+        """Seconds of a call, and bytes at its peak."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        times = [_seconds(run, self.device)]
+        if self.device.type == "cuda":
+            peak: float = torch.cuda.max_memory_allocated(self.device)
+        else:
+            resident = plan.weights + sum(tensor.nbytes for tensor in inputs)
+            peak = resident + measure_peak_mib(run, self.device) * _MIB
+        more = min(self.repeats, int(BUDGET / times[0]))
+        times = [_seconds(run, self.device) for _ in range(more)] or times
+        return statistics.median(times), peak
+
+
+def _prepare(part: str, parts: Parts) -> None:
+    """What random weights need besides being random."""
+    module = parts.module(part)
+    if part == "vluer":
+        # Its last convolution starts at zero; fast kernels must not be timed on zeros.
+        torch.nn.init.normal_(parts.vluer.get_parameter("decoder.conv_out.weight"), std=0.02)
+    if part == "transformer" and not expert_names(parts.transformer):
+        for name, config in EXPERTS.items():
+            add_expert(parts.transformer, name, replace(config, band=BANDS[name]))
+            for parameter in expert_parameters(parts.transformer, name):
+                torch.nn.init.normal_(parameter, std=0.02)
+    module.requires_grad_(False)
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    with torch.no_grad():
+        return measure_ms(run, device)[1] / 1e3
+
+
+def _relative(estimate: float, measured: float) -> float:
+    return round(estimate / measured - 1, 4)

@@ -1,0 +1,280 @@
+"""Where in a model a computation is."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+
+class ModulePlaces:
+    """While it is entered: which module runs, as its path in the outermost one, without indices."""
+
+    def __init__(self) -> None:
+        self.stack: list[str] = []
+        self._names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> ModulePlaces:
+        self._hooks = [
+            register_module_forward_pre_hook(self._begin),
+            register_module_forward_hook(self._end, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    @property
+    def current(self) -> str:
+        """The innermost module that runs."""
+        return self.stack[-1] if self.stack else "outside modules"
+
+    def _begin(self, module: nn.Module, _: Any) -> None:
+        if module not in self._names:
+            for name, child in module.named_modules():
+                path = [type(module).__name__, *(part for part in name.split(".") if not part.isdigit())]
+                self._names.setdefault(child, ".".join(part for part in path if part))
+        self.stack.append(self._names[module])
+
+    def _end(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
+        self.stack.pop()
+
+
+Kind = Literal["attention", "wide attention", "matmul", "convolution", "converted convolution", "rest"]
+
+BLOCK = 512  # bytes to which PyTorch's CUDA allocator rounds up
+CUBLAS_WORKSPACE = 32 * 2**20
+_ALLOCATIONS = frozenset(
+    getattr(torch.ops.aten, name) for name in ("empty", "empty_like", "empty_strided", "new_empty")
+)
+WIDE_HEAD = 256  # no flash kernel takes wider heads
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation's work.
+
+    Attributes:
+        kind: what runs it; "wide attention" has heads that no flash kernel takes, "converted convolution" is not
+            channels last.
+        flops: floating-point operations, a multiply-add counted as two; 0 for "rest".
+        bytes: read and written.
+        dtype: of its result.
+    """
+
+    kind: Kind
+    flops: int
+    bytes: int
+    dtype: torch.dtype
+
+
+@dataclass
+class DryRun:
+    """What a computation would take.
+
+    Attributes:
+        peak: bytes at the highest point, allocated by the computation itself: neither weights nor what was there.
+        operations: how often each was run.
+        terms: what the bytes at the peak were made by, as module paths without indices.
+    """
+
+    peak: int = 0
+    operations: Counter[Operation] = field(default_factory=Counter)
+    terms: dict[str, int] = field(default_factory=dict)
+    _weight: int = 1
+
+    @contextmanager
+    def times(self, count: int) -> Iterator[None]:
+        """Count the operations run in this context as often: what is repeated alike need be run only once."""
+        before, self._weight = self._weight, count
+        yield
+        self._weight = before
+
+    def add(self, kind: Kind, flops: int, moved: int, dtype: torch.dtype) -> None:
+        """Note one operation."""
+        self.operations[Operation(kind, flops, moved, dtype)] += self._weight
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations in all."""
+        return sum(operation.flops * count for operation, count in self.operations.items())
+
+    @property
+    def uses_matmul(self) -> bool:
+        """Whether cuBLAS gets its workspace."""
+        return any(operation.kind == "matmul" for operation in self.operations)
+
+
+@contextmanager
+def dry_run(*, fused: bool = True, converts: bool = True) -> Iterator[DryRun]:
+    """Count what runs in this context, without gradients.
+
+    Args:
+        fused: attention and RMS norm as a GPU runs them; False leaves them to the device the tensors are on.
+        converts: convolutions need copies in another layout, see above.
+
+    Yields:
+        The counts, complete when the context ends.
+    """
+    run = DryRun()
+    with torch.no_grad(), ModulePlaces() as places:
+        watch = _Watch(run, places, converts)
+        with watch, _Fused(watch, fused):
+            yield run
+        watch.stop()
+
+
+def storage_bytes(tensors: Iterator[Tensor] | list[Tensor]) -> int:
+    """Bytes of the storages behind tensors, each once, rounded as the allocator rounds."""
+    sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+    return sum(map(_rounded, sizes.values()))
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of a module's parameters and buffers; tied weights count once."""
+    return storage_bytes([*module.parameters(), *module.buffers()])
+
+
+class _Watch(TorchDispatchMode):
+    """Follows storages from the operation that makes them until they are freed, and notes every operation."""
+
+    def __init__(self, run: DryRun, places: ModulePlaces, converts: bool) -> None:
+        super().__init__()
+        self.run, self.places, self.converts = run, places, converts
+        self.live = 0
+        self._alive: dict[int, tuple[weakref.ref[Any], int, str]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        for tensor in inputs:
+            self._follow(tensor, ours=False)  # weights and arguments, through whatever view they come
+        result = func(*args, **(kwargs or {}))
+        workspace = 0
+        if func.overloadpacket is torch.ops.aten.convolution:
+            result = result.contiguous(memory_format=suggest_memory_format(inputs[0]))
+            if self.converts and not _is_channels_last(inputs[0]):
+                workspace = _touched(inputs[0]) + _touched(result)
+        outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        made = [self._follow(t) for t in outputs]
+        if (any(made) or func._schema.is_mutable) and func.overloadpacket not in _ALLOCATIONS:
+            self._note(func, args, kwargs or {}, result, inputs, outputs)
+        self.peak(workspace)
+        return result
+
+    def peak(self, workspace: int = 0) -> None:
+        """Compare what is allocated now, and a workspace beside it, with the peak so far."""
+        now = self.live + workspace
+        if now <= self.run.peak:
+            return
+        self.run.peak = now
+        terms: Counter[str] = Counter()
+        for _, size, place in self._alive.values():
+            terms[place] += size
+        terms["workspace"] += workspace
+        self.run.terms = {place: size for place, size in terms.most_common() if size}
+
+    def stop(self) -> None:
+        """Forget the storages that outlive the run."""
+        self._alive.clear()
+
+    def _follow(self, tensor: Tensor, ours: bool = True) -> bool:
+        """Whether this is a storage not seen before; if it is ours, it counts until it is freed."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive:
+            return False
+        size = _rounded(storage.nbytes()) if ours else 0
+        self._alive[key] = (weakref.ref(storage, partial(self._freed, key)), size, self.places.current)
+        self.live += size
+        return True
+
+    def _freed(self, key: int, _: Any) -> None:
+        entry = self._alive.pop(key, None)
+        if entry is not None:
+            self.live -= entry[1]
+
+    def _note(
+        self, func: Any, args: Any, kwargs: Any, result: Any, inputs: list[Tensor], outputs: list[Tensor]
+    ) -> None:
+        formula = flop_registry.get(func.overloadpacket)
+        flops = int(formula(*args, **kwargs, out_val=result)) if formula is not None else 0
+        moved = sum(_touched(t) for t in (*inputs, *outputs))
+        dtype = outputs[0].dtype if outputs else torch.float32
+        self.run.add(_kind(func, flops, args), flops, moved, dtype)
+
+
+class _Fused(TorchFunctionMode):
+    """Replaces attention and RMS norm by one operation each, as they are on a GPU."""
+
+    def __init__(self, watch: _Watch, fused: bool) -> None:
+        super().__init__()
+        self.watch, self.fused = watch, fused
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.fused and func is F.scaled_dot_product_attention:
+            return self._attention(*args, **kwargs)
+        if self.fused and func in (F.rms_norm, torch.rms_norm):
+            return torch.empty_like(args[0])
+        return func(*args, **kwargs)
+
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        # Kernels give the output the memory layout of the query.
+        out = torch.empty_like(query) if query.shape == (*query.shape[:-1], value.shape[-1]) else None
+        if out is None:
+            out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        batch, heads, tokens, width = query.shape
+        workspace = 4 * batch * heads * tokens  # float32 logarithms of the sums
+        kind: Kind = "attention"
+        if width > WIDE_HEAD:
+            kind = "wide attention"
+            workspace += 0 if query.dtype == torch.float32 else 4 * out.numel()  # it accumulates in float32
+        self.watch.peak(workspace)
+        flops = sdpa_flop_count(query.shape, key.shape, value.shape)
+        moved = sum(map(_touched, (query, key, value, out)))
+        self.watch.run.add(kind, flops, moved, query.dtype)
+        return out
+
+
+def _kind(func: Any, flops: int, args: Any) -> Kind:
+    if not flops:
+        return "rest"
+    name = str(func.overloadpacket)
+    if "attention" in name:
+        return "wide attention" if args[0].shape[-1] > WIDE_HEAD else "attention"
+    if "convolution" not in name:
+        return "matmul"
+    return "convolution" if _is_channels_last(args[0]) else "converted convolution"
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return suggest_memory_format(tensor) in (torch.channels_last, torch.channels_last_3d)
+
+
+def _touched(tensor: Tensor) -> int:
+    """Bytes of a tensor that an operation reads or writes; what is expanded is read once."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
+def _rounded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK

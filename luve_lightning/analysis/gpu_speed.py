@@ -1,0 +1,133 @@
+"""Estimates of time: an operation takes as long as its arithmetic, its memory traffic or its launch, the longest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from luve_lightning.analysis.cost import measure_ms
+from luve_lightning.analysis.dry_run import Kind, Operation
+
+_TERA = 1e12
+_LAUNCH = 5e-6  # seconds from one kernel's start to the next one's, at least
+
+
+@dataclass(frozen=True)
+class GpuSpeed:
+    """What one GPU reaches, not its data sheet's peaks.
+
+    Attributes:
+        name: of the card.
+        memory_gib: of the card.
+        tflops: TFLOP/s in 16-bit by kind of operation.
+        bandwidth: TB/s of memory.
+        float32: the share of `tflops` that is left in float32 (no TF32 but in convolutions, PyTorch's default).
+    """
+
+    name: str
+    memory_gib: float
+    tflops: Mapping[Kind, float]
+    bandwidth: float
+    float32: Mapping[Kind, float]
+
+    def seconds(self, operations: Mapping[Operation, int]) -> float:
+        """Time of operations, run one after another."""
+        return sum(self._one(operation) * count for operation, count in operations.items())
+
+    def _one(self, operation: Operation) -> float:
+        traffic = max(_LAUNCH, operation.bytes / (self.bandwidth * _TERA))
+        if not operation.flops:
+            return traffic
+        rate = self.tflops[operation.kind]
+        if operation.dtype == torch.float32:
+            rate *= self.float32[operation.kind]
+        return max(traffic, operation.flops / (rate * _TERA))
+
+
+# H200, measured: attention 580 TFLOP/s (cuDNN); the others fitted to one forward of Wan2.1-1.3B (1.1 s at 720p,
+# 12.6 s at 2K, 61 s at 4K), the VLUer (18.5 ms to 2K) and the VAE in training (339 ms a step), all bfloat16.
+REFERENCE = GpuSpeed(
+    "h200",
+    memory_gib=139.0,
+    tflops={
+        "attention": 580,
+        "wide attention": 100,
+        "matmul": 600,
+        "convolution": 400,
+        "converted convolution": 230,
+    },
+    bandwidth=4.0,
+    float32={
+        "attention": 0.06,
+        "wide attention": 0.3,
+        "matmul": 0.08,
+        "convolution": 0.4,
+        "converted convolution": 0.4,
+    },
+)
+
+
+def measured_gpu() -> GpuSpeed:
+    """The speed of PyTorch's current GPU: the reference where it is one, else measured in about a second.
+
+    Attention and a copy in memory are timed; the other kinds of operation follow attention, as on the reference.
+    """
+    name, device = torch.cuda.get_device_name(), torch.device("cuda", torch.cuda.current_device())
+    if REFERENCE.name in name.lower().split():
+        return REFERENCE
+    heads, tokens, width = 16, 16384, 128
+    queries = torch.randn(1, heads, tokens, width, device=device, dtype=torch.bfloat16)
+    attention = partial(F.scaled_dot_product_attention, queries, queries, queries)
+    tflops = 4 * heads * tokens**2 * width / _seconds(attention, device) / _TERA
+    block = torch.zeros(2**27, device=device, dtype=torch.uint8)
+    bandwidth = 2 * block.nbytes / _seconds(block.clone, device) / _TERA
+    memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+    return replace(
+        _with_attention(REFERENCE, tflops), name=name, memory_gib=round(memory, 1), bandwidth=bandwidth
+    )
+
+
+def gpu_speed(gpu: str | None, tflops: float | None) -> GpuSpeed | None:
+    """The speed to estimate with.
+
+    Args:
+        gpu: the reference's name; None takes the GPU that PyTorch sees here.
+        tflops: what attention reaches; the other kinds of operation follow.
+
+    Returns:
+        None when neither says anything and there is no GPU.
+
+    Raises:
+        ValueError: another GPU's name, or a rate that is not positive.
+    """
+    if gpu is not None and gpu.lower() != REFERENCE.name:
+        raise ValueError(
+            f"gpu: expected {REFERENCE.name}, got {gpu!r}; for another GPU give its speed as gpu_tflops, or run on it"
+        )
+    if tflops is not None and not tflops > 0:
+        raise ValueError(f"gpu_tflops: expected more than 0, got {tflops}")
+    if gpu is not None:
+        found = REFERENCE
+    elif torch.cuda.is_available():
+        found = measured_gpu()
+    elif tflops is not None:  # its memory is taken to keep up as the reference's does
+        bandwidth = REFERENCE.bandwidth * tflops / REFERENCE.tflops["attention"]
+        found = replace(REFERENCE, name=f"{tflops:g} TFLOP/s", bandwidth=bandwidth)
+    else:
+        return None
+    return found if tflops is None else _with_attention(found, tflops)
+
+
+def _with_attention(speed: GpuSpeed, tflops: float) -> GpuSpeed:
+    """This speed with another rate of attention, and the other rates in proportion."""
+    ratio = tflops / speed.tflops["attention"]
+    return replace(speed, tflops={kind: rate * ratio for kind, rate in speed.tflops.items()})
+
+
+def _seconds(operation: Callable[[], object], device: torch.device) -> float:
+    """The fastest of a few calls."""
+    return min(measure_ms(operation, device)[1] for _ in range(10)) / 1e3

@@ -1,0 +1,310 @@
+"""The pre-flight plan: what making one video takes, told from configuration files before anything runs.
+
+Peak memory of a stage is the weights on the device, what the stage's own code allocates (`dry_run`), and workspaces.
+In a denoising stage the peak is inside a block's feed-forward. With d the transformer's width and f the feed-forward's,
+a token then holds the block's input, its sum with both attentions, the cross-attention's output and the normed input
+(4 d), the feed-forward's hidden state before and after its activation (2 f), all in the model's dtype, and
+two rotary factors of a head's width in float32: for Wan2.1-1.3B in bfloat16 2 * (4 * 1536 + 2 * 8960) + 2 * 4 * 128 =
+49,152 bytes. At 2K with 49 frames (191,360 tokens) a forward pass comes to 8971 MiB; on one H200 8973 MiB were
+measured. Attention over n tokens needs no n x n matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, DryRun, dry_run, weight_bytes
+from luve_lightning.analysis.gpu_speed import GpuSpeed
+from luve_lightning.analysis.model_parts import Parts
+from luve_lightning.analysis.stage_programs import (
+    DenoisingStage,
+    StagePlan,
+    StepProgram,
+    VideoPlan,
+    decode,
+    dry_decode_tiled,
+    encode_prompt,
+    upsample,
+)
+from luve_lightning.cascade.expert_choice import expert_chooser
+from luve_lightning.functional.flow_matching import sampling_sigmas
+from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.models.experts import expert_names
+from luve_lightning.models.transformer import check_token_grid
+
+
+class Planner:
+    """Plans stages of one cascade.
+
+    Args:
+        parts: its models, on the meta device.
+        video: what to plan.
+        speed: of the GPU, to estimate times with.
+        cublas: bytes of cuBLAS's workspace; 0 for a CPU.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        video: VideoPlan,
+        speed: GpuSpeed | None = None,
+        cublas: int = CUBLAS_WORKSPACE,
+    ) -> None:
+        self.parts, self.video, self.speed, self.cublas = parts, video, speed, cublas
+        codec = parts.codec
+        self.grid = codec.latent_size(*video.size)
+        check_token_grid(parts.refiner, self.grid)
+        self.low: Size3d | None = None
+        if video.motion is not None:
+            self.low = codec.latent_size(*video.motion)
+            check_token_grid(parts.transformer, self.low)
+
+    def stages(self) -> list[StagePlan]:
+        """Every stage in order."""
+        video = self.video
+        planned = [self.text()]
+        if self.low is None:
+            return [*planned, self.denoising("motion", self.grid, name="direct"), self.decoding()]
+        planned += [self.denoising("motion", self.low), self.upsampling()]
+        if video.skip_steps < video.steps:
+            planned.append(self.denoising("refine", self.grid))
+        return [*planned, self.decoding()]
+
+    def text(self) -> StagePlan:
+        """Encoding the prompt, and the negative prompt unless nothing is guided."""
+        run = self._dry("text_encoder", lambda _: encode_prompt(self.parts))
+        stages: tuple[DenoisingStage, ...] = ("motion", "refine")
+        count = 2 if any(self.video.guidance_of(stage).scale > 1 for stage in stages) else 1
+        return self._stage("text", ["text_encoder"], run, forwards=count)
+
+    def denoising(self, stage: DenoisingStage, grid: Size3d, name: str | None = None) -> StagePlan:
+        """The denoising steps of a stage."""
+        parts, video = self.parts, self.video
+        guidance = video.guidance_of(stage)
+        model = parts.transformer if stage == "motion" else parts.refiner
+        used = "transformer" if model is parts.transformer else "refiner"
+        skip = video.skip_steps if stage == "refine" else 0
+        chosen: dict[str | None, int] = {None: video.steps}
+        if stage == "refine" or video.motion is None:
+            chosen = self._experts_by_step(model, skip)
+        runs = {expert: self._step(stage, used, grid, skip, expert) for expert in chosen}
+        sigmas = sampling_sigmas(video.steps, parts.configs.shift, skip)[:-1].tolist()
+        guided = sum(map(guidance.at, sigmas))
+        predictions = len(sigmas) + guided
+        in_one = 2 if guided else 1  # predictions of the step that was run dry
+        share = {expert: count / len(sigmas) for expert, count in chosen.items()}
+        seconds = None
+        if self.speed is not None:
+            one = sum(self.speed.seconds(runs[expert].operations) * share[expert] for expert in runs) / in_one
+            seconds = one * predictions
+        t, h, w = check_token_grid(model, grid)
+        return self._stage(
+            name or stage,
+            [used],
+            max(runs.values(), key=lambda run: run.peak),
+            latents=grid,
+            tokens=t * h * w,
+            steps=len(sigmas),
+            forwards=len(sigmas) if guidance.batched else predictions,
+            flops=round(sum(runs[expert].flops * share[expert] for expert in runs) / in_one * predictions),
+            experts={str(expert or "none"): count for expert, count in chosen.items()},
+            seconds=seconds,
+        )
+
+    def one_step(self, stage: DenoisingStage, grid: Size3d, expert: str | None = None) -> StagePlan:
+        """A single denoising step, a guided one if any is."""
+        own = stage == "refine" and self.parts.configs.refiner is not None
+        used = "refiner" if own else "transformer"
+        skip = self.video.skip_steps if stage == "refine" else 0
+        run = self._step(stage, used, grid, skip, expert)
+        return self._stage(stage, [used], run, latents=grid, steps=1, experts={str(expert or "none"): 1})
+
+    def _step(self, stage: DenoisingStage, used: str, grid: Size3d, skip: int, expert: str | None) -> DryRun:
+        video = self.video
+        return self._dry(
+            used,
+            lambda _: StepProgram(self.parts, stage, grid, video.steps, skip, video.guidance_of(stage))(
+                expert
+            ),
+        )
+
+    def upsampling(self) -> StagePlan:
+        """From the first stage's latents to the video's."""
+        method, low = self.video.upsampling, self.low
+        assert low is not None
+        used = {"vluer": ["vluer"], "rgb": ["vae"], "latent": []}[method]
+        shape = (1, self.parts.codec.channels, *low)
+        run = self._dry(
+            used, lambda _: upsample(self.parts, torch.empty(shape, device="meta"), self.grid, method)
+        )
+        return self._stage("upsample", used, run, latents=self.grid)
+
+    def decoding(self) -> StagePlan:
+        """From latents to the video's pixels, float32 on the GPU."""
+        codec, tile = self.parts.codec, self.video.tile
+
+        def program(run: DryRun) -> object:
+            latents = torch.empty(1, codec.channels, *self.grid, device="meta")
+            if tile is None:
+                return decode(self.parts, latents, None)
+            dry_decode_tiled(run, codec.vae, codec.denormalize(latents).to(codec.dtype), tile)
+            return None
+
+        return self._stage("decode", ["vae"], self._dry("vae", program), latents=self.grid)
+
+    def _experts_by_step(self, model: Any, skip: int) -> dict[str | None, int]:
+        """How many steps each expert has, as the scheduler's timesteps route them."""
+        choose = expert_chooser(model, self.video.experts) if expert_names(model) else None
+        sigmas = sampling_sigmas(self.video.steps, self.parts.configs.shift, skip)[:-1]
+        counts: dict[str | None, int] = {}
+        for timestep in (1000 * sigmas).int().tolist():  # UniPC rounds down
+            expert = None if choose is None else choose(timestep)
+            counts[expert] = counts.get(expert, 0) + 1
+        return counts
+
+    def _dry(self, used: str | Iterable[str], program: Callable[[DryRun], object]) -> DryRun:
+        for name in [used] if isinstance(used, str) else used:
+            self.parts.module(name)  # made before its stage, not in it
+        with dry_run() as run:
+            program(run)
+        return run
+
+    def _stage(
+        self,
+        name: str,
+        used: list[str],
+        run: DryRun,
+        *,
+        latents: Size3d | None = None,
+        tokens: int | None = None,
+        steps: int = 0,
+        forwards: int = 1,
+        flops: int | None = None,
+        experts: dict[str, int] | None = None,
+        seconds: float | None = None,
+    ) -> StagePlan:
+        resident = used if self.video.offload else self.parts.names()
+        weights = sum(weight_bytes(self.parts.module(part)) for part in resident)
+        workspace = run.terms.get("workspace", 0)
+        activations = run.peak - workspace
+        workspace += self.cublas
+        flops = run.flops * forwards if flops is None else flops
+        if seconds is None and self.speed is not None:
+            seconds = self.speed.seconds(run.operations) * forwards
+        return StagePlan(
+            stage=name,
+            latents=latents,
+            tokens=tokens,
+            steps=steps,
+            forwards=forwards,
+            flops_per_forward=round(flops / forwards),
+            flops=flops,
+            weights=weights,
+            activations=activations,
+            workspace=workspace,
+            peak=weights + activations + workspace,
+            terms={term: size for term, size in run.terms.items() if term != "workspace"},
+            experts=experts or {},
+            seconds=seconds,
+        )
+
+
+_GIB = 2**30
+_TERMS = 3
+
+
+def plan_dict(video: VideoPlan, stages: Sequence[StagePlan], speed: GpuSpeed | None) -> dict[str, Any]:
+    """Everything, in plain types."""
+    seconds = None if speed is None else sum(stage.seconds or 0.0 for stage in stages)
+    return {
+        "frames_height_width": list(video.size),
+        "motion_frames_height_width": None if video.motion is None else list(video.motion),
+        "steps": video.steps,
+        "skip_steps": video.skip_steps,
+        "peak": max(stage.peak for stage in stages),
+        "flops": sum(stage.flops for stage in stages),
+        "seconds": seconds,
+        "gpu": None if speed is None else speed.name,
+        "stages": [stage.as_dict() for stage in stages],
+    }
+
+
+def plan_text(stages: Sequence[StagePlan], speed: GpuSpeed | None) -> str:
+    """A table of the stages, then what their memory is, and what it comes to."""
+    head = ["stage", "latents", "tokens", "steps", "forwards", "TFLOP each", "TFLOP", "peak GiB", "estimated"]
+    rows = [head if speed else head[:-1]]
+    for stage in stages:
+        row = [
+            stage.stage,
+            "" if stage.latents is None else "x".join(map(str, stage.latents)),
+            "" if stage.tokens is None else f"{stage.tokens:,}",
+            str(stage.steps or ""),
+            str(stage.forwards),
+            _three(stage.flops_per_forward / 1e12),
+            _three(stage.flops / 1e12),
+            f"{stage.peak / _GIB:.2f}",
+        ]
+        rows.append(row if speed is None else [*row, duration(stage.seconds or 0.0)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(n) if i < 2 else cell.rjust(n)
+            for i, (cell, n) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    lines += ["", "memory, GiB: weights + activations + workspace (the largest activations)"]
+    lines += [f"  {stage.stage.ljust(widths[0])}  {_memory(stage)}" for stage in stages]
+    lines += ["", *_conclusion(stages, speed)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def duration(seconds: float) -> str:
+    """A time in words as short as a table takes."""
+    if seconds < 100:
+        return f"{_three(seconds)} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _memory(stage: StagePlan) -> str:
+    parts = " + ".join(f"{n / _GIB:.2f}" for n in (stage.weights, stage.activations, stage.workspace))
+    largest = [f"{_short(name)} {size / _GIB:.2f}" for name, size in list(stage.terms.items())[:_TERMS]]
+    experts = ", ".join(f"{count} steps {name}" for name, count in stage.experts.items() if name != "none")
+    return f"{parts} ({', '.join(largest)})" + (f"; experts: {experts}" if experts else "")
+
+
+def _short(term: str) -> str:
+    """The last parts of a module's path."""
+    return ".".join(term.split(".")[-3:])
+
+
+def _conclusion(stages: Sequence[StagePlan], speed: GpuSpeed | None) -> list[str]:
+    highest = max(stages, key=lambda stage: stage.peak)
+    peak = highest.peak / _GIB
+    lines = [
+        f"peak {peak:.2f} GiB in {highest.stage}, {_three(sum(s.flops for s in stages) / 1e12)} TFLOP in all"
+    ]
+    if speed is None:
+        return [*lines, "no time estimate: give --gpu h200, or your GPU's speed with --gpu_tflops"]
+    total = sum(stage.seconds or 0.0 for stage in stages)
+    fits = "fits" if peak < speed.memory_gib else "does not fit"
+    lines.append(
+        f"estimated time {duration(total)} on one {speed.name}, without loading; {fits} its {speed.memory_gib:g} GiB"
+    )
+    return lines
+
+
+def _three(number: float) -> str:
+    """Three significant digits, without an exponent."""
+    if number == 0:
+        return "0"
+    if number >= 1000:
+        return f"{number:,.0f}"
+    if number < 1e-4:
+        return "< 0.0001"
+    return f"{number:.3g}"

@@ -1,0 +1,228 @@
+"""Clips upsampled by several methods, written as lossless videos, one folder a method."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luve_lightning.analysis.upsampling_comparison import DECODED_TOGETHER
+from luve_lightning.analysis.upsampling_methods import CEILING, UpsamplingMethod
+from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.clips import ClipError, read_clip
+from luve_lightning.data.video_files import write_video
+from luve_lightning.data.video_index import ClipEntry
+from luve_lightning.files import write_text
+from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.functional.pixels import video_to_frames
+from luve_lightning.functional.resize import fit_frames, resize_video
+from luve_lightning.models.backbone import LatentCodec
+
+REFERENCE = "reference"
+_VERSION = 1  # of what is written for a recipe; raise it when the same recipe gives other pixels
+
+
+@dataclass(frozen=True)
+class UpsamplingRecipe:
+    """What is made of each clip.
+
+    Attributes:
+        size: height and width of the high resolution, pixels; clips are cropped to its shape and downscaled.
+        scale: high over low resolution.
+        frames: of each clip, 4k + 1.
+        start: first of them.
+        stride: every stride-th frame is taken.
+        caption: column of the index that becomes the prompt.
+    """
+
+    size: tuple[int, int]
+    scale: float
+    frames: int
+    start: int = 0
+    stride: int = 1
+    caption: str = "Summarized Description"
+
+    def low_size(self, codec: LatentCodec) -> tuple[int, int]:
+        """Height and width of the low resolution.
+
+        Raises:
+            ValueError: a size or scale that the VAE cannot make.
+        """
+        codec.latent_size(self.frames, *self.size)
+        if not 1 < self.scale < float("inf"):
+            raise ValueError(f"scale: expected a number > 1, got {self.scale}")
+        exact = Fraction(str(self.scale))  # 1.1 is 11/10 here, not the binary fraction beside it
+        low = [side / exact for side in self.size]
+        if any(side.denominator != 1 for side in low):
+            made = " x ".join(f"{float(side):g}" for side in low)
+            raise ValueError(f"scale {self.scale:g} makes {self.size[0]} x {self.size[1]} into {made} pixels")
+        height, width = int(low[0]), int(low[1])
+        codec.latent_size(self.frames, height, width)
+        return height, width
+
+
+@dataclass
+class Totals:
+    """What a run did: videos written and found, and (clip_id, reason) of clips that could not be read."""
+
+    written: int
+    there: int
+    unreadable: list[tuple[str, str]]
+
+
+class ClipUpsampler:
+    """Writes a clip as each method makes it, as `folder/<method>/<clip_id>.mp4` with a JSON file beside it.
+
+    `reference` is the clip's own pixels at the high resolution, `vae` what the VAE makes of them: no upsampler of
+    latents can be better. The others get the VAE's latents of the downscaled clip. A video is finished when its JSON
+    file is there and has the recipe; that one is written last.
+
+    Args:
+        codec: the VAE.
+        methods: from latents to latents, by folder name; without `reference` and `vae`, which are always made.
+        identities: what a method's pixels depend on besides the VAE and the recipe, such as a digest of its weights.
+        recipe: what is made.
+        folder: of the methods' folders.
+        hashes: of the clips.
+        device: where the models are.
+    """
+
+    def __init__(
+        self,
+        codec: LatentCodec,
+        methods: Mapping[str, UpsamplingMethod],
+        identities: Mapping[str, str],
+        recipe: UpsamplingRecipe,
+        folder: Path,
+        hashes: ClipHashes,
+        device: torch.device,
+    ) -> None:
+        taken = {REFERENCE, CEILING} & methods.keys()
+        if taken:
+            raise ValueError(f"methods: {', '.join(sorted(taken))} is made in any case")
+        self.codec, self.methods, self.recipe, self.folder = codec, dict(methods), recipe, folder
+        self.identities, self.hashes, self.device = identities, hashes, device
+        self.low_size = recipe.low_size(codec)
+        self.vae = codec.fingerprint()
+
+    @property
+    def names(self) -> list[str]:
+        """The folders."""
+        return [REFERENCE, *self.methods, CEILING]
+
+    def run(self, entries: Sequence[ClipEntry], advance: Callable[[], None] = lambda: None) -> Totals:
+        """Write what is missing of each clip.
+
+        Args:
+            entries: the clips.
+            advance: told of every clip that is done.
+        """
+        totals = Totals(0, 0, [])
+        for entry in entries:
+            try:
+                written = self.write(entry)
+                totals.written += written
+                totals.there += len(self.names) - written
+            except ClipError as error:
+                totals.unreadable.append((entry.clip_id, error.reason))
+            advance()
+        return totals
+
+    @torch.no_grad()
+    def write(self, entry: ClipEntry) -> int:
+        """Write what is missing of one clip; returns how many videos that were.
+
+        Raises:
+            ClipError: it cannot be read.
+        """
+        recipe = self.recipe
+        try:
+            digest = self.hashes.digest(entry.path)
+        except OSError as error:
+            raise ClipError(entry.path, error.strerror or str(error)) from error
+        missing = [name for name in self.names if not self._finished(entry, name, digest)]
+        if not missing:
+            return 0
+        frames = read_clip(entry.path, recipe.start, recipe.frames, stride=recipe.stride)
+        if min(frames.shape[1] - recipe.size[0], frames.shape[2] - recipe.size[1]) < 0:
+            raise ClipError(
+                entry.path,
+                f"frames of {frames.shape[1]}x{frames.shape[2]} are smaller than {recipe.size[0]}x{recipe.size[1]}",
+            )
+        video = fit_frames(torch.from_numpy(frames), recipe.size)[None].to(self.device)
+        if REFERENCE in missing:
+            self._write(entry, REFERENCE, digest, video)
+        names = [name for name in missing if name != REFERENCE]
+        latents = self._latents(video, names)
+        at_once = min(DECODED_TOGETHER, self.codec.clips_at_once(recipe.frames, *recipe.size))
+        for first in range(0, len(names), at_once):
+            some = names[first : first + at_once]
+            # Filled up, as convolutions round differently for other batch sizes: a run that was interrupted, or that
+            # has another method added, makes the same bits.
+            filled = [*some, *[some[-1]] * (at_once - len(some))]
+            decoded = self.codec.decode(torch.cat([latents[name] for name in filled]))
+            for name, made in zip(some, decoded.split(1), strict=False):
+                self._write(entry, name, digest, made)
+        return len(missing)
+
+    def _latents(self, video: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """What each of some methods decodes."""
+        size: Size3d = self.codec.latent_size(self.recipe.frames, *self.recipe.size)
+        latents: dict[str, Tensor] = {}
+        if CEILING in names:
+            latents[CEILING] = self.codec.encode(video)
+        learned = [name for name in names if name in self.methods]
+        if learned:
+            low = self.codec.encode(resize_video(video, self.low_size))
+            latents |= {name: self.methods[name](low, size).float() for name in learned}
+        return latents
+
+    def _write(self, entry: ClipEntry, name: str, digest: str, video: Tensor) -> None:
+        path = self.folder / name / f"{entry.clip_id}.mp4"
+        fps = entry.fps / self.recipe.stride
+        # First of all: a recipe that is there vouches for the video.
+        path.with_suffix(".json").unlink(missing_ok=True)
+        write_video(path, video_to_frames(video)[0].cpu().numpy(), fps, lossless=True)
+        about = {
+            "prompt": entry.captions[self.recipe.caption],
+            "fps": fps,
+            "recipe": self._recipe(name, digest),
+        }
+        write_text(path.with_suffix(".json"), json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+
+    def _finished(self, entry: ClipEntry, name: str, digest: str) -> bool:
+        path = self.folder / name / f"{entry.clip_id}.mp4"
+        try:
+            about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return False
+        return (
+            isinstance(about, dict) and about.get("recipe") == self._recipe(name, digest) and path.is_file()
+        )
+
+    def _recipe(self, name: str, digest: str) -> dict[str, Any]:
+        recipe: dict[str, Any] = {"version": _VERSION, "method": name, "clip": digest, **asdict(self.recipe)}
+        recipe["size"] = list(self.recipe.size)
+        if name in (REFERENCE, CEILING):
+            del recipe["scale"]
+        if name != REFERENCE:
+            recipe |= {"vae": self.vae, "dtype": str(self.codec.dtype)}
+        if name in self.identities:
+            recipe["identity"] = self.identities[name]
+        return recipe
+
+
+def weights_digest(module: torch.nn.Module, *configuration: str) -> str:
+    """SHA-256 of a module's weights, as float32, and of its configuration."""
+    digest = hashlib.sha256("\0".join(configuration).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + b"\0")
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,251 @@
+"""Videos to generate and the folder they go to: which are there, and who makes the next one.
+
+A video is `<name>.mp4` with `<name>.json` beside it. The JSON file is written last: where it is, the video is whole.
+Any number of processes may share a folder. Whoever makes a video holds a lock that the operating system drops when
+the process dies, so no two make the same one, and none waits for the dead.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from luve_lightning.cascade.prompts import PromptLine, check_distinct, check_seed
+from luve_lightning.cascade.video_sizes import SizeRules
+from luve_lightning.data.claimed_files import ClaimedFiles
+from luve_lightning.files import file_digest, remove_unfinished, text_digest
+
+
+@dataclass(frozen=True)
+class VideoJob:
+    """One video to make.
+
+    Attributes:
+        name: of its files, without suffix.
+        prompt: what to show.
+        negative_prompt: what not to show; None is the empty prompt.
+        seed: of its noise.
+        height: of the video, pixels.
+        width: of the video, pixels.
+        motion_height: of the first stage, pixels.
+        motion_width: of the first stage, pixels.
+        num_frames: 4k + 1.
+    """
+
+    name: str
+    prompt: str
+    negative_prompt: str | None
+    seed: int
+    height: int
+    width: int
+    motion_height: int
+    motion_width: int
+    num_frames: int
+
+
+@dataclass(frozen=True)
+class VideoDefaults:
+    """What a line of a prompt file leaves open.
+
+    Attributes:
+        negative_prompt: what not to show.
+        seed: of every video whose line names none: adding a line changes no other video.
+        height: of the video, pixels.
+        width: of the video, pixels.
+        num_frames: 4k + 1.
+        motion_height: of the first stage; None is `height` over `scale`, rounded to what is possible.
+        motion_width: of the first stage; None is `width` over `scale`, rounded to what is possible.
+        scale: how many times smaller the first stage is, where its size is not given.
+        cascade: False makes the video in one stage at full size: the motion's size is the video's.
+    """
+
+    negative_prompt: str | None
+    seed: int
+    height: int
+    width: int
+    num_frames: int
+    motion_height: int | None = None
+    motion_width: int | None = None
+    scale: float = 2.0
+    cascade: bool = True
+
+    def job(self, line: PromptLine, rules: SizeRules) -> VideoJob:
+        """The video of a line; one with a size of its own keeps the scale between first stage and video.
+
+        Raises:
+            ValueError: a size that cannot be made, with the nearest ones.
+        """
+        height = self.height if line.height is None else line.height
+        width = self.width if line.width is None else line.width
+        num_frames = self.num_frames if line.num_frames is None else line.num_frames
+        seed = self.seed if line.seed is None else line.seed
+        own = self.motion_height or self.height / self.scale, self.motion_width or self.width / self.scale
+        motion = [round(own[0]), round(own[1])]
+        if self.motion_height is None or height != self.height:
+            motion[0] = rules.nearest(height * own[0] / self.height)
+        if self.motion_width is None or width != self.width:
+            motion[1] = rules.nearest(width * own[1] / self.width)
+        if not self.cascade:
+            motion = [height, width]
+        rules.check(num_frames, height=height, width=width)
+        rules.check(num_frames, motion_height=motion[0], motion_width=motion[1])
+        rules.check_cascade((motion[0], motion[1]), (height, width))
+        negative = self.negative_prompt if line.negative_prompt is None else line.negative_prompt
+        name = line.video_name(seed)
+        return VideoJob(name, line.prompt, negative, seed, height, width, motion[0], motion[1], num_frames)
+
+
+def make_jobs(lines: Sequence[PromptLine], defaults: VideoDefaults, rules: SizeRules) -> list[VideoJob]:
+    """The videos of a prompt file, all checked.
+
+    Raises:
+        ValueError: a size that cannot be made, or two lines that make one file; the message names the line.
+    """
+    if not 0 < defaults.scale < float("inf"):
+        raise ValueError(f"scale: expected a number > 0, got {defaults.scale}")
+    check_seed(defaults.seed, "seed")
+    jobs = []
+    for line in lines:
+        try:
+            jobs.append(defaults.job(line, rules))
+        except ValueError as error:
+            own = line.where and (line.height, line.width, line.num_frames) != (None, None, None)
+            raise ValueError(f"prompts: {line.where}: {error}" if own else str(error)) from None
+    check_distinct((job.name, line.where) for job, line in zip(jobs, lines, strict=True))
+    return jobs
+
+
+class VideoFolder:
+    """Where videos go.
+
+    Args:
+        root: the folder; made on the first write.
+        settings: what the videos depend on besides their jobs: options, and the identities of the models.
+        overwrite: make a video anew where one of the same name was made otherwise, instead of refusing.
+        stages: of each video further files `<stage>/<name>.mp4`, without which it is not finished.
+        sheet: likewise `<name>.jpg`.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        settings: Mapping[str, Any],
+        overwrite: bool = False,
+        stages: Sequence[str] = (),
+        sheet: bool = False,
+    ) -> None:
+        self.root, self.overwrite, self.stages, self.sheet = root, overwrite, tuple(stages), sheet
+        # As JSON gives it back, tuples as lists: it is compared with what a file says.
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self._claims = ClaimedFiles(root / ".claims")
+
+    def recipe(self, job: VideoJob) -> dict[str, Any]:
+        """What decides every pixel of a video, but for the rounding of one device and another."""
+        return {**asdict(job), **self.settings}
+
+    def video(self, job: VideoJob) -> Path:
+        """The file of a video."""
+        return self.root / f"{job.name}.mp4"
+
+    def stage_video(self, job: VideoJob, stage: str) -> Path:
+        """The file of what a stage before the last made."""
+        return self.root / stage / f"{job.name}.mp4"
+
+    def is_done(self, job: VideoJob) -> bool:
+        """Whether a video, and what else is wanted of it, is there and was made by its recipe.
+
+        Raises:
+            ValueError: one is there that was made otherwise, and may not be overwritten.
+        """
+        path = self.video(job)
+        try:
+            about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return False
+        found = about.get("recipe") if isinstance(about, dict) else None
+        if not (isinstance(found, dict) and path.is_file()):
+            return False
+        other = _differences(found, self.recipe(job))
+        if other and not self.overwrite:
+            was = "; ".join(other[:3]) + ("; ..." if len(other) > 3 else "")
+            raise ValueError(
+                f"{path} was made otherwise ({was}); choose another --output, or --overwrite true to replace it"
+            )
+        if about.get("sha256") not in (None, file_digest(path)):
+            return False  # cut short since, by a full disk or a copy that broke off
+        more = [self.stage_video(job, stage) for stage in self.stages]
+        more += [path.with_suffix(".jpg")] if self.sheet else []
+        return not other and all(file.is_file() for file in more)
+
+    @contextmanager
+    def claim(self, job: VideoJob, *, wait: bool = False) -> Iterator[bool]:
+        """Ask to be the one that makes a video, and clear away what a killed process left of it.
+
+        Yields:
+            True when this caller alone may write it until the block ends; False when another one is making it.
+        """
+        digest = text_digest(job.name.casefold())
+        with self._claims.claim(digest, wait=wait) as mine:
+            if mine:
+                for folder in (self.root, *(self.root / stage for stage in self.stages)):
+                    remove_unfinished(folder)
+                    for left in folder.glob(f".{glob.escape(job.name)}.*"):
+                        left.unlink(missing_ok=True)
+            yield mine
+
+
+def _differences(found: Any, wanted: Any, key: str = "") -> list[str]:
+    """What two recipes say otherwise, in words."""
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        inside = [
+            _differences(found.get(name), wanted.get(name), f"{key}.{name}" if key else name)
+            for name in {**found, **wanted}
+        ]
+        return [difference for differences in inside for difference in differences]
+    if found == wanted:
+        return []
+    was, now = (textwrap.shorten(repr(value), 40, placeholder="...") for value in (found, wanted))
+    return [f"{key} {was}, now {now}"]
+
+
+@dataclass
+class JobTotals:
+    """What a run did: videos made here, and those that were there or that another process made."""
+
+    made: int = 0
+    there: int = 0
+
+
+def run_jobs(jobs: Sequence[VideoJob], folder: VideoFolder, make: Callable[[VideoJob], None]) -> JobTotals:
+    """Make every video that is missing; when it returns all are there, whoever made them.
+
+    What another process is making is left for the end, and made here should that one die.
+
+    Args:
+        jobs: the videos.
+        folder: where they go.
+        make: makes one, and writes its files.
+    """
+    totals, waiting = JobTotals(), list(jobs)
+    for wait in (False, True):
+        left = []
+        for job in waiting:
+            if folder.is_done(job):
+                totals.there += 1
+                continue
+            with folder.claim(job, wait=wait) as mine:
+                if folder.is_done(job):
+                    totals.there += 1
+                elif mine:
+                    make(job)
+                    totals.made += 1
+                else:
+                    left.append(job)
+        waiting = left
+    return totals

@@ -1,0 +1,147 @@
+"""LuVePipeline's work on latents without denoising: their sizes, upsampling and decoding."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+
+from luve_lightning.cascade.luve_run import VideoType
+from luve_lightning.cascade.luve_speed import LuVeSpeed
+from luve_lightning.functional.interpolation import Size3d, interpolate_latents
+from luve_lightning.functional.resize import resize_video
+from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.transformer import check_token_grid
+from luve_lightning.models.wan_tiles import bring_to_device
+
+UpsamplingName = Literal["vluer", "latent", "rgb"]
+
+
+class LuVeLatents(LuVeSpeed):
+    """Stage 2 and the decoding; see LuVeComponents for the rest."""
+
+    @torch.no_grad()
+    def upsample(
+        self,
+        latents: Tensor,
+        size: tuple[int, int],
+        num_frames: int | None = None,
+        method: UpsamplingName = "vluer",
+    ) -> Tensor:
+        """Stage 2, VLU: latents of a larger video.
+
+        Args:
+            latents: normalised, B x C x t x h x w.
+            size: height and width of the larger video in pixels.
+            num_frames: of the larger video; those of `latents` when None.
+            method: "vluer"; or the paper's baselines, "latent" (linear interpolation of the latents) and "rgb"
+                (bicubic interpolation of the decoded video, encoded again).
+
+        Returns:
+            Normalised latents, float32.
+
+        Raises:
+            ValueError: for a size that is impossible, or a method that is.
+        """
+        self.check_upsampling(method)
+        frames = self._codec().pixel_size(*latents.shape[2:])[0] if num_frames is None else num_frames
+        self.size_rules.check(frames, height=size[0], width=size[1])
+        target = self._codec().latent_size(frames, *size)
+        latents = latents.to(self._execution_device, torch.float32)
+        if method == "vluer":
+            assert self.vluer is not None
+            upsampled = self.vluer(latents, target)
+        elif method == "latent":
+            upsampled = interpolate_latents(latents, target, "bilinear")
+        else:
+            upsampled = self._upsampled_pixels(latents, (frames, *size))
+        self.maybe_free_model_hooks()
+        return upsampled
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, output_type: VideoType = "np") -> Any:
+        """The video of latents.
+
+        Args:
+            latents: normalised, B x C x t x h x w.
+            output_type: as in diffusers' pipelines, with values in [0, 1]: "np", float32 B x T x H x W x 3; "pt",
+                float32 B x T x 3 x H x W; "pil", a list of B lists of T images. "latent" gives the latents back.
+
+        Raises:
+            ValueError: for another output type.
+        """
+        self.check_output_type(output_type)
+        if output_type == "latent":
+            return latents
+        video = self._pixels(latents, on_device=output_type == "pt")
+        self.maybe_free_model_hooks()
+        return self.video_processor.postprocess_video(video, output_type)
+
+    def _codec(self) -> LatentCodec:
+        """The VAE with its normalisation, on the VAE's device."""
+        return LatentCodec(self.vae, self.decode_tile).to(self.vae.device)
+
+    def _awake_codec(self) -> LatentCodec:
+        """The codec on the device where it is to run, also where models are offloaded."""
+        bring_to_device(self.vae)  # the codec runs the VAE's parts, which no hook of accelerate sees
+        return self._codec()
+
+    def _pixels(self, latents: Tensor, on_device: bool = True) -> Tensor:
+        """Video in [-1, 1], float32, B x 3 x T x H x W; a tiled one may be gathered on the CPU."""
+        codec = self._awake_codec()
+        latents = latents.to(self.vae.device, torch.float32)
+        if self.decode_tile is None or on_device:
+            return codec.decode(latents)
+        return codec.decode(latents, out=torch.empty(len(latents), 3, *codec.pixel_size(*latents.shape[2:])))
+
+    def _upsampled_pixels(self, latents: Tensor, size: Size3d) -> Tensor:
+        """The paper's RGB interpolation: bicubic in space, linear in time where the number of frames changes."""
+        video = resize_video(self._pixels(latents), size[1:])
+        if video.shape[2] != size[0]:
+            video = interpolate_latents(video, size, "bilinear")
+        return self._awake_codec().encode(video)
+
+    def check_upsampling(self, method: str) -> None:
+        """Refuse an unknown way of upsampling, and the VLUer where there is none."""
+        if method not in get_args(UpsamplingName):
+            raise ValueError(
+                f"upsampling: expected one of {', '.join(get_args(UpsamplingName))}, got {method!r}"
+            )
+        if method == "vluer" and self.vluer is None:
+            raise ValueError(
+                "upsampling: the pipeline has no VLUer: give vluer= to from_pretrained, or upsample by latent or rgb"
+            )
+
+    @staticmethod
+    def check_output_type(output_type: str) -> None:
+        """Refuse an unknown type of output."""
+        if output_type not in get_args(VideoType):
+            raise ValueError(
+                f"output_type: expected one of {', '.join(get_args(VideoType))}, got {output_type!r}"
+            )
+
+    def check_tokens(self, transformer: WanTransformer3DModel, latents: Size3d) -> None:
+        """Refuse latents that the transformer would crop, or that cannot be spread over devices."""
+        tokens = math.prod(check_token_grid(transformer, latents))
+        if tokens % self.context_parallel_degree:
+            raise ValueError(
+                f"{tokens} tokens do not divide among {self.context_parallel_degree} devices: expected another size "
+                "or number of devices"
+            )
+
+    def check_size(
+        self, transformer: WanTransformer3DModel, size: tuple[int, int, int], prefix: str = ""
+    ) -> None:
+        """Refuse frames, height and width in pixels that the models would crop, naming the nearest possible ones.
+
+        Args:
+            transformer: that runs at this size.
+            size: frames, height, width.
+            prefix: of the arguments' names in the message.
+        """
+        sides = {f"{prefix}height": size[1], f"{prefix}width": size[2]}
+        self.size_rules.check(size[0], **sides)
+        self.check_tokens(transformer, self._codec().latent_size(*size))

@@ -1,0 +1,322 @@
+"""`luve ablate`: runs the rows of one of the paper's tables, and writes the table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from luve_lightning.ablations.contents import Contents
+from luve_lightning.ablations.graph import Plan, Planner, Use, without
+from luve_lightning.ablations.job_array import JobOptions, array_lines, stage_jobs, submit
+from luve_lightning.ablations.local_runner import LocalRunner, Slots
+from luve_lightning.ablations.results import Results, collect, finished_rows, result_rows
+from luve_lightning.ablations.results_files import Provenance, write_results
+from luve_lightning.ablations.stage_process import is_done
+from luve_lightning.ablations.table import Table
+from luve_lightning.ablations.table_files import TABLE_FILE, read_table
+from luve_lightning.checkout import revision_in_words
+from luve_lightning.cli.ablate_output import RunWatcher, dry_run_lines, results_lines, start_line, uses
+from luve_lightning.cli.compose import compose
+from luve_lightning.cli.errors import did_you_mean
+from luve_lightning.cli.run_verb import refusal
+from luve_lightning.cli.sweep_run import sweep_run
+from luve_lightning.files import text_digest
+from luve_lightning.machine import cores
+
+TABLES = Path("experiments/ablations")
+RESULTS = Path("experiments/results")
+PROGRAM = (sys.executable, "-m", "luve_lightning")
+_JOB = JobOptions()
+_PACKAGES = ("luve-lightning", "torch", "lightning", "diffusers", "transformers", "peft", "numpy", "scipy")
+
+
+def ablate(
+    table: str,
+    rows: str | list[str] | None = None,
+    seeds: str | int | list[int] | None = None,
+    settings: dict[str, Any] | None = None,
+    stages: dict[str, Any] | None = None,
+    metrics: dict[str, Any] | None = None,
+    world: str | None = None,
+    results: str | None = None,
+    output: Path | None = None,
+    folder: Path = Path("runs/ablations"),
+    slots: int = 0,
+    executor: Literal["local", "slurm"] = "local",
+    job: JobOptions = _JOB,
+    dry_run: bool = False,
+) -> None:
+    """Runs the rows of a table, each for several seeds, and writes the means with intervals beside the paper's values.
+
+    The table may stand as a word of its own: luve ablate experts --rows full,without_lfe. Each row is a graph of luve
+    commands; what rows, seeds and tables have in common is run once and kept by a hash of all that it depends on, so a
+    run that was stopped goes on, and a second one runs what is new. Every command's output is in its folder's log.txt.
+    A row that fails is reported at the end, with exit code 1, and stops no other.
+
+    Args:
+        table: Folder under experiments/ablations, or the path of one, or of its table.yaml.
+        rows: Names, separated by commas; default all.
+        seeds: Whole numbers, separated by commas; default the table's.
+        settings: Laid over the table's settings: --settings.train_steps 20, or a file with --config.
+        stages: Laid over the table's stages.
+        metrics: Laid over the table's metrics.
+        world: Replaces the table's sentence on whose numbers these are.
+        results: Replaces the table's folder of results.
+        output: The table, ending in .csv; .json and .md go beside it. Default
+            experiments/results/<results>/<table>.csv for the whole table as its files say; for a part of it, or with
+            a row failed, <folder>/<table>/<table>.csv, with something laid over <table>-<hash>.csv.
+        folder: Of the stages' results, as stages/<stage>-<hash>.
+        slots: Stages that run at the same time; 0 is one a GPU, or one on a CPU.
+        executor: local runs here, slurm submits job arrays through submitit.
+        job: What each job asks for.
+        dry_run: Only print the commands, in order, and check that each one's configuration is accepted.
+    """
+    changes = _changes(
+        {"settings": settings, "stages": stages, "metrics": metrics, "world": world, "results": results}
+    )
+    found = read_table(find_table(table), changes)
+    names = _names(rows, list(found.rows), "rows")
+    wanted = _numbers(seeds, found.seeds)
+    if slots < 0:
+        raise ValueError(f"slots: expected 0 or more, got {slots}")
+    if output is not None and output.suffix != ".csv":
+        raise ValueError(f"output: expected a file that ends in .csv, got {output}")
+    planner = Planner(found, folder, compose, Contents(folder))
+    run = _Run(planner, dict.fromkeys(wanted, names), Console(emoji=False))
+    if dry_run:
+        run.tell_commands(executor, job)
+        return
+    whole = not changes and set(names) == set(found.rows) and set(wanted) >= set(found.seeds)
+    # Runs that are not of the same table do not replace each other's.
+    stem = f"{found.name}-{_digest(changes)}" if changes else found.name
+    partial = folder / found.name / f"{stem}.csv"
+    targets = _Targets(
+        output or (RESULTS / found.results / partial.name if whole else partial), output or partial
+    )
+    if executor == "slurm":
+        run.submit(job, targets, folder / "jobs")
+    else:
+        with sweep_run(found.name, names, wanted) as log:
+            log(run.here(_slots(slots), targets).values)
+
+
+def find_table(table: str) -> Path:
+    """The folder of a table.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(table)
+    for folder in (TABLES / table, path, path.parent):
+        if (folder / TABLE_FILE).is_file() and (folder != path.parent or path.name == TABLE_FILE):
+            return folder
+    known = sorted(file.parent.name for file in TABLES.glob(f"*/{TABLE_FILE}"))
+    raise FileNotFoundError(f"table: no {TABLES / table / TABLE_FILE}{did_you_mean(table, known)}")
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """Where the table goes: when every row and seed is there, and when some are missing."""
+
+    whole: Path
+    partial: Path
+
+
+@dataclass(frozen=True)
+class TableWriter:
+    """Writes the table of what is there; the last job of a job array.
+
+    Attributes:
+        planner: of the table.
+        wanted: rows of each seed that were asked for.
+        rows: these, and others that were finished before.
+        targets: see there.
+        provenance: of the run.
+    """
+
+    planner: Planner
+    wanted: Mapping[int, Sequence[str]]
+    rows: Mapping[int, Sequence[str]]
+    targets: _Targets
+    provenance: Provenance
+
+    def __call__(self, reasons: Mapping[Use, str] | None = None) -> Path | None:
+        """Write it and return the path of the CSV; None where no row is finished, which replaces no table."""
+        found = collect(self.planner, self.rows)
+        if not any(found.values.values()):
+            return None
+        failed: dict[str, dict[int, str]] = {}
+        for seed, names in self.wanted.items():
+            for row in names:
+                if seed not in found.values.get(row, {}):
+                    reason = (reasons or {}).get((row, seed), "not finished; see the logs of its stages")
+                    failed.setdefault(row, {})[seed] = reason
+        path = self.targets.partial if failed else self.targets.whole
+        write_results(self.planner.table, found, failed, self.provenance, path)
+        return path
+
+
+class _Run:
+    """One call of the command."""
+
+    def __init__(self, planner: Planner, wanted: Mapping[int, Sequence[str]], console: Console) -> None:
+        self.planner, self.wanted, self.console = planner, wanted, console
+        self.table: Table = planner.table
+        there = finished_rows(planner, {seed: list(self.table.rows) for seed in wanted})
+        # Finished rows cost nothing more, and stay in the table.
+        self.rows = {
+            seed: [row for row in self.table.rows if row in names or row in there[seed]]
+            for seed, names in wanted.items()
+        }
+
+    def plan(self, lost: Collection[Use] = ()) -> Plan:
+        return self.planner.plan(without(self.rows, lost))
+
+    def tell_commands(self, executor: str, options: JobOptions) -> None:
+        plan = self.plan()
+        if executor == "local":
+            lines = dry_run_lines(plan, PROGRAM)
+        else:
+            lines = array_lines(stage_jobs(self.planner, plan, self.rows, PROGRAM, {}), options)
+        print("\n".join(lines), flush=True)
+        refused: dict[str, list[str]] = {}
+        for stage in plan.stages.values():
+            if not is_done(stage) and (why := refusal(stage.words)):
+                refused.setdefault(f"{stage.name}: {why}", []).append(f"{stage.label} ({uses(stage)})")
+        for error, places in refused.items():
+            more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+            print(f"luve ablate: error: would fail: {error}; in {places[0]}{more}", file=sys.stderr)
+        if refused:
+            raise SystemExit(2)
+
+    def here(self, slots: Slots, targets: _Targets) -> Results:
+        self._tell(f"{self.table.title}\n{start_line(self.plan(), slots)}")
+        watcher = RunWatcher(self.console)
+        runner = LocalRunner(self.plan, slots, PROGRAM, _facts(), watcher)
+        try:
+            with watcher:
+                outcome = runner.run()
+        except (KeyboardInterrupt, SystemExit):
+            stages = self.plan().stages.values()
+            done = sum(map(is_done, stages))
+            self._tell(
+                f"stopped; {done} of {len(stages)} stages are finished, the same command goes on from there"
+            )
+            raise
+        reasons = {use: failure.reason for use, failure in outcome.lost.items()}
+        found = self._finish(targets, reasons)
+        if outcome.failures:
+            raise SystemExit(1)
+        return found
+
+    def submit(self, options: JobOptions, targets: _Targets, folder: Path) -> None:
+        jobs = stage_jobs(self.planner, self.plan(), self.rows, PROGRAM, _facts())
+        writer = TableWriter(self.planner, self.wanted, self.rows, targets, _provenance())
+        ids = submit(jobs, writer, folder, options)
+        if options.cluster != "slurm":
+            self._finish(targets, {})
+            if any(not is_done(stage) for stage in self.plan().stages.values()):
+                raise SystemExit(1)
+            return
+        arrays = ", ".join(f"{number} ({len(some)} jobs)" for number, some in zip(ids, jobs, strict=False))
+        self._tell(
+            f"submitted: arrays {arrays}, then {ids[-1]}, which writes {targets.whole}\n"
+            f"logs: {folder} and log.txt in each stage's folder; the same command later runs what failed"
+        )
+
+    def _finish(self, targets: _Targets, reasons: Mapping[Use, str]) -> Results:
+        # Not those that failed here, even if another program has made them since: the evaluations are without them.
+        rows = without(self.rows, reasons)
+        path = TableWriter(self.planner, self.wanted, rows, targets, _provenance())(reasons)
+        found = collect(self.planner, rows)
+        if path is None:
+            self._tell("no row is finished: no table is written")
+        else:
+            for line in results_lines(self.table, result_rows(self.table, found.values), found.missing, path):
+                self.console.print(line, soft_wrap=isinstance(line, str), highlight=False, markup=False)
+        wanted = {(row, seed) for seed, names in self.wanted.items() for row in names}
+        bad = {use: why for use, why in reasons.items() if use in wanted}
+        if bad:
+            self._tell("\nfailed; the same command runs what is missing again:")
+            for (row, seed), why in sorted(bad.items()):
+                self._tell(f"  {row}, seed {seed}: {why}")
+        return found
+
+    def _tell(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _digest(changes: Mapping[str, Any]) -> str:
+    return text_digest(json.dumps(changes, sort_keys=True, default=str))[:8]
+
+
+def _changes(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _names(value: str | list[str] | None, known: list[str], key: str) -> list[str]:
+    if value is None:
+        return known
+    names = value.strip("[] ").split(",") if isinstance(value, str) else value
+    names = list(dict.fromkeys(name.strip() for name in names))
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{key}: no row {name!r}{did_you_mean(name, known)}")
+    return [name for name in known if name in names]
+
+
+def _numbers(value: str | int | list[int] | None, default: Sequence[int]) -> list[int]:
+    if value is None:
+        return list(default)
+    if isinstance(value, str):
+        words: list[Any] = value.strip("[] ").split(",")
+    else:
+        words = value if isinstance(value, list) else [value]
+    try:
+        numbers = [int(word) for word in words]
+    except ValueError:
+        raise ValueError(f"seeds: expected whole numbers such as 0,1,2, got {value!r}") from None
+    if not numbers or min(numbers) < 0:
+        raise ValueError(f"seeds: expected whole numbers >= 0, got {value!r}")
+    return list(dict.fromkeys(numbers))
+
+
+def _slots(count: int) -> Slots:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = tuple(str(number) for number in range(torch.cuda.device_count()))
+    if visible and gpus:
+        gpus = tuple(visible.split(","))[: len(gpus)]
+    return Slots(count or len(gpus) or 1, gpus, cores())
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    return f"{platform.machine()} CPU"
+
+
+def _facts() -> dict[str, str]:
+    return {"revision": revision_in_words(), "device": _device()}
+
+
+def _provenance() -> Provenance:
+    packages = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
+    return Provenance(
+        shlex.join(["luve", *sys.argv[1:]]),
+        revision_in_words(),
+        _device(),
+        {name: packages[name] for name in _PACKAGES if name in packages},
+        datetime.now(UTC).isoformat(timespec="seconds"),
+    )

@@ -1,0 +1,144 @@
+"""What `luve ablate` prints: how far it is, its commands, and the table."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from luve_lightning.ablations.graph import Plan, Stage
+from luve_lightning.ablations.local_runner import Slots, Standing
+from luve_lightning.ablations.stage_process import Failure, is_done, log_path
+from luve_lightning.ablations.table import Table
+from luve_lightning.evaluation.tables import table_rich
+
+_MOST_USES = 3
+
+
+class RunWatcher:
+    """A line for each stage that ends, and on a terminal one below them that says what runs.
+
+    Args:
+        console: where to.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._status = console.status("") if console.is_terminal else None
+
+    def __enter__(self) -> RunWatcher:
+        if self._status:
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._status:
+            self._status.stop()
+
+    def standing(self, standing: Standing) -> None:
+        """See Watcher."""
+        if self._status:
+            running = ", ".join(
+                f"{name} x {count}" if count > 1 else name for name, count in sorted(standing.running.items())
+            )
+            text = (
+                f"{standing.done} of {standing.total} stages{_left(standing)}; running: {running or 'none'}"
+            )
+            self._status.update(text)
+
+    def finished(self, stage: Stage, seconds: float, standing: Standing) -> None:
+        """See Watcher."""
+        self._tell(
+            f"{standing.done} of {standing.total}  {stage.label} ({uses(stage)})  {seconds:.0f} s{_left(standing)}"
+        )
+
+    def failed(self, failure: Failure) -> None:
+        """See Watcher."""
+        lines = [f"FAILED  {failure.stage.label} ({uses(failure.stage)}), exit status {failure.code}"]
+        lines += [f"    {line}" for line in failure.tail]
+        self._tell("\n".join([*lines, f"    log: {log_path(failure.stage)}"]))
+
+    def _tell(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def uses(stage: Stage) -> str:
+    """What a stage is run for, in words."""
+    rows = list(dict.fromkeys(row for row, _ in sorted(stage.uses)))
+    seeds = sorted({seed for _, seed in stage.uses})
+    names = ", ".join(rows) if len(rows) <= _MOST_USES else f"{len(rows)} rows"
+    return f"{names}; seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
+def start_line(plan: Plan, slots: Slots) -> str:
+    """What is about to run: the first stage may take minutes."""
+    missing = sum(not is_done(stage) for stage in plan.stages.values())
+    if not missing:
+        return f"all {len(plan.stages)} stages are finished already"
+    at_once = "one at a time" if slots.count == 1 else f"{slots.count} at the same time"
+    return f"{missing} of {len(plan.stages)} stages to run, {at_once}"
+
+
+def dry_run_lines(plan: Plan, program: Sequence[str]) -> list[str]:
+    """Every command in an order in which they can be run, with what it is for."""
+    lines = []
+    for stage in plan.stages.values():
+        done = "done already: " if is_done(stage) else ""
+        lines.append(f"# {done}{stage.label} ({uses(stage)})")
+        lines.append(shlex.join([*program, *stage.words]))
+    missing = sum(not is_done(stage) for stage in plan.stages.values())
+    lines.append(f"# {missing} of {len(plan.stages)} stages to run")
+    return lines
+
+
+def results_lines(
+    table: Table, rows: Sequence[dict[str, Any]], missing: Mapping[str, str], path: Path
+) -> list[str | RichTable]:
+    """The table, a part a metric, what it could not hold, and where all of it is."""
+    lines: list[str | RichTable] = []
+    for metric in table.metrics.values():
+        own = [row for row in rows if row["metric"] == metric.name]
+        if not own:
+            continue
+        columns = ["row", "mean", "±", "difference", "its ±"]
+        columns += ["paper's", "direction"] if metric.paper else []
+        unit = f", {metric.unit}" if metric.unit else ""
+        beside = f" (paper's: {metric.paper})" if metric.paper else ""
+        title = f"{metric.name}{unit}, {metric.better} is better{beside}"
+        short = [{key: value for key, value in _shown(row).items() if key in columns} for row in own]
+        # A line of its own: a table breaks its title at the width of its columns.
+        lines += ["", title, table_rich(columns, short)]
+    lines += [f"not measured: {name}: {why}" for name, why in missing.items()]
+    about = f"±: half the 95 % interval over seeds; differences are from {table.reference}, paired by seed"
+    lines += ["", about, table.world, f"{path.name}, {path.stem}.json and {path.stem}.md in {path.parent}"]
+    return lines
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the table in few columns: the intervals are as wide to either side."""
+    apart = None if row["difference"] is None else row["difference_high"] - row["difference"]
+    return {
+        "row": row["row"],
+        "mean": row["mean"],
+        "±": row["high"] - row["mean"],
+        "difference": row["difference"],
+        "its ±": apart,
+        "paper's": row["paper_difference"],
+        "direction": row["direction"],
+    }
+
+
+def _left(standing: Standing) -> str:
+    if standing.seconds_left is None or standing.done == standing.total:
+        return ""
+    minutes = standing.seconds_left / 60
+    if minutes < 1:
+        return f", about {standing.seconds_left:.0f} s left"
+    return f", about {minutes:.0f} min left" if minutes < 120 else f", about {minutes / 60:.1f} h left"

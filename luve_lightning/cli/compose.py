@@ -1,0 +1,307 @@
+"""Composes configuration files and `--key value` options into one plain mapping.
+
+The order is: files in the order given, each over those it extends, then options, then interpolations. So
+`${trainer.default_root_dir}` in a base file follows an override in a later file or on the command line, and an option
+can reach into a dictionary of components (`--callbacks.checkpoint.save_top_k 3`). jsonargparse then checks the result
+against the signatures.
+
+A text that a user writes is data: the value of an option whose type is `str` is taken as it stands. `null` stands for
+null where the type allows it, but in a prompt it is a word: only a file switches a prompt off.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from luve_lightning.cli.keys import COMPONENT_KEYS, Keys, Text, Verbatim, read_texts
+from luve_lightning.cli.signatures import Parameter
+from luve_lightning.config_files import SWITCHED_OFF, CompositionError, merge, parse_yaml, read_config
+
+_OPTION = re.compile(r"--[^\s=]+(=|$)")  # a key holds no space, so `--a cat` is a text
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
+# OmegaConf's words around what a resolver raised, such as "Environment variable 'X' not found".
+_RAISED = re.compile(r"\w+ raised while resolving interpolation: [\"']?(.*?)[\"']?")
+_MISSING = "${oc.decode:\"'???'\"}"  # the text ???, which OmegaConf reads as a value that must be given
+
+
+class Flag(str):
+    """The value of an option that was given none: `--flag` is `--flag true`."""
+
+
+@dataclass
+class Arguments:
+    """The words after a verb, sorted.
+
+    Attributes:
+        files: Values of `--config`, in order.
+        options: `--key value` pairs, in order, values as text.
+        help: Whether `--help` was given.
+        class_help: `(key, class path)` when `--KEY.help CLASS` was given.
+        print_config: Whether `--print_config` was given.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    options: list[tuple[str, str]] = field(default_factory=list)
+    help: bool = False
+    class_help: tuple[str, str] | None = None
+    print_config: bool = False
+
+
+def read_arguments(words: Sequence[str], positional: str | None = None) -> Arguments:
+    """Sorts the words after a verb into files, options and requests for help.
+
+    Args:
+        words: For example `["--config", "a.yaml", "--model.lr=1e-4", "--flag"]`. An option without a value
+            is true. A value that begins with `--` is one where it holds a space; else it is given as `--key=--value`.
+            What follows the word `--` is no option.
+        positional: The option whose value may stand without its name, once. None: there is none.
+
+    Raises:
+        CompositionError: On a word that belongs to no option, or `--config` without a file.
+    """
+    result = Arguments()
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "-c":
+            word = "--config"
+        if word in ("-h", "--help"):
+            result.help = True
+            continue
+        if word == "--print_config":
+            result.print_config = True
+            continue
+        if word == "--" and rest:
+            for own in rest:
+                _add_positional(result, positional, own)
+            break
+        if not _OPTION.match(word):
+            if word.startswith("--") or (word.startswith("-") and not re.search(r"\s", word)):
+                raise CompositionError(f"unexpected argument {word!r}; options look like --key value")
+            _add_positional(result, positional, word)
+            continue
+        key, equals, value = word[2:].partition("=")
+        takes_next = not equals and bool(rest) and not _OPTION.match(rest[0]) and rest[0] != "--"
+        if takes_next:
+            value = rest.pop(0)
+        if key.endswith(".help"):
+            result.class_help = (key.removesuffix(".help"), value)
+        elif key == "config":
+            if not value:
+                raise CompositionError("--config: expected a YAML file")
+            result.files.append(Path(value))
+        else:
+            result.options.append((key, value if equals or takes_next else Flag("true")))
+    return result
+
+
+def _add_positional(arguments: Arguments, positional: str | None, word: str) -> None:
+    if positional is None:
+        raise CompositionError(f"unexpected argument {word!r}; options look like --key value")
+    if any(key == positional for key, _ in arguments.options):
+        raise CompositionError(f"unexpected argument {word!r}; {positional} is given already, quote it")
+    arguments.options.append((positional, word))
+
+
+def named_options(options: Iterable[tuple[str, str]], keys: Sequence[str]) -> list[tuple[str, str]]:
+    """Turns `--videos NAME=VALUE`, which may be repeated, into `--videos.NAME VALUE`.
+
+    Args:
+        options: As `read_arguments` gives them.
+        keys: Of the dictionaries for which that is done.
+
+    Raises:
+        CompositionError: When the text is no NAME=VALUE, the name has a dot, which would be a key inside, or two
+            values have one name.
+    """
+    result: list[tuple[str, str]] = []
+    for key, text in options:
+        if key in keys and text != "null" and not text.startswith("{"):
+            name, equals, value = text.partition("=")
+            if not (name and equals and value) or "." in name:
+                raise CompositionError(f"--{key}: expected NAME=VALUE with no dot in the name, got {text!r}")
+            key, text = f"{key}.{name}", value
+            if others := [other for known, other in result if known == key and other != value]:
+                raise CompositionError(f"--{key}: given twice, as {others[0]!r} and {value!r}")
+        result.append((key, text))
+    return result
+
+
+def compose(
+    files: Iterable[Path], options: Iterable[tuple[str, str]] = (), keys: Keys | None = None
+) -> dict[str, Any]:
+    """Merges files, then options, then resolves interpolations.
+
+    Args:
+        files: YAML files. Mappings merge key by key, everything else (lists too) is replaced.
+        options: Dotted keys and their text. `null` is null, text that starts with `{` is read as YAML, any other
+            text is kept as it is, for the key's type to read.
+        keys: Says which keys are texts, which are then taken literally and become `Text`, and which are paths, in
+            which `~` is expanded. None: nothing is known of the keys.
+
+    Returns:
+        A plain mapping without interpolations.
+
+    Raises:
+        CompositionError: When a file is missing or malformed, an option contradicts the structure, an
+            interpolation points nowhere or a `???` value was not given.
+    """
+    config: Any = {}
+    for file in files:
+        config = merge(config, read_config(file))
+    try:
+        for key, text in options:
+            _set_option(config, key, text, keys.at if keys is not None else None)
+        resolved = _resolve(_without_switched_off(config))
+        if keys is not None:
+            read_texts(resolved, keys)
+    except RecursionError:
+        raise CompositionError("the configuration is nested too deeply") from None
+    return resolved
+
+
+def escaped(value: Any) -> Any:
+    """A configuration whose texts `compose` reads back as they are: `${` and `???` in them mean nothing."""
+    if isinstance(value, Mapping):
+        return {key: escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [escaped(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    return _MISSING if value == "???" else _INTERPOLATION.sub(lambda found: found[1] * 2 + r"\${", value)
+
+
+def drop_nulls(config: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Removes the entries switched off with null from the dictionaries named, e.g. `callbacks`."""
+    named = {key: config[key] or {} for key in keys if key in config}
+    for key, entries in named.items():
+        if not isinstance(entries, dict):
+            raise CompositionError(f"{key}: expected a dictionary of components by name, got {entries!r}")
+    return {**config, **{key: {n: v for n, v in d.items() if v is not None} for key, d in named.items()}}
+
+
+def _set_option(
+    config: dict[str, Any],
+    key: str,
+    text: str,
+    parameter_at: Callable[[Mapping[str, Any], Sequence[str]], Parameter | None] | None = None,
+) -> None:
+    """Sets one dotted key in place, adding `init_args` where the key leaves it out."""
+    node, parts = config, key.split(".")
+    if not all(parts):
+        raise CompositionError(f"--{key}: expected a key such as --model.lr")
+    parameter = parameter_at(config, parts) if parameter_at is not None else None
+    if isinstance(text, Flag) and parameter is not None and (parameter.holds_texts or parameter.is_path):
+        raise CompositionError(
+            f"--{key}: expected a value; one that begins with -- is given as --{key}=VALUE"
+        )
+    for depth, part in enumerate(parts):
+        if isinstance(node.get("class_path"), str) and part not in COMPONENT_KEYS:
+            node = node.setdefault("init_args", {})
+        child = node.get(part)
+        if depth == len(parts) - 1:
+            node[part] = merge(child, _value(key, text, child, parameter))
+            return
+        if child is None:
+            child = node[part] = {}
+        elif isinstance(child, str):  # a class given by its path alone: `--model my.Module --model.lr 1e-3`
+            child = node[part] = {"class_path": child}
+        inside = ".".join(parts[: depth + 1])
+        if child is SWITCHED_OFF:
+            raise CompositionError(
+                f"--{key}: {inside} is switched off by null in a file; --{inside} CLASS before it switches it on again"
+            )
+        if not isinstance(child, dict):
+            raise CompositionError(f"--{key}: {inside} is {child!r} and has no keys inside")
+        node = child
+
+
+def _value(key: str, text: str, current: Any, parameter: Parameter | None) -> Any:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise CompositionError(f"--{key}: expected a text in UTF-8, got {text!r}") from None
+    if parameter is not None and parameter.is_text:
+        return _text(text, parameter)
+    if text == "null":
+        return None
+    if not text.startswith("{"):
+        is_component = isinstance(current, dict) and "class_path" in current
+        value: Any = {"class_path": text} if is_component else str(text)  # not a Flag
+    else:
+        value = parse_yaml(text, f"--{key}")
+    return _verbatim(value) if parameter is not None and parameter.holds_texts else value
+
+
+def _text(text: str, parameter: Parameter) -> Text | None:
+    return None if text == "null" and parameter.may_be_null and not parameter.is_prompt else Text(text)
+
+
+def _verbatim(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _verbatim(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_verbatim(item) for item in value]
+    return Verbatim(value) if isinstance(value, str) else value
+
+
+def _without_switched_off(node: Any, by_name: bool = False) -> Any:
+    """Removes switched-off components from dictionaries by name; elsewhere (an argument of a class) they are null."""
+    if isinstance(node, dict):
+        kept = {key: value for key, value in node.items() if not (by_name and value is SWITCHED_OFF)}
+        return {key: _without_switched_off(value, key != "init_args") for key, value in kept.items()}
+    return None if node is SWITCHED_OFF else node
+
+
+def _resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Verbatim] = {}
+    hidden = _hide(dict(config), kept, uuid.uuid4().hex)
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(hidden), resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise CompositionError(f"{error.full_key}: required (??? in the file), but not given") from error
+    except OmegaConfBaseException as error:
+        what = str(error).splitlines()[0]
+        if raised := _RAISED.fullmatch(what):
+            what = raised[1]
+        raise CompositionError(f"{error.full_key}: {what}" if error.full_key else what) from error
+    assert isinstance(resolved, dict)
+    return {str(key): _show(value, kept) for key, value in resolved.items()}
+
+
+def _hide(value: Any, kept: dict[str, Verbatim], mark: str) -> Any:
+    """Puts a word of no meaning to OmegaConf in the place of each literal text, which `kept` then holds."""
+    if isinstance(value, dict):
+        return {key: _hide(item, kept, mark) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_hide(item, kept, mark) for item in value]
+    if not isinstance(value, Verbatim):
+        return value
+    word = f"text-{mark}-{len(kept)}-"
+    kept[word] = value
+    return word
+
+
+def _show(value: Any, kept: Mapping[str, Verbatim]) -> Any:
+    """Undoes `_hide`, also where another value quotes the text through an interpolation."""
+    if not kept:
+        return value
+    if isinstance(value, dict):
+        return {key: _show(item, kept) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_show(item, kept) for item in value]
+    if not isinstance(value, str):
+        return value
+    if value in kept:
+        return kept[value]
+    for word, text in kept.items():
+        value = value.replace(word, text)
+    return value

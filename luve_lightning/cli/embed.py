@@ -1,0 +1,119 @@
+"""`luve embed`: embeds captions with the text encoder, once."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+
+from luve_lightning.callbacks.cpu_threads import cpu_threads
+from luve_lightning.cli.environment import choose_device
+from luve_lightning.cli.open_index import check_folder, entries_of, open_index
+from luve_lightning.cli.progress import Steps
+from luve_lightning.data.captions import EmbedReport, captions_of, embed_captions
+from luve_lightning.data.check_entries import check_entries
+from luve_lightning.data.latent_store import StoreError
+from luve_lightning.data.text_store import TextKey, TextSource, TextStore
+from luve_lightning.data.video_index import Limits
+from luve_lightning.machine import decoding_threads
+from luve_lightning.models.text import TextEncoder
+
+Split = Literal["train", "val", "test"]
+
+
+def embed(
+    backbone: str,
+    index: Path,
+    store: Path,
+    columns: list[str] | None = None,
+    splits: list[Split] | None = None,
+    clips: Path | None = None,
+    keep: Limits = Limits(),  # noqa: B008  # frozen
+    length: int | None = None,
+    batch_size: int = 8,
+    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    threads: int = 2,
+    device: str = "auto",
+    check: bool = False,
+) -> None:
+    """Embeds captions with the backbone's text encoder and stores them, so that training needs no text encoder.
+
+    The empty caption, which classifier-free guidance needs, is always among them. What is stored already is
+    skipped, so an interrupted run goes on where it stopped. Several runs, one a GPU, may share a store: start each
+    with its own device, and when any of them ends, every caption is there.
+
+    Args:
+        backbone: Folder or hub id of the diffusers pipeline whose tokenizer and text encoder embed.
+        index: CSV with UltraVideo's columns.
+        store: Folder of the caption embeddings.
+        columns: Caption columns; default ["Summarized Description"].
+        splits: Which of train, val and test to embed; default all clips.
+        clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
+        keep: Which clips of the index to take.
+        length: Tokens that a caption is padded or cut to; default the tokenizer's own, at most Wan's 512.
+        batch_size: Captions embedded at once.
+        dtype: Dtype of the text encoder's weights and on disk. UMT5 was trained in bfloat16; float16 overflows.
+        threads: CPU threads that embed. Fixed, since embeddings differ in the last digit with it.
+        device: auto (a GPU if there is one), cpu, cuda or cuda:N.
+        check: Embed nothing; read every stored embedding of these captions and name those whose values are not what
+            was stored. The exit code is 2 when there are any.
+    """
+    started = time.perf_counter()
+    console = Console(emoji=False)
+    # Checked before minutes of loading.
+    if batch_size < 1 or (length is not None and length < 1):
+        raise ValueError(f"expected batch_size >= 1 and length >= 1, got {batch_size} and {length}")
+    check_folder("store", store)
+    target = choose_device(device)
+    entries = entries_of(open_index(console, index, clips, keep), splits)
+    captions = captions_of(entries, columns or ["Summarized Description"])
+    encoder = TextEncoder.from_pretrained(backbone, getattr(torch, dtype), length)
+    source = TextSource(encoder.fingerprint(), encoder.length, dtype)
+    console.print(
+        f"{len(captions)} captions, text encoder {source.encoder[:12]} on {target}", highlight=False
+    )
+    texts = TextStore(store)
+    if check:
+        _check(console, texts, [source.key(caption) for caption in captions], started)
+        return
+    texts.clean()
+    with cpu_threads(threads), Steps(console) as steps:
+        steps.begin("captions", len(captions))
+        report = embed_captions(encoder.to(target), texts, source, captions, batch_size, steps.advance)
+    # Last: whoever finds a record finds all its captions.
+    texts.record(source, backbone)
+    _print(console, store, source, report, time.perf_counter() - started)
+
+
+def _print(console: Console, store: Path, source: TextSource, report: EmbedReport, seconds: float) -> None:
+    cut = ""
+    if report.first_cut is not None:
+        caption, first = report.first_cut
+        cut = f"  cut            {report.cut} captions, for instance {caption[:40]!r}...: {first}\n"
+    console.print(
+        f"{store}\n"
+        f"  embedded       {report.embedded} captions, {report.bytes / 2**20:.1f} MiB\n{cut}"
+        f"  already there  {report.there}\n"
+        f"  seconds        {seconds:.0f}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+
+
+def _check(console: Console, texts: TextStore, keys: list[TextKey], started: float) -> None:
+    """Read all embeddings; raises StoreError when some are damaged."""
+    with Steps(console) as steps:
+        steps.begin("embeddings", len(keys))
+        found = check_entries(keys, texts.has, texts.check, decoding_threads(), steps.advance)
+    console.print(
+        f"{texts.root}\n{found.lines('embeddings', 'embed')}\n  seconds        {time.perf_counter() - started:.0f}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+    if complaint := found.complaint("embeddings", "embed"):
+        raise StoreError(complaint)

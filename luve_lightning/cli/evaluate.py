@@ -1,0 +1,210 @@
+"""`luve evaluate`: measures folders of videos, one a method, and compares them in a table."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torchmetrics import Metric
+
+from luve_lightning.checkout import revision_in_words
+from luve_lightning.cli.environment import choose_device
+from luve_lightning.cli.progress import Steps
+from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.evaluation.evaluation_files import write_report
+from luve_lightning.evaluation.evaluation_report import (
+    Report,
+    difference_rows,
+    missing_lines,
+    problem_lines,
+    warnings,
+    with_arrow,
+)
+from luve_lightning.evaluation.evaluation_summary import distances, summarise
+from luve_lightning.evaluation.measures import Skipped, prepare_measures
+from luve_lightning.evaluation.result_cache import ResultCache
+from luve_lightning.evaluation.runner import Runner
+from luve_lightning.evaluation.summary_table import Resampling
+from luve_lightning.evaluation.tables import format_value, table_rich
+from luve_lightning.evaluation.video_sets import VideoSets, find_video_sets
+from luve_lightning.machine import decoding_threads
+
+_SHOWN = 10  # problems of a kind on the terminal; the report has all
+
+
+def evaluate(
+    videos: dict[str, Path | None],
+    metrics: dict[str, Metric | None],
+    output: Path,
+    reference: Path | None = None,
+    prompts: Path | None = None,
+    compare: str = "all",
+    cache: Path | None = None,
+    seed: int = 0,
+    replicates: int = 1000,
+    frechet_replicates: int = 200,
+    num_workers: int | None = None,
+    memory_gib: float = 4.0,
+    device: str = "auto",
+) -> None:
+    """Measures folders of videos, one a method, and writes one table as CSV, Markdown, JSON and LaTeX.
+
+    Every value has its 95 % interval, a bootstrap over videos. Results of single videos are kept, so an interrupted
+    run goes on where it stopped, and a further method or metric measures only what is new. Videos that cannot be
+    read and metrics that cannot run here are named with the reason, in the report too.
+
+    Args:
+        videos: Folder of each method's videos, by its name: --videos NAME=DIR, repeated.
+        metrics: Metrics by name; null switches one off.
+        output: The table, ending in .csv; the other formats go beside it.
+        reference: Folder of the originals, matched by file name: what full-reference metrics and Fréchet distances
+            without a reference of their own compare with.
+        prompts: CSV or JSONL with the columns name and prompt; default a JSON file beside each video.
+        compare: Pairs of methods whose differences are told: "A,B" is A minus B, several are separated by ";".
+            "all" is every other method minus the first, "none" none.
+        cache: Folder of the results of single videos; default cache/ beside the table.
+        seed: Of the bootstrap.
+        replicates: Resamples for means.
+        frechet_replicates: Resamples for Fréchet distances, each of which decomposes a matrix.
+        num_workers: Threads that decode; default one a core, at most 8.
+        memory_gib: Bound on decoded frames waiting in memory; a single larger video is decoded all the same.
+        device: auto (a GPU if there is one), cpu, cuda or cuda:N.
+    """
+    started = time.perf_counter()
+    console = Console(emoji=False)
+    resampling = Resampling(seed, replicates, frechet_replicates)
+    threads = decoding_threads() if num_workers is None else num_workers
+    if threads < 1 or memory_gib <= 0:
+        raise ValueError(f"expected num_workers >= 1 and memory_gib > 0, got {threads} and {memory_gib:g}")
+    if output.suffix != ".csv":
+        raise ValueError(f"output: expected a file that ends in .csv, got {output}")
+    target = choose_device(device)
+    folders = {name: folder for name, folder in videos.items() if folder is not None}
+    sets = find_video_sets(folders, reference, prompts)
+    pairs = parse_pairs(compare, list(folders))
+    folder = cache if cache is not None else output.parent / "cache"
+    hashes, results = ClipHashes(folder), ResultCache(folder)
+    chosen = {name: metric for name, metric in metrics.items() if metric is not None}
+    if not chosen:
+        raise ValueError("metrics: expected at least one, by name")
+    measures, skipped = prepare_measures(chosen, target, bool(sets.originals), hashes.files, folder)
+    _announce(console, sets, skipped, target)
+    with Steps(console) as steps:
+        runner = Runner(sets, measures, skipped, results, hashes, target, threads, int(memory_gib * 2**30))
+        found = runner.run(lambda total: steps.begin("videos", total), steps.advance)
+        steps.begin("resamples", distances(found, list(folders), resampling))
+        summary = summarise(found, results, list(folders), pairs, resampling, steps.advance)
+    report = Report(sets, found, summary, resampling, _facts(sets, folders, reference, target))
+    if not any(report.videos(method) for method in folders):
+        _tell_problems(console, report)
+        raise ValueError(f"none of the videos of {', '.join(folders)} can be read")
+    files = write_report(report, output)
+    _tell(console, report, files, time.perf_counter() - started)
+
+
+def parse_pairs(text: str, methods: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of methods that an option asks for.
+
+    Args:
+        text: "all", "none", or "A,B;C,D".
+        methods: in the table's order.
+
+    Raises:
+        ValueError: something else, or a method that is not there.
+    """
+    if text == "none":
+        return []
+    if text == "all":
+        return [(method, methods[0]) for method in methods[1:]]
+    pairs = []
+    for part in text.split(";"):
+        names = [name.strip() for name in part.split(",")]
+        if len(names) != 2 or names[0] == names[1] or not set(names) <= set(methods):
+            raise ValueError(
+                f"compare: expected all, none or pairs such as A,B of {', '.join(methods)}, got {text!r}"
+            )
+        pairs.append((names[0], names[1]))
+    return pairs
+
+
+def _announce(console: Console, sets: VideoSets, skipped: Sequence[Skipped], device: torch.device) -> None:
+    counts = ", ".join(f"{method} {len(files)}" for method, files in sets.methods.items())
+    originals = f"; {len(sets.originals)} originals" if sets.originals else ""
+    console.print(f"videos: {counts}{originals}; on {device}", highlight=False, soft_wrap=True, markup=False)
+    if skipped:  # why, is told at the end and in the report
+        names = ", ".join(metric.name for metric in skipped)
+        console.print(f"cannot run here: {names}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _facts(
+    sets: VideoSets, folders: Mapping[str, Path], reference: Path | None, device: torch.device
+) -> dict[str, str]:
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    with_prompt = sum(name in sets.prompts for name in sets.names)
+    return {
+        "videos": ", ".join(f"{method} {folder}" for method, folder in folders.items()),
+        "reference": str(reference or "none"),
+        "prompts": f"of {with_prompt} of {len(sets.names)} names",
+        "device": name,
+        "revision": revision_in_words(),
+        "python": platform.python_version(),
+        "command": shlex.join(["luve", *sys.argv[1:]]),
+    }
+
+
+def _tell(console: Console, report: Report, files: Sequence[Path], seconds: float) -> None:
+    methods = list(report.sets.methods)
+    rows: list[dict[str, Any]] = [{"metric": "videos"} | {name: report.videos(name) for name in methods}]
+    rows += [
+        {"metric": with_arrow(m)} | {name: report.interval(m.name, name).value for name in methods}
+        for m in report.measures
+    ]
+    console.print()
+    console.print(table_rich(["metric", *methods], rows))
+    for line in warnings(report):
+        console.print(line, highlight=False)
+    if report.summary.differences:
+        _, differences = difference_rows(report)
+        sure = [row for row in differences if row["low"] > 0 or row["high"] < 0]
+        console.print(f"\nDifferences whose 95 % interval leaves out 0: {len(sure)} of {len(differences)}")
+        for row in sure:
+            ends = f"[{format_value(row['low'])}, {format_value(row['high'])}]"
+            text = f"  {row['metric']}: {row['first']} - {row['second']} = {format_value(row['difference'])} {ends}"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+    _tell_problems(console, report, next((path.name for path in files if path.suffix == ".md"), ""))
+    console.print(
+        f"\n{', '.join(path.name for path in files)} in {files[0].parent}\n"
+        f"  decoded        {report.found.decoded} videos\n"
+        f"  already there  {report.found.there}\n"
+        f"  unreadable     {len(report.unreadable)}\n"
+        f"  seconds        {seconds:.0f}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def _tell_problems(console: Console, report: Report, listed_in: str = "") -> None:
+    where = f", listed in {listed_in}" if listed_in else ""
+    skipped = [str(metric) for metric in report.found.skipped]
+    for title, lines in (
+        ("Not run", skipped),
+        ("Unreadable", problem_lines(report.unreadable)),
+        ("Not measured", problem_lines(report.unmeasured)),
+        ("Missing", missing_lines(report.sets)),
+    ):
+        if len(lines) > _SHOWN + 1:
+            lines = [*lines[:_SHOWN], f"... and {len(lines) - _SHOWN} more{where}"]
+        if lines:
+            console.print("\n".join([f"\n{title}:", *(f"  {line}" for line in lines)]),
+                          highlight=False, soft_wrap=True, markup=False)  # fmt: skip

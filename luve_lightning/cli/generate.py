@@ -1,0 +1,265 @@
+"""`luve generate`: prompts to videos by the cascade."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from luve_lightning.cascade.denoise import Guidance
+from luve_lightning.cascade.generation_jobs import (
+    JobTotals,
+    VideoDefaults,
+    VideoFolder,
+    VideoJob,
+    make_jobs,
+    run_jobs,
+)
+from luve_lightning.cascade.generation_run import CascadeRun, CascadeSettings, StageLatents
+from luve_lightning.cascade.lora_files import read_lora
+from luve_lightning.cascade.luve_speed import SpeedOptions
+from luve_lightning.cascade.model_identity import model_identity
+from luve_lightning.cascade.prompts import PromptLine, check_text, check_visible, read_prompt_file
+from luve_lightning.cascade.video_sizes import SizeRules
+from luve_lightning.cli.generate_run import (
+    Processes,
+    about_run,
+    cache_of,
+    command_of,
+    cut_lines,
+    cuts_of,
+    find_models,
+    load_pipeline,
+    recipe_settings,
+)
+from luve_lightning.cli.progress import Steps
+from luve_lightning.data.fingerprints import FileHashes
+from luve_lightning.data.video_files import MAX_FPS
+from luve_lightning.evaluation.sample_sources import write_generated
+from luve_lightning.machine import check_video
+from luve_lightning.models.text import CutTextWarning
+
+_GUIDANCE = Guidance()
+_SPEED = SpeedOptions()
+
+
+def generate(
+    backbone: str,
+    output: Path,
+    height: int,
+    width: int,
+    prompt: str | None = None,
+    prompts: Path | None = None,
+    limit: int | None = None,
+    num_frames: int = 49,
+    motion_height: int | None = None,
+    motion_width: int | None = None,
+    scale: float = 2.0,
+    negative_prompt: str | None = None,
+    seed: int = 0,
+    vluer: Path | None = None,
+    refiner: Path | None = None,
+    experts: dict[str, Path | None] | Path | None = None,
+    lora: Path | None = None,
+    switch: float | None = None,
+    upsampling: Literal["vluer", "latent", "rgb"] = "vluer",
+    cascade: bool = True,
+    steps: int = 50,
+    skip_steps: int = 5,
+    guidance: Guidance = _GUIDANCE,
+    refine_guidance: Guidance | None = None,
+    shift: float | None = None,
+    length: int | None = None,
+    fps: float = 16.0,
+    lossless: bool = False,
+    keep_stages: bool = False,
+    latents: Path | None = None,
+    contact_sheet: bool = False,
+    overwrite: bool = False,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    speed: SpeedOptions = _SPEED,
+    context_parallel: int = 1,
+    device: str = "auto",
+) -> None:
+    """Makes a video of each prompt: motion at a low resolution, upsampled latents, refinement at the full one.
+
+    The prompt may stand as a word of its own: luve generate --config FILE "a red boat". Beside each <name>.mp4 lies
+    <name>.json with all that is needed to repeat it; the same seed gives the same video. What is there and was made by
+    the same options is skipped, so a run that was stopped goes on. Under torchrun the processes share the prompts.
+
+    Args:
+        backbone: Folder or hub id of a diffusers pipeline.
+        output: Folder of the videos.
+        height: Of the video, a multiple of 16 for Wan2.1.
+        width: Of the video.
+        prompt: What to show.
+        prompts: File of prompts instead: .txt, one a line; .jsonl, objects with prompt and any of seed, height, width,
+            num_frames, negative_prompt and name; .csv with these columns or UltraVideo's.
+        limit: Only the first this many prompts of the file.
+        num_frames: Of the video, 4k + 1 for Wan2.1.
+        motion_height: Of the first stage; default height / scale, rounded.
+        motion_width: Of the first stage; default width / scale, rounded.
+        scale: How many times smaller the first stage is, where its size is not given.
+        negative_prompt: What not to show.
+        seed: Of every video whose line in the file names none.
+        vluer: Folder of the VLUer.
+        refiner: Folder of the transformer of the third stage; default the backbone's.
+        experts: Folder of each expert of the third stage, by name, of which null switches one off; or one folder that
+            holds them all, as lfe/ and hfe/.
+        lora: File or folder of a plain LoRA for Wan2.1, loaded into both transformers at the scale its makers meant.
+        switch: Sigma at which the low-frequency expert hands over; default where the experts' own bands meet.
+        upsampling: Of the second stage; latent and rgb are the paper's baselines, which need no VLUer.
+        cascade: False makes the video in one stage at full size, by the refiner where one is given.
+        steps: Denoising steps of the whole schedule.
+        skip_steps: How many of them the third stage skips: 5 in the paper, 10 in its released checkpoints.
+        guidance: Classifier-free guidance, of all stages.
+        refine_guidance: Of the third stage, where it differs.
+        shift: Of the schedule; default the backbone's own.
+        length: Tokens that a prompt is padded or cut to; default the tokenizer's own, at most Wan's 512.
+        fps: Frames per second of the files.
+        lossless: Keep every bit of the frames; many players show nothing then.
+        keep_stages: Keep the earlier stages: videos under motion/ and upsampled/, and latents under latents/, which a
+            later run takes up instead of making them again.
+        latents: Folder where latents of earlier stages are taken from and kept, whatever keep_stages says: runs that
+            differ in a later stage share it. Default latents/ under the output, with keep_stages.
+        contact_sheet: Draw <name>.jpg, a row of frames for each stage.
+        overwrite: Replace videos of the same names that were made by other options, instead of refusing.
+        dtype: Dtype of the transformers and the text encoder; bfloat16 is slow on a CPU.
+        speed: What makes it faster or smaller.
+        context_parallel: Processes over which each video is spread; torchrun must have started as many.
+        device: auto (a GPU if there is one), cpu, cuda or cuda:N.
+    """
+    options = dict(locals())
+    started, console = time.perf_counter(), Console(emoji=False)
+    check_text(negative_prompt or "", "negative_prompt")
+    processes = Processes.from_environment(os.environ, context_parallel)
+    target = processes.device(device)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output: expected a folder, {output} is a file")
+    if not 0 < fps <= MAX_FPS:
+        raise ValueError(f"fps: expected a number in (0, {MAX_FPS}], got {fps}")
+    settings = CascadeSettings(
+        upsampling, cascade, steps, skip_steps, guidance, refine_guidance, shift, switch, length, dtype,
+        cache_of(speed),
+    )  # fmt: skip
+    lines = _lines(prompt, prompts, limit)
+    jobs = make_jobs(
+        lines,
+        VideoDefaults(
+            negative_prompt, seed, height, width, num_frames, motion_height, motion_width, scale, cascade
+        ),
+        SizeRules.from_pretrained(backbone),
+    )
+    for job in jobs:
+        check_video(job.num_frames, job.height, job.width)
+    needs_vluer = cascade and upsampling == "vluer"
+    sources = find_models(backbone, vluer, needs_vluer, refiner, experts, lora)
+    adapter = None if lora is None else read_lora(lora)
+    hashes = FileHashes(output)
+    models = {name: model_identity(source, hashes) for name, source in sources.items()}
+    if adapter is not None and adapter.configuration is not None:
+        models["lora"] += " at its configuration's scale"  # videos made when that was not read are others
+    stages = ("motion", "upsampled") if keep_stages and cascade else ()
+    folder = VideoFolder(
+        output, recipe_settings(settings, models, fps, lossless), overwrite, stages, contact_sheet
+    )
+    missing = [job for job in jobs if not folder.is_done(job)]
+    if not missing:
+        _tell(console, output, JobTotals(0, len(jobs)), started)
+        return
+    processes.begin(target)
+    pipeline, loaded = load_pipeline(
+        sources, experts is None, settings, speed, context_parallel, target, adapter
+    )
+    cuts = {job.name: cuts_of(pipeline, job, length) for job in missing}
+    if told := cut_lines({job.name: line.where for job, line in zip(jobs, lines, strict=True)}, cuts):
+        Console(emoji=False, quiet=processes.rank > 0).print(
+            told, soft_wrap=True, highlight=False, markup=False
+        )
+    command = {job.name: command_of(options, job) for job in jobs}
+    facts = about_run(target, processes.count, speed)
+    if loaded is not None:
+        facts["lora"] = loaded.record()
+        if processes.rank == 0:
+            console.print(str(loaded), soft_wrap=True, highlight=False, markup=False)
+    with Steps(Console(emoji=False, quiet=processes.rank > 0)) as bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore", CutTextWarning)  # told already
+        watcher = _Watcher(bar)
+        shelf = latents or (output / "latents" if keep_stages else None)
+        kept = None if shelf is None else StageLatents(shelf)
+        run = CascadeRun(pipeline, settings, models, kept, watcher, processes.shared)
+        show = bool(stages) or (contact_sheet and cascade)
+
+        def make(job: VideoJob) -> None:
+            began = time.perf_counter()
+            watcher.name = f"{jobs.index(job) + 1} of {len(jobs)}"
+            if processes.rank == 0:
+                processes.shared(jobs.index(job))
+            made = run.make(job, show)
+            if processes.together and processes.rank > 0:
+                return
+            own = {"command": command[job.name], **facts}
+            if cuts.get(job.name):
+                own["cut"] = {name: cut.rest for name, cut in cuts[job.name].items()}
+            write_generated(folder, job, made, fps, lossless, own)
+            told = ", ".join(f"{r.stage} {_seconds(r.seconds)}" for r in made.reports)
+            took = f"{time.perf_counter() - began:.0f} s"
+            console.print(
+                f"{folder.video(job)}  {took} ({told})", soft_wrap=True, highlight=False, markup=False
+            )
+
+        if processes.together and processes.rank > 0:
+            processes.follow(lambda number: make(jobs[number]))
+        else:
+            totals = run_jobs(jobs, folder, make)
+            processes.shared(None)
+            _tell(console, output, totals, started)
+    processes.end()
+
+
+class _Watcher:
+    """Tells the bar which video's stage it is."""
+
+    def __init__(self, bar: Steps) -> None:
+        self.bar, self.name = bar, ""
+
+    def begin(self, what: str, total: int) -> None:
+        self.bar.begin(f"video {self.name}, {what}", max(1, total))
+
+    def advance(self) -> None:
+        self.bar.advance()
+
+
+def _lines(prompt: str | None, prompts: Path | None, limit: int | None) -> list[PromptLine]:
+    if (prompt is None) == (prompts is None):
+        raise ValueError("expected a prompt, or --prompts FILE, and not both")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: expected at least 1 prompt, got {limit}")
+    if prompts is not None:
+        return read_prompt_file(prompts)[:limit]
+    assert prompt is not None
+    if not prompt.strip():
+        raise ValueError("prompt: expected some words, got none")
+    check_text(prompt, "prompt")
+    check_visible(prompt, "prompt")
+    return [PromptLine(prompt.strip())]
+
+
+def _seconds(seconds: float | None) -> str:
+    return "kept" if seconds is None else f"{seconds:.1f} s" if seconds < 100 else f"{seconds:.0f} s"
+
+
+def _tell(console: Console, output: Path, totals: JobTotals, started: float) -> None:
+    console.print(
+        f"{output}\n"
+        f"  written        {totals.made} videos\n"
+        f"  already there  {totals.there}\n"
+        f"  seconds        {time.perf_counter() - started:.0f}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )

@@ -1,0 +1,315 @@
+"""The models of `luve generate`: where they come from, and the pipeline made of them."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from datetime import UTC, datetime, timedelta
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from luve_lightning.cascade.generation_jobs import VideoJob
+from luve_lightning.cascade.generation_run import CascadeSettings, described
+from luve_lightning.cascade.lora_files import LoraFile
+from luve_lightning.cascade.lora_layers import LoraSummary
+from luve_lightning.cascade.luve import LuVePipeline
+from luve_lightning.cascade.luve_components import expert_folders
+from luve_lightning.cascade.luve_speed import SpeedOptions
+from luve_lightning.checkout import PACKAGE_ROOT, git_state
+from luve_lightning.cli.compose import escaped
+from luve_lightning.cli.environment import choose_device
+from luve_lightning.cli.keys import Keys
+from luve_lightning.models.text import CutText, cut_text
+
+
+def find_models(
+    backbone: str,
+    vluer: Path | None,
+    needs_vluer: bool,
+    refiner: Path | None,
+    experts: dict[str, Path | None] | Path | None,
+    lora: Path | None,
+) -> dict[str, str | Path]:
+    """Where each model comes from, by the name of its option; models that are not used are left out.
+
+    Raises:
+        FileNotFoundError: for a folder that is not there.
+        ValueError: when a VLUer is needed and there is none.
+    """
+    if not needs_vluer:
+        vluer = None
+    elif vluer is None and not (Path(backbone) / "vluer").is_dir():  # a saved LuVePipeline has one
+        raise ValueError("vluer: required, but not given; --upsampling latent or rgb needs none")
+    found: dict[str, str | Path | None] = {"vluer": vluer, "refiner": refiner, "lora": lora}
+    if isinstance(experts, Path):
+        experts = {name or "expert": folder for name, folder in expert_folders(experts).items()}
+    found |= {f"experts.{name}": folder for name, folder in (experts or {}).items()}
+    given = {name: path for name, path in found.items() if path is not None}
+    for name, path in given.items():
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{name}: {path}: no such file or folder")
+    return {"backbone": backbone, **given}
+
+
+def load_pipeline(
+    sources: dict[str, str | Path],
+    own_experts: bool,
+    settings: CascadeSettings,
+    speed: SpeedOptions,
+    context_parallel: int,
+    device: torch.device,
+    lora: LoraFile | None = None,
+) -> tuple[LuVePipeline, LoraSummary | None]:
+    """The pipeline on its device with its options in force, and what of the LoRA acts.
+
+    Args:
+        sources: of `find_models`.
+        own_experts: take the experts of a saved LuVePipeline.
+        settings: see there.
+        speed: see there.
+        context_parallel: processes over which a video is spread.
+        device: where it runs, unless parts of it are offloaded.
+        lora: what `read_lora` read.
+    """
+    experts = {
+        name.removeprefix("experts."): path for name, path in sources.items() if name.startswith("experts.")
+    }
+    pipeline: LuVePipeline = LuVePipeline.from_pretrained(
+        sources["backbone"],
+        vluer=sources.get("vluer"),
+        experts=None if own_experts else experts,
+        refiner=sources.get("refiner"),
+        torch_dtype=getattr(torch, settings.dtype),
+        shift=settings.shift,
+    )
+    summary = None if lora is None else pipeline.load_lora_weights(lora)
+    pipeline.set_progress_bar_config(disable=True)
+    if not speed.offload:
+        pipeline.to(device)
+    if context_parallel > 1:
+        pipeline.enable_context_parallel(context_parallel)
+    pipeline.apply(speed)
+    return pipeline, summary
+
+
+def cuts_of(pipeline: LuVePipeline, job: VideoJob, length: int | None) -> dict[str, CutText]:
+    """What the text encoder does not see of a job's texts, by "prompt" and "negative_prompt"."""
+    length = pipeline.text_length(length)
+    texts = {"prompt": job.prompt, "negative_prompt": job.negative_prompt or ""}
+    found = {name: cut_text(pipeline.tokenizer, text, length) for name, text in texts.items()}
+    return {name: cut for name, cut in found.items() if cut is not None}
+
+
+def cut_lines(places: Mapping[str, str], cuts: Mapping[str, Mapping[str, CutText]]) -> str:
+    """Which texts are cut and what they lack, in lines; empty when none is.
+
+    Args:
+        places: where each video's prompt stands, by the video's name; empty for the option.
+        cuts: of `cuts_of` by the video's name.
+    """
+    told = [
+        f"  {places[name] or '--prompt'}: {what}: {cut}"
+        for name, own in cuts.items()
+        for what, cut in own.items()
+    ]
+    if not told:
+        return ""
+    head = f"longer than the text encoder reads: {len(told)} texts"
+    return "\n".join([head, *told[:3], *([f"  ... and {len(told) - 3} more"] if len(told) > 3 else [])])
+
+
+# Others wait while one hashes files, encodes videos, or waits for a video that a stranger is making.
+_PATIENCE = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which process this is.
+
+    Attributes:
+        rank: of all, from 0.
+        count: of processes.
+        local: rank among those of this machine.
+        together: whether all make each video together.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+    together: bool = False
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], context_parallel: int) -> Processes:
+        """What torchrun's variables say.
+
+        Args:
+            environment: may hold RANK, WORLD_SIZE and LOCAL_RANK.
+            context_parallel: over how many processes one video is spread.
+
+        Raises:
+            ValueError: when there are not as many processes as one video is to be spread over.
+        """
+        count = int(environment.get("WORLD_SIZE", "1"))
+        if context_parallel < 1 or (context_parallel > 1 and context_parallel != count):
+            raise ValueError(
+                f"context_parallel {context_parallel}: expected 1, or the number of processes, which is {count}; "
+                f"torchrun --nproc-per-node {max(2, context_parallel)} starts them"
+            )
+        rank = int(environment.get("RANK", "0")) if count > 1 else 0
+        local = int(environment.get("LOCAL_RANK", str(rank))) if count > 1 else 0
+        return cls(rank, count, local, context_parallel > 1)
+
+    def device(self, name: str) -> torch.device:
+        """The device of this process: its own GPU where there are several.
+
+        Args:
+            name: auto, cpu, cuda or cuda:N.
+
+        Raises:
+            ValueError: no such device, or the same GPU for all.
+        """
+        if self.count == 1:
+            return choose_device(name)
+        if name not in ("auto", "cuda", "cpu"):
+            raise ValueError(
+                f"device: {self.count} processes take a GPU each; expected auto, cuda or cpu, got {name!r}"
+            )
+        if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+            return torch.device("cpu")
+        device = choose_device(f"cuda:{self.local}")
+        torch.cuda.set_device(device)
+        return device
+
+    def begin(self, device: torch.device) -> None:
+        """Let processes that make videos together find each other.
+
+        Raises:
+            ValueError: where there is no GPU: diffusers' context parallelism asks for one.
+        """
+        if not self.together:
+            return
+        if torch.accelerator.device_count() == 0:
+            raise ValueError("context_parallel: one video is spread over GPUs, and there is none here")
+        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, timeout=_PATIENCE)
+
+    def end(self) -> None:
+        """Part again."""
+        if self.together:
+            dist.destroy_process_group()
+
+    def shared(self, value: Any) -> Any:
+        """What the first process gives, for all that make videos together."""
+        if not self.together:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def follow(self, make: Callable[[int], None]) -> None:
+        """Make what the first process makes, until it says that all is done (None)."""
+        while (number := self.shared(None)) is not None:
+            make(number)
+
+
+_VERSION = 1  # of the recipe; raise it when the same recipe gives other pixels
+# Options that a repetition is not given: it makes one video, in a folder of its own, by one process.
+_NOT_REPEATED = (
+    "prompts",
+    "limit",
+    "overwrite",
+    "keep_stages",
+    "latents",
+    "contact_sheet",
+    "context_parallel",
+    "scale",
+)
+_JOB = ("prompt", "negative_prompt", "seed", "height", "width", "motion_height", "motion_width", "num_frames")
+
+
+def recipe_settings(
+    settings: CascadeSettings, models: Mapping[str, str], fps: float, lossless: bool
+) -> dict[str, Any]:
+    """What decides every pixel of a run's videos, besides their prompts, seeds and sizes."""
+    return {
+        "version": _VERSION,
+        **described(settings),
+        "models": dict(models),
+        "fps": fps,
+        "lossless": lossless,
+    }
+
+
+def cache_of(speed: SpeedOptions) -> dict[str, Any] | None:
+    """What decides the results of the step-to-step cache, the one option of speed that changes more than rounding.
+
+    Raises:
+        ValueError: for a cache that does not exist, or a number out of range.
+    """
+    if speed.cache_config() is None:
+        return None
+    key = "cache_threshold" if speed.cache == "first_block" else "cache_interval"
+    return {"name": speed.cache, key: getattr(speed, key)}
+
+
+def command_of(options: Mapping[str, Any], job: VideoJob) -> str:
+    """The command that makes one video again, where it was; another `--output` after it makes it elsewhere.
+
+    Args:
+        options: of the run, by the names of the function's parameters.
+        job: the video.
+    """
+    own = {key: value for key, value in options.items() if key not in _NOT_REPEATED}
+    own |= {key: getattr(job, key) for key in _JOB}
+    words = [f"--prompt={own.pop('prompt')}"]  # with `=`, a value that begins with `--` is a value
+    keys = Keys("generate")
+    for key, value in _leaves(own):
+        parameter = keys.root.get(key)
+        literal = parameter is not None and parameter.is_text
+        words.append(f"--{key}={value if literal else _as_word(value)}")
+    return shlex.join(["luve", "generate", *words])
+
+
+def _as_word(value: object) -> str:
+    """A value as the command line reads it back: a path may look like YAML, or like an interpolation."""
+    word = str(value)
+    if isinstance(value, Path) and (word in ("null", "???") or word[0] in "{~#&!"):
+        word = f"./{word}"
+    return str(escaped(word))
+
+
+def _leaves(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in options.items():
+        if is_dataclass(value) and not isinstance(value, type):
+            value = asdict(value)
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, bool):
+            yield f"{prefix}{key}", str(value).lower()
+        elif isinstance(value, tuple):
+            yield f"{prefix}{key}", list(value)
+        elif value is not None:
+            yield f"{prefix}{key}", value
+
+
+def about_run(device: torch.device, processes: int, speed: SpeedOptions) -> dict[str, Any]:
+    """When, where and with what a run's videos were made; none of it is compared when a run resumes."""
+    return {
+        "speed": asdict(speed),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "folder": str(Path.cwd()),
+        "git": git_state(PACKAGE_ROOT),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        # On a CPU another number of threads rounds otherwise.
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "packages": dict(sorted((d.metadata["Name"], d.version) for d in metadata.distributions())),
+    }

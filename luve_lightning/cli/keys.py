@@ -1,0 +1,194 @@
+"""What each key of a verb's configuration is: a text, a path, or a key that does not exist.
+
+It is read from source (cli/signatures.py), before anything slow is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from luve_lightning.cli import VERBS
+from luve_lightning.cli.signatures import Parameter, Signature, class_signature, function_signature
+
+COMPONENT_KEYS = {"class_path", "init_args", "dict_kwargs"}
+TRAINER = "lightning.pytorch.Trainer"
+# What LightningCLI gives the Trainer's methods itself.
+_HANDED_OVER = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+_SECTIONS = ("data", "model")  # of a training verb, both required
+_SYNTAX = ("#", "&", "!")  # at the start of a path, where jsonargparse's YAML reads nothing or an error
+
+
+class Verbatim(str):
+    """What a user wrote on the command line and `${...}` in it is no interpolation."""
+
+
+class Text(Verbatim):
+    """The text that a user means, whatever it looks like: `null`, `5` or `- a` are words, not YAML."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A value in a configuration, where it stands, and what the source says of it.
+
+    Attributes:
+        key: Dotted key.
+        holder: The dictionary or list that holds it.
+        place: Its key or position in the holder.
+        parameter: None when the source does not show it.
+        known: The keys that would have been right; None unless this one is certainly wrong.
+    """
+
+    key: str
+    holder: Any
+    place: Any
+    parameter: Parameter | None
+    known: tuple[str, ...] | None = None
+
+
+class Keys:
+    """The keys of one verb.
+
+    Args:
+        verb: Name of the verb.
+    """
+
+    def __init__(self, verb: str) -> None:
+        self.training = VERBS[verb].function is None
+        self.root = _training(verb) if self.training else _function(verb)
+        self.trainer = _trainer() if self.training else None
+
+    def at(self, config: Mapping[str, Any], parts: Sequence[str]) -> Parameter | None:
+        """The parameter that a dotted key sets, with or without `init_args` in it; None when the source hides it."""
+        node: Any = config
+        parameter: Parameter | None = None
+        signature: Signature | None = self.root
+        for depth, part in enumerate(parts):
+            if isinstance(node, str):  # a class given by its path alone
+                node = {"class_path": node}
+            if _is_component(node):
+                signature = class_signature(node["class_path"])
+                if part not in COMPONENT_KEYS:
+                    node = node.get("init_args")
+            elif signature is None and parameter is not None:
+                signature = parameter.fields()
+            if part in COMPONENT_KEYS:  # the parameters inside are those of the class
+                parameter = None
+            else:
+                inner = parameter.inner() if parameter is not None and signature is None else None
+                parameter = signature.get(part) if signature is not None else inner
+                signature = self.trainer if depth == 0 and part == "trainer" else None
+            node = node.get(part) if isinstance(node, Mapping) else None
+        return parameter
+
+    def leaves(self, config: Any) -> Iterator[Leaf]:
+        """Every value that is no dictionary or list, and every key that is certainly unknown."""
+        return self._walk(config, "", None, self.root)
+
+    def missing(self, config: Mapping[str, Any]) -> list[str]:
+        """The required keys at the top that are not given."""
+        if self.training:
+            return [key for key in _SECTIONS if config.get(key) is None]
+        return [name for name, one in self.root.parameters.items() if one.required and name not in config]
+
+    def elsewhere(self, word: str, config: Mapping[str, Any]) -> list[str]:
+        """Where a word that is no key at the top, or one spelled like it, is a key inside: `trainer.max_steps`."""
+        signatures = {"trainer": self.trainer}
+        for section in _SECTIONS if self.training else ():
+            node: Any = config.get(section)
+            signatures[section] = class_signature(node["class_path"]) if _is_component(node) else None
+        inside = [(name, key) for name, one in signatures.items() if one for key in one.parameters]
+        close = [word] if any(key == word for _, key in inside) else []
+        close = close or difflib.get_close_matches(word, [key for _, key in inside], n=1, cutoff=0.8)
+        return [f"{name}.{key}" for name, key in inside if key in close]
+
+    def _walk(
+        self, node: Any, path: str, parameter: Parameter | None, signature: Signature | None
+    ) -> Iterator[Leaf]:
+        if _is_component(node):
+            inside = class_signature(node["class_path"])
+            if isinstance(node.get("init_args"), Mapping):
+                yield from self._walk(node["init_args"], f"{path}.init_args", None, inside)
+            if isinstance(node.get("dict_kwargs"), Mapping):
+                yield from self._walk(node["dict_kwargs"], f"{path}.dict_kwargs", None, Signature(open=True))
+            return
+        for place, value in _entries(node):
+            key = f"{path}.{place}" if path else str(place)
+            inner = parameter.inner() if parameter is not None and signature is None else None
+            own = signature.get(str(place)) if signature is not None else inner
+            if signature is not None and own is None and not signature.open:
+                yield Leaf(key, node, place, None, tuple(signature.parameters))
+            elif isinstance(value, Mapping | list):
+                below = self.trainer if key == "trainer" and self.training else own.fields() if own else None
+                yield from self._walk(value, key, own, below if isinstance(value, Mapping) else None)
+            else:
+                yield Leaf(key, node, place, own)
+
+
+def read_texts(config: dict[str, Any], keys: Keys) -> None:
+    """Marks the texts of a composed configuration as such and expands `~` in its paths, in place.
+
+    Raises:
+        ValueError: When a path is empty, which would be the current folder, or in the home of an unknown user.
+    """
+    for leaf in keys.leaves(config):
+        value = leaf.holder[leaf.place]
+        if leaf.parameter is None or not isinstance(value, str):
+            continue
+        if leaf.parameter.is_path:
+            value = _path(leaf.key, value)
+        leaf.holder[leaf.place] = Text(value) if leaf.parameter.is_text else value
+
+
+def _path(key: str, value: str) -> str:
+    if not value.strip():
+        raise ValueError(f"{key}: expected a path, got an empty text")
+    if value.startswith("~"):
+        try:
+            return str(Path(value).expanduser())
+        except RuntimeError:
+            raise ValueError(
+                f"{key}: no home folder for {value!r}; ./{value} is a folder of that name"
+            ) from None
+    return f"./{value}" if value.startswith(_SYNTAX) else value
+
+
+def _function(verb: str) -> Signature:
+    entry = VERBS[verb]
+    found = function_signature(entry.module, entry.function or "")
+    return found if found is not None else Signature(open=True)
+
+
+def _training(verb: str) -> Signature:
+    method = function_signature(*_module_and_name(TRAINER, verb)) or Signature()
+    names = [*_SECTIONS, "trainer", "callbacks", "loggers", "seed_everything"]
+    parameters = {name: Parameter(name) for name in names}
+    own = {name: one for name, one in method.parameters.items() if name not in _HANDED_OVER}
+    ckpt_path = replace(own.get("ckpt_path", Parameter("ckpt_path")), name="ckpt_path")
+    return Signature(parameters | own | {"ckpt_path": ckpt_path}, open=not method.parameters)
+
+
+def _trainer() -> Signature | None:
+    found = class_signature(TRAINER)
+    if found is None:
+        return None
+    kept = {name: one for name, one in found.parameters.items() if name not in ("callbacks", "logger")}
+    return Signature(kept, found.open)
+
+
+def _module_and_name(path: str, method: str) -> tuple[str, str, str]:
+    module, _, owner = path.rpartition(".")
+    return module, method, owner
+
+
+def _is_component(node: Any) -> bool:
+    return isinstance(node, Mapping) and isinstance(node.get("class_path"), str)
+
+
+def _entries(node: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(node, Mapping):
+        return list(node.items())
+    return list(enumerate(node)) if isinstance(node, list) else []

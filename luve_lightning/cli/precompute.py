@@ -1,0 +1,225 @@
+"""`luve precompute`: encodes clips into the latent store."""
+
+from __future__ import annotations
+
+import inspect
+import signal
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from rich.console import Console
+
+from luve_lightning.callbacks.cpu_threads import CPUThreads
+from luve_lightning.callbacks.graceful_stop import StopPredictionOnSigterm
+from luve_lightning.callbacks.progress import TrainingProgress
+from luve_lightning.cli.environment import check_trainer
+from luve_lightning.cli.open_index import check_folder, entries_of, open_index, uneven_line
+from luve_lightning.cli.progress import Steps
+from luve_lightning.data.check_entries import check_entries
+from luve_lightning.data.clip_container import ClipError
+from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.encode_clips import (
+    ClipWindow,
+    PixelTransform,
+    Unchanged,
+    WindowReader,
+    plan_windows,
+    variant_name,
+)
+from luve_lightning.data.latent_pairs import quarantine_path
+from luve_lightning.data.latent_recipe import LatentRecipe, check_scales
+from luve_lightning.data.latent_store import LatentKey, LatentStore, StoreError
+from luve_lightning.data.quarantine import Quarantine, TooManyBadClips
+from luve_lightning.data.video_index import Limits
+from luve_lightning.datamodules.encode import EncodeDataModule
+from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.tasks.encode import EncodeTask
+
+Split = Literal["train", "val", "test"]
+
+
+def precompute(
+    backbone: str,
+    index: Path,
+    store: Path,
+    size: tuple[int, int],
+    scales: list[float],
+    frames: int,
+    splits: list[Split] | None = None,
+    clips: Path | None = None,
+    keep: Limits = Limits(),  # noqa: B008  # frozen
+    start: int = 0,
+    windows: int = 1,
+    stride: int = 1,
+    variants: dict[str, PixelTransform] | None = None,
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16",
+    batch_size: int = 4,
+    num_workers: int = 0,
+    threads: int = 2,
+    max_bad_fraction: float = 0.05,
+    trainer: dict[str, Any] | None = None,
+    check: bool = False,
+) -> None:
+    """Encodes clips at high resolution and at each lower one, and stores the latents.
+
+    What is stored already is skipped before its clip is decoded, so an interrupted run goes on where it
+    stopped. Several runs may share a store. Unreadable clips are listed under quarantine/ in the store and
+    left out; so are, without being listed, clips that are too short.
+
+    Args:
+        backbone: Folder or hub id of the diffusers pipeline whose VAE encodes.
+        index: CSV with UltraVideo's columns.
+        store: Folder of the latent store.
+        size: Height and width of the high-resolution pixels; larger clips are cropped to this aspect ratio
+            around their centre and downscaled.
+        scales: How many times smaller each low-resolution version is, e.g. [1.5, 2, 3].
+        frames: Frames of a window, 4k+1.
+        splits: Which of train, val and test to encode; default all clips.
+        clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
+        keep: Which clips of the index to take.
+        start: First frame of the first window.
+        windows: Windows of each clip, equally spaced from start to its end.
+        stride: Every stride-th frame is read.
+        variants: What to do to the pixels first, by name; default {plain: unchanged}.
+        dtype: Dtype on disk.
+        batch_size: Windows encoded at once.
+        num_workers: Processes that decode ahead; 0 decodes between the encodes.
+        threads: CPU threads that encode. Fixed, since latents differ in the last digit with it, and a training on
+            them then differs visibly.
+        max_bad_fraction: Share of clips that may be unreadable before the run stops; two may in any case, unless
+            it is 0.
+        trainer: Lightning Trainer options, e.g. {accelerator: gpu, devices: 8, strategy: ddp}.
+        check: Encode nothing; read every stored latent of this configuration and name those whose values are not
+            what was stored. The exit code is 2 when there are any.
+    """
+    started = time.perf_counter()
+    check_trainer(trainer or {})
+    check_folder("store", store)
+    runner = _trainer(trainer, threads)
+    console = Console(emoji=False, quiet=not runner.is_global_zero)
+    codec = LatentCodec.from_pretrained(backbone)
+    check_scales(size, scales, codec.spatial_ratio)
+    codec.latent_size(frames, *size)
+    transforms = variants or {"plain": Unchanged()}
+    names = tuple(variant_name(name, transform) for name, transform in transforms.items())
+    recipe = LatentRecipe(
+        codec.fingerprint(), size, tuple(scales), frames, start, windows, stride, names, dtype
+    )
+    latents = LatentStore(store)
+    read = WindowReader(recipe, latents, ClipHashes(latents.root))
+    entries = entries_of(open_index(console, index, clips, keep), splits)
+    planned, short = plan_windows(entries, recipe)
+    if not planned:
+        raise ValueError(f"{index}: all of {len(entries)} clips are too short, first {short[0]}")
+    if check:
+        _check(planned, read, max(1, num_workers), started)
+        return
+    console.print(
+        f"{len(entries)} clips, {len(planned)} windows of {recipe.count} latents, VAE {recipe.vae[:12]}"
+    )
+    usable = dict.fromkeys(window.clip.path for window in planned)
+    bad = Quarantine(quarantine_path(latents, recipe), max_bad_fraction, len(usable), usable)
+    if runner.is_global_zero:
+        latents.clean()
+    task = EncodeTask(codec, read, transforms, bad, batch_size)
+    _predict(runner, task, EncodeDataModule(planned, read, batch_size, num_workers))
+    there = (len(planned) - task.totals.bad) * recipe.count - task.totals.encoded
+    listed = bad.bad()
+    where = f", listed in {bad.path}" if listed else ""
+    uneven = uneven_line(read.hashes, entries) if runner.is_global_zero else ""
+    console.print(
+        f"{store}\n"
+        f"  encoded        {task.totals.encoded} latents, {task.totals.bytes / 2**20:.1f} MiB\n"
+        f"  already there  {there}\n"
+        f"  quarantined    {len(listed)}{where}\n"
+        + (f"  too short      {len(short)}, first {short[0]}\n" if short else "")
+        + (f"  variable rate  {uneven}\n" if uneven else "")
+        + f"  seconds        {time.perf_counter() - started:.0f}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+
+
+def _check(planned: Sequence[ClipWindow], read: WindowReader, threads: int, started: float) -> None:
+    """Read all latents of windows; raises StoreError when some are damaged."""
+    console, unreadable = Console(emoji=False), {}
+
+    def keys() -> Iterator[LatentKey]:
+        for window in planned:
+            try:
+                yield from read.recipe.keys(read.hashes.digest(window.clip.path), window.frames).values()
+            except OSError as error:
+                unreadable[window.clip.path] = error.strerror or str(error)
+            except ClipError as error:
+                unreadable[window.clip.path] = error.reason
+
+    with Steps(console) as steps:
+        steps.begin("latents", len(planned) * read.recipe.count)
+        found = check_entries(keys(), read.store.has, read.store.check, threads, steps.advance)
+    console.print(
+        f"{read.store.root}\n{found.lines('latents', 'precompute')}\n"
+        f"  seconds        {time.perf_counter() - started:.0f}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+    for path, reason in list(unreadable.items())[:1]:
+        console.print(
+            f"latents of {len(unreadable)} clips were not looked for: the clip's bytes name them, and it cannot be "
+            f"read (first {path}: {reason})",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
+    if complaint := found.complaint("latents", "precompute"):
+        raise StoreError(complaint)
+
+
+def _trainer(options: dict[str, Any] | None, threads: int) -> L.Trainer:
+    """A Trainer that predicts and leaves nothing behind."""
+    fixed: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        # The DataModule shards by itself, and each process must reach the end of the loop.
+        "use_distributed_sampler": False,
+        "callbacks": [StopPredictionOnSigterm(), CPUThreads(threads)],
+    }
+    given = options or {}
+    if given.get("enable_progress_bar", True):
+        fixed["callbacks"].append(TrainingProgress())
+    known = inspect.signature(L.Trainer).parameters.keys() - fixed.keys()
+    wrong = sorted(given.keys() - known)
+    if wrong:
+        raise ValueError(f"trainer: {', '.join(wrong)} cannot be set here; known: {', '.join(sorted(known))}")
+    return L.Trainer(**fixed, **given)
+
+
+def _predict(runner: L.Trainer, task: EncodeTask, data: EncodeDataModule) -> None:
+    """Run the task; when this process fails, the processes it started must not go on by themselves."""
+    try:
+        with warnings.catch_warnings():
+            # Decoding between the encodes is a choice, and so is a run that finds nothing left to do.
+            warnings.filterwarnings("ignore", message=".*does not have many workers")
+            warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")
+            # Lightning 2.6 still asks PyTorch's pytree in the way of before 2.12.
+            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+            runner.predict(task, datamodule=data, return_predictions=False)
+    except BaseException as error:
+        launcher = runner.strategy.launcher
+        if launcher is not None:
+            launcher.kill(signal.SIGTERM)
+        if isinstance(error, RuntimeError) and runner.world_size > 1:
+            # Perhaps another process stopped for bad clips, and this one only lost the connection to it.
+            _raise_too_many(task.quarantine)
+        raise
+
+
+def _raise_too_many(bad: Quarantine) -> None:
+    if bad.too_many():
+        raise TooManyBadClips(bad.describe()) from None

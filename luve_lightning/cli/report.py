@@ -1,0 +1,88 @@
+"""`luve report`: tables, curves, dashboards, spectra, comparisons and videos on one page."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+
+from luve_lightning.checkout import revision_in_words
+from luve_lightning.cli.progress import Steps
+from luve_lightning.files import write_text
+from luve_lightning.reporting import Comparison, PageText, ReportInputs, build_report
+from luve_lightning.reporting.dashboard import Dashboard
+
+_COLUMNS = ["*loss*"]
+
+
+def report(
+    output: Path,
+    results: dict[str, Path | None] | None = None,
+    curves: dict[str, Path | None] | None = None,
+    dashboards: dict[str, Dashboard | None] | None = None,
+    spectra: dict[str, Path | None] | None = None,
+    comparisons: dict[str, Comparison | None] | None = None,
+    videos: dict[str, Path | None] | None = None,
+    columns: list[str] = _COLUMNS,
+    title: str = "LuVe Lightning: report",
+    note: str = "",
+    limit_mib: float = 20.0,
+) -> None:
+    """Builds one self-contained HTML page from results, curves, spectra, comparisons and videos.
+
+    The page asks for nothing over a network and opens from a file. The paper's numbers stand in columns of their own;
+    next to each table stands on what it was measured. Inputs that are missing, cannot be read or would make the page
+    too large are listed on the page and printed; the page is built all the same.
+
+    Args:
+        output: The page, ending in .html.
+        results: Tables of `luve ablate`, a CSV file each, by name: --results NAME=FILE.csv, repeated.
+        curves: Folders of training runs with metrics.csv of Lightning's CSVLogger, by name: --curves NAME=DIR.
+        dashboards: Panels of many runs: --config experiments/dashboards/vluer.yaml, repeated.
+        spectra: Folders, or CSV files, that `luve spectra` wrote, by name: --spectra NAME=DIR.
+        comparisons: Pairs of videos, by name, each with a, b and perhaps labels, frames (their numbers) and caption.
+        videos: Video files, or folders of them, by name: --videos NAME=PATH.
+        columns: Patterns of the columns of metrics.csv that are drawn.
+        title: Of the page.
+        note: Shown at its top: what holds for everything on it.
+        limit_mib: Most of the page, in MiB. Comparisons and then videos that would exceed it are left out.
+    """
+    started, console = time.perf_counter(), Console(emoji=False)
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"output: expected a file that ends in .html, got {output}")
+    inputs = ReportInputs(
+        results or {}, curves or {}, spectra or {}, comparisons or {}, videos or {}, columns, dashboards or {}
+    )
+    if inputs.empty:
+        raise ValueError(
+            "nothing to show: give results, curves, dashboards, spectra, comparisons or videos, "
+            "or --config experiments/report/mini.yaml"
+        )
+    chosen: list[Mapping[str, object]] = [inputs.comparisons, inputs.videos]
+    with Steps(console) as steps:
+        count = sum(value is not None for by_name in chosen for value in by_name.values())
+        steps.begin("comparisons and videos", count)
+        made = build_report(inputs, PageText(title, note, _facts()), limit_mib, steps.advance)
+    write_text(output, made.html)
+    shown = ", ".join(f"{kind} {count}" for kind, count in made.counts.items())
+    lines = [f"{output}: {shown}; {len(made.html.encode()) / 2**20:.2f} of {limit_mib:g} MiB"]
+    lines += [f"  left out: {line}" for line in made.left_out]
+    lines.append(f"{time.perf_counter() - started:.0f} s")
+    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+
+
+def _facts() -> dict[str, str]:
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "revision": revision_in_words(),
+        "version": f"luve-lightning {version('luve-lightning')}",
+        "python": platform.python_version(),
+        "command": shlex.join(["luve", *sys.argv[1:]]),
+    }

@@ -1,0 +1,110 @@
+"""`luve score`: rates clips, for the selection of training clips. Runs without Lightning and diffusers."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from rich.console import Console
+
+from luve_lightning.cli.open_index import entries_of, open_index
+from luve_lightning.cli.progress import Steps
+from luve_lightning.data.clip_scores import read_rows
+from luve_lightning.data.quarantine import Quarantine
+from luve_lightning.data.score_clips import FrameChoice, ScoreTotals, Shard, parse_shard, score_clips
+from luve_lightning.data.scorers import Scorer
+from luve_lightning.data.video_index import CAPTIONS, Limits
+
+Split = Literal["train", "val", "test"]
+
+
+def score(
+    index: Path,
+    output: Path,
+    scorer: Scorer,
+    caption: str = "Summarized Description",
+    frames: int = 4,
+    indices: list[int] | None = None,
+    splits: list[Split] | None = None,
+    clips: Path | None = None,
+    keep: Limits = Limits(),  # noqa: B008  # frozen
+    shard: str | None = None,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    max_bad_fraction: float = 0.05,
+) -> None:
+    """Scores several frames of each clip against its caption, into Parquet files.
+
+    A clip that has its score is skipped, so an interrupted run goes on where it stopped. Clips that cannot be
+    read are named with the reason, in the Parquet files too. Under torchrun the processes share the clips.
+
+    Args:
+        index: CSV with UltraVideo's columns.
+        output: Folder of the scores, one Parquet file a shard.
+        scorer: What rates a frame, e.g. {class_path: luve_lightning.data.scorers.HPSv3Scorer}.
+        caption: Column of the CSV that frames are scored against.
+        frames: Frames of each clip, equally spaced; the score is their mean.
+        indices: Frame numbers, counted from 0, instead of equally spaced ones.
+        splits: Which of train, val and test to score; default all clips.
+        clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
+        keep: Which clips of the index to take.
+        shard: Which share of the clips is this process's: i/n, counted from 0. Default RANK/WORLD_SIZE as
+            torchrun sets them, else all clips.
+        batch_size: Clips scored and written at once; what a kill can lose.
+        num_workers: Threads that decode ahead; 0 decodes between the batches.
+        max_bad_fraction: Share of clips that may be unreadable before the run stops; two may in any case, unless
+            it is 0.
+    """
+    if batch_size < 1 or num_workers < 0:
+        raise ValueError(f"expected batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}")
+    if caption not in CAPTIONS:
+        raise ValueError(f"caption: expected one of {', '.join(CAPTIONS)}, got {caption!r}")
+    choice = FrameChoice(frames, None if indices is None else tuple(indices))
+    own = parse_shard(shard, os.environ)
+    # Under torchrun the first process speaks for all.
+    entries = entries_of(
+        open_index(Console(emoji=False, quiet=os.environ.get("RANK", "0") != "0"), index, clips, keep), splits
+    )
+    bad = Quarantine(
+        output / "unreadable.jsonl", max_bad_fraction, len(entries), [entry.path for entry in entries]
+    )
+    console, started = Console(emoji=False), time.perf_counter()
+    with Steps(Console(emoji=False, quiet=own.index > 0)) as steps:
+        steps.begin("clips", len(entries[own.index :: own.count]))
+        totals = score_clips(
+            entries,
+            scorer,
+            output,
+            caption,
+            choice,
+            own,
+            batch_size,
+            num_workers,
+            bad,
+            steps.advance,
+        )
+    _report(console, output, own, scorer, totals, time.perf_counter() - started)
+
+
+def _report(
+    console: Console, output: Path, shard: Shard, scorer: Scorer, totals: ScoreTotals, seconds: float
+) -> None:
+    scores = [row.score for row in read_rows(output) if row.score is not None]
+    spread = ""
+    if scores:
+        low, middle, high = np.quantile(scores, (0.1, 0.5, 0.9))
+        spread = f"\n  of all {len(scores)}    10 % below {low:.4g}, half below {middle:.4g}, 90 % below {high:.4g}"
+    bad = "".join(f"\n    {clip_id}: {reason}" for clip_id, reason in totals.unreadable)
+    console.print(
+        f"{output}, shard {shard}, by {scorer.name} ({scorer.version})\n"
+        f"  scored        {totals.scored} clips\n"
+        f"  already there {totals.there}\n"
+        f"  unreadable    {len(totals.unreadable)}{bad}{spread}\n"
+        f"  seconds       {seconds:.0f}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )

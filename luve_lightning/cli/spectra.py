@@ -1,0 +1,138 @@
+"""`luve spectra`: at which noise level each frequency band of a backbone's latents resolves."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import UniPCMultistepScheduler, WanPipeline
+from rich.console import Console
+
+from luve_lightning.analysis.denoising_run import (
+    DEFAULT_EDGES,
+    check_spectra_options,
+    generate_spectra,
+    switch_lines,
+    write_spectra,
+)
+from luve_lightning.analysis.denoising_spectra import PAPER_SIGMA_SWITCH, suggest_switch
+from luve_lightning.cli.environment import choose_device
+from luve_lightning.cli.progress import Steps
+from luve_lightning.files import write_text
+from luve_lightning.machine import check_video
+from luve_lightning.models.backbone import load_vae
+from luve_lightning.models.folders import is_local, loading
+from luve_lightning.models.text import TextEncoder
+from luve_lightning.models.transformer import check_flow, flow_scheduler, load_transformer
+
+
+def spectra(
+    backbone: str,
+    prompts: list[str],
+    output: Path,
+    height: int,
+    width: int,
+    frames: int,
+    steps: int = 50,
+    guidance: float = 5.0,
+    shift: float | None = None,
+    seed: int = 0,
+    edges: list[float] | None = None,
+    share: float = 0.5,
+    length: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    device: str = "auto",
+) -> None:
+    """Measures at which noise level each band of spatial frequencies resolves, and suggests a sigma_switch.
+
+    Generates the latents of each prompt and compares the clean latent that the model expects at each denoising step
+    with the last one, band by band (the paper's figure 6). Writes spectra.csv, spectra.png and switch.json.
+
+    Args:
+        backbone: Folder or hub id of a diffusers pipeline.
+        prompts: What to generate, one video each.
+        output: Folder of what is written.
+        height: Of the videos, pixels.
+        width: Of the videos, pixels.
+        frames: Of the videos, 4k + 1.
+        steps: Denoising steps; more give a finer curve.
+        guidance: Scale of classifier-free guidance; 1 is none.
+        shift: Of the schedule; default the backbone's own scheduler.
+        seed: Of the first prompt's noise; the next takes the next.
+        edges: Of the bands, rising fractions of Nyquist from 0 to 1; default four equal bands.
+        share: Of what is open of a band at the first step: when so much of it is settled, the switch may come.
+        length: Tokens that a prompt is padded or cut to; default the tokenizer's own, at most Wan's 512.
+        dtype: Dtype of the transformer's and the text encoder's weights; bfloat16 is slow on a CPU.
+        device: auto (a GPU if there is one), cpu, cuda or cuda:N.
+    """
+    started, console = time.perf_counter(), Console(emoji=False)
+    bands = list(DEFAULT_EDGES) if edges is None else edges
+    check_spectra_options(prompts, steps, bands, share)
+    check_video(frames, height, width)
+    target = choose_device(device)
+    pipeline, tokens = _pipeline(backbone, shift, length, getattr(torch, dtype))
+    pipeline.to(target)
+    pipeline.set_progress_bar_config(disable=True)
+    with Steps(console) as progress:
+        progress.begin("denoising steps", steps * len(prompts))
+        size = (frames, height, width)
+        found = generate_spectra(
+            pipeline, prompts, size, steps, guidance, seed, bands, tokens, progress.advance
+        )
+    switch = suggest_switch(found, share)
+    title = f"{backbone}, {height}x{width}, {frames} frames, {found.videos} videos, guidance {guidance:g}"
+    table, plot = write_spectra(found, switch, output, "spectra", title)
+    settings = {
+        "backbone": backbone, "prompts": prompts, "height": height, "width": width, "frames": frames,
+        "steps": steps, "guidance": guidance, "shift": pipeline.scheduler.config.get("flow_shift"), "seed": seed,
+        "edges": bands, "dtype": dtype, "device": str(target), "torch": torch.__version__,
+    }  # fmt: skip
+    low, high = found.at(PAPER_SIGMA_SWITCH)[[0, -1]].tolist()
+    # NaN, the interval of a single video, is no JSON.
+    told = {key: None if value != value else value for key, value in asdict(switch).items()}
+    facts = told | {
+        "released": {"sigma": PAPER_SIGMA_SWITCH, "low": low, "high": high},
+        "settings": settings,
+    }
+    write_text(output / "switch.json", json.dumps(facts, indent=2) + "\n")
+    lines = [*switch_lines(found, switch), f"written to {table}, {plot.name} and switch.json"]
+    lines.append(
+        f"{found.videos} videos of {steps} steps in {time.perf_counter() - started:.0f} s on {target}"
+    )
+    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+
+
+def _pipeline(
+    backbone: str, shift: float | None, length: int | None, dtype: torch.dtype
+) -> tuple[WanPipeline, int]:
+    """The backbone's pipeline, and the tokens of a prompt."""
+    if shift is not None and not 0 < shift < float("inf"):
+        raise ValueError(f"shift: expected a number greater than 0, got {shift}")
+    scheduler = _own_scheduler(backbone) if shift is None else flow_scheduler(shift)
+    text = TextEncoder.from_pretrained(backbone, dtype, length)
+    pipeline = WanPipeline(
+        tokenizer=text.tokenizer,
+        text_encoder=text.encoder,
+        vae=load_vae(backbone),
+        scheduler=scheduler,
+        transformer=load_transformer(backbone, dtype).eval(),
+    )
+    return pipeline, text.length
+
+
+def _own_scheduler(backbone: str) -> UniPCMultistepScheduler:
+    local = is_local(backbone)
+    if local and not (Path(backbone) / "scheduler" / "scheduler_config.json").is_file():
+        raise FileNotFoundError(
+            f"backbone {backbone}: no scheduler/scheduler_config.json there; give the schedule's --shift instead"
+        )
+    with loading(backbone, "scheduler"):
+        scheduler = UniPCMultistepScheduler.from_pretrained(
+            backbone, subfolder="scheduler", local_files_only=local
+        )
+    check_flow(scheduler, backbone)
+    return scheduler

@@ -1,0 +1,156 @@
+"""`luve study build` and `luve study tally`: a human study as a folder of web pages, and its answers as shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from luve_lightning.cli.progress import Steps
+from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich
+from luve_lightning.evaluation.video_sets import find_video_sets
+from luve_lightning.files import write_text
+from luve_lightning.reporting.study import PAGE, StudyOptions, build_study
+from luve_lightning.reporting.study_answers import (
+    RATER_COLUMNS,
+    SHARE_COLUMNS,
+    RaterQuality,
+    how,
+    rate_raters,
+    rater_rows,
+    read_answers,
+    share_rows,
+)
+from luve_lightning.reporting.study_design import AXES, read_key
+
+_AXES = list(AXES)
+_SHOWN = (
+    "raters",
+    "axis",
+    "method",
+    "share",
+    "low",
+    "high",
+)  # as many columns as a terminal of 80 has room for
+
+
+def study_build(
+    videos: dict[str, Path | None],
+    output: Path,
+    key: Path | None = None,
+    prompts: Path | None = None,
+    raters: int = 20,
+    repeats: float = 0.1,
+    items: int | None = None,
+    axes: list[str] = _AXES,
+    title: str = "Which video is best?",
+    seed: int = 0,
+) -> None:
+    """Builds a static page on which raters compare the methods' videos side by side, without their names.
+
+    Give raters the folder (on any web server, or as a file) and each a link: index.html?rater=N. Positions and order
+    are drawn for every rater. Answers stay in the rater's browser and are saved as a file, which you collect. The key
+    says which video is which: keep it, and do not put it on the server.
+
+    Args:
+        videos: Folder of each method's videos, by its name: --videos NAME=DIR, repeated. Matched by file name.
+        output: Folder to give to raters; new, empty, or of the same study, which is then completed.
+        key: The key, a JSON file outside of that folder; default beside it, NAME-key.json.
+        prompts: CSV or JSONL with the columns name and prompt; default a JSON file beside each video.
+        raters: How many are asked, each with a number of their own.
+        repeats: Share of the videos shown a second time, to see who pays attention.
+        items: How many of the videos are shown, drawn at random; default all. The paper shows 60.
+        axes: What is asked: some of overall, details, temporal and text.
+        title: Of the page.
+        seed: Of everything that is drawn.
+    """
+    console = Console(emoji=False)
+    folders = {name: folder for name, folder in videos.items() if folder is not None}
+    options = StudyOptions(raters, repeats, items, tuple(axes), seed, title)
+    sets = find_video_sets(folders, None, prompts)
+    path = key if key is not None else output.parent / f"{output.name}-key.json"
+    with Steps(console) as steps:
+        built = build_study(
+            sets, output, path, options, lambda total: steps.begin("videos", total), steps.advance
+        )
+    made = built.key
+    trials = len(made.plans[0])
+    lines = [
+        f"{output / PAGE}: {len(made.items)} items of {len(made.methods)} methods, {trials} groups a rater"
+    ]
+    lines += [f"  left out: {name}: {reason}" for name, reason in built.left_out.items()]
+    lines += [
+        f"  videos written {built.written} of {len(made.items) * len(made.methods)}",
+        f"  a rater's link: {PAGE}?rater=N, N from 1 to {raters}",
+        f"  key: {path} (not for raters)",
+        f"next: luve study tally --answers DIR --key {path} --output DIR",
+    ]
+    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+
+
+def study_tally(
+    answers: Path,
+    key: Path,
+    output: Path,
+    threshold: float = 0.5,
+    seed: int = 0,
+    replicates: int = 2000,
+) -> None:
+    """Counts how often each method was chosen on each axis, with intervals, and flags raters who contradict themselves.
+
+    Writes table.csv and table.md (shares of all raters and, when some are flagged, of the others alone) and raters.csv.
+
+    Args:
+        answers: Folder of the files that raters saved.
+        key: The key of the study, from `luve study build`.
+        output: Folder of the tables.
+        threshold: A rater who chooses the same method again at fewer of the repeated questions is flagged. 0.5 is twice
+            what chance gives with four methods.
+        seed: Of the bootstrap.
+        replicates: Resamples of raters and items for the 95 % intervals.
+    """
+    console = Console(emoji=False)
+    if replicates < 1 or seed < 0:
+        raise ValueError(f"expected replicates >= 1 and seed >= 0, got {replicates} and {seed}")
+    known = read_key(key)
+    found = read_answers(answers, known)
+    qualities = rate_raters(found, known, threshold)
+    flagged = [quality for quality in qualities if quality.flagged]
+    steady = [quality.answers for quality in qualities if not quality.flagged]
+    rows = share_rows(found.raters, known, "all", seed, replicates)
+    if flagged and steady:
+        rows += share_rows(steady, known, "without flagged", seed, replicates)
+    notes = [how(known), *found.notes, *_flag_notes(qualities, threshold)]
+    people = rater_rows(qualities)
+    write_text(output / "table.csv", table_csv(SHARE_COLUMNS, rows))
+    write_text(output / "raters.csv", table_csv(RATER_COLUMNS, people))
+    parts = [
+        table_markdown(SHARE_COLUMNS, rows),
+        table_markdown(RATER_COLUMNS, people),
+        *(f"- {n}\n" for n in notes[1:]),
+    ]
+    write_text(output / "table.md", f"# Study {known.study}\n\n{notes[0]}\n\n" + "\n".join(parts))
+    title = f"{len(found.raters)} of {len(known.plans)} raters, {len(known.items)} items"
+    shown = [{column: row[column] for column in _SHOWN} for row in rows]
+    console.print(table_rich(_SHOWN, shown, title))
+    lines = [*notes, f"written to {output / 'table.csv'}, table.md and raters.csv"]
+    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+
+
+def _flag_notes(qualities: Sequence[RaterQuality], threshold: float) -> list[str]:
+    flagged = [quality for quality in qualities if quality.flagged]
+    unknown = [quality for quality in qualities if not quality.repeated]
+    lines = [
+        f"rater {quality.answers.rater} is flagged: the same choice at {quality.consistency:.0%} of "
+        f"{quality.repeated} repeated questions, below {threshold:.0%}"
+        for quality in flagged
+    ]
+    if flagged and len(flagged) == len(qualities):
+        lines.append("every rater is flagged, so there are no shares without them")
+    if unknown:
+        numbers = ", ".join(str(quality.answers.rater) for quality in unknown)
+        lines.append(
+            f"no repeated question answered, so nothing is known of their attention: rater {numbers}"
+        )
+    return lines

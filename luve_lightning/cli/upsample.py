@@ -1,0 +1,141 @@
+"""`luve upsample`: clips upsampled by several methods, in folders of lossless videos to evaluate."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+
+from luve_lightning.analysis.upsampled_clips import ClipUpsampler, Totals, UpsamplingRecipe, weights_digest
+from luve_lightning.analysis.upsampling_methods import (
+    BASELINES,
+    UpsamplingMethod,
+    baseline_methods,
+    method_names,
+)
+from luve_lightning.cli.environment import choose_device
+from luve_lightning.cli.open_index import check_folder, entries_of, open_index, uneven_line
+from luve_lightning.cli.progress import Steps
+from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.file_names import check_name
+from luve_lightning.data.video_index import CAPTIONS, Limits
+from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.vluer import VLUer
+
+Split = Literal["train", "val", "test"]
+
+
+def upsample(
+    backbone: str,
+    index: Path,
+    output: Path,
+    size: tuple[int, int],
+    scale: float,
+    frames: int,
+    vluers: dict[str, Path | None] | None = None,
+    baselines: list[str] | None = None,
+    splits: list[Split] | None = None,
+    clips: Path | None = None,
+    keep: Limits = Limits(),  # noqa: B008  # frozen
+    start: int = 0,
+    stride: int = 1,
+    caption: str = "Summarized Description",
+    limit: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    device: str = "auto",
+) -> None:
+    """Writes clips at high resolution as each method makes them of a low one, one folder of lossless videos a method.
+
+    The folders are those of the VLUers and interpolations named, reference (the clips' own pixels) and vae (the VAE's
+    reconstruction of them, which no upsampler of latents can pass). Beside each video lies a JSON file with its
+    prompt and how it was made; what is there and was made so is skipped.
+
+    Args:
+        backbone: Folder or hub id of the diffusers pipeline whose VAE encodes and decodes.
+        index: CSV with UltraVideo's columns.
+        output: Folder of the methods' folders.
+        size: Height and width of the high resolution; larger clips are cropped to its shape and downscaled.
+        scale: How many times smaller the low resolution is.
+        frames: Frames of each clip, 4k+1.
+        vluers: Folder of each VLUer, by name.
+        baselines: Which of nearest, bilinear, bicubic and rgb_bicubic; default all.
+        splits: Which of train, val and test; default all clips.
+        clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
+        keep: Which clips of the index to take.
+        start: First frame.
+        stride: Every stride-th frame is taken.
+        caption: Column of the CSV that becomes the prompt.
+        limit: The first this many clips of each split; default all.
+        dtype: Dtype of the VAE's weights.
+        device: auto (a GPU if there is one), cpu, cuda or cuda:N.
+    """
+    started = time.perf_counter()
+    console = Console(emoji=False)
+    check_folder("output", output)
+    target = choose_device(device)
+    if start < 0 or stride < 1 or (limit is not None and limit < 1):
+        raise ValueError(
+            f"expected start >= 0, stride >= 1 and limit >= 1, got {start}, {stride} and {limit}"
+        )
+    if caption not in CAPTIONS:
+        raise ValueError(f"caption: expected one of {', '.join(CAPTIONS)}, got {caption!r}")
+    wanted = list(BASELINES) if baselines is None else baselines
+    unknown = [name for name in wanted if name not in BASELINES]
+    if unknown:
+        raise ValueError(f"baselines: expected some of {', '.join(BASELINES)}, got {', '.join(unknown)}")
+    folders = {name: folder for name, folder in (vluers or {}).items() if folder is not None}
+    for name in folders:
+        check_name(name, "vluers:")
+    entries = entries_of(open_index(console, index, clips, keep), splits, limit)
+    codec = LatentCodec.from_pretrained(backbone, getattr(torch, dtype)).to(target)
+    recipe = UpsamplingRecipe((size[0], size[1]), scale, frames, start, stride, caption)
+    methods: dict[str, UpsamplingMethod] = {
+        name: method for name, method in baseline_methods(codec).items() if name in wanted
+    }
+    identities: dict[str, str] = {}
+    for name, folder in folders.items():
+        methods[name], identities[name] = _load(name, folder, codec, target)
+    upsampler = ClipUpsampler(codec, methods, identities, recipe, output, ClipHashes(output), target)
+    console.print(
+        f"{len(entries)} clips by {', '.join(upsampler.names)} on {target}", highlight=False, soft_wrap=True
+    )
+    with Steps(console) as steps:
+        steps.begin("clips", len(entries))
+        totals = upsampler.run(entries, steps.advance)
+    _tell(console, output, totals, uneven_line(upsampler.hashes, entries), time.perf_counter() - started)
+    if len(totals.unreadable) == len(entries):
+        raise ValueError(f"none of the {len(entries)} clips of {index} could be read")
+
+
+def _load(name: str, folder: Path, codec: LatentCodec, device: torch.device) -> tuple[UpsamplingMethod, str]:
+    """A VLUer, and what tells it from others."""
+    if name in (*method_names()[1:], "reference"):
+        raise ValueError(f"vluers: {name} is the name of another method")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"vluers.{name}: {folder} has no config.json; expected a saved VLUer")
+    net = VLUer.from_pretrained(folder, torch_dtype=torch.float32).to(device).eval()
+    if net.config.latent_channels != codec.channels:
+        raise ValueError(
+            f"vluers.{name}: {folder} takes {net.config.latent_channels} latent channels, the VAE has {codec.channels}"
+        )
+    config = {key: value for key, value in dict(net.config).items() if not key.startswith("_")}
+    return net, weights_digest(net, json.dumps(config, sort_keys=True, default=str))
+
+
+def _tell(console: Console, output: Path, totals: Totals, uneven: str, seconds: float) -> None:
+    bad = "".join(f"\n    {clip_id}: {reason}" for clip_id, reason in totals.unreadable)
+    console.print(
+        f"{output}\n"
+        f"  written        {totals.written} videos\n"
+        f"  already there  {totals.there}\n"
+        f"  unreadable     {len(totals.unreadable)} clips{bad}\n"
+        + (f"  variable rate  {uneven}\n" if uneven else "")
+        + f"  seconds        {seconds:.0f}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )

@@ -1,0 +1,1 @@
+"""Clips on disk, their index, stores and scores, and the mini world."""

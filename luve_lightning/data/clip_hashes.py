@@ -1,0 +1,184 @@
+"""The address of what is stored about a clip: its bytes, and how they are shown where that takes more than decoding.
+
+An ordinary clip is known by the sha256 of its bytes. One that is mirrored, has its pixels made square, or is converted
+to SDR, is known by the sha256 of that and of `Presentation.label`: latents, scores and measures that were made while it
+was read otherwise are not found any more. One that is refused has no hash, so nothing old is found of it either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from luve_lightning.data.clip_container import ClipError, RefusedClip, may_interlace, opened
+from luve_lightning.data.clip_packets import MP4, codec_of
+from luve_lightning.data.clip_presentation import (
+    decode_leniently,
+    presentation_of,
+    require_progressive,
+)
+from luve_lightning.data.fingerprints import FileHashes, stamp
+from luve_lightning.files import text_digest, warn_kept_in_memory
+from luve_lightning.locks import JsonLines
+
+if TYPE_CHECKING:
+    from av.video.stream import VideoStream
+
+_RULES = 2  # raise it when any file is refused or labelled otherwise: what is remembered then counts no more
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file is read.
+
+    Attributes:
+        label: `Presentation.label`; empty for ordinary clips.
+        refused: why it is not read at all; empty when it is.
+        uneven: its frames are not equally spaced in time (variable frame rate); known of .mp4 and .mov only.
+    """
+
+    label: str = ""
+    refused: str = ""
+    uneven: bool = False
+
+
+def look(path: Path) -> Reading:
+    """Find out how a file is read, from its header and its first picture.
+
+    Raises:
+        ClipError: nothing of it can be decoded.
+    """
+    uneven = False
+    try:
+        with opened(path) as (container, stream):
+            if container.format.name == MP4:
+                uneven = _uneven(stream)
+            frame = next(decode_leniently(container, stream), None)
+            if frame is None:
+                raise ClipError(path, "has no frame that can be decoded")
+            show, index = presentation_of(path, stream, frame), stream.index
+            fields = may_interlace(codec_of(stream), stream.codec_context.extradata)
+        if fields:
+            require_progressive(path, index)
+    except RefusedClip as error:
+        return Reading(refused=error.reason, uneven=uneven)
+    return Reading(show.label, uneven=uneven)
+
+
+def _uneven(stream: VideoStream) -> bool:
+    """Whether the steps in time differ by more than rounding: a tenth of one, or two ticks of the file's clock."""
+    gaps = np.diff([entry.timestamp for entry in stream.index_entries])
+    return len(gaps) > 1 and bool(np.ptp(gaps) > max(2.0, 0.1 * float(np.median(gaps))))
+
+
+def shown_digest(path: Path, digest: str) -> str:
+    """The hash of a clip as it is shown, 64 hex digits.
+
+    Args:
+        path: the file.
+        digest: sha256 of its bytes.
+
+    Raises:
+        RefusedClip: it is not read at all.
+    """
+    try:
+        return _digest_of(path, digest, look(path))
+    except RefusedClip:
+        raise
+    except ClipError:
+        return digest  # whoever reads it finds out
+
+
+def _digest_of(path: Path, digest: str, reading: Reading) -> str:
+    if reading.refused:
+        raise RefusedClip(path, reading.refused)
+    if not reading.label:
+        return digest
+    return text_digest(f"{digest}\nshown as: {reading.label}")
+
+
+class ClipHashes:
+    """Hashes of clips as they are shown, and how each is read, remembered so that a file is looked at once.
+
+    Args:
+        root: folder of the two files of JSON lines, `file_hashes.jsonl` and `clip_readings.jsonl`, that any number of
+            processes may append to.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.files = FileHashes(root)
+        self._lines = JsonLines(Path(root) / "clip_readings.jsonl")
+        self._known: dict[str, Reading] = {}
+
+    def digest(self, path: str | Path) -> str:
+        """The hash of a clip, 64 hex digits; the sha256 of its bytes when it is ordinary or cannot be decoded.
+
+        Raises:
+            FileNotFoundError: when there is no file.
+            OSError: when it cannot be read, or changes while it is read.
+            RefusedClip: it is shown in a way that cannot be reproduced.
+        """
+        file = Path(path)
+        before, digest = stamp(file), self.files.digest(file)
+        reading = self._remembered(digest)
+        if reading is None:
+            try:
+                reading = look(file)
+            except ClipError as error:
+                if isinstance(error.__cause__, (OSError, MemoryError)):
+                    raise OSError(
+                        error.reason
+                    ) from error  # perhaps for a moment: not to be read as if ordinary
+                return digest  # whoever reads it finds out
+            if stamp(file) != before:
+                raise OSError(f"{file} changed while it was read")
+            self._remember(digest, reading)
+        return _digest_of(file, digest, reading)
+
+    def known(self, path: str | Path) -> str | None:
+        """The remembered hash of a clip as it is now, or None; None also when it is refused. Reads none of it.
+
+        Raises:
+            FileNotFoundError: when there is no file.
+        """
+        digest = self.files.known(path)
+        reading = None if digest is None else self._remembered(digest)
+        if digest is None or reading is None or reading.refused:
+            return None
+        return _digest_of(Path(path), digest, reading)
+
+    def uneven(self, paths: Iterable[Path]) -> list[Path]:
+        """Those of some clips whose `digest` was asked for that have a variable frame rate, in their order."""
+        found = []
+        for path in paths:
+            with suppress(OSError):
+                reading = self._remembered(self.files.digest(path))
+                if reading is not None and reading.uneven:
+                    found.append(path)
+        return found
+
+    def _remembered(self, digest: str) -> Reading | None:
+        if digest not in self._known:
+            self._refresh()
+        return self._known.get(digest)
+
+    def _remember(self, digest: str, reading: Reading) -> None:
+        self._known[digest] = reading
+        try:
+            self._lines.append({"sha256": digest, "rules": _RULES, **asdict(reading)})
+        except OSError as error:
+            warn_kept_in_memory(self._lines.path.parent, error)
+
+    def _refresh(self) -> None:
+        """Take in what was appended since the last look, where the file may be read."""
+        with suppress(OSError):
+            for record in self._lines.new():
+                with suppress(KeyError, TypeError):  # of another version
+                    if record["rules"] == _RULES:
+                        label, refused = str(record["label"]), str(record["refused"])
+                        self._known[str(record["sha256"])] = Reading(label, refused, bool(record["uneven"]))

@@ -1,0 +1,210 @@
+"""What is in a video file, from its packets: how many frames, at what times, where decoding may start.
+
+One pass over the packets without decoding them (but for the first frame) costs what decord itself spends on
+opening a file. What cannot be vouched for is read with PyAV, and what is not whole is an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luve_lightning.data.clip_container import (
+    ClipError,
+    ClipInfo,
+    Start,
+    decode,
+    file_facts,
+    may_interlace,
+    opened,
+)
+from luve_lightning.data.clip_packets import MATROSKA, MP4, Packet, codec_of, read_packets
+from luve_lightning.data.clip_presentation import (
+    Presentation,
+    presentation_of,
+    refuse_interlaced,
+    require_progressive,
+)
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+# decord 0.6.0 gave every frame of these exactly in these containers, when every keyframe is a clean start. It
+# was up to three frames off in HEVC and open-GOP H.264, cannot open AV1, and silently wrong in .avi and .ts. VP8 and
+# VP9 may change the frame size at any picture, which it hides by scaling.
+TRUSTED_CODECS = frozenset({"h264"})
+SCANS_KEPT = 4096  # about 8 KB each for a clip of 600 frames
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A file as the readers need it.
+
+    Attributes:
+        info: the facts for everyone.
+        times: pts of every frame in presentation order; empty when they say nothing and frames are counted.
+        starts: pts of the keyframes where decoding may start, in file order.
+        stream: index of the video stream in the file.
+        show: how its pictures are shown.
+        shape: width of a pixel by its height, as the codec says it at the first frame; 1 when it does not.
+        solid_from: pts from which on every frame must decode.
+    """
+
+    info: ClipInfo
+    times: NDArray[np.int64]
+    starts: tuple[int, ...]
+    stream: int
+    show: Presentation
+    shape: Fraction | int
+    solid_from: int | None
+
+
+def scan(path: Path) -> Scan:
+    """Scan a file, or take what an earlier scan of the same file (by size and time of change) found.
+
+    Raises:
+        ClipError: the file is missing, empty, cut short, damaged at its start, holds no video, or is shown in a way
+            that cannot be reproduced.
+    """
+    found = _scan_once(path, *file_facts(path))
+    if isinstance(found, ClipError):
+        raise type(found)(path, found.reason)
+    return found
+
+
+@lru_cache(maxsize=SCANS_KEPT)
+def _scan_once(path: Path, size: int, changed_ns: int) -> Scan | ClipError:
+    """The scan, or what is wrong: a bad file is met in every epoch and need not be looked at each time."""
+    try:
+        with opened(path) as (container, stream):
+            packets = read_packets(path, container, stream)
+            return _conclude(path, container, stream, packets)
+    except ClipError as error:
+        if isinstance(error.__cause__, (OSError, MemoryError)):
+            raise  # the disk's or the machine's fault, perhaps for a moment: not kept
+        return type(error)(path, error.reason)
+
+
+def _conclude(path: Path, container: InputContainer, stream: VideoStream, packets: list[Packet]) -> Scan:
+    starts = tuple(p.pts for p in packets if p.start in (Start.CLEAN, Start.OPEN) and p.pts is not None)
+    solid_from = next((p.pts for p in packets if p.start is not None), None)
+    times = np.array(sorted(p.pts for p in packets if p.pts is not None and not p.hidden), dtype=np.int64)
+    head, show, shape = _head(path, stream, packets, solid_from)
+    doubt = _doubt(container, stream, packets, times)
+    if may_interlace(codec_of(stream), stream.codec_context.extradata):
+        require_progressive(path, stream.index)
+        doubt = doubt or "its pictures may be interlaced"
+    if not show.by_decord:
+        doubt = f"decord does not show it as a player does ({show.label})"
+    frames = len(times)
+    if container.format.name not in (MP4, MATROSKA) or not _times_hold(packets, times, head):
+        frames, times, starts = _count(path, stream.index, solid_from), times[:0], ()
+        doubt = doubt or "its times are not reliable"
+    elif head[0].pts != times[0]:
+        # A cut that kept pictures whose references it lost. No decoder shows them: they are not in the clip.
+        doubt = doubt or "its first pictures cannot be decoded"
+        solid_from = int(head[0].pts or 0)
+        times = times[times >= solid_from]
+        frames = len(times)
+    height, width = show.size
+    fps = _fps(stream, times, exact=frames == len(packets))
+    info = ClipInfo(frames, fps, width, height, codec_of(stream), not doubt, doubt)
+    return Scan(info, times, starts, stream.index, show, shape, solid_from)
+
+
+def _head(
+    path: Path, stream: VideoStream, packets: list[Packet], solid_from: int | None
+) -> tuple[list[VideoFrame], Presentation, Fraction | int]:
+    """The first frame: it shows that the file decodes, how it is shown, and what a cut has lost.
+
+    When the decoder is to reorder pictures and the packets' times are in file order all the same, as after
+    passing through a container without presentation times, some more frames, to see whose times they get.
+    """
+    in_file_order = all(
+        a.pts < b.pts for a, b in pairwise(packets) if a.pts is not None and b.pts is not None
+    )
+    count = 16 if in_file_order and stream.codec_context.has_b_frames else 1
+    with opened(path, stream.index) as (container, video):
+        frames = list(islice(decode(path, container.demux(video), solid_from), count))
+        if not frames:
+            raise ClipError(path, "has no frame that can be decoded")
+        return frames, presentation_of(path, video, frames[0]), video.codec_context.sample_aspect_ratio or 1
+
+
+def _times_hold(packets: list[Packet], times: NDArray[np.int64], head: list[VideoFrame]) -> bool:
+    """Whether every frame has a time of its own, and the decoder gives frames the times of their packets."""
+    shown = [frame.pts for frame in head]
+    if any(p.pts is None for p in packets) or len(np.unique(times)) != len(times):
+        return False
+    if any(a is None or b is None or a >= b for a, b in pairwise(shown)) or shown[0] not in times:
+        return False
+    # From a clean start nothing is lost, so the first frame must be the first.
+    return bool(shown[0] == times[0]) or packets[0].start is not Start.CLEAN
+
+
+def _count(path: Path, stream: int, solid_from: int | None) -> int:
+    """Frames of the file, by decoding all of it."""
+    with opened(path, stream) as (container, video):
+        count = 0
+        for frame in decode(path, container.demux(video), solid_from):
+            refuse_interlaced(path, frame)
+            count += 1
+        return count
+
+
+def _doubt(
+    container: InputContainer, stream: VideoStream, packets: list[Packet], times: NDArray[np.int64]
+) -> str:
+    """Why decord may give other frames than asked for; empty when it will not."""
+    codec = codec_of(stream)
+    if codec not in TRUSTED_CODECS:
+        return f"decord is not exact with {codec}"
+    if container.format.name not in (MP4, MATROSKA):
+        return f"decord is not exact with {container.format.name}"
+    pixels = stream.codec_context.format
+    if pixels is None or any(component.bits > 8 for component in pixels.components):
+        return "decord converts deep colour to 8 bits differently"
+    if len(container.streams.video) > 1:
+        return "it has more than one video stream"
+    if any(p.hidden for p in packets):
+        return "an edit list hides some of its frames"
+    if not all(p.steady for p in packets):
+        return "its parameters may change midway"
+    if packets[0].start is not Start.CLEAN or any(p.start in (Start.OPEN, Start.UNSAFE) for p in packets):
+        return "not every keyframe is a clean start (open GOP)"
+    if _any_leading(packets):
+        return "pictures are shown before the keyframe that they follow"
+    # Lost clusters of a damaged Matroska file leave a gap and nothing else. Variable frame rates have gaps
+    # too: be careful.
+    gaps = np.diff(times)
+    if container.format.name == MATROSKA and len(gaps) and gaps.max() > 2.5 * np.median(gaps):
+        return "its frames are unevenly spaced"
+    return ""
+
+
+def _any_leading(packets: list[Packet]) -> bool:
+    key: int | None = None
+    for packet in packets:
+        if packet.start is not None:
+            key = packet.pts
+        elif key is not None and packet.pts is not None and packet.pts < key:
+            return True
+    return False
+
+
+def _fps(stream: VideoStream, times: NDArray[np.int64], exact: bool) -> float:
+    """Frames per second: the stream's own average, measured where a cut or FFmpeg's guess makes that wrong."""
+    declared = float(stream.average_rate or stream.guessed_rate or 0)
+    if len(times) < 2 or not stream.time_base:
+        return declared
+    measured = float((len(times) - 1) / ((times[-1] - times[0]) * stream.time_base))
+    return declared if exact and abs(declared / measured - 1) < 0.01 else measured

@@ -1,0 +1,270 @@
+"""Writing one clip as H.264 in mp4, the same bytes every time."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from luve_lightning.data.mini_world.catalog import catalog_csv, splits_json
+from luve_lightning.data.mini_world.paint import draw_scene, paint_scene
+from luve_lightning.data.mini_world.photographs import SPLITS
+from luve_lightning.data.mini_world.scene import RENDERER, Scene
+from luve_lightning.data.video_files import encode_h264
+from luve_lightning.files import file_digest, text_digest, write_text
+from luve_lightning.machine import check_video, cores
+
+# Constant rate factor: visually lossless for these small frames, and the default world stays near 30 MB.
+CRF = 14
+
+
+def write_clip(path: Path, frames: np.ndarray, fps: int) -> None:
+    """Encodes frames and puts the finished file in place in one step; see `encode_h264`.
+
+    Args:
+        path: Where to; its folder exists.
+        frames: uint8 `T x H x W x 3`, H and W even.
+        fps: Frames per second.
+    """
+    encode_h264(path, frames, fps, CRF)
+
+
+MANIFEST = "MANIFEST.json"
+# Holds the arguments until the manifest does; a folder with it alone was interrupted and can be resumed.
+UNFINISHED = "UNFINISHED.json"
+
+
+class OtherWorldError(ValueError):
+    """The folder holds something else than the world asked for."""
+
+
+def claim(output: Path, arguments: dict[str, int]) -> dict[str, str]:
+    """Takes a folder for a world, or recognises the world in it.
+
+    Args:
+        output: The folder; made when missing.
+        arguments: What decides every byte of the world.
+
+    Returns:
+        SHA-256 by file name from the manifest; empty when the world is not complete yet.
+
+    Raises:
+        OtherWorldError: The folder holds a world of other arguments, or something else.
+    """
+    if output.exists() and not output.is_dir():
+        raise OtherWorldError(f"{output}: expected a folder, found a file")
+    for name in (MANIFEST, UNFINISHED):
+        record = _read_record(output / name)
+        if record is not None:
+            _check_same(output, record["arguments"], arguments)
+            return dict(record.get("sha256", {}))
+    if output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir()):
+        raise OtherWorldError(f"{output}: is not empty and holds no mini world; choose another folder")
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / UNFINISHED, json.dumps({"arguments": arguments}, indent=2) + "\n")
+    return {}
+
+
+def write_manifest(output: Path, arguments: dict[str, int], names: Sequence[str]) -> None:
+    """Declares a world complete: writes its arguments and the SHA-256 of each named file."""
+    hashes = {name: file_digest(output / name) for name in names}
+    write_text(output / MANIFEST, json.dumps({"arguments": arguments, "sha256": hashes}, indent=2) + "\n")
+    (output / UNFINISHED).unlink(missing_ok=True)
+
+
+def matches(path: Path, expected: str | None) -> bool:
+    """Returns whether a file is there and has this SHA-256."""
+    return path.is_file() and file_digest(path) == expected
+
+
+def _check_same(output: Path, held: dict[str, int], asked: dict[str, int]) -> None:
+    other = [
+        f"{key}={held.get(key)} (asked {value})" for key, value in asked.items() if held.get(key) != value
+    ]
+    if other:
+        raise OtherWorldError(
+            f"{output}: holds a mini world with {', '.join(other)}; choose another folder or remove this one"
+        )
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise OtherWorldError(f"{path}: is not JSON ({error}); remove the folder, render again") from error
+    facts = record if isinstance(record, dict) else {}
+    if not (isinstance(facts.get("arguments"), dict) and isinstance(facts.get("sha256", {}), dict)):
+        raise OtherWorldError(f"{path}: is not a mini world's manifest; choose another folder")
+    return facts
+
+
+@dataclass(frozen=True)
+class RenderReport:
+    """What a call of `render_mini_world` did: ids of clips rendered now, and how many were there already."""
+
+    rendered: tuple[str, ...]
+    kept: int
+
+
+def render_mini_world(
+    output: Path,
+    seed: int = 0,
+    train: int = 200,
+    val: int = 24,
+    test: int = 24,
+    frames: int = 33,
+    size: int = 192,
+    fps: int = 16,
+    processes: int | None = None,
+) -> RenderReport:
+    """Renders the mini world into a folder; the same arguments give the same bytes.
+
+    Writes `clips/<clip_id>.mp4`, `clips.csv` (UltraVideo's columns), `splits.json` and at the end
+    `MANIFEST.json` with the arguments and the SHA-256 of each file. An interrupted world goes on where it
+    stopped, a complete one is checked against its manifest, and only missing or changed files are made again.
+
+    Args:
+        output: Folder to fill; made when missing.
+        seed: Seed of everything random, >= 0.
+        train: Number of training clips.
+        val: Number of validation clips.
+        test: Number of test clips.
+        frames: Length of a clip, 4k+1 as the VAE asks, at least 5.
+        size: Side of the square frame in pixels, a multiple of 16.
+        fps: Frames per second.
+        processes: Worker processes, default one per CPU; the result does not depend on it.
+
+    Returns:
+        Which clips were rendered and how many were there already.
+
+    Raises:
+        ValueError: An argument is out of its range.
+        OtherWorldError: The folder holds a world of other arguments, or something else.
+        FileNotFoundError: A photograph is missing from scikit-image.
+    """
+    counts = {"train": train, "val": val, "test": test}
+    form = {"frames": frames, "size": size, "fps": fps}
+    _check_arguments({"seed": seed, **counts, **form}, processes)
+    arguments = {"seed": seed, **counts, **form, "renderer": RENDERER}
+    hashes = claim(output, arguments)
+    folder = output / "clips"
+    folder.mkdir(exist_ok=True)
+    scenes = [draw_scene(seed, split, i, frames, size, fps) for split in SPLITS for i in range(counts[split])]
+    texts = {"clips.csv": catalog_csv(scenes), "splits.json": splits_json(scenes)}
+    todo = [scene for scene in scenes if not _is_there(folder / f"{scene.clip_id}.mp4", hashes, frames)]
+    stale = [name for name, text in texts.items() if not matches(output / name, text_digest(text))]
+    if todo or stale or not hashes:
+        _render_all(todo, folder, processes or cores())
+        for name, text in texts.items():
+            write_text(output / name, text)
+        _sweep(folder)
+        write_manifest(output, arguments, [*texts, *(f"clips/{scene.clip_id}.mp4" for scene in scenes)])
+    return RenderReport(tuple(scene.clip_id for scene in todo), len(scenes) - len(todo))
+
+
+def _check_arguments(values: dict[str, int], processes: int | None) -> None:
+    if values["seed"] < 0:
+        raise ValueError(f"seed: expected 0 or more, got {values['seed']}")
+    for name in ("train", "val", "test", "fps"):
+        if values[name] < 1:
+            raise ValueError(f"{name}: expected 1 or more, got {values[name]}")
+    frames, size = values["frames"], values["size"]
+    if frames < 5 or frames % 4 != 1:
+        below = max(5, (frames - 1) // 4 * 4 + 1)
+        raise ValueError(f"frames: expected 4k+1, at least 5 (such as {below} or {below + 4}), got {frames}")
+    if size < 16 or size % 16:
+        below = max(16, size // 16 * 16)
+        raise ValueError(f"size: expected a multiple of 16 (such as {below} or {below + 16}), got {size}")
+    check_video(frames, size, size)
+    if processes is not None and processes < 1:
+        raise ValueError(f"processes: expected 1 or more, got {processes}")
+
+
+def _is_there(path: Path, hashes: dict[str, str], frames: int) -> bool:
+    if hashes:
+        return matches(path, hashes.get(f"clips/{path.name}"))
+    # Not complete yet, so no hash is known; files are put in place whole, so counting frames is enough.
+    return path.is_file() and _count_frames(path) == frames
+
+
+def _count_frames(path: Path) -> int:
+    try:
+        with av.open(str(path)) as container:
+            return sum(1 for _ in container.decode(video=0))
+    except (av.FFmpegError, IndexError):
+        return 0
+
+
+def _render_all(scenes: Sequence[Scene], folder: Path, processes: int) -> None:
+    columns = (
+        TextColumn("mini world"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as bar:
+        task = bar.add_task("clips", total=len(scenes))
+        for _ in _rendered(scenes, folder, min(processes, len(scenes))):
+            bar.advance(task)
+
+
+def _rendered(scenes: Sequence[Scene], folder: Path, processes: int) -> Iterator[None]:
+    if processes <= 1:
+        with _one_thread():
+            for scene in scenes:
+                _render_one(scene, folder)
+                yield
+        return
+    # Spawned, not forked: torch and libav hold threads and locks that a fork would copy in any state.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = [pool.submit(_render_one, scene, folder) for scene in scenes]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _render_one(scene: Scene, folder: Path) -> None:
+    write_clip(folder / f"{scene.clip_id}.mp4", paint_scene(scene).numpy(), scene.fps)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # As in the workers: sums split over threads may round differently.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _sweep(folder: Path) -> None:
+    # Left by a run that was killed; a file written to within the last minute may be another run's.
+    for path in folder.glob(".*.tmp"):
+        if time.time() - path.stat().st_mtime > 60:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,324 @@
+"""Which share of the clips a process scores."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.clip_scores import (
+    ScoreRow,
+    ScoresError,
+    ScoreSettings,
+    caption_digest,
+    common_settings,
+    read_rows,
+    write_rows,
+)
+from luve_lightning.data.clips import ClipError, Frames, read_clip
+from luve_lightning.data.fingerprints import Stamp, stamp
+from luve_lightning.data.quarantine import Quarantine
+from luve_lightning.data.scorers import Scorer
+from luve_lightning.data.video_index import ClipEntry
+from luve_lightning.locks import Busy, locked
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` processes that share the clips, `index` counted from 0."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ValueError(f"shard: expected i/n with 0 <= i < n, got {self}")
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @property
+    def file_name(self) -> str:
+        """Of its part of the scores."""
+        return f"part-{self.index:05d}-of-{self.count:05d}.parquet"
+
+
+def parse_shard(text: str | None, environment: Mapping[str, str]) -> Shard:
+    """The shard that an option or torchrun's environment names; the whole when neither does.
+
+    Args:
+        text: "i/n", or None.
+        environment: may hold RANK and WORLD_SIZE.
+
+    Raises:
+        ValueError: no such share, or both name one.
+    """
+    processes = int(environment.get("WORLD_SIZE", "1"))
+    if text is None:
+        return Shard(int(environment.get("RANK", "0")), processes) if processes > 1 else Shard()
+    if processes > 1:
+        raise ValueError(
+            f"shard: torchrun's {processes} processes share the clips by themselves; leave out {text!r}"
+        )
+    first, slash, second = text.partition("/")
+    if not (slash and first.isdecimal() and second.isdecimal()):
+        raise ValueError(f"shard: expected i/n such as 0/4, got {text!r}")
+    return Shard(int(first), int(second))
+
+
+@dataclass(frozen=True)
+class FrameChoice:
+    """Which frames of a clip are scored.
+
+    Attributes:
+        count: so many, the middles of as many equal parts of the clip. A clip of fewer frames gives all of them.
+        indices: these, counted from 0, instead.
+    """
+
+    count: int = 4
+    indices: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"frames: expected at least 1, got {self.count}")
+        if self.indices is not None and (not self.indices or min(self.indices) < 0):
+            raise ValueError(f"indices: expected one or more frame numbers >= 0, got {list(self.indices)}")
+
+    def __str__(self) -> str:
+        if self.indices is None:
+            return f"{self.count} frames equally spaced"
+        return f"frames {', '.join(map(str, self.indices))}"
+
+    def of(self, total_frames: int) -> tuple[int, ...]:
+        """The frame numbers for a clip of so many frames."""
+        if self.indices is not None:
+            return self.indices
+        return tuple(dict.fromkeys((2 * i + 1) * total_frames // (2 * self.count) for i in range(self.count)))
+
+
+@dataclass(frozen=True)
+class ClipJob:
+    """A clip to score: its row so far, and the stamp that its file had when it was hashed."""
+
+    entry: ClipEntry
+    row: ScoreRow
+    seen: Stamp | None = None
+
+
+@dataclass(frozen=True)
+class ReadClip:
+    """A clip on its way to the scorer; `reason` says why it has no frames."""
+
+    job: ClipJob
+    indices: tuple[int, ...] = ()
+    frames: Frames | None = None
+    reason: str | None = None
+
+
+class FrameReader:
+    """Reads the chosen frames of a clip; a bad clip is a result, not an exception."""
+
+    def __init__(self, choice: FrameChoice) -> None:
+        self.choice = choice
+
+    def __call__(self, job: ClipJob) -> ReadClip:
+        """The frames of a clip, or why there are none."""
+        if job.row.error is not None:
+            return ReadClip(job, reason=job.row.error)
+        path, indices = job.entry.path, self.choice.of(job.entry.total_frames)
+        try:
+            frames = np.concatenate([read_clip(path, index, 1) for index in indices])
+            if stamp(path) != job.seen:
+                return ReadClip(job, reason="changed while it was read")
+        except ClipError as error:
+            return ReadClip(job, reason=error.reason)
+        except OSError as error:
+            return ReadClip(job, reason=error.strerror or str(error))
+        return ReadClip(job, indices, frames)
+
+
+def read_ahead(
+    read: FrameReader, jobs: Iterator[ClipJob], threads: int, batch_size: int
+) -> Iterator[ReadClip]:
+    """Read clips in order, in threads, at most two batches ahead of whoever takes them."""
+    if threads == 0:
+        yield from map(read, jobs)
+        return
+    waiting: deque[Future[ReadClip]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for job in jobs:
+            waiting.append(pool.submit(read, job))
+            if len(waiting) >= 2 * batch_size:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@dataclass
+class ScoreTotals:
+    """What a run did: clips scored, clips that had their score already, and (clip_id, reason) of unreadable ones."""
+
+    scored: int = 0
+    there: int = 0
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+
+
+def score_clips(
+    entries: Sequence[ClipEntry],
+    scorer: Scorer,
+    folder: Path,
+    caption: str,
+    choice: FrameChoice,
+    shard: Shard,
+    batch_size: int,
+    num_workers: int,
+    quarantine: Quarantine,
+    advance: Callable[[int], None] = lambda clips: None,
+) -> ScoreTotals:
+    """Score one shard's clips that have no score yet, and write each batch before the next is scored.
+
+    Args:
+        entries: all clips, of every shard.
+        scorer: rates frames against captions.
+        folder: of the scores; runs with other shards may write to it at the same time.
+        caption: column of the captions.
+        choice: which frames.
+        shard: which clips are ours: every `shard.count`-th.
+        batch_size: clips scored at once; a kill loses no more than these.
+        num_workers: threads that decode ahead; 0 decodes between the batches.
+        quarantine: where unreadable clips are named.
+        advance: told how many clips have been dealt with since the last call.
+
+    Raises:
+        ScoresError: the folder holds scores of other settings, or another process is at this shard.
+        TooManyBadClips: by `quarantine`.
+    """
+    settings = ScoreSettings(scorer.name, scorer.version, caption, str(choice))
+    part, totals = folder / shard.file_name, ScoreTotals()
+    with _alone(part, shard):
+        there = _finished(folder, settings)
+        rows = {row.clip_id: row for row in (read_rows(part) if part.exists() else [])}
+        jobs = _jobs(
+            entries[shard.index :: shard.count], settings, ClipHashes(folder), there, totals, advance
+        )
+        read = FrameReader(choice)
+        for batch in _batches(read_ahead(read, jobs, num_workers, batch_size), batch_size):
+            scored = _score(scorer, batch)
+            rows |= {row.clip_id: row for row in scored}
+            write_rows(part, rows.values())
+            _count(batch, scored, totals, quarantine)
+            advance(len(batch))
+    return totals
+
+
+@contextmanager
+def _alone(part: Path, shard: Shard) -> Iterator[None]:
+    """Hold a shard; the kernel gives it back however the process ends."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(part.with_name(f".{part.stem}.lock"), what=f"shard {shard}"))
+        except Busy as busy:
+            raise ScoresError(
+                f"{part.parent}: another process is scoring shard {shard}: {busy.owner}"
+            ) from None
+        yield
+
+
+def _finished(folder: Path, settings: ScoreSettings) -> set[tuple[str, str, str]]:
+    """What has a score, in any part; clips that could not be read are tried again."""
+    rows = read_rows(folder)
+    found = common_settings(folder, rows)
+    if found not in (None, settings):
+        raise ScoresError(
+            f"{folder}: holds scores by {found}, not by {settings}; use another folder, or delete it"
+        )
+    return {row.key for row in rows if row.score is not None}
+
+
+def _jobs(
+    entries: Iterable[ClipEntry],
+    settings: ScoreSettings,
+    hashes: ClipHashes,
+    finished: set[tuple[str, str, str]],
+    totals: ScoreTotals,
+    advance: Callable[[int], None],
+) -> Iterator[ClipJob]:
+    """The clips without a score."""
+    for entry in entries:
+        caption, digest, seen, error = caption_digest(entry.captions[settings.caption_column]), "", None, None
+        try:
+            seen = stamp(entry.path)
+            digest = hashes.digest(entry.path)
+        except OSError as problem:
+            error = problem.strerror or str(problem)
+        except ClipError as problem:
+            error = problem.reason
+        row = ScoreRow(entry.clip_id, digest, caption, settings, error=error)
+        if row.key in finished:
+            totals.there += 1
+            advance(1)
+        else:
+            yield ClipJob(entry, row, seen)
+
+
+def _batches(items: Iterator[ReadClip], size: int) -> Iterator[list[ReadClip]]:
+    batch: list[ReadClip] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _score(scorer: Scorer, batch: Sequence[ReadClip]) -> list[ScoreRow]:
+    """A row for each clip; clips of one size go to the scorer together."""
+    rows = [replace(item.job.row, error=item.reason) for item in batch if item.frames is None]
+    readable = [item for item in batch if item.frames is not None]
+
+    def size(item: ReadClip) -> tuple[int, ...]:
+        assert item.frames is not None
+        return item.frames.shape[1:]
+
+    for _, group in groupby(sorted(readable, key=size), key=size):
+        clips = list(group)
+        column = clips[0].job.row.settings.caption_column
+        captions = [item.job.entry.captions[column] for item in clips for _ in item.indices]
+        scores = scorer.score(
+            np.concatenate([item.frames for item in clips if item.frames is not None]), captions
+        )
+        if len(scores) != len(captions) or not all(map(math.isfinite, scores)):
+            raise ScoresError(
+                f"{scorer.name} gave {scores} for {len(captions)} frames of {clips[0].job.entry.path}"
+            )
+        given = iter(scores)
+        for item in clips:
+            own = tuple(float(next(given)) for _ in item.indices)
+            rows.append(
+                replace(
+                    item.job.row,
+                    frame_indices=item.indices,
+                    frame_scores=own,
+                    score=math.fsum(own) / len(own),
+                )
+            )
+    return rows
+
+
+def _count(
+    batch: Sequence[ReadClip], rows: Sequence[ScoreRow], totals: ScoreTotals, quarantine: Quarantine
+) -> None:
+    totals.scored += sum(row.score is not None for row in rows)
+    bad = [item for item in batch if item.reason is not None]
+    totals.unreadable += [(item.job.entry.clip_id, item.reason or "") for item in bad]
+    for item in bad:
+        quarantine.add(ClipError(item.job.entry.path, item.reason or ""))

@@ -1,0 +1,165 @@
+"""Encoding frames as H.264 in mp4, the same bytes every time."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from luve_lightning.data.clips import Frames, probe_clip, read_clip
+from luve_lightning.data.file_names import video_name
+from luve_lightning.files import replacing
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+
+
+# No mbtree: in x264 it reads memory that nothing wrote, and the bytes differ from run to run.
+_X264 = "threads=1:lookahead-threads=1:mbtree=0:open-gop=0:keyint=16:min-keyint=16:scenecut=0"
+_BT709 = "colorprim=bt709:transfer=bt709:colormatrix=bt709:range=tv"
+
+
+def encode_h264(path: Path, frames: np.ndarray, fps: int | Fraction, crf: int | None) -> None:
+    """Encode frames into a finished file that takes its place in one step.
+
+    Closed groups of 16 frames, one thread, and no times or versions in the container, so equal frames give equal
+    bytes. Lossy: yuv420p as UltraVideo has it, tagged bt709 limited range and converted with that matrix. Lossless:
+    RGB, without any conversion.
+
+    Args:
+        path: where to; its folder exists.
+        frames: uint8 T x H x W x 3, H and W even when lossy.
+        fps: frames per second.
+        crf: x264's constant rate factor; None is lossless.
+    """
+    with replacing(path) as temporary:
+        _encode(temporary, frames, fps, crf)
+
+
+def _encode(path: Path, frames: np.ndarray, fps: int | Fraction, crf: int | None) -> None:
+    import av
+    from av.video.reformatter import ColorRange, Colorspace
+
+    _, height, width, _ = frames.shape
+    # The bitexact flag leaves the muxer's version out of the file.
+    with av.open(
+        str(path), "w", format="mp4", options={"fflags": "+bitexact", "movflags": "+faststart"}
+    ) as container:
+        stream = container.add_stream("libx264rgb" if crf is None else "libx264", rate=fps)
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "rgb24" if crf is None else "yuv420p"
+        rate = {"qp": "0"} if crf is None else {"crf": str(crf)}
+        parameters = _X264 if crf is None else f"{_X264}:{_BT709}"
+        stream.options = {"preset": "medium", "threads": "1", "x264-params": parameters, **rate}
+        if crf is not None:
+            context = stream.codec_context
+            context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU709
+            context.color_primaries, context.color_trc = 1, 1
+        for number, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            if crf is not None:
+                frame = _bt709(frame)
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def _bt709(frame: VideoFrame) -> VideoFrame:
+    from av.video.reformatter import ColorRange, Colorspace
+
+    return frame.reformat(
+        format="yuv420p",
+        dst_colorspace=Colorspace.ITU709,
+        src_color_range=ColorRange.JPEG,
+        dst_color_range=ColorRange.MPEG,
+    )
+
+
+# Visually lossless: what is measured on such a file is about the frames, not about the encoder.
+CRF = 10
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".ts")
+MAX_FPS = 240
+
+
+def write_video(path: str | Path, frames: np.ndarray, fps: float, lossless: bool = False) -> None:
+    """Write frames as H.264 in mp4, so that the file is either whole or not there; equal frames give equal bytes.
+
+    Lossy files are yuv420p tagged bt709, which every player shows. Lossless ones are RGB: `read_video` gives the
+    very frames back, many players and browsers show nothing.
+
+    Args:
+        path: where to, ending in .mp4; its folder is made.
+        frames: uint8 T x H x W x 3, full-range sRGB; H and W even unless lossless.
+        fps: frames per second, in (0, 240].
+        lossless: keep every bit.
+
+    Raises:
+        ValueError: other frames, rates or file names.
+    """
+    path = Path(path)
+    if path.suffix != ".mp4":
+        raise ValueError(f"video files are written as .mp4, got {path}")
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(
+            f"{path}: expected uint8 frames T x H x W x 3, got {frames.dtype} {' x '.join(map(str, frames.shape))}"
+        )
+    height, width = frames.shape[1:3]
+    if not lossless and (height % 2 or width % 2):
+        raise ValueError(f"{path}: frames of {height}x{width}: expected even sides, or lossless=True")
+    if not (math.isfinite(fps) and 0 < fps <= MAX_FPS):
+        raise ValueError(f"{path}: fps: expected a number in (0, {MAX_FPS}], got {fps}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # 30000/1001 and its like are within 1e-6 of their decimals.
+    rate = Fraction(fps).limit_denominator(1001)
+    encode_h264(path, frames, rate, None if lossless else CRF)
+
+
+def read_video(path: str | Path) -> tuple[Frames, float]:
+    """Every frame of a video file.
+
+    Read with PyAV: it notices damage inside a frame, which decord fills in silently.
+
+    Args:
+        path: any container and codec that `data/clips.py` reads.
+
+    Returns:
+        uint8 T x H x W x 3, full-range sRGB as a player shows them, and the frames per second (0 when the file does
+        not say).
+
+    Raises:
+        ClipError: the file is missing, empty, corrupt, cut short, holds no video, or is shown in a way that cannot
+            be reproduced; its text is one line.
+    """
+    info = probe_clip(path)
+    return read_clip(path, 0, info.frames, backend="pyav"), info.fps
+
+
+def find_videos(folder: str | Path) -> list[Path]:
+    """The video files of a folder by name, not those of folders inside it or hidden ones.
+
+    Raises:
+        FileNotFoundError: when there is no such folder, or no video in it.
+        ValueError: when a name is not UTF-8, or two files differ only in their suffix or in how an accent is written:
+            a video is known by its name without suffix.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of videos")
+    found = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
+    )
+    if not found:
+        raise FileNotFoundError(f"{folder}: no videos there ({', '.join(VIDEO_SUFFIXES)})")
+    stems: dict[str, Path] = {}
+    for path in found:
+        if any("\ud800" <= sign <= "\udfff" for sign in path.name):
+            raise ValueError(f"{folder}: {path.name!a}: expected file names in UTF-8; rename it")
+        first = stems.setdefault(video_name(path), path)
+        if first != path:
+            raise ValueError(f"{folder}: {first.name} and {path.name} have the same name")
+    return found

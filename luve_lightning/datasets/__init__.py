@@ -1,1 +1,0 @@
-"""Video clips on disk, their index, their latents, and the mini world."""

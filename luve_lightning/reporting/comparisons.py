@@ -1,0 +1,141 @@
+"""Frames of two videos to lay over each other."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from luve_lightning.data.video_files import read_video
+from luve_lightning.reporting import data_uri
+from luve_lightning.reporting.provenance import Unreadable
+
+_LOSSLESS_PIXELS = 512 * 512  # larger frames are kept at high quality instead: a 4K frame would take 10 MB
+_QUALITY = 92
+_FRAMES = 3
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two videos of the same thing.
+
+    Attributes:
+        a: video file shown left of the divider.
+        b: video file shown right of it.
+        labels: what each is; default the names of their folders.
+        frames: numbers of the frames to show; default three, equally spaced, first and last among them.
+        caption: what is seen.
+    """
+
+    a: Path
+    b: Path
+    labels: tuple[str, str] | None = None
+    frames: list[int] | None = None
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class FramePair:
+    """One frame of both videos, as addresses that hold the pictures."""
+
+    number: int
+    a: str
+    b: str
+
+
+@dataclass(frozen=True)
+class ComparedFrames:
+    """What is shown of a comparison.
+
+    Attributes:
+        name: in the configuration.
+        labels: of the left and the right one.
+        caption: what is seen.
+        sizes: height and width of the frames of both.
+        pairs: at least one.
+        note: how the pictures are kept, and what else must be known of them.
+    """
+
+    name: str
+    labels: tuple[str, str]
+    caption: str
+    sizes: tuple[tuple[int, int], tuple[int, int]]
+    pairs: tuple[FramePair, ...]
+    note: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the larger ones."""
+        return max(self.sizes)
+
+    @property
+    def characters(self) -> int:
+        """How much of the page they take."""
+        return sum(len(pair.a) + len(pair.b) for pair in self.pairs)
+
+
+def read_comparison(name: str, comparison: Comparison) -> ComparedFrames:
+    """Read the frames of both videos.
+
+    Frames of different sizes are laid over each other at the size of the larger ones, the smaller ones' pixels
+    enlarged, not smoothed.
+
+    Args:
+        name: of the comparison.
+        comparison: what to read.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        Unreadable: sizes of different shape, or a frame that one of them has not.
+        ClipError: a video cannot be read.
+    """
+    for side, path in (("a", comparison.a), ("b", comparison.b)):
+        if not path.is_file():
+            raise FileNotFoundError(f"{side}: {path} is missing")
+    frames = [read_video(path)[0] for path in (comparison.a, comparison.b)]
+    sizes = [(video.shape[1], video.shape[2]) for video in frames]
+    if sizes[0][0] * sizes[1][1] != sizes[0][1] * sizes[1][0]:
+        raise Unreadable(f"frames of {_size(sizes[0])} and of {_size(sizes[1])} have different shapes")
+    length = min(len(video) for video in frames)
+    numbers = comparison.frames
+    if numbers is None:
+        numbers = np.unique(np.linspace(0, length - 1, min(_FRAMES, length)).round().astype(int)).tolist()
+    wrong = [number for number in numbers if not 0 <= number < length]
+    if wrong or not numbers:
+        raise Unreadable(f"frames: expected numbers from 0 to {length - 1}, got {numbers}")
+    pairs = tuple(FramePair(n, _picture(frames[0][n]), _picture(frames[1][n])) for n in numbers)
+    labels = comparison.labels or (comparison.a.parent.name, comparison.b.parent.name)
+    return ComparedFrames(
+        name, labels, comparison.caption, (sizes[0], sizes[1]), pairs, _note(sizes, [len(v) for v in frames])
+    )
+
+
+def _picture(frame: np.ndarray) -> str:
+    target = io.BytesIO()
+    lossless = _is_lossless(frame.shape[:2])
+    Image.fromarray(frame).save(
+        target, "WEBP", lossless=lossless, quality=80 if lossless else _QUALITY, method=4
+    )
+    return data_uri(target.getvalue(), "image/webp")
+
+
+def _is_lossless(size: Sequence[int]) -> bool:
+    return size[0] * size[1] <= _LOSSLESS_PIXELS
+
+
+def _note(sizes: Sequence[tuple[int, int]], lengths: Sequence[int]) -> str:
+    kept = "lossless" if all(_is_lossless(size) for size in sizes) else f"WebP of quality {_QUALITY}"
+    told = f"{_size(sizes[0])} pixels, {kept}"
+    if sizes[0] != sizes[1]:
+        told = f"{_size(sizes[0])} against {_size(sizes[1])} pixels, the smaller enlarged without smoothing, {kept}"
+    if lengths[0] != lengths[1]:
+        told += f"; the videos have {lengths[0]} and {lengths[1]} frames, paired by number"
+    return told
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,153 @@
+"""What a dashboard shows: sections of panels, named by the metrics that the tasks and callbacks log."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+PREFIX_OF_RESULTS = "result/"
+
+Kind = Literal["lines", "last", "results"]
+
+
+@dataclass
+class Panel:
+    """One panel; its title is its key in the section.
+
+    Args:
+        metrics: names as they are logged, such as `val/psnr_rgb`.
+        pattern: regular expression of names besides; it must match a whole name.
+        kind: `lines` over training steps; `last`, each run's last value; `results`, what an ablation's row came to
+            (`result/<metric>`); a report has the tables of `luve ablate` instead.
+    """
+
+    metrics: list[str] = field(default_factory=list)
+    pattern: str | None = None
+    kind: Kind = "lines"
+
+    def __post_init__(self) -> None:
+        if not self.metrics and self.pattern is None:
+            raise ValueError("panel: expected metrics or a pattern, got neither")
+        if self.pattern is not None:
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                raise ValueError(f"pattern: {self.pattern!r} is no regular expression: {error}") from error
+        if self.kind != "lines" and self.pattern is not None:
+            raise ValueError(f"pattern: a panel of kind {self.kind} takes metrics only")
+        if self.kind == "results" and any(not name.startswith(PREFIX_OF_RESULTS) for name in self.metrics):
+            raise ValueError(
+                f"metrics: those of kind results start with {PREFIX_OF_RESULTS}, got {self.metrics}"
+            )
+
+    def chosen(self, names: Iterable[str]) -> list[str]:
+        """Which of these names the panel shows: its metrics in their order, then what the pattern matches, sorted."""
+        known = set(names)
+        matched = {name for name in known if self.pattern is not None and re.fullmatch(self.pattern, name)}
+        return [*(name for name in self.metrics if name in known), *sorted(matched - set(self.metrics))]
+
+
+@dataclass
+class Section:
+    """Panels by their titles.
+
+    Args:
+        panels: in order.
+        local_only: the section is in reports, not in the workspace.
+    """
+
+    panels: dict[str, Panel]
+    local_only: bool = False
+
+
+@dataclass
+class Dashboard:
+    """One workspace, and one part of a report.
+
+    Args:
+        title: heading.
+        filter: which runs, as wandb-workspaces writes it: `Metric('Group') == 'vluer'`.
+        folders: where local runs are, as patterns below the working directory; runs are found below them.
+        sections: by their headings.
+        group_by: key of the run's configuration by which wandb draws one line with its spread.
+        max_runs: of a panel, the newest first.
+    """
+
+    title: str
+    filter: str
+    folders: list[str]
+    sections: dict[str, Section]
+    group_by: str | None = None
+    max_runs: int = 24
+
+    def __post_init__(self) -> None:
+        if self.max_runs < 1:
+            raise ValueError(f"max_runs: expected at least 1, got {self.max_runs}")
+
+
+STEP = "trainer/global_step"  # what Lightning's WandbLogger logs beside every metric
+
+
+def build_workspace(dashboard: Dashboard, project: str, entity: str) -> Any:
+    """The workspace of a dashboard, a `wandb_workspaces.workspaces.Workspace`; nothing is sent.
+
+    Args:
+        dashboard: what it shows.
+        project: of the runs.
+        entity: the account or team.
+
+    Raises:
+        ValueError: when `filter` is none that the package understands.
+    """
+    import wandb_workspaces.workspaces as ws
+    from wandb_workspaces import expr
+
+    groups = [expr.Config(dashboard.group_by)] if dashboard.group_by else []
+    try:
+        runs = ws.RunsetSettings(filters=dashboard.filter, groupby=groups)
+        workspace = ws.Workspace(
+            entity=entity,
+            project=project,
+            name=dashboard.title,
+            sections=[
+                ws.Section(
+                    name=name,
+                    panels=[_panel(title, panel, dashboard) for title, panel in section.panels.items()],
+                    is_open=True,
+                )
+                for name, section in dashboard.sections.items()
+                if not section.local_only
+            ],
+            settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=dashboard.max_runs),
+            runset_settings=runs,
+        )
+        workspace._to_model()  # the filter is read here
+    except (SyntaxError, KeyError, ValueError) as error:
+        raise ValueError(f"{dashboard.title}: wandb-workspaces refuses it: {error}") from error
+    return workspace
+
+
+def serialised(workspace: Any) -> dict[str, Any]:
+    """The view as it is sent to the server, plain values only."""
+    model = workspace._to_model()
+    return dict(model.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def _panel(title: str, panel: Panel, dashboard: Dashboard) -> Any:
+    import wandb_workspaces.reports.v2 as wr
+
+    group = wr.Config(dashboard.group_by) if dashboard.group_by else None
+    spread: dict[str, Any] = {"groupby": group, "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+    given = spread if group is not None else {}
+    if panel.kind == "lines":
+        return wr.LinePlot(
+            title=title,
+            x=STEP,
+            y=list(panel.metrics),
+            metric_regex=None if panel.pattern is None else f"^(?:{panel.pattern})$",
+            max_runs_to_show=dashboard.max_runs,
+            **given,
+        )
+    return wr.BarPlot(title=title, metrics=list(panel.metrics), max_runs_to_show=dashboard.max_runs, **given)

@@ -1,0 +1,70 @@
+"""Puts a page together from Jinja templates: one HTML file that asks for nothing from outside."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+_SHARED = "luve_lightning.reporting"
+
+
+def render_document(
+    package: str,
+    template: str,
+    styles: Sequence[str],
+    scripts: Sequence[str],
+    context: Mapping[str, Any],
+    media: str = "data:",
+) -> str:
+    """Render a page whose styles and scripts are inside it.
+
+    A content security policy in the page lets it run these styles and scripts only, known by their hashes, and load
+    nothing over a network, whatever a caption or a table may hold.
+
+    Args:
+        package: whose folder `templates` holds the files; those of this package's own are found too.
+        template: extends `document.html`.
+        styles: CSS files, in order.
+        scripts: JavaScript files, in order.
+        context: what the template is given; text in it is escaped. `chart.html` needs `number`, which writes a value.
+        media: where videos may come from, in the words of a content security policy.
+    """
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(package, "templates"), PackageLoader(_SHARED, "templates")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style, script = (_joined(environment, names) for names in (styles, scripts))
+    policy = (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; "
+        f"media-src {media}; base-uri 'none'; form-action 'none'"
+    )
+    given = {"policy": policy, "style": style, "script": script}
+    return environment.get_template(template).render(given | dict(context))
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """A file's bytes as an address that holds them.
+
+    Args:
+        content: of the file.
+        kind: its media type, such as `image/webp`.
+    """
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _joined(environment: Environment, names: Sequence[str]) -> str:
+    assert environment.loader is not None
+    parts = [environment.loader.get_source(environment, name)[0].strip() for name in names]
+    return "\n" + "\n".join(parts) + "\n"
+
+
+def _hash(text: str) -> str:
+    """As a content security policy writes it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"

@@ -1,0 +1,194 @@
+"""What a report was asked for and does not show, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from luve_lightning.data.clips import ClipError
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """One input that is not on the page, or not all of it.
+
+    Attributes:
+        key: of the configuration, such as `results.experts`.
+        path: what it names.
+        reason: `missing`, what cannot be read in it, or that it is too large.
+    """
+
+    key: str
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.path}: {self.reason}"
+
+
+class Unreadable(ValueError):
+    """An input that is there but holds something else than expected; the message does not name it."""
+
+
+@dataclass
+class Inputs:
+    """Reads inputs by name and notes those that cannot be read.
+
+    Attributes:
+        left_out: in the order of reading.
+    """
+
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    def read(
+        self, kind: str, paths: Mapping[str, Path | None], reader: Callable[[str, Path], Part]
+    ) -> list[Part]:
+        """What `reader(name, path)` makes of each input; null ones are passed over, bad ones noted."""
+        found = []
+        for name, path in paths.items():
+            if path is None:
+                continue
+            part = self.attempt(f"{kind}.{name}", path, lambda name=name, path=path: reader(name, path))  # type: ignore[misc]
+            if part is not None:
+                found.append(part)
+        return found
+
+    def attempt(self, key: str, path: Path, read: Callable[[], Part]) -> Part | None:
+        """What `read()` gives, or None after noting why it gives nothing."""
+        try:
+            return read()
+        except FileNotFoundError as error:
+            self.note(key, path, str(error) if "missing" in str(error) else "missing")
+        except Unreadable as error:
+            self.note(key, path, str(error))
+        except ClipError as error:
+            self.note(key, path, error.reason or str(error))
+        except (OSError, UnicodeDecodeError) as error:
+            self.note(key, path, f"cannot be read: {error}")
+        return None
+
+    def note(self, key: str, path: Path | str, reason: str) -> None:
+        """Add a line."""
+        self.left_out.append(LeftOut(key, str(path), " ".join(reason.split())))
+
+
+_DIGITS = 12  # of a hash, as its folder's name has
+_STAGE_COLUMNS = ("row", "seed", "name", "hash", "seconds")
+# Other packages are in the JSON file itself; these decide about numbers.
+_PACKAGES = (
+    "torch",
+    "lightning",
+    "diffusers",
+    "peft",
+    "transformers",
+    "torchmetrics",
+    "numpy",
+    "luve-lightning",
+)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is known about one input.
+
+    Attributes:
+        key: of the configuration.
+        source: the file that says so.
+        facts: in words, by name.
+        stages: of an ablation table: what was run, by _STAGE_COLUMNS.
+    """
+
+    key: str
+    source: str
+    facts: dict[str, str]
+    stages: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def stage_columns(self) -> tuple[str, ...]:
+        """Heads of the columns of `stages`."""
+        return _STAGE_COLUMNS
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        Unreadable: no JSON, or something else than an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise Unreadable(f"{path.name} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise Unreadable(f"{path.name}: expected a JSON object, got a {type(content).__name__}")
+    return content
+
+
+def of_results(key: str, path: Path, content: Mapping[str, Any]) -> Provenance:
+    """Of an ablation table, from the JSON file beside it."""
+    facts = {
+        name: in_words(content[name])
+        for name in ("world", "revision", "device", "date", "seeds", "settings", "command")
+        if content.get(name) not in (None, "", [], {})
+    }
+    facts |= _packages(content.get("packages"))
+    stages = content.get("stages")
+    lines = [
+        tuple(_cell(column, stage.get(column)) for column in _STAGE_COLUMNS)
+        for stage in (stages if isinstance(stages, list) else [])
+        if isinstance(stage, Mapping)
+    ]
+    return Provenance(key, str(path), facts, tuple(lines))
+
+
+def of_run(key: str, folder: Path) -> Provenance | None:
+    """Of a training run, from the newest `provenance*.json` of its folder; None without one.
+
+    Raises:
+        Unreadable: the file is no JSON object.
+    """
+    files = sorted(folder.glob("provenance*.json"), key=lambda file: (len(file.name), file.name))
+    if not files:
+        return None
+    content = read_json(files[-1])
+    git = content.get("git")
+    facts = (
+        {"revision": in_words(git.get("revision", "")) + " with changes" * bool(git.get("dirty"))}
+        if git
+        else {}
+    )
+    facts |= {
+        name: in_words(content[name])
+        for name in ("device", "started", "command")
+        if content.get(name) is not None
+    }
+    return Provenance(key, str(files[-1]), facts | _packages(content.get("packages")))
+
+
+def in_words(value: Any) -> str:
+    """A value of a JSON file as a reader wants it."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {in_words(inside)}" for name, inside in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(in_words(inside) for inside in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _packages(packages: Any) -> dict[str, str]:
+    if not isinstance(packages, Mapping):
+        return {}
+    chosen = {name: version for name, version in packages.items() if name.lower() in _PACKAGES}
+    return {"packages": in_words(chosen or packages)}
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.1f}" if isinstance(value, float) else str(value)
+    return text[:_DIGITS] if column == "hash" else text

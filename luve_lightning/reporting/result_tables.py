@@ -1,0 +1,248 @@
+"""Ablation tables as `luve ablate` writes them: one CSV line a row and metric, provenance in a JSON file beside it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luve_lightning.reporting.provenance import Provenance, Unreadable, in_words, of_results, read_json
+
+RESULT_COLUMNS = (
+    "table", "row", "title", "metric", "unit", "better", "seeds", "mean", "low", "high",
+    "paper", "paper_metric", "difference", "difference_low", "difference_high", "paper_difference", "direction",
+)  # fmt: skip
+DIRECTIONS = {"same": "same", "opposite": "opposite", "none": "not told apart", "": ""}
+BETTER = {"higher": "higher is better", "lower": "lower is better", "": ""}
+FAR = 5.0  # times as far as the next: beyond the scale of the little pictures
+
+
+@dataclass(frozen=True)
+class ResultLine:
+    """One row's value of one metric.
+
+    Attributes:
+        row: name of the row.
+        title: of the row, in words.
+        note: on the row; may be empty.
+        seeds: how many were run.
+        mean: over them; NaN where there is no value.
+        low: lower end of the 95 % interval; NaN for fewer than two seeds.
+        high: upper end.
+        difference: to the table's reference row, paired by seed; 0 for that row itself, NaN where there is none.
+        difference_low: lower end of its 95 % interval; NaN for fewer than two seeds.
+        difference_high: upper end.
+        paper: the paper's own value as the file writes it, not measured here; empty where it has none.
+        paper_difference: likewise.
+        direction: a key of DIRECTIONS.
+    """
+
+    row: str
+    title: str
+    note: str
+    seeds: int
+    mean: float
+    low: float
+    high: float
+    difference: float
+    difference_low: float
+    difference_high: float
+    paper: str
+    paper_difference: str
+    direction: str
+
+    def ends(self) -> tuple[float, ...]:
+        """The difference and its interval's ends, as far as they are numbers."""
+        return tuple(filter(math.isfinite, (self.difference, self.difference_low, self.difference_high)))
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """All rows of one metric.
+
+    Attributes:
+        metric: its name here.
+        unit: empty for none.
+        better: a key of BETTER.
+        paper_metric: the paper's column that it stands for; empty when it has no counterpart.
+        lines: in the file's order.
+    """
+
+    metric: str
+    unit: str
+    better: str
+    paper_metric: str
+    lines: tuple[ResultLine, ...]
+
+    @property
+    def has_paper(self) -> bool:
+        """Whether the paper says anything about it."""
+        return any(line.paper or line.paper_difference for line in self.lines)
+
+    @property
+    def reference(self) -> str:
+        """Title of the row that the others' differences are to; empty when it cannot be told."""
+        rows = [line for line in self.lines if not abs(line.difference) > 0 and not line.direction]
+        return rows[0].title if len(rows) == 1 and len(self.lines) > 1 else ""
+
+    def span(self) -> tuple[float, float]:
+        """Lowest and highest of the differences, their intervals and 0.
+
+        Rows that reach more than FAR times as far as the next are left out: the others would be dots beside them.
+        """
+        reaches = sorted((line.ends() for line in self.lines), key=_reach)
+        while len(reaches) > 1 and _reach(reaches[-1]) > FAR * _reach(reaches[-2]) > 0:
+            reaches.pop()
+        values = [0.0, *(value for ends in reaches for value in ends)]
+        return min(values), max(values)
+
+    def place(self, value: float) -> float | None:
+        """Where a difference lies on a line of 4 to 116, for the little picture of intervals; None for NaN.
+
+        What lies outside of `span` is put at the end.
+        """
+        low, high = self.span()
+        if not math.isfinite(value):
+            return None
+        return round(4 + 112 * ((min(max(value, low), high) - low) / (high - low) if high > low else 0.5), 1)
+
+    def beyond(self, value: float) -> int:
+        """-1 for a difference below `span`, 1 for one above, 0 for one inside."""
+        low, high = self.span()
+        return int(value > high) - int(value < low)
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """One ablation table.
+
+    Attributes:
+        name: in the configuration.
+        title: what it compares.
+        metrics: those with a counterpart in the paper first.
+        world: the sentence that says on what it was measured; empty when nothing says so.
+        notes: on the table as a whole, on metrics without a value and on rows that failed.
+        provenance: None without a JSON file.
+    """
+
+    name: str
+    title: str
+    metrics: tuple[MetricTable, ...]
+    world: str
+    notes: tuple[str, ...]
+    provenance: Provenance | None
+
+    def directions(self) -> dict[str, int]:
+        """How many of the differences that the paper has too point where."""
+        counts = Counter(line.direction for metric in self.metrics for line in metric.lines if line.direction)
+        return {name: counts[name] for name in ("same", "opposite", "none") if counts[name]}
+
+
+def read_results(name: str, path: Path) -> ResultTable:
+    """Read a table and, where it is there, the JSON file beside it.
+
+    Raises:
+        FileNotFoundError: no such table.
+        Unreadable: other columns, or values that are none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError("missing")
+    rows = _rows(path.read_text(encoding="utf-8-sig"))
+    beside = path.with_suffix(".json")
+    content = read_json(beside) if beside.is_file() else {}
+    row_notes = content.get("notes")
+    return ResultTable(
+        name,
+        str(content.get("title") or rows[0]["table"] or name),
+        _by_metric(rows, row_notes if isinstance(row_notes, dict) else {}),
+        str(content.get("world") or ""),
+        tuple(_notes(content)),
+        of_results(f"results.{name}", beside, content) if content else None,
+    )
+
+
+def _reach(ends: tuple[float, ...]) -> float:
+    return max(map(abs, ends), default=0.0)
+
+
+def _notes(content: Mapping[str, Any]) -> Iterator[str]:
+    if content.get("note"):
+        yield in_words(content["note"])
+    missing, failed = content.get("missing"), content.get("failed")
+    if isinstance(missing, dict):
+        yield from (f"Not measured: {metric}: {in_words(reason)}" for metric, reason in missing.items())
+    if isinstance(failed, dict):
+        yield from (f"Failed: {row}: {in_words(reasons)}" for row, reasons in failed.items())
+
+
+def _rows(text: str) -> list[dict[str, str]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    lacking = [column for column in RESULT_COLUMNS if column not in (reader.fieldnames or ())]
+    if lacking:
+        raise Unreadable(f"no table of results: the columns {', '.join(lacking)} are missing")
+    rows = []
+    for row in reader:
+        if None in row or None in row.values():
+            raise Unreadable(f"line {reader.line_num}: another number of values than columns")
+        rows.append({str(key): str(value) for key, value in row.items()})
+    if not rows:
+        raise Unreadable("a table of results without a row")
+    return rows
+
+
+def _by_metric(rows: list[dict[str, str]], notes: Mapping[str, Any]) -> tuple[MetricTable, ...]:
+    groups: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(row["metric"], []).append(row)
+    tables = [
+        MetricTable(
+            metric,
+            lines[0]["unit"],
+            _one_of(lines[0], "better", BETTER),
+            next((line["paper_metric"] for line in lines if line["paper_metric"]), ""),
+            tuple(_line(line, notes) for line in lines),
+        )
+        for metric, lines in groups.items()
+    ]
+    return tuple(sorted(tables, key=lambda table: not table.has_paper))
+
+
+def _line(row: Mapping[str, str], notes: Mapping[str, Any]) -> ResultLine:
+    return ResultLine(
+        row["row"],
+        row["title"] or row["row"],
+        in_words(notes.get(row["row"], "")),
+        int(_number(row, "seeds", 0.0)),
+        _number(row, "mean"),
+        _number(row, "low"),
+        _number(row, "high"),
+        _number(row, "difference"),
+        _number(row, "difference_low"),
+        _number(row, "difference_high"),
+        row["paper"],
+        row["paper_difference"],
+        _one_of(row, "direction", DIRECTIONS),
+    )
+
+
+def _number(row: Mapping[str, str], key: str, empty: float = math.nan) -> float:
+    try:
+        return float(row[key]) if row[key].strip() else empty
+    except ValueError:
+        raise Unreadable(f"{_place(row, key)}: expected a number, got {row[key]!r}") from None
+
+
+def _one_of(row: Mapping[str, str], key: str, known: Mapping[str, Any]) -> str:
+    if row[key] not in known:
+        choices = ", ".join(repr(name) for name in known)
+        raise Unreadable(f"{_place(row, key)}: expected one of {choices}, got {row[key]!r}")
+    return row[key]
+
+
+def _place(row: Mapping[str, str], key: str) -> str:
+    return f"row {row['row']}, metric {row['metric']}: {key}"

@@ -1,0 +1,254 @@
+"""Builds the folder that raters see, and the key that they do not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luve_lightning.data.clips import ClipError
+from luve_lightning.data.video_files import read_video, write_video
+from luve_lightning.evaluation.video_sets import VideoSets
+from luve_lightning.files import file_digest, write_text
+from luve_lightning.reporting import render_document
+from luve_lightning.reporting.study_design import AXES, FORMAT, POSITIONS, StudyKey, plan_rater, write_key
+
+PAGE, VIDEOS = "index.html", "videos"
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """How a study is set up.
+
+    Attributes:
+        raters: how many, at least 1; each has a plan of their own.
+        repeats: share of the items shown twice, from 0 to 1.
+        items: how many of the videos are shown, drawn at random; None shows all.
+        axes: which of the questions of AXES are asked.
+        seed: of everything drawn.
+        title: of the page; must not name a method.
+    """
+
+    raters: int = 20
+    repeats: float = 0.1
+    items: int | None = None
+    axes: tuple[str, ...] = tuple(AXES)
+    seed: int = 0
+    title: str = "Which video is best?"
+
+    def __post_init__(self) -> None:
+        if self.raters < 1:
+            raise ValueError(f"raters: expected at least 1, got {self.raters}")
+        if not 0 <= self.repeats <= 1:
+            raise ValueError(f"repeats: expected a share of the items from 0 to 1, got {self.repeats}")
+        if self.items is not None and self.items < 1:
+            raise ValueError(f"items: expected at least 1, got {self.items}")
+        if not self.axes or not set(self.axes) <= set(AXES) or len(set(self.axes)) < len(self.axes):
+            raise ValueError(
+                f"axes: expected some of {', '.join(AXES)}, got {', '.join(self.axes) or 'none'}"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed: expected a whole number >= 0, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class BuiltStudy:
+    """What was built.
+
+    Attributes:
+        key: what was written to the key file.
+        left_out: videos that not every method has, with what lacks.
+        written: videos encoded now; others were there already.
+    """
+
+    key: StudyKey
+    left_out: dict[str, str]
+    written: int
+
+
+def build_study(
+    sets: VideoSets,
+    folder: Path,
+    key_file: Path,
+    options: StudyOptions,
+    begin: Callable[[int], None] = lambda total: None,
+    advance: Callable[[], None] = lambda: None,
+) -> BuiltStudy:
+    """Write the videos under random names, the page, and the key.
+
+    Videos are encoded again, all alike (H.264, visually lossless), so that neither a file's name, its metadata nor its
+    encoder tells whose it is. A build that was interrupted goes on with the videos that lack.
+
+    Args:
+        sets: videos of each method, 2 to 9 of them, and prompts.
+        folder: what raters are given; new, empty, or of the same study.
+        key_file: outside of the folder.
+        options: how.
+        begin: called with the number of videos.
+        advance: called after each.
+
+    Raises:
+        ValueError: a key inside the folder, a folder of something else, no video that every method has, a text for
+            raters that names a method, or a video that cannot be read.
+    """
+    methods = tuple(sets.methods)
+    if not 2 <= len(methods) <= len(POSITIONS):
+        raise ValueError(
+            f"videos: expected 2 to {len(POSITIONS)} methods, got {len(methods)}: {', '.join(methods)}"
+        )
+    if key_file.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"key: {key_file} is inside {folder}, which raters see; put it elsewhere")
+    left_out = _not_everywhere(sets)
+    names = [name for name in sorted(set().union(*sets.methods.values())) if name not in left_out]
+    if not names:
+        raise ValueError("videos: no file name is in the folder of every method")
+    if options.items is not None and options.items > len(names):
+        raise ValueError(f"items: {options.items}, but only {len(names)} videos are there of every method")
+    digests = {name: [file_digest(sets.methods[method][name]) for method in methods] for name in names}
+    key = _draw(methods, names, digests, options)
+    prompts = {item: sets.prompts.get(item, "") for item in key.items}
+    lacking = [item for item in key.items if not prompts[item]]
+    if lacking and "text" in options.axes:
+        raise ValueError(
+            f"prompts: {len(lacking)} videos have none ({lacking[0]}); give --prompts, or --axes without text"
+        )
+    _check_texts(methods, [options.title, *prompts.values()])
+    _check_folder(folder, key)
+    begin(len(key.items) * len(methods))
+    written = _write_videos(sets, key, folder / VIDEOS, advance)
+    write_key(key, key_file)
+    write_text(folder / PAGE, _page(key, prompts, options.title))  # last: a folder with a page is complete
+    return BuiltStudy(key, left_out, written)
+
+
+def _not_everywhere(sets: VideoSets) -> dict[str, str]:
+    lacking: dict[str, list[str]] = {}
+    for method, names in sets.missing().items():
+        for name in names:
+            lacking.setdefault(name, []).append(method)
+    return {name: f"not of {', '.join(who)}" for name, who in sorted(lacking.items())}
+
+
+def _draw(
+    methods: tuple[str, ...], names: list[str], digests: Mapping[str, list[str]], options: StudyOptions
+) -> StudyKey:
+    """Everything that is random, from the seed and from what the videos hold."""
+    recipe = [
+        FORMAT,
+        options.seed,
+        options.raters,
+        options.repeats,
+        options.items,
+        options.axes,
+        methods,
+        sorted(digests.items()),
+    ]
+    digest = hashlib.sha256(json.dumps(recipe).encode()).digest()
+    rng = np.random.default_rng(list(digest))
+    chosen = (
+        names
+        if options.items is None
+        else [names[i] for i in sorted(rng.permutation(len(names))[: options.items])]
+    )
+    # At least one, unless none are wanted: without any, nothing is known of a rater's attention.
+    repeats = max(round(options.repeats * len(chosen)), int(options.repeats > 0))
+    plans = tuple(tuple(plan_rater(len(chosen), len(methods), repeats, rng)) for _ in range(options.raters))
+    files = tuple(tuple(rng.bytes(8).hex() + ".mp4" for _ in methods) for _ in chosen)
+    return StudyKey(rng.bytes(6).hex(), methods, options.axes, tuple(chosen), files, plans, options.seed)
+
+
+def _check_texts(methods: tuple[str, ...], texts: list[str]) -> None:
+    for method in methods:
+        word = re.compile(rf"(?<!\w){re.escape(method)}(?!\w)", re.IGNORECASE)
+        told = next((text for text in texts if word.search(text)), None)
+        if told is not None:
+            raise ValueError(
+                f"the method {method} is named in a text that raters see: {told!r}; rename the method"
+            )
+
+
+def _check_folder(folder: Path, key: StudyKey) -> None:
+    """A folder of the same study goes on; anything else in it would be shown, or tell."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output: {folder} is a file, expected a folder")
+    known = {folder / VIDEOS / name for files in key.files for name in files} | {folder / PAGE}
+    strange = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path not in known and not path.name.endswith(".tmp")
+    )
+    if strange:
+        raise ValueError(
+            f"output: {folder} has files of something else ({strange[0].name}); give an empty folder"
+        )
+
+
+def _write_videos(sets: VideoSets, key: StudyKey, folder: Path, advance: Callable[[], None]) -> int:
+    jobs = [
+        (folder / file, sets.methods[method][item])
+        for item, files in zip(key.items, key.files, strict=True)
+        for method, file in zip(key.methods, files, strict=True)
+    ]
+    written = 0
+    for target, source in sorted(jobs):  # by random name: times of writing tell nothing either
+        if not target.is_file():
+            _encode(source, target)
+            written += 1
+        advance()
+    for unfinished in folder.glob(".*.tmp"):  # of a build that was killed
+        unfinished.unlink()
+    return written
+
+
+def _encode(source: Path, target: Path) -> None:
+    try:
+        frames, fps = read_video(source)
+    except ClipError as error:
+        raise ValueError(f"videos: {error}") from error
+    if fps <= 0:
+        raise ValueError(f"videos: {source}: it does not say its frames per second")
+    odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
+    write_video(target, np.pad(frames, odd, mode="edge"), fps)
+
+
+def _page(key: StudyKey, prompts: Mapping[str, str], title: str) -> str:
+    """The page; what it holds of the plans are numbers of files, sorted by their random names."""
+    order = [[files.index(name) for name in sorted(files)] for files in key.files]
+    study: dict[str, Any] = {
+        "format": FORMAT,
+        "study": key.study,
+        "axes": list(key.axes),
+        "items": [
+            {"prompt": prompts[item], "files": sorted(files)}
+            for item, files in zip(key.items, key.files, strict=True)
+        ],
+        "plans": [
+            [[trial.item, [order[trial.item].index(method) for method in trial.order]] for trial in plan]
+            for plan in key.plans
+        ],
+    }
+    # "<" in a prompt must not end the element that holds the data.
+    data = json.dumps(study, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    context = {
+        "title": title,
+        "raters": len(key.plans),
+        "trials": len(key.plans[0]),
+        "axes": {name: AXES[name] for name in key.axes},
+        "positions": POSITIONS[: len(key.methods)],
+        "columns": 3 if len(key.methods) in (3, 5, 6, 9) else 2,
+        "data": data,
+    }
+    return render_document(
+        "luve_lightning.reporting",
+        "study.html",
+        ("base.css", "study.css"),
+        ("study.js",),
+        context,
+        "'self' file:",
+    )

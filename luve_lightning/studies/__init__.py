@@ -1,1 +1,0 @@
-"""Studies with human raters: which method's video is best, seen side by side and blind."""

@@ -1,0 +1,35 @@
+"""`luve bench --subject experts` on a CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from luve_lightning.cli.bench import bench
+
+
+def test_compares_each_expert_with_the_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench("experts", device="cpu", repeats=2, output=tmp_path / "rows.jsonl")
+    printed = capsys.readouterr().out
+    assert (tmp_path / "rows.jsonl").read_text() == printed
+    rows = {row["expert"]: row for row in map(json.loads, printed.splitlines())}
+    assert list(rows) == ["base", "lfe", "hfe"]
+    assert rows["base"]["ratio"] == 1
+    for row in rows.values():
+        assert row["model"] == "mini"
+        assert row["ms_min"] <= row["ms"] <= row["ms_max"]
+
+
+@pytest.mark.parametrize("device", ["0", "xla", "meta"])
+def test_refuses_devices_that_are_not_here(device: str) -> None:
+    with pytest.raises(ValueError, match=r"^device: .*expected auto, cpu, cuda or cuda:N"):
+        bench("unsharp", device=device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is visible: its absence was not tried")
+def test_says_that_there_is_no_gpu() -> None:
+    with pytest.raises(ValueError, match="--device cuda: no CUDA device is visible here"):
+        bench("experts")

@@ -1,0 +1,316 @@
+"""Plans beside what was measured, what is counted by hand, and the code that is planned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, Operation, dry_run, weight_bytes
+from luve_lightning.analysis.gpu_speed import REFERENCE, gpu_speed
+from luve_lightning.analysis.model_parts import PartConfigs, Parts, wan_1_3b
+from luve_lightning.analysis.plan import Planner, duration, plan_dict, plan_text
+from luve_lightning.analysis.stage_programs import VideoPlan, decode, dry_decode_tiled
+from luve_lightning.cascade.denoise import Guidance
+from luve_lightning.functional.frequency import FrequencyFilter
+from luve_lightning.functional.noise_bands import SigmaBand
+from luve_lightning.models.experts import ExpertConfig, add_expert
+
+MIB = 2**20
+LOW, HIGH = (9, 64, 96), (9, 128, 192)
+
+
+@pytest.fixture(scope="module")
+def wan() -> Parts:
+    return Parts(wan_1_3b(), torch.bfloat16, vae_dtype=torch.bfloat16)
+
+
+def small(**changes: object) -> Parts:
+    configs = PartConfigs(
+        transformer={
+            "num_attention_heads": 2,
+            "attention_head_dim": 24,
+            "text_dim": 16,
+            "ffn_dim": 96,
+            "num_layers": 2,
+        },
+        vae={"base_dim": 4, "num_res_blocks": 1},
+        text_encoder={
+            "vocab_size": 50,
+            "d_model": 16,
+            "d_kv": 8,
+            "d_ff": 32,
+            "num_layers": 1,
+            "num_heads": 2,
+        },
+        vluer={"channels": 16, "pairs": 1, "hidden": 32, "query_channels": 8},
+        text_length=12,
+        **changes,  # type: ignore[arg-type]
+    )
+    return Parts(configs, torch.float32)
+
+
+def test_wan_has_its_size(wan: Parts) -> None:
+    assert sum(p.numel() for p in wan.transformer.parameters()) == 1_418_996_800
+    assert sum(p.numel() for p in wan.codec.vae.parameters()) == 126_892_531
+    assert sum(p.numel() for p in wan.vluer.parameters()) == 17_737_360
+    assert weight_bytes(wan.text_encoder) == pytest.approx(2 * 5_680_910_336, rel=1e-4)
+
+
+@pytest.mark.parametrize(("grid", "measured"), [((13, 184, 320), 8973.0)])
+def test_a_forward_of_wan_takes_what_was_measured_on_a_gpu(
+    wan: Parts, grid: tuple[int, int, int], measured: float
+) -> None:
+    """`luve bench --subject experts` on one H200, without experts."""
+    latents = torch.empty(1, 16, *grid, device="meta", dtype=torch.bfloat16)
+    text = torch.empty(1, 512, 4096, device="meta", dtype=torch.bfloat16)
+    time = torch.empty(1, device="meta")
+    with dry_run() as run:
+        wan.transformer(latents, time, text)
+    assert run.peak / MIB == pytest.approx(measured, rel=0.01)
+    tokens = grid[0] * grid[1] * grid[2] // 4
+    assert run.peak / tokens == pytest.approx(2 * (4 * 1536 + 2 * 8960) + 2 * 4 * 128, rel=0.002)
+    d, f, blocks, words = 1536, 8960, 30, 512
+    linear = 2 * tokens * (6 * d * d + 2 * d * f) + 2 * words * 2 * d * d
+    attention = 4 * tokens * tokens * d + 4 * tokens * words * d
+    outside = run.flops - blocks * (linear + attention)
+    assert 0 < outside < 1e-3 * run.flops
+    assert REFERENCE.seconds(run.operations) == pytest.approx(12.6, rel=0.06)
+
+
+@pytest.mark.parametrize(("grid", "measured"), [((13, 184, 320), 790.0), ((13, 272, 480), 975.0)])
+def test_the_vluer_takes_what_was_measured_on_a_gpu(
+    wan: Parts, grid: tuple[int, int, int], measured: float
+) -> None:
+    """`luve bench --subject vluer` on one H200: weights, input and cuBLAS's workspace included."""
+    latents = torch.empty(1, 16, 13, 90, 160, device="meta", dtype=torch.bfloat16)
+    with dry_run() as run:
+        wan.vluer(latents, grid)
+    peak = run.peak + weight_bytes(wan.vluer) + latents.nbytes + CUBLAS_WORKSPACE
+    assert peak / MIB == pytest.approx(measured, rel=0.02)
+
+
+def test_the_cascade_of_the_paper() -> None:
+    parts = small()
+    stages = Planner(parts, VideoPlan(HIGH, LOW, steps=50, skip_steps=10)).stages()
+    assert [s.stage for s in stages] == ["text", "motion", "upsample", "refine", "decode"]
+    text, motion, upsample, refine, decoded = stages
+    assert motion.latents == (3, 8, 12)
+    assert (
+        refine.latents
+        == upsample.latents
+        == decoded.latents
+        == (
+            3,
+            16,
+            24,
+        )
+    )
+    assert motion.tokens == 3 * 4 * 6
+    assert refine.tokens == 4 * motion.tokens
+    assert (motion.steps, motion.forwards, refine.steps, refine.forwards) == (50, 100, 40, 80)
+    assert text.forwards == 2
+    assert refine.experts == {"none": 40}
+    for stage in stages:
+        assert stage.peak == stage.weights + stage.activations + stage.workspace
+        assert stage.flops == pytest.approx(stage.flops_per_forward * stage.forwards, rel=1e-3)
+        assert stage.seconds is None
+    every = sum(weight_bytes(parts.module(name)) for name in parts.names())
+    assert {stage.weights for stage in stages} == {every}
+
+
+def test_flops_of_a_stage_are_those_of_its_forwards() -> None:
+    parts = small()
+    [_, motion, *_] = Planner(parts, VideoPlan(HIGH, LOW, steps=8, skip_steps=2)).stages()
+    with dry_run() as run:
+        parts.transformer(
+            torch.empty(1, 16, 3, 8, 12, device="meta"),
+            torch.empty(1, device="meta"),
+            torch.empty(1, 12, 16, device="meta"),
+        )
+    assert motion.flops == 16 * run.flops
+
+
+def test_guidance_in_an_interval_and_batched() -> None:
+    parts = small()
+
+    def motion(guidance: Guidance):  # type: ignore[no-untyped-def]
+        return Planner(parts, VideoPlan(HIGH, LOW, guidance=guidance)).denoising("motion", (3, 8, 12))
+
+    both, none = motion(Guidance()), motion(Guidance(1.0))
+    assert none.forwards == 50
+    assert none.flops * 2 == both.flops
+    some = motion(Guidance(5.0, 0.2, 0.9))  # shift 5: sigma > 0.9 in the first 19 steps, < 0.2 in the last 3
+    assert 50 < some.forwards < 100
+    assert some.flops == both.flops * some.forwards // 100
+    batched = motion(Guidance(batched=True))
+    assert batched.forwards == 50
+    assert batched.flops == both.flops
+    assert batched.activations > 1.4 * none.activations
+
+
+def test_experts_take_the_published_steps() -> None:
+    parts = small()
+    for name, place, band in (("lfe", "attention", (0.875, 1.0)), ("hfe", "feed_forward", (0.0, 0.875))):
+        chosen = FrequencyFilter("low" if name == "lfe" else "high", 0.25)
+        add_expert(parts.transformer, name, ExpertConfig(place, 8, 8, chosen, SigmaBand(*band)))  # type: ignore[arg-type]
+    planner = Planner(parts, VideoPlan(HIGH, LOW))
+    refine = planner.denoising("refine", planner.grid)
+    assert refine.experts == {"lfe": 11, "hfe": 29}
+    alone = planner.one_step("refine", planner.grid)
+    assert planner.one_step("refine", planner.grid, "lfe").flops > alone.flops
+    assert refine.flops > 40 * alone.flops
+
+
+def test_offload_keeps_what_runs() -> None:
+    parts = small()
+    stages = Planner(parts, VideoPlan(HIGH, LOW, offload=True)).stages()
+    weights = {stage.stage: stage.weights for stage in stages}
+    assert weights["text"] == weight_bytes(parts.text_encoder)
+    assert weights["motion"] == weights["refine"] == weight_bytes(parts.transformer)
+    assert weights["upsample"] == weight_bytes(parts.vluer)
+    assert weights["decode"] == weight_bytes(parts.codec)
+
+
+@pytest.mark.slow
+def test_a_refiner_of_its_own() -> None:
+    parts = small(refiner={"num_attention_heads": 4, "attention_head_dim": 24, "text_dim": 16, "ffn_dim": 96})
+    stages = {s.stage: s for s in Planner(parts, VideoPlan(HIGH, LOW, offload=True)).stages()}
+    assert stages["refine"].weights == weight_bytes(parts.refiner) > stages["motion"].weights
+
+
+def test_other_ways_to_the_video() -> None:
+    parts = small()
+    direct = Planner(parts, VideoPlan(HIGH, None)).stages()
+    assert [s.stage for s in direct] == ["text", "direct", "decode"]
+    assert direct[1].latents == (3, 16, 24)
+    assert direct[1].steps == 50
+    skipped = Planner(parts, VideoPlan(HIGH, LOW, steps=4, skip_steps=4)).stages()
+    assert "refine" not in [s.stage for s in skipped]
+    latent, rgb = (
+        Planner(parts, VideoPlan(HIGH, LOW, upsampling=method)).upsampling() for method in ("latent", "rgb")
+    )
+    assert rgb.flops > latent.flops == 0
+    assert rgb.peak > latent.peak
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(1, 1), (7, 11), (9, 4)])
+def test_tiled_decoding_is_planned_as_it_runs(size: tuple[int, int]) -> None:
+    parts = small()
+    codec = parts.codec  # made before the runs
+    latents = torch.empty(1, 16, 4, *size, device="meta")
+    with dry_run() as run:
+        decode(parts, latents, (4, 3))
+    with dry_run() as planned:
+        dry_decode_tiled(planned, codec.vae, codec.denormalize(latents).to(torch.float32), (4, 3))
+    assert planned.operations == run.operations
+    assert planned.peak == run.peak
+
+
+@pytest.mark.slow
+def test_tiles_need_less_memory_and_more_work() -> None:
+    parts = small()
+    whole, tiled = (Planner(parts, VideoPlan(HIGH, LOW, tile=tile)).decoding() for tile in (None, (6, 6)))
+    assert tiled.peak < whole.peak
+    assert tiled.flops > whole.flops
+
+
+def test_impossible_sizes() -> None:
+    parts = small()
+    with pytest.raises(ValueError, match=r"12 frames: expected 4k \+ 1, nearest are 9 and 13"):
+        Planner(parts, VideoPlan((12, 64, 64), None))
+    with pytest.raises(ValueError, match=r"latent height 9: .*nearest are 8 and 10"):
+        Planner(parts, VideoPlan((9, 72, 64), None))
+    with pytest.raises(ValueError, match="skip_steps 60"):
+        VideoPlan(HIGH, LOW, skip_steps=60)
+
+
+def test_parts_are_read_from_configuration_files_alone(repository: Path, tmp_path: Path) -> None:
+    for part in ("transformer", "vae", "text_encoder"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_bytes(
+            (repository / "data/mini/wan" / part / "config.json").read_bytes()
+        )
+    with pytest.raises(FileNotFoundError, match=r"no scheduler/scheduler_config.json there"):
+        PartConfigs.from_pretrained(tmp_path)
+    configs = PartConfigs.from_pretrained(tmp_path, repository / "data/mini/vluer", tmp_path, shift=3.0)
+    assert configs.shift == 3.0
+    assert configs.text_length == 512
+    assert configs.refiner == configs.transformer
+    shipped = json.loads((repository / "data/mini/vluer/config.json").read_text())
+    assert configs.vluer["channels"] == shipped["channels"]
+    parts = Parts(configs, torch.bfloat16)
+    assert parts.transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+    assert parts.transformer.scale_shift_table.dtype == torch.float32  # diffusers keeps it
+    assert parts.codec.dtype == torch.float32
+    assert {p.device.type for name in parts.names() for p in parts.module(name).parameters()} == {"meta"}
+
+
+def test_weights_of_parts_are_those_of_loaded_models(repository: Path) -> None:
+    from luve_lightning.models.transformer import load_transformer
+
+    backbone = repository / "data/mini/wan"
+    loaded = load_transformer(backbone, torch.bfloat16)
+    planned = Parts(PartConfigs.from_pretrained(backbone), torch.bfloat16).transformer
+    kinds = {name: (p.shape, p.dtype) for name, p in loaded.named_parameters()}
+    assert kinds == {name: (p.shape, p.dtype) for name, p in planned.named_parameters()}
+
+
+def test_time_is_the_longest_of_arithmetic_traffic_and_launch() -> None:
+    h200 = REFERENCE
+    half = torch.bfloat16
+    assert h200.seconds({Operation("attention", 580 * 10**12, 10, half): 2}) == pytest.approx(2)
+    assert h200.seconds({Operation("rest", 0, 4 * 10**12, half): 1}) == pytest.approx(1)
+    assert h200.seconds({Operation("rest", 0, 8, half): 100}) == pytest.approx(5e-4)
+    slow = h200.seconds({Operation("matmul", 10**14, 10, torch.float32): 1})
+    assert slow > 5 * h200.seconds({Operation("matmul", 10**14, 10, half): 1})
+
+
+def test_speeds_by_name_and_by_number() -> None:
+    assert gpu_speed("h200", None) is REFERENCE
+    half = gpu_speed("h200", 290)
+    assert half is not None
+    assert (half.tflops["matmul"], half.bandwidth) == (REFERENCE.tflops["matmul"] / 2, REFERENCE.bandwidth)
+    with pytest.raises(
+        ValueError, match=r"gpu: expected h200, got 'k80'; for another GPU give its speed as gpu_tflops"
+    ):
+        gpu_speed("k80", None)
+    with pytest.raises(ValueError, match="gpu_tflops: expected more than 0"):
+        gpu_speed(None, 0.0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="measures the GPU that is here")
+def test_without_a_gpu_the_given_speed_decides() -> None:
+    assert gpu_speed(None, None) is None
+    given = gpu_speed(None, 290)
+    assert given is not None
+    assert (given.name, given.tflops["convolution"]) == ("290 TFLOP/s", REFERENCE.tflops["convolution"] / 2)
+    assert given.bandwidth == REFERENCE.bandwidth / 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_gpu_that_is_here_is_measured() -> None:
+    found = gpu_speed(None, None)
+    assert found is not None
+    assert 0 < found.tflops["attention"] < 5000
+    assert found.tflops["matmul"] / found.tflops["attention"] == pytest.approx(600 / 580)
+    assert 0 < found.bandwidth < 50
+
+
+def test_text_and_dictionary() -> None:
+    video = VideoPlan(HIGH, LOW, steps=4, skip_steps=1)
+    speed = REFERENCE
+    stages = Planner(small(), video, speed).stages()
+    found = plan_dict(video, stages, speed)
+    assert found["peak"] == max(stage["peak"] for stage in found["stages"])
+    assert found["seconds"] == pytest.approx(sum(stage["seconds"] for stage in found["stages"]))
+    lines = plan_text(stages, speed).splitlines()
+    assert lines[0].split()[:3] == ["stage", "latents", "tokens"]
+    assert lines[4].split()[:5] == ["refine", "3x16x24", "288", "3", "6"]
+    assert lines[-1].startswith("estimated time")
+    assert lines[-1].endswith("fits its 139 GiB")
+    assert "no time estimate" in plan_text(stages, None)
+    assert [duration(s) for s in (0.5, 600, 7200)] == ["0.5 s", "10.0 min", "2.0 h"]

@@ -1,0 +1,56 @@
+"""The sizes of video a backbone can make, and the nearest ones that a refusal names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luve_lightning.cascade.video_sizes import SizeRules
+
+WAN = SizeRules(16, 4)
+
+
+def test_the_rules_are_in_the_backbones_configuration(tiny_backbone: Path, tmp_path: Path) -> None:
+    assert SizeRules.from_pretrained(tiny_backbone) == WAN
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        SizeRules.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=re.escape("cannot load its vae/")):
+        SizeRules.from_pretrained(tmp_path)
+
+
+@given(st.integers(-5, 5000), st.integers(-5, 300))
+def test_a_refusal_names_values_that_pass(pixels: int, frames: int) -> None:
+    """The nearest ones on both sides, which a plain search over all possible values finds."""
+    possible = {"height": range(16, 6000, 16), "num_frames": range(1, 500, 4)}
+    try:
+        WAN.check(frames, height=pixels)
+    except ValueError as error:
+        name, near = re.fullmatch(r"(\w+) .* nearest are (.*)", str(error)).groups()  # type: ignore[union-attr]
+        value = {"height": pixels, "num_frames": frames}[name]
+        low, high = map(int, near.split(" and "))
+        assert {low, high} <= set(possible[name])
+        assert value not in possible[name]
+        assert min(abs(low - value), abs(high - value)) == min(abs(n - value) for n in possible[name])
+    else:
+        assert pixels in possible["height"]
+        assert frames in possible["num_frames"]
+
+
+def test_the_papers_sizes_fit_and_others_are_refused() -> None:
+    for output in ((1472, 2560), (2176, 3840)):
+        WAN.check(49, height=output[0], width=output[1])
+        WAN.check_cascade((720, 1280), output)
+    WAN.check_cascade((96, 96), (96, 96))
+    with pytest.raises(ValueError, match="720x1280: larger than the video's 192x192"):
+        WAN.check_cascade((720, 1280), (192, 192))
+    with pytest.raises(ValueError, match="another shape than the video's 2560x1472; 1264x720 would fit"):
+        WAN.check_cascade((720, 1280), (2560, 1472))
+
+
+@given(st.floats(0, 5000))
+def test_the_nearest_possible_side(pixels: float) -> None:
+    assert abs(WAN.nearest(pixels) - pixels) == min(abs(n - pixels) for n in range(16, 6000, 16))

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tests.commands.test_keys import NASTY, texts
+
+from luve_lightning.cascade.denoise import Guidance
+from luve_lightning.cascade.generation_jobs import VideoJob
+from luve_lightning.cli.compose import compose, read_arguments
+from luve_lightning.cli.generate_run import command_of
+from luve_lightning.cli.keys import Keys
+
+# A folder's name: no NUL and no slash.
+names = st.one_of(
+    st.sampled_from([name for name in NASTY if name.strip()]),
+    st.text(st.characters(exclude_categories=["Cs", "Zs", "Zl", "Zp"], exclude_characters="\0/"), min_size=1),
+).map(lambda name: Path(name))
+
+
+def command(prompt: str, negative: str | None, folder: Path) -> str:
+    options = {
+        "backbone": "data/mini/wan",
+        "output": folder,
+        "experts": {"lfe": folder, "hfe": None},
+        "guidance": Guidance(),
+        "cascade": True,
+        "prompts": Path("p.txt"),
+        "shift": None,
+    }
+    return command_of(options, VideoJob("name", prompt, negative, 3, 64, 96, 32, 48, 5))
+
+
+def composed(words: list[str]) -> dict[str, object]:
+    arguments = read_arguments(words[2:], "prompt")
+    assert not arguments.files
+    assert not arguments.help
+    return compose([], arguments.options, Keys("generate"))
+
+
+@pytest.mark.slow
+@settings(deadline=None)
+@given(prompt=texts, negative=st.none() | texts, folder=names)
+@example(prompt="null", negative="null", folder=Path("~"))
+def test_a_recorded_command_says_what_was_done(prompt: str, negative: str | None, folder: Path) -> None:
+    config = composed(shlex.split(command(prompt, negative, folder)))
+    assert config["prompt"] == prompt
+    assert config.get("negative_prompt") == negative
+    assert Path(str(config["output"])) == folder
+    assert Path(config["experts"]["lfe"]) == folder  # type: ignore[index]
+    assert config["cascade"] == "true"
+    assert "prompts" not in config
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_a_shell_passes_a_recorded_command_on_unchanged(shell: str) -> None:
+    commands = [command(text, text, Path("x")).removeprefix("luve generate ") for text in NASTY]
+    script = "".join(f"printf '%s\\0' {words}\nprintf 'next\\0'\n" for words in commands)
+    done = subprocess.run([shell, "-c", script], capture_output=True, check=True)
+    for text, printed in zip(NASTY, done.stdout.decode().split("\0next\0"), strict=False):
+        config = composed(["luve", "generate", *printed.split("\0")])
+        assert config["prompt"] == text
+        assert config["negative_prompt"] == text
+    assert done.stdout.count(b"\0next\0") == len(NASTY)

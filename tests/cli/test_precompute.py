@@ -1,0 +1,370 @@
+"""`luve precompute` in this process: what it stores, skips, refuses and prints."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save
+from tests.datasets.video_files import set_matrix, write_video
+
+from luve_lightning.__main__ import main
+from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.clips import read_clip
+from luve_lightning.data.latent_pairs import PairLookup, find_pair_keys
+from luve_lightning.data.latent_recipe import LatentRecipe
+from luve_lightning.data.latent_store import LatentStore, StoreError
+from luve_lightning.data.video_index import VideoIndex
+from luve_lightning.functional.pixels import frames_to_video
+from luve_lightning.models.backbone import LatentCodec
+from tests.helpers.run_luve import Outcome, run_luve
+from tests.helpers.small_world import add_row, change_rows, write_backbone, write_world
+
+SCALES = (1.5, 2.0, 3.0)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    return write_world(tmp_path, 3)
+
+
+@pytest.fixture
+def luve(capsys: pytest.CaptureFixture[str], world: Path, tiny_backbone: Path, tmp_path: Path):
+    """Runs the verb on the small world; keyword arguments replace or add options."""
+
+    def run(**options: object) -> Outcome:
+        given: dict[str, object] = {"backbone": tiny_backbone, "index": world, "store": tmp_path / "store"}
+        given |= {"size": "[48, 48]", "scales": "[1.5, 2, 3]", "frames": 9, "batch_size": 2}
+        given |= {"trainer.accelerator": "cpu", "trainer.enable_progress_bar": "false"} | options
+        return run_luve(capsys, "precompute", *(f"--{name}={value}" for name, value in given.items()))
+
+    return run
+
+
+def summary(outcome: Outcome) -> tuple[int, int, int]:
+    """Encoded, already there, quarantined."""
+    assert outcome.code == 0, outcome.err
+    rows = dict(line.strip().split(None, 1) for line in outcome.out.splitlines() if line.startswith("  "))
+    return (
+        int(rows["encoded"].split()[0]),
+        int(rows["already"].split()[-1]),
+        int(rows["quarantined"].split(",")[0]),
+    )
+
+
+def recipe(backbone: Path, **changes: object) -> LatentRecipe:
+    values = {"vae": LatentCodec.from_pretrained(backbone).fingerprint(), "size": (48, 48), "scales": SCALES}
+    return LatentRecipe(**{**values, "frames": 9, **changes})  # type: ignore[arg-type]
+
+
+def find(store: Path, index: Path, what: LatentRecipe) -> PairLookup:
+    return find_pair_keys(LatentStore(store), ClipHashes(store), VideoIndex.from_csv(index).entries, what)
+
+
+def test_latents_are_those_of_the_downscaled_frames(
+    luve, world: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    assert summary(luve(dtype="float32")) == (12, 0, 0)
+    codec = LatentCodec.from_pretrained(tiny_backbone)
+    store = LatentStore(tmp_path / "store")
+    for pair in find(store.root, world, recipe(tiny_backbone, dtype="float32")).pairs:
+        frames = read_clip(pair.entry.path, 0, 9)
+        high = codec.encode(frames_to_video(frames).unsqueeze(0))[0]
+        torch.testing.assert_close(store.read(pair.hr_key), high, atol=1e-4, rtol=1e-3)
+        for scale, key in pair.lr_keys.items():
+            side = round(48 / scale)
+            # Pillow filters 8-bit frames; the difference to the float filter is half a level.
+            small = np.stack(
+                [np.asarray(Image.fromarray(f).resize((side, side), Image.BICUBIC)) for f in frames]
+            )
+            low = codec.encode(frames_to_video(small).unsqueeze(0))[0]
+            assert store.shape(key) == (16, 3, side // 8, side // 8)
+            assert (store.read(key) - low).abs().max() < 0.05 * low.std()
+
+
+@pytest.mark.slow
+def test_second_run_decodes_nothing_and_third_fills_a_gap(
+    luve, world: Path, tiny_backbone: Path, tmp_path, recwarn: pytest.WarningsRecorder
+) -> None:
+    time.sleep(2.1)  # hashes of files written a moment ago are not remembered
+    assert summary(luve()) == (12, 0, 0)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")}
+    assert summary(luve()) == (0, 12, 0)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")} == before
+    words = [f"--backbone={tiny_backbone}", f"--index={world}", f"--store={tmp_path / 'store'}", "--frames=9"]
+    words += ["--size=[48, 48]", "--scales=[2]", "--trainer.accelerator=cpu"]
+    main(["precompute", *words])
+    assert not [told for told in recwarn if "is zero" in str(told.message)], "nothing left to do is no fault"
+    gap = find(tmp_path / "store", world, recipe(tiny_backbone)).pairs[1].lr_keys[2.0]
+    store = LatentStore(tmp_path / "store")
+    content = store.path(gap).read_bytes()
+    store.path(gap).unlink()
+    assert summary(luve()) == (1, 11, 0)
+    assert store.path(gap).read_bytes() == content, "the same bits, alone in its batch or not"
+
+
+@pytest.mark.slow
+def test_loader_workers_and_batch_order_change_no_bit(luve, world: Path, tmp_path: Path) -> None:
+    luve(num_workers=2)
+    lines = world.read_text().splitlines()
+    (tmp_path / "other.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    luve(index=tmp_path / "other.csv", store=tmp_path / "other")
+    assert contents(tmp_path / "store") == contents(tmp_path / "other")
+    assert len(contents(tmp_path / "store")) == 12
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in store.glob("??/*")}
+
+
+def test_windows_strides_and_one_split(luve, world: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    (tmp_path / "splits.json").write_text(
+        '{"train": ["source-0", "source-2"], "val": ["source-1"], "test": []}'
+    )
+    outcome = luve(frames=1, windows=3, start=1, scales="[3]", splits="[train]")
+    assert summary(outcome) == (12, 0, 0)
+    assert outcome.out.splitlines()[1].startswith("2 clips, 6 windows of 2 latents")
+    train = VideoIndex.from_csv(world).split("train")
+    store = LatentStore(tmp_path / "store")
+    what = recipe(tiny_backbone, frames=1, windows=3, start=1, scales=(3,))
+    pairs = find_pair_keys(store, ClipHashes(store.root), train, what).pairs
+    assert [pair.hr_key.frames for pair in pairs] == [(1, 2), (5, 6), (8, 9)] * 2
+    nothing = luve(splits="[test]")
+    assert (nothing.code, nothing.error_lines) == (2, [f"luve precompute: error: {world}: no clips in test"])
+
+
+@pytest.mark.slow
+def test_larger_clips_are_cropped_and_downscaled(luve, tiny_backbone: Path, tmp_path: Path) -> None:
+    index = write_world(tmp_path / "large", 1, height=112, width=144)
+    assert summary(luve(index=index, dtype="float32")) == (4, 0, 0)
+    pair = find(tmp_path / "store", index, recipe(tiny_backbone, dtype="float32")).pairs[0]
+    frames = read_clip(pair.entry.path, 0, 9)[:, :, 16:128]
+    small = np.stack([np.asarray(Image.fromarray(f).resize((48, 48), Image.BICUBIC)) for f in frames])
+    high = LatentCodec.from_pretrained(tiny_backbone).encode(frames_to_video(small).unsqueeze(0))[0]
+    stored = LatentStore(tmp_path / "store").read(pair.hr_key)
+    assert (stored - high).abs().max() < 0.05 * high.std()
+
+
+@pytest.mark.slow
+def test_other_vae_and_changed_clip_get_entries_of_their_own(
+    luve, world: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    luve()
+    other = write_backbone(tmp_path / "other", seed=1)
+    with pytest.raises(StoreError, match="3 of 3 clips have no latents"):
+        find(tmp_path / "store", world, recipe(other))
+    assert summary(luve(backbone=other)) == (12, 0, 0)
+    clip = VideoIndex.from_csv(world).entries[0].path
+    clip.write_bytes(clip.read_bytes() + b"\0")  # still plays
+    with pytest.raises(StoreError, match="1 of 3 clips have no latents"):
+        find(tmp_path / "store", world, recipe(tiny_backbone))
+    assert summary(luve()) == (4, 8, 0)
+    assert len(find(tmp_path / "store", world, recipe(tiny_backbone)).pairs) == 3
+
+
+@pytest.mark.slow
+def test_bad_clips_are_set_aside_and_the_run_goes_on(
+    luve, world: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    bad = VideoIndex.from_csv(world).entries[1]
+    bad.path.write_bytes(b"broken")
+    outcome = luve(max_bad_fraction=0.4)
+    assert summary(outcome) == (8, 0, 1)
+    assert f"listed in {tmp_path}/store/quarantine/48x48-9-from-0-by-1.jsonl" in outcome.out
+    assert summary(luve(max_bad_fraction=0.4)) == (0, 8, 1)
+    lookup = find(tmp_path / "store", world, recipe(tiny_backbone))
+    assert len(lookup.pairs) == 2
+    assert [clip_id for clip_id, _ in lookup.dropped] == [bad.clip_id]
+
+
+def test_too_many_bad_clips_stop_the_run_with_the_list(luve, world: Path) -> None:
+    bad = VideoIndex.from_csv(world).entries[1]
+    bad.path.write_bytes(b"broken")
+    outcome = luve(max_bad_fraction=0)
+    assert outcome.code == 2
+    (line,) = outcome.error_lines
+    assert "1 of 3 clips cannot be read" in line
+    assert str(bad.path) in line
+
+
+@pytest.mark.slow
+def test_rows_left_out_are_told_and_clips_can_be_chosen(luve, world: Path) -> None:
+    add_row(world, clip_id="a boat", url="x")
+    add_row(world, clip_id="gone", url="y")
+    (world.parent / "clips" / "gone.MOV").touch()
+    add_row(world, clip_id="gone2", url="y")
+    outcome = luve()
+    assert summary(outcome) == (12, 0, 0)
+    told = outcome.out.splitlines()[:3]
+    clips = world.parent / "clips"
+    assert told == [
+        f"{world}: 3 clips of 3 source videos, 3 rows dropped",
+        f"       2  file missing (first: gone {clips}/gone.mp4 (gone.MOV is there))",
+        "       1  bad clip_id (first: a boat 'a boat', letters, digits, '.', '_' and '-' expected)",
+    ]
+    # What is chosen is no part of a latent's address.
+    change_rows(world, fps="60", frame_height="40")
+    outcome = luve(**{"keep.fps_range": "[1, 30]"})
+    assert summary(outcome) == (0, 8, 0)
+    assert "1  frame rate not wanted (first: " in outcome.out
+    assert summary(luve(**{"keep.min_height": 48})) == (0, 8, 0)
+    outcome = luve(**{"keep.min_frames": 10})
+    assert (outcome.code, "no clip can be used: 3 too few frames" in outcome.error_lines[0]) == (2, True)
+    outcome = luve(**{"keep.fps_range": "[30, 1]"})
+    assert (outcome.code, "fps_range" in outcome.error_lines[0]) == (2, True)
+
+
+def test_short_clips_are_told_and_do_not_count_as_unreadable(
+    luve, world: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    change_rows(world, total_frames="4")
+    outcome = luve(max_bad_fraction=0)
+    assert summary(outcome) == (8, 0, 0)
+    short = VideoIndex.from_csv(world).entries[0]
+    assert (
+        f"  too short      1, first {short.path}: 4 frames, expected at least 9" in outcome.out.splitlines()
+    )
+    lookup = find(tmp_path / "store", world, recipe(tiny_backbone))
+    assert lookup.dropped == [(short.clip_id, "4 frames, expected at least 9")]
+    outcome = luve(start=90)
+    assert outcome.code == 2
+    assert "all of 3 clips are too short, first " in outcome.error_lines[0]
+
+
+def test_one_bad_clip_does_not_stop_a_small_data_set(luve, world: Path) -> None:
+    VideoIndex.from_csv(world).entries[1].path.write_bytes(b"broken")
+    assert summary(luve()) == (8, 0, 1)
+
+
+def test_clips_are_encoded_as_they_are_shown(luve, world: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    turned, odd, uneven = (entry.path for entry in VideoIndex.from_csv(world).entries)
+    upright = read_clip(turned, 0, 9)
+    set_matrix(turned, -1, 0, 0, 1)
+    set_matrix(odd, 1, 1, -1, 1)
+    write_video(uneven.parent, count=9, name=uneven.stem, pts=[0, 1, 2, 3, 4, 8, 12, 16, 20])
+    outcome = luve(dtype="float32")
+    assert summary(outcome) == (8, 0, 1)
+    assert f"variable rate  1 clips (first {uneven.stem}): frames are counted, not timed" in outcome.out
+    (listed,) = (tmp_path / "store" / "quarantine").iterdir()
+    assert "is shown turned or sheared otherwise" in listed.read_text()
+    lookup = find(tmp_path / "store", world, recipe(tiny_backbone, dtype="float32"))
+    assert [clip for clip, _ in lookup.dropped] == [odd.stem]
+    assert lookup.uneven == [uneven.stem]
+    video = frames_to_video(upright[:, :, ::-1]).unsqueeze(0)
+    high = LatentCodec.from_pretrained(tiny_backbone).encode(video)[0]
+    torch.testing.assert_close(
+        LatentStore(tmp_path / "store").read(lookup.pairs[0].hr_key), high, atol=1e-4, rtol=1e-3
+    )
+
+
+def test_variants_have_entries_of_their_own(luve, world: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    transform = f"{{class_path: tests.helpers.recording.Recording, init_args: {{log: {tmp_path}/log}}}}"
+    plain = "{class_path: luve_lightning.data.encode_clips.Unchanged}"
+    assert summary(luve(variants=f"{{plain: {plain}, dark: {transform}}}", dtype="float32")) == (24, 0, 0)
+    assert summary(luve(dtype="float32")) == (0, 12, 0)
+    store = LatentStore(tmp_path / "store")
+    what = recipe(tiny_backbone, variants=("plain", "dark (amount 0.5)"), dtype="float32")
+    entries = VideoIndex.from_csv(world).entries
+    pairs = find_pair_keys(store, ClipHashes(store.root), entries, what, variant="dark (amount 0.5)").pairs
+    video = frames_to_video(read_clip(entries[0].path, 0, 9)).unsqueeze(0) * 0.5
+    dark = LatentCodec.from_pretrained(tiny_backbone).encode(video)[0]
+    torch.testing.assert_close(store.read(pairs[0].hr_key), dark, atol=1e-4, rtol=1e-3)
+
+
+def test_check_reads_every_latent_and_names_the_damaged(
+    luve, world: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    outcome = luve(check="true")
+    assert checked(outcome) == (0, 0, 12, 0)
+    assert outcome.code == 0
+    luve()
+    assert checked(luve(check="true", num_workers=3)) == (12, 0, 0, 0)
+    store = LatentStore(tmp_path / "store")
+    keys = find(store.root, world, recipe(tiny_backbone)).pairs
+    # One is damaged, one cut short, one of before there were digests, one gone.
+    damaged, cut, old = (store.path(pair.hr_key) for pair in keys)
+    gone = store.path(keys[0].lr_keys[3.0])
+    content = bytearray(damaged.read_bytes())
+    content[-3] ^= 1
+    damaged.write_bytes(content)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    old.write_bytes(save({"latents": store.read(keys[2].hr_key)}, metadata={"key": keys[2].hr_key.json}))
+    gone.unlink()
+    before = {path: path.read_bytes() for path in store.root.glob("??/*")}
+    outcome = luve(check="true")
+    assert checked(outcome) == (8, 1, 1, 2)
+    assert outcome.code == 2
+    (line,) = outcome.error_lines
+    assert "2 of 11 latents are damaged, the first is " in line
+    assert line.count("delete") == 1
+    assert "delete these files and run `luve precompute` again" in line
+    assert str(damaged) in outcome.out
+    assert str(cut) in outcome.out
+    assert {path: path.read_bytes() for path in store.root.glob("??/*")} == before
+    damaged.unlink()
+    cut.unlink()
+    assert summary(luve()) == (3, 9, 0), "those of before are found, not made again"
+    assert checked(luve(check="true")) == (11, 1, 0, 0)
+    VideoIndex.from_csv(world).entries[0].path.unlink()
+    outcome = luve(check="true")
+    assert checked(outcome) == (7, 1, 0, 0)
+    folder = store.path(keys[1].lr_keys[2.0])
+    folder.unlink()
+    folder.mkdir()
+    outcome = luve(check="true")
+    assert checked(outcome) == (6, 1, 0, 0), "what cannot be read may be sound"
+    assert re.search(r"^  unreadable +1$", outcome.out, re.MULTILINE)
+    assert outcome.code == 2
+    (line,) = outcome.error_lines
+    assert line.endswith(f"1 of 8 latents cannot be read, the first is {folder}: Is a directory")
+
+
+def checked(outcome: Outcome) -> tuple[int, int, int, int]:
+    """Sound, without sha256, missing, damaged."""
+    numbers = {
+        name: int(re.search(rf"^  {name} +(\d+)", outcome.out, re.MULTILINE)[1])  # type: ignore[index]
+        for name in ("sound", "without sha256", "missing", "damaged")
+    }
+    sound, untold, missing, damaged = numbers.values()
+    return sound, untold, missing, damaged
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("size", "[50, 48]", "not height 50 (nearest 48 or 96)"),
+        ("frames", 8, "8 frames: expected 4k + 1, nearest are 5 and 9"),
+        ("scales", "[0.5]", "scales must be different numbers above 1"),
+        ("scales", "[0]", "scales must be different numbers above 1"),
+        ("scales", "[2, 2.0]", "scales must be different numbers above 1"),
+        ("windows", 0, "expected frames, windows, stride >= 1"),
+        ("batch_size", 0, "expected batch_size >= 1"),
+        ("backbone", "./nothing", "backbone ./nothing: "),
+        ("index", "nothing.csv", "nothing.csv"),
+        ("dtype", "float8", "dtype"),
+        ("trainer.logger", "true", "trainer: logger cannot be set here; known: accelerator,"),
+        ("trainer.devises", "2", "trainer: devises cannot be set here"),
+        ("batchsize", "2", "batchsize"),
+        ("keep", "null", "keep: expected Limits, got null"),
+        ("store", __file__, f"store: {__file__} is not a folder"),
+    ],
+)
+def test_mistakes_are_one_line(luve, option: str, value: object, message: str) -> None:
+    outcome = luve(**{option: value})
+    assert outcome.code == 2
+    (line,) = outcome.error_lines
+    assert message in line
+
+
+def test_latents_beyond_float16_are_refused_in_one_line(luve, tiny_backbone: Path, tmp_path: Path) -> None:
+    backbone = write_backbone(tmp_path / "loud", seed=0, latents_std=1e-7)
+    outcome = luve(backbone=backbone)
+    assert outcome.code == 2
+    (line,) = outcome.error_lines
+    assert "store them as float32" in line
+    assert summary(luve(backbone=backbone, dtype="float32")) == (12, 0, 0)

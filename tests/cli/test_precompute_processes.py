@@ -1,0 +1,88 @@
+"""`luve precompute` as real processes: killed, resumed, and side by side."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from luve_lightning.cli.precompute import precompute
+from luve_lightning.data.latent_store import LatentStore
+from tests.helpers.precompute_run import PrecomputeRun, keys_of_last_clip, wait_for_entries
+from tests.helpers.small_world import write_world
+
+pytestmark = pytest.mark.slow
+
+CLIPS = 6
+LATENTS = 4 * CLIPS
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world"), CLIPS)
+
+
+def contents(store: LatentStore) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in store.root.glob("??/*")}
+
+
+def test_killed_run_finished_by_two_others_equals_an_uninterrupted_one(
+    tmp_path: Path, tiny_backbone: Path, world: Path
+) -> None:
+    store, whole = LatentStore(tmp_path / "store"), LatentStore(tmp_path / "whole")
+    with ExitStack() as claims:
+        # Holding the last clip keeps the run from ending before it is killed.
+        for key in keys_of_last_clip(tiny_backbone, world):
+            assert claims.enter_context(store.claim(key))
+        victim = PrecomputeRun(tmp_path, tiny_backbone, world, store.root)
+        wait_for_entries(store, LATENTS // 3, victim)
+        victim.process.send_signal(signal.SIGKILL)
+        victim.process.wait()
+    done = store.size().entries
+    assert LATENTS // 3 <= done < LATENTS
+    first, second = (PrecomputeRun(tmp_path, tiny_backbone, world, store.root) for _ in range(2))
+    assert first.encoded() + second.encoded() == LATENTS - done, "an entry was written twice, or not at all"
+    uninterrupted(tiny_backbone, world, whole)
+    assert contents(store) == contents(whole)
+    assert store.size().unfinished == 0
+    assert len(contents(store)) == LATENTS
+
+
+def test_sigterm_to_the_process_group_ends_it_quietly_and_loses_nothing(
+    tmp_path: Path, tiny_backbone: Path, world: Path
+) -> None:
+    """SLURM and `timeout` tell the loader's workers too; they must not take the run down before it ends by itself."""
+    store, whole = LatentStore(tmp_path / "store"), LatentStore(tmp_path / "whole")
+    with ExitStack() as claims:
+        for key in keys_of_last_clip(tiny_backbone, world):
+            assert claims.enter_context(store.claim(key))
+        run = PrecomputeRun(tmp_path, tiny_backbone, world, store.root, "--num_workers=2")
+        wait_for_entries(store, LATENTS // 3, run)
+        os.killpg(run.process.pid, signal.SIGTERM)
+        assert run.process.wait(150) == 128 + signal.SIGTERM, run.text()
+    for word in ("Traceback", "Error", "killed", "exited"):
+        assert word not in run.text(), run.text()
+    last = run.text().splitlines()[-1]
+    assert last == "luve precompute: SIGTERM: stopped; what is stored stays, the same command goes on"
+    done = store.size()
+    assert done.unfinished == 0
+    assert LATENTS // 3 <= done.entries < LATENTS
+    assert PrecomputeRun(tmp_path, tiny_backbone, world, store.root).encoded() == LATENTS - done.entries
+    uninterrupted(tiny_backbone, world, whole)
+    assert contents(store) == contents(whole)
+
+
+def uninterrupted(backbone: Path, world: Path, store: LatentStore) -> None:
+    precompute(
+        str(backbone),
+        world,
+        store.root,
+        (48, 48),
+        [1.5, 2, 3],
+        frames=9,
+        batch_size=1,
+        trainer={"accelerator": "cpu", "enable_progress_bar": False},
+    )

@@ -1,0 +1,57 @@
+"""What is silenced, and what is not."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from luve_lightning.cli.quiet import quieten
+
+LOADING = """
+import sys, time
+from luve_lightning.cli.quiet import quieten
+quieten()
+assert not {"torch", "lightning", "transformers", "diffusers", "wandb", "tqdm"} & set(sys.modules)
+from tqdm.auto import tqdm
+bar = tqdm(total=2, desc="Loading weights")
+bar.start_t -= float(sys.argv[1])  # so many seconds ago
+bar.update(2)
+bar.close()
+"""
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(1, False), (60, True)])
+def test_a_library_shows_a_bar_when_something_is_slow(repository: Path, seconds: int, shown: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING, str(seconds)],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ("Loading weights" in done.stderr) == shown
+
+
+@pytest.mark.parametrize(
+    ("message", "kept"),
+    [
+        ("TPU available: False, using: 0 TPU cores", False),
+        ("[rank: 1] Seed set to 0", False),
+        ("`Trainer.fit` stopped: `max_steps=12` reached.", False),
+        ("Time limit reached. Elapsed time is 0:08:00. Signaling Trainer to stop.", True),
+        ("train: 3 clips have no latents, first abc", True),
+    ],
+)
+def test_lightning_says_what_matters(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, message: str, kept: bool
+) -> None:
+    monkeypatch.setenv("TQDM_DELAY", "10")  # undone afterwards
+    quieten()
+    with caplog.at_level("INFO"):
+        for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+            logging.getLogger(name).info(message)
+    assert caplog.messages == [message, message] * kept

@@ -1,0 +1,208 @@
+"""`luve upsample`: what each folder holds, what is skipped, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.datasets.video_files import set_matrix
+
+from luve_lightning.data.clips import read_clip
+from luve_lightning.data.video_files import find_videos, read_video, write_video
+from luve_lightning.data.video_index import VideoIndex
+from luve_lightning.functional.interpolation import interpolate_latents
+from luve_lightning.functional.pixels import frames_to_video, video_to_frames
+from luve_lightning.functional.resize import resize_video
+from luve_lightning.models.backbone import LatentCodec
+from tests.helpers.run_luve import Outcome, run_luve
+from tests.helpers.small_world import add_row, write_world
+from tests.helpers.upsampling import tiny_vluer
+
+FRAMES, SIZE = 5, 48
+METHODS = ["reference", "bilinear", "rgb_bicubic", "learned", "vae"]
+
+Luve = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def vluer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vluer")
+    tiny_vluer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    return write_world(tmp_path / "world", 2)
+
+
+@pytest.fixture
+def luve(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, world: Path, tiny_backbone: Path, vluer: Path
+) -> Luve:
+    def run(**options: object) -> Outcome:
+        given: dict[str, object] = {
+            "backbone": tiny_backbone,
+            "index": world,
+            "output": tmp_path / "out",
+            "size": f"[{SIZE}, {SIZE}]",
+            "scale": 2,
+            "frames": FRAMES,
+            "vluers.learned": vluer,
+            "baselines": "[bilinear, rgb_bicubic]",
+            "device": "cpu",
+        }
+        return run_luve(capsys, "upsample", *(f"--{k}={v}" for k, v in (given | options).items()))
+
+    return run
+
+
+def totals(outcome: Outcome) -> tuple[int, int, int]:
+    """Written, already there, unreadable."""
+    assert outcome.code == 0, outcome.err
+    patterns = (r"^  written +(\d+) videos$", r"^  already there +(\d+)$", r"^  unreadable +(\d+) clips$")
+    found = [re.search(pattern, outcome.out, re.MULTILINE) for pattern in patterns]
+    written, there, unreadable = (int(match[1]) for match in found if match)
+    return written, there, unreadable
+
+
+def test_every_folder_holds_what_its_method_makes(
+    luve: Luve, tmp_path: Path, world: Path, tiny_backbone: Path, vluer: Path
+) -> None:
+    assert totals(luve()) == (2 * len(METHODS), 0, 0)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == sorted(METHODS)
+    entry = VideoIndex.from_csv(world).entries[0]
+    own = read_clip(entry.path, 0, FRAMES)
+    codec = LatentCodec.from_pretrained(tiny_backbone)
+    video = frames_to_video(own)[None]
+    low = codec.encode(resize_video(video, (SIZE // 2, SIZE // 2)))
+    size = (2, SIZE // 8, SIZE // 8)
+    with torch.no_grad():
+        expected = {
+            "bilinear": codec.decode(interpolate_latents(low, size)),
+            "learned": codec.decode(tiny_vluer().eval()(low, size)),
+            "vae": codec.decode(codec.encode(video)),
+        }
+    made = {name: read_video(tmp_path / "out" / name / f"{entry.clip_id}.mp4") for name in METHODS}
+    assert np.array_equal(made["reference"][0], own)
+    assert made["reference"][1] == entry.fps
+    for name, decoded in expected.items():
+        # Clips are decoded together, which may round differently.
+        difference = np.abs(made[name][0].astype(int) - video_to_frames(decoded)[0].numpy())
+        assert difference.max() <= 1, name
+    about = json.loads((tmp_path / "out" / "bilinear" / f"{entry.clip_id}.json").read_text())
+    assert about["prompt"] == entry.captions["Summarized Description"]
+    assert about["recipe"]["scale"] == 2
+
+
+def test_what_is_there_and_was_made_so_is_skipped(luve: Luve, tmp_path: Path) -> None:
+    luve()
+    folder = tmp_path / "out"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mp4")}
+    assert totals(luve()) == (0, 10, 0)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.mp4")} == before
+    # A kill between the video and its JSON file, and a video that was deleted.
+    find_videos(folder / "bilinear")[0].with_suffix(".json").unlink()
+    find_videos(folder / "vae")[1].unlink()
+    assert totals(luve()) == (2, 8, 0)
+
+
+def test_what_is_made_later_is_the_same_to_the_bit(luve: Luve, tmp_path: Path) -> None:
+    luve()
+    whole = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+    for method in METHODS:
+        for path in (tmp_path / "out" / method).iterdir():
+            path.unlink()
+        assert totals(luve()) == (2, 8, 0)
+        changed = [path for path, content in whole.items() if path.read_bytes() != content]
+        assert not changed, f"{method} alone is another than with the rest"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "remade"),
+    [
+        ({"scale": 3}, {"bilinear", "rgb_bicubic", "learned"}),
+        ({"frames": 9}, set(METHODS)),
+        ({"caption": "Background"}, set(METHODS)),
+    ],
+)
+def test_another_recipe_is_made_anew(
+    luve: Luve, tmp_path: Path, options: dict[str, object], remade: set[str]
+) -> None:
+    luve()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.mp4")}
+    assert totals(luve(**options))[0] == 2 * len(remade)
+    changed = {path.parent.name for path, time in before.items() if path.stat().st_mtime_ns != time}
+    assert changed == remade
+
+
+def test_another_vluer_of_the_same_name_is_made_anew(luve: Luve, tmp_path: Path) -> None:
+    luve()
+    tiny_vluer(seed=1).save_pretrained(tmp_path / "other")
+    assert totals(luve(**{"vluers.learned": tmp_path / "other"})) == (2, 8, 0)
+
+
+def test_a_changed_or_damaged_clip(luve: Luve, world: Path) -> None:
+    luve()
+    first, second = (entry.path for entry in VideoIndex.from_csv(world).entries)
+    write_video(first, np.zeros((9, 48, 48, 3), np.uint8), 16)
+    second.write_text("no video")
+    outcome = luve()
+    assert totals(outcome) == (len(METHODS), 0, 1)
+    assert f"{second.stem}: " in outcome.out
+    first.write_text("no video")
+    outcome = luve()
+    assert outcome.code == 2
+    assert "none of the 2 clips" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": 5}, "scale 5 makes 48 x 48 into 9.6 x 9.6 pixels"),
+        ({"scale": 4}, "height 12: expected a multiple of 8"),
+        ({"scale": 1}, "scale: expected a number > 1"),
+        ({"frames": 6}, "6 frames: expected 4k + 1"),
+        ({"baselines": "[lanczos]"}, "baselines: expected some of nearest, bilinear, bicubic, rgb_bicubic"),
+        ({"vluers.bilinear": "x"}, "vluers: bilinear is the name of another method"),
+        ({"vluers.learned": "nothing"}, "vluers.learned: nothing has no config.json"),
+        ({"vluers": "{../../x: nothing}"}, "vluers: '../../x': expected letters, digits"),
+        ({"vluers": "{'..': nothing}"}, "vluers: '..': expected letters, digits"),
+        ({"caption": "Title"}, "caption: expected one of Brief Description"),
+        ({"limit": 0}, "limit >= 1"),
+        ({"splits": "[val]"}, "no clips in val"),
+        ({"output": __file__}, f"output: {__file__} is not a folder"),
+    ],
+)
+def test_mistakes_are_one_line(luve: Luve, options: dict[str, object], message: str) -> None:
+    outcome = luve(**options)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert len(outcome.error_lines) == 1
+
+
+def test_rows_left_out_and_clips_shown_otherwise_are_told(luve: Luve, world: Path, tmp_path: Path) -> None:
+    add_row(world, clip_id="a boat", url="x")
+    first, second = VideoIndex.from_csv(world).entries
+    set_matrix(first.path, 1, 1, -1, 1)
+    upright = read_clip(second.path, 0, FRAMES)
+    assert totals(luve(**{"keep.min_width": 48, "baselines": "[bilinear]"})) == (4, 0, 1)
+    # A video made of the clip when it was read otherwise counts as missing, and so does what is mirrored from now on.
+    set_matrix(second.path, -1, 0, 0, 1)
+    for about in (tmp_path / "out").glob("*/*.json"):
+        content = json.loads(about.read_text())
+        content["recipe"]["clip"] = hashlib.sha256(second.path.read_bytes()).hexdigest()
+        about.write_text(json.dumps(content))
+    outcome = luve(**{"keep.min_width": 48, "baselines": "[bilinear]"})
+    assert totals(outcome) == (4, 0, 1)
+    assert "2 clips of 2 source videos, 1 rows dropped" in outcome.out
+    assert "is shown turned or sheared otherwise" in outcome.out
+    mirrored, _ = read_video(tmp_path / "out" / "reference" / f"{second.clip_id}.mp4")
+    np.testing.assert_array_equal(mirrored, upright[:, :, ::-1])

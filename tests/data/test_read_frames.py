@@ -1,0 +1,89 @@
+"""Which frames are scored, and reading them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luve_lightning.data.clip_scores import ScoreRow, ScoreSettings
+from luve_lightning.data.clips import read_clip
+from luve_lightning.data.fingerprints import stamp
+from luve_lightning.data.score_clips import ClipJob, FrameChoice, FrameReader, read_ahead
+from luve_lightning.data.video_rows import ClipEntry
+from tests.helpers.small_world import write_clip
+
+ROW = ScoreRow("clip", "0" * 64, "1" * 64, ScoreSettings("s", "1", "Style", "some"))
+
+
+def job(path: Path, total_frames: int = 9) -> ClipJob:
+    return ClipJob(ClipEntry("clip", path, "url", 16, total_frames, 48, 48, {}), ROW, stamp(path))
+
+
+@given(count=st.integers(1, 40), total=st.integers(1, 600))
+def test_equally_spaced_frames_lie_inside_the_clip(count: int, total: int) -> None:
+    chosen = FrameChoice(count).of(total)
+    assert list(chosen) == sorted(set(chosen))
+    assert len(chosen) == min(count, total)
+    assert chosen[0] >= 0
+    assert chosen[-1] < total
+    gaps = np.diff([-1 - chosen[0], *chosen, 2 * total - 1 - chosen[-1]])  # mirrored at both ends
+    assert gaps.max() - gaps.min() <= 2
+
+
+def test_examples() -> None:
+    assert FrameChoice(4).of(33) == (4, 12, 20, 28)
+    assert FrameChoice(1).of(33) == (16,)
+    assert FrameChoice(indices=(0, 8)).of(33) == (0, 8)
+    assert str(FrameChoice(4)) != str(FrameChoice(3)) != str(FrameChoice(indices=(3,)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"count": 0}, "frames: "), ({"indices": ()}, "indices: "), ({"indices": (0, -1)}, "indices: ")],
+)
+def test_nonsense_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FrameChoice(**arguments)  # type: ignore[arg-type]
+
+
+def test_it_reads_exactly_these_frames(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", 0)
+    got = FrameReader(FrameChoice(indices=(1, 4, 8)))(job(clip))
+    assert got.frames is not None
+    assert np.array_equal(got.frames, read_clip(clip, 0, 9)[[1, 4, 8]])
+    assert got.indices == (1, 4, 8)
+
+
+def test_what_cannot_be_read_has_a_reason(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", 0)
+    short = FrameReader(FrameChoice(indices=(9,)))(job(clip))
+    assert (short.frames, short.reason) == (None, "too short: frames 9 to 9 asked for, it has 9")
+    stale = job(clip)
+    write_clip(clip, 1)
+    assert FrameReader(FrameChoice(2))(stale).reason == "changed while it was read"
+    clip.write_bytes(b"broken")
+    assert FrameReader(FrameChoice(2))(job(clip)).reason
+    gone = job(clip)
+    clip.unlink()
+    assert FrameReader(FrameChoice(2))(gone).reason == "is missing"
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_threads_keep_the_order_and_do_not_run_far_ahead(tmp_path: Path, threads: int) -> None:
+    clips = [write_clip(tmp_path / f"{seed}.mp4", seed, frames=2) for seed in range(7)]
+    started = []
+
+    def jobs():  # type: ignore[no-untyped-def]
+        for clip in clips:
+            started.append(clip)
+            yield job(clip, 2)
+
+    taken = []
+    for item in read_ahead(FrameReader(FrameChoice(1)), jobs(), threads, batch_size=2):
+        taken.append(item.job.entry.path)
+        assert len(started) <= len(taken) + 3
+    assert taken == clips
