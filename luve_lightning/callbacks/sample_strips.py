@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-from luve_lightning.evaluation.picture_strips import Panel, picture_strip
+from luve_lightning.evaluation.pictures import picture_strip
 from luve_lightning.functional.fidelity import psnr
 from luve_lightning.functional.interpolation import Size3d, interpolate_latents
 from luve_lightning.functional.pixels import video_to_frames
@@ -127,12 +128,12 @@ class SampleStrips(L.Callback):
             low, high, video = (batch[key][i : i + 1] for key in ("lr", "hr", "video"))
             with trainer.precision_plugin.forward_context():
                 upsampled = pl_module.net(low, tuple(high.shape[2:]))
-            panels = _panels(pl_module.codec, low, upsampled, video)
+            frames = _compared(pl_module.codec, low, upsampled, video)
             scale = f"x{float(batch['scale'][i]):g}"
             # Ids are 40 hexadecimal digits in UltraVideo; elsewhere they may not be fit for a file name.
             path = self._folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', clip_id)}_{scale}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture_strip(panels).save(path)
+            picture_strip(frames).save(path)
             self._drawn.setdefault(scale, []).append(path)
 
     def _log(self, trainer: L.Trainer) -> None:
@@ -145,16 +146,17 @@ class SampleStrips(L.Callback):
         self._folder, self._drawn = None, {}
 
 
-def _panels(codec: LatentCodec, low: Tensor, upsampled: Tensor, video: Tensor) -> list[Panel]:
-    """The four pictures of one clip's middle frame."""
+def _compared(codec: LatentCodec, low: Tensor, upsampled: Tensor, video: Tensor) -> dict[str, np.ndarray]:
+    """One clip's middle frame four times, by label."""
     size: Size3d = (upsampled.shape[2], upsampled.shape[3], upsampled.shape[4])
     middle = video.shape[2] // 2
     original = video[:, :, middle : middle + 1].float()
-    panels = [Panel(f"low resolution, {_shape(frame := _middle_frame(codec, low))}", _pixels(frame))]
+    frame = _middle_frame(codec, low)
+    frames = {f"low resolution, {_shape(frame)}": _pixels(frame)}
     for name, latents in (("bilinear", interpolate_latents(low, size)), ("VLUer", upsampled)):
         frame = _middle_frame(codec, latents)
-        panels.append(Panel(f"{name}, {psnr(frame, original).item():.2f} dB", _pixels(frame)))
-    return [*panels, Panel(f"original, {_shape(original)}", _pixels(original))]
+        frames[f"{name}, {psnr(frame, original).item():.2f} dB"] = _pixels(frame)
+    return frames | {f"original, {_shape(original)}": _pixels(original)}
 
 
 def _middle_frame(codec: LatentCodec, latents: Tensor) -> Tensor:
@@ -168,6 +170,7 @@ def _shape(frame: Tensor) -> str:
     return f"{frame.shape[3]}x{frame.shape[4]}"
 
 
-def _pixels(frame: Tensor) -> Any:
+def _pixels(frame: Tensor) -> np.ndarray:
     # A diverged model must not end the run here: what is not a number is drawn black.
-    return video_to_frames(frame.nan_to_num(-1))[0, 0].cpu().numpy()
+    pixels: np.ndarray = video_to_frames(frame.nan_to_num(-1))[0, 0].cpu().numpy()
+    return pixels

@@ -25,7 +25,7 @@ from luve_lightning.data.latent_store import LatentKey
 from luve_lightning.data.video_files import write_video
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.datamodules import CaptionLatentsDataModule, LatentPairsDataModule
-from luve_lightning.evaluation.contact_sheet import StageFrames, contact_sheet
+from luve_lightning.evaluation.pictures import contact_sheet
 from luve_lightning.files import file_digest, replacing, write_text
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import video_to_frames
@@ -81,9 +81,7 @@ def sheet_of(job: VideoJob, made: MadeVideo) -> Image.Image:
     """The contact sheet of a video, a row for each stage."""
     last = next((report.stage for report in reversed(made.reports) if report.stage != "decoded"), "video")
     rows = {**made.stages, last: made.frames}
-    return contact_sheet(
-        [StageFrames(f"{name}\n{v.shape[1]}x{v.shape[2]}", v) for name, v in rows.items()], job.prompt
-    )
+    return contact_sheet({f"{name}\n{v.shape[1]}x{v.shape[2]}": v for name, v in rows.items()}, job.prompt)
 
 
 def _save(sheet: Image.Image, path: Path) -> None:
