@@ -11,7 +11,6 @@ from typing import Any
 
 import jsonschema
 import pytest
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from luve_lightning.ablations.table_files import read_table
 from luve_lightning.cli import sweep as verb
@@ -82,6 +81,9 @@ def test_the_words_are_those_of_wandbs_agent() -> None:
     folder = REPOSITORY / "experiments" / "ablations" / "experts"
     table, config = read_table(folder), configuration(folder)
     given = {"args": {"rows": {"value": "full"}, "seeds": {"value": 2}}, "program": "luve"}
+    # Here, since it takes as long to import as PyTorch.
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
     values = create_sweep_command_args(given)
     template = create_sweep_command(config["command"])
     words = [word for part in template for word in (values["args"] if part == "${args}" else [part])]
