@@ -12,27 +12,24 @@ PACKAGE = Path(__file__).resolve().parents[1] / "luve_lightning"
 
 # A room may import itself and rooms of a lower rank. A file at the top of the package is a room of its own.
 RANKS = {
-    "checkout": 0,
-    "files": 0,
-    "functional": 0,
-    "machine": 0,
-    "terminal": 0,
-    "models": 1,
-    "losses": 2,
-    "metrics": 2,
-    "data": 2,
-    "datamodules": 3,
-    "tasks": 3,
-    "cascade": 3,
-    "evaluation": 4,
-    "analysis": 5,
-    "callbacks": 6,
-    "ablations": 6,
-    "reporting": 6,
-    "cli": 7,
-    "__main__": 8,
+    room: rank
+    for rank, rooms in enumerate(
+        [
+            ["locks"],
+            ["checkout", "config_files", "files", "functional", "machine", "terminal"],
+            ["models"],
+            ["losses", "metrics", "data"],
+            ["datamodules", "tasks", "cascade"],
+            ["evaluation"],
+            ["analysis"],
+            ["callbacks", "ablations", "reporting"],
+            ["cli"],
+            ["__main__"],
+        ]
+    )
+    for room in rooms
 }
-LIGHTNING_ROOMS = {"tasks", "datamodules", "callbacks", "cli", "commands", "__main__"}
+LIGHTNING_ROOMS = {"tasks", "datamodules", "callbacks", "cli", "__main__"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 MAX_LINES = 400
 SAY_NOTHING = {"utils", "util", "helpers", "misc", "common"}  # of what is inside

@@ -30,10 +30,10 @@ from luve_lightning.cli.compose import Arguments, drop_nulls
 from luve_lightning.cli.environment import check_trainer
 from luve_lightning.cli.errors import UsageError
 from luve_lightning.cli.limits import MOST, check_limits
+from luve_lightning.cli.parsing import check, constructor_errors, dump, make_parser
 from luve_lightning.cli.quiet import quiet_wandb
 from luve_lightning.cli.run_folder import SetAside, owned, refuse_only_earlier
 from luve_lightning.cli.run_summary import RunSummary
-from luve_lightning.cli.run_verb import check, constructor_errors, dump, make_parser
 
 DEFAULT_RUN_FOLDER = "runs/unnamed"
 NAMED_COMPONENTS = {"callbacks": Callback, "loggers": Logger}

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from luve_lightning.cli.compose import compose, escaped, read_arguments
 from luve_lightning.cli.keys import Keys, Text
-from luve_lightning.cli.run_verb import check, dump
+from luve_lightning.cli.parsing import check, dump
 from luve_lightning.config_files import CompositionError, read_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]

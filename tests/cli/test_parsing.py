@@ -9,7 +9,7 @@ import torch
 
 from luve_lightning.cli.compose import Arguments
 from luve_lightning.cli.errors import UsageError
-from luve_lightning.cli.run_verb import run_function
+from luve_lightning.cli.parsing import run_function
 
 
 @dataclass
