@@ -29,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from luve_lightning.cli import VERBS
+from luve_lightning.cli import verbs
 from luve_lightning.config_files import merge, read_config
 from tests.test_experiments import EXPERIMENTS, documented_command, overlays
 
@@ -328,7 +328,7 @@ def main() -> int:
     outcomes = []
     with (options.report or options.folder / "report.txt").open("a", encoding="utf-8") as report:
         # Nothing is computed in this process: the threads of OpenMP would be missing in the forked ones.
-        for verb in VERBS.values():
+        for verb in verbs().values():
             importlib.import_module(verb.module)
         for number, base, config, mistakes in cases(bases(), options.count, options.seed, options.first):
             outcome = run_case(number, base, config, mistakes, options.folder / f"case-{number}")

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from luve_lightning.cli import VERBS, examples_of, overview
+from luve_lightning.cli import examples_of, function_name, overview, verbs
 from tests.helpers.run_luve import run_luve
 from tests.helpers.waiting import wait_for
 
@@ -93,7 +93,7 @@ def test_overview_lists_every_verb_and_needs_no_torch(repository: Path) -> None:
         [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    for name, verb in VERBS.items():
+    for name, verb in verbs().items():
         assert f"  {name}" in done.stdout
         assert verb.summary in done.stdout
     assert max(map(len, overview().splitlines())) <= 80
@@ -114,10 +114,10 @@ def test_a_reader_that_leaves_early_is_no_error(repository: Path) -> None:
     assert done.stdout.splitlines()[1] in ("0", "141")  # 0 when everything fitted into the pipe
 
 
-@pytest.mark.parametrize("name", [name for name, verb in VERBS.items() if verb.function])
+@pytest.mark.parametrize("name", [name for name, verb in verbs().items() if not verb.trainer])
 def test_each_function_verb_is_typed_and_documented(name: str) -> None:
-    verb = VERBS[name]
-    function = getattr(importlib.import_module(verb.module), verb.function or "")
+    verb = verbs()[name]
+    function = getattr(importlib.import_module(verb.module), function_name(name))
     documentation = inspect.getdoc(function) or ""
     assert documentation.partition("\n")[0].endswith(".")
     for parameter in inspect.signature(function).parameters.values():
@@ -547,7 +547,7 @@ def test_two_processes_write_one_provenance(base: list[str], repository: Path, t
     assert done.stdout.count("  model   TinyModule") == done.stdout.count("luve fit: 2 of 2 steps") == 1
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", verbs())
 def test_an_interrupted_verb_that_keeps_its_work_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from luve_lightning.cli import VERBS
+from luve_lightning.cli import verbs
 from luve_lightning.cli.compose import compose, named_options, read_arguments
 from luve_lightning.cli.keys import Keys
 
@@ -115,13 +115,13 @@ def test_every_luve_command_exists(page: Path) -> None:
         verb = " ".join(words[:2]) if words[0] == "study" and words[1:] else words[0]
         if verb == "study":
             continue
-        assert verb in VERBS, words
+        assert verb in verbs(), words
         for option in options(words):
             assert PLACEHOLDER.search(option) or known(verb, option), f"luve {verb} has no --{option}"
-        arguments = read_arguments(words[len(verb.split()) :], VERBS[verb].positional)
+        arguments = read_arguments(words[len(verb.split()) :], verbs()[verb].positional)
         if arguments.files and not any(PLACEHOLDER.search(str(file)) for file in arguments.files):
             keys = Keys(verb)
-            given = named_options(arguments.options, VERBS[verb].named)
+            given = named_options(arguments.options, verbs()[verb].named)
             composed = compose([REPOSITORY / file for file in arguments.files], given, keys)
             assert not [leaf.key for leaf in keys.leaves(composed) if leaf.known is not None]
 
@@ -131,7 +131,7 @@ def test_every_option_shown_by_itself_is_some_verbs(page: Path) -> None:
     for span in shown(page):
         if span.startswith("--"):
             for option in options(span.split()):
-                assert any(known(verb, option) for verb in VERBS), option
+                assert any(known(verb, option) for verb in verbs()), option
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)

@@ -27,6 +27,7 @@ from luve_lightning.ablations.stage_process import is_done
 from luve_lightning.ablations.table import Table
 from luve_lightning.ablations.table_files import TABLE_FILE, read_table
 from luve_lightning.checkout import revision_in_words
+from luve_lightning.cli import Verb
 from luve_lightning.cli.ablate_output import RunWatcher, dry_run_lines, results_lines, start_line, uses
 from luve_lightning.cli.compose import compose
 from luve_lightning.cli.errors import did_you_mean
@@ -34,6 +35,16 @@ from luve_lightning.cli.run_verb import refusal
 from luve_lightning.cli.sweep_run import sweep_run
 from luve_lightning.files import text_digest
 from luve_lightning.machine import cores
+
+VERBS = {
+    "ablate": Verb(
+        "Measurement",
+        "repeat one of the paper's tables: every row, several seeds",
+        positional="table",
+        goes_on=True,
+    ),
+}
+
 
 TABLES = Path("experiments/ablations")
 RESULTS = Path("experiments/results")

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 from luve_lightning.analysis.bench_unsharp import bench_unsharp
+from luve_lightning.cli import Verb
 from luve_lightning.cli.environment import choose_device
+
+VERBS = {
+    "bench": Verb(
+        "Measurement",
+        "time the models and measure their memory",
+    ),
+}
+
 
 Subject = Literal[
     "vluer", "vluer-train", "unsharp", "experts", "experts-train", "evaluate", "generate", "options"

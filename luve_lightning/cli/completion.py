@@ -7,8 +7,18 @@ from typing import Literal
 
 import shtab
 
-from luve_lightning.cli import VERBS
+from luve_lightning.cli import Verb, verbs
 from luve_lightning.cli.keys import Keys
+
+VERBS = {
+    "completion": Verb(
+        "Shell",
+        "print a script that completes verbs and keys in bash or zsh",
+        positional="shell",
+        slow=False,
+    ),
+}
+
 
 _EVERY = {
     "config": "YAML file",
@@ -33,13 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     """The verbs and their keys as argparse knows them, read from source."""
     parser = argparse.ArgumentParser(prog="luve")
     parser.add_argument("--version", action="store_true", help="print the version")
-    verbs = parser.add_subparsers()
+    added = parser.add_subparsers()
     parts: dict[str, argparse._SubParsersAction[argparse.ArgumentParser]] = {}
-    for name, verb in VERBS.items():
+    for name, verb in verbs().items():
         first, _, second = name.partition(" ")
         if second and first not in parts:
-            parts[first] = verbs.add_parser(first, help=f"luve {first} VERB").add_subparsers()
-        own = (parts[first] if second else verbs).add_parser(second or first, help=verb.summary)
+            parts[first] = added.add_parser(first, help=f"luve {first} VERB").add_subparsers()
+        own = (parts[first] if second else added).add_parser(second or first, help=verb.summary)
         keys = Keys(name)
         names = {key: "" for key in keys.root.parameters if key != "trainer"}
         names |= {f"trainer.{key}": "" for key in (keys.trainer.parameters if keys.trainer else ())}

@@ -11,6 +11,7 @@ null where the type allows it, but in a prompt it is a word: only a file switche
 
 from __future__ import annotations
 
+import argparse
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -170,13 +171,60 @@ def compose(
 
 def escaped(value: Any) -> Any:
     """A configuration whose texts `compose` reads back as they are: `${` and `???` in them mean nothing."""
-    if isinstance(value, Mapping):
-        return {key: escaped(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [escaped(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    return _MISSING if value == "???" else _INTERPOLATION.sub(lambda found: found[1] * 2 + r"\${", value)
+
+    def escape(leaf: Any) -> Any:
+        if not isinstance(leaf, str):
+            return leaf
+        return _MISSING if leaf == "???" else _INTERPOLATION.sub(lambda found: found[1] * 2 + r"\${", leaf)
+
+    return map_leaves(value, escape)
+
+
+def map_leaves(node: Any, change: Callable[[Any], Any]) -> Any:
+    """A copy of a configuration, plain or parsed, in which each value that holds no others is changed."""
+    if isinstance(node, argparse.Namespace):  # jsonargparse's is one
+        return type(node)(**{key: map_leaves(value, change) for key, value in vars(node).items()})
+    if isinstance(node, Mapping):
+        return {key: map_leaves(value, change) for key, value in node.items()}
+    return [map_leaves(value, change) for value in node] if isinstance(node, list) else change(node)
+
+
+class StandIns:
+    """Words without meaning that stand for texts while another package reads the configuration.
+
+    Attributes:
+        texts: Each word's text.
+    """
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+        self._mark = uuid.uuid4().hex
+
+    def hide(self, node: Any, stands_in: Callable[[Any], bool]) -> Any:
+        """A copy in which a word stands for each text of which `stands_in` says so."""
+
+        def change(leaf: Any) -> Any:
+            if not stands_in(leaf):
+                return leaf
+            word = f"text-{self._mark}-{len(self.texts)}-"
+            self.texts[word] = leaf
+            return word
+
+        return map_leaves(node, change)
+
+    def show(self, node: Any) -> Any:
+        """A copy with the texts in place of their words, also of those that are only a part of a text."""
+
+        def change(leaf: Any) -> Any:
+            if not isinstance(leaf, str):
+                return leaf
+            if leaf in self.texts:  # whatever kind of text it is
+                return self.texts[leaf]
+            for word, text in self.texts.items():
+                leaf = leaf.replace(word, text)
+            return leaf
+
+        return map_leaves(node, change) if self.texts else node
 
 
 def drop_nulls(config: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
@@ -238,19 +286,13 @@ def _value(key: str, text: str, current: Any, parameter: Parameter | None) -> An
         value: Any = {"class_path": text} if is_component else str(text)  # not a Flag
     else:
         value = parse_yaml(text, f"--{key}")
-    return _verbatim(value) if parameter is not None and parameter.holds_texts else value
+    if parameter is None or not parameter.holds_texts:
+        return value
+    return map_leaves(value, lambda leaf: Verbatim(leaf) if isinstance(leaf, str) else leaf)
 
 
 def _text(text: str, parameter: Parameter) -> Text | None:
     return None if text == "null" and parameter.may_be_null and not parameter.is_prompt else Text(text)
-
-
-def _verbatim(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _verbatim(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_verbatim(item) for item in value]
-    return Verbatim(value) if isinstance(value, str) else value
 
 
 def _without_switched_off(node: Any, by_name: bool = False) -> Any:
@@ -262,8 +304,8 @@ def _without_switched_off(node: Any, by_name: bool = False) -> Any:
 
 
 def _resolve(config: Mapping[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Verbatim] = {}
-    hidden = _hide(dict(config), kept, uuid.uuid4().hex)
+    literal = StandIns()
+    hidden = literal.hide(config, lambda leaf: isinstance(leaf, Verbatim))
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(hidden), resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -274,34 +316,4 @@ def _resolve(config: Mapping[str, Any]) -> dict[str, Any]:
             what = raised[1]
         raise CompositionError(f"{error.full_key}: {what}" if error.full_key else what) from error
     assert isinstance(resolved, dict)
-    return {str(key): _show(value, kept) for key, value in resolved.items()}
-
-
-def _hide(value: Any, kept: dict[str, Verbatim], mark: str) -> Any:
-    """Puts a word of no meaning to OmegaConf in the place of each literal text, which `kept` then holds."""
-    if isinstance(value, dict):
-        return {key: _hide(item, kept, mark) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_hide(item, kept, mark) for item in value]
-    if not isinstance(value, Verbatim):
-        return value
-    word = f"text-{mark}-{len(kept)}-"
-    kept[word] = value
-    return word
-
-
-def _show(value: Any, kept: Mapping[str, Verbatim]) -> Any:
-    """Undoes `_hide`, also where another value quotes the text through an interpolation."""
-    if not kept:
-        return value
-    if isinstance(value, dict):
-        return {key: _show(item, kept) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_show(item, kept) for item in value]
-    if not isinstance(value, str):
-        return value
-    if value in kept:
-        return kept[value]
-    for word, text in kept.items():
-        value = value.replace(word, text)
-    return value
+    return {str(key): literal.show(value) for key, value in resolved.items()}

@@ -8,10 +8,18 @@ from typing import Any
 
 from rich.console import Console
 
+from luve_lightning.cli import Verb
 from luve_lightning.cli.environment import why_no_account
 from luve_lightning.data.file_names import check_name
 from luve_lightning.files import write_text
 from luve_lightning.reporting.dashboard import Dashboard, build_workspace, serialised
+
+VERBS = {
+    "dashboards": Verb(
+        "Tables",
+        "build wandb workspaces from definitions",
+    ),
+}
 
 
 def dashboards(

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from luve_lightning.callbacks.cpu_threads import cpu_threads
+from luve_lightning.cli import Verb
 from luve_lightning.cli.environment import choose_device
 from luve_lightning.cli.open_index import check_folder, entries_of, open_index
 from luve_lightning.cli.progress import Steps
@@ -20,6 +21,16 @@ from luve_lightning.data.text_store import TextKey, TextSource, TextStore
 from luve_lightning.data.video_index import Limits
 from luve_lightning.machine import decoding_threads
 from luve_lightning.models.text import TextEncoder
+
+VERBS = {
+    "embed": Verb(
+        "Data",
+        "embed captions into the text store, once",
+        examples=("experiments/embed/mini.yaml",),
+        goes_on=True,
+    ),
+}
+
 
 Split = Literal["train", "val", "test"]
 

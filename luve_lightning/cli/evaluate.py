@@ -15,6 +15,7 @@ from rich.console import Console
 from torchmetrics import Metric
 
 from luve_lightning.checkout import revision_in_words
+from luve_lightning.cli import Verb
 from luve_lightning.cli.environment import choose_device
 from luve_lightning.cli.progress import Steps
 from luve_lightning.data.clip_hashes import ClipHashes
@@ -35,6 +36,17 @@ from luve_lightning.evaluation.summary_table import Resampling
 from luve_lightning.evaluation.tables import format_value, table_rich
 from luve_lightning.evaluation.video_sets import VideoSets, find_video_sets
 from luve_lightning.machine import decoding_threads
+
+VERBS = {
+    "evaluate": Verb(
+        "Measurement",
+        "measure folders of videos, one a method, in one table",
+        examples=("experiments/evaluate/metrics.yaml", "experiments/evaluate/mini.yaml"),
+        named=("videos",),
+        goes_on=True,
+    ),
+}
+
 
 _SHOWN = 10  # problems of a kind on the terminal; the report has all
 

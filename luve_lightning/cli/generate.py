@@ -25,6 +25,7 @@ from luve_lightning.cascade.luve_speed import SpeedOptions
 from luve_lightning.cascade.model_identity import model_identity
 from luve_lightning.cascade.prompts import PromptLine, check_text, check_visible, read_prompt_file
 from luve_lightning.cascade.video_sizes import SizeRules
+from luve_lightning.cli import Verb
 from luve_lightning.cli.generate_run import (
     Processes,
     about_run,
@@ -42,6 +43,17 @@ from luve_lightning.data.video_files import MAX_FPS
 from luve_lightning.evaluation.sample_sources import write_generated
 from luve_lightning.machine import check_video
 from luve_lightning.models.text import CutTextWarning
+
+VERBS = {
+    "generate": Verb(
+        "Generation",
+        "make videos of prompts by the cascade of three stages",
+        positional="prompt",
+        examples=("experiments/generate/mini.yaml",),
+        goes_on=True,
+    ),
+}
+
 
 _GUIDANCE = Guidance()
 _SPEED = SpeedOptions()

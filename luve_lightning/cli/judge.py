@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from luve_lightning.cli import Verb
 from luve_lightning.cli.progress import Steps
 from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich
 from luve_lightning.evaluation.video_sets import find_video_sets
@@ -18,6 +19,14 @@ from luve_lightning.reporting.judge_answers import (
     read_answers,
     video_rows,
 )
+
+VERBS = {
+    "judge": Verb(
+        "Measurement",
+        "ask a multimodal judge about videos, or read its answers",
+        named=("videos",),
+    ),
+}
 
 
 def judge(

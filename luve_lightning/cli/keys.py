@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from luve_lightning.cli import VERBS
+from luve_lightning.cli import function_name, verbs
 from luve_lightning.cli.signatures import Parameter, Signature, class_signature, function_signature
 
 COMPONENT_KEYS = {"class_path", "init_args", "dict_kwargs"}
@@ -57,7 +57,7 @@ class Keys:
     """
 
     def __init__(self, verb: str) -> None:
-        self.training = VERBS[verb].function is None
+        self.training = verbs()[verb].trainer
         self.root = _training(verb) if self.training else _function(verb)
         self.trainer = _trainer() if self.training else None
 
@@ -157,8 +157,7 @@ def _path(key: str, value: str) -> str:
 
 
 def _function(verb: str) -> Signature:
-    entry = VERBS[verb]
-    found = function_signature(entry.module, entry.function or "")
+    found = function_signature(verbs()[verb].module, function_name(verb))
     return found if found is not None else Signature(open=True)
 
 

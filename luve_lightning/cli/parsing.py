@@ -1,19 +1,23 @@
-"""Checks a composed configuration against signatures, and runs the verbs that are plain functions."""
+"""Checks a composed configuration against signatures, runs the verbs that are plain functions, and prints help."""
 
 from __future__ import annotations
 
 import importlib
-import uuid
+import re
+import textwrap
+from argparse import Action
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from enum import Enum
 from pathlib import PurePath
 from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from luve_lightning.cli.compose import Arguments, escaped
+from luve_lightning.cli import verbs
+from luve_lightning.cli.compose import Arguments, StandIns, escaped, map_leaves
 from luve_lightning.cli.errors import (
     UsageError,
     components,
@@ -21,13 +25,14 @@ from luve_lightning.cli.errors import (
     did_you_mean,
     one_line,
 )
-from luve_lightning.cli.help import HelpFormatter, usage
-from luve_lightning.cli.keys import Text, Verbatim
+from luve_lightning.cli.keys import TRAINER, Text, Verbatim
 from luve_lightning.cli.limits import check_groups, check_limits, check_nulls
 
 Parser = TypeVar("Parser", bound=ArgumentParser)
 
 _LONGEST = 1000  # characters of a message of jsonargparse, which may end in a whole component
+_SUBCLASSES = re.compile(r", known subclasses: .*(?=\)$)", re.DOTALL)
+_CLASS = re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>")
 
 
 def make_parser(verb: str, description: str, kind: type[Parser]) -> Parser:
@@ -96,20 +101,19 @@ def check(
     Raises:
         UsageError: On an unknown key, a wrong type, null where it is no value, or a class that cannot be imported.
     """
-    kept: dict[str, str] = {}
     if function is not None:
         check_groups(config, function)
     # It reads a text as YAML, so that `null` and `# 5` would be no text at all: a word stands in their place meanwhile.
-    hidden = _hide_texts(dict(config), kept, uuid.uuid4().hex)
+    literal = StandIns()
+    hidden = literal.hide(config, lambda leaf: isinstance(leaf, Text))
+    # YAML's writer knows no other kind of text than str.
+    hidden = map_leaves(hidden, lambda leaf: str(leaf) if isinstance(leaf, Verbatim) else leaf)
     try:
         checked = parser.parse_object(deepcopy(hidden))  # it replaces nested values in place
     except Exception as error:
-        line = _misfit(hidden, error)
-        for word, text in kept.items():
-            line = line.replace(word, text)
-        raise UsageError(line) from error
+        raise UsageError(literal.show(_misfit(hidden, error))) from error
     check_nulls(checked.as_dict(), _import_class, function)
-    return _show_texts(checked, kept) if kept else checked
+    return map_leaves(literal.show(checked), lambda leaf: str(leaf) if isinstance(leaf, Text) else leaf)
 
 
 def dump(parser: ArgumentParser, config: Namespace, escape: bool = True) -> str:
@@ -120,30 +124,20 @@ def dump(parser: ArgumentParser, config: Namespace, escape: bool = True) -> str:
         config: The configuration.
         escape: Whether `--config` is to read it back; False leaves `${` in texts as it is.
     """
-    kept: dict[str, str] = {}
-    hidden = _hide_unusual(config, kept, uuid.uuid4().hex)
+    unusual = StandIns()
+    hidden = unusual.hide(map_leaves(config, _plain), lambda leaf: type(leaf) is str and _is_unusual(leaf))
     text = str(parser.dump(hidden, skip_unset=False, skip_validation=True))
-    for word, value in kept.items():  # in quotes, in which YAML keeps every character
+    for word, value in unusual.texts.items():  # in quotes, in which YAML keeps every character
         shown = escaped(value) if escape else value
         text = text.replace(word, yaml.safe_dump(shown, default_style='"', width=float("inf")).rstrip("\n"))
     return text
 
 
-def _hide_unusual(value: Any, kept: dict[str, str], mark: str) -> Any:
-    """Puts a plain word in the place of each text that a dump would not give back as it is."""
-    if isinstance(value, Namespace):
-        return Namespace(**{key: _hide_unusual(item, kept, mark) for key, item in vars(value).items()})
-    if isinstance(value, dict):
-        return {key: _hide_unusual(item, kept, mark) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_hide_unusual(item, kept, mark) for item in value]
-    if isinstance(value, PurePath) and "${" in str(value):
-        value = str(value)
-    if type(value) is not str or not _is_unusual(value):
-        return value
-    word = f"text-{mark}-{len(kept)}-"
-    kept[word] = value
-    return word
+def _plain(value: Any) -> Any:
+    """A path, or a member of a string enum (some defaults of Lightning's Trainer), as text."""
+    if isinstance(value, str) and isinstance(value, Enum):
+        return value.name
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def _is_unusual(text: str) -> bool:
@@ -153,30 +147,6 @@ def _is_unusual(text: str) -> bool:
     except ValueError:
         return not text.isprintable() or "${" in text or text == "???"
     return True
-
-
-def _hide_texts(value: Any, kept: dict[str, str], mark: str) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _hide_texts(item, kept, mark) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_hide_texts(item, kept, mark) for item in value]
-    if not isinstance(value, Text):
-        return (
-            str(value) if isinstance(value, Verbatim) else value
-        )  # YAML's writer knows no other kind of text
-    word = f"text-{mark}-{len(kept)}"
-    kept[word] = str(value)
-    return word
-
-
-def _show_texts(value: Any, kept: Mapping[str, str]) -> Any:
-    if isinstance(value, Namespace):
-        return Namespace(**{key: _show_texts(item, kept) for key, item in vars(value).items()})
-    if isinstance(value, dict):
-        return {key: _show_texts(item, kept) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_show_texts(item, kept) for item in value]
-    return kept.get(value, value) if isinstance(value, str) else value
 
 
 @contextmanager
@@ -231,3 +201,74 @@ def _parser_of(class_path: str) -> tuple[set[str], ArgumentParser]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(_import_class(class_path), fail_untyped=False)
     return {key.split(".")[0] for key, _ in parser.get_defaults().items()}, parser
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """jsonargparse's formatter without lists of every known subclass (900 for an nn.Module)."""
+
+    def _expand_help(self, action: Action) -> str:
+        text = str(super()._expand_help(action))
+        return _CLASS.sub(r"\1", _SUBCLASSES.sub("", text))
+
+    def _format_action_invocation(self, action: Action) -> str:
+        text = str(super()._format_action_invocation(action))
+        text = re.sub(r", --[\w.]+\+ \S+", "", text)  # --key+ appends
+        width = self._width - self._current_indent
+        if len(text) > width:  # many choices
+            text = textwrap.fill(text.replace(",", ", "), width, subsequent_indent=" " * 8)
+        return text
+
+    def start_section(self, heading: str | None) -> None:
+        """Begins a group, its heading wrapped."""
+        super().start_section(textwrap.fill(heading, self._width - 1) if heading else heading)
+
+    def _format_action(self, action: Action) -> str:
+        nested = action.dest.endswith(".help") and action.dest.startswith("trainer.")
+        return "" if nested else str(super()._format_action(action))
+
+
+def usage(verb: str) -> str:
+    """The usage line of a verb; the options are listed below it, not in it."""
+    entry = verbs().get(verb)
+    first = f"[{entry.positional.upper()}] " if entry and entry.positional else ""
+    return f"luve {verb} {first}[--config FILE]... [--key value]..."
+
+
+def print_class_help(verb: str, key: str, class_path: str, config: Mapping[str, Any]) -> None:
+    """Prints the arguments of a class, for `--model.help package.module.Class`.
+
+    Args:
+        verb: Name of the verb.
+        key: Dotted key at which the class stands.
+        class_path: Its import path. Empty: the class that the configuration names there, of the trainer Lightning's.
+        config: The composed configuration.
+
+    Raises:
+        UsageError: When the class is not given or cannot be imported.
+    """
+    class_path = class_path or (TRAINER if key == "trainer" else _configured(key, config))
+    module, _, name = class_path.rpartition(".")
+    if not module:
+        raise UsageError(f"--{key}.help: expected a class such as package.module.Class, got {class_path!r}")
+    try:
+        component = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"--{key}.help: cannot import {class_path!r}: {error}") from error
+    parser = ArgumentParser(
+        prog=f"luve {verb}", usage=usage(verb), formatter_class=HelpFormatter, add_help=False
+    )
+    skip = {"callbacks", "logger"} if class_path == TRAINER else None  # dictionaries by name, at the top
+    parser.add_class_arguments(component, key, fail_untyped=False, as_group=False, skip=skip)
+    parser.description = f"{class_path}: {(component.__doc__ or '').strip().partition(chr(10))[0]}"
+    parser.print_help()
+
+
+def _configured(key: str, config: Mapping[str, Any]) -> str:
+    """The class path that a configuration has at a key; empty when there is none."""
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, Mapping):
+            return ""
+        inside = node.get("init_args")
+        node = node.get(part, inside.get(part) if isinstance(inside, Mapping) else None)
+    return str(node.get("class_path", "")) if isinstance(node, Mapping) else ""

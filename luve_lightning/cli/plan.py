@@ -15,7 +15,16 @@ from luve_lightning.analysis.stage_programs import VideoPlan
 from luve_lightning.cascade.denoise import Guidance
 from luve_lightning.cascade.luve_components import expert_folders
 from luve_lightning.cascade.video_sizes import SizeRules
+from luve_lightning.cli import Verb
 from luve_lightning.models.experts import load_expert
+
+VERBS = {
+    "plan": Verb(
+        "Generation",
+        "say what generating a video takes, before anything runs",
+    ),
+}
+
 
 _GUIDANCE = Guidance()
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -16,6 +16,7 @@ from rich.console import Console
 from luve_lightning.callbacks.cpu_threads import CPUThreads
 from luve_lightning.callbacks.graceful_stop import StopPredictionOnSigterm
 from luve_lightning.callbacks.progress import TrainingProgress
+from luve_lightning.cli import Verb
 from luve_lightning.cli.environment import check_trainer
 from luve_lightning.cli.open_index import check_folder, entries_of, open_index, uneven_line
 from luve_lightning.cli.progress import Steps
@@ -38,6 +39,16 @@ from luve_lightning.data.video_index import Limits
 from luve_lightning.datamodules.encode import EncodeDataModule
 from luve_lightning.models.backbone import LatentCodec
 from luve_lightning.tasks.encode import EncodeTask
+
+VERBS = {
+    "precompute": Verb(
+        "Data",
+        "encode clips into the latent store, once per size",
+        examples=("experiments/precompute/mini.yaml",),
+        goes_on=True,
+    ),
+}
+
 
 Split = Literal["train", "val", "test"]
 

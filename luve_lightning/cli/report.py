@@ -14,10 +14,20 @@ from pathlib import Path
 from rich.console import Console
 
 from luve_lightning.checkout import revision_in_words
+from luve_lightning.cli import Verb
 from luve_lightning.cli.progress import Steps
 from luve_lightning.files import write_text
 from luve_lightning.reporting import Comparison, PageText, ReportInputs, build_report
 from luve_lightning.reporting.dashboard import Dashboard
+
+VERBS = {
+    "report": Verb(
+        "Tables",
+        "show tables, curves, dashboards, spectra and videos on one page",
+        named=("results", "curves", "spectra", "videos"),
+    ),
+}
+
 
 _COLUMNS = ["*loss*"]
 

@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from luve_lightning.cli import SYNONYMS, VERBS, examples_of
+from luve_lightning.cli import SYNONYMS, examples_of, function_name, verbs
 
 if TYPE_CHECKING:
     from luve_lightning.cli.keys import Keys
@@ -25,7 +25,7 @@ _MOVED = {
 def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
     """The verb, of one word or of two (`study build`), and the words after it."""
     two = " ".join(words[:2])
-    return (two, list(words[2:])) if two in VERBS else (words[0], list(words[1:]))
+    return (two, list(words[2:])) if two in verbs() else (words[0], list(words[1:]))
 
 
 def run_verb(verb: str, words: list[str], config: dict[str, Any]) -> None:
@@ -34,12 +34,12 @@ def run_verb(verb: str, words: list[str], config: dict[str, Any]) -> None:
     Raises:
         UsageError: no such verb, or a configuration that does not fit it.
     """
-    if verb not in VERBS:
+    if verb not in verbs():
         _refuse_verb(verb)
     from luve_lightning.cli import compose
     from luve_lightning.cli.keys import Keys
 
-    entry = VERBS[verb]
+    entry = verbs()[verb]
     arguments = compose.read_arguments(words, entry.positional)
     if not arguments.help:
         keys = Keys(verb)
@@ -49,7 +49,7 @@ def run_verb(verb: str, words: list[str], config: dict[str, Any]) -> None:
             _refuse_early(verb, keys, config, bool(arguments.files))
     _say_loading(verb)
     if arguments.class_help:
-        from luve_lightning.cli.help import print_class_help
+        from luve_lightning.cli.parsing import print_class_help
 
         print_class_help(verb, *arguments.class_help, config)
         return
@@ -57,23 +57,23 @@ def run_verb(verb: str, words: list[str], config: dict[str, Any]) -> None:
 
     quieten()
     module = importlib.import_module(entry.module)
-    if entry.function is None:
+    if entry.trainer:
         module.run(verb, arguments, config, ["luve", verb, *words])
     else:
         from luve_lightning.cli import parsing
 
-        parsing.run_function(verb, getattr(module, entry.function), arguments, config)
+        parsing.run_function(verb, getattr(module, function_name(verb)), arguments, config)
 
 
 def _refuse_verb(verb: str) -> None:
     from luve_lightning.cli.errors import UsageError, did_you_mean
 
-    longer = [f"luve {name}" for name in VERBS if name.startswith(f"{verb} ")]
+    longer = [f"luve {name}" for name in verbs() if name.startswith(f"{verb} ")]
     if longer:
         raise UsageError(f"expected {' or '.join(longer)}")
     if verb in SYNONYMS:
         raise UsageError(f"no such verb; did you mean {SYNONYMS[verb]!r}?")
-    raise UsageError(f"no such verb{did_you_mean(verb, {name.partition(' ')[0] for name in VERBS})}")
+    raise UsageError(f"no such verb{did_you_mean(verb, {name.partition(' ')[0] for name in verbs()})}")
 
 
 def _refuse_early(verb: str, keys: Keys, config: Mapping[str, Any], from_file: bool) -> None:
@@ -107,7 +107,7 @@ def _either(words: Iterable[str]) -> str:
 def _say_loading(verb: str) -> None:
     """A sign of life on a terminal: imports take 5 to 10 seconds, in which nothing else is printed."""
     first = os.environ.get("RANK", "0") == os.environ.get("LOCAL_RANK", "0") == "0"
-    if first and VERBS[verb].slow and "torch" not in sys.modules and sys.stderr.isatty():
+    if first and verbs()[verb].slow and "torch" not in sys.modules and sys.stderr.isatty():
         print(f"luve {verb}: loading ...", file=sys.stderr, flush=True)
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 
+from luve_lightning.cli import Verb
 from luve_lightning.cli.open_index import entries_of, open_index
 from luve_lightning.cli.progress import Steps
 from luve_lightning.data.clip_scores import read_rows
@@ -17,6 +18,16 @@ from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.score_clips import FrameChoice, ScoreTotals, Shard, parse_shard, score_clips
 from luve_lightning.data.scorers import Scorer
 from luve_lightning.data.video_index import CAPTIONS, Limits
+
+VERBS = {
+    "score": Verb(
+        "Data",
+        "rate clips, to select training clips by",
+        examples=("experiments/score/mini.yaml",),
+        goes_on=True,
+    ),
+}
+
 
 Split = Literal["train", "val", "test"]
 

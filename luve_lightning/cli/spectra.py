@@ -20,6 +20,7 @@ from luve_lightning.analysis.denoising_run import (
     write_spectra,
 )
 from luve_lightning.analysis.denoising_spectra import PAPER_SIGMA_SWITCH, suggest_switch
+from luve_lightning.cli import Verb
 from luve_lightning.cli.environment import choose_device
 from luve_lightning.cli.progress import Steps
 from luve_lightning.files import write_text
@@ -28,6 +29,14 @@ from luve_lightning.models.backbone import load_vae
 from luve_lightning.models.folders import is_local, loading
 from luve_lightning.models.text import TextEncoder
 from luve_lightning.models.transformer import check_flow, flow_scheduler, load_transformer
+
+VERBS = {
+    "spectra": Verb(
+        "Measurement",
+        "measure when frequency bands resolve, suggest a sigma_switch",
+        examples=("experiments/spectra/mini.yaml",),
+    ),
+}
 
 
 def spectra(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from luve_lightning.cli import Verb
 from luve_lightning.cli.progress import Steps
 from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich
 from luve_lightning.evaluation.video_sets import find_video_sets
@@ -23,6 +24,19 @@ from luve_lightning.reporting.study_answers import (
     share_rows,
 )
 from luve_lightning.reporting.study_design import AXES, read_key
+
+VERBS = {
+    "study build": Verb(
+        "Measurement",
+        "make a page on which people compare methods blind, and its key",
+        named=("videos",),
+    ),
+    "study tally": Verb(
+        "Measurement",
+        "count what people chose, with intervals; flag raters",
+    ),
+}
+
 
 _AXES = list(AXES)
 _SHOWN = (

@@ -14,10 +14,20 @@ from rich.console import Console
 
 from luve_lightning.ablations.table import Table
 from luve_lightning.ablations.table_files import read_table
+from luve_lightning.cli import Verb
 from luve_lightning.cli.ablate import TABLES, ablate, find_table
 from luve_lightning.cli.environment import why_no_account
 from luve_lightning.cli.errors import UsageError
 from luve_lightning.reporting.dashboard import PREFIX_OF_RESULTS
+
+VERBS = {
+    "sweep": Verb(
+        "Tables",
+        "run an ablation table's rows and seeds as a wandb sweep, or here",
+        positional="table",
+    ),
+}
+
 
 _PROJECT = "luve-lightning"
 

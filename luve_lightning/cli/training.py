@@ -9,12 +9,10 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
-from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -26,6 +24,7 @@ from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, Checkpoin
 from luve_lightning.callbacks.graceful_stop import StopPredictionOnSigterm, StopRequested
 from luve_lightning.callbacks.progress import TrainingProgress
 from luve_lightning.callbacks.provenance import Provenance
+from luve_lightning.cli import RUNS, Verb
 from luve_lightning.cli.compose import Arguments, drop_nulls
 from luve_lightning.cli.environment import check_trainer
 from luve_lightning.cli.errors import UsageError
@@ -34,6 +33,16 @@ from luve_lightning.cli.parsing import check, constructor_errors, dump, make_par
 from luve_lightning.cli.quiet import quiet_wandb
 from luve_lightning.cli.run_folder import SetAside, owned, refuse_only_earlier
 from luve_lightning.cli.run_summary import RunSummary
+
+VERBS = {
+    "fit": Verb("Training", "train a model, or resume with --ckpt_path last", examples=RUNS, trainer=True),
+    "validate": Verb("Training", "measure a model on the validation split", examples=RUNS, trainer=True),
+    "test": Verb("Training", "measure a model on the test split", examples=RUNS, trainer=True),
+    "predict": Verb(
+        "Training", "run a model over a split and write what it gives", examples=RUNS, trainer=True
+    ),
+}
+
 
 DEFAULT_RUN_FOLDER = "runs/unnamed"
 NAMED_COMPONENTS = {"callbacks": Callback, "loggers": Logger}
@@ -227,7 +236,7 @@ class LuveCLI(LightningCLI):
 
     def dump(self, escape: bool = True) -> str:
         """The complete configuration as YAML, defaults included; `--config` reads it back when it is escaped."""
-        return dump(self.parser, _plain(self.config), escape)
+        return dump(self.parser, self.config, escape)
 
     def run_verb(self) -> None:
         """Calls the Trainer's method."""
@@ -322,14 +331,3 @@ def _shorten(parser: LightningArgumentParser) -> None:
         "--trainer.max_steps, --trainer.devices, --trainer.precision, --trainer.default_root_dir (the run folder) "
         "and others: --trainer.help lists them.",
     )
-
-
-def _plain(value: Any) -> Any:
-    """A configuration with members of string enums as text: they are defaults YAML cannot represent."""
-    if isinstance(value, Namespace):
-        return Namespace(**{key: _plain(item) for key, item in vars(value).items()})
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value.name if isinstance(value, str) and isinstance(value, Enum) else value

@@ -17,6 +17,7 @@ from luve_lightning.analysis.upsampling_methods import (
     baseline_methods,
     method_names,
 )
+from luve_lightning.cli import Verb
 from luve_lightning.cli.environment import choose_device
 from luve_lightning.cli.open_index import check_folder, entries_of, open_index, uneven_line
 from luve_lightning.cli.progress import Steps
@@ -25,6 +26,16 @@ from luve_lightning.data.file_names import check_name
 from luve_lightning.data.video_index import CAPTIONS, Limits
 from luve_lightning.models.backbone import LatentCodec
 from luve_lightning.models.vluer import VLUer
+
+VERBS = {
+    "upsample": Verb(
+        "Measurement",
+        "upsample clips by several methods into folders of videos",
+        examples=("experiments/upsample/mini.yaml",),
+        goes_on=True,
+    ),
+}
+
 
 Split = Literal["train", "val", "test"]
 

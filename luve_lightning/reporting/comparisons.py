@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from luve_lightning.data.video_files import read_video
-from luve_lightning.reporting import data_uri
+from luve_lightning.reporting.document import data_uri
 from luve_lightning.reporting.provenance import Unreadable
 
 _LOSSLESS_PIXELS = 512 * 512  # larger frames are kept at high quality instead: a 4K frame would take 10 MB

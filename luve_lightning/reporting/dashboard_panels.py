@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from luve_lightning.reporting import Chart, Series, draw_chart
-from luve_lightning.reporting.chart import COLOURS, Drawing
+from luve_lightning.reporting.chart import COLOURS, Chart, Drawing, Series, draw_chart
 from luve_lightning.reporting.dashboard import Dashboard, Panel
 from luve_lightning.reporting.loss_curves import Curve, log_files, read_log
 from luve_lightning.reporting.provenance import Unreadable

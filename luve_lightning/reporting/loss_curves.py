@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from luve_lightning.reporting import Chart, Series, draw_chart
-from luve_lightning.reporting.chart import Drawing
+from luve_lightning.reporting.chart import Chart, Drawing, Series, draw_chart
 from luve_lightning.reporting.provenance import Provenance, Unreadable, of_run
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]

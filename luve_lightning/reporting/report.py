@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from luve_lightning.evaluation.tables import format_value
-from luve_lightning.reporting import render_document
 from luve_lightning.reporting.comparisons import ComparedFrames, Comparison, read_comparison
 from luve_lightning.reporting.dashboard import Dashboard
 from luve_lightning.reporting.dashboard_panels import DrawnDashboard, read_dashboard
+from luve_lightning.reporting.document import render_document
 from luve_lightning.reporting.loss_curves import RunCurves, read_curves
 from luve_lightning.reporting.provenance import Inputs, LeftOut, Provenance
 from luve_lightning.reporting.result_tables import BETTER, DIRECTIONS, ResultTable, read_results

@@ -13,7 +13,7 @@ import numpy as np
 
 from luve_lightning.data.clips import ClipError
 from luve_lightning.data.video_files import encode_h264, find_videos, read_video
-from luve_lightning.reporting import data_uri
+from luve_lightning.reporting.document import data_uri
 from luve_lightning.reporting.provenance import Unreadable
 
 _CRF = 18

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from luve_lightning.analysis.denoising_spectra import COLUMNS, PAPER_SIGMA_SWITCH
-from luve_lightning.reporting import Chart, Mark, Series, draw_chart
-from luve_lightning.reporting.chart import Drawing
+from luve_lightning.reporting.chart import Chart, Drawing, Mark, Series, draw_chart
 from luve_lightning.reporting.provenance import Provenance, Unreadable, in_words, read_json
 
 
