@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.commands.test_keys import NASTY, texts
 
 from luve_lightning.cascade.denoise import Guidance
 from luve_lightning.cascade.generation_jobs import VideoJob
 from luve_lightning.cli.compose import compose, read_arguments
 from luve_lightning.cli.generate_run import command_of
 from luve_lightning.cli.keys import Keys
+from tests.cli.test_keys import NASTY, texts
 
 # A folder's name: no NUL and no slash.
 names = st.one_of(

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save
-from tests.datasets.video_files import set_matrix, write_video
 
 from luve_lightning.__main__ import main
 from luve_lightning.data.clip_hashes import ClipHashes
@@ -22,6 +21,7 @@ from luve_lightning.data.latent_store import LatentStore, StoreError
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.functional.pixels import frames_to_video
 from luve_lightning.models.backbone import LatentCodec
+from tests.data.video_files import set_matrix, write_video
 from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.small_world import add_row, change_rows, write_backbone, write_world
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.datasets.video_files import set_matrix
 
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.video_files import find_videos, read_video, write_video
@@ -20,6 +19,7 @@ from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.functional.pixels import frames_to_video, video_to_frames
 from luve_lightning.functional.resize import resize_video
 from luve_lightning.models.backbone import LatentCodec
+from tests.data.video_files import set_matrix
 from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.small_world import add_row, write_world
 from tests.helpers.upsampling import tiny_vluer

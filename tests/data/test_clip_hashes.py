@@ -10,7 +10,6 @@ import av
 import pytest
 import torch
 from av.stream import Disposition
-from tests.datasets.video_files import CLOSED, H264_CLOSED, KINDS, set_matrix, write_video
 
 from luve_lightning.data import clip_hashes
 from luve_lightning.data import fingerprints as file_hashes
@@ -22,6 +21,7 @@ from luve_lightning.data.latent_pairs import find_pair_keys
 from luve_lightning.data.latent_recipe import LatentRecipe
 from luve_lightning.data.latent_store import LatentStore, StoreError
 from luve_lightning.data.video_index import ClipEntry
+from tests.data.video_files import CLOSED, H264_CLOSED, KINDS, set_matrix, write_video
 
 RECIPE = LatentRecipe(vae="v", size=(48, 48), scales=(), frames=5)
 

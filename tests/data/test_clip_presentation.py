@@ -14,7 +14,12 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from tests.datasets.video_files import (
+
+from luve_lightning.data.clip_container import RefusedClip
+from luve_lightning.data.clip_hashes import look
+from luve_lightning.data.clips import ClipError, probe_clip, read_clip
+from luve_lightning.data.video_files import read_video
+from tests.data.video_files import (
     H264_CLOSED,
     HEVC,
     SIZE,
@@ -26,11 +31,6 @@ from tests.datasets.video_files import (
     write_planes,
     write_video,
 )
-
-from luve_lightning.data.clip_container import RefusedClip
-from luve_lightning.data.clip_hashes import look
-from luve_lightning.data.clips import ClipError, probe_clip, read_clip
-from luve_lightning.data.video_files import read_video
 
 
 def x264(parameters: str, kind: Kind = H264_CLOSED) -> Kind:

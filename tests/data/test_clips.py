@@ -13,7 +13,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.datasets.video_files import (
+from torch.utils.data import DataLoader, Dataset
+
+from luve_lightning.data.clips import (
+    Backend,
+    ClipError,
+    probe_clip,
+    random_crop,
+    random_window,
+    read_clip,
+)
+from tests.data.video_files import (
     CLOSED,
     HEVC,
     KINDS,
@@ -24,16 +34,6 @@ from tests.datasets.video_files import (
     numbers_of,
     write_sound,
     write_video,
-)
-from torch.utils.data import DataLoader, Dataset
-
-from luve_lightning.data.clips import (
-    Backend,
-    ClipError,
-    probe_clip,
-    random_crop,
-    random_window,
-    read_clip,
 )
 
 COUNT = 40

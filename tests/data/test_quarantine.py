@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.datasets.video_files import numbers_of, write_sound, write_video
 from torch.utils.data import DataLoader, Dataset
 
 from luve_lightning.data.clips import ClipError, read_clip
 from luve_lightning.data.quarantine import Quarantine, TooManyBadClips, first_readable
+from tests.data.video_files import numbers_of, write_sound, write_video
 from tests.helpers.unwritable import forbid_writing
 
 FRAMES = 6

@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luve_lightning.reporting import Chart, Mark, Series, draw_chart
-from luve_lightning.reporting.chart import HEIGHT, WIDTH, log_ticks, nice_ticks
+from luve_lightning.reporting.chart import (
+    HEIGHT,
+    WIDTH,
+    Chart,
+    Mark,
+    Series,
+    draw_chart,
+    log_ticks,
+    nice_ticks,
+)
 
 NUMBERS = st.floats(-1e6, 1e6, allow_subnormal=False).filter(lambda x: x == 0 or abs(x) > 1e-6)
 

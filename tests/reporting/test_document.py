@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from luve_lightning.reporting import data_uri, render_document
+from luve_lightning.reporting.document import data_uri, render_document
 
 
 def page() -> str:

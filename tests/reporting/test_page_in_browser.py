@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.reports.report_inputs import write_results, write_run, write_spectra, write_videos
 
-from luve_lightning.reporting import Comparison, PageText, ReportInputs, build_report
+from luve_lightning.reporting.comparisons import Comparison
+from luve_lightning.reporting.report import PageText, ReportInputs, build_report
 from tests.helpers.browser import (
     DESK,
     PHONE,
@@ -22,6 +22,7 @@ from tests.helpers.browser import (
     resize,
 )
 from tests.helpers.waiting import wait_for
+from tests.reporting.report_inputs import write_results, write_run, write_spectra, write_videos
 
 
 @pytest.fixture(scope="module")

@@ -7,18 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.reports.report_inputs import WORLD, write_results, write_run, write_spectra, write_videos
 
 from luve_lightning.data.video_files import read_video, write_video
-from luve_lightning.reporting import Comparison, PageText, ReportInputs, build_report
-from luve_lightning.reporting.comparisons import read_comparison
+from luve_lightning.reporting.comparisons import Comparison, read_comparison
 from luve_lightning.reporting.loss_curves import read_curves
 from luve_lightning.reporting.provenance import Unreadable
-from luve_lightning.reporting.report import MIB, Report
+from luve_lightning.reporting.report import MIB, PageText, Report, ReportInputs, build_report
 from luve_lightning.reporting.result_tables import RESULT_COLUMNS, read_results
 from luve_lightning.reporting.sample_videos import read_sample
 from luve_lightning.reporting.spectra_plots import read_spectra
 from tests.helpers.run_luve import run_luve
+from tests.reporting.report_inputs import WORLD, write_results, write_run, write_spectra, write_videos
 
 TEXT = PageText("A report", "a note", {"date": "2026-11-22", "command": "luve report"})
 

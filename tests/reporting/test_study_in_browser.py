@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.studies.studies import METHODS, write_method_videos
 
 from luve_lightning.reporting.study import StudyOptions, build_study
 from luve_lightning.reporting.study_answers import read_answers
@@ -31,6 +30,7 @@ from tests.helpers.browser import (
     resize,
 )
 from tests.helpers.waiting import wait_for
+from tests.reporting.studies import METHODS, write_method_videos
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.studies.studies import METHODS, make_key, prefers, rater_file, steady, write_answers
 
 from luve_lightning.reporting.study_answers import Answers, rate_raters, read_answers, share_rows
 from luve_lightning.reporting.study_design import StudyKey, write_key
 from tests.helpers.run_luve import run_luve
+from tests.reporting.studies import METHODS, make_key, prefers, rater_file, steady, write_answers
 
 
 def read(folder: Path, key: StudyKey, contents: dict[str, dict[str, Any]]) -> Answers:
