@@ -18,7 +18,7 @@ from typing import Any
 
 from luve_lightning.cascade.prompts import PromptLine, check_distinct, check_seed
 from luve_lightning.cascade.video_sizes import SizeRules
-from luve_lightning.data.claimed_files import ClaimedFiles
+from luve_lightning.data.store import ClaimedFiles
 from luve_lightning.files import file_digest, remove_unfinished, text_digest
 
 

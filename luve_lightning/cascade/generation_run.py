@@ -21,8 +21,8 @@ from luve_lightning.cascade.generation_jobs import VideoJob
 from luve_lightning.cascade.luve import LuVePipeline
 from luve_lightning.cascade.luve_latents import UpsamplingName
 from luve_lightning.cascade.luve_run import ExpertUse
-from luve_lightning.data.claimed_files import ClaimedFiles
 from luve_lightning.data.safetensors_window import DIGEST, tensor_digest
+from luve_lightning.data.store import ClaimedFiles
 from luve_lightning.files import text_digest
 
 

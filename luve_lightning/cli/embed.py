@@ -12,12 +12,10 @@ from rich.console import Console
 from luve_lightning.callbacks.cpu_threads import cpu_threads
 from luve_lightning.cli import Verb
 from luve_lightning.cli.environment import choose_device
-from luve_lightning.cli.open_index import check_folder, entries_of, open_index
+from luve_lightning.cli.open_index import check_folder, check_stored, entries_of, open_index, summarise
 from luve_lightning.cli.progress import Steps
-from luve_lightning.data.captions import EmbedReport, captions_of, embed_captions
-from luve_lightning.data.check_entries import check_entries
-from luve_lightning.data.latent_store import StoreError
-from luve_lightning.data.text_store import TextKey, TextSource, TextStore
+from luve_lightning.data.captions import captions_of, embed_captions
+from luve_lightning.data.text_store import TextSource, TextStore
 from luve_lightning.data.video_index import Limits
 from luve_lightning.machine import decoding_threads
 from luve_lightning.models.text import TextEncoder
@@ -88,7 +86,8 @@ def embed(
     )
     texts = TextStore(store)
     if check:
-        _check(console, texts, [source.key(caption) for caption in captions], started)
+        keys = [source.key(caption) for caption in captions]
+        check_stored(console, texts, keys, len(keys), decoding_threads(), started).complain()
         return
     texts.clean()
     with cpu_threads(threads), Steps(console) as steps:
@@ -96,35 +95,9 @@ def embed(
         report = embed_captions(encoder.to(target), texts, source, captions, batch_size, steps.advance)
     # Last: whoever finds a record finds all its captions.
     texts.record(source, backbone)
-    _print(console, store, source, report, time.perf_counter() - started)
-
-
-def _print(console: Console, store: Path, source: TextSource, report: EmbedReport, seconds: float) -> None:
     cut = ""
     if report.first_cut is not None:
         caption, first = report.first_cut
-        cut = f"  cut            {report.cut} captions, for instance {caption[:40]!r}...: {first}\n"
-    console.print(
-        f"{store}\n"
-        f"  embedded       {report.embedded} captions, {report.bytes / 2**20:.1f} MiB\n{cut}"
-        f"  already there  {report.there}\n"
-        f"  seconds        {seconds:.0f}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
-
-
-def _check(console: Console, texts: TextStore, keys: list[TextKey], started: float) -> None:
-    """Read all embeddings; raises StoreError when some are damaged."""
-    with Steps(console) as steps:
-        steps.begin("embeddings", len(keys))
-        found = check_entries(keys, texts.has, texts.check, decoding_threads(), steps.advance)
-    console.print(
-        f"{texts.root}\n{found.lines('embeddings', 'embed')}\n  seconds        {time.perf_counter() - started:.0f}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
-    if complaint := found.complaint("embeddings", "embed"):
-        raise StoreError(complaint)
+        cut = f"  cut            {report.cut} captions, for instance {caption[:40]!r}...: {first}"
+    embedded = f"  embedded       {report.embedded} captions, {report.bytes / 2**20:.1f} MiB"
+    summarise(console, store, [embedded, cut, f"  already there  {report.there}"], started)

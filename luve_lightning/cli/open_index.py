@@ -1,13 +1,16 @@
-"""Opening an index for a verb: what is left out of it is said first."""
+"""What the verbs share that work through an index: opening it, checking what is stored, the summary."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from luve_lightning.cli.progress import Steps
 from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.store import EntryCheck, K, TensorStore
 from luve_lightning.data.video_index import ClipEntry, Limits, Split, VideoIndex
 
 
@@ -21,7 +24,7 @@ def open_index(console: Console, csv: Path, clips: Path | None, keep: Limits) ->
         keep: which clips to take.
     """
     index = VideoIndex.from_csv(csv, clips, **vars(keep))
-    console.print(index.summary(), soft_wrap=True, highlight=False, markup=False)
+    say(console, index.summary())
     return index
 
 
@@ -56,3 +59,44 @@ def uneven_line(hashes: ClipHashes, entries: Sequence[ClipEntry]) -> str:
     """What to say of clips with a variable frame rate, after their number; empty where there are none."""
     found = hashes.uneven([entry.path for entry in entries])
     return f"{len(found)} clips (first {found[0].stem}): frames are counted, not timed" if found else ""
+
+
+def say(console: Console, text: str) -> None:
+    """Print lines as they are: names and reasons are no markup, and a path is not broken."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def summarise(console: Console, where: Path | str, lines: Sequence[str], started: float) -> None:
+    """Print what a run did and how long it took.
+
+    Args:
+        console: where to.
+        where: what it worked on.
+        lines: what it did; empty ones are left out.
+        started: `time.perf_counter` then.
+    """
+    seconds = f"  seconds        {time.perf_counter() - started:.0f}"
+    say(console, "\n".join([str(where), *filter(None, lines), seconds]))
+
+
+def check_stored(
+    console: Console, store: TensorStore[K], keys: Iterable[K], total: int, threads: int, started: float
+) -> EntryCheck:
+    """Read stored entries and print how many are sound.
+
+    Args:
+        console: where to.
+        store: of the entries.
+        keys: of the entries.
+        total: about how many these are.
+        threads: entries read at once.
+        started: `time.perf_counter` at the start of the command.
+
+    Returns:
+        What was found; its `complain` ends the command with exit code 2 when some are damaged.
+    """
+    with Steps(console) as steps:
+        steps.begin(store.entries, total)
+        found = store.check_all(keys, threads, steps.advance)
+    summarise(console, store.root, [str(found)], started)
+    return found

@@ -18,9 +18,15 @@ from luve_lightning.callbacks.graceful_stop import StopPredictionOnSigterm
 from luve_lightning.callbacks.progress import TrainingProgress
 from luve_lightning.cli import Verb
 from luve_lightning.cli.environment import check_trainer
-from luve_lightning.cli.open_index import check_folder, entries_of, open_index, uneven_line
-from luve_lightning.cli.progress import Steps
-from luve_lightning.data.check_entries import check_entries
+from luve_lightning.cli.open_index import (
+    check_folder,
+    check_stored,
+    entries_of,
+    open_index,
+    say,
+    summarise,
+    uneven_line,
+)
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clip_hashes import ClipHashes
 from luve_lightning.data.encode_clips import (
@@ -33,7 +39,7 @@ from luve_lightning.data.encode_clips import (
 )
 from luve_lightning.data.latent_pairs import quarantine_path
 from luve_lightning.data.latent_recipe import LatentRecipe, check_scales
-from luve_lightning.data.latent_store import LatentKey, LatentStore, StoreError
+from luve_lightning.data.latent_store import LatentKey, LatentStore
 from luve_lightning.data.quarantine import Quarantine, TooManyBadClips
 from luve_lightning.data.video_index import Limits
 from luve_lightning.datamodules.encode import EncodeDataModule
@@ -127,7 +133,7 @@ def precompute(
     if not planned:
         raise ValueError(f"{index}: all of {len(entries)} clips are too short, first {short[0]}")
     if check:
-        _check(planned, read, max(1, num_workers), started)
+        _check(Console(emoji=False), planned, read, max(1, num_workers), started)
         return
     console.print(
         f"{len(entries)} clips, {len(planned)} windows of {recipe.count} latents, VAE {recipe.vae[:12]}"
@@ -142,23 +148,21 @@ def precompute(
     listed = bad.bad()
     where = f", listed in {bad.path}" if listed else ""
     uneven = uneven_line(read.hashes, entries) if runner.is_global_zero else ""
-    console.print(
-        f"{store}\n"
-        f"  encoded        {task.totals.encoded} latents, {task.totals.bytes / 2**20:.1f} MiB\n"
-        f"  already there  {there}\n"
-        f"  quarantined    {len(listed)}{where}\n"
-        + (f"  too short      {len(short)}, first {short[0]}\n" if short else "")
-        + (f"  variable rate  {uneven}\n" if uneven else "")
-        + f"  seconds        {time.perf_counter() - started:.0f}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+    lines = [
+        f"  encoded        {task.totals.encoded} latents, {task.totals.bytes / 2**20:.1f} MiB",
+        f"  already there  {there}",
+        f"  quarantined    {len(listed)}{where}",
+        f"  too short      {len(short)}, first {short[0]}" if short else "",
+        f"  variable rate  {uneven}" if uneven else "",
+    ]
+    summarise(console, store, lines, started)
 
 
-def _check(planned: Sequence[ClipWindow], read: WindowReader, threads: int, started: float) -> None:
+def _check(
+    console: Console, planned: Sequence[ClipWindow], read: WindowReader, threads: int, started: float
+) -> None:
     """Read all latents of windows; raises StoreError when some are damaged."""
-    console, unreadable = Console(emoji=False), {}
+    unreadable: dict[Path, str] = {}
 
     def keys() -> Iterator[LatentKey]:
         for window in planned:
@@ -169,26 +173,14 @@ def _check(planned: Sequence[ClipWindow], read: WindowReader, threads: int, star
             except ClipError as error:
                 unreadable[window.clip.path] = error.reason
 
-    with Steps(console) as steps:
-        steps.begin("latents", len(planned) * read.recipe.count)
-        found = check_entries(keys(), read.store.has, read.store.check, threads, steps.advance)
-    console.print(
-        f"{read.store.root}\n{found.lines('latents', 'precompute')}\n"
-        f"  seconds        {time.perf_counter() - started:.0f}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+    found = check_stored(console, read.store, keys(), len(planned) * read.recipe.count, threads, started)
     for path, reason in list(unreadable.items())[:1]:
-        console.print(
+        say(
+            console,
             f"latents of {len(unreadable)} clips were not looked for: the clip's bytes name them, and it cannot be "
             f"read (first {path}: {reason})",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
         )
-    if complaint := found.complaint("latents", "precompute"):
-        raise StoreError(complaint)
+    found.complain()
 
 
 def _trainer(options: dict[str, Any] | None, threads: int) -> L.Trainer:

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from luve_lightning.cli import Verb
-from luve_lightning.cli.open_index import entries_of, open_index
+from luve_lightning.cli.open_index import entries_of, open_index, summarise
 from luve_lightning.cli.progress import Steps
 from luve_lightning.data.clip_scores import read_rows
 from luve_lightning.data.quarantine import Quarantine
@@ -97,25 +97,24 @@ def score(
             bad,
             steps.advance,
         )
-    _report(console, output, own, scorer, totals, time.perf_counter() - started)
+    _report(console, output, own, scorer, totals, started)
 
 
 def _report(
-    console: Console, output: Path, shard: Shard, scorer: Scorer, totals: ScoreTotals, seconds: float
+    console: Console, output: Path, shard: Shard, scorer: Scorer, totals: ScoreTotals, started: float
 ) -> None:
     scores = [row.score for row in read_rows(output) if row.score is not None]
     spread = ""
     if scores:
         low, middle, high = np.quantile(scores, (0.1, 0.5, 0.9))
-        spread = f"\n  of all {len(scores)}    10 % below {low:.4g}, half below {middle:.4g}, 90 % below {high:.4g}"
-    bad = "".join(f"\n    {clip_id}: {reason}" for clip_id, reason in totals.unreadable)
-    console.print(
-        f"{output}, shard {shard}, by {scorer.name} ({scorer.version})\n"
-        f"  scored        {totals.scored} clips\n"
-        f"  already there {totals.there}\n"
-        f"  unreadable    {len(totals.unreadable)}{bad}{spread}\n"
-        f"  seconds       {seconds:.0f}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+        spread = (
+            f"  of all {len(scores)}    10 % below {low:.4g}, half below {middle:.4g}, 90 % below {high:.4g}"
+        )
+    lines = [
+        f"  scored         {totals.scored} clips",
+        f"  already there  {totals.there}",
+        f"  unreadable     {len(totals.unreadable)}",
+        *(f"    {clip_id}: {reason}" for clip_id, reason in totals.unreadable),
+        spread,
+    ]
+    summarise(console, f"{output}, shard {shard}, by {scorer.name} ({scorer.version})", lines, started)

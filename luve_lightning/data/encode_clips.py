@@ -14,7 +14,8 @@ from luve_lightning.data.clip_hashes import ClipHashes
 from luve_lightning.data.clips import ClipError, read_clip
 from luve_lightning.data.fingerprints import stamp
 from luve_lightning.data.latent_recipe import LatentRecipe
-from luve_lightning.data.latent_store import LatentKey, LatentStore, StoreError
+from luve_lightning.data.latent_store import LatentKey, LatentStore
+from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.functional.resize import crop_frames
 

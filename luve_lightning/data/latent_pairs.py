@@ -19,8 +19,9 @@ from luve_lightning.data.clip_hashes import ClipHashes
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.encode_clips import plan_windows
 from luve_lightning.data.latent_recipe import HIGH_RESOLUTION, LatentRecipe
-from luve_lightning.data.latent_store import LatentKey, LatentStore, StoreError
+from luve_lightning.data.latent_store import LatentKey, LatentStore
 from luve_lightning.data.quarantine import Quarantine
+from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.resize import fit_frames

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from luve_lightning.data.claimed_files import ClaimedFiles, StoreSize
-from luve_lightning.data.safetensors_window import (
-    DIGEST,
-    DTYPES,
-    Range,
-    SafetensorsWindow,
-    packed,
-    tensor_digest,
-)
+from luve_lightning.data.safetensors_window import DTYPES, Range
+from luve_lightning.data.store import StoreError, TensorStore
 from luve_lightning.files import text_digest
 
 # Raise it when the same clip and the same VAE would give other latents: another decoder or colour conversion
@@ -95,68 +85,11 @@ class LatentKey:
         return text_digest(self.json)
 
 
-__all__ = ["ENCODER_VERSION", "LatentKey", "LatentStore", "StoreError", "StoreSize"]
+class LatentStore(TensorStore[LatentKey]):
+    """A folder of latents C x t x h x w; a window of one is read without the rest, and without its sha256."""
 
-_NAME = "latents"
-_SHOWN = 600  # characters of a strange key in a message
-
-
-class StoreError(ValueError):
-    """Latents that cannot be stored, or an entry that cannot be trusted. The message is one line."""
-
-
-class LatentStore:
-    """A folder of latents, safe to read and write from any number of processes.
-
-    Args:
-        root: the folder; made on the first write.
-    """
-
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-        self._files = ClaimedFiles(root)
-
-    def path(self, key: LatentKey) -> Path:
-        """Where the entry of `key` is, or would be."""
-        return self._files.path(key.digest)
-
-    def has(self, key: LatentKey) -> bool:
-        """Whether there is an entry for `key`."""
-        return self.path(key).exists()
-
-    @contextmanager
-    def claim(self, key: LatentKey, *, wait: bool = False) -> Iterator[bool]:
-        """Ask to be the one that makes an entry; see `ClaimedFiles.claim`."""
-        with self._files.claim(key.digest, wait=wait) as mine:
-            yield mine
-
-    def write(self, key: LatentKey, latents: Tensor) -> int:
-        """Store latents, all at once, unless the entry is there already.
-
-        Outside a `claim` of this store it claims the entry itself, waiting for whoever is making it.
-
-        Args:
-            key: the entry.
-            latents: C x t x h x w, any float dtype and device; stored as `key.dtype`.
-
-        Returns:
-            Bytes written, 0 when the entry was there.
-
-        Raises:
-            StoreError: for another rank, an empty axis, a value that is not finite or does not fit the dtype.
-        """
-        data = packed(_NAME, _checked(key, latents), {"key": key.json})
-        return self._files.write(key.digest, data)
-
-    def shape(self, key: LatentKey) -> tuple[int, int, int, int]:
-        """Shape of an entry, (C, t, h, w), from its header.
-
-        Raises:
-            StoreError: as for `read`.
-        """
-        with self._open(key) as file:
-            channels, frames, height, width = file.shape(_NAME)
-        return channels, frames, height, width
+    entries, verb, damage = "latents", "precompute", "other latents than were stored"
+    tensor, rank = "latents", 4
 
     def read(self, key: LatentKey, t: Range = None, y: Range = None, x: Range = None) -> Tensor:
         """Read an entry, or a window of it, without reading the rest.
@@ -178,77 +111,26 @@ class LatentStore:
         if (t, y, x) == (None, None, None):
             return self._whole(key)[0]
         with self._open(key) as file:
-            return file.read(_NAME, (None, t, y, x))
+            return file.read(self.tensor, (None, t, y, x))
 
-    def check(self, key: LatentKey) -> bool:
-        """Read an entry to see whether it is what was stored.
+    def missing(self, key: LatentKey) -> str:
+        """Names the key."""
+        return f"{self.root} has no latents for {key.json}"
 
-        Returns:
-            True when it is; False when nothing tells, because the entry was made before there was a sha256.
-
-        Raises:
-            StoreError: as for `read`.
-        """
-        return self._whole(key)[1]
-
-    def _whole(self, key: LatentKey) -> tuple[Tensor, bool]:
-        """An entry, and whether its sha256 was compared."""
-        with self._open(key) as file:
-            try:
-                latents = file.read(_NAME, (None, None, None, None))
-            except ValueError as error:
-                raise _damaged(str(error)) from None
-            known = file.metadata.get(DIGEST)
-        if known is not None and known != tensor_digest(latents):
-            raise _damaged(f"{self.path(key)} holds other latents than were stored (sha256 differs)")
-        return latents, known is not None
-
-    def _open(self, key: LatentKey) -> SafetensorsWindow:
-        path = self.path(key)
-        try:
-            file = SafetensorsWindow(path)
-        except FileNotFoundError:
-            raise StoreError(f"{self.root} has no latents for {key.json}") from None
-        except ValueError as error:
-            raise _damaged(str(error)) from None
-        try:
-            if file.metadata.get("key") != key.json:
-                made_for = str(file.metadata.get("key"))[:_SHOWN]
-                raise StoreError(f"{path} was made for {made_for}, expected {key.json}; delete it")
-            file.shape_of_rank(_NAME, 4)
-        except StoreError:
-            file.close()
-            raise
-        except ValueError as error:
-            file.close()
-            raise _damaged(str(error)) from None
-        return file
-
-    def clean(self) -> int:
-        """Remove what killed writers left behind; how many files that were."""
-        return self._files.clean()
-
-    def size(self) -> StoreSize:
-        """Count entries, their bytes and unfinished files."""
-        return self._files.size()
-
-
-def _damaged(what: str) -> StoreError:
-    return StoreError(f"damaged entry: {what}; delete it and run `luve precompute` again")
-
-
-def _checked(key: LatentKey, latents: Tensor) -> Tensor:
-    """The tensor to store, or StoreError."""
-    dtype = DTYPE_NAMES[key.dtype]
-    if latents.ndim != 4 or latents.numel() == 0 or not latents.is_floating_point():
-        raise StoreError(f"latents must be floats C x t x h x w, got {latents.dtype} {tuple(latents.shape)}")
-    latents = latents.detach().to("cpu")
-    stored = latents.to(dtype).contiguous()
-    if not torch.isfinite(stored).all():
-        if torch.isfinite(latents).all():
-            limit, found = torch.finfo(dtype).max, latents.abs().max().item()
+    def checked(self, key: LatentKey, tensor: Tensor) -> Tensor:
+        """Floats C x t x h x w, all finite in `key.dtype`."""
+        dtype = DTYPE_NAMES[key.dtype]
+        if tensor.ndim != 4 or tensor.numel() == 0 or not tensor.is_floating_point():
             raise StoreError(
-                f"latents reach {found:.4g}, {key.dtype} holds up to {limit:.4g}: store them as float32"
+                f"latents must be floats C x t x h x w, got {tensor.dtype} {tuple(tensor.shape)}"
             )
-        raise StoreError(f"latents of clip {key.clip} have values that are not finite")
-    return stored
+        latents = tensor.detach().to("cpu")
+        stored = latents.to(dtype).contiguous()
+        if not torch.isfinite(stored).all():
+            if torch.isfinite(latents).all():
+                limit, found = torch.finfo(dtype).max, latents.abs().max().item()
+                raise StoreError(
+                    f"latents reach {found:.4g}, {key.dtype} holds up to {limit:.4g}: store them as float32"
+                )
+            raise StoreError(f"latents of clip {key.clip} have values that are not finite")
+        return stored

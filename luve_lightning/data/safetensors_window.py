@@ -131,6 +131,21 @@ class SafetensorsWindow:
             raise ValueError(f"{self.path} holds {name} of shape {shape}, expected {rank} axes")
         return shape
 
+    def whole(self, name: str) -> Tensor:
+        """All of a tensor, which may be empty; raises like `read`."""
+        shape = self.shape(name)
+        return (
+            torch.zeros(shape, dtype=self._dtype(name))
+            if 0 in shape
+            else self.read(name, [None] * len(shape))
+        )
+
+    def _dtype(self, name: str) -> torch.dtype:
+        kind = self._header[name]["dtype"]
+        if kind not in DTYPES:
+            raise ValueError(f"{self.path}: tensor {name!r} is {kind}, expected one of {', '.join(DTYPES)}")
+        return DTYPES[kind]
+
     def read(self, name: str, window: Sequence[Range]) -> Tensor:
         """Part of a tensor.
 
@@ -149,19 +164,17 @@ class SafetensorsWindow:
         """
         shape = self.shape(name)
         ranges = check_window(shape, window)
-        kind = self._header[name]["dtype"]
-        if kind not in DTYPES:
-            raise ValueError(f"{self.path}: tensor {name!r} is {kind}, expected one of {', '.join(DTYPES)}")
+        dtype = self._dtype(name)
         rows = [*ranges[:-1], (0, shape[-1])]
         lengths = [stop - start for start, stop in rows]
-        buffer = bytearray(math.prod(lengths) * DTYPES[kind].itemsize)
+        buffer = bytearray(math.prod(lengths) * dtype.itemsize)
         if lengths != list(shape):
             # Without this the kernel reads ahead of every run.
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         self._read_runs(
-            memoryview(buffer), shape, rows, self._header[name]["data_offsets"][0], DTYPES[kind].itemsize
+            memoryview(buffer), shape, rows, self._header[name]["data_offsets"][0], dtype.itemsize
         )
-        tensor = torch.frombuffer(buffer, dtype=DTYPES[kind]).view(lengths)
+        tensor = torch.frombuffer(buffer, dtype=dtype).view(lengths)
         return tensor[..., slice(*ranges[-1])].contiguous()
 
     def _read_runs(

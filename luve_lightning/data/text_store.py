@@ -1,10 +1,4 @@
-"""Content-addressed caption embeddings on disk.
-
-An entry is one safetensors file, `root/ab/abcdef....safetensors`, whose name is the digest of its `TextKey` and
-whose metadata holds the key itself. The key covers all that the embedding depends on, so an entry never goes
-stale: what no longer applies is not found. Only a caption's own tokens are stored; the zeros that diffusers'
-WanPipeline puts behind them are added when it is read. A sha256 in the metadata tells flipped bits whenever an entry
-is read; entries made before there was one are as valid as ever.
+"""Caption embeddings on disk; see `luve_lightning.data.store`.
 
 Training must not load the text encoder (11 GB for Wan2.1) just to learn its fingerprint, so whoever fills a store
 leaves a record of what it embedded with, `root/sources/<digest>.json`.
@@ -13,31 +7,20 @@ leaves a record of what it embedded with, `root/sources/<digest>.json`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from luve_lightning.data.claimed_files import ClaimedFiles, StoreSize
-from luve_lightning.data.latent_store import StoreError
-from luve_lightning.data.safetensors_window import (
-    DIGEST,
-    DTYPES,
-    SafetensorsWindow,
-    packed,
-    tensor_digest,
-)
+from luve_lightning.data.safetensors_window import DTYPES
+from luve_lightning.data.store import StoreError, TensorStore
 from luve_lightning.files import text_digest, write_text
 
 # Raise it when the same caption and the same text encoder would give another embedding: another cleaning of
 # captions, tokenization or masking in models/text.py.
 TEXT_VERSION = 1
 
-_NAME = "embedding"
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 
 
@@ -94,51 +77,19 @@ class TextKey:
         return text_digest(self.json)
 
 
-class TextStore:
-    """A folder of caption embeddings, safe to read and write from any number of processes.
+class TextStore(TensorStore[TextKey]):
+    """A folder of caption embeddings n x D, n at most the source's length.
 
-    Args:
-        root: the folder; made on the first write.
+    Only a caption's own tokens are stored; the zeros that diffusers' WanPipeline puts behind them are added when it is
+    read.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-        self._files = ClaimedFiles(root)
-
-    def path(self, key: TextKey) -> Path:
-        """Where the entry of `key` is, or would be."""
-        return self._files.path(key.digest)
-
-    def has(self, key: TextKey) -> bool:
-        """Whether there is an entry for `key`."""
-        return self.path(key).exists()
-
-    @contextmanager
-    def claim(self, key: TextKey, *, wait: bool = False) -> Iterator[bool]:
-        """Ask to be the one that makes an entry; see `ClaimedFiles.claim`."""
-        with self._files.claim(key.digest, wait=wait) as mine:
-            yield mine
-
-    def write(self, key: TextKey, embedding: Tensor) -> int:
-        """Store the embedding of a caption's own tokens, all at once, unless the entry is there already.
-
-        Args:
-            key: the entry.
-            embedding: n x D with n at most the source's length, any float dtype and device; stored as its dtype.
-
-        Returns:
-            Bytes written, 0 when the entry was there.
-
-        Raises:
-            StoreError: for another shape, or a value that is not finite or does not fit the dtype.
-        """
-        data = packed(_NAME, _checked(key, embedding), {"key": key.json})
-        return self._files.write(key.digest, data)
+    entries, verb, damage = "embeddings", "embed", "another embedding than was stored"
+    tensor, rank = "embedding", 2
 
     def tokens(self, key: TextKey) -> int:
         """How many tokens the caption has, from the entry's header; raises like `read`."""
-        with self._open(key) as file:
-            return file.shape(_NAME)[0]
+        return self.shape(key)[0]
 
     def read(self, key: TextKey) -> Tensor:
         """The embedding as WanPipeline gives it to the transformer: length x D, zero past the caption's end.
@@ -151,64 +102,31 @@ class TextStore:
         padded[: len(own)] = own
         return padded
 
-    def check(self, key: TextKey) -> bool:
-        """Read an entry to see whether it is what was stored.
+    def fits(self, key: TextKey, tensor: Tensor) -> bool:
+        """The empty caption's may have no token."""
+        return len(tensor) <= key.source.length
 
-        Returns:
-            True when it is; False when nothing tells, because the entry was made before there was a sha256.
+    def missing(self, key: TextKey) -> str:
+        """Names the caption."""
+        return (
+            f"{self.root} has no embedding of caption {_short(key.caption)} by text encoder "
+            f"{key.source.encoder[:12]} ({key.source.length} tokens, {key.source.dtype}): run `luve embed`"
+        )
 
-        Raises:
-            StoreError: as for `read`.
-        """
-        return self._whole(key)[1]
-
-    def _whole(self, key: TextKey) -> tuple[Tensor, bool]:
-        """The embedding of a caption's own tokens, and whether its sha256 was compared."""
-        dtype = _DTYPES[key.source.dtype]
-        with self._open(key) as file:
-            try:
-                count, dim = file.shape(_NAME)
-                # No window is empty, a tensor can be: of the empty caption.
-                own = file.read(_NAME, (None, None)) if count else torch.zeros(0, dim, dtype=dtype)
-            except ValueError as error:
-                raise _damaged(str(error)) from None
-            known = file.metadata.get(DIGEST)
-        if count > key.source.length or (known is not None and known != tensor_digest(own)):
-            raise _damaged(f"{self.path(key)} holds another embedding than was stored (sha256 differs)")
-        return own, known is not None
-
-    def _open(self, key: TextKey) -> SafetensorsWindow:
-        path = self.path(key)
-        try:
-            file = SafetensorsWindow(path)
-        except FileNotFoundError:
+    def checked(self, key: TextKey, tensor: Tensor) -> Tensor:
+        """Floats n x D, all finite in the source's dtype."""
+        dtype, length = _DTYPES[key.source.dtype], key.source.length
+        if tensor.ndim != 2 or len(tensor) > length or not tensor.is_floating_point():
             raise StoreError(
-                f"{self.root} has no embedding of caption {_short(key.caption)} by text encoder "
-                f"{key.source.encoder[:12]} ({key.source.length} tokens, {key.source.dtype}): run `luve embed`"
-            ) from None
-        except ValueError as error:
-            raise _damaged(str(error)) from None
-        try:
-            if file.metadata.get("key") != key.json:
-                raise StoreError(
-                    f"{path} was made for another caption or text encoder than {key.json}; delete it"
-                )
-            file.shape_of_rank(_NAME, 2)
-        except StoreError:
-            file.close()
-            raise
-        except ValueError as error:
-            file.close()
-            raise _damaged(str(error)) from None
-        return file
-
-    def clean(self) -> int:
-        """Remove what killed writers left behind; how many files that were."""
-        return self._files.clean()
-
-    def size(self) -> StoreSize:
-        """Count entries, their bytes and unfinished files."""
-        return self._files.size()
+                f"an embedding must be floats n x D with n <= {length}, got {tensor.dtype} {tuple(tensor.shape)}"
+            )
+        # A copy: a view would keep the whole padded batch alive.
+        stored = tensor.detach().to("cpu", dtype, copy=True).contiguous()
+        if not torch.isfinite(stored).all():
+            raise StoreError(
+                f"the embedding of caption {_short(key.caption)} has values that are not finite in {key.source.dtype}"
+            )
+        return stored
 
     def record(self, source: TextSource, backbone: str) -> None:
         """Note that captions were embedded with `source`, the text encoder of `backbone`."""
@@ -273,29 +191,9 @@ class StoredEmbeddings:
         return self.store.read(self.source.key(caption))
 
 
-def _damaged(what: str) -> StoreError:
-    return StoreError(f"damaged entry: {what}; delete it and run `luve embed` again")
-
-
 def _canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def _short(caption: str) -> str:
     return json.dumps(caption if len(caption) <= 60 else f"{caption[:57]}...")
-
-
-def _checked(key: TextKey, embedding: Tensor) -> Tensor:
-    """The tensor to store, or StoreError."""
-    dtype, length = _DTYPES[key.source.dtype], key.source.length
-    if embedding.ndim != 2 or len(embedding) > length or not embedding.is_floating_point():
-        raise StoreError(
-            f"an embedding must be floats n x D with n <= {length}, got {embedding.dtype} {tuple(embedding.shape)}"
-        )
-    # A copy: a view would keep the whole padded batch alive.
-    stored = embedding.detach().to("cpu", dtype, copy=True).contiguous()
-    if not torch.isfinite(stored).all():
-        raise StoreError(
-            f"the embedding of caption {_short(key.caption)} has values that are not finite in {key.source.dtype}"
-        )
-    return stored

@@ -21,7 +21,7 @@ from luve_lightning.cascade.generation_jobs import (
 from luve_lightning.cascade.generation_run import StageLatents
 from luve_lightning.cascade.prompts import PromptLine
 from luve_lightning.cascade.video_sizes import SizeRules
-from luve_lightning.data.claimed_files import ClaimedFiles
+from luve_lightning.data.store import ClaimedFiles
 
 RULES = SizeRules(16, 4)
 DEFAULTS = VideoDefaults(None, 3, 192, 192, 17, 96, 96)

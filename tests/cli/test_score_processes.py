@@ -40,7 +40,7 @@ def test_a_kill_loses_at_most_the_batch_in_hand(tmp_path: Path, world: Path) -> 
     assert (len(saved), len(begun)) == (2 * BATCH, 3)
     again = tmp_path / "again"
     printed = ScoreProcess(world, output, again, f"--batch_size={BATCH}").finish()
-    assert f"already there {len(saved)}" in printed
+    assert f"already there  {len(saved)}" in printed
     repeated = {clip for batch in recorded(again) for clip in batch}
     assert not repeated & saved.keys(), "a finished clip was scored again"
     assert len(repeated & {clip for batch in begun for clip in batch}) == BATCH

@@ -11,7 +11,8 @@ import torch
 
 from luve_lightning.data.captions import CaptionLatents
 from luve_lightning.data.latent_recipe import LatentRecipe
-from luve_lightning.data.latent_store import LatentStore, StoreError
+from luve_lightning.data.latent_store import LatentStore
+from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_rows import CAPTIONS, ClipEntry
 from luve_lightning.datamodules.sampling import SampleKey
 

@@ -11,7 +11,7 @@ from types import FrameType
 
 import pytest
 
-from luve_lightning.data.claimed_files import ClaimedFiles
+from luve_lightning.data.store import ClaimedFiles
 
 DIGEST = "0a" * 32
 

@@ -19,7 +19,8 @@ from luve_lightning.data.clips import read_clip
 from luve_lightning.data.encode_clips import ClipWindow, WindowReader, pending_windows
 from luve_lightning.data.latent_pairs import find_pair_keys
 from luve_lightning.data.latent_recipe import LatentRecipe
-from luve_lightning.data.latent_store import LatentStore, StoreError
+from luve_lightning.data.latent_store import LatentStore
+from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import ClipEntry
 from tests.data.video_files import CLOSED, H264_CLOSED, KINDS, set_matrix, write_video
 

@@ -27,7 +27,8 @@ from luve_lightning.data.encode_clips import (
     variant_name,
 )
 from luve_lightning.data.latent_recipe import LatentRecipe
-from luve_lightning.data.latent_store import LatentKey, LatentStore, StoreError
+from luve_lightning.data.latent_store import LatentKey, LatentStore
+from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import VideoIndex
 from tests.helpers.recording import Recording
 from tests.helpers.small_world import write_world

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luve_lightning.data.latent_pairs import WholeLatentPairs, aligned_windows
-from luve_lightning.data.latent_store import StoreError
+from luve_lightning.data.store import StoreError
 from luve_lightning.datamodules import LatentPairsDataModule
 from luve_lightning.datamodules.sampling import SampleKey
 

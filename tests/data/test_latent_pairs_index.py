@@ -12,8 +12,9 @@ from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clip_hashes import ClipHashes
 from luve_lightning.data.latent_pairs import PairLookup, find_pair_keys, quarantine_path
 from luve_lightning.data.latent_recipe import LatentRecipe
-from luve_lightning.data.latent_store import LatentStore, StoreError
+from luve_lightning.data.latent_store import LatentStore
 from luve_lightning.data.quarantine import Quarantine
+from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import ClipEntry, VideoIndex
 from tests.helpers.small_world import write_world
 

@@ -20,13 +20,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
 
-from luve_lightning.data.latent_store import (
-    ENCODER_VERSION,
-    LatentKey,
-    LatentStore,
-    StoreError,
-    StoreSize,
-)
+from luve_lightning.data.latent_store import ENCODER_VERSION, LatentKey, LatentStore
+from luve_lightning.data.store import StoreError, StoreSize
 
 KEY = LatentKey(clip="a" * 64, vae="b" * 64, size=(192, 128), frames=(3, 12))
 
@@ -331,7 +326,8 @@ def test_size(store: LatentStore) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from luve_lightning.data.latent_store import LatentKey, LatentStore
+from luve_lightning.data.latent_store import LatentKey
+from luve_lightning.data.latent_store import LatentStore
 store = LatentStore(sys.argv[1])
 key = LatentKey(clip="a" * 64, vae="b" * 64, size=(192, 128), frames=(3, 12))
 with store.claim(key) as mine:

@@ -11,7 +11,7 @@ import torch
 from diffusers import WanPipeline
 
 from luve_lightning.data.clips import read_clip
-from luve_lightning.data.latent_store import StoreError
+from luve_lightning.data.store import StoreError
 from luve_lightning.evaluation.sample_sources import GeneratedVideos, UpsampledVideos
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.functional.pixels import video_to_frames
