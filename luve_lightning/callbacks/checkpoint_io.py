@@ -1,4 +1,4 @@
-"""Checkpoint files that a kill during the write cannot corrupt, and whose reading runs no code."""
+"""Checkpoint files that a kill during the write cannot corrupt, and whose loading runs no code."""
 
 from __future__ import annotations
 
@@ -20,36 +20,37 @@ from luve_lightning.files import replacing
 
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# What Lightning writes into every checkpoint, and no other program does.
+# Lightning writes these into every checkpoint; no other program does.
 _MARK = "pytorch-lightning_version"
 _CUT, _FOREIGN = "it ends early", "it is no checkpoint, but a file of another kind"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint file that cannot be read, or not be written."""
+    """Raised for a checkpoint file that cannot be read or written."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes to disk and renames, so that the target is the old file or the new one.
+    """Writes beside the target, flushes to disk and renames: the target is either the old file or the new one.
 
-    Lightning's own writer goes through $TMPDIR and a move, which is a copy when that is another filesystem: a kill
-    leaves half a checkpoint under the final name. Loading is restricted to tensors and plain types (`weights_only`)
-    unless the caller says otherwise, and compares checksums: torch would take flipped bits for weights.
+    Lightning's own writer goes through $TMPDIR and a move, which copies when that is another filesystem: a kill
+    leaves half a checkpoint under the final name. Loading is restricted to tensors and plain types
+    (`weights_only`) unless the caller says otherwise, and compares checksums: torch would accept flipped bits as
+    weights.
 
     A Trainer plugin: `trainer.plugins: {class_path: luve_lightning.callbacks.AtomicCheckpointIO}`.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint; removes what killed runs left unfinished in the folder.
+        """Write a checkpoint, and remove what killed runs left unfinished in the folder.
 
         Args:
             checkpoint: what to save.
-            path: a local file; its folder is made.
+            path: local file; its folder is created.
             storage_options: must be None.
 
         Raises:
             TypeError: with `storage_options`.
-            CheckpointError: when it cannot be written, such as on a full disk; the target is unchanged.
+            CheckpointError: when it cannot be written, for example on a full disk; the target is unchanged.
         """
         if storage_options is not None:
             raise TypeError(f"{type(self).__name__} takes no storage_options")
@@ -69,13 +70,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Args:
             path: the file.
-            map_location: where tensors go; the CPU when None.
+            map_location: device of the tensors; default the CPU.
             weights_only: only an explicit False allows arbitrary Python objects, which can run code.
 
         Raises:
-            FileNotFoundError: when there is no such file.
-            CheckpointError: when it is no checkpoint of Lightning, is damaged, or holds more than tensors and plain
-                types.
+            FileNotFoundError: when the file does not exist.
+            CheckpointError: when it is not a Lightning checkpoint, is damaged, or holds more than tensors and
+                plain types.
         """
         try:
             damaged = _damaged(path)
@@ -84,11 +85,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 if damaged
                 else super().load_checkpoint(path, map_location or _keep, weights_only is not False)
             )
-        except OSError:  # no such file, or none that may be read: these name it
+        except OSError:  # a file that is missing or may not be read: the error names it
             raise
         except pickle.UnpicklingError as error:
             raise _not_allowed(path, error) from error
-        except Exception as error:  # torch meets text, half a file or a picture with whatever comes first
+        except Exception as error:  # for text, half a file or a picture, torch raises whatever comes first
             cut = isinstance(error, EOFError) or "PytorchStreamReader" in str(error)
             raise CheckpointError(f"checkpoint {path} cannot be read: {_CUT if cut else _FOREIGN}") from error
         if damaged:
@@ -111,7 +112,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def _not_written(path: Path, checkpoint: dict[str, Any], error: Exception) -> CheckpointError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    # torch reports a failed write as one of its own, with the system's error behind it.
+    # torch reports a failed write as an error of its own, with the system's error behind it.
     system = next((cause for cause in _causes(error) if isinstance(cause, OSError)), None)
     if system is not None:
         reason = os.strerror(system.errno) if system.errno else str(system)
@@ -133,7 +134,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _sizes(value: Any) -> dict[int, int]:
-    """Bytes of every tensor's storage, by its address: what several tensors share is saved once."""
+    """Bytes of every tensor's storage, by address; a shared storage is saved once."""
     if isinstance(value, Tensor):
         storage = value.untyped_storage()
         return {storage.data_ptr(): storage.nbytes()}
@@ -142,7 +143,7 @@ def _sizes(value: Any) -> dict[int, int]:
 
 
 def _not_allowed(path: Any, error: pickle.UnpicklingError) -> CheckpointError:
-    """One line for torch's page of advice, which tells how to run what the file holds."""
+    """One line instead of torch's page of advice, which tells how to run what the file holds."""
     found = _GLOBAL.search(str(error))
     if found:
         return CheckpointError(
@@ -155,7 +156,7 @@ def _not_allowed(path: Any, error: pickle.UnpicklingError) -> CheckpointError:
 
 
 def _damaged(path: Any) -> str | None:
-    """The first part of a checkpoint whose checksum is wrong; None for a whole one, or a file of another kind."""
+    """The first part of a checkpoint whose checksum is wrong; None for an intact one, or another kind of file."""
     if not Path(path).is_file() or not zipfile.is_zipfile(path):
         return None
     try:

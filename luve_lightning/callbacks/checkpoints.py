@@ -15,20 +15,20 @@ from torch import Tensor
 class Checkpoints(ModelCheckpoint):
     """`last.ckpt` every few optimiser steps and at the end, and the best by a validation metric.
 
-    One ModelCheckpoint cannot do both: with `monitor` and `every_n_train_steps` it writes nothing before the first
-    validation, ranks weights by the score of an earlier validation, and skips the score of a step it has saved
-    already. It also saves between the micro-batches of a gradient accumulation after a resume (those gradients are
-    in no checkpoint), looks for `last` in a new version folder when there is a logger, and writes no `last` when
+    One ModelCheckpoint cannot do both. With `monitor` and `every_n_train_steps` it writes nothing before the first
+    validation, ranks weights by an earlier validation's score, and skips the score of a step that it has saved
+    already. After a resume it also saves between the micro-batches of a gradient accumulation (no checkpoint holds
+    those gradients). With a logger it looks for `last` in a new version folder, and it writes no `last` when
     `max_time` or `max_steps` ends the run. Hence this class.
 
-    Files lie in `<default_root_dir>/checkpoints`, one run a folder: `last.ckpt` is overwritten.
+    Files lie in `<default_root_dir>/checkpoints`, one run per folder: `last.ckpt` is overwritten.
 
     Args:
-        every_n_steps: optimiser steps between two writes of `last.ckpt`, at least 1.
-        monitor: metric logged in validation by which the best are chosen; None keeps `last.ckpt` only.
+        every_n_steps: optimiser steps between writes of `last.ckpt`, at least 1.
+        monitor: validation metric that chooses the best; None keeps only `last.ckpt`.
         mode: whether a larger ("max") or a smaller ("min") metric is better.
         save_top_k: how many of the best to keep; -1 keeps all.
-        folder: where to write instead.
+        folder: write here instead.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Checkpoints(ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take over what still holds from a run that monitored another metric: Lightning would take nothing."""
+        """Keep what still holds from a run that monitored another metric; Lightning would keep nothing."""
         assert self.dirpath is not None
         self._resumes_here = _is_in(trainer.ckpt_path, Path(self.dirpath))
         states = checkpoint.get("callbacks", {})
@@ -82,8 +82,8 @@ class Checkpoints(ModelCheckpoint):
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Mend what Lightning restores wrongly, and make up for a validation that the checkpoint was written before."""
-        # Nothing is written before the first step: Lightning's counters are between two states here.
+        """Repair what Lightning restores wrongly, and run a validation that the checkpoint was written before."""
+        # Write nothing before the first step: Lightning's counters are between two states here.
         self._entered, self._written, self._stop_after_step = True, trainer.global_step, False
         _end_epoch_after_last_batch(trainer)
         if self._validation_due:
@@ -95,7 +95,7 @@ class Checkpoints(ModelCheckpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write `last.ckpt` when it is due, before a validation, or when training stops here."""
-        if accumulating(trainer):  # a stop (max_time) waits, or the gradients gathered so far would be lost
+        if accumulating(trainer):  # a stop (max_time) waits, or the accumulated gradients would be lost
             self._stop_after_step |= trainer.should_stop
             trainer.should_stop = False
             return
@@ -109,7 +109,7 @@ class Checkpoints(ModelCheckpoint):
             self.write_last(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Rank the weights just validated, then let `last.ckpt` know the ranking."""
+        """Rank the weights just validated, then put the ranking into `last.ckpt`."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._validation_due = False
@@ -124,14 +124,14 @@ class Checkpoints(ModelCheckpoint):
             self.write_last(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Nothing: an epoch that a stop cut short ends here too, in a state that Lightning cannot resume."""
+        """Nothing: an epoch cut short by a stop ends here too, in a state that Lightning cannot resume."""
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write nothing: the final step is written when it is taken."""
+        """Write nothing: the final step was written when it was taken."""
         self._started = False
 
     def write_last(self, trainer: L.Trainer) -> Path | None:
-        """Write `last.ckpt` unless it has been for this step; on all ranks, after an optimiser step.
+        """Write `last.ckpt` unless it holds this step; on all ranks, after an optimiser step.
 
         Returns:
             Its path; None under `fast_dev_run`.
@@ -146,7 +146,7 @@ class Checkpoints(ModelCheckpoint):
         return path
 
     def is_current(self, trainer: L.Trainer) -> bool:
-        """Whether `last.ckpt`, or what the run resumed from, is of this step."""
+        """Whether `last.ckpt`, or the checkpoint that the run resumed from, holds this step."""
         return self._written == trainer.global_step
 
     def state_dict(self) -> dict[str, Any]:
@@ -154,15 +154,15 @@ class Checkpoints(ModelCheckpoint):
         return {**super().state_dict(), "validation_due": self._validation_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore both; the ranking, too, when the folder was moved or copied with the checkpoints that it names."""
+        """Restore both, and the ranking even when the folder was moved or copied with its checkpoints."""
         self._validation_due = bool(state_dict["validation_due"])
         super().load_state_dict(self._moved(state_dict) if self._resumes_here else state_dict)
         self._rank_no_more_than_wanted()
 
     def _moved(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The state with its files in this folder, or as it is when one of the best is not there.
+        """The state with its files in this folder; unchanged when one of the best is missing.
 
-        Lightning forgets the scores when a folder has another name, and then takes the next validation's weights for
+        When the folder has another name, Lightning forgets the scores and takes the next validation's weights for
         the best, however bad they are.
         """
         here = Path(self.dirpath or "")
@@ -187,10 +187,10 @@ class Checkpoints(ModelCheckpoint):
         rank_zero_info(f"resuming with save_top_k {self.save_top_k}: {names} stay, but are ranked no more")
 
     def _make_up_after_the_last_step(self, trainer: L.Trainer) -> None:
-        """Let a run that was ended after its last step do what comes after it.
+        """Let a run that was stopped after its last step do what follows it.
 
-        Lightning leaves its loop at once when no step is to be taken, without `on_train_start` and `on_train_end`,
-        in which callbacks do this.
+        When no step is left, Lightning leaves its loop without calling `on_train_start` and `on_train_end`, where
+        callbacks do this.
         """
         loop = trainer.fit_loop
         run = loop.run
@@ -207,7 +207,7 @@ class Checkpoints(ModelCheckpoint):
         loop.run = run_or_make_up  # type: ignore[method-assign]
 
     def _renew_last(self, trainer: L.Trainer) -> None:
-        """Put the callbacks' states into `last.ckpt` as it is: the loops' are between two states here."""
+        """Put the callbacks' states into the existing `last.ckpt`: the loops are between two states here."""
         path = Path(self.dirpath or "") / "last.ckpt"
         if not trainer.is_global_zero or not path.is_file() or not _is_same(path, trainer.ckpt_path):
             return
@@ -235,7 +235,7 @@ def _is_same(path: Path, other: str | Path | None) -> bool:
 
 
 def accumulating(trainer: L.Trainer) -> bool:
-    """Whether gradients have been gathered since the last optimiser step; no checkpoint holds them."""
+    """Whether gradients have accumulated since the last optimiser step; no checkpoint holds them."""
     return bool(trainer.fit_loop._should_accumulate())
 
 
@@ -247,12 +247,12 @@ def _is_final_batch(trainer: L.Trainer) -> bool:
 
 
 def _end_epoch_after_last_batch(trainer: L.Trainer) -> None:
-    """Mend a resume from the last batch of an epoch.
+    """Repair a resume from the last batch of an epoch.
 
-    From before that batch's validation, Lightning 2.6 ends the epoch but takes the new one for its continuation: it
-    skips the hooks of the new epoch's start and does not count it as begun, and the next resume then takes a
-    checkpoint of its middle for one of its end. From after a validation that was not scheduled there (one that
-    `max_time` brought about), it trains a batch of the new epoch within the old one. Here both are brought to the
+    Resumed from before that batch's validation, Lightning 2.6 ends the epoch but takes the new one for its
+    continuation: it skips the new epoch's start hooks and does not count it as begun, and the next resume then
+    takes a checkpoint of its middle for one of its end. Resumed from after a validation that was not scheduled
+    there (because of `max_time`), it trains a batch of the new epoch within the old one. Both are brought to the
     state that Lightning handles: the last batch is done but not counted yet, the epoch is.
     """
     loop = trainer.fit_loop
@@ -269,7 +269,7 @@ def _end_epoch_after_last_batch(trainer: L.Trainer) -> None:
 
 
 def _validate(trainer: L.Trainer) -> None:
-    """Run the validation that a kill or a stop prevented, as the epoch loop would have: Lightning skips it."""
+    """Run the validation that a kill or a stop prevented, as the epoch loop would have; Lightning skips it."""
     loop = trainer.fit_loop.epoch_loop
     first_iteration = trainer._logger_connector._first_loop_iter
     loop.val_loop.restarting = False  # from its first batch

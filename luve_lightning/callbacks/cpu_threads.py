@@ -16,7 +16,7 @@ def cpu_threads(count: int) -> Iterator[None]:
     """PyTorch computes with this many CPU threads inside the context.
 
     Args:
-        count: at least 1; more than there are cores is allowed, up to four a core or 16.
+        count: at least 1; may exceed the number of cores, up to four per core or 16.
 
     Raises:
         ValueError: for less than one thread, or too many to start.
@@ -33,14 +33,15 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 
 class CPUThreads(L.Callback):
-    """Computes with a fixed number of CPU threads, whatever the machine has and OMP_NUM_THREADS says.
+    """Computes with a fixed number of CPU threads, whatever the machine's cores and OMP_NUM_THREADS.
 
-    A sum that is split over other threads rounds otherwise in the last digit, and training makes that grow: after 60
-    steps of the mini world's VLUer the weights of one and of two threads differ by 2e-6, and each step adds to it. With
-    a fixed number a run gives the same weights on one core as on many of the same kind, idle or busy.
+    A sum split over a different number of threads rounds differently in the last digit, and training amplifies
+    that: after 60 steps of the mini world's VLUer the weights of one and of two threads differ by 2e-6, and each
+    step adds to it. With a fixed number a run gives the same weights on one core as on many of the same kind, idle
+    or busy.
 
     Args:
-        count: threads of each process, at least 1. They share what cores there are; up to four a core or 16.
+        count: threads per process, at least 1. They share the available cores; up to four per core or 16.
     """
 
     def __init__(self, count: int = 2) -> None:
@@ -51,19 +52,19 @@ class CPUThreads(L.Callback):
         self._before: int | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Set the number; here, since Lightning sets one of its own when it launches processes."""
+        """Set the number; here because Lightning sets its own when it launches processes."""
         if self._before is None:
             self._before = torch.get_num_threads()
         torch.set_num_threads(self.count)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Set what it was before."""
+        """Restore the former number."""
         self._restore()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Set what it was before; Lightning calls no teardown then."""
+        """Restore the former number; Lightning calls no teardown then."""
         self._restore()
 
     def _restore(self) -> None:

@@ -13,13 +13,13 @@ from torch.distributed.tensor import DTensor
 
 
 class EMA(L.Callback):
-    """Averages trainable weights after each optimiser step and uses the average for validation, test and export.
+    """Averages trainable weights after each optimiser step; validation, test and export use the average.
 
-    Lightning's own WeightAveraging copies the whole module, frozen backbone included, and puts it into the
-    checkpoint; this keeps trainable weights only.
+    Lightning's own WeightAveraging copies the whole module, frozen backbone included, and saves it in the
+    checkpoint; this keeps only trainable weights.
 
     Args:
-        decay: of the average, in [0, 1). The effective decay warms up as (1 + n) / (10 + n).
+        decay: decay of the average, in [0, 1). The effective decay warms up as (1 + n) / (10 + n).
     """
 
     def __init__(self, decay: float = 0.999) -> None:
@@ -35,10 +35,10 @@ class EMA(L.Callback):
         return {name: p.data for name, p in module.named_parameters() if p.requires_grad}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin from the current weights, or from the checkpoint's average.
+        """Begin with the current weights, or with the checkpoint's average.
 
         Raises:
-            ValueError: when the weights are sharded: each process has another part of them at another time.
+            ValueError: when the weights are sharded; each process holds another part of them.
         """
         weights = self._trainable(pl_module)
         if any(isinstance(w, DTensor) for w in weights.values()):
@@ -53,7 +53,7 @@ class EMA(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Fold in the weights of a step that was taken."""
+        """Add the weights of a completed step to the average."""
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
@@ -94,7 +94,7 @@ class EMA(L.Callback):
         self._enter(pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Train on with the weights themselves."""
+        """Continue training with the weights themselves."""
         self._leave(pl_module)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -108,17 +108,17 @@ class EMA(L.Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Restore the weights when validation or test failed."""
+        """Restore the weights after a failed validation or test."""
         self._leave(pl_module)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put the weights themselves into a checkpoint that is made while the module holds the average."""
+        """Save the weights themselves, even while the module holds the average."""
         checkpoint["state_dict"] |= self._kept
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and how many steps it holds."""
+        """The average and the number of steps in it."""
         return {"average": self.average, "updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

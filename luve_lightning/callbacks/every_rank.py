@@ -1,4 +1,4 @@
-"""Work of which every process has its share, and errors on one of them that all must learn of."""
+"""Work that every process shares, and errors on one of them that all must hear of."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class RankError(RuntimeError):
 def on_every_rank(trainer: L.Trainer, action: Callable[[], T]) -> T:
     """Run an action on every rank; when it fails on one, the run ends on all.
 
-    An exception on one rank alone would leave the others waiting for it. The action must hold no collective operation
-    that an error could keep a rank from. The forward pass of sharded weights (FSDP2) is one: in it, only an error that
-    all ranks have ends the run at once.
+    An exception on one rank alone would leave the others waiting. The action must hold no collective operation
+    that an error could keep a rank from. The forward pass of sharded weights (FSDP2) is one: there, only an error
+    that all ranks have ends the run at once.
 
     Returns:
-        What the action returned on this rank.
+        The action's result on this rank.
 
     Raises:
         Exception: on rank zero, the action's own.
-        RankError: on rank zero, when it failed elsewhere only.
+        RankError: on rank zero, when only another rank failed.
         SystemExit: on other ranks; rank zero speaks for the run.
     """
     error: Exception | None = None
@@ -37,7 +37,7 @@ def on_every_rank(trainer: L.Trainer, action: Callable[[], T]) -> T:
         result = action()
     except Exception as caught:
         error = caught
-    # Text: not every exception can be pickled.
+    # As text: not every exception can be pickled.
     text = "" if error is None else "".join(traceback.format_exception(error))
     failed = {rank: told for rank, told in gather_mappings({trainer.global_rank: text}).items() if told}
     if not failed:

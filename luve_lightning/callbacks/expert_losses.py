@@ -1,4 +1,4 @@
-"""What an expert gained: its loss in its own band, without and with it, on held-out clips."""
+"""An expert's gain: its loss in its own band, without and with it, on held-out clips."""
 
 from __future__ import annotations
 
@@ -40,18 +40,17 @@ _RESAMPLES = 10_000
 class ExpertLosses(L.Callback):
     """Writes and prints the result of `trainer.test` of an `ExpertTask`.
 
-    A row an (expert, run folder, variant of the clips): mean flow-matching loss before (the base alone) and after (with
-    the expert) on the same clips, noise levels and noise, and the difference with a bootstrap 95 % interval over clips
-    from `low` to `high`. Rows of
-    other experts and runs that the file holds are kept, so that they share one file. An expert that changes nothing,
-    because no checkpoint was given, does not replace a result.
+    One row per expert, run folder and variant of the clips: mean flow-matching loss before (the base alone) and
+    after (with the expert) on the same clips, noise levels and noise; and the difference with a bootstrap 95 %
+    interval over clips from `low` to `high`. Rows of other experts and runs are kept, so that they share one file.
+    An untrained expert, which changes nothing, does not replace a result.
 
     Args:
-        output: CSV; the Markdown goes beside it.
+        output: CSV file; the Markdown goes beside it.
     """
 
     def __init__(self, output: Path) -> None:
-        # A configuration says `<run folder>/../losses.csv`, for a file beside the experts' run folders.
+        # A configuration says `<run folder>/../losses.csv`, a file beside the experts' run folders.
         self.output = Path(os.path.normpath(output))
         if self.output.suffix != ".csv":
             raise ValueError(f"output: expected a file that ends in .csv, got {output}")
@@ -94,7 +93,7 @@ class ExpertLosses(L.Callback):
         title = (
             f"flow-matching loss of held-out clips in each expert's band; low to high: 95 % ({self.output})"
         )
-        # What fits a terminal of 80 columns.
+        # fits a terminal of 80 columns.
         Console(emoji=False).print(
             table_rich(COLUMNS[:7], [{c: r[c] for c in COLUMNS[:7]} for r in rows], title=title)
         )
@@ -113,11 +112,11 @@ def _numbers(row: dict[str, str]) -> dict[str, Any]:
 
 
 def bootstrap_interval(values: Sequence[float], share: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean, the same for the same values.
+    """Percentile bootstrap interval of the mean; deterministic in the values.
 
     Args:
         values: at least one.
-        share: of the resampled means between the ends.
+        share: share of the resampled means between the ends.
     """
     rng = random.Random(0)
     means = sorted(statistics.fmean(rng.choices(values, k=len(values))) for _ in range(_RESAMPLES))

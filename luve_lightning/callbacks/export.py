@@ -20,24 +20,26 @@ from luve_lightning.models.folders import saving
 
 
 class Export(L.Callback):
-    """Saves the averaged weights with the task's own `export(folder, datamodule)` when training ends, however it ends.
+    """Saves the averaged weights with the task's `export(folder, datamodule)` when training ends, however it ends.
 
-    The task writes into a new folder, which takes the place of `output` when it is whole; what else is in `output`
-    stays.
+    The task writes into a new folder, which replaces `output` once it is complete; other files in `output` stay.
 
     Args:
         output: folder to write, for example one that `VLUer.from_pretrained` reads.
-        weights: "last", those at the end of training, or "best", those of the checkpoint that the validation metric of
-            `Checkpoints` chose (which `luve test --ckpt_path best` measures); the last when none was validated.
+        weights: "last" for the weights at the end of training, or "best" for the checkpoint that the validation
+            metric of `Checkpoints` chose (which `luve test --ckpt_path best` measures); the last when none was
+            validated.
     """
 
     def __init__(self, output: Path, weights: Literal["last", "best"] = "last") -> None:
         self.output, self.weights = Path(output), weights
-        self.written: list[Path] = []  # the folder may hold more than the model: an expert's is the run's own
-        self.chosen: Checkpoints | None = None  # whose best the weights are
+        self.written: list[
+            Path
+        ] = []  # the folder may hold more than the model: an expert's is the run folder itself
+        self.chosen: Checkpoints | None = None  # the run whose best the weights are
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Refuse what cannot be chosen or written, before the training."""
+        """Refuse what cannot be chosen or written, before training."""
         if self.output.exists() and not self.output.is_dir():
             raise ValueError(f"output: {self.output} is a file; expected a folder, or a name that is free")
         if self.weights == "best" and not any(saver.monitor for saver in _savers(trainer)):
@@ -48,12 +50,12 @@ class Export(L.Callback):
             )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Save on the first process; with the others' help where a task says `collective_export`."""
+        """Save on the first process; the others help where a task says `collective_export`."""
         if not trainer.is_global_zero and not getattr(pl_module, "collective_export", False):
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         before = _files(self.output)
-        # Other processes help, and write nothing.
+        # Other processes help but write nothing.
         new = saving(self.output) if trainer.is_global_zero else nullcontext(self.output)
         with self._weights(trainer, pl_module), new as folder:
             pl_module.export(folder, datamodule)
@@ -71,7 +73,7 @@ class Export(L.Callback):
 
 
 def _files(folder: Path) -> dict[Path, tuple[int, int]]:
-    """When each file was changed, and its inode; without wandb's, which another process writes meanwhile."""
+    """When each file was changed, and its inode; without wandb's files, which another process writes meanwhile."""
     found = {}
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):  # renamed meanwhile
@@ -85,7 +87,7 @@ def _savers(trainer: L.Trainer) -> list[Checkpoints]:
 
 
 def _saved_weights(trainer: L.Trainer, path: Path) -> dict[str, Tensor]:
-    """What was validated when the checkpoint was written: its average if the run keeps one."""
+    """The weights that were validated when the checkpoint was written: the average, if the run keeps one."""
     checkpoint = AtomicCheckpointIO().load_checkpoint(path)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EMA):
@@ -95,7 +97,7 @@ def _saved_weights(trainer: L.Trainer, path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _holding(module: L.LightningModule, weights: dict[str, Tensor]) -> Iterator[None]:
-    """The module's trainable parameters are these inside the context."""
+    """The module holds these trainable parameters inside the context."""
     parameters = {name: p for name, p in module.named_parameters() if name in weights}
     kept = {name: p.detach().clone() for name, p in parameters.items()}
     with torch.no_grad():

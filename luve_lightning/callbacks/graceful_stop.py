@@ -1,4 +1,4 @@
-"""Stopping at a signal with nothing lost."""
+"""Stopping at a signal without losing anything."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from luve_lightning.callbacks.checkpoints import Checkpoints, accumulating
 
 
 class StopRequested(SystemExit):
-    """Leaves the Trainer, and the program, after a signal; the run can be resumed.
+    """Leaves the Trainer and the program after a signal; the run can be resumed.
 
     The exit status is 128 + the signal's number (143 for SIGTERM, 130 for SIGINT), the shell's convention, so that
-    `make` and job scripts do not take a stopped run for a finished one. Ranks other than zero leave with 0: rank
-    zero speaks for the run, and Lightning's launcher kills rank zero when a child reports a failure.
+    `make` and job scripts do not take a stopped run for a finished one. Other ranks leave with 0: rank zero speaks
+    for the run, and Lightning's launcher kills rank zero when a child reports a failure.
 
     Attributes:
-        told: what was saved and how to go on, in one line, for whoever ends the program: a line printed here would be
-            overdrawn by a progress bar that is still on the screen.
+        told: what was saved and how to continue, in one line, printed by whoever ends the program: a line printed
+            here would be overdrawn by a progress bar.
     """
 
     def __init__(self, code: int, told: str = "") -> None:
@@ -37,16 +37,16 @@ class StopRequested(SystemExit):
 class GracefulStop(L.Callback):
     """At a signal: finish the optimiser step, write `last.ckpt`, leave.
 
-    Lightning's own handler broadcasts inside the handler, which hangs when not every process is sent the signal.
-    Here the handler sets a flag; once an optimiser step all ranks agree, so one signal to one rank is enough. Nothing
-    else runs any more: no validation, no export. During validation a single process stops after the current batch;
-    several processes stop when the validation is over, because their numbers of batches may differ.
+    Lightning's own handler broadcasts inside the handler, which hangs unless every process gets the signal. Here
+    the handler sets a flag; after each optimiser step all ranks agree, so one signal to one rank is enough.
+    Nothing else runs after it: no validation, no export. During validation a single process stops after the
+    current batch; several processes stop after the validation, because their numbers of batches may differ.
 
-    A second SIGINT (Ctrl-C) interrupts at once, without saving. Lightning's automatic requeueing under SLURM is
-    replaced as well: let the job script requeue when the exit status is above 128.
+    A second SIGINT (Ctrl-C) interrupts at once, without saving. This also replaces Lightning's automatic
+    requeueing under SLURM: let the job script requeue when the exit status is above 128.
 
     Args:
-        signals: names of the signals to handle. SIGUSR1 is what `sbatch --signal=USR1@120` sends ahead of the limit.
+        signals: names of the signals to handle. `sbatch --signal=USR1@120` sends SIGUSR1 ahead of the limit.
     """
 
     def __init__(self, signals: Sequence[str] = ("SIGTERM", "SIGINT", "SIGUSR1")) -> None:
@@ -59,25 +59,25 @@ class GracefulStop(L.Callback):
 
     @property
     def requested(self) -> bool:
-        """Whether this process was sent a signal: what takes long should give way."""
+        """Whether this process got a signal; long work should then give way."""
         return bool(self._received)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Run after every other callback: the checkpoint must hold what they did in this step."""
-        # A new list: Lightning is iterating over the old one.
+        # A new list, because Lightning is iterating over the old one.
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         trainer.callbacks = [c for c in callbacks if c is not self] + [self]  # type: ignore[attr-defined]
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signals over: the first hook after Lightning has."""
+        """Take over the signals; this is the first hook after Lightning took them."""
         self._take_over()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signals over when there was no sanity check."""
+        """Take over the signals if there was no sanity check."""
         self._take_over()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signals over: a resumed run may validate before it trains."""
+        """Take over the signals: a resumed run may validate before it trains."""
         if _fitting(trainer):
             self._take_over()
 
@@ -88,7 +88,7 @@ class GracefulStop(L.Callback):
         self._stop_if_asked(trainer)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Do not let a long validation use up the time until the kill; nothing is written in the middle of one."""
+        """Leave a long validation before the time until the kill is used up; nothing is written in its middle."""
         written = any(
             isinstance(c, Checkpoints) and c.is_current(trainer) for c in trainer.checkpoint_callbacks
         )
@@ -130,7 +130,7 @@ class GracefulStop(L.Callback):
         if accumulating(trainer):
             return
         number = self._received
-        if trainer.world_size > 1:  # alone, nothing has to be read back from the device
+        if trainer.world_size > 1:  # a single process need not read anything back from the device
             received = torch.tensor(number, device=trainer.strategy.root_device)
             number = int(trainer.strategy.reduce(received, reduce_op="max"))
         if not number:
@@ -145,7 +145,7 @@ class GracefulStop(L.Callback):
 
 
 def write_last(trainer: L.Trainer) -> Path | None:
-    """Write `last.ckpt` into the run's checkpoint folder, unless that has this step already.
+    """Write `last.ckpt` into the run's checkpoint folder, unless it holds this step already.
 
     Returns:
         The path, or None under `fast_dev_run`, which leaves no files.
@@ -167,17 +167,17 @@ def _fitting(trainer: L.Trainer) -> bool:
 
 
 class StopPredictionOnSigterm(L.Callback):
-    """Raise StopRequested, a SystemExit, on SIGTERM while a Trainer predicts, tests or validates.
+    """Raises StopRequested, a SystemExit, on SIGTERM while a Trainer predicts, tests or validates.
 
     `GracefulStop` is for training.
 
-    Lightning's own handler only makes a note, which the predict loop never reads, so that `kill PID` would do
-    nothing; a test that it ends has the exit status of one that is done. With several processes it also broadcasts
-    inside the handler, which can hang.
+    Lightning's own handler only sets a note that the predict loop never reads, so `kill PID` would do nothing; a
+    test that it ends exits like a finished one. With several processes it also broadcasts inside the handler,
+    which can hang.
 
-    Python drops what a handler raises while an object is being finalised, and prints it with a traceback. So nothing is
-    raised in a `__del__`; where no frame tells, as in a callback of a weak reference, the print is left out. Then the
-    next batch ends the prediction.
+    Python drops what a handler raises while an object is being finalised, and prints it with a traceback. So
+    nothing is raised in a `__del__`, and where the frame does not tell, as in a weak reference's callback, the
+    print is suppressed. The next batch then ends the prediction.
     """
 
     def __init__(self) -> None:
@@ -187,7 +187,7 @@ class StopPredictionOnSigterm(L.Callback):
         self._reported: Callable[[Any], Any] = sys.unraisablehook
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signal over, after Lightning did."""
+        """Take over the signal after Lightning did."""
         if threading.current_thread() is threading.main_thread():
             self._received = 0
             self._tells = trainer.is_global_zero
@@ -198,35 +198,35 @@ class StopPredictionOnSigterm(L.Callback):
             sys.unraisablehook = self._report
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signal over, after Lightning did."""
+        """Take over the signal after Lightning did."""
         self.on_predict_start(trainer, pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signal over, after Lightning did."""
+        """Take over the signal after Lightning did."""
         if trainer.state.fn == "validate":
             self.on_predict_start(trainer, pl_module)
 
     def on_predict_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """End it if the signal came without an exception, or that was lost."""
+        """Stop if the signal came but its exception was held back or lost."""
         if self._received:
             raise self._stopped()
 
     def on_test_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """End it likewise."""
+        """Stop likewise."""
         self.on_predict_batch_start(trainer)
 
     def on_validation_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """End it likewise."""
+        """Stop likewise."""
         self.on_predict_batch_start(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give it back, after callbacks have used and written what was measured."""
+        """Give the signal back, after callbacks have used and written what was measured."""
         self._give_back()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Give it back."""
+        """Give the signal back."""
         self._give_back()
 
     def _give_back(self) -> None:

@@ -15,33 +15,33 @@ from torch import Tensor
 
 
 class NonFiniteLoss(ValueError):
-    """A loss or gradient is inf or nan; the weights are those before the step."""
+    """Raised when a loss or gradient is inf or nan; the weights are those before the step."""
 
 
 class NaNGuard(L.Callback):
-    """Checks losses and the gradient's norm before each optimiser step, on all ranks; stops the run if not finite.
+    """Stops the run when a loss or the gradient norm is not finite, checked before each optimiser step on all ranks.
 
-    The check reads one flag from the device per optimiser step, so that no step with nan is ever taken: a check
-    some steps later would find the weights, the moments and their average damaged, and perhaps saved. Reading it
-    waits for the backward pass, which costs the time to launch one optimiser step. All ranks agree and raise
-    together; an exception on one rank alone would leave the others waiting.
+    The check reads one flag from the device per optimiser step, so no step with nan is ever taken: some steps
+    later the weights, the moments and their average would be damaged, and perhaps saved. Reading it waits for the
+    backward pass, which costs the time to launch one optimiser step. All ranks agree and raise together; an
+    exception on one rank alone would leave the others waiting.
 
-    `<default_root_dir>/nan-<step>.json` holds, for each rank, the clips of the step's micro-batches and their losses
-    as they go into the backward pass (divided by `accumulate_grad_batches`). With fp16 gradients may overflow and the
-    loss scaler skips such steps; then only losses are checked.
+    `<default_root_dir>/nan-<step>.json` holds, for each rank, the clips of the step's micro-batches and their
+    losses as they enter the backward pass (divided by `accumulate_grad_batches`). With fp16, gradients may
+    overflow and the loss scaler skips such steps; then only losses are checked.
     """
 
     def __init__(self) -> None:
         self._batches: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget an earlier fit."""
+        """Forget the previous fit."""
         self._batches = []
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note what the loss will be of."""
+        """Remember the clips of the coming loss."""
         ids = batch.get("clip_id") if isinstance(batch, Mapping) else None
         self._batches.append(
             {"batch": batch_idx, "clip_ids": [str(i) for i in ids] if ids is not None else None}
@@ -124,6 +124,6 @@ def _report(trainer: L.Trainer, ranks: list[dict[str, Any]], logged: dict[str, A
 
 
 def _number(value: Tensor | float) -> float | str:
-    """A float that JSON can hold: inf and nan as text."""
+    """A float as JSON can hold it: inf and nan as text."""
     number = float(value)
     return number if math.isfinite(number) else str(number)

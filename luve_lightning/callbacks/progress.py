@@ -1,4 +1,4 @@
-"""How far a run is: one bar over all its steps on a terminal, a line now and then in a log."""
+"""How far a run is: one bar over all its steps on a terminal, an occasional line in a log."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from torch import Tensor
 from luve_lightning.terminal import StatusLine, StatusLines, duration, is_live
 
 _READ_EVERY = 0.25  # seconds: reading a loss waits for the device
-_PACE_OVER = 60.0  # seconds of which the time left is estimated
+_PACE_OVER = 60.0  # seconds from which the remaining time is estimated
 
 
 @dataclass
 class _Count:
-    """Steps or batches done, and the pace of late."""
+    """Steps or batches done, and the recent pace."""
 
     label: str
     total: int | None
     done: int = 0
     facts: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
-    paused: float = 0.0  # seconds that count as elapsed but say nothing about the pace
+    paused: float = 0.0  # seconds that count as elapsed but not towards the pace
     _late: deque[tuple[float, int]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self._late.append((self.started, self.done))
 
     def advance(self, done: int) -> None:
-        """So many are done now."""
+        """Set how many are done."""
         self.done = done
         now = time.monotonic() - self.paused
         if now - self._late[-1][0] >= _READ_EVERY:
@@ -45,7 +45,7 @@ class _Count:
                 self._late.popleft()
 
     def left(self) -> float | None:
-        """Seconds to the end at the pace of late."""
+        """Seconds to the end at the recent pace."""
         (since, before), done = self._late[0], self.done
         if self.total is None or done <= before:
             return None
@@ -55,14 +55,14 @@ class _Count:
 class TrainingProgress(ProgressBar):
     """Shows the step, the losses, the learning rate, and the time elapsed and left.
 
-    On a terminal this is one line over the optimiser steps of the whole run (`max_steps`, or those of `max_epochs`),
-    which starts where a resumed run does, and a second line while a validation runs. It fits any width: what matters
-    least is left out first. What other code prints appears above. A finished validation leaves a line with what it
-    logged. Elsewhere (a file, a job's log) there are plain lines. `test`, `validate` and `predict` count their
-    batches. Only rank zero writes.
+    On a terminal this is one line over the optimiser steps of the whole run (`max_steps`, or those of
+    `max_epochs`), which starts where a resumed run does, and a second line while a validation runs. It fits any
+    width by leaving out what matters least. Other output appears above it. A finished validation leaves a line
+    with what it logged. Elsewhere (a file, a job's log) there are plain lines. `test`, `validate` and `predict`
+    count their batches. Only rank zero writes.
 
     Args:
-        every_n_steps: steps between two lines of a log; None: a tenth of the run, at most 100.
+        every_n_steps: steps between lines of a log; None: a tenth of the run, at most 100.
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
@@ -74,7 +74,7 @@ class TrainingProgress(ProgressBar):
         self._console = Console(emoji=False)
         self._lines: StatusLines | None = None
         self._train: _Count | None = None
-        self._batches: _Count | None = None  # of a validation, test or prediction
+        self._batches: _Count | None = None  # for a validation, test or prediction
         self._validation: dict[str, float] = {}
         self._read = 0.0
 
@@ -94,7 +94,7 @@ class TrainingProgress(ProgressBar):
     # Training
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count from the step that the run begins or resumes at."""
+        """Count from the step where the run begins or resumes."""
         total = trainer.estimated_stepping_batches
         whole = None if math.isinf(total) else max(int(total), trainer.global_step)
         self._train = _Count("step", whole, trainer.global_step)
@@ -103,7 +103,7 @@ class TrainingProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the optimiser step, if this batch ended one."""
+        """Count the optimiser step if this batch completed one."""
         count = self._train
         if count is None or not self._enabled or trainer.global_step == count.done:
             return
@@ -128,7 +128,7 @@ class TrainingProgress(ProgressBar):
         facts = named_numbers({**important, **others}, "train/")
         if (
             self._lines is not None
-        ):  # a log has a line of its own; the prefix stays: `loss` may be a name of both
+        ):  # a log has a separate line; the prefix stays, because both may have a `loss`
             facts += named_numbers(self._validation)
         rates = [group["lr"] for optimizer in trainer.optimizers[:1] for group in optimizer.param_groups[:1]]
         return facts + [f"lr {float(rate):.1e}" for rate in rates]
@@ -187,11 +187,11 @@ class TrainingProgress(ProgressBar):
             self._validation = important
             line = f"step {trainer.global_step}, validation in {duration(seconds)}: "
             facts = named_numbers({**important, **others}, "val/")
-            width = self._console.width if self._lines is not None else None  # a log takes all of them
+            width = self._console.width if self._lines is not None else None  # a log shows all of them
             self._print(line + _as_many_as_fit(facts, width and width - len(line)))
 
     def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The bar of the training follows."""
+        """Make room for training's bar."""
         self._batches = None
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -207,7 +207,7 @@ class TrainingProgress(ProgressBar):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Remove the bar: what ended the run is to be seen."""
+        """Remove the bar so that the error is visible."""
         self._hide()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -233,7 +233,7 @@ class TrainingProgress(ProgressBar):
 
     def _show(self) -> None:
         if self._enabled and self._lines is None:
-            self._console = Console(emoji=False)  # on what standard output is now
+            self._console = Console(emoji=False)  # the current standard output
             if is_live(self._console):
                 self._lines = StatusLines(self._console, self._status)
                 self._lines.start()
@@ -249,7 +249,7 @@ class TrainingProgress(ProgressBar):
         return lines + ([] if batches is None else [_batch_line(batches)])
 
     def _print(self, text: str) -> None:
-        # Through the stream that puts it above the bar, if there is one.
+        # Through the stream that draws above the bar, if there is one.
         Console(emoji=False).print(text, soft_wrap=True, highlight=False, markup=False)
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
@@ -264,7 +264,7 @@ def named_numbers(values: Mapping[str, float], prefix: str = "") -> list[str]:
 
 
 def number(value: float) -> str:
-    """Four digits that count."""
+    """A number with four significant digits."""
     if math.isfinite(value) and value == int(value) and abs(value) < 1e4:
         return str(int(value))
     return f"{value:#.4g}".rstrip(".")
@@ -276,7 +276,7 @@ def _batch_line(count: _Count) -> StatusLine:
 
 
 def _as_many_as_fit(facts: Sequence[str], width: int | None) -> str:
-    """The first of them in one line, at least one."""
+    """As many of them as fit in one line, at least one."""
     text = facts[0]
     for fact in facts[1:]:
         if width is not None and len(text) + 2 + len(fact) > width:
@@ -286,7 +286,7 @@ def _as_many_as_fit(facts: Sequence[str], width: int | None) -> str:
 
 
 def _logged(trainer: L.Trainer, on_step: bool) -> tuple[dict[str, float], dict[str, float]]:
-    """What the running loop has logged for the progress bar (`prog_bar=True`), and what else."""
+    """What the running loop has logged for the progress bar (`prog_bar=True`), and the rest."""
     results = trainer._results
     if results is None:
         return {}, {}

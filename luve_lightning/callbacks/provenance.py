@@ -26,13 +26,13 @@ class Provenance(Callback):
     """Writes `config.yaml` and `provenance.json` into `trainer.default_root_dir` before the first step.
 
     A later run in the same folder (a resume, a test) adds `config-2.yaml` and `provenance-2.json`, and so on;
-    nothing is overwritten. Only rank zero writes. Nothing is written under `fast_dev_run`.
+    nothing is overwritten. Only rank zero writes, and nothing under `fast_dev_run`.
 
     `provenance.json` holds the verb, the command line, the start (UTC), the git revision and whether tracked files
-    differed from it, the Python and package versions, the device, the number of processes, and the data's
-    `manifest_hash()` when the datamodule has that method.
+    differ from it, the Python and package versions, the device, the number of processes, and the data's
+    `manifest_hash()` if the datamodule has one.
 
-    Checkpoints hold the configuration too: a resumed run says which of its values are others.
+    Checkpoints hold the configuration, too: a resumed run says which of its values differ.
 
     Args:
         verb: The Trainer's method: `fit`, `validate`, `test` or `predict`.
@@ -46,23 +46,23 @@ class Provenance(Callback):
         self.command = list(command)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes both files; the datamodule has been set up by now."""
+        """Writes both files; the datamodule is set up by now."""
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.write(Path(trainer.default_root_dir), self.describe(trainer))
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keeps the configuration, for a resumed run to compare its own with."""
+        """Keeps the configuration, so that a resumed run can compare its own."""
         checkpoint["configuration"] = self.config
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Says what a resumed run does otherwise, and refuses what it cannot.
+        """Says what a resumed run does differently, and refuses what it cannot do.
 
         Raises:
-            ValueError: For a value that only the start of a run can follow.
+            ValueError: For a value that cannot change after a run's start.
         """
         if trainer.state.fn != "fit" or "configuration" not in checkpoint:
             return
@@ -111,7 +111,7 @@ class Provenance(Callback):
             suffix = "" if number == 1 else f"-{number}"
             target = folder / f"provenance{suffix}.json"
             try:
-                target.touch(exist_ok=False)  # claims the number, also against another process
+                target.touch(exist_ok=False)  # claims the number, also against other processes
                 break
             except FileExistsError:
                 number += 1
@@ -122,9 +122,9 @@ class Provenance(Callback):
 
 
 def configuration_changes(before: Any, now: Any) -> dict[str, Change]:
-    """Which keys of two configurations differ, dotted, with the value of `now` and of `before`.
+    """The dotted keys in which two configurations differ, each with the values of `now` and `before`.
 
-    Where the run folder has moved, what lies in it has not changed.
+    Paths inside a run folder that has moved do not count as changed.
     """
     folders = [str(values.get("trainer", {}).get("default_root_dir")) for values in (before, now)]
     return {
@@ -144,7 +144,7 @@ def _differences(before: Any, now: Any, key: str) -> Iterator[tuple[str, Any, An
 
 
 def _told_by(module: LightningModule, key: str) -> bool:
-    """Whether the task itself says that this value changed."""
+    """Whether the task itself reports that this value changed."""
     group, _, name = key.rpartition(".")
     own = group == "model.init_args" and name in ("lr", "min_lr", "weight_decay", "warmup_steps")
     return isinstance(module, TrainingTask) and (own or key in ("trainer.max_steps", "trainer.max_epochs"))

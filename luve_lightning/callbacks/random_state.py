@@ -1,4 +1,4 @@
-"""The state of every random generator, of every process, in the checkpoint."""
+"""The state of every random generator of every process, in the checkpoint."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _KEY = "random_state"
 
 
 class RandomState(L.Callback):
-    """Saves torch's, numpy's and Python's generators of every rank; a resumed run goes on with them.
+    """Saves the torch, numpy and Python generators of every rank; a resumed run continues with them.
 
-    What is random in the data follows from (seed, epoch, position) already (`ResumableBatchSampler`); this is for
-    what draws from the global generators during a step: dropout, sampling from a posterior, noise.
+    Randomness in the data follows from (seed, epoch, position) already (`ResumableBatchSampler`); this is for what
+    draws from the global generators during a step: dropout, sampling from a posterior, noise.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class RandomState(L.Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the states until training starts: setting up and the sanity check draw numbers too."""
+        """Keep the states until training starts: set-up and the sanity check draw numbers, too."""
         self._states = checkpoint.get(_KEY, [])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -58,7 +58,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
     """The global generators' states as tensors and plain values, which `weights_only` loading accepts.
 
     Args:
-        device: the device whose generator to include; the CPU's always is.
+        device: device whose generator to include; the CPU's always is.
     """
     name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 (it is the global state we want)
     version, words, gauss = random.getstate()

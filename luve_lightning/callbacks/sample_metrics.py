@@ -35,32 +35,33 @@ Rows = list[dict[str, Any]]
 class SampleMetrics(L.Callback):
     """Every k optimiser steps and at the end, makes sample videos, measures them and keeps some as files.
 
-    One callback does both because making a video is what takes the time: the ones that are kept are among those that
-    are measured. Either can be left out (`metrics` empty, or `videos: 0`).
+    One callback does both because making a video is what takes time: the videos it keeps are among those it
+    measures. Either can be left out (`metrics` empty, or `videos: 0`).
 
-    Training does not notice: weights, generators, modes and settings are bit for bit what they would be without
-    (`undisturbed`), and metrics with their networks are never part of the module or its checkpoints. Samples are made
-    with the averaged weights, if there are any, at the start of the step after (or when training ends), so that what
-    the step's end does, checkpoints and stopping included, has been done by then.
+    Training is unaffected: weights, generators, modes and settings are bit for bit what they would be without it
+    (`undisturbed`), and metrics with their networks are never part of the module or its checkpoints. Samples are
+    made with the averaged weights, if there are any, at the start of the next step (or when training ends), after
+    the step's checkpoints and stops.
 
-    Processes share the videos and make equally many each, the last round filled up with repetitions, so that sharded
-    models stay in step; metrics are those of one process to the last bit. An error on one process ends the run on all.
+    Processes share the videos and make equally many each, repeating some in the last round, so that sharded models
+    stay in step; the metrics equal those of one process to the last bit. An error on one process ends the run on
+    all.
 
-    `<output>/metrics.csv` has a row for each evaluation: step, n (videos), seconds, metrics. A resumed run goes on with
-    it: a step that has its row is not measured again, and rows of later steps are dropped. Values go to all loggers as
-    `<output's name>/<metric>`, with `<output's name>/n`. Compare Fréchet distances of equal n only.
+    `<output>/metrics.csv` has a row per evaluation: step, n (videos), seconds, metrics. A resumed run continues
+    it: a step that has its row is not measured again, and rows of later steps are dropped. Values go to all
+    loggers as `<output's name>/<metric>`, with `<output's name>/n`. Compare Fréchet distances of equal n only.
 
     Args:
-        source: which videos.
-        metrics: by name; null switches one off. A Fréchet distance without a reference is to the source's real
-            videos. What cannot run here is named once and left out.
+        source: makes the videos.
+        metrics: metrics by name; null disables one. A Fréchet distance without a reference compares with the
+            source's real videos. What cannot run here is named once and left out.
         every_n_steps: optimiser steps from one evaluation to the next.
-        videos: how many to keep as files, the first ones.
-        budget_seconds: an evaluation ends with the round of videos in which it has taken longer; the first round is
-            always made. None takes all videos. With it the metrics depend on the machine: what was left out is said
+        videos: number of videos to keep as files, the first ones.
+        budget_seconds: an evaluation ends with the round of videos that exceeds this; the first round is always
+            made. None makes all videos. With a budget the metrics depend on the machine: what was left out is said
             each time, and `n` counts the rest.
         output: folder; videos go to `output/step-<step>/<number>-<words>.mp4`, and to wandb when that is a logger.
-            None takes `<default_root_dir>/samples`; two callbacks need two folders.
+            None means `<default_root_dir>/samples`; two callbacks need two folders.
     """
 
     def __init__(
@@ -93,9 +94,9 @@ class SampleMetrics(L.Callback):
         self.output = Path(self._given or Path(trainer.default_root_dir) / "samples")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Load what is needed, and find out at once what cannot be made or measured."""
+        """Load what is needed, and find out now what cannot be made or measured."""
         rows = on_every_rank(trainer, lambda: self._read(trainer.global_step))
-        # Rank zero's file counts: others may see another disk.
+        # Rank zero's file counts: other ranks may see another disk.
         self._rows = gather_mappings({trainer.global_rank: rows})[0]
         self._steps = {row["step"] for row in self._rows}
         with undisturbed(trainer, pl_module):
@@ -113,12 +114,12 @@ class SampleMetrics(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Evaluate when the number of steps taken is a multiple."""
+        """Evaluate when the number of completed steps is a multiple."""
         if trainer.global_step % self.every_n_steps == 0:
             self._evaluate(trainer, pl_module, trainer.global_step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluate what came out."""
+        """Evaluate the result."""
         self._evaluate(trainer, pl_module, trainer.global_step)
 
     @property
@@ -144,7 +145,7 @@ class SampleMetrics(L.Callback):
     def _measure_real(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[int, Measured]:
         """This rank's share of the real videos, if a distance needs them.
 
-        One is measured in full, to find out now and not in hours that a metric cannot measure such videos.
+        One video is measured in full, to find out now and not hours later if a metric cannot measure such videos.
         """
         with self._open(trainer, pl_module) as samples:
             count = len(samples.real_names)
@@ -161,7 +162,7 @@ class SampleMetrics(L.Callback):
         return self.source.open(pl_module, datamodule, trainer.precision_plugin.forward_context)
 
     def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
-        """Make, measure and report, unless this step has been evaluated (or is none)."""
+        """Make, measure and report, unless this step was evaluated already (or is 0)."""
         if self._idle or not step or step in self._steps:
             return
         self._steps.add(step)
@@ -170,7 +171,7 @@ class SampleMetrics(L.Callback):
 
             def begin() -> Samples:
                 self.meter.prepare(pl_module.device)
-                stack.callback(self.meter.prepare, torch.device("cpu"))  # training may need the memory
+                stack.callback(self.meter.prepare, torch.device("cpu"))  # frees memory for training
                 return stack.enter_context(self._open(trainer, pl_module))
 
             samples = on_every_rank(trainer, begin)
@@ -182,7 +183,7 @@ class SampleMetrics(L.Callback):
     def _make_all(
         self, trainer: L.Trainer, samples: Samples, folder: Path, started: float
     ) -> SampleTotals | None:
-        """Rounds in which each rank makes a video; None when the run is to stop."""
+        """Rounds in which each rank makes a video; None when the run should stop."""
         totals, count = SampleTotals(), len(samples.names)
         for start in range(0, count, trainer.world_size):
             index = start + trainer.global_rank
@@ -238,7 +239,7 @@ class SampleMetrics(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics({f"{self.output.name}/{k}": v for k, v in finite.items()}, step=step)
             if isinstance(logger, WandbLogger) and kept:
-                # Paths, not arrays: wandb encodes those with moviepy, which is not installed.
+                # Paths, not arrays: wandb encodes arrays with moviepy, which is not installed.
                 paths: list[Any] = [str(path) for path, _ in kept]
                 logger.log_video(
                     f"{self.output.name}/videos", paths, step=step, caption=[text for _, text in kept]

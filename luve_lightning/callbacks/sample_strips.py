@@ -1,4 +1,4 @@
-"""Pictures of what the VLUer makes, during training and at the end of a test."""
+"""Pictures of the VLUer's output, during training and at the end of a test."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from luve_lightning.models.backbone import LatentCodec
 class SampleStrips(L.Callback):
     """Draws the middle frame of a few clips: low resolution, bilinear, VLUer, and the clip itself.
 
-    A detail is enlarged under each; labels give the frame's PSNR. The strips go to
-    `output/step-<optimiser step>/<clip>_x<scale>.png` in the validation inside `fit`, to `output/test/` under
-    `trainer.test`, and to wandb as images when that is a logger. Rank zero draws, without random numbers.
+    A detail is enlarged under each; labels give the frame's PSNR. The strips go to `output/step-<optimiser
+    step>/<clip>_x<scale>.png` in a validation inside `fit`, to `output/test/` under `trainer.test`, and to wandb
+    as images when that is a logger. Rank zero draws, without random numbers.
 
     Args:
         output: folder of the pictures.
-        every_n_steps: optimiser steps; a validation draws when a multiple has passed since the one that drew last.
-        clips: the first this many clips of rank zero, at every scale; 0 draws nothing.
+        every_n_steps: optimiser steps; a validation draws when a multiple has passed since the last drawing.
+        clips: number of clips to draw, rank zero's first, at every scale; 0 draws nothing.
     """
 
     def __init__(self, output: Path, every_n_steps: int, clips: int = 2) -> None:
@@ -43,9 +43,9 @@ class SampleStrips(L.Callback):
         self._drawn: dict[str, list[Path]] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count from where the run begins, or from what the checkpoint says.
+        """Count from where the run begins, or from the checkpoint's step.
 
-        A validation that a kill cut short is made up for, with what it was to leave.
+        If a kill cut a validation short, record now what it would have recorded.
         """
         if not self._restored:
             self._last_step = trainer.global_step
@@ -53,11 +53,11 @@ class SampleStrips(L.Callback):
 
     @property
     def state_key(self) -> str:
-        """One for each folder."""
+        """A key per folder."""
         return self._generate_state_key(output=self.output.name)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step that was done last."""
+        """The last recorded step."""
         return {"last_step": self._last_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ class SampleStrips(L.Callback):
         self._begin(trainer, f"step-{step:06d}" if due else None)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A test always draws."""
+        """Draw in every test."""
         self._begin(trainer, "test")
 
     def on_validation_batch_end(
@@ -130,7 +130,7 @@ class SampleStrips(L.Callback):
                 upsampled = pl_module.net(low, tuple(high.shape[2:]))
             frames = _compared(pl_module.codec, low, upsampled, video)
             scale = f"x{float(batch['scale'][i]):g}"
-            # Ids are 40 hexadecimal digits in UltraVideo; elsewhere they may not be fit for a file name.
+            # UltraVideo's ids are 40 hexadecimal digits; other ids may not be valid file names.
             path = self._folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', clip_id)}_{scale}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             picture_strip(frames).save(path)
@@ -171,6 +171,6 @@ def _shape(frame: Tensor) -> str:
 
 
 def _pixels(frame: Tensor) -> np.ndarray:
-    # A diverged model must not end the run here: what is not a number is drawn black.
+    # A diverged model must not end the run here: values that are not numbers are drawn black.
     pixels: np.ndarray = video_to_frames(frame.nan_to_num(-1))[0, 0].cpu().numpy()
     return pixels

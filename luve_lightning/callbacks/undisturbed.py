@@ -1,4 +1,4 @@
-"""Doing something else in the middle of training that leaves no trace in it."""
+"""Doing something else in the middle of training without leaving a trace in it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from luve_lightning.callbacks.random_state import random_state, set_random_state
 
 @contextmanager
 def undisturbed(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[None]:
-    """The module holds its averaged weights in evaluation mode, without gradients; afterwards all is as it was.
+    """The module holds its averaged weights in evaluation mode, without gradients; afterwards all is as before.
 
-    That is, bit for bit: the weights; the generators of Python, numpy, torch's CPU and this process's GPU; each
-    module's mode; which parameters are trained; torch's settings for cuDNN, precision and determinism, which libraries
-    of metrics change.
+    Bit for bit, that is: the weights; the generators of Python, numpy, torch's CPU and this process's GPU; each
+    module's mode; which parameters are trained; torch's settings for cuDNN, precision and determinism, which
+    metric libraries change.
     """
     device = pl_module.device
     generators = random_state(device)
@@ -32,7 +32,7 @@ def undisturbed(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[No
             try:
                 yield
             finally:
-                # Before the weights come back: the average is of those that are trained.
+                # Before the weights come back: the average covers those that are trained.
                 for parameter, requires_grad in trained:
                     parameter.requires_grad_(requires_grad)
     finally:

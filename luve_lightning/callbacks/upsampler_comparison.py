@@ -45,16 +45,16 @@ _PACKAGES = ("torch", "lightning", "diffusers")
 class UpsamplerComparison(L.Callback):
     """Compares upsamplers in `trainer.validate` and `trainer.test` (not in the validation inside `fit`).
 
-    Prints one table for each scale, writes all of them as CSV and Markdown, and gives the numbers to the loggers.
-    Expects batches of {"lr", "hr", "video", "scale", "clip_id"} and a module with `net` (VLUer) and `codec`. Numbers
-    are the same for any number of processes; time and memory are those of the machine.
+    Prints one table per scale, writes all of them as CSV and Markdown, and logs the numbers. Expects batches of
+    {"lr", "hr", "video", "scale", "clip_id"} and a module with `net` (VLUer) and `codec`. Numbers are the same for
+    any number of processes; time and memory are the machine's.
 
     Args:
         output: CSV of the test split; the Markdown goes beside it with the suffix `.md`. The validation split goes
             to `<name>-validate.csv`, so that it never replaces the test split's.
-        extra: folders of further VLUers by name, such as {"vluer_shipped": "data/mini/vluer"}. The names `vluer`,
+        extra: folders of more VLUers by name, such as {"vluer_shipped": "data/mini/vluer"}. The names `vluer`,
             `nearest`, `bilinear`, `bicubic`, `rgb_bicubic` and `vae` are taken.
-        timed_clips: how many clips of each scale to time the methods on; the scores are of all clips.
+        timed_clips: number of clips per scale on which to time the methods; the scores cover all clips.
     """
 
     def __init__(self, output: Path, extra: dict[str, Path] | None = None, timed_clips: int = 4) -> None:
@@ -73,7 +73,7 @@ class UpsamplerComparison(L.Callback):
         self.comparison: UpsamplingComparison | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Begin anew."""
+        """Start afresh."""
         self.scores, self.comparison = [], None
 
     def _start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -121,7 +121,7 @@ class UpsamplerComparison(L.Callback):
         self._score(trainer, pl_module, batch)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Put the processes' scores together and report.
+        """Combine the processes' scores and report.
 
         Here, not at the end of the epoch: Lightning skips the epoch's hooks in a process that had no clip.
         """
@@ -175,7 +175,7 @@ class UpsamplerComparison(L.Callback):
 
 
 def _in_precision(trainer: L.Trainer, net: VLUer) -> UpsamplingMethod:
-    """The model as the Trainer's precision runs it; callback hooks are outside of its autocast."""
+    """The model in the Trainer's precision; callback hooks run outside its autocast."""
 
     def upsample(latents: Tensor, size: Size3d) -> Tensor:
         with trainer.precision_plugin.forward_context():
@@ -185,7 +185,7 @@ def _in_precision(trainer: L.Trainer, net: VLUer) -> UpsamplingMethod:
 
 
 def _facts(trainer: L.Trainer, stage: str, scores: Sequence[ClipScore]) -> dict[str, str]:
-    """What the numbers were measured on and with."""
+    """The machine and settings of the measurement."""
     device = trainer.strategy.root_device
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)

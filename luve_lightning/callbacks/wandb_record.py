@@ -21,25 +21,26 @@ from luve_lightning.checkout import PACKAGE_ROOT, git_state, run_git
 
 Kept = Literal["checkpoint", "export"]
 
-# The package, and from a checkout the configurations and what it was installed with.
+# The package and, in a checkout, the configurations and the files it was installed with.
 CODE = ("luve_lightning/**/*.py", "experiments/**/*.yaml", "pyproject.toml", "constraints.txt")
 
 
 class WandbRecord(L.Callback):
-    """Adds to each WandbLogger's run what repeats it; does nothing, and says nothing, in a run without one.
+    """Adds what repeats the run to each WandbLogger; does nothing, silently, in a run without one.
 
-    Works offline: what is logged waits in the run's folder (artifacts in wandb's staging folder, copied, so that a
-    later run in the same folder does not change them) until `wandb sync`. Groups and tags are the logger's own
-    `group` and `tags`.
+    Works offline: what is logged waits in the run's folder until `wandb sync` (artifacts in wandb's staging
+    folder, copied, so that a later run in the same folder does not change them). Groups and tags are the logger's
+    own `group` and `tags`.
 
-    When the run starts: the complete configuration (Lightning's own way keeps the model's and the data's arguments
-    only, and only of modules that save hyper-parameters), the verb and the git revision as the run's config; the
-    package and the experiments as a code artifact, with `revision.txt` and, where tracked files differ from it,
-    `diff.patch`. When training ends: `<task>-checkpoint`, the checkpoint that validation chose, or the last one when
-    none was validated, and `<task>-export`, what `Export` wrote; with the monitored metric, score, step and revision.
+    When the run starts: the complete configuration (Lightning's own way keeps only the model's and the data's
+    arguments, and only of modules that save hyper-parameters), the verb and the git revision as the run's config;
+    the package and the experiments as a code artifact, with `revision.txt` and, where tracked files differ from
+    it, `diff.patch`. When training ends: `<task>-checkpoint`, the checkpoint that validation chose (the last one
+    if none was validated), and `<task>-export`, what `Export` wrote; both with the monitored metric, score, step
+    and revision.
 
     Args:
-        artifacts: which of both to keep; an empty list for models too large to copy.
+        artifacts: which of the two to keep; an empty list for models too large to copy.
         code: whether to keep the code.
     """
 
@@ -60,7 +61,7 @@ class WandbRecord(L.Callback):
                     run.log_code(folder, name="luve-lightning-code", include_fn=lambda path: True)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Models, after every callback's `on_fit_end`; Lightning does not come here after an error."""
+        """Models, after every callback's `on_fit_end`; Lightning skips this after an error."""
         if stage != "fit" or not self.artifacts:
             return
         for run in _runs(trainer):
@@ -72,7 +73,7 @@ class WandbRecord(L.Callback):
 
 
 def copy_code(root: Path, folder: Path, revision: dict[str, Any] | None) -> None:
-    """Copies the files of `CODE` from `root`, with `revision.txt` and `diff.patch` when it is a git checkout."""
+    """Copies the files of `CODE` from `root`, with `revision.txt` and `diff.patch` in a git checkout."""
     for file in (file for pattern in CODE for file in root.glob(pattern)):
         target = folder / file.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,7 @@ def copy_code(root: Path, folder: Path, revision: dict[str, Any] | None) -> None
 
 
 def _runs(trainer: L.Trainer) -> Iterator[Any]:
-    """The wandb run of each WandbLogger; none on other processes than the first."""
+    """The wandb run of each WandbLogger; none outside the first process."""
     if trainer.is_global_zero:
         yield from (logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger))
 
@@ -96,7 +97,7 @@ def _callbacks(trainer: L.Trainer, kind: type[Any]) -> list[Any]:
 
 
 def _configuration(trainer: L.Trainer) -> dict[str, Any]:
-    """What Provenance writes into the run folder: the complete configuration."""
+    """The complete configuration, as Provenance writes it into the run folder."""
     found: dict[str, Any] = {}
     for provenance in _callbacks(trainer, Provenance):
         found |= yaml.safe_load(provenance.config)
@@ -106,7 +107,7 @@ def _configuration(trainer: L.Trainer) -> dict[str, Any]:
 def _log_checkpoint(run: Any, saver: Checkpoints, step: int, described: dict[str, Any]) -> None:
     facts = _standing(saver, step)
     path = Path(saver.best_model_path if facts["monitor"] else saver.last_model_path)
-    if path.is_file():  # neither nothing nor the shards of a strategy that writes folders
+    if path.is_file():  # exclude an empty folder, and the shards of a strategy that writes folders
         alias = "best" if facts["monitor"] else "last"
         _log(run, "checkpoint", [(path, path.name)], {**described, **facts}, alias)
 
@@ -119,7 +120,7 @@ def _log_export(run: Any, export: Export, step: int, described: dict[str, Any]) 
 
 
 def _standing(saver: Checkpoints | None, step: int) -> dict[str, Any]:
-    """Metric, score and step of the checkpoint that validation chose; of the last step when none was."""
+    """Metric, score and step of the checkpoint that validation chose; of the last step if none was validated."""
     if saver is None or saver.monitor is None or saver.best_model_score is None:
         return {"monitor": None, "score": None, "step": step}
     named = re.search(r"step=(\d+)", Path(saver.best_model_path).name)
@@ -131,7 +132,7 @@ def _standing(saver: Checkpoints | None, step: int) -> dict[str, Any]:
 
 
 def _log(run: Any, kind: Kept, files: list[tuple[Path, str]], facts: dict[str, Any], alias: str) -> None:
-    """One artifact of the run; its name is the same for every run of a task, so that versions follow each other."""
+    """Logs one artifact; its name is the same for every run of a task, so that versions follow each other."""
     import wandb
 
     artifact = wandb.Artifact(f"{facts['task']}-{kind}", type="model", metadata=facts)

@@ -1,4 +1,4 @@
-"""What the training DataModules share: loaders that resume exactly where a run stopped."""
+"""The base of the training DataModules: loaders that resume exactly where a run stopped."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from luve_lightning.machine import check_workers
 
 
 def open_index(csv: Path, keep: Limits) -> VideoIndex:
-    """Open a CSV and say, on the first process, how many of its rows are clips and why the others are not."""
+    """Open a CSV; the first process says how many of its rows are clips and why the others are not."""
     index = VideoIndex.from_csv(csv, **vars(keep))
     rank_zero_info(index.summary())
     return index
 
 
 def tell_lookup(split: str, lookup: PairLookup) -> None:
-    """Say, on the first process, which clips have no latents, and of which the frame rate varies."""
+    """Say, on the first process, which clips have no latents, and which have a varying frame rate."""
     if lookup.dropped:
         clip, reason = lookup.dropped[0]
         rank_zero_info(f"{split}: {len(lookup.dropped)} clips have no latents, first {clip}: {reason}")
@@ -43,9 +43,9 @@ class ResumableDataModule(L.LightningDataModule):
     Run it with `Trainer(use_distributed_sampler=False)`: the batch sampler already shards over processes.
 
     Args:
-        batch_size: samples a batch on one process.
-        num_workers: loader processes, up to four a core; 0 loads in the training process.
-        seed: of every random choice this module makes, >= 0.
+        batch_size: samples per batch on one process.
+        num_workers: loader processes, up to four per core; 0 loads in the training process.
+        seed: seed of every random choice this module makes, >= 0.
     """
 
     def __init__(self, batch_size: int, num_workers: int, seed: int) -> None:
@@ -60,7 +60,7 @@ class ResumableDataModule(L.LightningDataModule):
         self._sampler: ResumableBatchSampler | None = None
 
     def splits_of(self, stage: str) -> tuple[Split, ...]:
-        """The splits that a stage reads: no validation clips where the Trainer is to run no validation."""
+        """The splits that a stage reads; no validation clips where the Trainer runs no validation."""
         if stage == "fit" and self.trainer is not None and self.trainer.limit_val_batches == 0:
             return ("train",)
         stages: dict[str, tuple[Split, ...]] = {
@@ -77,8 +77,8 @@ class ResumableDataModule(L.LightningDataModule):
     def open_splits(self, *splits: Split) -> None:
         """Look up the clips of splits, unless that was done.
 
-        For a stage by `setup`; by itself for what looks at held-out clips in a run without validation. Here there is
-        nothing to look up.
+        Called by `setup` for a stage, and directly by what looks at held-out clips in a run without validation.
+        Here there is nothing to look up.
         """
 
     @staticmethod
@@ -86,7 +86,7 @@ class ResumableDataModule(L.LightningDataModule):
         """The clips of a split, at least one.
 
         Raises:
-            ValueError: when there is none; says how many the other splits have and what to do.
+            ValueError: when there is none; says how many clips the other splits have and what to do.
         """
         entries = index.split(split)
         if not entries:
@@ -104,7 +104,7 @@ class ResumableDataModule(L.LightningDataModule):
         """The loader of the training split; starts where the loaded checkpoint stopped.
 
         Raises:
-            ValueError: when the checkpoint is of the middle of an epoch whose order this run cannot repeat.
+            ValueError: when the checkpoint is from the middle of an epoch whose order this run cannot repeat.
         """
         trainer = self.trainer
         sampler = ResumableBatchSampler(
@@ -129,7 +129,7 @@ class ResumableDataModule(L.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            # The loader draws a base seed for its workers at each epoch; its own generator keeps that draw out of
+            # The loader draws a base seed for its workers at each epoch. Its own generator keeps that draw out of
             # the global one, whose state a resumed run must find unchanged.
             generator=torch.Generator().manual_seed(self.seed),
         )
@@ -137,12 +137,12 @@ class ResumableDataModule(L.LightningDataModule):
     def evaluation_loader(self, dataset: Dataset[Any], batch_size: int = 1) -> DataLoader[Any]:
         """A loader in the dataset's own order, sharded over processes by taking every n-th item.
 
-        With fewer items than processes some items come twice: results must be gathered by item, not counted.
+        With fewer items than processes some items come twice: gather results by item, do not count them.
         """
         trainer = self.trainer
         if trainer is not None and trainer.world_size > 1:
             size = len(dataset)  # type: ignore[arg-type]
-            # A process without an item would skip the loop's hooks, in which the others wait for it: it repeats one.
+            # A process without an item would skip the loop's hooks, where the others wait for it; it repeats one.
             items = range(trainer.global_rank, size, trainer.world_size) or [trainer.global_rank % size]
             dataset = torch.utils.data.Subset(dataset, items)
         return OutlivingLoader(
@@ -153,7 +153,7 @@ class ResumableDataModule(L.LightningDataModule):
         )
 
     def clip_counts(self) -> dict[str, int]:
-        """How many clips each split that has been set up has, by its name; for people to read."""
+        """How many clips each split that was set up has, by name; for people."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -161,9 +161,11 @@ class ResumableDataModule(L.LightningDataModule):
         if self.trainer is None or self._sampler is None:
             return self._resume
         sampler = self._sampler
-        # `processed`, not `completed`: at the time of saving, `completed` is one behind. The sampler's epoch, not the
-        # trainer's: that one is ahead already when an epoch has just ended.
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress  # its type knows no `processed`
+        # `processed`, not `completed`: when saving, `completed` is one behind. The sampler's epoch, not the
+        # trainer's, which is one ahead when an epoch has just ended.
+        progress: Any = (
+            self.trainer.fit_loop.epoch_loop.batch_progress
+        )  # its type does not declare `processed`
         ended = progress.is_last_batch
         return {
             "epoch": sampler.epoch + ended,
@@ -172,15 +174,15 @@ class ResumableDataModule(L.LightningDataModule):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Remember where to start; used by the next training loader."""
+        """Remember where to start; the next training loader uses it."""
         self._resume = dict(state)
 
 
 def check_clip_limits(**limits: int | None) -> None:
-    """Refuse a limit of no clips at all, under which a split would be measured on nothing.
+    """Refuse a limit of zero clips, under which a split would be measured on nothing.
 
     Args:
-        limits: by the option's name; None is all clips.
+        limits: limits by option name; None is all clips.
 
     Raises:
         ValueError: one is below 1.
@@ -191,7 +193,7 @@ def check_clip_limits(**limits: int | None) -> None:
 
 
 def _order(sampler: ResumableBatchSampler) -> dict[str, int]:
-    """What decides which samples a batch holds, under the names of the configuration."""
+    """What decides which samples a batch holds, under the configuration's names."""
     return {
         "seed": sampler.seed,
         "items": sampler.num_items,

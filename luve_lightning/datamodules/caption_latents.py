@@ -25,12 +25,12 @@ Items = list[tuple[ClipEntry, LatentKey]]
 
 @dataclass(frozen=True)
 class Selection:
-    """Which training clips are kept: those above a threshold.
+    """A rule that keeps the training clips above a threshold.
 
     Attributes:
         scores: what `luve score` wrote.
-        scorer: the measure that the threshold is meant for; scores of another are refused.
-        threshold: on that measure's scale; LuVe keeps clips with HPS v3 > 6.5.
+        scorer: measure that the threshold is meant for; scores by another are refused.
+        threshold: threshold on that measure's scale; LuVe keeps clips with HPS v3 > 6.5.
     """
 
     scores: Path
@@ -47,24 +47,25 @@ class CaptionLatentsDataModule(ResumableDataModule):
         index: CSV with UltraVideo's columns.
         store: folder of latents.
         backbone: backbone folder or hub id whose VAE made them.
-        size: height and width of the high-resolution pixels that precompute was given.
+        size: height and width of the high-resolution pixels, as given to precompute.
         frames: frames of each encoded window, 4k + 1.
-        scale: which of the stored sizes; 1 is the high resolution, 2 its half.
-        windows: windows of each training clip; validation takes the first.
+        scale: which of the stored sizes; 1 is the high resolution, 2 half of it.
+        windows: windows per training clip; validation takes the first.
         stride: every stride-th frame.
         variant: stored version of the clips, as precompute names it.
-        uncaptioned: further versions, which training sees with the empty caption and, all together, as often as
-            `variant`: what they show is no longer what the captions say (mirrored, other colours), but they keep a
-            model of few clips from learning these by heart.
+        uncaptioned: further versions, which training sees with the empty caption, all together as often as
+            `variant`. The captions no longer describe them (mirrored, other colours), but they keep a model of few
+            clips from memorising these.
         texts: store of caption embeddings, written by `luve embed`; None gives captions as text.
-        text_encoder: which embeddings, where the store has several kinds: what the encoder's fingerprint starts with.
+        text_encoder: beginning of the encoder's fingerprint, to choose among several kinds of embeddings in the
+            store.
         selection: keeps the training clips above a threshold; None keeps all. Held-out clips are never selected.
         val_limit: at most this many validation clips.
         test_limit: at most this many test clips.
-        columns: caption columns; each training sample takes one by chance, validation the first. None at all ([]):
+        columns: caption columns; each training sample takes one at random, validation the first. With none ([])
             every sample, held-out ones too, has the empty caption.
-        drop_caption: chance that a training sample's caption is the empty one.
-        passes: visits of each training window in one epoch.
+        drop_caption: probability that a training sample's caption is empty.
+        passes: visits of each training window per epoch.
         preload: keep the training latents in memory.
         keep: which clips of the index to take.
         batch_size: see ResumableDataModule.
@@ -129,7 +130,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
         ]
 
     def _training_items(self, entries: list[ClipEntry], fingerprint: str) -> Items:
-        """Those of `variant`, as often as there are uncaptioned ones, then these."""
+        """The items of `variant`, repeated as often as there are uncaptioned ones, then those."""
         items = self._items(entries, "train", self.variant, fingerprint) * max(1, len(self.uncaptioned))
         silent = [replace(entry, captions=dict.fromkeys(entry.captions, "")) for entry in entries]
         for variant in self.uncaptioned:
@@ -143,7 +144,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
         return StoredEmbeddings(store, store.source(self.text_encoder))
 
     def _check_captions(self, embed: StoredEmbeddings, dataset: CaptionLatents) -> None:
-        """Refuse to start when an embedding is missing, which would end the run when its turn comes."""
+        """Refuse to start when an embedding is missing; it would end the run when its turn comes."""
         captions = {entry.captions[column] for entry, _ in dataset.items for column in self.columns}
         captions |= {""} if dataset.drop or not self.columns else set()
         for caption in sorted(captions):
@@ -154,14 +155,14 @@ class CaptionLatentsDataModule(ResumableDataModule):
         if self.selection is None:
             return entries
         scores = ClipScores.read(self.selection.scores)
-        # The latents' hashes: clips need not be read once more for the scores'.
+        # The latents' hashes: saves reading the clips once more for the scores'.
         hashes = ClipHashes(self.store.root)
         kept = scores.keep(entries, self.selection.threshold, self.selection.scorer, hashes)
         rank_zero_info(f"training clips: {kept.summary}")
         return kept.entries
 
     def open_splits(self, *splits: Split) -> None:
-        """Look every latent and embedding up; a missing one is an error that says how to make it."""
+        """Look up every latent and embedding; for a missing one, raise an error that says how to make it."""
         missing = [split for split in splits if split not in self.datasets]
         if not missing:
             return

@@ -23,14 +23,14 @@ class ClipsDataModule(ResumableDataModule):
 
     Args:
         index: CSV with UltraVideo's columns.
-        views: kinds of training crop by name; every batch takes one.
+        views: kinds of training crop by name; each batch uses one.
         val_frames: frames of each validation clip.
         val_limit: at most this many validation clips.
-        passes: visits of each clip in one epoch.
+        passes: visits of each clip per epoch.
         preload: keep decoded training clips in memory.
-        max_bad_fraction: stop when more than this share of the clips cannot be read; two may in any case, unless it
-            is 0.
-        quarantine: JSON-lines file of unreadable clips; None keeps no file.
+        max_bad_fraction: stop when more than this share of the clips cannot be read; two are always allowed,
+            unless it is 0.
+        quarantine: JSON-lines file of unreadable clips; None writes none.
         keep: which clips of the index to take.
         batch_size: see ResumableDataModule.
         num_workers: see ResumableDataModule.
@@ -64,7 +64,7 @@ class ClipsDataModule(ResumableDataModule):
         self.entries: dict[str, list[ClipEntry]] = {}
 
     def open_splits(self, *splits: Split) -> None:
-        """Read the index and, for training, the clips if they are to be kept in memory."""
+        """Read the index and, if training keeps the clips in memory, the clips."""
         missing = [split for split in splits if split not in self.entries]
         if not missing:
             return
@@ -84,13 +84,13 @@ class ClipsDataModule(ResumableDataModule):
         return counts
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of {"video": B x 3 x T x H x W, "clip_id"}, one view a batch."""
+        """Batches of {"video": B x 3 x T x H x W, "clip_id"}, one view per batch."""
         weights = [view.weight for view in self.views.values()]
         return self.training_loader(self.train_views, len(self.train_views), weights, self.passes)
 
     def statistics_dataloader(self) -> DataLoader[Any]:
-        """All whole training clips, on every process alike, for measuring latent statistics."""
-        # After a test, which opens its own split only.
+        """All whole training clips, the same on every process, for measuring latent statistics."""
+        # After a test, which opens only its own split.
         entries = self.entries.get("train") or self.clips_of(open_index(self.index_path, self.keep), "train")
         return OutlivingLoader(WholeClips(entries, self.val_frames), num_workers=min(self.num_workers, 4))
 

@@ -22,14 +22,13 @@ from luve_lightning.machine import check_workers
 class EncodeDataModule(L.LightningDataModule):
     """Shares the windows that lack latents among the processes of a Trainer.
 
-    The Trainer must not shard again (`use_distributed_sampler=False`): every process gets its own dataset,
-    and all of them the same number of batches (some may be empty), so that all reach the end of the loop and
-    its hooks.
+    The Trainer must not shard again (`use_distributed_sampler=False`): every process gets its own dataset and the
+    same number of batches (some may be empty), so that all reach the end of the loop and its hooks.
 
     Args:
-        windows: every window there should be latents of, in the same order in every process.
+        windows: every window that needs latents, in the same order in every process.
         read: decodes a window; knows the recipe and the store.
-        batch_size: windows a batch, at least 1.
+        batch_size: windows per batch, at least 1.
         num_workers: processes that decode; 0 decodes between the encodes.
     """
 
@@ -52,7 +51,7 @@ class EncodeDataModule(L.LightningDataModule):
         self.batches = 0
 
     def setup(self, stage: str) -> None:
-        """Look once, in one process, which windows are left: entries appear while the others would look."""
+        """Find the windows that are left, once, in one process: entries appear while the others would look."""
         assert self.trainer is not None
         strategy = self.trainer.strategy
         left: list[int] = []
@@ -74,7 +73,7 @@ class EncodeDataModule(L.LightningDataModule):
         )
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """Leave the frames where they are: the task moves and converts one clip at a time."""
+        """Leave the frames on the CPU: the task moves and converts one clip at a time."""
         return batch
 
 
@@ -84,10 +83,10 @@ def share(
     """One process's windows, and the number of batches that every process must go through.
 
     Args:
-        windows: of all processes.
-        rank: of this one, in [0, world_size).
-        world_size: how many processes there are.
-        batch_size: windows a batch.
+        windows: windows of all processes.
+        rank: rank of this process, in [0, world_size).
+        world_size: number of processes.
+        batch_size: windows per batch.
     """
     return list(windows[rank::world_size]), -(-len(windows[::world_size]) // batch_size)
 

@@ -30,13 +30,14 @@ class LatentPairsDataModule(ResumableDataModule):
         size: height and width of the high-resolution pixels.
         scales: high over low resolution, each > 1.
         frames: frames of each encoded window, 4k + 1.
-        windows: windows of each training clip; validation and test take the first.
+        windows: windows per training clip; validation and test take the first.
         stride: every stride-th frame.
-        crop: high-resolution latent frames, height and width of a training crop.
+        crop: latent frames, height and width of a training crop at high resolution.
         val_limit: at most this many validation clips at each scale.
         test_limit: at most this many test clips at each scale.
-        variants: stored versions of the clips to train on, as precompute names them; validation and test are plain.
-        passes: visits of each training window in one epoch.
+        variants: stored versions of the clips to train on, as precompute names them; validation and test use plain
+            ones.
+        passes: visits of each training window per epoch.
         preload: keep the training latents in memory.
         keep: which clips of the index to take.
         batch_size: see ResumableDataModule.
@@ -103,7 +104,7 @@ class LatentPairsDataModule(ResumableDataModule):
         return pairs
 
     def open_splits(self, *splits: Split) -> None:
-        """Look every latent up; a missing one is an error that says how to make it."""
+        """Look up every latent; for a missing one, raise an error that says how to make it."""
         missing = [split for split in splits if split not in self.pairs]
         if not missing:
             return
@@ -123,7 +124,7 @@ class LatentPairsDataModule(ResumableDataModule):
         return {split: min(count, limits.get(split) or count) for split, count in clips.items()}
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of {"hr", "lr", "scale", "clip_id"}, latents B x C x T x h x w, one scale a batch."""
+        """Batches of {"hr", "lr", "scale", "clip_id"}, latents B x C x T x h x w, one scale per batch."""
         return self.training_loader(self.crops, len(self.crops), [1.0] * len(self.scales), self.passes)
 
     def _whole(self, split: str, limit: int | None) -> DataLoader[Any]:

@@ -17,18 +17,18 @@ _ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
 
 
 class OutlivingLoader(DataLoader[T]):
-    """A DataLoader whose workers are not ended by signals to the whole process group, from their first moment on.
+    """A DataLoader whose workers survive signals to the whole process group, from their first moment on.
 
-    Ctrl-C, a job's time limit and `kill -- -GROUP` reach the workers as well as the process that trains or encodes,
-    which still needs them to finish its step; a worker that dies takes the run down before it has saved.
+    Ctrl-C, a job's time limit and `kill -- -GROUP` reach the workers as well as the process that trains or
+    encodes, which still needs them to finish its step. A worker that dies takes the run down before it has saved.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # Lightning makes loaders anew, with all arguments of the one it was given.
+        # Lightning makes new loaders with all arguments of the given one.
         super().__init__(*args, **{"worker_init_fn": _outlive_signals, **kwargs})
 
     def __iter__(self) -> Any:
-        """Start the workers with the signals held back, as they inherit that, until they know what to do with them."""
+        """Start the workers with the signals held back, which they inherit until they can handle them."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         try:
             return super().__iter__()
@@ -37,7 +37,7 @@ class OutlivingLoader(DataLoader[T]):
 
 
 def _outlive_signals(worker: int) -> None:
-    """In a worker: SIGTERM counts only from the parent, which is how the loader and the interpreter clean up."""
+    """In a worker: accept SIGTERM only from the parent, which is how the loader and the interpreter clean up."""
     del worker
     sys.excepthook = _print_unless_hung_up
     for number in (signal.SIGINT, signal.SIGUSR1):
@@ -58,6 +58,6 @@ def _end_at_parents_word(parent: int | None) -> None:
 def _print_unless_hung_up(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """The hook of the thread that hands a worker's tensors over; a run that ends takes what it needs and hangs up."""
+    """The hook of the thread that hands over a worker's tensors; a run that ends takes what it needs and hangs up."""
     if not isinstance(error, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)

@@ -19,7 +19,7 @@ class SampleKey:
 
     Attributes:
         index: which item.
-        bucket: which of the bucket choices (a scale, a view) the whole batch shares.
+        bucket: bucket (a scale, a view) that the whole batch shares.
         seed: run seed, epoch and position; `numpy.random.default_rng(list(key.seed))` is the sample's generator.
     """
 
@@ -31,16 +31,16 @@ class SampleKey:
 class ResumableBatchSampler(Sampler[list[SampleKey]]):
     """Shuffled batches for one rank; all ranks agree on each step's bucket.
 
-    Each epoch visits every item `passes` times in a new order, cut to whole global batches: every rank gets the same
-    number of equal batches.
+    Each epoch visits every item `passes` times in a new order, cut to whole global batches: every rank gets the
+    same number of full batches.
 
     Args:
-        num_items: items in the dataset.
-        batch_size: samples a batch on one rank.
+        num_items: number of items in the dataset.
+        batch_size: samples per batch on one rank.
         seed: run seed, >= 0.
         bucket_weights: relative frequency of each bucket, at least one, all > 0.
-        passes: visits of each item in one epoch.
-        rank: this process.
+        passes: visits of each item per epoch.
+        rank: rank of this process.
         world_size: processes.
 
     Raises:
@@ -75,7 +75,7 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
 
     @property
     def sampler(self) -> ResumableBatchSampler:
-        """Lightning calls `set_epoch` on `batch_sampler.sampler`; this is where it finds it."""
+        """The object on which Lightning calls `set_epoch`: it looks for `batch_sampler.sampler`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -90,7 +90,7 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
         return self.num_items * self.passes // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        # Epoch and start are those of this moment, not of the first `next`: without workers that comes later.
+        # Read epoch and start now, not at the first `next`, which comes later without workers.
         return self._batches(self.epoch, self.start)
 
     def _batches(self, epoch: int, start: int) -> Iterator[list[SampleKey]]:
@@ -102,7 +102,7 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
         for step in range(start, len(self)):
             first = (step * self.world_size + self.rank) * self.batch_size
             yield [
-                # 1 + p: numpy takes [seed, epoch] and [seed, epoch, 0] for the same seed.
+                # 1 + p: numpy treats [seed, epoch] and [seed, epoch, 0] as the same seed.
                 SampleKey(int(order[p]), int(buckets[step]), (self.seed, epoch, 1 + p))
                 for p in range(first, first + self.batch_size)
             ]
