@@ -14,9 +14,9 @@ import pytest
 from luve_lightning.data import clip_hashes
 from luve_lightning.data.video_files import read_video, write_video
 from luve_lightning.evaluation.bootstrap import mean_interval, paired_difference
-from tests.data.video_files import set_matrix
 from tests.helpers.evaluation import read_csv, read_json, video, write_methods
 from tests.helpers.run_luve import Outcome, run_luve
+from tests.helpers.video_files import set_matrix
 
 COUNT = 5
 NOISES = {"reference": 0.0, "near": 4.0, "far": 16.0}

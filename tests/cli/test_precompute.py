@@ -22,9 +22,9 @@ from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.functional.pixels import frames_to_video
 from luve_lightning.models.backbone import LatentCodec
-from tests.data.video_files import set_matrix, write_video
 from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.small_world import add_row, change_rows, write_backbone, write_world
+from tests.helpers.video_files import set_matrix, write_video
 
 SCALES = (1.5, 2.0, 3.0)
 

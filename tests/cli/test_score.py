@@ -15,10 +15,10 @@ from luve_lightning.data.clip_hashes import ClipHashes
 from luve_lightning.data.clip_scores import ScoreRow, read_rows, write_rows
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.video_index import VideoIndex
-from tests.data.video_files import set_matrix
 from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.scoring import captioned_world, recorded, set_captions
 from tests.helpers.small_world import add_row, change_rows, write_clip
+from tests.helpers.video_files import set_matrix
 
 CLIPS = 5
 

@@ -19,10 +19,10 @@ from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.functional.pixels import frames_to_video, video_to_frames
 from luve_lightning.functional.resize import resize_video
 from luve_lightning.models.backbone import LatentCodec
-from tests.data.video_files import set_matrix
 from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.small_world import add_row, write_world
 from tests.helpers.upsampling import tiny_vluer
+from tests.helpers.video_files import set_matrix
 
 FRAMES, SIZE = 5, 48
 METHODS = ["reference", "bilinear", "rgb_bicubic", "learned", "vae"]

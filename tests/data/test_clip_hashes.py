@@ -22,7 +22,7 @@ from luve_lightning.data.latent_recipe import LatentRecipe
 from luve_lightning.data.latent_store import LatentStore
 from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import ClipEntry
-from tests.data.video_files import CLOSED, H264_CLOSED, KINDS, set_matrix, write_video
+from tests.helpers.video_files import CLOSED, H264_CLOSED, KINDS, set_matrix, write_video
 
 RECIPE = LatentRecipe(vae="v", size=(48, 48), scales=(), frames=5)
 

@@ -19,7 +19,7 @@ from luve_lightning.data.clip_container import RefusedClip
 from luve_lightning.data.clip_hashes import look
 from luve_lightning.data.clips import ClipError, probe_clip, read_clip
 from luve_lightning.data.video_files import read_video
-from tests.data.video_files import (
+from tests.helpers.video_files import (
     H264_CLOSED,
     HEVC,
     SIZE,

@@ -23,7 +23,7 @@ from luve_lightning.data.clips import (
     random_window,
     read_clip,
 )
-from tests.data.video_files import (
+from tests.helpers.video_files import (
     CLOSED,
     HEVC,
     KINDS,

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from luve_lightning.data.clips import ClipError, read_clip
 from luve_lightning.data.quarantine import Quarantine, TooManyBadClips, first_readable
-from tests.data.video_files import numbers_of, write_sound, write_video
 from tests.helpers.unwritable import forbid_writing
+from tests.helpers.video_files import numbers_of, write_sound, write_video
 
 FRAMES = 6
 

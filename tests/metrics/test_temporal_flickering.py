@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.video_files import read_video, write_video
 from luve_lightning.metrics import TemporalFlickering
-from tests.data.video_files import KINDS, missing_encoder
-from tests.data.video_files import write_video as write_numbered
+from tests.helpers.video_files import KINDS, missing_encoder
+from tests.helpers.video_files import write_video as write_numbered
 from tests.helpers.video_metrics import random_video
 
 

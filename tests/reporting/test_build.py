@@ -12,7 +12,7 @@ from luve_lightning.data.video_files import read_video
 from luve_lightning.reporting.study import StudyOptions, build_study
 from luve_lightning.reporting.study_design import read_key
 from tests.helpers.run_luve import run_luve
-from tests.reporting.studies import METHODS, write_method_videos
+from tests.helpers.studies import METHODS, write_method_videos
 
 OPTIONS = StudyOptions(raters=3, repeats=0.4, seed=5)
 

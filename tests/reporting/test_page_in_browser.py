@@ -21,8 +21,8 @@ from tests.helpers.browser import (
     requested,
     resize,
 )
+from tests.helpers.report_inputs import write_results, write_run, write_spectra, write_videos
 from tests.helpers.waiting import wait_for
-from tests.reporting.report_inputs import write_results, write_run, write_spectra, write_videos
 
 
 @pytest.fixture(scope="module")

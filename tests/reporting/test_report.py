@@ -16,8 +16,8 @@ from luve_lightning.reporting.report import MIB, PageText, Report, ReportInputs,
 from luve_lightning.reporting.result_tables import RESULT_COLUMNS, read_results
 from luve_lightning.reporting.sample_videos import read_sample
 from luve_lightning.reporting.spectra_plots import read_spectra
+from tests.helpers.report_inputs import WORLD, write_results, write_run, write_spectra, write_videos
 from tests.helpers.run_luve import run_luve
-from tests.reporting.report_inputs import WORLD, write_results, write_run, write_spectra, write_videos
 
 TEXT = PageText("A report", "a note", {"date": "2026-11-22", "command": "luve report"})
 

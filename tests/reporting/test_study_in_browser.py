@@ -29,8 +29,8 @@ from tests.helpers.browser import (
     requested,
     resize,
 )
+from tests.helpers.studies import METHODS, write_method_videos
 from tests.helpers.waiting import wait_for
-from tests.reporting.studies import METHODS, write_method_videos
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from luve_lightning.reporting.study_answers import Answers, rate_raters, read_answers, share_rows
 from luve_lightning.reporting.study_design import StudyKey, write_key
 from tests.helpers.run_luve import run_luve
-from tests.reporting.studies import METHODS, make_key, prefers, rater_file, steady, write_answers
+from tests.helpers.studies import METHODS, make_key, prefers, rater_file, steady, write_answers
 
 
 def read(folder: Path, key: StudyKey, contents: dict[str, dict[str, Any]]) -> Answers:
