@@ -31,7 +31,7 @@ RANKS = {
 }
 LIGHTNING_ROOMS = {"tasks", "datamodules", "callbacks", "cli", "__main__"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
-MAX_LINES = 400
+MAX_LINES, MAX_ROOMS = 400, 14
 SAY_NOTHING = {"utils", "util", "helpers", "misc", "common"}  # of what is inside
 
 
@@ -49,7 +49,21 @@ def imports(file: Path, package: Path = PACKAGE) -> Iterator[tuple[int, str]]:
 
 def offences(package: Path) -> list[str]:
     """What breaks a rule, one line each."""
-    return [line for file in sorted(package.rglob("*.py")) for line in _offences_of_file(file, package)]
+    files = sorted(package.rglob("*.py"))
+    return [
+        *_offences_of_rooms(files, package),
+        *(line for f in files for line in _offences_of_file(f, package)),
+    ]
+
+
+def _offences_of_rooms(files: list[Path], package: Path) -> Iterator[str]:
+    for folder in sorted(
+        {file.parent for file in files} - {file.parent for file in files if file.stem == "__init__"}
+    ):
+        yield f"{folder.relative_to(package)}: no __init__.py, so that pip would leave it out"
+    rooms = {file.relative_to(package).parts[0] for file in files if file.parent != package}
+    if len(rooms) > MAX_ROOMS:
+        yield f"{len(rooms)} rooms, at most {MAX_ROOMS}"
 
 
 def _offences_of_file(file: Path, package: Path) -> Iterator[str]:
@@ -85,6 +99,7 @@ def test_every_breach_is_found(tmp_path: Path) -> None:
     """The rules above would be worthless if a form of import were missed."""
     files = {
         "__init__.py": "import luve_lightning.functional.y\n",
+        **{f"{room}/__init__.py": "" for room in ("functional", "losses", "tasks")},
         "__main__.py": "import luve_lightning\nimport luve_lightning.tasks.vluer\n",
         "attic/z.py": "",
         "functional/y.py": "import torch\n",
@@ -100,6 +115,7 @@ def test_every_breach_is_found(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert offences(tmp_path) == [
+        "attic: no __init__.py, so that pip would leave it out",
         "__init__.py:1: __init__ imports luve_lightning.functional.y",
         "attic/z.py: attic is not in the list of rooms",
         "functional/utils.py: the name says nothing",

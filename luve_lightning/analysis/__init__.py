@@ -1,0 +1,1 @@
+"""What denoising, upsampling and planning show: spectra, comparisons, costs and benchmarks."""
