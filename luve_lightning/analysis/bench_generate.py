@@ -17,14 +17,9 @@ from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE
 from luve_lightning.analysis.gpu_speed import gpu_speed
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, wan_1_3b
 from luve_lightning.analysis.plan import Planner
-from luve_lightning.analysis.stage_programs import (
-    StagePlan,
-    StepProgram,
-    VideoPlan,
-    decode,
-    encode_prompt,
-    upsample,
-)
+from luve_lightning.analysis.stage_programs import StagePlan, StepProgram, decode, encode_prompt
+from luve_lightning.cascade.luve_speed import SpeedOptions
+from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.models.experts import add_expert, expert_names, expert_parameters
@@ -145,7 +140,7 @@ class _Bench:
         assert planner.low is not None
         self._only("vluer")
         low = self._latents(planner.low)
-        run = partial(upsample, self.parts, low, planner.grid, "vluer")
+        run = partial(planner.options.method, low, planner.grid, self.parts)
         yield self._row(size, planner.upsampling(), run, [low])
         self._only("transformer")
         for expert in EXPERTS:
@@ -166,9 +161,12 @@ class _Bench:
             yield row | {"tile": tile, "dtype": str(self.parts.vae_dtype).removeprefix("torch.")}
 
     def _planner(self, size: str, tile: tuple[int, int] | None = None) -> Planner:
-        sizes = self.setup.sizes
-        video = VideoPlan(sizes[size], sizes["720p"], STEPS, SKIP, tile=tile, offload=True)
-        return Planner(self.planned, video, self.speed, CUBLAS_WORKSPACE if self.device.type == "cuda" else 0)
+        frames, height, width = self.setup.sizes[size]
+        _, *motion = self.setup.sizes["720p"]
+        options = CascadeOptions(height, width, frames, *motion, steps=STEPS, skip_steps=SKIP)
+        running = SpeedOptions(decode_tile=tile, offload=True)
+        workspace = CUBLAS_WORKSPACE if self.device.type == "cuda" else 0
+        return Planner(self.planned, options, running, self.speed, workspace)
 
     def _latents(self, grid: Size3d) -> torch.Tensor:
         # The real codec is a model on the device: asking it would put it there.

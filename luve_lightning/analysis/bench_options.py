@@ -16,9 +16,9 @@ from luve_lightning.analysis.bench_experts import EXPERTS
 from luve_lightning.analysis.bench_generate import BANDS, Setup, mini, wan
 from luve_lightning.analysis.cost import measure_ms, measure_peak_mib
 from luve_lightning.analysis.model_parts import Parts
-from luve_lightning.cascade.denoise import Guidance
 from luve_lightning.cascade.luve import LuVePipeline
 from luve_lightning.cascade.luve_speed import SpeedOptions
+from luve_lightning.cascade.options import Guidance
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.backbone import LatentCodec
 from luve_lightning.models.experts import add_expert, expert_parameters
@@ -119,8 +119,8 @@ def bench_options(
 
 def _refined(pipeline: LuVePipeline, latents: Tensor, guidance: Guidance, inputs: dict[str, Any]) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(0)
-    steps: dict[str, Any] = {"skip_steps": SKIP, "num_inference_steps": STEPS}
-    return pipeline.refine(latents, guidance=guidance, generator=generator, **steps, **inputs)
+    options = {"skip_steps": SKIP, "steps": STEPS, "guidance": guidance, "generator": generator}
+    return pipeline.refine(latents, **options, **inputs)
 
 
 def _pipeline(device: torch.device, backbone: str | None, refiner: str | None, offload: bool) -> LuVePipeline:

@@ -23,13 +23,13 @@ from luve_lightning.analysis.stage_programs import (
     DenoisingStage,
     StagePlan,
     StepProgram,
-    VideoPlan,
     decode,
     dry_decode_tiled,
     encode_prompt,
-    upsample,
 )
 from luve_lightning.cascade.expert_choice import expert_chooser
+from luve_lightning.cascade.luve_speed import SpeedOptions
+from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.functional.flow_matching import sampling_sigmas
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.experts import expert_names
@@ -41,7 +41,8 @@ class Planner:
 
     Args:
         parts: its models, on the meta device.
-        video: what to plan.
+        options: how the video is made, with every size given.
+        running: its `decode_tile` and `offload` are planned.
         speed: of the GPU, to estimate times with.
         cublas: bytes of cuBLAS's workspace; 0 for a CPU.
     """
@@ -49,49 +50,50 @@ class Planner:
     def __init__(
         self,
         parts: Parts,
-        video: VideoPlan,
+        options: CascadeOptions,
+        running: SpeedOptions | None = None,
         speed: GpuSpeed | None = None,
         cublas: int = CUBLAS_WORKSPACE,
     ) -> None:
-        self.parts, self.video, self.speed, self.cublas = parts, video, speed, cublas
+        self.parts, self.options, self.speed, self.cublas = parts, options, speed, cublas
+        self.running = running or SpeedOptions()
         codec = parts.codec
-        self.grid = codec.latent_size(*video.size)
+        self.grid = codec.latent_size(*options.size)
         check_token_grid(parts.refiner, self.grid)
         self.low: Size3d | None = None
-        if video.motion is not None:
-            self.low = codec.latent_size(*video.motion)
+        if options.cascade:
+            self.low = codec.latent_size(*options.motion)
             check_token_grid(parts.transformer, self.low)
 
     def stages(self) -> list[StagePlan]:
         """Every stage in order."""
-        video = self.video
         planned = [self.text()]
         if self.low is None:
             return [*planned, self.denoising("motion", self.grid, name="direct"), self.decoding()]
         planned += [self.denoising("motion", self.low), self.upsampling()]
-        if video.skip_steps < video.steps:
+        if self.options.skip_steps < self.options.steps:
             planned.append(self.denoising("refine", self.grid))
         return [*planned, self.decoding()]
 
     def text(self) -> StagePlan:
         """Encoding the prompt, and the negative prompt unless nothing is guided."""
         run = self._dry("text_encoder", lambda _: encode_prompt(self.parts))
-        stages: tuple[DenoisingStage, ...] = ("motion", "refine")
-        count = 2 if any(self.video.guidance_of(stage).scale > 1 for stage in stages) else 1
+        guided = self.options.guidance.scale > 1 or self.options.refining.scale > 1
+        count = 2 if guided else 1
         return self._stage("text", ["text_encoder"], run, forwards=count)
 
     def denoising(self, stage: DenoisingStage, grid: Size3d, name: str | None = None) -> StagePlan:
         """The denoising steps of a stage."""
-        parts, video = self.parts, self.video
-        guidance = video.guidance_of(stage)
+        parts, steps = self.parts, self.options.steps
+        guidance = self._guidance(stage)
         model = parts.transformer if stage == "motion" else parts.refiner
         used = "transformer" if model is parts.transformer else "refiner"
-        skip = video.skip_steps if stage == "refine" else 0
-        chosen: dict[str | None, int] = {None: video.steps}
-        if stage == "refine" or video.motion is None:
+        skip = self.options.skip_steps if stage == "refine" else 0
+        chosen: dict[str | None, int] = {None: steps}
+        if stage == "refine" or not self.options.cascade:
             chosen = self._experts_by_step(model, skip)
         runs = {expert: self._step(stage, used, grid, skip, expert) for expert in chosen}
-        sigmas = sampling_sigmas(video.steps, parts.configs.shift, skip)[:-1].tolist()
+        sigmas = sampling_sigmas(steps, parts.configs.shift, skip)[:-1].tolist()
         guided = sum(map(guidance.at, sigmas))
         predictions = len(sigmas) + guided
         in_one = 2 if guided else 1  # predictions of the step that was run dry
@@ -118,33 +120,29 @@ class Planner:
         """A single denoising step, a guided one if any is."""
         own = stage == "refine" and self.parts.configs.refiner is not None
         used = "refiner" if own else "transformer"
-        skip = self.video.skip_steps if stage == "refine" else 0
+        skip = self.options.skip_steps if stage == "refine" else 0
         run = self._step(stage, used, grid, skip, expert)
         return self._stage(stage, [used], run, latents=grid, steps=1, experts={str(expert or "none"): 1})
 
     def _step(self, stage: DenoisingStage, used: str, grid: Size3d, skip: int, expert: str | None) -> DryRun:
-        video = self.video
-        return self._dry(
-            used,
-            lambda _: StepProgram(self.parts, stage, grid, video.steps, skip, video.guidance_of(stage))(
-                expert
-            ),
-        )
+        guidance, steps = self._guidance(stage), self.options.steps
+        return self._dry(used, lambda _: StepProgram(self.parts, stage, grid, steps, skip, guidance)(expert))
+
+    def _guidance(self, stage: DenoisingStage) -> Guidance:
+        return self.options.refining if stage == "refine" else self.options.guidance
 
     def upsampling(self) -> StagePlan:
         """From the first stage's latents to the video's."""
-        method, low = self.video.upsampling, self.low
+        method, low = self.options.method, self.low
         assert low is not None
-        used = {"vluer": ["vluer"], "rgb": ["vae"], "latent": []}[method]
+        used = [] if method.model is None else [method.model]
         shape = (1, self.parts.codec.channels, *low)
-        run = self._dry(
-            used, lambda _: upsample(self.parts, torch.empty(shape, device="meta"), self.grid, method)
-        )
+        run = self._dry(used, lambda _: method(torch.empty(shape, device="meta"), self.grid, self.parts))
         return self._stage("upsample", used, run, latents=self.grid)
 
     def decoding(self) -> StagePlan:
         """From latents to the video's pixels, float32 on the GPU."""
-        codec, tile = self.parts.codec, self.video.tile
+        codec, tile = self.parts.codec, self.running.decode_tile
 
         def program(run: DryRun) -> object:
             latents = torch.empty(1, codec.channels, *self.grid, device="meta")
@@ -157,8 +155,8 @@ class Planner:
 
     def _experts_by_step(self, model: Any, skip: int) -> dict[str | None, int]:
         """How many steps each expert has, as the scheduler's timesteps route them."""
-        choose = expert_chooser(model, self.video.experts) if expert_names(model) else None
-        sigmas = sampling_sigmas(self.video.steps, self.parts.configs.shift, skip)[:-1]
+        choose = expert_chooser(model) if expert_names(model) else None
+        sigmas = sampling_sigmas(self.options.steps, self.parts.configs.shift, skip)[:-1]
         counts: dict[str | None, int] = {}
         for timestep in (1000 * sigmas).int().tolist():  # UniPC rounds down
             expert = None if choose is None else choose(timestep)
@@ -186,7 +184,7 @@ class Planner:
         experts: dict[str, int] | None = None,
         seconds: float | None = None,
     ) -> StagePlan:
-        resident = used if self.video.offload else self.parts.names()
+        resident = used if self.running.offload else self.parts.names()
         weights = sum(weight_bytes(self.parts.module(part)) for part in resident)
         workspace = run.terms.get("workspace", 0)
         activations = run.peak - workspace
@@ -216,14 +214,14 @@ _GIB = 2**30
 _TERMS = 3
 
 
-def plan_dict(video: VideoPlan, stages: Sequence[StagePlan], speed: GpuSpeed | None) -> dict[str, Any]:
+def plan_dict(options: CascadeOptions, stages: Sequence[StagePlan], speed: GpuSpeed | None) -> dict[str, Any]:
     """Everything, in plain types."""
     seconds = None if speed is None else sum(stage.seconds or 0.0 for stage in stages)
     return {
-        "frames_height_width": list(video.size),
-        "motion_frames_height_width": None if video.motion is None else list(video.motion),
-        "steps": video.steps,
-        "skip_steps": video.skip_steps,
+        "frames_height_width": list(options.size),
+        "motion_frames_height_width": list(options.motion) if options.cascade else None,
+        "steps": options.steps,
+        "skip_steps": options.skip_steps,
         "peak": max(stage.peak for stage in stages),
         "flops": sum(stage.flops for stage in stages),
         "seconds": seconds,

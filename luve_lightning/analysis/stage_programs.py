@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from luve_lightning.analysis.dry_run import DryRun
 from luve_lightning.analysis.model_parts import Parts
-from luve_lightning.analysis.upsampling_methods import rgb_bicubic
-from luve_lightning.cascade.denoise import Guidance, denoise
-from luve_lightning.cascade.expert_choice import Experts
-from luve_lightning.functional.interpolation import Size3d, interpolate_latents
+from luve_lightning.cascade.denoise import denoise
+from luve_lightning.cascade.options import Guidance
+from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.tiled_decode import decode_tiled, decoder_layers
 from luve_lightning.models.transformer import flow_scheduler
 from luve_lightning.models.wan_tiles import Span, TileRun, frame_sizes, spread, trace, whole_frames
@@ -73,7 +72,6 @@ def _times(span: Span, factor: int) -> Span:
     return span[0] * factor, span[1] * factor
 
 
-UpsampleMethod = Literal["vluer", "latent", "rgb"]
 DenoisingStage = Literal["motion", "refine"]
 
 _REMEMBERED = 2  # velocities that UniPC, of second order, looks back on
@@ -162,15 +160,6 @@ class StepProgram:
         return max(range(skip, steps), key=rank)
 
 
-def upsample(parts: Parts, latents: Tensor, size: Size3d, method: UpsampleMethod) -> Tensor:
-    """Latents of the second stage, float32, by the VLUer or what it is compared with."""
-    if method == "vluer":
-        return parts.vluer(latents, size)
-    if method == "latent":
-        return interpolate_latents(latents, size, "bilinear")
-    return rgb_bicubic(parts.codec, latents, size)
-
-
 def decode(parts: Parts, latents: Tensor, tile: tuple[int, int] | None) -> Tensor:
     """The video of normalised latents.
 
@@ -198,46 +187,6 @@ def _timesteps_beside(transformer: nn.Module) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-@dataclass(frozen=True)
-class VideoPlan:
-    """The video to plan, and how it is made; names are those of `LuVePipeline` and its `SpeedOptions`.
-
-    Attributes:
-        size: frames, height and width in pixels.
-        motion: of the first stage; None makes the video at full size at once, without a cascade.
-        steps: of the whole schedule.
-        skip_steps: how many of them refinement leaves out.
-        guidance: of denoising.
-        refine_guidance: of the third stage; `guidance` when None.
-        upsampling: the second stage's method.
-        experts: which of the refiner's experts take part.
-        tile: of the decoder, in latents; None decodes whole frames.
-        offload: only the model that runs is on the GPU.
-    """
-
-    size: Size3d
-    motion: Size3d | None
-    steps: int = 50
-    skip_steps: int = 10
-    guidance: Guidance = field(default_factory=Guidance)
-    refine_guidance: Guidance | None = None
-    upsampling: UpsampleMethod = "vluer"
-    experts: Experts = "all"
-    tile: tuple[int, int] | None = None
-    offload: bool = False
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 <= self.skip_steps <= self.steps:
-            raise ValueError(
-                f"expected steps >= 1 and 0 <= skip_steps <= steps, got steps {self.steps} and skip_steps "
-                f"{self.skip_steps}"
-            )
-
-    def guidance_of(self, stage: DenoisingStage) -> Guidance:
-        """Guidance in a stage."""
-        return (self.refine_guidance if stage == "refine" else None) or self.guidance
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luve_lightning.analysis.upsampling_comparison import DECODED_TOGETHER
-from luve_lightning.analysis.upsampling_methods import CEILING, UpsamplingMethod
+from luve_lightning.analysis.upsampling_comparison import CEILING, DECODED_TOGETHER
+from luve_lightning.cascade.upsampling import LatentUpsampler
 from luve_lightning.data.clip_hashes import ClipHashes
 from luve_lightning.data.clips import ClipError, read_clip
 from luve_lightning.data.video_files import write_video
@@ -97,7 +97,7 @@ class ClipUpsampler:
     def __init__(
         self,
         codec: LatentCodec,
-        methods: Mapping[str, UpsamplingMethod],
+        methods: Mapping[str, LatentUpsampler],
         identities: Mapping[str, str],
         recipe: UpsamplingRecipe,
         folder: Path,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from luve_lightning.analysis.cost import Cost, measure_ms, measure_peak_mib
-from luve_lightning.analysis.upsampling_methods import CEILING, UpsamplingMethod
+from luve_lightning.cascade.upsampling import LatentUpsampler, baselines
 from luve_lightning.evaluation.tables import table_markdown
 from luve_lightning.functional.fidelity import frame_difference_error, psnr, ssim
 from luve_lightning.functional.gather import gather_mappings
@@ -70,6 +70,8 @@ def report_markdown(rows: Rows, learned: Sequence[str], facts: Mapping[str, str]
     return "\n\n".join([*parts, _NOTES]) + "\n"
 
 
+# The high-resolution latents themselves: what the VAE makes of the clip, which no upsampler of latents can pass.
+CEILING = "vae"
 COLUMNS = ("scale", "method", "latent_l1", "psnr_rgb", "ssim", "frame_diff", "ms", "peak_mib")
 
 # Two to four clips a pass are decoded fastest on a CPU: PyTorch has a slower convolution for one, and more miss the
@@ -133,7 +135,7 @@ class UpsamplingComparison:
     """
 
     def __init__(
-        self, codec: LatentCodec, methods: Mapping[str, UpsamplingMethod], timed_clips: int = 4
+        self, codec: LatentCodec, methods: Mapping[str, LatentUpsampler], timed_clips: int = 4
     ) -> None:
         if timed_clips < 1:
             raise ValueError(f"timed_clips: expected at least 1, got {timed_clips}")
@@ -209,7 +211,7 @@ class UpsamplingComparison:
         return outputs, costs
 
     @staticmethod
-    def _peak(method: UpsamplingMethod, low: Tensor, size: Size3d) -> float:
+    def _peak(method: LatentUpsampler, low: Tensor, size: Size3d) -> float:
         method(low, size)  # warms up
         return measure_peak_mib(partial(method, low, size), low.device)
 
@@ -223,6 +225,22 @@ class UpsamplingComparison:
                 values = (measure(one, video).item() for measure in (psnr, ssim, frame_difference_error))
                 found.append(Fidelity(*values))
         return found
+
+
+def method_names(extra: Iterable[str] = ()) -> list[str]:
+    """Every row of a table in order: the trained VLUer, further ones, the baselines, the ceiling.
+
+    Args:
+        extra: names of further VLUers.
+
+    Raises:
+        ValueError: when a further VLUer has the name of another row.
+    """
+    names = ["vluer", *extra, *baselines(), CEILING]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"extra: {', '.join(twice)}: the comparison has a method of that name already")
+    return names
 
 
 def gather_scores(scores: Sequence[ClipScore]) -> list[ClipScore]:

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from luve_lightning.analysis.upsampling_comparison import (
+    CEILING,
     COLUMNS,
     ClipScore,
     Rows,
@@ -24,15 +25,11 @@ from luve_lightning.analysis.upsampling_comparison import (
     gap_lines,
     gap_shares,
     gather_scores,
+    method_names,
     report_markdown,
     rows_by_scale,
 )
-from luve_lightning.analysis.upsampling_methods import (
-    CEILING,
-    UpsamplingMethod,
-    baseline_methods,
-    method_names,
-)
+from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels, baselines
 from luve_lightning.checkout import revision_in_words
 from luve_lightning.evaluation.tables import table_csv, table_rich
 from luve_lightning.files import write_text
@@ -78,7 +75,7 @@ class UpsamplerComparison(L.Callback):
 
     def _start(self, trainer: L.Trainer, pl_module: Any) -> None:
         codec, net = pl_module.codec, pl_module.net
-        methods: dict[str, UpsamplingMethod] = {"vluer": _in_precision(trainer, net)}
+        methods: dict[str, LatentUpsampler] = {"vluer": _in_precision(trainer, net)}
         for name, folder in self.extra.items():
             other = VLUer.from_pretrained(folder).to(pl_module.device).eval()
             if other.config.latent_channels != codec.channels:
@@ -87,7 +84,8 @@ class UpsamplerComparison(L.Callback):
                     f"the VAE has {codec.channels}"
                 )
             methods[name] = _in_precision(trainer, other)
-        self.comparison = UpsamplingComparison(codec, methods | baseline_methods(codec), self.timed_clips)
+        known = {name: method.of(LooseModels(codec)) for name, method in baselines().items()}
+        self.comparison = UpsamplingComparison(codec, methods | known, self.timed_clips)
 
     def _score(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: dict[str, Any]) -> None:
         if self.comparison is None:
@@ -174,7 +172,7 @@ class UpsamplerComparison(L.Callback):
             logger.log_metrics(values, step=trainer.global_step)
 
 
-def _in_precision(trainer: L.Trainer, net: VLUer) -> UpsamplingMethod:
+def _in_precision(trainer: L.Trainer, net: VLUer) -> LatentUpsampler:
     """The model in the Trainer's precision; callback hooks run outside its autocast."""
 
     def upsample(latents: Tensor, size: Size3d) -> Tensor:

@@ -2,51 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
+from luve_lightning.cascade.options import Guidance
 from luve_lightning.models.experts import activate, expert_names
 
 Tensors = dict[str, Tensor]
 """What a step may look at and replace: "latents", "prompt_embeds" and "negative_prompt_embeds"."""
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance: v = v_uncond + scale * (v_cond - v_uncond), in an interval of noise levels.
-
-    Outside the interval, and with scale 1 everywhere, it is v_cond alone: half the work. An interval that leaves out
-    the most and the least noise often costs no quality (arXiv 2404.07724).
-
-    Attributes:
-        scale: >= 1; 1 is no guidance. LuVe (arXiv 2602.11564) takes 5 in both stages.
-        low: least sigma that is guided; sigmas are the scheduler's, shifted, in [0, 1].
-        high: greatest sigma that is guided; both ends belong to the interval.
-        batched: both predictions in one forward pass of twice the batch: faster where a GPU is not full, with twice
-            the activations. Equal to one after the other but for rounding.
-    """
-
-    scale: float = 5.0
-    low: float = 0.0
-    high: float = 1.0
-    batched: bool = False
-
-    def __post_init__(self) -> None:
-        if not (self.scale >= 1 and math.isfinite(self.scale)):
-            raise ValueError(f"guidance scale {self.scale}: expected a number >= 1, where 1 is no guidance")
-        if not 0 <= self.low <= self.high <= 1:
-            raise ValueError(f"guidance from sigma {self.low} to {self.high}: expected 0 <= low <= high <= 1")
-
-    def at(self, sigma: float) -> bool:
-        """Whether a step at this sigma is guided; compared in float32, as the scheduler's sigmas are."""
-        return self.scale > 1 and bool(np.float32(self.low) <= np.float32(sigma) <= np.float32(self.high))
 
 
 class DenoisingStep(NamedTuple):

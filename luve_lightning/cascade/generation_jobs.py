@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.prompts import PromptLine, check_distinct, check_seed
 from luve_lightning.cascade.video_sizes import SizeRules
 from luve_lightning.data.store import ClaimedFiles
@@ -49,76 +50,56 @@ class VideoJob:
     num_frames: int
 
 
-@dataclass(frozen=True)
-class VideoDefaults:
-    """What a line of a prompt file leaves open.
-
-    Attributes:
-        negative_prompt: what not to show.
-        seed: of every video whose line names none: adding a line changes no other video.
-        height: of the video, pixels.
-        width: of the video, pixels.
-        num_frames: 4k + 1.
-        motion_height: of the first stage; None is `height` over `scale`, rounded to what is possible.
-        motion_width: of the first stage; None is `width` over `scale`, rounded to what is possible.
-        scale: how many times smaller the first stage is, where its size is not given.
-        cascade: False makes the video in one stage at full size: the motion's size is the video's.
-    """
-
-    negative_prompt: str | None
-    seed: int
-    height: int
-    width: int
-    num_frames: int
-    motion_height: int | None = None
-    motion_width: int | None = None
-    scale: float = 2.0
-    cascade: bool = True
-
-    def job(self, line: PromptLine, rules: SizeRules) -> VideoJob:
-        """The video of a line; one with a size of its own keeps the scale between first stage and video.
-
-        Raises:
-            ValueError: a size that cannot be made, with the nearest ones.
-        """
-        height = self.height if line.height is None else line.height
-        width = self.width if line.width is None else line.width
-        num_frames = self.num_frames if line.num_frames is None else line.num_frames
-        seed = self.seed if line.seed is None else line.seed
-        own = self.motion_height or self.height / self.scale, self.motion_width or self.width / self.scale
-        motion = [round(own[0]), round(own[1])]
-        if self.motion_height is None or height != self.height:
-            motion[0] = rules.nearest(height * own[0] / self.height)
-        if self.motion_width is None or width != self.width:
-            motion[1] = rules.nearest(width * own[1] / self.width)
-        if not self.cascade:
-            motion = [height, width]
-        rules.check(num_frames, height=height, width=width)
-        rules.check(num_frames, motion_height=motion[0], motion_width=motion[1])
-        rules.check_cascade((motion[0], motion[1]), (height, width))
-        negative = self.negative_prompt if line.negative_prompt is None else line.negative_prompt
-        name = line.video_name(seed)
-        return VideoJob(name, line.prompt, negative, seed, height, width, motion[0], motion[1], num_frames)
-
-
-def make_jobs(lines: Sequence[PromptLine], defaults: VideoDefaults, rules: SizeRules) -> list[VideoJob]:
+def make_jobs(
+    lines: Sequence[PromptLine],
+    options: CascadeOptions,
+    rules: SizeRules,
+    negative_prompt: str | None = None,
+    seed: int = 0,
+) -> list[VideoJob]:
     """The videos of a prompt file, all checked.
+
+    Args:
+        lines: what to show.
+        options: sizes of every video whose line names none.
+        rules: what sizes are possible.
+        negative_prompt: what not to show, where the line does not say.
+        seed: of every video whose line names none: adding a line changes no other video.
 
     Raises:
         ValueError: a size that cannot be made, or two lines that make one file; the message names the line.
     """
-    if not 0 < defaults.scale < float("inf"):
-        raise ValueError(f"scale: expected a number > 0, got {defaults.scale}")
-    check_seed(defaults.seed, "seed")
+    check_seed(seed, "seed")
     jobs = []
     for line in lines:
         try:
-            jobs.append(defaults.job(line, rules))
+            jobs.append(_job(line, options, rules, negative_prompt, seed))
         except ValueError as error:
             own = line.where and (line.height, line.width, line.num_frames) != (None, None, None)
             raise ValueError(f"prompts: {line.where}: {error}" if own else str(error)) from None
     check_distinct((job.name, line.where) for job, line in zip(jobs, lines, strict=True))
     return jobs
+
+
+def _job(
+    line: PromptLine, options: CascadeOptions, rules: SizeRules, negative_prompt: str | None, seed: int
+) -> VideoJob:
+    own = options.resolved(rules, line.height, line.width, line.num_frames)
+    frames, *motion = own.motion
+    rules.check_cascade((motion[0], motion[1]), (own.height, own.width))
+    negative = negative_prompt if line.negative_prompt is None else line.negative_prompt
+    seed = seed if line.seed is None else line.seed
+    return VideoJob(
+        line.video_name(seed),
+        line.prompt,
+        negative,
+        seed,
+        own.height,
+        own.width,
+        motion[0],
+        motion[1],
+        frames,
+    )
 
 
 class VideoFolder:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
-from luve_lightning.cascade.denoise import Guidance
 from luve_lightning.cascade.expert_choice import Experts
-from luve_lightning.cascade.luve_denoising import LuVeDenoising, as_guidance, check_steps
-from luve_lightning.cascade.luve_latents import UpsamplingName
+from luve_lightning.cascade.luve_denoising import LuVeDenoising, check_steps
 from luve_lightning.cascade.luve_run import LuVePipelineOutput, RunOptions, Stage, VideoType
+from luve_lightning.cascade.options import CascadeOptions, Guidance
 
-StageStart = Callable[[Stage, int], None]
+StageStart = Callable[[Stage, int], Tensor | None]
 StageEnd = Callable[[Stage, Tensor], None]
 
 
@@ -38,78 +38,57 @@ class LuVePipeline(LuVeDenoising):
     def __call__(
         self,
         prompt: str | list[str] | None = None,
+        options: CascadeOptions | None = None,
         *,
-        height: int,
-        width: int,
-        num_frames: int,
-        motion_height: int | None = None,
-        motion_width: int | None = None,
         motion_num_frames: int | None = None,
-        cascade: bool = True,
-        upsampling: UpsamplingName = "vluer",
-        skip_steps: int = 5,
         experts: Experts = "all",
-        switch: float | None = None,
-        refine_guidance: Guidance | float | None = None,
+        with_refiner: bool = False,
         output_type: VideoType = "np",
         keep_stages: bool = False,
         callback_on_stage_start: StageStart | None = None,
         callback_on_stage_end: StageEnd | None = None,
         return_dict: bool = True,
-        **options: Unpack[RunOptions],
+        **more: Any,
     ) -> LuVePipelineOutput | tuple[Any, ...]:
-        """Run the cascade.
+        """Run the cascade, or with `cascade=False` a single stage at full size (see `generate_direct`).
 
         Args:
             prompt: one, or one for each video.
-            height: of the video, a multiple of 16 for Wan2.1, as all heights and widths.
-            width: of the video.
-            num_frames: of the video, 4k + 1 for Wan2.1.
-            motion_height: of the first stage; half of `height` when None (the paper: 720x1280 for 1472x2560).
-            motion_width: likewise.
-            motion_num_frames: of the first stage; `num_frames` when None.
-            cascade: False generates at full size at once, see `generate_direct`; `upsampling`, `skip_steps` and the
-                motion's size are without effect then.
-            upsampling: see `upsample`.
-            skip_steps: see `refine`.
+            options: how the video is made.
+            motion_num_frames: of the first stage; those of the video when None.
             experts: see `refine`.
-            switch: see `refine`.
-            refine_guidance: of the third stage; `guidance` when None.
+            with_refiner: see `generate_direct`.
             output_type: see `decode`.
             keep_stages: return every stage's latents, too.
-            callback_on_stage_start: called with a stage and its number of denoising steps.
+            callback_on_stage_start: called with a stage and its number of denoising steps. Latents that it returns are
+                taken as the stage's, which is not run then.
             callback_on_stage_end: called with a stage and its latents.
             return_dict: False returns the frames in a tuple.
-            options: see RunOptions.
+            more: fields of CascadeOptions that differ from `options`, and RunOptions.
 
         Raises:
             ValueError: for what is impossible, before anything is computed.
         """
-        rules = self.size_rules
-        motion = (
-            motion_num_frames or num_frames,
-            rules.nearest(height / 2) if motion_height is None else motion_height,
-            rules.nearest(width / 2) if motion_width is None else motion_width,
-        )
-        size = (num_frames, height, width)
-        self.check_size(self.refinement_transformer if cascade else self.transformer, size)
+        options = _options(options, more).resolved(self.size_rules)
+        cascade, steps = options.cascade, options.steps
+        refiner = self.refinement_transformer
+        motion = (motion_num_frames or options.num_frames, *options.motion[1:])
+        model = refiner if cascade or with_refiner else self.transformer
+        self.check_size(model, options.size)
         if cascade:
             self.check_size(self.transformer, motion, "motion_")
-            self.check_upsampling(upsampling)
+            self.check_upsampling(options.method)
         self.check_output_type(output_type)
-        steps = options.get("num_inference_steps", 50)
-        check_steps(steps, skip_steps if cascade else 0)
-        refiner = self.refinement_transformer if cascade else self.transformer
-        choose = self._chooser(refiner, experts, switch)
-        refining = None if refine_guidance is None else as_guidance(refine_guidance)
-
-        run = self._begin(prompt, refining is not None and refining.scale > 1, **options)
+        choose = self._chooser(model, experts, options.switch)
+        run = self._begin(
+            prompt, cascade and options.refining.scale > 1, steps=steps, guidance=options.guidance,
+            shift=options.shift, length=options.length, **more,
+        )  # fmt: skip
         stages: dict[str, Tensor] = {}
 
         def stage(name: Stage, steps: int, make: Callable[[], Tensor]) -> Tensor:
-            if callback_on_stage_start is not None:
-                callback_on_stage_start(name, steps)
-            latents = make()
+            found = None if callback_on_stage_start is None else callback_on_stage_start(name, steps)
+            latents = make() if found is None else found.to(self._execution_device)
             if keep_stages:
                 stages[name] = latents
             if callback_on_stage_end is not None:
@@ -118,15 +97,14 @@ class LuVePipeline(LuVeDenoising):
 
         if cascade:
             latents = stage("motion", steps, lambda: self._from_noise("motion", motion, run))
-            latents = stage(
-                "upsampled", 0, lambda: self.upsample(latents, (height, width), num_frames, upsampling)
-            )
-            run.guidance = refining or run.guidance
-            latents = stage(
-                "refined", steps - skip_steps, lambda: self._refined(latents, skip_steps, choose, run)
-            )
+            size = options.num_frames, options.height, options.width
+            latents = stage("upsampled", 0, lambda: self.upsample(latents, size[1:], size[0], options.method))
+            run.guidance, skip = options.refining, options.skip_steps
+            latents = stage("refined", steps - skip, lambda: self._refined(latents, skip, choose, run))
         else:
-            latents = stage("direct", steps, lambda: self._from_noise("direct", size, run, choose=choose))
+            latents = stage(
+                "direct", steps, lambda: self._from_noise("direct", options.size, run, None, model, choose)
+            )
         frames = self.decode(latents, output_type)
         if not return_dict:
             return (frames,)
@@ -209,7 +187,7 @@ class LuVePipeline(LuVeDenoising):
         latents: Tensor,
         prompt: str | list[str] | None = None,
         *,
-        skip_steps: int = 5,
+        skip_steps: int = CascadeOptions.skip_steps,
         experts: Experts = "all",
         switch: float | None = None,
         **options: Unpack[RunOptions],
@@ -238,9 +216,18 @@ class LuVePipeline(LuVeDenoising):
             )
         model = self.refinement_transformer
         self.check_tokens(model, (latents.shape[2], latents.shape[3], latents.shape[4]))
-        check_steps(options.get("num_inference_steps", 50), skip_steps)
+        check_steps(options.get("steps", CascadeOptions.steps), skip_steps)
         choose = self._chooser(model, experts, switch)
         run = self._begin(prompt, **options)
         if len(run.embeds) != len(latents):
             raise ValueError(f"{len(run.embeds)} prompts for {len(latents)} latents: expected one for each")
         return self._refined(latents, skip_steps, choose, run)
+
+
+def _options(options: CascadeOptions | None, more: dict[str, Any]) -> CascadeOptions:
+    """Options with the fields among `more`, which are taken out of it."""
+    changes = {field.name: more.pop(field.name) for field in fields(CascadeOptions) if field.name in more}
+    for name in ("guidance", "refine_guidance"):
+        if changes.get(name) is not None:
+            changes[name] = Guidance.of(changes[name])
+    return CascadeOptions(**changes) if options is None else replace(options, **changes)

@@ -11,10 +11,11 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from luve_lightning.cascade.denoise import DenoisingStep, Guidance, Tensors, denoise
+from luve_lightning.cascade.denoise import DenoisingStep, Tensors, denoise
 from luve_lightning.cascade.expert_choice import Experts, expert_chooser
 from luve_lightning.cascade.luve_latents import LuVeLatents
 from luve_lightning.cascade.luve_run import ExpertUse, Run, Stage
+from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.functional.flow_matching import noised
 from luve_lightning.models.text import MAX_LENGTH, warn_of_cuts
 
@@ -32,13 +33,14 @@ class LuVeDenoising(LuVeLatents):
         negative_prompt: str | list[str] | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
-        num_inference_steps: int = 50,
-        guidance: Guidance | float = 5.0,
+        steps: int = CascadeOptions.steps,
+        guidance: Guidance | float | None = None,
+        shift: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         callback_on_step_end: Any = None,
         callback_on_step_end_tensor_inputs: Any = ("latents",),
-        max_sequence_length: int | None = None,
+        length: int | None = None,
         record: list[ExpertUse] | None = None,
     ) -> Run:
         """Check the options and encode the prompts; `also_guided` if a later stage needs the negative prompt."""
@@ -48,8 +50,8 @@ class LuVeDenoising(LuVeLatents):
         ):
             if text is not None and embeds is not None:
                 raise ValueError(f"expected either {name} or {name}_embeds, got both")
-        check_steps(num_inference_steps, 0)
-        guidance = as_guidance(guidance)
+        check_steps(steps, 0)
+        guidance = Guidance() if guidance is None else Guidance.of(guidance)
         if self.context_parallel_degree > 1 and generator is None:
             raise ValueError(
                 "context parallelism needs a generator of the same seed on every process: their noise would differ"
@@ -61,7 +63,6 @@ class LuVeDenoising(LuVeLatents):
         self.check_inputs(prompt, negative_prompt, step, step, prompt_embeds, negative_prompt_embeds, inputs)
         self._guidance_scale, self._attention_kwargs = guidance.scale, attention_kwargs
         self._current_timestep, self._interrupt = None, False
-        length = max_sequence_length
         if self.tokenizer is not None:
             length = self.text_length(length)
             warn_of_cuts(self.tokenizer, _texts(prompt, negative_prompt), length)
@@ -78,11 +79,16 @@ class LuVeDenoising(LuVeLatents):
             raise ValueError(
                 f"{len(generator)} generators for {len(embeds)} prompts: expected one, or one for each"
             )
-        steps = [] if record is None else record
         return Run(
-            embeds, negative_embeds, guidance, num_inference_steps, generator, attention_kwargs,
-            callback_on_step_end, inputs, steps,
+            embeds, negative_embeds, guidance, steps, self._schedule(shift), generator, attention_kwargs,
+            callback_on_step_end, inputs, [] if record is None else record,
         )  # fmt: skip
+
+    def _schedule(self, shift: float | None) -> Any:
+        """The scheduler, or one of another shift."""
+        if shift is None:
+            return self.scheduler
+        return type(self.scheduler).from_config(self.scheduler.config, flow_shift=shift)
 
     def text_length(self, length: int | None = None) -> int:
         """Tokens of every prompt: `length`, or the tokenizer's own when None, at most Wan's 512."""
@@ -100,9 +106,9 @@ class LuVeDenoising(LuVeLatents):
         """Latents of a video of this size (frames, height, width in pixels), from pure noise."""
         frames, height, width = size
         model, device = model or self.transformer, self._execution_device
-        self.scheduler.set_timesteps(run.steps, device=device)
+        run.scheduler.set_timesteps(run.steps, device=device)
         channels = model.config.in_channels
-        shape = (len(run.embeds), channels, *self._codec().latent_size(*size))
+        shape = (len(run.embeds), channels, *self.codec.latent_size(*size))
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(
                 f"latents to start from have shape {tuple(latents.shape)}, this video's are {shape}"
@@ -116,12 +122,12 @@ class LuVeDenoising(LuVeLatents):
         if skip == run.steps:
             return latents
         device = self._execution_device
-        self.scheduler.set_timesteps(run.steps, device=device)
+        run.scheduler.set_timesteps(run.steps, device=device)
         noise = randn_tensor(latents.shape, run.generator, device, torch.float32)
         # The first of UniPC's sigmas is 1 - 1e-6, of which the latents would be a millionth.
         x = noise
         if skip:
-            x = noised(latents.to(device, torch.float32), noise, self.scheduler.sigmas[skip].to(device))
+            x = noised(latents.to(device, torch.float32), noise, run.scheduler.sigmas[skip].to(device))
         return self._denoised("refined", self.refinement_transformer, x, run, skip, choose)
 
     def _denoised(
@@ -133,7 +139,7 @@ class LuVeDenoising(LuVeLatents):
         first: int = 0,
         choose: Chooser = None,
     ) -> Tensor:
-        timesteps = self.scheduler.timesteps[first:]
+        timesteps = run.scheduler.timesteps[first:]
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=len(timesteps)) as bar:
             bar.set_description(stage)
@@ -148,7 +154,7 @@ class LuVeDenoising(LuVeLatents):
 
             latents = denoise(
                 model,
-                self.scheduler,
+                run.scheduler,
                 latents,
                 timesteps,
                 run.embeds,
@@ -174,14 +180,9 @@ def _texts(*given: str | list[str] | None) -> list[str]:
     ]
 
 
-def as_guidance(guidance: Guidance | float) -> Guidance:
-    """A Guidance, also of its scale alone."""
-    return guidance if isinstance(guidance, Guidance) else Guidance(float(guidance))
-
-
 def check_steps(steps: int, skip: int) -> None:
     """Refuse a schedule without steps, and skipping what it does not have."""
     if int(steps) != steps or steps < 1:
-        raise ValueError(f"num_inference_steps {steps}: expected an integer >= 1")
+        raise ValueError(f"steps {steps}: expected an integer >= 1")
     if int(skip) != skip or not 0 <= skip <= steps:
         raise ValueError(f"skip_steps {skip}: expected 0 to {steps}, the number of steps")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -11,13 +11,12 @@ from torch import Tensor
 
 from luve_lightning.cascade.luve_run import VideoType
 from luve_lightning.cascade.luve_speed import LuVeSpeed
-from luve_lightning.functional.interpolation import Size3d, interpolate_latents
-from luve_lightning.functional.resize import resize_video
+from luve_lightning.cascade.options import CascadeOptions
+from luve_lightning.cascade.upsampling import UpsamplingMethod, upsampling_method
+from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.backbone import LatentCodec
 from luve_lightning.models.transformer import check_token_grid
 from luve_lightning.models.wan_tiles import bring_to_device
-
-UpsamplingName = Literal["vluer", "latent", "rgb"]
 
 
 class LuVeLatents(LuVeSpeed):
@@ -29,7 +28,7 @@ class LuVeLatents(LuVeSpeed):
         latents: Tensor,
         size: tuple[int, int],
         num_frames: int | None = None,
-        method: UpsamplingName = "vluer",
+        method: str | UpsamplingMethod = CascadeOptions.upsampling,
     ) -> Tensor:
         """Stage 2, VLU: latents of a larger video.
 
@@ -37,8 +36,7 @@ class LuVeLatents(LuVeSpeed):
             latents: normalised, B x C x t x h x w.
             size: height and width of the larger video in pixels.
             num_frames: of the larger video; those of `latents` when None.
-            method: "vluer"; or the paper's baselines, "latent" (linear interpolation of the latents) and "rgb"
-                (bicubic interpolation of the decoded video, encoded again).
+            method: of `upsampling_methods`, or its name.
 
         Returns:
             Normalised latents, float32.
@@ -46,18 +44,14 @@ class LuVeLatents(LuVeSpeed):
         Raises:
             ValueError: for a size that is impossible, or a method that is.
         """
-        self.check_upsampling(method)
-        frames = self._codec().pixel_size(*latents.shape[2:])[0] if num_frames is None else num_frames
+        method = self.check_upsampling(method)
+        frames = self.codec.pixel_size(*latents.shape[2:])[0] if num_frames is None else num_frames
         self.size_rules.check(frames, height=size[0], width=size[1])
-        target = self._codec().latent_size(frames, *size)
+        target = self.codec.latent_size(frames, *size)
         latents = latents.to(self._execution_device, torch.float32)
-        if method == "vluer":
-            assert self.vluer is not None
-            upsampled = self.vluer(latents, target)
-        elif method == "latent":
-            upsampled = interpolate_latents(latents, target, "bilinear")
-        else:
-            upsampled = self._upsampled_pixels(latents, (frames, *size))
+        if method.model == "vae":
+            bring_to_device(self.vae)
+        upsampled = method(latents, target, self)
         self.maybe_free_model_hooks()
         return upsampled
 
@@ -80,14 +74,15 @@ class LuVeLatents(LuVeSpeed):
         self.maybe_free_model_hooks()
         return self.video_processor.postprocess_video(video, output_type)
 
-    def _codec(self) -> LatentCodec:
+    @property
+    def codec(self) -> LatentCodec:
         """The VAE with its normalisation, on the VAE's device."""
         return LatentCodec(self.vae, self.decode_tile).to(self.vae.device)
 
     def _awake_codec(self) -> LatentCodec:
         """The codec on the device where it is to run, also where models are offloaded."""
         bring_to_device(self.vae)  # the codec runs the VAE's parts, which no hook of accelerate sees
-        return self._codec()
+        return self.codec
 
     def _pixels(self, latents: Tensor, on_device: bool = True) -> Tensor:
         """Video in [-1, 1], float32, B x 3 x T x H x W; a tiled one may be gathered on the CPU."""
@@ -97,23 +92,14 @@ class LuVeLatents(LuVeSpeed):
             return codec.decode(latents)
         return codec.decode(latents, out=torch.empty(len(latents), 3, *codec.pixel_size(*latents.shape[2:])))
 
-    def _upsampled_pixels(self, latents: Tensor, size: Size3d) -> Tensor:
-        """The paper's RGB interpolation: bicubic in space, linear in time where the number of frames changes."""
-        video = resize_video(self._pixels(latents), size[1:])
-        if video.shape[2] != size[0]:
-            video = interpolate_latents(video, size, "bilinear")
-        return self._awake_codec().encode(video)
-
-    def check_upsampling(self, method: str) -> None:
-        """Refuse an unknown way of upsampling, and the VLUer where there is none."""
-        if method not in get_args(UpsamplingName):
-            raise ValueError(
-                f"upsampling: expected one of {', '.join(get_args(UpsamplingName))}, got {method!r}"
-            )
-        if method == "vluer" and self.vluer is None:
+    def check_upsampling(self, method: str | UpsamplingMethod) -> UpsamplingMethod:
+        """The method, unless it is unknown, or needs a VLUer and there is none."""
+        method = upsampling_method(method) if isinstance(method, str) else method
+        if method.model == "vluer" and self.vluer is None:
             raise ValueError(
                 "upsampling: the pipeline has no VLUer: give vluer= to from_pretrained, or upsample by latent or rgb"
             )
+        return method
 
     @staticmethod
     def check_output_type(output_type: str) -> None:
@@ -144,4 +130,4 @@ class LuVeLatents(LuVeSpeed):
         """
         sides = {f"{prefix}height": size[1], f"{prefix}width": size[2]}
         self.size_rules.check(size[0], **sides)
-        self.check_tokens(transformer, self._codec().latent_size(*size))
+        self.check_tokens(transformer, self.codec.latent_size(*size))

@@ -11,7 +11,7 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from luve_lightning.cascade.denoise import Guidance
+from luve_lightning.cascade.options import Guidance
 
 Stage = Literal["motion", "upsampled", "refined", "direct"]
 VideoType = Literal["latent", "np", "pt", "pil"]
@@ -43,8 +43,9 @@ class RunOptions(TypedDict, total=False):
         negative_prompt: one for all, or one for each prompt; "" by default.
         prompt_embeds: B x length x dim, instead of prompts.
         negative_prompt_embeds: likewise.
-        num_inference_steps: of the whole schedule, >= 1; 50 by default.
-        guidance: a Guidance, or its scale; 5 by default.
+        steps: of the whole schedule, >= 1; by default those of CascadeOptions, as `guidance`.
+        guidance: a Guidance, or its scale.
+        shift: of the schedule; the backbone's own by default.
         generator: one, or one for each prompt. It is drawn from once for the motion's noise and then once for the
             refinement's, each of the size of its latents: who calls the stages one by one with the same generator
             gets what a single call gives. By default PyTorch's own.
@@ -52,20 +53,21 @@ class RunOptions(TypedDict, total=False):
         callback_on_step_end: as diffusers' pipelines have it: called with the pipeline, the step's number within the
             stage, its timestep and a dictionary of tensors, of which it returns those that it replaces.
         callback_on_step_end_tensor_inputs: which tensors; ["latents"] by default.
-        max_sequence_length: tokens of a prompt, padding included; by default the tokenizer's own, at most 512.
+        length: tokens of a prompt, padding included; by default the tokenizer's own, at most 512.
         record: a list to which every step is appended.
     """
 
     negative_prompt: str | list[str] | None
     prompt_embeds: Tensor | None
     negative_prompt_embeds: Tensor | None
-    num_inference_steps: int
+    steps: int
     guidance: Guidance | float
+    shift: float | None
     generator: Generators
     attention_kwargs: dict[str, Any] | None
     callback_on_step_end: Callable[..., dict[str, Tensor] | None] | None
     callback_on_step_end_tensor_inputs: Sequence[str]
-    max_sequence_length: int | None
+    length: int | None
     record: list[ExpertUse] | None
 
 
@@ -78,6 +80,7 @@ class Run:
         negative_embeds: None without guidance.
         guidance: see RunOptions, as the following ones.
         steps: of the whole schedule.
+        scheduler: before `set_timesteps`.
         generator: see RunOptions.
         attention_kwargs: see RunOptions.
         callback: see RunOptions.
@@ -89,6 +92,7 @@ class Run:
     negative_embeds: Tensor | None
     guidance: Guidance
     steps: int
+    scheduler: Any
     generator: Generators
     attention_kwargs: dict[str, Any] | None
     callback: Callable[..., dict[str, Tensor] | None] | None

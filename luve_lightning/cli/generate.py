@@ -10,19 +10,12 @@ from typing import Literal
 
 from rich.console import Console
 
-from luve_lightning.cascade.denoise import Guidance
-from luve_lightning.cascade.generation_jobs import (
-    JobTotals,
-    VideoDefaults,
-    VideoFolder,
-    VideoJob,
-    make_jobs,
-    run_jobs,
-)
-from luve_lightning.cascade.generation_run import CascadeRun, CascadeSettings, StageLatents
+from luve_lightning.cascade.generation_jobs import JobTotals, VideoFolder, VideoJob, make_jobs, run_jobs
+from luve_lightning.cascade.generation_run import CascadeRun, StageLatents
 from luve_lightning.cascade.lora_files import read_lora
 from luve_lightning.cascade.luve_speed import SpeedOptions
 from luve_lightning.cascade.model_identity import model_identity
+from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.prompts import PromptLine, check_text, check_visible, read_prompt_file
 from luve_lightning.cascade.video_sizes import SizeRules
 from luve_lightning.cli import Verb
@@ -54,38 +47,22 @@ VERBS = {
     ),
 }
 
-
-_GUIDANCE = Guidance()
 _SPEED = SpeedOptions()
 
 
 def generate(
     backbone: str,
     output: Path,
-    height: int,
-    width: int,
+    options: CascadeOptions,
     prompt: str | None = None,
     prompts: Path | None = None,
     limit: int | None = None,
-    num_frames: int = 49,
-    motion_height: int | None = None,
-    motion_width: int | None = None,
-    scale: float = 2.0,
     negative_prompt: str | None = None,
     seed: int = 0,
     vluer: Path | None = None,
     refiner: Path | None = None,
     experts: dict[str, Path | None] | Path | None = None,
     lora: Path | None = None,
-    switch: float | None = None,
-    upsampling: Literal["vluer", "latent", "rgb"] = "vluer",
-    cascade: bool = True,
-    steps: int = 50,
-    skip_steps: int = 5,
-    guidance: Guidance = _GUIDANCE,
-    refine_guidance: Guidance | None = None,
-    shift: float | None = None,
-    length: int | None = None,
     fps: float = 16.0,
     lossless: bool = False,
     keep_stages: bool = False,
@@ -106,32 +83,19 @@ def generate(
     Args:
         backbone: Folder or hub id of a diffusers pipeline.
         output: Folder of the videos.
-        height: Of the video, a multiple of 16 for Wan2.1.
-        width: Of the video.
+        options: How every video is made.
         prompt: What to show.
         prompts: File of prompts instead: .txt, one a line; .jsonl, objects with prompt and any of seed, height, width,
             num_frames, negative_prompt and name; .csv with these columns or UltraVideo's.
         limit: Only the first this many prompts of the file.
-        num_frames: Of the video, 4k + 1 for Wan2.1.
-        motion_height: Of the first stage; default height / scale, rounded.
-        motion_width: Of the first stage; default width / scale, rounded.
-        scale: How many times smaller the first stage is, where its size is not given.
         negative_prompt: What not to show.
         seed: Of every video whose line in the file names none.
         vluer: Folder of the VLUer.
-        refiner: Folder of the transformer of the third stage; default the backbone's.
-        experts: Folder of each expert of the third stage, by name, of which null switches one off; or one folder that
-            holds them all, as lfe/ and hfe/.
-        lora: File or folder of a plain LoRA for Wan2.1, loaded into both transformers at the scale its makers meant.
-        switch: Sigma at which the low-frequency expert hands over; default where the experts' own bands meet.
-        upsampling: Of the second stage; latent and rgb are the paper's baselines, which need no VLUer.
-        cascade: False makes the video in one stage at full size, by the refiner where one is given.
-        steps: Denoising steps of the whole schedule.
-        skip_steps: How many of them the third stage skips: 5 in the paper, 10 in its released checkpoints.
-        guidance: Classifier-free guidance, of all stages.
-        refine_guidance: Of the third stage, where it differs.
-        shift: Of the schedule; default the backbone's own.
-        length: Tokens that a prompt is padded or cut to; default the tokenizer's own, at most Wan's 512.
+        refiner: Folder of the transformer of the third stage, or of the only one; default the backbone's.
+        experts: Folder of each expert of the third stage by name; null disables one. Or one folder that holds them all,
+            as lfe/ and hfe/.
+        lora: File or folder of a plain LoRA for the backbone, loaded into both transformers at the scale its makers
+            meant.
         fps: Frames per second of the files.
         lossless: Keep every bit of the frames; many players show nothing then.
         keep_stages: Keep the earlier stages: videos under motion/ and upsampled/, and latents under latents/, which a
@@ -145,7 +109,7 @@ def generate(
         context_parallel: Processes over which each video is spread; torchrun must have started as many.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
     """
-    options = dict(locals())
+    given = dict(locals())
     started, console = time.perf_counter(), Console(emoji=False)
     check_text(negative_prompt or "", "negative_prompt")
     processes = Processes.from_environment(os.environ, context_parallel)
@@ -154,45 +118,35 @@ def generate(
         raise ValueError(f"output: expected a folder, {output} is a file")
     if not 0 < fps <= MAX_FPS:
         raise ValueError(f"fps: expected a number in (0, {MAX_FPS}], got {fps}")
-    settings = CascadeSettings(
-        upsampling, cascade, steps, skip_steps, guidance, refine_guidance, shift, switch, length, dtype,
-        cache_of(speed),
-    )  # fmt: skip
+    cache = cache_of(speed)
     lines = _lines(prompt, prompts, limit)
-    jobs = make_jobs(
-        lines,
-        VideoDefaults(
-            negative_prompt, seed, height, width, num_frames, motion_height, motion_width, scale, cascade
-        ),
-        SizeRules.from_pretrained(backbone),
-    )
+    jobs = make_jobs(lines, options, SizeRules.from_pretrained(backbone), negative_prompt, seed)
     for job in jobs:
         check_video(job.num_frames, job.height, job.width)
-    needs_vluer = cascade and upsampling == "vluer"
+    needs_vluer = options.cascade and options.method.model == "vluer"
     sources = find_models(backbone, vluer, needs_vluer, refiner, experts, lora)
     adapter = None if lora is None else read_lora(lora)
     hashes = FileHashes(output)
     models = {name: model_identity(source, hashes) for name, source in sources.items()}
     if adapter is not None and adapter.configuration is not None:
         models["lora"] += " at its configuration's scale"  # videos made when that was not read are others
-    stages = ("motion", "upsampled") if keep_stages and cascade else ()
-    folder = VideoFolder(
-        output, recipe_settings(settings, models, fps, lossless), overwrite, stages, contact_sheet
-    )
+    stages = ("motion", "upsampled") if keep_stages and options.cascade else ()
+    recipe = recipe_settings(options, dtype, cache, models, fps, lossless)
+    folder = VideoFolder(output, recipe, overwrite, stages, contact_sheet)
     missing = [job for job in jobs if not folder.is_done(job)]
     if not missing:
         _tell(console, output, JobTotals(0, len(jobs)), started)
         return
     processes.begin(target)
     pipeline, loaded = load_pipeline(
-        sources, experts is None, settings, speed, context_parallel, target, adapter
+        sources, experts is None, dtype, speed, context_parallel, target, adapter
     )
-    cuts = {job.name: cuts_of(pipeline, job, length) for job in missing}
+    cuts = {job.name: cuts_of(pipeline, job, options.length) for job in missing}
     if told := cut_lines({job.name: line.where for job, line in zip(jobs, lines, strict=True)}, cuts):
         Console(emoji=False, quiet=processes.rank > 0).print(
             told, soft_wrap=True, highlight=False, markup=False
         )
-    command = {job.name: command_of(options, job) for job in jobs}
+    command = {job.name: command_of(given, job) for job in jobs}
     facts = about_run(target, processes.count, speed)
     if loaded is not None:
         facts["lora"] = loaded.record()
@@ -203,8 +157,8 @@ def generate(
         watcher = _Watcher(bar)
         shelf = latents or (output / "latents" if keep_stages else None)
         kept = None if shelf is None else StageLatents(shelf)
-        run = CascadeRun(pipeline, settings, models, kept, watcher, processes.shared)
-        show = bool(stages) or (contact_sheet and cascade)
+        run = CascadeRun(pipeline, options, recipe, kept, watcher, processes.shared)
+        show = bool(stages) or (contact_sheet and options.cascade)
 
         def make(job: VideoJob) -> None:
             began = time.perf_counter()

@@ -15,12 +15,12 @@ import torch
 import torch.distributed as dist
 
 from luve_lightning.cascade.generation_jobs import VideoJob
-from luve_lightning.cascade.generation_run import CascadeSettings, described
 from luve_lightning.cascade.lora_files import LoraFile
 from luve_lightning.cascade.lora_layers import LoraSummary
 from luve_lightning.cascade.luve import LuVePipeline
 from luve_lightning.cascade.luve_components import expert_folders
 from luve_lightning.cascade.luve_speed import SpeedOptions
+from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.checkout import PACKAGE_ROOT, git_state
 from luve_lightning.cli.compose import escaped
 from luve_lightning.cli.environment import choose_device
@@ -60,7 +60,7 @@ def find_models(
 def load_pipeline(
     sources: dict[str, str | Path],
     own_experts: bool,
-    settings: CascadeSettings,
+    dtype: str,
     speed: SpeedOptions,
     context_parallel: int,
     device: torch.device,
@@ -71,7 +71,7 @@ def load_pipeline(
     Args:
         sources: of `find_models`.
         own_experts: take the experts of a saved LuVePipeline.
-        settings: see there.
+        dtype: of the transformers and the text encoder.
         speed: see there.
         context_parallel: processes over which a video is spread.
         device: where it runs, unless parts of it are offloaded.
@@ -85,8 +85,7 @@ def load_pipeline(
         vluer=sources.get("vluer"),
         experts=None if own_experts else experts,
         refiner=sources.get("refiner"),
-        torch_dtype=getattr(torch, settings.dtype),
-        shift=settings.shift,
+        torch_dtype=getattr(torch, dtype),
     )
     summary = None if lora is None else pipeline.load_lora_weights(lora)
     pipeline.set_progress_bar_config(disable=True)
@@ -234,12 +233,19 @@ _JOB = ("prompt", "negative_prompt", "seed", "height", "width", "motion_height",
 
 
 def recipe_settings(
-    settings: CascadeSettings, models: Mapping[str, str], fps: float, lossless: bool
+    options: CascadeOptions,
+    dtype: str,
+    cache: Mapping[str, Any] | None,
+    models: Mapping[str, str],
+    fps: float,
+    lossless: bool,
 ) -> dict[str, Any]:
     """What decides every pixel of a run's videos, besides their prompts, seeds and sizes."""
     return {
         "version": _VERSION,
-        **described(settings),
+        **options.recipe(),
+        "dtype": dtype,
+        "cache": cache,
         "models": dict(models),
         "fps": fps,
         "lossless": lossless,
@@ -265,7 +271,8 @@ def command_of(options: Mapping[str, Any], job: VideoJob) -> str:
         options: of the run, by the names of the function's parameters.
         job: the video.
     """
-    own = {key: value for key, value in options.items() if key not in _NOT_REPEATED}
+    own = {**options, **vars(options["options"])} if "options" in options else dict(options)
+    own = {key: value for key, value in own.items() if key not in (*_NOT_REPEATED, "options")}
     own |= {key: getattr(job, key) for key in _JOB}
     words = [f"--prompt={own.pop('prompt')}"]  # with `=`, a value that begins with `--` is a value
     keys = Keys("generate")

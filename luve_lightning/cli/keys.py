@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from luve_lightning.cli import function_name, verbs
-from luve_lightning.cli.signatures import Parameter, Signature, class_signature, function_signature
+from luve_lightning.cli.signatures import (
+    SPREAD,
+    Parameter,
+    Signature,
+    class_signature,
+    function_signature,
+)
 
 COMPONENT_KEYS = {"class_path", "init_args", "dict_kwargs"}
 TRAINER = "lightning.pytorch.Trainer"
@@ -158,7 +164,11 @@ def _path(key: str, value: str) -> str:
 
 def _function(verb: str) -> Signature:
     found = function_signature(verbs()[verb].module, function_name(verb))
-    return found if found is not None else Signature(open=True)
+    if found is None:
+        return Signature(open=True)
+    parameters = dict(found.parameters)
+    fields = parameters.pop(SPREAD).fields() if SPREAD in parameters else None
+    return Signature(parameters | (fields.parameters if fields else {}), found.open)
 
 
 def _training(verb: str) -> Signature:

@@ -14,6 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from luve_lightning.cli.errors import UsageError, components
+from luve_lightning.cli.signatures import SPREAD
 from luve_lightning.machine import check_workers
 
 MOST = {
@@ -66,6 +67,12 @@ def _numbers(node: Any, path: str = "") -> Iterator[tuple[str, int | float]]:
             yield from _numbers(value, f"{path}.{key}" if path else str(key))
 
 
+def spread_options(function: Callable[..., Any]) -> type[Any] | None:
+    """The dataclass whose fields are options of a verb themselves: the type of its parameter `options`, if any."""
+    kind = get_type_hints(function).get(SPREAD)
+    return kind if isinstance(kind, type) and is_dataclass(kind) else None
+
+
 def check_groups(config: Mapping[str, Any], function: Callable[..., Any]) -> None:
     """Refuses a value in the place of a group of keys, such as `--guidance 5`, which jsonargparse takes or garbles.
 
@@ -77,6 +84,8 @@ def check_groups(config: Mapping[str, Any], function: Callable[..., Any]) -> Non
         UsageError: Names the key.
     """
     types = get_type_hints(function)
+    if kind := spread_options(function):
+        types |= get_type_hints(kind)
     for key, value in config.items():
         kind = types.get(key)
         if value is None or isinstance(value, Mapping) or not any(map(is_dataclass, (kind, *get_args(kind)))):
@@ -100,6 +109,8 @@ def check_nulls(config: Mapping[str, Any], import_class: Callable[[str], Any], f
     """
     if function is not None:
         _refuse_nulls(config, function, "")
+        if kind := spread_options(function):
+            _refuse_nulls(config, kind, "")
     for class_path, key, arguments in components(config):
         if None in arguments.values():
             _refuse_nulls(arguments, import_class(class_path).__init__, f"{key}.init_args.")

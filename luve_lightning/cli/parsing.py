@@ -9,6 +9,7 @@ from argparse import Action
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import fields
 from enum import Enum
 from pathlib import PurePath
 from typing import Any, TypeVar
@@ -26,7 +27,8 @@ from luve_lightning.cli.errors import (
     one_line,
 )
 from luve_lightning.cli.keys import TRAINER, Text, Verbatim
-from luve_lightning.cli.limits import check_groups, check_limits, check_nulls
+from luve_lightning.cli.limits import check_groups, check_limits, check_nulls, spread_options
+from luve_lightning.cli.signatures import SPREAD
 
 Parser = TypeVar("Parser", bound=ArgumentParser)
 
@@ -73,7 +75,12 @@ def run_function(
         UsageError: When the configuration does not fit the signature.
     """
     parser = make_parser(verb, (function.__doc__ or "").strip().partition("\n")[0], ArgumentParser)
-    parser.add_function_arguments(function, as_group=False, sub_configs=True)
+    spread = spread_options(function)
+    parser.add_function_arguments(
+        function, as_group=False, sub_configs=True, skip={SPREAD} if spread else None
+    )
+    if spread:
+        parser.add_class_arguments(spread, as_group=False, sub_configs=True)
     if arguments.help:
         parser.print_help()
         return
@@ -84,7 +91,9 @@ def run_function(
     check_limits(checked.as_dict())
     with constructor_errors(config):
         values = parser.instantiate(checked)
-    values.pop("config", None)
+        values.pop("config", None)
+        if spread:
+            values[SPREAD] = spread(**{field.name: values.pop(field.name) for field in fields(spread)})
     function(**values)
 
 

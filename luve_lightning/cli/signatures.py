@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+SPREAD = "options"
+"""A verb's parameter of this name stands for the fields of its dataclass, which are options beside the others."""
+
 _DEPTH = 12  # re-exports and base classes followed before giving up
 _OPTIONAL = ("None", "NoneType")
 _TEXTS_ONLY = {

@@ -11,12 +11,9 @@ import torch
 from rich.console import Console
 
 from luve_lightning.analysis.upsampled_clips import ClipUpsampler, Totals, UpsamplingRecipe, weights_digest
-from luve_lightning.analysis.upsampling_methods import (
-    BASELINES,
-    UpsamplingMethod,
-    baseline_methods,
-    method_names,
-)
+from luve_lightning.analysis.upsampling_comparison import method_names
+from luve_lightning.cascade import upsampling
+from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels
 from luve_lightning.cli import Verb
 from luve_lightning.cli.environment import choose_device
 from luve_lightning.cli.open_index import check_folder, entries_of, open_index, uneven_line
@@ -73,7 +70,7 @@ def upsample(
         scale: How many times smaller the low resolution is.
         frames: Frames of each clip, 4k+1.
         vluers: Folder of each VLUer, by name.
-        baselines: Which of nearest, bilinear, bicubic and rgb_bicubic; default all.
+        baselines: Methods without a VLUer: some of nearest, bilinear, bicubic and rgb_bicubic; default all.
         splits: Which of train, val and test; default all clips.
         clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
         keep: Which clips of the index to take.
@@ -94,18 +91,20 @@ def upsample(
         )
     if caption not in CAPTIONS:
         raise ValueError(f"caption: expected one of {', '.join(CAPTIONS)}, got {caption!r}")
-    wanted = list(BASELINES) if baselines is None else baselines
-    unknown = [name for name in wanted if name not in BASELINES]
+    known = upsampling.baselines()
+    unknown = [name for name in baselines or () if name not in known]
     if unknown:
-        raise ValueError(f"baselines: expected some of {', '.join(BASELINES)}, got {', '.join(unknown)}")
+        raise ValueError(f"baselines: expected some of {', '.join(known)}, got {', '.join(unknown)}")
     folders = {name: folder for name, folder in (vluers or {}).items() if folder is not None}
     for name in folders:
         check_name(name, "vluers:")
     entries = entries_of(open_index(console, index, clips, keep), splits, limit)
     codec = LatentCodec.from_pretrained(backbone, getattr(torch, dtype)).to(target)
     recipe = UpsamplingRecipe((size[0], size[1]), scale, frames, start, stride, caption)
-    methods: dict[str, UpsamplingMethod] = {
-        name: method for name, method in baseline_methods(codec).items() if name in wanted
+    methods: dict[str, LatentUpsampler] = {
+        name: method.of(LooseModels(codec))
+        for name, method in known.items()
+        if baselines is None or name in baselines
     }
     identities: dict[str, str] = {}
     for name, folder in folders.items():
@@ -122,7 +121,7 @@ def upsample(
         raise ValueError(f"none of the {len(entries)} clips of {index} could be read")
 
 
-def _load(name: str, folder: Path, codec: LatentCodec, device: torch.device) -> tuple[UpsamplingMethod, str]:
+def _load(name: str, folder: Path, codec: LatentCodec, device: torch.device) -> tuple[LatentUpsampler, str]:
     """A VLUer, and what tells it from others."""
     if name in (*method_names()[1:], "reference"):
         raise ValueError(f"vluers: {name} is the name of another method")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,14 +13,19 @@ from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, Operation, dry_run
 from luve_lightning.analysis.gpu_speed import REFERENCE, gpu_speed
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, wan_1_3b
 from luve_lightning.analysis.plan import Planner, duration, plan_dict, plan_text
-from luve_lightning.analysis.stage_programs import VideoPlan, decode, dry_decode_tiled
-from luve_lightning.cascade.denoise import Guidance
+from luve_lightning.analysis.stage_programs import decode, dry_decode_tiled
+from luve_lightning.cascade.luve_speed import SpeedOptions
+from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.functional.frequency import FrequencyFilter
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.models.experts import ExpertConfig, add_expert
 
 MIB = 2**20
-LOW, HIGH = (9, 64, 96), (9, 128, 192)
+HIGH = (9, 128, 192)
+
+
+def cascade(**changes: Any) -> CascadeOptions:
+    return CascadeOptions(128, 192, 9, 64, 96, **{"skip_steps": 10} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +100,7 @@ def test_the_vluer_takes_what_was_measured_on_a_gpu(
 
 def test_the_cascade_of_the_paper() -> None:
     parts = small()
-    stages = Planner(parts, VideoPlan(HIGH, LOW, steps=50, skip_steps=10)).stages()
+    stages = Planner(parts, cascade(steps=50, skip_steps=10)).stages()
     assert [s.stage for s in stages] == ["text", "motion", "upsample", "refine", "decode"]
     text, motion, upsample, refine, decoded = stages
     assert motion.latents == (3, 8, 12)
@@ -123,7 +129,7 @@ def test_the_cascade_of_the_paper() -> None:
 
 def test_flops_of_a_stage_are_those_of_its_forwards() -> None:
     parts = small()
-    [_, motion, *_] = Planner(parts, VideoPlan(HIGH, LOW, steps=8, skip_steps=2)).stages()
+    [_, motion, *_] = Planner(parts, cascade(steps=8, skip_steps=2)).stages()
     with dry_run() as run:
         parts.transformer(
             torch.empty(1, 16, 3, 8, 12, device="meta"),
@@ -137,7 +143,7 @@ def test_guidance_in_an_interval_and_batched() -> None:
     parts = small()
 
     def motion(guidance: Guidance):  # type: ignore[no-untyped-def]
-        return Planner(parts, VideoPlan(HIGH, LOW, guidance=guidance)).denoising("motion", (3, 8, 12))
+        return Planner(parts, cascade(guidance=guidance)).denoising("motion", (3, 8, 12))
 
     both, none = motion(Guidance()), motion(Guidance(1.0))
     assert none.forwards == 50
@@ -156,7 +162,7 @@ def test_experts_take_the_published_steps() -> None:
     for name, place, band in (("lfe", "attention", (0.875, 1.0)), ("hfe", "feed_forward", (0.0, 0.875))):
         chosen = FrequencyFilter("low" if name == "lfe" else "high", 0.25)
         add_expert(parts.transformer, name, ExpertConfig(place, 8, 8, chosen, SigmaBand(*band)))  # type: ignore[arg-type]
-    planner = Planner(parts, VideoPlan(HIGH, LOW))
+    planner = Planner(parts, cascade())
     refine = planner.denoising("refine", planner.grid)
     assert refine.experts == {"lfe": 11, "hfe": 29}
     alone = planner.one_step("refine", planner.grid)
@@ -166,7 +172,7 @@ def test_experts_take_the_published_steps() -> None:
 
 def test_offload_keeps_what_runs() -> None:
     parts = small()
-    stages = Planner(parts, VideoPlan(HIGH, LOW, offload=True)).stages()
+    stages = Planner(parts, cascade(), SpeedOptions(offload=True)).stages()
     weights = {stage.stage: stage.weights for stage in stages}
     assert weights["text"] == weight_bytes(parts.text_encoder)
     assert weights["motion"] == weights["refine"] == weight_bytes(parts.transformer)
@@ -177,21 +183,19 @@ def test_offload_keeps_what_runs() -> None:
 @pytest.mark.slow
 def test_a_refiner_of_its_own() -> None:
     parts = small(refiner={"num_attention_heads": 4, "attention_head_dim": 24, "text_dim": 16, "ffn_dim": 96})
-    stages = {s.stage: s for s in Planner(parts, VideoPlan(HIGH, LOW, offload=True)).stages()}
+    stages = {s.stage: s for s in Planner(parts, cascade(), SpeedOptions(offload=True)).stages()}
     assert stages["refine"].weights == weight_bytes(parts.refiner) > stages["motion"].weights
 
 
 def test_other_ways_to_the_video() -> None:
     parts = small()
-    direct = Planner(parts, VideoPlan(HIGH, None)).stages()
+    direct = Planner(parts, cascade(cascade=False)).stages()
     assert [s.stage for s in direct] == ["text", "direct", "decode"]
     assert direct[1].latents == (3, 16, 24)
     assert direct[1].steps == 50
-    skipped = Planner(parts, VideoPlan(HIGH, LOW, steps=4, skip_steps=4)).stages()
+    skipped = Planner(parts, cascade(steps=4, skip_steps=4)).stages()
     assert "refine" not in [s.stage for s in skipped]
-    latent, rgb = (
-        Planner(parts, VideoPlan(HIGH, LOW, upsampling=method)).upsampling() for method in ("latent", "rgb")
-    )
+    latent, rgb = (Planner(parts, cascade(upsampling=method)).upsampling() for method in ("latent", "rgb"))
     assert rgb.flops > latent.flops == 0
     assert rgb.peak > latent.peak
 
@@ -213,7 +217,9 @@ def test_tiled_decoding_is_planned_as_it_runs(size: tuple[int, int]) -> None:
 @pytest.mark.slow
 def test_tiles_need_less_memory_and_more_work() -> None:
     parts = small()
-    whole, tiled = (Planner(parts, VideoPlan(HIGH, LOW, tile=tile)).decoding() for tile in (None, (6, 6)))
+    whole, tiled = (
+        Planner(parts, cascade(), SpeedOptions(decode_tile=tile)).decoding() for tile in (None, (6, 6))
+    )
     assert tiled.peak < whole.peak
     assert tiled.flops > whole.flops
 
@@ -221,11 +227,11 @@ def test_tiles_need_less_memory_and_more_work() -> None:
 def test_impossible_sizes() -> None:
     parts = small()
     with pytest.raises(ValueError, match=r"12 frames: expected 4k \+ 1, nearest are 9 and 13"):
-        Planner(parts, VideoPlan((12, 64, 64), None))
+        Planner(parts, CascadeOptions(64, 64, 12, 64, 64, cascade=False))
     with pytest.raises(ValueError, match=r"latent height 9: .*nearest are 8 and 10"):
-        Planner(parts, VideoPlan((9, 72, 64), None))
+        Planner(parts, CascadeOptions(72, 64, 9, 72, 64, cascade=False))
     with pytest.raises(ValueError, match="skip_steps 60"):
-        VideoPlan(HIGH, LOW, skip_steps=60)
+        cascade(skip_steps=60)
 
 
 def test_parts_are_read_from_configuration_files_alone(repository: Path, tmp_path: Path) -> None:
@@ -301,9 +307,9 @@ def test_the_gpu_that_is_here_is_measured() -> None:
 
 
 def test_text_and_dictionary() -> None:
-    video = VideoPlan(HIGH, LOW, steps=4, skip_steps=1)
+    video = cascade(steps=4, skip_steps=1)
     speed = REFERENCE
-    stages = Planner(small(), video, speed).stages()
+    stages = Planner(small(), video, speed=speed).stages()
     found = plan_dict(video, stages, speed)
     assert found["peak"] == max(stage["peak"] for stage in found["stages"])
     assert found["seconds"] == pytest.approx(sum(stage["seconds"] for stage in found["stages"]))

@@ -21,8 +21,9 @@ from luve_lightning.analysis.upsampling_comparison import (
     closed_gap,
     comparison_rows,
     gather_scores,
+    method_names,
 )
-from luve_lightning.analysis.upsampling_methods import baseline_methods, method_names
+from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels, baselines
 from luve_lightning.evaluation.tables import table_csv
 from luve_lightning.functional.fidelity import frame_difference_error, psnr, ssim
 from luve_lightning.functional.interpolation import interpolate_latents
@@ -46,6 +47,21 @@ def pairs(tiny_backbone: Path) -> TinyPairs:
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     return torch.utils.data.default_collate(items)  # type: ignore[no-any-return]
+
+
+def baseline_methods(codec: LatentCodec) -> dict[str, LatentUpsampler]:
+    return {name: method.of(LooseModels(codec)) for name, method in baselines().items()}
+
+
+def test_names_and_their_order() -> None:
+    assert method_names() == ["vluer", "nearest", "bilinear", "bicubic", "rgb_bicubic", "vae"]
+    assert method_names(["vluer_shipped"])[:3] == ["vluer", "vluer_shipped", "nearest"]
+
+
+@pytest.mark.parametrize("extra", [["vae"], ["vluer"], ["a", "bilinear", "nearest"]])
+def test_a_taken_name_is_refused(extra: list[str]) -> None:
+    with pytest.raises(ValueError, match="has a method of that name already"):
+        method_names(extra)
 
 
 def test_the_header_is_the_one_asked_for() -> None:

@@ -58,7 +58,7 @@ def test_no_cast_moves_a_timestep_to_the_other_expert(tiny_backbone: Path) -> No
     assert float(torch.tensor(833).bfloat16()) == 832
     pipeline = tiny_luve(tiny_backbone, EXPERTS)
     pipeline.transformer.to(torch.bfloat16)
-    record = used(pipeline, skip_steps=0, num_inference_steps=4, switch=0.833)
+    record = used(pipeline, skip_steps=0, steps=4, switch=0.833)
     assert [(use.timestep, use.expert) for use in record] == [
         (999, "lfe"),
         (937, "lfe"),
@@ -95,9 +95,9 @@ def test_a_switch_moves_it(transformer: Any, switch: float, timestep: float) -> 
 def test_experts_can_be_left_out(
     pipeline: LuVePipeline, experts: str | list[str], expected: list[str | None]
 ) -> None:
-    record = used(pipeline, skip_steps=0, num_inference_steps=4, experts=experts)  # 999, 937, 833, 625
+    record = used(pipeline, skip_steps=0, steps=4, experts=experts)  # 999, 937, 833, 625
     assert [use.expert for use in record] == expected
-    with_switch = used(pipeline, skip_steps=2, num_inference_steps=4, experts=experts, switch=0.7)
+    with_switch = used(pipeline, skip_steps=2, steps=4, experts=experts, switch=0.7)
     assert [use.expert for use in with_switch] == [expected[0], expected[3]]  # sigma 0.833, 0.625
 
 

@@ -11,20 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from luve_lightning.cascade.generation_jobs import (
-    VideoDefaults,
-    VideoFolder,
-    VideoJob,
-    make_jobs,
-    run_jobs,
-)
+from luve_lightning.cascade.generation_jobs import VideoFolder, VideoJob, make_jobs, run_jobs
 from luve_lightning.cascade.generation_run import StageLatents
+from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.prompts import PromptLine
 from luve_lightning.cascade.video_sizes import SizeRules
 from luve_lightning.data.store import ClaimedFiles
 
 RULES = SizeRules(16, 4)
-DEFAULTS = VideoDefaults(None, 3, 192, 192, 17, 96, 96)
+DEFAULTS = CascadeOptions(192, 192, 17, 96, 96)
 SETTINGS: dict[str, Any] = {"steps": 4, "guidance": {"scale": 5.0}, "shape": (1, 2)}
 LINES = [PromptLine(f"boat {n}", where=f"p.txt:{n}") for n in range(1, 5)]
 
@@ -49,7 +44,7 @@ def test_a_line_with_a_size_of_its_own_keeps_the_scale(
 
 
 def test_a_motion_of_no_given_size_is_that_of_the_scale() -> None:
-    papers = VideoDefaults(None, 0, 1472, 2560, 49)
+    papers = CascadeOptions(1472, 2560, 49)
     (job,) = make_jobs([LINES[0]], papers, RULES)
     assert (job.motion_height, job.motion_width) == (736, 1280)
     (job,) = make_jobs([LINES[0]], replace(papers, motion_height=720, motion_width=1280), RULES)
@@ -60,7 +55,7 @@ def test_a_motion_of_no_given_size_is_that_of_the_scale() -> None:
 
 def test_a_line_overrides_the_options_and_zero_is_a_seed() -> None:
     line = PromptLine("b", "blur", "mine", 0, num_frames=5)
-    (job,) = make_jobs([line], replace(DEFAULTS, negative_prompt="noise"), RULES)
+    (job,) = make_jobs([line], DEFAULTS, RULES, "noise", seed=3)
     assert job == VideoJob("mine", "b", "blur", 0, 192, 192, 96, 96, 5)
 
 
@@ -83,8 +78,9 @@ def test_a_line_overrides_the_options_and_zero_is_a_seed() -> None:
     ],
 )
 def test_what_cannot_be_made(lines: list[PromptLine], changes: dict[str, Any], message: str) -> None:
+    seed = changes.pop("seed", 3)
     with pytest.raises(ValueError, match=message):
-        make_jobs(lines, replace(DEFAULTS, **changes), RULES)
+        make_jobs(lines, replace(DEFAULTS, **changes), RULES, seed=seed)
 
 
 def test_only_what_is_missing_is_made(tmp_path: Path) -> None:

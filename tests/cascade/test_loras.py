@@ -16,10 +16,10 @@ from luve_lightning.models.experts import expert_names
 from tests.helpers.tiny_luve import EXPERTS, PLAIN, PROMPT, SMALL, add_experts, noise, seeded, tiny_luve
 
 RUN: dict[str, Any] = {
-    "height": 64, "width": 96, "num_frames": 5, "num_inference_steps": 2, "skip_steps": 0, "guidance": 2.0,
+    "height": 64, "width": 96, "num_frames": 5, "steps": 2, "skip_steps": 0, "guidance": 2.0,
     "output_type": "latent",
 }  # fmt: skip
-STEPS: dict[str, Any] = {**SMALL, "num_inference_steps": 1, "guidance": 1.0}
+STEPS: dict[str, Any] = {**SMALL, "steps": 1, "guidance": 1.0}
 
 
 def lora_weights(seed: int = 0, scale: float = 0.3) -> dict[str, Tensor]:
@@ -130,9 +130,7 @@ def test_loras_and_experts_act_together(tiny_backbone: Path, experts: Any) -> No
 def test_one_transformer_or_both(tiny_backbone: Path) -> None:
     def stages(pipeline: LuVePipeline) -> dict[str, Tensor]:
         found: dict[str, Tensor] = pipeline(PROMPT, **RUN, generator=seeded(), keep_stages=True).stages
-        refined = pipeline.refine(
-            noise(1, 16, 2, 4, 6), PROMPT, skip_steps=1, num_inference_steps=2, generator=seeded()
-        )
+        refined = pipeline.refine(noise(1, 16, 2, 4, 6), PROMPT, skip_steps=1, steps=2, generator=seeded())
         return {"motion": found["motion"], "refined": refined}
 
     without = stages(tiny_luve(tiny_backbone, EXPERTS, refiner=True))

@@ -13,14 +13,14 @@ from diffusers.callbacks import PipelineCallback
 from PIL import Image
 from torch import Tensor
 
-from luve_lightning.analysis.upsampling_methods import rgb_bicubic
 from luve_lightning.cascade import ExpertUse, Guidance, LuVePipeline
+from luve_lightning.cascade.upsampling import LooseModels, upsampling_methods
 from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.models.backbone import LatentCodec
 from tests.helpers.tiny_luve import EXPERTS, PLAIN, PROMPT, SMALL, noise, seeded, tiny_luve
 
 LARGE = {"height": 64, "width": 96, "num_frames": 5}
-RUN = {**LARGE, "num_inference_steps": 4, "skip_steps": 1, "output_type": "latent"}
+RUN = {**LARGE, "steps": 4, "skip_steps": 1, "output_type": "latent"}
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,12 @@ def wan(pipeline: LuVePipeline) -> WanPipeline:
 @pytest.mark.parametrize("scale", [5.0, 1.0])
 @pytest.mark.parametrize("prompts", [PROMPT, [PROMPT, "text", "calm water"]])
 def test_motion_is_wans_to_the_bit(pipeline: LuVePipeline, scale: float, prompts: Any) -> None:
-    options = {**SMALL, "num_inference_steps": 3, "negative_prompt": "text", "max_sequence_length": 16}
+    options = {**SMALL, "negative_prompt": "text"}
     want = wan(pipeline)(
-        prompts, guidance_scale=scale, generator=seeded(), output_type="latent", **options
-    ).frames
+        prompts, guidance_scale=scale, generator=seeded(), output_type="latent", num_inference_steps=3,
+        max_sequence_length=16, **options,
+    ).frames  # fmt: skip
+    options |= {"steps": 3, "length": 16}
     got = pipeline.generate_motion(prompts, guidance=scale, generator=seeded(), **options)
     assert torch.equal(got, want)
     assert got.shape == (1 if prompts == PROMPT else 3, 16, 2, 4, 6)
@@ -58,11 +60,13 @@ def test_motion_is_wans_in_bfloat16_beside_experts_and_from_given_noise(tiny_bac
     pipeline = tiny_luve(tiny_backbone, EXPERTS)
     pipeline.transformer.to(torch.bfloat16)
     latents = noise(1, 16, 2, 4, 6)
-    options = {**SMALL, "num_inference_steps": 3, "latents": latents, "max_sequence_length": 16}
+    options = {**SMALL, "latents": latents}
     clean = tiny_luve(tiny_backbone)
     clean.transformer.to(torch.bfloat16)
-    want = wan(clean)(PROMPT, output_type="latent", **options).frames
-    got = pipeline.generate_motion(PROMPT, **options)
+    want = wan(clean)(
+        PROMPT, output_type="latent", num_inference_steps=3, max_sequence_length=16, **options
+    ).frames
+    got = pipeline.generate_motion(PROMPT, steps=3, length=16, **options)
     assert got.dtype == torch.float32
     assert torch.equal(got, want)
 
@@ -72,7 +76,7 @@ def test_stage_by_stage_is_all_at_once_and_twice_the_same(pipeline: LuVePipeline
     again = pipeline(PROMPT, **RUN, generator=seeded())
     assert torch.equal(once.frames, again.frames)
     assert once.experts_used == again.experts_used
-    generator, options = seeded(), {"num_inference_steps": 4}
+    generator, options = seeded(), {"steps": 4}
     motion = pipeline.generate_motion(PROMPT, **SMALL, generator=generator, **options)
     upsampled = pipeline.upsample(motion, (64, 96))
     record: list[ExpertUse] = []
@@ -88,9 +92,7 @@ def test_stage_by_stage_is_all_at_once_and_twice_the_same(pipeline: LuVePipeline
 def test_refinement_written_out(pipeline: LuVePipeline) -> None:
     """Noise to the sigma after the skipped steps, then UniPC with guidance and the step's expert."""
     latents = noise(1, 16, 2, 4, 6, seed=3)
-    got = pipeline.refine(
-        latents, PROMPT, skip_steps=2, num_inference_steps=5, generator=seeded(), guidance=3.0
-    )
+    got = pipeline.refine(latents, PROMPT, skip_steps=2, steps=5, generator=seeded(), guidance=3.0)
     scheduler, net = pipeline.scheduler, pipeline.refiner
     scheduler.set_timesteps(5)
     scheduler.set_begin_index(2)
@@ -107,7 +109,7 @@ def test_refinement_written_out(pipeline: LuVePipeline) -> None:
 
 def test_skipping_every_step_leaves_the_latents_as_they_are(pipeline: LuVePipeline) -> None:
     latents, generator = noise(1, 16, 2, 4, 6), seeded()
-    options = {"num_inference_steps": 4, "generator": generator}
+    options = {"steps": 4, "generator": generator}
     assert torch.equal(pipeline.refine(latents, PROMPT, skip_steps=4, **options), latents)
     assert torch.equal(torch.randn(3, generator=generator), noise(3))  # nothing was drawn
     whole = pipeline(PROMPT, **RUN | {"skip_steps": 4}, keep_stages=True, generator=seeded())
@@ -116,7 +118,7 @@ def test_skipping_every_step_leaves_the_latents_as_they_are(pipeline: LuVePipeli
 
 
 def test_skipping_no_step_starts_from_noise_alone(pipeline: LuVePipeline) -> None:
-    options = {"num_inference_steps": 3, "experts": "none"}
+    options = {"steps": 3, "experts": "none"}
     for latents in (noise(1, 16, 2, 4, 6, seed=8), 100 * noise(1, 16, 2, 4, 6, seed=9)):
         got = pipeline.refine(latents, PROMPT, skip_steps=0, generator=seeded(), **options)
         want = pipeline.generate_direct(PROMPT, **SMALL, with_refiner=True, generator=seeded(), **options)
@@ -143,9 +145,7 @@ def test_every_ablation_of_the_experts_gives_another_video(tiny_backbone: Path) 
             output = pipeline(PROMPT, **RUN, experts=choice, generator=seeded(), keep_stages=True)
             videos.append(output.frames)
             motion = output.stages["motion"]  # one transformer serves both stages here
-            assert torch.equal(
-                motion, pipeline.generate_motion(PROMPT, **SMALL, num_inference_steps=4, generator=seeded())
-            )
+            assert torch.equal(motion, pipeline.generate_motion(PROMPT, **SMALL, steps=4, generator=seeded()))
     moved = tiny_luve(tiny_backbone, EXPERTS)(PROMPT, **RUN, switch=0.7, generator=seeded())
     assert [use.expert for use in moved.experts_used[4:]] == ["lfe", "lfe", "hfe"]
     videos.append(moved.frames)
@@ -162,7 +162,9 @@ def test_upsampling(pipeline: LuVePipeline, method: Any, frames: int) -> None:
         want = {
             "vluer": lambda: pipeline.vluer(latents, target),
             "latent": lambda: interpolate_latents(latents, target, "bilinear"),
-            "rgb": lambda: rgb_bicubic(LatentCodec(pipeline.vae), latents, target),
+            "rgb": lambda: upsampling_methods()["rgb_bicubic"](
+                latents, target, LooseModels(LatentCodec(pipeline.vae))
+            ),
         }[method]()
     assert got.shape == (1, 16, *target)
     assert torch.equal(got, want)
@@ -170,7 +172,7 @@ def test_upsampling(pipeline: LuVePipeline, method: Any, frames: int) -> None:
 
 
 def test_the_cascade_upsamples_as_it_is_told(pipeline: LuVePipeline) -> None:
-    options = RUN | {"num_inference_steps": 1, "guidance": 1.0, "num_frames": 9, "motion_num_frames": 5}
+    options = RUN | {"steps": 1, "guidance": 1.0, "num_frames": 9, "motion_num_frames": 5}
     for method in ("latent", "rgb"):
         stages = pipeline(
             PROMPT,
@@ -187,7 +189,7 @@ def test_the_cascade_upsamples_as_it_is_told(pipeline: LuVePipeline) -> None:
 
 
 def test_without_a_cascade(pipeline: LuVePipeline, tiny_backbone: Path) -> None:
-    options = {**SMALL, "num_inference_steps": 3, "generator": seeded()}
+    options = {**SMALL, "steps": 3, "generator": seeded()}
     output = pipeline(PROMPT, cascade=False, output_type="latent", keep_stages=True, **options)
     assert set(output.stages) == {"direct"}
     assert {(use.stage, use.expert) for use in output.experts_used} == {("direct", None)}
@@ -202,7 +204,7 @@ def test_without_a_cascade(pipeline: LuVePipeline, tiny_backbone: Path) -> None:
 
 
 def test_output_types(pipeline: LuVePipeline) -> None:
-    options = RUN | {"num_inference_steps": 1, "guidance": 1.0, "generator": seeded()}
+    options = RUN | {"steps": 1, "guidance": 1.0, "generator": seeded()}
     latents = pipeline(PROMPT, **options).frames
     video = LatentCodec(pipeline.vae).decode(latents)
     array = pipeline(PROMPT, **options | {"output_type": "np", "generator": seeded()}).frames
@@ -245,7 +247,7 @@ def test_each_sample_of_a_batch_is_its_own(pipeline: LuVePipeline) -> None:
 def test_guidance_of_the_refinement_alone(pipeline: LuVePipeline) -> None:
     """The negative prompt is encoded even where only the last stage is guided."""
     output = pipeline(PROMPT, **RUN, guidance=1.0, refine_guidance=4.0, keep_stages=True, generator=seeded())
-    generator, options = seeded(), {"num_inference_steps": 4}
+    generator, options = seeded(), {"steps": 4}
     motion = pipeline.generate_motion(PROMPT, **SMALL, guidance=1.0, generator=generator, **options)
     assert torch.equal(output.stages["motion"], motion)
     upsampled = output.stages["upsampled"]
@@ -296,7 +298,7 @@ class Stop(PipelineCallback):
 
 def test_diffusers_callbacks_and_interrupting(pipeline: LuVePipeline) -> None:
     record: list[ExpertUse] = []
-    options = {"num_inference_steps": 4, "generator": seeded(), "record": record}
+    options = {"steps": 4, "generator": seeded(), "record": record}
     pipeline.generate_motion(PROMPT, **SMALL, **options, callback_on_step_end=Stop())
     assert [use.step for use in record] == [0, 1]
     pipeline.generate_motion(PROMPT, **SMALL, **options)  # the next run is not interrupted
@@ -308,13 +310,16 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"width": 8}, "^width 8: expected a multiple of 16"),
     ({"motion_height": 40}, "^motion_height 40: expected a multiple of 16, nearest are 32 and 48"),
     ({"num_frames": 7}, r"^num_frames 7: expected 4k \+ 1, nearest are 5 and 9"),
-    ({"skip_steps": 5}, "skip_steps 5: expected 0 to 4"),
-    ({"skip_steps": -1}, "skip_steps -1: expected 0 to 4"),
-    ({"num_inference_steps": 0}, "num_inference_steps 0: expected an integer >= 1"),
+    ({"skip_steps": 5}, "steps 4 and skip_steps 5: expected at least 1 step, and 0 to all skipped"),
+    ({"skip_steps": -1}, "steps 4 and skip_steps -1: expected"),
+    ({"steps": 0}, "steps 0 and skip_steps 1: expected at least 1 step"),
     ({"output_type": "mp4"}, "output_type: expected one of latent, np, pt, pil, got 'mp4'"),
-    ({"upsampling": "cubic"}, "upsampling: expected one of vluer, latent, rgb, got 'cubic'"),
+    (
+        {"upsampling": "cubic"},
+        "upsampling: expected one of nearest, bilinear, bicubic, latent, .*vluer, got 'cubic'",
+    ),
     ({"experts": "x"}, "no expert 'x'"),
-    ({"switch": 2.0}, "switch 2.0"),
+    ({"switch": 2.0}, "switch: expected a sigma between 0 and 1, got 2.0"),
     ({"guidance": 0.0}, "guidance scale 0.0"),
     ({"refine_guidance": 0.0}, "guidance scale 0.0"),
     ({"prompt_embeds": torch.zeros(1, 16, 16)}, "expected either prompt or prompt_embeds, got both"),

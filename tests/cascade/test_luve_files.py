@@ -23,7 +23,7 @@ from tests.helpers.tiny_luve import EXPERTS, PLAIN, PROMPT, seeded, tiny_luve
 from tests.helpers.tiny_wan import randomise, tiny_transformer
 
 RUN: dict[str, Any] = {
-    "height": 64, "width": 96, "num_frames": 5, "num_inference_steps": 2, "skip_steps": 0, "guidance": 2.0,
+    "height": 64, "width": 96, "num_frames": 5, "steps": 2, "skip_steps": 0, "guidance": 2.0,
     "output_type": "latent",
 }  # fmt: skip
 

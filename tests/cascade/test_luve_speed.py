@@ -23,7 +23,7 @@ from tests.helpers.tiny_luve import EXPERTS, PROMPT, noise, seeded, tiny_luve
 from tests.helpers.tiny_wan import tiny_transformer
 
 RUN: dict[str, Any] = {
-    "height": 64, "width": 96, "num_frames": 5, "num_inference_steps": 4, "skip_steps": 0, "output_type": "latent"
+    "height": 64, "width": 96, "num_frames": 5, "steps": 4, "skip_steps": 0, "output_type": "latent"
 }  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_first_block_cache(
 
 def test_taylorseer_cache(pipeline: LuVePipeline) -> None:
     """Three steps of every expert are computed to learn from; then every fourth."""
-    options: dict[str, Any] = {"experts": "none", "guidance": 1.0, "num_inference_steps": 12}
+    options: dict[str, Any] = {"experts": "none", "guidance": 1.0, "steps": 12}
     want = video(pipeline, **options)
     pipeline.apply(SpeedOptions(cache="taylorseer", cache_interval=4))
     with computed_blocks(pipeline) as counts:
@@ -129,7 +129,7 @@ def test_a_cache_that_does_nothing_is_refused(pipeline: LuVePipeline) -> None:
 
 @pytest.mark.slow
 def test_compiled_blocks(pipeline: LuVePipeline) -> None:
-    options: dict[str, Any] = {"num_inference_steps": 2, "skip_steps": 0, "switch": 0.9}
+    options: dict[str, Any] = {"steps": 2, "skip_steps": 0, "switch": 0.9}
     want = pipeline(PROMPT, **RUN | options, generator=seeded())
     torch._dynamo.reset()
     pipeline.compile_blocks(backend="eager")

@@ -65,9 +65,7 @@ def test_a_prompt_becomes_the_video_that_the_pipeline_makes(
     pipeline = LuVePipeline.from_pretrained(tiny_cascade / "wan", tiny_cascade / "vluer")
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(4)
-    want = pipeline(
-        PROMPT, **SIZES, num_inference_steps=3, skip_steps=1, guidance=3.0, generator=generator
-    ).frames[0]
+    want = pipeline(PROMPT, **SIZES, steps=3, skip_steps=1, guidance=3.0, generator=generator).frames[0]
     frames, fps = read_video(video)
     assert np.array_equal(frames, (want * 255).round().astype(np.uint8))
     assert fps == about["fps"] == 16
@@ -388,7 +386,7 @@ def test_any_words_are_a_prompt(luve: Luve, prompt: str) -> None:
         ([PROMPT], {"guidance.scale": 0.5}, "guidance scale 0.5: expected a number >= 1"),
         ([PROMPT], {"guidance.sale": 2}, "guidance.sale: unknown key"),
         ([PROMPT], {"context_parallel": 2}, "context_parallel 2: expected 1, or the number of processes"),
-        ([PROMPT], {"speed.cache": "magic"}, "speed.cache: expected"),
+        ([PROMPT], {"speed.cache": "magic"}, 'key "speed.cache": '),
     ],
 )
 def test_impossible_wishes_are_one_line_before_anything_is_loaded(

@@ -1,4 +1,4 @@
-"""The baselines of the comparison."""
+"""The methods of upsampling."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from luve_lightning.analysis.upsampling_methods import (
-    BASELINES,
-    CEILING,
-    baseline_methods,
-    method_names,
-    rgb_bicubic,
+from luve_lightning.cascade.upsampling import (
+    LooseModels,
+    baselines,
+    upsampling_method,
+    upsampling_methods,
 )
 from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.functional.resize import resize_video
 from luve_lightning.models.backbone import LatentCodec
+from tests.helpers.upsampling import tiny_vluer
 
 
 @pytest.fixture(scope="module")
@@ -30,28 +30,25 @@ def noise(*shape: int) -> torch.Tensor:
 
 
 def test_names_and_their_order() -> None:
-    assert method_names() == ["vluer", "nearest", "bilinear", "bicubic", "rgb_bicubic", "vae"]
-    assert method_names(["vluer_shipped"])[:3] == ["vluer", "vluer_shipped", "nearest"]
-    assert (*BASELINES, CEILING) == ("nearest", "bilinear", "bicubic", "rgb_bicubic", "vae")
-
-
-@pytest.mark.parametrize("extra", [["vae"], ["vluer"], ["a", "bilinear", "nearest"]])
-def test_a_taken_name_is_refused(extra: list[str]) -> None:
-    with pytest.raises(ValueError, match="has a method of that name already"):
-        method_names(extra)
+    assert list(baselines()) == ["nearest", "bilinear", "bicubic", "rgb_bicubic"]
+    assert set(upsampling_methods()) == {*baselines(), "latent", "rgb", "vluer"}
+    for name, paper in (("bilinear", "latent"), ("rgb_bicubic", "rgb")):
+        assert upsampling_method(name) == upsampling_method(paper)
+    with pytest.raises(ValueError, match=r"^upsampling: expected one of nearest, .*, got 'lanczos'$"):
+        upsampling_method("lanczos")
 
 
 def test_latent_interpolations_are_the_functional_ones(codec: LatentCodec) -> None:
-    methods, latents, size = baseline_methods(codec), noise(1, 16, 2, 2, 3), (2, 3, 6)
-    assert tuple(methods) == BASELINES
+    latents, size = noise(1, 16, 2, 2, 3), (2, 3, 6)
     for mode in ("nearest", "bilinear", "bicubic"):
-        assert torch.equal(methods[mode](latents, size), interpolate_latents(latents, size, mode))
+        got = upsampling_method(mode)(latents, size, LooseModels(codec))
+        assert torch.equal(got, interpolate_latents(latents, size, mode))
 
 
 @pytest.mark.parametrize("size", [(2, 3, 6), (2, 2, 3), (3, 4, 4)])
 def test_rgb_bicubic_decodes_resizes_and_encodes(codec: LatentCodec, size: tuple[int, int, int]) -> None:
     latents = noise(1, 16, 2, 2, 3)
-    got = rgb_bicubic(codec, latents, size)
+    got = upsampling_method("rgb_bicubic")(latents, size, LooseModels(codec))
     assert got.shape == (1, 16, *size)
     with torch.no_grad():
         video = codec.vae.decode(codec.denormalize(latents)).sample
@@ -59,4 +56,12 @@ def test_rgb_bicubic_decodes_resizes_and_encodes(codec: LatentCodec, size: tuple
         video = F.interpolate(video, size=(4 * size[0] - 3, *video.shape[3:]), mode="trilinear")
         want = codec.normalize(codec.vae.encode(video).latent_dist.mode())
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-    assert torch.equal(baseline_methods(codec)["rgb_bicubic"](latents, size), got)
+
+
+@torch.no_grad()
+def test_a_vluer_upsamples_and_is_asked_for(codec: LatentCodec) -> None:
+    latents, vluer = noise(1, 16, 2, 2, 3), tiny_vluer().eval()
+    upsample = upsampling_method("vluer").of(LooseModels(codec, vluer))
+    assert torch.equal(upsample(latents, (2, 3, 6)), vluer(latents, (2, 3, 6)))
+    with pytest.raises(ValueError, match="there is no VLUer"):
+        upsampling_method("vluer")(latents, (2, 3, 6), LooseModels(codec))

@@ -1,0 +1,181 @@
+"""How a cascade makes a video: every option once, with its default."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from luve_lightning.cascade.upsampling import UpsamplingMethod, upsampling_method
+from luve_lightning.cascade.video_sizes import SizeRules
+from luve_lightning.functional.interpolation import Size3d
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance: v = v_uncond + scale * (v_cond - v_uncond), in an interval of noise levels.
+
+    Outside the interval, and with scale 1 everywhere, it is v_cond alone: half the work. An interval that leaves out
+    the most and the least noise often costs no quality (arXiv 2404.07724).
+
+    Attributes:
+        scale: >= 1; 1 is no guidance. LuVe (arXiv 2602.11564) takes 5 in both stages.
+        low: least sigma that is guided; sigmas are the scheduler's, shifted, in [0, 1].
+        high: greatest sigma that is guided; both ends belong to the interval.
+        batched: both predictions in one forward pass of twice the batch: faster where a GPU is not full, with twice
+            the activations. Equal to one after the other but for rounding.
+    """
+
+    scale: float = 5.0
+    low: float = 0.0
+    high: float = 1.0
+    batched: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.scale >= 1 and math.isfinite(self.scale)):
+            raise ValueError(f"guidance scale {self.scale}: expected a number >= 1, where 1 is no guidance")
+        if not 0 <= self.low <= self.high <= 1:
+            raise ValueError(f"guidance from sigma {self.low} to {self.high}: expected 0 <= low <= high <= 1")
+
+    @classmethod
+    def of(cls, guidance: Guidance | float) -> Guidance:
+        """A Guidance, also of its scale alone."""
+        return guidance if isinstance(guidance, Guidance) else cls(float(guidance))
+
+    def at(self, sigma: float) -> bool:
+        """Whether a step at this sigma is guided; compared in float32, as the scheduler's sigmas are."""
+        return self.scale > 1 and bool(np.float32(self.low) <= np.float32(sigma) <= np.float32(self.high))
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the result: batched or not, results differ by rounding only."""
+        return {key: value for key, value in asdict(self).items() if key != "batched"}
+
+
+@dataclass(frozen=True)
+class CascadeOptions:
+    """How a video is made.
+
+    Attributes:
+        height: Of the video in pixels, a multiple of 16 for Wan2.1.
+        width: Of the video in pixels.
+        num_frames: Of the video, 4k + 1 for Wan2.1.
+        motion_height: Of the first stage; default height / scale, rounded to what is possible.
+        motion_width: Of the first stage; default width / scale, rounded to what is possible.
+        scale: How many times smaller the first stage is, where its size is not given.
+        cascade: False makes the video in one stage at full size.
+        upsampling: Method of the second stage; vluer, or the paper's baselines latent and rgb, which need no VLUer.
+        steps: Denoising steps of the whole schedule.
+        skip_steps: How many of them the third stage skips: 5 in the paper, 10 in its released checkpoints.
+        guidance: Classifier-free guidance of all stages: scale (1 is none), the interval of sigma, batched or not.
+        refine_guidance: Guidance of the third stage, where it differs.
+        shift: Of the schedule; default the backbone's own.
+        switch: Sigma at which the low-frequency expert hands over; default where the experts' own bands meet.
+        length: Tokens that a prompt is padded or cut to; default the tokenizer's own, at most Wan's 512.
+    """
+
+    height: int
+    width: int
+    num_frames: int = 49
+    motion_height: int | None = None
+    motion_width: int | None = None
+    scale: float = 2.0
+    cascade: bool = True
+    upsampling: str = "vluer"
+    steps: int = 50
+    skip_steps: int = 5
+    guidance: Guidance = field(default_factory=Guidance)
+    refine_guidance: Guidance | None = None
+    shift: float | None = None
+    switch: float | None = None
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale: expected a number > 0, got {self.scale}")
+        skipped = self.skip_steps if self.cascade else 0
+        if self.steps < 1 or not 0 <= skipped <= self.steps:
+            raise ValueError(
+                f"steps {self.steps} and skip_steps {self.skip_steps}: expected at least 1 step, and 0 to all skipped"
+            )
+        if self.length is not None and self.length < 1:
+            raise ValueError(f"length: expected at least 1 token, got {self.length}")
+        if self.switch is not None and not 0 < self.switch < 1:
+            raise ValueError(f"switch: expected a sigma between 0 and 1, got {self.switch}")
+        if self.shift is not None and not 0 < self.shift < math.inf:
+            raise ValueError(f"shift: expected a number greater than 0, got {self.shift}")
+        upsampling_method(self.upsampling)
+
+    @property
+    def method(self) -> UpsamplingMethod:
+        """The method of upsampling."""
+        return upsampling_method(self.upsampling)
+
+    @property
+    def refining(self) -> Guidance:
+        """Guidance of the third stage."""
+        return self.refine_guidance or self.guidance
+
+    @property
+    def size(self) -> Size3d:
+        """Frames, height and width of the video in pixels."""
+        return self.num_frames, self.height, self.width
+
+    @property
+    def motion(self) -> Size3d:
+        """Frames, height and width of the first stage in pixels, after `resolved`."""
+        assert self.motion_height is not None
+        assert self.motion_width is not None
+        return self.num_frames, self.motion_height, self.motion_width
+
+    def resolved(
+        self,
+        rules: SizeRules,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+    ) -> CascadeOptions:
+        """The options with every size given; a video of another size keeps the scale to its first stage.
+
+        Args:
+            rules: what sizes are possible.
+            height: of the video, where it differs from `self.height`.
+            width: likewise.
+            num_frames: likewise.
+
+        Raises:
+            ValueError: for a size that cannot be made, with the nearest ones.
+        """
+        size = {
+            "height": self.height if height is None else height,
+            "width": self.width if width is None else width,
+        }
+        frames = self.num_frames if num_frames is None else num_frames
+        motion: dict[str, int] = {}
+        for name, pixels in size.items():
+            given, own = getattr(self, f"motion_{name}"), getattr(self, name)
+            if not self.cascade:
+                motion[name] = pixels
+            elif given is not None and pixels == own:
+                motion[name] = given
+            else:
+                motion[name] = rules.nearest(pixels / self.scale if given is None else pixels * given / own)
+        rules.check(frames, **size)
+        named = {f"motion_{name}": pixels for name, pixels in motion.items()}
+        rules.check(frames, **named)
+        return replace(self, num_frames=frames, **size, **named)
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides a video's pixels, besides its prompt, seed and sizes: the part of a stored recipe."""
+        return {
+            "upsampling": self.upsampling,
+            "cascade": self.cascade,
+            "steps": self.steps,
+            "skip_steps": self.skip_steps,
+            "guidance": self.guidance.recipe(),
+            "refine_guidance": None if self.refine_guidance is None else self.refine_guidance.recipe(),
+            "shift": self.shift,
+            "switch": self.switch,
+            "length": self.length,
+        }
