@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from luve_lightning.reporting.chart import COLOURS, Chart, Drawing, Series, draw_chart
+from luve_lightning.reporting.chart import COLOURS, Chart, Series
 from luve_lightning.reporting.dashboard import Dashboard, Panel
 from luve_lightning.reporting.loss_curves import Curve, log_files, read_log
 from luve_lightning.reporting.provenance import Unreadable
@@ -35,7 +35,7 @@ class DrawnPanel:
 
     title: str
     metrics: list[str]
-    charts: list[Drawing] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
     rows: list[list[float | str | None]] = field(default_factory=list)
     left_out: int = 0
@@ -108,7 +108,7 @@ def _drawn(title: str, panel: Panel, runs: Sequence[LoggedRun], max_runs: int) -
     return drawn
 
 
-def _charts(title: str, metric: str, runs: Sequence[LoggedRun]) -> Iterator[Drawing]:
+def _charts(title: str, metric: str, runs: Sequence[LoggedRun]) -> Iterator[Chart]:
     """One chart for every few runs, as many as there are line styles, all with the same axis."""
     lines = [Series(run.name, *run.curves[metric]) for run in runs if metric in run.curves]
     low, high = min(line.y.min() for line in lines), max(line.y.max() for line in lines)
@@ -116,7 +116,7 @@ def _charts(title: str, metric: str, runs: Sequence[LoggedRun]) -> Iterator[Draw
     for number, group in enumerate(groups, 1):
         name = title if len(groups) == 1 else f"{title} ({number} of {len(groups)})"
         same = None if len(groups) == 1 or low == high else (float(low), float(high))
-        yield draw_chart(Chart(name, "optimiser step", metric, group, y_range=same))
+        yield Chart(name, "optimiser step", metric, group, y_range=same)
 
 
 def _last(run: LoggedRun, metric: str) -> float | None:

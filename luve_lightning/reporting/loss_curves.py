@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from luve_lightning.reporting.chart import Chart, Drawing, Series, draw_chart
+from luve_lightning.reporting.chart import Chart, Series
 from luve_lightning.reporting.provenance import Provenance, Unreadable, of_run
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -96,7 +96,7 @@ def _curve(values: dict[int, float]) -> Curve:
 class RunCurves:
     """A run's chart, and where it comes from."""
 
-    drawing: Drawing
+    chart: Chart
     provenance: Provenance | None
 
 
@@ -131,5 +131,4 @@ def read_curves(name: str, folder: Path, columns: Sequence[str]) -> RunCurves:
     if not chosen:
         raise Unreadable(f"no column like {' or '.join(columns)} in its metrics.csv")
     series = [Series(column, *logged[column]) for column in chosen]
-    drawing = draw_chart(Chart(name, "optimiser step", "logged", series))
-    return RunCurves(drawing, of_run(f"curves.{name}", folder))
+    return RunCurves(Chart(name, "optimiser step", "logged", series), of_run(f"curves.{name}", folder))

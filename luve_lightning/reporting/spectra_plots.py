@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from luve_lightning.analysis.denoising_spectra import COLUMNS, PAPER_SIGMA_SWITCH
-from luve_lightning.reporting.chart import Chart, Drawing, Mark, Series, draw_chart
+from luve_lightning.reporting.chart import Chart, Mark, Series
 from luve_lightning.reporting.provenance import Provenance, Unreadable, in_words, read_json
 
 
@@ -27,8 +27,8 @@ class SpectraPlots:
     """
 
     name: str
-    resolved: Drawing
-    power: Drawing
+    resolved: Chart
+    power: Chart
     sentence: str
     provenance: Provenance | None
 
@@ -64,10 +64,7 @@ def read_spectra(name: str, path: Path) -> SpectraPlots:
     series = [
         [Series(f"{band} of Nyquist", steps, values[:, k]) for band, values in bands.items()] for k in (0, 1)
     ]
-    if min(line.y.min() for line in series[1]) <= 0:
-        logarithmic = False
-    else:
-        logarithmic = True
+    positive = min(line.y.min() for line in series[1]) > 0
     charts = (
         Chart(
             f"{name}: share of each band that is settled",
@@ -83,11 +80,11 @@ def read_spectra(name: str, path: Path) -> SpectraPlots:
             "power, 1 is the final",
             series[1],
             marks,
-            logarithmic=logarithmic,
+            logarithmic=positive,
         ),
     )
     provenance = None if switch is None else Provenance(f"spectra.{name}", str(beside), _facts(switch))
-    return SpectraPlots(name, draw_chart(charts[0]), draw_chart(charts[1]), _sentence(switch), provenance)
+    return SpectraPlots(name, *charts, _sentence(switch), provenance)
 
 
 def _read(table: Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:

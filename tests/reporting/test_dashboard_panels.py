@@ -95,8 +95,8 @@ def test_panels_are_charts_of_each_metric_or_tables_of_last_values(tmp_path: Pat
     assert drawn.runs == ["b", "a"]
     loss, each, ends, nothing = drawn.sections["All"]
     (chart,) = loss.charts
-    assert [(line.name, line.first, line.last) for line in chart.series] == [("b", 4, 1), ("a", 3, 2)]
-    assert [chart.chart.title for chart in each.charts] == ["Each: val/x1", "Each: val/x2"]
+    assert [(line.name, line.y[0], line.y[-1]) for line in chart.series] == [("b", 4, 1), ("a", 3, 2)]
+    assert [chart.title for chart in each.charts] == ["Each: val/x1", "Each: val/x2"]
     assert ends.columns == ["run", "train/loss", "val/x1"]
     assert ends.rows == [["b", 1, None], ["a", 2, 5]]
     assert (nothing.charts, nothing.rows, nothing.metrics) == ([], [], ["val/none"])
@@ -109,7 +109,7 @@ def test_many_runs_share_an_axis_and_old_ones_are_counted(tmp_path: Path) -> Non
     (loss,) = drawn.sections["All"]
     assert loss.left_out == 2
     assert [len(chart.series) for chart in loss.charts] == [COLOURS, 1]
-    assert {chart.chart.y_range for chart in loss.charts} == {(3.0, COLOURS + 3.0)}
+    assert {chart.y_range for chart in loss.charts} == {(3.0, COLOURS + 3.0)}
 
 
 def test_without_runs_or_with_another_file_it_says_so(tmp_path: Path) -> None:

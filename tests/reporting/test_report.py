@@ -125,14 +125,14 @@ def test_values_of_a_table_are_checked(tmp_path: Path, column: str, value: str, 
 def test_a_resumed_run_is_one_curve(tmp_path: Path) -> None:
     """Steps after the checkpoint that it resumed from count as logged by the later part."""
     found = read_curves("run", write_run(tmp_path / "run"), ["*loss*"])
-    (line,) = found.drawing.series
+    (line,) = found.chart.series
     assert line.name == "train/loss"
-    assert (line.first, line.last) == (1.0, pytest.approx(1 + 1 / 700))
-    assert line.lowest == pytest.approx(1 / 500), "step 499 is the last of the first part"
+    assert (line.y[0], line.y[-1]) == (1.0, pytest.approx(1 + 1 / 700))
+    assert line.y.min() == pytest.approx(1 / 500), "step 499 is the last of the first part"
     assert found.provenance is not None
     assert found.provenance.facts["revision"] == "beef"
     both = read_curves("run", tmp_path / "run", ["*loss*", "val/*"])
-    assert [series.name for series in both.drawing.series] == ["train/loss", "val/psnr"]
+    assert [series.name for series in both.chart.series] == ["train/loss", "val/psnr"]
     with pytest.raises(Unreadable, match=r"no column like x\*"):
         read_curves("run", tmp_path / "run", ["x*"])
 
@@ -140,12 +140,11 @@ def test_a_resumed_run_is_one_curve(tmp_path: Path) -> None:
 def test_spectra_have_a_line_a_band_and_both_switches(tmp_path: Path) -> None:
     plots = read_spectra("mini", write_spectra(tmp_path / "spectra"))
     assert [line.name for line in plots.resolved.series] == ["0-0.5 of Nyquist", "0.5-1 of Nyquist"]
-    assert [name for name, _ in plots.resolved.marks] == [
+    assert [mark.name for mark in plots.resolved.marks] == [
         "sigma_switch suggested here: 0.750", "of the released checkpoints: 0.875"
     ]  # fmt: skip
-    left, right = plots.resolved.left, plots.resolved.right
     # 0.75 lies half way between 0.9 (step 1) and 0.6 (step 2) of three.
-    assert plots.resolved.marks[0][1] == pytest.approx(left + (right - left) / 2, abs=0.1)
+    assert plots.resolved.marks[0].x == pytest.approx(1.5)
     assert plots.sentence.startswith("Measured on 2 videos, backbone data/mini/wan")
     alone = read_spectra("mini", tmp_path / "spectra" / "spectra.csv")
     assert alone.sentence == plots.sentence
