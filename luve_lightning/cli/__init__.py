@@ -28,6 +28,8 @@ class Verb:
         examples: Configurations in the repository to start from.
         slow: Whether it imports PyTorch, which takes seconds.
         goes_on: Whether the same command, after an interruption, keeps what is there.
+        subjects: Package whose modules the option `subject` names; the parameters of the chosen one's function
+            `measure` are options, too.
         trainer: Whether it is one of LightningCLI's, whose options are those of the Trainer, the model and the data.
         module: Where it was found.
     """
@@ -39,8 +41,15 @@ class Verb:
     examples: tuple[str, ...] = ()
     slow: bool = True
     goes_on: bool = False
+    subjects: str = ""
     trainer: bool = False
     module: str = ""
+
+    def modules(self) -> dict[str, str]:
+        """Dotted names of its subjects' modules, by subject."""
+        package = self.subjects.replace(".", "/")
+        files = sorted((PACKAGE_ROOT / package).glob("[a-z]*.py")) if package else []
+        return {file.stem.replace("_", "-"): f"{self.subjects}.{file.stem}" for file in files}
 
 
 def function_name(verb: str) -> str:

@@ -163,12 +163,16 @@ def _path(key: str, value: str) -> str:
 
 
 def _function(verb: str) -> Signature:
-    found = function_signature(verbs()[verb].module, function_name(verb))
+    entry = verbs()[verb]
+    found = function_signature(entry.module, function_name(verb))
     if found is None:
         return Signature(open=True)
     parameters = dict(found.parameters)
     fields = parameters.pop(SPREAD).fields() if SPREAD in parameters else None
-    return Signature(parameters | (fields.parameters if fields else {}), found.open)
+    parameters |= fields.parameters if fields else {}
+    parts = [function_signature(module, "measure") or Signature() for module in entry.modules().values()]
+    inside = {name: replace(one, required=False) for part in parts for name, one in part.parameters.items()}
+    return Signature(inside | parameters, found.open and not parts)
 
 
 def _training(verb: str) -> Signature:

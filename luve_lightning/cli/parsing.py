@@ -12,6 +12,7 @@ from copy import deepcopy
 from dataclasses import fields
 from enum import Enum
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
@@ -61,7 +62,11 @@ def make_parser(verb: str, description: str, kind: type[Parser]) -> Parser:
 
 
 def run_function(
-    verb: str, function: Callable[..., Any], arguments: Arguments, config: Mapping[str, Any]
+    verb: str,
+    function: Callable[..., Any],
+    arguments: Arguments,
+    config: Mapping[str, Any],
+    parts: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
 ) -> None:
     """Runs a verb whose options are a function's parameters.
 
@@ -70,17 +75,23 @@ def run_function(
         function: Typed and documented; its docstring is the help text.
         arguments: The words after the verb, for help and `--print_config`.
         config: The composed configuration.
+        parts: Functions by a heading, whose parameters are options, too; the verb's function hands them on.
 
     Raises:
         UsageError: When the configuration does not fit the signature.
     """
     parser = make_parser(verb, (function.__doc__ or "").strip().partition("\n")[0], ArgumentParser)
     spread = spread_options(function)
-    parser.add_function_arguments(
-        function, as_group=False, sub_configs=True, skip={SPREAD} if spread else None
+    known = set(
+        parser.add_function_arguments(
+            function, as_group=False, sub_configs=True, skip={SPREAD} if spread else None
+        )
     )
     if spread:
         parser.add_class_arguments(spread, as_group=False, sub_configs=True)
+    for title, part in parts.items():
+        group = parser.add_argument_group(title, (part.__doc__ or "").strip().partition("\n")[0])
+        known |= set(group.add_function_arguments(part, as_group=False, skip=known))
     if arguments.help:
         parser.print_help()
         return
@@ -120,7 +131,7 @@ def check(
     try:
         checked = parser.parse_object(deepcopy(hidden))  # it replaces nested values in place
     except Exception as error:
-        raise UsageError(literal.show(_misfit(hidden, error))) from error
+        raise UsageError(literal.show(_misfit(parser, hidden, error))) from error
     check_nulls(checked.as_dict(), _import_class, function)
     return map_leaves(literal.show(checked), lambda leaf: str(leaf) if isinstance(leaf, Text) else leaf)
 
@@ -172,7 +183,7 @@ def constructor_errors(config: Mapping[str, Any]) -> Iterator[None]:
         raise UsageError(line) from error
 
 
-def _misfit(config: Mapping[str, Any], error: Exception) -> str:
+def _misfit(parser: ArgumentParser, config: Mapping[str, Any], error: Exception) -> str:
     """What does not fit, in one line: the innermost component at fault, and jsonargparse's own words.
 
     Its words are no interface and are not read. So that they speak of one component and not of all that it is part of,
@@ -182,17 +193,23 @@ def _misfit(config: Mapping[str, Any], error: Exception) -> str:
         if "." not in class_path:  # jsonargparse knows some classes by their last name
             continue
         try:
-            known, parser = _parser_of(class_path)
+            own = ArgumentParser(exit_on_error=False)
+            own.add_class_arguments(_import_class(class_path), fail_untyped=False)
         except (ImportError, AttributeError, ValueError) as wrong:
             return f"{key}.class_path: cannot import {class_path!r}: {one_line(wrong)}"
-        for name in arguments:
-            if name not in known:
-                return f"{key}.init_args.{name}: unknown key{did_you_mean(name, known)}"
+        if unknown := _unknown_key(own, arguments):
+            return f"{key}.init_args.{unknown}"
         try:
-            parser.parse_object(dict(arguments))
+            own.parse_object(dict(arguments))
         except Exception as wrong:
             return f"{key}.init_args: {_cut(one_line(wrong))}"
-    return _cut(one_line(error))
+    return _unknown_key(parser, config) or _cut(one_line(error))
+
+
+def _unknown_key(parser: ArgumentParser, config: Mapping[str, Any]) -> str | None:
+    known = {key.split(".")[0] for key, _ in parser.get_defaults().items()}
+    unknown = next((key for key in config if key not in known), None)
+    return f"{unknown}: unknown key{did_you_mean(unknown, known)}" if unknown else None
 
 
 def _cut(text: str) -> str:
@@ -203,13 +220,6 @@ def _cut(text: str) -> str:
 def _import_class(class_path: str) -> Any:
     module, _, name = class_path.rpartition(".")
     return getattr(importlib.import_module(module), name)
-
-
-def _parser_of(class_path: str) -> tuple[set[str], ArgumentParser]:
-    """The parameters that a class accepts, inherited ones too, and a parser of them."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(_import_class(class_path), fail_untyped=False)
-    return {key.split(".")[0] for key, _ in parser.get_defaults().items()}, parser
 
 
 class HelpFormatter(DefaultHelpFormatter):

@@ -62,7 +62,12 @@ def run_verb(verb: str, words: list[str], config: dict[str, Any]) -> None:
     else:
         from luve_lightning.cli import parsing
 
-        parsing.run_function(verb, getattr(module, function_name(verb)), arguments, config)
+        parts = {
+            f"--subject {name}": importlib.import_module(subject).measure
+            for name, subject in entry.modules().items()
+            if arguments.help or name == config["subject"]
+        }
+        parsing.run_function(verb, getattr(module, function_name(verb)), arguments, config, parts)
 
 
 def _refuse_verb(verb: str) -> None:
@@ -98,6 +103,9 @@ def _refuse_early(verb: str, keys: Keys, config: Mapping[str, Any], from_file: b
     if missing:
         example = "" if from_file else examples_of(verb)
         raise UsageError(f"{', '.join(missing)}: required, but not given{example}")
+    subjects = verbs()[verb].modules()
+    if subjects and config["subject"] not in subjects:
+        raise UsageError(f"subject: expected one of {', '.join(subjects)}, got {config['subject']!r}")
 
 
 def _either(words: Iterable[str]) -> str:

@@ -64,8 +64,8 @@ _WAN = _Size(
 )
 
 
-def bench_training(device: torch.device, repeats: int) -> Iterator[dict[str, Any]]:
-    """Time training steps and the forward pass of the same model on the same batch.
+def measure(device: torch.device, repeats: int = 1) -> Iterator[dict[str, Any]]:
+    """Time one training step of the adaptation and of each expert beside the forward pass.
 
     Args:
         device: a GPU runs Wan2.1-1.3B at 2K under bfloat16 autocast, a CPU the mini backbone in float32.

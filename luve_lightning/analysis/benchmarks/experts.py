@@ -39,8 +39,8 @@ _MINI = _Model("mini", 4, 48, 512, 6, (32, 64), (5, 24, 24), torch.float32)
 _WAN = _Model("Wan2.1-1.3B", 12, 128, 8960, 30, (512, 4096), (13, 184, 320), torch.bfloat16)
 
 
-def bench_experts(device: torch.device, repeats: int) -> list[dict[str, Any]]:
-    """Time the base and each expert in turn, `repeats` times after one warm-up round.
+def measure(device: torch.device, repeats: int = 20) -> list[dict[str, Any]]:
+    """Time a forward pass of the transformer with and without each expert, in turn.
 
     Args:
         device: a GPU runs Wan2.1-1.3B at 2K in bfloat16, a CPU the mini backbone in float32.

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luve_lightning.analysis.bench_experts import EXPERTS
-from luve_lightning.analysis.bench_generate import BANDS, Setup, mini, wan
+from luve_lightning.analysis.benchmarks.experts import EXPERTS
+from luve_lightning.analysis.benchmarks.generate import BANDS, Setup, mini, wan
 from luve_lightning.analysis.cost import measure_ms, measure_peak_mib
 from luve_lightning.analysis.model_parts import Parts
 from luve_lightning.cascade.luve import LuVePipeline
 from luve_lightning.cascade.luve_speed import SpeedOptions
 from luve_lightning.cascade.options import Guidance
-from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.backbone import LatentCodec
 from luve_lightning.models.experts import add_expert, expert_parameters
 from luve_lightning.models.transformer import flow_scheduler
@@ -58,15 +57,15 @@ VARIANTS = (
 )
 
 
-def bench_options(
+def measure(
     device: torch.device,
-    repeats: int,
-    backbone: str | None,
-    refiner: str | None,
-    video: Size3d | None,
-    prompt: str,
+    repeats: int = 1,
+    backbone: str | None = None,
+    refiner: str | None = None,
+    video: tuple[int, int, int] | None = None,
+    prompt: str = "",
 ) -> Iterator[dict[str, Any]]:
-    """Refine one video by each option in turn: 10 of 12 steps, both experts in their bands.
+    """Measure the third stage by each option of speed and memory: 10 of 12 steps, both experts in their bands.
 
     Args:
         device: where.

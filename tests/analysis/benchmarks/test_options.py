@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from luve_lightning.analysis.bench_options import VARIANTS
+from luve_lightning.analysis.benchmarks.options import VARIANTS
 from luve_lightning.cli.bench import bench
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from luve_lightning.analysis.bench_experts import EXPERTS
+from luve_lightning.analysis.benchmarks.experts import EXPERTS
 from luve_lightning.analysis.cost import measure_ms, measure_peak_mib
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE
 from luve_lightning.analysis.gpu_speed import gpu_speed
@@ -82,16 +82,20 @@ def mini() -> Setup:
     return Setup("mini", configs, sizes, (6, 6), torch.float32)
 
 
-def bench_generate(
-    device: torch.device, repeats: int, sizes: Sequence[str], vae_dtype: torch.dtype
+def measure(
+    device: torch.device,
+    repeats: int = 3,
+    sizes: str = "720p,2k,4k",
+    vae_dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> Iterator[dict[str, Any]]:
-    """Measure each stage alone: only its own model is on the device.
+    """Measure each stage of the cascade, only its own model on the device, beside what `luve plan` says.
 
     Args:
         device: a GPU runs Wan2.1-1.3B in bfloat16, a CPU small models in float32.
         repeats: timed runs of each stage after the first, as many as 10 seconds allow; the median counts. What takes
             longer than that (a step at 2K or 4K) runs once.
-        sizes: of "720p" (text, motion, decoding), "2k" and "4k" (upsampling, refinement by each expert, decoding).
+        sizes: some of 720p (text, motion, decoding), 2k and 4k (upsampling, refinement by each expert, decoding),
+            separated by commas.
         vae_dtype: of the VAE and the VLUer.
 
     Returns:
@@ -103,13 +107,12 @@ def bench_generate(
         ValueError: for an unknown size.
     """
     setup = mini() if device.type == "cpu" else wan()
-    unknown = [size for size in sizes if size not in setup.sizes]
-    if unknown or not sizes:
-        raise ValueError(
-            f"sizes: expected some of {', '.join(setup.sizes)}, got {', '.join(unknown) or 'none'}"
-        )
-    bench = _Bench(setup, device, repeats, vae_dtype)
-    for size in sizes:
+    wanted = sizes.split(",")
+    unknown = [size for size in wanted if size not in setup.sizes]
+    if unknown:
+        raise ValueError(f"sizes: expected some of {', '.join(setup.sizes)}, got {', '.join(unknown)}")
+    bench = _Bench(setup, device, repeats, getattr(torch, vae_dtype))
+    for size in wanted:
         yield from bench.first_stage(size) if size == "720p" else bench.later_stages(size)
 
 

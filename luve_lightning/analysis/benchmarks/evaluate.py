@@ -43,8 +43,8 @@ class ChannelMeans(FeatureExtractor):
         return patches[:, :, ::16, ::16].flatten(2).float().mean(2)
 
 
-def bench_evaluate(device: torch.device, repeats: int, videos: int) -> Iterator[dict[str, Any]]:
-    """Seconds of both, each over all videos, and how much of the plain decode speed evaluation keeps.
+def measure(device: torch.device, repeats: int = 2, videos: int = 100) -> Iterator[dict[str, Any]]:
+    """Time `luve evaluate` with a network that costs nothing beside only decoding the videos.
 
     Evaluation hashes the files, decodes them, cuts the patches of `fd_patch` from 8 frames of each video and writes
     the features to disk, all with as many threads as the plain decoding.
@@ -52,8 +52,10 @@ def bench_evaluate(device: torch.device, repeats: int, videos: int) -> Iterator[
     Args:
         device: where the stand-in for a network runs.
         repeats: of both, one after the other; the fastest of each counts, since whatever else runs here only slows.
-        videos: how many.
+        videos: how many of 49 frames at 1080p.
     """
+    if videos < 1:
+        raise ValueError(f"videos: expected at least 1, got {videos}")
     threads = decoding_threads()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

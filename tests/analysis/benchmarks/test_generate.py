@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from luve_lightning.analysis.bench_generate import _Bench, mini
+from luve_lightning.analysis.benchmarks.generate import _Bench, mini
 from luve_lightning.cli.bench import bench
 
 

@@ -1,0 +1,97 @@
+"""`luve bench --subject vluer`: the base VLUer from 720p latents to 2K and 4K, eager and compiled, beside bilinear."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from luve_lightning.functional.interpolation import interpolate_latents
+from luve_lightning.models.vluer import VLUer
+
+# Latent grids of the paper at 49 frames: 720x1280 -> 1472x2560 (2K) and 2176x3840 (4K).
+LOW = (13, 90, 160)
+TARGETS = {"2K": (13, 184, 320), "4K": (13, 272, 480)}
+
+
+def measure(device: torch.device, repeats: int = 20) -> list[dict[str, Any]]:
+    """Time the base VLUer from 720p latents to 2K and 4K, eager and compiled, beside bilinear.
+
+    Args:
+        device: a GPU.
+        repeats: timed runs after three to warm up; the median counts.
+
+    Raises:
+        ValueError: another device.
+    """
+    require_gpu(device)
+    torch.manual_seed(0)
+    net = VLUer().to(device, torch.bfloat16).eval()
+    # The last convolution starts at zero; fast kernels must not be timed on zeros.
+    torch.nn.init.normal_(net.decoder.conv_out.weight, std=0.02)
+    latents = torch.randn(1, 16, *LOW, device=device, dtype=torch.bfloat16)
+    rows = []
+    with torch.inference_mode():
+        for name, size in TARGETS.items():
+            row = {
+                "subject": "vluer",
+                "target": name,
+                "parameters": net.num_parameters(),
+                "dtype": "bfloat16",
+            }
+            baseline = time_on_gpu(partial(interpolate_latents, latents, size), device, repeats)
+            rows.append(row | {"method": "bilinear"} | baseline)
+            rows.append(row | {"method": "eager"} | time_on_gpu(partial(net, latents, size), device, repeats))
+        net.compile()
+        for name, size in TARGETS.items():
+            row = {
+                "subject": "vluer",
+                "target": name,
+                "parameters": net.num_parameters(),
+                "dtype": "bfloat16",
+            }
+            started = time.perf_counter()
+            net(latents, size)
+            torch.cuda.synchronize(device)
+            compile_s = round(time.perf_counter() - started, 1)
+            measured = time_on_gpu(partial(net, latents, size), device, repeats)
+            rows.append(row | {"method": "compiled", "compile_s": compile_s} | measured)
+    return rows
+
+
+def require_gpu(device: torch.device) -> None:
+    """Refuse another device, of which figures would tell nothing.
+
+    Raises:
+        ValueError: it is not a GPU.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"device: expected a CUDA device, since figures are those of a GPU, got {device}")
+
+
+def time_on_gpu(
+    run: Callable[[], object], device: torch.device, repeats: int, warmup: int = 3
+) -> dict[str, float]:
+    """Median, least and most milliseconds by CUDA events, and peak allocated memory, everything resident included."""
+    for _ in range(warmup):
+        run()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    times = []
+    for _ in range(repeats):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        run()
+        end.record()
+        torch.cuda.synchronize(device)
+        times.append(begin.elapsed_time(end))
+    return {
+        "ms": round(statistics.median(times), 3),
+        "ms_min": round(min(times), 3),
+        "ms_max": round(max(times), 3),
+        "peak_mib": round(torch.cuda.max_memory_allocated(device) / 2**20, 1),
+    }
