@@ -1,1 +1,1 @@
-"""The paper's tables, repeated: what is run for each row, the runs, and the table that comes of them."""
+"""The paper's tables, repeated: what runs for each row, the runs, and the resulting table."""

@@ -1,4 +1,4 @@
-"""What the files and folders that a configuration names hold, where that is cheap to tell."""
+"""Identities of the files and folders that a configuration names, where they are cheap to compute."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from luve_lightning.data.fingerprints import FileHashes
 from luve_lightning.files import listing_digest
 
 _MODEL_FILES = ("model_index.json", "config.json", "adapter_config.json")
-# More files are a store of clips or latents. Those of the latent and the text store are named by what they depend on,
-# so that another content cannot be read by the same configuration.
+# A folder of more files is a store of clips or latents. Latent and text stores name entries by what they depend
+# on, so the same configuration never reads other content.
 _REMEMBERED = ("file_hashes.jsonl", "clip_readings.jsonl")
 _FEW = 32
 
@@ -29,16 +29,16 @@ class Contents:
         self._known: dict[str, str | None] = {}
 
     def named_in(self, config: Any) -> dict[str, str]:
-        """Identities of all that a configuration names, by the text that names it.
+        """Identities of everything that a configuration names, by the text that names it.
 
         Models count by their weights and configuration, files and small folders by their bytes. Large folders and
-        what is not there do not count.
+        missing paths do not count.
         """
         texts = sorted(set(_texts(config)))
         return {text: found for text in texts if (found := self.identity(text)) is not None}
 
     def identity(self, text: str) -> str | None:
-        """The identity of what a path leads to; None where that does not count."""
+        """The identity of what a path leads to; None where it does not count."""
         if text not in self._known:
             self._known[text] = self._look(text)
         return self._known[text]
@@ -53,17 +53,17 @@ class Contents:
             if not path.is_dir():
                 return None
             if _is_model(path):
-                # Here, because it brings every pipeline with it: seconds.
+                # Imported here, because it brings every pipeline with it: seconds.
                 from luve_lightning.cascade.model_identity import model_identity
 
                 return model_identity(path, self.hashes)
             return self._small_folder(path)
-        except OSError:  # a folder that is being written, or may not be read: the stage itself says so
+        except OSError:  # a folder that is being written, or may not be read: the stage itself reports it
             return None
 
     def _small_folder(self, folder: Path) -> str | None:
         files = list(itertools.islice((path for path in folder.rglob("*") if path.is_file()), _FEW + 1))
-        # What is remembered of files is no content, and grows as they are looked at.
+        # Caches of file hashes are no content, and grow as files are looked at.
         files = sorted(path for path in files if path.name not in _REMEMBERED)
         if not 0 < len(files) <= _FEW:
             return None

@@ -1,8 +1,8 @@
-"""From a table to the commands that make it: which stages there are, in which order, and what each one's result is of.
+"""From a table to the commands that make it: the stages, their order, and what each result depends on.
 
-A stage's result belongs to the hash of all that it depends on: its verb, its composed configuration, what the files
-named there hold, and the hashes of the stages that it takes up. Rows, seeds and tables that agree on all of these
-share it.
+A stage's result belongs to the hash of everything it depends on: its verb, its composed configuration, the
+contents of the files named there, and the hashes of the stages whose results it uses. Rows, seeds and tables that
+agree on all of these share it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Compose = Callable[[Sequence[Path], Sequence[tuple[str, str]]], dict[str, Any]]
 Use = tuple[str, int]
 """A row and a seed."""
 
-_VERSION = 1  # of the hashes; raise it when the same configuration gives other results
+_VERSION = 1  # version of the hashes; raise it when the same configuration gives other results
 _SHOWN = 12
-_PROMPTS = ("prompt", "negative_prompt")  # texts on a command line, whatever they say
+_PROMPTS = ("prompt", "negative_prompt")  # texts on a command line, whatever they look like
 _PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
@@ -35,12 +35,12 @@ class Stage:
     """One command to run, once.
 
     Attributes:
-        name: of the stage.
-        digest: sha256 of all that its result depends on, 64 hex digits.
-        folder: where its result goes.
-        words: of its command, after `luve`.
-        needs: digests of the stages that it takes up.
-        uses: rows and seeds that it is run for.
+        name: name of the stage.
+        digest: sha256 of everything its result depends on, 64 hex digits.
+        folder: folder of its result.
+        words: words of its command, after `luve`.
+        needs: digests of the stages whose results it uses.
+        uses: rows and seeds that it serves.
         gathers: whether it serves all rows of a seed at once.
     """
 
@@ -54,24 +54,24 @@ class Stage:
 
     @property
     def label(self) -> str:
-        """Its name and the start of its hash."""
+        """Its name and the beginning of its hash."""
         return f"{self.name}-{self.digest[:_SHOWN]}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run for some rows and seeds.
+    """What to run for some rows and seeds.
 
     Attributes:
-        stages: by digest, each after those that it needs.
-        goals: digest of the stage that a (row, seed, stage's name) reads its numbers from.
+        stages: stages by digest, each after those that it needs.
+        goals: digest of the stage from which a (row, seed, stage name) reads its numbers.
     """
 
     stages: Mapping[str, Stage]
     goals: Mapping[tuple[str, int, str], str]
 
     def levels(self) -> list[list[Stage]]:
-        """Stages that can run at the same time: those of a level need only stages of the levels before."""
+        """Stages that can run at the same time: each level needs only stages of earlier levels."""
         level: dict[str, int] = {}
         for digest, stage in self.stages.items():
             level[digest] = max((level[need] + 1 for need in stage.needs), default=0)
@@ -85,10 +85,10 @@ class Planner:
     """Finds the stages of a table.
 
     Args:
-        table: what is to be run.
-        root: folder of the results of stages; `cache/` in it is theirs in common.
+        table: the table to run.
+        root: folder of the stages' results; they share its `cache/`.
         compose: see `Compose`.
-        contents: of the files that configurations name.
+        contents: contents of the files that configurations name.
     """
 
     def __init__(self, table: Table, root: Path, compose: Compose, contents: Contents) -> None:
@@ -99,7 +99,8 @@ class Planner:
         """The stages for some rows of each seed; stages that no metric needs are left out.
 
         Raises:
-            ValueError: a stage that depends on itself, an unknown placeholder, a configuration that cannot be composed.
+            ValueError: a stage that depends on itself, an unknown placeholder, a configuration that cannot be
+                composed.
         """
         stages: dict[str, Stage] = {}
         goals: dict[tuple[str, int, str], str] = {}
@@ -112,10 +113,10 @@ class Planner:
         return Plan(stages, goals)
 
     def before_gathering(self, row: str, seed: int) -> list[Stage]:
-        """The stages of a row and seed that are its own: all but those that serve several rows at once."""
+        """A row and seed's own stages: all but those that serve several rows at once."""
         plan = self.plan({seed: [row]})
         gathering = {digest for digest, stage in plan.stages.items() if stage.gathers}
-        for digest, stage in plan.stages.items():  # what takes them up comes after them, too
+        for digest, stage in plan.stages.items():  # whatever uses them comes after them, too
             if gathering & set(stage.needs):
                 gathering.add(digest)
         return [stage for digest, stage in plan.stages.items() if digest not in gathering]
@@ -145,7 +146,7 @@ class _SeedGraph:
         self._path: list[str] = []
 
     def stage(self, row: str, name: str) -> Stage:
-        """A stage of a row, with all that it needs."""
+        """A stage of a row, with everything it needs."""
         spec = self.planner.table.rows[row].stages[name]
         key = (name, None if spec.gathers else row)
         if key not in self._known:
@@ -165,7 +166,7 @@ class _SeedGraph:
 
     def _make(self, row: str, spec: StageSpec) -> Stage:
         needed: dict[str, Stage] = {}
-        filled = []  # of each option: its key, its text, the row it is of
+        filled = []  # for each option: its key, its text, its row
         own: str | None
         for key, value in spec.options.items():
             if value is None and key in _PROMPTS:
@@ -199,7 +200,7 @@ class _SeedGraph:
     def _replace(
         self, spec: StageSpec, key: str, word: str, row: str | None, needed: dict[str, Stage]
     ) -> tuple[str, str]:
-        """What stands for a placeholder in the hash, and in the command."""
+        """A placeholder's replacement in the hash, and in the command."""
         where = f"stages.{spec.name}.options.{key}: {{{word}}}"
         if word == "seed":
             return str(self.seed), str(self.seed)
@@ -223,7 +224,7 @@ class _SeedGraph:
         return f"@{stage.digest}", str(stage.folder)
 
     def _allow_shared(self, where: str, word: str) -> None:
-        """A stage for all rows may take up another stage once if that is the same in all rows."""
+        """Let a stage for all rows use another stage once if that is the same in all rows."""
         if word == "row" or len({self.stage(row, word).digest for row in self.rows}) > 1:
             raise ValueError(
                 f"{where}: differs between rows; the option's key must hold {ROW} to be given for each"
@@ -244,5 +245,5 @@ def _fill(text: str, values: Mapping[str, str]) -> str:
 
 
 def without(rows: Mapping[int, Sequence[str]], lost: Collection[Use]) -> dict[int, list[str]]:
-    """The rows of each seed but for those that are lost."""
+    """The rows of each seed without the lost ones."""
     return {seed: [row for row in names if (row, seed) not in lost] for seed, names in rows.items()}

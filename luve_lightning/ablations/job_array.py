@@ -1,4 +1,4 @@
-"""The stages of a table as job arrays, one for each level of their graph, through submitit."""
+"""The stages of a table as job arrays, one per level of their graph, through submitit."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Cluster = Literal["slurm", "local", "debug"]
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What each job asks for.
+    """What each job requests.
 
     Attributes:
-        partition: of the cluster; None takes its default.
+        partition: partition of the cluster; None uses its default.
         gpus: of a job.
-        minutes: until it is ended.
+        minutes: time limit.
         cpus: of a job.
-        mem: GB of a job.
+        mem: memory per job, GB.
         at_once: most jobs of an array that run at the same time.
         cluster: slurm, or submitit's stand-ins for trying it out: local (processes here) and debug (this process).
     """
@@ -37,7 +37,7 @@ class JobOptions:
     cluster: Cluster = "slurm"
 
     def parameters(self) -> dict[str, Any]:
-        """As submitit's AutoExecutor takes them; stand-ins know no cluster's own, and are given no GPU to wait for."""
+        """Parameters for submitit's AutoExecutor; stand-ins get none of a cluster's, and no GPU to wait for."""
         common = {"timeout_min": self.minutes, "cpus_per_task": self.cpus, "mem_gb": self.mem}
         if self.cluster != "slurm":
             return common
@@ -49,16 +49,16 @@ class JobOptions:
 class StageJob:
     """A stage to run in a job.
 
-    Which rows a stage that serves all of them has is settled when it starts: those whose own stages are done.
+    The rows of a stage that serves all of them are settled when it starts: those whose own stages are done.
 
     Attributes:
         planner: finds the stage again.
-        rows: of each seed.
-        name: of the stage.
-        row: one that uses it.
+        rows: rows of each seed.
+        name: name of the stage.
+        row: one row that uses it.
         seed: likewise.
-        program: what comes before a command's words.
-        facts: written down when it is finished.
+        program: words before the command's own.
+        facts: recorded when it is finished.
     """
 
     planner: Planner
@@ -70,7 +70,7 @@ class StageJob:
     facts: Mapping[str, Any]
 
     def __call__(self) -> None:
-        """Run it.
+        """Run the stage.
 
         Raises:
             RuntimeError: it failed, or a stage that it needs did.
@@ -89,7 +89,7 @@ class StageJob:
         return self._find(self.planner.plan({self.seed: self.rows[self.seed]}))
 
     def _plan(self) -> Plan:
-        """The plan as it is now: a stage that serves all rows is for those whose own stages are done."""
+        """The current plan: a stage that serves all rows serves those whose own stages are done."""
         rows = self.rows[self.seed]
         if self.planned().gathers:
             rows = [row for row in rows if all(map(is_done, self.planner.before_gathering(row, self.seed)))]
@@ -109,7 +109,7 @@ def stage_jobs(
     program: Sequence[str],
     facts: Mapping[str, Any],
 ) -> list[list[StageJob]]:
-    """The jobs of each level; stages that are done are left out."""
+    """The jobs of each level, without the stages that are done."""
     levels = []
     for level in plan.levels():
         jobs = []
@@ -125,15 +125,15 @@ def stage_jobs(
 def submit(
     levels: Sequence[Sequence[StageJob]], last: Callable[[], Any], folder: Path, options: JobOptions
 ) -> list[str]:
-    """Submit an array for each level, each after the one before, and a last job that writes the table.
+    """Submit an array per level, each after the previous one, and a last job that writes the table.
 
-    On the stand-ins for a cluster, which know no dependencies, each level is waited for.
+    The stand-ins for a cluster have no dependencies; each level is waited for.
 
     Args:
-        levels: of `stage_jobs`.
-        last: what the last job does.
-        folder: of submitit's own files.
-        options: of every job.
+        levels: jobs from `stage_jobs`.
+        last: the last job's work.
+        folder: folder of submitit's own files.
+        options: options of every job.
 
     Returns:
         The ids of the arrays, the last job's at the end.
@@ -152,7 +152,7 @@ def submit(
         executor = submitit.AutoExecutor(folder=folder, cluster=options.cluster)
         executor.update_parameters(name="luve-ablate", **options.parameters())
         if ids and options.cluster == "slurm":
-            # After, whatever became of it: what depends on a failed stage says so itself, the rest goes on.
+            # Afterwards, whatever the outcome: what depends on a failed stage says so itself, the rest continues.
             executor.update_parameters(slurm_additional_parameters={"dependency": f"afterany:{ids[-1]}"})
         with executor.batch():
             jobs = [executor.submit(task) for task in tasks]

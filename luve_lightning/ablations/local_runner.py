@@ -18,7 +18,7 @@ from luve_lightning.ablations.stage_process import Failure, StageProcess, done_r
 
 _POLL_SECONDS = 0.1
 _LOCK_SECONDS = 1.0
-_GRACE_SECONDS = 20.0  # for training to save its last checkpoint
+_GRACE_SECONDS = 20.0  # time for training to save its last checkpoint
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -27,9 +27,9 @@ class Standing:
     """How far a run is.
 
     Attributes:
-        done: finished stages.
-        total: all of them.
-        running: names of those that run, with their number.
+        done: number of finished stages.
+        total: number of all stages.
+        running: names of the running stages, with their number.
         seconds_left: an estimate; None while nothing is known.
     """
 
@@ -40,26 +40,26 @@ class Standing:
 
 
 class Watcher(Protocol):
-    """Who is told what happens."""
+    """Receives news of a run."""
 
     def standing(self, standing: Standing) -> None:
-        """Now and then."""
+        """Called now and then."""
 
     def finished(self, stage: Stage, seconds: float, standing: Standing) -> None:
-        """A stage is done."""
+        """Called when a stage is done."""
 
     def failed(self, failure: Failure) -> None:
-        """A stage ended badly."""
+        """Called when a stage has failed."""
 
 
 @dataclass(frozen=True)
 class Slots:
-    """Where stages run at the same time.
+    """Places where stages run at the same time.
 
     Attributes:
         count: how many.
-        gpus: names for CUDA_VISIBLE_DEVICES, used in turn; one or none is left as it is.
-        cores: of this machine, shared out over the slots.
+        gpus: names for CUDA_VISIBLE_DEVICES, used in turn; one or none leaves it unchanged.
+        cores: the machine's cores, shared by the slots.
     """
 
     count: int
@@ -67,7 +67,7 @@ class Slots:
     cores: int = 1
 
     def environment(self, slot: int) -> dict[str, str]:
-        """The variables of a slot's process."""
+        """The environment variables of a slot's process."""
         variables = {"OMP_NUM_THREADS": str(max(1, self.cores // self.count))}
         if len(self.gpus) > 1:
             variables["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
@@ -76,11 +76,11 @@ class Slots:
 
 @dataclass
 class Outcome:
-    """What a run came to.
+    """The outcome of a run.
 
     Attributes:
-        failures: stages that ended badly.
-        lost: rows and seeds that are without numbers for it, with the failure.
+        failures: stages that failed.
+        lost: rows and seeds left without numbers, with the failure.
     """
 
     failures: list[Failure] = field(default_factory=list)
@@ -91,10 +91,10 @@ class LocalRunner:
     """Runs stages, each as soon as those that it needs are done.
 
     Args:
-        make_plan: the plan without some rows and seeds, those that have failed.
+        make_plan: makes the plan without the rows and seeds that have failed.
         slots: see there.
-        program: what comes before a command's words.
-        facts: written down with every finished stage.
+        program: words before the command's own.
+        facts: recorded with every finished stage.
         watcher: see there.
     """
 
@@ -116,11 +116,11 @@ class LocalRunner:
         self._seconds: dict[str, list[float]] = {}
 
     def run(self) -> Outcome:
-        """Run everything that is missing; what depends on a failed stage is left out.
+        """Run everything that is missing, except what depends on a failed stage.
 
         Raises:
-            KeyboardInterrupt: at SIGINT, after the stages that ran were stopped.
-            SystemExit: likewise at SIGTERM and SIGHUP, with 128 and the signal's number.
+            KeyboardInterrupt: at SIGINT, after the running stages were stopped.
+            SystemExit: likewise at SIGTERM and SIGHUP, with 128 plus the signal's number.
         """
         plan = self.make_plan(())
         self._look(plan)
@@ -139,7 +139,7 @@ class LocalRunner:
                 self._stop()
 
     def _look(self, plan: Plan) -> None:
-        """Find what is finished already, and what it took."""
+        """Find what is finished already, and how long it took."""
         for digest, stage in plan.stages.items():
             if digest in self._done or digest in self._failed:
                 continue
@@ -150,7 +150,7 @@ class LocalRunner:
                     self._seconds.setdefault(stage.name, []).append(float(record["seconds"]))
 
     def _launch(self, plan: Plan) -> bool:
-        """Fill the free slots; returns whether something waits for another program that is at it."""
+        """Fill the free slots; returns whether another process is still running a stage that is needed."""
         busy = {process.stage.digest for process in self._running.values()}
         waiting = False
         # First what most rows and seeds wait for.
@@ -167,7 +167,7 @@ class LocalRunner:
             if lock is None:
                 self._locked_until[digest] = time.monotonic() + _LOCK_SECONDS
                 waiting = True
-            elif is_done(stage):  # by another program, meanwhile
+            elif is_done(stage):  # another process finished it meanwhile
                 os.close(lock)
                 self._done.add(digest)
                 waiting = True
@@ -218,7 +218,7 @@ class LocalRunner:
         return max(0.0, left) / self.slots.count
 
     def _stop(self) -> None:
-        """End what still runs: it is unfinished, and begun again by the next run."""
+        """End the running stages: they are unfinished, and the next run starts them again."""
         for process in self._running.values():
             process.signal(signal.SIGTERM)
         deadline = time.monotonic() + _GRACE_SECONDS
@@ -236,7 +236,7 @@ class LocalRunner:
 
 @contextmanager
 def _raising_signals() -> Iterator[None]:
-    """SIGINT raises, also where a background shell had it ignored; so do SIGTERM and SIGHUP."""
+    """SIGINT raises, even where a background shell ignores it; so do SIGTERM and SIGHUP."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         del frame

@@ -1,4 +1,4 @@
-"""Means over seeds, how sure they are, and whether a difference has the paper's direction."""
+"""Means over seeds with their intervals, and whether a difference has the paper's direction."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class SeedInterval:
     """A mean over seeds with its 95 % interval.
 
     Attributes:
-        mean: over the seeds.
-        low: lower end; NaN for fewer than two seeds, which say nothing of the spread.
+        mean: mean over the seeds.
+        low: lower end; NaN for fewer than two seeds, which say nothing about the spread.
         high: upper end.
         seeds: how many.
     """
@@ -35,13 +35,13 @@ class SeedInterval:
 
 
 def t_interval(values: Sequence[float]) -> SeedInterval:
-    """The mean and mean ± t s / sqrt(n), t the 97.5th percentile of Student's distribution with n - 1 degrees.
+    """The mean and mean ± t s / sqrt(n); t is the 97.5th percentile of Student's distribution with n - 1 degrees.
 
     Args:
-        values: one a seed, at least one, finite.
+        values: one per seed, at least one, finite.
 
     Raises:
-        ValueError: none, or one that is no number.
+        ValueError: none, or one that is not finite.
     """
     if not values or not all(map(math.isfinite, values)):
         raise ValueError(f"expected at least one finite number, got {list(values)}")
@@ -72,13 +72,13 @@ def direction(
 
     Args:
         difference: of the row.
-        paper_difference: of the paper's values.
+        paper_difference: difference between the paper's values.
         better: which direction of ours is better.
-        paper_better: which of the paper's.
+        paper_better: which direction of the paper's is better.
 
     Returns:
-        "same" or "opposite" in the sense of better and worse; "none" when the interval holds 0 or there is none, as of
-        one seed; "" when there is nothing to compare with.
+        "same" or "opposite", in the sense of better and worse; "none" when the interval contains 0 or there is
+        none (one seed); "" when there is nothing to compare with.
     """
     if difference is None or paper_difference is None or paper_difference == 0:
         return ""
@@ -104,9 +104,9 @@ class Results:
     """What is known of a table.
 
     Attributes:
-        values: by row, seed and metric.
-        missing: metrics that have no value, with the reason.
-        stages: of all finished stages: name, hash, seconds, row, seed, revision.
+        values: values by row, seed and metric.
+        missing: metrics without a value, with the reason.
+        stages: all finished stages: name, hash, seconds, row, seed, revision.
     """
 
     values: Values = field(default_factory=dict)
@@ -115,7 +115,7 @@ class Results:
 
 
 def finished_rows(planner: Planner, rows: Mapping[int, Sequence[str]]) -> dict[int, list[str]]:
-    """Of some rows of each seed those whose own stages are all done; what serves all rows may be missing."""
+    """The rows of each seed whose own stages are all done; what serves all rows may be missing."""
     return {
         seed: [row for row in names if all(map(is_done, planner.before_gathering(row, seed)))]
         for seed, names in rows.items()
@@ -123,7 +123,7 @@ def finished_rows(planner: Planner, rows: Mapping[int, Sequence[str]]) -> dict[i
 
 
 def collect(planner: Planner, rows: Mapping[int, Sequence[str]]) -> Results:
-    """Read every value of some rows that is there, from the evaluations of just those that are finished."""
+    """Read every value of some rows that exists, from the evaluations of exactly those that are finished."""
     results = Results()
     plan = planner.plan(finished_rows(planner, rows))
     reports: dict[str, dict[str, Any] | None] = {}
@@ -156,7 +156,7 @@ def _take(results: Results, metric: MetricSpec, row: str, seed: int, report: Map
 
 
 def _stage_records(plan: Plan) -> list[dict[str, Any]]:
-    """A record a finished stage; row and seed are null where it serves several."""
+    """One record per finished stage; row and seed are null where it serves several."""
     records = []
     for stage in plan.stages.values():
         done = done_record(stage)
@@ -174,7 +174,7 @@ def _stage_records(plan: Plan) -> list[dict[str, Any]]:
 
 
 def result_rows(table: Table, values: Values) -> list[dict[str, Any]]:
-    """The table: one line a row and metric, with the keys `COLUMNS`; None where there is nothing to say.
+    """The table: one line per row and metric, with the keys `COLUMNS`; None where there is nothing to say.
 
     Rows without any value are left out.
     """

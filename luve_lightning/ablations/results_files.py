@@ -1,4 +1,4 @@
-"""A table's results as files: CSV, JSON with where they come from, and Markdown."""
+"""A table's results as files: CSV, JSON with their provenance, and Markdown."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Provenance:
     """Where results come from.
 
     Attributes:
-        command: that wrote them.
-        revision: of this repository.
-        device: that ran them.
+        command: command that wrote them.
+        revision: revision of this repository.
+        device: device that computed them.
         packages: versions by name.
         date: in ISO format.
     """
@@ -52,13 +52,13 @@ def write_results(
 
     Args:
         table: what it is.
-        results: its numbers.
-        failed: the reason of each row and seed that has none.
+        results: the table's numbers.
+        failed: the reason for each row and seed without numbers.
         provenance: where they come from.
         path: of the CSV.
 
     Returns:
-        The files.
+        The written files.
     """
     rows = result_rows(table, results.values)
     files = {
@@ -103,7 +103,7 @@ def results_markdown(
     failed: Mapping[str, Mapping[int, str]],
     provenance: Provenance,
 ) -> str:
-    """The results to read."""
+    """The results as Markdown, for people."""
     parts = [f"# {table.title}", f"**{table.world}**"]
     parts += [table.note] if table.note else []
     for metric in table.metrics.values():
@@ -141,7 +141,7 @@ def _markdown_line(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _difference(row: Mapping[str, Any]) -> str:
-    """With its interval where there is one; the reference row's is 0 and needs none."""
+    """A difference, with its interval where there is one; the reference row's is 0 and needs none."""
     low, high = row["difference_low"], row["difference_high"]
     if low is None or math.isnan(low) or low == high:
         return _short(row["difference"])

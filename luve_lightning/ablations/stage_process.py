@@ -1,4 +1,4 @@
-"""The folder of a stage's result: whether it is finished, and who is at it."""
+"""The folder of a stage's result: whether it is finished, and which process is working in it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOG = "log.txt"
 
 
 def done_record(stage: Stage) -> dict[str, Any] | None:
-    """What was written down when a stage was finished, or None."""
+    """What was recorded when a stage was finished, or None."""
     try:
         record = json.loads((stage.folder / _DONE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -34,36 +34,36 @@ def done_record(stage: Stage) -> dict[str, Any] | None:
 
 
 def is_done(stage: Stage) -> bool:
-    """Whether a stage's result is there, whole."""
+    """Whether a stage's complete result exists."""
     return done_record(stage) is not None
 
 
 def write_done(stage: Stage, facts: Mapping[str, Any]) -> None:
-    """Say that a stage is finished; written last, and at once."""
+    """Record that a stage is finished; written last, and atomically."""
     record = {"stage": stage.name, "hash": stage.digest, **facts}
     write_text(stage.folder / _DONE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def lock_folder(stage: Stage) -> int | None:
-    """Take the folder, so that no two processes work in it.
+    """Lock a folder, so that no two processes work in it.
 
     Returns:
-        A descriptor that holds it until it is closed, here and in every process that inherited it: a run that outlives
-        a killed `luve ablate` keeps others out. None when somebody else has it.
+        A descriptor that holds the lock until it is closed, here and in every process that inherited it: a run
+        that outlives a killed `luve ablate` keeps others out. None when another process holds it.
     """
     stage.folder.mkdir(parents=True, exist_ok=True)
     return try_lock(stage.folder / _LOCK)
 
 
 def resumed_words(stage: Stage) -> tuple[str, ...]:
-    """The command's words; training that was stopped goes on from its last checkpoint."""
+    """The command's words; interrupted training continues from its last checkpoint."""
     if stage.words[0] == "fit" and (stage.folder / "checkpoints" / "last.ckpt").is_file():
         return (*stage.words, "--ckpt_path", "last")
     return stage.words
 
 
 def log_path(stage: Stage) -> Path:
-    """Where a stage's output goes."""
+    """The file for a stage's output."""
     return stage.folder / LOG
 
 
@@ -73,12 +73,12 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Failure:
-    """A stage that ended badly.
+    """A failed stage.
 
     Attributes:
         stage: which.
-        code: its exit status; negative for a signal.
-        tail: the last lines that it printed.
+        code: exit status; negative for a signal.
+        tail: last lines that it printed.
     """
 
     stage: Stage
@@ -87,7 +87,7 @@ class Failure:
 
     @property
     def reason(self) -> str:
-        """In one line."""
+        """The failure in one line."""
         said = f": {self.tail[-1]}" if self.tail else ""
         return f"{self.stage.name} ended with exit status {self.code}{said}"
 
@@ -97,10 +97,10 @@ class StageProcess:
 
     Args:
         stage: to run.
-        lock: of its folder, see `lock_folder`; closed when the process has ended.
-        program: what comes before the command's words.
+        lock: lock on its folder, see `lock_folder`; closed when the process has ended.
+        program: words before the command's own.
         environment: variables that differ from this process's.
-        facts: what else is written down when it is finished.
+        facts: recorded with the result when it is finished.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class StageProcess:
 
     @property
     def seconds(self) -> float:
-        """Since it was started."""
+        """Seconds since it was started."""
         return time.monotonic() - self.started
 
     def poll(self) -> bool:
@@ -139,7 +139,7 @@ class StageProcess:
         return self.process.poll() is not None
 
     def finish(self) -> Failure | None:
-        """Once it has ended: write down that it is done, or tell why not."""
+        """Once it has ended: record that it is done, or return the failure."""
         code = self.process.wait()
         try:
             if code == 0:
@@ -156,7 +156,7 @@ class StageProcess:
             os.close(self.lock)
 
     def signal(self, number: int) -> None:
-        """Send a signal to it and to all that it started."""
+        """Send a signal to it and to everything it started."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
@@ -170,7 +170,7 @@ class StageProcess:
 def run_stage(
     stage: Stage, program: Sequence[str], environment: Mapping[str, str], facts: Mapping[str, Any]
 ) -> Failure | None:
-    """Run one stage to its end, waiting for whoever is at it; nothing happens when it is finished already."""
+    """Run one stage to its end, waiting for a process that already runs it; does nothing when it is finished."""
     while (lock := lock_folder(stage)) is None:
         time.sleep(_POLL_SECONDS)
     if is_done(stage):

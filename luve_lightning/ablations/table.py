@@ -1,4 +1,4 @@
-"""What a table of ablations is: its rows, what is run for them, and what is reported."""
+"""A table of ablations: its rows, what runs for them, and what is reported."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class StageSpec:
     """One `luve` command of a row.
 
     Attributes:
-        name: of the stage; other stages refer to its folder as `{name}`.
-        verb: of the command.
+        name: name of the stage; other stages refer to its folder as `{name}`.
+        verb: verb of the command.
         config: configuration files, in order.
-        options: what is set after them, by dotted key. Texts may hold `{seed}`, `{row}`, `{out}` (the stage's own
-            folder), `{cache}` (a folder that all stages share) and `{name}` of another stage.
+        options: options that follow them, by dotted key. Texts may hold `{seed}`, `{row}`, `{out}` (the stage's
+            own folder), `{cache}` (a folder that all stages share) and another stage's `{name}`.
     """
 
     name: str
@@ -36,17 +36,17 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """A number that is reported of each row.
+    """A number that is reported for each row.
 
     Attributes:
-        name: in the table.
-        better: which direction is.
-        unit: of the value.
-        stage: the stage, an evaluation, whose report has it.
-        column: its name there.
-        method: the method there that is the row.
-        paper: the paper's column that stands beside it; None has no counterpart.
-        paper_better: which direction is better there.
+        name: name in the table.
+        better: which direction is better.
+        unit: unit of the value.
+        stage: stage, an evaluation, whose report holds it.
+        column: its column in that report.
+        method: its method in that report.
+        paper: the paper's column to show beside it; None has no counterpart.
+        paper_better: which direction is better in the paper.
     """
 
     name: str
@@ -64,11 +64,11 @@ class Row:
     """One row.
 
     Attributes:
-        name: of its file.
-        title: the paper's words.
+        name: name of its file.
+        title: title in the paper's words.
         stages: by name.
         paper: the paper's values, by the paper's column.
-        note: what a reader has to know; may be empty.
+        note: what a reader must know; may be empty.
     """
 
     name: str
@@ -83,16 +83,16 @@ class Table:
     """A table of ablations.
 
     Attributes:
-        name: of its folder.
+        name: name of its folder.
         title: what it compares, with the paper's table.
-        world: whose numbers these are, in a sentence that every file of results repeats.
-        results: the folder under experiments/results for it, the world's short name.
-        seeds: of its repetitions.
-        reference: the row that all others are compared with.
+        world: a sentence about whose numbers these are, repeated in every file of results.
+        results: its folder under experiments/results, the world's short name.
+        seeds: seeds of its repetitions.
+        reference: row that all others are compared with.
         metrics: by name.
-        rows: by name, in order.
-        note: what a reader has to know; may be empty.
-        settings: sizes of the runs, by name; rows may differ from them.
+        rows: rows by name, in order.
+        note: what a reader must know; may be empty.
+        settings: sizes of the runs, by name; rows may change them.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Reads a table of ablations from its folder: `table.yaml`, and a file of differences for each row."""
+"""Reads a table of ablations from its folder: `table.yaml`, and a file of differences per row."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _TAKEN = ("seed", "out", "cache", "row")
 
 
 def read_table(folder: Path, changes: Mapping[str, Any] | None = None) -> Table:
-    """The table of a folder.
+    """The table in a folder.
 
     Args:
         folder: holds `table.yaml` and `<row>.yaml` for each row that it names.
         changes: laid over `table.yaml`; rows are laid over both.
 
     Raises:
-        ValueError: a file is missing, or something in one is wrong; the message names the file and the key.
+        ValueError: a file is missing or wrong; the message names the file and the key.
     """
     base, changes = _read(folder / TABLE_FILE, _TABLE_KEYS, "table"), dict(changes or {})
-    # A misspelt one, or an overlay of another table, would change nothing.
+    # A misspelt key, or an overlay for another table, would change nothing.
     _check_keys(changes.get("settings") or {}, tuple(base.get("settings") or {}), "settings.")
     base = merged(base, changes)
     where = str(folder / TABLE_FILE)
@@ -82,7 +82,7 @@ def merged(base: Any, over: Any) -> Any:
     for key, value in over.items():
         value = merged(base[key], value) if key in base else value
         if key in result and not isinstance(value, Mapping):
-            del result[key]  # an option that a row gives must come after those of the table
+            del result[key]  # a row's option must follow the table's
         result[key] = value
     return result
 
@@ -113,7 +113,7 @@ def _read(file: Path, known: tuple[str, ...], where: str) -> dict[str, Any]:
 
 
 def _resolved(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """With `${settings.key}` replaced."""
+    """A copy with `${settings.key}` replaced."""
     try:
         plain = OmegaConf.to_container(OmegaConf.create(dict(tree)), resolve=True)
     except OmegaConfBaseException as error:
@@ -160,7 +160,7 @@ def _better(value: Any, where: str) -> Better:
 
 
 def _check_gathering(rows: Mapping[str, Row], where: str) -> None:
-    """A stage that serves all rows must be one and the same in all of them."""
+    """Refuse a stage that serves all rows but differs between them."""
     found: dict[str, tuple[str, StageSpec]] = {}
     for row in rows.values():
         for stage in row.stages.values():
