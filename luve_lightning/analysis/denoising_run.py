@@ -22,8 +22,7 @@ from luve_lightning.analysis.denoising_spectra import (
 from luve_lightning.evaluation.tables import table_csv
 from luve_lightning.files import replacing, write_text
 from luve_lightning.functional.spectra import band_power, check_edges, radial_spectrum
-from luve_lightning.models.backbone import LatentCodec
-from luve_lightning.models.text import warn_of_cuts
+from luve_lightning.models.backbones import family_of, latent_space_of
 from luve_lightning.models.transformer import check_token_grid
 
 if TYPE_CHECKING:
@@ -126,13 +125,14 @@ def generate_spectra(
     Raises:
         ValueError: for a size that the models would crop, or latents too small for the bands.
     """
-    latents = LatentCodec(pipeline.vae).latent_size(*size)
+    latents = latent_space_of(pipeline.vae).latent_size(*size)
     check_token_grid(pipeline.transformer, latents)
     band_power(
         radial_spectrum(torch.zeros(1, 1, 1, *latents[1:])), edges
     )  # before any work: do the bands fit?
 
-    warn_of_cuts(pipeline.tokenizer, prompts, length)
+    text = family_of(pipeline.transformer).text_class(pipeline.tokenizer, pipeline.text_encoder, length)
+    text.warn_of_cuts(prompts)
 
     def stepped(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         advance()

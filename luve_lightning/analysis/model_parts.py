@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
-from huggingface_hub import hf_hub_download
+from diffusers import ModelMixin
 from torch import nn
-from transformers import UMT5Config, UMT5EncoderModel
 
-from luve_lightning.models.backbone import LatentCodec
-from luve_lightning.models.folders import cannot_load, is_local
-from luve_lightning.models.text import MAX_LENGTH
+from luve_lightning.models.backbones import Backbone, LatentSpace, family_named, load_backbone
+from luve_lightning.models.folders import read_json
 from luve_lightning.models.vluer import VLUer
 
 
@@ -25,13 +21,14 @@ class PartConfigs:
     """What the configuration files of a backbone and a VLUer say.
 
     Attributes:
-        transformer: of `WanTransformer3DModel`.
-        vae: of `AutoencoderKLWan`.
-        text_encoder: of `UMT5EncoderModel`.
-        vluer: of `VLUer`; empty for the base size.
+        transformer: the transformer's.
+        vae: the VAE's.
+        text_encoder: the text encoder's.
+        vluer: the VLUer's; empty for the base size.
         refiner: of the transformer of the third stage; None when the first one's serves both.
         shift: of the scheduler.
         text_length: tokens of a prompt, padding included.
+        family: what they are configurations of.
     """
 
     transformer: dict[str, Any]
@@ -40,7 +37,8 @@ class PartConfigs:
     vluer: dict[str, Any]
     refiner: dict[str, Any] | None = None
     shift: float = 5.0
-    text_length: int = MAX_LENGTH
+    text_length: int = 512
+    family: type[Backbone] = field(default_factory=lambda: family_named("wan"))
 
     @classmethod
     def from_pretrained(
@@ -62,29 +60,26 @@ class PartConfigs:
             FileNotFoundError: when one of the files cannot be had.
             ValueError: for a shift that is not positive.
         """
-        if shift is None:
-            shift = float(_read(backbone, "scheduler", "scheduler_config.json").get("flow_shift") or 1.0)
+        parts = load_backbone(backbone)
+        shift = parts.shift() if shift is None else shift
         if not 0 < shift < float("inf"):
             raise ValueError(f"shift: expected a number greater than 0, got {shift}")
-        own = None
-        if refiner is not None:
-            inside = is_local(refiner) and (Path(refiner) / "config.json").is_file()
-            own = _read(refiner, "" if inside else "transformer", "config.json")
         upsampler: dict[str, Any] = {}
         if vluer is not None:
             if not (Path(vluer) / "config.json").is_file():
                 raise FileNotFoundError(
                     f"vluer {vluer}: no config.json there; expected a folder saved by VLUer"
                 )
-            upsampler = _read(vluer, "", "config.json")
+            upsampler = read_json(Path(vluer) / "config.json")
         return cls(
-            transformer=_read(backbone, "transformer", "config.json"),
-            vae=_read(backbone, "vae", "config.json"),
-            text_encoder=_read(backbone, "text_encoder", "config.json"),
+            transformer=parts.config("transformer"),
+            vae=parts.config("vae"),
+            text_encoder=parts.config("text_encoder"),
             vluer=upsampler,
-            refiner=own,
+            refiner=None if refiner is None else load_backbone(refiner).config("transformer"),
             shift=shift,
-            text_length=_text_length(backbone),
+            text_length=parts.text_length(),
+            family=type(parts),
         )
 
 
@@ -135,36 +130,38 @@ class Parts:
         self._made: dict[str, Any] = {}
 
     @property
-    def transformer(self) -> WanTransformer3DModel:
+    def transformer(self) -> Any:
         """Of the first stage."""
-        return self._part(
-            "transformer", lambda: _from_config(WanTransformer3DModel, self.configs.transformer)
-        )
+        return self._part("transformer", lambda: self._new("transformer", self.configs.transformer))
 
     @property
-    def refiner(self) -> WanTransformer3DModel:
+    def refiner(self) -> Any:
         """Of the third stage; the first stage's unless it has its own."""
         config = self.configs.refiner
         if config is None:
             return self.transformer
-        return self._part("refiner", lambda: _from_config(WanTransformer3DModel, config))
+        return self._part("refiner", lambda: self._new("transformer", config))
 
     @property
-    def codec(self) -> LatentCodec:
+    def codec(self) -> LatentSpace:
         """The VAE."""
-        return self._part(
-            "vae", lambda: LatentCodec(_from_config(AutoencoderKLWan, self.configs.vae)), self.vae_dtype
-        )
+        space: Any = self.configs.family.latent_space_class
+        return self._part("vae", lambda: space(self._new("vae", self.configs.vae)), self.vae_dtype)
 
     @property
-    def text_encoder(self) -> UMT5EncoderModel:
+    def text_encoder(self) -> Any:
         """Captions' encoder."""
-        return self._part("text_encoder", lambda: UMT5EncoderModel(UMT5Config(**self.configs.text_encoder)))
+        return self._part("text_encoder", lambda: self._new("text_encoder", self.configs.text_encoder))
 
     @property
     def vluer(self) -> VLUer:
         """The latent upsampler."""
-        return self._part("vluer", lambda: _from_config(VLUer, self.configs.vluer), self.vae_dtype)
+        known = VLUer._get_init_keys(VLUer)
+        config = {key: value for key, value in self.configs.vluer.items() if key in known}
+        return self._part("vluer", lambda: VLUer(**config), self.vae_dtype)
+
+    def _new(self, part: str, config: dict[str, Any]) -> nn.Module:
+        return self.configs.family.from_config(part, config)
 
     def names(self) -> list[str]:
         """Every part there is, whether made or not."""
@@ -200,39 +197,3 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
     for name, parameter in module.named_parameters():
         if parameter.is_floating_point() and not kept & set(name.split(".")):
             parameter.data = parameter.data.to(dtype)
-
-
-def _from_config(kind: Any, config: dict[str, Any]) -> Any:
-    # Not from_config, which logs what it does not know.
-    known = kind._get_init_keys(kind)
-    return kind(**{key: value for key, value in config.items() if key in known})
-
-
-def _read(backbone: str | Path, part: str, name: str) -> dict[str, Any]:
-    """A JSON file of a folder, or of a hub id."""
-    place = Path(backbone) / part / name
-    if not is_local(backbone):
-        try:
-            place = Path(hf_hub_download(str(backbone), name, subfolder=part))
-        except OSError as error:
-            raise cannot_load(backbone, part, error) from error
-    if not place.is_file():
-        raise FileNotFoundError(
-            f"backbone {backbone}: no {part}/{name} there; expected a diffusers pipeline folder"
-        )
-    try:
-        found = json.loads(place.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place}: not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{place}: expected a JSON object, got a {type(found).__name__}")
-    return found
-
-
-def _text_length(backbone: str | Path) -> int:
-    """Tokens of a prompt: the tokenizer's, at most 512; 512 when it does not say."""
-    try:
-        config = _read(backbone, "tokenizer", "tokenizer_config.json")
-    except FileNotFoundError:
-        return MAX_LENGTH
-    return min(int(config.get("model_max_length") or MAX_LENGTH), MAX_LENGTH)

@@ -24,7 +24,6 @@ from luve_lightning.analysis.stage_programs import (
     StagePlan,
     StepProgram,
     decode,
-    dry_decode_tiled,
     encode_prompt,
 )
 from luve_lightning.cascade.expert_choice import expert_chooser
@@ -148,7 +147,7 @@ class Planner:
             latents = torch.empty(1, codec.channels, *self.grid, device="meta")
             if tile is None:
                 return decode(self.parts, latents, None)
-            dry_decode_tiled(run, codec.vae, codec.denormalize(latents).to(codec.dtype), tile)
+            codec.dry_decode_in_tiles(latents, tile, run.times)
             return None
 
         return self._stage("decode", ["vae"], self._dry("vae", program), latents=self.grid)

@@ -23,7 +23,7 @@ from luve_lightning.files import write_text
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import video_to_frames
 from luve_lightning.functional.resize import fit_frames, resize_video
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import LatentSpace
 
 REFERENCE = "reference"
 _VERSION = 1  # of what is written for a recipe; raise it when the same recipe gives other pixels
@@ -49,7 +49,7 @@ class UpsamplingRecipe:
     stride: int = 1
     caption: str = "Summarized Description"
 
-    def low_size(self, codec: LatentCodec) -> tuple[int, int]:
+    def low_size(self, codec: LatentSpace) -> tuple[int, int]:
         """Height and width of the low resolution.
 
         Raises:
@@ -96,7 +96,7 @@ class ClipUpsampler:
 
     def __init__(
         self,
-        codec: LatentCodec,
+        codec: LatentSpace,
         methods: Mapping[str, LatentUpsampler],
         identities: Mapping[str, str],
         recipe: UpsamplingRecipe,

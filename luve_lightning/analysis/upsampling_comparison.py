@@ -20,7 +20,7 @@ from luve_lightning.evaluation.tables import table_markdown
 from luve_lightning.functional.fidelity import frame_difference_error, psnr, ssim
 from luve_lightning.functional.gather import gather_mappings
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import LatentSpace
 
 Rows = Sequence[dict[str, Any]]
 
@@ -135,7 +135,7 @@ class UpsamplingComparison:
     """
 
     def __init__(
-        self, codec: LatentCodec, methods: Mapping[str, LatentUpsampler], timed_clips: int = 4
+        self, codec: LatentSpace, methods: Mapping[str, LatentUpsampler], timed_clips: int = 4
     ) -> None:
         if timed_clips < 1:
             raise ValueError(f"timed_clips: expected at least 1, got {timed_clips}")

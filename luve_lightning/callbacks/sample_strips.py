@@ -17,7 +17,7 @@ from luve_lightning.evaluation.pictures import picture_strip
 from luve_lightning.functional.fidelity import psnr
 from luve_lightning.functional.interpolation import Size3d, interpolate_latents
 from luve_lightning.functional.pixels import video_to_frames
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import LatentSpace
 
 
 class SampleStrips(L.Callback):
@@ -146,7 +146,7 @@ class SampleStrips(L.Callback):
         self._folder, self._drawn = None, {}
 
 
-def _compared(codec: LatentCodec, low: Tensor, upsampled: Tensor, video: Tensor) -> dict[str, np.ndarray]:
+def _compared(codec: LatentSpace, low: Tensor, upsampled: Tensor, video: Tensor) -> dict[str, np.ndarray]:
     """One clip's middle frame four times, by label."""
     size: Size3d = (upsampled.shape[2], upsampled.shape[3], upsampled.shape[4])
     middle = video.shape[2] // 2
@@ -159,7 +159,7 @@ def _compared(codec: LatentCodec, low: Tensor, upsampled: Tensor, video: Tensor)
     return frames | {f"original, {_shape(original)}": _pixels(original)}
 
 
-def _middle_frame(codec: LatentCodec, latents: Tensor) -> Tensor:
+def _middle_frame(codec: LatentSpace, latents: Tensor) -> Tensor:
     """The decoded middle frame, 1 x 3 x 1 x H x W; the VAE is causal, so later latents are not decoded."""
     middle = codec.pixel_size(latents.shape[2], 1, 1)[0] // 2
     needed = next(n for n in range(1, latents.shape[2] + 1) if codec.pixel_size(n, 1, 1)[0] > middle)

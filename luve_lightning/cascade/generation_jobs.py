@@ -18,9 +18,9 @@ from typing import Any
 
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.prompts import PromptLine, check_distinct, check_seed
-from luve_lightning.cascade.video_sizes import SizeRules
 from luve_lightning.data.store import ClaimedFiles
 from luve_lightning.files import file_digest, remove_unfinished, text_digest
+from luve_lightning.models.backbones import SizeRules
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,10 @@ from luve_lightning.cascade.adapters import experts_set_aside, plain_loras
 from luve_lightning.cascade.denoise import switch_expert
 from luve_lightning.cascade.lora_files import LoraFile, read_lora
 from luve_lightning.cascade.lora_layers import LoraSummary, check_loaded, fit_lora
-from luve_lightning.cascade.video_sizes import SizeRules
-from luve_lightning.models.backbone import load_vae
+from luve_lightning.models.backbones import SizeRules, load_backbone
 from luve_lightning.models.experts import expert_names, load_expert, save_expert
 from luve_lightning.models.experts.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERT
 from luve_lightning.models.folders import is_local, loading, read_config, saving
-from luve_lightning.models.text import load_text_encoder, load_tokenizer
 from luve_lightning.models.transformer import check_flow, load_transformer
 from luve_lightning.models.vluer import VLUer
 
@@ -282,18 +280,19 @@ def _whole_parts(
     """The parts of a pipeline folder that are not given, each checked to be whole; diffusers would not."""
     index = read_config(backbone, "", "model_index.json")
     read_config(backbone, "scheduler", "scheduler_config.json")
-    loaders: dict[str, Callable[[Path, torch.dtype], Any]] = {
-        "tokenizer": lambda folder, _: load_tokenizer(folder),
-        "vae": load_vae,
-        "text_encoder": load_text_encoder,
-        "transformer": load_transformer,
-        "refiner": lambda folder, dtype: load_transformer(folder / "refiner", dtype),
+    parts = load_backbone(backbone)
+    loaders: dict[str, Callable[[torch.dtype], Any]] = {
+        "tokenizer": lambda _: parts.tokenizer(),
+        "vae": parts.vae,
+        "text_encoder": parts.text_encoder,
+        "transformer": lambda dtype: parts.denoiser(dtype).module,
+        "refiner": lambda dtype: parts.denoiser(dtype, "refiner").module,
     }
     if any(name not in index and name not in ("vluer", "refiner") for name in given):
         return {}  # options of diffusers, such as a variant of the weights
     found = {name: index.get(name) for name in loaders if name not in given}
     return {
-        name: loaders[name](backbone, dtypes.get(name, dtypes["default"]))
+        name: loaders[name](dtypes.get(name, dtypes["default"]))
         for name, kind in found.items()
         if isinstance(kind, list) and None not in kind
     }

@@ -17,7 +17,7 @@ from luve_lightning.cascade.luve_latents import LuVeLatents
 from luve_lightning.cascade.luve_run import ExpertUse, Run, Stage
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.functional.flow_matching import noised
-from luve_lightning.models.text import MAX_LENGTH, warn_of_cuts
+from luve_lightning.models.backbones import TextConditioner, family_of
 
 Chooser = Callable[[float], str | None] | None
 
@@ -63,9 +63,10 @@ class LuVeDenoising(LuVeLatents):
         self.check_inputs(prompt, negative_prompt, step, step, prompt_embeds, negative_prompt_embeds, inputs)
         self._guidance_scale, self._attention_kwargs = guidance.scale, attention_kwargs
         self._current_timestep, self._interrupt = None, False
-        if self.tokenizer is not None:
-            length = self.text_length(length)
-            warn_of_cuts(self.tokenizer, _texts(prompt, negative_prompt), length)
+        if self.text_encoder is not None:
+            text = self.text(length)
+            text.warn_of_cuts(_texts(prompt, negative_prompt))
+            length = text.length
         embeds, negative_embeds = self.encode_prompt(
             prompt,
             negative_prompt,
@@ -90,9 +91,9 @@ class LuVeDenoising(LuVeLatents):
             return self.scheduler
         return type(self.scheduler).from_config(self.scheduler.config, flow_shift=shift)
 
-    def text_length(self, length: int | None = None) -> int:
-        """Tokens of every prompt: `length`, or the tokenizer's own when None, at most Wan's 512."""
-        return min(self.tokenizer.model_max_length, MAX_LENGTH) if length is None else length
+    def text(self, length: int | None = None) -> TextConditioner:
+        """The text encoder with its tokenizer; tokens of every prompt are `length`, or the backbone's own when None."""
+        return family_of(self.transformer).text_class(self.tokenizer, self.text_encoder, length)
 
     def _from_noise(
         self,

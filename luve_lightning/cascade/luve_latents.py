@@ -14,9 +14,8 @@ from luve_lightning.cascade.luve_speed import LuVeSpeed
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.upsampling import UpsamplingMethod, upsampling_method
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import LatentSpace, latent_space_of
 from luve_lightning.models.transformer import check_token_grid
-from luve_lightning.models.wan_tiles import bring_to_device
 
 
 class LuVeLatents(LuVeSpeed):
@@ -50,7 +49,7 @@ class LuVeLatents(LuVeSpeed):
         target = self.codec.latent_size(frames, *size)
         latents = latents.to(self._execution_device, torch.float32)
         if method.model == "vae":
-            bring_to_device(self.vae)
+            latent_space_of(self.vae).wake()
         upsampled = method(latents, target, self)
         self.maybe_free_model_hooks()
         return upsampled
@@ -75,13 +74,13 @@ class LuVeLatents(LuVeSpeed):
         return self.video_processor.postprocess_video(video, output_type)
 
     @property
-    def codec(self) -> LatentCodec:
+    def codec(self) -> LatentSpace:
         """The VAE with its normalisation, on the VAE's device."""
-        return LatentCodec(self.vae, self.decode_tile).to(self.vae.device)
+        return latent_space_of(self.vae, self.decode_tile).to(self.vae.device)
 
-    def _awake_codec(self) -> LatentCodec:
+    def _awake_codec(self) -> LatentSpace:
         """The codec on the device where it is to run, also where models are offloaded."""
-        bring_to_device(self.vae)  # the codec runs the VAE's parts, which no hook of accelerate sees
+        latent_space_of(self.vae).wake()  # it runs the VAE's parts, which no hook of accelerate sees
         return self.codec
 
     def _pixels(self, latents: Tensor, on_device: bool = True) -> Tensor:

@@ -16,9 +16,9 @@ from diffusers import (
 from diffusers.models.attention_dispatch import attention_backend
 
 from luve_lightning.cascade.luve_components import LuVeComponents
+from luve_lightning.models.backbones import LatentSpace
 from luve_lightning.models.experts import expert_names
 from luve_lightning.models.experts.routing import TokenSplit, state_of
-from luve_lightning.models.wan_tiles import DEFAULT_TILE
 
 CacheName = Literal["first_block", "taylorseer"]
 
@@ -155,7 +155,7 @@ class LuVeSpeed(LuVeComponents):
         for transformer in self.transformers:
             transformer.compile_repeated_blocks(**kwargs)
 
-    def enable_tiled_decoding(self, tile: tuple[int, int] = DEFAULT_TILE) -> None:
+    def enable_tiled_decoding(self, tile: tuple[int, int] = LatentSpace.default_tile) -> None:
         """Decode, and encode for RGB interpolation, in tiles: the same to rounding, in much less memory.
 
         Args:

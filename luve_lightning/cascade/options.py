@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from luve_lightning.cascade.upsampling import UpsamplingMethod, upsampling_method
-from luve_lightning.cascade.video_sizes import SizeRules
 from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.models.backbones import SizeRules
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from luve_lightning.data.captions import captions_of, embed_captions
 from luve_lightning.data.text_store import TextSource, TextStore
 from luve_lightning.data.video_index import Limits
 from luve_lightning.machine import decoding_threads
-from luve_lightning.models.text import TextEncoder
+from luve_lightning.models.backbones import load_backbone
 
 VERBS = {
     "embed": Verb(
@@ -79,7 +79,7 @@ def embed(
     target = choose_device(device)
     entries = entries_of(open_index(console, index, clips, keep), splits)
     captions = captions_of(entries, columns or ["Summarized Description"])
-    encoder = TextEncoder.from_pretrained(backbone, getattr(torch, dtype), length)
+    encoder = load_backbone(backbone).text(getattr(torch, dtype), length)
     source = TextSource(encoder.fingerprint(), encoder.length, dtype)
     console.print(
         f"{len(captions)} captions, text encoder {source.encoder[:12]} on {target}", highlight=False

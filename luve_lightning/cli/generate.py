@@ -17,7 +17,6 @@ from luve_lightning.cascade.luve_speed import SpeedOptions
 from luve_lightning.cascade.model_identity import model_identity
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.prompts import PromptLine, check_text, check_visible, read_prompt_file
-from luve_lightning.cascade.video_sizes import SizeRules
 from luve_lightning.cli import Verb
 from luve_lightning.cli.generate_run import (
     Processes,
@@ -35,7 +34,7 @@ from luve_lightning.data.fingerprints import FileHashes
 from luve_lightning.data.video_files import MAX_FPS
 from luve_lightning.evaluation.sample_sources import write_generated
 from luve_lightning.machine import check_video
-from luve_lightning.models.text import CutTextWarning
+from luve_lightning.models.backbones import CutTextWarning, load_backbone
 
 VERBS = {
     "generate": Verb(
@@ -120,7 +119,7 @@ def generate(
         raise ValueError(f"fps: expected a number in (0, {MAX_FPS}], got {fps}")
     cache = cache_of(speed)
     lines = _lines(prompt, prompts, limit)
-    jobs = make_jobs(lines, options, SizeRules.from_pretrained(backbone), negative_prompt, seed)
+    jobs = make_jobs(lines, options, load_backbone(backbone).size_rules(), negative_prompt, seed)
     for job in jobs:
         check_video(job.num_frames, job.height, job.width)
     needs_vluer = options.cascade and options.method.model == "vluer"

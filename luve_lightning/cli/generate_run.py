@@ -25,7 +25,7 @@ from luve_lightning.checkout import PACKAGE_ROOT, git_state
 from luve_lightning.cli.compose import escaped
 from luve_lightning.cli.environment import choose_device
 from luve_lightning.cli.keys import Keys
-from luve_lightning.models.text import CutText, cut_text
+from luve_lightning.models.backbones import CutText
 
 
 def find_models(
@@ -99,9 +99,9 @@ def load_pipeline(
 
 def cuts_of(pipeline: LuVePipeline, job: VideoJob, length: int | None) -> dict[str, CutText]:
     """What the text encoder does not see of a job's texts, by "prompt" and "negative_prompt"."""
-    length = pipeline.text_length(length)
+    conditioner = pipeline.text(length)
     texts = {"prompt": job.prompt, "negative_prompt": job.negative_prompt or ""}
-    found = {name: cut_text(pipeline.tokenizer, text, length) for name, text in texts.items()}
+    found = {name: conditioner.cut(text) for name, text in texts.items()}
     return {name: cut for name, cut in found.items() if cut is not None}
 
 

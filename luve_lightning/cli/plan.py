@@ -14,8 +14,8 @@ from luve_lightning.analysis.plan import Planner, plan_dict, plan_text
 from luve_lightning.cascade.luve_components import expert_folders
 from luve_lightning.cascade.luve_speed import SpeedOptions
 from luve_lightning.cascade.options import CascadeOptions
-from luve_lightning.cascade.video_sizes import SizeRules
 from luve_lightning.cli import Verb
+from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.experts import load_expert
 
 VERBS = {
@@ -64,7 +64,7 @@ def plan(
     """
     if tile is not None and min(tile) < 1:
         raise ValueError(f"tile: expected a height and a width of at least 1, got {list(tile)}")
-    rules = SizeRules.from_pretrained(backbone)
+    rules = load_backbone(backbone).size_rules()
     options = options.resolved(rules)
     rules.check_cascade(options.motion[1:], options.size[1:])
     speed = gpu_speed(gpu, gpu_tflops)

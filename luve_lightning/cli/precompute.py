@@ -43,7 +43,7 @@ from luve_lightning.data.latent_store import LatentKey, LatentStore
 from luve_lightning.data.quarantine import Quarantine, TooManyBadClips
 from luve_lightning.data.video_index import Limits
 from luve_lightning.datamodules.encode import EncodeDataModule
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import load_backbone
 from luve_lightning.tasks.encode import EncodeTask
 
 VERBS = {
@@ -118,7 +118,7 @@ def precompute(
     check_folder("store", store)
     runner = _trainer(trainer, threads)
     console = Console(emoji=False, quiet=not runner.is_global_zero)
-    codec = LatentCodec.from_pretrained(backbone)
+    codec = load_backbone(backbone).latent_space()
     check_scales(size, scales, codec.spatial_ratio)
     codec.latent_size(frames, *size)
     transforms = variants or {"plain": Unchanged()}

@@ -33,7 +33,7 @@ _WARNINGS = (
     "You're resuming from a checkpoint that ended before the epoch ended",
     # They are moved when training starts; see training.py.
     "Checkpoint directory .* exists and is not empty",
-    # Frozen parts (a LatentCodec) stay in eval mode by design.
+    # Frozen parts (a LatentSpace) stay in eval mode by design.
     r"Found \d+ module\(s\) in eval mode at the start of training",
     # Steps are logged by their number in the run, however long an epoch is.
     r"The number of training batches \(\d+\) is smaller than the logging interval",

@@ -25,9 +25,8 @@ from luve_lightning.cli.environment import choose_device
 from luve_lightning.cli.progress import Steps
 from luve_lightning.files import write_text
 from luve_lightning.machine import check_video
-from luve_lightning.models.backbone import load_vae
+from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.folders import is_local, loading
-from luve_lightning.models.text import TextEncoder
 from luve_lightning.models.transformer import check_flow, flow_scheduler, load_transformer
 
 VERBS = {
@@ -122,11 +121,11 @@ def _pipeline(
     if shift is not None and not 0 < shift < float("inf"):
         raise ValueError(f"shift: expected a number greater than 0, got {shift}")
     scheduler = _own_scheduler(backbone) if shift is None else flow_scheduler(shift)
-    text = TextEncoder.from_pretrained(backbone, dtype, length)
+    text = load_backbone(backbone).text(dtype, length)
     pipeline = WanPipeline(
         tokenizer=text.tokenizer,
         text_encoder=text.encoder,
-        vae=load_vae(backbone),
+        vae=load_backbone(backbone).vae(),
         scheduler=scheduler,
         transformer=load_transformer(backbone, dtype).eval(),
     )

@@ -21,7 +21,7 @@ from luve_lightning.cli.progress import Steps
 from luve_lightning.data.clip_hashes import ClipHashes
 from luve_lightning.data.file_names import check_name
 from luve_lightning.data.video_index import CAPTIONS, Limits
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import LatentSpace, load_backbone
 from luve_lightning.models.vluer import VLUer
 
 VERBS = {
@@ -99,7 +99,7 @@ def upsample(
     for name in folders:
         check_name(name, "vluers:")
     entries = entries_of(open_index(console, index, clips, keep), splits, limit)
-    codec = LatentCodec.from_pretrained(backbone, getattr(torch, dtype)).to(target)
+    codec = load_backbone(backbone).latent_space(getattr(torch, dtype)).to(target)
     recipe = UpsamplingRecipe((size[0], size[1]), scale, frames, start, stride, caption)
     methods: dict[str, LatentUpsampler] = {
         name: method.of(LooseModels(codec))
@@ -121,7 +121,7 @@ def upsample(
         raise ValueError(f"none of the {len(entries)} clips of {index} could be read")
 
 
-def _load(name: str, folder: Path, codec: LatentCodec, device: torch.device) -> tuple[LatentUpsampler, str]:
+def _load(name: str, folder: Path, codec: LatentSpace, device: torch.device) -> tuple[LatentUpsampler, str]:
     """A VLUer, and what tells it from others."""
     if name in (*method_names()[1:], "reference"):
         raise ValueError(f"vluers: {name} is the name of another method")

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from luve_lightning.data.latent_store import LatentKey, LatentStore
 from luve_lightning.data.text_store import TextKey, TextSource, TextStore
 from luve_lightning.data.video_index import CAPTIONS, ClipEntry
-from luve_lightning.models.text import CutText, TextEncoder, cut_text
+from luve_lightning.models.backbones import CutText, TextConditioner
 
 
 @dataclass
@@ -51,7 +51,7 @@ def captions_of(entries: Iterable[ClipEntry], columns: Sequence[str]) -> list[st
 
 
 def embed_captions(
-    encoder: TextEncoder,
+    encoder: TextConditioner,
     store: TextStore,
     source: TextSource,
     captions: Sequence[str],
@@ -85,7 +85,7 @@ def embed_captions(
 
 @dataclass
 class _Work:
-    encoder: TextEncoder
+    encoder: TextConditioner
     store: TextStore
     report: EmbedReport
     advance: Callable[[int], None]
@@ -123,7 +123,7 @@ class _Work:
         ids, mask = self.encoder.tokenize([key.caption for key in batch])
         counts = mask.sum(1).tolist()
         if any(row[:count].sum() != count for row, count in zip(mask, counts, strict=True)):
-            raise ValueError("the tokenizer pads in front of captions; Wan's pads behind them")
+            raise ValueError("the tokenizer pads in front of captions; expected one that pads behind them")
         # One transfer from the device, not one a caption.
         for key, count, embedding in zip(batch, counts, self.encoder.embed(ids, mask).cpu(), strict=True):
             self.report.bytes += self.store.write(key, embedding[:count])
@@ -134,7 +134,7 @@ class _Work:
 
     def _look_at(self, caption: str) -> None:
         """Count a caption that fills the whole length if it is longer."""
-        cut = cut_text(self.encoder.tokenizer, caption, self.encoder.length)
+        cut = self.encoder.cut(caption)
         if cut is not None:
             self.report.cut += 1
             self.report.first_cut = self.report.first_cut or (caption, cut)

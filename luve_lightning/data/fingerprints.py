@@ -9,12 +9,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
-
 from luve_lightning.files import file_digest, text_digest, warn_kept_in_memory, write_text
 from luve_lightning.locks import JsonLines
-from luve_lightning.models.backbone import LatentCodec
-from luve_lightning.models.folders import is_local
+from luve_lightning.models.backbones import load_backbone
 
 Stamp = tuple[int, int, int]
 
@@ -120,7 +117,7 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 def vae_fingerprint(backbone: str | Path, root: str | Path) -> str:
-    """`LatentCodec.fingerprint()` of a backbone's VAE: from memory while the bytes of its files are the same.
+    """`LatentSpace.fingerprint()` of a backbone's VAE: from memory while the bytes of its files are the same.
 
     Args:
         backbone: a local pipeline folder or a hub id.
@@ -130,9 +127,10 @@ def vae_fingerprint(backbone: str | Path, root: str | Path) -> str:
     Raises:
         FileNotFoundError: when the VAE cannot be had.
     """
-    folder = _folder(backbone)
+    parts = load_backbone(backbone)
+    folder = parts.vae_folder()
     if folder is None:
-        return LatentCodec.from_pretrained(backbone).fingerprint()
+        return parts.latent_space().fingerprint()
     hashes = FileHashes(root)
     files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
     contents = "".join(f"{path.name} {hashes.digest(path)}\n" for path in files)
@@ -142,18 +140,9 @@ def vae_fingerprint(backbone: str | Path, root: str | Path) -> str:
             return known
     except (OSError, ValueError):
         pass  # not there, or not ours to read
-    fingerprint = LatentCodec.from_pretrained(backbone).fingerprint()
+    fingerprint = parts.latent_space().fingerprint()
     try:
         write_text(record, f"{fingerprint}\n")
     except OSError as error:
         warn_kept_in_memory(Path(root), error)
     return fingerprint
-
-
-def _folder(backbone: str | Path) -> Path | None:
-    """Where the VAE's files lie on this machine; None when loading must find out."""
-    if is_local(backbone):
-        folder = Path(backbone) / "vae"
-        return folder if (folder / "config.json").is_file() else None
-    cached = try_to_load_from_cache(str(backbone), "vae/config.json")
-    return Path(cached).parent if isinstance(cached, str) else None

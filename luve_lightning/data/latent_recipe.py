@@ -18,7 +18,7 @@ class LatentRecipe:
     """The latents of a clip: a high-resolution one, and low-resolution ones downscaled from the same pixels.
 
     Attributes:
-        vae: fingerprint of the VAE, `LatentCodec.fingerprint()`.
+        vae: fingerprint of the VAE, `LatentSpace.fingerprint()`.
         size: (height, width) of the high-resolution pixels.
         scales: how many times smaller each low-resolution version is, > 1; empty for high resolution only.
         frames: frames read from the clip for one latent.
@@ -133,7 +133,7 @@ def check_scales(size: tuple[int, int], scales: Sequence[float], spatial_ratio: 
     Args:
         size: (height, width) of the high-resolution pixels.
         scales: as in `LatentRecipe`.
-        spatial_ratio: pixels of a latent in each direction, `LatentCodec.spatial_ratio`.
+        spatial_ratio: pixels of a latent in each direction, `LatentSpace.spatial_ratio`.
 
     Raises:
         ValueError: naming the nearest sizes that all scales divide; or for a scale not above 1.

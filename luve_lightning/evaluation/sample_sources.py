@@ -30,7 +30,7 @@ from luve_lightning.files import file_digest, replacing, write_text
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import video_to_frames
 from luve_lightning.functional.resize import fit_frames
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import latent_space_of
 from luve_lightning.models.transformer import check_token_grid
 from luve_lightning.tasks import FlowMatchingTask, VLUerTask
 
@@ -214,7 +214,7 @@ class GeneratedVideos(SampleSource):
         prompts = self.prompts or self._captions([entry for entry, _ in items], held_out.columns)
         with task.sampling(datamodule.backbone, self.vae_dtype) as pipeline:
             pipeline.set_progress_bar_config(disable=True)
-            codec = LatentCodec(pipeline.vae).to(task.device)
+            codec = latent_space_of(pipeline.vae).to(task.device)
             check_token_grid(task.transformer, codec.latent_size(self.frames, *self.size))
             with (
                 precision()

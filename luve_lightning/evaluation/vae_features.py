@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from luve_lightning.functional.pixels import frames_to_video
 from luve_lightning.metrics.feature_moments import FeatureExtractor
-from luve_lightning.models.backbone import LatentCodec
-from luve_lightning.models.wan_whole_clip import encode_whole_clip
+from luve_lightning.models.backbones import LatentSpace, load_backbone
 
 # Distances of the mini backbone's features are some ten-thousandths; a hundred times the features, and tables show
 # 1 to 50. It changes no order.
@@ -19,11 +17,11 @@ _SCALE = 100.0
 
 
 class VAEFeatures(FeatureExtractor):
-    """What the encoder of a Wan VAE knows of a patch before it is squeezed into latents.
+    """What the encoder of a backbone's VAE knows of a patch before it is squeezed into latents.
 
-    The input of the encoder's last convolution, averaged over space, times 100; each patch is a clip of one frame, at
-    its own resolution. The network was not trained to recognise things: distances say how far the statistics of
-    textures and edges are apart, and have nothing to do with FID's numbers.
+    `LatentSpace.features` averaged over space, times 100; each patch is a clip of one frame, at its own resolution.
+    The network was not trained to recognise things: distances say how far the statistics of textures and edges are
+    apart, and have nothing to do with FID's numbers.
 
     Args:
         backbone: a diffusers pipeline folder or a hub id.
@@ -35,7 +33,7 @@ class VAEFeatures(FeatureExtractor):
     def __init__(self, backbone: str | Path) -> None:
         super().__init__()
         self.backbone = backbone
-        self.codec: LatentCodec | None = None
+        self.codec: LatentSpace | None = None
         self._fingerprint = ""
 
     @property
@@ -46,8 +44,8 @@ class VAEFeatures(FeatureExtractor):
 
     @property
     def dim(self) -> int:
-        """Channels before the encoder's last convolution; known after `prepare`."""
-        return int(self._loaded().vae.encoder.conv_out.in_channels)
+        """Channels of `LatentSpace.features`; known after `prepare`."""
+        return self._loaded().feature_channels
 
     def prepare(self, device: torch.device | str) -> None:
         """Load the VAE onto a device.
@@ -56,9 +54,9 @@ class VAEFeatures(FeatureExtractor):
             FileNotFoundError: there is no such backbone.
         """
         if self.codec is None:
-            codec = LatentCodec.from_pretrained(self.backbone)
+            codec = load_backbone(self.backbone).latent_space()
             self._fingerprint = codec.fingerprint()
-            codec.vae.decoder = None  # two thirds of the weights, and never used here
+            codec.forget_decoder()  # it is never used here
             self.codec = codec
         self.to(device)
 
@@ -69,20 +67,9 @@ class VAEFeatures(FeatureExtractor):
         if size % ratio:
             raise ValueError(f"patches of {size} (patches.size) for a VAE: expected a multiple of {ratio}")
         clips = frames_to_video(patches[:, None].movedim(2, -1))  # N x 3 x 1 x S x S
-        taken: list[Tensor] = []
+        return codec.features(clips).float().mean((2, 3, 4)) * _SCALE
 
-        def take(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            del module
-            taken.append(inputs[0])
-
-        hook = codec.vae.encoder.conv_out.register_forward_pre_hook(take)
-        try:
-            encode_whole_clip(codec.vae, clips.to(codec.dtype))
-        finally:
-            hook.remove()
-        return taken[0].float().mean((2, 3, 4)) * _SCALE
-
-    def _loaded(self) -> LatentCodec:
+    def _loaded(self) -> LatentSpace:
         if self.codec is None:
             raise RuntimeError("VAEFeatures: call prepare(device) before it is used")
         return self.codec

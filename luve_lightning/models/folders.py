@@ -42,7 +42,7 @@ def cannot_load(backbone: str | Path, part: str, error: BaseException) -> FileNo
 
     Args:
         backbone: a folder or a hub id.
-        part: its subfolder; empty for a model's own folder.
+        part: its subfolder or a file of it; empty for a model's own folder.
         error: what the library raised.
 
     Returns:
@@ -51,9 +51,10 @@ def cannot_load(backbone: str | Path, part: str, error: BaseException) -> FileNo
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else "no reason given"
     reason = reason if isinstance(error, OSError) or not lines else f"{type(error).__name__}: {reason}"
-    where = f"backbone {backbone}: cannot load its {part}/" if part else f"{backbone}: cannot be loaded"
+    name = part if "." in part else f"{part}/"
+    where = f"backbone {backbone}: cannot load its {name}" if part else f"{backbone}: cannot be loaded"
     if part and not Path(backbone).is_dir():
-        where = f"backbone {backbone}: no such folder, and its {part}/ cannot be had from the hub"
+        where = f"backbone {backbone}: no such folder, and its {name} cannot be had from the hub"
         reason = f"{_hubs_reason(error) or reason}; a local pipeline folder works without the hub"
     kind = FileNotFoundError if isinstance(error, OSError) else ValueError
     return kind(f"{where}: {reason}")
@@ -126,13 +127,29 @@ def read_config(backbone: str | Path, part: str, name: str = "config.json") -> d
     path = Path(backbone) / part / name
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+    content = _parsed(path)
     if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
         raise ValueError(f"{path}: no configuration of diffusers: it has no _class_name")
     return dict(content)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: for something else.
+    """
+    content = _parsed(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got a {type(content).__name__}")
+    return dict(content)
+
+
+def _parsed(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
 
 
 def _hubs_reason(error: BaseException) -> str | None:

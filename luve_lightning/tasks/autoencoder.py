@@ -1,4 +1,4 @@
-"""Training a small Wan VAE: what makes the mini backbone."""
+"""Training a small VAE: what makes the mini backbone."""
 
 from __future__ import annotations
 
@@ -6,27 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from luve_lightning.functional.fidelity import psnr
 from luve_lightning.losses import Loss
-from luve_lightning.models.backbone import load_vae
-from luve_lightning.models.building import build
-from luve_lightning.models.folders import saving
-from luve_lightning.models.wan_whole_clip import decode_whole_clip, encode_whole_clip
+from luve_lightning.models.backbones import LatentSpace, family_named, load_backbone
 from luve_lightning.tasks.base import TrainingTask
 
 
 class AutoencoderTask(TrainingTask):
-    """Trains an `AutoencoderKLWan` on video clips: reconstruction in pixels plus a small KL term.
+    """Trains a backbone's VAE on video clips: reconstruction in pixels plus a small KL term.
 
     Args:
-        vae: arguments of `diffusers.AutoencoderKLWan` for a new VAE; ignored with `init_from`.
+        vae: sizes of a new VAE, see the family's `build_vae`; ignored with `init_from`.
         losses: pixel losses by name.
         kl_weight: weight of the mean KL divergence of the posterior from a unit Gaussian.
         init_from: a backbone folder whose `vae/` to continue from.
+        family: family of a new VAE.
         lr: see TrainingTask.
         min_lr: see TrainingTask.
         weight_decay: see TrainingTask.
@@ -39,6 +36,7 @@ class AutoencoderTask(TrainingTask):
         losses: dict[str, Loss],
         kl_weight: float = 1e-6,
         init_from: str | None = None,
+        family: str = "wan",
         lr: float = 1e-3,
         min_lr: float = 1e-5,
         weight_decay: float = 0.0,
@@ -51,20 +49,26 @@ class AutoencoderTask(TrainingTask):
                 f"losses: expected at least one, all in pixel space; wrong: {wrong or 'none given'}"
             )
         if init_from is None:
-            self.vae = build("vae", AutoencoderKLWan, vae)
-            _check_colours(self.vae)
+            self.family = family_named(family)
+            self.vae = self.family.build_vae(vae)
         else:
             if not (Path(init_from) / "vae" / "config.json").is_file():
                 raise FileNotFoundError(f"init_from: {init_from} has no vae/config.json")
-            self.vae = load_vae(init_from)
+            backbone = load_backbone(init_from)
+            self.family, self.vae = type(backbone), backbone.vae()
         self.losses = torch.nn.ModuleDict(losses)
         self.kl_weight = kl_weight
 
+    @property
+    def space(self) -> type[LatentSpace]:
+        """What encodes and decodes with the VAE."""
+        return self.family.latent_space_class
+
     def forward(self, video: Tensor, sample: bool = False) -> tuple[Tensor, DiagonalGaussianDistribution]:
         """Reconstruct a video (B x 3 x T x H x W in [-1, 1]) from its posterior's mode or a sample."""
-        posterior = DiagonalGaussianDistribution(encode_whole_clip(self.vae, video))
+        posterior = DiagonalGaussianDistribution(self.space.moments(self.vae, video))
         latents = posterior.sample() if sample else posterior.mode()
-        return decode_whole_clip(self.vae, latents), posterior
+        return self.space.pixels(self.vae, latents), posterior
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Weighted losses plus KL."""
@@ -99,7 +103,7 @@ class AutoencoderTask(TrainingTask):
             video = batch["video"].to(
                 self.device, self.vae.dtype
             )  # bfloat16 where that is the run's precision
-            z = encode_whole_clip(self.vae, video).chunk(2, dim=1)[0].double()
+            z = self.space.moments(self.vae, video).chunk(2, dim=1)[0].double()
             z = z.permute(1, 0, 2, 3, 4).flatten(1)
             count += z.shape[1]
             total = z.sum(1) if total is None else total + z.sum(1)
@@ -108,9 +112,8 @@ class AutoencoderTask(TrainingTask):
             raise ValueError("no batch to measure latent statistics on")
         mean = total / count
         std = (square / count - mean.square()).clamp_min(1e-12).sqrt()
-        self.vae.register_to_config(
-            latents_mean=[round(v, 6) for v in mean.tolist()], latents_std=[round(v, 6) for v in std.tolist()]
-        )
+        rounded = ([round(value, 6) for value in values.tolist()] for values in (mean, std))
+        self.space.set_statistics(self.vae, *rounded)
 
     def export(self, folder: Path, datamodule: Any) -> None:
         """Save a backbone folder's `vae/` in fp16, with the latent statistics of the training split.
@@ -123,20 +126,5 @@ class AutoencoderTask(TrainingTask):
         # Round the weights first: the statistics must be those of the file.
         self.vae.load_state_dict({k: v.half().float() for k, v in state.items()})
         self.measure_latents(datamodule.statistics_dataloader())
-        # Not `from_config`: it puts the class's defaults back for whatever was not given when the VAE was made.
-        exported = AutoencoderKLWan(**{k: v for k, v in self.vae.config.items() if not k.startswith("_")})
-        exported.load_state_dict(self.vae.state_dict())
-        with saving(Path(folder) / "vae") as new:
-            exported.half().save_pretrained(new)
+        self.family.save_vae(self.vae, Path(folder), torch.float16)
         self.vae.load_state_dict(state)
-
-
-def _check_colours(vae: AutoencoderKLWan) -> None:
-    """Refuse other channels than those of three colours, whose pixels `patch_size` folds into more of them."""
-    patch = vae.config.patch_size or 1
-    for key in ("in_channels", "out_channels"):
-        if vae.config[key] != 3 * patch**2:
-            raise ValueError(
-                f"vae.{key}: expected {3 * patch**2}, three colours in patches of {patch}x{patch}, "
-                f"got {vae.config[key]}"
-            )

@@ -15,9 +15,9 @@ from transformers import UMT5Config, UMT5EncoderModel
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.files import text_digest
 from luve_lightning.functional.noise_bands import SigmaBand, Weighting
-from luve_lightning.models.backbone import load_vae
+from luve_lightning.models.backbones import load_backbone
+from luve_lightning.models.backbones.wan_text import WanText, word_tokenizer
 from luve_lightning.models.building import build
-from luve_lightning.models.text import TextEncoder, warn_of_cuts, word_tokenizer
 from luve_lightning.models.transformer import flow_scheduler, load_transformer, save_transformer
 from luve_lightning.tasks.flow import FlowMatchingTask
 
@@ -81,9 +81,9 @@ class BackboneTask(FlowMatchingTask):
                 eos_token_id=tokenizer.eos_token_id,
             )
             net = build("transformer", WanTransformer3DModel, transformer, text_dim=config.d_model)
-            encoder = TextEncoder(tokenizer, build("text_encoder", UMT5EncoderModel, {}, config=config))
+            encoder = WanText(tokenizer, build("text_encoder", UMT5EncoderModel, {}, config=config))
         else:
-            net, encoder = load_transformer(init_from), TextEncoder.from_pretrained(init_from)
+            net, encoder = load_transformer(init_from), load_backbone(init_from).text()
         super().__init__(
             net, SigmaBand(), shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps
         )
@@ -106,7 +106,7 @@ class BackboneTask(FlowMatchingTask):
             raise ValueError("data.texts: expected none, the backbone's own text encoder embeds the captions")
         new = set(batch["caption"]) - self._tokens.keys()
         if not self._told:  # once: the captions of a data set are alike
-            self._told = warn_of_cuts(self.text_encoder.tokenizer, sorted(new), self.text_encoder.length)
+            self._told = self.text_encoder.warn_of_cuts(sorted(new))
         for caption in new:
             ids, mask = self.text_encoder.tokenize([caption])
             self._tokens[caption] = ids.to(self.device), mask.to(self.device)
@@ -137,7 +137,7 @@ class BackboneTask(FlowMatchingTask):
         return WanPipeline(
             tokenizer=self.text_encoder.tokenizer,
             text_encoder=self.text_encoder.encoder,
-            vae=load_vae(self.backbone).to(self.device),
+            vae=load_backbone(self.backbone).vae().to(self.device),
             scheduler=flow_scheduler(self.shift),
             transformer=self.transformer,
         )

@@ -16,7 +16,7 @@ from luve_lightning.data.latent_recipe import HIGH_RESOLUTION
 from luve_lightning.data.latent_store import LatentKey
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.functional.resize import resize_frames, resize_video
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import LatentSpace
 
 Keys = dict[tuple[str, float], LatentKey]
 
@@ -53,7 +53,7 @@ class EncodeTask(L.LightningModule):
 
     def __init__(
         self,
-        codec: LatentCodec,
+        codec: LatentSpace,
         read: WindowReader,
         transforms: Mapping[str, PixelTransform],
         quarantine: Quarantine,

@@ -23,7 +23,7 @@ from luve_lightning.functional.flow_matching import (
 from luve_lightning.functional.gather import gather_mappings
 from luve_lightning.functional.noise_bands import SigmaBand, Weighting
 from luve_lightning.losses import VelocityMSE
-from luve_lightning.models.backbone import load_vae
+from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.transformer import check_token_grid, flow_scheduler
 from luve_lightning.tasks.base import TrainingTask
 
@@ -129,7 +129,7 @@ class FlowMatchingTask(TrainingTask):
         yield WanPipeline(
             tokenizer=None,
             text_encoder=None,
-            vae=load_vae(backbone, dtype).to(self.device),
+            vae=load_backbone(backbone).vae(dtype).to(self.device),
             scheduler=flow_scheduler(self.shift),
             transformer=self.transformer,
         )

@@ -14,7 +14,7 @@ from luve_lightning.functional.fidelity import psnr
 from luve_lightning.functional.gather import gather_mappings
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.losses import Loss
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.vluer import VLUer
 from luve_lightning.tasks.base import TrainingTask
 
@@ -68,7 +68,7 @@ class VLUerTask(TrainingTask):
         self.net = net
         if init_from is not None:
             self.net.load_state_dict(VLUer.from_pretrained(init_from).state_dict())
-        self.codec = LatentCodec.from_pretrained(backbone, getattr(torch, codec_dtype))
+        self.codec = load_backbone(backbone).latent_space(getattr(torch, codec_dtype))
         if self.codec.channels != net.config.latent_channels:
             raise ValueError(
                 f"net has {net.config.latent_channels} latent channels, the VAE of {backbone} has {self.codec.channels}"

@@ -15,8 +15,8 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from luve_lightning.analysis.cost import measure_peak_mib
 from luve_lightning.analysis.dry_run import BLOCK, dry_run, weight_bytes
-from luve_lightning.models.backbone import LatentCodec
-from luve_lightning.models.tiled_decode import decode_tiled
+from luve_lightning.models.backbones import LatentSpace, latent_space_of
+from luve_lightning.models.backbones.wan_tiled import decode_tiled
 from luve_lightning.models.vluer import VLUer
 
 Case = Callable[[torch.device], Callable[[], Any]]
@@ -35,9 +35,9 @@ def transformer(device: torch.device) -> Callable[[], Any]:
     return lambda: net(**arguments)
 
 
-def vae(device: torch.device) -> LatentCodec:
+def vae(device: torch.device) -> LatentSpace:
     with device:
-        return LatentCodec(AutoencoderKLWan(base_dim=4, num_res_blocks=1))
+        return latent_space_of(AutoencoderKLWan(base_dim=4, num_res_blocks=1))
 
 
 def decoder(device: torch.device) -> Callable[[], Any]:

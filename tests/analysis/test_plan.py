@@ -13,7 +13,7 @@ from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, Operation, dry_run
 from luve_lightning.analysis.gpu_speed import REFERENCE, gpu_speed
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, wan_1_3b
 from luve_lightning.analysis.plan import Planner, duration, plan_dict, plan_text
-from luve_lightning.analysis.stage_programs import decode, dry_decode_tiled
+from luve_lightning.analysis.stage_programs import decode
 from luve_lightning.cascade.luve_speed import SpeedOptions
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.functional.frequency import FrequencyFilter
@@ -209,7 +209,7 @@ def test_tiled_decoding_is_planned_as_it_runs(size: tuple[int, int]) -> None:
     with dry_run() as run:
         decode(parts, latents, (4, 3))
     with dry_run() as planned:
-        dry_decode_tiled(planned, codec.vae, codec.denormalize(latents).to(torch.float32), (4, 3))
+        codec.dry_decode_in_tiles(latents, (4, 3), planned.times)
     assert planned.operations == run.operations
     assert planned.peak == run.peak
 

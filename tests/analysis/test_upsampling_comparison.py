@@ -27,7 +27,7 @@ from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels, base
 from luve_lightning.evaluation.tables import table_csv
 from luve_lightning.functional.fidelity import frame_difference_error, psnr, ssim
 from luve_lightning.functional.interpolation import interpolate_latents
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import LatentSpace, load_backbone
 from tests.helpers.processes import run_processes
 from tests.helpers.resumable import Run
 from tests.helpers.upsampling import SCALES, TinyPairs, compare, tiny_vluer
@@ -36,8 +36,8 @@ CLIPS = 2
 
 
 @pytest.fixture(scope="module")
-def codec(tiny_backbone: Path) -> LatentCodec:
-    return LatentCodec.from_pretrained(tiny_backbone)
+def codec(tiny_backbone: Path) -> LatentSpace:
+    return load_backbone(tiny_backbone).latent_space()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     return torch.utils.data.default_collate(items)  # type: ignore[no-any-return]
 
 
-def baseline_methods(codec: LatentCodec) -> dict[str, LatentUpsampler]:
+def baseline_methods(codec: LatentSpace) -> dict[str, LatentUpsampler]:
     return {name: method.of(LooseModels(codec)) for name, method in baselines().items()}
 
 
@@ -69,7 +69,7 @@ def test_the_header_is_the_one_asked_for() -> None:
 
 
 @pytest.mark.slow
-def test_scores_are_those_of_a_plain_loop(codec: LatentCodec, pairs: TinyPairs) -> None:
+def test_scores_are_those_of_a_plain_loop(codec: LatentSpace, pairs: TinyPairs) -> None:
     net = tiny_vluer().eval()
     comparison = UpsamplingComparison(codec, {"vluer": net} | baseline_methods(codec))
     scores = [score for item in pairs.items for score in comparison.score_batch(collate([item]))]
@@ -101,7 +101,7 @@ def test_scores_are_those_of_a_plain_loop(codec: LatentCodec, pairs: TinyPairs) 
 
 
 def test_the_ceiling_costs_nothing_and_is_decoded_once_for_a_clip(
-    codec: LatentCodec, pairs: TinyPairs
+    codec: LatentSpace, pairs: TinyPairs
 ) -> None:
     decoded: list[int] = []
     hook = codec.vae.decoder.conv_out.register_forward_hook(lambda m, args, out: decoded.append(len(out)))
@@ -118,7 +118,7 @@ def test_the_ceiling_costs_nothing_and_is_decoded_once_for_a_clip(
 
 @pytest.mark.parametrize("timed", [1, 2])
 def test_time_is_taken_on_a_few_clips_and_scores_on_all(
-    codec: LatentCodec, tiny_backbone: Path, timed: int
+    codec: LatentSpace, tiny_backbone: Path, timed: int
 ) -> None:
     """Of each size, a method runs once a clip, and before the first to warm up and for its memory."""
     net, runs = tiny_vluer().eval(), list[tuple[int, ...]]()
@@ -141,7 +141,7 @@ def test_time_is_taken_on_a_few_clips_and_scores_on_all(
         UpsamplingComparison(codec, {"vluer": net}, timed_clips=0)
 
 
-def test_two_windows_of_one_clip_are_two_clips(codec: LatentCodec, pairs: TinyPairs) -> None:
+def test_two_windows_of_one_clip_are_two_clips(codec: LatentSpace, pairs: TinyPairs) -> None:
     comparison = UpsamplingComparison(codec, {"bilinear": baseline_methods(codec)["bilinear"]})
     items = [item | {"clip_id": "same"} for item in pairs.items[:CLIPS]]
     scores = gather_scores(comparison.score_batch(collate(items)))
@@ -149,7 +149,7 @@ def test_two_windows_of_one_clip_are_two_clips(codec: LatentCodec, pairs: TinyPa
     assert len({s.fidelity for s in scores if s.method == "vae"}) == CLIPS
 
 
-def test_a_batch_scores_as_its_clips_do_alone(codec: LatentCodec, pairs: TinyPairs) -> None:
+def test_a_batch_scores_as_its_clips_do_alone(codec: LatentSpace, pairs: TinyPairs) -> None:
     methods = {"vluer": tiny_vluer().eval()} | baseline_methods(codec)
 
     def numbers(batches: list[list[dict[str, Any]]]) -> list[tuple[Any, ...]]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from luve_lightning.callbacks import AtomicCheckpointIO, Checkpoints, SampleStrips
 from luve_lightning.callbacks.sample_strips import _middle_frame
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import load_backbone
 from luve_lightning.tasks import VLUerTask
 from tests.helpers.upsampling import Shards, TinyPairs, tiny_task
 
@@ -181,7 +181,7 @@ def test_wandb_gets_the_pictures_offline(tiny_backbone: Path, pairs: TinyPairs, 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 5])
 def test_only_the_latents_up_to_the_middle_are_decoded(tiny_backbone: Path, frames: int) -> None:
-    codec = LatentCodec.from_pretrained(tiny_backbone)
+    codec = load_backbone(tiny_backbone).latent_space()
     latents = torch.randn(1, 16, frames, 2, 2, generator=torch.Generator().manual_seed(0))
     whole = codec.decode(latents)
     middle = whole.shape[2] // 2

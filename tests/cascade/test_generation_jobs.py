@@ -15,8 +15,8 @@ from luve_lightning.cascade.generation_jobs import VideoFolder, VideoJob, make_j
 from luve_lightning.cascade.generation_run import StageLatents
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.prompts import PromptLine
-from luve_lightning.cascade.video_sizes import SizeRules
 from luve_lightning.data.store import ClaimedFiles
+from luve_lightning.models.backbones import SizeRules
 
 RULES = SizeRules(16, 4)
 DEFAULTS = CascadeOptions(192, 192, 17, 96, 96)

@@ -16,7 +16,7 @@ from torch import Tensor
 from luve_lightning.cascade import ExpertUse, Guidance, LuVePipeline
 from luve_lightning.cascade.upsampling import LooseModels, upsampling_methods
 from luve_lightning.functional.interpolation import interpolate_latents
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import latent_space_of
 from tests.helpers.tiny_luve import EXPERTS, PLAIN, PROMPT, SMALL, noise, seeded, tiny_luve
 
 LARGE = {"height": 64, "width": 96, "num_frames": 5}
@@ -163,7 +163,7 @@ def test_upsampling(pipeline: LuVePipeline, method: Any, frames: int) -> None:
             "vluer": lambda: pipeline.vluer(latents, target),
             "latent": lambda: interpolate_latents(latents, target, "bilinear"),
             "rgb": lambda: upsampling_methods()["rgb_bicubic"](
-                latents, target, LooseModels(LatentCodec(pipeline.vae))
+                latents, target, LooseModels(latent_space_of(pipeline.vae))
             ),
         }[method]()
     assert got.shape == (1, 16, *target)
@@ -206,7 +206,7 @@ def test_without_a_cascade(pipeline: LuVePipeline, tiny_backbone: Path) -> None:
 def test_output_types(pipeline: LuVePipeline) -> None:
     options = RUN | {"steps": 1, "guidance": 1.0, "generator": seeded()}
     latents = pipeline(PROMPT, **options).frames
-    video = LatentCodec(pipeline.vae).decode(latents)
+    video = latent_space_of(pipeline.vae).decode(latents)
     array = pipeline(PROMPT, **options | {"output_type": "np", "generator": seeded()}).frames
     assert isinstance(array, np.ndarray)
     assert array.shape == (1, 5, 64, 96, 3)

@@ -16,13 +16,13 @@ from luve_lightning.cascade.upsampling import (
 )
 from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.functional.resize import resize_video
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import LatentSpace, load_backbone
 from tests.helpers.upsampling import tiny_vluer
 
 
 @pytest.fixture(scope="module")
-def codec(tiny_backbone: Path) -> LatentCodec:
-    return LatentCodec.from_pretrained(tiny_backbone)
+def codec(tiny_backbone: Path) -> LatentSpace:
+    return load_backbone(tiny_backbone).latent_space()
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -38,7 +38,7 @@ def test_names_and_their_order() -> None:
         upsampling_method("lanczos")
 
 
-def test_latent_interpolations_are_the_functional_ones(codec: LatentCodec) -> None:
+def test_latent_interpolations_are_the_functional_ones(codec: LatentSpace) -> None:
     latents, size = noise(1, 16, 2, 2, 3), (2, 3, 6)
     for mode in ("nearest", "bilinear", "bicubic"):
         got = upsampling_method(mode)(latents, size, LooseModels(codec))
@@ -46,7 +46,7 @@ def test_latent_interpolations_are_the_functional_ones(codec: LatentCodec) -> No
 
 
 @pytest.mark.parametrize("size", [(2, 3, 6), (2, 2, 3), (3, 4, 4)])
-def test_rgb_bicubic_decodes_resizes_and_encodes(codec: LatentCodec, size: tuple[int, int, int]) -> None:
+def test_rgb_bicubic_decodes_resizes_and_encodes(codec: LatentSpace, size: tuple[int, int, int]) -> None:
     latents = noise(1, 16, 2, 2, 3)
     got = upsampling_method("rgb_bicubic")(latents, size, LooseModels(codec))
     assert got.shape == (1, 16, *size)
@@ -59,7 +59,7 @@ def test_rgb_bicubic_decodes_resizes_and_encodes(codec: LatentCodec, size: tuple
 
 
 @torch.no_grad()
-def test_a_vluer_upsamples_and_is_asked_for(codec: LatentCodec) -> None:
+def test_a_vluer_upsamples_and_is_asked_for(codec: LatentSpace) -> None:
     latents, vluer = noise(1, 16, 2, 2, 3), tiny_vluer().eval()
     upsample = upsampling_method("vluer").of(LooseModels(codec, vluer))
     assert torch.equal(upsample(latents, (2, 3, 6)), vluer(latents, (2, 3, 6)))

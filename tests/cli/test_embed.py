@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from luve_lightning.data.captions import EmbedReport, embed_captions
 from luve_lightning.data.text_store import StoredEmbeddings, TextSource, TextStore
-from luve_lightning.models.text import TextEncoder
+from luve_lightning.models.backbones import load_backbone
 from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.small_text import write_text_encoder
 from tests.helpers.small_world import add_row, write_world
@@ -126,7 +126,7 @@ def test_another_text_encoder_never_reads_the_first_ones_entries(luve: Luve, tmp
 
 
 def _share(backbone: Path, root: Path, captions: list[str], start: object, done: object) -> None:
-    encoder = TextEncoder.from_pretrained(backbone)
+    encoder = load_backbone(backbone).text()
     source = TextSource(encoder.fingerprint(), encoder.length, "float32")
     start.wait()  # type: ignore[attr-defined]
     report = embed_captions(encoder, TextStore(root), source, captions, 2, lambda n: None)
@@ -153,7 +153,7 @@ def test_processes_share_the_work_and_each_ends_with_all_of_it(backbone: Path, t
 def test_a_run_waits_for_what_others_make_and_does_it_when_they_give_up(
     backbone: Path, tmp_path: Path
 ) -> None:
-    encoder = TextEncoder.from_pretrained(backbone)
+    encoder = load_backbone(backbone).text()
     source = TextSource(encoder.fingerprint(), encoder.length, "float32")
     mine, theirs = TextStore(tmp_path / "store"), TextStore(tmp_path / "store")
     captions = ["a", "b", "c", "d", "e"]
@@ -195,7 +195,7 @@ def test_check_names_the_damaged(luve: Luve, tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_pads_in_front_is_refused(backbone: Path, tmp_path: Path) -> None:
-    encoder = TextEncoder.from_pretrained(backbone)
+    encoder = load_backbone(backbone).text()
     encoder.tokenizer.padding_side = "left"
     source = TextSource(encoder.fingerprint(), encoder.length, "float32")
     store = TextStore(tmp_path)

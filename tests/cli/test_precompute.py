@@ -21,7 +21,7 @@ from luve_lightning.data.latent_store import LatentStore
 from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.functional.pixels import frames_to_video
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import load_backbone
 from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.small_world import add_row, change_rows, write_backbone, write_world
 from tests.helpers.video_files import set_matrix, write_video
@@ -59,7 +59,7 @@ def summary(outcome: Outcome) -> tuple[int, int, int]:
 
 
 def recipe(backbone: Path, **changes: object) -> LatentRecipe:
-    values = {"vae": LatentCodec.from_pretrained(backbone).fingerprint(), "size": (48, 48), "scales": SCALES}
+    values = {"vae": load_backbone(backbone).latent_space().fingerprint(), "size": (48, 48), "scales": SCALES}
     return LatentRecipe(**{**values, "frames": 9, **changes})  # type: ignore[arg-type]
 
 
@@ -71,7 +71,7 @@ def test_latents_are_those_of_the_downscaled_frames(
     luve, world: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     assert summary(luve(dtype="float32")) == (12, 0, 0)
-    codec = LatentCodec.from_pretrained(tiny_backbone)
+    codec = load_backbone(tiny_backbone).latent_space()
     store = LatentStore(tmp_path / "store")
     for pair in find(store.root, world, recipe(tiny_backbone, dtype="float32")).pairs:
         frames = read_clip(pair.entry.path, 0, 9)
@@ -146,7 +146,7 @@ def test_larger_clips_are_cropped_and_downscaled(luve, tiny_backbone: Path, tmp_
     pair = find(tmp_path / "store", index, recipe(tiny_backbone, dtype="float32")).pairs[0]
     frames = read_clip(pair.entry.path, 0, 9)[:, :, 16:128]
     small = np.stack([np.asarray(Image.fromarray(f).resize((48, 48), Image.BICUBIC)) for f in frames])
-    high = LatentCodec.from_pretrained(tiny_backbone).encode(frames_to_video(small).unsqueeze(0))[0]
+    high = load_backbone(tiny_backbone).latent_space().encode(frames_to_video(small).unsqueeze(0))[0]
     stored = LatentStore(tmp_path / "store").read(pair.hr_key)
     assert (stored - high).abs().max() < 0.05 * high.std()
 
@@ -257,7 +257,7 @@ def test_clips_are_encoded_as_they_are_shown(luve, world: Path, tiny_backbone: P
     assert [clip for clip, _ in lookup.dropped] == [odd.stem]
     assert lookup.uneven == [uneven.stem]
     video = frames_to_video(upright[:, :, ::-1]).unsqueeze(0)
-    high = LatentCodec.from_pretrained(tiny_backbone).encode(video)[0]
+    high = load_backbone(tiny_backbone).latent_space().encode(video)[0]
     torch.testing.assert_close(
         LatentStore(tmp_path / "store").read(lookup.pairs[0].hr_key), high, atol=1e-4, rtol=1e-3
     )
@@ -273,7 +273,7 @@ def test_variants_have_entries_of_their_own(luve, world: Path, tiny_backbone: Pa
     entries = VideoIndex.from_csv(world).entries
     pairs = find_pair_keys(store, ClipHashes(store.root), entries, what, variant="dark (amount 0.5)").pairs
     video = frames_to_video(read_clip(entries[0].path, 0, 9)).unsqueeze(0) * 0.5
-    dark = LatentCodec.from_pretrained(tiny_backbone).encode(video)[0]
+    dark = load_backbone(tiny_backbone).latent_space().encode(video)[0]
     torch.testing.assert_close(store.read(pairs[0].hr_key), dark, atol=1e-4, rtol=1e-3)
 
 

@@ -18,7 +18,7 @@ from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.functional.pixels import frames_to_video, video_to_frames
 from luve_lightning.functional.resize import resize_video
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import load_backbone
 from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.small_world import add_row, write_world
 from tests.helpers.upsampling import tiny_vluer
@@ -79,7 +79,7 @@ def test_every_folder_holds_what_its_method_makes(
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == sorted(METHODS)
     entry = VideoIndex.from_csv(world).entries[0]
     own = read_clip(entry.path, 0, FRAMES)
-    codec = LatentCodec.from_pretrained(tiny_backbone)
+    codec = load_backbone(tiny_backbone).latent_space()
     video = frames_to_video(own)[None]
     low = codec.encode(resize_video(video, (SIZE // 2, SIZE // 2)))
     size = (2, SIZE // 8, SIZE // 8)

@@ -18,7 +18,7 @@ from luve_lightning.data.latent_store import LatentStore
 from luve_lightning.data.variants import Sharpened
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.functional.pixels import frames_to_video
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import load_backbone
 from tests.helpers.run_luve import run_luve
 from tests.helpers.small_world import write_world
 
@@ -47,7 +47,7 @@ def test_precompute_writes_it_beside_the_plain_one(
     base = ["precompute", f"--backbone={tiny_backbone}", f"--index={index}", f"--store={store.root}"]
     base += ["--size=[48, 48]", "--scales=[]", "--frames=9", "--dtype=float32", "--trainer.accelerator=cpu"]
     base += ["--trainer.enable_progress_bar=false"]
-    codec, entries = LatentCodec.from_pretrained(tiny_backbone), VideoIndex.from_csv(index).entries
+    codec, entries = load_backbone(tiny_backbone).latent_space(), VideoIndex.from_csv(index).entries
     for variants, encoded in ((f"{{plain: {PLAIN}}}", 2), (f"{{plain: {PLAIN}, sharpened: {SHARPENED}}}", 2)):
         outcome = run_luve(capsys, *base, f"--variants={variants}")
         assert outcome.code == 0, outcome.err

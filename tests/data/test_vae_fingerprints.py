@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import AutoencoderKLWan
 
-from luve_lightning.data import fingerprints as vae_fingerprints
 from luve_lightning.data.fingerprints import vae_fingerprint
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import load_backbone
+from luve_lightning.models.backbones.wan import WanBackbone
 from tests.helpers.small_world import write_backbone
 from tests.helpers.unwritable import forbid_writing
 
@@ -27,16 +29,16 @@ def test_it_is_the_codecs_own_and_loads_the_vae_once(tmp_path: Path, monkeypatch
     backbone = write_backbone(tmp_path / "backbone")
     settle(backbone)
     loads: list[str] = []
-    load = LatentCodec.from_pretrained
+    load = WanBackbone.vae
 
-    def counted(folder: str) -> LatentCodec:
-        loads.append(str(folder))
-        return load(folder)
+    def counted(self: WanBackbone, dtype: torch.dtype | None = None) -> AutoencoderKLWan:
+        loads.append(str(self.path))
+        return load(self, dtype)
 
-    monkeypatch.setattr(vae_fingerprints.LatentCodec, "from_pretrained", counted)
+    monkeypatch.setattr(WanBackbone, "vae", counted)
     first, second = (vae_fingerprint(str(backbone), tmp_path / "store") for _ in range(2))
-    assert first == second == load(backbone).fingerprint()
     assert len(loads) == 1
+    assert first == second == load_backbone(backbone).latent_space().fingerprint()
 
 
 def test_other_weights_in_the_same_folder_are_noticed(tmp_path: Path) -> None:
@@ -44,7 +46,7 @@ def test_other_weights_in_the_same_folder_are_noticed(tmp_path: Path) -> None:
     before = vae_fingerprint(str(backbone), tmp_path / "store")
     write_backbone(backbone, seed=1)
     after = vae_fingerprint(str(backbone), tmp_path / "store")
-    assert after == LatentCodec.from_pretrained(backbone).fingerprint() != before
+    assert after == load_backbone(backbone).latent_space().fingerprint() != before
 
 
 def test_other_statistics_in_the_configuration_are_noticed(tmp_path: Path) -> None:
@@ -78,5 +80,5 @@ def test_a_store_that_may_not_be_written_is_no_hindrance(
     with pytest.warns(
         UserWarning, match=f"{store}: cannot be written .Read-only file system.: .*kept in memory"
     ):
-        assert vae_fingerprint(str(backbone), store) == LatentCodec.from_pretrained(backbone).fingerprint()
+        assert vae_fingerprint(str(backbone), store) == load_backbone(backbone).latent_space().fingerprint()
     assert list(store.iterdir()) == []

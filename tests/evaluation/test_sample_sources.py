@@ -16,9 +16,9 @@ from luve_lightning.evaluation.sample_sources import GeneratedVideos, UpsampledV
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.functional.pixels import video_to_frames
 from luve_lightning.functional.resize import fit_frames
+from luve_lightning.models.backbones import TextConditioner, load_backbone
 from luve_lightning.models.experts import ExpertConfig, activate
 from luve_lightning.models.experts.routing import state_of
-from luve_lightning.models.text import TextEncoder
 from luve_lightning.tasks import BackboneTask
 from tests.helpers.sampling import pairs, vluer_task
 from tests.helpers.tiny_flow import World
@@ -45,7 +45,7 @@ def make(source: Any, task: Any, data: Any, indices: tuple[int, ...] = (0,)) -> 
         return [samples.make(i).frames.numpy() for i in indices]
 
 
-def by_diffusers(world: World, task: Any, text: TextEncoder, seed: int, guidance: float) -> np.ndarray:
+def by_diffusers(world: World, task: Any, text: TextConditioner, seed: int, guidance: float) -> np.ndarray:
     """The whole pipeline with its own text encoder and VAE, uint8 T x H x W x 3."""
     with task.sampling(world.backbone) as bare:
         pipeline = WanPipeline(
@@ -66,7 +66,7 @@ def test_generated_videos_are_diffusers(world: World, guidance: float) -> None:
     task = world.adaptation()
     source = GeneratedVideos(16, 32, 5, prompts=[CAPTION] * 2, steps=3, guidance=guidance, seed=7)
     found = make(source, task, world.data(), (1, 0))
-    text = TextEncoder.from_pretrained(world.backbone, length=16)
+    text = load_backbone(world.backbone).text(length=16)
     with torch.no_grad():
         expected = [by_diffusers(world, task, text, seed, guidance) for seed in (8, 7)]
     for ours, theirs in zip(found, expected, strict=True):

@@ -11,7 +11,7 @@ from luve_lightning.data.fingerprints import vae_fingerprint
 from luve_lightning.evaluation.vae_features import VAEFeatures
 from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.metrics.frechet_patch import FrechetPatchDistance
-from luve_lightning.models.backbone import load_vae
+from luve_lightning.models.backbones import load_backbone
 from tests.helpers.patch_features import stub_video
 
 
@@ -26,7 +26,7 @@ def test_features_are_the_input_of_the_last_convolution_averaged(
     extractor: VAEFeatures, tiny_backbone: Path
 ) -> None:
     patches = PatchPlan(size=32, frames=2).cut(stub_video(0, height=64, width=70))
-    encoder = load_vae(tiny_backbone).encoder
+    encoder = load_backbone(tiny_backbone).vae().encoder
     x = encoder.conv_in((patches.float() / 127.5 - 1)[:, :, None])
     for block in encoder.down_blocks:
         x = block(x)

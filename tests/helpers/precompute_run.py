@@ -11,7 +11,7 @@ from luve_lightning.data.clip_hashes import ClipHashes
 from luve_lightning.data.latent_recipe import LatentRecipe
 from luve_lightning.data.latent_store import LatentKey, LatentStore
 from luve_lightning.data.video_index import VideoIndex
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import load_backbone
 from tests.helpers.waiting import wait_for
 
 
@@ -52,7 +52,7 @@ class PrecomputeRun:
 
 def keys_of_last_clip(backbone: Path, index: Path) -> list[LatentKey]:
     """What a run stores last. Whoever holds claims on these keeps it from ending."""
-    vae = LatentCodec.from_pretrained(backbone).fingerprint()
+    vae = load_backbone(backbone).latent_space().fingerprint()
     recipe = LatentRecipe(vae, (48, 48), (1.5, 2.0, 3.0), frames=9)
     clip = VideoIndex.from_csv(index).entries[-1].path
     return list(recipe.keys(ClipHashes(index.parent).digest(clip), (0, 9)).values())

@@ -12,9 +12,8 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from luve_lightning.cascade import LuVePipeline
-from luve_lightning.models.backbone import load_vae
+from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.experts import ExpertConfig, activate, add_expert
-from luve_lightning.models.text import TextEncoder
 from luve_lightning.models.transformer import flow_scheduler, load_transformer
 from tests.helpers.tiny_wan import HFE, LFE, randomise
 from tests.helpers.upsampling import tiny_vluer
@@ -33,11 +32,11 @@ def tiny_luve(
     **changes: Any,
 ) -> LuVePipeline:
     """A pipeline of the tiny backbone; `trained` gives the experts corrections that are not zero."""
-    text = TextEncoder.from_pretrained(backbone)
+    text = load_backbone(backbone).text()
     parts = {
         "tokenizer": text.tokenizer,
         "text_encoder": text.encoder,
-        "vae": load_vae(backbone),
+        "vae": load_backbone(backbone).vae(),
         "scheduler": flow_scheduler(5.0),
         "transformer": load_transformer(backbone).eval(),
         "refiner": other_transformer(backbone) if refiner else None,

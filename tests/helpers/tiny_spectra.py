@@ -7,14 +7,13 @@ from pathlib import Path
 import torch
 from diffusers import WanPipeline
 
-from luve_lightning.models.backbone import load_vae
-from luve_lightning.models.text import TextEncoder
+from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.transformer import flow_scheduler, load_transformer
 
 
 def tiny_pipeline(backbone: Path, shift: float = 5.0) -> WanPipeline:
     """Untrained, but with a last layer that is not near zero: predictions that change from step to step."""
-    text = TextEncoder.from_pretrained(backbone)
+    text = load_backbone(backbone).text()
     transformer = load_transformer(backbone).eval()
     generator = torch.Generator().manual_seed(5)
     transformer.proj_out.weight.data = 0.3 * torch.randn(
@@ -23,7 +22,7 @@ def tiny_pipeline(backbone: Path, shift: float = 5.0) -> WanPipeline:
     pipeline = WanPipeline(
         tokenizer=text.tokenizer,
         text_encoder=text.encoder,
-        vae=load_vae(backbone),
+        vae=load_backbone(backbone).vae(),
         scheduler=flow_scheduler(shift),
         transformer=transformer,
     )

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from luve_lightning.callbacks import UpsamplerComparison
 from luve_lightning.functional.resize import resize_video
 from luve_lightning.losses import LatentL1
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.vluer import VLUer
 from luve_lightning.tasks import VLUerTask
 from tests.helpers.resumable import Run
@@ -47,7 +47,7 @@ class TinyPairs(Dataset[dict[str, Any]]):
     """Every clip at every scale, encoded with the backbone's VAE; what WholeLatentPairs gives."""
 
     def __init__(self, backbone: Path, clips: int) -> None:
-        codec = LatentCodec.from_pretrained(backbone)
+        codec = load_backbone(backbone).latent_space()
         self.items: list[dict[str, Any]] = []
         for scale in SCALES:
             for clip in range(clips):

@@ -10,7 +10,7 @@ import torch
 from luve_lightning.data.clip_views import View
 from luve_lightning.datamodules import ClipsDataModule
 from luve_lightning.losses import LatentL1, PixelMSE
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import load_backbone
 from luve_lightning.tasks import AutoencoderTask
 
 TINY = {"base_dim": 4, "z_dim": 16, "num_res_blocks": 1}
@@ -28,7 +28,7 @@ def test_export_measures_the_saved_weights(tiny_clips: Path, tmp_path: Path) -> 
     data.setup("test")
     model.export(tmp_path, data)
     assert all(torch.equal(v, before[k]) for k, v in model.vae.state_dict().items())
-    codec = LatentCodec.from_pretrained(tmp_path)
+    codec = load_backbone(tmp_path).latent_space()
     latents = torch.cat([codec.encode(batch["video"]) for batch in data.statistics_dataloader()])
     by_channel = latents.permute(1, 0, 2, 3, 4).flatten(1)
     # Normalised latents of the very clips that were measured: zero mean, unit variance.
@@ -38,7 +38,7 @@ def test_export_measures_the_saved_weights(tiny_clips: Path, tmp_path: Path) -> 
 
 def test_init_from_continues(tiny_backbone: Path) -> None:
     model = task(init_from=str(tiny_backbone))
-    reference = LatentCodec.from_pretrained(tiny_backbone).vae.state_dict()
+    reference = load_backbone(tiny_backbone).latent_space().vae.state_dict()
     assert all(torch.equal(v, reference[k]) for k, v in model.vae.state_dict().items())
 
 

@@ -18,7 +18,7 @@ from luve_lightning.data.latent_store import LatentKey, LatentStore
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.datamodules.encode import EncodeDataModule
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import load_backbone
 from luve_lightning.tasks.encode import EncodeTask, EncodeTotals
 from tests.helpers.small_world import write_world
 
@@ -29,7 +29,7 @@ class Encoding:
     """A small world, a store, and a Trainer that encodes the one into the other."""
 
     def __init__(self, folder: Path, backbone: Path) -> None:
-        codec = LatentCodec.from_pretrained(backbone)
+        codec = load_backbone(backbone).latent_space()
         self.store = LatentStore(folder / "store")
         self.recipe = LatentRecipe(codec.fingerprint(), (48, 48), (2.0,), frames=5)
         self.clips = [entry.path for entry in VideoIndex.from_csv(write_world(folder, CLIPS)).entries]

@@ -19,9 +19,8 @@ from luve_lightning.analysis.model_parts import Parts
 from luve_lightning.cascade.luve import LuVePipeline
 from luve_lightning.cascade.luve_speed import SpeedOptions
 from luve_lightning.cascade.options import Guidance
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import latent_space_of
 from luve_lightning.models.experts import add_expert, expert_parameters
-from luve_lightning.models.transformer import flow_scheduler
 
 STEPS, SKIP = 12, 2
 
@@ -89,9 +88,10 @@ def measure(
             continue
         pipeline = _pipeline(device, backbone, refiner, variant.speed.offload)
         pipeline.apply(variant.speed)
-        grid = LatentCodec(pipeline.vae).latent_size(*video)
+        space = latent_space_of(pipeline.vae)
+        grid = space.latent_size(*video)
         draw = torch.Generator("cpu").manual_seed(2)
-        latents = torch.randn(1, pipeline.vae.config.z_dim, *grid, generator=draw).to(device)
+        latents = torch.randn(1, space.channels, *grid, generator=draw).to(device)
         inputs = _inputs(pipeline, device, prompt, backbone is None)
         run = partial(_refined, pipeline, latents, variant.guidance, inputs)
         result = run()
@@ -130,7 +130,7 @@ def _pipeline(device: torch.device, backbone: str | None, refiner: str | None, o
     else:
         setup: Setup = mini() if device.type == "cpu" else wan()
         parts = Parts(setup.configs, setup.dtype, device)
-        scheduler = flow_scheduler(setup.configs.shift)
+        scheduler = setup.configs.family.build_schedule(setup.configs.shift).scheduler
         pipeline = LuVePipeline(None, None, parts.codec.vae, scheduler, parts.transformer)
     model = pipeline.refinement_transformer
     for name, config in EXPERTS.items():

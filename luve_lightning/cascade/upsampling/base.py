@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, Protocol
 from torch import Tensor
 
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.models.backbone import LatentCodec
+from luve_lightning.models.backbones import LatentSpace
 
 LatentUpsampler = Callable[[Tensor, Size3d], Tensor]
 """Normalised latents B x C x t x h x w and a latent size to latents B x C x size."""
@@ -21,7 +21,7 @@ class UpsamplingModels(Protocol):
     """The models that a method may run. A pipeline has them."""
 
     @property
-    def codec(self) -> LatentCodec:
+    def codec(self) -> LatentSpace:
         """The VAE."""
 
     @property
@@ -33,7 +33,7 @@ class UpsamplingModels(Protocol):
 class LooseModels:
     """The models that a method may run, outside of a pipeline; see UpsamplingModels."""
 
-    codec: LatentCodec
+    codec: LatentSpace
     vluer: LatentUpsampler | None = None
 
 

@@ -1,11 +1,21 @@
 """Backbones: one interface, and each family of diffusion models behind it."""
 
-from luve_lightning.models.backbones.base import Backbone, Schedule
+from luve_lightning.models.backbones.base import (
+    Backbone,
+    CutText,
+    CutTextWarning,
+    Schedule,
+    TextConditioner,
+)
 from luve_lightning.models.backbones.denoiser import Denoiser, Place, Recompute
-from luve_lightning.models.backbones.finding import denoiser_of, family_named, family_of, load_backbone
-from luve_lightning.models.backbones.latents import LatentSpace
-from luve_lightning.models.backbones.sizes import SizeRules
-from luve_lightning.models.backbones.text import CutText, CutTextWarning, TextConditioner
+from luve_lightning.models.backbones.finding import (
+    denoiser_of,
+    family_named,
+    family_of,
+    latent_space_of,
+    load_backbone,
+)
+from luve_lightning.models.backbones.latents import LatentSpace, SizeRules
 
 __all__ = [
     "Backbone",
@@ -21,5 +31,6 @@ __all__ = [
     "denoiser_of",
     "family_named",
     "family_of",
+    "latent_space_of",
     "load_backbone",
 ]

@@ -1,37 +1,136 @@
 """What LuVe asks of a backbone.
 
-A backbone is a diffusers pipeline folder or hub id. A family of backbones is five small classes in one file:
+A backbone is a diffusers pipeline folder or hub id. A family of backbones is five small classes:
 
 - a `LatentSpace` around its VAE: pixels to normalised latents and back (`latents.py`);
-- a `TextConditioner` around its tokenizer and text encoder: captions to embeddings (`text.py`);
 - a `Denoiser` around its transformer: velocities, the sites where experts sit, what training recomputes
   (`denoiser.py`);
+- a `TextConditioner` around its tokenizer and text encoder: captions to embeddings;
 - a `Schedule` around its scheduler: noise levels and time steps;
 - a `Backbone`, which says by which class names its folders are known, and loads and builds the four.
 
-Everything else in the package speaks to these classes. The modules inside them stay reachable (`LatentSpace.vae`,
-`Denoiser.module`, ...) because pipelines, optimisers and checkpoints hold modules; their attributes are the family's
-own business.
-
-`models/backbones/wan.py` is the example to read; `load_backbone` and `family_of` (`finding.py`) pick the family.
+Everything else in the package speaks to these classes alone. The modules inside them stay reachable because pipelines,
+optimisers and checkpoints hold modules; their attributes are the family's own business. `wan.py` is the example to
+read. A family of another package needs no line changed here: it is found when its module is imported, or through an
+entry point (`finding.py`).
 """
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from torch import Tensor, nn
 
 from luve_lightning.functional.flow_matching import sigma_of_timestep, timestep_of_sigma
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.models.backbones.denoiser import Denoiser
-from luve_lightning.models.backbones.latents import LatentSpace
-from luve_lightning.models.backbones.sizes import SizeRules
-from luve_lightning.models.backbones.text import TextConditioner
+from luve_lightning.models.backbones.latents import LatentSpace, SizeRules
+from luve_lightning.models.folders import cannot_load, is_local, read_json
+
+_SHOWN = 60  # characters of a text that is cut
+
+
+class CutTextWarning(UserWarning):
+    """A text is longer than the text encoder reads."""
+
+
+@dataclass(frozen=True)
+class CutText:
+    """What a text encoder does not see of a text.
+
+    Attributes:
+        tokens: tokens of the whole text, the end token included.
+        length: how many are seen.
+        rest: the words from the first on that is not seen whole.
+    """
+
+    tokens: int
+    length: int
+    rest: str
+
+    def __str__(self) -> str:
+        shown = self.rest if len(self.rest) <= _SHOWN else f"{self.rest[:_SHOWN]}..."
+        return f"{self.tokens} tokens, of which the text encoder sees {self.length}; cut off: {shown!r}"
+
+
+class TextConditioner(nn.Module, ABC):
+    """Captions to the embeddings that the transformer's cross-attention sees, all padded to one length.
+
+    Args:
+        tokenizer: the family's.
+        encoder: the family's text encoder.
+        length: tokens of every caption, padding included; None takes the backbone's own.
+    """
+
+    length: int
+
+    def __init__(self, tokenizer: Any, encoder: nn.Module, length: int | None = None) -> None:
+        super().__init__()
+        self.tokenizer, self.encoder = tokenizer, encoder
+        self.length = self.own_length(tokenizer) if length is None else length
+        if self.length < 1:
+            raise ValueError(f"length: expected at least 1 token, got {self.length}")
+
+    @staticmethod
+    @abstractmethod
+    def own_length(tokenizer: Any) -> int:
+        """Tokens of every caption where nobody says otherwise."""
+
+    @staticmethod
+    @abstractmethod
+    def states(encoder: Any, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the text encoder makes of token ids B x L, B x L x dim; padding masked where `mask` is 0."""
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Width of an embedding."""
+
+    @abstractmethod
+    def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask (1 where there is a token), both int64 B x `length`, on the CPU.
+
+        A caption's own tokens come first: what follows them is padding.
+        """
+
+    def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Embeddings of tokens, B x length x dim, zero past each caption's end."""
+        device = next(self.encoder.parameters()).device
+        ids, mask = ids.to(device), mask.to(device)
+        states = self.states(self.encoder, ids, mask)
+        return states * mask.gt(0).unsqueeze(-1).to(states.dtype)
+
+    def forward(self, captions: Sequence[str]) -> Tensor:
+        """Embeddings of captions, B x length x dim, on the encoder's device."""
+        return self.embed(*self.tokenize(captions))
+
+    @abstractmethod
+    def cut(self, text: str) -> CutText | None:
+        """What is cut off a text that is longer than `length` tokens; None when nothing is."""
+
+    @abstractmethod
+    def vocabulary(self) -> Mapping[str, int]:
+        """Every token with its number."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hex digest of tokenizer, configuration and weights: what a stored embedding depends on, its length aside."""
+
+    def warn_of_cuts(self, texts: Iterable[str]) -> bool:
+        """Warn of texts that are cut, with a count and the first of them; whether there was any."""
+        cuts = [(text, cut) for text in dict.fromkeys(texts) if (cut := self.cut(text)) is not None]
+        if cuts:
+            text, cut = cuts[0]
+            more = f" (the first of {len(cuts)})" if len(cuts) > 1 else ""
+            warnings.warn(f"the prompt {text[:_SHOWN]!r}... has {cut}{more}", CutTextWarning, stacklevel=3)
+        return bool(cuts)
 
 
 class Schedule:
@@ -40,14 +139,38 @@ class Schedule:
     Args:
         scheduler: has `sigmas`, `timesteps`, `set_timesteps`, `set_begin_index` and `step`, as diffusers' have; a
             pipeline holds and saves it.
-        shift: towards more noise, see `functional.flow_matching.shift_sigma`.
+        backbone: where it comes from, for messages.
+
+    Raises:
+        ValueError: when it is not of flow matching, as a `scheduler_config.json` without values gives.
     """
 
     remembered: ClassVar[int] = 0
     """Earlier velocities that a step looks back on."""
 
-    def __init__(self, scheduler: Any, shift: float) -> None:
-        self.scheduler, self.shift = scheduler, shift
+    def __init__(self, scheduler: Any, backbone: str | Path = "") -> None:
+        if not (scheduler.config.get("use_flow_sigmas") or type(scheduler).__name__.startswith("FlowMatch")):
+            raise ValueError(
+                f"backbone {backbone}: its scheduler/ is {type(scheduler).__name__} without use_flow_sigmas; expected "
+                "one of flow matching"
+            )
+        self.scheduler = scheduler
+
+    @property
+    def shift(self) -> float:
+        """Towards more noise, see `functional.flow_matching.shift_sigma`; 1 changes nothing."""
+        return float(self.scheduler.config.get(self._shift_key) or 1.0)
+
+    def shifted(self, shift: float) -> Schedule:
+        """The same schedule at another shift.
+
+        Raises:
+            ValueError: for a shift that is not positive.
+        """
+        if not 0 < shift < float("inf"):
+            raise ValueError(f"shift: expected a number greater than 0, got {shift}")
+        config = self.scheduler.config
+        return type(self)(type(self.scheduler).from_config(config, **{self._shift_key: shift}))
 
     @property
     def train_timesteps(self) -> int:
@@ -62,12 +185,16 @@ class Schedule:
         """The inverse of `timestep_of`."""
         return sigma_of_timestep(timestep, self.train_timesteps)
 
+    @property
+    def _shift_key(self) -> str:
+        return "flow_shift" if "flow_shift" in self.scheduler.config else "shift"
+
 
 class Backbone(ABC):
     """A pipeline folder or hub id of one family; its parts are loaded when they are asked for.
 
-    A subclass that is imported, or named by an entry point of the group "luve_lightning.backbones", is found by
-    `load_backbone`.
+    Whatever loads raises FileNotFoundError for what cannot be had, and ValueError for damaged files or another
+    model's. `dtype` is that of the weights; float32 when None, whatever is on disk.
 
     Args:
         path: a local pipeline folder, a folder with some of its parts, a transformer's own folder, or a hub id.
@@ -78,70 +205,109 @@ class Backbone(ABC):
     class_names: ClassVar[frozenset[str]]
     """Class names in `model_index.json` and `config.json` by which the family's folders and modules are known."""
     latent_space_class: ClassVar[type[LatentSpace]]
-    text_class: ClassVar[type[TextConditioner]]
     denoiser_class: ClassVar[type[Denoiser]]
+    text_class: ClassVar[type[TextConditioner]]
+    schedule_class: ClassVar[type[Schedule]] = Schedule
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
 
-    # Loading. Each raises FileNotFoundError for what cannot be had, and ValueError for damaged files or another
-    # model's. `dtype` is that of the weights; float32 when None, whatever is on disk.
-
     @abstractmethod
+    def vae(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """Load `vae/`, to be trained; `latent_space` is for everything else."""
+
     def latent_space(self, dtype: torch.dtype | None = None) -> LatentSpace:
-        """Load `vae/`."""
+        """Load `vae/`, frozen."""
+        kind: Any = self.latent_space_class
+        space: LatentSpace = kind(self.vae(dtype))
+        return space
 
     @abstractmethod
+    def tokenizer(self) -> Any:
+        """Load `tokenizer/`."""
+
+    @abstractmethod
+    def text_encoder(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """Load `text_encoder/`, to be trained; `text` is for everything else."""
+
     def text(self, dtype: torch.dtype | None = None, length: int | None = None) -> TextConditioner:
         """Load `tokenizer/` and `text_encoder/`, frozen; `length` None takes the backbone's own."""
+        conditioner = self.text_class(self.tokenizer(), self.text_encoder(dtype), length)
+        return conditioner.requires_grad_(False).eval()
 
     @abstractmethod
     def denoiser(self, dtype: torch.dtype | None = None, part: str = "transformer") -> Denoiser:
-        """Load a transformer: the subfolder `part`, or `path` itself where that is a transformer's own folder."""
+        """Load the transformer in the subfolder `part`, or in `path` itself where that is a transformer's own."""
 
     @abstractmethod
-    def schedule(self, shift: float | None = None) -> Schedule:
-        """Load `scheduler/`; `shift` None keeps the backbone's own."""
+    def schedule(self) -> Schedule:
+        """Load `scheduler/`."""
 
     def serving(self) -> Mapping[str, SigmaBand]:
         """The sigmas that each transformer serves, by the transformers' subfolders: one for most families."""
         return {"transformer": SigmaBand()}
 
-    # Known from configuration files alone.
+    # What configuration files alone tell.
 
     @abstractmethod
     def size_rules(self) -> SizeRules:
-        """What height, width and frames of a video must be multiples of; no weights are loaded."""
+        """What height, width and frames of a video must be multiples of."""
 
     @abstractmethod
-    def configs(self) -> dict[str, dict[str, Any]]:
-        """Configurations of "transformer", "vae" and "text_encoder", and {"shift", "length"} as "numbers"."""
+    def text_length(self) -> int:
+        """Tokens of a prompt, padding included."""
 
-    # New models.
+    def config(self, part: str, name: str = "config.json") -> dict[str, Any]:
+        """A configuration file of a part, or of a transformer's own folder."""
+        path = Path(self.path)
+        if part == "transformer" and (path / "config.json").is_file():
+            part = ""
+        place = path / part / name
+        if not is_local(self.path):
+            try:
+                place = Path(hf_hub_download(str(self.path), name, subfolder=part))
+            except OSError as error:
+                raise cannot_load(self.path, part, error) from error
+        elif not place.is_file():
+            raise FileNotFoundError(
+                f"backbone {self.path}: no {part}/{name} there; expected a diffusers pipeline folder"
+            )
+        return read_json(place)
+
+    def shift(self) -> float:
+        """The schedule's own shift."""
+        config = self.config("scheduler", "scheduler_config.json")
+        return float(config.get("flow_shift") or config.get("shift") or 1.0)
+
+    def vae_folder(self) -> Path | None:
+        """Where the VAE's files lie on this machine; None when loading must find out."""
+        if is_local(self.path):
+            folder = Path(self.path) / "vae"
+            return folder if (folder / "config.json").is_file() else None
+        cached = try_to_load_from_cache(str(self.path), "vae/config.json")
+        return Path(cached).parent if isinstance(cached, str) else None
+
+    # New models. Sizes are a user's: ValueError for those out of range, unknown, or that do not fit each other.
 
     @classmethod
     @abstractmethod
     def from_config(cls, part: str, config: Mapping[str, Any]) -> nn.Module:
-        """A "transformer", "vae" or "text_encoder" with random weights, on the current device, as `configs` says."""
+        """A "transformer", "vae" or "text_encoder" with random weights on the current device, as `config` says."""
 
     @classmethod
     @abstractmethod
     def build_vae(cls, sizes: Mapping[str, Any]) -> nn.Module:
-        """A new VAE of a user's sizes.
-
-        Raises:
-            ValueError: for sizes out of range, unknown, or that do not fit each other.
-        """
+        """A new VAE."""
 
     @classmethod
     @abstractmethod
     def build_text(cls, captions: Iterable[str], length: int, sizes: Mapping[str, Any]) -> TextConditioner:
-        """A new text encoder of a user's sizes, and a tokenizer of the captions' words; raises like `build_vae`."""
+        """A new text encoder, and a tokenizer of the captions' words."""
 
     @classmethod
     @abstractmethod
     def build_denoiser(cls, sizes: Mapping[str, Any], text_dim: int) -> Denoiser:
-        """A new transformer of a user's sizes for embeddings of this width; raises like `build_vae`."""
+        """A new transformer for text embeddings of this width."""
 
     @classmethod
     @abstractmethod
@@ -150,8 +316,8 @@ class Backbone(ABC):
 
     @classmethod
     @abstractmethod
-    def save_vae(cls, vae: nn.Module, folder: str | Path, dtype: torch.dtype) -> None:
-        """Save a VAE as `folder`, which `latent_space` reads as `vae/`; the VAE stays as it is."""
+    def save_vae(cls, vae: nn.Module, folder: Path, dtype: torch.dtype) -> None:
+        """Save a copy of a VAE in a dtype as the `vae/` of `folder`."""
 
     @classmethod
     @abstractmethod
@@ -171,6 +337,6 @@ class Backbone(ABC):
             denoiser: its weights and the text encoder's are copied, not changed.
             text: see `denoiser`.
             schedule: what sampling takes.
-            vae: a folder that `save_vae` wrote, copied byte by byte.
+            vae: a backbone folder, whose `vae/` is copied byte by byte.
             dtype: dtype on disk of the transformer and the text encoder.
         """

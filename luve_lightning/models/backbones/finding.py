@@ -15,13 +15,20 @@ from torch import nn
 from luve_lightning.models import backbones
 from luve_lightning.models.backbones.base import Backbone
 from luve_lightning.models.backbones.denoiser import Denoiser
-from luve_lightning.models.folders import cannot_load, is_local, read_config
+from luve_lightning.models.backbones.latents import LatentSpace
+from luve_lightning.models.folders import cannot_load, is_local, read_config, read_json
 
 GROUP = "luve_lightning.backbones"
 """Entry points of packages that bring a family: name = "package.module:Class"."""
 
 # Where a class name is looked for, in this order: whole pipelines, a transformer's own folder, some of the parts.
-_FILES = ("model_index.json", "config.json", "transformer/config.json", "vae/config.json")
+_FILES = (
+    "model_index.json",
+    "config.json",
+    "transformer/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+)
 
 
 def load_backbone(path: str | Path) -> Backbone:
@@ -44,7 +51,7 @@ def load_backbone(path: str | Path) -> Backbone:
 
 
 def family_of(module: nn.Module) -> type[Backbone]:
-    """The family of a transformer, a VAE or a text encoder.
+    """The family of a transformer or a VAE.
 
     Raises:
         ValueError: for a module of no known family.
@@ -63,6 +70,17 @@ def denoiser_of(transformer: nn.Module) -> Denoiser:
         ValueError: for a module of no known family, or one that is wrapped or compiled.
     """
     return family_of(transformer).denoiser_class(transformer)
+
+
+def latent_space_of(vae: nn.Module, tile: tuple[int, int] | None = None) -> LatentSpace:
+    """The latent space of a VAE; see LatentSpace.
+
+    Raises:
+        ValueError: for a module of no known family.
+    """
+    kind: Any = family_of(vae).latent_space_class
+    space: LatentSpace = kind(vae, tile)
+    return space
 
 
 def family_named(name: str) -> type[Backbone]:
@@ -102,19 +120,17 @@ def _class_names(path: str | Path) -> list[str]:
     for name in _FILES:
         try:
             file = Path(path) / name if local else Path(hf_hub_download(str(path), name))
-            content = read_config(file.parent, "", file.name)
+            content = read_json(file) if name.startswith("text") else read_config(file.parent, "", file.name)
         except OSError as error:
             first = first or error
             continue
-        return [content["_class_name"], *_second(content.get("transformer"))]
+        if name.startswith("text"):  # transformers' way
+            return list(map(str, content.get("architectures") or ["a text encoder without architectures"]))
+        transformer = content.get("transformer")  # its library and its class
+        return [content["_class_name"], *(transformer[1:] if isinstance(transformer, list) else [])]
     if local:
         raise FileNotFoundError(
             f"backbone {path}: no model_index.json there; expected a diffusers pipeline folder"
         )
     assert first is not None
     raise cannot_load(path, "model_index.json", first) from first
-
-
-def _second(component: Any) -> list[str]:
-    """The class in an entry of `model_index.json`, which is its library and its class."""
-    return [str(component[1])] if isinstance(component, list) and len(component) == 2 else []

@@ -1,16 +1,21 @@
-"""What LuVe asks of a backbone's latent space."""
+"""What LuVe asks of a backbone's latent space, and the sizes of video that fit a backbone."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from luve_lightning.functional.interpolation import Size3d
+
+# The two sizes of a cascade may differ in shape by a few percent, as the paper's 720x1280 and 1472x2560 do, and by
+# what rounding to whole tokens makes of small ones.
+_SHAPE_TOLERANCE = 0.1
 
 
 class LatentSpace(nn.Module, ABC):
@@ -29,10 +34,10 @@ class LatentSpace(nn.Module, ABC):
         temporal_ratio: frames of a latent frame; the first one is a frame of its own.
     """
 
-    latents_mean: Tensor
-    latents_std: Tensor
     default_tile: ClassVar[tuple[int, int]] = (64, 64)
     """Tiles of `decode` into a given tensor when `tile` is None, in latents."""
+    latents_mean: Tensor
+    latents_std: Tensor
 
     def __init__(
         self,
@@ -137,19 +142,38 @@ class LatentSpace(nn.Module, ABC):
     def fingerprint(self) -> str:
         """Hex digest of the VAE's configuration and weights: what a stored latent depends on, whatever the dtype."""
 
-    def dry_decode(
+    def decode_in_tiles(self, latents: Tensor, tile: tuple[int, int]) -> Tensor:
+        """What `decode` gives, in tiles of at most this many latents and in the VAE's dtype."""
+        before, self.tile = self.tile, tile
+        try:
+            return self.decode(latents).to(self.dtype)
+        finally:
+            self.tile = before
+
+    def dry_decode_in_tiles(
         self, latents: Tensor, tile: tuple[int, int], times: Callable[[int], AbstractContextManager[Any]]
     ) -> None:
-        """Do what `decode` does on the meta device for counting, equal work once.
+        """Do what `decode_in_tiles` does on the meta device for counting, equal work once.
 
         Args:
-            latents: denormalised, in the VAE's dtype.
-            tile: see LatentSpace.
+            latents: see `decode`.
+            tile: see `decode_in_tiles`.
             times: context in which what runs counts so many times.
         """
-        del tile
         with times(1):
-            self.decode(self.normalize(latents))
+            self.decode_in_tiles(latents, tile)
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of `features`."""
+        return self.channels
+
+    def features(self, video: Tensor) -> Tensor:
+        """What the encoder knows of a video, B x D x t x h x w: the latents, unless the family has something richer."""
+        return self.encode(video)
+
+    def forget_decoder(self) -> None:
+        """Free what only decoding needs, where that is possible."""
 
     def wake(self) -> None:  # most families have nothing to do
         """Bring a VAE that a pipeline has offloaded to the device where it is to run."""
@@ -170,3 +194,66 @@ class LatentSpace(nn.Module, ABC):
     @abstractmethod
     def set_statistics(vae: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         """Write the statistics by which latents are normalised into the VAE's configuration."""
+
+
+@dataclass(frozen=True)
+class SizeRules:
+    """What pixels and frames of a video must be multiples of.
+
+    Attributes:
+        step: height and width are multiples of it: what one token covers, 16 for Wan2.1.
+        frames: the number of frames is a multiple of it plus one: 4 for Wan2.1.
+    """
+
+    step: int
+    frames: int
+
+    def nearest(self, pixels: float) -> int:
+        """The possible height or width nearest to a number of pixels."""
+        return max(self.step, round(pixels / self.step) * self.step)
+
+    def check(self, num_frames: int, **sides: int) -> None:
+        """Refuse what the models would silently crop.
+
+        Args:
+            num_frames: of the video.
+            sides: heights and widths by the names of their options.
+
+        Raises:
+            ValueError: with the option and the nearest possible values.
+        """
+        for name, pixels in sides.items():
+            if pixels < self.step or pixels % self.step:
+                low = max(self.step, pixels // self.step * self.step)
+                raise ValueError(
+                    f"{name} {pixels}: expected a multiple of {self.step}, nearest are {low} and {low + self.step}"
+                )
+        if num_frames < 1 or (num_frames - 1) % self.frames:
+            low = max(0, (num_frames - 1) // self.frames) * self.frames + 1
+            raise ValueError(
+                f"num_frames {num_frames}: expected {self.frames}k + 1, nearest are {low} and {low + self.frames}"
+            )
+
+    def check_cascade(self, motion: tuple[int, int], output: tuple[int, int]) -> None:
+        """Refuse an output that is smaller than its motion or of another shape.
+
+        Args:
+            motion: height and width of the first stage.
+            output: height and width of the video.
+
+        Raises:
+            ValueError: with values that fit.
+        """
+        height, width = motion
+        if height > output[0] or width > output[1]:
+            raise ValueError(
+                f"motion_height x motion_width {height}x{width}: larger than the video's {output[0]}x{output[1]}"
+            )
+        same = output[1] * height / output[0]  # the width of exactly this shape
+        if abs(width - same) > max(_SHAPE_TOLERANCE * same, self.step):
+            scale = (height * width / (output[0] * output[1])) ** 0.5
+            fits = [self.nearest(side * scale) for side in output]
+            raise ValueError(
+                f"motion_height x motion_width {height}x{width}: another shape than the video's "
+                f"{output[0]}x{output[1]}; {fits[0]}x{fits[1]} would fit"
+            )

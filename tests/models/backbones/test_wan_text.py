@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from luve_lightning.models.text import (
-    CutText,
-    CutTextWarning,
-    TextEncoder,
-    cut_text,
-    warn_of_cuts,
-    word_tokenizer,
-)
+from luve_lightning.models.backbones import CutText, CutTextWarning, load_backbone
+from luve_lightning.models.backbones.wan_text import WanText, word_tokenizer
 from tests.helpers.small_text import write_text_encoder
 
 WORDS = ["a", "boat", "sails.", "</s>", "<unk>", "slowly"]
@@ -49,9 +43,9 @@ def test_unknown_words_are_one_token_each() -> None:
 
 
 def test_the_tokenizer_survives_saving(tmp_path: Path) -> None:
-    encoder = TextEncoder.from_pretrained(write_text_encoder(tmp_path, length=5))
+    encoder = load_backbone(write_text_encoder(tmp_path, length=5)).text()
     assert encoder.length == 5
-    assert TextEncoder.from_pretrained(tmp_path, length=3).length == 3
+    assert load_backbone(tmp_path).text(length=3).length == 3
     ids, mask = encoder.tokenize(["a red boat sails slowly over calm water", "birds", ""])
     assert ids.shape == mask.shape == (3, 5)
     assert mask.sum(1).tolist() == [5, 2, 1]
@@ -59,9 +53,9 @@ def test_the_tokenizer_survives_saving(tmp_path: Path) -> None:
 
 
 def test_what_is_past_the_end_is_zero_and_padding_changes_nothing(backbone: Path) -> None:
-    encoder = TextEncoder.from_pretrained(backbone)
+    encoder = load_backbone(backbone).text()
     (long,) = encoder(["a red boat"])
-    (short,) = TextEncoder.from_pretrained(backbone, length=4)(["a red boat"])
+    (short,) = load_backbone(backbone).text(length=4)(["a red boat"])
     torch.testing.assert_close(long[:4], short)
     assert long.shape == (16, encoder.dim)
     assert long[:4].abs().amin(1).min() > 0
@@ -69,23 +63,23 @@ def test_what_is_past_the_end_is_zero_and_padding_changes_nothing(backbone: Path
 
 
 def test_the_fingerprint_is_of_the_numbers_and_nothing_else(backbone: Path, tmp_path: Path) -> None:
-    encoder = TextEncoder.from_pretrained(backbone)
+    encoder = load_backbone(backbone).text()
     fresh = encoder.fingerprint()
     encoder(["a red boat", "birds"])
     assert encoder.fingerprint() == fresh, "using a tokenizer leaves settings in it"
-    assert TextEncoder.from_pretrained(backbone, length=8).fingerprint() == fresh, "the length is apart"
+    assert load_backbone(backbone).text(length=8).fingerprint() == fresh, "the length is apart"
     encoder.tokenizer.save_pretrained(tmp_path / "tokenizer")
     encoder.encoder.save_pretrained(tmp_path / "text_encoder")
-    assert TextEncoder.from_pretrained(tmp_path).fingerprint() == fresh, "another folder, saved after use"
+    assert load_backbone(tmp_path).text().fingerprint() == fresh, "another folder, saved after use"
 
 
 def test_the_fingerprint_changes_with_all_that_changes_an_embedding(backbone: Path, tmp_path: Path) -> None:
-    encoder = TextEncoder.from_pretrained(backbone)
+    encoder = load_backbone(backbone).text()
     seen = {encoder.fingerprint()}
-    seen.add(TextEncoder.from_pretrained(backbone, torch.bfloat16).fingerprint())
-    seen.add(TextEncoder.from_pretrained(write_text_encoder(tmp_path, seed=1)).fingerprint())
+    seen.add(load_backbone(backbone).text(torch.bfloat16).fingerprint())
+    seen.add(load_backbone(write_text_encoder(tmp_path, seed=1)).text().fingerprint())
     tokenizer = word_tokenizer(["other words"], 16)
-    seen.add(TextEncoder(tokenizer, encoder.encoder).fingerprint())
+    seen.add(WanText(tokenizer, encoder.encoder).fingerprint())
     encoder.encoder.config.layer_norm_epsilon *= 2
     seen.add(encoder.fingerprint())
     with torch.no_grad():
@@ -95,45 +89,45 @@ def test_the_fingerprint_changes_with_all_that_changes_an_embedding(backbone: Pa
 
 
 def test_mistakes(backbone: Path, tmp_path: Path) -> None:
-    encoder = TextEncoder.from_pretrained(backbone)
+    encoder = load_backbone(backbone).text()
     with pytest.raises(ValueError, match="length: expected at least 1 token, got 0"):
-        TextEncoder.from_pretrained(backbone, length=0)
+        load_backbone(backbone).text(length=0)
     many = word_tokenizer([" ".join(map(str, range(100)))], 16)
     with pytest.raises(ValueError, match=r"the tokenizer knows 103 tokens, the text encoder embeds \d+$"):
-        TextEncoder(many, encoder.encoder)
+        WanText(many, encoder.encoder)
     write_text_encoder(tmp_path)
     (tmp_path / "tokenizer").rename(tmp_path / "other")
     with pytest.raises(FileNotFoundError, match=f"backbone {tmp_path}: no tokenizer/ there"):
-        TextEncoder.from_pretrained(tmp_path)
+        load_backbone(tmp_path).text()
     with pytest.raises(
         FileNotFoundError, match="backbone runs/a/export: no such folder; expected a diffusers"
     ):
-        TextEncoder.from_pretrained("runs/a/export")
+        load_backbone("runs/a/export").text()
     (tmp_path / "other").rename(tmp_path / "tokenizer")
     (tmp_path / "text_encoder" / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="cannot load its text_encoder/: ") as error:
-        TextEncoder.from_pretrained(tmp_path)
+        load_backbone(tmp_path).text()
     assert "\n" not in str(error.value)
 
 
 def test_what_is_cut_off_is_told(backbone: Path) -> None:
-    tokenizer = TextEncoder.from_pretrained(backbone).tokenizer
+    nine, five = (load_backbone(backbone).text(length=length) for length in (9, 5))
     text = "a red boat  sails slowly over calm water."
-    assert cut_text(tokenizer, text, 9) is None
-    cut = cut_text(tokenizer, text, 5)
+    assert nine.cut(text) is None
+    cut = five.cut(text)
     assert cut == CutText(9, 5, "slowly over calm water.")
     assert str(cut) == "9 tokens, of which the text encoder sees 5; cut off: 'slowly over calm water.'"
-    assert str(cut_text(tokenizer, "boat " * 99, 5)).endswith("cut off: '" + "boat " * 12 + "...'")
+    assert str(five.cut("boat " * 99)).endswith("cut off: '" + "boat " * 12 + "...'")
     with pytest.warns(CutTextWarning, match=r"the prompt 'a red boat .*has 9 tokens.*\(the first of 2\)"):
-        assert warn_of_cuts(tokenizer, [text, "birds", text, "boat " * 99], 5)
+        assert five.warn_of_cuts([text, "birds", text, "boat " * 99])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not warn_of_cuts(tokenizer, [text, "birds", ""], 9)
+        assert not nine.warn_of_cuts([text, "birds", ""])
 
 
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(alphabet="ab é河.", max_size=40), length=st.integers(1, 12))
-def test_what_is_seen_and_what_is_cut_off_are_the_text(text: str, length: int) -> None:
+def test_what_is_seen_and_what_is_cut_off_are_the_text(backbone: Path, text: str, length: int) -> None:
     """For a tokenizer of pieces of words, as Wan's: what it keeps of the text is what stands before the rest."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("▁", -2.0)] + [
         (piece, -1.0 - len(piece)) for piece in ("a", "b", "é", "河", ".", "ab", "▁a", "▁ab")
@@ -146,7 +140,8 @@ def test_what_is_seen_and_what_is_cut_off_are_the_text(text: str, length: int) -
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
-    cut, cleaned = cut_text(tokenizer, text, length), prompt_clean(text)
+    conditioner = WanText(tokenizer, load_backbone(backbone).text_encoder(), length)
+    cut, cleaned = conditioner.cut(text), prompt_clean(text)
     seen = tokenizer(cleaned, truncation=True, max_length=length).input_ids
     if cut is None:
         assert tokenizer(cleaned).input_ids == seen

@@ -18,14 +18,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from luve_lightning.functional.pixels import video_to_frames
-from luve_lightning.models.backbone import LatentCodec, load_vae
-from luve_lightning.models.tiled_decode import decode_tiled, decoder_layers
-from luve_lightning.models.tiled_encode import encode_tiled, encoder_layers
-from luve_lightning.models.wan_tiles import TileRun, frame_sizes, spread, times, trace
-from luve_lightning.models.wan_whole_clip import decode_whole_clip
+from luve_lightning.models.backbones import latent_space_of, load_backbone
+from luve_lightning.models.backbones.wan_tiled import (
+    decode_tiled,
+    decoder_layers,
+    encode_tiled,
+    encoder_layers,
+)
+from luve_lightning.models.backbones.wan_tiles import TileRun, frame_sizes, spread, times, trace
+from luve_lightning.models.backbones.wan_vae import decode_whole_clip
 from tests.helpers.live_memory import LiveMemory
 
-MINI = Path(__file__).resolve().parents[2] / "data" / "mini" / "wan"
+MINI = Path(__file__).resolve().parents[3] / "data" / "mini" / "wan"
 SMALL = {
     "base_dim": 4,
     "z_dim": 4,
@@ -54,7 +58,7 @@ SIZES = [
 def vae_of(name: str) -> AutoencoderKLWan:
     """Random weights with every bias and norm in use, or the mini backbone's VAE."""
     if name == "mini":
-        return load_vae(MINI)
+        return load_backbone(MINI).vae()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vae = AutoencoderKLWan(**CONFIGS[name]).eval()
@@ -219,7 +223,7 @@ def test_an_offloaded_vae_is_fetched() -> None:
 
 
 def test_the_codec_goes_in_tiles_when_told() -> None:
-    codec = LatentCodec(AutoencoderKLWan(**CONFIGS["three levels"]))
+    codec = latent_space_of(AutoencoderKLWan(**CONFIGS["three levels"]))
     latents, video = noise(2, 4, 2, 5, 6), video_for(2, 2, (5, 6))
     untiled, encoded = codec.decode(latents), codec.encode(video)
     for tile in ((2, 3), (5, 6), (9, 2)):

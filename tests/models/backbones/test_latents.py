@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luve_lightning.cascade.video_sizes import SizeRules
+from luve_lightning.models.backbones import SizeRules, load_backbone
 
 WAN = SizeRules(16, 4)
 
 
 def test_the_rules_are_in_the_backbones_configuration(tiny_backbone: Path, tmp_path: Path) -> None:
-    assert SizeRules.from_pretrained(tiny_backbone) == WAN
+    assert load_backbone(tiny_backbone).size_rules() == WAN
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        SizeRules.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=re.escape("cannot load its vae/")):
-        SizeRules.from_pretrained(tmp_path)
+        load_backbone(tmp_path / "nowhere").size_rules()
+    with pytest.raises(FileNotFoundError, match=re.escape("no model_index.json there")):
+        load_backbone(tmp_path).size_rules()
 
 
 @given(st.integers(-5, 5000), st.integers(-5, 300))

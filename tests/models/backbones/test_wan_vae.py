@@ -12,20 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from luve_lightning.models import backbone
-from luve_lightning.models.backbone import LatentCodec, load_vae
+from luve_lightning.models.backbones import LatentSpace, latent_space_of, load_backbone, wan_vae
 
 
 @pytest.fixture(scope="module")
-def codec(tiny_backbone: Path) -> LatentCodec:
-    return LatentCodec.from_pretrained(tiny_backbone)
+def codec(tiny_backbone: Path) -> LatentSpace:
+    return load_backbone(tiny_backbone).latent_space()
 
 
 def noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def test_the_facts_of_wan(codec: LatentCodec) -> None:
+def test_the_facts_of_wan(codec: LatentSpace) -> None:
     assert (codec.channels, codec.spatial_ratio, codec.temporal_ratio) == (16, 8, 4)
     assert codec.dtype == torch.float32
     assert codec.latent_size(49, 720, 1280) == (13, 90, 160)
@@ -34,7 +33,7 @@ def test_the_facts_of_wan(codec: LatentCodec) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(t=st.integers(1, 30), h=st.integers(1, 300), w=st.integers(1, 500))
-def test_sizes_there_and_back(codec: LatentCodec, t: int, h: int, w: int) -> None:
+def test_sizes_there_and_back(codec: LatentSpace, t: int, h: int, w: int) -> None:
     frames, height, width = codec.pixel_size(t, h, w)
     assert codec.latent_size(frames, height, width) == (t, h, w)
 
@@ -42,7 +41,7 @@ def test_sizes_there_and_back(codec: LatentCodec, t: int, h: int, w: int) -> Non
 @settings(max_examples=100, deadline=None)
 @given(frames=st.integers(-3, 60), height=st.integers(-9, 200), width=st.integers(1, 200))
 def test_sizes_that_the_vae_would_crop_are_refused(
-    codec: LatentCodec, frames: int, height: int, width: int
+    codec: LatentSpace, frames: int, height: int, width: int
 ) -> None:
     possible = (
         frames >= 1 and frames % 4 == 1 and height >= 8 and height % 8 == 0 and width >= 8 and width % 8 == 0
@@ -74,7 +73,7 @@ def test_sizes_that_the_vae_would_crop_are_refused(
     ],
 )
 def test_messages_of_refused_sizes(
-    codec: LatentCodec, size: tuple[int, int, int], message: str | None
+    codec: LatentSpace, size: tuple[int, int, int], message: str | None
 ) -> None:
     if message is None:
         assert codec.latent_size(*size) == (2, 135, 240)
@@ -84,14 +83,14 @@ def test_messages_of_refused_sizes(
         assert str(error.value) == message
 
 
-def test_encoding_refuses_what_the_vae_would_crop(codec: LatentCodec) -> None:
+def test_encoding_refuses_what_the_vae_would_crop(codec: LatentSpace) -> None:
     with pytest.raises(ValueError, match="nearest are 16 and 24"):
         codec.encode(noise(1, 3, 5, 20, 16))
     with pytest.raises(ValueError, match="nearest are 5 and 9"):
         codec.encode(noise(1, 3, 6, 16, 16))
 
 
-def test_normalisation_is_that_of_the_config_and_goes_back(codec: LatentCodec) -> None:
+def test_normalisation_is_that_of_the_config_and_goes_back(codec: LatentSpace) -> None:
     z = noise(2, 16, 3, 5, 7) * 4
     normal = codec.normalize(z)
     for channel in range(16):
@@ -101,7 +100,7 @@ def test_normalisation_is_that_of_the_config_and_goes_back(codec: LatentCodec) -
     assert codec.normalize(z.bfloat16()).dtype == torch.float32
 
 
-def test_encodes_the_mode_and_decodes_it(codec: LatentCodec) -> None:
+def test_encodes_the_mode_and_decodes_it(codec: LatentSpace) -> None:
     video = noise(2, 3, 5, 16, 24).clamp(-1, 1)
     latents = codec.encode(video)
     assert latents.shape == (2, 16, 2, 2, 3)
@@ -113,26 +112,26 @@ def test_encodes_the_mode_and_decodes_it(codec: LatentCodec) -> None:
 
 
 def test_decoded_pixels_are_clamped(tiny_backbone: Path) -> None:
-    codec = LatentCodec.from_pretrained(tiny_backbone)
+    codec = load_backbone(tiny_backbone).latent_space()
     nn.init.constant_(codec.vae.decoder.conv_out.bias, -3.0)
     assert codec.decode(noise(1, 16, 1, 2, 2)).max() == -1
     assert codec.decode_differentiable(noise(1, 16, 1, 2, 2)).max() < -1
 
 
-def test_one_pass_parts_and_chunks_agree(codec: LatentCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_pass_parts_and_chunks_agree(codec: LatentSpace, monkeypatch: pytest.MonkeyPatch) -> None:
     video = noise(3, 3, 9, 16, 16).clamp(-1, 1)
     latents = noise(3, 16, 3, 2, 2)
     encoded, decoded = codec.encode(video), codec.decode(latents)
     clip = 9 * 16 * 16
     for limit, at_once in ((2 * clip, 2), (clip, 1), (clip - 1, 1)):  # the last: no clip fits, chunk by chunk
-        monkeypatch.setattr(backbone, "WHOLE_CLIP_PIXELS", limit)
+        monkeypatch.setattr(wan_vae, "WHOLE_CLIP_PIXELS", limit)
         assert codec.clips_at_once(9, 16, 16) == at_once
         torch.testing.assert_close(codec.encode(video), encoded, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(codec.decode(latents), decoded, rtol=1e-5, atol=1e-5)
 
 
-def test_bfloat16_weights_with_single_precision_latents(tiny_backbone: Path, codec: LatentCodec) -> None:
-    half = LatentCodec.from_pretrained(tiny_backbone, torch.bfloat16)
+def test_bfloat16_weights_with_single_precision_latents(tiny_backbone: Path, codec: LatentSpace) -> None:
+    half = load_backbone(tiny_backbone).latent_space(torch.bfloat16)
     assert half.dtype == torch.bfloat16
     assert half.latents_mean.dtype == torch.float32
     video = noise(1, 3, 5, 16, 16).clamp(-1, 1)
@@ -145,7 +144,7 @@ def test_bfloat16_weights_with_single_precision_latents(tiny_backbone: Path, cod
 
 
 def test_weights_are_laid_out_anew_when_they_move(tiny_backbone: Path) -> None:
-    codec = LatentCodec.from_pretrained(tiny_backbone)
+    codec = load_backbone(tiny_backbone).latent_space()
     holder = nn.ModuleDict({"codec": codec})
     values = codec.vae.decoder.conv_out.weight.detach().clone(memory_format=torch.contiguous_format)
     for dtype in (torch.float32, torch.bfloat16, torch.float32):
@@ -157,7 +156,7 @@ def test_weights_are_laid_out_anew_when_they_move(tiny_backbone: Path) -> None:
     assert codec.vae.decoder.conv_out.weight.is_contiguous()
 
 
-def test_stays_frozen_and_in_eval_mode_inside_a_training_module(codec: LatentCodec) -> None:
+def test_stays_frozen_and_in_eval_mode_inside_a_training_module(codec: LatentSpace) -> None:
     nn.ModuleDict({"codec": codec}).train()
     assert not any(module.training for module in codec.modules())
     assert not any(p.requires_grad for p in codec.parameters())
@@ -166,10 +165,10 @@ def test_stays_frozen_and_in_eval_mode_inside_a_training_module(codec: LatentCod
 
 
 def test_the_fingerprint_follows_weights_and_config(tiny_backbone: Path, tmp_path: Path) -> None:
-    codec = LatentCodec.from_pretrained(tiny_backbone)
+    codec = load_backbone(tiny_backbone).latent_space()
     first = codec.fingerprint()
     assert len(first) == 64
-    assert LatentCodec.from_pretrained(str(tiny_backbone)).fingerprint() == first
+    assert load_backbone(str(tiny_backbone)).latent_space().fingerprint() == first
     parameter = codec.vae.decoder.conv_out.weight
     with torch.no_grad():
         parameter[0, 1, 1, 2, 0] += 1e-3
@@ -182,22 +181,22 @@ def test_the_fingerprint_follows_weights_and_config(tiny_backbone: Path, tmp_pat
 
 
 def test_the_fingerprint_is_of_the_numbers_not_of_the_dtype(tiny_backbone: Path, tmp_path: Path) -> None:
-    vae = load_vae(tiny_backbone, torch.float16)
+    vae = load_backbone(tiny_backbone).vae(torch.float16)
     vae.save_pretrained(tmp_path / "vae")
-    saved = LatentCodec(vae).fingerprint()
-    assert LatentCodec.from_pretrained(tmp_path).fingerprint() == saved  # float32 again
-    assert LatentCodec.from_pretrained(tmp_path, torch.float16).fingerprint() == saved
-    assert LatentCodec.from_pretrained(tiny_backbone).fingerprint() != saved  # before rounding to float16
+    saved = latent_space_of(vae).fingerprint()
+    assert load_backbone(tmp_path).latent_space().fingerprint() == saved  # float32 again
+    assert load_backbone(tmp_path).latent_space(torch.float16).fingerprint() == saved
+    assert load_backbone(tiny_backbone).latent_space().fingerprint() != saved  # before rounding to float16
 
 
 def test_loads_in_single_precision_unless_told(tiny_backbone: Path, tmp_path: Path) -> None:
-    load_vae(tiny_backbone, torch.float16).save_pretrained(tmp_path / "vae")
-    assert next(load_vae(tmp_path).parameters()).dtype == torch.float32
+    load_backbone(tiny_backbone).vae(torch.float16).save_pretrained(tmp_path / "vae")
+    assert next(load_backbone(tmp_path).vae().parameters()).dtype == torch.float32
 
 
 def message(name: str | Path) -> str:
     with pytest.raises(FileNotFoundError) as error:
-        load_vae(name)
+        load_backbone(name).vae()
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -212,16 +211,16 @@ def test_a_missing_backbone_is_one_clear_line(
     assert "no such folder; expected" in message("data/mini/none")
     assert (
         message(tmp_path)
-        == f"backbone {tmp_path}: no vae/config.json there; expected a diffusers pipeline folder"
+        == f"backbone {tmp_path}: no model_index.json there; expected a diffusers pipeline folder"
     )
     # The form of a hub id, and the hub cannot be reached (conftest.py).
     assert message("nobody/nothing").startswith(
-        "backbone nobody/nothing: no such folder, and its vae/ cannot be had from the hub: "
+        "backbone nobody/nothing: no such folder, and its model_index.json cannot be had from the hub: "
     )
     # A folder of that form is a folder.
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_backbone, tmp_path / "nobody" / "nothing")
-    assert isinstance(load_vae("nobody/nothing"), AutoencoderKLWan)
+    assert isinstance(load_backbone("nobody/nothing").vae(), AutoencoderKLWan)
 
 
 def test_a_broken_backbone_is_one_clear_line(tiny_backbone: Path, tmp_path: Path) -> None:

@@ -198,3 +198,11 @@ def bring_to_device(vae: AutoencoderKLWan) -> None:
     hook = getattr(vae, "_hf_hook", None)
     if hook is not None and hasattr(hook, "pre_forward"):
         hook.pre_forward(vae)
+
+
+def refuse_residual(vae: AutoencoderKLWan) -> None:
+    """Raise a ValueError for Wan2.2's VAE, whose blocks the forms in this package do not know."""
+    if vae.config.is_residual:
+        raise ValueError(
+            "this VAE has Wan2.2's residual blocks (is_residual=True); expected a Wan2.1 AutoencoderKLWan"
+        )

@@ -9,8 +9,8 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
-from luve_lightning.models.backbone import LatentCodec
-from luve_lightning.models.wan_whole_clip import decode_whole_clip, encode_whole_clip
+from luve_lightning.models.backbones import latent_space_of
+from luve_lightning.models.backbones.wan_vae import decode_whole_clip, encode_whole_clip
 
 LEVELS = {"three levels": ([False, True, True], [1, 2, 2, 2]), "two levels": ([True, True], [1, 2, 2])}
 
@@ -120,7 +120,7 @@ def test_checkpointing_keeps_less_for_the_backward_pass() -> None:
 
 
 def test_the_codec_trains_what_made_the_latents_and_not_the_vae() -> None:
-    codec = LatentCodec(bright(tiny_vae()))
+    codec = latent_space_of(bright(tiny_vae()))
     latents = noise(1, 4, 2, 2, 3).requires_grad_()
     video = codec.decode_differentiable(latents)
     assert video.shape == (1, 3, 5, 16, 24)

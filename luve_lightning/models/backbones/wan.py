@@ -1,0 +1,253 @@
+"""Wan2.1's family: what its folders hold, and new small members of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from luve_lightning.models.backbones.base import Backbone, Denoiser, Schedule, TextConditioner
+from luve_lightning.models.backbones.latents import SizeRules
+from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
+from luve_lightning.models.backbones.wan_text import MAX_LENGTH, WanText, word_tokenizer
+from luve_lightning.models.backbones.wan_vae import WanLatentSpace
+from luve_lightning.models.building import build
+from luve_lightning.models.folders import cannot_load, is_local, load_whole, loading, read_config, saving
+
+
+class WanSchedule(Schedule):
+    """UniPC with flow sigmas, which is of second order."""
+
+    remembered = 2
+
+
+class WanBackbone(Backbone):
+    """Wan2.1's pipeline folders."""
+
+    name = "wan"
+    class_names = frozenset({"WanPipeline", "WanTransformer3DModel", "AutoencoderKLWan", "UMT5EncoderModel"})
+    latent_space_class = WanLatentSpace
+    denoiser_class = WanDenoiser
+    text_class = WanText
+    schedule_class = WanSchedule
+
+    def vae(self, dtype: torch.dtype | None = None) -> AutoencoderKLWan:
+        """See Backbone."""
+        local = is_local(self.path)
+        if local and not (Path(self.path) / "vae" / "config.json").is_file():
+            raise FileNotFoundError(
+                f"backbone {self.path}: no vae/config.json there; expected a diffusers pipeline folder"
+            )
+        vae: AutoencoderKLWan = load_whole(
+            AutoencoderKLWan, self.path, "vae", torch_dtype=dtype or torch.float32, local_files_only=local
+        )
+        return vae
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """See Backbone."""
+        self._needs_folder("tokenizer")
+        with loading(self.path, "tokenizer"):
+            tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(
+                str(self.path), subfolder="tokenizer", local_files_only=is_local(self.path)
+            )
+        if tokenizer.pad_token is None:
+            raise ValueError(
+                f"backbone {self.path}: its tokenizer/ has no padding token (tokenizer_config.json)"
+            )
+        return tokenizer
+
+    def text_encoder(self, dtype: torch.dtype | None = None) -> UMT5EncoderModel:
+        """See Backbone."""
+        self._needs_folder("text_encoder")
+        encoder: UMT5EncoderModel = load_whole(
+            UMT5EncoderModel,
+            self.path,
+            "text_encoder",
+            dtype=dtype or torch.float32,
+            local_files_only=is_local(self.path),
+            ignore_mismatched_sizes=True,  # they are told by `load_whole`, by name
+        )
+        return encoder
+
+    def _needs_folder(self, part: str) -> None:
+        if is_local(self.path) and not (Path(self.path) / part).is_dir():
+            raise FileNotFoundError(
+                f"backbone {self.path}: no {part}/ there; expected a diffusers pipeline folder"
+            )
+
+    def denoiser(self, dtype: torch.dtype | None = None, part: str = "transformer") -> WanDenoiser:
+        """See Backbone. diffusers keeps norms and the time embedding in float32."""
+        folder, local = Path(self.path), is_local(self.path)
+        own = local and (folder / "config.json").is_file()
+        if local and not own and not (folder / part / "config.json").is_file():
+            raise FileNotFoundError(
+                f"backbone {self.path}: no {part}/config.json there; expected a diffusers pipeline folder or a "
+                "transformer's own"
+            )
+        part = "" if own else part
+        if local:
+            kind = read_config(folder, part)["_class_name"]
+            if kind != WanTransformer3DModel.__name__:
+                raise FileNotFoundError(
+                    f"backbone {self.path}: holds a {kind}, expected a {WanTransformer3DModel.__name__}"
+                )
+        return WanDenoiser(
+            load_whole(
+                WanTransformer3DModel,
+                self.path,
+                part,
+                torch_dtype=dtype or torch.float32,
+                local_files_only=local,
+            )
+        )
+
+    def schedule(self) -> WanSchedule:
+        """See Backbone."""
+        local = is_local(self.path)
+        if local and not (Path(self.path) / "scheduler" / "scheduler_config.json").is_file():
+            raise FileNotFoundError(f"backbone {self.path}: no scheduler/scheduler_config.json there")
+        with loading(self.path, "scheduler"):
+            scheduler = UniPCMultistepScheduler.from_pretrained(
+                str(self.path), subfolder="scheduler", local_files_only=local
+            )
+        return WanSchedule(scheduler, self.path)
+
+    def size_rules(self) -> SizeRules:
+        """See Backbone."""
+        local = is_local(self.path)
+        found = {}
+        for part, kind in (("vae", AutoencoderKLWan), ("transformer", WanTransformer3DModel)):
+            if local and (Path(self.path) / part / "config.json").is_file():
+                read_config(self.path, part)
+            try:
+                found[part] = kind.load_config(str(self.path), subfolder=part, local_files_only=local)
+            except OSError as error:
+                raise cannot_load(self.path, part, error) from error
+        vae, patch = found["vae"], found["transformer"].get("patch_size", (1, 2, 2))
+        spatial, temporal = vae.get("scale_factor_spatial", 8), vae.get("scale_factor_temporal", 4)
+        return SizeRules(spatial * patch[1], temporal * patch[0])
+
+    def text_length(self) -> int:
+        """The tokenizer's, at most 512; 512 when it does not say."""
+        try:
+            config = self.config("tokenizer", "tokenizer_config.json")
+        except FileNotFoundError:
+            return MAX_LENGTH
+        return min(int(config.get("model_max_length") or MAX_LENGTH), MAX_LENGTH)
+
+    @classmethod
+    def from_config(cls, part: str, config: Mapping[str, Any]) -> nn.Module:
+        """See Backbone."""
+        if part == "text_encoder":
+            return UMT5EncoderModel(UMT5Config(**config))
+        kind: Any = {"transformer": WanTransformer3DModel, "vae": AutoencoderKLWan}[part]
+        # Not the class's from_config, which logs what it does not know.
+        known = kind._get_init_keys(kind)
+        module: nn.Module = kind(**{key: value for key, value in config.items() if key in known})
+        return module
+
+    @classmethod
+    def build_vae(cls, sizes: Mapping[str, Any]) -> AutoencoderKLWan:
+        """See Backbone.
+
+        Args:
+            sizes: arguments of `diffusers.AutoencoderKLWan`.
+        """
+        vae: AutoencoderKLWan = build("vae", AutoencoderKLWan, sizes)
+        # Other channels than those of three colours, whose pixels `patch_size` folds into more of them.
+        patch = vae.config.patch_size or 1
+        for key in ("in_channels", "out_channels"):
+            if vae.config[key] != 3 * patch**2:
+                raise ValueError(
+                    f"vae.{key}: expected {3 * patch**2}, three colours in patches of {patch}x{patch}, "
+                    f"got {vae.config[key]}"
+                )
+        return vae
+
+    @classmethod
+    def build_text(cls, captions: Iterable[str], length: int, sizes: Mapping[str, Any]) -> WanText:
+        """See Backbone.
+
+        Args:
+            captions: their words are the vocabulary.
+            length: tokens of every caption, padding included.
+            sizes: arguments of `transformers.UMT5Config`; the vocabulary's size is added.
+        """
+        tokenizer = word_tokenizer(captions, length)
+        config = build(
+            "text_encoder",
+            UMT5Config,
+            sizes,
+            vocab_size=len(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        return WanText(tokenizer, build("text_encoder", UMT5EncoderModel, {}, config=config))
+
+    @classmethod
+    def build_denoiser(cls, sizes: Mapping[str, Any], text_dim: int) -> WanDenoiser:
+        """See Backbone.
+
+        Args:
+            sizes: arguments of `diffusers.WanTransformer3DModel`.
+            text_dim: the text encoder's width.
+        """
+        return WanDenoiser(build("transformer", WanTransformer3DModel, sizes, text_dim=text_dim))
+
+    @classmethod
+    def build_schedule(cls, shift: float) -> WanSchedule:
+        """The scheduler of Wan2.1's pipelines at a shift."""
+        return WanSchedule(
+            UniPCMultistepScheduler(
+                prediction_type="flow_prediction",
+                use_flow_sigmas=True,
+                num_train_timesteps=1000,
+                flow_shift=shift,
+            )
+        )
+
+    @classmethod
+    def save_vae(cls, vae: Any, folder: Path, dtype: torch.dtype) -> None:
+        """See Backbone."""
+        # Not `from_config`: it puts the class's defaults back for whatever was not given when the VAE was made.
+        exported = AutoencoderKLWan(**{k: v for k, v in vae.config.items() if not k.startswith("_")})
+        exported.load_state_dict(vae.state_dict())
+        with saving(folder / "vae") as new:
+            exported.to(dtype).save_pretrained(new)
+
+    @classmethod
+    def save(
+        cls,
+        folder: Path,
+        denoiser: Denoiser,
+        text: TextConditioner,
+        schedule: Schedule,
+        vae: Path,
+        dtype: torch.dtype,
+    ) -> None:
+        """See Backbone."""
+        net = denoiser.copy()
+        net.module.load_state_dict(denoiser.module.state_dict())
+        encoder = UMT5EncoderModel(text.encoder.config)
+        encoder.load_state_dict(text.encoder.state_dict())
+        net.save(folder / "transformer", dtype)
+        encoder.to(dtype).save_pretrained(folder / "text_encoder")
+        text.tokenizer.save_pretrained(folder / "tokenizer")
+        schedule.scheduler.save_pretrained(folder / "scheduler")
+        pipeline = WanPipeline(
+            tokenizer=text.tokenizer,
+            text_encoder=encoder,
+            vae=cls(vae).vae(),
+            scheduler=schedule.scheduler,
+            transformer=net.module,
+        )
+        pipeline.save_config(folder)
+        # Copied as it is: loaded and saved again it would have other bytes.
+        if (folder / "vae").resolve() != (vae / "vae").resolve():
+            shutil.copytree(vae / "vae", folder / "vae", dirs_exist_ok=True)

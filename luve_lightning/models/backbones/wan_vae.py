@@ -1,0 +1,291 @@
+"""Wan2.1's latent space: AutoencoderKLWan in whole-clip form, and in tiles where frames are large.
+
+diffusers runs the Wan VAE chunk by chunk and carries the causal convolutions' history in a cache on the module.
+That bounds memory for long clips, but it is slow for short ones (Python work per chunk), it cannot be
+checkpointed (recomputation would find a changed cache), and `decode` ends in a clamp that stops gradients.
+
+The convolutions are causal with zero padding, so one pass over the whole clip gives the same numbers. Only the
+temporal resampling treats the first frame apart:
+
+- down: the first frame skips `time_conv`; the stride-2 convolution then runs over all frames, the first included;
+- up: the first frame is not doubled; the others go through `time_conv`, whose history starts after it.
+
+Shapes: x is B x C x T x H x W throughout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchify, unpatchify
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from luve_lightning.models.backbones.latents import LatentSpace
+from luve_lightning.models.backbones.wan_tiled import decode_tiled, dry_decode_tiled, encode_tiled
+from luve_lightning.models.backbones.wan_tiles import DEFAULT_TILE, bring_to_device, refuse_residual
+
+# Pixels (batch x frames x height x width) up to which a clip is encoded or decoded in one pass. diffusers' chunked
+# form bounds memory beyond it; both give the same numbers to rounding. 2**22 pixels are 114 frames at 192x192.
+WHOLE_CLIP_PIXELS = 2**22
+
+Stage = Callable[[Tensor], Tensor]
+
+
+class WanLatentSpace(LatentSpace):
+    """Pixels to normalised latents and back by Wan2.1's VAE.
+
+    Latents are (z - latents_mean) / latents_std with the statistics of the VAE's config, as diffusers' pipelines
+    do it.
+
+    Args:
+        vae: a Wan2.1 VAE. On a CPU its weights are laid out for speed.
+        tile: see LatentSpace.
+    """
+
+    default_tile = DEFAULT_TILE
+    vae: AutoencoderKLWan
+
+    def __init__(self, vae: AutoencoderKLWan, tile: tuple[int, int] | None = None) -> None:
+        config = vae.config
+        super().__init__(
+            vae,
+            tile,
+            mean=config["latents_mean"],
+            std=config["latents_std"],
+            spatial_ratio=config.scale_factor_spatial,
+            temporal_ratio=config.scale_factor_temporal,
+        )
+        self._lay_out_weights()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WanLatentSpace:
+        """What `to`, `cuda`, `half` and the like call."""
+        super()._apply(fn, recurse)
+        self._lay_out_weights()
+        return self
+
+    def _lay_out_weights(self) -> None:
+        """Store convolutions channels last on a CPU: encoding, decoding and its gradient take 60 % of the time.
+
+        Elsewhere the layout is PyTorch's own, whatever the weights went through.
+        """
+        for module in self.vae.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                formats = {2: torch.channels_last, 3: torch.channels_last_3d}
+                on_cpu = module.weight.device.type == "cpu"
+                layout = formats[len(module.kernel_size)] if on_cpu else torch.contiguous_format
+                module.weight.data = module.weight.data.contiguous(memory_format=layout)
+
+    def clips_at_once(self, frames: int, height: int, width: int) -> int:
+        """See LatentSpace."""
+        return max(1, WHOLE_CLIP_PIXELS // (frames * height * width))
+
+    def _takes_whole(self, frames: int, height: int, width: int) -> bool:
+        return frames * height * width <= WHOLE_CLIP_PIXELS and not self.vae.use_tiling
+
+    def _tile_for(self, height: int, width: int) -> tuple[int, int] | None:
+        """The tile in which latent frames of this size go; None for frames that are no larger."""
+        fits = self.tile is None or (height <= self.tile[0] and width <= self.tile[1])
+        return None if fits else self.tile
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """See LatentSpace."""
+        frames, height, width = video.shape[2:]
+        _, h, w = self.latent_size(frames, height, width)
+        if tile := self._tile_for(h, w):
+            clips = [encode_tiled(self.vae, clip, tile) for clip in video.split(1)]
+            return self.normalize(torch.cat(clips).chunk(2, dim=1)[0].float())
+        whole = self._takes_whole(frames, height, width)
+        means = []
+        for part in video.to(self.dtype).split(self.clips_at_once(frames, height, width)):
+            moments = (
+                encode_whole_clip(self.vae, part) if whole else self.vae.encode(part).latent_dist.parameters
+            )
+            means.append(moments.chunk(2, dim=1)[0])
+        return self.normalize(torch.cat(means).float())
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """See LatentSpace."""
+        size = self.pixel_size(latents.shape[2], latents.shape[3], latents.shape[4])
+        if out is not None or self._tile_for(latents.shape[3], latents.shape[4]):
+            return self._decode_tiles(latents, out, (len(latents), 3, *size))
+        whole = self._takes_whole(*size)
+        videos = []
+        for part in self.denormalize(latents.float()).to(self.dtype).split(self.clips_at_once(*size)):
+            video = decode_whole_clip(self.vae, part) if whole else self.vae.decode(part).sample
+            videos.append(video.float().clamp(-1, 1))
+        return torch.cat(videos)
+
+    def _decode_tiles(self, latents: Tensor, out: Tensor | None, size: tuple[int, ...]) -> Tensor:
+        """Clip by clip into one tensor."""
+        out = latents.new_empty(size, dtype=torch.float32) if out is None else out
+        if len(out) != len(latents):
+            raise ValueError(f"out: for {len(out)} clips; the latents are of {len(latents)}")
+        for clip, place in zip(self.denormalize(latents.float()).split(1), out.split(1), strict=True):
+            decode_tiled(self.vae, clip, self.tile or DEFAULT_TILE, out=place)
+        return out
+
+    def decode_differentiable(self, latents: Tensor) -> Tensor:
+        """See LatentSpace; peak memory is one decoder block's activations: blocks are recomputed."""
+        z = self.denormalize(latents.float()).to(self.dtype)
+        return decode_whole_clip(self.vae, z, checkpointed=True)
+
+    def decode_in_tiles(self, latents: Tensor, tile: tuple[int, int]) -> Tensor:
+        """See LatentSpace."""
+        return decode_tiled(self.vae, self.denormalize(latents).to(self.dtype), tile)
+
+    def dry_decode_in_tiles(
+        self, latents: Tensor, tile: tuple[int, int], times: Callable[[int], AbstractContextManager[Any]]
+    ) -> None:
+        """See LatentSpace."""
+        dry_decode_tiled(times, self.vae, self.denormalize(latents).to(self.dtype), tile)
+
+    def fingerprint(self) -> str:
+        """sha256 of the VAE's configuration and weights.
+
+        Weights are hashed as float32, so the same VAE loaded as bfloat16 from a bfloat16 file agrees with itself.
+        """
+        config = {k: v for k, v in dict(self.vae.config).items() if not k.startswith("_")}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.vae.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def wake(self) -> None:
+        """See LatentSpace."""
+        bring_to_device(self.vae)
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels before the encoder's last convolution."""
+        return int(self.vae.encoder.conv_out.in_channels)
+
+    def features(self, video: Tensor) -> Tensor:
+        """The input of the encoder's last convolution: what it knows before it is squeezed into latents."""
+        taken: list[Tensor] = []
+
+        def take(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            del module
+            taken.append(inputs[0])
+
+        hook = self.vae.encoder.conv_out.register_forward_pre_hook(take)
+        try:
+            encode_whole_clip(self.vae, video.to(self.dtype))
+        finally:
+            hook.remove()
+        return taken[0]
+
+    def forget_decoder(self) -> None:
+        """See LatentSpace."""
+        self.vae.decoder = None  # two thirds of the weights
+
+    @staticmethod
+    def moments(vae: Any, video: Tensor) -> Tensor:
+        """See LatentSpace."""
+        return encode_whole_clip(vae, video)
+
+    @staticmethod
+    def pixels(vae: Any, latents: Tensor) -> Tensor:
+        """See LatentSpace."""
+        return decode_whole_clip(vae, latents)
+
+    @staticmethod
+    def set_statistics(vae: Any, mean: Sequence[float], std: Sequence[float]) -> None:
+        """See LatentSpace."""
+        vae.register_to_config(latents_mean=list(mean), latents_std=list(std))
+
+
+def _resample_frames(resample: WanResample, x: Tensor) -> Tensor:
+    """Apply the per-frame (2-D) part of a resampling layer to every frame at once."""
+    batch, channels, frames, height, width = x.shape
+    x = x.permute(0, 2, 1, 3, 4).reshape(batch * frames, channels, height, width)
+    x = resample.resample(x)
+    return x.reshape(batch, frames, *x.shape[1:]).permute(0, 2, 1, 3, 4)
+
+
+def _resample(resample: WanResample, x: Tensor) -> Tensor:
+    """`WanResample` over a whole clip, first frame treated as the chunked form treats it."""
+    if resample.mode == "upsample3d" and x.shape[2] > 1:
+        rest = x[:, :, 1:]
+        batch, channels, frames, height, width = rest.shape
+        doubled = resample.time_conv(rest).reshape(batch, 2, channels, frames, height, width)
+        doubled = doubled.permute(0, 2, 3, 1, 4, 5).reshape(batch, channels, 2 * frames, height, width)
+        x = torch.cat([x[:, :, :1], doubled], dim=2)
+    x = _resample_frames(resample, x)
+    if resample.mode == "downsample3d" and x.shape[2] > 1:
+        x = torch.cat([x[:, :, :1], resample.time_conv(x)], dim=2)
+    return x
+
+
+def _head(net: Any, x: Tensor) -> Tensor:
+    return net.conv_out(net.nonlinearity(net.norm_out(x)))
+
+
+def _run(stages: list[Stage], x: Tensor, checkpointed: bool) -> Tensor:
+    """Run the stages in turn; with `checkpointed`, keep only what lies between them for the backward pass."""
+    for stage in stages:
+        if checkpointed and torch.is_grad_enabled():
+            x = checkpoint(stage, x, use_reentrant=False)
+        else:
+            x = stage(x)
+    return x
+
+
+def encode_whole_clip(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
+    """Posterior moments of a clip in one pass, equal to `vae._encode` to rounding.
+
+    Args:
+        vae: a Wan2.1 VAE; its parameters take part in the graph.
+        video: B x 3 x T x H x W in [-1, 1]; T = 4k + 1.
+
+    Returns:
+        Mean and log-variance stacked, B x 2C x (T-1)/4+1 x H/8 x W/8.
+    """
+    refuse_residual(vae)
+    net = vae.encoder
+    stages: list[Stage] = [net.conv_in]
+    for block in net.down_blocks:
+        stages.append(_bind(_resample, block) if isinstance(block, WanResample) else block)
+    stages += [net.mid_block, _bind(_head, net), vae.quant_conv]
+    if vae.config.patch_size is not None:
+        video = patchify(video, patch_size=vae.config.patch_size)
+    return _run(stages, video, checkpointed=False)
+
+
+def decode_whole_clip(vae: AutoencoderKLWan, latents: Tensor, *, checkpointed: bool = False) -> Tensor:
+    """Decode a clip in one pass without the final clamp, equal to `vae.decode` to rounding inside [-1, 1].
+
+    Args:
+        vae: a Wan2.1 VAE; its parameters take part in the graph unless they do not require gradients.
+        latents: denormalised latents, B x C x t x h x w.
+        checkpointed: recompute each residual block and each resampling in the backward pass. The blocks hold no
+            state in this form, so recomputation is exact; peak memory falls to one block's activations.
+
+    Returns:
+        Pixels, B x 3 x 4(t-1)+1 x 8h x 8w, nominally in [-1, 1] but not clamped: a pixel outside keeps its gradient.
+    """
+    refuse_residual(vae)
+    net = vae.decoder
+    stages: list[Stage] = [vae.post_quant_conv, net.conv_in, net.mid_block]
+    for block in net.up_blocks:
+        stages += list(block.resnets)
+        if block.upsamplers is not None:
+            stages.append(_bind(_resample, block.upsamplers[0]))
+    stages.append(_bind(_head, net))
+    video = _run(stages, latents, checkpointed)
+    if vae.config.patch_size is not None:
+        video = unpatchify(video, patch_size=vae.config.patch_size)
+    return video
+
+
+def _bind(function: Callable[[nn.Module, Tensor], Tensor], module: nn.Module) -> Stage:
+    return lambda x: function(module, x)
