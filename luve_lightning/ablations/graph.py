@@ -31,7 +31,7 @@ _PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
 @dataclass
-class Stage:
+class AblationStage:
     """One command to run, once.
 
     Attributes:
@@ -67,10 +67,10 @@ class Plan:
         goals: digest of the stage from which a (row, seed, stage name) reads its numbers.
     """
 
-    stages: Mapping[str, Stage]
+    stages: Mapping[str, AblationStage]
     goals: Mapping[tuple[str, int, str], str]
 
-    def levels(self) -> list[list[Stage]]:
+    def levels(self) -> list[list[AblationStage]]:
         """Stages that can run at the same time: each level needs only stages of earlier levels."""
         level: dict[str, int] = {}
         for digest, stage in self.stages.items():
@@ -81,7 +81,7 @@ class Plan:
         ]
 
 
-class Planner:
+class AblationPlanner:
     """Finds the stages of a table.
 
     Args:
@@ -102,7 +102,7 @@ class Planner:
             ValueError: a stage that depends on itself, an unknown placeholder, a configuration that cannot be
                 composed.
         """
-        stages: dict[str, Stage] = {}
+        stages: dict[str, AblationStage] = {}
         goals: dict[tuple[str, int, str], str] = {}
         wanted = list(dict.fromkeys(metric.stage for metric in self.table.metrics.values()))
         for seed, names in rows.items():
@@ -112,7 +112,7 @@ class Planner:
                     goals[row, seed, stage] = graph.stage(row, stage).digest
         return Plan(stages, goals)
 
-    def before_gathering(self, row: str, seed: int) -> list[Stage]:
+    def before_gathering(self, row: str, seed: int) -> list[AblationStage]:
         """A row and seed's own stages: all but those that serve several rows at once."""
         plan = self.plan({seed: [row]})
         gathering = {digest for digest, stage in plan.stages.items() if stage.gathers}
@@ -140,12 +140,14 @@ class Planner:
 class _SeedGraph:
     """The stages of one seed."""
 
-    def __init__(self, planner: Planner, seed: int, rows: list[str], stages: dict[str, Stage]) -> None:
+    def __init__(
+        self, planner: AblationPlanner, seed: int, rows: list[str], stages: dict[str, AblationStage]
+    ) -> None:
         self.planner, self.seed, self.rows, self.stages = planner, seed, rows, stages
-        self._known: dict[tuple[str, str | None], Stage] = {}
+        self._known: dict[tuple[str, str | None], AblationStage] = {}
         self._path: list[str] = []
 
-    def stage(self, row: str, name: str) -> Stage:
+    def stage(self, row: str, name: str) -> AblationStage:
         """A stage of a row, with everything it needs."""
         spec = self.planner.table.rows[row].stages[name]
         key = (name, None if spec.gathers else row)
@@ -161,11 +163,11 @@ class _SeedGraph:
         self._use(stage, self.rows if spec.gathers else [row])
         return stage
 
-    def _use(self, stage: Stage, rows: Iterable[str]) -> None:
+    def _use(self, stage: AblationStage, rows: Iterable[str]) -> None:
         stage.uses.update((row, self.seed) for row in rows)
 
-    def _make(self, row: str, spec: StageSpec) -> Stage:
-        needed: dict[str, Stage] = {}
+    def _make(self, row: str, spec: StageSpec) -> AblationStage:
+        needed: dict[str, AblationStage] = {}
         filled = []  # for each option: its key, its text, its row
         own: str | None
         for key, value in spec.options.items():
@@ -194,11 +196,11 @@ class _SeedGraph:
             words += ["--config", file]
         for key, text, folders in later:
             words += [f"--{key}", _fill(text, folders | {"out": str(folder)})]
-        stage = Stage(spec.name, digest, folder, tuple(words), tuple(needed), spec.gathers)
+        stage = AblationStage(spec.name, digest, folder, tuple(words), tuple(needed), spec.gathers)
         return self.stages.setdefault(digest, stage)
 
     def _replace(
-        self, spec: StageSpec, key: str, word: str, row: str | None, needed: dict[str, Stage]
+        self, spec: StageSpec, key: str, word: str, row: str | None, needed: dict[str, AblationStage]
     ) -> tuple[str, str]:
         """A placeholder's replacement in the hash, and in the command."""
         where = f"stages.{spec.name}.options.{key}: {{{word}}}"

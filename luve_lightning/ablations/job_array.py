@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from luve_lightning.ablations.graph import Plan, Planner, Stage
+from luve_lightning.ablations.graph import AblationPlanner, AblationStage, Plan
 from luve_lightning.ablations.stage_process import is_done, run_stage
 
 Cluster = Literal["slurm", "local", "debug"]
@@ -61,7 +61,7 @@ class StageJob:
         facts: recorded when it is finished.
     """
 
-    planner: Planner
+    planner: AblationPlanner
     rows: Mapping[int, Sequence[str]]
     name: str
     row: str
@@ -84,7 +84,7 @@ class StageJob:
         if failure is not None:
             raise RuntimeError("\n".join([failure.reason, *failure.tail]))
 
-    def planned(self) -> Stage:
+    def planned(self) -> AblationStage:
         """The stage as it is when no stage fails."""
         return self._find(self.planner.plan({self.seed: self.rows[self.seed]}))
 
@@ -95,7 +95,7 @@ class StageJob:
             rows = [row for row in rows if all(map(is_done, self.planner.before_gathering(row, self.seed)))]
         return self.planner.plan({self.seed: rows})
 
-    def _find(self, plan: Plan) -> Stage:
+    def _find(self, plan: Plan) -> AblationStage:
         for stage in plan.stages.values():
             if stage.name == self.name and (stage.gathers or (self.row, self.seed) in stage.uses):
                 return stage
@@ -103,7 +103,7 @@ class StageJob:
 
 
 def stage_jobs(
-    planner: Planner,
+    planner: AblationPlanner,
     plan: Plan,
     rows: Mapping[int, Sequence[str]],
     program: Sequence[str],

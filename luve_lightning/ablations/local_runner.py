@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol
 
-from luve_lightning.ablations.graph import Plan, Stage, Use
+from luve_lightning.ablations.graph import AblationStage, Plan, Use
 from luve_lightning.ablations.stage_process import Failure, StageProcess, done_record, is_done, lock_folder
 
 _POLL_SECONDS = 0.1
@@ -39,13 +39,13 @@ class Standing:
     seconds_left: float | None
 
 
-class Watcher(Protocol):
+class AblationWatcher(Protocol):
     """Receives news of a run."""
 
     def standing(self, standing: Standing) -> None:
         """Called now and then."""
 
-    def finished(self, stage: Stage, seconds: float, standing: Standing) -> None:
+    def finished(self, stage: AblationStage, seconds: float, standing: Standing) -> None:
         """Called when a stage is done."""
 
     def failed(self, failure: Failure) -> None:
@@ -104,7 +104,7 @@ class LocalRunner:
         slots: Slots,
         program: Sequence[str],
         facts: Mapping[str, Any],
-        watcher: Watcher,
+        watcher: AblationWatcher,
     ) -> None:
         self.make_plan, self.slots, self.program = make_plan, slots, program
         self.facts, self.watcher = facts, watcher

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from luve_lightning.ablations.graph import Plan, Planner
+from luve_lightning.ablations.graph import AblationPlanner, Plan
 from luve_lightning.ablations.stage_process import done_record, is_done
 from luve_lightning.ablations.table import ROW, Better, MetricSpec, Table
 
@@ -114,7 +114,7 @@ class Results:
     stages: list[dict[str, Any]] = field(default_factory=list)
 
 
-def finished_rows(planner: Planner, rows: Mapping[int, Sequence[str]]) -> dict[int, list[str]]:
+def finished_rows(planner: AblationPlanner, rows: Mapping[int, Sequence[str]]) -> dict[int, list[str]]:
     """The rows of each seed whose own stages are all done; what serves all rows may be missing."""
     return {
         seed: [row for row in names if all(map(is_done, planner.before_gathering(row, seed)))]
@@ -122,7 +122,7 @@ def finished_rows(planner: Planner, rows: Mapping[int, Sequence[str]]) -> dict[i
     }
 
 
-def collect(planner: Planner, rows: Mapping[int, Sequence[str]]) -> Results:
+def collect(planner: AblationPlanner, rows: Mapping[int, Sequence[str]]) -> Results:
     """Read every value of some rows that exists, from the evaluations of exactly those that are finished."""
     results = Results()
     plan = planner.plan(finished_rows(planner, rows))

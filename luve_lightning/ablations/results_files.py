@@ -23,7 +23,7 @@ _ABOUT = (
 
 
 @dataclass(frozen=True)
-class Provenance:
+class ResultsProvenance:
     """Where results come from.
 
     Attributes:
@@ -45,7 +45,7 @@ def write_results(
     table: Table,
     results: Results,
     failed: Mapping[str, Mapping[int, str]],
-    provenance: Provenance,
+    provenance: ResultsProvenance,
     path: Path,
 ) -> list[Path]:
     """Write the table beside `path`, a CSV, as .csv, .json and .md.
@@ -72,7 +72,7 @@ def write_results(
 
 
 def _json(
-    table: Table, results: Results, failed: Mapping[str, Mapping[int, str]], provenance: Provenance
+    table: Table, results: Results, failed: Mapping[str, Mapping[int, str]], provenance: ResultsProvenance
 ) -> str:
     content = {
         "table": table.name,
@@ -101,7 +101,7 @@ def results_markdown(
     results: Results,
     rows: list[dict[str, Any]],
     failed: Mapping[str, Mapping[int, str]],
-    provenance: Provenance,
+    provenance: ResultsProvenance,
 ) -> str:
     """The results as Markdown, for people."""
     parts = [f"# {table.title}", f"**{table.world}**"]

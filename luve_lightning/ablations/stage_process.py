@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from luve_lightning.ablations.graph import Stage
+from luve_lightning.ablations.graph import AblationStage
 from luve_lightning.files import write_text
 from luve_lightning.locks import try_lock
 
@@ -24,7 +24,7 @@ _LOCK = ".lock"
 LOG = "log.txt"
 
 
-def done_record(stage: Stage) -> dict[str, Any] | None:
+def done_record(stage: AblationStage) -> dict[str, Any] | None:
     """What was recorded when a stage was finished, or None."""
     try:
         record = json.loads((stage.folder / _DONE).read_text(encoding="utf-8"))
@@ -33,18 +33,18 @@ def done_record(stage: Stage) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and record.get("hash") == stage.digest else None
 
 
-def is_done(stage: Stage) -> bool:
+def is_done(stage: AblationStage) -> bool:
     """Whether a stage's complete result exists."""
     return done_record(stage) is not None
 
 
-def write_done(stage: Stage, facts: Mapping[str, Any]) -> None:
+def write_done(stage: AblationStage, facts: Mapping[str, Any]) -> None:
     """Record that a stage is finished; written last, and atomically."""
     record = {"stage": stage.name, "hash": stage.digest, **facts}
     write_text(stage.folder / _DONE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
-def lock_folder(stage: Stage) -> int | None:
+def lock_folder(stage: AblationStage) -> int | None:
     """Lock a folder, so that no two processes work in it.
 
     Returns:
@@ -55,14 +55,14 @@ def lock_folder(stage: Stage) -> int | None:
     return try_lock(stage.folder / _LOCK)
 
 
-def resumed_words(stage: Stage) -> tuple[str, ...]:
+def resumed_words(stage: AblationStage) -> tuple[str, ...]:
     """The command's words; interrupted training continues from its last checkpoint."""
     if stage.words[0] == "fit" and (stage.folder / "checkpoints" / "last.ckpt").is_file():
         return (*stage.words, "--ckpt_path", "last")
     return stage.words
 
 
-def log_path(stage: Stage) -> Path:
+def log_path(stage: AblationStage) -> Path:
     """The file for a stage's output."""
     return stage.folder / LOG
 
@@ -81,7 +81,7 @@ class Failure:
         tail: last lines that it printed.
     """
 
-    stage: Stage
+    stage: AblationStage
     code: int
     tail: tuple[str, ...]
 
@@ -105,7 +105,7 @@ class StageProcess:
 
     def __init__(
         self,
-        stage: Stage,
+        stage: AblationStage,
         lock: int,
         program: Sequence[str],
         environment: Mapping[str, str],
@@ -168,7 +168,7 @@ class StageProcess:
 
 
 def run_stage(
-    stage: Stage, program: Sequence[str], environment: Mapping[str, str], facts: Mapping[str, Any]
+    stage: AblationStage, program: Sequence[str], environment: Mapping[str, str], facts: Mapping[str, Any]
 ) -> Failure | None:
     """Run one stage to its end, waiting for a process that already runs it; does nothing when it is finished."""
     while (lock := lock_folder(stage)) is None:

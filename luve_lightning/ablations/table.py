@@ -60,7 +60,7 @@ class MetricSpec:
 
 
 @dataclass(frozen=True)
-class Row:
+class AblationRow:
     """One row.
 
     Attributes:
@@ -102,6 +102,6 @@ class Table:
     seeds: tuple[int, ...]
     reference: str
     metrics: Mapping[str, MetricSpec]
-    rows: Mapping[str, Row]
+    rows: Mapping[str, AblationRow]
     note: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from luve_lightning.ablations.table import ROW, Better, MetricSpec, Row, StageSpec, Table
+from luve_lightning.ablations.table import ROW, AblationRow, Better, MetricSpec, StageSpec, Table
 from luve_lightning.config_files import read_config
 
 TABLE_FILE = "table.yaml"
@@ -87,7 +87,7 @@ def merged(base: Any, over: Any) -> Any:
     return result
 
 
-def _read_row(folder: Path, name: str, base: Mapping[str, Any]) -> Row:
+def _read_row(folder: Path, name: str, base: Mapping[str, Any]) -> AblationRow:
     file = folder / f"{name}.yaml"
     own = _read(file, _ROW_KEYS, f"{folder / TABLE_FILE}: rows")
     tree = {key: merged(base.get(key) or {}, own.get(key) or {}) for key in ("settings", "stages")}
@@ -103,7 +103,7 @@ def _read_row(folder: Path, name: str, base: Mapping[str, Any]) -> Row:
         raise ValueError(f"{file}: paper: expected numbers by the paper's column, got {paper!r}")
     values = {str(column): float(value) for column, value in paper.items()}
     note = " ".join(str(own.get("note") or "").split())
-    return Row(name, str(own.get("title") or name.replace("_", " ")), stages, values, note)
+    return AblationRow(name, str(own.get("title") or name.replace("_", " ")), stages, values, note)
 
 
 def _read(file: Path, known: tuple[str, ...], where: str) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _better(value: Any, where: str) -> Better:
     return cast(Better, value)
 
 
-def _check_gathering(rows: Mapping[str, Row], where: str) -> None:
+def _check_gathering(rows: Mapping[str, AblationRow], where: str) -> None:
     """Refuse a stage that serves all rows but differs between them."""
     found: dict[str, tuple[str, StageSpec]] = {}
     for row in rows.values():

@@ -13,7 +13,7 @@ import torch
 from luve_lightning.analysis.denoising_spectra import (
     COLUMNS,
     PAPER_SIGMA_SWITCH,
-    DenoisingSpectra,
+    BandResolution,
     SwitchSuggestion,
     denoising_spectra,
     joined,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _TICKS = 8
 
 
-def draw_spectra(spectra: DenoisingSpectra, switch: SwitchSuggestion, title: str) -> Figure:
+def draw_spectra(spectra: BandResolution, switch: SwitchSuggestion, title: str) -> Figure:
     """One line a band over the denoising steps, with the suggested and the released switch.
 
     Args:
@@ -70,7 +70,7 @@ def draw_spectra(spectra: DenoisingSpectra, switch: SwitchSuggestion, title: str
     return figure
 
 
-def save_plot(spectra: DenoisingSpectra, switch: SwitchSuggestion, path: Path, title: str) -> None:
+def save_plot(spectra: BandResolution, switch: SwitchSuggestion, path: Path, title: str) -> None:
     """Draw into a PNG file, which is either whole or not there; makes its folder."""
     image = io.BytesIO()
     draw_spectra(spectra, switch, title).savefig(image, format="png")
@@ -108,7 +108,7 @@ def generate_spectra(
     edges: Sequence[float],
     length: int,
     advance: Callable[[], None] = lambda: None,
-) -> DenoisingSpectra:
+) -> BandResolution:
     """Generate the latents of each prompt and measure when their bands resolve; nothing is decoded.
 
     Args:
@@ -159,7 +159,7 @@ def generate_spectra(
 
 
 def write_spectra(
-    spectra: DenoisingSpectra, switch: SwitchSuggestion, folder: Path, name: str, title: str
+    spectra: BandResolution, switch: SwitchSuggestion, folder: Path, name: str, title: str
 ) -> tuple[Path, Path]:
     """Write `<name>.csv` and `<name>.png` and return their paths."""
     table, plot = folder / f"{name}.csv", folder / f"{name}.png"
@@ -168,7 +168,7 @@ def write_spectra(
     return table, plot
 
 
-def switch_lines(spectra: DenoisingSpectra, switch: SwitchSuggestion) -> list[str]:
+def switch_lines(spectra: BandResolution, switch: SwitchSuggestion) -> list[str]:
     """What was found, in words: the suggested switch, and the released one beside it."""
     interval = (
         "" if spectra.videos < 2 else f" (95 % interval {switch.sigma_low:.3f} to {switch.sigma_high:.3f})"

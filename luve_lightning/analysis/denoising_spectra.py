@@ -47,7 +47,7 @@ class SwitchSuggestion:
 
 
 def suggest_switch(
-    spectra: DenoisingSpectra, share: float = 0.5, seed: int = 0, replicates: int = 1000
+    spectra: BandResolution, share: float = 0.5, seed: int = 0, replicates: int = 1000
 ) -> SwitchSuggestion:
     """The noise level at which the lowest band has settled and the highest has not.
 
@@ -155,7 +155,7 @@ def recorded_predictions(scheduler: Any) -> Iterator[list[CleanPrediction]]:
 
 
 @dataclass(frozen=True)
-class DenoisingSpectra:
+class BandResolution:
     """How far each band of V videos has resolved at each of S steps.
 
     Attributes:
@@ -207,7 +207,7 @@ class DenoisingSpectra:
         return np.array([np.interp(sigma, levels, band[::-1]) for band in self.resolved.numpy().T])
 
 
-def denoising_spectra(predictions: Sequence[CleanPrediction], edges: Sequence[float]) -> DenoisingSpectra:
+def denoising_spectra(predictions: Sequence[CleanPrediction], edges: Sequence[float]) -> BandResolution:
     """Compare each step's prediction with the last one's, band by band.
 
     Args:
@@ -237,7 +237,7 @@ def denoising_spectra(predictions: Sequence[CleanPrediction], edges: Sequence[fl
         # A band that is empty but for rounding agrees with nothing.
         resolved.append((product.square() / (own * total)).masked_fill(own < _EMPTY * total, 0).clamp(max=1))
         power.append(own / total)
-    return DenoisingSpectra(
+    return BandResolution(
         edges=tuple(edges),
         sigmas=tuple(prediction.sigma for prediction in predictions),
         timesteps=tuple(prediction.timestep for prediction in predictions),
@@ -246,7 +246,7 @@ def denoising_spectra(predictions: Sequence[CleanPrediction], edges: Sequence[fl
     )
 
 
-def joined(spectra: Sequence[DenoisingSpectra]) -> DenoisingSpectra:
+def joined(spectra: Sequence[BandResolution]) -> BandResolution:
     """The videos of several generations with the same steps and bands.
 
     Raises:

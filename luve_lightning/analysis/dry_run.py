@@ -56,7 +56,9 @@ class ModulePlaces:
         self.stack.pop()
 
 
-Kind = Literal["attention", "wide attention", "matmul", "convolution", "converted convolution", "rest"]
+OperationKind = Literal[
+    "attention", "wide attention", "matmul", "convolution", "converted convolution", "rest"
+]
 
 BLOCK = 512  # bytes to which PyTorch's CUDA allocator rounds up
 CUBLAS_WORKSPACE = 32 * 2**20
@@ -78,7 +80,7 @@ class Operation:
         dtype: of its result.
     """
 
-    kind: Kind
+    kind: OperationKind
     flops: int
     bytes: int
     dtype: torch.dtype
@@ -106,7 +108,7 @@ class DryRun:
         yield
         self._weight = before
 
-    def add(self, kind: Kind, flops: int, moved: int, dtype: torch.dtype) -> None:
+    def add(self, kind: OperationKind, flops: int, moved: int, dtype: torch.dtype) -> None:
         """Note one operation."""
         self.operations[Operation(kind, flops, moved, dtype)] += self._weight
 
@@ -245,7 +247,7 @@ class _Fused(TorchFunctionMode):
             out = query.new_empty(*query.shape[:-1], value.shape[-1])
         batch, heads, tokens, width = query.shape
         workspace = 4 * batch * heads * tokens  # float32 logarithms of the sums
-        kind: Kind = "attention"
+        kind: OperationKind = "attention"
         if width > WIDE_HEAD:
             kind = "wide attention"
             workspace += 0 if query.dtype == torch.float32 else 4 * out.numel()  # it accumulates in float32
@@ -256,7 +258,7 @@ class _Fused(TorchFunctionMode):
         return out
 
 
-def _kind(func: Any, flops: int, args: Any) -> Kind:
+def _kind(func: Any, flops: int, args: Any) -> OperationKind:
     if not flops:
         return "rest"
     name = str(func.overloadpacket)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from luve_lightning.analysis.cost import measure_ms
-from luve_lightning.analysis.dry_run import Kind, Operation
+from luve_lightning.analysis.dry_run import Operation, OperationKind
 
 _TERA = 1e12
 _LAUNCH = 5e-6  # seconds from one kernel's start to the next one's, at least
@@ -30,9 +30,9 @@ class GpuSpeed:
 
     name: str
     memory_gib: float
-    tflops: Mapping[Kind, float]
+    tflops: Mapping[OperationKind, float]
     bandwidth: float
-    float32: Mapping[Kind, float]
+    float32: Mapping[OperationKind, float]
 
     def seconds(self, operations: Mapping[Operation, int]) -> float:
         """Time of operations, run one after another."""

@@ -22,7 +22,7 @@ from luve_lightning.functional.gather import gather_mappings
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.backbones import LatentSpace
 
-Rows = Sequence[dict[str, Any]]
+ComparisonRows = Sequence[dict[str, Any]]
 
 _NOTES = (
     "latent_l1: against the high-resolution latents. psnr_rgb (dB), ssim, frame_diff: of the decoded video against the "
@@ -32,19 +32,19 @@ _NOTES = (
 )
 
 
-def rows_by_scale(rows: Rows) -> Iterator[tuple[float, list[dict[str, Any]]]]:
+def rows_by_scale(rows: ComparisonRows) -> Iterator[tuple[float, list[dict[str, Any]]]]:
     """Each scale with its rows, without the column of the scale."""
     for scale in sorted({row["scale"] for row in rows}):
         yield scale, [{k: v for k, v in row.items() if k != "scale"} for row in rows if row["scale"] == scale]
 
 
-def gap_shares(rows: Rows, scale: float, learned: Sequence[str]) -> dict[str, float]:
+def gap_shares(rows: ComparisonRows, scale: float, learned: Sequence[str]) -> dict[str, float]:
     """`closed_gap` of each learned method that has one at this scale."""
     shares = {name: closed_gap(rows, scale, name) for name in learned}
     return {name: share for name, share in shares.items() if not math.isnan(share)}
 
 
-def gap_lines(rows: Rows, scale: float, learned: Sequence[str]) -> list[str]:
+def gap_lines(rows: ComparisonRows, scale: float, learned: Sequence[str]) -> list[str]:
     """The sentence that sums a scale up, for each learned method."""
     return [
         f"{name} closes {100 * share:.1f} % of the PSNR_rgb gap between bilinear and vae at {scale:g}x"
@@ -52,7 +52,7 @@ def gap_lines(rows: Rows, scale: float, learned: Sequence[str]) -> list[str]:
     ]
 
 
-def report_markdown(rows: Rows, learned: Sequence[str], facts: Mapping[str, str]) -> str:
+def report_markdown(rows: ComparisonRows, learned: Sequence[str], facts: Mapping[str, str]) -> str:
     """One table for each scale under what it was measured on and with.
 
     Args:

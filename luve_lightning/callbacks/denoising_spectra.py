@@ -15,8 +15,7 @@ from luve_lightning.analysis.denoising_run import (
     generate_spectra,
     write_spectra,
 )
-from luve_lightning.analysis.denoising_spectra import DenoisingSpectra as Spectra
-from luve_lightning.analysis.denoising_spectra import NoSpectrum, suggest_switch
+from luve_lightning.analysis.denoising_spectra import BandResolution, NoSpectrum, suggest_switch
 from luve_lightning.callbacks.undisturbed import undisturbed
 
 
@@ -128,7 +127,7 @@ class DenoisingSpectra(L.Callback):
             if isinstance(logger, WandbLogger):
                 logger.log_image("spectra/resolved", [str(plot)], step=trainer.global_step)
 
-    def _generate(self, trainer: L.Trainer, pl_module: Any) -> Spectra:
+    def _generate(self, trainer: L.Trainer, pl_module: Any) -> BandResolution:
         with undisturbed(trainer, pl_module):
             pipeline = pl_module.pipeline()
             pipeline.set_progress_bar_config(disable=True)

@@ -29,7 +29,7 @@ from luve_lightning.functional.gather import gather_mappings
 _COLUMNS = ("step", "n", "seconds")
 
 
-Rows = list[dict[str, Any]]
+_Rows = list[dict[str, Any]]
 
 
 class SampleMetrics(L.Callback):
@@ -85,7 +85,7 @@ class SampleMetrics(L.Callback):
         self.meter = SampleMeter(metrics or {}, source.has_reference)
         if not self.meter.names and not videos:
             raise ValueError("expected metrics, or videos >= 1 to keep: there is nothing to make samples for")
-        self._rows: Rows = []
+        self._rows: _Rows = []
         self._steps: set[int] = set()
         self._real = SampleTotals()
 
@@ -126,7 +126,7 @@ class SampleMetrics(L.Callback):
     def _idle(self) -> bool:
         return not self.meter.names and not self.videos
 
-    def _read(self, step: int) -> Rows:
+    def _read(self, step: int) -> _Rows:
         """Rows of the steps up to this one."""
         path = self.output / "metrics.csv"
         if not path.is_file():

@@ -19,7 +19,7 @@ from luve_lightning.analysis.upsampling_comparison import (
     CEILING,
     COLUMNS,
     ClipScore,
-    Rows,
+    ComparisonRows,
     UpsamplingComparison,
     comparison_rows,
     gap_lines,
@@ -140,7 +140,12 @@ class UpsamplerComparison(L.Callback):
             self._write(trainer, rows, learned, stage, scores)
 
     def _write(
-        self, trainer: L.Trainer, rows: Rows, learned: Sequence[str], stage: str, scores: Sequence[ClipScore]
+        self,
+        trainer: L.Trainer,
+        rows: ComparisonRows,
+        learned: Sequence[str],
+        stage: str,
+        scores: Sequence[ClipScore],
     ) -> None:
         output = self.output if stage == "test" else self.output.with_stem(f"{self.output.stem}-{stage}")
         write_text(output, table_csv(COLUMNS, [row | {"scale": f"{row['scale']:g}"} for row in rows]))
@@ -150,7 +155,7 @@ class UpsamplerComparison(L.Callback):
             f"written to {output} and {output.with_suffix('.md')}", soft_wrap=True, highlight=False
         )
 
-    def _print(self, rows: Rows, learned: Sequence[str], stage: str) -> None:
+    def _print(self, rows: ComparisonRows, learned: Sequence[str], stage: str) -> None:
         console = Console(emoji=False)
         for scale, part in rows_by_scale(rows):
             console.print()
@@ -158,7 +163,7 @@ class UpsamplerComparison(L.Callback):
             for line in gap_lines(rows, scale, learned):
                 console.print(line, highlight=False)
 
-    def _log(self, trainer: L.Trainer, rows: Rows, learned: Sequence[str], stage: str) -> None:
+    def _log(self, trainer: L.Trainer, rows: ComparisonRows, learned: Sequence[str], stage: str) -> None:
         values = {
             f"{stage}/x{row['scale']:g}/{row['method']}/{column}": row[column]
             for row in rows

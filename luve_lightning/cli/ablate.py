@@ -18,11 +18,11 @@ import torch
 from rich.console import Console
 
 from luve_lightning.ablations.contents import Contents
-from luve_lightning.ablations.graph import Plan, Planner, Use, without
+from luve_lightning.ablations.graph import AblationPlanner, Plan, Use, without
 from luve_lightning.ablations.job_array import JobOptions, array_lines, stage_jobs, submit
 from luve_lightning.ablations.local_runner import LocalRunner, Slots
 from luve_lightning.ablations.results import Results, collect, finished_rows, result_rows
-from luve_lightning.ablations.results_files import Provenance, write_results
+from luve_lightning.ablations.results_files import ResultsProvenance, write_results
 from luve_lightning.ablations.stage_process import is_done
 from luve_lightning.ablations.table import Table
 from luve_lightning.ablations.table_files import TABLE_FILE, read_table
@@ -104,7 +104,7 @@ def ablate(
         raise ValueError(f"slots: expected 0 or more, got {slots}")
     if output is not None and output.suffix != ".csv":
         raise ValueError(f"output: expected a file that ends in .csv, got {output}")
-    planner = Planner(found, folder, compose, Contents(folder))
+    planner = AblationPlanner(found, folder, compose, Contents(folder))
     run = _Run(planner, dict.fromkeys(wanted, names), Console(emoji=False))
     if dry_run:
         run.tell_commands(executor, job)
@@ -157,11 +157,11 @@ class TableWriter:
         provenance: of the run.
     """
 
-    planner: Planner
+    planner: AblationPlanner
     wanted: Mapping[int, Sequence[str]]
     rows: Mapping[int, Sequence[str]]
     targets: _Targets
-    provenance: Provenance
+    provenance: ResultsProvenance
 
     def __call__(self, reasons: Mapping[Use, str] | None = None) -> Path | None:
         """Write it and return the path of the CSV; None where no row is finished, which replaces no table."""
@@ -182,7 +182,9 @@ class TableWriter:
 class _Run:
     """One call of the command."""
 
-    def __init__(self, planner: Planner, wanted: Mapping[int, Sequence[str]], console: Console) -> None:
+    def __init__(
+        self, planner: AblationPlanner, wanted: Mapping[int, Sequence[str]], console: Console
+    ) -> None:
         self.planner, self.wanted, self.console = planner, wanted, console
         self.table: Table = planner.table
         there = finished_rows(planner, {seed: list(self.table.rows) for seed in wanted})
@@ -322,9 +324,9 @@ def _facts() -> dict[str, str]:
     return {"revision": revision_in_words(), "device": _device()}
 
 
-def _provenance() -> Provenance:
+def _provenance() -> ResultsProvenance:
     packages = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
-    return Provenance(
+    return ResultsProvenance(
         shlex.join(["luve", *sys.argv[1:]]),
         revision_in_words(),
         _device(),

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from luve_lightning.ablations.graph import Plan, Stage
+from luve_lightning.ablations.graph import AblationStage, Plan
 from luve_lightning.ablations.local_runner import Slots, Standing
 from luve_lightning.ablations.stage_process import Failure, is_done, log_path
 from luve_lightning.ablations.table import Table
@@ -43,7 +43,7 @@ class RunWatcher:
             self._status.stop()
 
     def standing(self, standing: Standing) -> None:
-        """See Watcher."""
+        """See AblationWatcher."""
         if self._status:
             running = ", ".join(
                 f"{name} x {count}" if count > 1 else name for name, count in sorted(standing.running.items())
@@ -53,14 +53,14 @@ class RunWatcher:
             )
             self._status.update(text)
 
-    def finished(self, stage: Stage, seconds: float, standing: Standing) -> None:
-        """See Watcher."""
+    def finished(self, stage: AblationStage, seconds: float, standing: Standing) -> None:
+        """See AblationWatcher."""
         self._tell(
             f"{standing.done} of {standing.total}  {stage.label} ({uses(stage)})  {seconds:.0f} s{_left(standing)}"
         )
 
     def failed(self, failure: Failure) -> None:
-        """See Watcher."""
+        """See AblationWatcher."""
         lines = [f"FAILED  {failure.stage.label} ({uses(failure.stage)}), exit status {failure.code}"]
         lines += [f"    {line}" for line in failure.tail]
         self._tell("\n".join([*lines, f"    log: {log_path(failure.stage)}"]))
@@ -69,7 +69,7 @@ class RunWatcher:
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
-def uses(stage: Stage) -> str:
+def uses(stage: AblationStage) -> str:
     """What a stage is run for, in words."""
     rows = list(dict.fromkeys(row for row, _ in sorted(stage.uses)))
     seeds = sorted({seed for _, seed in stage.uses})

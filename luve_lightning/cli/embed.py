@@ -16,7 +16,7 @@ from luve_lightning.cli.open_index import check_folder, check_stored, entries_of
 from luve_lightning.cli.progress import Steps
 from luve_lightning.data.captions import captions_of, embed_captions
 from luve_lightning.data.text_store import TextSource, TextStore
-from luve_lightning.data.video_index import Limits
+from luve_lightning.data.video_index import Limits, Split
 from luve_lightning.machine import decoding_threads
 from luve_lightning.models.backbones import load_backbone
 
@@ -28,9 +28,6 @@ VERBS = {
         goes_on=True,
     ),
 }
-
-
-Split = Literal["train", "val", "test"]
 
 
 def embed(

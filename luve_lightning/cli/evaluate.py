@@ -21,7 +21,7 @@ from luve_lightning.cli.progress import Steps
 from luve_lightning.data.clip_hashes import ClipHashes
 from luve_lightning.evaluation.evaluation_files import write_report
 from luve_lightning.evaluation.evaluation_report import (
-    Report,
+    EvaluationReport,
     difference_rows,
     missing_lines,
     problem_lines,
@@ -113,7 +113,7 @@ def evaluate(
         found = runner.run(lambda total: steps.begin("videos", total), steps.advance)
         steps.begin("resamples", distances(found, list(folders), resampling))
         summary = summarise(found, results, list(folders), pairs, resampling, steps.advance)
-    report = Report(sets, found, summary, resampling, _facts(sets, folders, reference, target))
+    report = EvaluationReport(sets, found, summary, resampling, _facts(sets, folders, reference, target))
     if not any(report.videos(method) for method in folders):
         _tell_problems(console, report)
         raise ValueError(f"none of the videos of {', '.join(folders)} can be read")
@@ -174,7 +174,7 @@ def _facts(
     }
 
 
-def _tell(console: Console, report: Report, files: Sequence[Path], seconds: float) -> None:
+def _tell(console: Console, report: EvaluationReport, files: Sequence[Path], seconds: float) -> None:
     methods = list(report.sets.methods)
     rows: list[dict[str, Any]] = [{"metric": "videos"} | {name: report.videos(name) for name in methods}]
     rows += [
@@ -206,7 +206,7 @@ def _tell(console: Console, report: Report, files: Sequence[Path], seconds: floa
     )
 
 
-def _tell_problems(console: Console, report: Report, listed_in: str = "") -> None:
+def _tell_problems(console: Console, report: EvaluationReport, listed_in: str = "") -> None:
     where = f", listed in {listed_in}" if listed_in else ""
     skipped = [str(metric) for metric in report.found.skipped]
     for title, lines in (

@@ -41,7 +41,7 @@ from luve_lightning.data.latent_pairs import quarantine_path
 from luve_lightning.data.latent_recipe import LatentRecipe, check_scales
 from luve_lightning.data.latent_store import LatentKey, LatentStore
 from luve_lightning.data.quarantine import Quarantine, TooManyBadClips
-from luve_lightning.data.video_index import Limits
+from luve_lightning.data.video_index import Limits, Split
 from luve_lightning.datamodules.encode import EncodeDataModule
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.tasks.encode import EncodeTask
@@ -54,9 +54,6 @@ VERBS = {
         goes_on=True,
     ),
 }
-
-
-Split = Literal["train", "val", "test"]
 
 
 def precompute(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from rich.console import Console
@@ -17,7 +16,7 @@ from luve_lightning.data.clip_scores import read_rows
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.score_clips import FrameChoice, ScoreTotals, Shard, parse_shard, score_clips
 from luve_lightning.data.scorers import Scorer
-from luve_lightning.data.video_index import CAPTIONS, Limits
+from luve_lightning.data.video_index import CAPTIONS, Limits, Split
 
 VERBS = {
     "score": Verb(
@@ -27,9 +26,6 @@ VERBS = {
         goes_on=True,
     ),
 }
-
-
-Split = Literal["train", "val", "test"]
 
 
 def score(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from luve_lightning.ablations.results import Values
 from luve_lightning.reporting.dashboard import PREFIX_OF_RESULTS
-
-Values = Mapping[str, Mapping[int, Mapping[str, float]]]
 
 # The stages are processes of their own: with these they would log into the sweep's run, over each other.
 _OF_THE_RUN = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID", "WANDB_SERVICE")

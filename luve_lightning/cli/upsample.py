@@ -20,7 +20,7 @@ from luve_lightning.cli.open_index import check_folder, entries_of, open_index, 
 from luve_lightning.cli.progress import Steps
 from luve_lightning.data.clip_hashes import ClipHashes
 from luve_lightning.data.file_names import check_name
-from luve_lightning.data.video_index import CAPTIONS, Limits
+from luve_lightning.data.video_index import CAPTIONS, Limits, Split
 from luve_lightning.models.backbones import LatentSpace, load_backbone
 from luve_lightning.models.vluer import VLUer
 
@@ -32,9 +32,6 @@ VERBS = {
         goes_on=True,
     ),
 }
-
-
-Split = Literal["train", "val", "test"]
 
 
 def upsample(

@@ -151,12 +151,12 @@ def _complaint(
     )
 
 
-Window = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+CropWindow = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 def aligned_windows(
     shape: Size3d, crop: Size3d, scale: float, rng: np.random.Generator
-) -> tuple[Window, Window]:
+) -> tuple[CropWindow, CropWindow]:
     """A random window of high-resolution latents and the low-resolution window that covers the same picture.
 
     With scale p/q in lowest terms, positions agree at multiples of p (high) and q (low) only.
@@ -220,7 +220,7 @@ class LatentPairCrops(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def _read(self, key: LatentKey, window: Window) -> Tensor:
+    def _read(self, key: LatentKey, window: CropWindow) -> Tensor:
         t, y, x = window
         if key in self.loaded:
             return self.loaded[key][:, slice(*t), slice(*y), slice(*x)].float()

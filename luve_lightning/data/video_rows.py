@@ -122,7 +122,7 @@ class Limits:
 
 
 @dataclass
-class Rows:
+class IndexRows:
     """What a CSV holds: clips, (clip_id, reason) of the rows left out, and the urls of all rows."""
 
     entries: list[ClipEntry] = field(default_factory=list)
@@ -130,7 +130,7 @@ class Rows:
     urls: set[str] = field(default_factory=set)
 
 
-def read_rows(csv_path: Path, folder: Path, limits: Limits) -> Rows:
+def read_rows(csv_path: Path, folder: Path, limits: Limits) -> IndexRows:
     """Read and check every row of a CSV.
 
     Args:
@@ -141,7 +141,7 @@ def read_rows(csv_path: Path, folder: Path, limits: Limits) -> Rows:
     Raises:
         VideoIndexError: not a CSV, or columns are missing.
     """
-    found = Rows()
+    found = IndexRows()
     files = _file_names(folder)
     stems = {name.rpartition(".")[0]: name for name in files}
     seen: set[str] = set()

@@ -10,7 +10,7 @@ from typing import Any
 from luve_lightning.evaluation.bootstrap import Interval
 from luve_lightning.evaluation.evaluation_report import (
     NOTES,
-    Report,
+    EvaluationReport,
     about,
     difference_rows,
     in_words,
@@ -25,7 +25,7 @@ from luve_lightning.evaluation.tables import booktabs, escape, table_csv
 from luve_lightning.files import write_text
 
 
-def write_report(report: Report, path: Path) -> list[Path]:
+def write_report(report: EvaluationReport, path: Path) -> list[Path]:
     """Write the table beside `path` as .csv, .md, .json and .tex, and the CSVs of videos and differences.
 
     Returns:
@@ -45,7 +45,7 @@ def write_report(report: Report, path: Path) -> list[Path]:
     return list(files)
 
 
-def report_json(report: Report) -> str:
+def report_json(report: EvaluationReport) -> str:
     """The report for programs; NaN is null, infinities are the strings "inf" and "-inf"."""
 
     def numbers(interval: Interval) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _problem(problem: Problem) -> dict[str, str | None]:
     }
 
 
-def report_latex(report: Report) -> str:
+def report_latex(report: EvaluationReport) -> str:
     """The main table with the best value of each column bold."""
     best = {m.name: _best(report, m) for m in report.measures}
     header = ["Method", "$n$"]
@@ -124,7 +124,7 @@ def report_latex(report: Report) -> str:
     return booktabs(header, rows, [*notes, *(about(m) for m in report.measures), NOTES])
 
 
-def _best(report: Report, measure: Measure) -> float | None:
+def _best(report: EvaluationReport, measure: Measure) -> float | None:
     values = [report.interval(measure.name, method).value for method in report.sets.methods]
     values = [value for value in values if not math.isnan(value)]
     if measure.higher_is_better is None or not values:

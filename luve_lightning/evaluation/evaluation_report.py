@@ -26,7 +26,7 @@ FEW = 10  # videos, below which a bootstrap's intervals are far too narrow
 
 
 @dataclass(frozen=True)
-class Report:
+class EvaluationReport:
     """All that is written of an evaluation.
 
     Attributes:
@@ -81,7 +81,7 @@ class Report:
         return {package: " and ".join(sorted(versions)) for package, versions in seen.items()}
 
 
-def table_rows(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
+def table_rows(report: EvaluationReport) -> tuple[list[str], list[dict[str, Any]]]:
     """The main table: columns, and a row a method."""
     names = [measure.name for measure in report.measures]
     versions = ", ".join(f"{package} {version}" for package, version in report.versions().items())
@@ -99,7 +99,7 @@ def table_rows(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
     return columns, rows
 
 
-def video_rows(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
+def video_rows(report: EvaluationReport) -> tuple[list[str], list[dict[str, Any]]]:
     """Every video of every method with its scores; distances between sets have none."""
     names = [measure.name for measure in report.found.measures if measure.frechet is None]
     rows = []
@@ -117,7 +117,7 @@ def video_rows(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
     return ["method", "video", "prompt", *names], rows
 
 
-def difference_rows(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
+def difference_rows(report: EvaluationReport) -> tuple[list[str], list[dict[str, Any]]]:
     """Every pair and metric."""
     columns = ["metric", "first", "second", "difference", "low", "high", "n"]
     rows = [
@@ -146,7 +146,7 @@ def in_words(interval: Interval) -> str:
     return f"{format_value(interval.value)} [{format_value(interval.low)}, {format_value(interval.high)}]"
 
 
-def report_markdown(report: Report) -> str:
+def report_markdown(report: EvaluationReport) -> str:
     """The report to read."""
     columns = ["method", "n", *(with_arrow(measure) for measure in report.measures)]
     rows = [
@@ -182,7 +182,7 @@ def about(measure: Measure) -> str:
     return f"{with_arrow(measure)}: measured at {measure.resolution}{network}"
 
 
-def settings(report: Report) -> dict[str, str]:
+def settings(report: EvaluationReport) -> dict[str, str]:
     """What else the numbers depend on, by name."""
     resampling = report.resampling
     return {
@@ -204,7 +204,7 @@ def problem_lines(problems: Sequence[Problem]) -> list[str]:
     ]
 
 
-def warnings(report: Report) -> list[str]:
+def warnings(report: EvaluationReport) -> list[str]:
     """What keeps the numbers from being taken at their word: few videos, or not the same ones."""
     counts = {method: report.videos(method) for method in report.sets.methods}
     told = []

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 PREFIX_OF_RESULTS = "result/"
 
-Kind = Literal["lines", "last", "results"]
+PanelKind = Literal["lines", "last", "results"]
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Panel:
 
     metrics: list[str] = field(default_factory=list)
     pattern: str | None = None
-    kind: Kind = "lines"
+    kind: PanelKind = "lines"
 
     def __post_init__(self) -> None:
         if not self.metrics and self.pattern is None:

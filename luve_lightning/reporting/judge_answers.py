@@ -17,7 +17,7 @@ MEAN_COLUMNS = ("method", "n", *(column for axis in AXES for column in (axis, f"
 
 
 @dataclass(frozen=True)
-class Answer:
+class JudgeAnswer:
     """What the judge said of one video.
 
     Attributes:
@@ -32,7 +32,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Answers:
+class JudgeAnswers:
     """Everything that a file of answers holds.
 
     Attributes:
@@ -40,11 +40,11 @@ class Answers:
         problems: what was not counted, and questions without an answer, one line each.
     """
 
-    valid: dict[str, Answer]
+    valid: dict[str, JudgeAnswer]
     problems: list[str]
 
 
-def read_answers(path: Path, key: Key) -> Answers:
+def read_answers(path: Path, key: Key) -> JudgeAnswers:
     """Read answers: a JSON object a line with "id", the three axes (whole numbers 1 to 10) and perhaps "reason".
 
     Nothing is guessed: what does not fit is not counted and named with its line, and reading goes on. Of several
@@ -60,7 +60,7 @@ def read_answers(path: Path, key: Key) -> Answers:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"answers: {path}: not UTF-8 text: {error}") from None
-    valid: dict[str, Answer] = {}
+    valid: dict[str, JudgeAnswer] = {}
     problems = []
     # Not splitlines: it also splits at separators that may stand inside a JSON string.
     for number, line in enumerate(text.split("\n"), 1):
@@ -83,10 +83,10 @@ def read_answers(path: Path, key: Key) -> Answers:
         if name not in valid
     ]
     problems += [f"not asked: {name}: {reason}" for name, reason in key.unreadable.items()]
-    return Answers(valid, problems)
+    return JudgeAnswers(valid, problems)
 
 
-def _parse(line: str, number: int, key: Key) -> tuple[str, Answer]:
+def _parse(line: str, number: int, key: Key) -> tuple[str, JudgeAnswer]:
     try:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -102,7 +102,7 @@ def _parse(line: str, number: int, key: Key) -> tuple[str, Answer]:
             raise ValueError(f"{name}: no {axis}")
         scores[axis] = _score(content[axis], f"{name}: {axis}")
     reason = content.get("reason")
-    return name, Answer(scores, reason if isinstance(reason, str) else "", number)
+    return name, JudgeAnswer(scores, reason if isinstance(reason, str) else "", number)
 
 
 def _score(value: Any, where: str) -> int:
@@ -118,7 +118,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def video_rows(answers: Answers, key: Key) -> list[Row]:
+def video_rows(answers: JudgeAnswers, key: Key) -> list[Row]:
     """One row a judged video, with the keys VIDEO_COLUMNS; by method, then by name."""
     rows: list[Row] = [
         {"method": key.entries[name].method, "video": key.entries[name].video}

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luve_lightning.reporting.chart import Chart, Series
-from luve_lightning.reporting.provenance import Provenance, Unreadable, of_run
+from luve_lightning.reporting.provenance import Origin, Unreadable, of_run
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 Logged = dict[str, dict[int, float]]
@@ -97,7 +97,7 @@ class RunCurves:
     """A run's chart, and where it comes from."""
 
     chart: Chart
-    provenance: Provenance | None
+    provenance: Origin | None
 
 
 def read_curves(name: str, folder: Path, columns: Sequence[str]) -> RunCurves:

@@ -93,7 +93,7 @@ _PACKAGES = (
 
 
 @dataclass(frozen=True)
-class Provenance:
+class Origin:
     """What is known about one input.
 
     Attributes:
@@ -130,7 +130,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def of_results(key: str, path: Path, content: Mapping[str, Any]) -> Provenance:
+def of_results(key: str, path: Path, content: Mapping[str, Any]) -> Origin:
     """Of an ablation table, from the JSON file beside it."""
     facts = {
         name: in_words(content[name])
@@ -144,10 +144,10 @@ def of_results(key: str, path: Path, content: Mapping[str, Any]) -> Provenance:
         for stage in (stages if isinstance(stages, list) else [])
         if isinstance(stage, Mapping)
     ]
-    return Provenance(key, str(path), facts, tuple(lines))
+    return Origin(key, str(path), facts, tuple(lines))
 
 
-def of_run(key: str, folder: Path) -> Provenance | None:
+def of_run(key: str, folder: Path) -> Origin | None:
     """Of a training run, from the newest `provenance*.json` of its folder; None without one.
 
     Raises:
@@ -168,7 +168,7 @@ def of_run(key: str, folder: Path) -> Provenance | None:
         for name in ("device", "started", "command")
         if content.get(name) is not None
     }
-    return Provenance(key, str(files[-1]), facts | _packages(content.get("packages")))
+    return Origin(key, str(files[-1]), facts | _packages(content.get("packages")))
 
 
 def in_words(value: Any) -> str:

@@ -13,9 +13,9 @@ from luve_lightning.reporting.dashboard import Dashboard
 from luve_lightning.reporting.dashboard_panels import DrawnDashboard, read_dashboard
 from luve_lightning.reporting.document import render_document
 from luve_lightning.reporting.loss_curves import RunCurves, read_curves
-from luve_lightning.reporting.provenance import Inputs, LeftOut, Provenance
+from luve_lightning.reporting.provenance import Inputs, LeftOut, Origin
 from luve_lightning.reporting.result_tables import BETTER, DIRECTIONS, ResultTable, read_results
-from luve_lightning.reporting.sample_videos import SampleVideo, read_sample, sample_files
+from luve_lightning.reporting.sample_videos import PageVideo, read_sample, sample_files
 from luve_lightning.reporting.spectra_plots import SpectraPlots, read_spectra
 
 MIB = 2**20
@@ -77,7 +77,7 @@ class PageText:
 
 
 @dataclass
-class Parts:
+class PageParts:
     """What could be read."""
 
     tables: list[ResultTable]
@@ -85,21 +85,21 @@ class Parts:
     dashboards: list[DrawnDashboard]
     spectra: list[SpectraPlots]
     comparisons: list[ComparedFrames] = field(default_factory=list)
-    videos: list[SampleVideo] = field(default_factory=list)
+    videos: list[PageVideo] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
         """How many of each kind."""
         kinds = ("tables", "curves", "dashboards", "spectra", "comparisons", "videos")
         return {kind: len(getattr(self, kind)) for kind in kinds}
 
-    def provenance(self) -> list[Provenance]:
+    def provenance(self) -> list[Origin]:
         """Of those that have one."""
         every = [part.provenance for kind in (self.tables, self.curves, self.spectra) for part in kind]
         return [found for found in every if found is not None]
 
 
 @dataclass(frozen=True)
-class Report:
+class ReportPage:
     """A finished page.
 
     Attributes:
@@ -118,7 +118,7 @@ def build_report(
     text: PageText,
     limit_mib: float = 20.0,
     advance: Callable[[], None] = lambda: None,
-) -> Report:
+) -> ReportPage:
     """Read the inputs and render the page. Inputs that are missing, unreadable or too large are listed on it.
 
     Args:
@@ -134,7 +134,7 @@ def build_report(
     if not limit_mib > 0:
         raise ValueError(f"limit_mib: expected a number > 0, got {limit_mib}")
     read = Inputs()
-    parts = Parts(
+    parts = PageParts(
         read.read("results", inputs.results, read_results),
         read.read("curves", inputs.curves, lambda name, path: read_curves(name, path, inputs.columns)),
         _read_dashboards(inputs, read),
@@ -158,7 +158,7 @@ def build_report(
         last = (parts.videos or parts.comparisons).pop()
         read.note(type(last).__name__, last.name, f"too large: limit_mib {limit_mib:g} is used up")
         html = _render(parts, read.left_out, text)
-    return Report(html, parts.counts(), tuple(read.left_out))
+    return ReportPage(html, parts.counts(), tuple(read.left_out))
 
 
 def _read_dashboards(inputs: ReportInputs, read: Inputs) -> list[DrawnDashboard]:
@@ -190,7 +190,7 @@ class _Budget:
 
 
 def _add_comparisons(
-    parts: Parts, inputs: ReportInputs, read: Inputs, budget: _Budget, advance: Callable[[], None]
+    parts: PageParts, inputs: ReportInputs, read: Inputs, budget: _Budget, advance: Callable[[], None]
 ) -> None:
     for name, comparison in inputs.comparisons.items():
         if comparison is None:
@@ -204,7 +204,7 @@ def _add_comparisons(
 
 
 def _add_videos(
-    parts: Parts, inputs: ReportInputs, read: Inputs, budget: _Budget, advance: Callable[[], None]
+    parts: PageParts, inputs: ReportInputs, read: Inputs, budget: _Budget, advance: Callable[[], None]
 ) -> None:
     for name, path in inputs.videos.items():
         if path is None:
@@ -219,7 +219,7 @@ def _add_videos(
         advance()
 
 
-def _render(parts: Parts, left_out: Sequence[LeftOut], text: PageText) -> str:
+def _render(parts: PageParts, left_out: Sequence[LeftOut], text: PageText) -> str:
     context: dict[str, Any] = {
         "text": text,
         "parts": parts,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luve_lightning.reporting.provenance import Provenance, Unreadable, in_words, of_results, read_json
+from luve_lightning.reporting.provenance import Origin, Unreadable, in_words, of_results, read_json
 
 RESULT_COLUMNS = (
     "table", "row", "title", "metric", "unit", "better", "seeds", "mean", "low", "high",
@@ -135,7 +135,7 @@ class ResultTable:
     metrics: tuple[MetricTable, ...]
     world: str
     notes: tuple[str, ...]
-    provenance: Provenance | None
+    provenance: Origin | None
 
     def directions(self) -> dict[str, int]:
         """How many of the differences that the paper has too point where."""

@@ -20,7 +20,7 @@ _CRF = 18
 
 
 @dataclass(frozen=True)
-class SampleVideo:
+class PageVideo:
     """A video of the page.
 
     Attributes:
@@ -66,7 +66,7 @@ def sample_files(name: str, path: Path) -> Iterator[tuple[str, Path]]:
         raise FileNotFoundError("missing")
 
 
-def read_sample(name: str, path: Path) -> SampleVideo:
+def read_sample(name: str, path: Path) -> PageVideo:
     """Read a video as browsers play it: H.264 in mp4, 8-bit 4:2:0; any other is encoded again.
 
     Raises:
@@ -81,7 +81,7 @@ def read_sample(name: str, path: Path) -> SampleVideo:
         content, note = _encoded(frames, fps), f"encoded again for browsers (H.264, CRF {_CRF})"
     count, height, width = frames.shape[:3]
     told = f"{count} frames, {fps:g} per second, {height}x{width}; {note}"
-    return SampleVideo(name, _prompt(path), told, height, width, data_uri(content, "video/mp4"))
+    return PageVideo(name, _prompt(path), told, height, width, data_uri(content, "video/mp4"))
 
 
 def _plays(path: Path) -> bool:

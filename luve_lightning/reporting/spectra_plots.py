@@ -11,7 +11,7 @@ import numpy as np
 
 from luve_lightning.analysis.denoising_spectra import COLUMNS, PAPER_SIGMA_SWITCH
 from luve_lightning.reporting.chart import Chart, Mark, Series
-from luve_lightning.reporting.provenance import Provenance, Unreadable, in_words, read_json
+from luve_lightning.reporting.provenance import Origin, Unreadable, in_words, read_json
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class SpectraPlots:
     resolved: Chart
     power: Chart
     sentence: str
-    provenance: Provenance | None
+    provenance: Origin | None
 
 
 def read_spectra(name: str, path: Path) -> SpectraPlots:
@@ -83,7 +83,7 @@ def read_spectra(name: str, path: Path) -> SpectraPlots:
             logarithmic=positive,
         ),
     )
-    provenance = None if switch is None else Provenance(f"spectra.{name}", str(beside), _facts(switch))
+    provenance = None if switch is None else Origin(f"spectra.{name}", str(beside), _facts(switch))
     return SpectraPlots(name, *charts, _sentence(switch), provenance)
 
 

@@ -35,7 +35,7 @@ class RaterAnswers:
 
 
 @dataclass(frozen=True)
-class Answers:
+class StudyAnswers:
     """All that was read.
 
     Attributes:
@@ -47,7 +47,7 @@ class Answers:
     notes: tuple[str, ...]
 
 
-def read_answers(folder: Path, key: StudyKey) -> Answers:
+def read_answers(folder: Path, key: StudyKey) -> StudyAnswers:
     """Read every JSON file of a folder.
 
     A rater who saved several times is counted once, with the file that holds most, provided that the others agree
@@ -79,7 +79,7 @@ def read_answers(folder: Path, key: StudyKey) -> Answers:
                 f"{rater.file}: incomplete: rater {rater.rater} answered {len(rater.choices)} of {expected} "
                 "questions; these are used"
             )
-    return Answers(raters, tuple(notes))
+    return StudyAnswers(raters, tuple(notes))
 
 
 def _same_rater(first: RaterAnswers, second: RaterAnswers) -> str:
@@ -171,7 +171,7 @@ class RaterQuality:
     flagged: bool
 
 
-def rate_raters(answers: Answers, key: StudyKey, threshold: float) -> list[RaterQuality]:
+def rate_raters(answers: StudyAnswers, key: StudyKey, threshold: float) -> list[RaterQuality]:
     """The consistency of each rater; one without repeated answers is not flagged.
 
     Raises:

@@ -18,7 +18,7 @@ from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.functional.resize import resize_frames, resize_video
 from luve_lightning.models.backbones import LatentSpace
 
-Keys = dict[tuple[str, float], LatentKey]
+LatentKeys = dict[tuple[str, float], LatentKey]
 
 
 @dataclass
@@ -98,7 +98,7 @@ class EncodeTask(L.LightningModule):
         counts = torch.tensor(astuple(self.totals), dtype=torch.int64, device=self.device)
         self.totals = EncodeTotals(*map(int, self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()))
 
-    def _claim(self, item: EncodeItem, claims: ExitStack) -> tuple[Keys, Keys]:
+    def _claim(self, item: EncodeItem, claims: ExitStack) -> tuple[LatentKeys, LatentKeys]:
         """The item's keys that are ours to make now, and those that somebody else is making."""
         mine, others = {}, {}
         for name, key in item.missing.items():

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from luve_lightning.ablations.contents import Contents
-from luve_lightning.ablations.graph import Planner, Stage
+from luve_lightning.ablations.graph import AblationPlanner, AblationStage
 from luve_lightning.ablations.results import collect, result_rows
 from luve_lightning.ablations.stage_process import write_done
 from luve_lightning.ablations.table_files import merged, read_table
@@ -57,8 +57,8 @@ def leaves(tree: Any) -> int:
     return sum(map(leaves, tree.values())) if isinstance(tree, dict) else 1
 
 
-def planner_of(name: str, root: Path, changes: dict[str, Any] | None = None) -> Planner:
-    return Planner(read_table(TABLES / name, changes), root, compose, Contents(root))
+def planner_of(name: str, root: Path, changes: dict[str, Any] | None = None) -> AblationPlanner:
+    return AblationPlanner(read_table(TABLES / name, changes), root, compose, Contents(root))
 
 
 @pytest.mark.parametrize("file", FILES, ids=relative)
@@ -113,9 +113,9 @@ def test_every_row_is_another_run(name: str, tmp_path: Path, monkeypatch: pytest
     assert len(whole.stages) <= 20 * len(planner.table.seeds)
 
 
-def kinds(tmp_path: Path) -> dict[tuple[Any, ...], Stage]:
+def kinds(tmp_path: Path) -> dict[tuple[Any, ...], AblationStage]:
     """One stage of every table and row for each combination of verb, files and options, whatever their values."""
-    found: dict[tuple[Any, ...], Stage] = {}
+    found: dict[tuple[Any, ...], AblationStage] = {}
     for name in NAMES:
         planner = planner_of(name, tmp_path)
         for stage in planner.plan({0: list(planner.table.rows)}).stages.values():

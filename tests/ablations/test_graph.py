@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from luve_lightning.ablations.graph import Plan, Planner, as_text, without
+from luve_lightning.ablations.graph import AblationPlanner, Plan, as_text, without
 from luve_lightning.ablations.stage_process import write_done
 from tests.helpers.ablations import ROWS, TABLE, planner_of, write_table
 
 
 @pytest.fixture
-def planner(tmp_path: Path) -> Planner:
+def planner(tmp_path: Path) -> AblationPlanner:
     return planner_of(write_table(tmp_path / "small"), tmp_path / "runs")
 
 
@@ -24,11 +24,11 @@ def named(plan: Plan) -> dict[tuple[str, str, int], str]:
     return {(s.name, row, seed): digest for digest, s in plan.stages.items() for row, seed in s.uses}
 
 
-def everything(planner: Planner) -> dict[int, list[str]]:
+def everything(planner: AblationPlanner) -> dict[int, list[str]]:
     return {seed: list(planner.table.rows) for seed in planner.table.seeds}
 
 
-def test_what_agrees_is_run_once(planner: Planner) -> None:
+def test_what_agrees_is_run_once(planner: AblationPlanner) -> None:
     plan = planner.plan(everything(planner))
     found = named(plan)
     counts: dict[str, int] = {}
@@ -42,7 +42,7 @@ def test_what_agrees_is_run_once(planner: Planner) -> None:
     assert len({stage.folder for stage in plan.stages.values()}) == len(plan.stages)
 
 
-def test_each_stage_comes_after_those_it_needs(planner: Planner) -> None:
+def test_each_stage_comes_after_those_it_needs(planner: AblationPlanner) -> None:
     plan = planner.plan(everything(planner))
     seen: set[str] = set()
     for digest, stage in plan.stages.items():
@@ -59,7 +59,7 @@ def test_each_stage_comes_after_those_it_needs(planner: Planner) -> None:
     assert sum(map(len, levels)) == len(plan.stages)
 
 
-def test_the_command_has_real_folders(planner: Planner) -> None:
+def test_the_command_has_real_folders(planner: AblationPlanner) -> None:
     plan = planner.plan({1: ["low"]})
     stages = {stage.name: stage for stage in plan.stages.values()}
     generate, expert = stages["generate"], stages["expert"]
@@ -73,13 +73,13 @@ def test_the_command_has_real_folders(planner: Planner) -> None:
     assert evaluate.words[-1] == str(planner.root / "cache")
 
 
-def test_the_root_and_the_rows_name_are_not_in_a_hash(tmp_path: Path, planner: Planner) -> None:
+def test_the_root_and_the_rows_name_are_not_in_a_hash(tmp_path: Path, planner: AblationPlanner) -> None:
     other = planner_of(write_table(tmp_path / "other"), tmp_path / "elsewhere")
     rows = everything(planner)
     assert list(other.plan(rows).stages) == list(planner.plan(rows).stages)
 
 
-def digest(planner: Planner, stage: str, row: str = "full") -> str:
+def digest(planner: AblationPlanner, stage: str, row: str = "full") -> str:
     return named(planner.plan({0: [row]}))[stage, row, 0]
 
 
@@ -94,7 +94,7 @@ def digest(planner: Planner, stage: str, row: str = "full") -> str:
     ],
 )
 def test_a_change_reaches_what_comes_after_it(
-    tmp_path: Path, planner: Planner, path: list[str], value: Any, changed: set[str]
+    tmp_path: Path, planner: AblationPlanner, path: list[str], value: Any, changed: set[str]
 ) -> None:
     table = deepcopy(TABLE)
     node = table
@@ -145,7 +145,7 @@ def test_a_hash_follows_the_composed_configuration_and_what_it_names(tmp_path: P
     assert now() != store
 
 
-def test_a_stage_for_all_rows_is_of_the_rows_that_there_are(planner: Planner) -> None:
+def test_a_stage_for_all_rows_is_of_the_rows_that_there_are(planner: AblationPlanner) -> None:
     both, one = planner.plan({0: ["full", "low"]}), planner.plan({0: ["low"]})
     assert both.goals["low", 0, "evaluate"] != one.goals["low", 0, "evaluate"]
     assert both.goals["low", 0, "evaluate"] == both.goals["full", 0, "evaluate"]
@@ -154,7 +154,7 @@ def test_a_stage_for_all_rows_is_of_the_rows_that_there_are(planner: Planner) ->
     assert without({0: ["full", "low"], 1: ["low"]}, {("low", 0)}) == {0: ["full"], 1: ["low"]}
 
 
-def test_a_rows_own_stages_are_those_before_the_common_ones(planner: Planner) -> None:
+def test_a_rows_own_stages_are_those_before_the_common_ones(planner: AblationPlanner) -> None:
     assert [s.name for s in planner.before_gathering("full", 0)] == ["data", "expert", "generate"]
     assert [s.name for s in planner.before_gathering("plain", 0)] == ["generate"]
 
@@ -213,7 +213,7 @@ def test_a_dropped_stage_that_is_still_named_is_an_error(tmp_path: Path) -> None
         planner.plan({0: ["low"]})
 
 
-def test_another_hash_in_a_folder_is_not_taken_for_this_one(planner: Planner) -> None:
+def test_another_hash_in_a_folder_is_not_taken_for_this_one(planner: AblationPlanner) -> None:
     from luve_lightning.ablations.stage_process import done_record
 
     [data] = [s for s in planner.plan({0: ["full"]}).stages.values() if s.name == "data"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from luve_lightning.ablations.graph import Planner
+from luve_lightning.ablations.graph import AblationPlanner
 from luve_lightning.ablations.job_array import JobOptions, StageJob, array_lines, stage_jobs, submit
 from luve_lightning.ablations.stage_process import is_done
 from tests.helpers.ablations import PROGRAM, ROWS, planner_of, started, write_table
@@ -21,7 +21,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "log.jsonl"
 
 
-def jobs_of(planner: Planner) -> list[list[StageJob]]:
+def jobs_of(planner: AblationPlanner) -> list[list[StageJob]]:
     rows = {0: list(planner.table.rows)}
     return stage_jobs(planner, planner.plan(rows), rows, PROGRAM, {})
 

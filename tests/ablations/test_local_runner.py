@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from luve_lightning.ablations.graph import Planner, without
+from luve_lightning.ablations.graph import AblationPlanner, without
 from luve_lightning.ablations.local_runner import LocalRunner, Outcome, Slots
 from luve_lightning.ablations.stage_process import done_record, is_done, lock_folder, log_path, run_stage
 from tests.helpers.ablation_process import start_run
@@ -32,7 +32,7 @@ def with_options(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def run(planner: Planner, slots: Slots | None = None, watcher: Notes | None = None) -> Outcome:
+def run(planner: AblationPlanner, slots: Slots | None = None, watcher: Notes | None = None) -> Outcome:
     rows = {seed: list(planner.table.rows) for seed in planner.table.seeds}
     make = lambda lost: planner.plan(without(rows, lost))  # noqa: E731
     return LocalRunner(make, slots or Slots(3), PROGRAM, {"revision": "abc"}, watcher or Notes()).run()

@@ -9,18 +9,20 @@ from typing import Any
 
 import pytest
 
-from luve_lightning.ablations.graph import Planner
+from luve_lightning.ablations.graph import AblationPlanner
 from luve_lightning.ablations.results import COLUMNS, collect, finished_rows, result_rows, t_interval
-from luve_lightning.ablations.results_files import Provenance, write_results
+from luve_lightning.ablations.results_files import ResultsProvenance, write_results
 from luve_lightning.ablations.stage_process import write_done
 from tests.helpers.ablations import ROWS, TABLE, planner_of, write_table
 
-PROVENANCE = Provenance("luve ablate small", "abc", "a CPU", {"torch": "2"}, "2026-01-01")
+PROVENANCE = ResultsProvenance("luve ablate small", "abc", "a CPU", {"torch": "2"}, "2026-01-01")
 EVERY = {seed: list(ROWS) for seed in (0, 1)}
 SCORES = {"full": {0: 5.0, 1: 6.0}, "low": {0: 3.0, 1: 4.75}, "plain": {0: 5.5, 1: 5.5}}
 
 
-def finish(planner: Planner, scores: dict[str, dict[int, Any]], *, skip: tuple[str, ...] = ()) -> None:
+def finish(
+    planner: AblationPlanner, scores: dict[str, dict[int, Any]], *, skip: tuple[str, ...] = ()
+) -> None:
     """Write what running would have left."""
     for seed in planner.table.seeds:
         rows = [row for row in scores if seed in scores[row]]
@@ -35,7 +37,7 @@ def finish(planner: Planner, scores: dict[str, dict[int, Any]], *, skip: tuple[s
 
 
 @pytest.fixture
-def planner(tmp_path: Path) -> Planner:
+def planner(tmp_path: Path) -> AblationPlanner:
     return planner_of(write_table(tmp_path / "small"), tmp_path / "runs")
 
 
@@ -44,7 +46,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_every_number_of_the_table(planner: Planner, tmp_path: Path) -> None:
+def test_every_number_of_the_table(planner: AblationPlanner, tmp_path: Path) -> None:
     finish(planner, SCORES)
     found = collect(planner, EVERY)
     assert found.values == {row: {s: {"score": v} for s, v in own.items()} for row, own in SCORES.items()}
@@ -75,13 +77,13 @@ def test_every_number_of_the_table(planner: Planner, tmp_path: Path) -> None:
     )
 
 
-def test_a_sure_difference_has_a_direction(planner: Planner) -> None:
+def test_a_sure_difference_has_a_direction(planner: AblationPlanner) -> None:
     finish(planner, {"full": {0: 5.0, 1: 6.0}, "low": {0: 3.0, 1: 4.0}})
     [_, low] = result_rows(planner.table, collect(planner, EVERY).values)
     assert (low["difference"], low["direction"]) == (-2.0, "same")
 
 
-def test_one_seed_has_no_interval_and_no_direction(planner: Planner, tmp_path: Path) -> None:
+def test_one_seed_has_no_interval_and_no_direction(planner: AblationPlanner, tmp_path: Path) -> None:
     finish(planner, {"full": {0: 5.0}, "low": {0: 3.0}})
     found = collect(planner, {0: EVERY[0]})
     write_results(planner.table, found, {}, PROVENANCE, tmp_path / "small.csv")
@@ -90,20 +92,20 @@ def test_one_seed_has_no_interval_and_no_direction(planner: Planner, tmp_path: P
     assert (low["difference"], low["difference_low"], low["difference_high"]) == ("-2", "", "")
 
 
-def test_without_the_reference_row_there_are_no_differences(planner: Planner) -> None:
+def test_without_the_reference_row_there_are_no_differences(planner: AblationPlanner) -> None:
     finish(planner, {"low": {0: 3.0, 1: 4.0}})
     [low] = result_rows(planner.table, collect(planner, EVERY).values)
     assert (low["difference"], low["difference_low"], low["difference_high"]) == (None, None, None)
     assert (low["paper_difference"], low["direction"]) == (-1.0, "")
 
 
-def test_differences_are_of_the_seeds_that_both_have(planner: Planner) -> None:
+def test_differences_are_of_the_seeds_that_both_have(planner: AblationPlanner) -> None:
     values = {"full": {0: {"score": 5.0}, 1: {"score": 9.0}}, "low": {0: {"score": 4.0}}}
     [_, low] = result_rows(planner.table, values)
     assert (low["seeds"], low["mean"], low["difference"]) == (1, 4.0, -1.0)
 
 
-def test_every_file_says_whose_numbers_these_are(planner: Planner, tmp_path: Path) -> None:
+def test_every_file_says_whose_numbers_these_are(planner: AblationPlanner, tmp_path: Path) -> None:
     finish(planner, SCORES)
     failed = {"low": {1: "it broke"}}
     write_results(planner.table, collect(planner, EVERY), failed, PROVENANCE, tmp_path / "small.csv")
@@ -146,7 +148,7 @@ def test_a_metric_that_did_not_run_is_named(tmp_path: Path) -> None:
     assert result_rows(planner.table, found.values) == []
 
 
-def test_rows_are_finished_when_their_own_stages_are(planner: Planner) -> None:
+def test_rows_are_finished_when_their_own_stages_are(planner: AblationPlanner) -> None:
     finish(planner, {"full": {0: 5.0}, "low": {0: 1.0, 1: 1.0}}, skip=("evaluate",))
     assert finished_rows(planner, EVERY) == {0: ["full", "low"], 1: ["low"]}
     found = collect(planner, EVERY)
@@ -158,7 +160,7 @@ def test_columns_are_the_tables() -> None:
     assert len(COLUMNS) == len(set(COLUMNS)) == 17
 
 
-def test_a_row_that_others_have_finished_changes_no_evaluation(planner: Planner) -> None:
+def test_a_row_that_others_have_finished_changes_no_evaluation(planner: AblationPlanner) -> None:
     """`low` may share every stage with another row or table: the evaluation that is read is that of the rows given."""
     finish(planner, {"full": {0: 5.0}, "low": {0: 1.0}}, skip=("evaluate",))
     finish(planner, {"full": {0: 5.0}})

@@ -19,7 +19,7 @@ from luve_lightning.analysis.denoising_run import (
     write_spectra,
 )
 from luve_lightning.analysis.denoising_spectra import (
-    DenoisingSpectra,
+    BandResolution,
     denoising_spectra,
     recorded_predictions,
     suggest_switch,
@@ -29,7 +29,7 @@ from tests.helpers.tiny_spectra import tiny_pipeline
 EDGES = (0.0, 0.5, 1.0)
 
 
-def generate(pipeline: Any, **changes: Any) -> DenoisingSpectra:
+def generate(pipeline: Any, **changes: Any) -> BandResolution:
     options: dict[str, Any] = {
         "prompts": ["left", "squares drift"], "size": (5, 32, 48), "steps": 4, "guidance": 3.0, "seed": 7,
         "edges": EDGES, "length": 16,
@@ -43,11 +43,11 @@ def pipeline(tiny_backbone: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def spectra(pipeline: Any) -> DenoisingSpectra:
+def spectra(pipeline: Any) -> BandResolution:
     return generate(pipeline)
 
 
-def test_each_prompt_is_a_video_of_its_own(pipeline: Any, spectra: DenoisingSpectra) -> None:
+def test_each_prompt_is_a_video_of_its_own(pipeline: Any, spectra: BandResolution) -> None:
     assert spectra.videos == 2
     assert spectra.resolved[-1].tolist() == pytest.approx([1, 1])
     assert 0 < spectra.resolved[0].max() < 1
@@ -94,7 +94,7 @@ def test_options_are_checked(changes: dict[str, Any], message: str) -> None:
         check_spectra_options(**(options | changes))
 
 
-def test_table_and_plot(spectra: DenoisingSpectra, tmp_path: Path) -> None:
+def test_table_and_plot(spectra: BandResolution, tmp_path: Path) -> None:
     switch = suggest_switch(spectra)
     table, plot = write_spectra(spectra, switch, tmp_path / "out", "here", "title")
     with table.open(newline="") as file:
@@ -110,7 +110,7 @@ def test_table_and_plot(spectra: DenoisingSpectra, tmp_path: Path) -> None:
 
 
 def test_the_plot_has_a_line_a_band_and_leaves_matplotlib_as_it_was(
-    spectra: DenoisingSpectra, monkeypatch: pytest.MonkeyPatch
+    spectra: BandResolution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(matplotlib.rcParams, "lines.linewidth", 9.0)
     settings = dict(matplotlib.rcParams)
@@ -128,7 +128,7 @@ def test_the_plot_has_a_line_a_band_and_leaves_matplotlib_as_it_was(
     assert [text.get_text() for text in axes.get_legend().get_texts()][:2] == ["0-0.5", "0.5-1"]
 
 
-def test_the_switch_in_words(spectra: DenoisingSpectra) -> None:
+def test_the_switch_in_words(spectra: BandResolution) -> None:
     lines = switch_lines(spectra, suggest_switch(spectra))
     assert lines[0].startswith("sigma_switch ")
     assert "95 % interval" in lines[0]

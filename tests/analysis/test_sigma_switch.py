@@ -7,15 +7,15 @@ import math
 import pytest
 import torch
 
-from luve_lightning.analysis.denoising_spectra import DenoisingSpectra, suggest_switch
+from luve_lightning.analysis.denoising_spectra import BandResolution, suggest_switch
 
 
-def curves(*videos: list[list[float]]) -> DenoisingSpectra:
+def curves(*videos: list[list[float]]) -> BandResolution:
     """Spectra with these shares at sigma 1, 0.8, 0.6, ...; a list of steps a video, a list of bands a step."""
     resolved = torch.tensor(videos, dtype=torch.float64)
     sigmas = tuple(1 - 0.2 * k for k in range(resolved.shape[1]))
     edges = tuple(k / resolved.shape[2] for k in range(resolved.shape[2] + 1))
-    return DenoisingSpectra(edges, sigmas, sigmas, resolved, resolved)
+    return BandResolution(edges, sigmas, sigmas, resolved, resolved)
 
 
 def test_the_switch_is_where_the_low_band_crosses() -> None:

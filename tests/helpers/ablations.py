@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from luve_lightning.ablations.contents import Contents
-from luve_lightning.ablations.graph import Planner
+from luve_lightning.ablations.graph import AblationPlanner
 from luve_lightning.ablations.local_runner import Standing
 from luve_lightning.ablations.stage_process import Failure
 from luve_lightning.ablations.table_files import read_table
@@ -66,8 +66,8 @@ def write_table(
     return folder
 
 
-def planner_of(folder: Path, root: Path, **changes: Any) -> Planner:
-    return Planner(read_table(folder, changes), root, compose, Contents(root))
+def planner_of(folder: Path, root: Path, **changes: Any) -> AblationPlanner:
+    return AblationPlanner(read_table(folder, changes), root, compose, Contents(root))
 
 
 def events(log: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from luve_lightning.reporting.judge import AXES, Key, KeyEntry
 from luve_lightning.reporting.judge_answers import (
     MEAN_COLUMNS,
     VIDEO_COLUMNS,
-    Answers,
+    JudgeAnswers,
     mean_rows,
     read_answers,
     video_rows,
@@ -32,7 +32,7 @@ def answer(name: object, scores: tuple[object, object, object] = (7, 8, 9), **mo
     return json.dumps({"id": name} | dict(zip(AXES, scores, strict=True)) | more)
 
 
-def read(folder: Path, *lines: str) -> Answers:
+def read(folder: Path, *lines: str) -> JudgeAnswers:
     path = folder / "answers.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return read_answers(path, KEY)

@@ -12,7 +12,7 @@ from luve_lightning.data.video_files import read_video, write_video
 from luve_lightning.reporting.comparisons import Comparison, read_comparison
 from luve_lightning.reporting.loss_curves import read_curves
 from luve_lightning.reporting.provenance import Unreadable
-from luve_lightning.reporting.report import MIB, PageText, Report, ReportInputs, build_report
+from luve_lightning.reporting.report import MIB, PageText, ReportInputs, ReportPage, build_report
 from luve_lightning.reporting.result_tables import RESULT_COLUMNS, read_results
 from luve_lightning.reporting.sample_videos import read_sample
 from luve_lightning.reporting.spectra_plots import read_spectra
@@ -22,7 +22,7 @@ from tests.helpers.run_luve import run_luve
 TEXT = PageText("A report", "a note", {"date": "2026-11-22", "command": "luve report"})
 
 
-def build(limit_mib: float = 20.0, **inputs: object) -> Report:
+def build(limit_mib: float = 20.0, **inputs: object) -> ReportPage:
     return build_report(ReportInputs(**inputs), TEXT, limit_mib)  # type: ignore[arg-type]
 
 

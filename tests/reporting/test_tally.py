@@ -14,17 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luve_lightning.reporting.study_answers import Answers, rate_raters, read_answers, share_rows
+from luve_lightning.reporting.study_answers import StudyAnswers, rate_raters, read_answers, share_rows
 from luve_lightning.reporting.study_design import StudyKey, write_key
 from tests.helpers.run_luve import run_luve
 from tests.helpers.studies import METHODS, make_key, prefers, rater_file, steady, write_answers
 
 
-def read(folder: Path, key: StudyKey, contents: dict[str, dict[str, Any]]) -> Answers:
+def read(folder: Path, key: StudyKey, contents: dict[str, dict[str, Any]]) -> StudyAnswers:
     return read_answers(write_answers(folder, contents), key)
 
 
-def shares(key: StudyKey, answers: Answers, **options: int) -> dict[tuple[str, str], dict[str, Any]]:
+def shares(key: StudyKey, answers: StudyAnswers, **options: int) -> dict[tuple[str, str], dict[str, Any]]:
     rows = share_rows(answers.raters, key, "all", **{"seed": 0, "replicates": 300, **options})
     return {(str(row["axis"]), str(row["method"])): dict(row) for row in rows}
 
