@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 MANY_WORKERS = 16  # allowed anywhere; more than four a core only wait for each other
 _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
@@ -17,6 +21,33 @@ def cores() -> int:
 def decoding_threads() -> int:
     """Threads that decode videos: one a core, at most 8, since more decode faster than anything measures."""
     return min(8, cores())
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of an option.
+
+    Args:
+        name: auto (a GPU if there is one), cpu, cuda or cuda:N.
+
+    Raises:
+        ValueError: something else, or a GPU that is not here.
+    """
+    import torch  # not above: what else is here is asked before PyTorch is loaded
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
+    # PyTorch names devices that it is built without, and `meta`, which computes nothing.
+    if device.type not in ("cpu", "cuda") and not (
+        device.type == "mps" and torch.backends.mps.is_available()
+    ):
+        raise ValueError(f"device: no {name} here; expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: no {name} here, PyTorch sees {torch.cuda.device_count()} GPUs")
+    return device
 
 
 def memory() -> int:

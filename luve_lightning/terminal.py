@@ -1,4 +1,4 @@
-"""Status lines that stay at the bottom of a terminal while a command works; what is printed appears above them."""
+"""How far a command is: lines at the bottom of a terminal, with what is printed above them, or lines in a log."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, TextIO
 
 from rich.ansi import AnsiDecoder
@@ -17,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+_SECONDS_BETWEEN_LINES = 30  # between the lines of a log
 _SHORTEST_BAR, _LONGEST_BAR = 10, 40
 _REFRESHES_PER_SECOND = 4
 _FREE_COLUMNS = len("^C")  # a terminal shows it behind the line when it is typed, and must not go on below it
@@ -240,3 +243,66 @@ class _Above:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class Steps:
+    """Counts steps of one stage after another and says how many are left, and how long they will take.
+
+    Args:
+        console: where to; a bar on a terminal, a line every half minute elsewhere.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.what, self.total, self.done = "", 0, 0
+        self._started = self._told = time.monotonic()
+        shown = is_live(console) and not console.quiet
+        self._bar = StatusLines(console, self._status) if shown else None
+
+    def __enter__(self) -> Steps:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def begin(self, what: str, total: int) -> None:
+        """Start a stage of so many steps."""
+        self.what, self.total, self.done = what, total, 0
+        self._started = self._told = time.monotonic()
+        if self._bar:
+            self._bar.refresh()
+
+    def advance(self, count: int = 1) -> None:
+        """So many more steps are done."""
+        self.done += count
+        if self._bar:
+            return
+        now = time.monotonic()
+        if now - self._told >= _SECONDS_BETWEEN_LINES and 0 < self.done < self.total:
+            self._told = now
+            self.console.print(
+                f"{self.what}: {self.done} of {self.total}, about {_in_words(self._left(now))} left",
+                highlight=False,
+            )
+
+    def _left(self, now: float) -> float:
+        return (now - self._started) / self.done * (self.total - self.done)
+
+    def _status(self) -> list[StatusLine]:
+        if not self.total:
+            return []
+        now = time.monotonic()
+        left = self._left(now) if self.done else None
+        return [StatusLine(self.what, self.done, self.total, now - self._started, left)]
+
+
+def _in_words(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -21,20 +21,21 @@ from luve_lightning.ablations.contents import Contents
 from luve_lightning.ablations.graph import AblationPlanner, Plan, Use, without
 from luve_lightning.ablations.job_array import JobOptions, array_lines, stage_jobs, submit
 from luve_lightning.ablations.local_runner import LocalRunner, Slots
+from luve_lightning.ablations.output import RunWatcher, dry_run_lines, results_lines, start_line, uses
 from luve_lightning.ablations.results import Results, collect, finished_rows, result_rows
 from luve_lightning.ablations.results_files import ResultsProvenance, write_results
 from luve_lightning.ablations.stage_process import is_done
+from luve_lightning.ablations.sweep_run import sweep_run
 from luve_lightning.ablations.table import Table
 from luve_lightning.ablations.table_files import TABLE_FILE, read_table
 from luve_lightning.checkout import revision_in_words
 from luve_lightning.cli import Verb
-from luve_lightning.cli.ablate_output import RunWatcher, dry_run_lines, results_lines, start_line, uses
 from luve_lightning.cli.compose import compose
 from luve_lightning.cli.errors import did_you_mean
 from luve_lightning.cli.run_verb import refusal
-from luve_lightning.cli.sweep_run import sweep_run
 from luve_lightning.files import text_digest
 from luve_lightning.machine import cores
+from luve_lightning.reporting.dashboard import PREFIX_OF_RESULTS
 
 VERBS = {
     "ablate": Verb(
@@ -119,7 +120,7 @@ def ablate(
     if executor == "slurm":
         run.submit(job, targets, folder / "jobs")
     else:
-        with sweep_run(found.name, names, wanted) as log:
+        with sweep_run(found.name, names, wanted, PREFIX_OF_RESULTS) as log:
             log(run.here(_slots(slots), targets).values)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from luve_lightning.cli import Verb
-from luve_lightning.cli.environment import choose_device
+from luve_lightning.machine import choose_device
 
 VERBS = {
     "bench": Verb(

@@ -260,8 +260,8 @@ def _account(error: BaseException) -> str | None:
 
 
 def _is_wandbs(frame: FrameType) -> bool:
-    """Whether it is of wandb, or of quiet.py, which makes wandb's settings itself."""
-    return str(frame.f_globals.get("__name__", "")).startswith(("wandb.", "luve_lightning.cli.quiet"))
+    """Whether it is of wandb, or of what makes wandb's settings here."""
+    return frame.f_code.co_name == "quiet_wandb" or str(frame.f_globals.get("__name__")).startswith("wandb.")
 
 
 def _hub(error: BaseException) -> str | None:

@@ -16,8 +16,6 @@ from torchmetrics import Metric
 
 from luve_lightning.checkout import revision_in_words
 from luve_lightning.cli import Verb
-from luve_lightning.cli.environment import choose_device
-from luve_lightning.cli.progress import Steps
 from luve_lightning.data.clip_hashes import ClipHashes
 from luve_lightning.evaluation.evaluation_files import write_report
 from luve_lightning.evaluation.evaluation_report import (
@@ -35,7 +33,8 @@ from luve_lightning.evaluation.runner import Runner
 from luve_lightning.evaluation.summary_table import Resampling
 from luve_lightning.evaluation.tables import format_value, table_rich
 from luve_lightning.evaluation.video_sets import VideoSets, find_video_sets
-from luve_lightning.machine import decoding_threads
+from luve_lightning.machine import choose_device, decoding_threads
+from luve_lightning.terminal import Steps
 
 VERBS = {
     "evaluate": Verb(

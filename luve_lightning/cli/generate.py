@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import os
+import platform
+import shlex
 import time
 import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from rich.console import Console
 
 from luve_lightning.cascade.generation_jobs import JobTotals, VideoFolder, VideoJob, make_jobs, run_jobs
+from luve_lightning.cascade.generation_models import Processes, cut_lines, cuts_of, find_models, load_pipeline
 from luve_lightning.cascade.generation_run import CascadeRun, StageLatents
 from luve_lightning.cascade.lora_files import read_lora
 from luve_lightning.cascade.luve_speed import SpeedOptions
 from luve_lightning.cascade.model_identity import model_identity
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.prompts import PromptLine, check_text, check_visible, read_prompt_file
+from luve_lightning.checkout import PACKAGE_ROOT, git_state
 from luve_lightning.cli import Verb
-from luve_lightning.cli.generate_run import (
-    Processes,
-    about_run,
-    cache_of,
-    command_of,
-    cut_lines,
-    cuts_of,
-    find_models,
-    load_pipeline,
-    recipe_settings,
-)
-from luve_lightning.cli.progress import Steps
+from luve_lightning.cli.compose import escaped
+from luve_lightning.cli.keys import Keys
 from luve_lightning.data.fingerprints import FileHashes
 from luve_lightning.data.video_files import MAX_FPS
 from luve_lightning.evaluation.sample_sources import write_generated
 from luve_lightning.machine import check_video
 from luve_lightning.models.backbones import CutTextWarning, load_backbone
+from luve_lightning.terminal import Steps
 
 VERBS = {
     "generate": Verb(
@@ -47,6 +47,19 @@ VERBS = {
 }
 
 _SPEED = SpeedOptions()
+_VERSION = 1  # of the recipe; raise it when the same recipe gives other pixels
+# Options that a repetition is not given: it makes one video, in a folder of its own, by one process.
+_NOT_REPEATED = (
+    "prompts",
+    "limit",
+    "overwrite",
+    "keep_stages",
+    "latents",
+    "contact_sheet",
+    "context_parallel",
+    "scale",
+)
+_JOB = ("prompt", "negative_prompt", "seed", "height", "width", "motion_height", "motion_width", "num_frames")
 
 
 def generate(
@@ -228,3 +241,93 @@ def _tell(console: Console, output: Path, totals: JobTotals, started: float) -> 
         highlight=False,
         markup=False,
     )
+
+
+def recipe_settings(
+    options: CascadeOptions,
+    dtype: str,
+    cache: Mapping[str, Any] | None,
+    models: Mapping[str, str],
+    fps: float,
+    lossless: bool,
+) -> dict[str, Any]:
+    """What decides every pixel of a run's videos, besides their prompts, seeds and sizes."""
+    return {
+        "version": _VERSION,
+        **options.recipe(),
+        "dtype": dtype,
+        "cache": cache,
+        "models": dict(models),
+        "fps": fps,
+        "lossless": lossless,
+    }
+
+
+def cache_of(speed: SpeedOptions) -> dict[str, Any] | None:
+    """What decides the results of the step-to-step cache, the one option of speed that changes more than rounding.
+
+    Raises:
+        ValueError: for a cache that does not exist, or a number out of range.
+    """
+    if speed.cache_config() is None:
+        return None
+    key = "cache_threshold" if speed.cache == "first_block" else "cache_interval"
+    return {"name": speed.cache, key: getattr(speed, key)}
+
+
+def command_of(options: Mapping[str, Any], job: VideoJob) -> str:
+    """The command that makes one video again, where it was; another `--output` after it makes it elsewhere.
+
+    Args:
+        options: of the run, by the names of the function's parameters.
+        job: the video.
+    """
+    own = {**options, **vars(options["options"])} if "options" in options else dict(options)
+    own = {key: value for key, value in own.items() if key not in (*_NOT_REPEATED, "options")}
+    own |= {key: getattr(job, key) for key in _JOB}
+    words = [f"--prompt={own.pop('prompt')}"]  # with `=`, a value that begins with `--` is a value
+    keys = Keys("generate")
+    for key, value in _leaves(own):
+        parameter = keys.root.get(key)
+        literal = parameter is not None and parameter.is_text
+        words.append(f"--{key}={value if literal else _as_word(value)}")
+    return shlex.join(["luve", "generate", *words])
+
+
+def _as_word(value: object) -> str:
+    """A value as the command line reads it back: a path may look like YAML, or like an interpolation."""
+    word = str(value)
+    if isinstance(value, Path) and (word in ("null", "???") or word[0] in "{~#&!"):
+        word = f"./{word}"
+    return str(escaped(word))
+
+
+def _leaves(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in options.items():
+        if is_dataclass(value) and not isinstance(value, type):
+            value = asdict(value)
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, bool):
+            yield f"{prefix}{key}", str(value).lower()
+        elif isinstance(value, tuple):
+            yield f"{prefix}{key}", list(value)
+        elif value is not None:
+            yield f"{prefix}{key}", value
+
+
+def about_run(device: torch.device, processes: int, speed: SpeedOptions) -> dict[str, Any]:
+    """When, where and with what a run's videos were made; none of it is compared when a run resumes."""
+    return {
+        "speed": asdict(speed),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "folder": str(Path.cwd()),
+        "git": git_state(PACKAGE_ROOT),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        # On a CPU another number of threads rounds otherwise.
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "packages": dict(sorted((d.metadata["Name"], d.version) for d in metadata.distributions())),
+    }

@@ -7,7 +7,6 @@ from pathlib import Path
 from rich.console import Console
 
 from luve_lightning.cli import Verb
-from luve_lightning.cli.progress import Steps
 from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich
 from luve_lightning.evaluation.video_sets import find_video_sets
 from luve_lightning.files import write_text
@@ -19,6 +18,7 @@ from luve_lightning.reporting.judge_answers import (
     read_answers,
     video_rows,
 )
+from luve_lightning.terminal import Steps
 
 VERBS = {
     "judge": Verb(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from luve_lightning.cli.progress import Steps
 from luve_lightning.data.clip_hashes import ClipHashes
 from luve_lightning.data.store import EntryCheck, K, TensorStore
 from luve_lightning.data.video_index import ClipEntry, Limits, Split, VideoIndex
+from luve_lightning.terminal import Steps
 
 
 def open_index(console: Console, csv: Path, clips: Path | None, keep: Limits) -> VideoIndex:

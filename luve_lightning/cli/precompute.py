@@ -17,7 +17,6 @@ from luve_lightning.callbacks.cpu_threads import CPUThreads
 from luve_lightning.callbacks.graceful_stop import StopPredictionOnSigterm
 from luve_lightning.callbacks.progress import TrainingProgress
 from luve_lightning.cli import Verb
-from luve_lightning.cli.environment import check_trainer
 from luve_lightning.cli.open_index import (
     check_folder,
     check_stored,
@@ -27,6 +26,7 @@ from luve_lightning.cli.open_index import (
     summarise,
     uneven_line,
 )
+from luve_lightning.cli.parsing import check_trainer
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clip_hashes import ClipHashes
 from luve_lightning.data.encode_clips import (

@@ -1,12 +1,15 @@
-"""Finds a verb, composes its configuration and runs it, or only checks it."""
+"""Finds a verb, composes its configuration and runs it, or only checks it; silences what nobody can act on."""
 
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,41 @@ _MOVED = {
     "trainer.callbacks": "callbacks is a dictionary by name at the top level: callbacks.NAME.class_path",
     "trainer.logger": "loggers is a dictionary by name at the top level: loggers.NAME.class_path",
 }
+
+# Loading a model takes a second or minutes: tqdm's bars appear when one takes longer than this.
+_BAR_AFTER_SECONDS = "10"
+_MESSAGES = (
+    "💡 Tip:",
+    # `luve` says these in the lines it begins and ends a run with (run_summary.py).
+    "Seed set to",
+    "GPU available:",
+    "TPU available:",
+    "LOCAL_RANK:",
+    "`Trainer.fit` stopped:",
+    "Restoring states from the checkpoint",
+    "Restored all states from the checkpoint",
+    "Loaded model weights from the checkpoint",
+    "Loading `train_dataloader` to estimate",
+)
+_WARNINGS = (
+    # Lightning 2.6 still asks PyTorch's pytree in the way of before 2.12.
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    # Lightning cannot know that the batch samplers of ResumableDataModule start where the checkpoint stopped.
+    "You're resuming from a checkpoint that ended before the epoch ended",
+    # They are moved when training starts; see training.py.
+    "Checkpoint directory .* exists and is not empty",
+    # Frozen parts (a LatentSpace) stay in eval mode by design.
+    r"Found \d+ module\(s\) in eval mode at the start of training",
+    # Steps are logged by their number in the run, however long an epoch is.
+    r"The number of training batches \(\d+\) is smaller than the logging interval",
+    # `num_workers` is each experiment's own choice: most keep their latents in memory.
+    ".*does not have many workers which may be a bottleneck",
+)
+_LOGGERS = tuple(
+    f"lightning.{name}"
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.seed")
+)
+_RANK = re.compile(r"\[rank: \d+\] ")
 
 
 def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -49,12 +87,10 @@ def run_verb(verb: str, words: list[str], config: dict[str, Any]) -> None:
             _refuse_early(verb, keys, config, bool(arguments.files))
     _say_loading(verb)
     if arguments.class_help:
-        from luve_lightning.cli.parsing import print_class_help
+        from luve_lightning.cli.help import print_class_help
 
         print_class_help(verb, *arguments.class_help, config)
         return
-    from luve_lightning.cli.quiet import quieten
-
     quieten()
     module = importlib.import_module(entry.module)
     if entry.trainer:
@@ -134,3 +170,43 @@ def refusal(words: Sequence[str]) -> str | None:
     except Exception as error:
         return describe_runtime_error(error, config) or f"{type(error).__name__}: {error}"
     return None
+
+
+def quieten() -> None:
+    """Before a verb runs; imports nothing."""
+    # tqdm reads it when it is imported. Bars of transformers, diffusers and the hub are tqdm's.
+    os.environ.setdefault("TQDM_DELAY", _BAR_AFTER_SECONDS)
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_worth_saying)
+    for message in _WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def quiet_wandb(config: Mapping[str, Any]) -> Iterator[None]:
+    """Silences wandb's notices, but not its errors, inside the context when its run stays on this machine.
+
+    Args:
+        config: a training verb's composed configuration.
+    """
+    loggers = [entry for entry in (config.get("loggers") or {}).values() if isinstance(entry, Mapping)]
+    ours = [entry for entry in loggers if str(entry.get("class_path")).endswith("WandbLogger")]
+    offline = os.environ.get("WANDB_MODE", "online") != "online"
+    if not ours or not (offline or all((entry.get("init_args") or {}).get("offline") for entry in ours)):
+        yield
+        return
+    import wandb
+
+    # Lightning asks for the mode in the environment, which is read here already.
+    mode: Any = os.environ.get("WANDB_MODE", "offline")
+    wandb.setup(settings=wandb.Settings(mode=mode, quiet=True, show_info=False, show_warnings=False))
+    try:
+        yield
+    except BaseException:
+        wandb.finish(exit_code=1)
+        raise
+    wandb.finish()  # Lightning leaves it to wandb's other process, which knows no quiet
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return not _RANK.sub("", record.getMessage(), count=1).startswith(_MESSAGES)

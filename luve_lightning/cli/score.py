@@ -11,12 +11,12 @@ from rich.console import Console
 
 from luve_lightning.cli import Verb
 from luve_lightning.cli.open_index import entries_of, open_index, summarise
-from luve_lightning.cli.progress import Steps
 from luve_lightning.data.clip_scores import read_rows
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.score_clips import FrameChoice, ScoreTotals, Shard, parse_shard, score_clips
 from luve_lightning.data.scorers import Scorer
 from luve_lightning.data.video_index import CAPTIONS, Limits, Split
+from luve_lightning.terminal import Steps
 
 VERBS = {
     "score": Verb(

@@ -21,13 +21,12 @@ from luve_lightning.analysis.denoising_run import (
 )
 from luve_lightning.analysis.denoising_spectra import PAPER_SIGMA_SWITCH, suggest_switch
 from luve_lightning.cli import Verb
-from luve_lightning.cli.environment import choose_device
-from luve_lightning.cli.progress import Steps
 from luve_lightning.files import write_text
-from luve_lightning.machine import check_video
+from luve_lightning.machine import check_video, choose_device
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.folders import is_local, loading
 from luve_lightning.models.transformer import check_flow, flow_scheduler, load_transformer
+from luve_lightning.terminal import Steps
 
 VERBS = {
     "spectra": Verb(

@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.console import Console
 
 from luve_lightning.cli import Verb
-from luve_lightning.cli.progress import Steps
 from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich
 from luve_lightning.evaluation.video_sets import find_video_sets
 from luve_lightning.files import write_text
@@ -24,6 +23,7 @@ from luve_lightning.reporting.study_answers import (
     share_rows,
 )
 from luve_lightning.reporting.study_design import AXES, read_key
+from luve_lightning.terminal import Steps
 
 VERBS = {
     "study build": Verb(

@@ -1,14 +1,17 @@
-"""`luve sweep`: the rows and seeds of an ablation table as a Weights & Biases sweep, or as the same grid here."""
+"""`luve sweep` and `luve dashboards`: ablation tables as Weights & Biases sweeps, and its workspaces from YAML."""
 
 from __future__ import annotations
 
 import itertools
+import json
+import netrc
 import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from rich.console import Console
 
@@ -16,9 +19,10 @@ from luve_lightning.ablations.table import Table
 from luve_lightning.ablations.table_files import read_table
 from luve_lightning.cli import Verb
 from luve_lightning.cli.ablate import TABLES, ablate, find_table
-from luve_lightning.cli.environment import why_no_account
 from luve_lightning.cli.errors import UsageError
-from luve_lightning.reporting.dashboard import PREFIX_OF_RESULTS
+from luve_lightning.data.file_names import check_name
+from luve_lightning.files import write_text
+from luve_lightning.reporting.dashboard import PREFIX_OF_RESULTS, Dashboard, build_workspace, serialised
 
 VERBS = {
     "sweep": Verb(
@@ -26,10 +30,15 @@ VERBS = {
         "run an ablation table's rows and seeds as a wandb sweep, or here",
         positional="table",
     ),
+    "dashboards": Verb(
+        "Tables",
+        "build wandb workspaces from definitions",
+    ),
 }
 
-
 _PROJECT = "luve-lightning"
+
+_HOST = "https://api.wandb.ai"
 
 
 def sweep(
@@ -128,3 +137,68 @@ def _run_agent(path: str, count: int | None) -> None:
 
 def _say(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def dashboards(
+    dashboards: dict[str, Dashboard],
+    output: Path = Path("runs/dashboards"),
+    project: str = "luve-lightning",
+    entity: str | None = None,
+) -> None:
+    """Builds each dashboard as a Weights & Biases workspace.
+
+    With an account (WANDB_API_KEY or a netrc entry) the workspaces are saved in the project; without one they are
+    written as JSON only. `luve report` shows the same panels, drawn from the CSV logs of local runs.
+
+    Args:
+        dashboards: What they show, by name; see experiments/dashboards.
+        output: Folder of NAME.json.
+        project: Of the workspaces.
+        entity: Account or team of the workspaces; default the account's own.
+    """
+    if not dashboards:
+        raise ValueError(
+            "dashboards: expected at least one, for example --config experiments/dashboards/vluer.yaml"
+        )
+    for name in dashboards:
+        check_name(name, "dashboards:")
+    console, refused = Console(emoji=False), why_no_account()
+    owner = entity or ("nobody" if refused else _own_entity())
+    for name, dashboard in dashboards.items():
+        workspace = build_workspace(dashboard, project, owner)
+        text = json.dumps(serialised(workspace), indent=2) + "\n"
+        write_text(output / f"{name}.json", text)
+        if not refused:
+            workspace.save()  # prints the address
+    if refused:
+        told = f"workspaces not saved, {refused}: written as JSON to {output}"
+        console.print(told, soft_wrap=True, highlight=False, markup=False)
+
+
+def _own_entity() -> Any:
+    import wandb
+
+    return wandb.Api().default_entity
+
+
+def why_no_account() -> str | None:
+    """Why nothing can be sent to Weights & Biases, in a few words; None when there is an account.
+
+    Looks at WANDB_MODE and at where `wandb login` and its documentation put a key: WANDB_API_KEY, or the netrc file's
+    entry of the host of WANDB_BASE_URL. No key is read out, and nothing is sent.
+    """
+    mode = os.environ.get("WANDB_MODE", "online")
+    if mode != "online":
+        return f"WANDB_MODE is {mode}"
+    host = urlparse(os.environ.get("WANDB_BASE_URL", _HOST)).hostname or ""
+    if os.environ.get("WANDB_API_KEY") or _in_netrc(host):
+        return None
+    return f"no account: neither WANDB_API_KEY nor a netrc entry of {host}"
+
+
+def _in_netrc(host: str) -> bool:
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

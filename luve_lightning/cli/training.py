@@ -24,15 +24,21 @@ from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, Checkpoin
 from luve_lightning.callbacks.graceful_stop import StopPredictionOnSigterm, StopRequested
 from luve_lightning.callbacks.progress import TrainingProgress
 from luve_lightning.callbacks.provenance import Provenance
+from luve_lightning.callbacks.run_folder import SetAside, owned, refuse_only_earlier
+from luve_lightning.callbacks.run_summary import RunSummary
 from luve_lightning.cli import RUNS, Verb
 from luve_lightning.cli.compose import Arguments, drop_nulls
-from luve_lightning.cli.environment import check_trainer
 from luve_lightning.cli.errors import UsageError
-from luve_lightning.cli.limits import MOST, check_limits
-from luve_lightning.cli.parsing import check, constructor_errors, dump, make_parser
-from luve_lightning.cli.quiet import quiet_wandb
-from luve_lightning.cli.run_folder import SetAside, owned, refuse_only_earlier
-from luve_lightning.cli.run_summary import RunSummary
+from luve_lightning.cli.parsing import (
+    MOST,
+    check,
+    check_limits,
+    check_trainer,
+    constructor_errors,
+    dump,
+    make_parser,
+)
+from luve_lightning.cli.run_verb import quiet_wandb
 
 VERBS = {
     "fit": Verb("Training", "train a model, or resume with --ckpt_path last", examples=RUNS, trainer=True),

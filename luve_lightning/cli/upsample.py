@@ -15,14 +15,14 @@ from luve_lightning.analysis.upsampling_comparison import method_names
 from luve_lightning.cascade import upsampling
 from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels
 from luve_lightning.cli import Verb
-from luve_lightning.cli.environment import choose_device
 from luve_lightning.cli.open_index import check_folder, entries_of, open_index, uneven_line
-from luve_lightning.cli.progress import Steps
 from luve_lightning.data.clip_hashes import ClipHashes
 from luve_lightning.data.file_names import check_name
 from luve_lightning.data.video_index import CAPTIONS, Limits, Split
+from luve_lightning.machine import choose_device
 from luve_lightning.models.backbones import LatentSpace, load_backbone
 from luve_lightning.models.vluer import VLUer
+from luve_lightning.terminal import Steps
 
 VERBS = {
     "upsample": Verb(

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from luve_lightning.cli.errors import UsageError, describe_runtime_error, did_you_mean, one_line
-from luve_lightning.cli.quiet import quiet_wandb
+from luve_lightning.cli.run_verb import quiet_wandb
 from luve_lightning.config_files import CompositionError
 
 FULL = Path("/dev/full")  # every write to it fails with ENOSPC

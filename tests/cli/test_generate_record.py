@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from luve_lightning.cascade.generation_jobs import VideoJob
 from luve_lightning.cascade.options import Guidance
 from luve_lightning.cli.compose import compose, read_arguments
-from luve_lightning.cli.generate_run import command_of
+from luve_lightning.cli.generate import command_of
 from luve_lightning.cli.keys import Keys
 from tests.cli.test_keys import NASTY, texts
 

@@ -12,12 +12,11 @@ from typing import Any
 import jsonschema
 import pytest
 
+from luve_lightning.ablations.sweep_run import sweep_run
 from luve_lightning.ablations.table_files import read_table
 from luve_lightning.cli import sweep as verb
 from luve_lightning.cli.compose import read_arguments
-from luve_lightning.cli.environment import why_no_account
-from luve_lightning.cli.sweep import grid_words, sweep_configuration
-from luve_lightning.cli.sweep_run import sweep_run
+from luve_lightning.cli.sweep import grid_words, sweep_configuration, why_no_account
 from tests.helpers.run_luve import run_luve
 from tests.helpers.wandb_file import OfflineRun
 
@@ -208,7 +207,7 @@ def test_a_run_of_a_sweep_logs_its_results_and_leaves_the_stages_alone(
 
     wandb.finish()
     wandb.teardown()  # a session that another test began in this process would not read the environment again
-    with sweep_run("experts", ["full"], [1]) as log:
+    with sweep_run("experts", ["full"], [1], "result/") as log:
         # A stage is a process that inherits the environment: it must not write into this run.
         assert not {"WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SERVICE"} & set(os.environ)
         log({"full": {0: {"psnr_rgb": 9.0}, 1: {"psnr_rgb": 2.0}}, "other": {1: {"psnr_rgb": 5.0}}})
@@ -224,6 +223,6 @@ def test_a_run_of_a_sweep_logs_its_results_and_leaves_the_stages_alone(
 def test_without_a_sweep_nothing_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    with sweep_run("experts", ["full"], [1]) as log:
+    with sweep_run("experts", ["full"], [1], "result/") as log:
         log({"full": {1: {"psnr_rgb": 2.0}}})
     assert not list(tmp_path.iterdir())

@@ -7,23 +7,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from luve_lightning.ablations.results import Values
-from luve_lightning.reporting.dashboard import PREFIX_OF_RESULTS
 
 # The stages are processes of their own: with these they would log into the sweep's run, over each other.
 _OF_THE_RUN = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID", "WANDB_SERVICE")
 
 
 @contextmanager
-def sweep_run(table: str, rows: Sequence[str], seeds: Sequence[int]) -> Iterator[Callable[[Values], None]]:
+def sweep_run(
+    table: str, rows: Sequence[str], seeds: Sequence[int], prefix: str
+) -> Iterator[Callable[[Values], None]]:
     """The sweep's run for the time of the context; it fails when the context does. Nothing without a sweep.
 
     Args:
         table: its name, the run's group.
         rows: of this call; they and the seeds are the run's configuration and tags.
         seeds: of this call.
+        prefix: before a metric's name, where dashboards look for results.
 
     Yields:
-        What logs results, by row, seed and metric, as `result/<metric>`: means over this call's rows and seeds, of
+        What logs results, by row, seed and metric, under the prefix: means over this call's rows and seeds, of
         which an agent gives one each.
     """
     if "WANDB_SWEEP_ID" not in os.environ:
@@ -46,7 +48,7 @@ def sweep_run(table: str, rows: Sequence[str], seeds: Sequence[int]) -> Iterator
         found: dict[str, list[float]] = {}
         for metrics in (values.get(name, {}).get(number, {}) for name in rows for number in seeds):
             for metric, value in metrics.items():
-                found.setdefault(f"{PREFIX_OF_RESULTS}{metric}", []).append(value)
+                found.setdefault(f"{prefix}{metric}", []).append(value)
         run.log({metric: sum(some) / len(some) for metric, some in found.items()})
 
     failed = True

@@ -8,13 +8,13 @@ import re
 import pytest
 from rich.console import Console
 
-from luve_lightning.cli import progress
-from luve_lightning.cli.progress import Steps
+from luve_lightning import terminal
+from luve_lightning.terminal import Steps
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
     log = io.StringIO()
     with Steps(Console(file=log)) as steps:
         steps.begin("videos", 400)
@@ -30,7 +30,7 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_quick_stages_and_ends_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
     log = io.StringIO()
     with Steps(Console(file=log)) as steps:
         for _ in range(3):

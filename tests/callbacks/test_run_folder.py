@@ -18,8 +18,7 @@ import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from luve_lightning.callbacks.provenance import Provenance, configuration_changes
-from luve_lightning.cli.errors import UsageError
-from luve_lightning.cli.run_folder import LOCK, owned, set_aside
+from luve_lightning.callbacks.run_folder import LOCK, owned, set_aside
 from tests.helpers.resumable import CropsTask
 from tests.helpers.run_luve import run_luve
 
@@ -251,7 +250,7 @@ def test_a_run_folder_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name, found in (("file", "a file"), ("link", "a link to nothing")):
         with (
-            pytest.raises(UsageError, match=f"run folder {tmp_path / name} is {found}; expected"),
+            pytest.raises(ValueError, match=f"run folder {tmp_path / name} is {found}; expected"),
             owned(tmp_path / name),
         ):
             pass

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from luve_lightning.cli.quiet import quieten
+from luve_lightning.cli.run_verb import quieten
 
 LOADING = """
 import sys, time
-from luve_lightning.cli.quiet import quieten
+from luve_lightning.cli.run_verb import quieten
 quieten()
 assert not {"torch", "lightning", "transformers", "diffusers", "wandb", "tqdm"} & set(sys.modules)
 from tqdm.auto import tqdm

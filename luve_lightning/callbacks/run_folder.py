@@ -11,7 +11,6 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
-from luve_lightning.cli.errors import UsageError
 from luve_lightning.locks import Busy, locked
 
 LOCK = ".run.lock"
@@ -28,7 +27,7 @@ def owned(folder: Path, what: str = "run folder") -> Iterator[None]:
         what: Names the folder in the message.
 
     Raises:
-        UsageError: Another run is using it; the text names its process, machine and start. Or it is no folder.
+        ValueError: Another run is using it; the text names its process, machine and start. Or it is no folder.
     """
     if not _is_first_process() or "://" in str(folder):
         yield
@@ -36,12 +35,12 @@ def owned(folder: Path, what: str = "run folder") -> Iterator[None]:
     made = not folder.exists()
     if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
         found = "a file" if folder.exists() else "a link to nothing"
-        raise UsageError(f"{what} {folder} is {found}; expected a folder, or a name that is free")
+        raise ValueError(f"{what} {folder} is {found}; expected a folder, or a name that is free")
     try:
         with locked(folder / LOCK, what=f"{what} {folder}"):
             yield
     except Busy as busy:
-        raise UsageError(
+        raise ValueError(
             f"{busy}: wait for that run to end, or choose another trainer.default_root_dir"
         ) from busy
     finally:
@@ -72,7 +71,7 @@ def refuse_only_earlier(folder: Path) -> None:
     """`last` starts a run where there is none yet, but not where an earlier one was set aside."""
     earlier = sorted(folder.parent.glob(f"{folder.name}-*/last.ckpt"), key=lambda path: path.stat().st_mtime)
     if earlier and not any(folder.glob("*.ckpt")):
-        raise UsageError(
+        raise ValueError(
             f"ckpt_path: no checkpoint in {folder}; the newest of an earlier run is {earlier[-1]}: give that path to "
             "resume it"
         )
