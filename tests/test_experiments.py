@@ -18,7 +18,7 @@ from tests.helpers.run_luve import run_luve
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXPERIMENTS = REPOSITORY / "experiments"
 OVERLAYS = REPOSITORY / "tests" / "conf"
-# Ablations have a rule of their own for each kind of file: tests/ablations/test_experiment_tables.py.
+# Ablations have a rule of their own for each kind of file: tests/test_experiment_tables.py.
 # What files extend is run with them.
 APART = (EXPERIMENTS / "ablations", EXPERIMENTS / "base")
 FILES = sorted(file for file in EXPERIMENTS.rglob("*.yaml") if not set(APART) & set(file.parents))

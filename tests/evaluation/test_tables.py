@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from luve_lightning.evaluation.tables import (
+    booktabs,
+    escape,
     format_value,
     table_csv,
     table_markdown,
@@ -95,3 +97,19 @@ def test_brackets_are_no_markup_on_the_terminal() -> None:
 def test_rows_of_another_table_are_refused(function: object) -> None:
     with pytest.raises(ValueError, match="a row has the columns method, psnr, expected method, psnr, clips"):
         function(COLUMNS, [{"method": "a", "psnr": 1.0}])  # type: ignore[operator]
+
+
+def test_what_means_something_to_latex_is_escaped() -> None:
+    assert escape("fd_patch 50% a&b #1 {x}^2 ~ \\") == (
+        r"fd\_patch 50\% a\&b \#1 \{x\}\textasciicircum{}2 \textasciitilde{} \textbackslash{}"
+    )
+
+
+def test_a_table_with_rules_and_notes() -> None:
+    text = booktabs(["Method", "$n$"], [["a", "1"], ["b", "2"]], ["two\nlines"])
+    assert text == (
+        "% two lines\n\\begin{tabular}{lr}\n\\toprule\nMethod & $n$ \\\\\n\\midrule\n"
+        "a & 1 \\\\\nb & 2 \\\\\n\\bottomrule\n\\end{tabular}\n"
+    )
+    with pytest.raises(ValueError, match="every row needs 2 cells"):
+        booktabs(["Method", "$n$"], [["a"]])

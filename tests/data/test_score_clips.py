@@ -1,4 +1,4 @@
-"""Which frames are scored, and reading them."""
+"""Scoring clips: which of them a process rates, and what the scorer is shown."""
 
 from __future__ import annotations
 
@@ -12,9 +12,42 @@ from hypothesis import strategies as st
 from luve_lightning.data.clip_scores import ScoreRow, ScoreSettings
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.fingerprints import stamp
-from luve_lightning.data.score_clips import ClipJob, FrameChoice, FrameReader, read_ahead
+from luve_lightning.data.score_clips import ClipJob, FrameChoice, FrameReader, Shard, parse_shard, read_ahead
 from luve_lightning.data.video_rows import ClipEntry
 from tests.helpers.small_world import write_clip
+
+
+@given(clips=st.integers(0, 50), count=st.integers(1, 9))
+def test_each_clip_is_in_one_share_and_shares_are_even(clips: int, count: int) -> None:
+    shares = [range(clips)[i::count] for i in range(count)]
+    assert sorted(clip for share in shares for clip in share) == list(range(clips))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert len({Shard(i, count).file_name for i in range(count)}) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "expected"),
+    [
+        (None, {}, Shard(0, 1)),
+        ("2/5", {}, Shard(2, 5)),
+        ("0/2", {"RANK": "0", "WORLD_SIZE": "1"}, Shard(0, 2)),
+        (None, {"RANK": "3", "WORLD_SIZE": "4"}, Shard(3, 4)),
+    ],
+)
+def test_where_it_comes_from(text: str | None, environment: dict[str, str], expected: Shard) -> None:
+    assert parse_shard(text, environment) == expected
+
+
+@pytest.mark.parametrize("text", ["4/4", "1", "-1/2", "a/b", "0/0", "1/2/3"])
+def test_a_share_of_nonsense_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="shard: expected i/n"):
+        parse_shard(text, {})
+
+
+def test_both_at_once_are_refused() -> None:
+    with pytest.raises(ValueError, match="torchrun's 4 processes share the clips by themselves"):
+        parse_shard("0/2", {"RANK": "0", "WORLD_SIZE": "4"})
+
 
 ROW = ScoreRow("clip", "0" * 64, "1" * 64, ScoreSettings("s", "1", "Style", "some"))
 

@@ -1,13 +1,16 @@
-"""Clips that all fall into one split: what is empty is said, and training without validation is possible."""
+"""What all datamodules do: share held-out items among processes, and say which split is empty."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import TensorDataset
 
 from luve_lightning.data.clip_views import View
 from luve_lightning.datamodules import CaptionLatentsDataModule, ClipsDataModule, LatentPairsDataModule
@@ -84,3 +87,19 @@ def test_a_limit_of_no_clips_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"^val_limit: expected at least 1 clip, or null for all, got 0$"):
         make(number, tiny_clips / "clips.csv", tiny_latents, tiny_backbone, val_limit=0)
+
+
+def share(rank: int, world_size: int, items: int) -> list[int]:
+    data = ResumableDataModule(batch_size=1, num_workers=0, seed=0)
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[assignment]
+    loader = data.evaluation_loader(TensorDataset(torch.arange(items)))
+    return [int(i) for [batch] in loader for i in batch]
+
+
+@pytest.mark.parametrize(("world_size", "items"), [(1, 5), (2, 6), (2, 5), (3, 3), (3, 2), (4, 1), (5, 3)])
+def test_every_item_is_seen_and_no_process_is_idle(world_size: int, items: int) -> None:
+    shares = [share(rank, world_size, items) for rank in range(world_size)]
+    assert all(shares)
+    seen = [i for part in shares for i in part]
+    assert sorted(set(seen)) == list(range(items))
+    assert len(seen) == max(items, world_size)  # twice only where there are too few

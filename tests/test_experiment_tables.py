@@ -19,7 +19,7 @@ from luve_lightning.ablations.table_files import merged, read_table
 from luve_lightning.cli.compose import compose
 from tests.helpers.run_luve import run_luve
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 TABLES = REPOSITORY / "experiments" / "ablations"
 FILES = sorted(TABLES.rglob("*.yaml"))
 ROWS = [file for file in FILES if file.parent != TABLES and file.name != "table.yaml"]
