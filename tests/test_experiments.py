@@ -12,7 +12,7 @@ import yaml
 
 from luve_lightning.cli import verbs
 from luve_lightning.cli.compose import compose
-from luve_lightning.data.encode_clips import variant_name
+from luve_lightning.data.variants import variant_name
 from tests.helpers.run_luve import run_luve
 
 REPOSITORY = Path(__file__).resolve().parents[1]

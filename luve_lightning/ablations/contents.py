@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from luve_lightning.data.fingerprints import FileHashes
+from luve_lightning.data.hashes import FileHashes
 from luve_lightning.files import listing_digest
 
 _MODEL_FILES = ("model_index.json", "config.json", "adapter_config.json")

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from luve_lightning.analysis.upsampling_comparison import CEILING, DECODED_TOGETHER
 from luve_lightning.cascade.upsampling import LatentUpsampler
-from luve_lightning.data.clip_hashes import ClipHashes
-from luve_lightning.data.clips import ClipError, read_clip
+from luve_lightning.data.clip_container import ClipError
+from luve_lightning.data.clips import read_clip
+from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_files import write_video
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.files import write_text

@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from luve_lightning.cascade.lora_files import ADAPTER_CONFIG, beside
-from luve_lightning.data.fingerprints import FileHashes
+from luve_lightning.data.hashes import FileHashes
 from luve_lightning.files import listing_digest
 from luve_lightning.models.folders import is_local
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luve_lightning.data.file_names import check_name
+from luve_lightning.data.video_files import check_name
 from luve_lightning.files import text_digest
 
 # What a line may say besides its prompt, and the type of it.

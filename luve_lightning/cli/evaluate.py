@@ -16,7 +16,7 @@ from torchmetrics import Metric
 
 from luve_lightning.checkout import revision_in_words
 from luve_lightning.cli import Verb
-from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.evaluation.evaluation_files import write_report
 from luve_lightning.evaluation.evaluation_report import (
     EvaluationReport,

@@ -29,7 +29,7 @@ from luve_lightning.checkout import PACKAGE_ROOT, git_state
 from luve_lightning.cli import Verb
 from luve_lightning.cli.compose import escaped
 from luve_lightning.cli.keys import Keys
-from luve_lightning.data.fingerprints import FileHashes
+from luve_lightning.data.hashes import FileHashes
 from luve_lightning.data.video_files import MAX_FPS
 from luve_lightning.evaluation.sample_sources import write_generated
 from luve_lightning.machine import check_video

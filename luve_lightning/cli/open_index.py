@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.store import EntryCheck, K, TensorStore
 from luve_lightning.data.video_index import ClipEntry, Limits, Split, VideoIndex
 from luve_lightning.terminal import Steps

@@ -20,7 +20,7 @@ from luve_lightning.ablations.table_files import read_table
 from luve_lightning.cli import Verb
 from luve_lightning.cli.ablate import TABLES, ablate, find_table
 from luve_lightning.cli.errors import UsageError
-from luve_lightning.data.file_names import check_name
+from luve_lightning.data.video_files import check_name
 from luve_lightning.files import write_text
 from luve_lightning.reporting.dashboard import PREFIX_OF_RESULTS, Dashboard, build_workspace, serialised
 

@@ -16,8 +16,8 @@ from luve_lightning.cascade import upsampling
 from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels
 from luve_lightning.cli import Verb
 from luve_lightning.cli.open_index import check_folder, entries_of, open_index, uneven_line
-from luve_lightning.data.clip_hashes import ClipHashes
-from luve_lightning.data.file_names import check_name
+from luve_lightning.data.hashes import ClipHashes
+from luve_lightning.data.video_files import check_name
 from luve_lightning.data.video_index import CAPTIONS, Limits, Split
 from luve_lightning.machine import choose_device
 from luve_lightning.models.backbones import LatentSpace, load_backbone

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 
+# FFmpeg's names of the containers whose times can be relied on.
+MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+MATROSKA = "matroska,webm"
+
 Frames = NDArray[np.uint8]
 """Decoded frames: uint8, frames x height x width x 3, red first."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luve_lightning.data.clip_container import ClipError
-from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.files import replacing, text_digest
 
@@ -144,8 +144,6 @@ def _row(record: dict[str, Any]) -> ScoreRow:
     indices, scores = tuple(record.pop("frame_indices")), tuple(record.pop("frame_scores"))
     return ScoreRow(settings=settings, frame_indices=indices, frame_scores=scores, **record)
 
-
-__all__ = ["ClipScores", "KeptClips", "ScoresError", "caption_digest"]
 
 _NAMED = 3  # clips named in a message
 

@@ -13,25 +13,33 @@ file is shown; decord may be missing.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from luve_lightning.data import clip_decord, clip_pyav
-from luve_lightning.data.clip_container import ClipError, ClipInfo, Frames, has_pyav, require_frames
-from luve_lightning.data.clip_scan import scan
+from luve_lightning.data.clip_container import (
+    ClipError,
+    ClipInfo,
+    Frames,
+    decode,
+    has_pyav,
+    opened,
+    require_frames,
+)
+from luve_lightning.data.clip_presentation import presentation_of
+from luve_lightning.data.clip_scan import Scan, scan
 
-__all__ = [
-    "Backend",
-    "ClipError",
-    "ClipInfo",
-    "Frames",
-    "probe_clip",
-    "random_crop",
-    "random_window",
-    "read_clip",
-]
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.video.stream import VideoStream
+
 
 Backend = Literal["auto", "decord", "pyav"]
 
@@ -84,13 +92,13 @@ def read_clip(
     if backend == "decord":
         if not found.show.by_decord:
             raise ClipError(path, found.info.doubt)
-        return clip_decord.read_frames(path, indices, found.info)
-    if backend == "auto" and found.info.trusted_by_decord and clip_decord.load_decord() is not None:
+        return read_with_decord(path, indices, found.info)
+    if backend == "auto" and found.info.trusted_by_decord and load_decord() is not None:
         try:
-            return clip_decord.read_frames(path, indices, found.info)
+            return read_with_decord(path, indices, found.info)
         except ClipError:
             pass  # PyAV reads it, or says in plainer words what is wrong
-    return clip_pyav.read_frames(path, found, indices)
+    return read_with_pyav(path, found, indices)
 
 
 def _require_pyav() -> None:
@@ -135,3 +143,175 @@ def random_crop(
         raise ValueError(f"a crop of {crop_height}x{crop_width} does not fit into {height}x{width}")
     top, left = int(rng.integers(height - crop_height + 1)), int(rng.integers(width - crop_width + 1))
     return slice(top, top + crop_height), slice(left, left + crop_width)
+
+
+TRIES = 2  # keyframes to start from before the file is decoded from its beginning
+
+
+def read_with_pyav(path: Path, scan: Scan, indices: range) -> Frames:
+    """Read frames by their numbers in presentation order.
+
+    A frame is known by its time: the scan lists the times of all frames, decoding starts at a keyframe before the
+    first one wanted, and goes on until the last has come. When one did not come, decoding starts further ahead.
+
+    Args:
+        path: the file.
+        scan: what `luve_lightning.data.clip_scan.scan` found in it.
+        indices: frame numbers, ascending, within the clip.
+
+    Returns:
+        uint8, len(indices) x height x width x 3, as a player shows it.
+    """
+    if not len(scan.times):
+        return _read_counting(path, scan, indices)
+    wanted = {int(scan.times[index]): place for place, index in enumerate(indices)}
+    before = [start for start in scan.starts if start <= min(wanted)]
+    for start in [*reversed(before[-TRIES:]), None]:
+        frames = _read_from(path, scan, start, wanted)
+        if frames is not None:
+            return frames
+    raise ClipError(path, f"has frames between {indices[0]} and {indices[-1]} that cannot be decoded")
+
+
+def _read_from(path: Path, scan: Scan, start: int | None, wanted: dict[int, int]) -> Frames | None:
+    """The frames at the times wanted, decoding from `start` or the beginning; None if one did not come."""
+    result = _Result(path, scan, len(wanted))
+    last = max(wanted)
+    with opened(path, scan.stream) as (container, stream):
+        if start is not None:
+            container.seek(start, stream=stream, backward=True)
+        packets = container.demux(stream)
+        first = next(packets)
+        solid_from = scan.solid_from
+        if start is not None:
+            # The containers seek by their own lights: only an early enough, known start will do.
+            if first.pts is None or first.pts > start or first.pts not in scan.starts:
+                return None
+            solid_from = first.pts
+        for frame in decode(path, chain([first], packets), solid_from):
+            if frame.pts in wanted:
+                result.put(wanted[frame.pts], frame, stream)
+            if frame.pts is not None and frame.pts >= last:
+                break
+    return None if result.missing else result.frames
+
+
+def _read_counting(path: Path, scan: Scan, indices: range) -> Frames:
+    """Read by counting frames from the file's beginning, for files whose times say nothing."""
+    result = _Result(path, scan, len(indices))
+    with opened(path, scan.stream) as (container, stream):
+        for number, frame in enumerate(decode(path, container.demux(stream), scan.solid_from)):
+            if number in indices:
+                result.put(indices.index(number), frame, stream)
+            if number == indices[-1]:
+                return result.frames
+    raise ClipError(path, f"ends before frame {indices[-1]}")
+
+
+class _Result:
+    """The array being filled, and which of its frames are missing."""
+
+    def __init__(self, path: Path, scan: Scan, count: int) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self.path, self.scan = path, scan
+        self.frames: Frames = np.empty((count, scan.info.height, scan.info.width, 3), dtype=np.uint8)
+        self.missing = set(range(count))
+        self._checked: tuple[object, ...] | None = None
+        # One for all: each sets up a scaler, a third of the time for small frames.
+        self._convert = VideoReformatter()
+
+    def put(self, place: int, frame: VideoFrame, stream: VideoStream) -> None:
+        self._check(frame, stream)
+        self.frames[place] = self.scan.show.apply(frame, self._convert)
+        self.missing.discard(place)
+
+    def _check(self, frame: VideoFrame, stream: VideoStream) -> None:
+        """Refuse a picture that is shown otherwise than the first one of the file."""
+        colour = (frame.color_trc, frame.color_primaries, frame.colorspace)
+        now = (*colour, frame.interlaced_frame, frame.rotation, frame.width, frame.height)
+        if (stream.codec_context.sample_aspect_ratio or 1) != self.scan.shape:
+            raise ClipError(self.path, "changes the shape of its pixels midway")
+        if now != self._checked:
+            show = presentation_of(self.path, stream, frame)
+            if show.size != self.scan.show.size:
+                raise ClipError(self.path, "changes its frame size midway")
+            if show != self.scan.show:
+                raise ClipError(self.path, "changes how it is shown midway")
+            self._checked = now
+
+
+CHUNK = 16  # frames decoded at a time where only unbroken ranges come out evenly spaced
+
+
+@lru_cache(maxsize=1)
+def load_decord() -> ModuleType | None:
+    """The module, or None where it is not installed or does not load."""
+    try:
+        import decord
+        import decord.logging
+    except (ImportError, OSError, RuntimeError):
+        return None
+    decord.logging.set_level(
+        decord.logging.QUIET
+    )  # errors come as exceptions; FFmpeg's own lines say no file
+    # A signal's exception that comes before the constructor's first line leaves a reader without this attribute, at
+    # whose end decord prints a traceback.
+    decord.VideoReader._handle = None
+    return decord
+
+
+def read_with_decord(path: Path, indices: range, info: ClipInfo) -> Frames:
+    """Read frames by their numbers.
+
+    Args:
+        path: the file.
+        indices: frame numbers, ascending, within the clip.
+        info: what is known of the file; the frames must agree with it.
+
+    Returns:
+        uint8, len(indices) x height x width x 3.
+    """
+    with _opened(path) as reader:
+        if len(reader) != info.frames:
+            raise ClipError(path, f"has {info.frames} frames, but decord sees {len(reader)}")
+        if info.trusted_by_decord or indices.step == 1:
+            frames: Frames = reader.get_batch(indices).asnumpy()
+        else:
+            # On open GOPs a seek for each step lands unevenly; one unbroken run from the start of the range
+            # does not.
+            frames = _every(reader, indices)
+    if frames.shape != (len(indices), info.height, info.width, 3):
+        raise ClipError(path, f"gives an array of shape {frames.shape} for {len(indices)} frames")
+    return frames
+
+
+def _every(reader: Any, indices: range) -> Frames:
+    """Frames `indices.step` apart out of an unbroken run, a chunk at a time to bound memory."""
+    kept = []
+    for low in range(indices[0], indices[-1] + 1, CHUNK):
+        chunk = range(low, min(low + CHUNK, indices[-1] + 1))
+        frames = reader.get_batch(chunk).asnumpy()
+        kept.append(frames[[i - low for i in chunk if i in indices]])
+    return np.concatenate(kept)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    decord = load_decord()
+    if decord is None:
+        raise ModuleNotFoundError("decord is not installed: pip install decord")
+    try:
+        # Often it fails on reading, not on opening, and with RuntimeError, its own DECORDError, or
+        # AssertionError.
+        yield decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1)
+    except ClipError:
+        raise
+    except (decord.DECORDError, RuntimeError, AssertionError, ValueError, LookupError, OSError) as error:
+        raise ClipError(path, f"cannot be read by decord: {_words(error)}") from error
+
+
+def _words(error: BaseException) -> str:
+    """The first line of an exception, less the time and the source lines that decord puts before it."""
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r"(\[\d\d:\d\d:\d\d\] )?\S+\.(cc|h):\d+: ", "", first).strip()

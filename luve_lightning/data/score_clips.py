@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.clip_container import ClipError, Frames
 from luve_lightning.data.clip_scores import (
     ScoreRow,
     ScoresError,
@@ -23,8 +23,8 @@ from luve_lightning.data.clip_scores import (
     read_rows,
     write_rows,
 )
-from luve_lightning.data.clips import ClipError, Frames, read_clip
-from luve_lightning.data.fingerprints import Stamp, stamp
+from luve_lightning.data.clips import read_clip
+from luve_lightning.data.hashes import ClipHashes, Stamp, stamp
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.scorers import Scorer
 from luve_lightning.data.video_index import ClipEntry

@@ -18,7 +18,7 @@ from luve_lightning.data.store import StoreError, TensorStore
 from luve_lightning.files import text_digest, write_text
 
 # Raise it when the same caption and the same text encoder would give another embedding: another cleaning of
-# captions, tokenization or masking in models/text.py.
+# captions, tokenization or masking in models/backbones.
 TEXT_VERSION = 1
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}

@@ -1,4 +1,4 @@
-"""Sharpened clips as a variant: what the high-frequency expert learns from."""
+"""Variants of a clip: what is done to its pixels before they are encoded."""
 
 from __future__ import annotations
 
@@ -8,11 +8,67 @@ import zlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from luve_lightning.data.encode_clips import PixelTransform
 from luve_lightning.functional.resize import resize_video
 from luve_lightning.functional.sharpen import check_unsharp, unsharp_mask
+
+
+class PixelTransform(nn.Module):
+    """What a variant does to high-resolution pixels before they are downscaled and encoded.
+
+    `forward` takes and returns B x C x T x H x W in [-1, 1].
+    """
+
+    def label(self) -> str:
+        """Every parameter that decides the result, in words: part of the store's key. Empty for none."""
+        raise NotImplementedError(f"{type(self).__name__} must say what its results depend on")
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Transform a batch of videos."""
+        raise NotImplementedError(f"{type(self).__name__} transforms nothing")
+
+
+class Unchanged(PixelTransform):
+    """The pixels as they are: the variant "plain"."""
+
+    def label(self) -> str:
+        """Nothing to say."""
+        return ""
+
+    def forward(self, video: Tensor) -> Tensor:
+        """The same tensor."""
+        return video
+
+
+class InTurn(PixelTransform):
+    """Several transforms, one after the other.
+
+    Args:
+        transforms: in their order, at least one.
+    """
+
+    def __init__(self, transforms: list[PixelTransform]) -> None:
+        super().__init__()
+        if not transforms:
+            raise ValueError("transforms: expected at least one")
+        self.transforms = nn.ModuleList(transforms)
+
+    def label(self) -> str:
+        """The labels in their order."""
+        return ", then ".join(step.label() for step in self.transforms if step.label())  # type: ignore[operator]
+
+    def forward(self, video: Tensor) -> Tensor:
+        """B x C x T x H x W through each."""
+        for step in self.transforms:
+            video = step(video)
+        return video
+
+
+def variant_name(name: str, transform: PixelTransform) -> str:
+    """`LatentKey.variant` of a named transform, such as "sharpened (radius 2, amount 0.5)"."""
+    label = transform.label()
+    return f"{name} ({label})" if label else name
 
 
 class Sharpened(PixelTransform):

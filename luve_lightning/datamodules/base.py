@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,16 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
-from luve_lightning.data.latent_pairs import PairLookup
+from luve_lightning.data.clip_windows import PairLookup
+from luve_lightning.data.hashes import FileHashes
 from luve_lightning.data.video_index import SPLITS, ClipEntry, Limits, Split, VideoIndex
 from luve_lightning.datamodules.loader import OutlivingLoader
 from luve_lightning.datamodules.sampling import ResumableBatchSampler
+from luve_lightning.files import text_digest, warn_kept_in_memory, write_text
 from luve_lightning.machine import check_workers
+from luve_lightning.models.backbones import load_backbone
+
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 def open_index(csv: Path, keep: Limits) -> VideoIndex:
@@ -35,6 +41,38 @@ def tell_lookup(split: str, lookup: PairLookup) -> None:
             f"{split}: {len(lookup.uneven)} clips have a variable frame rate, first {lookup.uneven[0]}: frames are "
             "counted, not timed"
         )
+
+
+def vae_fingerprint(backbone: str | Path, root: str | Path) -> str:
+    """`LatentSpace.fingerprint()` of a backbone's VAE: from memory while the bytes of its files are the same.
+
+    Args:
+        backbone: a local pipeline folder or a hub id.
+        root: folder of the latent store; remembers file hashes, and fingerprints under `vaes/`, where it may be
+            written.
+
+    Raises:
+        FileNotFoundError: when the VAE cannot be had.
+    """
+    parts = load_backbone(backbone)
+    folder = parts.vae_folder()
+    if folder is None:
+        return parts.latent_space().fingerprint()
+    hashes = FileHashes(root)
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
+    contents = "".join(f"{path.name} {hashes.digest(path)}\n" for path in files)
+    record = Path(root) / "vaes" / text_digest(contents)
+    try:
+        if _FINGERPRINT.fullmatch(known := record.read_text(encoding="ascii").strip()):
+            return known
+    except (OSError, ValueError):
+        pass  # not there, or not ours to read
+    fingerprint = parts.latent_space().fingerprint()
+    try:
+        write_text(record, f"{fingerprint}\n")
+    except OSError as error:
+        warn_kept_in_memory(Path(root), error)
+    return fingerprint
 
 
 class ResumableDataModule(L.LightningDataModule):

@@ -1,14 +1,20 @@
-"""Clips as pixels, for training a VAE."""
+"""Random space-time crops of clips: what the VAE trains on."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from luve_lightning.data.clip_views import ClipViews, View, WholeClips
-from luve_lightning.data.quarantine import Quarantine
+from luve_lightning.data.clip_container import ClipError
+from luve_lightning.data.clips import random_crop, random_window, read_clip
+from luve_lightning.data.quarantine import Quarantine, first_readable
 from luve_lightning.data.video_index import ClipEntry, Limits, Split
 from luve_lightning.datamodules.base import (
     ResumableDataModule,
@@ -16,6 +22,147 @@ from luve_lightning.datamodules.base import (
     open_index,
 )
 from luve_lightning.datamodules.loader import OutlivingLoader
+from luve_lightning.functional.pixels import frames_to_video
+from luve_lightning.functional.resize import resize_video
+
+
+@dataclass(frozen=True)
+class View:
+    """One kind of training crop.
+
+    Attributes:
+        frames: frames of the crop, 4k + 1.
+        size: height and width of the crop after downscaling, pixels.
+        scale: how much the clip is downscaled first, >= 1; the crop covers scale * size source pixels.
+        weight: relative frequency.
+    """
+
+    frames: int
+    size: int
+    scale: float = 1.0
+    weight: float = 1.0
+
+    @property
+    def source_size(self) -> int:
+        """Pixels of the clip that the crop covers in each direction."""
+        return round(self.size * self.scale)
+
+
+def augmented(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One of the pictures' symmetries: mirrored, transposed, backwards in time, with other colours or contrast.
+
+    For a world of few photographs: an autoencoder should learn pictures, not these pictures.
+
+    Args:
+        frames: uint8, T x H x W x 3, square.
+        rng: decides.
+
+    Returns:
+        uint8, the same shape.
+    """
+    if rng.random() < 0.5:
+        frames = frames[:, :, ::-1]
+    if rng.random() < 0.5:
+        frames = frames[::-1]
+    if rng.random() < 0.5:
+        frames = frames.transpose(0, 2, 1, 3)
+    if rng.random() < 0.5:
+        frames = frames[..., rng.permutation(3)]
+    if rng.random() < 0.5:
+        gain, level = rng.uniform(0.5, 1.3), rng.uniform(0, 255)
+        table = np.clip((np.arange(256) - level) * gain + level, 0, 255).astype(np.uint8)
+        frames = table[frames]
+    # Not `ascontiguousarray`: one reversed frame counts as contiguous, with a stride that torch refuses.
+    return frames.copy()
+
+
+class ClipViews(Dataset[dict[str, Any]]):
+    """Random crops of clips, addressed by `SampleKey`s (index, bucket = view, seed).
+
+    Args:
+        entries: clips to draw from.
+        views: the kinds of crop, in bucket order.
+        quarantine: where unreadable clips are written.
+        preload: decode every clip once into memory; for worlds that fit.
+        augment: see `augmented`.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[ClipEntry],
+        views: Mapping[str, View],
+        quarantine: Quarantine,
+        preload: bool = False,
+        augment: bool = True,
+    ) -> None:
+        self.entries, self.views = list(entries), list(views.values())
+        self.quarantine, self.augment = quarantine, augment
+        self.loaded: dict[int, np.ndarray] = {}
+        self.unreadable: dict[int, str] = {}
+        for i, entry in enumerate(self.entries if preload else ()):
+            try:
+                self.loaded[i] = read_clip(entry.path, 0, entry.total_frames)
+            except ClipError as error:
+                self.unreadable[i] = error.reason
+                quarantine.add(error)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def _read(self, index: int, count: int, seed: Sequence[int]) -> np.ndarray:
+        """`count` consecutive frames from a random place; the same seed gives a replacement clip its own place."""
+        entry = self.entries[index]
+        if entry.total_frames < count or index in self.unreadable:
+            raise ClipError(
+                entry.path, self.unreadable.get(index, f"{entry.total_frames} frames, {count} needed")
+            )
+        start = random_window(entry.total_frames, count, 1, np.random.default_rng([*seed, 1]))
+        if index in self.loaded:
+            return self.loaded[index][start : start + count]
+        return read_clip(entry.path, start, count)
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        view = self.views[key.bucket]
+        rng = np.random.default_rng(list(key.seed))
+        index, frames = first_readable(
+            key.index, len(self), lambda i: self._read(i, view.frames, key.seed), self.quarantine
+        )
+        height, width = frames.shape[1:3]
+        side = view.source_size
+        if min(height, width) < side:
+            raise ValueError(
+                f"clip {self.entries[index].clip_id} is {height}x{width}; a view of size {view.size} at scale "
+                f"{view.scale} needs {side}x{side} pixels"
+            )
+        rows, columns = random_crop(height, width, side, rng)
+        frames = frames[:, rows, columns]
+        if self.augment:
+            frames = augmented(frames, rng)
+        video: Tensor = frames_to_video(frames)
+        if side != view.size:
+            video = resize_video(video.unsqueeze(0), (view.size, view.size)).squeeze(0).clamp_(-1, 1)
+        return {"video": video, "clip_id": self.entries[index].clip_id}
+
+
+class WholeClips(Dataset[dict[str, Any]]):
+    """The first frames of each clip, uncropped: what validation sees.
+
+    Args:
+        entries: clips.
+        frames: frames of each, 4k + 1.
+        limit: at most this many clips; None takes all.
+    """
+
+    def __init__(self, entries: Sequence[ClipEntry], frames: int, limit: int | None = None) -> None:
+        self.entries, self.frames = list(entries)[:limit], frames
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        entry = self.entries[index]
+        video = frames_to_video(read_clip(entry.path, 0, self.frames))
+        return {"video": torch.as_tensor(video), "clip_id": entry.clip_id}
 
 
 class ClipsDataModule(ResumableDataModule):

@@ -6,17 +6,36 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from luve_lightning.data.encode_clips import (
-    ClipsToEncode,
-    ClipWindow,
-    EncodeItem,
-    WindowReader,
-    pending_windows,
-)
+from luve_lightning.data.clip_windows import ClipWindow, EncodeItem, WindowReader, pending_windows
 from luve_lightning.datamodules.loader import OutlivingLoader
 from luve_lightning.machine import check_workers
+
+
+class ClipsToEncode(Dataset[list[EncodeItem]]):
+    """Batches of windows, decoded.
+
+    Args:
+        windows: what to encode, in order.
+        batch_size: windows a batch.
+        read: decodes a window.
+        batches: length of the dataset; empty batches make up what the windows do not fill.
+    """
+
+    def __init__(
+        self, windows: Sequence[ClipWindow], batch_size: int, read: WindowReader, batches: int
+    ) -> None:
+        self.windows, self.batch_size, self.read, self.batches = list(windows), batch_size, read, batches
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, index: int) -> list[EncodeItem]:
+        if not 0 <= index < self.batches:
+            raise IndexError(f"batch {index} of {self.batches}")
+        start = index * self.batch_size
+        return [self.read(window) for window in self.windows[start : start + self.batch_size]]
 
 
 class EncodeDataModule(L.LightningDataModule):

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from luve_lightning.data.clips import ClipError, Frames, probe_clip
-from luve_lightning.data.fingerprints import Stamp, stamp
+from luve_lightning.data.clip_container import ClipError, Frames
+from luve_lightning.data.clips import probe_clip
+from luve_lightning.data.hashes import Stamp, stamp
 from luve_lightning.data.video_files import read_video
 
 T = TypeVar("T")

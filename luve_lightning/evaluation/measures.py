@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torchmetrics import Metric
 
-from luve_lightning.data.fingerprints import FileHashes
+from luve_lightning.data.hashes import FileHashes
 from luve_lightning.evaluation.reference_statistics import prepare_reference
 from luve_lightning.evaluation.result_cache import code_digest, describe_metric, digest_of
 from luve_lightning.metrics.base import Unavailable, VideoMetric

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from luve_lightning.data.clip_hashes import shown_digest
+from luve_lightning.data.hashes import shown_digest
 from luve_lightning.data.video_files import VIDEO_SUFFIXES, read_video
 from luve_lightning.files import file_digest, listing_digest, text_digest, warn_kept_in_memory
 from luve_lightning.functional.patches import PatchPlan

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from luve_lightning.data.fingerprints import FileHashes
+from luve_lightning.data.hashes import FileHashes
 from luve_lightning.data.safetensors_window import DIGEST, SafetensorsWindow, packed, tensor_digest
 from luve_lightning.files import replacing, text_digest, warn_kept_in_memory, write_text
 

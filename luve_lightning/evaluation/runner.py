@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from luve_lightning.data.clip_container import ClipError
-from luve_lightning.data.clip_hashes import ClipHashes
-from luve_lightning.data.fingerprints import Stamp, stamp
+from luve_lightning.data.hashes import ClipHashes, Stamp, stamp
 from luve_lightning.evaluation.decode_ahead import Decoded, decode_ahead
 from luve_lightning.evaluation.measures import Measure, Skipped
 from luve_lightning.evaluation.result_cache import ResultCache, Score, result_key

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from luve_lightning.cascade.generation_jobs import VideoFolder, VideoJob
 from luve_lightning.cascade.generation_run import MadeVideo
-from luve_lightning.data.captions import Embed
 from luve_lightning.data.clips import read_clip
-from luve_lightning.data.latent_pairs import WholeLatentPairs
 from luve_lightning.data.latent_store import LatentKey
 from luve_lightning.data.video_files import write_video
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.datamodules import CaptionLatentsDataModule, LatentPairsDataModule
+from luve_lightning.datamodules.caption_latents import Embed
+from luve_lightning.datamodules.latent_pairs import WholeLatentPairs
 from luve_lightning.evaluation.pictures import contact_sheet
 from luve_lightning.files import file_digest, replacing, write_text
 from luve_lightning.functional.interpolation import Size3d

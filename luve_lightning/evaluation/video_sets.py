@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luve_lightning.data.file_names import check_name, video_name
-from luve_lightning.data.video_files import VIDEO_SUFFIXES, find_videos
+from luve_lightning.data.video_files import VIDEO_SUFFIXES, check_name, find_videos, video_name
 
 _NAMES = ("name", "video", "clip_id")
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from luve_lightning.data.clips import ClipError
+from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.video_files import read_video
 from luve_lightning.evaluation.video_sets import VideoSets
 from luve_lightning.files import naming, replacing, write_text

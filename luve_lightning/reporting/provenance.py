@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from luve_lightning.data.clips import ClipError
+from luve_lightning.data.clip_container import ClipError
 
 Part = TypeVar("Part")
 

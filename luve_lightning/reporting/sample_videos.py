@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from luve_lightning.data.clips import ClipError
+from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.video_files import encode_h264, find_videos, read_video
 from luve_lightning.reporting.document import data_uri
 from luve_lightning.reporting.provenance import Unreadable

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from luve_lightning.data import clip_hashes
+from luve_lightning.data import hashes as clip_hashes
 from luve_lightning.data.video_files import read_video, write_video
 from luve_lightning.evaluation.bootstrap import mean_interval, paired_difference
 from tests.helpers.evaluation import read_csv, read_json, video, write_methods

@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import save
 
 from luve_lightning.__main__ import main
-from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.clip_windows import PairLookup, find_pair_keys
 from luve_lightning.data.clips import read_clip
-from luve_lightning.data.latent_pairs import PairLookup, find_pair_keys
+from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_recipe import LatentRecipe
 from luve_lightning.data.latent_store import LatentStore
 from luve_lightning.data.store import StoreError
@@ -265,7 +265,7 @@ def test_clips_are_encoded_as_they_are_shown(luve, world: Path, tiny_backbone: P
 
 def test_variants_have_entries_of_their_own(luve, world: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     transform = f"{{class_path: tests.helpers.recording.Recording, init_args: {{log: {tmp_path}/log}}}}"
-    plain = "{class_path: luve_lightning.data.encode_clips.Unchanged}"
+    plain = "{class_path: luve_lightning.data.variants.Unchanged}"
     assert summary(luve(variants=f"{{plain: {plain}, dark: {transform}}}", dtype="float32")) == (24, 0, 0)
     assert summary(luve(dtype="float32")) == (0, 12, 0)
     store = LatentStore(tmp_path / "store")

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from luve_lightning.data.clip_hashes import ClipHashes
 from luve_lightning.data.clip_scores import ScoreRow, read_rows, write_rows
 from luve_lightning.data.clips import read_clip
+from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_index import VideoIndex
 from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.scoring import captioned_world, recorded, set_captions

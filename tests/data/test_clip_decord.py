@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from luve_lightning.data.clip_decord import load_decord
+from luve_lightning.data.clips import load_decord
 
 
 def test_a_reader_whose_constructor_never_began_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:

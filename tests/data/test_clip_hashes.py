@@ -11,13 +11,12 @@ import pytest
 import torch
 from av.stream import Disposition
 
-from luve_lightning.data import clip_hashes
-from luve_lightning.data import fingerprints as file_hashes
+from luve_lightning.data import hashes as clip_hashes
+from luve_lightning.data import hashes as file_hashes
 from luve_lightning.data.clip_container import RefusedClip
-from luve_lightning.data.clip_hashes import ClipHashes, Reading, look, shown_digest
+from luve_lightning.data.clip_windows import ClipWindow, WindowReader, find_pair_keys, pending_windows
 from luve_lightning.data.clips import read_clip
-from luve_lightning.data.encode_clips import ClipWindow, WindowReader, pending_windows
-from luve_lightning.data.latent_pairs import find_pair_keys
+from luve_lightning.data.hashes import ClipHashes, Reading, look, shown_digest
 from luve_lightning.data.latent_recipe import LatentRecipe
 from luve_lightning.data.latent_store import LatentStore
 from luve_lightning.data.store import StoreError

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from luve_lightning.data.clip_container import RefusedClip
-from luve_lightning.data.clip_hashes import look
-from luve_lightning.data.clips import ClipError, probe_clip, read_clip
+from luve_lightning.data.clip_container import ClipError, RefusedClip
+from luve_lightning.data.clips import probe_clip, read_clip
+from luve_lightning.data.hashes import look
 from luve_lightning.data.video_files import read_video
 from tests.helpers.video_files import (
     H264_CLOSED,

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luve_lightning.data.clip_hashes import ClipHashes
 from luve_lightning.data.clip_scores import (
     ClipScores,
     ScoreRow,
@@ -19,6 +18,7 @@ from luve_lightning.data.clip_scores import (
     read_rows,
     write_rows,
 )
+from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_rows import CAPTIONS, ClipEntry
 
 SETTINGS = ScoreSettings("hpsv3", "1.0.0, weights 0123", "Style", "4 frames equally spaced")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from luve_lightning.data.clip_views import ClipViews, View, augmented
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.datamodules import ClipsDataModule
+from luve_lightning.datamodules.clips import ClipViews, View, augmented
 from luve_lightning.datamodules.sampling import SampleKey
 
 VIEWS = {"one": View(frames=1, size=32), "half": View(frames=5, size=32, scale=2.0)}

@@ -15,14 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from luve_lightning.data.clips import (
-    Backend,
-    ClipError,
-    probe_clip,
-    random_crop,
-    random_window,
-    read_clip,
-)
+from luve_lightning.data.clip_container import ClipError
+from luve_lightning.data.clips import Backend, probe_clip, random_crop, random_window, read_clip
 from tests.helpers.video_files import (
     CLOSED,
     HEVC,

@@ -13,23 +13,17 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from luve_lightning.data import encode_clips
-from luve_lightning.data import fingerprints as file_hashes
-from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data import clip_windows as encode_clips
+from luve_lightning.data import hashes as file_hashes
+from luve_lightning.data.clip_windows import ClipWindow, WindowReader, pending_windows, plan_windows
 from luve_lightning.data.clips import read_clip
-from luve_lightning.data.encode_clips import (
-    ClipsToEncode,
-    ClipWindow,
-    Unchanged,
-    WindowReader,
-    pending_windows,
-    plan_windows,
-    variant_name,
-)
+from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_recipe import LatentRecipe
 from luve_lightning.data.latent_store import LatentKey, LatentStore
 from luve_lightning.data.store import StoreError
+from luve_lightning.data.variants import Unchanged, variant_name
 from luve_lightning.data.video_index import VideoIndex
+from luve_lightning.datamodules.encode import ClipsToEncode
 from tests.helpers.recording import Recording
 from tests.helpers.small_world import write_world
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from luve_lightning.data import fingerprints as file_hashes
-from luve_lightning.data.fingerprints import FileHashes, vae_fingerprint
+from luve_lightning.data import hashes as file_hashes
+from luve_lightning.data.hashes import FileHashes
+from luve_lightning.datamodules.base import vae_fingerprint
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.backbones.wan import WanBackbone
 from tests.helpers.small_world import write_backbone
@@ -120,7 +121,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from luve_lightning.data import fingerprints as file_hashes
+from luve_lightning.data import hashes as file_hashes
 file_hashes._SETTLED_NS = 0
 hashes = file_hashes.FileHashes(sys.argv[1])
 for path in sys.argv[2:]:

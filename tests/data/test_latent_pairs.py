@@ -13,20 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luve_lightning.data.clip_container import ClipError
-from luve_lightning.data.clip_hashes import ClipHashes
-from luve_lightning.data.latent_pairs import (
-    PairLookup,
-    WholeLatentPairs,
-    aligned_windows,
-    find_pair_keys,
-    quarantine_path,
-)
+from luve_lightning.data.clip_windows import PairLookup, find_pair_keys, quarantine_path
+from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_recipe import LatentRecipe
 from luve_lightning.data.latent_store import LatentStore
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import ClipEntry, VideoIndex
 from luve_lightning.datamodules import LatentPairsDataModule
+from luve_lightning.datamodules.latent_pairs import WholeLatentPairs, aligned_windows
 from luve_lightning.datamodules.sampling import SampleKey
 from tests.helpers.small_world import write_world
 

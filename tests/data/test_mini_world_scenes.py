@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from luve_lightning.data.mini_world import captions
+from luve_lightning.data.mini_world import scene as captions
 from luve_lightning.data.mini_world.paint import apply_grade, draw_scene, paint_scene
 from luve_lightning.data.mini_world.photographs import (
     OUTLINES,

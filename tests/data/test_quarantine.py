@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from luve_lightning.data.clips import ClipError, read_clip
+from luve_lightning.data.clip_container import ClipError
+from luve_lightning.data.clips import read_clip
 from luve_lightning.data.quarantine import Quarantine, TooManyBadClips, first_readable
 from tests.helpers.unwritable import forbid_writing
 from tests.helpers.video_files import numbers_of, write_sound, write_video

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from luve_lightning.data.clip_scores import ScoreRow, ScoreSettings
 from luve_lightning.data.clips import read_clip
-from luve_lightning.data.fingerprints import stamp
+from luve_lightning.data.hashes import stamp
 from luve_lightning.data.score_clips import ClipJob, FrameChoice, FrameReader, Shard, parse_shard, read_ahead
 from luve_lightning.data.video_rows import ClipEntry
 from tests.helpers.small_world import write_clip

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from luve_lightning.cli.precompute import precompute
-from luve_lightning.data import fingerprints as file_hashes
-from luve_lightning.data.fingerprints import vae_fingerprint
+from luve_lightning.data import hashes as file_hashes
 from luve_lightning.data.scorers import SharpnessExposure
 from luve_lightning.data.text_store import TextSource, TextStore
 from luve_lightning.datamodules import LatentPairsDataModule
+from luve_lightning.datamodules.base import vae_fingerprint
 from tests.helpers.as_user import run_as
 from tests.helpers.small_world import write_backbone, write_clip, write_index
 

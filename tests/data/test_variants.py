@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.filters import unsharp_mask as skimage_unsharp_mask
 
-from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.clip_windows import find_pair_keys
 from luve_lightning.data.clips import read_clip
-from luve_lightning.data.encode_clips import InTurn, Unchanged, variant_name
-from luve_lightning.data.latent_pairs import find_pair_keys
+from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_recipe import LatentRecipe
 from luve_lightning.data.latent_store import LatentStore
-from luve_lightning.data.variants import Collage, Sharpened, Symmetry
+from luve_lightning.data.variants import Collage, InTurn, Sharpened, Symmetry, Unchanged, variant_name
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.functional.pixels import frames_to_video
 from luve_lightning.models.backbones import load_backbone
@@ -25,7 +24,7 @@ from tests.helpers.run_luve import run_luve
 from tests.helpers.small_world import write_world
 
 SHARPENED = "{class_path: luve_lightning.data.variants.Sharpened, init_args: {radius: 1.5, amount: 0.8}}"
-PLAIN = "{class_path: luve_lightning.data.encode_clips.Unchanged}"
+PLAIN = "{class_path: luve_lightning.data.variants.Unchanged}"
 NAME = "sharpened (radius 1.5, amount 0.8)"
 
 

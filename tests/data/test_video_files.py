@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luve_lightning.data.clips import ClipError, read_clip
+from luve_lightning.data.clip_container import ClipError
+from luve_lightning.data.clips import read_clip
 from luve_lightning.data.video_files import find_videos, read_video, write_video
 from tests.helpers.waiting import wait_for
 

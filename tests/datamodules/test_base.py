@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from luve_lightning.data.clip_views import View
 from luve_lightning.datamodules import CaptionLatentsDataModule, ClipsDataModule, LatentPairsDataModule
 from luve_lightning.datamodules.base import ResumableDataModule
+from luve_lightning.datamodules.clips import View
 from tests.helpers.run_luve import run_luve
 from tests.test_experiments import (
     EXPERIMENTS,

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from luve_lightning.data.clip_hashes import ClipHashes
 from luve_lightning.data.clip_scores import ScoreRow, ScoreSettings, caption_digest, write_rows
+from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.text_store import TextStore
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.datamodules.caption_latents import Selection

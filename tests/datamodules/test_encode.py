@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luve_lightning.data.clip_hashes import ClipHashes
-from luve_lightning.data.encode_clips import ClipsToEncode, ClipWindow, WindowReader
+from luve_lightning.data.clip_windows import ClipWindow, WindowReader
+from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_recipe import LatentRecipe
 from luve_lightning.data.latent_store import LatentStore
 from luve_lightning.data.video_index import VideoIndex
-from luve_lightning.datamodules.encode import EncodeDataModule, share
+from luve_lightning.datamodules.encode import ClipsToEncode, EncodeDataModule, share
 from tests.helpers.small_world import write_world
 
 

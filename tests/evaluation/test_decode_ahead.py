@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from luve_lightning.data.fingerprints import Stamp, stamp
+from luve_lightning.data.hashes import Stamp, stamp
 from luve_lightning.data.video_files import write_video
 from luve_lightning.evaluation import decode_ahead as module
 from luve_lightning.evaluation.decode_ahead import Decoded, MemoryGate, decode_ahead

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from luve_lightning.data.fingerprints import FileHashes
+from luve_lightning.data.hashes import FileHashes
 from luve_lightning.evaluation.measures import prepare_measures
 from luve_lightning.evaluation.result_cache import (
     ResultCache,
@@ -221,7 +221,7 @@ def test_features_depend_on_patches_and_extractor_and_not_on_the_reference(tmp_p
 @pytest.mark.slow
 def test_another_process_finds_the_same(tmp_path: Path) -> None:
     program = (
-        "from luve_lightning.data.fingerprints import FileHashes\n"
+        "from luve_lightning.data.hashes import FileHashes\n"
         "from luve_lightning.evaluation.result_cache import describe_metric, digest_of\n"
         "from tests.helpers.evaluation_metrics import Redness\n"
         f"print(digest_of(describe_metric(Redness(gain=3), FileHashes({str(tmp_path)!r}))))"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from luve_lightning.data.fingerprints import vae_fingerprint
+from luve_lightning.datamodules.base import vae_fingerprint
 from luve_lightning.evaluation.vae_features import VAEFeatures
 from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.metrics.frechet_patch import FrechetPatchDistance

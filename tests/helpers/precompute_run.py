@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_recipe import LatentRecipe
 from luve_lightning.data.latent_store import LatentKey, LatentStore
 from luve_lightning.data.video_index import VideoIndex

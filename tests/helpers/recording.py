@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from luve_lightning.data.encode_clips import PixelTransform
+from luve_lightning.data.variants import PixelTransform
 
 
 class Recording(PixelTransform):

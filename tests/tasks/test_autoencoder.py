@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from luve_lightning.data.clip_views import View
 from luve_lightning.datamodules import ClipsDataModule
+from luve_lightning.datamodules.clips import View
 from luve_lightning.losses import LatentL1, PixelMSE
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.tasks import AutoencoderTask

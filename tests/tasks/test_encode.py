@@ -11,11 +11,12 @@ import lightning as L
 import pytest
 import torch
 
-from luve_lightning.data.clip_hashes import ClipHashes
-from luve_lightning.data.encode_clips import Unchanged, WindowReader, plan_windows
+from luve_lightning.data.clip_windows import WindowReader, plan_windows
+from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_recipe import LatentRecipe
 from luve_lightning.data.latent_store import LatentKey, LatentStore
 from luve_lightning.data.quarantine import Quarantine
+from luve_lightning.data.variants import Unchanged
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.datamodules.encode import EncodeDataModule
 from luve_lightning.models.backbones import load_backbone

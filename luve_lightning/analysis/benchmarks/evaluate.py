@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_files import find_videos, read_video, write_video
 from luve_lightning.evaluation.measures import prepare_measures
 from luve_lightning.evaluation.result_cache import ResultCache

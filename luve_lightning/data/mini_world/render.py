@@ -24,10 +24,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from luve_lightning.data.mini_world.catalog import catalog_csv, splits_json
 from luve_lightning.data.mini_world.paint import draw_scene, paint_scene
 from luve_lightning.data.mini_world.photographs import SPLITS
-from luve_lightning.data.mini_world.scene import RENDERER, Scene
+from luve_lightning.data.mini_world.scene import RENDERER, Scene, catalog_csv, splits_json
 from luve_lightning.data.video_files import encode_h264
 from luve_lightning.files import file_digest, text_digest, write_text
 from luve_lightning.machine import check_video, cores

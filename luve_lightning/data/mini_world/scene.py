@@ -1,12 +1,18 @@
-"""What happens in one clip: a camera, sprites and a colour grade, and where each is in every frame."""
+"""A clip of the mini world: what is in it, what its captions say, and its line of the CSV."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+
+from luve_lightning.data.mini_world.photographs import PHOTOGRAPHS, SPLITS, photograph_named
+from luve_lightning.data.video_index import COLUMNS
 
 # Part of every clip's id: raise it whenever the same arguments would give other pixels.
 RENDERER = 1
@@ -204,3 +210,160 @@ def source_pixels(scene: Scene) -> float:
     """Returns how many pixels of the photograph stand behind one pixel of the clip, per axis, on average."""
     _, windows, _ = camera_path(scene.camera, scene.frames)
     return float(windows.mean()) / scene.size
+
+
+_ACTIONS = {
+    "circles": "moves in a circle",
+    "sways": "sways left and right",
+    "grows": "grows",
+    "shrinks": "shrinks",
+    "waits": "stands still",
+}
+_LIGHTS = ("the light is dim .", "the light is bright .", "the light is natural .")
+_SHOTS = ("a close shot .", "a medium shot .", "a wide shot .")
+_MOODS = ("calm", "lively", "fast")
+_STYLE = "a photograph in color ."
+_GREY_STYLE = "a photograph in black and white ."
+
+
+def summarized_description(scene: Scene) -> str:
+    """Returns the caption for conditioning: subject, camera, then one sentence a sprite."""
+    sprites = [_sprite(sprite) for sprite in scene.sprites] or ["nothing moves in front ."]
+    return " ".join([background(scene), camera_movement(scene), *sprites])
+
+
+def brief_description(scene: Scene) -> str:
+    """Returns subject and camera only."""
+    return f"{background(scene)} {camera_movement(scene)}"
+
+
+def detailed_description(scene: Scene) -> str:
+    """Returns the caption with shot, light and style."""
+    return " ".join([summarized_description(scene), shot_type(scene), lighting(scene), style(scene)])
+
+
+def background(scene: Scene) -> str:
+    """Returns what the photograph shows."""
+    return f"a photograph of {photograph_named(scene.url).subject} ."
+
+
+def theme(scene: Scene) -> str:
+    """Returns the subject alone."""
+    return photograph_named(scene.url).subject
+
+
+def camera_movement(scene: Scene) -> str:
+    """Returns what the camera does; directions are the camera's, so the picture moves the other way."""
+    camera = scene.camera
+    works = []
+    if camera.pan:
+        works.append(f"pans {camera.pan}")
+    if camera.zoom:
+        works.append(f"zooms {camera.zoom}")
+    if camera.turn:
+        works.append(f"turns {camera.turn}")
+    speed = f" {camera.speed}" if camera.speed else ""
+    return f"the camera {' and '.join(works) or 'stands still'}{speed} ."
+
+
+def style(scene: Scene) -> str:
+    """Returns whether the photograph is in colour."""
+    return _STYLE if photograph_named(scene.url).color else _GREY_STYLE
+
+
+def shot_type(scene: Scene) -> str:
+    """Returns how much of the photograph the camera sees."""
+    return _SHOTS[(scene.camera.window > 215) + (scene.camera.window > 290)]
+
+
+def lighting(scene: Scene) -> str:
+    """Returns how the clip was graded."""
+    return _LIGHTS[0 if scene.grade.brightness < 0.93 else 1 if scene.grade.brightness > 1.07 else 2]
+
+
+def atmosphere(scene: Scene) -> str:
+    """Returns one word for how much moves."""
+    moving = sum(sprite.action != "waits" for sprite in scene.sprites) + (scene.camera.speed == "quickly")
+    return _MOODS[min(moving, 2)]
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Returns every word a caption can hold, the full stop among them, sorted."""
+    phrases = [
+        *(f"{p.subject} {p.texture}" for p in PHOTOGRAPHS),
+        *DIRECTIONS,
+        *SHAPES,
+        *SPEEDS,
+        *SPRITE_SIZES,
+    ]
+    phrases += [*_ACTIONS.values(), *_LIGHTS, *_SHOTS, *_MOODS, _STYLE, _GREY_STYLE]
+    phrases += [
+        "a photograph of .",
+        "the camera stands still",
+        "pans zooms in out and turns clockwise counterclockwise",
+    ]
+    phrases += ["moves and spins", "nothing moves in front"]
+    return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
+
+
+def _sprite(sprite: Sprite) -> str:
+    words = [sprite.size, photograph_named(sprite.texture).texture, sprite.shape]
+    does = f"moves {sprite.direction}" if sprite.action == "moves" else _ACTIONS[sprite.action]
+    spins = " and spins" if sprite.spin else ""
+    noun = " ".join(word for word in words if word)
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun} {does}{spins} ."
+
+
+def catalog_csv(scenes: Sequence[Scene]) -> str:
+    """Returns the CSV of all clips.
+
+    A photograph plays the part of a source video, and its clips stand in it one after another
+    (`start_frame` up to, not including, `end_frame`). Scores: `vtss_score` is photograph pixels per clip
+    pixel (1 and more is sharp), `motion_score` is how many pixels the background moves a frame,
+    `video_clip_score` is 1, since captions are exact.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    shown: dict[str, int] = {}
+    for scene in scenes:
+        start = shown.get(scene.url, 0)
+        shown[scene.url] = start + scene.frames
+        writer.writerow(_row(scene, start))
+    return text.getvalue()
+
+
+def splits_json(scenes: Sequence[Scene]) -> str:
+    """Returns which photographs (`url`) each split's clips come from."""
+    splits = {split: sorted({scene.url for scene in scenes if scene.split == split}) for split in SPLITS}
+    return json.dumps(splits, indent=2) + "\n"
+
+
+def _row(scene: Scene, start: int) -> dict[str, object]:
+    stop = start + scene.frames
+    return {
+        "clip_id": scene.clip_id,
+        "url": scene.url,
+        "frame_width": scene.size,
+        "frame_height": scene.size,
+        "fps": scene.fps,
+        "start_frame": start,
+        "end_frame": stop,
+        "total_frames": scene.frames,
+        "start_time": round(start / scene.fps, 4),
+        "end_time": round(stop / scene.fps, 4),
+        "duration": round(scene.frames / scene.fps, 4),
+        "vtss_score": round(source_pixels(scene), 4),
+        "motion_score": round(motion_per_frame(scene), 4),
+        "video_clip_score": 1.0,
+        "Brief Description": brief_description(scene),
+        "Detailed Description": detailed_description(scene),
+        "Background": background(scene),
+        "Theme Description": theme(scene),
+        "Style": style(scene),
+        "Shot Type": shot_type(scene),
+        "Camera Movement": camera_movement(scene),
+        "Lighting": lighting(scene),
+        "Video Atmosphere": atmosphere(scene),
+        "Summarized Description": summarized_description(scene),
+    }

@@ -1,30 +1,132 @@
-"""Which stored latents belong together: every clip's high- and low-resolution ones, found before training."""
+"""Windows of clips: which there are, reading those that lack latents, finding the latents of the others."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from luve_lightning.data.clip_container import RefusedClip
-from luve_lightning.data.clip_hashes import ClipHashes
+from luve_lightning.data.clip_container import ClipError, RefusedClip
 from luve_lightning.data.clips import read_clip
-from luve_lightning.data.encode_clips import plan_windows
+from luve_lightning.data.hashes import ClipHashes, stamp
 from luve_lightning.data.latent_recipe import HIGH_RESOLUTION, LatentRecipe
 from luve_lightning.data.latent_store import LatentKey, LatentStore
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import ClipEntry
-from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.functional.resize import fit_frames
+from luve_lightning.functional.resize import crop_frames
+
+
+@dataclass(frozen=True)
+class ClipWindow:
+    """A clip and the frames of one latent, (start, stop)."""
+
+    clip: ClipEntry
+    frames: tuple[int, int]
+
+
+class EncodeItem:
+    """A window on its way to the store.
+
+    Not a dataclass: Lightning would look into it for tensors to convert (`precision: bf16-true`) and fails at the
+    frozen ones inside.
+
+    Attributes:
+        window: what it is.
+        missing: keys of the latents that the store lacks, by (variant, scale).
+        frames: uint8 T x H x W x C, cropped to the aspect ratio wanted; None when nothing is missing or it
+            failed.
+        error: why the clip cannot be used; None when it can.
+    """
+
+    def __init__(
+        self,
+        window: ClipWindow,
+        missing: dict[tuple[str, float], LatentKey] | None = None,
+        frames: Tensor | None = None,
+        error: str | None = None,
+    ) -> None:
+        self.window, self.missing, self.frames, self.error = window, missing or {}, frames, error
+
+
+def plan_windows(
+    entries: Iterable[ClipEntry], recipe: LatentRecipe
+) -> tuple[list[ClipWindow], list[ClipError]]:
+    """All windows of all clips by the index alone, and the clips that are too short for one."""
+    windows: list[ClipWindow] = []
+    short: list[ClipError] = []
+    for entry in entries:
+        ranges = recipe.frame_ranges(entry.total_frames)
+        windows += [ClipWindow(entry, frames) for frames in ranges]
+        if not ranges:
+            short.append(ClipError(entry.path, recipe.too_short(entry.total_frames)))
+    return windows, short
+
+
+class WindowReader:
+    """Decode a window if the store lacks latents of it.
+
+    Args:
+        recipe: which latents are wanted.
+        store: where they go.
+        hashes: of the clips.
+    """
+
+    def __init__(self, recipe: LatentRecipe, store: LatentStore, hashes: ClipHashes) -> None:
+        self.recipe, self.store, self.hashes = recipe, store, hashes
+
+    def __call__(self, window: ClipWindow) -> EncodeItem:
+        """What is missing and, if anything is, the frames.
+
+        A bad clip is an item with an error, not an exception: it must cross to another process.
+        """
+        try:
+            return self._read(window)
+        except ClipError as error:
+            return EncodeItem(window, error=error.reason)
+        except OSError as error:
+            return EncodeItem(window, error=error.strerror or str(error))
+
+    def _read(self, window: ClipWindow) -> EncodeItem:
+        path = window.clip.path
+        digest = self.hashes.digest(path)
+        keys = self.recipe.keys(digest, window.frames)
+        try:
+            item = EncodeItem(window, {name: key for name, key in keys.items() if not self.store.has(key)})
+        except OSError as error:  # the store's fault, not the clip's
+            raise StoreError(f"{error.filename}: {error.strerror}") from None
+        if item.missing:
+            before = stamp(path)
+            frames = read_clip(path, window.frames[0], self.recipe.frames, stride=self.recipe.stride)
+            # The frames must be those of the bytes that were hashed.
+            if stamp(path) != before or self.hashes.digest(path) != digest:
+                raise ClipError(path, "changed while it was read")
+            item.frames = self._crop(path, torch.from_numpy(frames))
+        return item
+
+    def _crop(self, path: Path, frames: Tensor) -> Tensor:
+        try:
+            # A copy, so that the rest of the decoded frames is freed and does not cross to another process.
+            return crop_frames(frames, self.recipe.size).clone(memory_format=torch.contiguous_format)
+        except ValueError as error:
+            raise ClipError(path, str(error)) from None
+
+
+def pending_windows(windows: Sequence[ClipWindow], read: WindowReader) -> list[int]:
+    """Positions of the windows that may lack latents. Reads no clip: one of unknown hash is pending."""
+    pending = []
+    for position, window in enumerate(windows):
+        try:
+            digest = read.hashes.known(window.clip.path)
+        except OSError:
+            digest = None
+        if digest is None or not all(map(read.store.has, read.recipe.keys(digest, window.frames).values())):
+            pending.append(position)
+    return pending
 
 
 @dataclass(frozen=True)
@@ -149,134 +251,3 @@ def _complaint(
         f"scales {scales}, {recipe.frames} frames from {recipe.start} (windows {recipe.windows}, stride "
         f"{recipe.stride}), VAE {recipe.vae[:12]}: run `luve precompute` with these values on this index"
     )
-
-
-CropWindow = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-
-
-def aligned_windows(
-    shape: Size3d, crop: Size3d, scale: float, rng: np.random.Generator
-) -> tuple[CropWindow, CropWindow]:
-    """A random window of high-resolution latents and the low-resolution window that covers the same picture.
-
-    With scale p/q in lowest terms, positions agree at multiples of p (high) and q (low) only.
-
-    Args:
-        shape: frames, height and width of the high-resolution latents.
-        crop: frames, height and width of the window; cut to `shape`. Height and width multiples of p.
-        scale: high over low resolution.
-        rng: decides the position.
-
-    Returns:
-        ((t0, t1), (y0, y1), (x0, x1)) in high- and in low-resolution latents.
-
-    Raises:
-        ValueError: when the crop or the shape is not a multiple of p.
-    """
-    ratio = Fraction(scale).limit_denominator(1000)
-    p, q = ratio.numerator, ratio.denominator
-    frames = min(crop[0], shape[0])
-    t = int(rng.integers(shape[0] - frames + 1))
-    high: list[tuple[int, int]] = [(t, t + frames)]
-    low: list[tuple[int, int]] = [(t, t + frames)]
-    for name, n, want in zip(("height", "width"), shape[1:], crop[1:], strict=True):
-        extent = min(n, want)
-        if extent % p or n % p:
-            raise ValueError(
-                f"{name}: a crop of {extent} in {n} latents is not a multiple of {p}, as scale {scale:g} needs"
-            )
-        start = int(rng.integers((n - extent) // p + 1))
-        high.append((start * p, start * p + extent))
-        low.append((start * q, start * q + extent // p * q))
-    return (high[0], high[1], high[2]), (low[0], low[1], low[2])
-
-
-class LatentPairCrops(Dataset[dict[str, Any]]):
-    """Random aligned crops, addressed by `SampleKey`s (index, bucket = scale, seed).
-
-    Args:
-        store: the latents.
-        pairs: what to draw from.
-        scales: in bucket order.
-        crop: high-resolution latent frames, height and width.
-        preload: keep all latents in memory.
-    """
-
-    def __init__(
-        self,
-        store: LatentStore,
-        pairs: Sequence[PairEntry],
-        scales: Sequence[float],
-        crop: Size3d,
-        preload: bool = False,
-    ) -> None:
-        self.store, self.pairs, self.scales, self.crop = store, list(pairs), list(scales), crop
-        self.loaded: dict[LatentKey, Tensor] = {}
-        if preload:
-            for pair in self.pairs:
-                for key in (pair.hr_key, *(pair.lr_keys[scale] for scale in self.scales)):
-                    self.loaded[key] = store.read(key)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def _read(self, key: LatentKey, window: CropWindow) -> Tensor:
-        t, y, x = window
-        if key in self.loaded:
-            return self.loaded[key][:, slice(*t), slice(*y), slice(*x)].float()
-        return self.store.read(key, t, y, x).float()
-
-    def __getitem__(self, key: Any) -> dict[str, Any]:
-        pair, scale = self.pairs[key.index], self.scales[key.bucket]
-        rng = np.random.default_rng(list(key.seed))
-        shape = (
-            self.loaded[pair.hr_key].shape if pair.hr_key in self.loaded else self.store.shape(pair.hr_key)
-        )
-        high, low = aligned_windows((shape[1], shape[2], shape[3]), self.crop, scale, rng)
-        return {
-            "hr": self._read(pair.hr_key, high),
-            "lr": self._read(pair.lr_keys[scale], low),
-            "scale": torch.tensor(scale),
-            "clip_id": pair.entry.clip_id,
-        }
-
-
-class WholeLatentPairs(Dataset[dict[str, Any]]):
-    """Whole latents with the clip's own pixels, every clip at every scale: what evaluation sees.
-
-    Items of one scale stand together, clips in the index's order.
-
-    Args:
-        store: the latents.
-        pairs: clips.
-        scales: scales to evaluate.
-        limit: at most this many clips; None takes all.
-    """
-
-    def __init__(
-        self,
-        store: LatentStore,
-        pairs: Sequence[PairEntry],
-        scales: Sequence[float],
-        limit: int | None = None,
-    ) -> None:
-        self.store = store
-        self.items = [(pair, scale) for scale in scales for pair in list(pairs)[:limit]]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        pair, scale = self.items[index]
-        start, stop = pair.hr_key.frames
-        stride = pair.hr_key.stride
-        frames = read_clip(pair.entry.path, start, (stop - start - 1) // stride + 1, stride=stride)
-        # The same crop and resize as precompute's, so that pixels and latents show the same picture.
-        video = fit_frames(torch.from_numpy(frames), pair.hr_key.size)
-        return {
-            "hr": self.store.read(pair.hr_key).float(),
-            "lr": self.store.read(pair.lr_keys[scale]).float(),
-            "video": video,
-            "scale": torch.tensor(scale),
-            "clip_id": pair.entry.clip_id,
-        }

@@ -3,10 +3,16 @@
 An ordinary clip is known by the sha256 of its bytes. One that is mirrored, has its pixels made square, or is converted
 to SDR, is known by the sha256 of that and of `Presentation.label`: latents, scores and measures that were made while it
 was read otherwise are not found any more. One that is refused has no hash, so nothing old is found of it either.
+
+Both are remembered, so that a clip's bytes are read once for it.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -15,19 +21,119 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from luve_lightning.data.clip_container import ClipError, RefusedClip, may_interlace, opened
-from luve_lightning.data.clip_packets import MP4, codec_of
+from luve_lightning.data.clip_container import MP4, ClipError, RefusedClip, may_interlace, opened
 from luve_lightning.data.clip_presentation import (
     decode_leniently,
     presentation_of,
     require_progressive,
 )
-from luve_lightning.data.fingerprints import FileHashes, stamp
-from luve_lightning.files import text_digest, warn_kept_in_memory
+from luve_lightning.data.clip_scan import codec_of
+from luve_lightning.files import file_digest, text_digest, warn_kept_in_memory
 from luve_lightning.locks import JsonLines
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
+
+
+Stamp = tuple[int, int, int]
+
+# A file changed twice within one tick of its file system's clock keeps its stamp (Git calls this "racily
+# clean"). Ticks are up to 2 s (FAT); a hash of a file touched less than this ago is used, but not remembered.
+_SETTLED_NS = 2_000_000_000
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def stamp(path: Path) -> Stamp:
+    """Size in bytes, and the times in nanoseconds at which content and inode last changed.
+
+    The inode time is there because tools such as rsync set the other one back.
+
+    Raises:
+        FileNotFoundError: when there is no file.
+    """
+    info = path.stat()
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
+class FileHashes:
+    """sha256 of files by path and stamp, in a file of JSON lines that any number of processes may append to.
+
+    Where that file may not be written, or the disk is full, a hash is remembered by this object alone.
+
+    Args:
+        root: folder of the cache file, `file_hashes.jsonl`.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self._lines = JsonLines(Path(root) / "file_hashes.jsonl")
+        self._known: dict[str, tuple[Stamp, str]] = {}
+        self._writable = True
+
+    def digest(self, path: str | Path) -> str:
+        """sha256 of a file's bytes, 64 hex digits.
+
+        Raises:
+            FileNotFoundError: when there is no file.
+            OSError: when it cannot be read, or changes while it is read.
+        """
+        file = _resolved(path)
+        known = self.known(file)
+        if known is not None:
+            return known
+        before = stamp(file)
+        if not file.is_file():  # a named pipe would wait for ever
+            raise OSError(errno.EINVAL, "not a file", str(file))
+        digest = file_digest(file)
+        if stamp(file) != before:
+            raise OSError(f"{file} changed while it was read")
+        if time.time_ns() - max(before[1:]) > _SETTLED_NS:
+            self._remember(str(file), before, digest)
+        return digest
+
+    def known(self, path: str | Path) -> str | None:
+        """The remembered sha256 of a file as it is now, or None. Reads none of its bytes.
+
+        Raises:
+            FileNotFoundError: when there is no file.
+        """
+        file = _resolved(path)
+        now = stamp(file)
+        for look in (lambda: None, self._refresh):
+            look()
+            found = self._known.get(str(file))
+            if found is not None and found[0] == now:
+                return found[1]
+        return None
+
+    def _remember(self, file: str, seen: Stamp, digest: str) -> None:
+        self._known[file] = (seen, digest)
+        if not self._writable:
+            return
+        try:
+            self._lines.append({"path": file, "stamp": seen, "sha256": digest})
+        except OSError as error:
+            self._writable = False
+            warn_kept_in_memory(self._lines.path.parent, error)
+
+    def _refresh(self) -> None:
+        """Take in what was appended since the last look, where the file may be read."""
+        with suppress(OSError):
+            for record in self._lines.new():
+                with suppress(
+                    ValueError, KeyError, TypeError
+                ):  # of another kind: hashed again when it is needed
+                    size, mtime, ctime = record["stamp"]
+                    if _SHA256.fullmatch(record["sha256"]):
+                        self._known[record["path"]] = ((size, mtime, ctime), record["sha256"])
+
+
+def _resolved(path: str | Path) -> Path:
+    """A path without links; OSError for links in a circle, which Python 3.11 and 3.12 call a RuntimeError."""
+    try:
+        return Path(path).resolve()
+    except RuntimeError:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
+
 
 _RULES = 2  # raise it when any file is refused or labelled otherwise: what is remembered then counts no more
 
