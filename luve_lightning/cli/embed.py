@@ -12,8 +12,7 @@ from rich.console import Console
 from luve_lightning.callbacks.cpu_threads import cpu_threads
 from luve_lightning.cli import Verb
 from luve_lightning.cli.open_index import check_folder, check_stored, entries_of, open_index, summarise
-from luve_lightning.data.captions import captions_of, embed_captions
-from luve_lightning.data.text_store import TextSource, TextStore
+from luve_lightning.data.text_store import TextSource, TextStore, captions_of, embed_captions
 from luve_lightning.data.video_index import Limits, Split
 from luve_lightning.machine import choose_device, decoding_threads
 from luve_lightning.models.backbones import load_backbone

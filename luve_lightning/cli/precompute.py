@@ -30,8 +30,7 @@ from luve_lightning.cli.parsing import check_trainer
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clip_windows import ClipWindow, WindowReader, plan_windows, quarantine_path
 from luve_lightning.data.hashes import ClipHashes
-from luve_lightning.data.latent_recipe import LatentRecipe, check_scales
-from luve_lightning.data.latent_store import LatentKey, LatentStore
+from luve_lightning.data.latent_store import LatentKey, LatentRecipe, LatentStore, check_scales
 from luve_lightning.data.quarantine import Quarantine, TooManyBadClips
 from luve_lightning.data.variants import PixelTransform, Unchanged, variant_name
 from luve_lightning.data.video_index import Limits, Split

@@ -13,8 +13,7 @@ from torch import Tensor
 from luve_lightning.data.clip_container import ClipError, RefusedClip
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.hashes import ClipHashes, stamp
-from luve_lightning.data.latent_recipe import HIGH_RESOLUTION, LatentRecipe
-from luve_lightning.data.latent_store import LatentKey, LatentStore
+from luve_lightning.data.latent_store import HIGH_RESOLUTION, LatentKey, LatentRecipe, LatentStore
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import ClipEntry

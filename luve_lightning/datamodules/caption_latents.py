@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from luve_lightning.data.clip_scores import ClipScores
 from luve_lightning.data.clip_windows import find_pair_keys
 from luve_lightning.data.hashes import ClipHashes
-from luve_lightning.data.latent_recipe import HIGH_RESOLUTION, LatentRecipe
-from luve_lightning.data.latent_store import LatentKey, LatentStore
+from luve_lightning.data.latent_store import HIGH_RESOLUTION, LatentKey, LatentRecipe, LatentStore
 from luve_lightning.data.text_store import StoredEmbeddings, TextStore
 from luve_lightning.data.video_index import ClipEntry, Limits, Split
 from luve_lightning.datamodules.base import (

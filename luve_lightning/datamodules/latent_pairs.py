@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from luve_lightning.data.clip_windows import PairEntry, find_pair_keys
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.hashes import ClipHashes
-from luve_lightning.data.latent_recipe import LatentRecipe
-from luve_lightning.data.latent_store import LatentKey, LatentStore
+from luve_lightning.data.latent_store import LatentKey, LatentRecipe, LatentStore
 from luve_lightning.data.video_index import Limits, Split, VideoIndex
 from luve_lightning.datamodules.base import (
     ResumableDataModule,

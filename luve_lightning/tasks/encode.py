@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clip_windows import EncodeItem, WindowReader
-from luve_lightning.data.latent_recipe import HIGH_RESOLUTION
-from luve_lightning.data.latent_store import LatentKey
+from luve_lightning.data.latent_store import HIGH_RESOLUTION, LatentKey
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.variants import PixelTransform, variant_name
 from luve_lightning.functional.resize import resize_frames, resize_video

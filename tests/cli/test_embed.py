@@ -14,8 +14,13 @@ import torch
 from diffusers import WanPipeline
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from luve_lightning.data.captions import EmbedReport, embed_captions
-from luve_lightning.data.text_store import StoredEmbeddings, TextSource, TextStore
+from luve_lightning.data.text_store import (
+    EmbedReport,
+    StoredEmbeddings,
+    TextSource,
+    TextStore,
+    embed_captions,
+)
 from luve_lightning.models.backbones import load_backbone
 from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.small_text import write_text_encoder

@@ -16,8 +16,7 @@ from luve_lightning.__main__ import main
 from luve_lightning.data.clip_windows import PairLookup, find_pair_keys
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.hashes import ClipHashes
-from luve_lightning.data.latent_recipe import LatentRecipe
-from luve_lightning.data.latent_store import LatentStore
+from luve_lightning.data.latent_store import LatentRecipe, LatentStore
 from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.functional.pixels import frames_to_video

@@ -14,8 +14,7 @@ from skimage.filters import unsharp_mask as skimage_unsharp_mask
 from luve_lightning.data.clip_windows import find_pair_keys
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.hashes import ClipHashes
-from luve_lightning.data.latent_recipe import LatentRecipe
-from luve_lightning.data.latent_store import LatentStore
+from luve_lightning.data.latent_store import LatentRecipe, LatentStore
 from luve_lightning.data.variants import Collage, InTurn, Sharpened, Symmetry, Unchanged, variant_name
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.functional.pixels import frames_to_video

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 from luve_lightning.data.hashes import ClipHashes
-from luve_lightning.data.latent_recipe import LatentRecipe
-from luve_lightning.data.latent_store import LatentKey, LatentStore
+from luve_lightning.data.latent_store import LatentKey, LatentRecipe, LatentStore
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.models.backbones import load_backbone
 from tests.helpers.waiting import wait_for

@@ -13,8 +13,7 @@ import torch
 
 from luve_lightning.data.clip_windows import WindowReader, plan_windows
 from luve_lightning.data.hashes import ClipHashes
-from luve_lightning.data.latent_recipe import LatentRecipe
-from luve_lightning.data.latent_store import LatentKey, LatentStore
+from luve_lightning.data.latent_store import LatentKey, LatentRecipe, LatentStore
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.variants import Unchanged
 from luve_lightning.data.video_index import VideoIndex

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luve_lightning.data.latent_recipe import HIGH_RESOLUTION, LatentRecipe, check_scales
+from luve_lightning.data.latent_store import HIGH_RESOLUTION, LatentRecipe, check_scales
 
 RECIPE = LatentRecipe(vae="v", size=(192, 96), scales=(1.5, 2.0, 3.0), frames=9)
 

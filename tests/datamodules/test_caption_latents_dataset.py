@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from luve_lightning.data.latent_recipe import LatentRecipe
-from luve_lightning.data.latent_store import LatentStore
+from luve_lightning.data.latent_store import LatentRecipe, LatentStore
 from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_rows import CAPTIONS, ClipEntry
 from luve_lightning.datamodules.caption_latents import CaptionLatents

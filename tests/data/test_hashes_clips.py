@@ -17,8 +17,7 @@ from luve_lightning.data.clip_container import RefusedClip
 from luve_lightning.data.clip_windows import ClipWindow, WindowReader, find_pair_keys, pending_windows
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.hashes import ClipHashes, Reading, look, shown_digest
-from luve_lightning.data.latent_recipe import LatentRecipe
-from luve_lightning.data.latent_store import LatentStore
+from luve_lightning.data.latent_store import LatentRecipe, LatentStore
 from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import ClipEntry
 from tests.helpers.video_files import CLOSED, H264_CLOSED, KINDS, set_matrix, write_video

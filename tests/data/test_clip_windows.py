@@ -18,8 +18,7 @@ from luve_lightning.data import hashes as file_hashes
 from luve_lightning.data.clip_windows import ClipWindow, WindowReader, pending_windows, plan_windows
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.hashes import ClipHashes
-from luve_lightning.data.latent_recipe import LatentRecipe
-from luve_lightning.data.latent_store import LatentKey, LatentStore
+from luve_lightning.data.latent_store import LatentKey, LatentRecipe, LatentStore
 from luve_lightning.data.store import StoreError
 from luve_lightning.data.variants import Unchanged, variant_name
 from luve_lightning.data.video_index import VideoIndex
