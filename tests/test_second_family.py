@@ -79,6 +79,7 @@ def test_what_it_computes_fits_together(backbone: Path) -> None:
     assert velocity.shape == latents.shape
 
 
+@pytest.mark.slow
 def test_a_vluer_is_trained_on_it(command: Command, tmp_path: Path) -> None:
     """Latents encoded, one step with pixels decoded, compared with interpolation, exported."""
     command("precompute", "precompute/mini.yaml")
@@ -87,6 +88,7 @@ def test_a_vluer_is_trained_on_it(command: Command, tmp_path: Path) -> None:
     assert net(torch.randn(1, 6, 2, 4, 5), (3, 8, 10)).shape == (1, 6, 3, 8, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lfe", "hfe"])
 def test_experts_are_trained_on_it(command: Command, tmp_path: Path, backbone: Path, name: str) -> None:
     """Latents and texts embedded, one step, and the expert changes what its base predicts in its own place."""
