@@ -32,20 +32,22 @@ def command(
     backbone: Path,
     tiny_clips: Path,
 ) -> Command:
-    """Runs a verb with an experiment's file, the tiny world's file over it, and further words."""
+    """Runs a verb with experiments' files, the tiny world's over them, and further words."""
     monkeypatch.setenv("TINY_BACKBONE", str(backbone))
     monkeypatch.setenv("TINY_WORLD", str(tiny_clips))
     monkeypatch.setenv("TINY_LATENTS", str(tmp_path / "latents"))
-    monkeypatch.setenv("TINY_TEXTS", str(tmp_path / "texts"))
+    monkeypatch.setenv("TINY_TEXTS", str(tmp_path / "run" / "texts"))
     monkeypatch.setenv("TINY_RUN", str(tmp_path / "run"))
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
-    def run(verb: str, name: str, *words: object) -> None:
-        files = [repository / "experiments" / name, repository / "tests/conf" / name]
-        if verb == "fit":
-            files.insert(1, repository / "tests/conf/one_step.yaml")
+    def run(verb: str, *words: object) -> None:
+        names = [word for word in words if str(word).endswith(".yaml")]
+        files = [repository / "experiments" / str(name) for name in names]
+        files += [repository / "tests/conf/one_step.yaml"] if verb == "fit" else []
+        files += [file for name in names if (file := repository / "tests/conf" / str(name)).is_file()]
+        words = tuple(word for word in words if word not in names)
         options = [word for file in files for word in ("--config", file)]
         outcome = run_luve(capsys, verb, *options, *words)
         assert outcome.code == 0, outcome.err
@@ -89,15 +91,17 @@ def test_a_vluer_is_trained_on_it(command: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lfe", "hfe"])
-def test_experts_are_trained_on_it(command: Command, tmp_path: Path, backbone: Path, name: str) -> None:
+@pytest.mark.parametrize("files", [["lfe"], ["lfe", "hfe"]])
+def test_experts_are_trained_on_it(
+    command: Command, tmp_path: Path, backbone: Path, files: list[str]
+) -> None:
     """Latents and texts embedded, one step, and the expert changes what its base predicts in its own place."""
-    command("precompute", "precompute/mini.yaml")
+    command("precompute", "precompute/mini.yaml", "precompute/mini-experts.yaml")
     command("embed", "embed/mini.yaml")
-    command("fit", f"experts/mini-{name}.yaml", "--model.recompute=blocks")
+    command("fit", *(f"experts/mini-{name}.yaml" for name in files), "--model.recompute=blocks")
     denoiser = load_backbone(backbone).denoiser()
     latents, text = torch.randn(1, 6, 3, 4, 5), torch.randn(1, 7, 10)
     before = denoiser.velocity(latents, torch.tensor([900.0]), text)
-    load_expert(denoiser.module, tmp_path / "run", name)
+    load_expert(denoiser.module, tmp_path / "run", files[-1])
     after = denoiser.velocity(latents, torch.tensor([900.0]), text)
     assert not torch.equal(before, after)
