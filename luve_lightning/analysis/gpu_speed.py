@@ -71,10 +71,15 @@ REFERENCE = GpuSpeed(
 )
 
 
+# What `measured_gpu` finds on the reference: TFLOP/s of one attention kernel, TB/s of a copy.
+_REFERENCE_ATTENTION, _REFERENCE_COPY = 690, 3.8
+
+
 def measured_gpu() -> GpuSpeed:
     """The speed of PyTorch's current GPU: the reference where it is one, else measured in about a second.
 
-    Attention and a copy in memory are timed; the other kinds of operation follow attention, as on the reference.
+    Attention and a copy in memory are timed, and the reference's rates are taken in proportion: what models reach lies
+    below what one kernel does.
     """
     name, device = torch.cuda.get_device_name(), torch.device("cuda", torch.cuda.current_device())
     if REFERENCE.name in name.lower().split():
@@ -82,13 +87,13 @@ def measured_gpu() -> GpuSpeed:
     heads, tokens, width = 16, 16384, 128
     queries = torch.randn(1, heads, tokens, width, device=device, dtype=torch.bfloat16)
     attention = partial(F.scaled_dot_product_attention, queries, queries, queries)
-    tflops = 4 * heads * tokens**2 * width / _seconds(attention, device) / _TERA
+    rate = 4 * heads * tokens**2 * width / _seconds(attention, device) / _TERA
     block = torch.zeros(2**27, device=device, dtype=torch.uint8)
-    bandwidth = 2 * block.nbytes / _seconds(block.clone, device) / _TERA
+    copied = 2 * block.nbytes / _seconds(block.clone, device) / _TERA
     memory = torch.cuda.get_device_properties(device).total_memory / 2**30
-    return replace(
-        _with_attention(REFERENCE, tflops), name=name, memory_gib=round(memory, 1), bandwidth=bandwidth
-    )
+    speed = _with_attention(REFERENCE, REFERENCE.tflops["attention"] * rate / _REFERENCE_ATTENTION)
+    bandwidth = REFERENCE.bandwidth * copied / _REFERENCE_COPY
+    return replace(speed, name=name, memory_gib=round(memory, 1), bandwidth=bandwidth)
 
 
 def gpu_speed(gpu: str | None, tflops: float | None) -> GpuSpeed | None:
