@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,11 +19,13 @@ from luve_lightning.analysis.denoising_spectra import (
     joined,
     recorded_predictions,
 )
+from luve_lightning.cascade.denoise import from_noise
+from luve_lightning.cascade.options import Guidance
 from luve_lightning.evaluation.tables import table_csv
 from luve_lightning.files import replacing, write_text
+from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.spectra import band_power, check_edges, radial_spectrum
-from luve_lightning.models.backbones import family_of, latent_space_of
-from luve_lightning.models.transformer import check_token_grid
+from luve_lightning.models.backbones import Denoiser, LatentSpace, Schedule, TextConditioner
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,62 +100,52 @@ def check_spectra_options(prompts: Sequence[str], steps: int, edges: Sequence[fl
         raise ValueError(f"share: expected a number between 0 and 1, got {share}")
 
 
+@torch.no_grad()
 def generate_spectra(
-    pipeline: Any,
+    denoiser: Denoiser,
+    text: TextConditioner,
+    schedule: Schedule,
+    codec: LatentSpace,
     prompts: Sequence[str],
-    size: tuple[int, int, int],
+    size: Size3d,
     steps: int,
     guidance: float,
     seed: int,
     edges: Sequence[float],
-    length: int,
     advance: Callable[[], None] = lambda: None,
 ) -> BandResolution:
     """Generate the latents of each prompt and measure when their bands resolve; nothing is decoded.
 
     Args:
-        pipeline: a diffusers WanPipeline.
+        denoiser: generates.
+        text: embeds the prompts.
+        schedule: the denoising schedule.
+        codec: the latent space.
         prompts: one video each.
         size: frames, height and width of the videos.
         steps: denoising steps.
         guidance: scale of classifier-free guidance; 1 is none.
-        seed: of the first prompt's noise; the next takes the next.
-        edges: of the bands, see `functional.spectra.band_power`.
-        length: tokens of a prompt, padding included.
+        seed: seed of the first prompt's noise; the next takes the next.
+        edges: edges of the bands, see `functional.spectra.band_power`.
         advance: called after each denoising step.
 
     Raises:
         ValueError: for a size that the models would crop, or latents too small for the bands.
     """
-    latents = latent_space_of(pipeline.vae).latent_size(*size)
-    check_token_grid(pipeline.transformer, latents)
-    band_power(
-        radial_spectrum(torch.zeros(1, 1, 1, *latents[1:])), edges
-    )  # before any work: do the bands fit?
-
-    text = family_of(pipeline.transformer).text_class(pipeline.tokenizer, pipeline.text_encoder, length)
+    latents = codec.latent_size(*size)
+    denoiser.token_grid(latents)
+    # Before any work: do the bands fit?
+    band_power(radial_spectrum(torch.zeros(1, 1, 1, *latents[1:])), edges)
     text.warn_of_cuts(prompts)
-
-    def stepped(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        advance()
-        return tensors
-
+    negative = text([""]) if guidance > 1 else None
     found = []
     # One prompt at a time: every step's latents are kept until the last is there.
     for number, prompt in enumerate(prompts):
-        with recorded_predictions(pipeline.scheduler) as predictions:
-            pipeline(
-                prompt=prompt,
-                num_frames=size[0],
-                height=size[1],
-                width=size[2],
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=torch.Generator("cpu").manual_seed(seed + number),
-                max_sequence_length=length,
-                output_type="latent",
-                callback_on_step_end=stepped,
-            )
+        with recorded_predictions(schedule.scheduler) as predictions:
+            from_noise(
+                denoiser.module, schedule, latents, text([prompt]), negative, Guidance(max(guidance, 1.0)), steps,
+                torch.Generator("cpu").manual_seed(seed + number), on_step=lambda *_: advance(),
+            )  # fmt: skip
         found.append(denoising_spectra(predictions, edges))
     return joined(found)
 

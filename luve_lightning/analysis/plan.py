@@ -31,8 +31,8 @@ from luve_lightning.cascade.luve_speed import SpeedOptions
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.functional.flow_matching import sampling_sigmas
 from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.models.backbones import denoiser_of
 from luve_lightning.models.experts import expert_names
-from luve_lightning.models.transformer import check_token_grid
 
 
 class Planner:
@@ -58,11 +58,11 @@ class Planner:
         self.running = running or SpeedOptions()
         codec = parts.codec
         self.grid = codec.latent_size(*options.size)
-        check_token_grid(parts.refiner, self.grid)
+        denoiser_of(parts.refiner).token_grid(self.grid)
         self.low: Size3d | None = None
         if options.cascade:
             self.low = codec.latent_size(*options.motion)
-            check_token_grid(parts.transformer, self.low)
+            denoiser_of(parts.transformer).token_grid(self.low)
 
     def stages(self) -> list[StagePlan]:
         """Every stage in order."""
@@ -101,7 +101,7 @@ class Planner:
         if self.speed is not None:
             one = sum(self.speed.seconds(runs[expert].operations) * share[expert] for expert in runs) / in_one
             seconds = one * predictions
-        t, h, w = check_token_grid(model, grid)
+        t, h, w = denoiser_of(model).token_grid(grid)
         return self._stage(
             name or stage,
             [used],

@@ -14,6 +14,7 @@ from luve_lightning.analysis.model_parts import Parts
 from luve_lightning.cascade.denoise import denoise
 from luve_lightning.cascade.options import Guidance
 from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.models.backbones import denoiser_of
 
 DenoisingStage = Literal["motion", "refine"]
 
@@ -50,11 +51,11 @@ class StepProgram:
     ) -> None:
         self.transformer = parts.transformer if stage == "motion" else parts.refiner
         self.guidance = guidance or Guidance()
-        config, device = self.transformer.config, parts.device
-        text = (1, parts.configs.text_length, config.text_dim)
-        self.latents = torch.randn(1, config.in_channels, *grid, device=device)
-        self.embeds = torch.randn(text, device=device).to(self.transformer.dtype)
-        self.negative = torch.randn(text, device=device).to(self.transformer.dtype)
+        denoiser, device = denoiser_of(self.transformer), parts.device
+        text = (1, parts.configs.text_length, denoiser.text_dim)
+        self.latents = torch.randn(1, denoiser.channels, *grid, device=device)
+        self.embeds = torch.randn(text, device=device).to(denoiser.dtype)
+        self.negative = torch.randn(text, device=device).to(denoiser.dtype)
         # Timesteps have values, which the meta device has not.
         where = torch.device("cpu") if device.type == "meta" else device
         self.scheduler = parts.configs.family.build_schedule(parts.configs.shift).scheduler

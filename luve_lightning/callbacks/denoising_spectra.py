@@ -17,10 +17,12 @@ from luve_lightning.analysis.denoising_run import (
 )
 from luve_lightning.analysis.denoising_spectra import BandResolution, NoSpectrum, suggest_switch
 from luve_lightning.callbacks.undisturbed import undisturbed
+from luve_lightning.models.backbones import load_backbone
+from luve_lightning.tasks.contracts import TextToVideo
 
 
 class DenoisingSpectra(L.Callback):
-    """Records how much of each frequency band has appeared at each denoising step of the task's `pipeline()`.
+    """Records how much of each frequency band has appeared at each denoising step of a text-to-video task.
 
     See `evaluation.denoising_spectra` for the meaning, and for the switch between experts that follows from it.
     Rank zero generates with the averaged weights and generators of its own, so training's random numbers are
@@ -69,12 +71,12 @@ class DenoisingSpectra(L.Callback):
         """Refuse a task that cannot generate.
 
         Raises:
-            ValueError: when it has no `pipeline()`.
+            ValueError: when it is no TextToVideo.
         """
-        if not hasattr(pl_module, "pipeline"):
+        if not isinstance(pl_module, TextToVideo):
             raise ValueError(
-                f"DenoisingSpectra: {type(pl_module).__name__} has no pipeline() to generate with; BackboneTask has "
-                "one, and `luve spectra` measures a backbone folder"
+                f"DenoisingSpectra: {type(pl_module).__name__} cannot generate from a text; BackboneTask can, and "
+                "`luve spectra` measures a backbone folder"
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -128,17 +130,20 @@ class DenoisingSpectra(L.Callback):
                 logger.log_image("spectra/resolved", [str(plot)], step=trainer.global_step)
 
     def _generate(self, trainer: L.Trainer, pl_module: Any) -> BandResolution:
+        task: TextToVideo = pl_module
         with undisturbed(trainer, pl_module):
-            pipeline = pl_module.pipeline()
-            pipeline.set_progress_bar_config(disable=True)
+            backbone = load_backbone(task.backbone)
+            schedule = backbone.build_schedule(task.shift)
             with trainer.precision_plugin.forward_context():
                 return generate_spectra(
-                    pipeline,
+                    task.denoiser,
+                    task.text_encoder,
+                    schedule,
+                    backbone.latent_space(),
                     self.prompts,
                     self.size,
                     self.steps,
                     self.guidance,
                     self.seed,
                     self.edges,
-                    pl_module.text_encoder.length,
                 )

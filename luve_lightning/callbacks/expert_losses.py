@@ -16,6 +16,7 @@ from rich.console import Console
 
 from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich
 from luve_lightning.files import write_text
+from luve_lightning.tasks.contracts import ExpertComparison
 
 COLUMNS = (
     "expert",
@@ -59,13 +60,14 @@ class ExpertLosses(L.Callback):
         """Write on the first process."""
         if not trainer.is_global_zero:
             return
-        pairs = list(pl_module.comparison.values())
+        task: ExpertComparison = pl_module
+        pairs = list(task.comparison.values())
         differences = [after - before for before, after in pairs]
         low, high = bootstrap_interval(differences)
-        config = pl_module.expert
+        config = task.expert
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         row = {
-            "expert": pl_module.name,
+            "expert": task.name,
             "before": statistics.fmean(before for before, _ in pairs),
             "after": statistics.fmean(after for _, after in pairs),
             "difference": statistics.fmean(differences),

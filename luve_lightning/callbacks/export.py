@@ -17,6 +17,7 @@ from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from luve_lightning.callbacks.checkpoints import Checkpoints
 from luve_lightning.callbacks.ema import EMA, averaged_weights
 from luve_lightning.models.folders import saving
+from luve_lightning.tasks.contracts import Exporting
 
 
 class Export(L.Callback):
@@ -53,12 +54,13 @@ class Export(L.Callback):
         """Save on the first process; the others help where a task says `collective_export`."""
         if not trainer.is_global_zero and not getattr(pl_module, "collective_export", False):
             return
+        task: Exporting = pl_module
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         before = _files(self.output)
         # Other processes help but write nothing.
         new = saving(self.output) if trainer.is_global_zero else nullcontext(self.output)
         with self._weights(trainer, pl_module), new as folder:
-            pl_module.export(folder, datamodule)
+            task.export(folder, datamodule)
         self.written = sorted(
             path for path, state in _files(self.output).items() if before.get(path) != state
         )

@@ -18,6 +18,7 @@ from luve_lightning.functional.fidelity import psnr
 from luve_lightning.functional.interpolation import Size3d, interpolate_latents
 from luve_lightning.functional.pixels import video_to_frames
 from luve_lightning.models.backbones import LatentSpace
+from luve_lightning.tasks.contracts import Upsampling
 
 
 class SampleStrips(L.Callback):
@@ -120,6 +121,7 @@ class SampleStrips(L.Callback):
     def _draw(self, trainer: L.Trainer, pl_module: Any, batch: Mapping[str, Any]) -> None:
         if self._folder is None:
             return
+        task: Upsampling = pl_module
         for i, clip_id in enumerate(batch["clip_id"]):
             if clip_id not in self._seen and len(self._seen) < self.clips:
                 self._seen.append(clip_id)
@@ -127,8 +129,8 @@ class SampleStrips(L.Callback):
                 continue
             low, high, video = (batch[key][i : i + 1] for key in ("lr", "hr", "video"))
             with trainer.precision_plugin.forward_context():
-                upsampled = pl_module.net(low, tuple(high.shape[2:]))
-            frames = _compared(pl_module.codec, low, upsampled, video)
+                upsampled = task.net(low, tuple(high.shape[2:]))
+            frames = _compared(task.codec, low, upsampled, video)
             scale = f"x{float(batch['scale'][i]):g}"
             # UltraVideo's ids are 40 hexadecimal digits; other ids may not be valid file names.
             path = self._folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', clip_id)}_{scale}.png"

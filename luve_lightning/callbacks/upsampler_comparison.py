@@ -35,6 +35,7 @@ from luve_lightning.evaluation.tables import table_csv, table_rich
 from luve_lightning.files import write_text
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.vluer import VLUer
+from luve_lightning.tasks.contracts import Upsampling
 
 _PACKAGES = ("torch", "lightning", "diffusers")
 
@@ -74,10 +75,11 @@ class UpsamplerComparison(L.Callback):
         self.scores, self.comparison = [], None
 
     def _start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        codec, net = pl_module.codec, pl_module.net
+        task: Upsampling = pl_module
+        codec, net = task.codec, task.net
         methods: dict[str, LatentUpsampler] = {"vluer": _in_precision(trainer, net)}
         for name, folder in self.extra.items():
-            other = VLUer.from_pretrained(folder).to(pl_module.device).eval()
+            other = VLUer.from_pretrained(folder).to(task.device).eval()
             if other.config.latent_channels != codec.channels:
                 raise ValueError(
                     f"extra: {name}: {folder} takes {other.config.latent_channels} latent channels, "

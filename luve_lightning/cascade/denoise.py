@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from luve_lightning.cascade.options import Guidance
+from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.models.backbones import Denoiser, Schedule, denoiser_of
 from luve_lightning.models.experts import activate, expert_names
 
 Tensors = dict[str, Tensor]
@@ -36,7 +38,7 @@ class DenoisingStep(NamedTuple):
 
 @torch.no_grad()
 def denoise(
-    transformer: WanTransformer3DModel,
+    transformer: Any,
     scheduler: Any,
     latents: Tensor,
     timesteps: Tensor,
@@ -52,11 +54,11 @@ def denoise(
 ) -> Tensor:
     """Denoise latents from one place in the schedule to its end.
 
-    The arithmetic, and with it every bit of the result, is that of diffusers' WanPipeline; with `begin_index` 0 and
+    The arithmetic, and with it every bit of the result, is that of diffusers' own pipelines; with `begin_index` 0 and
     no experts the two are equal.
 
     Args:
-        transformer: predicts velocities. Its experts are switched here, and off at the end.
+        transformer: a backbone's, predicts velocities. Its experts are switched here, and off at the end.
         scheduler: after `set_timesteps`, which also drops what it remembers of an earlier run.
         latents: noised to the first step's sigma, float32, B x C x t x h x w.
         timesteps: the steps to take: the scheduler's own, from `begin_index` on.
@@ -80,6 +82,7 @@ def denoise(
     if negative_embeds is None and any(map(guidance.at, sigmas[begin_index : begin_index + len(numbers)])):
         raise ValueError("guidance needs the embeddings of a negative prompt")
     scheduler.set_begin_index(begin_index)
+    denoiser = denoiser_of(transformer)
     in_force: str | None = None
     switch_expert(transformer, None)
     try:
@@ -93,7 +96,7 @@ def denoise(
                 switch_expert(transformer, expert)
             guided = guidance if guidance.at(sigma) else None
             place = {"step_index": i, "sigma": sigma, "num_inference_steps": len(numbers)}
-            v = _velocity(transformer, latents, t, embeds, negative_embeds, guided, place, attention_kwargs)
+            v = _velocity(denoiser, latents, t, embeds, negative_embeds, guided, place, attention_kwargs)
             latents = scheduler.step(v, t, latents, return_dict=False)[0]
             if on_step is not None:
                 step = DenoisingStep(begin_index + i, numbers[i], sigma, expert, guided is not None)
@@ -108,7 +111,40 @@ def denoise(
     return latents
 
 
-def switch_expert(transformer: WanTransformer3DModel, name: str | None) -> None:
+def from_noise(
+    transformer: Any,
+    schedule: Schedule,
+    size: Size3d,
+    embeds: Tensor,
+    negative_embeds: Tensor | None,
+    guidance: Guidance,
+    steps: int,
+    generator: torch.Generator,
+    **options: Any,
+) -> Tensor:
+    """Latents made of pure noise, float32, B x C x t x h x w.
+
+    Args:
+        transformer: see `denoise`.
+        schedule: see `denoise`.
+        size: latent frames, height and width.
+        embeds: see `denoise`.
+        negative_embeds: see `denoise`.
+        guidance: see `denoise`.
+        steps: denoising steps.
+        generator: of the noise.
+        options: further options of `denoise`.
+    """
+    schedule.scheduler.set_timesteps(steps, device=embeds.device)
+    shape = (len(embeds), denoiser_of(transformer).channels, *size)
+    noise = randn_tensor(shape, generator=generator, device=embeds.device, dtype=torch.float32)
+    timesteps = schedule.scheduler.timesteps
+    return denoise(
+        transformer, schedule.scheduler, noise, timesteps, embeds, negative_embeds, guidance, **options
+    )
+
+
+def switch_expert(transformer: Any, name: str | None) -> None:
     """Put one expert in force, or none; what a step-to-step cache holds was made by another model then and goes."""
     if expert_names(transformer):
         activate(transformer, name)
@@ -117,7 +153,7 @@ def switch_expert(transformer: WanTransformer3DModel, name: str | None) -> None:
 
 
 def _velocity(
-    transformer: WanTransformer3DModel,
+    denoiser: Denoiser,
     latents: Tensor,
     t: Tensor,
     embeds: Tensor,
@@ -127,19 +163,12 @@ def _velocity(
     attention_kwargs: dict[str, Any] | None,
 ) -> Tensor:
     """The predicted velocity at one step; `guidance` is None where it is not guided."""
-    dtype = transformer.dtype
+    dtype = denoiser.dtype
     model_input = latents.to(dtype)
 
     def predict(name: str, x: Tensor, text: Tensor) -> Tensor:
-        with transformer.cache_context(name, **place):
-            predicted: Tensor = transformer(
-                hidden_states=x,
-                timestep=t.expand(len(x)),
-                encoder_hidden_states=text.to(dtype),
-                attention_kwargs=attention_kwargs,
-                return_dict=False,
-            )[0]
-        return predicted
+        with denoiser.module.cache_context(name, **place):
+            return denoiser.velocity(x, t.expand(len(x)), text.to(dtype), attention_kwargs=attention_kwargs)
 
     if guidance is None:
         return predict("cond", model_input, embeds)

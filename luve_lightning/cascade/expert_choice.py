@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from itertools import combinations
-
-from diffusers import WanTransformer3DModel
+from typing import Any
 
 from luve_lightning.functional.flow_matching import sigma_of_timestep
 from luve_lightning.functional.noise_bands import SigmaBand
@@ -17,7 +16,7 @@ Experts = str | Collection[str]
 """Either "all" or "none", the name of an expert, or several names."""
 
 
-def selected_experts(transformer: WanTransformer3DModel, experts: Experts) -> list[str]:
+def selected_experts(transformer: Any, experts: Experts) -> list[str]:
     """The names of the experts that are meant.
 
     Raises:
@@ -38,7 +37,7 @@ def selected_experts(transformer: WanTransformer3DModel, experts: Experts) -> li
 
 
 def expert_chooser(
-    transformer: WanTransformer3DModel,
+    transformer: Any,
     experts: Experts = "all",
     switch: float | None = None,
     train_timesteps: int = 1000,

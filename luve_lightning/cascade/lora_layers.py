@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from luve_lightning.cascade.lora_files import ADAPTER_CONFIG, LoraConfiguration, LoraFile
+from luve_lightning.models.backbones import Denoiser, denoiser_of
 
 # What wrappers and trainers put before a layer's name.
 _WRAPPER = re.compile(
@@ -31,22 +31,6 @@ _PARTS = (
     ("alpha", re.compile(r"\.alpha$")),
     ("difference", re.compile(r"\.diff_b$")),
 )  # fmt: skip
-# Wan's own names of what diffusers calls otherwise.
-_ORIGINAL = (
-    (r"\.attn1\.", ".self_attn."),
-    (r"\.attn2\.", ".cross_attn."),
-    (r"_attn\.to_(q|k|v)$", r"_attn.\1"),
-    (r"_attn\.to_out\.0$", "_attn.o"),
-    (r"_attn\.add_(k|v)_proj$", r"_attn.\1_img"),
-    (r"^(blocks\.\d+)\.ffn\.net\.0\.proj$", r"\1.ffn.0"),
-    (r"^(blocks\.\d+)\.ffn\.net\.2$", r"\1.ffn.2"),
-    (r"^proj_out$", "head.head"),
-    (r"^condition_embedder\.time_proj$", "time_projection.1"),
-    (r"^condition_embedder\.(text|time)_embedder\.linear_1$", r"\1_embedding.0"),
-    (r"^condition_embedder\.(text|time)_embedder\.linear_2$", r"\1_embedding.2"),
-    (r"^condition_embedder\.image_embedder\.ff\.net\.0\.proj$", "img_emb.proj.1"),
-    (r"^condition_embedder\.image_embedder\.ff\.net\.2$", "img_emb.proj.3"),
-)
 
 
 @dataclass(frozen=True)
@@ -112,11 +96,12 @@ class FittedLora:
     summary: LoraSummary
 
 
-def fit_lora(transformer: WanTransformer3DModel, file: LoraFile) -> FittedLora:
+def fit_lora(transformer: Any, file: LoraFile) -> FittedLora:
     """Give every tensor of a LoRA its place in the transformer.
 
-    The names of diffusers, of Wan's own code (ComfyUI, DiffSynth-Studio) and of kohya's trainers are known, for all
-    layers or some. `W + scale * B A` with scale alpha / rank, from tensors `alpha` or the configuration; 1 without.
+    The names of diffusers, of the family's own code (ComfyUI, DiffSynth-Studio) and of kohya's trainers are known,
+    for all layers or some. `W + scale * B A` with scale alpha / rank, from tensors `alpha` or the configuration;
+    1 without.
 
     Args:
         transformer: without experts' layers; other LoRAs may be loaded.
@@ -125,7 +110,7 @@ def fit_lora(transformer: WanTransformer3DModel, file: LoraFile) -> FittedLora:
     Raises:
         ValueError: when a tensor has no place, does not fit, or lacks its counterpart; nothing is ever left out.
     """
-    layers = _layers(transformer, file)
+    layers = _layers(denoiser_of(transformer), file)
     _scale(layers, file)
     dora = [name for name, layer in layers.items() if "magnitude" in layer.parts]
     if dora and len(dora) < len(layers):
@@ -184,7 +169,7 @@ def fit_lora(transformer: WanTransformer3DModel, file: LoraFile) -> FittedLora:
     )
 
 
-def check_loaded(transformer: WanTransformer3DModel, adapter: str, fitted: FittedLora) -> None:
+def check_loaded(transformer: Any, adapter: str, fitted: FittedLora) -> None:
     """Assert that what PEFT made of a LoRA is what was fitted: the same layers at the same scales."""
     there = {
         name: module.scaling[adapter]
@@ -195,14 +180,14 @@ def check_loaded(transformer: WanTransformer3DModel, adapter: str, fitted: Fitte
     assert all(math.isclose(there[name], scale, rel_tol=1e-6) for name, scale in fitted.scales.items())
 
 
-def _layers(transformer: WanTransformer3DModel, file: LoraFile) -> dict[str, _Layer]:
+def _layers(denoiser: Denoiser, file: LoraFile) -> dict[str, _Layer]:
     """Every tensor under its module and part, all shapes checked."""
     modules = {
         name: module
-        for name, module in transformer.named_modules()
+        for name, module in denoiser.module.named_modules()
         if name and not re.search(r"\.(base_layer|lora_\w+)(\.|$)", name)
     }
-    places = _places(modules)
+    places = _places(denoiser, modules)
     layers: dict[str, _Layer] = {}
     strange: list[str] = []
     elsewhere: list[str] = []
@@ -221,7 +206,7 @@ def _layers(transformer: WanTransformer3DModel, file: LoraFile) -> dict[str, _La
             elsewhere.append(short)
             continue
         own = (
-            (name, _original(name))
+            (name, denoiser.original_name(name))
             if _KOHYA.match(_WRAPPER.sub("", raw))
             else (raw.removeprefix(_PEFT), short)
         )
@@ -229,7 +214,7 @@ def _layers(transformer: WanTransformer3DModel, file: LoraFile) -> dict[str, _La
         if part in layer.keys:
             raise ValueError(f"LoRA {file.name}: {layer.keys[part]} and {key} are the same part of {name}")
         layer.parts[part], layer.keys[part] = _checked(tensor, key, file.name), key
-    _refuse_strangers(file, strange, elsewhere, len(layers), len(transformer.blocks))
+    _refuse_strangers(file, strange, elsewhere, len(layers), denoiser)
     if len(adapters) > 1:
         raise ValueError(f"LoRA {file.name}: holds several adapters: {', '.join(sorted(adapters))}")
     for name, layer in layers.items():
@@ -238,25 +223,19 @@ def _layers(transformer: WanTransformer3DModel, file: LoraFile) -> dict[str, _La
     return {name: layers[name] for name in modules if name in layers}
 
 
-def _places(modules: Mapping[str, nn.Module]) -> dict[str, str]:
+def _places(denoiser: Denoiser, modules: Mapping[str, nn.Module]) -> dict[str, str]:
     """Every name that a LoRA may have for a module, with underscores for dots as kohya's trainers write it."""
-    places = {_original(name).replace(".", "_"): name for name in modules}
+    places = {denoiser.original_name(name).replace(".", "_"): name for name in modules}
     return places | {name.replace(".", "_"): name for name in modules}
 
 
-def _original(name: str) -> str:
-    """A module's name in Wan's own code."""
-    for ours, theirs in _ORIGINAL:
-        name = re.sub(ours, theirs, name)
-    return name
-
-
 def _refuse_strangers(
-    file: LoraFile, strange: Sequence[str], elsewhere: Sequence[str], known: int, blocks: int
+    file: LoraFile, strange: Sequence[str], elsewhere: Sequence[str], known: int, denoiser: Denoiser
 ) -> None:
     if not file.tensors or len(strange) == len(file.tensors):
         example = f", for instance {strange[0]}" if strange else ""
-        raise ValueError(f"LoRA {file.name}: holds no weights of a LoRA for Wan's transformer{example}")
+        kind = type(denoiser.module).__name__
+        raise ValueError(f"LoRA {file.name}: holds no weights of a LoRA for a {kind}{example}")
     if strange:
         raise ValueError(
             f"LoRA {file.name}: {len(strange)} of its {len(file.tensors)} tensors are no parts of a plain LoRA and "
@@ -266,7 +245,7 @@ def _refuse_strangers(
         unknown = sorted(set(elsewhere))
         raise ValueError(
             f"LoRA {file.name}: {len(unknown)} of its {known + len(unknown)} layers are not in this transformer of "
-            f"{blocks} blocks, for instance {unknown[0]}"
+            f"{len(denoiser.blocks)} blocks, for instance {unknown[0]}"
         )
 
 

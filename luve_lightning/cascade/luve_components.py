@@ -17,11 +17,10 @@ from luve_lightning.cascade.adapters import experts_set_aside, plain_loras
 from luve_lightning.cascade.denoise import switch_expert
 from luve_lightning.cascade.lora_files import LoraFile, read_lora
 from luve_lightning.cascade.lora_layers import LoraSummary, check_loaded, fit_lora
-from luve_lightning.models.backbones import SizeRules, load_backbone
+from luve_lightning.models.backbones import Schedule, SizeRules, load_backbone
 from luve_lightning.models.experts import expert_names, load_expert, save_expert
 from luve_lightning.models.experts.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERT
 from luve_lightning.models.folders import is_local, loading, read_config, saving
-from luve_lightning.models.transformer import check_flow, load_transformer
 from luve_lightning.models.vluer import VLUer
 
 EXPERTS = "experts"  # the folder of a saved pipeline that holds one folder for each expert
@@ -132,7 +131,7 @@ class LuVeComponents(WanPipeline):
                 )
             vluer = VLUer.from_pretrained(vluer, dtype=dtypes.get("vluer", dtypes["default"]))
         if isinstance(refiner, str | Path):
-            refiner = load_transformer(refiner, dtypes.get("refiner", dtypes["default"]))
+            refiner = load_backbone(refiner).denoiser(dtypes.get("refiner", dtypes["default"])).module
         given = {"vluer": vluer, "refiner": refiner}
         components = kwargs | {name: part for name, part in given.items() if part is not None}
         if local:
@@ -141,7 +140,7 @@ class LuVeComponents(WanPipeline):
             pipeline = super().from_pretrained(
                 str(backbone), dtype=dtypes, local_files_only=local, **components
             )
-        check_flow(pipeline.scheduler, backbone)
+        Schedule(pipeline.scheduler, backbone)  # refuses one that is not of flow matching
         if shift is not None:
             if not 0 < shift < float("inf"):
                 raise ValueError(f"shift: expected a number greater than 0, got {shift}")

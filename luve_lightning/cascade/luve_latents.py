@@ -14,8 +14,7 @@ from luve_lightning.cascade.luve_speed import LuVeSpeed
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.upsampling import UpsamplingMethod, upsampling_method
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.models.backbones import LatentSpace, latent_space_of
-from luve_lightning.models.transformer import check_token_grid
+from luve_lightning.models.backbones import LatentSpace, denoiser_of, latent_space_of
 
 
 class LuVeLatents(LuVeSpeed):
@@ -110,7 +109,7 @@ class LuVeLatents(LuVeSpeed):
 
     def check_tokens(self, transformer: WanTransformer3DModel, latents: Size3d) -> None:
         """Refuse latents that the transformer would crop, or that cannot be spread over devices."""
-        tokens = math.prod(check_token_grid(transformer, latents))
+        tokens = math.prod(denoiser_of(transformer).token_grid(latents))
         if tokens % self.context_parallel_degree:
             raise ValueError(
                 f"{tokens} tokens do not divide among {self.context_parallel_degree} devices: expected another size "

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import UniPCMultistepScheduler, WanPipeline
 from rich.console import Console
 
 from luve_lightning.analysis.denoising_run import (
@@ -23,9 +22,7 @@ from luve_lightning.analysis.denoising_spectra import PAPER_SIGMA_SWITCH, sugges
 from luve_lightning.cli import Verb
 from luve_lightning.files import write_text
 from luve_lightning.machine import check_video, choose_device
-from luve_lightning.models.backbones import load_backbone
-from luve_lightning.models.folders import is_local, loading
-from luve_lightning.models.transformer import check_flow, flow_scheduler, load_transformer
+from luve_lightning.models.backbones import Backbone, Schedule, load_backbone
 from luve_lightning.terminal import Steps
 
 VERBS = {
@@ -81,21 +78,33 @@ def spectra(
     check_spectra_options(prompts, steps, bands, share)
     check_video(frames, height, width)
     target = choose_device(device)
-    pipeline, tokens = _pipeline(backbone, shift, length, getattr(torch, dtype))
-    pipeline.to(target)
-    pipeline.set_progress_bar_config(disable=True)
+    parts = load_backbone(backbone)
+    schedule = _schedule(parts, shift)
+    text = parts.text(getattr(torch, dtype), length)
+    codec, size = parts.latent_space(), (frames, height, width)
+    denoiser = parts.denoiser(getattr(torch, dtype))
+    denoiser.module.eval().to(target)
     with Steps(console) as progress:
         progress.begin("denoising steps", steps * len(prompts))
-        size = (frames, height, width)
         found = generate_spectra(
-            pipeline, prompts, size, steps, guidance, seed, bands, tokens, progress.advance
+            denoiser,
+            text.to(target),
+            schedule,
+            codec,
+            prompts,
+            size,
+            steps,
+            guidance,
+            seed,
+            bands,
+            progress.advance,
         )
     switch = suggest_switch(found, share)
     title = f"{backbone}, {height}x{width}, {frames} frames, {found.videos} videos, guidance {guidance:g}"
     table, plot = write_spectra(found, switch, output, "spectra", title)
     settings = {
         "backbone": backbone, "prompts": prompts, "height": height, "width": width, "frames": frames,
-        "steps": steps, "guidance": guidance, "shift": pipeline.scheduler.config.get("flow_shift"), "seed": seed,
+        "steps": steps, "guidance": guidance, "shift": schedule.shift, "seed": seed,
         "edges": bands, "dtype": dtype, "device": str(target), "torch": torch.__version__,
     }  # fmt: skip
     low, high = found.at(PAPER_SIGMA_SWITCH)[[0, -1]].tolist()
@@ -113,33 +122,12 @@ def spectra(
     console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
 
 
-def _pipeline(
-    backbone: str, shift: float | None, length: int | None, dtype: torch.dtype
-) -> tuple[WanPipeline, int]:
-    """The backbone's pipeline, and the tokens of a prompt."""
-    if shift is not None and not 0 < shift < float("inf"):
+def _schedule(backbone: Backbone, shift: float | None) -> Schedule:
+    if shift is None:
+        try:
+            return backbone.schedule()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; give the schedule's --shift instead") from error
+    if not 0 < shift < float("inf"):
         raise ValueError(f"shift: expected a number greater than 0, got {shift}")
-    scheduler = _own_scheduler(backbone) if shift is None else flow_scheduler(shift)
-    text = load_backbone(backbone).text(dtype, length)
-    pipeline = WanPipeline(
-        tokenizer=text.tokenizer,
-        text_encoder=text.encoder,
-        vae=load_backbone(backbone).vae(),
-        scheduler=scheduler,
-        transformer=load_transformer(backbone, dtype).eval(),
-    )
-    return pipeline, text.length
-
-
-def _own_scheduler(backbone: str) -> UniPCMultistepScheduler:
-    local = is_local(backbone)
-    if local and not (Path(backbone) / "scheduler" / "scheduler_config.json").is_file():
-        raise FileNotFoundError(
-            f"backbone {backbone}: no scheduler/scheduler_config.json there; give the schedule's --shift instead"
-        )
-    with loading(backbone, "scheduler"):
-        scheduler = UniPCMultistepScheduler.from_pretrained(
-            backbone, subfolder="scheduler", local_files_only=local
-        )
-    check_flow(scheduler, backbone)
-    return scheduler
+    return backbone.build_schedule(shift)

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanPipeline
 from PIL import Image
 from torch import Tensor
 
+from luve_lightning.cascade.denoise import from_noise
+from luve_lightning.cascade.expert_choice import expert_chooser
 from luve_lightning.cascade.generation_jobs import VideoFolder, VideoJob
 from luve_lightning.cascade.generation_run import MadeVideo
+from luve_lightning.cascade.options import Guidance
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.latent_store import LatentKey
 from luve_lightning.data.video_files import write_video
@@ -30,9 +32,9 @@ from luve_lightning.files import file_digest, replacing, write_text
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import video_to_frames
 from luve_lightning.functional.resize import fit_frames
-from luve_lightning.models.backbones import latent_space_of
-from luve_lightning.models.transformer import check_token_grid
-from luve_lightning.tasks import FlowMatchingTask, VLUerTask
+from luve_lightning.models.backbones import Schedule, family_of, load_backbone
+from luve_lightning.models.experts import choice_kept
+from luve_lightning.tasks.contracts import Denoising, Upsampling
 
 
 def write_generated(
@@ -202,7 +204,7 @@ class GeneratedVideos(SampleSource):
     @contextmanager
     def open(self, task: Any, datamodule: Any, precision: Precision) -> Iterator[Samples]:
         """See SampleSource."""
-        if not isinstance(task, FlowMatchingTask) or not isinstance(datamodule, CaptionLatentsDataModule):
+        if not isinstance(task, Denoising) or not isinstance(datamodule, CaptionLatentsDataModule):
             raise ValueError(
                 f"source: GeneratedVideos needs a task that generates and data with captions, got "
                 f"{type(task).__name__} and {type(datamodule).__name__}; a VLUer has UpsampledVideos"
@@ -212,30 +214,30 @@ class GeneratedVideos(SampleSource):
         items = held_out.items[: self.clips]
         # Equal captions stay: each has noise of its own.
         prompts = self.prompts or self._captions([entry for entry, _ in items], held_out.columns)
-        with task.sampling(datamodule.backbone, self.vae_dtype) as pipeline:
-            pipeline.set_progress_bar_config(disable=True)
-            codec = latent_space_of(pipeline.vae).to(task.device)
-            check_token_grid(task.transformer, codec.latent_size(self.frames, *self.size))
-            with (
-                precision()
-            ):  # now, so that a caption that is not in the store is told before any video is made
-                empty = [""] if self.guidance > 1 else []
-                texts = {text: _embedded(task, held_out.embed, text) for text in (*empty, *prompts)}
+        codec = load_backbone(datamodule.backbone).latent_space(self.vae_dtype).to(task.device)
+        size = codec.latent_size(self.frames, *self.size)
+        task.denoiser.token_grid(size)
+        schedule = family_of(task.transformer).build_schedule(task.shift)
+        with precision():  # now, so that a caption that is not in the store is told before any video is made
+            empty = [""] if self.guidance > 1 else []
+            texts = {text: _embedded(task, held_out.embed, text) for text in (*empty, *prompts)}
 
-            def make(index: int) -> SampleVideo:
-                text, negative = texts[prompts[index]], texts.get("")
-                with precision():
-                    latents = self._latents(pipeline, text, negative if empty else None, self.seed + index)
-                return SampleVideo(_frames(codec.decode(latents)))
+        def make(index: int) -> SampleVideo:
+            text, negative = texts[prompts[index]], texts.get("")
+            with precision():
+                latents = self._latents(
+                    task, schedule, size, text, negative if empty else None, self.seed + index
+                )
+            return SampleVideo(_frames(codec.decode(latents)))
 
-            yield Samples(
-                names=[_file_name(index, prompt) for index, prompt in enumerate(prompts)],
-                captions=prompts,
-                make=make,
-                fps=self.fps,
-                real_names=[_file_name(index, entry.clip_id) for index, (entry, _) in enumerate(items)],
-                real=lambda index: _read_real(*items[index], self.size),
-            )
+        yield Samples(
+            names=[_file_name(index, prompt) for index, prompt in enumerate(prompts)],
+            captions=prompts,
+            make=make,
+            fps=self.fps,
+            real_names=[_file_name(index, entry.clip_id) for index, (entry, _) in enumerate(items)],
+            real=lambda index: _read_real(*items[index], self.size),
+        )
 
     def _captions(self, entries: list[ClipEntry], columns: list[str]) -> list[str]:
         column = self.column or next(iter(columns), None)
@@ -244,20 +246,22 @@ class GeneratedVideos(SampleSource):
             raise ValueError(f"source.column: expected one of {', '.join(known)}, got {column or 'none'}")
         return [entry.captions[column] for entry in entries]
 
-    def _latents(self, pipeline: WanPipeline, text: Tensor, negative: Tensor | None, seed: int) -> Tensor:
-        """Of one prompt; one at a time, so that they are the same whatever the number of processes."""
-        latents: Tensor = pipeline(
-            prompt_embeds=text,
-            negative_prompt_embeds=negative,
-            height=self.size[0],
-            width=self.size[1],
-            num_frames=self.frames,
-            num_inference_steps=self.steps,
-            guidance_scale=self.guidance,
-            generator=torch.Generator("cpu").manual_seed(seed),
-            output_type="latent",
-        ).frames
-        return latents
+    def _latents(
+        self,
+        task: Denoising,
+        schedule: Schedule,
+        size: Size3d,
+        text: Tensor,
+        negative: Tensor | None,
+        seed: int,
+    ) -> Tensor:
+        """One prompt's latents; one at a time, so that they are the same whatever the number of processes."""
+        noise = torch.Generator("cpu").manual_seed(seed)
+        with choice_kept(task.transformer):
+            return from_noise(
+                task.transformer, schedule, size, text, negative, Guidance(max(self.guidance, 1.0)), self.steps,
+                noise, choose_expert=expert_chooser(task.transformer),
+            )  # fmt: skip
 
 
 class UpsampledVideos(SampleSource):
@@ -278,7 +282,7 @@ class UpsampledVideos(SampleSource):
     @contextmanager
     def open(self, task: Any, datamodule: Any, precision: Precision) -> Iterator[Samples]:
         """See SampleSource."""
-        if not isinstance(task, VLUerTask) or not isinstance(datamodule, LatentPairsDataModule):
+        if not isinstance(task, Upsampling) or not isinstance(datamodule, LatentPairsDataModule):
             raise ValueError(
                 f"source: UpsampledVideos needs a VLUerTask and latent pairs, got {type(task).__name__} and "
                 f"{type(datamodule).__name__}; what generates has GeneratedVideos"
@@ -309,7 +313,7 @@ class UpsampledVideos(SampleSource):
         )
 
 
-def _embedded(task: FlowMatchingTask, embed: Embed | None, text: str) -> Tensor:
+def _embedded(task: Denoising, embed: Embed | None, text: str) -> Tensor:
     """Embeddings as the task trains with them, 1 x L x D."""
     if embed is None:
         return task.text({"caption": [text]})

@@ -1,6 +1,6 @@
 """Training losses, one nn.Module a file."""
 
-from luve_lightning.losses.flow import VelocityMSE
+from luve_lightning.losses.flow import VelocityLoss, VelocityMSE
 from luve_lightning.losses.reconstruction import (
     FrameDifferenceL1,
     LatentL1,
@@ -10,4 +10,13 @@ from luve_lightning.losses.reconstruction import (
     PixelMSE,
 )
 
-__all__ = ["FrameDifferenceL1", "LatentL1", "Loss", "PixelL1", "PixelLogMSE", "PixelMSE", "VelocityMSE"]
+__all__ = [
+    "FrameDifferenceL1",
+    "LatentL1",
+    "Loss",
+    "PixelL1",
+    "PixelLogMSE",
+    "PixelMSE",
+    "VelocityLoss",
+    "VelocityMSE",
+]

@@ -7,15 +7,27 @@ from torch import Tensor
 from luve_lightning.losses.reconstruction import Loss
 
 
-class VelocityMSE(Loss):
-    """Mean squared error of the predicted velocity noise - x0: flow matching's own loss."""
+class VelocityLoss(Loss):
+    """A comparison of velocities noise - x0 sample by sample, because each sample has a noise level of its own.
+
+    Args:
+        weight: see Loss.
+    """
 
     space = "velocity"
 
     def per_sample(self, prediction: Tensor, target: Tensor) -> Tensor:
         """The loss of each sample of two B x C x t x h x w tensors, shape (B,)."""
-        return (prediction.float() - target.float()).square().flatten(1).mean(1)
+        raise NotImplementedError
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Mean squared difference of two B x C x t x h x w tensors."""
+        """Mean over the samples of two B x C x t x h x w tensors."""
         return self.per_sample(prediction, target).mean()
+
+
+class VelocityMSE(VelocityLoss):
+    """Mean squared error of the predicted velocity: flow matching's own loss."""
+
+    def per_sample(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The loss of each sample of two B x C x t x h x w tensors, shape (B,)."""
+        return (prediction.float() - target.float()).square().flatten(1).mean(1)

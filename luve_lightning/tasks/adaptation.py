@@ -6,19 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
 from peft import LoraConfig
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from luve_lightning.functional.noise_bands import SigmaBand, Weighting
-from luve_lightning.models.recompute import Recompute, set_recompute
-from luve_lightning.models.transformer import load_transformer, save_transformer
+from luve_lightning.losses import Loss
+from luve_lightning.models.backbones import Recompute, load_backbone
 from luve_lightning.tasks.flow import FlowMatchingTask
 
-# What a plain LoRA adapts: every linear layer of a block.
-_LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"]
 _LORA_NAME = "adaptation"
 
 
@@ -30,8 +27,8 @@ class AdaptationTask(FlowMatchingTask):
     Args:
         backbone: backbone folder or hub id.
         lora_rank: rank of a LoRA in every linear layer of the blocks; 0 trains all weights.
-        recompute: see `models.recompute.set_recompute`.
-        keep_attention: see `models.recompute.set_recompute`.
+        recompute: see `Denoiser.set_recompute`.
+        keep_attention: see `Denoiser.set_recompute`.
         export_dtype: dtype of the exported transformer, "float32", "float16" or "bfloat16".
         shift: see FlowMatchingTask.
         weighting: see FlowMatchingTask.
@@ -41,6 +38,7 @@ class AdaptationTask(FlowMatchingTask):
         min_lr: see TrainingTask.
         weight_decay: see TrainingTask.
         warmup_steps: see TrainingTask.
+        losses: see FlowMatchingTask.
     """
 
     # Every process takes part in an export: the weights may be sharded.
@@ -61,20 +59,33 @@ class AdaptationTask(FlowMatchingTask):
         min_lr: float = 1e-7,
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
+        losses: dict[str, Loss] | None = None,
     ) -> None:
         if export_dtype not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"export_dtype: expected float32, float16 or bfloat16, got {export_dtype!r}")
         if lora_rank < 0:
             raise ValueError(f"lora_rank: expected 0 (train all weights) or a rank, got {lora_rank}")
-        transformer = load_transformer(backbone)
+        denoiser = load_backbone(backbone).denoiser()
+        transformer = denoiser.module
         if lora_rank:
             transformer.requires_grad_(False)
+            targets = list(denoiser.lora_targets)
             transformer.add_adapter(
-                LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=_LORA_TARGETS), _LORA_NAME
+                LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=targets), _LORA_NAME
             )
-        set_recompute(transformer, recompute, keep_attention)
+        denoiser.set_recompute(recompute, keep_attention)
         super().__init__(
-            transformer, SigmaBand(), shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps
+            transformer,
+            SigmaBand(),
+            shift,
+            weighting,
+            bins,
+            seed,
+            lr,
+            min_lr,
+            weight_decay,
+            warmup_steps,
+            losses,
         )
         self.lora, self.export_dtype = lora_rank > 0, getattr(torch, export_dtype)
 
@@ -83,12 +94,12 @@ class AdaptationTask(FlowMatchingTask):
         mesh = self.device_mesh
         if mesh is None or isinstance(next(self.transformer.parameters()), DTensor):
             return
-        for block in self.transformer.blocks:
+        for _, block in self.denoiser.blocks:
             fully_shard(block, mesh=mesh["data_parallel"])
         fully_shard(self.transformer, mesh=mesh["data_parallel"])
 
     def export(self, folder: Path, datamodule: Any) -> None:
-        """Save the adapted transformer for `WanTransformer3DModel.from_pretrained`; a LoRA is merged into it.
+        """Save the adapted transformer for its class's `from_pretrained`; a LoRA is merged into it.
 
         Every process must call it; the first one writes.
 
@@ -101,12 +112,11 @@ class AdaptationTask(FlowMatchingTask):
         weights = get_model_state_dict(self.transformer, options=options)
         if self.global_rank != 0:
             return
-        config = {k: v for k, v in self.transformer.config.items() if not k.startswith("_")}
-        adapted = WanTransformer3DModel(**config)
+        adapted = self.denoiser.copy()
         if self.lora:
-            adapted.add_adapter(self.transformer.peft_config[_LORA_NAME], _LORA_NAME)
-        adapted.load_state_dict(weights)
+            adapted.module.add_adapter(self.transformer.peft_config[_LORA_NAME], _LORA_NAME)
+        adapted.module.load_state_dict(weights)
         if self.lora:
-            adapted.fuse_lora()
-            adapted.unload_lora()
-        save_transformer(adapted, Path(folder) / "transformer", self.export_dtype)
+            adapted.module.fuse_lora()
+            adapted.module.unload_lora()
+        adapted.save(Path(folder) / "transformer", self.export_dtype)

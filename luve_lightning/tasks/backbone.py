@@ -1,24 +1,19 @@
-"""Training a small Wan transformer and its text encoder from nothing: what completes the mini backbone."""
+"""Training a small transformer and its text encoder from nothing: what completes the mini backbone."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanPipeline, WanTransformer3DModel
 from torch import Tensor
-from transformers import UMT5Config, UMT5EncoderModel
 
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.files import text_digest
 from luve_lightning.functional.noise_bands import SigmaBand, Weighting
+from luve_lightning.losses import Loss
 from luve_lightning.models.backbones import load_backbone
-from luve_lightning.models.backbones.wan_text import WanText, word_tokenizer
-from luve_lightning.models.building import build
-from luve_lightning.models.transformer import flow_scheduler, load_transformer, save_transformer
 from luve_lightning.tasks.flow import FlowMatchingTask
 
 
@@ -28,10 +23,11 @@ class BackboneTask(FlowMatchingTask):
     The tokenizer has one token for each word of the index's captions.
 
     Args:
-        backbone: folder whose `vae/` made the latents; it becomes part of what is exported.
+        backbone: folder whose `vae/` made the latents; it becomes part of what is exported, and says the family.
         index: CSV whose captions give the vocabulary.
-        transformer: arguments of `diffusers.WanTransformer3DModel`; `text_dim` is the text encoder's `d_model`.
-        text_encoder: arguments of `transformers.UMT5Config`; the vocabulary's size is added.
+        transformer: sizes of the transformer, see the family's `build_denoiser`: for Wan2.1 arguments of diffusers'
+            class; the text embeddings' width is added.
+        text_encoder: sizes of the text encoder, see the family's `build_text`; the vocabulary's size is added.
         length: tokens of every caption, padding included.
         compile: backend of torch.compile for the transformer's blocks, such as "inductor"; None compiles nothing. A
             small model's step on a GPU is mostly the time to start its kernels, which compiling cuts.
@@ -45,6 +41,7 @@ class BackboneTask(FlowMatchingTask):
         min_lr: see TrainingTask.
         weight_decay: see TrainingTask.
         warmup_steps: see TrainingTask.
+        losses: see FlowMatchingTask.
     """
 
     def __init__(
@@ -64,6 +61,7 @@ class BackboneTask(FlowMatchingTask):
         min_lr: float = 1e-5,
         weight_decay: float = 0.01,
         warmup_steps: int = 200,
+        losses: dict[str, Loss] | None = None,
     ) -> None:
         if not (Path(backbone) / "vae" / "config.json").is_file():
             raise FileNotFoundError(f"backbone: {backbone} has no vae/config.json")
@@ -71,21 +69,26 @@ class BackboneTask(FlowMatchingTask):
             captions = [
                 text for entry in VideoIndex.from_csv(index).entries for text in entry.captions.values()
             ]
-            tokenizer = word_tokenizer(captions, length)
-            config = build(
-                "text_encoder",
-                UMT5Config,
-                text_encoder,
-                vocab_size=len(tokenizer),
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-            net = build("transformer", WanTransformer3DModel, transformer, text_dim=config.d_model)
-            encoder = WanText(tokenizer, build("text_encoder", UMT5EncoderModel, {}, config=config))
+            family = load_backbone(backbone)
+            with torch.device("meta"):  # the transformer asks for its width, and is the first to draw weights
+                width = family.build_text(captions, length, text_encoder).dim
+            net = family.build_denoiser(transformer, width)
+            encoder = family.build_text(captions, length, text_encoder)
         else:
-            net, encoder = load_transformer(init_from), load_backbone(init_from).text()
+            start = load_backbone(init_from)
+            net, encoder = start.denoiser(), start.text()
         super().__init__(
-            net, SigmaBand(), shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps
+            net.module,
+            SigmaBand(),
+            shift,
+            weighting,
+            bins,
+            seed,
+            lr,
+            min_lr,
+            weight_decay,
+            warmup_steps,
+            losses,
         )
         # What was loaded comes frozen and in eval mode.
         self.transformer.train()
@@ -116,7 +119,7 @@ class BackboneTask(FlowMatchingTask):
         return self.text_encoder.embed(ids, mask)
 
     def _vocabulary(self) -> str:
-        words = self.text_encoder.tokenizer.get_vocab()
+        words = dict(self.text_encoder.vocabulary())
         return text_digest(json.dumps(words, sort_keys=True))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -132,36 +135,14 @@ class BackboneTask(FlowMatchingTask):
                 "index: its captions have other words than those that the checkpoint was trained with"
             )
 
-    def pipeline(self) -> WanPipeline:
-        """A pipeline of the modules as they are."""
-        return WanPipeline(
-            tokenizer=self.text_encoder.tokenizer,
-            text_encoder=self.text_encoder.encoder,
-            vae=load_backbone(self.backbone).vae().to(self.device),
-            scheduler=flow_scheduler(self.shift),
-            transformer=self.transformer,
-        )
-
     def export(self, folder: Path, datamodule: Any) -> None:
-        """Save a whole backbone folder for `WanPipeline.from_pretrained`, weights in fp16.
+        """Save a whole backbone folder, weights in fp16.
 
         Args:
             folder: where to.
             datamodule: not needed.
         """
         del datamodule
-        half, folder = torch.float16, Path(folder)
-        config = {k: v for k, v in self.transformer.config.items() if not k.startswith("_")}
-        net = WanTransformer3DModel(**config)
-        net.load_state_dict(self.transformer.state_dict())
-        encoder = UMT5EncoderModel(self.text_encoder.encoder.config)
-        encoder.load_state_dict(self.text_encoder.encoder.state_dict())
-        pipeline = self.pipeline()
-        save_transformer(net, folder / "transformer", half)
-        encoder.to(half).save_pretrained(folder / "text_encoder")
-        self.text_encoder.tokenizer.save_pretrained(folder / "tokenizer")
-        pipeline.scheduler.save_pretrained(folder / "scheduler")
-        pipeline.save_config(folder)
-        # Copied as it is: loaded and saved again it would have other bytes.
-        if (folder / "vae").resolve() != (self.backbone / "vae").resolve():
-            shutil.copytree(self.backbone / "vae", folder / "vae", dirs_exist_ok=True)
+        family = load_backbone(self.backbone)
+        schedule = family.build_schedule(self.shift)
+        family.save(Path(folder), self.denoiser, self.text_encoder, schedule, self.backbone, torch.float16)

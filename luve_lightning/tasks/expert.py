@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanPipeline, WanTransformer3DModel
 
-from luve_lightning.functional.flow_matching import sigma_of_timestep
 from luve_lightning.functional.gather import gather_mappings
 from luve_lightning.functional.noise_bands import Weighting
+from luve_lightning.losses import Loss
+from luve_lightning.models.backbones import Recompute, load_backbone
 from luve_lightning.models.experts import (
     ExpertConfig,
     activate,
     add_expert,
     expert_parameters,
     load_expert,
-    route_by_sigma,
     save_expert,
     train_only,
 )
 from luve_lightning.models.experts.routing import state_of
-from luve_lightning.models.recompute import Recompute, set_recompute
-from luve_lightning.models.transformer import load_transformer
 from luve_lightning.tasks.flow import FlowMatchingTask
 
 
@@ -44,8 +39,8 @@ class ExpertTask(FlowMatchingTask):
         name: of the PEFT adapter: "lfe", "hfe" or your own.
         init_from: a folder saved by `save_expert` to continue from; its configuration must be `expert`.
         dtype: dtype of the frozen transformer, "float32" or "bfloat16"; the expert itself trains in float32.
-        recompute: see `models.recompute.set_recompute`.
-        keep_attention: see `models.recompute.set_recompute`.
+        recompute: see `Denoiser.set_recompute`.
+        keep_attention: see `Denoiser.set_recompute`.
         shift: see FlowMatchingTask.
         weighting: see FlowMatchingTask.
         bins: see FlowMatchingTask.
@@ -54,6 +49,7 @@ class ExpertTask(FlowMatchingTask):
         min_lr: see TrainingTask.
         weight_decay: see TrainingTask.
         warmup_steps: see TrainingTask.
+        losses: see FlowMatchingTask.
     """
 
     def __init__(
@@ -73,17 +69,29 @@ class ExpertTask(FlowMatchingTask):
         min_lr: float = 1e-6,
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
+        losses: dict[str, Loss] | None = None,
     ) -> None:
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype: expected float32 or bfloat16, got {dtype!r}")
-        transformer = load_transformer(backbone, getattr(torch, dtype))
+        denoiser = load_backbone(backbone).denoiser(getattr(torch, dtype))
+        transformer = denoiser.module
         if init_from is None:
             add_expert(transformer, name, expert, dtype=torch.float32)
         else:
             _continue_expert(transformer, name, expert, init_from)
-        set_recompute(transformer, recompute, keep_attention)
+        denoiser.set_recompute(recompute, keep_attention)
         super().__init__(
-            transformer, expert.band, shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps
+            transformer,
+            expert.band,
+            shift,
+            weighting,
+            bins,
+            seed,
+            lr,
+            min_lr,
+            weight_decay,
+            warmup_steps,
+            losses,
         )
         self.name, self.expert = name, expert
         self._before: dict[tuple[str, int], float] = {}
@@ -135,19 +143,6 @@ class ExpertTask(FlowMatchingTask):
         ):
             self.log(f"test/loss_{name}", math.fsum(column) / len(column), sync_dist=True)
 
-    @contextmanager
-    def sampling(self, backbone: str | Path, dtype: torch.dtype | None = None) -> Iterator[WanPipeline]:
-        """See FlowMatchingTask; the expert acts at the noise levels of its band, elsewhere the base is alone."""
-        state = state_of(self.transformer)
-        active = dict(state.active)
-        handle = self.transformer.register_forward_pre_hook(_route, with_kwargs=True)
-        try:
-            with super().sampling(backbone, dtype) as pipeline:
-                yield pipeline
-        finally:
-            handle.remove()
-            state.active = active
-
     def export(self, folder: Path, datamodule: Any) -> None:
         """Save the expert: PEFT's two files and `expert.json`.
 
@@ -159,19 +154,11 @@ class ExpertTask(FlowMatchingTask):
         save_expert(self.transformer, self.name, folder)
 
 
-def _route(transformer: WanTransformer3DModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Choose by the scheduler's own timestep, a whole number of thousandths, as the released checkpoints do."""
-    del args
-    route_by_sigma(transformer, sigma_of_timestep(kwargs["timestep"]))
-
-
-def _continue_expert(
-    transformer: WanTransformer3DModel, name: str, expert: ExpertConfig, folder: str
-) -> None:
+def _continue_expert(transformer: Any, name: str, expert: ExpertConfig, folder: str) -> None:
     """Load an expert to train on, in float32."""
     load_expert(transformer, folder, name)
     found = state_of(transformer, name).configs[name]
-    for key in ("modules", "rank", "alpha", "filter", "band"):
+    for key in ("places", "rank", "alpha", "filter", "band"):
         saved, wanted = getattr(found, key), getattr(expert, key)
         if saved != wanted:
             raise ValueError(f"init_from: the expert in {folder} has {key} {saved}, `expert` says {wanted}")

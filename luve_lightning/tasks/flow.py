@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import WanPipeline, WanTransformer3DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from luve_lightning.functional.flow_matching import (
     noised,
@@ -22,14 +19,13 @@ from luve_lightning.functional.flow_matching import (
 )
 from luve_lightning.functional.gather import gather_mappings
 from luve_lightning.functional.noise_bands import SigmaBand, Weighting
-from luve_lightning.losses import VelocityMSE
-from luve_lightning.models.backbones import load_backbone
-from luve_lightning.models.transformer import check_token_grid, flow_scheduler
+from luve_lightning.losses import Loss, VelocityLoss, VelocityMSE
+from luve_lightning.models.backbones import denoiser_of
 from luve_lightning.tasks.base import TrainingTask
 
 
 class FlowMatchingTask(TrainingTask):
-    """Trains (parts of) a Wan transformer to predict velocities at noise levels of one band.
+    """Trains (parts of) a backbone's transformer to predict velocities at noise levels of one band.
 
     Batches hold "latents" (B x C x t x h x w, normalised), "clip_id" (no two samples share one), and "text" (B x L x D)
     or what `text` makes it of. Noise levels and noise of a training step are functions of (seed, step, process) alone.
@@ -47,11 +43,12 @@ class FlowMatchingTask(TrainingTask):
         min_lr: see TrainingTask.
         weight_decay: see TrainingTask.
         warmup_steps: see TrainingTask.
+        losses: losses in velocity space by name; None is flow matching's own, the mean squared error.
     """
 
     def __init__(
         self,
-        transformer: WanTransformer3DModel,
+        transformer: nn.Module,
         band: SigmaBand,
         shift: float,
         weighting: Weighting | None,
@@ -61,14 +58,22 @@ class FlowMatchingTask(TrainingTask):
         min_lr: float,
         weight_decay: float,
         warmup_steps: int,
+        losses: dict[str, Loss] | None = None,
     ) -> None:
         super().__init__(lr, min_lr, weight_decay, warmup_steps)
         if bins < 1 or seed < 0:
             raise ValueError(f"expected bins >= 1 and seed >= 0, got {bins} and {seed}")
-        self.transformer = transformer
+        chosen = {"velocity": VelocityMSE()} if losses is None else losses
+        wrong = [name for name, loss in chosen.items() if not isinstance(loss, VelocityLoss)]
+        if wrong or not chosen:
+            raise ValueError(
+                f"losses: expected at least one, all in velocity space; wrong: {wrong or 'none given'}"
+            )
+        self.transformer: Any = transformer
+        self.denoiser = denoiser_of(transformer)
         self.band, self.shift, self.weighting = band, shift, weighting
         self.bins, self.seed = bins, seed
-        self.loss = VelocityMSE()
+        self.losses = nn.ModuleDict(chosen)
         self.edges = sigma_edges(band, shift, bins)
         self._sums = torch.zeros(2, bins, dtype=torch.float64)
         self._scores: dict[tuple[str, int], float] = {}
@@ -98,41 +103,14 @@ class FlowMatchingTask(TrainingTask):
             ValueError: for a size of which the transformer would drop a row or column, or another number of channels.
         """
         _, channels, t, h, w = latents.shape
-        sizes = self.transformer.config
-        if (sizes.in_channels, sizes.out_channels) != (channels, channels):
+        if self.denoiser.channels != channels:
             raise ValueError(
-                f"the transformer takes {sizes.in_channels} latent channels and gives {sizes.out_channels}, "
-                f"the latents have {channels}"
+                f"the transformer takes {self.denoiser.channels} latent channels, the latents have {channels}"
             )
-        check_token_grid(self.transformer, (t, h, w))
+        self.denoiser.token_grid((t, h, w))
         # Embeddings may be stored in another dtype, and a frozen base may be bfloat16.
-        dtype = self.transformer.dtype
-        prediction: Tensor = self.transformer(
-            hidden_states=latents.to(dtype),
-            timestep=timestep_of_sigma(sigma),
-            encoder_hidden_states=text.to(dtype),
-            return_dict=False,
-        )[0]
-        return prediction
-
-    @contextmanager
-    def sampling(self, backbone: str | Path, dtype: torch.dtype | None = None) -> Iterator[WanPipeline]:
-        """A text-to-video pipeline of the transformer as it is now, for the time of the context.
-
-        It has no text encoder: call it with `prompt_embeds` and `negative_prompt_embeds`, which `text` gives. The
-        pipeline generates in whatever mode (train or eval) and precision the caller has set.
-
-        Args:
-            backbone: folder or hub id whose VAE made the latents; loaded here, dropped at the end.
-            dtype: of the VAE's weights; float32 when None.
-        """
-        yield WanPipeline(
-            tokenizer=None,
-            text_encoder=None,
-            vae=load_backbone(backbone).vae(dtype).to(self.device),
-            scheduler=flow_scheduler(self.shift),
-            transformer=self.transformer,
-        )
+        dtype = self.denoiser.dtype
+        return self.denoiser.velocity(latents.to(dtype), timestep_of_sigma(sigma), text.to(dtype))
 
     def generator(self, step: int, part: int) -> torch.Generator:
         """Random numbers of one batch: a function of (seed, step, part of an accumulated step, process)."""
@@ -140,9 +118,10 @@ class FlowMatchingTask(TrainingTask):
         return torch.Generator(self.device).manual_seed((int(state[0]) << 20) ^ int(state[1]))
 
     def losses_of(self, latents: Tensor, text: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-        """Loss of each sample at its noise level, shape (B,)."""
-        prediction = self(noised(latents, noise, sigma), sigma, text)
-        return self.loss.per_sample(prediction, velocity(latents, noise))
+        """Weighted sum of the losses of each sample at its noise level, shape (B,)."""
+        prediction, target = self(noised(latents, noise, sigma), sigma, text), velocity(latents, noise)
+        terms = [loss.weight * loss.per_sample(prediction, target) for loss in self.losses.values()]
+        return torch.stack(terms).sum(0)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Mean loss at random noise levels of the band."""

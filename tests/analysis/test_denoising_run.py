@@ -24,6 +24,8 @@ from luve_lightning.analysis.denoising_spectra import (
     recorded_predictions,
     suggest_switch,
 )
+from luve_lightning.models.backbones import Schedule, denoiser_of, latent_space_of
+from luve_lightning.models.backbones.wan_text import WanText
 from tests.helpers.tiny_spectra import tiny_pipeline
 
 EDGES = (0.0, 0.5, 1.0)
@@ -32,9 +34,16 @@ EDGES = (0.0, 0.5, 1.0)
 def generate(pipeline: Any, **changes: Any) -> BandResolution:
     options: dict[str, Any] = {
         "prompts": ["left", "squares drift"], "size": (5, 32, 48), "steps": 4, "guidance": 3.0, "seed": 7,
-        "edges": EDGES, "length": 16,
+        "edges": EDGES,
     }  # fmt: skip
-    return generate_spectra(pipeline, **(options | changes))
+    text = WanText(pipeline.tokenizer, pipeline.text_encoder, 16)
+    return generate_spectra(
+        denoiser_of(pipeline.transformer),
+        text,
+        Schedule(pipeline.scheduler),
+        latent_space_of(pipeline.vae),
+        **(options | changes),
+    )
 
 
 @pytest.fixture(scope="module")

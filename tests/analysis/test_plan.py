@@ -256,7 +256,7 @@ def test_parts_are_read_from_configuration_files_alone(repository: Path, tmp_pat
 
 
 def test_weights_of_parts_are_those_of_loaded_models(repository: Path) -> None:
-    from luve_lightning.models.transformer import load_transformer
+    from tests.helpers.tiny_wan import load_transformer
 
     backbone = repository / "data/mini/wan"
     loaded = load_transformer(backbone, torch.bfloat16)

@@ -23,7 +23,6 @@ from luve_lightning.callbacks.undisturbed import undisturbed
 from luve_lightning.data.video_files import read_video
 from luve_lightning.evaluation.sample_sources import GeneratedVideos, Samples, SampleVideo, UpsampledVideos
 from luve_lightning.functional.frechet import frechet_distance
-from luve_lightning.models.transformer import load_transformer
 from tests.helpers.processes import run_processes
 from tests.helpers.resumable import Run, difference, load_final, train
 from tests.helpers.sampling import (
@@ -42,6 +41,7 @@ from tests.helpers.sampling import (
     vluer_task,
 )
 from tests.helpers.tiny_flow import World, make_trainer
+from tests.helpers.tiny_wan import load_transformer
 
 
 @pytest.fixture

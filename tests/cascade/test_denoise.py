@@ -15,9 +15,8 @@ from torch import Tensor
 from luve_lightning.cascade import Guidance
 from luve_lightning.cascade.denoise import DenoisingStep, denoise
 from luve_lightning.functional.flow_matching import noised, sampling_sigmas
-from luve_lightning.models.transformer import flow_scheduler
 from tests.helpers.tiny_luve import noise
-from tests.helpers.tiny_wan import tiny_transformer
+from tests.helpers.tiny_wan import flow_scheduler, tiny_transformer
 
 SHAPE = (2, 4, 2, 4, 6)
 EMBEDS, NEGATIVE = noise(2, 3, 8, seed=1), noise(2, 3, 8, seed=2)

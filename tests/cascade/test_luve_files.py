@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from luve_lightning.cascade import LuVePipeline
 from luve_lightning.models.experts import expert_names, save_expert
-from luve_lightning.models.transformer import load_transformer
 from luve_lightning.models.vluer import VLUer
 from tests.helpers.tiny_luve import EXPERTS, PLAIN, PROMPT, seeded, tiny_luve
-from tests.helpers.tiny_wan import randomise, tiny_transformer
+from tests.helpers.tiny_wan import load_transformer, randomise, tiny_transformer
 
 RUN: dict[str, Any] = {
     "height": 64, "width": 96, "num_frames": 5, "steps": 2, "skip_steps": 0, "guidance": 2.0,
@@ -133,7 +132,7 @@ def test_what_is_missing_or_does_not_fit_is_one_line(tiny_backbone: Path, tmp_pa
             r"experts .*: no expert there; expected folders such as lfe/ and hfe/",
         ),
         ({"experts": {"lfe": tmp_path / "empty"}}, r"no expert in .*: expert\.json is missing"),
-        ({"refiner": tmp_path / "empty"}, r"no transformer/config\.json there"),
+        ({"refiner": tmp_path / "empty"}, r"nor transformer/config\.json"),
         ({"shift": 0.0}, "shift: expected a number greater than 0"),
         ({"shift": float("inf")}, "shift: expected a number greater than 0"),
     ):

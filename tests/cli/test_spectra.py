@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from luve_lightning.models.transformer import flow_scheduler
 from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.tiny_spectra import tiny_pipeline
+from tests.helpers.tiny_wan import flow_scheduler
 
 Luve = Callable[..., Outcome]
 

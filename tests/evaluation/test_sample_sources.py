@@ -22,7 +22,7 @@ from luve_lightning.models.experts.routing import state_of
 from luve_lightning.tasks import BackboneTask
 from tests.helpers.sampling import pairs, vluer_task
 from tests.helpers.tiny_flow import World
-from tests.helpers.tiny_wan import randomise
+from tests.helpers.tiny_wan import flow_scheduler, randomise
 
 CAPTION = "Coloured squares drift to the left."
 NET = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 1, "freq_dim": 16}
@@ -47,11 +47,10 @@ def make(source: Any, task: Any, data: Any, indices: tuple[int, ...] = (0,)) -> 
 
 def by_diffusers(world: World, task: Any, text: TextConditioner, seed: int, guidance: float) -> np.ndarray:
     """The whole pipeline with its own text encoder and VAE, uint8 T x H x W x 3."""
-    with task.sampling(world.backbone) as bare:
-        pipeline = WanPipeline(
-            tokenizer=text.tokenizer, text_encoder=text.encoder, vae=bare.vae, scheduler=bare.scheduler,
-            transformer=task.transformer,
-        )  # fmt: skip
+    pipeline = WanPipeline(
+        tokenizer=text.tokenizer, text_encoder=text.encoder, transformer=task.transformer,
+        vae=load_backbone(world.backbone).vae(), scheduler=flow_scheduler(task.shift),
+    )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
     video = pipeline(
         prompt=CAPTION, height=16, width=32, num_frames=5, num_inference_steps=3, guidance_scale=guidance,
@@ -119,14 +118,20 @@ def test_an_expert_acts_in_its_band_only(world: World) -> None:
     assert not np.array_equal(routed.numpy(), videos[1])
 
 
-def test_what_was_routed_before_is_routed_after_also_when_it_fails(world: World) -> None:
-    task = world.expert()
-    activate(task.transformer, None)
-    hooks = len(task.transformer._forward_pre_hooks)
-    with pytest.raises(ArithmeticError), task.sampling(world.backbone):
+@pytest.mark.parametrize("chosen", [None, "lfe"])
+def test_what_was_routed_before_is_routed_after_also_when_it_fails(world: World, chosen: str | None) -> None:
+    def fail(*_: Any) -> None:
         raise ArithmeticError
-    assert state_of(task.transformer).active == {}
-    assert len(task.transformer._forward_pre_hooks) == hooks
+
+    task = world.expert()
+    activate(task.transformer, chosen)
+    with GeneratedVideos(16, 32, 5, prompts=[CAPTION], steps=3).open(
+        task.eval(), ready(world.data()), nullcontext
+    ) as samples:
+        task.transformer.register_forward_hook(fail)
+        with pytest.raises(ArithmeticError):
+            samples.make(0)
+    assert list(state_of(task.transformer).active) == ([] if chosen is None else [chosen])
 
 
 def test_held_out_captions_and_clips_are_the_default(world: World) -> None:

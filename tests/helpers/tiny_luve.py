@@ -14,8 +14,7 @@ from torch import Tensor
 from luve_lightning.cascade import LuVePipeline
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.experts import ExpertConfig, activate, add_expert
-from luve_lightning.models.transformer import flow_scheduler, load_transformer
-from tests.helpers.tiny_wan import HFE, LFE, randomise
+from tests.helpers.tiny_wan import HFE, LFE, flow_scheduler, load_transformer, randomise
 from tests.helpers.upsampling import tiny_vluer
 
 EXPERTS = {"lfe": LFE, "hfe": HFE}

@@ -8,7 +8,7 @@ import torch
 from diffusers import WanPipeline
 
 from luve_lightning.models.backbones import load_backbone
-from luve_lightning.models.transformer import flow_scheduler, load_transformer
+from tests.helpers.tiny_wan import flow_scheduler, load_transformer
 
 
 def tiny_pipeline(backbone: Path, shift: float = 5.0) -> WanPipeline:

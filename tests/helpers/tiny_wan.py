@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from luve_lightning.functional.frequency import FrequencyFilter
 from luve_lightning.functional.noise_bands import SigmaBand
+from luve_lightning.models.backbones import load_backbone
+from luve_lightning.models.backbones.wan import WanBackbone
 from luve_lightning.models.experts import ExpertConfig, expert_parameters
 
 LFE = ExpertConfig("attention", 4, 8.0, FrequencyFilter("low", 0.5), SigmaBand(0.875, 1.0))
@@ -32,6 +35,16 @@ def tiny_transformer(seed: int = 0, **changes: Any) -> WanTransformer3DModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return WanTransformer3DModel(**(sizes | changes)).eval()
+
+
+def load_transformer(backbone: str | Path, dtype: torch.dtype | None = None) -> Any:
+    """A backbone's transformer."""
+    return load_backbone(backbone).denoiser(dtype).module
+
+
+def flow_scheduler(shift: float) -> Any:
+    """The scheduler of Wan's pipelines."""
+    return WanBackbone.build_schedule(shift).scheduler
 
 
 def inputs(

@@ -261,9 +261,10 @@ def test_refuses_weights_for_another_batch() -> None:
 
 
 def test_refuses_dora() -> None:
+    from luve_lightning.models.backbones import denoiser_of
     from luve_lightning.models.experts.layer import custom_modules
 
     config = LoraConfig(r=2, target_modules=["attn1"], use_dora=True)
-    config._register_custom_module(custom_modules())
+    config._register_custom_module(custom_modules(denoiser_of(tiny_transformer())))
     with pytest.raises(ValueError, match="expert dora: DoRA, bias and dropout"):
         tiny_transformer().add_adapter(config, "dora")

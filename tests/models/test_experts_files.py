@@ -16,6 +16,7 @@ from diffusers import WanTransformer3DModel
 from peft import LoraConfig, PeftModel
 
 from luve_lightning.functional.noise_bands import SigmaBand
+from luve_lightning.models.backbones import denoiser_of
 from luve_lightning.models.experts import (
     activate,
     add_expert,
@@ -92,7 +93,7 @@ def test_pefts_own_loader_reads_it(tmp_path: Path) -> None:
     first = saved(tmp_path, lfe=LFE)
     config = LoraConfig.from_pretrained(tmp_path / "lfe")
     assert (config.r, config.lora_alpha, config.target_modules) == (4, 8, {"attn1"})
-    config._register_custom_module(custom_modules())
+    config._register_custom_module(custom_modules(denoiser_of(first)))
     model = PeftModel.from_pretrained(tiny_transformer(), tmp_path / "lfe", config=config)
     for index, block in enumerate(model.base_model.model.blocks):
         for part in ("lora_A", "lora_B"):

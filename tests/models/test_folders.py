@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.experts import ExpertConfig, add_expert, save_expert
 from luve_lightning.models.folders import cannot_load
-from luve_lightning.models.transformer import load_transformer, save_transformer
 from luve_lightning.models.vluer import VLUer
+from tests.helpers.tiny_wan import load_transformer
 
 
 def save_a_vluer(folder: Path) -> None:
@@ -37,9 +38,7 @@ def test_files_follow_the_umask(tmp_path: Path, tiny_backbone: Path, what: str, 
     save: dict[str, Callable[[Path], None]] = {
         "vluer": save_a_vluer,
         "expert": expert,
-        "transformer": lambda folder: save_transformer(
-            load_transformer(tiny_backbone), folder, torch.float16
-        ),
+        "transformer": lambda folder: load_backbone(tiny_backbone).denoiser().save(folder, torch.float16),
     }
     before = os.umask(mask)
     try:

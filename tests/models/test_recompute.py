@@ -10,8 +10,8 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from luve_lightning.models.backbones import denoiser_of
 from luve_lightning.models.experts import add_expert, expert_parameters
-from luve_lightning.models.recompute import set_recompute
 from tests.helpers.tiny_wan import LFE, inputs, output, randomise, tiny_transformer
 
 BLOCKS, TOKENS, WORDS = 2, 60, 3
@@ -46,7 +46,7 @@ def step(
 ) -> tuple[list[Tensor], list[int], list[int]]:
     """Loss and gradients of one step; the attentions of its forward and of its backward pass."""
     transformer, trained = prepared(expert, dtype)
-    set_recompute(transformer, recompute, keep_attention)
+    denoiser_of(transformer).set_recompute(recompute, keep_attention)
     with AttentionCalls() as forward:
         loss = output(transformer, inputs(dtype=dtype)).float().square().mean()
     with AttentionCalls() as backward:
@@ -87,11 +87,11 @@ def test_attention_is_kept_in_as_many_blocks_as_asked(expert: bool) -> None:
 
 def test_the_choice_can_be_taken_back_and_has_three_words() -> None:
     transformer, _ = prepared(True, torch.float32)
-    set_recompute(transformer, "all_but_attention")
-    set_recompute(transformer, "nothing")
+    denoiser_of(transformer).set_recompute("all_but_attention")
+    denoiser_of(transformer).set_recompute("nothing")
     loss = output(transformer, inputs()).square().mean()
     with AttentionCalls() as backward:
         loss.backward()
     assert backward.keys == []
     with pytest.raises(ValueError, match=r"recompute: expected 'nothing', 'blocks' or .*, got 'all'"):
-        set_recompute(transformer, "all")  # type: ignore[arg-type]
+        denoiser_of(transformer).set_recompute("all")  # type: ignore[arg-type]

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from luve_lightning.callbacks import AtomicCheckpointIO, Export
-from luve_lightning.models.transformer import load_transformer
 from luve_lightning.tasks import AdaptationTask
 from tests.helpers.processes import run_processes
 from tests.helpers.resumable import Run
 from tests.helpers.tiny_flow import World, adapt, make_trainer
-from tests.helpers.tiny_wan import output
+from tests.helpers.tiny_wan import load_transformer, output
 
 
 @pytest.fixture(scope="module")

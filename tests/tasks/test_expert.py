@@ -12,11 +12,10 @@ import torch
 
 from luve_lightning.callbacks import EMA, AtomicCheckpointIO, Checkpoints, Export
 from luve_lightning.models.experts import expert_parameters, load_expert
-from luve_lightning.models.transformer import load_transformer
 from luve_lightning.tasks import ExpertTask
 from tests.helpers.run_luve import run_luve
 from tests.helpers.tiny_flow import LFE, World, make_trainer
-from tests.helpers.tiny_wan import output, randomise
+from tests.helpers.tiny_wan import load_transformer, output, randomise
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MINI = [REPOSITORY / "experiments/experts/mini-lfe.yaml", REPOSITORY / "tests/conf/experts/mini-lfe.yaml"]
@@ -126,7 +125,7 @@ def test_continuing_from_a_saved_expert(world: World, tmp_path: Path) -> None:
     for change, message in (
         ({"rank": 8}, "has rank 4, `expert` says 8"),
         ({"filter": None}, "has filter FrequencyFilter.* `expert` says None"),
-        ({"place": "feed_forward"}, r"has modules \['attn1'\], `expert` says \['ffn'\]"),
+        ({"place": "feed_forward"}, r"has places \('attention',\), `expert` says \('feed_forward',\)"),
     ):
         with pytest.raises(ValueError, match=f"init_from: the expert in {tmp_path} {message}"):
             world.expert(replace(LFE, **change), init_from=str(tmp_path))

@@ -16,7 +16,6 @@ from lightning.pytorch.loggers import CSVLogger
 
 from luve_lightning.functional.noise_bands import LogitNormalWeighting, SigmaBand
 from luve_lightning.models.experts import ExpertConfig
-from luve_lightning.models.transformer import load_transformer
 from luve_lightning.tasks import FlowMatchingTask
 from luve_lightning.tasks.flow import clip_noise, sigma_edges
 from tests.helpers.processes import run_processes
@@ -30,7 +29,7 @@ from tests.helpers.tiny_flow import (
     train_expert,
     validate_and_train,
 )
-from tests.helpers.tiny_wan import tiny_transformer
+from tests.helpers.tiny_wan import load_transformer, tiny_transformer
 
 TINY = tiny_transformer()
 
@@ -209,6 +208,6 @@ def test_mistakes(world: World, tmp_path: Path) -> None:
 def test_latents_of_other_channels_are_refused() -> None:
     model = task()
     n = model.transformer.config.in_channels
-    expected = rf"^the transformer takes {n} latent channels and gives {n}, the latents have 7$"
+    expected = rf"^the transformer takes {n} latent channels, the latents have 7$"
     with pytest.raises(ValueError, match=expected):
         model(torch.zeros(1, 7, 1, 2, 2), torch.ones(1), torch.zeros(1, 4, 16))

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
 
 from luve_lightning.analysis.cost import measure_ms, measure_peak_mib
+from luve_lightning.analysis.model_parts import cast_weights, wan_1_3b
 from luve_lightning.functional.frequency import FrequencyFilter
+from luve_lightning.models.backbones import Denoiser, denoiser_of, family_named
 from luve_lightning.models.experts import ExpertConfig, activate, add_expert, expert_parameters
 
 RANK = 32
@@ -21,22 +22,38 @@ EXPERTS = {
 
 
 @dataclass(frozen=True)
-class _Model:
-    """A transformer's size and what it is run on; `latents` are frames, height, width."""
+class BenchModel:
+    """A transformer of random weights and what it is run on.
+
+    Attributes:
+        name: for rows.
+        sizes: the transformer's, as Wan2.1's configurations say them.
+        text: tokens of a prompt.
+        latents: frames, height and width.
+        dtype: of the weights.
+    """
 
     name: str
-    heads: int
-    head_dim: int
-    ffn_dim: int
-    layers: int
-    text: tuple[int, int]
+    sizes: dict[str, int]
+    text: int
     latents: tuple[int, int, int]
     dtype: torch.dtype
 
+    def transformer(self, device: torch.device) -> Any:
+        """The transformer, the same on each call."""
+        torch.manual_seed(0)
+        with device:
+            return family_named("wan").from_config("transformer", self.sizes)
 
-# 17 frames of 192x192 and 49 of 1472x2560 (2K).
-_MINI = _Model("mini", 4, 48, 512, 6, (32, 64), (5, 24, 24), torch.float32)
-_WAN = _Model("Wan2.1-1.3B", 12, 128, 8960, 30, (512, 4096), (13, 184, 320), torch.bfloat16)
+
+def bench_model(device: torch.device) -> BenchModel:
+    """The mini backbone at 17 frames of 192x192 on a CPU, Wan2.1-1.3B at 49 of 1472x2560 (2K) on a GPU."""
+    if device.type != "cpu":
+        return BenchModel("Wan2.1-1.3B", wan_1_3b().transformer, 512, (13, 184, 320), torch.bfloat16)
+    sizes = {
+        "num_attention_heads": 4, "attention_head_dim": 48, "ffn_dim": 768, "num_layers": 6, "text_dim": 64
+    }  # fmt: skip
+    return BenchModel("mini", sizes, 64, (5, 24, 24), torch.float32)
 
 
 def measure(device: torch.device, repeats: int = 20) -> list[dict[str, Any]]:
@@ -50,13 +67,17 @@ def measure(device: torch.device, repeats: int = 20) -> list[dict[str, Any]]:
         One row for the base and each expert: median, least and most milliseconds, peak MiB beside what is resident,
         and `ratio`, the median over rounds of its time to the base's of the same round.
     """
-    size = _MINI if device.type == "cpu" else _WAN
-    transformer, arguments = _transformer(size, device), _arguments(size, device)
+    size = bench_model(device)
+    denoiser = _denoiser(size, device)
+    transformer = denoiser.module
+    latents = torch.randn(1, denoiser.channels, *size.latents, device=device, dtype=size.dtype)
+    timestep = torch.tensor([900.0], device=device)
+    text = torch.randn(1, size.text, denoiser.text_dim, device=device, dtype=size.dtype)
     times: dict[str, list[float]] = {name: [] for name in ("base", *EXPERTS)}
     peaks = {}
 
     def forward() -> None:
-        transformer(**arguments)
+        denoiser.velocity(latents, timestep, text)
 
     with torch.inference_mode():
         activate(transformer, None)
@@ -86,31 +107,12 @@ def measure(device: torch.device, repeats: int = 20) -> list[dict[str, Any]]:
     ]
 
 
-def _transformer(size: _Model, device: torch.device) -> WanTransformer3DModel:
-    torch.manual_seed(0)
-    with device:
-        transformer = WanTransformer3DModel(
-            num_attention_heads=size.heads,
-            attention_head_dim=size.head_dim,
-            ffn_dim=size.ffn_dim,
-            num_layers=size.layers,
-            text_dim=size.text[1],
-        ).eval()
-    for name, parameter in transformer.named_parameters():
-        # What from_pretrained(torch_dtype=...) does.
-        if not any(kept in name for kept in transformer._keep_in_fp32_modules):
-            parameter.data = parameter.data.to(size.dtype)
+def _denoiser(size: BenchModel, device: torch.device) -> Denoiser:
+    transformer = size.transformer(device).eval()
+    cast_weights(transformer, size.dtype)
     for name, config in EXPERTS.items():
         add_expert(transformer, name, config)
         for parameter in expert_parameters(transformer, name):
             # B starts at zero; fast kernels must not be timed on zeros.
             torch.nn.init.normal_(parameter, std=0.02)
-    return transformer
-
-
-def _arguments(size: _Model, device: torch.device) -> dict[str, torch.Tensor]:
-    return {
-        "hidden_states": torch.randn(1, 16, *size.latents, device=device, dtype=size.dtype),
-        "timestep": torch.tensor([900.0], device=device),
-        "encoder_hidden_states": torch.randn(1, *size.text, device=device, dtype=size.dtype),
-    }
+    return denoiser_of(transformer)

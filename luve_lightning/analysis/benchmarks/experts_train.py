@@ -5,21 +5,19 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
 from torch import Tensor
 
+from luve_lightning.analysis.benchmarks.experts import BenchModel, bench_model
 from luve_lightning.analysis.cost import measure_ms
 from luve_lightning.functional.frequency import FrequencyFilter
 from luve_lightning.functional.noise_bands import SigmaBand
+from luve_lightning.models.backbones import Recompute, denoiser_of
 from luve_lightning.models.experts import ExpertConfig, expert_parameters
-from luve_lightning.models.recompute import Recompute
-from luve_lightning.models.transformer import save_transformer
 from luve_lightning.tasks import AdaptationTask, ExpertTask, FlowMatchingTask
 
 # experiments/experts/{adaptation,lfe,hfe}-2k.yaml
@@ -28,40 +26,6 @@ _HFE = ExpertConfig("feed_forward", 32, 32, FrequencyFilter("high", 0.5), SigmaB
 _RECOMPUTE: Recompute = "all_but_attention"
 # Of 30 blocks: the optimiser's state and the gradients of all weights leave room for these on a card of 80 GB.
 _KEPT_IN_ADAPTATION = 22
-
-
-@dataclass(frozen=True)
-class _Size:
-    """A transformer and what it is trained on; `latents` are frames, height, width."""
-
-    name: str
-    transformer: dict[str, int]
-    text: int
-    latents: tuple[int, int, int]
-    precision: torch.dtype
-
-
-# 17 frames of 192x192 and 49 of 1472x2560 (2K).
-_MINI = _Size(
-    "mini",
-    {"num_attention_heads": 4, "attention_head_dim": 48, "ffn_dim": 768, "num_layers": 6, "text_dim": 64},
-    64,
-    (5, 24, 24),
-    torch.float32,
-)
-_WAN = _Size(
-    "Wan2.1-1.3B",
-    {
-        "num_attention_heads": 12,
-        "attention_head_dim": 128,
-        "ffn_dim": 8960,
-        "num_layers": 30,
-        "text_dim": 4096,
-    },
-    512,
-    (13, 184, 320),
-    torch.bfloat16,
-)
 
 
 def measure(device: torch.device, repeats: int = 1) -> Iterator[dict[str, Any]]:
@@ -75,11 +39,11 @@ def measure(device: torch.device, repeats: int = 1) -> Iterator[dict[str, Any]]:
         One row for the adaptation and each expert as it is measured: seconds of the forward pass and of the step,
         their ratio, and on a GPU the step's peak GiB, everything resident included.
     """
-    size = _MINI if device.type == "cpu" else _WAN
+    size = bench_model(device)
     with tempfile.TemporaryDirectory() as folder:
-        _save_random(size, device, Path(folder))
-        dtype = "float32" if size.precision == torch.float32 else "bfloat16"
-        kept = min(_KEPT_IN_ADAPTATION, size.transformer["num_layers"])
+        denoiser_of(size.transformer(device)).save(Path(folder) / "transformer", size.dtype)
+        dtype = "float32" if size.dtype == torch.float32 else "bfloat16"
+        kept = min(_KEPT_IN_ADAPTATION, size.sizes["num_layers"])
         makers: dict[str, Callable[[], FlowMatchingTask]] = {
             "adaptation": lambda: AdaptationTask(folder, recompute=_RECOMPUTE, keep_attention=kept),
             "lfe": lambda: ExpertTask(folder, _LFE, "lfe", dtype=dtype, recompute=_RECOMPUTE),
@@ -98,14 +62,7 @@ def measure(device: torch.device, repeats: int = 1) -> Iterator[dict[str, Any]]:
                 torch.cuda.empty_cache()
 
 
-def _save_random(size: _Size, device: torch.device, folder: Path) -> None:
-    torch.manual_seed(0)
-    with device:
-        transformer = WanTransformer3DModel(**size.transformer)
-    save_transformer(transformer, folder / "transformer", size.precision)
-
-
-def _measure(task: FlowMatchingTask, size: _Size, device: torch.device, repeats: int) -> dict[str, Any]:
+def _measure(task: FlowMatchingTask, size: BenchModel, device: torch.device, repeats: int) -> dict[str, Any]:
     task.train()
     if isinstance(task, ExpertTask):
         for parameter in expert_parameters(task.transformer, task.name):
@@ -113,9 +70,9 @@ def _measure(task: FlowMatchingTask, size: _Size, device: torch.device, repeats:
             torch.nn.init.normal_(parameter, std=0.02)
     trained = [p for p in task.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
-    text = torch.randn(1, size.text, size.transformer["text_dim"], device=device)
+    text = torch.randn(1, size.text, size.sizes["text_dim"], device=device)
     sigma = task.band.levels(1, task.shift).to(device)
-    precision = torch.autocast(device.type, size.precision, enabled=size.precision != torch.float32)
+    precision = torch.autocast(device.type, size.dtype, enabled=size.dtype != torch.float32)
 
     def forward(latents: Tensor) -> Tensor:
         with precision:

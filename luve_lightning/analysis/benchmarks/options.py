@@ -19,7 +19,7 @@ from luve_lightning.analysis.model_parts import Parts
 from luve_lightning.cascade.luve import LuVePipeline
 from luve_lightning.cascade.luve_speed import SpeedOptions
 from luve_lightning.cascade.options import Guidance
-from luve_lightning.models.backbones import latent_space_of
+from luve_lightning.models.backbones import denoiser_of, latent_space_of
 from luve_lightning.models.experts import add_expert, expert_parameters
 
 STEPS, SKIP = 12, 2
@@ -145,8 +145,8 @@ def _pipeline(device: torch.device, backbone: str | None, refiner: str | None, o
 def _inputs(pipeline: LuVePipeline, device: torch.device, prompt: str, random: bool) -> dict[str, Any]:
     if not random:
         return {"prompt": prompt}
-    dtype, dim = pipeline.transformer.dtype, pipeline.transformer.config.text_dim
-    shape = (1, 64 if device.type == "cpu" else 512, dim)
+    denoiser = denoiser_of(pipeline.transformer)
+    dtype, shape = denoiser.dtype, (1, 64 if device.type == "cpu" else 512, denoiser.text_dim)
     draw = torch.Generator("cpu").manual_seed(1)
     names = ("prompt_embeds", "negative_prompt_embeds")
     return {name: torch.randn(shape, generator=draw).to(device, dtype) for name in names}

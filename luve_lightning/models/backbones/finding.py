@@ -130,7 +130,8 @@ def _class_names(path: str | Path) -> list[str]:
         return [content["_class_name"], *(transformer[1:] if isinstance(transformer, list) else [])]
     if local:
         raise FileNotFoundError(
-            f"backbone {path}: no model_index.json there; expected a diffusers pipeline folder"
+            f"backbone {path}: no model_index.json there, nor transformer/config.json; expected a diffusers pipeline "
+            "folder or a transformer's own"
         )
     assert first is not None
     raise cannot_load(path, "model_index.json", first) from first

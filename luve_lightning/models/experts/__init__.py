@@ -8,12 +8,13 @@ checkpointing compile the blocks (`transformer.compile_repeated_blocks()`), not 
 from luve_lightning.models.experts.adding import add_expert, expert_parameters, train_only
 from luve_lightning.models.experts.config import ExpertConfig
 from luve_lightning.models.experts.files import load_expert, save_expert
-from luve_lightning.models.experts.routing import activate, expert_names, route_by_sigma
+from luve_lightning.models.experts.routing import activate, choice_kept, expert_names, route_by_sigma
 
 __all__ = [
     "ExpertConfig",
     "activate",
     "add_expert",
+    "choice_kept",
     "expert_names",
     "expert_parameters",
     "load_expert",

@@ -7,13 +7,13 @@ import warnings
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from luve_lightning.models.backbones import Denoiser, denoiser_of
 from luve_lightning.models.experts.config import ExpertConfig
-from luve_lightning.models.experts.layer import ExpertLayer, custom_modules, expert_layers
+from luve_lightning.models.experts.layer import ExpertLayer, custom_modules, expert_layers, site_names
 from luve_lightning.models.experts.routing import activate, install, state_of
 
 # A part of the weights' names, and PEFT recognises its weights by "lora_".
@@ -21,7 +21,7 @@ _NAME = re.compile(r"(?!lora_)[A-Za-z][A-Za-z0-9_-]*", re.ASCII)
 
 
 def add_expert(
-    transformer: WanTransformer3DModel,
+    transformer: Any,
     name: str,
     config: ExpertConfig,
     dtype: torch.dtype | None = None,
@@ -41,14 +41,12 @@ def add_expert(
     train_only(transformer, name)
 
 
-def inject(
-    transformer: WanTransformer3DModel, name: str, config: ExpertConfig, dtype: torch.dtype | None
-) -> dict[str, Any]:
+def inject(transformer: Any, name: str, config: ExpertConfig, dtype: torch.dtype | None) -> dict[str, Any]:
     """Add an expert, frozen and active; other adapters stay as they are. The layers that hold it, by name."""
     check_can_take(transformer, name)
-    alpha = int(config.alpha) if config.alpha == int(config.alpha) else config.alpha
-    lora = LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=config.modules)
-    lora._register_custom_module(custom_modules())
+    denoiser = denoiser_of(transformer)
+    lora = lora_config(denoiser, config)
+    lora._register_custom_module(custom_modules(denoiser))
     trained = {id(p): p.requires_grad for n, p in transformer.named_parameters() if "lora_" in n}
     others = {
         module: list(module.active_adapters)
@@ -63,7 +61,7 @@ def inject(
         module.set_adapter(names)
     state = install(transformer)
     state.configs[name] = config
-    layers = expert_layers(transformer, config.modules)
+    layers = expert_layers(denoiser, config)
     for layer in layers.values():
         layer.expert_state = state
         layer.lora_A[name].to(dtype)
@@ -75,13 +73,21 @@ def inject(
     return layers
 
 
-def check_can_take(transformer: WanTransformer3DModel, name: str) -> None:
+def lora_config(denoiser: Denoiser, config: ExpertConfig, **options: Any) -> LoraConfig:
+    """PEFT's configuration of an expert."""
+    alpha = int(config.alpha) if config.alpha == int(config.alpha) else config.alpha
+    return LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=site_names(denoiser, config), **options)
+
+
+def check_can_take(transformer: Any, name: str) -> None:
     """One clear line when this transformer cannot take an expert of this name."""
-    if not isinstance(transformer, WanTransformer3DModel):
+    try:
+        denoiser_of(transformer)
+    except ValueError:
         raise ValueError(
-            "experts go into a WanTransformer3DModel before it is wrapped or compiled, "
+            "experts go into a backbone's transformer before it is wrapped or compiled, "
             f"got {type(transformer).__name__}"
-        )
+        ) from None
     if name in getattr(transformer, "peft_config", {}):
         raise ValueError(f"expert {name!r}: the transformer has an adapter of this name already")
     if not _NAME.fullmatch(name):
@@ -101,18 +107,18 @@ def check_can_take(transformer: WanTransformer3DModel, name: str) -> None:
         )
 
 
-def expert_parameters(transformer: WanTransformer3DModel, name: str) -> list[nn.Parameter]:
+def expert_parameters(transformer: Any, name: str) -> list[nn.Parameter]:
     """A and B of an expert, block by block.
 
     Raises:
         ValueError: for an unknown expert.
     """
     config = state_of(transformer, name).configs[name]
-    layers = expert_layers(transformer, config.modules).values()
+    layers = expert_layers(denoiser_of(transformer), config).values()
     return [part[name].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
 
 
-def train_only(transformer: WanTransformer3DModel, name: str | None) -> None:
+def train_only(transformer: Any, name: str | None) -> None:
     """Let one expert be trained and freeze everything else, or everything when None; `activate` is apart from this.
 
     Needed wherever a transformer holds two adapters: PEFT leaves both trainable.

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import get_args
 
 from luve_lightning.functional.frequency import FrequencyFilter
 from luve_lightning.functional.noise_bands import SigmaBand
-
-Place = Literal["attention", "cross_attention", "feed_forward"]
-
-# Names of the wrapped modules in a WanTransformerBlock, in the order in which a block runs them.
-MODULES: dict[Place, str] = {"attention": "attn1", "cross_attention": "attn2", "feed_forward": "ffn"}
+from luve_lightning.models.backbones import Place
 
 
 @dataclass(frozen=True)
@@ -43,10 +39,10 @@ class ExpertConfig:
         if (
             not self.places
             or len(set(self.places)) < len(self.places)
-            or not set(self.places) <= set(MODULES)
+            or not set(self.places) <= set(get_args(Place))
         ):
             raise ValueError(
-                f"expert place {self.place!r}: expected one or more of {', '.join(MODULES)}, each once"
+                f"expert place {self.place!r}: expected one or more of {', '.join(get_args(Place))}, each once"
             )
         if int(self.rank) != self.rank or self.rank < 1:
             raise ValueError(f"expert rank {self.rank}: expected an integer >= 1")
@@ -57,8 +53,3 @@ class ExpertConfig:
     def places(self) -> tuple[Place, ...]:
         """`place` as a tuple."""
         return (self.place,) if isinstance(self.place, str) else self.place
-
-    @property
-    def modules(self) -> list[str]:
-        """Names of the wrapped modules within a block."""
-        return [name for place, name in MODULES.items() if place in self.places]

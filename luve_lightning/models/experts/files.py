@@ -10,17 +10,16 @@ from typing import Any
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from diffusers import WanTransformer3DModel
-from peft import LoraConfig
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from luve_lightning.functional.frequency import FrequencyFilter
 from luve_lightning.functional.noise_bands import SigmaBand
-from luve_lightning.models.experts.adding import check_can_take, inject
+from luve_lightning.models.backbones import Denoiser, denoiser_of
+from luve_lightning.models.experts.adding import check_can_take, inject, lora_config
 from luve_lightning.models.experts.config import ExpertConfig
-from luve_lightning.models.experts.layer import expert_layers, in_out_features
+from luve_lightning.models.experts.layer import expert_layers, site_names, unwrapped
 from luve_lightning.models.experts.routing import state_of
 from luve_lightning.models.folders import saving
 
@@ -38,7 +37,7 @@ _UNUSED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def save_expert(transformer: WanTransformer3DModel, name: str, folder: str | Path) -> None:
+def save_expert(transformer: Any, name: str, folder: str | Path) -> None:
     """Write an expert as PEFT's `adapter_config.json` and `adapter_model.safetensors`, and `expert.json`.
 
     They replace an older expert at once and complete. Where the parameters are sharded (FSDP2) every rank must
@@ -47,11 +46,10 @@ def save_expert(transformer: WanTransformer3DModel, name: str, folder: str | Pat
     Raises:
         ValueError: for an unknown expert.
     """
-    config = state_of(transformer, name).configs[name]
-    weights = _weights(transformer, name, config)
+    config, denoiser = state_of(transformer, name).configs[name], denoiser_of(transformer)
+    weights = _weights(denoiser, name, config)
     if weights is None:
         return
-    alpha = int(config.alpha) if config.alpha == int(config.alpha) else config.alpha
     facts = {
         "format": FORMAT,
         "name": name,
@@ -60,13 +58,12 @@ def save_expert(transformer: WanTransformer3DModel, name: str, folder: str | Pat
         "band": asdict(config.band),
     }
     with saving(folder) as new:
-        lora = LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=config.modules, inference_mode=True)
-        lora.save_pretrained(new)
+        lora_config(denoiser, config, inference_mode=True).save_pretrained(new)
         safetensors.torch.save_file(weights, new / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         (new / EXPERT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def load_expert(transformer: WanTransformer3DModel, folder: str | Path, name: str | None = None) -> str:
+def load_expert(transformer: Any, folder: str | Path, name: str | None = None) -> str:
     """Add a saved expert, bit for bit. It is active and frozen then; other experts stay as they are.
 
     Args:
@@ -85,14 +82,17 @@ def load_expert(transformer: WanTransformer3DModel, folder: str | Path, name: st
     for file in (EXPERT, ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / file).is_file():
             raise FileNotFoundError(f"no expert in {folder}: {file} is missing")
-    saved_name, config = _read_config(folder)
+    saved_name, config, targets = _read_config(folder)
     name = name or saved_name
     check_can_take(transformer, name)
+    denoiser = denoiser_of(transformer)
+    if targets != set(sites := site_names(denoiser, config)):
+        raise ValueError(f"{folder}: {ADAPTER_CONFIG} is for modules {sorted(targets)}, {EXPERT} for {sites}")
     try:
         weights = safetensors.torch.load_file(folder / ADAPTER_WEIGHTS)
     except SafetensorError as error:
         raise ValueError(f"{folder / ADAPTER_WEIGHTS}: not a safetensors file: {error}") from error
-    _check_weights(transformer, config, weights, folder)
+    _check_weights(denoiser, config, weights, folder)
     layers = inject(transformer, name, config, dtype=next(iter(weights.values())).dtype)
     with torch.no_grad():
         for layer_name, layer in layers.items():
@@ -105,11 +105,11 @@ def _key(layer: str, part: str) -> str:
     return f"base_model.model.{layer}.{part}.weight"  # as a PeftModel writes it
 
 
-def _weights(transformer: WanTransformer3DModel, name: str, config: ExpertConfig) -> dict[str, Tensor] | None:
+def _weights(denoiser: Denoiser, name: str, config: ExpertConfig) -> dict[str, Tensor] | None:
     """An expert's weights on the CPU by their names in the file; None on a rank that shall not write."""
     weights = {}
     writes = True
-    for layer_name, layer in expert_layers(transformer, config.modules).items():
+    for layer_name, layer in expert_layers(denoiser, config).items():
         for part in ("lora_A", "lora_B"):
             weight = getattr(layer, part)[name].weight.detach()
             if isinstance(weight, DTensor):
@@ -119,7 +119,8 @@ def _weights(transformer: WanTransformer3DModel, name: str, config: ExpertConfig
     return weights if writes else None
 
 
-def _read_config(folder: Path) -> tuple[str, ExpertConfig]:
+def _read_config(folder: Path) -> tuple[str, ExpertConfig, set[str]]:
+    """Name and configuration of a saved expert, and the modules that PEFT's file names."""
     facts, lora = (_read_json(folder / file) for file in (EXPERT, ADAPTER_CONFIG))
     if facts.get("format") != FORMAT:
         raise ValueError(f"{folder / EXPERT}: format {facts.get('format')!r}, expected {FORMAT}")
@@ -141,11 +142,7 @@ def _read_config(folder: Path) -> tuple[str, ExpertConfig]:
         raise ValueError(f"{folder}: {EXPERT} or {ADAPTER_CONFIG} lacks or misnames {error}") from error
     except ValueError as error:  # a number out of range
         raise ValueError(f"{folder}: {EXPERT} or {ADAPTER_CONFIG}: {error}") from error
-    if targets != set(config.modules):
-        raise ValueError(
-            f"{folder}: {ADAPTER_CONFIG} is for modules {sorted(targets)}, {EXPERT} for {config.modules}"
-        )
-    return name, config
+    return name, config, targets
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -159,19 +156,19 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _check_weights(
-    transformer: WanTransformer3DModel, config: ExpertConfig, weights: dict[str, Tensor], folder: Path
+    denoiser: Denoiser, config: ExpertConfig, weights: dict[str, Tensor], folder: Path
 ) -> None:
     """Every weight there, none too many, each of the shape that this transformer needs, all of one float dtype."""
     needed: dict[str, tuple[int, ...]] = {}
-    for layer_name, module in expert_layers(transformer, config.modules).items():
-        width_in, width_out = in_out_features(module)
+    for layer_name, site in expert_layers(denoiser, config).items():
+        width_in, width_out = denoiser.widths(unwrapped(site))
         needed[_key(layer_name, "lora_A")] = (config.rank, width_in)
         needed[_key(layer_name, "lora_B")] = (width_out, config.rank)
     where = f"{folder / ADAPTER_WEIGHTS} does not fit this transformer"
     if set(weights) != set(needed):
         missing, extra = sorted(set(needed) - set(weights)), sorted(set(weights) - set(needed))
         example = f"{missing[0]} is missing" if missing else f"{extra[0]} is too many"
-        raise ValueError(f"{where} ({len(transformer.blocks)} blocks): {example}")
+        raise ValueError(f"{where} ({len(denoiser.blocks)} blocks): {example}")
     for key, shape in needed.items():
         if tuple(weights[key].shape) != shape:
             raise ValueError(f"{where}: {key} has shape {tuple(weights[key].shape)}, expected {shape}")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
-from diffusers.models.attention import FeedForward
-from diffusers.models.transformers.transformer_wan import WanAttention
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from luve_lightning.functional.frequency import Grid, filter_tokens
+from luve_lightning.models.backbones import Denoiser
+from luve_lightning.models.experts.config import ExpertConfig
 from luve_lightning.models.experts.routing import ActiveExpert, Call, ExpertState, TokenSplit
 
 
@@ -43,9 +43,11 @@ class ExpertLayer(nn.Module, LoraLayer):
         config: LoraConfig,
         r: int,
         lora_alpha: float,
+        widths: Callable[[nn.Module], tuple[int, int]],
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        self._widths = widths
         LoraLayer.__init__(self, base_layer, **kwargs)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config)
@@ -123,7 +125,7 @@ class ExpertLayer(nn.Module, LoraLayer):
         raise ValueError("an expert around a whole module cannot be merged into its weights")
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
-        return in_out_features(module)
+        return self._widths(module)
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
         weight = next(base_layer.parameters())  # the module has no weight of its own
@@ -139,25 +141,27 @@ def _weight(part: nn.ModuleDict, name: str) -> Tensor:
     return weight
 
 
-def in_out_features(module: Any) -> tuple[int, int]:
-    """Input and output width of an attention or feed-forward module, wrapped or not."""
-    if isinstance(module, ExpertLayer):
-        return module.in_features, module.out_features
-    if isinstance(module, WanAttention):
-        return module.to_q.in_features, module.to_out[0].out_features
-    return module.net[0].proj.in_features, module.net[-1].out_features
-
-
-def custom_modules() -> dict[type[nn.Module], type[nn.Module]]:
+def custom_modules(denoiser: Denoiser) -> dict[type[nn.Module], Any]:
     """The argument of `LoraConfig._register_custom_module`."""
-    return {WanAttention: ExpertLayer, FeedForward: ExpertLayer}
+    layer = partial(ExpertLayer, widths=denoiser.widths)
+    sites = (block.get_submodule(name) for _, block in denoiser.blocks for name in denoiser.sites.values())
+    return {type(unwrapped(site)): layer for site in sites}
 
 
-def expert_layers(transformer: WanTransformer3DModel, modules: Iterable[str]) -> dict[str, Any]:
-    """These modules of every block, whether wrapped or not, by their names in the transformer."""
-    names = list(modules)
+def unwrapped(site: nn.Module) -> nn.Module:
+    """The transformer's own module at a site."""
+    return site.base_layer if isinstance(site, ExpertLayer) else site
+
+
+def expert_layers(denoiser: Denoiser, config: ExpertConfig) -> dict[str, Any]:
+    """The modules of every block where an expert sits, whether wrapped or not, by their names in the transformer."""
     return {
-        f"blocks.{index}.{name}": getattr(block, name)
-        for index, block in enumerate(transformer.blocks)
-        for name in names
+        f"{block_name}.{name}": block.get_submodule(name)
+        for block_name, block in denoiser.blocks
+        for name in site_names(denoiser, config)
     }
+
+
+def site_names(denoiser: Denoiser, config: ExpertConfig) -> list[str]:
+    """Names within a block of the modules that an expert wraps."""
+    return [name for place, name in denoiser.sites.items() if place in config.places]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers import WanTransformer3DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from luve_lightning.functional.frequency import FrequencyFilter, Grid
-from luve_lightning.models.experts.config import MODULES, ExpertConfig
+from luve_lightning.models.backbones import denoiser_of
+from luve_lightning.models.experts.config import ExpertConfig
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Call:
 
 @dataclass
 class ExpertState:
-    """The experts of one transformer; the transformer, its `rope` and its expert layers hold the same one.
+    """The experts of one transformer; the transformer and its expert layers hold the same one.
 
     Attributes:
         configs: every expert by name.
@@ -109,51 +110,16 @@ class ExpertState:
         return Call(grid, experts, self.split)
 
 
-class TaggedRotary(tuple[Tensor, ...]):
-    """The (cos, sin) of a rotary embedding, with the `Call` of the forward pass they were made for."""
-
-    call: Call
-
-    def __new__(cls, embedding: Iterable[Tensor], call: Call) -> TaggedRotary:
-        """Tag an embedding."""
-        tagged = super().__new__(cls, embedding)
-        tagged.call = call
-        return tagged
-
-
-def install(transformer: WanTransformer3DModel) -> ExpertState:
-    """The transformer's expert state; the first time, it is created and the hooks are registered.
-
-    The hooks are module-level functions and the state an attribute: a deep copy has its own state.
-    """
+def install(transformer: Any) -> ExpertState:
+    """The transformer's expert state; the first time, it is created and the expert layers are told of it."""
     state: ExpertState | None = getattr(transformer, "expert_state", None)
     if state is None:
-        state = ExpertState()
-        transformer.expert_state = transformer.rope.expert_state = state
-        transformer.rope.register_forward_hook(_tag_rotary)
-        for block in transformer.blocks:
-            block.register_forward_pre_hook(_tell_layers, with_kwargs=True)
+        state = transformer.expert_state = ExpertState()
+        denoiser_of(transformer).tell_sites()
     return state
 
 
-def _tag_rotary(rope: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> TaggedRotary:
-    latents = inputs[0]
-    patch_t, patch_h, patch_w = rope.patch_size
-    batch, _, frames, height, width = latents.shape
-    grid = (frames // patch_t, height // patch_h, width // patch_w)
-    return TaggedRotary(output, rope.expert_state.call(grid, batch, latents.device))
-
-
-def _tell_layers(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    rotary = kwargs["rotary_emb"] if "rotary_emb" in kwargs else args[3]
-    call = getattr(rotary, "call", None)
-    for name in MODULES.values():
-        layer = getattr(block, name)
-        if hasattr(layer, "expert_call"):
-            layer.expert_call = call
-
-
-def state_of(transformer: WanTransformer3DModel, name: str | None = None) -> ExpertState:
+def state_of(transformer: Any, name: str | None = None) -> ExpertState:
     """The transformer's expert state, or one clear line when it has no experts or none of this name."""
     state: ExpertState | None = getattr(transformer, "expert_state", None)
     known = list(state.configs) if state is not None else []
@@ -165,13 +131,13 @@ def state_of(transformer: WanTransformer3DModel, name: str | None = None) -> Exp
     return state
 
 
-def expert_names(transformer: WanTransformer3DModel) -> list[str]:
+def expert_names(transformer: Any) -> list[str]:
     """Names of the transformer's experts, in the order in which they were added."""
     state: ExpertState | None = getattr(transformer, "expert_state", None)
     return [] if state is None else list(state.configs)
 
 
-def activate(transformer: WanTransformer3DModel, choice: str | Mapping[str, Weights] | None) -> None:
+def activate(transformer: Any, choice: str | Mapping[str, Weights] | None) -> None:
     """Choose the experts of the following forward passes. Nothing is rebuilt and no gradient switched.
 
     A pass that has begun keeps its choice, also where its blocks run again in the backward pass. An expert that no
@@ -207,7 +173,19 @@ def activate(transformer: WanTransformer3DModel, choice: str | Mapping[str, Weig
     state.active = active
 
 
-def route_by_sigma(transformer: WanTransformer3DModel, sigma: float | Tensor) -> None:
+@contextmanager
+def choice_kept(transformer: Any) -> Iterator[None]:
+    """Whatever experts are chosen inside, those of before are chosen again at the end."""
+    state: ExpertState | None = getattr(transformer, "expert_state", None)
+    active = {} if state is None else state.active
+    try:
+        yield
+    finally:
+        if state is not None:
+            state.active = active
+
+
+def route_by_sigma(transformer: Any, sigma: float | Tensor) -> None:
     """Choose for each sample the experts whose band holds its sigma; outside all bands it is the base's alone.
 
     Args:

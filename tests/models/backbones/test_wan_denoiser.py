@@ -1,14 +1,79 @@
-"""Wan's denoiser: its attention replaced and put back."""
+"""Loading, saving, the token grid and the attention of Wan's transformer."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
-from tests.helpers.tiny_wan import inputs, output, tiny_transformer
+from tests.helpers.tiny_wan import flow_scheduler, inputs, load_transformer, output, tiny_transformer
+
+TINY = tiny_transformer()
+
+
+@settings(max_examples=40, deadline=None)
+@given(frames=st.integers(1, 4), height=st.integers(1, 9), width=st.integers(1, 9))
+def test_a_grid_is_whole_or_refused(frames: int, height: int, width: int) -> None:
+    """What passes comes out of the transformer as large as it went in; what it would crop does not pass."""
+    size = (frames, height, width)
+    if height % 2 or width % 2:
+        name, n = ("height", height) if height % 2 else ("width", width)
+        low = max(2, n - 1)
+        message = f"latent {name} {n}: the transformer takes multiples of 2, nearest are {low} and {low + 2}"
+        with pytest.raises(ValueError, match=message):
+            WanDenoiser(TINY).token_grid(size)
+        return
+    assert WanDenoiser(TINY).token_grid(size) == (frames, height // 2, width // 2)
+    with torch.no_grad():
+        assert output(TINY, inputs(1, size)).shape == (1, 4, *size)
+
+
+@pytest.mark.parametrize("folder", ["transformer", "."])
+def test_saved_weights_load_from_either_folder(tmp_path: Path, folder: str) -> None:
+    net = tiny_transformer()
+    expected = {k: v.to(torch.bfloat16).float() for k, v in net.state_dict().items()}
+    WanDenoiser(net).save(tmp_path / folder, torch.bfloat16)
+    loaded = load_transformer(tmp_path)
+    assert all(torch.equal(v, expected[k]) for k, v in loaded.state_dict().items())
+    half = load_transformer(tmp_path, torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    assert half.blocks[0].scale_shift_table.dtype == torch.float32, "diffusers keeps it so"
+
+
+def test_the_scheduler_is_the_pipelines(tmp_path: Path) -> None:
+    flow_scheduler(3.0).save_pretrained(tmp_path)
+    again = flow_scheduler(5.0).from_pretrained(tmp_path)
+    again.set_timesteps(10)
+    s = 1 - 3 / 10 * 0.999  # the fourth of ten, evenly spaced from 1 to 1/1000
+    assert again.sigmas[3].item() == pytest.approx(3 * s / (1 + 2 * s), rel=1e-5)
+
+
+def test_what_is_missing_is_one_line(tmp_path: Path) -> None:
+    def message(backbone: object) -> str:
+        with pytest.raises(FileNotFoundError) as error:
+            load_transformer(str(backbone))
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert message(tmp_path).startswith(
+        f"backbone {tmp_path}: no model_index.json there, nor transformer/config.json; "
+    )
+    assert message("runs/mini/adaptation/export") == (
+        "backbone runs/mini/adaptation/export: no such folder; expected a diffusers pipeline folder or a hub id"
+    )
+    assert message("nobody/nothing").startswith(
+        "backbone nobody/nothing: no such folder, and its model_index.json cannot be had from the hub: "
+    )
+    WanDenoiser(tiny_transformer()).save(tmp_path, torch.float32)
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    assert message(tmp_path).startswith(f"{tmp_path}: cannot be loaded: ")
 
 
 @torch.no_grad()

@@ -210,8 +210,8 @@ def test_a_missing_backbone_is_one_clear_line(
     assert "no such folder; expected" in message("./none")
     assert "no such folder; expected" in message("data/mini/none")
     assert (
-        message(tmp_path)
-        == f"backbone {tmp_path}: no model_index.json there; expected a diffusers pipeline folder"
+        message(tmp_path) == f"backbone {tmp_path}: no model_index.json there, nor transformer/config.json; "
+        "expected a diffusers pipeline folder or a transformer's own"
     )
     # The form of a hub id, and the hub cannot be reached (conftest.py).
     assert message("nobody/nothing").startswith(
