@@ -211,8 +211,8 @@ def test_sigterm_ends_a_prediction_with_its_code_and_leaves_nothing_half_done(
             assert claims.enter_context(store.claim(key))
         run = PrecomputeRun(tmp_path, tiny_backbone, world, store.root)
         wait_for_entries(store, 4, run)
-        run.process.send_signal(signal.SIGTERM)
-        assert run.process.wait(30) == 128 + signal.SIGTERM, run.text()
+        run.send(signal.SIGTERM)
+        run.finish(128 + signal.SIGTERM)
     assert store.size().unfinished == 0
     assert "Traceback" not in run.text()
 

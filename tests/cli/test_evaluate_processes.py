@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.evaluate_process import start_evaluate
 from tests.helpers.evaluation import read_csv, write_methods
+from tests.helpers.luve_process import LuveProcess
 from tests.helpers.renames import kill_before
 
 COUNT = 8
@@ -40,15 +40,11 @@ def test_a_kill_loses_at_most_the_video_in_hand(tmp_path: Path) -> None:
     folders = write_methods(tmp_path, COUNT, {"near": 2.0, "far": 20.0})
     log = tmp_path / "log"
     run = words(tmp_path, folders, "log", "out")
-    victim = start_evaluate(*run, prepare=partial(kill_before, "*/cache/*.json", 5))
-    victim.join(150)
-    victim.kill()
-    assert victim.exitcode == -signal.SIGKILL
+    output = tmp_path / "output"
+    killed = partial(kill_before, "*/cache/*.json", 5)
+    LuveProcess(output, "evaluate", *run, prepare=killed).finish(-signal.SIGKILL)
     assert len(lines(log)) == 5
     assert not (tmp_path / "out" / "table.csv").exists()
-    again = start_evaluate(*run)
-    again.join(150)
-    again.kill()
-    assert again.exitcode == 0
+    LuveProcess(output, "evaluate", *run).finish()
     assert len(lines(log)) == 2 * COUNT + 1
     assert [row["n"] for row in read_csv(tmp_path / "out" / "table.csv")] == [str(COUNT)] * 2

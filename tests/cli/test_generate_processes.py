@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from luve_lightning.data.video_files import read_video
-from tests.helpers.generate_process import finish, start_generate
+from tests.helpers.luve_process import LuveProcess
 from tests.helpers.processes import free_port
 from tests.helpers.renames import before_rename, kill_before
 from tests.helpers.waiting import wait_for
@@ -37,7 +37,7 @@ def words(tiny_cascade: Path, tmp_path: Path) -> list[str]:
         "skip_steps": 1,
         "device": "cpu",
     }
-    return [f"--{key}={value}" for key, value in options.items()]
+    return ["generate", *(f"--{key}={value}" for key, value in options.items())]
 
 
 def finished(folder: Path) -> set[str]:
@@ -49,10 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def run_until_killed(log: Path, *words: str, before: str, number: int) -> None:
-    process = start_generate(log, *words, prepare=partial(kill_before, before, number))
-    process.join(150)
-    process.kill()
-    assert process.exitcode == -signal.SIGKILL, log.read_text()
+    LuveProcess(log, *words, prepare=partial(kill_before, before, number)).finish(-signal.SIGKILL)
 
 
 def meet(folder: Path, rank: int) -> None:
@@ -67,7 +64,7 @@ def meet(folder: Path, rank: int) -> None:
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, words: list[str]) -> None:
     log, out, whole = tmp_path / "log", tmp_path / "out", tmp_path / "whole"
-    finish(log, start_generate(log, *words, f"--output={whole}"))
+    LuveProcess(log, *words, f"--output={whole}").finish()
     run_until_killed(log, *words, f"--output={out}", before="*.json", number=3)
     done = finished(out)
     assert len(done) == 2
@@ -77,7 +74,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, words: list[str]) -> 
     (out / f".{missing}.mp4.99999.tmp").write_bytes(b"half")
     (out / f"{other}.mp4").write_bytes(b"whole, but nothing says so")
     second = tmp_path / "second"
-    finish(second, start_generate(second, *words, f"--output={out}"))
+    LuveProcess(second, *words, f"--output={out}").finish()
     assert f"written        {COUNT - len(done)} videos" in second.read_text()
     assert f"already there  {len(done)}" in second.read_text()
     assert {name: (out / f"{name}.mp4").stat().st_mtime_ns for name in done} == times
@@ -93,12 +90,12 @@ def test_a_kept_stage_outlives_a_kill(tmp_path: Path, words: list[str]) -> None:
     run_until_killed(log, *options, f"--output={out}", before="*/latents/*.safetensors", number=2)
     assert len(list(out.glob("latents/*/*.safetensors"))) == 1
     assert not finished(out)
-    finish(log, start_generate(log, *options, f"--output={out}"))
+    LuveProcess(log, *options, f"--output={out}").finish()
     about = json.loads(next(out.glob("*.json")).read_text())
     assert about["stages"][0]["stage"] == "motion"
     assert about["stages"][0]["seconds"] is None
     assert about["stages"][2]["seconds"] is not None
-    finish(log, start_generate(log, *options, f"--output={tmp_path / 'whole'}"))
+    LuveProcess(log, *options, f"--output={tmp_path / 'whole'}").finish()
     assert contents(out) == contents(tmp_path / "whole")
 
 
@@ -106,7 +103,7 @@ def test_torchruns_processes_share_the_prompts(tmp_path: Path, words: list[str])
     out = tmp_path / "out"
     logs = [tmp_path / f"log-{rank}" for rank in range(2)]
     processes = [
-        start_generate(
+        LuveProcess(
             log,
             *words,
             f"--output={out}",
@@ -115,7 +112,8 @@ def test_torchruns_processes_share_the_prompts(tmp_path: Path, words: list[str])
         )
         for rank, log in enumerate(logs)
     ]
-    finish(logs[0], *processes)
+    for process in processes:
+        process.finish()
     made = [[line for line in log.read_text().splitlines() if ".mp4  " in line] for log in logs]
     assert len(made[0]) + len(made[1]) == COUNT, "one video was made twice, or not at all"
     assert made[0], made
@@ -131,10 +129,10 @@ def test_two_processes_make_one_video(tmp_path: Path, tiny_cascade: Path, words:
     log, one, two = tmp_path / "log", tmp_path / "one", tmp_path / "two"
     (tmp_path / "prompts.txt").write_text("a red boat\ncalm water")
     options = [*words, "--lossless=true", "--keep_stages=true", f"--experts={tiny_cascade / 'experts'}"]
-    finish(log, start_generate(log, *options, f"--output={one}"))
+    LuveProcess(log, *options, f"--output={one}").finish()
     port = str(free_port())
     processes = [
-        start_generate(
+        LuveProcess(
             log,
             *options,
             f"--output={two}",
@@ -149,7 +147,8 @@ def test_two_processes_make_one_video(tmp_path: Path, tiny_cascade: Path, words:
         )
         for rank in range(2)
     ]
-    finish(log, *processes)
+    for process in processes:
+        process.finish()
     assert finished(one) == finished(two)
     for name in finished(one):
         first, second = (read_video(folder / f"{name}.mp4")[0].astype(int) for folder in (one, two))

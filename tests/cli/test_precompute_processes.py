@@ -39,8 +39,8 @@ def test_killed_run_finished_by_two_others_equals_an_uninterrupted_one(
             assert claims.enter_context(store.claim(key))
         victim = PrecomputeRun(tmp_path, tiny_backbone, world, store.root)
         wait_for_entries(store, LATENTS // 3, victim)
-        victim.process.send_signal(signal.SIGKILL)
-        victim.process.wait()
+        victim.send(signal.SIGKILL)
+        victim.finish(-signal.SIGKILL)
     done = store.size().entries
     assert LATENTS // 3 <= done < LATENTS
     first, second = (PrecomputeRun(tmp_path, tiny_backbone, world, store.root) for _ in range(2))
@@ -61,8 +61,8 @@ def test_sigterm_to_the_process_group_ends_it_quietly_and_loses_nothing(
             assert claims.enter_context(store.claim(key))
         run = PrecomputeRun(tmp_path, tiny_backbone, world, store.root, "--num_workers=2")
         wait_for_entries(store, LATENTS // 3, run)
-        os.killpg(run.process.pid, signal.SIGTERM)
-        assert run.process.wait(150) == 128 + signal.SIGTERM, run.text()
+        os.killpg(run.pid, signal.SIGTERM)
+        run.finish(128 + signal.SIGTERM)
     for word in ("Traceback", "Error", "killed", "exited"):
         assert word not in run.text(), run.text()
     last = run.text().splitlines()[-1]

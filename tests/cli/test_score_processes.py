@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from luve_lightning.data.clip_scores import read_rows
+from tests.helpers.renames import kill_before
 from tests.helpers.scoring import (
     REPOSITORY,
     ScoreProcess,
@@ -34,8 +36,8 @@ def scores(folder: Path) -> dict[str, float | None]:
 @pytest.mark.slow
 def test_a_kill_loses_at_most_the_batch_in_hand(tmp_path: Path, world: Path) -> None:
     log, output = tmp_path / "log", tmp_path / "scores"
-    killed = ("*.parquet", 3)
-    ScoreProcess(world, output, log, f"--batch_size={BATCH}", killed_before=killed).finish(-signal.SIGKILL)
+    killed = partial(kill_before, "*.parquet", 3)
+    ScoreProcess(world, output, log, f"--batch_size={BATCH}", prepare=killed).finish(-signal.SIGKILL)
     saved, begun = scores(output), recorded(log)
     assert (len(saved), len(begun)) == (2 * BATCH, 3)
     again = tmp_path / "again"
@@ -77,7 +79,7 @@ def test_one_shard_is_scored_by_one_process_at_a_time(tmp_path: Path, world: Pat
     wait_until_recorded(log, 1, first)
     try:
         second = ScoreProcess(world, output, tmp_path / "other").finish(2)
-        told = f"luve score: error: {output}: another process is scoring shard 0/1: process {first.process.pid} on"
+        told = f"luve score: error: {output}: another process is scoring shard 0/1: process {first.pid} on"
         assert second.splitlines()[-1].startswith(told)
     finally:
         hold.unlink()

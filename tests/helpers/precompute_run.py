@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_store import LatentKey, LatentRecipe, LatentStore
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.models.backbones import load_backbone
+from tests.helpers.luve_process import LuveProcess
 from tests.helpers.waiting import wait_for
 
 
-class PrecomputeRun:
+class PrecomputeRun(LuveProcess):
     """One `luve precompute` of 48x48 pixels, 9 frames and three scales, one window a batch.
 
     Args:
@@ -23,28 +23,27 @@ class PrecomputeRun:
         index: CSV of the clips.
         store: folder of the latents.
         options: more words for the command line.
+        environment: more variables.
     """
 
-    def __init__(self, folder: Path, backbone: Path, index: Path, store: Path, *options: str) -> None:
-        self.output = folder / f"output-{len(list(folder.glob('output-*')))}"
+    def __init__(
+        self,
+        folder: Path,
+        backbone: Path,
+        index: Path,
+        store: Path,
+        *options: str,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        log = folder / f"output-{len(list(folder.glob('output-*')))}"
         words = [f"--backbone={backbone}", f"--index={index}", f"--store={store}", "--size=[48, 48]"]
         words += ["--scales=[1.5, 2, 3]", "--frames=9", "--batch_size=1", "--trainer.accelerator=cpu"]
         words += ["--trainer.enable_progress_bar=false", *options]
-        command = [sys.executable, "-m", "luve_lightning", "precompute", *words]
-        with self.output.open("w") as stream:
-            # A process group of its own, as a job of SLURM or a command under `timeout` has.
-            self.process = subprocess.Popen(
-                command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
-            )
-
-    def text(self) -> str:
-        """What it has printed."""
-        return self.output.read_text()
+        super().__init__(log, "precompute", *words, environment=environment)
 
     def encoded(self) -> int:
         """Wait for the end, and how many latents it says it has written."""
-        assert self.process.wait(150) == 0, self.text()
-        found = re.search(r"encoded +(\d+) latents", self.text())
+        found = re.search(r"encoded +(\d+) latents", self.finish())
         assert found, self.text()
         return int(found[1])
 
@@ -59,6 +58,6 @@ def keys_of_last_clip(backbone: Path, index: Path) -> list[LatentKey]:
 
 def wait_for_entries(store: LatentStore, count: int, run: PrecomputeRun) -> None:
     """Return as soon as the store holds so many entries while the run goes on."""
-    there = wait_for(lambda: store.size().entries >= count or run.process.poll() is not None, every=0.002)
+    there = wait_for(lambda: store.size().entries >= count or not run.alive(), every=0.002)
     assert there, run.text()
-    assert run.process.poll() is None, run.text()
+    assert run.alive(), run.text()

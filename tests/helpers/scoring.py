@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.helpers.renames import KILLED
+from tests.helpers.luve_process import LuveProcess
 from tests.helpers.small_world import write_world
 from tests.helpers.waiting import wait_for
 
@@ -40,7 +38,7 @@ def recorded(log: Path) -> list[list[str]]:
     return [list(dict.fromkeys(line.split())) for line in log.read_text().splitlines()]
 
 
-class ScoreProcess:
+class ScoreProcess(LuveProcess):
     """`luve score` with `Recording` as a process of its own.
 
     Args:
@@ -49,7 +47,7 @@ class ScoreProcess:
         log: of `Recording`.
         options: more words for the command line.
         environment: more variables.
-        killed_before: pattern and number of a rename before which SIGKILL strikes.
+        prepare: called in the process before anything else.
     """
 
     def __init__(
@@ -58,33 +56,19 @@ class ScoreProcess:
         output: Path,
         log: Path,
         *options: str,
-        environment: dict[str, str] | None = None,
-        killed_before: tuple[str, int] | None = None,
+        environment: Mapping[str, str] | None = None,
+        prepare: Callable[[], object] | None = None,
     ) -> None:
         words = [f"--index={index}", f"--output={output}", "--scorer=tests.helpers.scorers.Recording"]
         words += [f"--scorer.log={log}", *options]
-        program = KILLED.format(*killed_before) if killed_before else ""
-        program += "import sys; from luve_lightning.__main__ import main; sys.exit(main(sys.argv[1:]))"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", program, "score", *words],
-            cwd=REPOSITORY,
-            env={**os.environ, **(environment or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def finish(self, code: int = 0) -> str:
-        """Wait for the end; returns what it printed."""
-        out, _ = self.process.communicate(timeout=150)
-        assert self.process.returncode == code, out
-        return out
+        printed = log.with_name(f"{log.name}.out")
+        super().__init__(printed, "score", *words, environment=environment, prepare=prepare)
 
 
 def wait_until_recorded(log: Path, calls: int, run: ScoreProcess) -> None:
     """Return once so many batches have been given to the scorer."""
-    assert wait_for(lambda: len(recorded(log)) >= calls or run.process.poll() is not None, every=0.005)
-    assert run.process.poll() is None, run.finish()
+    assert wait_for(lambda: len(recorded(log)) >= calls or not run.alive(), every=0.005)
+    assert run.alive(), run.text()
 
 
 def _rows(index: Path) -> list[dict[str, str]]:
