@@ -161,12 +161,23 @@ def compose(
     try:
         for key, text in options:
             _set_option(config, key, text, keys.at if keys is not None else None)
+        if keys is not None:
+            _read_groups(config, keys)
         resolved = _resolve(_without_switched_off(config))
         if keys is not None:
             read_texts(resolved, keys)
     except RecursionError:
         raise CompositionError("the configuration is nested too deeply") from None
     return resolved
+
+
+def _read_groups(config: dict[str, Any], keys: Keys) -> None:
+    """Puts the content of files in the place of those that stand for a group of keys: `--guidance guidance.yaml`."""
+    for leaf in keys.leaves(config):
+        value = leaf.holder[leaf.place]
+        is_file = isinstance(value, str) and value.endswith((".yaml", ".yml"))
+        if is_file and leaf.parameter is not None and leaf.parameter.fields() is not None:
+            leaf.holder[leaf.place] = read_config(Path(value), f"--{leaf.key}")
 
 
 def escaped(value: Any) -> Any:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -94,13 +94,9 @@ def run_function(
     """
     parser = make_parser(verb, (function.__doc__ or "").strip().partition("\n")[0], ArgumentParser)
     spread = spread_options(function)
-    known = set(
-        parser.add_function_arguments(
-            function, as_group=False, sub_configs=True, skip={SPREAD} if spread else None
-        )
-    )
+    known = set(parser.add_function_arguments(function, as_group=False, skip={SPREAD} if spread else None))
     if spread:
-        parser.add_class_arguments(spread, as_group=False, sub_configs=True)
+        parser.add_class_arguments(spread, as_group=False)
     for title, part in parts.items():
         group = parser.add_argument_group(title, (part.__doc__ or "").strip().partition("\n")[0])
         known |= set(group.add_function_arguments(part, as_group=False, skip=known))
@@ -289,12 +285,10 @@ def check_groups(config: Mapping[str, Any], function: Callable[..., Any]) -> Non
         types |= get_type_hints(kind)
     for key, value in config.items():
         kind = types.get(key)
-        if value is None or isinstance(value, Mapping) or not any(map(is_dataclass, (kind, *get_args(kind)))):
-            continue
-        if not (isinstance(value, str) and Path(value).is_file()):
-            raise UsageError(
-                f"{key}: expected keys inside, such as --{key}.KEY VALUE, or a file of them, got {value!r}"
-            )
+        group = any(map(is_dataclass, (kind, *get_args(kind))))
+        if group and value is not None and not isinstance(value, Mapping):
+            told = f"expected keys inside, such as --{key}.KEY VALUE, or a YAML file of them, got {value!r}"
+            raise UsageError(f"{key}: {told}")
 
 
 def check_nulls(config: Mapping[str, Any], import_class: Callable[[str], Any], function: Any = None) -> None:

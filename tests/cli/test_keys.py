@@ -33,7 +33,7 @@ def verb(text: str, maybe: str | None = None, prompt: str | None = None, height:
 @pytest.fixture(scope="module")
 def parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, print_config=None, parser_mode="yaml")
-    parser.add_function_arguments(verb, as_group=False, sub_configs=True)
+    parser.add_function_arguments(verb, as_group=False)
     return parser
 
 
@@ -200,3 +200,16 @@ def test_a_component_switched_off_in_a_file_has_no_keys(tmp_path: Path) -> None:
     message = "--callbacks.strips.every_n_steps: callbacks.strips is switched off by null in a file"
     with pytest.raises(CompositionError, match=message):
         compose(files, [("callbacks.strips.every_n_steps", "3")], Keys("fit"))
+
+
+def test_a_file_stands_for_a_group_of_keys(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("scale: 3\n")
+    file = tmp_path / "guidance.yaml"
+    file.write_text("extends: base.yaml\nlow: ${seed}\n")
+    options = [("guidance", str(file)), ("seed", "1")]
+    assert compose([], options, Keys("generate"))["guidance"] == {"scale": 3, "low": "1"}
+    with pytest.raises(CompositionError, match=r"^--guidance: no such file: .*nosuch\.yaml"):
+        compose([], [("guidance", str(tmp_path / "nosuch.yaml"))], Keys("generate"))
+    # A text and a path that end so are no groups.
+    options = [("prompt", str(file)), ("output", str(file))]
+    assert compose([], options, Keys("generate")) == {"prompt": str(file), "output": str(file)}
