@@ -52,6 +52,7 @@ def offences(package: Path) -> list[str]:
     files = sorted(package.rglob("*.py"))
     return [
         *_offences_of_rooms(files, package),
+        *_offences_of_names(files, package),
         *(line for f in files for line in _offences_of_file(f, package)),
     ]
 
@@ -64,6 +65,25 @@ def _offences_of_rooms(files: list[Path], package: Path) -> Iterator[str]:
     rooms = {file.relative_to(package).parts[0] for file in files if file.parent != package}
     if len(rooms) > MAX_ROOMS:
         yield f"{len(rooms)} rooms, at most {MAX_ROOMS}"
+
+
+def type_names(file: Path) -> Iterator[str]:
+    """The public classes and aliases of types that a module defines."""
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        if isinstance(node, ast.ClassDef):
+            names = [node.name]
+        yield from (name for name in names if name[0].isupper() and not name.isupper())
+
+
+def _offences_of_names(files: list[Path], package: Path) -> Iterator[str]:
+    """One word, one meaning: what is public has a name of its own in the whole package."""
+    places: dict[str, list[str]] = {}
+    for file in files:
+        for name in type_names(file):
+            places.setdefault(name, []).append(str(file.relative_to(package)))
+    yield from (f"{' and '.join(where)} define {name}" for name, where in places.items() if len(where) > 1)
 
 
 def _offences_of_file(file: Path, package: Path) -> Iterator[str]:
@@ -108,14 +128,17 @@ def test_every_breach_is_found(tmp_path: Path) -> None:
             "import lightning.pytorch as pl\nfrom ..tasks import vluer\nfrom . import y\n"
             "def f():\n    from luve_lightning.models.vluer import VLUer\nfrom a import *\n"
         ),
-        "losses/w.py": "from luve_lightning import metrics, models\nfrom lightning_fabric import Fabric\n",
-        "tasks/v.py": "from lightning import LightningModule\nimport luve_lightning.losses.w\n",
+        "losses/w.py": (
+            "from luve_lightning import metrics, models\nfrom lightning_fabric import Fabric\nclass Row: ...\n"
+        ),
+        "tasks/v.py": "from lightning import LightningModule\nimport luve_lightning.losses.w\nRow = dict\n",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert offences(tmp_path) == [
         "attic: no __init__.py, so that pip would leave it out",
+        "losses/w.py and tasks/v.py define Row",
         "__init__.py:1: __init__ imports luve_lightning.functional.y",
         "attic/z.py: attic is not in the list of rooms",
         "functional/utils.py: the name says nothing",

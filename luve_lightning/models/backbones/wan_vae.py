@@ -35,7 +35,7 @@ from luve_lightning.models.backbones.wan_tiles import DEFAULT_TILE, bring_to_dev
 # form bounds memory beyond it; both give the same numbers to rounding. 2**22 pixels are 114 frames at 192x192.
 WHOLE_CLIP_PIXELS = 2**22
 
-Stage = Callable[[Tensor], Tensor]
+_Stage = Callable[[Tensor], Tensor]
 
 
 class WanLatentSpace(LatentSpace):
@@ -230,7 +230,7 @@ def _head(net: Any, x: Tensor) -> Tensor:
     return net.conv_out(net.nonlinearity(net.norm_out(x)))
 
 
-def _run(stages: list[Stage], x: Tensor, checkpointed: bool) -> Tensor:
+def _run(stages: list[_Stage], x: Tensor, checkpointed: bool) -> Tensor:
     """Run the stages in turn; with `checkpointed`, keep only what lies between them for the backward pass."""
     for stage in stages:
         if checkpointed and torch.is_grad_enabled():
@@ -252,7 +252,7 @@ def encode_whole_clip(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
     """
     refuse_residual(vae)
     net = vae.encoder
-    stages: list[Stage] = [net.conv_in]
+    stages: list[_Stage] = [net.conv_in]
     for block in net.down_blocks:
         stages.append(_bind(_resample, block) if isinstance(block, WanResample) else block)
     stages += [net.mid_block, _bind(_head, net), vae.quant_conv]
@@ -275,7 +275,7 @@ def decode_whole_clip(vae: AutoencoderKLWan, latents: Tensor, *, checkpointed: b
     """
     refuse_residual(vae)
     net = vae.decoder
-    stages: list[Stage] = [vae.post_quant_conv, net.conv_in, net.mid_block]
+    stages: list[_Stage] = [vae.post_quant_conv, net.conv_in, net.mid_block]
     for block in net.up_blocks:
         stages += list(block.resnets)
         if block.upsamplers is not None:
@@ -287,5 +287,5 @@ def decode_whole_clip(vae: AutoencoderKLWan, latents: Tensor, *, checkpointed: b
     return video
 
 
-def _bind(function: Callable[[nn.Module, Tensor], Tensor], module: nn.Module) -> Stage:
+def _bind(function: Callable[[nn.Module, Tensor], Tensor], module: nn.Module) -> _Stage:
     return lambda x: function(module, x)
