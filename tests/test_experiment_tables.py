@@ -15,7 +15,7 @@ from luve_lightning.ablations.contents import Contents
 from luve_lightning.ablations.graph import AblationPlanner, AblationStage
 from luve_lightning.ablations.results import collect, result_rows
 from luve_lightning.ablations.stage_process import write_done
-from luve_lightning.ablations.table_files import merged, read_table
+from luve_lightning.ablations.table import merged, read_table
 from luve_lightning.cli.compose import compose
 from tests.helpers.run_luve import run_luve
 

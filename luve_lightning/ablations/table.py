@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from luve_lightning.config_files import read_config
 
 ROW = "{row}"
 
@@ -105,3 +112,180 @@ class Table:
     rows: Mapping[str, AblationRow]
     note: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+TABLE_FILE = "table.yaml"
+
+_TABLE_KEYS = (
+    "extends", "title", "world", "results", "note", "seeds", "reference", "rows", "metrics", "settings", "stages",
+)  # fmt: skip
+_ROW_KEYS = ("title", "note", "paper", "settings", "stages")
+_STAGE_KEYS = ("verb", "config", "options")
+_METRIC_KEYS = ("better", "unit", "stage", "column", "method", "paper", "paper_better")
+_REQUIRED = ("title", "world", "results", "seeds", "reference", "rows", "metrics", "stages")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_TAKEN = ("seed", "out", "cache", "row")
+
+
+def read_table(folder: Path, changes: Mapping[str, Any] | None = None) -> Table:
+    """The table in a folder.
+
+    Args:
+        folder: holds `table.yaml` and `<row>.yaml` for each row that it names.
+        changes: laid over `table.yaml`; rows are laid over both.
+
+    Raises:
+        ValueError: a file is missing or wrong; the message names the file and the key.
+    """
+    base, changes = _read(folder / TABLE_FILE, _TABLE_KEYS, "table"), dict(changes or {})
+    # A misspelt key, or an overlay for another table, would change nothing.
+    _check_keys(changes.get("settings") or {}, tuple(base.get("settings") or {}), "settings.")
+    base = merged(base, changes)
+    where = str(folder / TABLE_FILE)
+    for key in _REQUIRED:
+        if not base.get(key):
+            raise ValueError(f"{where}: {key}: required, but not given")
+    rows = {name: _read_row(folder, _name(name, f"{where}: rows"), base) for name in base["rows"]}
+    if base["reference"] not in rows:
+        raise ValueError(f"{where}: reference: expected one of {', '.join(rows)}, got {base['reference']!r}")
+    plain = _resolved({key: base.get(key) or {} for key in ("settings", "metrics")}, where)
+    metrics = {
+        name: _metric(name, spec, f"{where}: metrics.{name}")
+        for name, spec in plain["metrics"].items()
+        if spec is not None
+    }
+    for row in rows.values():
+        for metric in metrics.values():
+            if metric.stage not in row.stages:
+                raise ValueError(
+                    f"{where}: metrics.{metric.name}.stage: row {row.name} has no {metric.stage}"
+                )
+    _check_gathering(rows, where)
+    return Table(
+        folder.name,
+        str(base["title"]),
+        str(base["world"]),
+        str(base["results"]),
+        _seeds(base["seeds"], where),
+        str(base["reference"]),
+        metrics,
+        rows,
+        " ".join(str(base.get("note") or "").split()),
+        plain["settings"],
+    )
+
+
+def merged(base: Any, over: Any) -> Any:
+    """`over` laid over `base`: mappings key by key, anything else is replaced; a key set anew comes last."""
+    if not isinstance(base, Mapping) or not isinstance(over, Mapping):
+        return over
+    result = dict(base)
+    for key, value in over.items():
+        value = merged(base[key], value) if key in base else value
+        if key in result and not isinstance(value, Mapping):
+            del result[key]  # a row's option must follow the table's
+        result[key] = value
+    return result
+
+
+def _read_row(folder: Path, name: str, base: Mapping[str, Any]) -> AblationRow:
+    file = folder / f"{name}.yaml"
+    own = _read(file, _ROW_KEYS, f"{folder / TABLE_FILE}: rows")
+    tree = {key: merged(base.get(key) or {}, own.get(key) or {}) for key in ("settings", "stages")}
+    stages = {
+        _name(stage, f"{file}: stages"): _stage(stage, spec, f"{file}: stages.{stage}")
+        for stage, spec in _resolved(tree, str(file))["stages"].items()
+        if spec is not None
+    }
+    paper = own.get("paper") or {}
+    if not isinstance(paper, dict) or any(
+        isinstance(value, bool) or not isinstance(value, int | float) for value in paper.values()
+    ):
+        raise ValueError(f"{file}: paper: expected numbers by the paper's column, got {paper!r}")
+    values = {str(column): float(value) for column, value in paper.items()}
+    note = " ".join(str(own.get("note") or "").split())
+    return AblationRow(name, str(own.get("title") or name.replace("_", " ")), stages, values, note)
+
+
+def _read(file: Path, known: tuple[str, ...], where: str) -> dict[str, Any]:
+    content = read_config(file, where, merged)
+    _check_keys(content, known, f"{file}: ")
+    return content
+
+
+def _resolved(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A copy with `${settings.key}` replaced."""
+    try:
+        plain = OmegaConf.to_container(OmegaConf.create(dict(tree)), resolve=True)
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise ValueError(f"{where}: {key}{str(error).splitlines()[0]}") from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _stage(name: str, spec: Any, where: str) -> StageSpec:
+    if name in _TAKEN:
+        raise ValueError(f"{where}: {{{name}}} means something else already; choose another name")
+    if not isinstance(spec, dict) or not isinstance(spec.get("verb"), str):
+        raise ValueError(f"{where}: expected verb, config and options, got {spec!r}")
+    _check_keys(spec, _STAGE_KEYS, f"{where}.")
+    config, options = spec.get("config") or [], spec.get("options") or {}
+    if not isinstance(config, list) or not isinstance(options, dict):
+        raise ValueError(f"{where}: expected a list of files (config) and options by dotted key (options)")
+    return StageSpec(name, spec["verb"], tuple(map(str, config)), {str(k): v for k, v in options.items()})
+
+
+def _metric(name: str, spec: Any, where: str) -> MetricSpec:
+    if not isinstance(spec, dict):
+        raise ValueError(f"{where}: expected better, unit, stage, column, method or paper, got {spec!r}")
+    _check_keys(spec, _METRIC_KEYS, f"{where}.")
+    better = _better(spec.get("better"), f"{where}.better")
+    paper_better = _better(spec.get("paper_better", better), f"{where}.paper_better")
+    return MetricSpec(
+        name,
+        better,
+        str(spec.get("unit") or ""),
+        str(spec.get("stage") or "evaluate"),
+        str(spec.get("column") or name),
+        str(spec.get("method") or ROW),
+        None if spec.get("paper") is None else str(spec["paper"]),
+        paper_better,
+    )
+
+
+def _better(value: Any, where: str) -> Better:
+    if value not in ("higher", "lower"):
+        raise ValueError(f"{where}: expected higher or lower, got {value!r}")
+    return cast(Better, value)
+
+
+def _check_gathering(rows: Mapping[str, AblationRow], where: str) -> None:
+    """Refuse a stage that serves all rows but differs between them."""
+    found: dict[str, tuple[str, StageSpec]] = {}
+    for row in rows.values():
+        for stage in row.stages.values():
+            first, other = found.setdefault(stage.name, (row.name, stage))
+            if (stage.gathers or other.gathers) and stage != other:
+                raise ValueError(
+                    f"{where}: stages.{stage.name} runs once for all rows, but {first} and {row.name} have it otherwise"
+                )
+
+
+def _seeds(value: Any, where: str) -> tuple[int, ...]:
+    good = isinstance(value, list) and all(isinstance(s, int) and s >= 0 for s in value)
+    if not good or len(set(value)) < len(value):
+        raise ValueError(f"{where}: seeds: expected different whole numbers >= 0, got {value!r}")
+    return tuple(value)
+
+
+def _name(name: Any, where: str) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"{where}: {name!r}: expected a name of small letters, digits and _")
+    return name
+
+
+def _check_keys(content: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:
+    for key in content:
+        if key not in known:
+            raise ValueError(f"{where}{key}: unknown key; known: {', '.join(known)}")

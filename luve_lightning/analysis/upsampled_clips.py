@@ -22,8 +22,7 @@ from luve_lightning.data.video_files import write_video
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.files import write_text
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.functional.pixels import video_to_frames
-from luve_lightning.functional.resize import fit_frames, resize_video
+from luve_lightning.functional.pixels import fit_frames, resize_video, video_to_frames
 from luve_lightning.models.backbones import LatentSpace
 
 REFERENCE = "reference"

@@ -10,11 +10,11 @@ from luve_lightning.callbacks.export import Export
 from luve_lightning.callbacks.graceful_stop import GracefulStop, StopRequested
 from luve_lightning.callbacks.nan_guard import NaNGuard, NonFiniteLoss
 from luve_lightning.callbacks.progress import TrainingProgress
+from luve_lightning.callbacks.provenance import WandbRecord
 from luve_lightning.callbacks.random_state import RandomState
 from luve_lightning.callbacks.sample_metrics import SampleMetrics
 from luve_lightning.callbacks.sample_strips import SampleStrips
 from luve_lightning.callbacks.upsampler_comparison import UpsamplerComparison
-from luve_lightning.callbacks.wandb_record import WandbRecord
 
 __all__ = [
     "EMA",

@@ -16,7 +16,7 @@ from luve_lightning.analysis.denoising_run import (
     write_spectra,
 )
 from luve_lightning.analysis.denoising_spectra import BandResolution, NoSpectrum, suggest_switch
-from luve_lightning.callbacks.undisturbed import undisturbed
+from luve_lightning.callbacks.random_state import undisturbed
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.tasks.contracts import TextToVideo
 

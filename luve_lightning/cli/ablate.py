@@ -26,8 +26,7 @@ from luve_lightning.ablations.results import Results, collect, finished_rows, re
 from luve_lightning.ablations.results_files import ResultsProvenance, write_results
 from luve_lightning.ablations.stage_process import is_done
 from luve_lightning.ablations.sweep_run import sweep_run
-from luve_lightning.ablations.table import Table
-from luve_lightning.ablations.table_files import TABLE_FILE, read_table
+from luve_lightning.ablations.table import TABLE_FILE, Table, read_table
 from luve_lightning.checkout import revision_in_words
 from luve_lightning.cli import Verb
 from luve_lightning.cli.compose import compose

@@ -34,7 +34,7 @@ from luve_lightning.data.latent_store import LatentKey, LatentRecipe, LatentStor
 from luve_lightning.data.quarantine import Quarantine, TooManyBadClips
 from luve_lightning.data.variants import PixelTransform, Unchanged, variant_name
 from luve_lightning.data.video_index import Limits, Split
-from luve_lightning.datamodules.encode import EncodeDataModule
+from luve_lightning.datamodules.clips import EncodeDataModule
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.tasks.encode import EncodeTask
 

@@ -15,8 +15,7 @@ from urllib.parse import urlparse
 
 from rich.console import Console
 
-from luve_lightning.ablations.table import Table
-from luve_lightning.ablations.table_files import read_table
+from luve_lightning.ablations.table import Table, read_table
 from luve_lightning.cli import Verb
 from luve_lightning.cli.ablate import TABLES, ablate, find_table
 from luve_lightning.cli.errors import UsageError

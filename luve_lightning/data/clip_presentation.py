@@ -301,8 +301,7 @@ def _square(path: Path, shape: Fraction | None, height: int, width: int) -> tupl
 
 def _resized(image: Frames, size: tuple[int, int]) -> Frames:
     # torch is needed by these clips alone.
-    from luve_lightning.functional.pixels import frames_to_video, video_to_frames
-    from luve_lightning.functional.resize import resize_video
+    from luve_lightning.functional.pixels import frames_to_video, resize_video, video_to_frames
 
     video = frames_to_video(np.ascontiguousarray(image)[None]).unsqueeze(0)
     resized: Frames = video_to_frames(resize_video(video, size))[0, 0].numpy()

@@ -17,7 +17,7 @@ from luve_lightning.data.latent_store import HIGH_RESOLUTION, LatentKey, LatentR
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import ClipEntry
-from luve_lightning.functional.resize import crop_frames
+from luve_lightning.functional.pixels import crop_frames
 
 
 @dataclass(frozen=True)

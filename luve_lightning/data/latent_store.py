@@ -19,7 +19,7 @@ from luve_lightning.files import text_digest
 
 # Raise it when the same clip and the same VAE would give other latents: another decoder or colour conversion
 # in data/clips.py (for clips that are converted, another `Presentation.label` is enough), another crop or
-# filter in functional/resize.py, another posterior or normalisation in models/backbones. Every older entry is
+# filter in functional/pixels.py, another posterior or normalisation in models/backbones. Every older entry is
 # then simply not found.
 ENCODER_VERSION = 1
 

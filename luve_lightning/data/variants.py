@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luve_lightning.functional.resize import resize_video
+from luve_lightning.functional.pixels import resize_video
 from luve_lightning.functional.sharpen import check_unsharp, unsharp_mask
 
 

@@ -1,11 +1,17 @@
-"""The base of the training DataModules: loaders that resume exactly where a run stopped."""
+"""A DataLoader whose workers outlive the signals that end a run."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import re
+import signal
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -15,11 +21,61 @@ from torch.utils.data import DataLoader, Dataset
 from luve_lightning.data.clip_windows import PairLookup
 from luve_lightning.data.hashes import FileHashes
 from luve_lightning.data.video_index import SPLITS, ClipEntry, Limits, Split, VideoIndex
-from luve_lightning.datamodules.loader import OutlivingLoader
 from luve_lightning.datamodules.sampling import ResumableBatchSampler
 from luve_lightning.files import text_digest, warn_kept_in_memory, write_text
 from luve_lightning.machine import check_workers
 from luve_lightning.models.backbones import load_backbone
+
+T = TypeVar("T", covariant=True)
+_ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+
+
+class OutlivingLoader(DataLoader[T]):
+    """A DataLoader whose workers survive signals to the whole process group, from their first moment on.
+
+    Ctrl-C, a job's time limit and `kill -- -GROUP` reach the workers as well as the process that trains or
+    encodes, which still needs them to finish its step. A worker that dies takes the run down before it has saved.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Lightning makes new loaders with all arguments of the given one.
+        super().__init__(*args, **{"worker_init_fn": _outlive_signals, **kwargs})
+
+    def __iter__(self) -> Any:
+        """Start the workers with the signals held back, which they inherit until they can handle them."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _outlive_signals(worker: int) -> None:
+    """In a worker: accept SIGTERM only from the parent, which is how the loader and the interpreter clean up."""
+    del worker
+    sys.excepthook = _print_unless_hung_up
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None and hasattr(signal, "sigwaitinfo"):  # not on macOS
+        threading.Thread(target=_end_at_parents_word, args=(parent.pid,), daemon=True).start()
+    else:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
+
+def _end_at_parents_word(parent: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(128 + signal.SIGTERM)
+
+
+def _print_unless_hung_up(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """The hook of the thread that hands over a worker's tensors; a run that ends takes what it needs and hangs up."""
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
+
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 

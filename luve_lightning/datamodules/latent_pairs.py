@@ -25,7 +25,7 @@ from luve_lightning.datamodules.base import (
     vae_fingerprint,
 )
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.functional.resize import fit_frames
+from luve_lightning.functional.pixels import fit_frames
 
 CropWindow = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 

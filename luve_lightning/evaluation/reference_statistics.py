@@ -15,8 +15,7 @@ from luve_lightning.data.hashes import shown_digest
 from luve_lightning.data.video_files import VIDEO_SUFFIXES, read_video
 from luve_lightning.files import file_digest, listing_digest, text_digest, warn_kept_in_memory
 from luve_lightning.functional.patches import PatchPlan
-from luve_lightning.metrics.feature_moments import FeatureExtractor
-from luve_lightning.metrics.feature_statistics import FeatureStatistics
+from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureStatistics
 from luve_lightning.metrics.frechet_patch import FrechetPatchDistance
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})

@@ -30,8 +30,7 @@ from luve_lightning.datamodules.latent_pairs import WholeLatentPairs
 from luve_lightning.evaluation.pictures import contact_sheet
 from luve_lightning.files import file_digest, replacing, write_text
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.functional.pixels import video_to_frames
-from luve_lightning.functional.resize import fit_frames
+from luve_lightning.functional.pixels import fit_frames, video_to_frames
 from luve_lightning.models.backbones import Schedule, family_of, load_backbone
 from luve_lightning.models.experts import choice_kept
 from luve_lightning.tasks.contracts import Denoising, Upsampling

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -50,3 +51,122 @@ def video_to_frames(video: Tensor) -> Tensor:
 
 def _described(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {' x '.join(map(str, tensor.shape)) or 'scalar'}"
+
+
+# Frames are resampled in float32 a few at a time, so that a 4K clip needs little more than its own memory.
+_CHUNK_VALUES = 2**26
+
+
+def resize_video(video: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resample every frame with an antialiased bicubic filter.
+
+    Keys' kernel with a = -0.5, widened when downscaling: Pillow's `BICUBIC`, computed in float32 on values that
+    are not rounded to 8 bits. Cell centres align (`align_corners=False`). The filter overshoots at edges, so the
+    result is clamped to the range of pixels.
+
+    Args:
+        video: B x C x T x H x W in [-1, 1].
+        size: output (height, width), each >= 1.
+
+    Returns:
+        B x C x T x height x width in [-1, 1], the dtype of the input; the input itself when the size is the
+        same.
+
+    Raises:
+        ValueError: for another rank or a size below 1.
+    """
+    if video.ndim != 5:
+        raise ValueError(f"video must be B x C x T x H x W, got shape {tuple(video.shape)}")
+    height, width = size
+    if height < 1 or width < 1:
+        raise ValueError(f"size must be (height, width), each at least 1, got {tuple(size)}")
+    batch, channels, frames = video.shape[:3]
+    if (height, width) == tuple(video.shape[3:]):
+        return video
+    flat = video.permute(0, 2, 1, 3, 4).flatten(0, 1)
+    at_once = max(1, _CHUNK_VALUES // max(1, flat[0].numel()))
+    parts = [_resize_frames(part.float(), height, width).to(video.dtype) for part in flat.split(at_once)]
+    resized = torch.cat(parts).reshape(batch, frames, channels, height, width)
+    return resized.permute(0, 2, 1, 3, 4).contiguous()
+
+
+def _resize_frames(frames: Tensor, height: int, width: int) -> Tensor:
+    """N x C x H x W to N x C x height x width, clamped to [-1, 1]."""
+    if width == 1 < height:
+        # torch 2.12's CPU kernel repeats the first row when the output is one column wide; one row is right.
+        return _resize_frames(frames.mT.contiguous(), 1, height).mT
+    size = (height, width)
+    return F.interpolate(frames, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
+
+
+def center_crop_box(height: int, width: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Largest centred box with the aspect ratio of `size`.
+
+    Args:
+        height: height of the frame, at least `size[0]`.
+        width: width of the frame, at least `size[1]`.
+        size: target (height, width).
+
+    Returns:
+        (top, left, box height, box width); the box is at least `size`.
+
+    Raises:
+        ValueError: when the frame is smaller than `size`; upscaled pixels are no high-resolution target.
+    """
+    target_height, target_width = size
+    if min(target_height, target_width) < 1 or height < target_height or width < target_width:
+        raise ValueError(f"frames are {height}x{width}, expected at least {target_height}x{target_width}")
+    if height * target_width > width * target_height:
+        box_height, box_width = max(target_height, round(width * target_height / target_width)), width
+    else:
+        box_height, box_width = height, max(target_width, round(height * target_width / target_height))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def crop_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut frames to the aspect ratio of `size` around their centre, see `center_crop_box`.
+
+    Args:
+        frames: T x H x W x C.
+        size: target (height, width).
+
+    Returns:
+        A view, T x H' x W' x C.
+
+    Raises:
+        ValueError: when the frames are smaller than `size`.
+    """
+    top, left, height, width = center_crop_box(frames.shape[1], frames.shape[2], size)
+    return frames[:, top : top + height, left : left + width]
+
+
+def resize_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Frames as a video of a given size.
+
+    Works one frame at a time: frames on disk can be 8K, and all of them as floats take many GB.
+
+    Args:
+        frames: uint8 T x H x W x C.
+        size: output (height, width).
+
+    Returns:
+        float32 C x T x height x width in [-1, 1].
+    """
+    videos = [resize_video(frames_to_video(frame).unsqueeze(0), size).squeeze(0) for frame in frames.split(1)]
+    return torch.cat(videos, dim=1)
+
+
+def fit_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """The pixels from which high-resolution latents are encoded: `crop_frames`, then `resize_frames`.
+
+    Args:
+        frames: uint8 T x H x W x C, at least `size`.
+        size: output (height, width).
+
+    Returns:
+        float32 C x T x height x width in [-1, 1].
+
+    Raises:
+        ValueError: when the frames are smaller than `size`.
+    """
+    return resize_frames(crop_frames(frames, size), size)

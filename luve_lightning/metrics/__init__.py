@@ -4,16 +4,17 @@ from luve_lightning.metrics.aesthetic import Aesthetic
 from luve_lightning.metrics.aesthetic_quality import AestheticQuality
 from luve_lightning.metrics.background_consistency import BackgroundConsistency, BackgroundConsistencyTiles
 from luve_lightning.metrics.base import Unavailable, VideoMetric
-from luve_lightning.metrics.dover import Dover
-from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureMoments, GroupedMoments
-from luve_lightning.metrics.feature_statistics import FeatureStatistics
-from luve_lightning.metrics.fid_patch import FIDPatch
+from luve_lightning.metrics.feature_moments import (
+    FeatureExtractor,
+    FeatureMoments,
+    FeatureStatistics,
+    GroupedMoments,
+)
 from luve_lightning.metrics.fidelity import PsnrRgb, Ssim
-from luve_lightning.metrics.frechet_patch import FrechetPatchDistance
-from luve_lightning.metrics.high_frequency_share import HighFrequencyShare
+from luve_lightning.metrics.frechet_patch import FIDPatch, FrechetPatchDistance
 from luve_lightning.metrics.imaging_quality import ImagingQuality, ImagingQualityTiles
-from luve_lightning.metrics.iqa import Maniqa, Musiq, Niqe
-from luve_lightning.metrics.spectral_distance import SpectralDistance
+from luve_lightning.metrics.iqa import Dover, Maniqa, Musiq, Niqe
+from luve_lightning.metrics.spectral_distance import HighFrequencyShare, SpectralDistance
 from luve_lightning.metrics.subject_consistency import SubjectConsistency, SubjectConsistencyTiles
 from luve_lightning.metrics.temporal_flickering import TemporalFlickering
 from luve_lightning.metrics.vbench_average import VBENCH_DIMENSIONS, vbench_average

@@ -1,4 +1,4 @@
-"""Fréchet distance between the patch features of videos and of a reference."""
+"""Fréchet distance between patches, and FID_patch on Inception features."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from torchmetrics import Metric
 from luve_lightning.functional.frechet import FrechetTarget
 from luve_lightning.functional.patches import PatchPlan, cut_patches
 from luve_lightning.metrics.base import check_frames
-from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureMoments, checked_features
-from luve_lightning.metrics.feature_statistics import FeatureStatistics
-from luve_lightning.metrics.inception_features import InceptionFeatures
+from luve_lightning.metrics.feature_moments import (
+    FeatureExtractor,
+    FeatureMoments,
+    FeatureStatistics,
+    checked_features,
+)
+from luve_lightning.metrics.frame_networks import InceptionFeatures
 
 
 class FrechetPatchDistance(Metric):
@@ -184,3 +188,31 @@ class FrechetPatchDistance(Metric):
         # Moves, but never casts: neither the float64 states nor the network.
         device = fn(torch.zeros(1, device=self.device)).device
         return super()._apply(lambda tensor: tensor.to(device), exclude_state)
+
+
+PAPER_PATCHES = PatchPlan()
+
+
+class FIDPatch(FrechetPatchDistance):
+    """FID of patches (LuVe, arXiv 2602.11564, Tables 5 and 6): lower is better.
+
+    8 frames of each of 250 videos, 256x256 patches, clean-fid's resize and Inception; the paper's reference is
+    UltraHR-eval4k's still images. The paper does not say how many patches of a frame, or where: here a grid covers
+    the frame (`PatchPlan`). See `FrechetPatchDistance` for what can be compared.
+
+    Args:
+        patches: which patches of which frames.
+        weights: Inception's file or its folder; None for the usual places (`WeightFile.find`).
+        reference: see `FrechetPatchDistance`.
+        batch_size: see `FrechetPatchDistance`.
+    """
+
+    def __init__(
+        self,
+        patches: PatchPlan = PAPER_PATCHES,
+        weights: str | Path | None = None,
+        reference: FeatureStatistics | Path | str | None = None,
+        batch_size: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(patches, InceptionFeatures(weights), reference, batch_size, **kwargs)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.functional.vbench_views import longer_side_view
 from luve_lightning.metrics.frame_networks import FrameNetworkMetric, TiledSample
-from luve_lightning.metrics.pyiqa_networks import MUSIQ_SPAQ, load_pyiqa
+from luve_lightning.metrics.iqa import MUSIQ_SPAQ, load_pyiqa
 
 
 class ImagingQuality(FrameNetworkMetric):

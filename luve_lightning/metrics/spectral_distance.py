@@ -1,4 +1,4 @@
-"""How far a video's spectrum is from its original's."""
+"""Measures of a video's spectrum."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luve_lightning.functional.spectra import band_density, luma_spectrum
+from luve_lightning.functional.spectra import band_density, band_power, luma_spectrum
 from luve_lightning.metrics.base import VideoMetric
 
 # The density of rounding to 256 levels: no band of an 8-bit video is known better, and it keeps a flat one's
@@ -52,3 +52,23 @@ class SpectralDistance(VideoMetric):
             )
         density = band_density(luma_spectrum(frames), np.linspace(0, 1, self.bands + 1).tolist())
         return torch.log10(density + QUANTISATION_NOISE)
+
+
+class HighFrequencyShare(VideoMetric):
+    """Share of luma's power at spatial frequencies above half of Nyquist, in [0, 1].
+
+    Frames are tapered by a Hann window and averaged over time. The mean brightness does not count, the corners of
+    the spectrum do. White noise has 0.8, a sharp photograph some hundredths, a blurred one some thousandths, a
+    video without contrast 0. Neither more nor less is better: noise, ringing and block edges raise it as detail
+    does.
+    """
+
+    name = "high_frequency_share"
+    higher_is_better = None
+    resolution = "native"
+
+    def measure(self, frames: Tensor, reference: Tensor | None) -> float:
+        """Share of one video."""
+        del reference
+        low, high = band_power(luma_spectrum(frames), (0, 0.5, 1)).tolist()
+        return high / (low + high) if low + high else 0.0

@@ -15,7 +15,7 @@ from luve_lightning.data.clip_windows import EncodeItem, WindowReader
 from luve_lightning.data.latent_store import HIGH_RESOLUTION, LatentKey
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.variants import PixelTransform, variant_name
-from luve_lightning.functional.resize import resize_frames, resize_video
+from luve_lightning.functional.pixels import resize_frames, resize_video
 from luve_lightning.models.backbones import LatentSpace
 
 LatentKeys = dict[tuple[str, float], LatentKey]

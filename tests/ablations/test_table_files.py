@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from luve_lightning.ablations.table_files import merged, read_table
+from luve_lightning.ablations.table import merged, read_table
 from tests.helpers.ablations import ROWS, TABLE, write_table
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from luve_lightning.callbacks.wandb_record import copy_code
+from luve_lightning.callbacks.provenance import copy_code
 from tests.helpers.run_luve import run_luve
 from tests.helpers.wandb_file import OfflineRun
 

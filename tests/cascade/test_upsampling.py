@@ -15,7 +15,7 @@ from luve_lightning.cascade.upsampling import (
     upsampling_methods,
 )
 from luve_lightning.functional.interpolation import interpolate_latents
-from luve_lightning.functional.resize import resize_video
+from luve_lightning.functional.pixels import resize_video
 from luve_lightning.models.backbones import LatentSpace, load_backbone
 from tests.helpers.upsampling import tiny_vluer
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from luve_lightning.ablations.table_files import read_table
+from luve_lightning.ablations.table import read_table
 from luve_lightning.cli import sweep as verb
 from luve_lightning.reporting.dashboard_panels import find_runs
 from tests.helpers.run_luve import run_luve

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 
 from luve_lightning.ablations.sweep_run import sweep_run
-from luve_lightning.ablations.table_files import read_table
+from luve_lightning.ablations.table import read_table
 from luve_lightning.cli import sweep as verb
 from luve_lightning.cli.compose import read_arguments
 from luve_lightning.cli.sweep import grid_words, sweep_configuration, why_no_account

@@ -16,8 +16,7 @@ from luve_lightning.data.clips import read_clip
 from luve_lightning.data.video_files import find_videos, read_video, write_video
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.functional.interpolation import interpolate_latents
-from luve_lightning.functional.pixels import frames_to_video, video_to_frames
-from luve_lightning.functional.resize import resize_video
+from luve_lightning.functional.pixels import frames_to_video, resize_video, video_to_frames
 from luve_lightning.models.backbones import load_backbone
 from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.small_world import add_row, write_world

@@ -22,7 +22,7 @@ from luve_lightning.data.latent_store import LatentKey, LatentRecipe, LatentStor
 from luve_lightning.data.store import StoreError
 from luve_lightning.data.variants import Unchanged, variant_name
 from luve_lightning.data.video_index import VideoIndex
-from luve_lightning.datamodules.encode import ClipsToEncode
+from luve_lightning.datamodules.clips import ClipsToEncode
 from tests.helpers.recording import Recording
 from tests.helpers.small_world import write_world
 

@@ -12,7 +12,7 @@ from luve_lightning.data.clip_windows import ClipWindow, WindowReader
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_store import LatentRecipe, LatentStore
 from luve_lightning.data.video_index import VideoIndex
-from luve_lightning.datamodules.encode import ClipsToEncode, EncodeDataModule, share
+from luve_lightning.datamodules.clips import ClipsToEncode, EncodeDataModule, share
 from tests.helpers.small_world import write_world
 
 

@@ -13,7 +13,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
-from luve_lightning.datamodules.loader import OutlivingLoader
+from luve_lightning.datamodules.base import OutlivingLoader
 
 
 class Slow(Dataset[int]):

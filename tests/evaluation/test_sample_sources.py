@@ -14,8 +14,7 @@ from luve_lightning.data.clips import read_clip
 from luve_lightning.data.store import StoreError
 from luve_lightning.evaluation.sample_sources import GeneratedVideos, UpsampledVideos
 from luve_lightning.functional.noise_bands import SigmaBand
-from luve_lightning.functional.pixels import video_to_frames
-from luve_lightning.functional.resize import fit_frames
+from luve_lightning.functional.pixels import fit_frames, video_to_frames
 from luve_lightning.models.backbones import TextConditioner, load_backbone
 from luve_lightning.models.experts import ExpertConfig, activate
 from luve_lightning.models.experts.routing import state_of

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from luve_lightning.functional import resize
-from luve_lightning.functional.resize import (
+from luve_lightning.functional import pixels as resize
+from luve_lightning.functional.pixels import (
     center_crop_box,
     crop_frames,
     fit_frames,

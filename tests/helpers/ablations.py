@@ -13,7 +13,7 @@ from luve_lightning.ablations.contents import Contents
 from luve_lightning.ablations.graph import AblationPlanner
 from luve_lightning.ablations.local_runner import Standing
 from luve_lightning.ablations.stage_process import Failure
-from luve_lightning.ablations.table_files import read_table
+from luve_lightning.ablations.table import read_table
 from luve_lightning.cli.compose import compose
 
 PROGRAM = (sys.executable, "-S", str(Path(__file__).with_name("fake_luve.py")))

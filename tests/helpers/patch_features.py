@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from luve_lightning.functional.patches import PatchPlan
-from luve_lightning.metrics.feature_moments import FeatureExtractor
-from luve_lightning.metrics.feature_statistics import FeatureStatistics
+from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureStatistics
+from luve_lightning.metrics.frame_networks import resize_clean
 from luve_lightning.metrics.frechet_patch import FrechetPatchDistance
-from luve_lightning.metrics.inception_features import resize_clean
 from tests.helpers.resumable import Run
 
 PLAN = PatchPlan(size=24, placement="both", per_frame=3, frames=4, seed=5)

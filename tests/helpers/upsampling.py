@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from luve_lightning.callbacks import UpsamplerComparison
-from luve_lightning.functional.resize import resize_video
+from luve_lightning.functional.pixels import resize_video
 from luve_lightning.losses import LatentL1
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.vluer import VLUer

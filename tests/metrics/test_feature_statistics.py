@@ -15,8 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from luve_lightning.functional.patches import PatchPlan
-from luve_lightning.metrics.feature_moments import FeatureMoments
-from luve_lightning.metrics.feature_statistics import FeatureStatistics
+from luve_lightning.metrics.feature_moments import FeatureMoments, FeatureStatistics
 
 PLAN = PatchPlan(size=64, placement="both", per_frame=4, grid=(2, 3))
 MOMENTS = FeatureMoments.from_features(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)))

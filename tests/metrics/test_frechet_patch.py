@@ -14,11 +14,9 @@ from cleanfid import fid
 from PIL import Image
 
 from luve_lightning.functional.patches import PatchPlan
-from luve_lightning.metrics.feature_moments import FeatureMoments, GroupedMoments
-from luve_lightning.metrics.feature_statistics import FeatureStatistics
-from luve_lightning.metrics.fid_patch import FIDPatch
-from luve_lightning.metrics.frechet_patch import FrechetPatchDistance
-from luve_lightning.metrics.inception_features import InceptionFeatures
+from luve_lightning.metrics.feature_moments import FeatureMoments, FeatureStatistics, GroupedMoments
+from luve_lightning.metrics.frame_networks import InceptionFeatures
+from luve_lightning.metrics.frechet_patch import FIDPatch, FrechetPatchDistance
 from tests.helpers.patch_features import (
     PLAN,
     StubFeatures,

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from luve_lightning.data.video_files import read_video
-from luve_lightning.functional.pixels import frames_to_video, video_to_frames
-from luve_lightning.functional.resize import resize_video
+from luve_lightning.functional.pixels import frames_to_video, resize_video, video_to_frames
 from luve_lightning.metrics import HighFrequencyShare
 
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from luve_lightning.metrics.base import Unavailable
-from luve_lightning.metrics.fid_patch import FIDPatch
-from luve_lightning.metrics.inception_features import INCEPTION, InceptionFeatures, resize_clean
+from luve_lightning.metrics.frame_networks import INCEPTION, InceptionFeatures, resize_clean
+from luve_lightning.metrics.frechet_patch import FIDPatch
 from luve_lightning.metrics.pretrained import WeightFile
 
 

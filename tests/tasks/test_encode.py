@@ -17,7 +17,7 @@ from luve_lightning.data.latent_store import LatentKey, LatentRecipe, LatentStor
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.variants import Unchanged
 from luve_lightning.data.video_index import VideoIndex
-from luve_lightning.datamodules.encode import EncodeDataModule
+from luve_lightning.datamodules.clips import EncodeDataModule
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.tasks.encode import EncodeTask, EncodeTotals
 from tests.helpers.small_world import write_world

@@ -22,8 +22,7 @@ from luve_lightning.evaluation.video_sets import find_video_sets
 from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.machine import decoding_threads
 from luve_lightning.metrics import FrechetPatchDistance
-from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureMoments
-from luve_lightning.metrics.feature_statistics import FeatureStatistics
+from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureMoments, FeatureStatistics
 
 HEIGHT, WIDTH, FRAMES, FPS = 1080, 1920, 49, 24
 DISTINCT = 4  # videos that are encoded; the others are copies with a byte more, so that each is decoded

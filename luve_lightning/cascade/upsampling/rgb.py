@@ -9,7 +9,7 @@ from torch import Tensor
 
 from luve_lightning.cascade.upsampling.base import UpsamplingMethod, UpsamplingModels
 from luve_lightning.functional.interpolation import Size3d, interpolate_latents
-from luve_lightning.functional.resize import resize_video
+from luve_lightning.functional.pixels import resize_video
 
 
 @dataclass(frozen=True)
