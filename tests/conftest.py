@@ -124,18 +124,17 @@ def tiny_texts(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, ti
 
 
 @pytest.fixture(scope="session")
-def held_out_world(
-    tiny_backbone: Path,
-    tiny_clips: Path,
-    tiny_latents: Path,
-    tiny_texts: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> World:
-    """The tiny world with its splits swapped: four clips held out, one to train on."""
+def world(tiny_backbone: Path, tiny_clips: Path, tiny_latents: Path, tiny_texts: Path) -> World:
+    """All that a task takes, tiny: four clips to train on, one held out for each of the other splits."""
     from tests.helpers.tiny_flow import World
 
-    whole = World(tiny_backbone, tiny_clips, tiny_latents, tiny_texts)
-    return whole.resplit(tmp_path_factory.mktemp("split") / "world", train="val", val="train", test="test")
+    return World(tiny_backbone, tiny_clips, tiny_latents, tiny_texts)
+
+
+@pytest.fixture(scope="session")
+def held_out_world(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The tiny world with its splits swapped: four clips held out, one to train on."""
+    return world.resplit(tmp_path_factory.mktemp("split") / "world", train="val", val="train", test="test")
 
 
 def _write_clip(path: Path, seed: int) -> None:

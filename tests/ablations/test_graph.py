@@ -14,11 +14,6 @@ from luve_lightning.ablations.stage_process import write_done
 from tests.helpers.ablations import ROWS, TABLE, planner_of, write_table
 
 
-@pytest.fixture
-def planner(tmp_path: Path) -> AblationPlanner:
-    return planner_of(write_table(tmp_path / "small"), tmp_path / "runs")
-
-
 def named(plan: Plan) -> dict[tuple[str, str, int], str]:
     """Digest by stage, row and seed."""
     return {(s.name, row, seed): digest for digest, s in plan.stages.items() for row, seed in s.uses}

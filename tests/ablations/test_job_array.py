@@ -15,12 +15,6 @@ from luve_lightning.ablations.stage_process import is_done
 from tests.helpers.ablations import PROGRAM, ROWS, planner_of, started, write_table
 
 
-@pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log.jsonl"))
-    return tmp_path / "log.jsonl"
-
-
 def jobs_of(planner: AblationPlanner) -> list[list[StageJob]]:
     rows = {0: list(planner.table.rows)}
     return stage_jobs(planner, planner.plan(rows), rows, PROGRAM, {})

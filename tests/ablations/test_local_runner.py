@@ -19,12 +19,6 @@ from tests.helpers.ablations import PROGRAM, ROWS, TABLE, Notes, events, planner
 from tests.helpers.waiting import wait_for
 
 
-@pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log.jsonl"))
-    return tmp_path / "log.jsonl"
-
-
 def with_options(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     table = deepcopy(TABLE)
     for stage, options in changes.items():

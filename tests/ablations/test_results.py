@@ -50,11 +50,6 @@ def finish(
             write_done(stage, {"seconds": 2.0, "revision": "abc"})
 
 
-@pytest.fixture
-def planner(tmp_path: Path) -> AblationPlanner:
-    return planner_of(write_table(tmp_path / "small"), tmp_path / "runs")
-
-
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))

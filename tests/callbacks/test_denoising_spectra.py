@@ -20,11 +20,6 @@ NET = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_l
 TEXT = {"d_model": 16, "num_heads": 2, "d_kv": 8, "d_ff": 16, "num_layers": 1, "dropout_rate": 0.1}
 
 
-@pytest.fixture(scope="module")
-def world(tiny_backbone: Path, tiny_clips: Path, tiny_latents: Path, tiny_texts: Path) -> World:
-    return World(tiny_backbone, tiny_clips, tiny_latents, tiny_texts)
-
-
 def task(world: World) -> BackboneTask:
     torch.manual_seed(0)
     return BackboneTask(

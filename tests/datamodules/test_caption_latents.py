@@ -21,11 +21,6 @@ from tests.helpers.tiny_flow import World
 COLUMN = "Summarized Description"
 
 
-@pytest.fixture(scope="module")
-def world(tiny_backbone: Path, tiny_clips: Path, tiny_latents: Path, tiny_texts: Path) -> World:
-    return World(tiny_backbone, tiny_clips, tiny_latents, tiny_texts)
-
-
 def entries(world: World, split: Any) -> list[Any]:
     return VideoIndex.from_csv(world.clips / "clips.csv").split(split)
 

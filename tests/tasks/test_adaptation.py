@@ -16,11 +16,6 @@ from tests.helpers.tiny_flow import World, adapt, make_trainer
 from tests.helpers.tiny_wan import load_transformer, output
 
 
-@pytest.fixture(scope="module")
-def world(tiny_backbone: Path, tiny_clips: Path, tiny_latents: Path, tiny_texts: Path) -> World:
-    return World(tiny_backbone, tiny_clips, tiny_latents, tiny_texts)
-
-
 def predictions(transformer: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     arguments = {

@@ -23,11 +23,6 @@ TEXT = {"d_model": 16, "num_heads": 2, "d_kv": 8, "d_ff": 16, "num_layers": 1, "
 PROMPTS = ["Coloured squares drift to the left.", "squares drift", "left"]
 
 
-@pytest.fixture(scope="module")
-def world(tiny_backbone: Path, tiny_clips: Path, tiny_latents: Path, tiny_texts: Path) -> World:
-    return World(tiny_backbone, tiny_clips, tiny_latents, tiny_texts)
-
-
 def task(world: World, **changes: Any) -> BackboneTask:
     torch.manual_seed(0)
     options: dict[str, Any] = {"backbone": world.backbone, "length": 9, "shift": 3.0, "lr": 1e-2} | changes

@@ -22,11 +22,6 @@ MINI = [REPOSITORY / "experiments/experts/mini-lfe.yaml", REPOSITORY / "tests/co
 HFE = [REPOSITORY / "experiments/experts/mini-hfe.yaml", REPOSITORY / "tests/conf/experts/mini-hfe.yaml"]
 
 
-@pytest.fixture(scope="module")
-def world(tiny_backbone: Path, tiny_clips: Path, tiny_latents: Path, tiny_texts: Path) -> World:
-    return World(tiny_backbone, tiny_clips, tiny_latents, tiny_texts)
-
-
 def weights(task: ExpertTask) -> list[torch.Tensor]:
     return [p.detach().clone() for p in expert_parameters(task.transformer, "lfe")]
 

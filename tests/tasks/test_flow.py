@@ -34,11 +34,6 @@ from tests.helpers.tiny_wan import load_transformer, tiny_transformer
 TINY = tiny_transformer()
 
 
-@pytest.fixture(scope="module")
-def world(tiny_backbone: Path, tiny_clips: Path, tiny_latents: Path, tiny_texts: Path) -> World:
-    return World(tiny_backbone, tiny_clips, tiny_latents, tiny_texts)
-
-
 def task(**changes: Any) -> FlowMatchingTask:
     options: dict[str, Any] = {"band": SigmaBand(), "shift": 5.0, "weighting": None, "bins": 5, "seed": 0}
     options |= {"lr": 1e-3, "min_lr": 0.0, "weight_decay": 0.0, "warmup_steps": 0}
