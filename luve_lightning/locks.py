@@ -1,4 +1,4 @@
-"""Locks with an owner, and files of lines that several processes append to."""
+"""What processes share: locks with an owner, files of lines that each appends to, work that each takes a part of."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import json
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
 
 # What flock answers where a file system does not know it (some network and FUSE mounts).
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF)
@@ -247,3 +250,58 @@ def runs(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+class Claim(Protocol[T_contra]):
+    """Asks to be the one that makes an item; yields whether it is, for as long as the block runs."""
+
+    def __call__(self, item: T_contra, /, *, wait: bool) -> AbstractContextManager[bool]:
+        """With `wait`, another claim's end is waited for instead of yielding False."""
+
+
+def share_work(
+    items: Iterable[T],
+    done: Callable[[T], bool],
+    claim: Claim[T],
+    make: Callable[[list[T]], None],
+    size: int = 1,
+    found: Callable[[T], None] = lambda item: None,
+) -> None:
+    """Make every item that is missing; when it returns all are there, whoever made them.
+
+    Processes that share the items share the work: each takes what no other is making, and at the end waits for what
+    others have taken, to make it itself if they die. That goes one at a time: a process that waits while it holds
+    claims could wait for one that waits for it.
+
+    Args:
+        items: each once.
+        done: whether one is there.
+        claim: asks to be the one that makes it.
+        make: makes some of them.
+        size: items made at once.
+        found: told of each that is there already.
+    """
+    todo = list(items)
+    for wait, most in ((False, size), (True, 1)):
+        todo.reverse()
+        taken: list[T] = []
+        while todo:
+            with ExitStack() as claims:
+                batch: list[T] = []
+                while todo and len(batch) < most:
+                    item = todo.pop()
+                    if done(item):  # a claim would make a file and remove it again
+                        found(item)
+                        continue
+                    with ExitStack() as own:
+                        mine = own.enter_context(claim(item, wait=wait))
+                        if done(item):
+                            found(item)
+                        elif mine:
+                            claims.enter_context(own.pop_all())
+                            batch.append(item)
+                        else:
+                            taken.append(item)
+                if batch:
+                    make(batch)
+        todo = taken

@@ -306,3 +306,8 @@ def _in_words(seconds: float) -> str:
     if minutes < 1:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def say(console: Console, text: str) -> None:
+    """Print lines as they are: names and reasons are no markup, and a path is not broken."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False)

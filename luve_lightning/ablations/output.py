@@ -16,6 +16,7 @@ from luve_lightning.ablations.local_runner import Slots, Standing
 from luve_lightning.ablations.stage_process import Failure, is_done, log_path
 from luve_lightning.ablations.table import Table
 from luve_lightning.evaluation.tables import table_rich
+from luve_lightning.terminal import say
 
 _MOST_USES = 3
 
@@ -66,7 +67,7 @@ class RunWatcher:
         self._tell("\n".join([*lines, f"    log: {log_path(failure.stage)}"]))
 
     def _tell(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+        say(self.console, text)
 
 
 def uses(stage: AblationStage) -> str:

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar, Timer
 from rich.console import Console
 from torch import Tensor
 
-from luve_lightning.terminal import StatusLine, StatusLines, duration, is_live
+from luve_lightning.terminal import StatusLine, StatusLines, duration, is_live, say
 
 _READ_EVERY = 0.25  # seconds: reading a loss waits for the device
 _PACE_OVER = 60.0  # seconds from which the remaining time is estimated
@@ -250,7 +250,7 @@ class TrainingProgress(ProgressBar):
 
     def _print(self, text: str) -> None:
         # Through the stream that draws above the bar, if there is one.
-        Console(emoji=False).print(text, soft_wrap=True, highlight=False, markup=False)
+        say(Console(emoji=False), text)
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
         """`LightningModule.print`."""

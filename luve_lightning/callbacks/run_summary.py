@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
 
 from luve_lightning.callbacks.progress import named_numbers, number
-from luve_lightning.terminal import duration
+from luve_lightning.terminal import duration, say
 
 
 class RunSummary(Callback):
@@ -151,7 +151,7 @@ def _print(title: str, rows: Sequence[tuple[str, str | Sequence[str]]]) -> None:
         else:
             broken = _command_lines(value, width)
         lines += [f"  {'' if i else name:{names}}  {line}" for i, line in enumerate(broken)]
-    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+    say(console, "\n".join(lines))
 
 
 def _command_lines(words: Sequence[str], width: int) -> list[str]:

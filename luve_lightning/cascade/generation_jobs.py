@@ -20,6 +20,7 @@ from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.prompts import PromptLine, check_distinct, check_seed
 from luve_lightning.data.store import ClaimedFiles
 from luve_lightning.files import file_digest, remove_unfinished, text_digest
+from luve_lightning.locks import share_work
 from luve_lightning.models.backbones import SizeRules
 
 
@@ -206,27 +207,22 @@ class JobTotals:
 def run_jobs(jobs: Sequence[VideoJob], folder: VideoFolder, make: Callable[[VideoJob], None]) -> JobTotals:
     """Make every video that is missing; when it returns all are there, whoever made them.
 
-    What another process is making is left for the end, and made here should that one die.
+    Processes that share the folder share the work, see `share_work`.
 
     Args:
         jobs: the videos.
         folder: where they go.
         make: makes one, and writes its files.
     """
-    totals, waiting = JobTotals(), list(jobs)
-    for wait in (False, True):
-        left = []
-        for job in waiting:
-            if folder.is_done(job):
-                totals.there += 1
-                continue
-            with folder.claim(job, wait=wait) as mine:
-                if folder.is_done(job):
-                    totals.there += 1
-                elif mine:
-                    make(job)
-                    totals.made += 1
-                else:
-                    left.append(job)
-        waiting = left
+    totals = JobTotals()
+
+    def made(batch: list[VideoJob]) -> None:
+        for job in batch:
+            make(job)
+            totals.made += 1
+
+    def there(job: VideoJob) -> None:
+        totals.there += 1
+
+    share_work(jobs, folder.is_done, folder.claim, made, found=there)
     return totals

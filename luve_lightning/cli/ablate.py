@@ -35,6 +35,7 @@ from luve_lightning.cli.run_verb import refusal
 from luve_lightning.files import text_digest
 from luve_lightning.machine import cores
 from luve_lightning.reporting.dashboard import PREFIX_OF_RESULTS
+from luve_lightning.terminal import say
 
 VERBS = {
     "ablate": Verb(
@@ -268,7 +269,7 @@ class _Run:
         return found
 
     def _tell(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+        say(self.console, text)
 
 
 def _digest(changes: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from luve_lightning.callbacks.cpu_threads import cpu_threads
 from luve_lightning.cli import Verb
-from luve_lightning.cli.open_index import check_folder, check_stored, entries_of, open_index, summarise
+from luve_lightning.cli.open_index import check_folder, check_stored, entries_of, open_index, print_summary
 from luve_lightning.data.text_store import TextSource, TextStore, captions_of, embed_captions
 from luve_lightning.data.video_index import Limits, Split
 from luve_lightning.machine import choose_device, decoding_threads
@@ -95,4 +95,4 @@ def embed(
         caption, first = report.first_cut
         cut = f"  cut            {report.cut} captions, for instance {caption[:40]!r}...: {first}"
     embedded = f"  embedded       {report.embedded} captions, {report.bytes / 2**20:.1f} MiB"
-    summarise(console, store, [embedded, cut, f"  already there  {report.there}"], started)
+    print_summary(console, store, [embedded, cut, f"  already there  {report.there}"], started)

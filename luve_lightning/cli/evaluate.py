@@ -16,6 +16,7 @@ from torchmetrics import Metric
 
 from luve_lightning.checkout import revision_in_words
 from luve_lightning.cli import Verb
+from luve_lightning.cli.open_index import print_summary
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.evaluation.evaluation_files import write_report
 from luve_lightning.evaluation.evaluation_report import (
@@ -34,7 +35,7 @@ from luve_lightning.evaluation.summary_table import Resampling
 from luve_lightning.evaluation.tables import format_value, table_rich
 from luve_lightning.evaluation.video_sets import VideoSets, find_video_sets
 from luve_lightning.machine import choose_device, decoding_threads
-from luve_lightning.terminal import Steps
+from luve_lightning.terminal import Steps, say
 
 VERBS = {
     "evaluate": Verb(
@@ -117,7 +118,7 @@ def evaluate(
         _tell_problems(console, report)
         raise ValueError(f"none of the videos of {', '.join(folders)} can be read")
     files = write_report(report, output)
-    _tell(console, report, files, time.perf_counter() - started)
+    _tell(console, report, files, started)
 
 
 def parse_pairs(text: str, methods: Sequence[str]) -> list[tuple[str, str]]:
@@ -148,10 +149,10 @@ def parse_pairs(text: str, methods: Sequence[str]) -> list[tuple[str, str]]:
 def _announce(console: Console, sets: VideoSets, skipped: Sequence[Skipped], device: torch.device) -> None:
     counts = ", ".join(f"{method} {len(files)}" for method, files in sets.methods.items())
     originals = f"; {len(sets.originals)} originals" if sets.originals else ""
-    console.print(f"videos: {counts}{originals}; on {device}", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"videos: {counts}{originals}; on {device}")
     if skipped:  # why, is told at the end and in the report
         names = ", ".join(metric.name for metric in skipped)
-        console.print(f"cannot run here: {names}", highlight=False, soft_wrap=True, markup=False)
+        say(console, f"cannot run here: {names}")
 
 
 def _facts(
@@ -173,7 +174,7 @@ def _facts(
     }
 
 
-def _tell(console: Console, report: EvaluationReport, files: Sequence[Path], seconds: float) -> None:
+def _tell(console: Console, report: EvaluationReport, files: Sequence[Path], started: float) -> None:
     methods = list(report.sets.methods)
     rows: list[dict[str, Any]] = [{"metric": "videos"} | {name: report.videos(name) for name in methods}]
     rows += [
@@ -191,18 +192,14 @@ def _tell(console: Console, report: EvaluationReport, files: Sequence[Path], sec
         for row in sure:
             ends = f"[{format_value(row['low'])}, {format_value(row['high'])}]"
             text = f"  {row['metric']}: {row['first']} - {row['second']} = {format_value(row['difference'])} {ends}"
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            say(console, text)
     _tell_problems(console, report, next((path.name for path in files if path.suffix == ".md"), ""))
-    console.print(
-        f"\n{', '.join(path.name for path in files)} in {files[0].parent}\n"
-        f"  decoded        {report.found.decoded} videos\n"
-        f"  already there  {report.found.there}\n"
-        f"  unreadable     {len(report.unreadable)}\n"
-        f"  seconds        {seconds:.0f}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
+    lines = [
+        f"  decoded        {report.found.decoded} videos",
+        f"  already there  {report.found.there}",
+        f"  unreadable     {len(report.unreadable)}",
+    ]
+    print_summary(console, f"\n{', '.join(path.name for path in files)} in {files[0].parent}", lines, started)
 
 
 def _tell_problems(console: Console, report: EvaluationReport, listed_in: str = "") -> None:
@@ -217,5 +214,4 @@ def _tell_problems(console: Console, report: EvaluationReport, listed_in: str = 
         if len(lines) > _SHOWN + 1:
             lines = [*lines[:_SHOWN], f"... and {len(lines) - _SHOWN} more{where}"]
         if lines:
-            console.print("\n".join([f"\n{title}:", *(f"  {line}" for line in lines)]),
-                          highlight=False, soft_wrap=True, markup=False)  # fmt: skip
+            say(console, "\n".join([f"\n{title}:", *(f"  {line}" for line in lines)]))

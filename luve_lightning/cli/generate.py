@@ -29,12 +29,13 @@ from luve_lightning.checkout import PACKAGE_ROOT, git_state
 from luve_lightning.cli import Verb
 from luve_lightning.cli.compose import escaped
 from luve_lightning.cli.keys import Keys
+from luve_lightning.cli.open_index import print_summary
 from luve_lightning.data.hashes import FileHashes
 from luve_lightning.data.video_files import MAX_FPS
 from luve_lightning.evaluation.sample_sources import write_generated
 from luve_lightning.machine import check_video
 from luve_lightning.models.backbones import CutTextWarning, load_backbone
-from luve_lightning.terminal import Steps
+from luve_lightning.terminal import Steps, say
 
 VERBS = {
     "generate": Verb(
@@ -155,15 +156,13 @@ def generate(
     )
     cuts = {job.name: cuts_of(pipeline, job, options.length) for job in missing}
     if told := cut_lines({job.name: line.where for job, line in zip(jobs, lines, strict=True)}, cuts):
-        Console(emoji=False, quiet=processes.rank > 0).print(
-            told, soft_wrap=True, highlight=False, markup=False
-        )
+        say(Console(emoji=False, quiet=processes.rank > 0), told)
     command = {job.name: command_of(given, job) for job in jobs}
     facts = about_run(target, processes.count, speed)
     if loaded is not None:
         facts["lora"] = loaded.record()
         if processes.rank == 0:
-            console.print(str(loaded), soft_wrap=True, highlight=False, markup=False)
+            say(console, str(loaded))
     with Steps(Console(emoji=False, quiet=processes.rank > 0)) as bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", CutTextWarning)  # told already
         watcher = _Watcher(bar)
@@ -186,9 +185,7 @@ def generate(
             write_generated(folder, job, made, fps, lossless, own)
             told = ", ".join(f"{r.stage} {_seconds(r.seconds)}" for r in made.reports)
             took = f"{time.perf_counter() - began:.0f} s"
-            console.print(
-                f"{folder.video(job)}  {took} ({told})", soft_wrap=True, highlight=False, markup=False
-            )
+            say(console, f"{folder.video(job)}  {took} ({told})")
 
         if processes.together and processes.rank > 0:
             processes.follow(lambda number: make(jobs[number]))
@@ -232,15 +229,8 @@ def _seconds(seconds: float | None) -> str:
 
 
 def _tell(console: Console, output: Path, totals: JobTotals, started: float) -> None:
-    console.print(
-        f"{output}\n"
-        f"  written        {totals.made} videos\n"
-        f"  already there  {totals.there}\n"
-        f"  seconds        {time.perf_counter() - started:.0f}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+    lines = [f"  written        {totals.made} videos", f"  already there  {totals.there}"]
+    print_summary(console, output, lines, started)
 
 
 def recipe_settings(

@@ -18,7 +18,7 @@ from luve_lightning.reporting.judge_answers import (
     read_answers,
     video_rows,
 )
-from luve_lightning.terminal import Steps
+from luve_lightning.terminal import Steps, say
 
 VERBS = {
     "judge": Verb(
@@ -83,7 +83,7 @@ def _ask(
         "next: luve judge --output ... --answers FILE",
     ]
     lines += [f"  not asked: {name}: {reason}" for name, reason in key.unreadable.items()]
-    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+    say(console, "\n".join(lines))
 
 
 def _read(console: Console, output: Path, path: Path, seed: int, replicates: int) -> None:
@@ -97,4 +97,4 @@ def _read(console: Console, output: Path, path: Path, seed: int, replicates: int
     console.print(table_rich(MEAN_COLUMNS, means, f"{len(rows)} of {len(key.entries)} videos judged"))
     lines = [f"{path}: {problem}" for problem in found.problems]
     lines.append(f"written to {output / 'table.csv'}, table.md and videos.csv")
-    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+    say(console, "\n".join(lines))

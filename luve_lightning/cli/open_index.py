@@ -11,7 +11,7 @@ from rich.console import Console
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.store import EntryCheck, K, TensorStore
 from luve_lightning.data.video_index import ClipEntry, Limits, Split, VideoIndex
-from luve_lightning.terminal import Steps
+from luve_lightning.terminal import Steps, say
 
 
 def open_index(console: Console, csv: Path, clips: Path | None, keep: Limits) -> VideoIndex:
@@ -61,12 +61,7 @@ def uneven_line(hashes: ClipHashes, entries: Sequence[ClipEntry]) -> str:
     return f"{len(found)} clips (first {found[0].stem}): frames are counted, not timed" if found else ""
 
 
-def say(console: Console, text: str) -> None:
-    """Print lines as they are: names and reasons are no markup, and a path is not broken."""
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
-
-
-def summarise(console: Console, where: Path | str, lines: Sequence[str], started: float) -> None:
+def print_summary(console: Console, where: Path | str, lines: Sequence[str], started: float) -> None:
     """Print what a run did and how long it took.
 
     Args:
@@ -98,5 +93,5 @@ def check_stored(
     with Steps(console) as steps:
         steps.begin(store.entries, total)
         found = store.check_all(keys, threads, steps.advance)
-    summarise(console, store.root, [str(found)], started)
+    print_summary(console, store.root, [str(found)], started)
     return found

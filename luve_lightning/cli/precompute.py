@@ -22,8 +22,7 @@ from luve_lightning.cli.open_index import (
     check_stored,
     entries_of,
     open_index,
-    say,
-    summarise,
+    print_summary,
     uneven_line,
 )
 from luve_lightning.cli.parsing import check_trainer
@@ -37,6 +36,7 @@ from luve_lightning.data.video_index import Limits, Split
 from luve_lightning.datamodules.clips import EncodeDataModule
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.tasks.encode import EncodeTask
+from luve_lightning.terminal import say
 
 VERBS = {
     "precompute": Verb(
@@ -144,7 +144,7 @@ def precompute(
         f"  too short      {len(short)}, first {short[0]}" if short else "",
         f"  variable rate  {uneven}" if uneven else "",
     ]
-    summarise(console, store, lines, started)
+    print_summary(console, store, lines, started)
 
 
 def _check(

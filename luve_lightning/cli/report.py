@@ -19,7 +19,7 @@ from luve_lightning.files import write_text
 from luve_lightning.reporting.comparisons import Comparison
 from luve_lightning.reporting.dashboard import Dashboard
 from luve_lightning.reporting.report import PageText, ReportInputs, build_report
-from luve_lightning.terminal import Steps
+from luve_lightning.terminal import Steps, say
 
 VERBS = {
     "report": Verb(
@@ -86,7 +86,7 @@ def report(
     lines = [f"{output}: {shown}; {len(made.html.encode()) / 2**20:.2f} of {limit_mib:g} MiB"]
     lines += [f"  left out: {line}" for line in made.left_out]
     lines.append(f"{time.perf_counter() - started:.0f} s")
-    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+    say(console, "\n".join(lines))
 
 
 def _facts() -> dict[str, str]:

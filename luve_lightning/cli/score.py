@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from luve_lightning.cli import Verb
-from luve_lightning.cli.open_index import entries_of, open_index, summarise
+from luve_lightning.cli.open_index import entries_of, open_index, print_summary
 from luve_lightning.data.clip_scores import read_rows
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.score_clips import FrameChoice, ScoreTotals, Shard, parse_shard, score_clips
@@ -113,4 +113,4 @@ def _report(
         *(f"    {clip_id}: {reason}" for clip_id, reason in totals.unreadable),
         spread,
     ]
-    summarise(console, f"{output}, shard {shard}, by {scorer.name} ({scorer.version})", lines, started)
+    print_summary(console, f"{output}, shard {shard}, by {scorer.name} ({scorer.version})", lines, started)

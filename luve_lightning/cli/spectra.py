@@ -23,7 +23,7 @@ from luve_lightning.cli import Verb
 from luve_lightning.files import write_text
 from luve_lightning.machine import check_video, choose_device
 from luve_lightning.models.backbones import Backbone, Schedule, load_backbone
-from luve_lightning.terminal import Steps
+from luve_lightning.terminal import Steps, say
 
 VERBS = {
     "spectra": Verb(
@@ -119,7 +119,7 @@ def spectra(
     lines.append(
         f"{found.videos} videos of {steps} steps in {time.perf_counter() - started:.0f} s on {target}"
     )
-    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+    say(console, "\n".join(lines))
 
 
 def _schedule(backbone: Backbone, shift: float | None) -> Schedule:

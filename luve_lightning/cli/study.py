@@ -23,7 +23,7 @@ from luve_lightning.reporting.study_answers import (
     share_rows,
 )
 from luve_lightning.reporting.study_design import AXES, read_key
-from luve_lightning.terminal import Steps
+from luve_lightning.terminal import Steps, say
 
 VERBS = {
     "study build": Verb(
@@ -100,7 +100,7 @@ def study_build(
         f"  key: {path} (not for raters)",
         f"next: luve study tally --answers DIR --key {path} --output DIR",
     ]
-    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+    say(console, "\n".join(lines))
 
 
 def study_tally(
@@ -149,7 +149,7 @@ def study_tally(
     shown = [{column: row[column] for column in _SHOWN} for row in rows]
     console.print(table_rich(_SHOWN, shown, title))
     lines = [*notes, f"written to {output / 'table.csv'}, table.md and raters.csv"]
-    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+    say(console, "\n".join(lines))
 
 
 def _flag_notes(qualities: Sequence[RaterQuality], threshold: float) -> list[str]:

@@ -22,6 +22,7 @@ from luve_lightning.cli.errors import UsageError
 from luve_lightning.data.video_files import check_name
 from luve_lightning.files import write_text
 from luve_lightning.reporting.dashboard import PREFIX_OF_RESULTS, Dashboard, build_workspace, serialised
+from luve_lightning.terminal import say
 
 VERBS = {
     "sweep": Verb(
@@ -135,7 +136,7 @@ def _run_agent(path: str, count: int | None) -> None:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    say(console, text)
 
 
 def dashboards(
@@ -171,7 +172,7 @@ def dashboards(
             workspace.save()  # prints the address
     if refused:
         told = f"workspaces not saved, {refused}: written as JSON to {output}"
-        console.print(told, soft_wrap=True, highlight=False, markup=False)
+        say(console, told)
 
 
 def _own_entity() -> Any:

@@ -15,14 +15,14 @@ from luve_lightning.analysis.upsampling_comparison import method_names
 from luve_lightning.cascade import upsampling
 from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels
 from luve_lightning.cli import Verb
-from luve_lightning.cli.open_index import check_folder, entries_of, open_index, uneven_line
+from luve_lightning.cli.open_index import check_folder, entries_of, open_index, print_summary, uneven_line
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_files import check_name
 from luve_lightning.data.video_index import CAPTIONS, Limits, Split
 from luve_lightning.machine import choose_device
 from luve_lightning.models.backbones import LatentSpace, load_backbone
 from luve_lightning.models.vluer import VLUer
-from luve_lightning.terminal import Steps
+from luve_lightning.terminal import Steps, say
 
 VERBS = {
     "upsample": Verb(
@@ -107,13 +107,11 @@ def upsample(
     for name, folder in folders.items():
         methods[name], identities[name] = _load(name, folder, codec, target)
     upsampler = ClipUpsampler(codec, methods, identities, recipe, output, ClipHashes(output), target)
-    console.print(
-        f"{len(entries)} clips by {', '.join(upsampler.names)} on {target}", highlight=False, soft_wrap=True
-    )
+    say(console, f"{len(entries)} clips by {', '.join(upsampler.names)} on {target}")
     with Steps(console) as steps:
         steps.begin("clips", len(entries))
         totals = upsampler.run(entries, steps.advance)
-    _tell(console, output, totals, uneven_line(upsampler.hashes, entries), time.perf_counter() - started)
+    _tell(console, output, totals, uneven_line(upsampler.hashes, entries), started)
     if len(totals.unreadable) == len(entries):
         raise ValueError(f"none of the {len(entries)} clips of {index} could be read")
 
@@ -133,16 +131,12 @@ def _load(name: str, folder: Path, codec: LatentSpace, device: torch.device) -> 
     return net, weights_digest(net, json.dumps(config, sort_keys=True, default=str))
 
 
-def _tell(console: Console, output: Path, totals: Totals, uneven: str, seconds: float) -> None:
-    bad = "".join(f"\n    {clip_id}: {reason}" for clip_id, reason in totals.unreadable)
-    console.print(
-        f"{output}\n"
-        f"  written        {totals.written} videos\n"
-        f"  already there  {totals.there}\n"
-        f"  unreadable     {len(totals.unreadable)} clips{bad}\n"
-        + (f"  variable rate  {uneven}\n" if uneven else "")
-        + f"  seconds        {seconds:.0f}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+def _tell(console: Console, output: Path, totals: Totals, uneven: str, started: float) -> None:
+    lines = [
+        f"  written        {totals.written} videos",
+        f"  already there  {totals.there}",
+        f"  unreadable     {len(totals.unreadable)} clips",
+        *(f"    {clip_id}: {reason}" for clip_id, reason in totals.unreadable),
+        f"  variable rate  {uneven}" if uneven else "",
+    ]
+    print_summary(console, output, lines, started)

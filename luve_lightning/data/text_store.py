@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -19,6 +18,7 @@ from luve_lightning.data.safetensors_window import DTYPES
 from luve_lightning.data.store import StoreError, TensorStore
 from luve_lightning.data.video_index import CAPTIONS, ClipEntry
 from luve_lightning.files import text_digest, write_text
+from luve_lightning.locks import share_work
 from luve_lightning.models.backbones import CutText, TextConditioner
 
 # Raise it when the same caption and the same text encoder would give another embedding: another cleaning of
@@ -245,8 +245,7 @@ def embed_captions(
 ) -> EmbedReport:
     """Embed captions and store them. When it returns, the store has every one.
 
-    Processes that share a store share the work: each takes what no other is making, and at the end waits for what
-    others have taken, to do it itself if they die.
+    Processes that share a store share the work, see `share_work`.
 
     Args:
         encoder: on the device that computes; its length is the source's.
@@ -262,9 +261,7 @@ def embed_captions(
     """
     keys = [source.key(caption) for caption in captions]
     work = _Work(encoder, store, EmbedReport(), advance)
-    taken = work.run(keys, batch_size, wait=False)
-    # One at a time: a process that waits while it holds claims could wait for one that waits for it.
-    work.run(taken, 1, wait=True)
+    share_work(keys, store.has, store.claim, work.embed, batch_size, work.found)
     return work.report
 
 
@@ -275,36 +272,12 @@ class _Work:
     report: EmbedReport
     advance: Callable[[int], None]
 
-    def run(self, keys: Sequence[TextKey], batch_size: int, wait: bool) -> list[TextKey]:
-        """Embed what is missing; returns what other processes are making, none if `wait`."""
-        todo, taken = list(reversed(keys)), []
-        while todo:
-            with ExitStack() as claims:
-                batch: list[TextKey] = []
-                while todo and len(batch) < batch_size:
-                    key = todo.pop()
-                    if self._claim(key, claims, wait):
-                        batch.append(key)
-                    elif self.store.has(key):
-                        self.report.there += 1
-                        self.advance(1)
-                    else:
-                        taken.append(key)
-                if batch:
-                    self._embed(batch)
-        return taken
-
-    def _claim(self, key: TextKey, claims: ExitStack, wait: bool) -> bool:
-        if self.store.has(key):  # a claim would make a file and remove it again
-            return False
-        with ExitStack() as own:
-            if not own.enter_context(self.store.claim(key, wait=wait)):
-                return False
-            claims.enter_context(own.pop_all())
-        return True
+    def found(self, key: TextKey) -> None:
+        self.report.there += 1
+        self.advance(1)
 
     @torch.inference_mode()
-    def _embed(self, batch: Sequence[TextKey]) -> None:
+    def embed(self, batch: Sequence[TextKey]) -> None:
         ids, mask = self.encoder.tokenize([key.caption for key in batch])
         counts = mask.sum(1).tolist()
         if any(row[:count].sum() != count for row, count in zip(mask, counts, strict=True)):
