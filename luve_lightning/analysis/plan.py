@@ -27,8 +27,8 @@ from luve_lightning.analysis.stage_programs import (
     encode_prompt,
 )
 from luve_lightning.cascade.expert_choice import expert_chooser
-from luve_lightning.cascade.luve_speed import SpeedOptions
 from luve_lightning.cascade.options import CascadeOptions, Guidance
+from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.functional.flow_matching import sampling_sigmas
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.backbones import denoiser_of

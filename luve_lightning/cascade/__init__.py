@@ -1,9 +1,9 @@
-"""Pipelines in diffusers' manner."""
+"""The cascade: one pipeline, its options, and the jobs of `luve generate`."""
 
-from luve_lightning.cascade.luve import LuVePipeline
-from luve_lightning.cascade.luve_run import ExpertUse, LuVePipelineOutput
-from luve_lightning.cascade.luve_speed import SpeedOptions
 from luve_lightning.cascade.options import CascadeOptions, Guidance
+from luve_lightning.cascade.pipeline import LuVePipeline
+from luve_lightning.cascade.run import ExpertUse, LuVePipelineOutput
+from luve_lightning.cascade.speed import SpeedOptions
 
 __all__ = [
     "CascadeOptions",

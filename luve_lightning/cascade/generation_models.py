@@ -14,9 +14,9 @@ import torch.distributed as dist
 from luve_lightning.cascade.generation_jobs import VideoJob
 from luve_lightning.cascade.lora_files import LoraFile
 from luve_lightning.cascade.lora_layers import LoraSummary
-from luve_lightning.cascade.luve import LuVePipeline
-from luve_lightning.cascade.luve_components import expert_folders
-from luve_lightning.cascade.luve_speed import SpeedOptions
+from luve_lightning.cascade.pipeline import LuVePipeline
+from luve_lightning.cascade.pipeline_files import expert_folders
+from luve_lightning.cascade.speed import SpeedOptions, enable_context_parallel
 from luve_lightning.machine import choose_device
 from luve_lightning.models.backbones import CutText
 
@@ -88,7 +88,7 @@ def load_pipeline(
     if not speed.offload:
         pipeline.to(device)
     if context_parallel > 1:
-        pipeline.enable_context_parallel(context_parallel)
+        enable_context_parallel(pipeline, context_parallel)
     pipeline.apply(speed)
     return pipeline, summary
 

@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from luve_lightning.cascade.generation_jobs import VideoJob
-from luve_lightning.cascade.luve import LuVePipeline
-from luve_lightning.cascade.luve_run import ExpertUse, Stage
 from luve_lightning.cascade.options import CascadeOptions
+from luve_lightning.cascade.pipeline import LuVePipeline
+from luve_lightning.cascade.run import ExpertUse, Stage
+from luve_lightning.cascade.stages import decode
 from luve_lightning.data.safetensors_window import DIGEST, tensor_digest
 from luve_lightning.data.store import ClaimedFiles
 from luve_lightning.files import text_digest
@@ -233,7 +234,7 @@ class _Making:
         """uint8 frames T x H x W x 3."""
         self.run.watcher.begin("decoding", 0)
         started = time.perf_counter()
-        video = self.run.pipeline.decode(latents, "np")[0]
+        video = decode(self.run.pipeline, latents, "np")[0]
         # Frame by frame: a 4K video of 49 frames takes 5 GB as floating point, and each operation another 5.
         frames = np.stack([(frame * 255).round().astype(np.uint8) for frame in video])
         if report:

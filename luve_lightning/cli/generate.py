@@ -21,10 +21,10 @@ from luve_lightning.cascade.generation_jobs import JobTotals, VideoFolder, Video
 from luve_lightning.cascade.generation_models import Processes, cut_lines, cuts_of, find_models, load_pipeline
 from luve_lightning.cascade.generation_run import CascadeRun, StageLatents
 from luve_lightning.cascade.lora_files import read_lora
-from luve_lightning.cascade.luve_speed import SpeedOptions
 from luve_lightning.cascade.model_identity import model_identity
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.prompts import PromptLine, check_text, check_visible, read_prompt_file
+from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.checkout import PACKAGE_ROOT, git_state
 from luve_lightning.cli import Verb
 from luve_lightning.cli.compose import escaped
@@ -254,12 +254,8 @@ def recipe_settings(
 
 
 def cache_of(speed: SpeedOptions) -> dict[str, Any] | None:
-    """What decides the results of the step-to-step cache, the one option of speed that changes more than rounding.
-
-    Raises:
-        ValueError: for a cache that does not exist, or a number out of range.
-    """
-    if speed.cache_config() is None:
+    """What decides the results of the step-to-step cache, the one option of speed that changes more than rounding."""
+    if speed.cache is None:
         return None
     key = "cache_threshold" if speed.cache == "first_block" else "cache_interval"
     return {"name": speed.cache, key: getattr(speed, key)}

@@ -11,9 +11,9 @@ import torch
 from luve_lightning.analysis.gpu_speed import gpu_speed
 from luve_lightning.analysis.model_parts import PartConfigs, Parts
 from luve_lightning.analysis.plan import Planner, plan_dict, plan_text
-from luve_lightning.cascade.luve_components import expert_folders
-from luve_lightning.cascade.luve_speed import SpeedOptions
 from luve_lightning.cascade.options import CascadeOptions
+from luve_lightning.cascade.pipeline_files import expert_folders
+from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.cli import Verb
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.experts import load_expert

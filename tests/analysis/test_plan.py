@@ -14,8 +14,8 @@ from luve_lightning.analysis.gpu_speed import REFERENCE, gpu_speed
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, wan_1_3b
 from luve_lightning.analysis.plan import Planner, duration, plan_dict, plan_text
 from luve_lightning.analysis.stage_programs import decode
-from luve_lightning.cascade.luve_speed import SpeedOptions
 from luve_lightning.cascade.options import CascadeOptions, Guidance
+from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.functional.frequency import FrequencyFilter
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.models.experts import ExpertConfig, add_expert

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from luve_lightning.cascade import ExpertUse, LuVePipeline
 from luve_lightning.cascade.expert_choice import expert_chooser, moved_band, selected_experts
+from luve_lightning.cascade.stages import refine
 from luve_lightning.functional.noise_bands import SigmaBand
 from tests.helpers.tiny_luve import EXPERTS, PROMPT, add_experts, noise, seeded, tiny_luve
 from tests.helpers.tiny_wan import HFE, LFE, tiny_transformer
@@ -34,7 +35,7 @@ def pipeline(tiny_backbone: Path) -> LuVePipeline:
 def used(pipeline: LuVePipeline, **options: Any) -> list[ExpertUse]:
     record: list[ExpertUse] = []
     latents = noise(1, 16, 1, 2, 2)
-    pipeline.refine(latents, PROMPT, guidance=1.0, generator=seeded(), record=record, **options)
+    refine(pipeline, latents, PROMPT, guidance=1.0, generator=seeded(), record=record, **options)
     return record
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from luve_lightning.cascade import ExpertUse, Guidance, LuVePipeline
+from luve_lightning.cascade.stages import decode, generate_direct, generate_motion, refine, upsample
 from luve_lightning.cascade.upsampling import LooseModels, upsampling_methods
 from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.models.backbones import latent_space_of
@@ -45,14 +46,14 @@ def test_motion_is_wans_to_the_bit(pipeline: LuVePipeline, scale: float, prompts
         max_sequence_length=16, **options,
     ).frames  # fmt: skip
     options |= {"steps": 3, "length": 16}
-    got = pipeline.generate_motion(prompts, guidance=scale, generator=seeded(), **options)
+    got = generate_motion(pipeline, prompts, guidance=scale, generator=seeded(), **options)
     assert torch.equal(got, want)
     assert got.shape == (1 if prompts == PROMPT else 3, 16, 2, 4, 6)
     assert not torch.equal(
-        got, pipeline.generate_motion(prompts, guidance=2.0, generator=seeded(), **options)
+        got, generate_motion(pipeline, prompts, guidance=2.0, generator=seeded(), **options)
     )
     assert not torch.equal(
-        got, pipeline.generate_motion(prompts, guidance=scale, generator=seeded(1), **options)
+        got, generate_motion(pipeline, prompts, guidance=scale, generator=seeded(1), **options)
     )
 
 
@@ -66,7 +67,7 @@ def test_motion_is_wans_in_bfloat16_beside_experts_and_from_given_noise(tiny_bac
     want = wan(clean)(
         PROMPT, output_type="latent", num_inference_steps=3, max_sequence_length=16, **options
     ).frames
-    got = pipeline.generate_motion(PROMPT, steps=3, length=16, **options)
+    got = generate_motion(pipeline, PROMPT, steps=3, length=16, **options)
     assert got.dtype == torch.float32
     assert torch.equal(got, want)
 
@@ -77,10 +78,10 @@ def test_stage_by_stage_is_all_at_once_and_twice_the_same(pipeline: LuVePipeline
     assert torch.equal(once.frames, again.frames)
     assert once.experts_used == again.experts_used
     generator, options = seeded(), {"steps": 4}
-    motion = pipeline.generate_motion(PROMPT, **SMALL, generator=generator, **options)
-    upsampled = pipeline.upsample(motion, (64, 96))
+    motion = generate_motion(pipeline, PROMPT, **SMALL, generator=generator, **options)
+    upsampled = upsample(pipeline, motion, (64, 96))
     record: list[ExpertUse] = []
-    refined = pipeline.refine(upsampled, PROMPT, skip_steps=1, generator=generator, record=record, **options)
+    refined = refine(pipeline, upsampled, PROMPT, skip_steps=1, generator=generator, record=record, **options)
     for name, latents in (("motion", motion), ("upsampled", upsampled), ("refined", refined)):
         assert torch.equal(once.stages[name], latents), name
     assert torch.equal(once.frames, refined)
@@ -92,13 +93,13 @@ def test_stage_by_stage_is_all_at_once_and_twice_the_same(pipeline: LuVePipeline
 def test_refinement_written_out(pipeline: LuVePipeline) -> None:
     """Noise to the sigma after the skipped steps, then UniPC with guidance and the step's expert."""
     latents = noise(1, 16, 2, 4, 6, seed=3)
-    got = pipeline.refine(latents, PROMPT, skip_steps=2, steps=5, generator=seeded(), guidance=3.0)
+    got = refine(pipeline, latents, PROMPT, skip_steps=2, steps=5, generator=seeded(), guidance=3.0)
     scheduler, net = pipeline.scheduler, pipeline.refiner
     scheduler.set_timesteps(5)
     scheduler.set_begin_index(2)
     sigma = scheduler.sigmas[2]
     x = (1 - sigma) * latents + sigma * noise(*latents.shape)
-    cond, uncond = pipeline.encode_prompt(PROMPT, max_sequence_length=16)
+    cond, uncond = (pipeline.encode_prompt(text, 16) for text in (PROMPT, ""))
     with torch.no_grad():
         for t in scheduler.timesteps[2:]:
             net.set_adapter("lfe" if t >= 875 else "hfe")
@@ -110,7 +111,7 @@ def test_refinement_written_out(pipeline: LuVePipeline) -> None:
 def test_skipping_every_step_leaves_the_latents_as_they_are(pipeline: LuVePipeline) -> None:
     latents, generator = noise(1, 16, 2, 4, 6), seeded()
     options = {"steps": 4, "generator": generator}
-    assert torch.equal(pipeline.refine(latents, PROMPT, skip_steps=4, **options), latents)
+    assert torch.equal(refine(pipeline, latents, PROMPT, skip_steps=4, **options), latents)
     assert torch.equal(torch.randn(3, generator=generator), noise(3))  # nothing was drawn
     whole = pipeline(PROMPT, **RUN | {"skip_steps": 4}, keep_stages=True, generator=seeded())
     assert torch.equal(whole.frames, whole.stages["upsampled"])
@@ -120,8 +121,8 @@ def test_skipping_every_step_leaves_the_latents_as_they_are(pipeline: LuVePipeli
 def test_skipping_no_step_starts_from_noise_alone(pipeline: LuVePipeline) -> None:
     options = {"steps": 3, "experts": "none"}
     for latents in (noise(1, 16, 2, 4, 6, seed=8), 100 * noise(1, 16, 2, 4, 6, seed=9)):
-        got = pipeline.refine(latents, PROMPT, skip_steps=0, generator=seeded(), **options)
-        want = pipeline.generate_direct(PROMPT, **SMALL, with_refiner=True, generator=seeded(), **options)
+        got = refine(pipeline, latents, PROMPT, skip_steps=0, generator=seeded(), **options)
+        want = generate_direct(pipeline, PROMPT, **SMALL, with_refiner=True, generator=seeded(), **options)
         assert torch.equal(got, want)
 
 
@@ -145,7 +146,9 @@ def test_every_ablation_of_the_experts_gives_another_video(tiny_backbone: Path) 
             output = pipeline(PROMPT, **RUN, experts=choice, generator=seeded(), keep_stages=True)
             videos.append(output.frames)
             motion = output.stages["motion"]  # one transformer serves both stages here
-            assert torch.equal(motion, pipeline.generate_motion(PROMPT, **SMALL, steps=4, generator=seeded()))
+            assert torch.equal(
+                motion, generate_motion(pipeline, PROMPT, **SMALL, steps=4, generator=seeded())
+            )
     moved = tiny_luve(tiny_backbone, EXPERTS)(PROMPT, **RUN, switch=0.7, generator=seeded())
     assert [use.expert for use in moved.experts_used[4:]] == ["lfe", "lfe", "hfe"]
     videos.append(moved.frames)
@@ -157,7 +160,7 @@ def test_every_ablation_of_the_experts_gives_another_video(tiny_backbone: Path) 
 @pytest.mark.parametrize("method", ["vluer", "latent", "rgb"])
 def test_upsampling(pipeline: LuVePipeline, method: Any, frames: int) -> None:
     latents, target = noise(1, 16, 2, 4, 6), ((frames - 1) // 4 + 1, 6, 8)
-    got = pipeline.upsample(latents, (48, 64), None if frames == 5 else frames, method)
+    got = upsample(pipeline, latents, (48, 64), None if frames == 5 else frames, method)
     with torch.no_grad():
         want = {
             "vluer": lambda: pipeline.vluer(latents, target),
@@ -184,7 +187,7 @@ def test_the_cascade_upsamples_as_it_is_told(pipeline: LuVePipeline) -> None:
             generator=seeded(),
         ).stages
         assert stages["motion"].shape == (1, 16, 2, 6, 8)
-        assert torch.equal(stages["upsampled"], pipeline.upsample(stages["motion"], (64, 96), 9, method))
+        assert torch.equal(stages["upsampled"], upsample(pipeline, stages["motion"], (64, 96), 9, method))
         assert stages["refined"].shape == (1, 16, 3, 8, 12)
 
 
@@ -193,13 +196,13 @@ def test_without_a_cascade(pipeline: LuVePipeline, tiny_backbone: Path) -> None:
     output = pipeline(PROMPT, cascade=False, output_type="latent", keep_stages=True, **options)
     assert set(output.stages) == {"direct"}
     assert {(use.stage, use.expert) for use in output.experts_used} == {("direct", None)}
-    motion = pipeline.generate_motion(PROMPT, **options | {"generator": seeded()})
+    motion = generate_motion(pipeline, PROMPT, **options | {"generator": seeded()})
     assert torch.equal(output.frames, motion)
     shared = tiny_luve(tiny_backbone, EXPERTS)
     output = shared(PROMPT, cascade=False, output_type="latent", **options | {"generator": seeded()})
     assert [use.expert for use in output.experts_used] == ["lfe", "lfe", "hfe"]
     assert not torch.equal(output.frames, motion)
-    alone = shared.generate_direct(PROMPT, experts="none", **options | {"generator": seeded()})
+    alone = generate_direct(shared, PROMPT, experts="none", **options | {"generator": seeded()})
     assert torch.equal(alone, motion)
 
 
@@ -212,12 +215,12 @@ def test_output_types(pipeline: LuVePipeline) -> None:
     assert array.shape == (1, 5, 64, 96, 3)
     assert array.dtype == np.float32
     np.testing.assert_allclose(array, (video.permute(0, 2, 3, 4, 1).numpy() + 1) / 2, atol=1e-6)
-    pixels = pipeline.decode(latents, "pt")
+    pixels = decode(pipeline, latents, "pt")
     np.testing.assert_array_equal(pixels.permute(0, 1, 3, 4, 2).numpy(), array)
-    pictures = pipeline.decode(latents, "pil")
+    pictures = decode(pipeline, latents, "pil")
     assert isinstance(pictures[0][4], Image.Image)
     assert pictures[0][4].size == (96, 64)
-    assert pipeline.decode(latents, "latent") is latents
+    assert decode(pipeline, latents, "latent") is latents
     (tupled,) = pipeline(PROMPT, **options | {"generator": seeded()}, return_dict=False)
     assert torch.equal(tupled, latents)
 
@@ -225,7 +228,7 @@ def test_output_types(pipeline: LuVePipeline) -> None:
 def test_embeddings_instead_of_prompts(pipeline: LuVePipeline) -> None:
     prompts, negative = [PROMPT, "calm water", "text"], "slowly"
     want = pipeline(prompts, **RUN, negative_prompt=negative, generator=seeded()).frames
-    embeds, negatives = pipeline.encode_prompt(prompts, negative, max_sequence_length=16)
+    embeds, negatives = (pipeline.encode_prompt(texts, 16) for texts in (prompts, [negative] * 3))
     given = {"prompt_embeds": embeds, "negative_prompt_embeds": negatives}
     assert torch.equal(pipeline(**RUN, **given, generator=seeded()).frames, want)
     encoder, pipeline.text_encoder = pipeline.text_encoder, None
@@ -248,10 +251,10 @@ def test_guidance_of_the_refinement_alone(pipeline: LuVePipeline) -> None:
     """The negative prompt is encoded even where only the last stage is guided."""
     output = pipeline(PROMPT, **RUN, guidance=1.0, refine_guidance=4.0, keep_stages=True, generator=seeded())
     generator, options = seeded(), {"steps": 4}
-    motion = pipeline.generate_motion(PROMPT, **SMALL, guidance=1.0, generator=generator, **options)
+    motion = generate_motion(pipeline, PROMPT, **SMALL, guidance=1.0, generator=generator, **options)
     assert torch.equal(output.stages["motion"], motion)
     upsampled = output.stages["upsampled"]
-    refined = pipeline.refine(upsampled, PROMPT, skip_steps=1, guidance=4.0, generator=generator, **options)
+    refined = refine(pipeline, upsampled, PROMPT, skip_steps=1, guidance=4.0, generator=generator, **options)
     assert torch.equal(output.frames, refined)
 
 
@@ -299,9 +302,9 @@ class Stop(PipelineCallback):
 def test_diffusers_callbacks_and_interrupting(pipeline: LuVePipeline) -> None:
     record: list[ExpertUse] = []
     options = {"steps": 4, "generator": seeded(), "record": record}
-    pipeline.generate_motion(PROMPT, **SMALL, **options, callback_on_step_end=Stop())
+    generate_motion(pipeline, PROMPT, **SMALL, **options, callback_on_step_end=Stop())
     assert [use.step for use in record] == [0, 1]
-    pipeline.generate_motion(PROMPT, **SMALL, **options)  # the next run is not interrupted
+    generate_motion(pipeline, PROMPT, **SMALL, **options)  # the next run is not interrupted
     assert len(record) == 6
 
 
@@ -323,7 +326,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"guidance": 0.0}, "guidance scale 0.0"),
     ({"refine_guidance": 0.0}, "guidance scale 0.0"),
     ({"prompt_embeds": torch.zeros(1, 16, 16)}, "expected either prompt or prompt_embeds, got both"),
-    ({"prompt": None}, "Provide either `prompt` or `prompt_embeds`"),
+    ({"prompt": None}, "expected prompt or prompt_embeds, got neither"),
     ({"callback_on_step_end_tensor_inputs": ["x"]}, "callback_on_step_end_tensor_inputs"),
 ]
 
@@ -344,17 +347,17 @@ def test_what_is_impossible_is_refused_before_anything_is_computed(
 def test_stages_refuse_what_is_impossible(pipeline: LuVePipeline, tiny_backbone: Path) -> None:
     latents = noise(1, 16, 2, 4, 6)
     for action, message in (
-        (lambda: pipeline.refine(latents[0], PROMPT), "latents must be B x 16 x t x h x w"),
-        (lambda: pipeline.refine(latents[..., :5], PROMPT), "latent width 5: the transformer takes multiples of 2"),
-        (lambda: pipeline.refine(latents, [PROMPT] * 2), "2 prompts for 1 latents"),
-        (lambda: pipeline.refine(latents, PROMPT, generator=[seeded()] * 2), "2 generators for 1 prompts"),
-        (lambda: pipeline.generate_motion(PROMPT, **SMALL, latents=latents[:, :, :1]), "latents to start from have"),
-        (lambda: pipeline.upsample(latents, (44, 48)), "height 44: expected a multiple of 16, nearest are 32 and 48"),
-        (lambda: pipeline.generate_motion(PROMPT, height=40, width=48, num_frames=5), "height 40: expected"),
-        (lambda: pipeline.generate_direct(PROMPT, height=48, width=48, num_frames=6), "num_frames 6: expected"),
-        (lambda: tiny_luve(tiny_backbone, vluer=None).upsample(latents, (64, 96)), "the pipeline has no VLUer"),
+        (lambda: refine(pipeline, latents[0], PROMPT), "latents must be B x 16 x t x h x w"),
+        (lambda: refine(pipeline, latents[..., :5], PROMPT), "latent width 5: the transformer takes multiples of 2"),
+        (lambda: refine(pipeline, latents, [PROMPT] * 2), "2 prompts for 1 latents"),
+        (lambda: refine(pipeline, latents, PROMPT, generator=[seeded()] * 2), "2 generators for 1 prompts"),
+        (lambda: generate_motion(pipeline, PROMPT, **SMALL, latents=latents[:, :, :1]), "latents to start from have"),
+        (lambda: upsample(pipeline, latents, (44, 48)), "height 44: expected a multiple of 16, nearest are 32 and 48"),
+        (lambda: generate_motion(pipeline, PROMPT, height=40, width=48, num_frames=5), "height 40: expected"),
+        (lambda: generate_direct(pipeline, PROMPT, height=48, width=48, num_frames=6), "num_frames 6: expected"),
+        (lambda: upsample(tiny_luve(tiny_backbone, vluer=None), latents, (64, 96)), "the pipeline has no VLUer"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             action()
     with pytest.raises(TypeError, match="unexpected keyword argument 'guidance_scale'"):
-        pipeline.generate_motion(PROMPT, **SMALL, guidance_scale=3.0)
+        generate_motion(pipeline, PROMPT, **SMALL, guidance_scale=3.0)

@@ -12,6 +12,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from luve_lightning.cascade import LuVePipeline
+from luve_lightning.cascade.stages import generate_motion, refine
 from luve_lightning.models.experts import expert_names
 from tests.helpers.tiny_luve import EXPERTS, PLAIN, PROMPT, SMALL, add_experts, noise, seeded, tiny_luve
 
@@ -93,15 +94,15 @@ def test_loras_of_every_style(tiny_backbone: Path, tmp_path: Path, style: str) -
     found = lora_weights()
     safetensors.torch.save_file(STYLES[style](found), tmp_path / "lora.safetensors")
     pipeline = tiny_luve(tiny_backbone, EXPERTS, trained=False)
-    before = pipeline.generate_motion(PROMPT, **STEPS, generator=seeded())
+    before = generate_motion(pipeline, PROMPT, **STEPS, generator=seeded())
     pipeline.load_lora_weights(tmp_path / "lora.safetensors", adapter_name="ultra")
-    got = pipeline.generate_motion(PROMPT, **STEPS, generator=seeded())
-    want = merged(tiny_luve(tiny_backbone), found).generate_motion(PROMPT, **STEPS, generator=seeded())
+    got = generate_motion(pipeline, PROMPT, **STEPS, generator=seeded())
+    want = generate_motion(merged(tiny_luve(tiny_backbone), found), PROMPT, **STEPS, generator=seeded())
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-3)
     assert (got - before).abs().max() > 0.05
     assert pipeline.get_list_adapters()["transformer"] == ["lfe", "hfe", "ultra"]
     pipeline.unload_lora_weights()
-    assert torch.equal(pipeline.generate_motion(PROMPT, **STEPS, generator=seeded()), before)
+    assert torch.equal(generate_motion(pipeline, PROMPT, **STEPS, generator=seeded()), before)
     assert expert_names(pipeline.transformer) == ["lfe", "hfe"]
 
 
@@ -130,7 +131,7 @@ def test_loras_and_experts_act_together(tiny_backbone: Path, experts: Any) -> No
 def test_one_transformer_or_both(tiny_backbone: Path) -> None:
     def stages(pipeline: LuVePipeline) -> dict[str, Tensor]:
         found: dict[str, Tensor] = pipeline(PROMPT, **RUN, generator=seeded(), keep_stages=True).stages
-        refined = pipeline.refine(noise(1, 16, 2, 4, 6), PROMPT, skip_steps=1, steps=2, generator=seeded())
+        refined = refine(pipeline, noise(1, 16, 2, 4, 6), PROMPT, skip_steps=1, steps=2, generator=seeded())
         return {"motion": found["motion"], "refined": refined}
 
     without = stages(tiny_luve(tiny_backbone, EXPERTS, refiner=True))
@@ -149,21 +150,21 @@ def test_strength_and_choice_are_diffusers(tiny_backbone: Path) -> None:
     found, other = lora_weights(), lora_weights(seed=1)
     pipeline = tiny_luve(tiny_backbone, EXPERTS)
     pipeline.load_lora_weights(dict(found), "one")
-    half = merged(tiny_luve(tiny_backbone), found, 0.5).generate_motion(PROMPT, **STEPS, generator=seeded())
-    got = pipeline.generate_motion(PROMPT, **STEPS, attention_kwargs={"scale": 0.5}, generator=seeded())
+    half = generate_motion(merged(tiny_luve(tiny_backbone), found, 0.5), PROMPT, **STEPS, generator=seeded())
+    got = generate_motion(pipeline, PROMPT, **STEPS, attention_kwargs={"scale": 0.5}, generator=seeded())
     torch.testing.assert_close(got, half, atol=1e-4, rtol=1e-3)
     pipeline.load_lora_weights(dict(other), "two")
     pipeline.set_adapters("two")
-    want = merged(tiny_luve(tiny_backbone), other).generate_motion(PROMPT, **STEPS, generator=seeded())
+    want = generate_motion(merged(tiny_luve(tiny_backbone), other), PROMPT, **STEPS, generator=seeded())
     torch.testing.assert_close(
-        pipeline.generate_motion(PROMPT, **STEPS, generator=seeded()), want, atol=1e-4, rtol=1e-3
+        generate_motion(pipeline, PROMPT, **STEPS, generator=seeded()), want, atol=1e-4, rtol=1e-3
     )
     pipeline.set_adapters(["one", "two"], [0.5, 1.0])
-    want = merged(merged(tiny_luve(tiny_backbone), other), found, 0.5).generate_motion(
-        PROMPT, **STEPS, generator=seeded()
+    want = generate_motion(
+        merged(merged(tiny_luve(tiny_backbone), other), found, 0.5), PROMPT, **STEPS, generator=seeded()
     )
     torch.testing.assert_close(
-        pipeline.generate_motion(PROMPT, **STEPS, generator=seeded()), want, atol=1e-4, rtol=1e-3
+        generate_motion(pipeline, PROMPT, **STEPS, generator=seeded()), want, atol=1e-4, rtol=1e-3
     )
     # The experts are chosen by the stages all the same.
     used = pipeline(PROMPT, **RUN, generator=seeded()).experts_used
@@ -176,9 +177,11 @@ def test_alpha_scales_a_comfyui_lora(tiny_backbone: Path) -> None:
     named |= {k.replace("lora_down.weight", "alpha"): torch.tensor(2.0) for k in named if "lora_down" in k}
     pipeline = tiny_luve(tiny_backbone)
     pipeline.load_lora_weights(named)
-    want = merged(tiny_luve(tiny_backbone), found, 2 / 4).generate_motion(PROMPT, **STEPS, generator=seeded())
+    want = generate_motion(
+        merged(tiny_luve(tiny_backbone), found, 2 / 4), PROMPT, **STEPS, generator=seeded()
+    )
     torch.testing.assert_close(
-        pipeline.generate_motion(PROMPT, **STEPS, generator=seeded()), want, atol=1e-4, rtol=1e-3
+        generate_motion(pipeline, PROMPT, **STEPS, generator=seeded()), want, atol=1e-4, rtol=1e-3
     )
 
 
@@ -187,11 +190,11 @@ def test_a_lora_saved_by_diffusers_keeps_its_alpha(tiny_backbone: Path, tmp_path
     config = LoraConfig(r=2, lora_alpha=6, target_modules=["to_q"], init_lora_weights=False)
     source.transformer.add_adapter(config, "mine")
     source.transformer.save_lora_adapter(tmp_path, adapter_name="mine")
-    want = source.generate_motion(PROMPT, **STEPS, generator=seeded())
+    want = generate_motion(source, PROMPT, **STEPS, generator=seeded())
     for experts in ({}, EXPERTS):
         pipeline = tiny_luve(tiny_backbone, experts)
         pipeline.load_lora_weights(tmp_path)
-        torch.testing.assert_close(pipeline.generate_motion(PROMPT, **STEPS, generator=seeded()), want)
+        torch.testing.assert_close(generate_motion(pipeline, PROMPT, **STEPS, generator=seeded()), want)
 
 
 def test_a_lora_that_does_not_fit_is_one_line(tiny_backbone: Path, tmp_path: Path) -> None:

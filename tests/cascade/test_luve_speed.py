@@ -17,6 +17,15 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import Tensor
 
 from luve_lightning.cascade import Guidance, LuVePipeline, SpeedOptions
+from luve_lightning.cascade.speed import (
+    compile_blocks,
+    disable_cache,
+    enable_cache,
+    enable_context_parallel,
+    set_attention_backend,
+)
+from luve_lightning.cascade.stages import decode, upsample
+from luve_lightning.models.backbones import denoiser_of
 from tests.helpers.processes import run_processes
 from tests.helpers.resumable import Run
 from tests.helpers.tiny_luve import EXPERTS, PROMPT, noise, seeded, tiny_luve
@@ -65,7 +74,9 @@ def test_options_put_everything_into_force(pipeline: LuVePipeline) -> None:
     assert pipeline.decode_tile == (2, 3)
     assert pipeline.transformer.blocks[0]._compiled_call_impl is not None
     assert pipeline.transformer.blocks[0].attn1.base_layer.processor._attention_backend == "_native_math"
-    taylor = SpeedOptions(cache="taylorseer", cache_interval=7).cache_config()
+    taylor = SpeedOptions(cache="taylorseer", cache_interval=7).cache_config(
+        denoiser_of(pipeline.transformer)
+    )
     assert taylor.cache_interval == 7
 
 
@@ -73,13 +84,13 @@ def test_an_attention_backend_is_that_of_these_transformers_alone(
     tiny_backbone: Path, pipeline: LuVePipeline
 ) -> None:
     want = video(pipeline)
-    pipeline.set_attention_backend("_native_math")
+    set_attention_backend(pipeline, "_native_math")
     assert _AttentionBackendRegistry._active_backend == "native"
     torch.testing.assert_close(video(pipeline), want, atol=1e-3, rtol=1e-3)
     assert torch.equal(video(tiny_luve(tiny_backbone, EXPERTS)), want)
     for name in ("fastest", "flash"):  # unknown, not installed
         with pytest.raises(ValueError, match=f"attention backend '{name}': ") as error:
-            pipeline.set_attention_backend(name)
+            set_attention_backend(pipeline, name)
         assert "\n" not in str(error.value)
 
 
@@ -97,7 +108,7 @@ def test_first_block_cache(
     assert counts == [8 * passes, computed * passes]
     assert torch.equal(got, want) == (threshold == 0)
     assert torch.equal(video(pipeline, guidance=guidance), got)  # nothing is left of the run before
-    pipeline.disable_cache()
+    disable_cache(pipeline)
     assert torch.equal(video(pipeline, guidance=guidance), want)
 
 
@@ -119,11 +130,11 @@ def test_taylorseer_cache(pipeline: LuVePipeline) -> None:
 
 def test_a_cache_that_does_nothing_is_refused(pipeline: LuVePipeline) -> None:
     with pytest.raises(
-        ValueError, match="TaylorSeerCacheConfig as given names no module of Wan's transformer"
+        ValueError, match="TaylorSeerCacheConfig as given names no module of this transformer"
     ):
-        pipeline.enable_cache(TaylorSeerCacheConfig())  # diffusers' default
+        enable_cache(pipeline, TaylorSeerCacheConfig())  # diffusers' default
     want = video(pipeline)
-    pipeline.enable_cache(MagCacheConfig(threshold=0.0, mag_ratios=[1.01] * 4, num_inference_steps=4))
+    enable_cache(pipeline, MagCacheConfig(threshold=0.0, mag_ratios=[1.01] * 4, num_inference_steps=4))
     torch.testing.assert_close(video(pipeline), want)
 
 
@@ -132,7 +143,7 @@ def test_compiled_blocks(pipeline: LuVePipeline) -> None:
     options: dict[str, Any] = {"steps": 2, "skip_steps": 0, "switch": 0.9}
     want = pipeline(PROMPT, **RUN | options, generator=seeded())
     torch._dynamo.reset()
-    pipeline.compile_blocks(backend="eager")
+    compile_blocks(pipeline, backend="eager")
     got = pipeline(PROMPT, **RUN | options, generator=seeded())
     assert [use.expert for use in got.experts_used] == [None, None, "lfe", "hfe"]
     torch.testing.assert_close(got.frames, want.frames, atol=1e-4, rtol=1e-3)
@@ -142,19 +153,19 @@ def test_compiled_blocks(pipeline: LuVePipeline) -> None:
 @pytest.mark.slow
 def test_tiled_decoding(pipeline: LuVePipeline) -> None:
     latents = noise(2, 16, 2, 6, 8)
-    whole = {kind: pipeline.decode(latents, kind) for kind in ("pt", "np")}
-    rgb = pipeline.upsample(latents, (64, 64), method="rgb")
-    pipeline.enable_tiled_decoding((3, 4))
+    whole = {kind: decode(pipeline, latents, kind) for kind in ("pt", "np")}
+    rgb = upsample(pipeline, latents, (64, 64), method="rgb")
+    pipeline.apply(SpeedOptions(decode_tile=(3, 4)))
     for kind, want in whole.items():
-        got = pipeline.decode(latents, kind)
+        got = decode(pipeline, latents, kind)
         assert type(got) is type(want)
         assert abs(got - want).max() < 1e-4
-    torch.testing.assert_close(pipeline.upsample(latents, (64, 64), method="rgb"), rgb, atol=1e-3, rtol=1e-3)
-    pipeline.disable_tiled_decoding()
-    assert torch.equal(pipeline.decode(latents, "pt"), whole["pt"])
+    torch.testing.assert_close(upsample(pipeline, latents, (64, 64), method="rgb"), rgb, atol=1e-3, rtol=1e-3)
+    pipeline.decode_tile = None
+    assert torch.equal(decode(pipeline, latents, "pt"), whole["pt"])
     for tile in ((0, 4), (4,)):
         with pytest.raises(ValueError, match="expected a height and a width in latents"):
-            pipeline.enable_tiled_decoding(tile)
+            SpeedOptions(decode_tile=tile)
 
 
 @pytest.mark.slow
@@ -191,16 +202,16 @@ def test_offloaded_models(pipeline: LuVePipeline, monkeypatch: pytest.MonkeyPatc
 def test_what_does_not_work_is_refused(pipeline: LuVePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     for options, message in (
-        (SpeedOptions(offload=True), "offload: models are kept off a GPU, and there is none here"),
+        ({"offload": True}, "offload: models are kept off a GPU, and there is none here"),
         (
-            SpeedOptions(cache="fastest"),
+            {"cache": "fastest"},
             "cache: expected one of first_block, taylorseer or null, got 'fastest'",
         ),
-        (SpeedOptions(cache="first_block", cache_threshold=-1), "cache_threshold -1"),
-        (SpeedOptions(cache="taylorseer", cache_interval=0), "cache_interval 0"),
+        ({"cache": "first_block", "cache_threshold": -1}, "cache_threshold -1"),
+        ({"cache": "taylorseer", "cache_interval": 0}, "cache_interval 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            pipeline.apply(options)
+            pipeline.apply(SpeedOptions(**options))  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -230,7 +241,7 @@ def spread(run: Run) -> None:
     torch.accelerator.device_count = lambda: 1
     dist.init_process_group("gloo", rank=rank, world_size=run.processes)
     pipeline = tiny_luve(run.task["backbone"], EXPERTS, refiner=True)
-    pipeline.enable_context_parallel(run.processes)
+    enable_context_parallel(pipeline, run.processes)
     with pytest.raises(ValueError, match="needs a generator of the same seed on every process"):
         pipeline(PROMPT, **RUN)
     with pytest.raises(ValueError, match=r"^3 tokens do not divide among 2 devices"):
@@ -259,16 +270,16 @@ def test_a_degree_that_does_not_divide_the_heads_is_refused(pipeline: LuVePipeli
     pipeline.transformer = tiny_transformer(num_attention_heads=12, in_channels=16, num_layers=1)
     message = f"over {degree} devices: the transformer has 12 attention heads, .* expected 2, 3, 4, 6, 12$"
     with pytest.raises(ValueError, match=message):
-        pipeline.enable_context_parallel(degree)
+        enable_context_parallel(pipeline, degree)
     with pytest.raises(ValueError, match="1 process here; start it with torchrun --nproc_per_node 4"):
-        pipeline.enable_context_parallel(4)
+        enable_context_parallel(pipeline, 4)
 
 
 def test_first_block_cache_and_context_parallelism_are_refused_together(pipeline: LuVePipeline) -> None:
     pipeline.apply(SpeedOptions(cache="first_block"))
     with pytest.raises(ValueError, match="first_block decides on each process's own tokens"):
-        pipeline.enable_context_parallel(2)
-    pipeline.disable_cache()
+        enable_context_parallel(pipeline, 2)
+    disable_cache(pipeline)
     pipeline.context_parallel_degree = 2
     with pytest.raises(ValueError, match="first_block decides on each process's own tokens"):
         pipeline.apply(SpeedOptions(cache="first_block"))

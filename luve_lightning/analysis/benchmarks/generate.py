@@ -18,8 +18,8 @@ from luve_lightning.analysis.gpu_speed import gpu_speed
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, wan_1_3b
 from luve_lightning.analysis.plan import Planner
 from luve_lightning.analysis.stage_programs import StagePlan, StepProgram, decode, encode_prompt
-from luve_lightning.cascade.luve_speed import SpeedOptions
 from luve_lightning.cascade.options import CascadeOptions
+from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.models.experts import add_expert, expert_names, expert_parameters

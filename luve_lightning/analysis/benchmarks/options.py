@@ -16,9 +16,10 @@ from luve_lightning.analysis.benchmarks.experts import EXPERTS
 from luve_lightning.analysis.benchmarks.generate import BANDS, Setup, mini, wan
 from luve_lightning.analysis.cost import measure_ms, measure_peak_mib
 from luve_lightning.analysis.model_parts import Parts
-from luve_lightning.cascade.luve import LuVePipeline
-from luve_lightning.cascade.luve_speed import SpeedOptions
 from luve_lightning.cascade.options import Guidance
+from luve_lightning.cascade.pipeline import LuVePipeline
+from luve_lightning.cascade.speed import SpeedOptions
+from luve_lightning.cascade.stages import refine
 from luve_lightning.models.backbones import denoiser_of, latent_space_of
 from luve_lightning.models.experts import add_expert, expert_parameters
 
@@ -119,7 +120,7 @@ def measure(
 def _refined(pipeline: LuVePipeline, latents: Tensor, guidance: Guidance, inputs: dict[str, Any]) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(0)
     options = {"skip_steps": SKIP, "steps": STEPS, "guidance": guidance, "generator": generator}
-    return pipeline.refine(latents, **options, **inputs)
+    return refine(pipeline, latents, **options, **inputs)
 
 
 def _pipeline(device: torch.device, backbone: str | None, refiner: str | None, offload: bool) -> LuVePipeline:

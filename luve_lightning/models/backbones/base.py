@@ -105,7 +105,7 @@ class TextConditioner(nn.Module, ABC):
         device = next(self.encoder.parameters()).device
         ids, mask = ids.to(device), mask.to(device)
         states = self.states(self.encoder, ids, mask)
-        return states * mask.gt(0).unsqueeze(-1).to(states.dtype)
+        return states * mask.gt(0).unsqueeze(-1).to(states)  # an offloaded encoder's are on another device
 
     def forward(self, captions: Sequence[str]) -> Tensor:
         """Embeddings of captions, B x length x dim, on the encoder's device."""

@@ -1,0 +1,392 @@
+"""LuVe's three-stage cascade as a diffusers pipeline."""
+
+# No `from __future__ import annotations`: diffusers reads the types of `__init__` as they are.
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.video_processor import VideoProcessor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from luve_lightning.cascade.denoise import switch_expert
+from luve_lightning.cascade.expert_choice import Experts
+from luve_lightning.cascade.lora_files import LoraFile, read_lora
+from luve_lightning.cascade.lora_layers import LoraSummary
+from luve_lightning.cascade.loras import experts_set_aside, load_lora, plain_loras, unload_loras
+from luve_lightning.cascade.options import CascadeOptions, Guidance
+from luve_lightning.cascade.pipeline_files import EXPERTS, dtypes_of, expert_folders, load_parts
+from luve_lightning.cascade.run import (
+    LuVePipelineOutput,
+    Stage,
+    begin,
+    from_noise,
+    refined,
+)
+from luve_lightning.cascade.speed import SpeedOptions, apply_speed
+from luve_lightning.cascade.stages import (
+    VideoType,
+    check_method,
+    check_output_type,
+    check_size,
+    chooser,
+    decode,
+    upsample,
+)
+from luve_lightning.models.backbones import (
+    LatentSpace,
+    Schedule,
+    SizeRules,
+    TextConditioner,
+    denoiser_of,
+    family_of,
+    latent_space_of,
+)
+from luve_lightning.models.experts import expert_names, load_expert, save_expert
+from luve_lightning.models.folders import is_local, loading, saving
+from luve_lightning.models.vluer import VLUer
+
+StageStart = Callable[[Stage, int], Tensor | None]
+StageEnd = Callable[[Stage, Tensor], None]
+
+
+class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
+    """Text to video at high resolution by LuVe (arXiv 2602.11564), on any backbone of `models.backbones`.
+
+    1. `generate_motion`: the backbone as it is, at a low resolution.
+    2. `upsample`: the VLUer brings the latents to the final size.
+    3. `refine`: noise of a middle level is added and removed again at full resolution, by the low-frequency expert
+       first and the high-frequency expert then.
+
+    Each takes latents and returns latents; calling the pipeline runs all three and decodes.
+
+    Args:
+        tokenizer: the text encoder's.
+        text_encoder: encodes prompts.
+        vae: encodes and decodes video.
+        scheduler: a scheduler of flow matching.
+        transformer: denoises the first stage, and in direct generation.
+        refiner: denoises the third stage: it is adapted to the high resolution and has the experts. None where
+            `transformer` serves both, and has the experts.
+        vluer: upsamples latents; None where latents or pixels are interpolated instead.
+        transformer_2: a second transformer for low noise, as Wan2.2 has it; must be None, as the two options that go
+            with it.
+        boundary_ratio: see there.
+        expand_timesteps: see there.
+
+    Raises:
+        ValueError: for a backbone of two transformers, and a VLUer for other latents.
+
+    Example:
+        >>> pipeline = LuVePipeline.from_pretrained("data/mini/wan", "data/mini/vluer")  # doctest: +SKIP
+        >>> output = pipeline("a red circle", height=192, width=192, num_frames=17)  # doctest: +SKIP
+        >>> export_to_video(output.frames[0], "circle.mp4")  # doctest: +SKIP
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vluer->refiner->vae"
+    _optional_components = ["transformer", "transformer_2", "refiner", "vluer"]  # noqa: RUF012
+    _lora_loadable_modules = ["transformer", "refiner"]  # noqa: RUF012
+
+    decode_tile: tuple[int, int] | None = None
+    """Height and width in latents of the tiles in which video is decoded and encoded: the same to rounding, in much
+    less memory. None takes whole frames."""
+    context_parallel_degree: int = 1
+
+    # What diffusers' callbacks look at.
+    guidance_scale: float = 1.0
+    attention_kwargs: dict[str, Any] | None = None
+    num_timesteps: int = 0
+    _interrupt: bool = False
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        text_encoder: nn.Module,
+        vae: nn.Module,
+        scheduler: SchedulerMixin,
+        transformer: nn.Module,
+        refiner: nn.Module | None = None,
+        vluer: VLUer | None = None,
+        transformer_2: nn.Module | None = None,
+        boundary_ratio: float | None = None,
+        expand_timesteps: bool = False,
+    ) -> None:
+        super().__init__()
+        if transformer_2 is not None or boundary_ratio is not None or expand_timesteps:
+            raise ValueError(
+                "the backbone is a Wan2.2 one (transformer_2, boundary_ratio): expected one transformer"
+            )
+        if vluer is not None and vluer.config.latent_channels != (found := latent_space_of(vae).channels):
+            raise ValueError(
+                f"the VLUer takes {vluer.config.latent_channels} latent channels, the VAE has {found}"
+            )
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            transformer=transformer,
+            scheduler=scheduler,
+            transformer_2=None,
+            refiner=refiner,
+            vluer=vluer,
+        )
+        self.register_to_config(boundary_ratio=None, expand_timesteps=False)
+        self.video_processor = VideoProcessor()
+
+    @property
+    def refinement_transformer(self) -> Any:
+        """The transformer of the third stage, which has the experts."""
+        return self.transformer if self.refiner is None else self.refiner
+
+    @property
+    def transformers(self) -> list[Any]:
+        """Every transformer once."""
+        return [self.transformer] if self.refiner is None else [self.transformer, self.refiner]
+
+    @property
+    def codec(self) -> LatentSpace:
+        """The latent space, on the VAE's device."""
+        return latent_space_of(self.vae, self.decode_tile).to(self.vae.device)
+
+    @property
+    def size_rules(self) -> SizeRules:
+        """What height, width and frames of a video must be multiples of."""
+        codec, patch = self.codec, denoiser_of(self.transformer).patch
+        return SizeRules(codec.spatial_ratio * patch[1], codec.temporal_ratio * patch[0])
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the run is to end before its next step; a callback sets `_interrupt`."""
+        return self._interrupt
+
+    def text(self, length: int | None = None) -> TextConditioner:
+        """The text encoder with its tokenizer; every prompt has `length` tokens, or the backbone's own when None."""
+        return family_of(self.transformer).text_class(self.tokenizer, self.text_encoder, length)
+
+    def schedule(self, shift: float | None = None) -> Schedule:
+        """The schedule, or the same one at another shift."""
+        schedule = family_of(self.transformer).schedule_class(self.scheduler)
+        return schedule if shift is None else schedule.shifted(shift)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str | list[str], length: int | None = None) -> Tensor:
+        """Embeddings of prompts, B x length x dim; what is cut off a prompt is said in a warning."""
+        texts, conditioner = [prompt] if isinstance(prompt, str) else prompt, self.text(length)
+        conditioner.warn_of_cuts(texts)
+        embeds: Tensor = conditioner(texts).to(self._execution_device)
+        return embeds
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        backbone: str | Path,
+        vluer: str | Path | VLUer | None = None,
+        experts: str | Path | Mapping[str, str | Path] | None = None,
+        refiner: str | Path | nn.Module | None = None,
+        torch_dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
+        shift: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a backbone and what is added to it, or what `save_pretrained` wrote.
+
+        Args:
+            backbone: a pipeline folder or a hub id.
+            vluer: a folder written by `VLUer.save_pretrained`.
+            experts: a folder with one folder for each expert (lfe/ and hfe/, as training exports them), or folders by
+                the experts' names. None takes those saved with the pipeline, {} none.
+            refiner: the transformer of the third stage: a folder written by its `save_pretrained`, or a backbone.
+            torch_dtype: dtype of the weights; float32 when None. A dtype is that of the transformers and the text
+                encoder: the VAE and the VLUer stay float32, as Wan's own examples have it. A mapping from components
+                to dtypes ("default" for the others) says otherwise.
+            shift: shift of the schedule; None keeps the backbone's. LuVe and Wan at 720p take 5, Wan at 480p 3.
+            kwargs: options of diffusers' `from_pretrained`; components themselves, for instance, or `dtype`, its newer
+                name for `torch_dtype`.
+
+        Raises:
+            FileNotFoundError: when something is not there.
+            ValueError: when parts do not fit together.
+        """
+        dtypes, local = dtypes_of(kwargs.pop("dtype", torch_dtype)), is_local(backbone)
+        parts = load_parts(backbone, vluer, refiner, dtypes, kwargs)
+        with loading(backbone, "components"):
+            pipeline = super().from_pretrained(str(backbone), dtype=dtypes, local_files_only=local, **parts)
+        schedule = family_of(pipeline.transformer).schedule_class(pipeline.scheduler, backbone)
+        if shift is not None:
+            pipeline.scheduler = schedule.shifted(shift).scheduler
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.eval().requires_grad_(False)
+        own = Path(backbone) / EXPERTS
+        if experts is None and local and own.is_dir():
+            experts = own
+        for name, folder in expert_folders(experts).items():
+            load_expert(pipeline.refinement_transformer, folder, name)
+        switch_expert(pipeline.refinement_transformer, None)
+        return pipeline
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write everything that `from_pretrained` reads back, bit for bit, the experts in folders of their own.
+
+        The folder without its experts/ is a pipeline folder of diffusers; an expert's folder is PEFT's.
+
+        Raises:
+            ValueError: while LoRAs are loaded: they would come back as experts or not at all.
+        """
+        for part in self.transformers:
+            if loras := plain_loras(part):
+                raise ValueError(
+                    f"the LoRA {loras[0]!r} is loaded, which a saved pipeline does not keep: unload it first"
+                )
+        folder, transformer = Path(save_directory), self.refinement_transformer
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", folder.name)
+        with saving(folder) as new:
+            with experts_set_aside(transformer):
+                super().save_pretrained(str(new), **kwargs)
+            for name in expert_names(transformer):
+                save_expert(transformer, name, new / EXPERTS / name)
+            if (folder / EXPERTS).is_dir():  # an earlier save's, of which some may not be there any more
+                (new / EXPERTS).mkdir(exist_ok=True)
+        if (folder / EXPERTS).is_dir() and not expert_names(transformer):
+            shutil.rmtree(folder / EXPERTS)
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | Path | dict[str, Tensor] | LoraFile,
+        adapter_name: str | None = None,
+        into: str = "both",
+        **kwargs: Any,
+    ) -> LoraSummary:
+        """Load a LoRA for the backbone beside the experts, for instance UltraWan's; it is active then.
+
+        diffusers' names of the layers are understood, and the original model's as ComfyUI, kohya's trainers and
+        DiffSynth-Studio write them. A LoRA is loaded whole, at the scale its tensors, its file's header or PEFT's
+        `adapter_config.json` beside it say, or not at all. `set_adapters`, `delete_adapters` and the like are
+        diffusers'; experts are chosen by the stages whatever these chose.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: a file, a folder, a hub id, the weights or what `read_lora` read.
+            adapter_name: default diffusers' choice.
+            into: "transformer" (first stage, direct generation), "refiner" (third stage), or "both".
+            kwargs: options of `read_lora`, such as `weight_name`.
+
+        Returns:
+            What was loaded, at which scale.
+
+        Raises:
+            FileNotFoundError: when it is not there.
+            ValueError: for a LoRA of which something cannot be loaded, and an unknown `into`.
+        """
+        chosen = {
+            "both": self.transformers,
+            "transformer": [self.transformer],
+            "refiner": [self.refinement_transformer],
+        }
+        if into not in chosen:
+            raise ValueError(f"into: expected both, transformer or refiner, got {into!r}")
+        file = read_lora(pretrained_model_name_or_path_or_dict, **kwargs)
+        summary = load_lora(chosen[into], file, adapter_name, self)
+        for transformer in chosen[into]:
+            switch_expert(transformer, None)
+        return summary
+
+    def unload_lora_weights(self) -> None:
+        """Remove every LoRA; the experts stay."""
+        unload_loras(self.transformers)
+
+    def apply(self, options: SpeedOptions) -> None:
+        """Put options of speed and memory into force; see `apply_speed`."""
+        apply_speed(self, options)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        options: CascadeOptions | None = None,
+        *,
+        motion_num_frames: int | None = None,
+        experts: Experts = "all",
+        with_refiner: bool = False,
+        output_type: VideoType = "np",
+        keep_stages: bool = False,
+        callback_on_stage_start: StageStart | None = None,
+        callback_on_stage_end: StageEnd | None = None,
+        return_dict: bool = True,
+        **more: Any,
+    ) -> LuVePipelineOutput | tuple[Any, ...]:
+        """Run the cascade, or with `cascade=False` a single stage at full size (see `generate_direct`).
+
+        Args:
+            prompt: one, or one for each video.
+            options: how the video is made.
+            motion_num_frames: of the first stage; those of the video when None.
+            experts: see `refine`.
+            with_refiner: see `generate_direct`.
+            output_type: see `decode`.
+            keep_stages: return every stage's latents, too.
+            callback_on_stage_start: called with a stage and its number of denoising steps. Latents that it returns are
+                taken as the stage's, which is not run then.
+            callback_on_stage_end: called with a stage and its latents.
+            return_dict: False returns the frames in a tuple.
+            more: fields of CascadeOptions that differ from `options`, and RunOptions.
+
+        Raises:
+            ValueError: for what is impossible, before anything is computed.
+        """
+        options = _options(options, more).resolved(self.size_rules)
+        cascade, steps = options.cascade, options.steps
+        refiner = self.refinement_transformer
+        motion = (motion_num_frames or options.num_frames, *options.motion[1:])
+        model = refiner if cascade or with_refiner else self.transformer
+        check_size(self, model, options.size)
+        if cascade:
+            check_size(self, self.transformer, motion, "motion_")
+            check_method(self, options.method)
+        check_output_type(output_type)
+        choose = chooser(self, model, experts, options.switch)
+        run = begin(
+            self, prompt, cascade and options.refining.scale > 1, steps=steps, guidance=options.guidance,
+            shift=options.shift, length=options.length, **more,
+        )  # fmt: skip
+        stages: dict[str, Tensor] = {}
+
+        def stage(name: Stage, steps: int, make: Callable[[], Tensor]) -> Tensor:
+            found = None if callback_on_stage_start is None else callback_on_stage_start(name, steps)
+            latents = make() if found is None else found.to(self._execution_device)
+            if keep_stages:
+                stages[name] = latents
+            if callback_on_stage_end is not None:
+                callback_on_stage_end(name, latents)
+            return latents
+
+        if cascade:
+            latents = stage("motion", steps, lambda: from_noise(self, "motion", motion, run))
+            size = options.num_frames, options.height, options.width
+            latents = stage(
+                "upsampled", 0, lambda: upsample(self, latents, size[1:], size[0], options.method)
+            )
+            run.guidance, skip = options.refining, options.skip_steps
+            latents = stage("refined", steps - skip, lambda: refined(self, latents, skip, choose, run))
+        else:
+            latents = stage(
+                "direct", steps, lambda: from_noise(self, "direct", options.size, run, None, model, choose)
+            )
+        frames = decode(self, latents, output_type)
+        if not return_dict:
+            return (frames,)
+        return LuVePipelineOutput(frames, stages if keep_stages else None, run.record)
+
+
+def _options(options: CascadeOptions | None, more: dict[str, Any]) -> CascadeOptions:
+    """Options with the fields among `more`, which are taken out of it."""
+    changes = {field.name: more.pop(field.name) for field in fields(CascadeOptions) if field.name in more}
+    for name in ("guidance", "refine_guidance"):
+        if changes.get(name) is not None:
+            changes[name] = Guidance.of(changes[name])
+    return CascadeOptions(**changes) if options is None else replace(options, **changes)

@@ -1,0 +1,111 @@
+"""The parts of a pipeline from their folders, each checked to be whole; diffusers would not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luve_lightning.models.backbones import load_backbone
+from luve_lightning.models.experts.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERT
+from luve_lightning.models.folders import is_local, read_config
+from luve_lightning.models.vluer import VLUer
+
+EXPERTS = "experts"  # the folder of a saved pipeline that holds one folder for each expert
+
+ExpertFolders = str | Path | Mapping[str, str | Path] | None
+"""A folder with one folder for each expert, or folders by the experts' names."""
+
+
+def load_parts(
+    backbone: str | Path,
+    vluer: str | Path | VLUer | None,
+    refiner: str | Path | torch.nn.Module | None,
+    dtypes: Mapping[str, torch.dtype],
+    given: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What diffusers' `from_pretrained` is to be given: parts, and whatever else is given.
+
+    Args:
+        backbone: see `LuVePipeline.from_pretrained`, as `vluer` and `refiner`.
+        vluer: see there.
+        refiner: see there.
+        dtypes: of `dtypes_of`.
+        given: parts that are there already, and options of diffusers.
+
+    Raises:
+        FileNotFoundError: when something is not there.
+        ValueError: for damaged files.
+    """
+    local = is_local(backbone)
+    if local and not (Path(backbone) / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"backbone {backbone}: no model_index.json there; expected a diffusers pipeline folder"
+        )
+    if isinstance(vluer, str | Path):
+        if not (Path(vluer) / "config.json").is_file():
+            raise FileNotFoundError(f"vluer {vluer}: no config.json there; expected a folder saved by VLUer")
+        vluer = VLUer.from_pretrained(vluer, dtype=dtypes.get("vluer", dtypes["default"]))
+    if isinstance(refiner, str | Path):
+        refiner = load_backbone(refiner).denoiser(dtypes.get("refiner", dtypes["default"])).module
+    own = {"vluer": vluer, "refiner": refiner}
+    parts = dict(given) | {name: part for name, part in own.items() if part is not None}
+    return (_whole_parts(Path(backbone), dtypes, parts) | parts) if local else parts
+
+
+def dtypes_of(torch_dtype: torch.dtype | Mapping[str, torch.dtype] | None) -> dict[str, torch.dtype]:
+    """Dtypes by part, and "default" for the others: a single one is not that of the VAE and the VLUer."""
+    if isinstance(torch_dtype, Mapping):
+        return {"default": torch.float32} | dict(torch_dtype)
+    return {"default": torch_dtype or torch.float32, "vae": torch.float32, "vluer": torch.float32}
+
+
+def expert_folders(experts: ExpertFolders) -> dict[str | None, Path]:
+    """Folders of experts by their names; None for the name that a single expert was saved with.
+
+    Raises:
+        FileNotFoundError: for a folder without experts.
+    """
+    if experts is None:
+        return {}
+    if isinstance(experts, Mapping):
+        return {name: Path(folder) for name, folder in experts.items()}
+    folder = Path(experts)
+    if (folder / "expert.json").is_file():
+        return {None: folder}
+    # A folder with a part of an expert's files is one too, and refused where it is loaded.
+    found: dict[str | None, Path] = {
+        path.parent.name: path.parent
+        for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, EXPERT)
+        for path in sorted(folder.glob(f"*/{name}"))
+    }
+    found = {name: found[name] for name in sorted(found, key=str)}
+    if not found:
+        raise FileNotFoundError(
+            f"experts {folder}: no expert there; expected folders such as lfe/ and hfe/ with an expert.json"
+        )
+    return found
+
+
+def _whole_parts(folder: Path, dtypes: Mapping[str, torch.dtype], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a pipeline folder that are not given."""
+    index = read_config(folder, "", "model_index.json")
+    read_config(folder, "scheduler", "scheduler_config.json")
+    backbone = load_backbone(folder)
+    loaders: dict[str, Callable[[torch.dtype], Any]] = {
+        "tokenizer": lambda _: backbone.tokenizer(),
+        "vae": backbone.vae,
+        "text_encoder": backbone.text_encoder,
+        "transformer": lambda dtype: backbone.denoiser(dtype).module,
+        "refiner": lambda dtype: backbone.denoiser(dtype, "refiner").module,
+    }
+    if any(name not in index and name not in ("vluer", "refiner") for name in given):
+        return {}  # options of diffusers, such as a variant of the weights
+    found = {name: index.get(name) for name in loaders if name not in given}
+    return {
+        name: loaders[name](dtypes.get(name, dtypes["default"]))
+        for name, kind in found.items()
+        if isinstance(kind, list) and None not in kind
+    }

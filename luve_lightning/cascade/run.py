@@ -1,0 +1,337 @@
+"""What the stages share that denoise: prompts and options made into a run, and latents taken through the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+
+import numpy as np
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from luve_lightning.cascade.denoise import DenoisingStep, Tensors, denoise
+from luve_lightning.cascade.options import CascadeOptions, Guidance
+from luve_lightning.functional.flow_matching import noised
+from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.models.backbones import Schedule
+
+if TYPE_CHECKING:
+    from luve_lightning.cascade.pipeline import LuVePipeline
+
+Stage = Literal["motion", "upsampled", "refined", "direct"]
+Generators = torch.Generator | list[torch.Generator] | None
+Chooser = Callable[[float], str | None] | None
+"""The expert in force at a timestep; see `expert_chooser`."""
+
+TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
+
+
+class ExpertUse(NamedTuple):
+    """A denoising step and the expert that was in force.
+
+    Attributes:
+        stage: "motion", "refined" or "direct".
+        step: its place in the whole schedule, skipped steps included.
+        timestep: the scheduler's own.
+        sigma: the scheduler's own.
+        expert: None where the transformer ran alone.
+    """
+
+    stage: str
+    step: int
+    timestep: float
+    sigma: float
+    expert: str | None
+
+
+@dataclass
+class LuVePipelineOutput(BaseOutput):
+    """What `LuVePipeline` returns.
+
+    Attributes:
+        frames: see `decode`.
+        stages: latents by stage, "motion", "upsampled" and "refined", or "direct"; None unless they were asked for.
+        experts_used: every denoising step in order.
+    """
+
+    frames: Tensor | np.ndarray | list[list[Any]]
+    stages: dict[str, Tensor] | None = None
+    experts_used: list[ExpertUse] | None = None
+
+
+class RunOptions(TypedDict, total=False):
+    """Options of every stage that denoises.
+
+    Attributes:
+        negative_prompt: one for all, or one for each prompt; "" by default.
+        prompt_embeds: B x length x dim, instead of prompts.
+        negative_prompt_embeds: likewise.
+        steps: steps of the whole schedule, >= 1; by default those of CascadeOptions, as `guidance`.
+        guidance: a Guidance, or its scale.
+        shift: shift of the schedule; the backbone's own by default.
+        generator: one, or one for each prompt. It is drawn from once for the motion's noise and then once for the
+            refinement's, each of the size of its latents: who calls the stages one by one with the same generator
+            gets what a single call gives. By default PyTorch's own.
+        attention_kwargs: passed to the transformer; `{"scale": 0.5}` scales LoRAs.
+        callback_on_step_end: as diffusers' pipelines have it: called with the pipeline, the step's number within the
+            stage, its timestep and a dictionary of tensors, of which it returns those that it replaces.
+        callback_on_step_end_tensor_inputs: which tensors; ["latents"] by default.
+        length: tokens of a prompt, padding included; the backbone's own by default.
+        record: a list to which every step is appended.
+    """
+
+    negative_prompt: str | list[str] | None
+    prompt_embeds: Tensor | None
+    negative_prompt_embeds: Tensor | None
+    steps: int
+    guidance: Guidance | float
+    shift: float | None
+    generator: Generators
+    attention_kwargs: dict[str, Any] | None
+    callback_on_step_end: Callable[..., dict[str, Tensor] | None] | None
+    callback_on_step_end_tensor_inputs: Sequence[str]
+    length: int | None
+    record: list[ExpertUse] | None
+
+
+@dataclass
+class Run:
+    """What prompts and RunOptions became.
+
+    Attributes:
+        embeds: embeddings of the prompts.
+        negative_embeds: None without guidance.
+        guidance: see RunOptions, as the following ones.
+        steps: steps of the whole schedule.
+        schedule: before `set_timesteps`.
+        generator: see RunOptions.
+        attention_kwargs: see RunOptions.
+        callback: see RunOptions.
+        callback_inputs: see RunOptions.
+        record: every step so far.
+    """
+
+    embeds: Tensor
+    negative_embeds: Tensor | None
+    guidance: Guidance
+    steps: int
+    schedule: Schedule
+    generator: Generators
+    attention_kwargs: dict[str, Any] | None
+    callback: Callable[..., dict[str, Tensor] | None] | None
+    callback_inputs: Sequence[str]
+    record: list[ExpertUse]
+
+
+def begin(
+    pipeline: LuVePipeline,
+    prompt: str | list[str] | None,
+    also_guided: bool = False,
+    *,
+    negative_prompt: str | list[str] | None = None,
+    prompt_embeds: Tensor | None = None,
+    negative_prompt_embeds: Tensor | None = None,
+    steps: int = CascadeOptions.steps,
+    guidance: Guidance | float | None = None,
+    shift: float | None = None,
+    generator: Generators = None,
+    attention_kwargs: dict[str, Any] | None = None,
+    callback_on_step_end: Any = None,
+    callback_on_step_end_tensor_inputs: Any = ("latents",),
+    length: int | None = None,
+    record: list[ExpertUse] | None = None,
+) -> Run:
+    """Check the options and encode the prompts.
+
+    Args:
+        pipeline: encodes.
+        prompt: one, or one for each video.
+        also_guided: whether a later stage needs the negative prompt even where this one is not guided.
+        negative_prompt: see RunOptions, as the following ones.
+        prompt_embeds: see there.
+        negative_prompt_embeds: see there.
+        steps: see there.
+        guidance: see there.
+        shift: see there.
+        generator: see there.
+        attention_kwargs: see there.
+        callback_on_step_end: see there.
+        callback_on_step_end_tensor_inputs: see there.
+        length: see there.
+        record: see there.
+
+    Raises:
+        ValueError: for options that do not go together.
+    """
+    _check_texts("prompt", prompt, prompt_embeds)
+    _check_texts("negative_prompt", negative_prompt, negative_prompt_embeds)
+    if prompt is None and prompt_embeds is None:
+        raise ValueError("expected prompt or prompt_embeds, got neither")
+    check_steps(steps, 0)
+    guidance = Guidance() if guidance is None else Guidance.of(guidance)
+    if pipeline.context_parallel_degree > 1 and generator is None:
+        raise ValueError(
+            "context parallelism needs a generator of the same seed on every process: their noise would differ"
+        )
+    if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+        callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+    inputs = list(callback_on_step_end_tensor_inputs)
+    if not set(inputs) <= set(TENSORS):
+        raise ValueError(
+            f"callback_on_step_end_tensor_inputs: expected some of {', '.join(TENSORS)}, got {inputs}"
+        )
+    pipeline.guidance_scale, pipeline.attention_kwargs = guidance.scale, attention_kwargs
+    pipeline._interrupt = False
+    embeds, negative_embeds = _embeddings(
+        pipeline,
+        prompt,
+        negative_prompt,
+        guidance.scale > 1 or also_guided,
+        prompt_embeds,
+        negative_prompt_embeds,
+        length,
+    )
+    if isinstance(generator, list) and len(generator) != len(embeds):
+        raise ValueError(
+            f"{len(generator)} generators for {len(embeds)} prompts: expected one, or one for each"
+        )
+    return Run(
+        embeds, negative_embeds, guidance, steps, pipeline.schedule(shift), generator, attention_kwargs,
+        callback_on_step_end, inputs, [] if record is None else record,
+    )  # fmt: skip
+
+
+def from_noise(
+    pipeline: LuVePipeline,
+    stage: Stage,
+    size: Size3d,
+    run: Run,
+    latents: Tensor | None = None,
+    model: Any = None,
+    choose: Chooser = None,
+) -> Tensor:
+    """Latents of a video, from pure noise.
+
+    Args:
+        pipeline: denoises.
+        stage: for the record.
+        size: frames, height and width in pixels.
+        run: see Run.
+        latents: the noise; drawn when None.
+        model: the transformer; the first stage's when None.
+        choose: its experts.
+
+    Raises:
+        ValueError: for noise of another size.
+    """
+    model = pipeline.transformer if model is None else model
+    device = pipeline._execution_device
+    run.schedule.scheduler.set_timesteps(run.steps, device=device)
+    codec = pipeline.codec
+    shape = (len(run.embeds), codec.channels, *codec.latent_size(*size))
+    if latents is None:
+        latents = randn_tensor(shape, run.generator, device, torch.float32)
+    elif tuple(latents.shape) != shape:
+        raise ValueError(f"latents to start from have shape {tuple(latents.shape)}, this video's are {shape}")
+    return _denoised(pipeline, stage, model, latents.to(device, torch.float32), run, choose=choose)
+
+
+def refined(pipeline: LuVePipeline, latents: Tensor, skip: int, choose: Chooser, run: Run) -> Tensor:
+    """Latents noised to the level after `skip` steps and denoised from there; see `cascade.stages.refine`."""
+    if skip == run.steps:
+        return latents
+    device, scheduler = pipeline._execution_device, run.schedule.scheduler
+    scheduler.set_timesteps(run.steps, device=device)
+    noise = randn_tensor(latents.shape, run.generator, device, torch.float32)
+    # The first of UniPC's sigmas is 1 - 1e-6, of which the latents would be a millionth.
+    x = noise
+    if skip:
+        x = noised(latents.to(device, torch.float32), noise, scheduler.sigmas[skip].to(device))
+    return _denoised(pipeline, "refined", pipeline.refinement_transformer, x, run, skip, choose)
+
+
+def check_steps(steps: int, skip: int) -> None:
+    """Refuse a schedule without steps, and skipping what it does not have."""
+    if int(steps) != steps or steps < 1:
+        raise ValueError(f"steps {steps}: expected an integer >= 1")
+    if int(skip) != skip or not 0 <= skip <= steps:
+        raise ValueError(f"skip_steps {skip}: expected 0 to {steps}, the number of steps")
+
+
+def _denoised(
+    pipeline: LuVePipeline,
+    stage: Stage,
+    model: Any,
+    latents: Tensor,
+    run: Run,
+    first: int = 0,
+    choose: Chooser = None,
+) -> Tensor:
+    scheduler = run.schedule.scheduler
+    timesteps = scheduler.timesteps[first:]
+    pipeline.num_timesteps = len(timesteps)
+    with pipeline.progress_bar(total=len(timesteps)) as bar:
+        bar.set_description(stage)
+
+        def on_step(step: DenoisingStep, tensors: Tensors) -> Tensors | None:
+            run.record.append(ExpertUse(stage, step.step, step.timestep, step.sigma, step.expert))
+            bar.update()
+            if run.callback is None:
+                return None
+            given = {name: tensors.get(name) for name in run.callback_inputs}
+            return run.callback(pipeline, step.step - first, timesteps[step.step - first], given)
+
+        latents = denoise(
+            model,
+            scheduler,
+            latents,
+            timesteps,
+            run.embeds,
+            run.negative_embeds,
+            run.guidance,
+            begin_index=first,
+            choose_expert=choose,
+            on_step=on_step,
+            interrupted=lambda: bool(pipeline.interrupt),
+            attention_kwargs=run.attention_kwargs,
+        )
+    pipeline.maybe_free_model_hooks()
+    return latents
+
+
+def _check_texts(name: str, text: Any, embeds: Tensor | None) -> None:
+    if text is not None and embeds is not None:
+        raise ValueError(f"expected either {name} or {name}_embeds, got both")
+    if not isinstance(text, str | list | None):
+        raise ValueError(f"{name}: expected a text or a list of texts, got {type(text).__name__}")
+
+
+def _embeddings(
+    pipeline: LuVePipeline,
+    prompt: str | list[str] | None,
+    negative_prompt: str | list[str] | None,
+    guided: bool,
+    embeds: Tensor | None,
+    negative_embeds: Tensor | None,
+    length: int | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Embeddings of prompts and, where something is guided, of negative prompts; given ones stay."""
+    if embeds is not None:
+        count = len(embeds)
+    else:
+        count = 1 if isinstance(prompt, str) else len(prompt or ())
+    negatives = negative_prompt or ""
+    negatives = [negatives] * count if isinstance(negatives, str) else negatives
+    guided = guided and negative_embeds is None
+    if guided and len(negatives) != count:
+        raise ValueError(
+            f"{len(negatives)} negative prompts for {count} prompts: expected one, or one for each"
+        )
+    if embeds is None:
+        assert prompt is not None
+        embeds = pipeline.encode_prompt(prompt, length)
+    return embeds, pipeline.encode_prompt(negatives, length) if guided else negative_embeds

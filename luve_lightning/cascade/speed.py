@@ -1,0 +1,200 @@
+"""What makes a pipeline faster or smaller: each is off until it is switched on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+import torch.distributed as dist
+from diffusers import ContextParallelConfig, FirstBlockCacheConfig, TaylorSeerCacheConfig
+from diffusers.models.attention_dispatch import attention_backend
+
+from luve_lightning.models.backbones import Denoiser, denoiser_of
+from luve_lightning.models.experts import expert_names
+from luve_lightning.models.experts.routing import TokenSplit, state_of
+
+if TYPE_CHECKING:
+    from luve_lightning.cascade.pipeline import LuVePipeline
+
+CacheName = Literal["first_block", "taylorseer"]
+
+_CACHE_AND_CONTEXT = (
+    "cache: first_block decides on each process's own tokens, and with context parallelism the processes would wait "
+    "for each other for ever; use taylorseer"
+)
+
+
+@dataclass(frozen=True)
+class SpeedOptions:
+    """Speed and memory of a pipeline; the defaults change nothing. `LuVePipeline.apply` puts them into force.
+
+    Attributes:
+        attention: a backend of diffusers, such as _native_cudnn or flash; None is PyTorch's own choice.
+        cache: step-to-step cache: first_block skips a step's other blocks when the first one's output changed by
+            less than `cache_threshold`, taylorseer computes every `cache_interval`-th step and extrapolates.
+        cache_threshold: relative change, >= 0; 0 skips nothing.
+        cache_interval: steps, >= 1.
+        compile: compile the transformers' blocks; the first steps of each size and expert take minutes.
+        offload: keep only the model that runs on the GPU.
+        decode_tile: height and width in latents of the tiles that are decoded at a time; None decodes whole frames.
+    """
+
+    attention: str | None = None
+    cache: CacheName | None = None
+    cache_threshold: float = 0.05
+    cache_interval: int = 3
+    compile: bool = False
+    offload: bool = False
+    decode_tile: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.cache not in (None, *get_args(CacheName)):
+            raise ValueError(
+                f"cache: expected one of {', '.join(get_args(CacheName))} or null, got {self.cache!r}"
+            )
+        if self.cache is not None and (self.cache_threshold < 0 or self.cache_interval < 1):
+            raise ValueError(
+                f"cache_threshold {self.cache_threshold} and cache_interval {self.cache_interval}: expected >= 0 and "
+                ">= 1"
+            )
+        if self.decode_tile is not None and (len(self.decode_tile) != 2 or min(self.decode_tile) < 1):
+            raise ValueError(
+                f"decode_tile {self.decode_tile}: expected a height and a width in latents, each at least 1"
+            )
+
+    def cache_config(self, denoiser: Denoiser) -> Any:
+        """Diffusers' configuration of the cache for a transformer, or None."""
+        if self.cache is None:
+            return None
+        if self.cache == "first_block":
+            return FirstBlockCacheConfig(threshold=self.cache_threshold)
+        return TaylorSeerCacheConfig(
+            cache_interval=self.cache_interval,
+            cache_identifiers=list(denoiser.cached),
+            taylor_factors_dtype=None,
+        )
+
+
+def apply_speed(pipeline: LuVePipeline, options: SpeedOptions) -> None:
+    """Put options into force, once, after the pipeline was moved to its device.
+
+    Raises:
+        ValueError: for options that do not exist or do not work here.
+    """
+    if options.attention is not None:
+        set_attention_backend(pipeline, options.attention)
+    if options.cache is not None:
+        enable_cache(pipeline, options.cache_config(denoiser_of(pipeline.transformer)))
+    if options.compile:
+        compile_blocks(pipeline)
+    if options.decode_tile is not None:
+        pipeline.decode_tile = (int(options.decode_tile[0]), int(options.decode_tile[1]))
+    if options.offload:
+        if not torch.accelerator.is_available():
+            raise ValueError("offload: models are kept off a GPU, and there is none here")
+        pipeline.enable_model_cpu_offload()
+
+
+def set_attention_backend(pipeline: LuVePipeline, backend: str) -> None:
+    """Choose diffusers' attention backend for every transformer.
+
+    Raises:
+        ValueError: for an unknown backend, or one whose package is not installed.
+    """
+    for transformer in pipeline.transformers:
+        try:
+            with attention_backend():  # at its end, the default of the process is what it was
+                transformer.set_attention_backend(backend)
+        except (RuntimeError, ValueError, ImportError) as error:
+            raise ValueError(f"attention backend {backend!r}: {' '.join(str(error).split())}") from error
+
+
+def enable_cache(pipeline: LuVePipeline, config: Any) -> None:
+    """Reuse parts of earlier steps, by one of diffusers' cache hooks, in every transformer.
+
+    What is cached is dropped wherever another expert comes into force, and between stages: caches that count steps
+    count from there.
+
+    Args:
+        pipeline: its transformers cache.
+        config: such as `FirstBlockCacheConfig`, `TaylorSeerCacheConfig` with `cache_identifiers`, `MagCacheConfig`;
+            `SpeedOptions.cache_config` makes the common ones.
+
+    Raises:
+        ValueError: for a configuration that caches nothing in this transformer, or does not go with context
+            parallelism.
+    """
+    if pipeline.context_parallel_degree > 1 and isinstance(config, FirstBlockCacheConfig):
+        raise ValueError(_CACHE_AND_CONTEXT)
+    for transformer in pipeline.transformers:
+        transformer.enable_cache(config)
+        if not _caches_something(transformer):
+            transformer.disable_cache()
+            raise ValueError(
+                f"cache: {type(config).__name__} as given names no module of this transformer, so that nothing would "
+                "be cached"
+            )
+
+
+def disable_cache(pipeline: LuVePipeline) -> None:
+    """Undo `enable_cache`."""
+    for transformer in pipeline.transformers:
+        if transformer.is_cache_enabled:
+            transformer.disable_cache()
+
+
+def compile_blocks(pipeline: LuVePipeline, **options: Any) -> None:
+    """Compile every block of every transformer with torch.compile.
+
+    Each size and each expert is a graph of its own, of which torch keeps 8 before it gives up compiling.
+
+    Args:
+        pipeline: its transformers are compiled.
+        options: passed to torch.compile.
+    """
+    for transformer in pipeline.transformers:
+        transformer.compile_repeated_blocks(**options)
+
+
+def enable_context_parallel(pipeline: LuVePipeline, degree: int) -> None:
+    """Spread each video's tokens over this many processes, by diffusers' context parallelism (Ulysses).
+
+    Every process then calls the pipeline with the same arguments and a generator of the same seed, and has the whole
+    result. The other stages run on each alike. It cannot be undone.
+
+    Args:
+        pipeline: its transformers are spread.
+        degree: the number of processes that torchrun started; it divides the transformers' attention heads (12 in
+            Wan2.1-1.3B).
+
+    Raises:
+        ValueError: for a degree that does not divide the heads or is not the number of processes.
+    """
+    for transformer in pipeline.transformers:
+        heads = denoiser_of(transformer).heads
+        if degree < 2 or heads % degree:
+            fits = ", ".join(str(n) for n in range(2, heads + 1) if heads % n == 0)
+            raise ValueError(
+                f"context parallelism over {degree} devices: the transformer has {heads} attention heads, which are "
+                f"spread evenly: expected {fits}"
+            )
+        if transformer.is_cache_enabled and isinstance(transformer._cache_config, FirstBlockCacheConfig):
+            raise ValueError(_CACHE_AND_CONTEXT)
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if processes != degree:
+        raise ValueError(
+            f"context parallelism over {degree} devices: {processes} process{'' if processes == 1 else 'es'} here; "
+            f"start it with torchrun --nproc_per_node {degree} and initialise torch.distributed"
+        )
+    for transformer in pipeline.transformers:
+        config = ContextParallelConfig(ulysses_degree=degree)
+        transformer.enable_parallelism(config=config)
+        if expert_names(transformer):
+            state_of(transformer).split = TokenSplit(config._flattened_mesh.get_group())
+    pipeline.context_parallel_degree = degree
+
+
+def _caches_something(transformer: Any) -> bool:
+    registries = (getattr(module, "_diffusers_hook", None) for module in transformer.modules())
+    return any(hook._is_stateful for r in registries if r is not None for hook in r.hooks.values())

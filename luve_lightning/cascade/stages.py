@@ -1,0 +1,239 @@
+"""The three stages of the cascade, and the decoding: each takes a pipeline and latents, and returns latents."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
+
+import torch
+from torch import Tensor
+
+from luve_lightning.cascade.expert_choice import Experts, expert_chooser
+from luve_lightning.cascade.options import CascadeOptions
+from luve_lightning.cascade.run import Chooser, RunOptions, begin, check_steps, from_noise, refined
+from luve_lightning.cascade.upsampling import UpsamplingMethod, upsampling_method
+from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.models.backbones import denoiser_of
+
+if TYPE_CHECKING:
+    from luve_lightning.cascade.pipeline import LuVePipeline
+
+VideoType = Literal["latent", "np", "pt", "pil"]
+
+
+@torch.no_grad()
+def generate_motion(
+    pipeline: LuVePipeline,
+    prompt: str | list[str] | None = None,
+    *,
+    height: int,
+    width: int,
+    num_frames: int,
+    latents: Tensor | None = None,
+    **options: Unpack[RunOptions],
+) -> Tensor:
+    """Stage 1, LMG: latents of a video at low resolution, exactly as diffusers' own pipeline makes them.
+
+    Args:
+        pipeline: its first transformer denoises.
+        prompt: one, or one for each video.
+        height: in pixels.
+        width: in pixels.
+        num_frames: in pixels.
+        latents: noise to start from; drawn when None.
+        options: see RunOptions.
+
+    Returns:
+        Normalised latents, float32, B x C x t x h x w.
+
+    Raises:
+        ValueError: for an impossible size, naming the nearest possible ones, and other impossible options.
+    """
+    check_size(pipeline, pipeline.transformer, (num_frames, height, width))
+    return from_noise(
+        pipeline, "motion", (num_frames, height, width), begin(pipeline, prompt, **options), latents
+    )
+
+
+@torch.no_grad()
+def generate_direct(
+    pipeline: LuVePipeline,
+    prompt: str | list[str] | None = None,
+    *,
+    height: int,
+    width: int,
+    num_frames: int,
+    with_refiner: bool = False,
+    experts: Experts = "all",
+    switch: float | None = None,
+    latents: Tensor | None = None,
+    **options: Unpack[RunOptions],
+) -> Tensor:
+    """Latents of a video at full size without a cascade, as UltraWan and the paper's row "UHR scaling" do it.
+
+    Args:
+        pipeline: its first transformer denoises.
+        prompt: see `generate_motion`, as `height`, `width`, `num_frames` and `latents`.
+        height: in pixels.
+        width: in pixels.
+        num_frames: in pixels.
+        with_refiner: by the third stage's transformer instead of the first's.
+        experts: see `refine`; a transformer that has none runs alone.
+        switch: see `refine`.
+        latents: noise to start from; drawn when None.
+        options: see RunOptions.
+
+    Returns:
+        Normalised latents, float32, B x C x t x h x w.
+
+    Raises:
+        ValueError: for what is impossible.
+    """
+    model = pipeline.refinement_transformer if with_refiner else pipeline.transformer
+    check_size(pipeline, model, (num_frames, height, width))
+    choose = chooser(pipeline, model, experts, switch)
+    run = begin(pipeline, prompt, **options)
+    return from_noise(pipeline, "direct", (num_frames, height, width), run, latents, model, choose)
+
+
+@torch.no_grad()
+def upsample(
+    pipeline: LuVePipeline,
+    latents: Tensor,
+    size: tuple[int, int],
+    num_frames: int | None = None,
+    method: str | UpsamplingMethod = CascadeOptions.upsampling,
+) -> Tensor:
+    """Stage 2, VLU: latents of a larger video.
+
+    Args:
+        pipeline: has the models.
+        latents: normalised, B x C x t x h x w.
+        size: height and width of the larger video in pixels.
+        num_frames: of the larger video; those of `latents` when None.
+        method: of `upsampling_methods`, or its name.
+
+    Returns:
+        Normalised latents, float32.
+
+    Raises:
+        ValueError: for a size that is impossible, or a method that is.
+    """
+    method = check_method(pipeline, method)
+    frames = pipeline.codec.pixel_size(*latents.shape[2:])[0] if num_frames is None else num_frames
+    pipeline.size_rules.check(frames, height=size[0], width=size[1])
+    target = pipeline.codec.latent_size(frames, *size)
+    latents = latents.to(pipeline._execution_device, torch.float32)
+    if method.model == "vae":
+        pipeline.codec.wake()
+    upsampled = method(latents, target, pipeline)
+    pipeline.maybe_free_model_hooks()
+    return upsampled
+
+
+@torch.no_grad()
+def refine(
+    pipeline: LuVePipeline,
+    latents: Tensor,
+    prompt: str | list[str] | None = None,
+    *,
+    skip_steps: int = CascadeOptions.skip_steps,
+    experts: Experts = "all",
+    switch: float | None = None,
+    **options: Unpack[RunOptions],
+) -> Tensor:
+    """Stage 3, HCR: noise latents to the level after `skip_steps` of the schedule's steps, and denoise them.
+
+    Args:
+        pipeline: its refiner denoises, or its only transformer.
+        latents: normalised, B x C x t x h x w.
+        prompt: one for each sample.
+        skip_steps: LuVe's S. The paper takes 5 of 50, its released checkpoints 10. 0 starts from pure noise, all
+            steps leave the latents as they are.
+        experts: "all", "none", a name or several. Each step uses the one whose band of sigma holds the
+            scheduler's timestep: LuVe's low-frequency expert from timestep 875 on, the high-frequency one below.
+        switch: the sigma where their bands meet instead of the one they were saved with.
+        options: see RunOptions.
+
+    Returns:
+        Normalised latents, float32, the shape of `latents`.
+
+    Raises:
+        ValueError: for what is impossible.
+    """
+    channels = pipeline.codec.channels
+    if latents.ndim != 5 or latents.shape[1] != channels:
+        raise ValueError(f"latents must be B x {channels} x t x h x w, got shape {tuple(latents.shape)}")
+    model = pipeline.refinement_transformer
+    _check_tokens(pipeline, model, (latents.shape[2], latents.shape[3], latents.shape[4]))
+    check_steps(options.get("steps", CascadeOptions.steps), skip_steps)
+    choose = chooser(pipeline, model, experts, switch)
+    run = begin(pipeline, prompt, **options)
+    if len(run.embeds) != len(latents):
+        raise ValueError(f"{len(run.embeds)} prompts for {len(latents)} latents: expected one for each")
+    return refined(pipeline, latents, skip_steps, choose, run)
+
+
+@torch.no_grad()
+def decode(pipeline: LuVePipeline, latents: Tensor, output_type: VideoType = "np") -> Any:
+    """The video of latents.
+
+    Args:
+        pipeline: its VAE decodes.
+        latents: normalised, B x C x t x h x w.
+        output_type: as in diffusers' pipelines, with values in [0, 1]: "np", float32 B x T x H x W x 3; "pt",
+            float32 B x T x 3 x H x W; "pil", a list of B lists of T images. "latent" gives the latents back.
+
+    Raises:
+        ValueError: for another output type.
+    """
+    check_output_type(output_type)
+    if output_type == "latent":
+        return latents
+    pipeline.codec.wake()
+    codec, latents = pipeline.codec, latents.to(pipeline.vae.device, torch.float32)
+    # In tiles the video may be gathered on the CPU.
+    gathered = pipeline.decode_tile is not None and output_type != "pt"
+    size = len(latents), 3, *codec.pixel_size(*latents.shape[2:])
+    video = codec.decode(latents, out=torch.empty(size) if gathered else None)
+    pipeline.maybe_free_model_hooks()
+    return pipeline.video_processor.postprocess_video(video, output_type)
+
+
+def check_size(pipeline: LuVePipeline, transformer: Any, size: Size3d, prefix: str = "") -> None:
+    """Refuse frames, height and width that the models would crop; `prefix` is that of the options' names."""
+    pipeline.size_rules.check(size[0], **{f"{prefix}height": size[1], f"{prefix}width": size[2]})
+    _check_tokens(pipeline, transformer, pipeline.codec.latent_size(*size))
+
+
+def _check_tokens(pipeline: LuVePipeline, transformer: Any, latents: Size3d) -> None:
+    """Refuse latents that the transformer would crop, or that cannot be spread over devices."""
+    tokens = math.prod(denoiser_of(transformer).token_grid(latents))
+    if tokens % pipeline.context_parallel_degree:
+        raise ValueError(
+            f"{tokens} tokens do not divide among {pipeline.context_parallel_degree} devices: expected another size "
+            "or number of devices"
+        )
+
+
+def check_method(pipeline: LuVePipeline, method: str | UpsamplingMethod) -> UpsamplingMethod:
+    """The method, unless it is unknown, or needs a VLUer and there is none."""
+    method = upsampling_method(method) if isinstance(method, str) else method
+    if method.model == "vluer" and pipeline.vluer is None:
+        raise ValueError(
+            "upsampling: the pipeline has no VLUer: give vluer= to from_pretrained, or upsample by latent or rgb"
+        )
+    return method
+
+
+def check_output_type(output_type: str) -> None:
+    """Refuse an unknown type of output."""
+    if output_type not in get_args(VideoType):
+        raise ValueError(
+            f"output_type: expected one of {', '.join(get_args(VideoType))}, got {output_type!r}"
+        )
+
+
+def chooser(pipeline: LuVePipeline, model: Any, experts: Experts, switch: float | None) -> Chooser:
+    """Which expert of a transformer is in force at a timestep; see `expert_chooser`."""
+    return expert_chooser(model, experts, switch, pipeline.schedule().train_timesteps)
