@@ -142,11 +142,11 @@ def components(node: Any, path: str = "") -> Iterator[tuple[str, str, Mapping[st
     """Class path, dotted key and arguments of every component in a configuration."""
     if isinstance(node, Mapping) and isinstance(node.get("class_path"), str):
         yield node["class_path"], path, node.get("init_args") or {}
-    for key, value in _entries(node):
+    for key, value in entries(node):
         yield from components(value, f"{path}.{key}" if path else str(key))
 
 
-def _entries(node: Any) -> Iterable[tuple[Any, Any]]:
+def entries(node: Any) -> Iterable[tuple[Any, Any]]:
     """The keys or positions of a mapping or list, with what they hold; nothing for anything else."""
     if isinstance(node, Mapping):
         return node.items()

@@ -6,12 +6,13 @@ It is read from source (cli/signatures.py), before anything slow is imported.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from luve_lightning.cli import function_name, verbs
+from luve_lightning.cli.errors import entries
 from luve_lightning.cli.signatures import (
     SPREAD,
     Parameter,
@@ -121,7 +122,7 @@ class Keys:
             if isinstance(node.get("dict_kwargs"), Mapping):
                 yield from self._walk(node["dict_kwargs"], f"{path}.dict_kwargs", None, Signature(open=True))
             return
-        for place, value in _entries(node):
+        for place, value in list(entries(node)):
             key = f"{path}.{place}" if path else str(place)
             inner = parameter.inner() if parameter is not None and signature is None else None
             own = signature.get(str(place)) if signature is not None else inner
@@ -176,12 +177,11 @@ def _function(verb: str) -> Signature:
 
 
 def _training(verb: str) -> Signature:
-    method = function_signature(*_module_and_name(TRAINER, verb)) or Signature()
-    names = [*_SECTIONS, "trainer", "callbacks", "loggers", "seed_everything"]
-    parameters = {name: Parameter(name) for name in names}
+    module, _, owner = TRAINER.rpartition(".")
+    method = function_signature(module, verb, owner) or Signature()
     own = {name: one for name, one in method.parameters.items() if name not in _HANDED_OVER}
-    ckpt_path = replace(own.get("ckpt_path", Parameter("ckpt_path")), name="ckpt_path")
-    return Signature(parameters | own | {"ckpt_path": ckpt_path}, open=not method.parameters)
+    names = [*_SECTIONS, "trainer", "callbacks", "loggers", "seed_everything", "ckpt_path"]
+    return Signature({name: Parameter(name) for name in names} | own, open=not method.parameters)
 
 
 def _trainer() -> Signature | None:
@@ -192,16 +192,5 @@ def _trainer() -> Signature | None:
     return Signature(kept, found.open)
 
 
-def _module_and_name(path: str, method: str) -> tuple[str, str, str]:
-    module, _, owner = path.rpartition(".")
-    return module, method, owner
-
-
 def _is_component(node: Any) -> bool:
     return isinstance(node, Mapping) and isinstance(node.get("class_path"), str)
-
-
-def _entries(node: Any) -> Iterable[tuple[Any, Any]]:
-    if isinstance(node, Mapping):
-        return list(node.items())
-    return list(enumerate(node)) if isinstance(node, list) else []
