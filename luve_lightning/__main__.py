@@ -1,4 +1,4 @@
-"""The `luve` command. `luve --help` lists the verbs; cli/__init__.py is the table behind it."""
+"""The `luve` command. `luve --help` lists the verbs, each a module of luve_lightning/cli."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ from luve_lightning.terminal import say
 
 VERBS = {
     "ablate": Verb(
-        "Measurement",
+        "Tables",
         "repeat one of the paper's tables: every row, several seeds",
         positional="table",
         goes_on=True,
