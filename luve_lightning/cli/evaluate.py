@@ -18,20 +18,19 @@ from luve_lightning.checkout import revision_in_words
 from luve_lightning.cli import Verb
 from luve_lightning.cli.open_index import print_summary
 from luve_lightning.data.hashes import ClipHashes
-from luve_lightning.evaluation.evaluation_files import write_report
-from luve_lightning.evaluation.evaluation_report import (
+from luve_lightning.evaluation.measures import Skipped, prepare_measures
+from luve_lightning.evaluation.report import (
     EvaluationReport,
     difference_rows,
     missing_lines,
     problem_lines,
     warnings,
     with_arrow,
+    write_report,
 )
-from luve_lightning.evaluation.evaluation_summary import distances, summarise
-from luve_lightning.evaluation.measures import Skipped, prepare_measures
 from luve_lightning.evaluation.result_cache import ResultCache
 from luve_lightning.evaluation.runner import Runner
-from luve_lightning.evaluation.summary_table import Resampling
+from luve_lightning.evaluation.summary import Resampling, distances, summarise
 from luve_lightning.evaluation.tables import format_value, table_rich
 from luve_lightning.evaluation.video_sets import VideoSets, find_video_sets
 from luve_lightning.machine import choose_device, decoding_threads

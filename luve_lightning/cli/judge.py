@@ -10,13 +10,16 @@ from luve_lightning.cli import Verb
 from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich
 from luve_lightning.evaluation.video_sets import find_video_sets
 from luve_lightning.files import write_text
-from luve_lightning.reporting.judge import QUESTIONS, QuestionOptions, read_key, write_questions
-from luve_lightning.reporting.judge_answers import (
+from luve_lightning.reporting.judge import (
     MEAN_COLUMNS,
+    QUESTIONS,
     VIDEO_COLUMNS,
+    QuestionOptions,
     mean_rows,
     read_answers,
+    read_key,
     video_rows,
+    write_questions,
 )
 from luve_lightning.terminal import Steps, say
 

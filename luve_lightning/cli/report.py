@@ -16,9 +16,9 @@ from rich.console import Console
 from luve_lightning.checkout import revision_in_words
 from luve_lightning.cli import Verb
 from luve_lightning.files import write_text
-from luve_lightning.reporting.comparisons import Comparison
 from luve_lightning.reporting.dashboard import Dashboard
 from luve_lightning.reporting.report import PageText, ReportInputs, build_report
+from luve_lightning.reporting.videos import Comparison
 from luve_lightning.terminal import Steps, say
 
 VERBS = {

@@ -1,21 +1,184 @@
-"""The metrics of an evaluation: prepared, or set aside with the reason."""
+"""The metrics of an evaluation: prepared, with statistics of their references, or set aside with the reason."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 from torchmetrics import Metric
 
-from luve_lightning.data.hashes import FileHashes
-from luve_lightning.evaluation.reference_statistics import prepare_reference
+from luve_lightning.data.hashes import FileHashes, shown_digest
+from luve_lightning.data.video_files import VIDEO_SUFFIXES, read_video
 from luve_lightning.evaluation.result_cache import code_digest, describe_metric, digest_of
+from luve_lightning.files import file_digest, listing_digest, text_digest, warn_kept_in_memory
+from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.metrics.base import Unavailable, VideoMetric
+from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureStatistics
 from luve_lightning.metrics.frechet_patch import FrechetPatchDistance
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+
+Progress = Callable[[int, int], None]
+"""Called with the number of files done and of all files."""
+
+
+def reference_files(folder: str | Path) -> list[Path]:
+    """Images and videos of a folder and of the folders below it, sorted by path; hidden ones are left out.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or none of them in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"reference {folder}: no such folder")
+    known = IMAGE_SUFFIXES.union(VIDEO_SUFFIXES)
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in known and not path.name.startswith(".") and path.is_file()
+    )
+    if not files:
+        raise FileNotFoundError(f"reference {folder}: holds neither images nor videos")
+    return files
+
+
+def source_hash(folder: str | Path, files: Sequence[Path]) -> str:
+    """sha256 over names (below the folder) and contents of files: another one when any of them changes."""
+
+    def digest(path: Path) -> str:
+        content = file_digest(path)
+        return content if path.suffix.lower() in IMAGE_SUFFIXES else shown_digest(path, content)
+
+    return listing_digest((path.relative_to(folder).as_posix(), digest(path)) for path in files)
+
+
+def read_frames(path: Path) -> Tensor:
+    """Frames of a video, or the one of an image, uint8 T x H x W x 3.
+
+    Raises:
+        ValueError: an image that cannot be read; a video's error is `read_video`'s own.
+    """
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        return torch.from_numpy(read_video(path)[0])
+    try:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(image.convert("RGB")))[None]
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"reference image {path}: cannot be read ({error})") from error
+
+
+def folder_statistics(
+    folder: str | Path,
+    patches: PatchPlan,
+    extractor: FeatureExtractor,
+    device: torch.device | str,
+    progress: Progress | None = None,
+) -> FeatureStatistics:
+    """Statistics of every image and video of a folder, one file at a time.
+
+    Args:
+        folder: searched with all folders below it.
+        patches: which patches of which frames; an image is one frame.
+        extractor: the network.
+        device: where it runs.
+        progress: see `Progress`.
+
+    Raises:
+        FileNotFoundError: no such folder, or nothing in it.
+        Unavailable: the network's file is missing.
+        ValueError: a file that cannot be read, or smaller than a patch; nothing is skipped.
+    """
+    folder = Path(folder)
+    files = reference_files(folder)
+    metric = FrechetPatchDistance(patches, extractor)
+    metric.prepare(device)
+    for done, path in enumerate(files, start=1):
+        frames = read_frames(path)
+        try:
+            metric.update(frames, key=path.relative_to(folder).as_posix())
+        except ValueError as error:
+            raise ValueError(f"reference {path}: {error}") from error
+        if progress is not None:
+            progress(done, len(files))
+    return FeatureStatistics(
+        moments=metric.moments,
+        plan=patches,
+        extractor=extractor.name,
+        source=str(folder),
+        source_hash=source_hash(folder, files),
+        files=len(files),
+    )
+
+
+def prepare_reference(
+    metric: FrechetPatchDistance,
+    reference: str | Path,
+    device: torch.device | str,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> FeatureStatistics:
+    """Give a metric its reference: a statistics file as it is, or a folder, whose statistics are made once.
+
+    Args:
+        metric: prepared here, see `FrechetPatchDistance.prepare`.
+        reference: a statistics file, or a folder of images and videos.
+        device: where the network runs.
+        cache: folder that keeps statistics by the content of what they were made from, so that a changed reference
+            never meets old ones; None keeps nothing.
+        progress: see `Progress`; not called for statistics that are there.
+
+    Returns:
+        What the metric compares with from now on.
+
+    Raises:
+        FileNotFoundError: neither is there.
+        ValueError: statistics that were made otherwise, or files that cannot be used; see `folder_statistics`.
+        Unavailable: the network's file is missing.
+    """
+    if not Path(reference).exists():
+        raise FileNotFoundError(f"reference {reference}: no such file or folder")
+    folder = Path(reference)
+    metric.reference = None
+    metric.prepare(device)
+    if not folder.is_dir():
+        statistics = FeatureStatistics.load(folder)
+    else:
+        kept = None if cache is None else _kept(folder, metric, cache)
+        found = None if kept is None else _load_kept(kept)
+        statistics = found or folder_statistics(folder, metric.patches, metric.extractor, device, progress)
+        if kept is not None and found is None:
+            try:
+                statistics.save(kept)
+            except OSError as error:
+                warn_kept_in_memory(kept.parent, error)
+    metric.use_reference(statistics)
+    return statistics
+
+
+def _load_kept(kept: Path) -> FeatureStatistics | None:
+    """Statistics of an earlier run; None, with a word, when they are damaged."""
+    if not kept.is_file():
+        return None
+    try:
+        return FeatureStatistics.load(kept)
+    except (ValueError, OSError) as error:
+        warnings.warn(f"{error}; they are made again", stacklevel=2)
+        return None
+
+
+def _kept(folder: Path, metric: FrechetPatchDistance, cache: Path) -> Path:
+    content = source_hash(folder, reference_files(folder))
+    recipe = f"{metric.extractor.name}\n{metric.patches}\n{content}\n"
+    return cache / f"{metric.name}-{text_digest(recipe)[:20]}.safetensors"
+
 
 # How frames come out of a file is part of every result.
 _DECODING = "luve_lightning.data.clips"

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from luve_lightning.evaluation.tables import format_value
-from luve_lightning.reporting.comparisons import ComparedFrames, Comparison, read_comparison
-from luve_lightning.reporting.dashboard import Dashboard
-from luve_lightning.reporting.dashboard_panels import DrawnDashboard, read_dashboard
+from luve_lightning.reporting.dashboard import Dashboard, DrawnDashboard, read_dashboard
 from luve_lightning.reporting.document import render_document
-from luve_lightning.reporting.loss_curves import RunCurves, read_curves
+from luve_lightning.reporting.plots import RunCurves, SpectraPlots, read_curves, read_spectra
 from luve_lightning.reporting.provenance import Inputs, LeftOut, Origin
 from luve_lightning.reporting.result_tables import BETTER, DIRECTIONS, ResultTable, read_results
-from luve_lightning.reporting.sample_videos import PageVideo, read_sample, sample_files
-from luve_lightning.reporting.spectra_plots import SpectraPlots, read_spectra
+from luve_lightning.reporting.videos import (
+    ComparedFrames,
+    Comparison,
+    PageVideo,
+    read_comparison,
+    read_sample,
+    sample_files,
+)
 
 MIB = 2**20
 _MARKUP = 2000  # characters around a comparison's or a video's own, about

@@ -13,7 +13,7 @@ import yaml
 
 from luve_lightning.ablations.table import read_table
 from luve_lightning.cli import sweep as verb
-from luve_lightning.reporting.dashboard_panels import find_runs
+from luve_lightning.reporting.dashboard import find_runs
 from tests.helpers.run_luve import run_luve
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luve_lightning.evaluation.bootstrap import mean_interval
-from luve_lightning.reporting.judge import AXES, Key, KeyEntry
-from luve_lightning.reporting.judge_answers import (
+from luve_lightning.reporting.judge import (
+    AXES,
     MEAN_COLUMNS,
     VIDEO_COLUMNS,
     JudgeAnswers,
+    Key,
+    KeyEntry,
     mean_rows,
     read_answers,
     video_rows,

@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 
 from luve_lightning.data.video_files import read_video, write_video
-from luve_lightning.reporting.comparisons import Comparison, read_comparison
-from luve_lightning.reporting.loss_curves import read_curves
+from luve_lightning.reporting.plots import read_curves, read_spectra
 from luve_lightning.reporting.provenance import Unreadable
 from luve_lightning.reporting.report import MIB, PageText, ReportInputs, ReportPage, build_report
 from luve_lightning.reporting.result_tables import RESULT_COLUMNS, read_results
-from luve_lightning.reporting.sample_videos import read_sample
-from luve_lightning.reporting.spectra_plots import read_spectra
+from luve_lightning.reporting.videos import Comparison, read_comparison, read_sample
 from tests.helpers.report_inputs import WORLD, write_results, write_run, write_spectra, write_videos
 from tests.helpers.run_luve import run_luve
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from luve_lightning.reporting.comparisons import Comparison
 from luve_lightning.reporting.report import PageText, ReportInputs, build_report
+from luve_lightning.reporting.videos import Comparison
 from tests.helpers.browser import (
     DESK,
     PHONE,

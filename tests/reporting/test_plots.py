@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from luve_lightning.reporting.loss_curves import Curve, log_files, read_log
+from luve_lightning.reporting.plots import Curve, log_files, read_log
 
 
 def write(folder: Path, version: int, text: str) -> Path:

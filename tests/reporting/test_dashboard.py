@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from luve_lightning.reporting.chart import COLOURS
-from luve_lightning.reporting.dashboard import Dashboard, Panel, Section
-from luve_lightning.reporting.dashboard_panels import find_runs, read_dashboard
+from luve_lightning.reporting.dashboard import Dashboard, Panel, Section, find_runs, read_dashboard
 from luve_lightning.reporting.provenance import Unreadable
 
 

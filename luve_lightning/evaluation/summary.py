@@ -1,0 +1,311 @@
+"""From results of videos to a table: means, Fréchet distances and differences, each with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from luve_lightning.evaluation.bootstrap import (
+    Distance,
+    FrechetBootstrap,
+    Interval,
+    Originals,
+    mean_interval,
+    paired_difference,
+    percentiles,
+    resampled_means,
+)
+from luve_lightning.evaluation.measures import Measure, Skipped
+from luve_lightning.evaluation.result_cache import ResultCache, Score
+from luve_lightning.evaluation.runner import Measurements, Problem
+from luve_lightning.metrics.vbench_average import VBENCH_DIMENSIONS, vbench_average
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One method minus another on the videos that both have.
+
+    Attributes:
+        metric: the column.
+        first: a method.
+        second: the method that is subtracted from it.
+        interval: of the difference; 0 outside of it means that they differ.
+    """
+
+    metric: str
+    first: str
+    second: str
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How intervals are made.
+
+    Attributes:
+        seed: of the draws.
+        replicates: draws for means.
+        frechet_replicates: draws for Fréchet distances, each of which decomposes a matrix.
+    """
+
+    seed: int = 0
+    replicates: int = 1000
+    frechet_replicates: int = 200
+
+    def __post_init__(self) -> None:
+        if self.seed < 0 or min(self.replicates, self.frechet_replicates) < 1:
+            raise ValueError(
+                f"expected seed >= 0, replicates >= 1 and frechet_replicates >= 1, got {self.seed}, "
+                f"{self.replicates} and {self.frechet_replicates}"
+            )
+
+
+@dataclass
+class Summary:
+    """The table.
+
+    Attributes:
+        intervals: by metric, then method; a metric that has no result for a method is not there.
+        differences: of the pairs asked for.
+        problems: results that could not be put together.
+        measures: the columns, in order; those of the results and what is computed of them.
+    """
+
+    measures: list[Measure]
+
+    intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+_ALL = "all of them"
+
+
+class DistanceColumn:
+    """One Fréchet distance for all methods.
+
+    Args:
+        summary: gets what is computed.
+        measure: the distance.
+        found: where the features of each video are.
+        cache: the features.
+        resampling: how intervals are made.
+        advance: told of every distance of a resample.
+    """
+
+    def __init__(
+        self,
+        summary: Summary,
+        measure: Measure,
+        found: Measurements,
+        cache: ResultCache,
+        resampling: Resampling,
+        advance: Callable[[], None],
+    ) -> None:
+        assert measure.frechet is not None
+        self.summary, self.measure, self.metric, self.cache = summary, measure, measure.frechet, cache
+        self.resampling, self.advance = resampling, advance
+        self.keys = found.features.get(measure.name, {})
+        self.originals: dict[str, Tensor] = {}
+        self.bootstraps: dict[tuple[str, tuple[str, ...]], FrechetBootstrap] = {}
+
+    def add(self, methods: Sequence[str], pairs: Sequence[tuple[str, str]]) -> None:
+        """Add the column to the summary."""
+        name = self.measure.name
+        if self.measure.needs_originals_features:
+            self.originals = {video: self._features(None, video) for video in self.keys.get(None, {})}
+            if not self.originals:
+                self.summary.problems.append(Problem(None, _ALL, "no original could be measured", name))
+                return
+        for method in methods:
+            own = sorted(self.keys.get(method, {}))
+            try:
+                if own:
+                    interval = self._bootstrap(method, own).interval()
+                    self.summary.intervals.setdefault(name, {})[method] = interval
+            except ValueError as error:  # too few patches
+                self.summary.problems.append(Problem(method, _ALL, str(error), name))
+        done = self.summary.intervals.get(name, {})
+        for first, second in pairs:
+            common = sorted(self.keys.get(first, {}).keys() & self.keys.get(second, {}).keys())
+            if common and first in done and second in done:
+                interval = self._bootstrap(first, common).difference(self._bootstrap(second, common))
+                self.summary.differences.append(Difference(name, first, second, interval))
+
+    def _features(self, method: str | None, video: str) -> Tensor:
+        features = self.cache.features(self.keys[method][video])
+        if features is None:
+            raise FileNotFoundError(
+                f"{self.cache.folder}: features of {video} have gone meanwhile; run again"
+            )
+        return features
+
+    def _bootstrap(self, method: str, videos: list[str]) -> FrechetBootstrap:
+        """Of these videos of a method, once."""
+        key = (method, tuple(videos))
+        if key not in self.bootstraps:
+            distance: Distance = lambda moments, counts: self.metric.distance(moments)  # noqa: E731
+            if self.originals:
+                distance = Originals(self.originals, videos).distance
+            features = [self._features(method, video) for video in videos]
+            seed, replicates = self.resampling.seed, self.resampling.frechet_replicates
+            self.bootstraps[key] = FrechetBootstrap(features, distance, seed, replicates, self.advance)
+        return self.bootstraps[key]
+
+
+VBENCH_AVERAGE = "vbench_average"
+Scores = Mapping[str, Mapping[str, Mapping[str, Score]]]
+
+
+class AverageDraws:
+    """The average of one method over some videos, and of resamples of them: of all dimensions the same videos.
+
+    Args:
+        scores: of the method, by dimension and video.
+        videos: which ones.
+        seed: of the resampling.
+        replicates: how often the videos are drawn anew.
+    """
+
+    def __init__(
+        self, scores: Mapping[str, Mapping[str, Score]], videos: Sequence[str], seed: int, replicates: int
+    ) -> None:
+        means: dict[str, float] = {}
+        draws: list[NDArray[np.float64]] = []
+        for name in VBENCH_DIMENSIONS:
+            own = [scores[name][video] for video in videos]
+            means[name], drawn = resampled_means(
+                [score.value for score in own], seed, replicates, [score.weight for score in own]
+            )
+            draws.append(drawn)
+        self.value, self.draws, self.videos = vbench_average(means), np.mean(draws, axis=0), len(videos)
+
+    def interval(self) -> Interval:
+        """The average with its 95 % interval."""
+        return Interval(self.value, *percentiles(self.draws, self.videos), self.videos)
+
+    def difference(self, other: AverageDraws) -> Interval:
+        """This average minus the other's, of the same videos in the same order."""
+        ends = percentiles(self.draws - other.draws, self.videos)
+        return Interval(self.value - other.value, *ends, self.videos)
+
+
+def of_method(scores: Scores, method: str) -> dict[str, Mapping[str, Score]]:
+    """A method's scores by dimension."""
+    return {name: scores.get(name, {}).get(method, {}) for name in VBENCH_DIMENSIONS}
+
+
+def complete_videos(scores: Scores, methods: Sequence[str]) -> list[str]:
+    """The videos of which every method has all five dimensions."""
+    sets = [found.keys() for method in methods for found in of_method(scores, method).values()]
+    return sorted(set.intersection(*map(set, sets)))
+
+
+def why_not(measured: Sequence[str], wanted: Sequence[str]) -> Skipped | None:
+    """Why there is no average, when some of the dimensions were asked for.
+
+    Args:
+        measured: the columns that ran.
+        wanted: the columns that ran or were to run.
+    """
+    missing = [name for name in VBENCH_DIMENSIONS if name not in measured]
+    if not missing or not set(wanted) & set(VBENCH_DIMENSIONS):
+        return None
+    return Skipped(VBENCH_AVERAGE, f"needs all five dimensions, missing: {', '.join(missing)}")
+
+
+def summarise(
+    found: Measurements,
+    cache: ResultCache,
+    methods: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
+    resampling: Resampling,
+    advance: Callable[[], None] = lambda: None,
+) -> Summary:
+    """Put the results of all videos together.
+
+    Args:
+        found: the results.
+        cache: where the features are.
+        methods: in the table's order.
+        pairs: methods to compare, the second is subtracted from the first.
+        resampling: how intervals are made.
+        advance: told of every Fréchet distance of a resample, see `distances`.
+    """
+    summary = Summary(list(found.measures))
+    for measure in found.measures:
+        if measure.frechet is None:
+            _add_means(summary, measure, found.scores.get(measure.name, {}), methods, pairs, resampling)
+        else:
+            DistanceColumn(summary, measure, found, cache, resampling, advance).add(methods, pairs)
+    _add_vbench_average(summary, found, methods, pairs, resampling)
+    return summary
+
+
+def distances(found: Measurements, methods: Sequence[str], resampling: Resampling) -> int:
+    """About how many Fréchet distances `summarise` computes."""
+    sets = [measure for measure in found.measures if measure.frechet is not None]
+    return len(sets) * len(methods) * resampling.frechet_replicates
+
+
+def _add_means(
+    summary: Summary,
+    measure: Measure,
+    scores: dict[str, dict[str, Score]],
+    methods: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
+    resampling: Resampling,
+) -> None:
+    seed, replicates = resampling.seed, resampling.replicates
+    for method in methods:
+        own = [score for _, score in sorted(scores.get(method, {}).items())]
+        if own:
+            values, weights = [s.value for s in own], [s.weight for s in own]
+            interval = Interval(*mean_interval(values, seed, replicates, weights), len(own))
+            summary.intervals.setdefault(measure.name, {})[method] = interval
+    for first, second in pairs:
+        ours, theirs = scores.get(first, {}), scores.get(second, {})
+        common = sorted(ours.keys() & theirs.keys())
+        if common:
+            difference = paired_difference(
+                [ours[name].value for name in common],
+                [theirs[name].value for name in common],
+                seed,
+                replicates,
+                [ours[name].weight for name in common],
+            )
+            interval = Interval(*difference, len(common))
+            summary.differences.append(Difference(measure.name, first, second, interval))
+
+
+def _add_vbench_average(
+    summary: Summary,
+    found: Measurements,
+    methods: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
+    resampling: Resampling,
+) -> None:
+    measured = [measure.name for measure in found.measures]
+    reason = why_not(measured, [*measured, *(skipped.name for skipped in found.skipped)])
+    if reason is not None:
+        found.skipped.append(reason)
+    if not set(VBENCH_DIMENSIONS) <= set(measured):
+        return
+
+    def draws(method: str, videos: Sequence[str]) -> AverageDraws:
+        return AverageDraws(of_method(found.scores, method), videos, resampling.seed, resampling.replicates)
+
+    summary.measures.append(Measure(VBENCH_AVERAGE, None, "", True, "as its five dimensions are"))
+    for method in methods:
+        own = complete_videos(found.scores, [method])
+        if own:
+            summary.intervals.setdefault(VBENCH_AVERAGE, {})[method] = draws(method, own).interval()
+    for first, second in pairs:
+        common = complete_videos(found.scores, [first, second])
+        if common:
+            interval = draws(first, common).difference(draws(second, common))
+            summary.differences.append(Difference(VBENCH_AVERAGE, first, second, interval))
