@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from luve_lightning.ablations.results import COLUMNS, Results, result_rows
+from luve_lightning.ablations.results import COLUMNS, Direction, Results, result_rows
 from luve_lightning.ablations.table import Table
 from luve_lightning.evaluation.tables import format_value, table_csv, table_markdown
 from luve_lightning.files import write_text
 
+_NUMBERS = ("mean", "low", "high", "difference", "difference_low", "difference_high")
 _ABOUT = (
     "Each value is a mean over seeds with its 95 % interval by Student's t (none for one seed). Differences are from "
     "the row `{reference}`, paired by seed, with intervals of their own. Direction: whether a difference goes the "
@@ -39,6 +42,20 @@ class ResultsProvenance:
     device: str
     packages: Mapping[str, str]
     date: str
+
+
+@dataclass(frozen=True)
+class ResultsFile:
+    """What `write_results` wrote.
+
+    Attributes:
+        rows: by `COLUMNS`, at least one. Means, differences and their ends are numbers, NaN for none; the paper's
+            values are as the file writes them.
+        about: the JSON file beside it; empty without.
+    """
+
+    rows: list[dict[str, Any]]
+    about: dict[str, Any]
 
 
 def write_results(
@@ -69,6 +86,61 @@ def write_results(
     for file, text in files.items():
         write_text(file, text)
     return list(files)
+
+
+def read_results(path: Path) -> ResultsFile:
+    """Read a table and, where it is there, the JSON file beside it.
+
+    Raises:
+        FileNotFoundError: no such table.
+        ValueError: other columns, values that are none, or no JSON; one line, which does not name the table.
+    """
+    if not path.is_file():
+        raise FileNotFoundError("missing")
+    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
+    lacking = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+    if lacking:
+        raise ValueError(f"no table of results: the columns {', '.join(lacking)} are missing")
+    rows = []
+    for row in reader:
+        if None in row or None in row.values():
+            raise ValueError(f"line {reader.line_num}: another number of values than columns")
+        rows.append(_parsed(row))
+    if not rows:
+        raise ValueError("a table of results without a row")
+    beside = path.with_suffix(".json")
+    return ResultsFile(rows, _about(beside) if beside.is_file() else {})
+
+
+def _parsed(row: dict[str, Any]) -> dict[str, Any]:
+    for name, known in (("better", ("higher", "lower", "")), ("direction", get_args(Direction))):
+        if row[name] not in known:
+            choices = ", ".join(repr(choice) for choice in known)
+            raise ValueError(f"{_place(row, name)}: expected one of {choices}, got {row[name]!r}")
+    numbers = {name: _number(row, name) for name in _NUMBERS}
+    seeds = _number(row, "seeds")
+    return row | numbers | {"seeds": 0 if math.isnan(seeds) else int(seeds)}
+
+
+def _number(row: Mapping[str, str], key: str) -> float:
+    try:
+        return float(row[key]) if row[key].strip() else math.nan
+    except ValueError:
+        raise ValueError(f"{_place(row, key)}: expected a number, got {row[key]!r}") from None
+
+
+def _place(row: Mapping[str, str], key: str) -> str:
+    return f"row {row['row']}, metric {row['metric']}: {key}"
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name}: expected a JSON object, got a {type(content).__name__}")
+    return content
 
 
 def _json(

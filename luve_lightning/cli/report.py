@@ -13,11 +13,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from luve_lightning.ablations.results_files import read_results
 from luve_lightning.checkout import revision_in_words
 from luve_lightning.cli import Verb
 from luve_lightning.files import write_text
 from luve_lightning.reporting.dashboard import Dashboard
 from luve_lightning.reporting.report import PageText, ReportInputs, build_report
+from luve_lightning.reporting.result_tables import ResultTable, result_table
 from luve_lightning.reporting.videos import Comparison
 from luve_lightning.terminal import Steps, say
 
@@ -80,13 +82,19 @@ def report(
     with Steps(console) as steps:
         count = sum(value is not None for by_name in chosen for value in by_name.values())
         steps.begin("comparisons and videos", count)
-        made = build_report(inputs, PageText(title, note, _facts()), limit_mib, steps.advance)
+        made = build_report(inputs, PageText(title, note, _facts()), read_table, limit_mib, steps.advance)
     write_text(output, made.html)
     shown = ", ".join(f"{kind} {count}" for kind, count in made.counts.items())
     lines = [f"{output}: {shown}; {len(made.html.encode()) / 2**20:.2f} of {limit_mib:g} MiB"]
     lines += [f"  left out: {line}" for line in made.left_out]
     lines.append(f"{time.perf_counter() - started:.0f} s")
     say(console, "\n".join(lines))
+
+
+def read_table(name: str, path: Path) -> ResultTable:
+    """An ablation table from its file, as the page shows it."""
+    found = read_results(path)
+    return result_table(name, path, found.rows, found.about)
 
 
 def _facts() -> dict[str, str]:

@@ -64,12 +64,12 @@ class Inputs:
             return read()
         except FileNotFoundError as error:
             self.note(key, path, str(error) if "missing" in str(error) else "missing")
-        except Unreadable as error:
-            self.note(key, path, str(error))
         except ClipError as error:
             self.note(key, path, error.reason or str(error))
         except (OSError, UnicodeDecodeError) as error:
             self.note(key, path, f"cannot be read: {error}")
+        except ValueError as error:
+            self.note(key, path, str(error))
         return None
 
     def note(self, key: str, path: Path | str, reason: str) -> None:

@@ -12,7 +12,7 @@ from luve_lightning.reporting.dashboard import Dashboard, DrawnDashboard, read_d
 from luve_lightning.reporting.document import render_document
 from luve_lightning.reporting.plots import RunCurves, SpectraPlots, read_curves, read_spectra
 from luve_lightning.reporting.provenance import Inputs, LeftOut, Origin
-from luve_lightning.reporting.result_tables import BETTER, DIRECTIONS, ResultTable, read_results
+from luve_lightning.reporting.result_tables import BETTER, DIRECTIONS, ResultTable
 from luve_lightning.reporting.videos import (
     ComparedFrames,
     Comparison,
@@ -120,6 +120,7 @@ class ReportPage:
 def build_report(
     inputs: ReportInputs,
     text: PageText,
+    read_table: Callable[[str, Path], ResultTable],
     limit_mib: float = 20.0,
     advance: Callable[[], None] = lambda: None,
 ) -> ReportPage:
@@ -128,6 +129,7 @@ def build_report(
     Args:
         inputs: what to show.
         text: of the page itself.
+        read_table: reads an ablation table, given its name and file.
         limit_mib: most of the page; comparisons and then videos that would exceed it are left out. Tables and charts
             never are.
         advance: called after each comparison and each video.
@@ -139,7 +141,7 @@ def build_report(
         raise ValueError(f"limit_mib: expected a number > 0, got {limit_mib}")
     read = Inputs()
     parts = PageParts(
-        read.read("results", inputs.results, read_results),
+        read.read("results", inputs.results, read_table),
         read.read("curves", inputs.curves, lambda name, path: read_curves(name, path, inputs.columns)),
         _read_dashboards(inputs, read),
         read.read("spectra", inputs.spectra, read_spectra),

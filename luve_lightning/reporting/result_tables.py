@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from luve_lightning.reporting.provenance import Origin, Unreadable, in_words, of_results, read_json
+from luve_lightning.reporting.provenance import Origin, in_words, of_results
 
-RESULT_COLUMNS = (
-    "table", "row", "title", "metric", "unit", "better", "seeds", "mean", "low", "high",
-    "paper", "paper_metric", "difference", "difference_low", "difference_high", "paper_difference", "direction",
-)  # fmt: skip
 DIRECTIONS = {"same": "same", "opposite": "opposite", "none": "not told apart", "": ""}
 BETTER = {"higher": "higher is better", "lower": "lower is better", "": ""}
 FAR = 5.0  # times as far as the next: beyond the scale of the little pictures
@@ -143,26 +137,25 @@ class ResultTable:
         return {name: counts[name] for name in ("same", "opposite", "none") if counts[name]}
 
 
-def read_results(name: str, path: Path) -> ResultTable:
-    """Read a table and, where it is there, the JSON file beside it.
+def result_table(
+    name: str, path: Path, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
+) -> ResultTable:
+    """A table as the page shows it.
 
-    Raises:
-        FileNotFoundError: no such table.
-        Unreadable: other columns, or values that are none.
+    Args:
+        name: in the configuration.
+        path: of the file.
+        rows: what `luve_lightning.ablations.results_files.read_results` found in it.
+        about: what it found beside it; empty without.
     """
-    if not path.is_file():
-        raise FileNotFoundError("missing")
-    rows = _rows(path.read_text(encoding="utf-8-sig"))
-    beside = path.with_suffix(".json")
-    content = read_json(beside) if beside.is_file() else {}
-    row_notes = content.get("notes")
+    notes = about.get("notes")
     return ResultTable(
         name,
-        str(content.get("title") or rows[0]["table"] or name),
-        _by_metric(rows, row_notes if isinstance(row_notes, dict) else {}),
-        str(content.get("world") or ""),
-        tuple(_notes(content)),
-        of_results(f"results.{name}", beside, content) if content else None,
+        str(about.get("title") or rows[0]["table"] or name),
+        _by_metric(rows, notes if isinstance(notes, dict) else {}),
+        str(about.get("world") or ""),
+        tuple(_notes(about)),
+        of_results(f"results.{name}", path.with_suffix(".json"), about) if about else None,
     )
 
 
@@ -180,30 +173,15 @@ def _notes(content: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"Failed: {row}: {in_words(reasons)}" for row, reasons in failed.items())
 
 
-def _rows(text: str) -> list[dict[str, str]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    lacking = [column for column in RESULT_COLUMNS if column not in (reader.fieldnames or ())]
-    if lacking:
-        raise Unreadable(f"no table of results: the columns {', '.join(lacking)} are missing")
-    rows = []
-    for row in reader:
-        if None in row or None in row.values():
-            raise Unreadable(f"line {reader.line_num}: another number of values than columns")
-        rows.append({str(key): str(value) for key, value in row.items()})
-    if not rows:
-        raise Unreadable("a table of results without a row")
-    return rows
-
-
-def _by_metric(rows: list[dict[str, str]], notes: Mapping[str, Any]) -> tuple[MetricTable, ...]:
-    groups: dict[str, list[dict[str, str]]] = {}
+def _by_metric(rows: Sequence[Mapping[str, Any]], notes: Mapping[str, Any]) -> tuple[MetricTable, ...]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["metric"], []).append(row)
     tables = [
         MetricTable(
             metric,
             lines[0]["unit"],
-            _one_of(lines[0], "better", BETTER),
+            lines[0]["better"],
             next((line["paper_metric"] for line in lines if line["paper_metric"]), ""),
             tuple(_line(line, notes) for line in lines),
         )
@@ -212,37 +190,7 @@ def _by_metric(rows: list[dict[str, str]], notes: Mapping[str, Any]) -> tuple[Me
     return tuple(sorted(tables, key=lambda table: not table.has_paper))
 
 
-def _line(row: Mapping[str, str], notes: Mapping[str, Any]) -> ResultLine:
-    return ResultLine(
-        row["row"],
-        row["title"] or row["row"],
-        in_words(notes.get(row["row"], "")),
-        int(_number(row, "seeds", 0.0)),
-        _number(row, "mean"),
-        _number(row, "low"),
-        _number(row, "high"),
-        _number(row, "difference"),
-        _number(row, "difference_low"),
-        _number(row, "difference_high"),
-        row["paper"],
-        row["paper_difference"],
-        _one_of(row, "direction", DIRECTIONS),
-    )
-
-
-def _number(row: Mapping[str, str], key: str, empty: float = math.nan) -> float:
-    try:
-        return float(row[key]) if row[key].strip() else empty
-    except ValueError:
-        raise Unreadable(f"{_place(row, key)}: expected a number, got {row[key]!r}") from None
-
-
-def _one_of(row: Mapping[str, str], key: str, known: Mapping[str, Any]) -> str:
-    if row[key] not in known:
-        choices = ", ".join(repr(name) for name in known)
-        raise Unreadable(f"{_place(row, key)}: expected one of {choices}, got {row[key]!r}")
-    return row[key]
-
-
-def _place(row: Mapping[str, str], key: str) -> str:
-    return f"row {row['row']}, metric {row['metric']}: {key}"
+def _line(row: Mapping[str, Any], notes: Mapping[str, Any]) -> ResultLine:
+    known = {field.name: row[field.name] for field in fields(ResultLine) if field.name in row}
+    title, note = row["title"] or row["row"], in_words(notes.get(row["row"], ""))
+    return ResultLine(**known | {"title": title, "note": note})

@@ -25,7 +25,7 @@ from luve_lightning.ablations.results import (
     result_rows,
     t_interval,
 )
-from luve_lightning.ablations.results_files import ResultsProvenance, write_results
+from luve_lightning.ablations.results_files import ResultsProvenance, read_results, write_results
 from luve_lightning.ablations.stage_process import write_done
 from tests.helpers.ablations import ROWS, TABLE, planner_of, write_table
 
@@ -112,6 +112,25 @@ def test_differences_are_of_the_seeds_that_both_have(planner: AblationPlanner) -
     values = {"full": {0: {"score": 5.0}, 1: {"score": 9.0}}, "low": {0: {"score": 4.0}}}
     [_, low] = result_rows(planner.table, values)
     assert (low["seeds"], low["mean"], low["difference"]) == (1, 4.0, -1.0)
+
+
+def test_what_is_written_is_read_back(planner: AblationPlanner, tmp_path: Path) -> None:
+    finish(planner, SCORES)
+    found = collect(planner, EVERY)
+    write_results(planner.table, found, {}, PROVENANCE, tmp_path / "small.csv")
+    file = read_results(tmp_path / "small.csv")
+    assert file.about == json.loads((tmp_path / "small.json").read_text())
+    for read, made in zip(file.rows, result_rows(planner.table, found.values), strict=True):
+        assert list(read) == list(made)
+        for key, value in made.items():
+            if key in ("paper", "paper_difference"):  # as the file writes them
+                assert read[key] == ("" if value is None else f"{value:g}")
+            elif isinstance(value, str):
+                assert read[key] == value
+            else:
+                assert read[key] == pytest.approx(value, rel=1e-5, nan_ok=True)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        read_results(tmp_path / "other.csv")
 
 
 def test_every_file_says_whose_numbers_these_are(planner: AblationPlanner, tmp_path: Path) -> None:

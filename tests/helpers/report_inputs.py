@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from luve_lightning.ablations.results import COLUMNS
 from luve_lightning.data.video_files import write_video
 from luve_lightning.evaluation.tables import table_csv
-from luve_lightning.reporting.result_tables import RESULT_COLUMNS
 
 WORLD = "mini world: a test's few numbers, not the paper's"
 
@@ -30,10 +30,10 @@ def write_results(folder: Path, world: str | None = WORLD) -> Path:
                 apart, apart - 0.5 * (not reference), apart + 0.75 * (not reference), theirs - 41.03 if paper else None,
                 direction if paper else "",
             ]  # fmt: skip
-            rows.append(dict(zip(RESULT_COLUMNS, values, strict=True)))
+            rows.append(dict(zip(COLUMNS, values, strict=True)))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "experts.csv"
-    path.write_text(table_csv(RESULT_COLUMNS, rows))
+    path.write_text(table_csv(COLUMNS, rows))
     if world is not None:
         content = {"table": "experts", "world": world, "seeds": [0, 1, 2], "command": "luve ablate experts",
                    "revision": "f00d", "device": "a test", "title": "The experts", "notes": {"bare": "a note on bare"},

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from luve_lightning.ablations.results import COLUMNS
+from luve_lightning.cli.report import read_table
 from luve_lightning.data.video_files import read_video, write_video
 from luve_lightning.reporting.plots import read_curves, read_spectra
 from luve_lightning.reporting.provenance import Unreadable
 from luve_lightning.reporting.report import MIB, PageText, ReportInputs, ReportPage, build_report
-from luve_lightning.reporting.result_tables import RESULT_COLUMNS, read_results
 from luve_lightning.reporting.videos import Comparison, read_comparison, read_sample
 from tests.helpers.report_inputs import WORLD, write_results, write_run, write_spectra, write_videos
 from tests.helpers.run_luve import run_luve
@@ -21,7 +22,7 @@ TEXT = PageText("A report", "a note", {"date": "2026-11-22", "command": "luve re
 
 
 def build(limit_mib: float = 20.0, **inputs: object) -> ReportPage:
-    return build_report(ReportInputs(**inputs), TEXT, limit_mib)  # type: ignore[arg-type]
+    return build_report(ReportInputs(**inputs), TEXT, read_table, limit_mib)  # type: ignore[arg-type]
 
 
 def test_a_table_says_on_what_it_was_measured_and_keeps_the_papers_numbers_apart(tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_a_table_says_on_what_it_was_measured_and_keeps_the_papers_numbers_apart
 
 
 def test_the_papers_digits_are_the_files(tmp_path: Path) -> None:
-    table = read_results("experts", write_results(tmp_path))
+    table = read_table("experts", write_results(tmp_path))
     assert [line.paper for line in table.metrics[0].lines] == ["47.8", "51.75", "41.03"]
     assert table.metrics[0].reference == "full & title"
     assert (table.title, table.metrics[0].lines[0].note) == ("The experts", "a note on bare")
@@ -111,13 +112,13 @@ def test_values_of_a_table_are_checked(tmp_path: Path, column: str, value: str, 
     path = write_results(tmp_path)
     lines = path.read_text().splitlines()
     cells = lines[1].split(",")
-    cells[RESULT_COLUMNS.index(column)] = value
+    cells[COLUMNS.index(column)] = value
     path.write_text("\n".join([lines[0], ",".join(cells), *lines[2:]]))
     if message is None:
-        assert read_results("experts", path).metrics[0].better == value
+        assert read_table("experts", path).metrics[0].better == value
         return
-    with pytest.raises(Unreadable, match=re.escape(message)):
-        read_results("experts", path)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_table("experts", path)
 
 
 def test_a_resumed_run_is_one_curve(tmp_path: Path) -> None:
