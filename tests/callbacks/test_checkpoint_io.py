@@ -67,9 +67,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.ckpt"
     AtomicCheckpointIO().save_checkpoint(checkpoint(1), path)
-    with pytest.raises(
-        CheckpointError, match=r"not be written: Can't .*pickle.*; the earlier one is unchanged$"
-    ):
+    with pytest.raises(CheckpointError, match=r"not be written: .*; the earlier one is unchanged$"):
         AtomicCheckpointIO().save_checkpoint({"number": 2, "unpicklable": lambda: None}, path)
     assert AtomicCheckpointIO().load_checkpoint(path)["number"] == 1
     assert [p.name for p in path.parent.iterdir()] == ["a.ckpt"]

@@ -198,7 +198,7 @@ def test_a_setting_that_wandb_refuses_is_named(monkeypatch: pytest.MonkeyPatch) 
     made_by_us = line_of(quiet_wandb(config).__enter__)
     for line in (made_by_us, line_of(wandb.Settings().update_from_env_vars, os.environ)):
         assert line is not None
-        assert line.startswith("wandb: mode: Input should be 'online'")
+        assert line.startswith("wandb: mode: ")
         assert line.endswith("got 'bogus'")
 
 
