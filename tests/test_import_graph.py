@@ -115,6 +115,19 @@ def test_the_package_keeps_the_rules_of_its_house() -> None:
     assert not found, "\n".join(found)
 
 
+def test_each_test_is_named_after_what_it_tests() -> None:
+    """tests/ROOM/test_NAME.py or test_NAME_MORE.py is of the package's ROOM/NAME.py, or of its folder ROOM/NAME."""
+    tests = Path(__file__).parent
+    strays = []
+    for file in sorted(tests.glob("*/**/test_*.py")):
+        folder = PACKAGE / file.parent.relative_to(tests)
+        words = file.stem.removeprefix("test_").split("_")
+        names = ["_".join(words[:count]) for count in range(1, len(words) + 1)]
+        if not any((folder / f"{name}.py").is_file() or (folder / name).is_dir() for name in names):
+            strays.append(str(file.relative_to(tests)))
+    assert not strays, f"no module for {', '.join(strays)}"
+
+
 def test_every_breach_is_found(tmp_path: Path) -> None:
     """The rules above would be worthless if a form of import were missed."""
     files = {
