@@ -11,7 +11,7 @@ import torch
 from diffusers import ModelMixin
 from torch import nn
 
-from luve_lightning.models.backbones import Backbone, LatentSpace, family_named, load_backbone
+from luve_lightning.models.backbones import Backbone, LatentSpace, Schedule, family_named, load_backbone
 from luve_lightning.models.folders import read_json
 from luve_lightning.models.vluer import VLUer
 
@@ -39,6 +39,11 @@ class PartConfigs:
     shift: float = 5.0
     text_length: int = 512
     family: type[Backbone] = field(default_factory=lambda: family_named("wan"))
+
+    @property
+    def schedule(self) -> Schedule:
+        """A new schedule at the shift."""
+        return self.family.build_schedule(self.shift)
 
     @classmethod
     def from_pretrained(

@@ -29,7 +29,6 @@ from luve_lightning.analysis.stage_programs import (
 from luve_lightning.cascade.expert_choice import expert_chooser
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.cascade.speed import SpeedOptions
-from luve_lightning.functional.flow_matching import sampling_sigmas
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.backbones import denoiser_of
 from luve_lightning.models.experts import expert_names
@@ -92,7 +91,7 @@ class Planner:
         if stage == "refine" or not self.options.cascade:
             chosen = self._experts_by_step(model, skip)
         runs = {expert: self._step(stage, used, grid, skip, expert) for expert in chosen}
-        sigmas = sampling_sigmas(steps, parts.configs.shift, skip)[:-1].tolist()
+        sigmas = [sigma for _, sigma in parts.configs.schedule.steps(steps)[skip:]]
         guided = sum(map(guidance.at, sigmas))
         predictions = len(sigmas) + guided
         in_one = 2 if guided else 1  # predictions of the step that was run dry
@@ -155,9 +154,8 @@ class Planner:
     def _experts_by_step(self, model: Any, skip: int) -> dict[str | None, int]:
         """How many steps each expert has, as the scheduler's timesteps route them."""
         choose = expert_chooser(model) if expert_names(model) else None
-        sigmas = sampling_sigmas(self.options.steps, self.parts.configs.shift, skip)[:-1]
         counts: dict[str | None, int] = {}
-        for timestep in (1000 * sigmas).int().tolist():  # UniPC rounds down
+        for timestep, _ in self.parts.configs.schedule.steps(self.options.steps)[skip:]:
             expert = None if choose is None else choose(timestep)
             counts[expert] = counts.get(expert, 0) + 1
         return counts

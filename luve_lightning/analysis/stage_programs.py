@@ -18,8 +18,6 @@ from luve_lightning.models.backbones import denoiser_of
 
 DenoisingStage = Literal["motion", "refine"]
 
-_REMEMBERED = 2  # velocities that UniPC, of second order, looks back on
-
 
 def encode_prompt(parts: Parts) -> Tensor:
     """The text encoder on one padded prompt."""
@@ -58,10 +56,10 @@ class StepProgram:
         self.negative = torch.randn(text, device=device).to(denoiser.dtype)
         # Timesteps have values, which the meta device has not.
         where = torch.device("cpu") if device.type == "meta" else device
-        self.scheduler = parts.configs.family.build_schedule(parts.configs.shift).scheduler
+        self.remembered, self.scheduler = parts.configs.schedule.remembered, parts.configs.schedule.scheduler
         self.scheduler.set_timesteps(steps, device=where)
         self.index = self._place(skip, steps)
-        before = range(max(skip, self.index - _REMEMBERED), self.index)
+        before = range(max(skip, self.index - self.remembered), self.index)
         self.scheduler.set_begin_index(before.start)
         for i in before:
             v = torch.randn_like(self.latents)
@@ -98,7 +96,7 @@ class StepProgram:
         sigmas = self.scheduler.sigmas.tolist()
 
         def rank(i: int) -> tuple[bool, int, int]:
-            return self.guidance.at(sigmas[i]), min(i - skip, _REMEMBERED), -i
+            return self.guidance.at(sigmas[i]), min(i - skip, self.remembered), -i
 
         return max(range(skip, steps), key=rank)
 

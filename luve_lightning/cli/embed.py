@@ -57,9 +57,9 @@ def embed(
         splits: Which of train, val and test to embed; default all clips.
         clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
         keep: Which clips of the index to take.
-        length: Tokens that a caption is padded or cut to; default the tokenizer's own, at most Wan's 512.
+        length: Tokens that a caption is padded or cut to; default the backbone's own: of Wan 512 at most.
         batch_size: Captions embedded at once.
-        dtype: Dtype of the text encoder's weights and on disk. UMT5 was trained in bfloat16; float16 overflows.
+        dtype: Dtype of the text encoder's weights and on disk. Wan's was trained in bfloat16; float16 overflows.
         threads: CPU threads that embed. Fixed, since embeddings differ in the last digit with it.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
         check: Embed nothing; read every stored embedding of these captions and name those whose values are not what

@@ -84,8 +84,8 @@ class TextKey:
 class TextStore(TensorStore[TextKey]):
     """A folder of caption embeddings n x D, n at most the source's length.
 
-    Only a caption's own tokens are stored; the zeros that diffusers' WanPipeline puts behind them are added when it is
-    read.
+    Only a caption's own tokens are stored; the zeros that pad it to the source's length are
+    added when it is read.
     """
 
     entries, verb, damage = "embeddings", "embed", "another embedding than was stored"
@@ -96,7 +96,7 @@ class TextStore(TensorStore[TextKey]):
         return self.shape(key)[0]
 
     def read(self, key: TextKey) -> Tensor:
-        """The embedding as WanPipeline gives it to the transformer: length x D, zero past the caption's end.
+        """The embedding as the transformer is given it: length x D, zero past the caption's end.
 
         Raises:
             StoreError: when there is no entry, it is damaged, or it was made for another key.

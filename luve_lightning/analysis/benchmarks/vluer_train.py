@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from luve_lightning.analysis.benchmarks.vluer import require_gpu, time_on_gpu
 from luve_lightning.losses import FrameDifferenceL1, LatentL1, PixelL1
+from luve_lightning.models.backbones import family_named
 from luve_lightning.models.vluer import VLUer
 from luve_lightning.tasks.vluer import VLUerTask
 
@@ -35,7 +35,8 @@ def measure(
     require_gpu(device)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        AutoencoderKLWan().to(torch.bfloat16).save_pretrained(Path(folder) / "vae")
+        family = family_named("wan")
+        family.save_vae(family.build_vae({}), Path(folder), torch.bfloat16)
         task = VLUerTask(
             net=VLUer(),
             backbone=folder,

@@ -20,6 +20,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -171,6 +172,14 @@ class Schedule:
             raise ValueError(f"shift: expected a number greater than 0, got {shift}")
         config = self.scheduler.config
         return type(self)(type(self.scheduler).from_config(config, **{self._shift_key: shift}))
+
+    def steps(self, count: int) -> list[tuple[float, float]]:
+        """Timestep and sigma of each of `count` sampling steps; the scheduler stays as it is."""
+        scheduler = deepcopy(self.scheduler)
+        scheduler.set_timesteps(count)
+        return list(
+            zip(scheduler.timesteps.tolist(), scheduler.sigmas.tolist(), strict=False)
+        )  # sigmas end in 0
 
     @property
     def train_timesteps(self) -> int:

@@ -18,7 +18,7 @@ from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import LatentSpace
 from luve_lightning.models.folders import cannot_load, is_local, read_config, read_json
 
-GROUP = "luve_lightning.backbones"
+GROUP = "luve.backbones"
 """Entry points of packages that bring a family: name = "package.module:Class"."""
 
 # Where a class name is looked for, in this order: whole pipelines, a transformer's own folder, some of the parts.
