@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "luve_lightning"
 
@@ -31,7 +35,9 @@ RANKS = {
 }
 LIGHTNING_ROOMS = {"tasks", "datamodules", "callbacks", "cli", "__main__"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
-MAX_LINES, MAX_ROOMS = 400, 14
+MAX_LINES, MAX_FILES, MAX_ROOMS = 400, 25, 14
+# A class of a family of backbones, also in a comment.
+FAMILY = re.compile(r"\b(Wan[A-Z]|AutoencoderKL|UMT5|LTX[A-Z])\w*")
 SAY_NOTHING = {"utils", "util", "helpers", "misc", "common"}  # of what is inside
 
 
@@ -62,9 +68,12 @@ def _offences_of_rooms(files: list[Path], package: Path) -> Iterator[str]:
         {file.parent for file in files} - {file.parent for file in files if file.stem == "__init__"}
     ):
         yield f"{folder.relative_to(package)}: no __init__.py, so that pip would leave it out"
-    rooms = {file.relative_to(package).parts[0] for file in files if file.parent != package}
+    rooms = Counter(file.relative_to(package).parts[0] for file in files if file.parent != package)
     if len(rooms) > MAX_ROOMS:
         yield f"{len(rooms)} rooms, at most {MAX_ROOMS}"
+    for room, count in rooms.items():
+        if count > MAX_FILES:
+            yield f"{room}: {count} files, at most {MAX_FILES}"
 
 
 def type_names(file: Path) -> Iterator[str]:
@@ -93,8 +102,11 @@ def _offences_of_file(file: Path, package: Path) -> Iterator[str]:
         yield f"{path}: {room} is not in the list of rooms"
     if file.stem in SAY_NOTHING:
         yield f"{path}: the name says nothing"
-    if (lines := file.read_text(encoding="utf-8").count("\n")) > MAX_LINES:
+    text = file.read_text(encoding="utf-8")
+    if (lines := text.count("\n")) > MAX_LINES:
         yield f"{path}: {lines} lines, at most {MAX_LINES}"
+    if path.parts[:2] != ("models", "backbones") and (found := FAMILY.search(text)):
+        yield f"{path}: {found.group()}, a class of one family of backbones"
     for line, imported in imports(file, package):
         first, *rest = imported.split(".")
         if first in LIGHTNING and room not in LIGHTNING_ROOMS:
@@ -128,14 +140,15 @@ def test_each_test_is_named_after_what_it_tests() -> None:
     assert not strays, f"no module for {', '.join(strays)}"
 
 
-def test_every_breach_is_found(tmp_path: Path) -> None:
+def test_every_breach_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rules above would be worthless if a form of import were missed."""
+    monkeypatch.setattr(sys.modules[__name__], "MAX_FILES", 3)
     files = {
         "__init__.py": "import luve_lightning.functional.y\n",
         **{f"{room}/__init__.py": "" for room in ("functional", "losses", "tasks")},
         "__main__.py": "import luve_lightning\nimport luve_lightning.tasks.vluer\n",
         "attic/z.py": "",
-        "functional/y.py": "import torch\n",
+        "functional/y.py": "import torch\n# as WanTransformer3DModel does\n",
         "functional/utils.py": "\n" * 401,
         "functional/x.py": (
             "import lightning.pytorch as pl\nfrom ..tasks import vluer\nfrom . import y\n"
@@ -151,6 +164,7 @@ def test_every_breach_is_found(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
     assert offences(tmp_path) == [
         "attic: no __init__.py, so that pip would leave it out",
+        "functional: 4 files, at most 3",
         "losses/w.py and tasks/v.py define Row",
         "__init__.py:1: __init__ imports luve_lightning.functional.y",
         "attic/z.py: attic is not in the list of rooms",
@@ -160,6 +174,7 @@ def test_every_breach_is_found(tmp_path: Path) -> None:
         "functional/x.py:2: functional imports luve_lightning.tasks.vluer",
         "functional/x.py:6: star import of a.*",
         "functional/x.py:5: functional imports luve_lightning.models.vluer.VLUer",
+        "functional/y.py: WanTransformer3DModel, a class of one family of backbones",
         "losses/w.py:1: losses imports luve_lightning.metrics",
         "losses/w.py:2: losses imports lightning_fabric.Fabric",
     ]
