@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from luve_lightning.data.clip_container import ClipError
 
 Part = TypeVar("Part")
+Input = TypeVar("Input")
 
 
 @dataclass(frozen=True)
@@ -46,19 +48,25 @@ class Inputs:
     left_out: list[LeftOut] = field(default_factory=list)
 
     def read(
-        self, kind: str, paths: Mapping[str, Path | None], reader: Callable[[str, Path], Part]
+        self,
+        kind: str,
+        inputs: Mapping[str, Input | None],
+        reader: Callable[[str, Input], Part],
+        where: Callable[[Input], object] = str,
     ) -> list[Part]:
-        """What `reader(name, path)` makes of each input; null ones are passed over, bad ones noted."""
-        found = []
-        for name, path in paths.items():
-            if path is None:
-                continue
-            part = self.attempt(f"{kind}.{name}", path, lambda name=name, path=path: reader(name, path))  # type: ignore[misc]
-            if part is not None:
-                found.append(part)
-        return found
+        """What `reader(name, input)` makes of each input; null ones are passed over, bad ones noted.
 
-    def attempt(self, key: str, path: Path, read: Callable[[], Part]) -> Part | None:
+        Args:
+            kind: first part of their keys.
+            inputs: by name.
+            reader: reads one.
+            where: says what an input names.
+        """
+        given = [(name, value) for name, value in inputs.items() if value is not None]
+        found = [self.attempt(f"{kind}.{n}", where(value), partial(reader, n, value)) for n, value in given]
+        return [part for part in found if part is not None]
+
+    def attempt(self, key: str, path: object, read: Callable[[], Part]) -> Part | None:
         """What `read()` gives, or None after noting why it gives nothing."""
         try:
             return read()
@@ -72,7 +80,7 @@ class Inputs:
             self.note(key, path, str(error))
         return None
 
-    def note(self, key: str, path: Path | str, reason: str) -> None:
+    def note(self, key: str, path: object, reason: str) -> None:
         """Add a line."""
         self.left_out.append(LeftOut(key, str(path), " ".join(reason.split())))
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from luve_lightning.evaluation.tables import format_value
-from luve_lightning.reporting.dashboard import Dashboard, DrawnDashboard, read_dashboard
+from luve_lightning.reporting.dashboard import Dashboard, read_dashboard
 from luve_lightning.reporting.document import render_document
-from luve_lightning.reporting.plots import RunCurves, SpectraPlots, read_curves, read_spectra
-from luve_lightning.reporting.provenance import Inputs, LeftOut, Origin
+from luve_lightning.reporting.plots import read_curves, read_spectra
+from luve_lightning.reporting.provenance import Inputs, LeftOut
 from luve_lightning.reporting.result_tables import BETTER, DIRECTIONS, ResultTable
 from luve_lightning.reporting.videos import (
     ComparedFrames,
@@ -24,14 +25,8 @@ from luve_lightning.reporting.videos import (
 
 MIB = 2**20
 _MARKUP = 2000  # characters around a comparison's or a video's own, about
-
-
-class _Sized(Protocol):
-    @property
-    def characters(self) -> int: ...
-
-
-Media = TypeVar("Media", bound=_Sized)
+# What is on the page, in its order.
+KINDS = ("tables", "curves", "dashboards", "spectra", "comparisons", "videos")
 
 
 @dataclass(frozen=True)
@@ -80,28 +75,6 @@ class PageText:
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass
-class PageParts:
-    """What could be read."""
-
-    tables: list[ResultTable]
-    curves: list[RunCurves]
-    dashboards: list[DrawnDashboard]
-    spectra: list[SpectraPlots]
-    comparisons: list[ComparedFrames] = field(default_factory=list)
-    videos: list[PageVideo] = field(default_factory=list)
-
-    def counts(self) -> dict[str, int]:
-        """How many of each kind."""
-        kinds = ("tables", "curves", "dashboards", "spectra", "comparisons", "videos")
-        return {kind: len(getattr(self, kind)) for kind in kinds}
-
-    def provenance(self) -> list[Origin]:
-        """Of those that have one."""
-        every = [part.provenance for kind in (self.tables, self.curves, self.spectra) for part in kind]
-        return [found for found in every if found is not None]
-
-
 @dataclass(frozen=True)
 class ReportPage:
     """A finished page.
@@ -140,104 +113,66 @@ def build_report(
     if not limit_mib > 0:
         raise ValueError(f"limit_mib: expected a number > 0, got {limit_mib}")
     read = Inputs()
-    parts = PageParts(
-        read.read("results", inputs.results, read_table),
-        read.read("curves", inputs.curves, lambda name, path: read_curves(name, path, inputs.columns)),
-        _read_dashboards(inputs, read),
-        read.read("spectra", inputs.spectra, read_spectra),
-    )
-    for table in parts.tables:
+    parts: dict[str, list[Any]] = {kind: [] for kind in KINDS}
+    parts["tables"] = read.read("results", inputs.results, read_table)
+    parts["curves"] = read.read("curves", inputs.curves, partial(read_curves, columns=inputs.columns))
+    parts["dashboards"] = read.read("dashboards", inputs.dashboards, lambda _, board: read_dashboard(board),
+                                    lambda board: ", ".join(board.folders))  # fmt: skip
+    parts["spectra"] = read.read("spectra", inputs.spectra, read_spectra)
+    for table in parts["tables"]:
         if table.provenance is None:
-            read.note(f"results.{table.name}", str(inputs.results[table.name]),
+            read.note(f"results.{table.name}", inputs.results[table.name],
                       "no JSON file beside it, so nothing says where its numbers come from")  # fmt: skip
-    size = len(_render(parts, read.left_out, text).encode())
-    if size > limit_mib * MIB:
+    size, limit = len(_render(parts, read.left_out, text).encode()), int(limit_mib * MIB)
+    if size > limit:
         raise ValueError(
             f"limit_mib: {limit_mib:g}: the tables and charts alone are {size / MIB:.2f} MiB; expected a larger limit"
         )
-    budget = _Budget(int(limit_mib * MIB) - size, limit_mib)
-    _add_comparisons(parts, inputs, read, budget, advance)
-    _add_videos(parts, inputs, read, budget, advance)
+    for kind, key, path, reader in _media(inputs, read, advance):
+        part = read.attempt(key, path, reader)
+        if part is not None and size + part.characters + _MARKUP <= limit:
+            parts[kind].append(part)
+            size += part.characters + _MARKUP
+        elif part is not None:
+            left = max(0.0, (limit - size) / MIB)
+            reason = f"{part.characters / MIB:.2f} MiB, {left:.2f} of limit_mib {limit_mib:g} are left"
+            read.note(key, path, f"too large: {reason}")
     html = _render(parts, read.left_out, text)
     # Long captions and long lists of what was left out were not reckoned with.
-    while len(html.encode()) > limit_mib * MIB and (parts.videos or parts.comparisons):
-        last = (parts.videos or parts.comparisons).pop()
-        read.note(type(last).__name__, last.name, f"too large: limit_mib {limit_mib:g} is used up")
+    while len(html.encode()) > limit_mib * MIB and (parts["videos"] or parts["comparisons"]):
+        kind = "videos" if parts["videos"] else "comparisons"
+        read.note(kind, parts[kind].pop().name, f"too large: limit_mib {limit_mib:g} is used up")
         html = _render(parts, read.left_out, text)
-    return ReportPage(html, parts.counts(), tuple(read.left_out))
+    return ReportPage(html, {kind: len(found) for kind, found in parts.items()}, tuple(read.left_out))
 
 
-def _read_dashboards(inputs: ReportInputs, read: Inputs) -> list[DrawnDashboard]:
-    """The dashboards that have runs, those without noted."""
-    found = []
-    for name, dashboard in inputs.dashboards.items():
-        if dashboard is not None:
-            where = Path(", ".join(dashboard.folders))
-            drawn = read.attempt(f"dashboards.{name}", where, lambda board=dashboard: read_dashboard(board))  # type: ignore[misc]
-            found += [] if drawn is None else [drawn]
-    return found
-
-
-class _Budget:
-    """What is left of the page's size."""
-
-    def __init__(self, characters: int, limit_mib: float) -> None:
-        self.left, self.limit_mib = characters, limit_mib
-
-    def keep(self, part: Media | None, key: str, path: Path | str, read: Inputs) -> Media | None:
-        """The part if it fits, or None after noting that it does not."""
-        if part is None or part.characters + _MARKUP <= self.left:
-            self.left -= 0 if part is None else part.characters + _MARKUP
-            return part
-        size, left = part.characters / MIB, max(0.0, self.left / MIB)
-        reason = f"too large: {size:.2f} MiB, {left:.2f} of limit_mib {self.limit_mib:g} are left"
-        read.note(key, path, reason)
-        return None
-
-
-def _add_comparisons(
-    parts: PageParts, inputs: ReportInputs, read: Inputs, budget: _Budget, advance: Callable[[], None]
-) -> None:
+def _media(
+    inputs: ReportInputs, read: Inputs, advance: Callable[[], None]
+) -> Iterator[tuple[str, str, Path, Callable[[], ComparedFrames | PageVideo]]]:
+    """Kind, key, path and reader of every comparison and video."""
     for name, comparison in inputs.comparisons.items():
-        if comparison is None:
-            continue
-        key, path = f"comparisons.{name}", comparison.a
-        found = read.attempt(key, path, lambda name=name, c=comparison: read_comparison(name, c))  # type: ignore[misc]
-        kept = budget.keep(found, key, path, read)
-        if kept is not None:
-            parts.comparisons.append(kept)
-        advance()
-
-
-def _add_videos(
-    parts: PageParts, inputs: ReportInputs, read: Inputs, budget: _Budget, advance: Callable[[], None]
-) -> None:
+        if comparison is not None:
+            key = f"comparisons.{name}"
+            yield "comparisons", key, comparison.a, partial(read_comparison, name, comparison)
+            advance()
     for name, path in inputs.videos.items():
-        if path is None:
-            continue
-        key = f"videos.{name}"
-        files = read.attempt(key, path, lambda name=name, path=path: list(sample_files(name, path)))  # type: ignore[misc]
-        for title, file in files or ():
-            found = read.attempt(key, file, lambda title=title, file=file: read_sample(title, file))  # type: ignore[misc]
-            kept = budget.keep(found, key, file, read)
-            if kept is not None:
-                parts.videos.append(kept)
-        advance()
+        if path is not None:
+            key, files = f"videos.{name}", partial(sample_files, name, path)
+            for title, file in read.attempt(key, path, files) or ():
+                yield "videos", key, file, partial(read_sample, title, file)
+            advance()
 
 
-def _render(parts: PageParts, left_out: Sequence[LeftOut], text: PageText) -> str:
-    context: dict[str, Any] = {
+def _render(parts: Mapping[str, list[Any]], left_out: Sequence[LeftOut], text: PageText) -> str:
+    measured = [part.provenance for kind in ("tables", "curves", "spectra") for part in parts[kind]]
+    context = {
         "text": text,
         "parts": parts,
+        "origins": [origin for origin in measured if origin is not None],
         "left_out": left_out,
         "directions": DIRECTIONS,
         "better": BETTER,
         "number": format_value,
     }
-    return render_document(
-        "luve_lightning.reporting",
-        "report.html",
-        ("base.css", "report.css", "compare.css"),
-        ("sort.js", "compare.js"),
-        context,
-    )
+    styles, scripts = ("base.css", "report.css", "compare.css"), ("sort.js", "compare.js")
+    return render_document("luve_lightning.reporting", "report.html", styles, scripts, context)

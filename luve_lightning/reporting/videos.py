@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -174,7 +174,7 @@ class PageVideo:
         return len(self.address)
 
 
-def sample_files(name: str, path: Path) -> Iterator[tuple[str, Path]]:
+def sample_files(name: str, path: Path) -> list[tuple[str, Path]]:
     """Name and file of each video that an input names: a file, or every video of a folder.
 
     Raises:
@@ -188,11 +188,10 @@ def sample_files(name: str, path: Path) -> Iterator[tuple[str, Path]]:
             raise FileNotFoundError("missing: no videos in this folder") from None
         except ValueError as error:
             raise Unreadable(str(error)) from None
-        yield from ((f"{name}: {file.stem}", file) for file in files)
-    elif path.is_file():
-        yield name, path
-    else:
-        raise FileNotFoundError("missing")
+        return [(f"{name}: {file.stem}", file) for file in files]
+    if path.is_file():
+        return [(name, path)]
+    raise FileNotFoundError("missing")
 
 
 def read_sample(name: str, path: Path) -> PageVideo:
