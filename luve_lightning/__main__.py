@@ -20,15 +20,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `luve`; None takes them from the command line.
 
     Returns:
-        The exit code: 0, 1 after a bug, 2 after an error the user can mend, 130 after Ctrl-C, 141 when whoever read
-        the output has gone.
+        The exit code: 0, 1 after a bug, 2 after an error the user can fix, 130 after Ctrl-C, 141 when the reader
+        of the output has gone.
     """
-    # Before PyTorch is loaded: OpenMP's threads sleep while they wait for each other. As it comes they spin, and two of
-    # them on two busy cores are up to ten times slower than one.
+    # Before PyTorch is loaded: OpenMP's threads should sleep while they wait for each other. By default they spin,
+    # and two of them on two busy cores are up to ten times slower than one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _open_closed_streams()
     words = list(sys.argv[1:] if argv is None else argv)
-    texts = words.index("--") if "--" in words else len(words)  # after it nothing is an option
+    texts = words.index("--") if "--" in words else len(words)  # no options follow it
     debug = "--debug" in words[:texts]
     words = [word for word in words[:texts] if word != "--debug"] + words[texts:]
     try:
@@ -41,15 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `luve fit --help | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # what a shell reports for SIGPIPE
-    except OSError as error:  # of the overview and the version; a verb's own are told there
+    except OSError as error:  # for the overview and the version; a verb reports its own
         print(f"luve: error: standard output cannot be written: {error.strerror or error}", file=sys.stderr)
         return 2
 
 
 def _open_closed_streams() -> None:
-    """Gives standard streams that are closed (`2>&-`) the null device.
+    """Opens the null device for standard streams that are closed (`2>&-`).
 
-    A file that is opened would get their number, and all that a library prints there.
+    Otherwise the next opened file would get their number, and whatever a library prints there.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
@@ -85,9 +85,9 @@ def _guarded(verb: str, words: list[str], debug: bool) -> int:
         run_verb(verb, words, config)
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning turns Ctrl-C into sys.exit(1) after shutting down.
-        if type(stop).__name__ == "SIGTERMException":  # Lightning's, whose status would be that of success
+        if type(stop).__name__ == "SIGTERMException":  # Lightning's, whose status would mean success
             return 143
-        if told := getattr(stop, "told", ""):  # a StopRequested; the progress bar has gone by now
+        if told := getattr(stop, "told", ""):  # a StopRequested; the progress bar is gone by now
             sys.stdout.flush()
             print(f"luve {verb}: {told}", file=sys.stderr)
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):

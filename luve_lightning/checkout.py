@@ -1,4 +1,4 @@
-"""The checkout that runs: where it lies and its git revision."""
+"""The running checkout: its folder and its git revision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
     Returns:
         `{"revision": 40 hex digits, "dirty": bool}`, or None when `folder` is not the top of a git checkout with
-        at least one commit (an installed package inside somebody else's repository must not name their revision).
+        at least one commit (a package installed inside somebody else's repository must not name their revision).
     """
     top = run_git(folder, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != folder.resolve():
@@ -29,13 +29,13 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def revision_in_words(folder: Path = PACKAGE_ROOT) -> str:
-    """The revision as results name it: 40 hex digits, `with changes` after them, or `unknown`."""
+    """The revision as results name it: 40 hex digits, perhaps followed by `with changes`, or `unknown`."""
     state = git_state(folder)
     return "unknown" if state is None else state["revision"] + " with changes" * state["dirty"]
 
 
 def run_git(folder: Path, *arguments: str) -> str | None:
-    """What `git` prints in `folder`, stripped; None where it fails or is not installed."""
+    """The output of `git` in `folder`, stripped; None where it fails or is not installed."""
     try:
         done = subprocess.run(
             ["git", "--no-optional-locks", "-C", str(folder), *arguments],

@@ -1,9 +1,9 @@
-"""Reads configuration files and lays them over each other; the one place that does, for all verbs and for ablations.
+"""Reads configuration files and lays them over each other, for all verbs and for ablations.
 
-A file is YAML with a mapping at the top, of a bounded size once its aliases are expanded. It may say
-`extends: ../base/training.yaml`, or a list of such files, from its own folder: it is laid over them, in their order.
-What stands under `definitions` is named elsewhere: `${definitions.sharpened}` is all that stands there, and the key
-itself is no part of the configuration.
+A file is YAML with a mapping at the top, of bounded size once its aliases are expanded. With `extends:
+../base/training.yaml`, or a list of such files relative to its own folder, it is laid over them in order. Entries
+under `definitions` are named elsewhere: `${definitions.sharpened}` stands for the entry; the key itself is not
+part of the configuration.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MAX_VALUES = 100_000  # with every alias expanded
 _EXTENDS, _DEFINITIONS = "extends", "definitions"
 _NAMED = re.compile(rf"\$\{{{_DEFINITIONS}\.([^${{}}]+)\}}")
 
-SWITCHED_OFF = object()  # stands where null came over a component, until all files and options are merged
+SWITCHED_OFF = object()  # replaces null over a component, until all files and options are merged
 
 
 class CompositionError(ValueError):
@@ -35,7 +35,7 @@ class CompositionError(ValueError):
 def merge(base: Any, over: Any) -> Any:
     """Merges `over` into `base`: mappings key by key, anything else is replaced.
 
-    A component (`class_path` and `init_args`) that changes its class keeps nothing of the earlier `init_args`. Null
+    A component (`class_path` and `init_args`) that changes its class keeps none of the earlier `init_args`. Null
     over a component leaves `SWITCHED_OFF`.
     """
     if over is None and isinstance(base, dict) and "class_path" in base:
@@ -50,16 +50,16 @@ def merge(base: Any, over: Any) -> Any:
 def read_config(
     file: Path, where: str = "--config", merge: Callable[[Any, Any], Any] = merge
 ) -> dict[str, Any]:
-    """Reads a file and what it extends into one plain mapping, interpolations left as text.
+    """Reads a file and what it extends into one plain mapping, with interpolations left as text.
 
     Args:
         file: A file or a pipe (`--config <(...)`).
-        where: What names the file, for the message when there is none.
+        where: What names the file, for the message when it is missing.
         merge: Lays the file over what it extends.
 
     Raises:
-        CompositionError: When a file is missing, is no YAML, holds something else than a mapping, or extends itself, or
-            a definition is missing.
+        CompositionError: When a file is missing, is not YAML, holds no mapping, or extends itself, or a definition
+            is missing.
     """
     config = _read_extended(file, where, merge, ())
     definitions = config.pop(_DEFINITIONS, {})
@@ -67,7 +67,7 @@ def read_config(
 
 
 def _with_definitions(node: Any, definitions: Any, where: str) -> Any:
-    """A copy of a value with what it names of the definitions put in."""
+    """A copy of a value with the definitions that it names put in."""
     if isinstance(node, dict):
         return {key: _with_definitions(value, definitions, f"{where}.{key}") for key, value in node.items()}
     if isinstance(node, list):
@@ -102,8 +102,8 @@ def _read_extended(
 
 
 def _read_file(file: Path, where: str) -> dict[str, Any]:
-    with suppress(RuntimeError):  # there is no such user: no such file either
-        file = file.expanduser()  # a shell does not in --config=~/file
+    with suppress(RuntimeError):  # no such user, so no such file either
+        file = file.expanduser()  # a shell does not expand --config=~/file
     if not file.exists():
         once = "; a pipe is there for one process only" if str(file).startswith("/dev/") else ""
         raise CompositionError(f"{where}: no such file: {file}{once}")
@@ -130,17 +130,17 @@ def _read_file(file: Path, where: str) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Reads YAML as OmegaConf does (`1e-4` is a number, a key given twice is an error), interpolations left as text.
+    """Reads YAML as OmegaConf does (`1e-4` is a number, a repeated key is an error), with interpolations left as text.
 
     Args:
         text: The YAML.
-        where: Begins the message of an error: a file's name or an option.
+        where: Beginning of an error message: a file's name or an option.
 
     Returns:
-        Plain values; None for a text that holds none.
+        Plain values; None for an empty text.
 
     Raises:
-        CompositionError: on a text that is no YAML, is nested too deeply or grows too large through its aliases.
+        CompositionError: on text that is not YAML, is nested too deeply or grows too large through its aliases.
     """
     try:
         if "&" in text:
@@ -157,7 +157,7 @@ def parse_yaml(text: str, where: str) -> Any:
     except (
         OSError,
         OmegaConfBaseException,
-    ) as error:  # OSError: OmegaConf's word for a number or a text alone
+    ) as error:  # OSError: OmegaConf's error for a bare number or text
         problem = str(error).splitlines()[0]
         raise CompositionError(f"{where}: expected a mapping of keys: {problem}") from error
 

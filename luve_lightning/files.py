@@ -35,21 +35,21 @@ def file_digest(path: Path) -> str:
 
 
 def listing_digest(files: Iterable[tuple[str, str]]) -> str:
-    """sha256 of a folder's content, 64 hex digits, from the (name, digest) of each of its files in order."""
+    """sha256 of a folder's content, 64 hex digits, from the ordered (name, digest) of its files."""
     return text_digest("".join(f"{name}\0{digest}\n" for name, digest in files))
 
 
 def new_file_mode() -> int:
-    """Permissions of a file made with the process's umask, such as 0o644."""
+    """Permissions of a new file under the process's umask, such as 0o644."""
     mask = os.umask(0o077)
     os.umask(mask)
     return 0o666 & ~mask
 
 
 def follow_umask(path: Path) -> None:
-    """Give a file, or every file below a folder, the permissions that the umask asks for.
+    """Give a file, or every file below a folder, the permissions that the umask allows.
 
-    For files of libraries that make them readable by their owner alone: safetensors, tempfile.
+    For files of libraries that make them readable only by their owner: safetensors, tempfile.
     """
     mode = new_file_mode()
     for file in path.rglob("*") if path.is_dir() else [path]:
@@ -59,19 +59,20 @@ def follow_umask(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and is removed when not.
+    """A temporary path beside `path` that replaces it when the block succeeds, and is removed otherwise.
 
-    The content is flushed to disk before the rename: `path` is the old file or the whole new one, whatever ends the
-    process. Its permissions follow the umask. What killed processes left unfinished in the folder is removed first.
+    The content is flushed to disk before the rename: `path` is either the old file or the complete new one,
+    whatever ends the process. Its permissions follow the umask. Leftovers of killed processes in the folder are
+    removed first.
 
     Args:
-        path: a file; its folder is made.
+        path: a file; its folder is created.
 
     Yields:
         The temporary path, an empty file of this process's own.
 
     Raises:
-        OSError: such as a full disk; `path` is unchanged.
+        OSError: for example on a full disk; `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_unfinished(path.parent)
@@ -85,21 +86,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file so that it is either the old one or the new one, never half of it; makes its folder."""
+    """Write a UTF-8 file atomically; creates its folder."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Let an OSError of the block say which file it is about: writing into an open file raises one that does not.
+    """Make the block's OSErrors name their file: writing into an open file raises one that does not.
 
     Args:
         path: named by errors that name no file, or `temporary`.
-        temporary: the name under which `path` is made; nobody knows it.
+        temporary: name under which `path` is made, unknown to the user.
 
     Raises:
-        OSError: with the errno it had, such as ENOSPC for a full disk.
+        OSError: with its errno, such as ENOSPC for a full disk.
     """
     try:
         yield
@@ -110,7 +111,7 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 
 def warn_kept_in_memory(folder: Path, error: OSError) -> None:
-    """Say, once a folder and reason, that what a program remembers there for later is not written down.
+    """Say, once per folder and reason, that what a program caches there is not written down.
 
     Such folders are caches: one that is read-only, somebody else's or full must not end the run.
     """
@@ -123,22 +124,21 @@ def warn_kept_in_memory(folder: Path, error: OSError) -> None:
 
 @contextmanager
 def replacing_folder(path: Path, *, last: Sequence[str] = ()) -> Iterator[Path]:
-    """A temporary folder whose content takes the place of `path`'s when the block ends well.
+    """A temporary folder whose content replaces `path`'s when the block succeeds.
 
-    Where `path` is missing or holds nothing else than what the new folder holds too, the two change places in one
-    step. Otherwise, what else is in `path` stays, and the new entries are moved into it one by one. Permissions
-    follow the umask.
+    Where `path` is missing or holds nothing that the new folder lacks, the two are swapped in one step. Otherwise,
+    other content of `path` stays, and the new entries are moved into it one by one. Permissions follow the umask.
 
     Args:
         path: a folder.
-        last: the entries without which readers see nothing in the folder, such as "config.json"; where entries are
-            moved one by one, they are taken away first and come last, so that no reader sees old beside new.
+        last: entries without which readers see nothing in the folder, such as "config.json"; where entries are
+            moved one by one, these are removed first and come last, so that no reader sees old beside new.
 
     Yields:
         The temporary folder, empty.
 
     Raises:
-        OSError: such as a full disk; `path` is unchanged.
+        OSError: for example on a full disk; `path` is unchanged.
     """
     path = path.resolve()  # a link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,16 +158,16 @@ def replacing_folder(path: Path, *, last: Sequence[str] = ()) -> Iterator[Path]:
 
 
 def unfinished_path(path: Path) -> Path:
-    """The name under which this process makes what becomes `path`: beside it, hidden, no other process's."""
-    end = path.name.encode()[-120:].decode(errors="ignore")  # a file system takes 255 bytes
+    """The name under which this process makes `path`: beside it, hidden, unique to the process."""
+    end = path.name.encode()[-120:].decode(errors="ignore")  # a file system's limit is 255 bytes
     return path.with_name(f"{_UNFINISHED}{_host()}.{os.getpid()}.{end}{_SUFFIX}")
 
 
 def remove_unfinished(folder: Path) -> int:
-    """Remove the unfinished files and folders of processes that are gone; a living one's stay.
+    """Remove the unfinished files and folders of dead processes; a living one's stay.
 
     Returns:
-        How many were removed.
+        Number of files and folders removed.
     """
     leftovers = folder.glob(f"{_UNFINISHED}*{_SUFFIX}") if folder.is_dir() else ()
     abandoned = [leftover for leftover in leftovers if _is_abandoned(leftover)]
@@ -179,7 +179,7 @@ def remove_unfinished(folder: Path) -> int:
 @contextmanager
 def _claimed(temporary: Path, *, directory: bool) -> Iterator[None]:
     """Make a temporary file or folder, locked for as long as the block runs, and remove it when that fails."""
-    _remove(temporary)  # of an earlier process with this one's id
+    _remove(temporary)  # from an earlier process with this one's id
     if directory:
         temporary.mkdir(parents=True)
     descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC | (0 if directory else os.O_CREAT), 0o666)
@@ -197,7 +197,7 @@ def _is_abandoned(temporary: Path) -> bool:
     host, _, rest = temporary.name.removeprefix(_UNFINISHED).partition(".")
     pid = rest.partition(".")[0]
     if not pid.isdigit():
-        return False  # not a name of ours
+        return False  # not one of our names
     if host == _host():
         return not runs(int(pid))
     try:
@@ -214,12 +214,12 @@ def _is_abandoned(temporary: Path) -> bool:
 
 
 def _host() -> str:
-    """This machine's name without dots, which end it in a file name."""
+    """This machine's name without dots, which would end it in a file name."""
     return re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname())
 
 
 def _swapped(new: Path, folder: Path) -> bool:
-    """Put `new` in the place of `folder` at once; False, with nothing changed, where that cannot be done."""
+    """Replace `folder` by `new` in one step; False, with nothing changed, where that is impossible."""
     if not folder.exists():
         new.rename(folder)
         return True
@@ -229,7 +229,7 @@ def _swapped(new: Path, folder: Path) -> bool:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Let two paths change places in one step, where the system and the file system can."""
+    """Swap two paths in one step, where the system and the file system can."""
     rename: Callable[..., int] | None = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return rename is not None and not rename(here, os.fsencode(first), here, os.fsencode(second), exchange)
@@ -243,7 +243,7 @@ def _move_entries(new: Path, folder: Path, last: Sequence[str]) -> None:
             _remove(folder / entry.name)
     for entry in entries:
         target = folder / entry.name
-        if entry.is_dir() or target.is_dir():  # a rename replaces files only
+        if entry.is_dir() or target.is_dir():  # a rename replaces only files
             _remove(target)
         entry.replace(target)
 

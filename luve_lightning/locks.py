@@ -18,13 +18,13 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
-# What flock answers where a file system does not know it (some network and FUSE mounts).
+# flock's errors where a file system lacks it (some network and FUSE mounts).
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF)
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock.
+    """The holder of a lock.
 
     Attributes:
         pid: process id on its host; 0 when unknown.
@@ -45,7 +45,7 @@ class Owner:
 
     @classmethod
     def read(cls, path: Path) -> Owner:
-        """The owner that a lock file names; an unknown one when it names none."""
+        """The owner named in a lock file; an unknown one when it names none."""
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             return cls(int(facts["pid"]), str(facts["host"]), str(facts["since"]))
@@ -53,7 +53,7 @@ class Owner:
             return cls()
 
     def is_gone(self) -> bool:
-        """Whether this was a process of this machine that runs no more."""
+        """Whether this was a process of this machine that no longer runs."""
         return self.is_here() and not runs(self.pid)
 
     def is_here(self) -> bool:
@@ -67,7 +67,7 @@ class Owner:
 
 
 class Busy(RuntimeError):
-    """Somebody else holds a lock.
+    """Raised when another process holds a lock.
 
     Attributes:
         owner: who.
@@ -82,12 +82,12 @@ class Busy(RuntimeError):
 def locked(path: Path, *, what: str) -> Iterator[None]:
     """Hold a lock file while the block runs; the kernel drops the lock when the process dies, however it dies.
 
-    Processes that this one starts or forks do not hold it. Where the file system knows no `flock`, a warning says
-    so and only a living owner on the same machine is recognised.
+    Processes that this one starts or forks do not hold it. Where the file system lacks `flock`, a warning says so
+    and only a living owner on the same machine is recognised.
 
     Args:
-        path: the lock file, removed afterwards; its folder is made.
-        what: names what is locked, for the message.
+        path: lock file, removed afterwards; its folder is created.
+        what: name of what is locked, for the message.
 
     Raises:
         Busy: another process holds it; the text is `what` "is in use by process PID on HOST, since TIME".
@@ -100,14 +100,14 @@ def locked(path: Path, *, what: str) -> Iterator[None]:
         while held:
             os.close(held.pop())
 
-    # A forked child, such as a loader's worker, would keep the lock for as long as it outlives this process.
+    # A forked child, such as a loader's worker, would keep the lock while it outlives this process.
     os.register_at_fork(after_in_child=let_go)
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(asdict(Owner.me())).encode(), 0)
         yield
     finally:
-        if held:  # not in a forked child that leaves the block too
+        if held:  # not in a forked child that also leaves the block
             remove_locked(path, descriptor)
             let_go()
 
@@ -117,10 +117,10 @@ def try_lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int | None:
 
     Args:
         path: the file.
-        flags: of `os.open`.
+        flags: flags of `os.open`.
 
     Returns:
-        A descriptor of the file that is at `path` now; None when somebody else has it.
+        A descriptor of the file that is at `path` now; None when another process holds it.
 
     Raises:
         OSError: it cannot be opened, or its file system has no locks.
@@ -136,11 +136,11 @@ def try_lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int | None:
             raise
         if _is_at(path, descriptor):
             return descriptor
-        os.close(descriptor)  # renamed or removed by whoever held it: look again
+        os.close(descriptor)  # renamed or removed by its holder: look again
 
 
 def remove_locked(path: Path, descriptor: int) -> bool:
-    """Remove a file that `try_lock` locked, unless another one has taken its name; whether it did."""
+    """Remove a file that `try_lock` locked, unless another has taken its name; returns whether it did."""
     at = _is_at(path, descriptor)
     if at:
         path.unlink(missing_ok=True)
@@ -148,13 +148,13 @@ def remove_locked(path: Path, descriptor: int) -> bool:
 
 
 class JsonLines:
-    """A file of JSON objects, one a line, that any number of processes append to.
+    """A file of JSON objects, one per line, that any number of processes append to.
 
-    A line is written at once and under a lock, so that lines are whole. One that a kill cut off is left alone and
-    passed over.
+    A line is written in one go under a lock, so lines are complete. One that a kill cut off is left there and
+    skipped.
 
     Args:
-        path: the file; made, with its folders, on the first write.
+        path: the file; created, with its folders, by the first write.
     """
 
     def __init__(self, path: Path) -> None:
@@ -165,14 +165,15 @@ class JsonLines:
         """The objects appended since the last call, by anyone; none when there is no file.
 
         Args:
-            start_over: called first when the file was emptied or replaced by a shorter one, all of which is new.
+            start_over: called first when the file was emptied or replaced by a shorter one, which is then read
+                whole.
 
         Raises:
             OSError: it cannot be read.
         """
         try:
             with self.path.open("rb") as stream:
-                start = self._read_to  # once: other threads may be here too
+                start = self._read_to  # once: other threads may be here, too
                 if os.fstat(stream.fileno()).st_size < start:
                     start_over()
                     start = 0
@@ -188,8 +189,8 @@ class JsonLines:
         """Append an object.
 
         Args:
-            record: of what JSON can hold.
-            unless: asked while no other process can append; True leaves the file as it is.
+            record: JSON data.
+            unless: called while no other process can append; True leaves the file unchanged.
 
         Raises:
             OSError: it cannot be written.
@@ -198,7 +199,7 @@ class JsonLines:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         with os.fdopen(descriptor, "rb+", buffering=0) as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)  # given back by the kernel even when the process is killed
+            fcntl.flock(stream, fcntl.LOCK_EX)  # the kernel releases it even when the process is killed
             if unless():
                 return
             end = stream.seek(0, os.SEEK_END)

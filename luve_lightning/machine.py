@@ -1,4 +1,4 @@
-"""What this machine has, and whether that is enough for what was asked of it."""
+"""This machine's resources, and whether they are enough for what was requested."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-MANY_WORKERS = 16  # allowed anywhere; more than four a core only wait for each other
+MANY_WORKERS = 16  # allowed anywhere; more than four per core only wait for each other
 _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def decoding_threads() -> int:
-    """Threads that decode videos: one a core, at most 8, since more decode faster than anything measures."""
+    """Threads that decode videos: one per core, at most 8, since more decode faster than anything measures."""
     return min(8, cores())
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of an option.
+    """The device that an option names.
 
     Args:
         name: auto (a GPU if there is one), cpu, cuda or cuda:N.
 
     Raises:
-        ValueError: something else, or a GPU that is not here.
+        ValueError: another name, or a GPU that is not here.
     """
     import torch  # not above: what else is here is asked before PyTorch is loaded
 
@@ -40,7 +40,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
-    # PyTorch names devices that it is built without, and `meta`, which computes nothing.
+    # PyTorch also names devices it was built without, and `meta`, which computes nothing.
     if device.type not in ("cpu", "cuda") and not (
         device.type == "mps" and torch.backends.mps.is_available()
     ):
@@ -63,9 +63,9 @@ def check_workers(name: str, number: int, least: int = 0) -> None:
     """Refuse more processes or threads than this machine can use: starting them alone would take it down.
 
     Args:
-        name: the option, for the message.
-        number: how many; up to four a core, and 16 anywhere.
-        least: how many at least.
+        name: option, for the message.
+        number: how many; up to four per core, and 16 anywhere.
+        least: smallest allowed number.
 
     Raises:
         ValueError: fewer than `least`, or too many.
@@ -82,12 +82,12 @@ def check_memory(what: str, size: int, available: int | None = None) -> None:
     """Refuse what cannot fit into memory however the rest is arranged.
 
     Args:
-        what: what is too large and which options lessen it, for the message.
-        size: bytes needed at the very least.
-        available: bytes there are; those of this machine when None.
+        what: what is too large and which options reduce it, for the message.
+        size: least number of bytes needed.
+        available: bytes available; default this machine's.
 
     Raises:
-        ValueError: more is needed than there is.
+        ValueError: more is needed than available.
     """
     available = memory() if available is None else available
     if size > available:
@@ -97,12 +97,12 @@ def check_memory(what: str, size: int, available: int | None = None) -> None:
 
 
 def check_video(frames: int, height: int, width: int) -> None:
-    """Refuse a video whose pixels alone, three float32 each, do not fit into memory.
+    """Refuse a video whose pixels alone, as three float32 each, do not fit into memory.
 
     Args:
         frames: how many.
-        height: of each, pixels.
-        width: of each, pixels.
+        height: height of each video, pixels.
+        width: width of each video, pixels.
 
     Raises:
         ValueError: they do not fit.

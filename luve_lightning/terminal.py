@@ -22,7 +22,7 @@ from rich.text import Text
 _SECONDS_BETWEEN_LINES = 30  # between the lines of a log
 _SHORTEST_BAR, _LONGEST_BAR = 10, 40
 _REFRESHES_PER_SECOND = 4
-_FREE_COLUMNS = len("^C")  # a terminal shows it behind the line when it is typed, and must not go on below it
+_FREE_COLUMNS = len("^C")  # a terminal shows it behind the line as typed, and must not continue below it
 _LAST_LINE = b"\0\n"
 
 
@@ -32,11 +32,11 @@ class StatusLine:
 
     Attributes:
         label: what is counted, such as "step".
-        done: how many are done.
-        total: of how many; None when nobody knows.
+        done: number done.
+        total: total number; None when unknown.
         elapsed: seconds since it began.
-        left: seconds that it will still take; None when nobody knows.
-        facts: what else there is to say, most important first; what does not fit is left out.
+        left: remaining seconds; None when unknown.
+        facts: further facts, most important first; what does not fit is left out.
     """
 
     label: str
@@ -47,7 +47,7 @@ class StatusLine:
     facts: Sequence[str] = ()
 
     def count(self) -> str:
-        """`step 12/2200`, as wide at the beginning as at the end."""
+        """`step 12/2200`, equally wide at the beginning and at the end."""
         return f"{self.label} {self.done}" if self.total is None else (
             f"{self.label} {self.done:{len(str(self.total))}}/{self.total}"
         )  # fmt: skip
@@ -58,7 +58,7 @@ class StatusLine:
         elapsed = duration(self.elapsed)
         space = width - len(self.count())
         kept: list[str] = []
-        # In the order of importance. Nothing comes in for something more important that was too long.
+        # In order of importance. Nothing replaces something more important that was too long.
         for text in (left, *self.facts[:1], "bar", elapsed, *self.facts[1:]):
             needed = _SHORTEST_BAR + 1 if text == "bar" else len(text) + 2
             if needed > space:
@@ -97,23 +97,23 @@ def duration(seconds: float) -> str:
 
 
 def is_live(console: Console) -> bool:
-    """Whether lines can be drawn over: a terminal that knows how, not a log that wants colours (FORCE_COLOR)."""
+    """Whether lines can be redrawn: a capable terminal, not a log that wants colours (FORCE_COLOR)."""
     return console.is_interactive and console.file.isatty()
 
 
 class StatusLines:
     """Draws status lines at the bottom of a terminal, from `start` to `stop`.
 
-    Meanwhile standard output, standard error and the log handlers that hold them write above the lines, as far as
-    they are that terminal. So do those of processes forked off meanwhile, such as a loader's workers.
+    Meanwhile standard output, standard error and their log handlers write above the lines, as far as they are that
+    terminal. So do processes forked meanwhile, such as a loader's workers.
 
     Args:
-        console: of a terminal, see `is_live`.
-        lines: gives the lines to draw; called a few times a second from another thread.
+        console: console of a terminal, see `is_live`.
+        lines: returns the lines to draw; called a few times a second from another thread.
     """
 
     def __init__(self, console: Console, lines: Callable[[], Sequence[StatusLine]]) -> None:
-        # Another Console on standard output must not find this one's file behind the stream that replaces it.
+        # Another Console on standard output must not find this one's file behind the replaced stream.
         self._console = Console(emoji=False, file=console.file, width=console._width)
         self._lines = lines
         self._live: Live | None = None
@@ -123,7 +123,7 @@ class StatusLines:
         self._relay: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to draw; nothing happens when it has begun."""
+        """Begin to draw; does nothing when already begun."""
         if self._live is not None:
             return
         self._live = Live(
@@ -172,7 +172,7 @@ class StatusLines:
             self._live.refresh()
 
     def _divert_logs(self) -> None:
-        """Log handlers keep the stream that they were made with."""
+        """Redirect log handlers, which keep the stream that they were made with."""
         above = {stream: getattr(sys, name) for name, stream in self._streams.items()}
         loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
         for logger in loggers:
@@ -187,7 +187,7 @@ class StatusLines:
 
 
 def _print_lines(reader: int, console: Console) -> None:
-    """Prints what child processes write, until the last line comes."""
+    """Prints what child processes write, until the last line arrives."""
     decoder = AnsiDecoder()
     with open(reader, "rb") as lines:
         for line in lines:
@@ -197,17 +197,17 @@ def _print_lines(reader: int, console: Console) -> None:
 
 
 class _Above:
-    """Stands for a terminal's stream and prints whole lines above the status lines.
+    """Replaces a terminal's stream and prints whole lines above the status lines.
 
-    A forked process may have copied a lock that nobody will release, and does not know where the lines are: it sends
-    what it writes through a pipe.
+    A forked process may have copied a lock that nobody will release, and does not know where the lines are: it
+    sends its output through a pipe.
     """
 
     def __init__(self, stream: TextIO, console: Console, pipe: int) -> None:
         self._stream, self._console, self._pipe = stream, console, pipe
         self._decoder, self._rest = AnsiDecoder(), ""
         self._process, self._lock = os.getpid(), threading.RLock()
-        self._rests: dict[int, str] = {}  # of a child process
+        self._rests: dict[int, str] = {}  # in a child process
 
     def write(self, text: str) -> int:
         if os.getpid() != self._process:
@@ -233,10 +233,10 @@ class _Above:
         self.write("".join(lines))
 
     def flush(self) -> None:
-        """Nothing: whole lines are printed at once, the rest of one waits for its end."""
+        """Nothing: whole lines are printed at once, a partial one waits for its end."""
 
     def finish(self) -> None:
-        """Write what did not end in a newline."""
+        """Write the rest that did not end in a newline."""
         rest, self._rest = self._rest, ""
         self._stream.write(rest)
         self._stream.flush()
@@ -246,10 +246,10 @@ class _Above:
 
 
 class Steps:
-    """Counts steps of one stage after another and says how many are left, and how long they will take.
+    """Counts steps of one stage after another; says how many are left, and how long they will take.
 
     Args:
-        console: where to; a bar on a terminal, a line every half minute elsewhere.
+        console: prints to it; a bar on a terminal, a line every half minute elsewhere.
     """
 
     def __init__(self, console: Console) -> None:
@@ -271,14 +271,14 @@ class Steps:
             self._bar.stop()
 
     def begin(self, what: str, total: int) -> None:
-        """Start a stage of so many steps."""
+        """Start a stage of this many steps."""
         self.what, self.total, self.done = what, total, 0
         self._started = self._told = time.monotonic()
         if self._bar:
             self._bar.refresh()
 
     def advance(self, count: int = 1) -> None:
-        """So many more steps are done."""
+        """Count this many more steps as done."""
         self.done += count
         if self._bar:
             return
@@ -309,5 +309,5 @@ def _in_words(seconds: float) -> str:
 
 
 def say(console: Console, text: str) -> None:
-    """Print lines as they are: names and reasons are no markup, and a path is not broken."""
+    """Print lines literally: names and reasons are no markup, and a path is not broken."""
     console.print(text, soft_wrap=True, highlight=False, markup=False)

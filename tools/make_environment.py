@@ -3,7 +3,7 @@
     python tools/make_environment.py            write the file
     python tools/make_environment.py --check    exit with 1 when the file is out of step
 
-Conda brings Python and pip; the packages come from PyPI through pip with the same ranges as everywhere else, because
+Conda brings Python and pip. The packages come from PyPI through pip with the same ranges as everywhere else:
 decord and clean-fid are on no conda channel for every platform, and torch must match torchvision to the minor.
 """
 

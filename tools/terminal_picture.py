@@ -3,7 +3,7 @@ r"""Runs a command in a terminal of 80x24 and draws what the terminal shows, for
     python tools/terminal_picture.py --at 'step 1[1-3]\d\d/' docs/train-vluer-running.png \
         --end docs/train-vluer-finished.png -- make train-vluer
 
-Each --at PATTERN FILE draws the screen the first time that the regular expression is found on it, --end FILE when the
+Each --at PATTERN FILE draws the screen when the regular expression first matches it; --end FILE draws it when the
 command has ended. The exit status is the command's, or 1 when a pattern was never seen.
 """
 
@@ -44,8 +44,8 @@ class Terminal:
         command: program and arguments.
         columns: width of the screen.
         lines: its height.
-        environment: variables beside this process's own.
-        folder: where the command runs; None: here.
+        environment: variables in addition to this process's own.
+        folder: folder where the command runs; None: here.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Terminal:
         if self.process == 0:
             try:
                 fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-                # A shell ignores Ctrl-C on behalf of what it starts in the background, and children inherit that.
+                # A shell ignores Ctrl-C for what it starts in the background, and children inherit that.
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 if folder is not None:
                     os.chdir(folder)
@@ -88,7 +88,7 @@ class Terminal:
         return above + self.shown()
 
     def wait_for(self, seen: Callable[[list[str]], object], seconds: float = 150.0) -> bool:
-        """Reads until `seen` holds for the screen; False when the command ends or the time is over before."""
+        """Reads until `seen` holds for the screen; False when the command ends or the time runs out first."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if seen(self.shown()):
@@ -98,7 +98,7 @@ class Terminal:
         return False
 
     def finish(self, seconds: float = 150.0) -> int:
-        """Reads to the end and gives the exit status.
+        """Reads to the end and returns the exit status.
 
         Raises:
             TimeoutError: when the command does not end in time; it is killed.
@@ -140,7 +140,7 @@ class Terminal:
 
 
 def draw(screen: pyte.Screen, size: int = 15) -> Image.Image:
-    """A picture of a screen, in the font that matplotlib brings."""
+    """A picture of a screen, in the font that matplotlib ships."""
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     plain, bold = (ImageFont.truetype(fonts / f"DejaVuSansMono{name}.ttf", size) for name in ("", "-Bold"))
     width, height = round(plain.getlength("M")), round(size * 1.3)

@@ -1,4 +1,4 @@
-"""What `luve ablate` prints: how far it is, its commands, and the table."""
+"""What `luve ablate` prints: its progress, its commands, and the table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_USES = 3
 
 
 class RunWatcher:
-    """A line for each stage that ends, and on a terminal one below them that says what runs.
+    """A line for each stage that ends and, on a terminal, one below them that says what is running.
 
     Args:
         console: where to.
@@ -71,7 +71,7 @@ class RunWatcher:
 
 
 def uses(stage: AblationStage) -> str:
-    """What a stage is run for, in words."""
+    """The rows and seeds that a stage serves, in words."""
     rows = list(dict.fromkeys(row for row, _ in sorted(stage.uses)))
     seeds = sorted({seed for _, seed in stage.uses})
     names = ", ".join(rows) if len(rows) <= _MOST_USES else f"{len(rows)} rows"
@@ -88,7 +88,7 @@ def start_line(plan: Plan, slots: Slots) -> str:
 
 
 def dry_run_lines(plan: Plan, program: Sequence[str]) -> list[str]:
-    """Every command in an order in which they can be run, with what it is for."""
+    """Every command, in an order in which they can run, with its purpose."""
     lines = []
     for stage in plan.stages.values():
         done = "done already: " if is_done(stage) else ""
@@ -102,7 +102,7 @@ def dry_run_lines(plan: Plan, program: Sequence[str]) -> list[str]:
 def results_lines(
     table: Table, rows: Sequence[dict[str, Any]], missing: Mapping[str, str], path: Path
 ) -> list[str | RichTable]:
-    """The table, a part a metric, what it could not hold, and where all of it is."""
+    """One table per metric, the metrics that could not run, and the full file's path."""
     lines: list[str | RichTable] = []
     for metric in table.metrics.values():
         own = [row for row in rows if row["metric"] == metric.name]
@@ -123,7 +123,7 @@ def results_lines(
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of the table in few columns: the intervals are as wide to either side."""
+    """A line of the table in few columns: intervals are equally wide to both sides."""
     apart = None if row["difference"] is None else row["difference_high"] - row["difference"]
     return {
         "row": row["row"],

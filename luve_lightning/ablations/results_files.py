@@ -89,7 +89,7 @@ def write_results(
 
 
 def read_results(path: Path) -> ResultsFile:
-    """Read a table and, where it is there, the JSON file beside it.
+    """Read a table and, if it exists, the JSON file beside it.
 
     Raises:
         FileNotFoundError: no such table.

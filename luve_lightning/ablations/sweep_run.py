@@ -1,4 +1,4 @@
-"""A call of `luve ablate` as a run of a Weights & Biases sweep, when an agent of one started it."""
+"""A call of `luve ablate` as a run of a Weights & Biases sweep, when a sweep's agent started it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _OF_THE_RUN = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID", "WAND
 def sweep_run(
     table: str, rows: Sequence[str], seeds: Sequence[int], prefix: str
 ) -> Iterator[Callable[[Values], None]]:
-    """The sweep's run for the time of the context; it fails when the context does. Nothing without a sweep.
+    """The sweep's run for the duration of the context; it fails when the context does. Nothing without a sweep.
 
     Args:
-        table: its name, the run's group.
-        rows: of this call; they and the seeds are the run's configuration and tags.
-        seeds: of this call.
+        table: name of the table, the run's group.
+        rows: rows of this call; they and the seeds are the run's configuration and tags.
+        seeds: seeds of this call.
         prefix: before a metric's name, where dashboards look for results.
 
     Yields:

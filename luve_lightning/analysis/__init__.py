@@ -1,1 +1,1 @@
-"""What denoising, upsampling and planning show: spectra, comparisons, costs and benchmarks."""
+"""Spectra of denoising, comparisons of upsamplers, plans of cost, and benchmarks."""

@@ -1,4 +1,4 @@
-"""What one operation costs: time, and the memory it needs beside what is there already."""
+"""What one operation costs: time, and additional memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cost:
-    """What an operation took.
+    """The cost of an operation.
 
     Attributes:
         ms: milliseconds; see `measure_ms`.
@@ -47,11 +47,11 @@ def measure_ms(operation: Callable[[], T], device: torch.device) -> tuple[T, flo
 
 
 def measure_peak_mib(operation: Callable[[], object], device: torch.device) -> float:
-    """Run an operation once; the highest memory during it minus the memory before it, its result included.
+    """Run an operation once; the peak memory during it minus the memory before it, its result included.
 
-    Exact on CUDA (PyTorch's allocator). On a CPU it is the growth of the process's resident memory, to about 1 MiB:
-    free heap is given back first (glibc), then Linux resets the high-water mark (`/proc/self/clear_refs`). NaN on
-    other systems. Run the operation once before: what libraries set up on first use would count.
+    Exact on CUDA (PyTorch's allocator). On a CPU it is the growth of the process's resident memory, to about 1
+    MiB: free heap is given back first (glibc), then Linux resets the high-water mark (`/proc/self/clear_refs`).
+    NaN on other systems. Run the operation once before: what libraries set up on first use would count.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -66,7 +66,7 @@ def measure_peak_mib(operation: Callable[[], object], device: torch.device) -> f
 
 
 def _reset_resident_peak() -> int | None:
-    """Forget the process's memory high-water mark; resident bytes now, or None where the kernel has no such thing."""
+    """Reset the process's memory high-water mark; resident bytes now, or None where the kernel has none."""
     try:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

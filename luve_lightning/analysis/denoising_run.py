@@ -35,20 +35,20 @@ _TICKS = 8
 
 
 def draw_spectra(spectra: BandResolution, switch: SwitchSuggestion, title: str) -> Figure:
-    """One line a band over the denoising steps, with the suggested and the released switch.
+    """One line per band over the denoising steps, with the suggested and the released switch.
 
     Args:
-        spectra: what to draw.
-        switch: drawn as a vertical line.
-        title: above the plot.
+        spectra: spectra to draw.
+        switch: switch to draw as a vertical line.
+        title: title above the plot.
 
     Returns:
-        A figure of its own: pyplot, whose figures are the process's, is left alone.
+        A new figure, outside pyplot, whose figures belong to the process.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(matplotlib.rcParamsDefault):  # a user's matplotlibrc does not change a result
+    with matplotlib.rc_context(matplotlib.rcParamsDefault):  # a user's matplotlibrc must not change a result
         figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
         axes = figure.add_subplot()
         steps = np.arange(len(spectra.sigmas))
@@ -73,7 +73,7 @@ def draw_spectra(spectra: BandResolution, switch: SwitchSuggestion, title: str) 
 
 
 def save_plot(spectra: BandResolution, switch: SwitchSuggestion, path: Path, title: str) -> None:
-    """Draw into a PNG file, which is either whole or not there; makes its folder."""
+    """Draw into a PNG file, atomically; creates its folder."""
     image = io.BytesIO()
     draw_spectra(spectra, switch, title).savefig(image, format="png")
     with replacing(path) as temporary:
@@ -87,7 +87,7 @@ def check_spectra_options(prompts: Sequence[str], steps: int, edges: Sequence[fl
     """Refuse at once what would fail after minutes of generating.
 
     Raises:
-        ValueError: with the option.
+        ValueError: names the option.
     """
     if not prompts:
         raise ValueError("prompts: expected at least one")
@@ -121,7 +121,7 @@ def generate_spectra(
         text: embeds the prompts.
         schedule: the denoising schedule.
         codec: the latent space.
-        prompts: one video each.
+        prompts: prompts, one video each.
         size: frames, height and width of the videos.
         steps: denoising steps.
         guidance: scale of classifier-free guidance; 1 is none.
@@ -139,7 +139,7 @@ def generate_spectra(
     text.warn_of_cuts(prompts)
     negative = text([""]) if guidance > 1 else None
     found = []
-    # One prompt at a time: every step's latents are kept until the last is there.
+    # One prompt at a time: every step's latents are kept until the last step.
     for number, prompt in enumerate(prompts):
         with recorded_predictions(schedule.scheduler) as predictions:
             from_noise(
@@ -161,7 +161,7 @@ def write_spectra(
 
 
 def switch_lines(spectra: BandResolution, switch: SwitchSuggestion) -> list[str]:
-    """What was found, in words: the suggested switch, and the released one beside it."""
+    """The result in words: the suggested switch, and the released one beside it."""
     interval = (
         "" if spectra.videos < 2 else f" (95 % interval {switch.sigma_low:.3f} to {switch.sigma_high:.3f})"
     )

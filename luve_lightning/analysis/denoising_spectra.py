@@ -1,4 +1,4 @@
-"""The noise level to change experts at that denoising spectra suggest."""
+"""When bands resolve during denoising, and the noise level for changing experts that follows."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ PAPER_SIGMA_SWITCH = 0.875
 
 @dataclass(frozen=True)
 class SwitchSuggestion:
-    """A noise level to change from the low- to the high-frequency expert at.
+    """A noise level at which to change from the low- to the high-frequency expert.
 
     Attributes:
-        sigma: from here on the lowest band stays settled to `share` or more, in the mean over the videos.
+        sigma: from here on the lowest band stays settled to `share` or more, averaged over the videos.
         sigma_low: lower end of its 95 % bootstrap interval over videos; NaN for a single one.
         sigma_high: upper end.
-        share: what counts as settled.
+        share: share that counts as settled.
         low: share of the lowest band resolved there.
         high: share of the highest band resolved there.
-        separated: whether the highest band is settled to less than `share` there: only then does the switch tell them
-            apart.
+        separated: whether the highest band is settled to less than `share` there; only then does the switch
+            separate them.
     """
 
     sigma: float
@@ -52,17 +52,17 @@ def suggest_switch(
     """The noise level at which the lowest band has settled and the highest has not.
 
     The paper fixes its switch (sigma 0.875) and names an adaptive one as future work; this is our reading of its
-    figure. A band is *settled* to (resolved - first) / (1 - first), first being what was resolved at the first step: a
-    model that sees nothing but noise there knows it from the caption, and no switch can change that. The default share:
-    of Gaussian latents, for which the ideal prediction is known, a band of signal power S under noise power N resolves
-    to S / (S + N), so one half is where its signal rises above the noise. Shares near 1 are reached by all bands
-    together, at the end of sampling.
+    figure. A band is *settled* to (resolved - first) / (1 - first), where first is the share resolved at the first
+    step: a model that sees only noise there knows that much from the caption, and no switch can change it. Reason
+    for the default share: for Gaussian latents, whose ideal prediction is known, a band of signal power S under
+    noise power N resolves to S / (S + N), so its signal rises above the noise at one half. All bands reach shares
+    near 1 together, at the end of sampling.
 
     Args:
-        spectra: of at least two bands, recorded from pure noise on.
+        spectra: at least two bands, recorded from pure noise on.
         share: in (0, 1).
-        seed: of the bootstrap.
-        replicates: how often the videos are drawn anew.
+        seed: seed of the bootstrap.
+        replicates: number of resamples.
 
     Raises:
         ValueError: for another share, or a single band.
@@ -82,12 +82,12 @@ def suggest_switch(
 
 
 def _crossing(resolved: NDArray[np.float64], sigmas: Sequence[float], share: float) -> float:
-    """The noise level from which on a band stays settled to a share or more, linearly between the steps."""
+    """The noise level from which on a band stays settled to a share or more, interpolated linearly between steps."""
     wanted = resolved[0] + share * (1 - resolved[0])
     below = np.flatnonzero(resolved < wanted)
     if not len(below):
         return sigmas[0]
-    last = int(below[-1])  # never the last step, at which all is resolved
+    last = int(below[-1])  # never the last step, at which everything is resolved
     part = (wanted - resolved[last]) / (resolved[last + 1] - resolved[last])
     return float(sigmas[last] + part * (sigmas[last + 1] - sigmas[last]))
 
@@ -99,16 +99,16 @@ _EMPTY = 1e-12
 
 
 class NoSpectrum(ValueError):
-    """Generated latents whose bands cannot be compared: not finite, or constant."""
+    """Raised for generated latents whose bands cannot be compared: not finite, or constant."""
 
 
 @dataclass(frozen=True)
 class CleanPrediction:
-    """What the model expects the clean latent to be, at one denoising step.
+    """The model's prediction of the clean latent, at one denoising step.
 
     Attributes:
         sigma: noise level of the step's input.
-        timestep: as the transformer was given it.
+        timestep: as given to the transformer.
         latents: B x C x t x h x w, float32 on the CPU.
     """
 
@@ -121,15 +121,15 @@ class CleanPrediction:
 def recorded_predictions(scheduler: Any) -> Iterator[list[CleanPrediction]]:
     """Record the clean latent that each step of a diffusers scheduler starts from, guidance included.
 
-    For any pipeline: a callback at a step's end is not given the model's prediction, so the scheduler's `step` is
-    listened to. What it returns stays as it is. Every step keeps a copy of the latents: at 2K (13 x 184 x 320, 16
+    Works for any pipeline: callbacks at a step's end do not get the model's prediction, so the scheduler's `step`
+    is wrapped; its result is unchanged. Every step keeps a copy of the latents: at 2K (13 x 184 x 320, 16
     channels) 49 MB each.
 
     Args:
-        scheduler: a flow-matching scheduler; afterwards it is as it was.
+        scheduler: a flow-matching scheduler; restored afterwards.
 
     Yields:
-        A list that grows by one entry a step.
+        A list that grows by one entry per step.
 
     Raises:
         ValueError: when the scheduler's model does not predict velocities.
@@ -142,7 +142,7 @@ def recorded_predictions(scheduler: Any) -> Iterator[list[CleanPrediction]]:
 
     def listening(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         result = step(model_output, timestep, sample, *args, **kwargs)
-        sigma = scheduler.sigmas[scheduler.step_index - 1]  # the index is that of the next step by now
+        sigma = scheduler.sigmas[scheduler.step_index - 1]  # the index has moved to the next step by now
         clean = clean_of_velocity(sample.float(), model_output.float(), sigma.to(sample.device))
         found.append(CleanPrediction(float(sigma), float(timestep), clean.detach().cpu()))
         return result
@@ -151,7 +151,7 @@ def recorded_predictions(scheduler: Any) -> Iterator[list[CleanPrediction]]:
     try:
         yield found
     finally:
-        del scheduler.step  # the class's own is behind it
+        del scheduler.step  # uncovers the class's own
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,10 @@ class BandResolution:
     """How far each band of V videos has resolved at each of S steps.
 
     Attributes:
-        edges: of the bands, rising fractions of Nyquist; see `functional.spectra.band_power`.
+        edges: edges of the bands, rising fractions of Nyquist; see `functional.spectra.band_power`.
         sigmas: S noise levels, falling.
         timesteps: S.
-        resolved_each: float64, V x S x bands: squared coherence with the last prediction, in [0, 1]; ends in 1.
+        resolved_each: float64, V x S x bands: squared coherence with the last prediction, in [0, 1]; ends at 1.
         power_each: float64, V x S x bands: power of the prediction over that of the last one.
     """
 
@@ -174,7 +174,7 @@ class BandResolution:
 
     @property
     def videos(self) -> int:
-        """How many."""
+        """Number of videos."""
         return len(self.resolved_each)
 
     @property
@@ -193,7 +193,7 @@ class BandResolution:
         return [f"{low:g}-{high:g}" for low, high in pairwise(self.edges)]
 
     def rows(self) -> list[Row]:
-        """One row a step and band, with the keys COLUMNS; steps are counted from 0."""
+        """One row per step and band, with the keys COLUMNS; steps count from 0."""
         means = self.resolved.tolist(), self.power.tolist()
         return [
             dict(zip(COLUMNS, (step, sigma, timestep, band, resolved, power), strict=True))
@@ -202,7 +202,7 @@ class BandResolution:
         ]
 
     def at(self, sigma: float) -> np.ndarray:
-        """Share resolved of each band at a noise level, linearly between the steps."""
+        """Share of each band resolved at a noise level, interpolated linearly between steps."""
         levels = np.asarray(self.sigmas)[::-1]
         return np.array([np.interp(sigma, levels, band[::-1]) for band in self.resolved.numpy().T])
 
@@ -211,8 +211,8 @@ def denoising_spectra(predictions: Sequence[CleanPrediction], edges: Sequence[fl
     """Compare each step's prediction with the last one's, band by band.
 
     Args:
-        predictions: of one generation, in order; a batch of B counts as B videos.
-        edges: of the bands, see `functional.spectra.band_power`.
+        predictions: predictions of one generation, in order; a batch of B counts as B videos.
+        edges: edges of the bands, see `functional.spectra.band_power`.
 
     Raises:
         ValueError: without predictions, or for bands that the latents are too small for.
@@ -232,9 +232,9 @@ def denoising_spectra(predictions: Sequence[CleanPrediction], edges: Sequence[fl
     for prediction in predictions:
         latents = prediction.latents.double()
         own = _bands(latents, edges)
-        # The inner product by the powers of the two and of their difference.
+        # The inner product, from the powers of the two and of their difference.
         product = ((own + total - _bands(latents - last, edges)) / 2).clamp(min=0)
-        # A band that is empty but for rounding agrees with nothing.
+        # A band that is empty except for rounding agrees with nothing.
         resolved.append((product.square() / (own * total)).masked_fill(own < _EMPTY * total, 0).clamp(max=1))
         power.append(own / total)
     return BandResolution(

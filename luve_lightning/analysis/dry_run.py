@@ -1,4 +1,4 @@
-"""Where in a model a computation is."""
+"""Counting an operation's work and memory without running it on a GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 
 class ModulePlaces:
-    """While it is entered: which module runs, as its path in the outermost one, without indices."""
+    """While entered: the running module, as its path in the outermost one, without indices."""
 
     def __init__(self) -> None:
         self.stack: list[str] = []
@@ -42,7 +42,7 @@ class ModulePlaces:
 
     @property
     def current(self) -> str:
-        """The innermost module that runs."""
+        """The innermost running module."""
         return self.stack[-1] if self.stack else "outside modules"
 
     def _begin(self, module: nn.Module, _: Any) -> None:
@@ -60,7 +60,7 @@ OperationKind = Literal[
     "attention", "wide attention", "matmul", "convolution", "converted convolution", "rest"
 ]
 
-BLOCK = 512  # bytes to which PyTorch's CUDA allocator rounds up
+BLOCK = 512  # PyTorch's CUDA allocator rounds up to this many bytes
 CUBLAS_WORKSPACE = 32 * 2**20
 _ALLOCATIONS = frozenset(
     getattr(torch.ops.aten, name) for name in ("empty", "empty_like", "empty_strided", "new_empty")
@@ -73,11 +73,11 @@ class Operation:
     """One operation's work.
 
     Attributes:
-        kind: what runs it; "wide attention" has heads that no flash kernel takes, "converted convolution" is not
-            channels last.
+        kind: what executes it; "wide attention" has heads that no flash kernel takes, "converted convolution" is
+            not channels last.
         flops: floating-point operations, a multiply-add counted as two; 0 for "rest".
-        bytes: read and written.
-        dtype: of its result.
+        bytes: bytes read and written.
+        dtype: dtype of its result.
     """
 
     kind: OperationKind
@@ -88,12 +88,12 @@ class Operation:
 
 @dataclass
 class DryRun:
-    """What a computation would take.
+    """The cost of a computation.
 
     Attributes:
-        peak: bytes at the highest point, allocated by the computation itself: neither weights nor what was there.
-        operations: how often each was run.
-        terms: what the bytes at the peak were made by, as module paths without indices.
+        peak: bytes at the highest point allocated by the computation itself, without weights and earlier tensors.
+        operations: how often each ran.
+        terms: what made the bytes at the peak, as module paths without indices.
     """
 
     peak: int = 0
@@ -103,18 +103,18 @@ class DryRun:
 
     @contextmanager
     def times(self, count: int) -> Iterator[None]:
-        """Count the operations run in this context as often: what is repeated alike need be run only once."""
+        """Multiply the operations run in this context: identical repetitions need running only once."""
         before, self._weight = self._weight, count
         yield
         self._weight = before
 
     def add(self, kind: OperationKind, flops: int, moved: int, dtype: torch.dtype) -> None:
-        """Note one operation."""
+        """Record one operation."""
         self.operations[Operation(kind, flops, moved, dtype)] += self._weight
 
     @property
     def flops(self) -> int:
-        """Floating-point operations in all."""
+        """Total floating-point operations."""
         return sum(operation.flops * count for operation, count in self.operations.items())
 
     @property
@@ -128,7 +128,7 @@ def dry_run(*, fused: bool = True, converts: bool = True) -> Iterator[DryRun]:
     """Count what runs in this context, without gradients.
 
     Args:
-        fused: attention and RMS norm as a GPU runs them; False leaves them to the device the tensors are on.
+        fused: treat attention and RMS norm as a GPU runs them; False leaves them to the tensors' device.
         converts: convolutions need copies in another layout, see above.
 
     Yields:
@@ -154,7 +154,7 @@ def weight_bytes(module: nn.Module) -> int:
 
 
 class _Watch(TorchDispatchMode):
-    """Follows storages from the operation that makes them until they are freed, and notes every operation."""
+    """Follows storages from the operation that makes them until they are freed, and records every operation."""
 
     def __init__(self, run: DryRun, places: ModulePlaces, converts: bool) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class _Watch(TorchDispatchMode):
         return result
 
     def peak(self, workspace: int = 0) -> None:
-        """Compare what is allocated now, and a workspace beside it, with the peak so far."""
+        """Compare what is allocated now, with a workspace, to the peak so far."""
         now = self.live + workspace
         if now <= self.run.peak:
             return
@@ -198,7 +198,7 @@ class _Watch(TorchDispatchMode):
         self._alive.clear()
 
     def _follow(self, tensor: Tensor, ours: bool = True) -> bool:
-        """Whether this is a storage not seen before; if it is ours, it counts until it is freed."""
+        """Whether this is a new storage; if it is ours, it counts until it is freed."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._alive:
@@ -224,7 +224,7 @@ class _Watch(TorchDispatchMode):
 
 
 class _Fused(TorchFunctionMode):
-    """Replaces attention and RMS norm by one operation each, as they are on a GPU."""
+    """Replaces attention and RMS norm by one operation each, as on a GPU."""
 
     def __init__(self, watch: _Watch, fused: bool) -> None:
         super().__init__()
@@ -274,7 +274,7 @@ def _is_channels_last(tensor: Tensor) -> bool:
 
 
 def _touched(tensor: Tensor) -> int:
-    """Bytes of a tensor that an operation reads or writes; what is expanded is read once."""
+    """Bytes of a tensor that an operation reads or writes; expanded values are read once."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 

@@ -13,19 +13,19 @@ from luve_lightning.analysis.cost import measure_ms
 from luve_lightning.analysis.dry_run import Operation, OperationKind
 
 _TERA = 1e12
-_LAUNCH = 5e-6  # seconds from one kernel's start to the next one's, at least
+_LAUNCH = 5e-6  # least seconds from one kernel's start to the next one's
 
 
 @dataclass(frozen=True)
 class GpuSpeed:
-    """What one GPU reaches, not its data sheet's peaks.
+    """What one GPU really reaches, not the peaks on its data sheet.
 
     Attributes:
-        name: of the card.
-        memory_gib: of the card.
+        name: name of the card.
+        memory_gib: memory of the card.
         tflops: TFLOP/s in 16-bit by kind of operation.
-        bandwidth: TB/s of memory.
-        float32: the share of `tflops` that is left in float32 (no TF32 but in convolutions, PyTorch's default).
+        bandwidth: memory bandwidth, TB/s.
+        float32: share of `tflops` that remains in float32 (no TF32 except in convolutions, PyTorch's default).
     """
 
     name: str
@@ -35,7 +35,7 @@ class GpuSpeed:
     float32: Mapping[OperationKind, float]
 
     def seconds(self, operations: Mapping[Operation, int]) -> float:
-        """Time of operations, run one after another."""
+        """Time of operations, run one after another, in seconds."""
         return sum(self._one(operation) * count for operation, count in operations.items())
 
     def _one(self, operation: Operation) -> float:
@@ -48,8 +48,8 @@ class GpuSpeed:
         return max(traffic, operation.flops / (rate * _TERA))
 
 
-# H200, measured: attention 580 TFLOP/s (cuDNN); the others fitted to one forward of Wan2.1-1.3B (1.1 s at 720p,
-# 12.6 s at 2K, 61 s at 4K), the VLUer (18.5 ms to 2K) and the VAE in training (339 ms a step), all bfloat16.
+# H200, measured: attention 580 TFLOP/s (cuDNN); the others fitted to one forward pass of Wan2.1-1.3B (1.1 s at
+# 720p, 12.6 s at 2K, 61 s at 4K), the VLUer (18.5 ms to 2K) and the VAE in training (339 ms a step), all bfloat16.
 REFERENCE = GpuSpeed(
     "h200",
     memory_gib=139.0,
@@ -97,14 +97,14 @@ def measured_gpu() -> GpuSpeed:
 
 
 def gpu_speed(gpu: str | None, tflops: float | None) -> GpuSpeed | None:
-    """The speed to estimate with.
+    """The GPU speed for estimates.
 
     Args:
-        gpu: the reference's name; None takes the GPU that PyTorch sees here.
-        tflops: what attention reaches; the other kinds of operation follow.
+        gpu: the reference's name; None means the GPU that PyTorch sees here.
+        tflops: attention's rate; the other kinds of operation follow.
 
     Returns:
-        None when neither says anything and there is no GPU.
+        None when neither is given and there is no GPU.
 
     Raises:
         ValueError: another GPU's name, or a rate that is not positive.
@@ -119,7 +119,7 @@ def gpu_speed(gpu: str | None, tflops: float | None) -> GpuSpeed | None:
         found = REFERENCE
     elif torch.cuda.is_available():
         found = measured_gpu()
-    elif tflops is not None:  # its memory is taken to keep up as the reference's does
+    elif tflops is not None:  # assume that its memory keeps up as the reference's does
         bandwidth = REFERENCE.bandwidth * tflops / REFERENCE.tflops["attention"]
         found = replace(REFERENCE, name=f"{tflops:g} TFLOP/s", bandwidth=bandwidth)
     else:
@@ -134,5 +134,5 @@ def _with_attention(speed: GpuSpeed, tflops: float) -> GpuSpeed:
 
 
 def _seconds(operation: Callable[[], object], device: torch.device) -> float:
-    """The fastest of a few calls."""
+    """The fastest of a few calls, in seconds."""
     return min(measure_ms(operation, device)[1] for _ in range(10)) / 1e3

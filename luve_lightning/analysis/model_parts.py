@@ -1,4 +1,4 @@
-"""The models of a cascade made from their configuration files alone, on any device, the meta device too."""
+"""The models of a cascade, made from their configuration files alone, on any device including meta."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from luve_lightning.models.vluer import VLUer
 
 @dataclass(frozen=True)
 class PartConfigs:
-    """What the configuration files of a backbone and a VLUer say.
+    """The contents of a backbone's and a VLUer's configuration files.
 
     Attributes:
         transformer: the transformer's.
         vae: the VAE's.
         text_encoder: the text encoder's.
         vluer: the VLUer's; empty for the base size.
-        refiner: of the transformer of the third stage; None when the first one's serves both.
-        shift: of the scheduler.
-        text_length: tokens of a prompt, padding included.
+        refiner: arguments of the third stage's transformer; None when the first stage's serves both.
+        shift: shift of the scheduler.
+        text_length: tokens per prompt, padding included.
         family: what they are configurations of.
     """
 
@@ -53,16 +53,17 @@ class PartConfigs:
         refiner: str | Path | None = None,
         shift: float | None = None,
     ) -> PartConfigs:
-        """Read them; no weights are looked for.
+        """Read the configurations; weights are not needed.
 
         Args:
-            backbone: a pipeline folder, or a hub id whose configuration files can be had (from the cache, offline).
-            vluer: folder of a saved VLUer; None takes the base size.
+            backbone: pipeline folder, or a hub id whose configuration files are available (from the cache,
+                offline).
+            vluer: folder of a saved VLUer; None means the base size.
             refiner: another backbone, whose transformer refines; or a transformer's own folder.
-            shift: of the schedule; None takes the backbone's.
+            shift: shift of the schedule; None means the backbone's.
 
         Raises:
-            FileNotFoundError: when one of the files cannot be had.
+            FileNotFoundError: when one of the files is not available.
             ValueError: for a shift that is not positive.
         """
         parts = load_backbone(backbone)
@@ -114,13 +115,13 @@ def wan_1_3b() -> PartConfigs:
 
 
 class Parts:
-    """The models of a cascade, each made when first asked for, in evaluation mode.
+    """The models of a cascade, each made when first requested, in evaluation mode.
 
     Args:
-        configs: what they are.
-        dtype: of the transformers' and the text encoder's weights; what diffusers keeps in float32 stays so.
-        device: where; "meta" needs no memory, elsewhere their weights are random.
-        vae_dtype: of the VAE's and the VLUer's weights, float32 in `LuVePipeline` unless it is told otherwise.
+        configs: their configurations.
+        dtype: dtype of the transformers' and the text encoder's weights; what diffusers keeps in float32 stays so.
+        device: device of the models; "meta" needs no memory, elsewhere their weights are random.
+        vae_dtype: dtype of the VAE's and the VLUer's weights, float32 in `LuVePipeline` by default.
     """
 
     def __init__(
@@ -136,12 +137,12 @@ class Parts:
 
     @property
     def transformer(self) -> Any:
-        """Of the first stage."""
+        """The first stage's transformer."""
         return self._part("transformer", lambda: self._new("transformer", self.configs.transformer))
 
     @property
     def refiner(self) -> Any:
-        """Of the third stage; the first stage's unless it has its own."""
+        """The third stage's transformer; the first stage's unless it has its own."""
         config = self.configs.refiner
         if config is None:
             return self.transformer
@@ -155,7 +156,7 @@ class Parts:
 
     @property
     def text_encoder(self) -> Any:
-        """Captions' encoder."""
+        """The captions' encoder."""
         return self._part("text_encoder", lambda: self._new("text_encoder", self.configs.text_encoder))
 
     @property
@@ -169,7 +170,7 @@ class Parts:
         return self.configs.family.from_config(part, config)
 
     def names(self) -> list[str]:
-        """Every part there is, whether made or not."""
+        """Every existing part, whether made or not."""
         refiner = [] if self.configs.refiner is None else ["refiner"]
         return ["text_encoder", "transformer", *refiner, "vae", "vluer"]
 
@@ -195,7 +196,8 @@ class Parts:
 def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
     """Give weights the dtype that `from_pretrained(torch_dtype=...)` gives them, in place.
 
-    Buffers keep theirs, and so do the modules that diffusers keeps in float32 (transformers does so for float16 only).
+    Buffers keep theirs, and so do the modules that diffusers keeps in float32 (transformers does so for float16
+    only).
     """
     keeps = isinstance(module, ModelMixin) or dtype == torch.float16
     kept = set(getattr(module, "_keep_in_fp32_modules", None) or ()) if keeps else set()

@@ -1,12 +1,12 @@
-"""The pre-flight plan: what making one video takes, told from configuration files before anything runs.
+"""The pre-flight plan: what making one video takes, from configuration files, before anything runs.
 
-Peak memory of a stage is the weights on the device, what the stage's own code allocates (`dry_run`), and workspaces.
-In a denoising stage the peak is inside a block's feed-forward. With d the transformer's width and f the feed-forward's,
-a token then holds the block's input, its sum with both attentions, the cross-attention's output and the normed input
-(4 d), the feed-forward's hidden state before and after its activation (2 f), all in the model's dtype, and
-two rotary factors of a head's width in float32: for Wan2.1-1.3B in bfloat16 2 * (4 * 1536 + 2 * 8960) + 2 * 4 * 128 =
-49,152 bytes. At 2K with 49 frames (191,360 tokens) a forward pass comes to 8971 MiB; on one H200 8973 MiB were
-measured. Attention over n tokens needs no n x n matrix.
+A stage's peak memory is the weights on the device, what the stage's own code allocates (`dry_run`), and
+workspaces. In a denoising stage the peak is inside a block's feed-forward. With d the transformer's width and f
+the feed-forward's, a token then holds the block's input, its sum with both attentions, the cross-attention's
+output and the normed input (4 d), the feed-forward's hidden state before and after its activation (2 f), all in
+the model's dtype, and two rotary factors of a head's width in float32: for Wan2.1-1.3B in bfloat16 2 * (4 * 1536 +
+2 * 8960) + 2 * 4 * 128 = 49,152 bytes. At 2K with 49 frames (191,360 tokens) a forward pass comes to 8971 MiB;
+8973 MiB were measured on one H200. Attention over n tokens needs no n x n matrix.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from luve_lightning.models.experts import expert_names
 
 
 class Planner:
-    """Plans stages of one cascade.
+    """Plans the stages of one cascade.
 
     Args:
-        parts: its models, on the meta device.
-        options: how the video is made, with every size given.
+        parts: the cascade's models, on the meta device.
+        options: options of the video, with every size given.
         running: its `decode_tile` and `offload` are planned.
-        speed: of the GPU, to estimate times with.
+        speed: speed of the GPU, for estimates of time.
         cublas: bytes of cuBLAS's workspace; 0 for a CPU.
     """
 
@@ -152,7 +152,7 @@ class Planner:
         return self._stage("decode", ["vae"], self._dry("vae", program), latents=self.grid)
 
     def _experts_by_step(self, model: Any, skip: int) -> dict[str | None, int]:
-        """How many steps each expert has, as the scheduler's timesteps route them."""
+        """Number of steps per expert, as the scheduler's timesteps route them."""
         choose = expert_chooser(model) if expert_names(model) else None
         counts: dict[str | None, int] = {}
         for timestep, _ in self.parts.configs.schedule.steps(self.options.steps)[skip:]:
@@ -212,7 +212,7 @@ _TERMS = 3
 
 
 def plan_dict(options: CascadeOptions, stages: Sequence[StagePlan], speed: GpuSpeed | None) -> dict[str, Any]:
-    """Everything, in plain types."""
+    """The whole plan in plain types."""
     seconds = None if speed is None else sum(stage.seconds or 0.0 for stage in stages)
     return {
         "frames_height_width": list(options.size),
@@ -228,7 +228,7 @@ def plan_dict(options: CascadeOptions, stages: Sequence[StagePlan], speed: GpuSp
 
 
 def plan_text(stages: Sequence[StagePlan], speed: GpuSpeed | None) -> str:
-    """A table of the stages, then what their memory is, and what it comes to."""
+    """A table of the stages, then what makes up their memory, and the totals."""
     head = ["stage", "latents", "tokens", "steps", "forwards", "TFLOP each", "TFLOP", "peak GiB", "estimated"]
     rows = [head if speed else head[:-1]]
     for stage in stages:
@@ -258,7 +258,7 @@ def plan_text(stages: Sequence[StagePlan], speed: GpuSpeed | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in words as short as a table takes."""
+    """A duration, short enough for a table."""
     if seconds < 100:
         return f"{_three(seconds)} s"
     if seconds < 6000:
@@ -295,7 +295,7 @@ def _conclusion(stages: Sequence[StagePlan], speed: GpuSpeed | None) -> list[str
 
 
 def _three(number: float) -> str:
-    """Three significant digits, without an exponent."""
+    """A number with three significant digits, without an exponent."""
     if number == 0:
         return "0"
     if number >= 1000:

@@ -1,4 +1,4 @@
-"""Clips upsampled by several methods, written as lossless videos, one folder a method."""
+"""Clips upsampled by several methods, written as lossless videos, one folder per method."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from luve_lightning.functional.pixels import fit_frames, resize_video, video_to_
 from luve_lightning.models.backbones import LatentSpace
 
 REFERENCE = "reference"
-_VERSION = 1  # of what is written for a recipe; raise it when the same recipe gives other pixels
+_VERSION = 1  # version of the output; raise it when the same recipe gives other pixels
 
 
 @dataclass(frozen=True)
 class UpsamplingRecipe:
-    """What is made of each clip.
+    """What is made from each clip.
 
     Attributes:
         size: height and width of the high resolution, pixels; clips are cropped to its shape and downscaled.
         scale: high over low resolution.
-        frames: of each clip, 4k + 1.
+        frames: frames of each clip, 4k + 1.
         start: first of them.
-        stride: every stride-th frame is taken.
+        stride: read every stride-th frame.
         caption: column of the index that becomes the prompt.
     """
 
@@ -58,7 +58,7 @@ class UpsamplingRecipe:
         codec.latent_size(self.frames, *self.size)
         if not 1 < self.scale < float("inf"):
             raise ValueError(f"scale: expected a number > 1, got {self.scale}")
-        exact = Fraction(str(self.scale))  # 1.1 is 11/10 here, not the binary fraction beside it
+        exact = Fraction(str(self.scale))  # 1.1 is 11/10 here, not the nearest binary fraction
         low = [side / exact for side in self.size]
         if any(side.denominator != 1 for side in low):
             made = " x ".join(f"{float(side):g}" for side in low)
@@ -70,7 +70,7 @@ class UpsamplingRecipe:
 
 @dataclass
 class Totals:
-    """What a run did: videos written and found, and (clip_id, reason) of clips that could not be read."""
+    """The counts of a run: videos written and found, and (clip_id, reason) of unreadable clips."""
 
     written: int
     there: int
@@ -78,20 +78,22 @@ class Totals:
 
 
 class ClipUpsampler:
-    """Writes a clip as each method makes it, as `folder/<method>/<clip_id>.mp4` with a JSON file beside it.
+    """Writes each method's version of a clip, as `folder/<method>/<clip_id>.mp4` with a JSON file beside it.
 
-    `reference` is the clip's own pixels at the high resolution, `vae` what the VAE makes of them: no upsampler of
-    latents can be better. The others get the VAE's latents of the downscaled clip. A video is finished when its JSON
-    file is there and has the recipe; that one is written last.
+    `reference` is the clip's own pixels at the high resolution, `vae` the VAE's reconstruction of them, the
+    ceiling for upsamplers of latents. The others get the VAE's latents of the downscaled clip. A video is finished
+    when its JSON file exists with the recipe; that one is written last.
 
     Args:
         codec: the VAE.
-        methods: from latents to latents, by folder name; without `reference` and `vae`, which are always made.
-        identities: what a method's pixels depend on besides the VAE and the recipe, such as a digest of its weights.
-        recipe: what is made.
-        folder: of the methods' folders.
-        hashes: of the clips.
-        device: where the models are.
+        methods: functions from latents to latents, by folder name; without `reference` and `vae`, which are always
+            made.
+        identities: what a method's pixels depend on besides the VAE and the recipe, such as a digest of its
+            weights.
+        recipe: what to make.
+        folder: folder of the methods' folders.
+        hashes: hashes of the clips.
+        device: device of the models.
     """
 
     def __init__(
@@ -114,15 +116,15 @@ class ClipUpsampler:
 
     @property
     def names(self) -> list[str]:
-        """The folders."""
+        """The names of the folders."""
         return [REFERENCE, *self.methods, CEILING]
 
     def run(self, entries: Sequence[ClipEntry], advance: Callable[[], None] = lambda: None) -> Totals:
-        """Write what is missing of each clip.
+        """Write what is missing for each clip.
 
         Args:
             entries: the clips.
-            advance: told of every clip that is done.
+            advance: called for every finished clip.
         """
         totals = Totals(0, 0, [])
         for entry in entries:
@@ -137,7 +139,7 @@ class ClipUpsampler:
 
     @torch.no_grad()
     def write(self, entry: ClipEntry) -> int:
-        """Write what is missing of one clip; returns how many videos that were.
+        """Write what is missing for one clip; returns the number of written videos.
 
         Raises:
             ClipError: it cannot be read.
@@ -164,8 +166,8 @@ class ClipUpsampler:
         at_once = min(DECODED_TOGETHER, self.codec.clips_at_once(recipe.frames, *recipe.size))
         for first in range(0, len(names), at_once):
             some = names[first : first + at_once]
-            # Filled up, as convolutions round differently for other batch sizes: a run that was interrupted, or that
-            # has another method added, makes the same bits.
+            # Filled up, because convolutions round differently for other batch sizes: an interrupted run, or one
+            # with another method added, makes the same bits.
             filled = [*some, *[some[-1]] * (at_once - len(some))]
             decoded = self.codec.decode(torch.cat([latents[name] for name in filled]))
             for name, made in zip(some, decoded.split(1), strict=False):
@@ -173,7 +175,7 @@ class ClipUpsampler:
         return len(missing)
 
     def _latents(self, video: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """What each of some methods decodes."""
+        """The latents that each of some methods decodes."""
         size: Size3d = self.codec.latent_size(self.recipe.frames, *self.recipe.size)
         latents: dict[str, Tensor] = {}
         if CEILING in names:
@@ -187,7 +189,7 @@ class ClipUpsampler:
     def _write(self, entry: ClipEntry, name: str, digest: str, video: Tensor) -> None:
         path = self.folder / name / f"{entry.clip_id}.mp4"
         fps = entry.fps / self.recipe.stride
-        # First of all: a recipe that is there vouches for the video.
+        # First of all: an existing recipe vouches for the video.
         path.with_suffix(".json").unlink(missing_ok=True)
         write_video(path, video_to_frames(video)[0].cpu().numpy(), fps, lossless=True)
         about = {

@@ -1,4 +1,4 @@
-"""The report of a comparison of upsampling methods: its tables in words and Markdown."""
+"""Comparison of upsampling methods: scores, tables, and the report in Markdown."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NOTES = (
 
 
 def rows_by_scale(rows: ComparisonRows) -> Iterator[tuple[float, list[dict[str, Any]]]]:
-    """Each scale with its rows, without the column of the scale."""
+    """Each scale with its rows, without the scale's column."""
     for scale in sorted({row["scale"] for row in rows}):
         yield scale, [{k: v for k, v in row.items() if k != "scale"} for row in rows if row["scale"] == scale]
 
@@ -45,7 +45,7 @@ def gap_shares(rows: ComparisonRows, scale: float, learned: Sequence[str]) -> di
 
 
 def gap_lines(rows: ComparisonRows, scale: float, learned: Sequence[str]) -> list[str]:
-    """The sentence that sums a scale up, for each learned method."""
+    """The sentence that sums up a scale, for each learned method."""
     return [
         f"{name} closes {100 * share:.1f} % of the PSNR_rgb gap between bilinear and vae at {scale:g}x"
         for name, share in gap_shares(rows, scale, learned).items()
@@ -53,11 +53,11 @@ def gap_lines(rows: ComparisonRows, scale: float, learned: Sequence[str]) -> lis
 
 
 def report_markdown(rows: ComparisonRows, learned: Sequence[str], facts: Mapping[str, str]) -> str:
-    """One table for each scale under what it was measured on and with.
+    """One table per scale, below the machine and settings of the measurement.
 
     Args:
-        rows: of all scales; see `comparison_rows`.
-        learned: methods whose share of the gap is told.
+        rows: rows of all scales; see `comparison_rows`.
+        learned: methods whose share of the gap is reported.
         facts: provenance, listed at the top.
     """
     parts = [
@@ -70,11 +70,12 @@ def report_markdown(rows: ComparisonRows, learned: Sequence[str], facts: Mapping
     return "\n\n".join([*parts, _NOTES]) + "\n"
 
 
-# The high-resolution latents themselves: what the VAE makes of the clip, which no upsampler of latents can pass.
+# The high-resolution latents themselves: the VAE's reconstruction of the clip, the ceiling for upsamplers of
+# latents.
 CEILING = "vae"
 COLUMNS = ("scale", "method", "latent_l1", "psnr_rgb", "ssim", "frame_diff", "ms", "peak_mib")
 
-# Two to four clips a pass are decoded fastest on a CPU: PyTorch has a slower convolution for one, and more miss the
+# Two to four clips per pass decode fastest on a CPU: for one, PyTorch uses a slower convolution; more miss the
 # cache.
 DECODED_TOGETHER = 3
 
@@ -98,13 +99,13 @@ class ClipScore:
     Attributes:
         scale: high over low resolution.
         method: its name.
-        clip: identifies the clip and the window of it.
-        frames: of the clip.
-        height: of its frames in pixels.
-        width: of its frames in pixels.
+        clip: identifies the clip and its window.
+        frames: frames of the clip.
+        height: height of its frames in pixels.
+        width: width of its frames in pixels.
         latent_l1: mean absolute difference from the high-resolution latents.
-        fidelity: of the decoded latents.
-        cost: of the step from latents to latents; None where it was not measured.
+        fidelity: fidelity of the decoded latents.
+        cost: cost of the step from latents to latents; None where it was not measured.
     """
 
     scale: float
@@ -121,17 +122,18 @@ class ClipScore:
 class UpsamplingComparison:
     """Runs methods on clips, one clip at a time, and scores them.
 
-    The VAE's own reconstruction is decoded once for a clip, whatever the number of scales. It has no upsampling step,
-    so its latent L1, time and memory are 0.
+    The VAE's own reconstruction is decoded once per clip, whatever the number of scales. It has no upsampling
+    step, so its latent L1, time and memory are 0.
 
     Args:
         codec: the VAE.
-        methods: by name, in addition to the ceiling.
-        timed_clips: of each size of input and output, time the methods on the first this many clips, and measure their
-            memory on the first. The time changes little from clip to clip; the scores are of all clips.
+        methods: methods by name, in addition to the ceiling.
+        timed_clips: for each size of input and output, number of clips on which to time the methods, the first
+            ones; memory is measured on the first. The time changes little from clip to clip; the scores cover all
+            clips.
 
     Raises:
-        ValueError: when no clip is to be timed.
+        ValueError: when no clip would be timed.
     """
 
     def __init__(
@@ -172,9 +174,9 @@ class UpsamplingComparison:
             clip_id: the clip's name.
 
         Returns:
-            One score for each method, then the ceiling's.
+            One score per method, then the ceiling's.
         """
-        # A clip may have several windows: what tells them apart is their latents.
+        # A clip may have several windows, which only their latents distinguish.
         clip = f"{clip_id}:{hashlib.sha256(high.float().cpu().numpy().tobytes()).hexdigest()[:16]}"
         size: Size3d = (high.shape[2], high.shape[3], high.shape[4])
         outputs, costs = self._outputs(low, size)
@@ -194,7 +196,7 @@ class UpsamplingComparison:
         ]  # fmt: skip
 
     def _outputs(self, low: Tensor, size: Size3d) -> tuple[dict[str, Tensor], dict[str, Cost]]:
-        """What each method makes of a clip, and of the clips that are timed, what it took."""
+        """Each method's output for a clip and, for timed clips, its cost."""
         shapes = (low.shape, size)
         if self._timed[shapes] == self.timed_clips:
             return {name: method(low, size) for name, method in self.methods.items()}, {}
@@ -244,23 +246,23 @@ def method_names(extra: Iterable[str] = ()) -> list[str]:
 
 
 def gather_scores(scores: Sequence[ClipScore]) -> list[ClipScore]:
-    """The scores of all processes, on every one of them; every process must call it, also one without scores.
+    """The scores of all processes, on every one of them; every process must call it, even without scores.
 
-    A clip that two processes had (a sampler that fills up uneven shards) counts once.
+    A clip that two processes had (a sampler fills up uneven shards) counts once.
     """
     return list(gather_mappings({(s.scale, s.method, s.clip): s for s in scores}).values())
 
 
 def comparison_rows(scores: Iterable[ClipScore], methods: Sequence[str]) -> list[dict[str, Any]]:
-    """The table: one row for each scale and method, in the order of `methods`.
+    """The table: one row per scale and method, in the order of `methods`.
 
     Args:
-        scores: of all clips.
+        scores: scores of all clips.
         methods: names, in order; those without a score have no row.
 
     Returns:
-        Rows with the keys `COLUMNS`: means over clips, but the median of the time and the maximum of the memory of the
-        clips that were timed.
+        Rows with the keys `COLUMNS`: means over clips, but the median of the time and the maximum of the memory
+        over the timed clips.
     """
     groups: dict[tuple[float, str], list[ClipScore]] = {}
     for score in sorted(scores, key=lambda s: s.clip):

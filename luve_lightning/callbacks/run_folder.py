@@ -1,4 +1,4 @@
-"""The folder of a training run: one live run a folder, and what an earlier run left in it."""
+"""The folder of a training run: one live run per folder, and what an earlier run left in it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ LOCK = ".run.lock"
 
 @contextmanager
 def owned(folder: Path, what: str = "run folder") -> Iterator[None]:
-    """Hold a folder that a run writes to for as long as the block runs.
+    """Hold the folder that a run writes to for as long as the block runs.
 
     Of several processes of one run, the first holds it for all.
 
     Args:
-        folder: Made when it is missing, and removed again when nothing was written to it.
+        folder: Created when missing, and removed again when nothing was written to it.
         what: Names the folder in the message.
 
     Raises:
@@ -56,7 +56,7 @@ def _is_first_process() -> bool:
 
 
 class SetAside(Callback):
-    """Moves an earlier run's checkpoints when training starts: not before, a mistake in the data would hide them."""
+    """Moves an earlier run's checkpoints when training starts; earlier, a mistake in the data would hide them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -68,7 +68,7 @@ class SetAside(Callback):
 
 
 def refuse_only_earlier(folder: Path) -> None:
-    """`last` starts a run where there is none yet, but not where an earlier one was set aside."""
+    """Let `last` start a run where there is none yet, but not where an earlier one was set aside."""
     earlier = sorted(folder.parent.glob(f"{folder.name}-*/last.ckpt"), key=lambda path: path.stat().st_mtime)
     if earlier and not any(folder.glob("*.ckpt")):
         raise ValueError(
@@ -84,7 +84,7 @@ def set_aside(folder: Path) -> Path | None:
         folder: the run's checkpoint folder; nothing happens when it is missing or holds no checkpoint.
 
     Returns:
-        The new name, `<folder>-<n>` with the first n that is free, or None.
+        The new name, `<folder>-<n>` with the first free n, or None.
     """
     if not any(folder.glob("*.ckpt")):
         return None

@@ -23,7 +23,7 @@ from luve_lightning.terminal import duration, say
 
 
 class RunSummary(Callback):
-    """Prints a few lines when a run has been set up; `closing` gives those for its end. Rank zero only.
+    """Prints a few lines when a run has been set up; `closing` prints those for its end. Rank zero only.
 
     Args:
         verb: `fit`, `validate`, `test` or `predict`.
@@ -38,7 +38,7 @@ class RunSummary(Callback):
         self._wall, self._first_step = time.time(), 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Everything is set up, the checkpoint is read, nothing is trained."""
+        """Everything is set up and the checkpoint is read; nothing is trained yet."""
         loaded = trainer._checkpoint_connector._loaded_checkpoint
         self._first_step = int(loaded.get("global_step", 0))
         resumed = f"{_short(trainer.ckpt_path)}, step {self._first_step}" if loaded else None
@@ -70,11 +70,11 @@ class RunSummary(Callback):
         _print(f"luve {self.verb}", rows)
 
     def closing(self, trainer: Trainer, stopped: bool = False) -> None:
-        """Print what became of the run; after the bar is gone.
+        """Print the outcome of the run, after the bar is gone.
 
         Args:
             trainer: of the run.
-            stopped: whether a signal ended it, so that there is more to train.
+            stopped: whether a signal ended it, so that more training remains.
         """
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -110,7 +110,7 @@ class RunSummary(Callback):
                 yield "log", _short(file)
 
     def _next(self, trainer: Trainer, stopped: bool) -> list[str] | None:
-        """The command that goes on from here."""
+        """The command that continues from here."""
         module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
         if self.verb != "fit" or not list(self._checkpoints(trainer)):
             return None
@@ -128,7 +128,7 @@ class RunSummary(Callback):
 
 
 def _with_last_checkpoint(command: Sequence[str], verb: str) -> list[str] | None:
-    """The command line for another verb, and the run's last checkpoint instead of what it began with."""
+    """The command line for another verb, with the run's last checkpoint instead of the initial one."""
     words, kept = list(command[2:]), []
     while words:
         word = words.pop(0)
@@ -140,7 +140,7 @@ def _with_last_checkpoint(command: Sequence[str], verb: str) -> list[str] | None
 
 
 def _print(title: str, rows: Sequence[tuple[str, str | Sequence[str]]]) -> None:
-    """A title and named rows; a terminal gets longer ones in lines, a command in such that a shell joins again."""
+    """A title and named rows; a terminal gets long ones wrapped, a command so that a shell joins it again."""
     console = Console(emoji=False)
     names = max((len(name) for name, _ in rows), default=0)
     width = console.width - names - 4 if console.is_terminal else sys.maxsize
@@ -233,6 +233,6 @@ def _changed_since(path: Path, moment: float) -> bool:
 
 
 def _short(path: Any) -> str:
-    """Relative to the current folder where it lies in it."""
+    """Relative to the current folder where it lies inside."""
     whole = Path(path).absolute()
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(path)

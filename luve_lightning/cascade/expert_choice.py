@@ -1,4 +1,4 @@
-"""Which expert is in force at which step."""
+"""Which expert is active at which step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Experts = str | Collection[str]
 
 
 def selected_experts(transformer: Any, experts: Experts) -> list[str]:
-    """The names of the experts that are meant.
+    """The names of the selected experts.
 
     Raises:
         ValueError: for a name that the transformer does not have.
@@ -42,16 +42,16 @@ def expert_chooser(
     switch: float | None = None,
     train_timesteps: int = 1000,
 ) -> Callable[[float], str | None] | None:
-    """A function from the scheduler's timestep to the expert in force, or None where no expert is used.
+    """A function from the scheduler's timestep to the active expert, or None where no expert is used.
 
-    An expert is in force where its band holds the timestep / `train_timesteps`. LuVe's (arXiv 2602.11564) bands meet
-    at sigma 0.875: the low-frequency expert from timestep 875 on, the high-frequency one below. With 50 steps, shift
-    5 and the first 10 skipped these are 11 and 29 steps.
+    An expert is active where its band contains timestep / `train_timesteps`. LuVe's (arXiv 2602.11564) bands meet
+    at sigma 0.875: the low-frequency expert from timestep 875 up, the high-frequency one below. With 50 steps,
+    shift 5 and the first 10 skipped these are 11 and 29 steps.
 
     Args:
-        transformer: with experts.
-        experts: which of them.
-        switch: the sigma at which the bands meet instead; None takes the bands that the experts were saved with.
+        transformer: transformer with experts.
+        experts: which of them to use.
+        switch: sigma at which the bands should meet; None uses the bands that the experts were saved with.
         train_timesteps: the scheduler's `num_train_timesteps`.
 
     Raises:
@@ -77,7 +77,7 @@ def expert_chooser(
 
 
 def moved_band(name: str, band: SigmaBand, switch: float | None) -> SigmaBand:
-    """A band with its inner bound at `switch`: the upper one of [low, 1], the lower one of [0, high).
+    """A band with its inner bound moved to `switch`: the upper one of [low, 1], the lower one of [0, high).
 
     Raises:
         ValueError: for a switch outside (0, 1), or a band with no or two inner bounds.

@@ -1,8 +1,8 @@
-"""Videos to generate and the folder they go to: which are there, and who makes the next one.
+"""Videos to generate and their folder: which exist, and which process makes the next one.
 
-A video is `<name>.mp4` with `<name>.json` beside it. The JSON file is written last: where it is, the video is whole.
-Any number of processes may share a folder. Whoever makes a video holds a lock that the operating system drops when
-the process dies, so no two make the same one, and none waits for the dead.
+A video is `<name>.mp4` with `<name>.json` beside it. The JSON file is written last: where it exists, the video is
+complete. Any number of processes may share a folder. The process that makes a video holds a lock that the
+operating system drops when the process dies, so no two make the same one, and none waits for a dead one.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class VideoJob:
     """One video to make.
 
     Attributes:
-        name: of its files, without suffix.
+        name: file name, without suffix.
         prompt: what to show.
         negative_prompt: what not to show; None is the empty prompt.
-        seed: of its noise.
-        height: of the video, pixels.
-        width: of the video, pixels.
-        motion_height: of the first stage, pixels.
-        motion_width: of the first stage, pixels.
+        seed: seed of its noise.
+        height: height of the video, pixels.
+        width: width of the video, pixels.
+        motion_height: height of the first stage, pixels.
+        motion_width: width of the first stage, pixels.
         num_frames: 4k + 1.
     """
 
@@ -61,14 +61,14 @@ def make_jobs(
     """The videos of a prompt file, all checked.
 
     Args:
-        lines: what to show.
-        options: sizes of every video whose line names none.
-        rules: what sizes are possible.
+        lines: lines of the file.
+        options: sizes of every video whose line has none.
+        rules: possible sizes.
         negative_prompt: what not to show, where the line does not say.
-        seed: of every video whose line names none: adding a line changes no other video.
+        seed: seed of every video whose line has none: adding a line changes no other video.
 
     Raises:
-        ValueError: a size that cannot be made, or two lines that make one file; the message names the line.
+        ValueError: an impossible size, or two lines with the same file; the message names the line.
     """
     check_seed(seed, "seed")
     jobs = []
@@ -104,13 +104,13 @@ def _job(
 
 
 class VideoFolder:
-    """Where videos go.
+    """The folder of the generated videos.
 
     Args:
-        root: the folder; made on the first write.
-        settings: what the videos depend on besides their jobs: options, and the identities of the models.
-        overwrite: make a video anew where one of the same name was made otherwise, instead of refusing.
-        stages: of each video further files `<stage>/<name>.mp4`, without which it is not finished.
+        root: the folder; created by the first write.
+        settings: what the videos depend on besides their jobs: options, and the models' identities.
+        overwrite: replace a video of the same name made differently, instead of refusing.
+        stages: further files of each video, `<stage>/<name>.mp4`, without which it is not finished.
         sheet: likewise `<name>.jpg`.
     """
 
@@ -123,12 +123,12 @@ class VideoFolder:
         sheet: bool = False,
     ) -> None:
         self.root, self.overwrite, self.stages, self.sheet = root, overwrite, tuple(stages), sheet
-        # As JSON gives it back, tuples as lists: it is compared with what a file says.
+        # As JSON gives it back, tuples as lists, for the comparison with a file.
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self._claims = ClaimedFiles(root / ".claims")
 
     def recipe(self, job: VideoJob) -> dict[str, Any]:
-        """What decides every pixel of a video, but for the rounding of one device and another."""
+        """Everything that decides a video's pixels, except rounding on different devices."""
         return {**asdict(job), **self.settings}
 
     def video(self, job: VideoJob) -> Path:
@@ -136,14 +136,14 @@ class VideoFolder:
         return self.root / f"{job.name}.mp4"
 
     def stage_video(self, job: VideoJob, stage: str) -> Path:
-        """The file of what a stage before the last made."""
+        """The file of an earlier stage's video."""
         return self.root / stage / f"{job.name}.mp4"
 
     def is_done(self, job: VideoJob) -> bool:
-        """Whether a video, and what else is wanted of it, is there and was made by its recipe.
+        """Whether a video, with its further files, exists and was made by its recipe.
 
         Raises:
-            ValueError: one is there that was made otherwise, and may not be overwritten.
+            ValueError: it was made differently, and may not be overwritten.
         """
         path = self.video(job)
         try:
@@ -160,17 +160,17 @@ class VideoFolder:
                 f"{path} was made otherwise ({was}); choose another --output, or --overwrite true to replace it"
             )
         if about.get("sha256") not in (None, file_digest(path)):
-            return False  # cut short since, by a full disk or a copy that broke off
+            return False  # cut short since, by a full disk or an interrupted copy
         more = [self.stage_video(job, stage) for stage in self.stages]
         more += [path.with_suffix(".jpg")] if self.sheet else []
         return not other and all(file.is_file() for file in more)
 
     @contextmanager
     def claim(self, job: VideoJob, *, wait: bool = False) -> Iterator[bool]:
-        """Ask to be the one that makes a video, and clear away what a killed process left of it.
+        """Claim a video, and remove what a killed process left of it.
 
         Yields:
-            True when this caller alone may write it until the block ends; False when another one is making it.
+            True when only this caller may write it until the block ends; False when another is making it.
         """
         digest = text_digest(job.name.casefold())
         with self._claims.claim(digest, wait=wait) as mine:
@@ -183,7 +183,7 @@ class VideoFolder:
 
 
 def _differences(found: Any, wanted: Any, key: str = "") -> list[str]:
-    """What two recipes say otherwise, in words."""
+    """The differences between two recipes, in words."""
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
         inside = [
             _differences(found.get(name), wanted.get(name), f"{key}.{name}" if key else name)
@@ -198,20 +198,20 @@ def _differences(found: Any, wanted: Any, key: str = "") -> list[str]:
 
 @dataclass
 class JobTotals:
-    """What a run did: videos made here, and those that were there or that another process made."""
+    """The counts of a run: videos made here, and videos that existed or that another process made."""
 
     made: int = 0
     there: int = 0
 
 
 def run_jobs(jobs: Sequence[VideoJob], folder: VideoFolder, make: Callable[[VideoJob], None]) -> JobTotals:
-    """Make every video that is missing; when it returns all are there, whoever made them.
+    """Make every missing video; when it returns all exist, whoever made them.
 
     Processes that share the folder share the work, see `share_work`.
 
     Args:
         jobs: the videos.
-        folder: where they go.
+        folder: folder of the videos.
         make: makes one, and writes its files.
     """
     totals = JobTotals()

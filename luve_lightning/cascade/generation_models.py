@@ -20,7 +20,7 @@ from luve_lightning.cascade.speed import SpeedOptions, enable_context_parallel
 from luve_lightning.machine import choose_device
 from luve_lightning.models.backbones import CutText
 
-# Others wait while one hashes files, encodes videos, or waits for a video that a stranger is making.
+# Others wait while one hashes files, encodes videos, or waits for a video that another program is making.
 _PATIENCE = timedelta(days=7)
 
 
@@ -32,10 +32,10 @@ def find_models(
     experts: dict[str, Path | None] | Path | None,
     lora: Path | None,
 ) -> dict[str, str | Path]:
-    """Where each model comes from, by the name of its option; models that are not used are left out.
+    """Where each model comes from, by the name of its option; unused models are left out.
 
     Raises:
-        FileNotFoundError: for a folder that is not there.
+        FileNotFoundError: for a missing folder.
         ValueError: when a VLUer is needed and there is none.
     """
     if not needs_vluer:
@@ -62,16 +62,16 @@ def load_pipeline(
     device: torch.device,
     lora: LoraFile | None = None,
 ) -> tuple[LuVePipeline, LoraSummary | None]:
-    """The pipeline on its device with its options in force, and what of the LoRA acts.
+    """The pipeline on its device with its options applied, and what part of the LoRA acts.
 
     Args:
-        sources: of `find_models`.
-        own_experts: take the experts of a saved LuVePipeline.
+        sources: from `find_models`.
+        own_experts: use the experts of a saved LuVePipeline.
         dtype: of the transformers and the text encoder.
         speed: see there.
-        context_parallel: processes over which a video is spread.
-        device: where it runs, unless parts of it are offloaded.
-        lora: what `read_lora` read.
+        context_parallel: number of processes that share a video.
+        device: device of the pipeline, unless parts of it are offloaded.
+        lora: as `read_lora` read it.
     """
     experts = {
         name.removeprefix("experts."): path for name, path in sources.items() if name.startswith("experts.")
@@ -102,11 +102,11 @@ def cuts_of(pipeline: LuVePipeline, job: VideoJob, length: int | None) -> dict[s
 
 
 def cut_lines(places: Mapping[str, str], cuts: Mapping[str, Mapping[str, CutText]]) -> str:
-    """Which texts are cut and what they lack, in lines; empty when none is.
+    """Lines that say which texts are cut and what they lose; empty when none is.
 
     Args:
         places: where each video's prompt stands, by the video's name; empty for the option.
-        cuts: of `cuts_of` by the video's name.
+        cuts: from `cuts_of`, by the video's name.
     """
     told = [
         f"  {places[name] or '--prompt'}: {what}: {cut}"
@@ -121,12 +121,12 @@ def cut_lines(places: Mapping[str, str], cuts: Mapping[str, Mapping[str, CutText
 
 @dataclass(frozen=True)
 class Processes:
-    """Which process this is.
+    """The position of this process.
 
     Attributes:
-        rank: of all, from 0.
-        count: of processes.
-        local: rank among those of this machine.
+        rank: rank among all processes, from 0.
+        count: number of processes.
+        local: rank among this machine's processes.
         together: whether all make each video together.
     """
 
@@ -137,14 +137,14 @@ class Processes:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], context_parallel: int) -> Processes:
-        """What torchrun's variables say.
+        """Read torchrun's variables.
 
         Args:
             environment: may hold RANK, WORLD_SIZE and LOCAL_RANK.
-            context_parallel: over how many processes one video is spread.
+            context_parallel: number of processes that share a video.
 
         Raises:
-            ValueError: when there are not as many processes as one video is to be spread over.
+            ValueError: when the number of processes differs from it.
         """
         count = int(environment.get("WORLD_SIZE", "1"))
         if context_parallel < 1 or (context_parallel > 1 and context_parallel != count):
@@ -178,10 +178,10 @@ class Processes:
         return device
 
     def begin(self, device: torch.device) -> None:
-        """Let processes that make videos together find each other.
+        """Connect processes that make videos together.
 
         Raises:
-            ValueError: where there is no GPU: diffusers' context parallelism asks for one.
+            ValueError: where there is no GPU; diffusers' context parallelism needs one.
         """
         if not self.together:
             return
@@ -191,12 +191,12 @@ class Processes:
         dist.init_process_group(backend, timeout=_PATIENCE)
 
     def end(self) -> None:
-        """Part again."""
+        """Disconnect them."""
         if self.together:
             dist.destroy_process_group()
 
     def shared(self, value: Any) -> Any:
-        """What the first process gives, for all that make videos together."""
+        """The first process's value, for all that make videos together."""
         if not self.together:
             return value
         box = [value]

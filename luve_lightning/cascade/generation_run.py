@@ -27,10 +27,10 @@ from luve_lightning.files import text_digest
 
 
 class StageLatents:
-    """Latents of finished stages, by what they depend on: a later run takes them instead of making them again.
+    """Latents of finished stages, stored by what they depend on: a later run reuses them.
 
     Args:
-        root: the folder; made on the first write.
+        root: the folder; created by the first write.
     """
 
     def __init__(self, root: Path) -> None:
@@ -39,11 +39,11 @@ class StageLatents:
 
     @staticmethod
     def digest(recipe: Mapping[str, Any]) -> str:
-        """The name of a stage's latents: sha256 of all that they depend on."""
+        """The name of a stage's latents: sha256 of everything they depend on."""
         return text_digest(json.dumps(recipe, sort_keys=True, ensure_ascii=False))
 
     def get(self, digest: str) -> dict[str, Tensor] | None:
-        """The tensors stored under a digest, on the CPU, or None; damaged ones are removed with a word."""
+        """The tensors stored under a digest, on the CPU, or None; damaged ones are removed with a message."""
         path = self._files.path(digest)
         try:
             with safe_open(path, framework="pt") as file:
@@ -62,7 +62,7 @@ class StageLatents:
         return None
 
     def put(self, digest: str, tensors: Mapping[str, Tensor]) -> None:
-        """Store tensors, all at once, unless they are there."""
+        """Store tensors atomically, unless they exist."""
         whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         self._files.write(digest, safetensors.torch.save(whole, {DIGEST: _digest(whole)}))
 
@@ -72,14 +72,14 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return text_digest(named)
 
 
-_VERSION = 1  # of kept latents; raise it when the same options give others
+_VERSION = 1  # version of stored latents; raise it when the same options give others
 
 
 class Watcher(Protocol):
-    """Who is told how far a video is."""
+    """Receives the progress of a video."""
 
     def begin(self, what: str, total: int) -> None:
-        """A stage of so many steps begins."""
+        """A stage of this many steps begins."""
 
     def advance(self) -> None:
         """One step of it is done."""
@@ -87,14 +87,14 @@ class Watcher(Protocol):
 
 @dataclass
 class StageReport:
-    """What became of one stage.
+    """The outcome of one stage.
 
     Attributes:
         stage: "motion", "upsampled", "refined", "direct" or "decoded".
         height: pixels.
         width: pixels.
         latents: shape of its latents, C x t x h x w.
-        seconds: what it took; None where kept latents were taken.
+        seconds: duration; None where stored latents were used.
     """
 
     stage: str
@@ -106,13 +106,13 @@ class StageReport:
 
 @dataclass
 class MadeVideo:
-    """A video and how it came about.
+    """A video and how it was made.
 
     Attributes:
         frames: uint8, T x H x W x 3.
-        stages: frames of the stages before the last by name, if they were asked for.
+        stages: frames of the earlier stages by name, if requested.
         reports: every stage in order.
-        steps: every denoising step in order, with the expert in force.
+        steps: every denoising step in order, with its expert.
     """
 
     frames: np.ndarray
@@ -124,16 +124,16 @@ class MadeVideo:
 class CascadeRun:
     """Makes videos with one pipeline.
 
-    A video is the one that calling the pipeline with a CPU generator of the job's seed gives.
+    Each video equals a call of the pipeline with a CPU generator of the job's seed.
 
     Args:
         pipeline: loaded and on its device.
-        options: how every video is made.
-        identity: what else the first stage depends on, as it goes into the name of kept latents: "dtype", "cache" and
-            "models", the models' identities by the names of their options.
-        kept: where the latents of finished stages are stored and looked up; None keeps none.
-        watcher: told of every stage and step.
-        agree: from what this process would do to what all do, for processes that make one video together.
+        options: options of every video.
+        identity: what else the first stage depends on, for the names of stored latents: "dtype", "cache" and
+            "models", the models' identities by option name.
+        kept: where latents of finished stages are stored and looked up; None stores none.
+        watcher: receives every stage and step.
+        agree: turns what this process would do into what all do, for processes that make one video together.
     """
 
     def __init__(
@@ -152,11 +152,11 @@ class CascadeRun:
         """Make one video.
 
         Args:
-            job: what to make.
-            show_stages: decode the stages before the last, too.
+            job: video to make.
+            show_stages: decode the earlier stages, too.
 
         Raises:
-            ValueError: when a stage gives values that are not numbers.
+            ValueError: when a stage gives values that are not finite.
         """
         making = _Making(self, job)
         output = self.pipeline(
@@ -178,7 +178,7 @@ class CascadeRun:
 
 
 class _Making:
-    """One video in the making."""
+    """One video in progress."""
 
     def __init__(self, run: CascadeRun, job: VideoJob) -> None:
         self.run, self.job = run, job
@@ -195,14 +195,14 @@ class _Making:
         self._started: float | None = None
 
     def start(self, stage: Stage, steps: int) -> Tensor | None:
-        """Kept latents of a stage, if there are any."""
+        """Stored latents of a stage, if there are any."""
         kept, digest = self.run.kept, self._digest(stage)
         if kept is not None and digest is not None:
             found = kept.get(digest)
             if self.run.agree(found is not None):
                 found = found or kept.get(digest)
                 assert found is not None, "processes that make one video together must see one folder"
-                # The noise that the stages after it draw goes on where this stage left off.
+                # The noise of later stages continues where this stage left off.
                 self.generator.set_state(found["generator"])
                 self._report(stage, found["latents"], None)
                 self._started = None
@@ -212,7 +212,7 @@ class _Making:
         return None
 
     def end(self, stage: Stage, latents: Tensor) -> None:
-        """Keep the latents of a stage that was run."""
+        """Store the latents of a stage that was run."""
         if self._started is None:
             return
         if not latents.isfinite().all():  # waits for the device, too
@@ -225,7 +225,7 @@ class _Making:
             kept.put(digest, {"latents": latents, "generator": self.generator.get_state()})
 
     def step(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tell of a denoising step."""
+        """Report a denoising step."""
         del pipeline, step, timestep
         self.run.watcher.advance()
         return tensors
@@ -235,14 +235,14 @@ class _Making:
         self.run.watcher.begin("decoding", 0)
         started = time.perf_counter()
         video = decode(self.run.pipeline, latents, "np")[0]
-        # Frame by frame: a 4K video of 49 frames takes 5 GB as floating point, and each operation another 5.
+        # Frame by frame: a 4K video of 49 frames takes 5 GB in floating point, and each operation another 5.
         frames = np.stack([(frame * 255).round().astype(np.uint8) for frame in video])
         if report:
             self._report("decoded", latents, time.perf_counter() - started)
         return frames
 
     def _digest(self, stage: Stage) -> str | None:
-        """The name of a stage's kept latents; None for stages whose latents are not kept."""
+        """The name of a stage's stored latents; None for stages whose latents are not stored."""
         if stage not in ("motion", "upsampled"):
             return None
         recipe = self._motion_recipe()

@@ -1,4 +1,4 @@
-"""LoRA files: their weights as they are, and what lies beside the weights and says at which scale they act."""
+"""LoRA files: their weights, and the configuration or header that says at which scale they act."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 ADAPTER_CONFIG = "adapter_config.json"
-# The names that diffusers and PEFT give a LoRA's weights, and what else lies in training folders.
+# The names that diffusers and PEFT give a LoRA's weights, and other files of training folders.
 _OWN_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _OTHERS = re.compile(r"scheduler|optimizer|checkpoint")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.\w+$")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-# Entries of the header under which a LoRA's configuration is found: diffusers', and finetrainers'.
+# Header entries that hold a LoRA's configuration: diffusers', and finetrainers'.
 _HEADER = ("lora_adapter_metadata", "lora_config")
 
 # Keys of PEFT's configuration that say where the weights came from or how they were trained.
@@ -38,29 +38,29 @@ _IDLE = {
 _HONOURED = {
     "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias",
 }  # fmt: skip
-# Other keys may be there with a value that means "not used".
+# Other keys may have a value that means "not used".
 _UNUSED: tuple[Any, ...] = (None, False, {}, [], "")
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA", None),
     "bias": ("none", None),
-    # The others (pissa, olora, loftq, corda ...) take a part out of the base's weights.
+    # The others (pissa, olora, loftq, corda ...) remove a part of the base's weights.
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }
 
 
 @dataclass(frozen=True)
 class LoraConfiguration:
-    """What PEFT's configuration says of scales.
+    """What PEFT's configuration says about scales.
 
     Attributes:
-        rank: of every layer that no pattern names.
+        rank: rank of every layer that no pattern names.
         alpha: likewise.
-        rslora: layers are scaled by alpha / sqrt(rank) instead of alpha / rank.
+        rslora: scale layers by alpha / sqrt(rank) instead of alpha / rank.
         ranks: other ranks by pattern of the layer's name, as PEFT matches it.
         alphas: other alphas by pattern.
-        dora: the weights hold a magnitude for each layer.
-        biases: the weights hold a bias for each layer.
-        where: the file it was read from, for messages.
+        dora: the weights hold a magnitude per layer.
+        biases: the weights hold a bias per layer.
+        where: file it was read from, for messages.
     """
 
     rank: int
@@ -78,9 +78,9 @@ class LoraFile:
     """A LoRA before it is fitted to a transformer.
 
     Attributes:
-        name: what messages call it.
-        tensors: under the names of the file.
-        configuration: None when nothing says more than the tensors do.
+        name: name for messages.
+        tensors: tensors under the file's names.
+        configuration: None when only the tensors say anything.
     """
 
     name: str
@@ -97,15 +97,15 @@ def read_lora(
     """Read a LoRA with its configuration: PEFT's `adapter_config.json` beside the weights, or the file's header.
 
     Args:
-        source: a file, a folder, a hub id or the weights. A `.safetensors` file, or a pickle that holds nothing but
-            tensors.
-        weight_name: the file in a folder or on the hub; needed where several could be meant.
-        subfolder: of a folder or on the hub.
-        hub: of `hf_hub_download`.
+        source: file, folder, hub id or the weights themselves. A `.safetensors` file, or a pickle that holds
+            nothing but tensors.
+        weight_name: file in a folder or on the hub; needed where there are several candidates.
+        subfolder: subfolder of a folder or on the hub.
+        hub: options of `hf_hub_download`.
 
     Raises:
-        FileNotFoundError: when it is not there.
-        ValueError: when it is no LoRA, or its configuration asks for what cannot be honoured.
+        FileNotFoundError: when it does not exist.
+        ValueError: when it is no LoRA, or its configuration requires what cannot be honoured.
     """
     if isinstance(source, LoraFile):
         return source
@@ -134,7 +134,7 @@ def read_lora(
 
 
 def beside(path: str | Path, name: str) -> Path | None:
-    """What lies beside a file, or beside the file that it is a link to; None when nothing of that name does."""
+    """The file of this name beside another, or beside the file that it links to; None when there is none."""
     places = (Path(path).parent, Path(path).resolve().parent)
     return next((place / name for place in places if (place / name).exists()), None)
 
@@ -145,7 +145,7 @@ def _scales(configuration: LoraConfiguration) -> tuple[Any, ...]:
 
 
 def _pick(folder: Path, weight_name: str | None, name: str) -> Path:
-    """The one file of weights in a folder."""
+    """The only weight file in a folder."""
     if weight_name is not None:
         if not (folder / weight_name).is_file():
             raise FileNotFoundError(f"LoRA {name}: no {weight_name} in {folder}")
@@ -194,7 +194,9 @@ def _from_hub(name: str, weight_name: str | None, subfolder: str | None, hub: di
             hf_hub_download(name, config, **hub)
         except LocalEntryNotFoundError:
             known = {key: hub[key] for key in ("cache_dir", "revision") if key in hub}
-            if try_to_load_from_cache(name, config, **known) is None:  # neither there nor known to be missing
+            if (
+                try_to_load_from_cache(name, config, **known) is None
+            ):  # neither present nor known to be missing
                 raise
         except EntryNotFoundError:
             pass
@@ -228,13 +230,13 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _unpickle(path: Path, name: str) -> dict[str, Tensor]:
-    """Tensors of a pickle, by an unpickler that runs nothing."""
+    """The tensors of a pickle, read by an unpickler that runs nothing."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         if (
             isinstance(error, OSError) and error.errno != errno.EINVAL
-        ):  # of a seek before the start: cut short
+        ):  # from a seek before the start: the file is cut short
             raise
         blocked = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)", str(error))
         reason = (
@@ -271,8 +273,8 @@ def _json(text: str, where: str) -> dict[str, Any]:
 
 
 def _configuration(content: Mapping[str, Any], where: str) -> LoraConfiguration:
-    """Check a configuration of PEFT's LoRA: every key of it is honoured, without effect here, or refused."""
-    for key, value in sorted(content.items(), key=lambda item: item[0] != "peft_type"):  # what it is, first
+    """Check a PEFT LoRA's configuration: every key is honoured, without effect here, or refused."""
+    for key, value in sorted(content.items(), key=lambda item: item[0] != "peft_type"):  # its type first
         allowed = _PLAIN.get(key, _UNUSED)
         if key not in _IDLE | _HONOURED and not any(value == v and type(value) is type(v) for v in allowed):
             raise ValueError(
@@ -305,7 +307,7 @@ def _is_pattern(value: Any, whole: bool) -> bool:
 
 
 def _is_number(value: Any, whole: bool = False) -> bool:
-    """A finite number other than 0, at which a LoRA would do nothing; a rank is a whole one from 1 on."""
+    """Whether it is a finite number other than 0, at which a LoRA would do nothing; a rank is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return False
     return isinstance(value, int) and value >= 1 if whole else value != 0

@@ -1,4 +1,4 @@
-"""A LoRA's tensors fitted to a transformer: each is given its layer and scale, or the whole LoRA is refused."""
+"""A LoRA's tensors fitted to a transformer: each gets its layer and scale, or the whole LoRA is refused."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from luve_lightning.cascade.lora_files import ADAPTER_CONFIG, LoraConfiguration, LoraFile
 from luve_lightning.models.backbones import Denoiser, denoiser_of
 
-# What wrappers and trainers put before a layer's name.
+# Prefixes that wrappers and trainers put before a layer's name.
 _WRAPPER = re.compile(
     r"^(?:base_model\.model\.|pipe\.dit\.|dit\.|module\.|model\.|_orig_mod\.|transformer\.|diffusion_model\.)+"
 )
 _PEFT = "base_model.model."
 _KOHYA = re.compile(r"^lora_unet[_.]+")
-# How a name ends, and which part of its layer it is. `adapter` is PEFT's name of the adapter, which some leave in.
+# Ends of names, and the part of the layer that they mean. `adapter` is PEFT's name of the adapter, which some
+# leave in.
 _PARTS = (
     ("A", re.compile(r"\.(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down)(?:\.(?P<adapter>[^.]+))?\.weight$")),
     ("B", re.compile(r"\.(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up)(?:\.(?P<adapter>[^.]+))?\.weight$")),
@@ -35,16 +36,16 @@ _PARTS = (
 
 @dataclass(frozen=True)
 class LoraSummary:
-    """What of a LoRA acts, for people and records.
+    """What part of a LoRA acts, for people and records.
 
     Attributes:
-        name: of the LoRA.
-        layers: how many layers it changes.
-        ranks: each that occurs, ascending.
-        scales: each alpha / rank that occurs, ascending; 1 where nothing says alpha.
+        name: name of the LoRA.
+        layers: number of layers that it changes.
+        ranks: all ranks that occur, ascending.
+        scales: all values of alpha / rank that occur, ascending; 1 where nothing gives alpha.
         dora: whether it holds magnitudes.
-        biases: how many layers' biases it changes.
-        assumed: PEFT's weights without the file that says their scale; taken at 1.
+        biases: number of layers whose biases it changes.
+        assumed: PEFT's weights without the file that gives their scale; taken as 1.
     """
 
     name: str
@@ -65,13 +66,13 @@ class LoraSummary:
         )
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
+        """The summary as JSON."""
         return asdict(self)
 
 
 @dataclass
 class _Layer:
-    """The parts of one layer and their keys in the file; `names` are those that patterns of a configuration match."""
+    """The parts of one layer and their keys in the file; a configuration's patterns match `names`."""
 
     parts: dict[str, Tensor]
     keys: dict[str, str]
@@ -170,7 +171,7 @@ def fit_lora(transformer: Any, file: LoraFile) -> FittedLora:
 
 
 def check_loaded(transformer: Any, adapter: str, fitted: FittedLora) -> None:
-    """Assert that what PEFT made of a LoRA is what was fitted: the same layers at the same scales."""
+    """Assert that PEFT loaded a LoRA as fitted: the same layers at the same scales."""
     there = {
         name: module.scaling[adapter]
         for name, module in transformer.named_modules()
@@ -224,7 +225,7 @@ def _layers(denoiser: Denoiser, file: LoraFile) -> dict[str, _Layer]:
 
 
 def _places(denoiser: Denoiser, modules: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Every name that a LoRA may have for a module, with underscores for dots as kohya's trainers write it."""
+    """Every name that a LoRA may use for a module, with underscores for dots as in kohya's trainers."""
     places = {denoiser.original_name(name).replace(".", "_"): name for name in modules}
     return places | {name.replace(".", "_"): name for name in modules}
 
@@ -254,14 +255,14 @@ def _checked(tensor: Tensor, key: str, lora: str) -> Tensor:
         if key.endswith(".alpha") and tensor.dtype in (torch.int32, torch.int64):
             return tensor.float()
         raise ValueError(f"LoRA {lora}: {key} is {tensor.dtype}, expected floating-point numbers")
-    tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # float8 knows no arithmetic
+    tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # float8 has no arithmetic
     if not tensor.isfinite().all():
         raise ValueError(f"LoRA {lora}: {key} holds values that are not numbers")
     return tensor
 
 
 def _check_layer(lora: str, name: str, layer: _Layer, module: nn.Module) -> None:
-    """Both halves there, each of the shape that the module asks for."""
+    """Check that both halves exist, each of the shape that the module needs."""
     base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     if not isinstance(base, nn.Linear | nn.Conv3d):
         raise ValueError(
@@ -327,10 +328,10 @@ def _scale(layers: Mapping[str, _Layer], file: LoraFile) -> None:
 def _configured_scale(
     configured: LoraConfiguration, names: Sequence[str], rank: int, layer: str, lora: str, used: set[str]
 ) -> float:
-    """The scale of a layer by PEFT's configuration, whose rank must be that of the weights."""
+    """A layer's scale by PEFT's configuration, whose rank must be that of the weights."""
     values: list[float] = []
     for patterns, other in ((configured.ranks, configured.rank), (configured.alphas, configured.alpha)):
-        # As peft.utils.other.get_pattern_key: the first pattern that matches the name's end counts.
+        # Like peft.utils.other.get_pattern_key: the first pattern that matches the name's end counts.
         hits = [p for p in patterns if any(re.match(rf"(.*\.)?({p})$", name) for name in names)]
         used.update(hits)
         values.append(patterns[hits[0]] if hits else other)

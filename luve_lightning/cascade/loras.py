@@ -16,10 +16,10 @@ from luve_lightning.models.experts.layer import ExpertLayer
 
 @contextmanager
 def experts_set_aside(transformer: Any) -> Iterator[None]:
-    """Take the experts' layers out of the transformer for a while; no weight is touched.
+    """Take the experts' layers out of the transformer inside this context; no weight is touched.
 
-    Inside, module names and the state dict are those of a transformer without experts, which is what diffusers'
-    loading and removing of LoRAs and its `save_pretrained` know.
+    Inside, module names and the state dict are those of a transformer without experts, as diffusers' LoRA loading
+    and `save_pretrained` expect.
     """
     denoiser = denoiser_of(transformer)
     taken = [

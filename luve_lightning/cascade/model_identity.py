@@ -1,4 +1,4 @@
-"""What tells the files of a model from others: the content of its folder, or its revision on the hub."""
+"""What distinguishes a model's files from others: its folder's content, or its revision on the hub."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from luve_lightning.data.hashes import FileHashes
 from luve_lightning.files import listing_digest
 from luve_lightning.models.folders import is_local
 
-# What models, tokenizers and schedulers are made of; a README or a picture beside them changes no video.
+# The files of models, tokenizers and schedulers; a README or a picture beside them changes no video.
 _SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt")
 
 
 def model_identity(source: str | Path, hashes: FileHashes) -> str:
-    """The identity of a model's files; equal files have the same one wherever they lie.
+    """The identity of a model's files; equal files have the same one wherever they are.
 
     Args:
-        source: a local folder or file, or a hub id of which at least one file has been fetched.
+        source: local folder or file, or a hub id with at least one downloaded file.
         hashes: remembers the hashes of files, so that gigabytes are read once.
 
     Returns:
-        `sha256:` and 64 hex digits, of a folder's files and their names or of the file (and after a "+" those of a
-        LoRA's configuration beside it); or `hub:` with the id and its revision.
+        `sha256:` and 64 hex digits, of a folder's files and their names or of the file (followed by "+" and those
+        of a LoRA's configuration beside it); or `hub:` with the id and its revision.
 
     Raises:
-        FileNotFoundError: when it is neither a folder with model files nor a hub id in the cache.
+        FileNotFoundError: when it is neither a folder with model files nor a cached hub id.
     """
     if Path(source).is_file():
         config = beside(source, ADAPTER_CONFIG)  # a LoRA's scale

@@ -1,4 +1,4 @@
-"""How a cascade makes a video: every option once, with its default."""
+"""Every option of the cascade, once, with its default."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from luve_lightning.models.backbones import SizeRules
 class Guidance:
     """Classifier-free guidance: v = v_uncond + scale * (v_cond - v_uncond), in an interval of noise levels.
 
-    Outside the interval, and with scale 1 everywhere, it is v_cond alone: half the work. An interval that leaves out
-    the most and the least noise often costs no quality (arXiv 2404.07724).
+    Outside the interval, and with scale 1 everywhere, it is v_cond alone: half the work. Leaving out the most and
+    the least noise often costs no quality (arXiv 2404.07724).
 
     Attributes:
-        scale: >= 1; 1 is no guidance. LuVe (arXiv 2602.11564) takes 5 in both stages.
-        low: least sigma that is guided; sigmas are the scheduler's, shifted, in [0, 1].
-        high: greatest sigma that is guided; both ends belong to the interval.
-        batched: both predictions in one forward pass of twice the batch: faster where a GPU is not full, with twice
-            the activations. Equal to one after the other but for rounding.
+        scale: >= 1; 1 is no guidance. LuVe (arXiv 2602.11564) uses 5 in both stages.
+        low: lowest guided sigma; sigmas are the scheduler's, shifted, in [0, 1].
+        high: highest guided sigma; both ends belong to the interval.
+        batched: both predictions in one forward pass of twice the batch: faster where a GPU is not full, with
+            twice the activations. Equal up to rounding.
     """
 
     scale: float = 5.0
@@ -41,38 +41,39 @@ class Guidance:
 
     @classmethod
     def of(cls, guidance: Guidance | float) -> Guidance:
-        """A Guidance, also of its scale alone."""
+        """A Guidance, given as one or as its scale alone."""
         return guidance if isinstance(guidance, Guidance) else cls(float(guidance))
 
     def at(self, sigma: float) -> bool:
-        """Whether a step at this sigma is guided; compared in float32, as the scheduler's sigmas are."""
+        """Whether a step at this sigma is guided; compared in float32, like the scheduler's sigmas."""
         return self.scale > 1 and bool(np.float32(self.low) <= np.float32(sigma) <= np.float32(self.high))
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the result: batched or not, results differ by rounding only."""
+        """What decides the result; batched or not, results differ only by rounding."""
         return {key: value for key, value in asdict(self).items() if key != "batched"}
 
 
 @dataclass(frozen=True)
 class CascadeOptions:
-    """How a video is made.
+    """Options of one video.
 
     Attributes:
-        height: Of the video in pixels, a multiple of 16 for Wan2.1.
-        width: Of the video in pixels.
-        num_frames: Of the video, 4k + 1 for Wan2.1.
-        motion_height: Of the first stage; default height / scale, rounded to what is possible.
-        motion_width: Of the first stage; default width / scale, rounded to what is possible.
-        scale: How many times smaller the first stage is, where its size is not given.
+        height: Height of the video in pixels; a multiple of 16 for Wan2.1.
+        width: Width of the video in pixels; likewise.
+        num_frames: Number of frames; 4k + 1 for Wan2.1.
+        motion_height: Height of the first stage; default height / scale, rounded to a possible size.
+        motion_width: Width of the first stage; default width / scale, rounded to a possible size.
+        scale: How many times smaller the first stage is, unless its size is given.
         cascade: False makes the video in one stage at full size.
-        upsampling: Method of the second stage; vluer, or the paper's baselines latent and rgb, which need no VLUer.
+        upsampling: Method of the second stage: vluer, or the paper's baselines latent and rgb, which need no
+            VLUer.
         steps: Denoising steps of the whole schedule.
         skip_steps: How many of them the third stage skips: 5 in the paper, 10 in its released checkpoints.
         guidance: Classifier-free guidance of all stages: scale (1 is none), the interval of sigma, batched or not.
-        refine_guidance: Guidance of the third stage, where it differs.
-        shift: Of the schedule; default the backbone's own.
+        refine_guidance: Guidance of the third stage, if different.
+        shift: Shift of the schedule; default the backbone's own.
         switch: Sigma at which the low-frequency expert hands over; default where the experts' own bands meet.
-        length: Tokens that a prompt is padded or cut to; default the tokenizer's own, at most Wan's 512.
+        length: Number of tokens to pad or cut a prompt to; default the tokenizer's own, at most Wan's 512.
     """
 
     height: int
@@ -109,7 +110,7 @@ class CascadeOptions:
 
     @property
     def method(self) -> UpsamplingMethod:
-        """The method of upsampling."""
+        """The upsampling method."""
         return upsampling_method(self.upsampling)
 
     @property
@@ -139,13 +140,13 @@ class CascadeOptions:
         """The options with every size given; a video of another size keeps the scale to its first stage.
 
         Args:
-            rules: what sizes are possible.
-            height: of the video, where it differs from `self.height`.
+            rules: possible sizes.
+            height: height of the video, where it differs from `self.height`.
             width: likewise.
             num_frames: likewise.
 
         Raises:
-            ValueError: for a size that cannot be made, with the nearest ones.
+            ValueError: for an impossible size, with the nearest possible ones.
         """
         size = {
             "height": self.height if height is None else height,
@@ -167,7 +168,7 @@ class CascadeOptions:
         return replace(self, num_frames=frames, **size, **named)
 
     def recipe(self) -> dict[str, Any]:
-        """What decides a video's pixels, besides its prompt, seed and sizes: the part of a stored recipe."""
+        """What decides a video's pixels, besides its prompt, seed and sizes: part of a stored recipe."""
         return {
             "upsampling": self.upsampling,
             "cascade": self.cascade,

@@ -1,6 +1,6 @@
 """LuVe's three-stage cascade as a diffusers pipeline."""
 
-# No `from __future__ import annotations`: diffusers reads the types of `__init__` as they are.
+# No `from __future__ import annotations`: diffusers reads the types of `__init__` at run time.
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -62,7 +62,7 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
     1. `generate_motion`: the backbone as it is, at a low resolution.
     2. `upsample`: the VLUer brings the latents to the final size.
     3. `refine`: noise of a middle level is added and removed again at full resolution, by the low-frequency expert
-       first and the high-frequency expert then.
+       first and then the high-frequency expert.
 
     Each takes latents and returns latents; calling the pipeline runs all three and decodes.
 
@@ -156,7 +156,7 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
 
     @property
     def size_rules(self) -> SizeRules:
-        """What height, width and frames of a video must be multiples of."""
+        """The multiples that a video's height, width and frames must be."""
         codec, patch = self.codec, denoiser_of(self.transformer).patch
         return SizeRules(codec.spatial_ratio * patch[1], codec.temporal_ratio * patch[0])
 
@@ -193,14 +193,14 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
         shift: float | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Load a backbone and what is added to it, or what `save_pretrained` wrote.
+        """Load a backbone with its additions, or what `save_pretrained` wrote.
 
         Args:
-            backbone: a pipeline folder or a hub id.
-            vluer: a folder written by `VLUer.save_pretrained`.
-            experts: a folder with one folder for each expert (lfe/ and hfe/, as training exports them), or folders by
-                the experts' names. None takes those saved with the pipeline, {} none.
-            refiner: the transformer of the third stage: a folder written by its `save_pretrained`, or a backbone.
+            backbone: pipeline folder or hub id.
+            vluer: folder written by `VLUer.save_pretrained`.
+            experts: folder with one folder per expert (lfe/ and hfe/, as training exports them), or folders by the
+                experts' names. None uses those saved with the pipeline, {} none.
+            refiner: the third stage's transformer: a folder written by its `save_pretrained`, or a backbone.
             torch_dtype: dtype of the weights; float32 when None. A dtype is that of the transformers and the text
                 encoder: the VAE and the VLUer stay float32, as Wan's own examples have it. A mapping from components
                 to dtypes ("default" for the others) says otherwise.
@@ -209,7 +209,7 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
                 name for `torch_dtype`.
 
         Raises:
-            FileNotFoundError: when something is not there.
+            FileNotFoundError: when something is missing.
             ValueError: when parts do not fit together.
         """
         dtypes, local = dtypes_of(kwargs.pop("dtype", torch_dtype)), is_local(backbone)
@@ -231,12 +231,12 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
         return pipeline
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write everything that `from_pretrained` reads back, bit for bit, the experts in folders of their own.
+        """Write everything that `from_pretrained` reads back, bit for bit, with the experts in folders of their own.
 
-        The folder without its experts/ is a pipeline folder of diffusers; an expert's folder is PEFT's.
+        Without its experts/, the folder is a diffusers pipeline folder; an expert's folder is in PEFT's format.
 
         Raises:
-            ValueError: while LoRAs are loaded: they would come back as experts or not at all.
+            ValueError: while LoRAs are loaded, which would come back as experts or not at all.
         """
         for part in self.transformers:
             if loras := plain_loras(part):
@@ -251,7 +251,7 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
                 super().save_pretrained(str(new), **kwargs)
             for name in expert_names(transformer):
                 save_expert(transformer, name, new / EXPERTS / name)
-            if (folder / EXPERTS).is_dir():  # an earlier save's, of which some may not be there any more
+            if (folder / EXPERTS).is_dir():  # an earlier save's, some of which may be gone now
                 (new / EXPERTS).mkdir(exist_ok=True)
         if (folder / EXPERTS).is_dir() and not expert_names(transformer):
             shutil.rmtree(folder / EXPERTS)
@@ -265,23 +265,23 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
     ) -> LoraSummary:
         """Load a LoRA for the backbone beside the experts, for instance UltraWan's; it is active then.
 
-        diffusers' names of the layers are understood, and the original model's as ComfyUI, kohya's trainers and
-        DiffSynth-Studio write them. A LoRA is loaded whole, at the scale its tensors, its file's header or PEFT's
-        `adapter_config.json` beside it say, or not at all. `set_adapters`, `delete_adapters` and the like are
-        diffusers'; experts are chosen by the stages whatever these chose.
+        Layers may have diffusers' names, or the original model's as written by ComfyUI, kohya's trainers and
+        DiffSynth-Studio. A LoRA is loaded whole, at the scale given by its tensors, its file's header or PEFT's
+        `adapter_config.json` beside it, or not at all. `set_adapters`, `delete_adapters` and the like are
+        diffusers'; the stages choose experts independently of them.
 
         Args:
-            pretrained_model_name_or_path_or_dict: a file, a folder, a hub id, the weights or what `read_lora` read.
+            pretrained_model_name_or_path_or_dict: file, folder, hub id, the weights or what `read_lora` read.
             adapter_name: default diffusers' choice.
             into: "transformer" (first stage, direct generation), "refiner" (third stage), or "both".
             kwargs: options of `read_lora`, such as `weight_name`.
 
         Returns:
-            What was loaded, at which scale.
+            What was loaded, and at which scale.
 
         Raises:
-            FileNotFoundError: when it is not there.
-            ValueError: for a LoRA of which something cannot be loaded, and an unknown `into`.
+            FileNotFoundError: when it does not exist.
+            ValueError: for a LoRA that cannot be loaded whole, and an unknown `into`.
         """
         chosen = {
             "both": self.transformers,
@@ -324,20 +324,20 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
 
         Args:
             prompt: one, or one for each video.
-            options: how the video is made.
-            motion_num_frames: of the first stage; those of the video when None.
+            options: options of the video.
+            motion_num_frames: frames of the first stage; default those of the video.
             experts: see `refine`.
             with_refiner: see `generate_direct`.
             output_type: see `decode`.
-            keep_stages: return every stage's latents, too.
-            callback_on_stage_start: called with a stage and its number of denoising steps. Latents that it returns are
-                taken as the stage's, which is not run then.
+            keep_stages: also return every stage's latents.
+            callback_on_stage_start: called with a stage and its number of denoising steps. If it returns latents,
+                the stage is not run and they are used instead.
             callback_on_stage_end: called with a stage and its latents.
             return_dict: False returns the frames in a tuple.
             more: fields of CascadeOptions that differ from `options`, and RunOptions.
 
         Raises:
-            ValueError: for what is impossible, before anything is computed.
+            ValueError: for impossible options, before anything is computed.
         """
         options = _options(options, more).resolved(self.size_rules)
         cascade, steps = options.cascade, options.steps
@@ -384,7 +384,7 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
 
 
 def _options(options: CascadeOptions | None, more: dict[str, Any]) -> CascadeOptions:
-    """Options with the fields among `more`, which are taken out of it."""
+    """Options, with the fields among `more` moved into them."""
     changes = {field.name: more.pop(field.name) for field in fields(CascadeOptions) if field.name in more}
     for name in ("guidance", "refine_guidance"):
         if changes.get(name) is not None:

@@ -63,7 +63,7 @@ def dtypes_of(torch_dtype: torch.dtype | Mapping[str, torch.dtype] | None) -> di
 
 
 def expert_folders(experts: ExpertFolders) -> dict[str | None, Path]:
-    """Folders of experts by their names; None for the name that a single expert was saved with.
+    """Expert folders by name; None as name means the one that a single expert was saved with.
 
     Raises:
         FileNotFoundError: for a folder without experts.
@@ -75,7 +75,7 @@ def expert_folders(experts: ExpertFolders) -> dict[str | None, Path]:
     folder = Path(experts)
     if (folder / "expert.json").is_file():
         return {None: folder}
-    # A folder with a part of an expert's files is one too, and refused where it is loaded.
+    # A folder with some of an expert's files counts, and is refused when loaded.
     found: dict[str | None, Path] = {
         path.parent.name: path.parent
         for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, EXPERT)

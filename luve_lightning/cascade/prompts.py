@@ -1,4 +1,4 @@
-"""Prompt files: what to generate, each line with what it says about its video."""
+"""Prompt files: what to generate, and each line's options for its video."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from luve_lightning.data.video_files import check_name
 from luve_lightning.files import text_digest
 
-# What a line may say besides its prompt, and the type of it.
+# What a line may hold besides its prompt, with types.
 _KEYS: dict[str, type] = {
     "prompt": str,
     "negative_prompt": str,
@@ -25,17 +25,17 @@ _KEYS: dict[str, type] = {
     "width": int,
     "num_frames": int,
 }
-# UltraVideo's columns, for its CSV as a file of prompts.
+# UltraVideo's columns, for its CSV as a prompt file.
 _ULTRAVIDEO = {"prompt": "Summarized Description", "name": "clip_id"}
 # Unicode's categories of separators, control and format characters.
 _INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
 _SLUG_LENGTH = 48
-_LARGEST_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes
+_LARGEST_SEED = 2**63 - 1  # the range of torch.Generator.manual_seed
 
 
 @dataclass(frozen=True)
 class PromptLine:
-    """One line of a prompt file; None where it leaves the choice to the options.
+    """One line of a prompt file; None leaves the choice to the options.
 
     Attributes:
         prompt: what to show.
@@ -54,8 +54,8 @@ class PromptLine:
     def video_name(self, seed: int) -> str:
         """The file name of the video, without suffix: the line's own, else its words, seed and a short hash.
 
-        Only what the line itself says is hashed: methods that are compared, and so have other options, give their
-        videos the same names.
+        Only what the line itself says is hashed: compared methods, which have other options, give their videos the
+        same names.
         """
         if self.name is not None:
             return self.name
@@ -75,15 +75,15 @@ def slug(text: str, length: int = _SLUG_LENGTH) -> str:
 
 
 def read_prompt_file(path: Path) -> list[PromptLine]:
-    """The prompts of a file; blank lines are passed over.
+    """The prompts of a file; blank lines are skipped.
 
     Args:
-        path: `.txt`, one prompt a line; `.jsonl`, one object a line with a prompt and any of negative_prompt, name,
-            seed, height, width and num_frames; `.csv` with the same columns or UltraVideo's.
+        path: `.txt`, one prompt per line; `.jsonl`, one object per line with a prompt and any of negative_prompt,
+            name, seed, height, width and num_frames; `.csv` with the same columns or UltraVideo's.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: something that is no prompt file; the message names the line.
+        ValueError: not a prompt file; the message names the line.
     """
     if not path.exists():
         raise FileNotFoundError(f"prompts: {path}: no such file")
@@ -91,7 +91,7 @@ def read_prompt_file(path: Path) -> list[PromptLine]:
     if path.suffix.lower() not in kinds or path.is_dir():
         raise ValueError(f"prompts: {path}: expected a .txt, .jsonl or .csv file")
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # line ends as they are: a CSV's cell may hold some
+        text = path.read_bytes().decode("utf-8-sig")  # keep line ends: a CSV's cell may hold some
     except UnicodeDecodeError as error:
         raise ValueError(f"prompts: {path}: not UTF-8: {error.reason} at byte {error.start}") from None
     lines = [_line(row, f"{path}:{number}") for number, row in kinds[path.suffix.lower()](path, text)]
@@ -101,17 +101,17 @@ def read_prompt_file(path: Path) -> list[PromptLine]:
 
 
 def check_distinct(names: Iterable[tuple[str, str]]) -> None:
-    """Refuse two lines that make one file.
+    """Refuse two lines with the same file.
 
     Args:
         names: file name and place of each.
 
     Raises:
-        ValueError: with both places.
+        ValueError: names both places.
     """
     seen: dict[str, str] = {}
     for name, where in names:
-        # Some file systems do not tell capitals from small letters, or the ways of writing an accent.
+        # Some file systems do not distinguish case, or ways of writing an accent.
         first = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), where)
         if first != where:
             raise ValueError(
@@ -120,9 +120,9 @@ def check_distinct(names: Iterable[tuple[str, str]]) -> None:
 
 
 def text_lines(text: str) -> list[str]:
-    """The lines of a text: what CR, LF or both end.
+    """The lines of a text, ended by CR, LF or both.
 
-    Not `splitlines`, which also splits at U+2028, U+0085 and others that may stand inside a prompt.
+    Unlike `splitlines`, which also splits at U+2028, U+0085 and others that may stand inside a prompt.
     """
     return re.split(r"\r\n|\r|\n", text)
 
@@ -148,7 +148,7 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, whose keys must differ: of two values one would be dropped."""
+    """A JSON object whose keys must differ: one of two values would be dropped."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -207,7 +207,7 @@ def _line(row: Any, where: str) -> PromptLine:
     for key, value in row.items():
         if key not in _KEYS:
             raise ValueError(f"prompts: {where}: unknown key {key!r}; known: {', '.join(_KEYS)}")
-        # A bool is an int in Python, and no seed.
+        # A bool is an int in Python, but no seed.
         if not isinstance(value, _KEYS[key]) or isinstance(value, bool):
             kind = "text" if _KEYS[key] is str else "a whole number"
             raise ValueError(f"prompts: {where}: {key}: expected {kind}, got {value!r}")
@@ -225,10 +225,10 @@ def _line(row: Any, where: str) -> PromptLine:
 
 
 def check_text(text: str, what: str) -> None:
-    """Refuse text that no file or command line can hold: NUL, and halves of characters, of broken UTF-8 or JSON.
+    """Refuse text that no file or command line can hold: NUL, and halves of characters, from broken UTF-8 or JSON.
 
     Raises:
-        ValueError: with `what`.
+        ValueError: names `what`.
     """
     if "\0" in text:
         raise ValueError(f"{what}: a NUL character after {text.partition(chr(0))[0][-20:]!r}")
@@ -239,20 +239,20 @@ def check_text(text: str, what: str) -> None:
 
 
 def check_visible(prompt: str, what: str) -> None:
-    """Refuse a prompt of which nothing is to be seen: spaces, zero-width and control characters only.
+    """Refuse a prompt with nothing visible: only spaces, zero-width and control characters.
 
     Raises:
-        ValueError: with `what`.
+        ValueError: names `what`.
     """
     if all(unicodedata.category(sign) in _INVISIBLE for sign in prompt):
         raise ValueError(f"{what}: expected some words, got invisible characters only: {prompt[:20]!a}")
 
 
 def check_seed(seed: int, what: str) -> None:
-    """Refuse a seed that no generator takes.
+    """Refuse a seed that no generator accepts.
 
     Raises:
-        ValueError: with `what`.
+        ValueError: names `what`.
     """
     if not 0 <= seed <= _LARGEST_SEED:
         raise ValueError(f"{what}: expected a whole number from 0 to 2**63 - 1, got {seed}")

@@ -31,7 +31,7 @@ TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
 
 class ExpertUse(NamedTuple):
-    """A denoising step and the expert that was in force.
+    """A denoising step and its active expert.
 
     Attributes:
         stage: "motion", "refined" or "direct".
@@ -50,11 +50,11 @@ class ExpertUse(NamedTuple):
 
 @dataclass
 class LuVePipelineOutput(BaseOutput):
-    """What `LuVePipeline` returns.
+    """The result of `LuVePipeline`.
 
     Attributes:
         frames: see `decode`.
-        stages: latents by stage, "motion", "upsampled" and "refined", or "direct"; None unless they were asked for.
+        stages: latents by stage, "motion", "upsampled" and "refined", or "direct"; None unless requested.
         experts_used: every denoising step in order.
     """
 
@@ -67,21 +67,21 @@ class RunOptions(TypedDict, total=False):
     """Options of every stage that denoises.
 
     Attributes:
-        negative_prompt: one for all, or one for each prompt; "" by default.
+        negative_prompt: one for all, or one for each prompt; default "".
         prompt_embeds: B x length x dim, instead of prompts.
         negative_prompt_embeds: likewise.
         steps: steps of the whole schedule, >= 1; by default those of CascadeOptions, as `guidance`.
         guidance: a Guidance, or its scale.
         shift: shift of the schedule; the backbone's own by default.
-        generator: one, or one for each prompt. It is drawn from once for the motion's noise and then once for the
-            refinement's, each of the size of its latents: who calls the stages one by one with the same generator
-            gets what a single call gives. By default PyTorch's own.
+        generator: one, or one for each prompt. Drawn from once for the motion's noise and once for the
+            refinement's, each of the size of its latents: calling the stages one by one with the same generator
+            gives the result of a single call. Default PyTorch's own.
         attention_kwargs: passed to the transformer; `{"scale": 0.5}` scales LoRAs.
-        callback_on_step_end: as diffusers' pipelines have it: called with the pipeline, the step's number within the
-            stage, its timestep and a dictionary of tensors, of which it returns those that it replaces.
-        callback_on_step_end_tensor_inputs: which tensors; ["latents"] by default.
+        callback_on_step_end: as in diffusers' pipelines: called with the pipeline, the step's number within the
+            stage, its timestep and a dictionary of tensors; returns those that it replaces.
+        callback_on_step_end_tensor_inputs: names of the tensors; default ["latents"].
         length: tokens of a prompt, padding included; the backbone's own by default.
-        record: a list to which every step is appended.
+        record: list to which every step is appended.
     """
 
     negative_prompt: str | list[str] | None
@@ -105,7 +105,7 @@ class Run:
     Attributes:
         embeds: embeddings of the prompts.
         negative_embeds: None without guidance.
-        guidance: see RunOptions, as the following ones.
+        guidance: see RunOptions, as for the following ones.
         steps: steps of the whole schedule.
         schedule: before `set_timesteps`.
         generator: see RunOptions.
@@ -255,7 +255,7 @@ def refined(pipeline: LuVePipeline, latents: Tensor, skip: int, choose: Chooser,
 
 
 def check_steps(steps: int, skip: int) -> None:
-    """Refuse a schedule without steps, and skipping what it does not have."""
+    """Refuse a schedule without steps, and skipping more steps than it has."""
     if int(steps) != steps or steps < 1:
         raise ValueError(f"steps {steps}: expected an integer >= 1")
     if int(skip) != skip or not 0 <= skip <= steps:

@@ -30,14 +30,14 @@ class SpeedOptions:
     """Speed and memory of a pipeline; the defaults change nothing. `LuVePipeline.apply` puts them into force.
 
     Attributes:
-        attention: a backend of diffusers, such as _native_cudnn or flash; None is PyTorch's own choice.
+        attention: a diffusers backend, such as _native_cudnn or flash; None lets PyTorch choose.
         cache: step-to-step cache: first_block skips a step's other blocks when the first one's output changed by
-            less than `cache_threshold`, taylorseer computes every `cache_interval`-th step and extrapolates.
+            less than `cache_threshold`; taylorseer computes every `cache_interval`-th step and extrapolates.
         cache_threshold: relative change, >= 0; 0 skips nothing.
         cache_interval: steps, >= 1.
         compile: compile the transformers' blocks; the first steps of each size and expert take minutes.
         offload: keep only the model that runs on the GPU.
-        decode_tile: height and width in latents of the tiles that are decoded at a time; None decodes whole frames.
+        decode_tile: height and width in latents of the tiles to decode; None decodes whole frames.
     """
 
     attention: str | None = None

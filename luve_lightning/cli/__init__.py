@@ -1,4 +1,4 @@
-"""The `luve` command: one verb a file, found here and imported only when asked for."""
+"""The `luve` command: one verb a file, found here and imported only when needed."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ RUNS = ("experiments/vluer/mini.yaml", "experiments/experts/mini-adaptation.yaml
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb of the command line: what a module of this folder states of it, under its name, in `VERBS`.
+    """One verb of the command line, as its module states it under its name in `VERBS`.
 
     Its options are the parameters of the module's function of that name (`study build` is `study_build`).
 
     Attributes:
-        group: Heading under which `luve --help` lists it.
+        group: Heading in `luve --help`.
         summary: What it does, in one line.
         named: Options that are dictionaries by name and may be given as `--option NAME=VALUE`, repeated.
-        positional: The option whose value may be given as a word of its own, without `--option` before it.
+        positional: Option whose value may be given without `--option` before it.
         examples: Configurations in the repository to start from.
         slow: Whether it imports PyTorch, which takes seconds.
-        goes_on: Whether the same command, after an interruption, keeps what is there.
+        goes_on: Whether the same command, after an interruption, continues with what is there.
         subjects: Package whose modules the option `subject` names; the parameters of the chosen one's function
             `measure` are options, too.
-        trainer: Whether it is one of LightningCLI's, whose options are those of the Trainer, the model and the data.
+        trainer: Whether it is one of LightningCLI's, whose options are those of the Trainer, the model and the
+            data.
         module: Where it was found.
     """
 
@@ -79,7 +80,7 @@ SYNONYMS = {
 
 @cache
 def verbs() -> dict[str, Verb]:
-    """Every verb by its name, as the modules of this folder state them; none of them is imported."""
+    """Every verb by name, as the modules of this folder state them; none of them is imported."""
     found: list[tuple[str, Verb]] = []
     for file in sorted(Path(__file__).parent.glob("*.py")):
         for node in ast.parse(file.read_bytes()).body:
@@ -114,7 +115,7 @@ def overview() -> str:
 
 
 def part_overview(first: str) -> str:
-    """The text of `luve study --help`: the verbs of two words that begin with this one; empty when there are none."""
+    """The text of `luve study --help`: the two-word verbs that begin with this word; empty when there are none."""
     found = {name: verb for name, verb in verbs().items() if name.startswith(f"{first} ")}
     lines = [f"usage: luve {first} VERB [--config FILE]... [--key value]...", ""]
     lines += [f"  {name:<14}{verb.summary}" for name, verb in found.items()]
@@ -122,7 +123,7 @@ def part_overview(first: str) -> str:
 
 
 def examples_of(verb: str) -> str:
-    """Ends a message about missing keys: configurations to start from, if this installation has them."""
+    """The end of a message about missing keys: configurations to start from, if this installation has them."""
     examples = [example for example in verbs()[verb].examples if (PACKAGE_ROOT / example).is_file()]
     if examples:
         return f"; start from a configuration{_in_checkout()}: luve {verb} --config {' or '.join(examples)}"
@@ -133,7 +134,7 @@ _WHERE = "examples are in the folder experiments of the repository"
 
 
 def _start() -> list[str]:
-    """How to begin: with configurations that are there, or where to get them."""
+    """How to begin: configurations that exist here, or where to get them."""
     commands = [
         *(f"  luve fit --config {example}" for example in RUNS),
         "  luve generate --config experiments/generate/mini.yaml \\",
@@ -145,5 +146,5 @@ def _start() -> list[str]:
 
 
 def _in_checkout() -> str:
-    """Where the examples' paths are to be given, unless it is here."""
+    """The folder for the examples' paths, unless it is the current one."""
     return "" if Path.cwd() == PACKAGE_ROOT else f", in {PACKAGE_ROOT}"

@@ -70,30 +70,30 @@ def ablate(
     job: JobOptions = _JOB,
     dry_run: bool = False,
 ) -> None:
-    """Runs the rows of a table, each for several seeds, and writes the means with intervals beside the paper's values.
+    """Runs the rows of a table, each for several seeds, and writes means with intervals beside the paper's values.
 
-    The table may stand as a word of its own: luve ablate experts --rows full,without_lfe. Each row is a graph of luve
-    commands; what rows, seeds and tables have in common is run once and kept by a hash of all that it depends on, so a
-    run that was stopped goes on, and a second one runs what is new. Every command's output is in its folder's log.txt.
-    A row that fails is reported at the end, with exit code 1, and stops no other.
+    The table may be given without an option: luve ablate experts --rows full,without_lfe. Each row is a graph of
+    luve commands. What rows, seeds and tables share is run once and kept under a hash of everything it depends on,
+    so an interrupted run continues and a second one runs only what is new. Every command's output is in its
+    folder's log.txt. A row that fails is reported at the end, with exit code 1, and stops no other.
 
     Args:
-        table: Folder under experiments/ablations, or the path of one, or of its table.yaml.
+        table: Folder under experiments/ablations, or the path of a folder or of its table.yaml.
         rows: Names, separated by commas; default all.
         seeds: Whole numbers, separated by commas; default the table's.
-        settings: Laid over the table's settings: --settings.train_steps 20, or a file with --config.
-        stages: Laid over the table's stages.
-        metrics: Laid over the table's metrics.
+        settings: Replaces some of the table's settings: --settings.train_steps 20, or a file with --config.
+        stages: Replaces parts of the table's stages.
+        metrics: Replaces parts of the table's metrics.
         world: Replaces the table's sentence on whose numbers these are.
         results: Replaces the table's folder of results.
-        output: The table, ending in .csv; .json and .md go beside it. Default
-            experiments/results/<results>/<table>.csv for the whole table as its files say; for a part of it, or with
-            a row failed, <folder>/<table>/<table>.csv, with something laid over <table>-<hash>.csv.
-        folder: Of the stages' results, as stages/<stage>-<hash>.
-        slots: Stages that run at the same time; 0 is one a GPU, or one on a CPU.
-        executor: local runs here, slurm submits job arrays through submitit.
-        job: What each job asks for.
-        dry_run: Only print the commands, in order, and check that each one's configuration is accepted.
+        output: CSV file of the table; .json and .md go beside it. Default
+            experiments/results/<results>/<table>.csv for the whole, unchanged table; <folder>/<table>/<table>.csv
+            for a part of it, or with a failed row; <table>-<hash>.csv there with something replaced.
+        folder: Folder of the stages' results, as stages/<stage>-<hash>.
+        slots: Number of stages that run at the same time; 0 means one per GPU, or one on a CPU.
+        executor: local runs here; slurm submits job arrays through submitit.
+        job: What each job requests.
+        dry_run: Only print the commands, in order, and check their configurations.
     """
     changes = _changes(
         {"settings": settings, "stages": stages, "metrics": metrics, "world": world, "results": results}
@@ -111,7 +111,7 @@ def ablate(
         run.tell_commands(executor, job)
         return
     whole = not changes and set(names) == set(found.rows) and set(wanted) >= set(found.seeds)
-    # Runs that are not of the same table do not replace each other's.
+    # Runs of different tables do not replace each other's results.
     stem = f"{found.name}-{_digest(changes)}" if changes else found.name
     partial = folder / found.name / f"{stem}.csv"
     targets = _Targets(
@@ -128,7 +128,7 @@ def find_table(table: str) -> Path:
     """The folder of a table.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: it does not exist.
     """
     path = Path(table)
     for folder in (TABLES / table, path, path.parent):
@@ -148,11 +148,11 @@ class _Targets:
 
 @dataclass(frozen=True)
 class TableWriter:
-    """Writes the table of what is there; the last job of a job array.
+    """Writes the table of what is finished; the last job of a job array.
 
     Attributes:
-        planner: of the table.
-        wanted: rows of each seed that were asked for.
+        planner: plans the table.
+        wanted: requested rows of each seed.
         rows: these, and others that were finished before.
         targets: see there.
         provenance: of the run.
@@ -165,7 +165,7 @@ class TableWriter:
     provenance: ResultsProvenance
 
     def __call__(self, reasons: Mapping[Use, str] | None = None) -> Path | None:
-        """Write it and return the path of the CSV; None where no row is finished, which replaces no table."""
+        """Write it and return the CSV's path; None where no row is finished, which replaces no table."""
         found = collect(self.planner, self.rows)
         if not any(found.values.values()):
             return None
@@ -189,7 +189,7 @@ class _Run:
         self.planner, self.wanted, self.console = planner, wanted, console
         self.table: Table = planner.table
         there = finished_rows(planner, {seed: list(self.table.rows) for seed in wanted})
-        # Finished rows cost nothing more, and stay in the table.
+        # Finished rows cost nothing, and stay in the table.
         self.rows = {
             seed: [row for row in self.table.rows if row in names or row in there[seed]]
             for seed, names in wanted.items()
@@ -251,7 +251,7 @@ class _Run:
         )
 
     def _finish(self, targets: _Targets, reasons: Mapping[Use, str]) -> Results:
-        # Not those that failed here, even if another program has made them since: the evaluations are without them.
+        # Not those that failed here, even if another process has made them since: the evaluations lack them.
         rows = without(self.rows, reasons)
         path = TableWriter(self.planner, self.wanted, rows, targets, _provenance())(reasons)
         found = collect(self.planner, rows)

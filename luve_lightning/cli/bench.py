@@ -29,7 +29,7 @@ def bench(
     output: Path | None = None,
     **options: Any,
 ) -> None:
-    """Measure time and peak memory, print one JSON line a row.
+    """Measures time and peak memory, and prints one JSON line per row.
 
     Args:
         subject: What to measure.

@@ -5,8 +5,8 @@ The order is: files in the order given, each over those it extends, then options
 can reach into a dictionary of components (`--callbacks.checkpoint.save_top_k 3`). jsonargparse then checks the result
 against the signatures.
 
-A text that a user writes is data: the value of an option whose type is `str` is taken as it stands. `null` stands for
-null where the type allows it, but in a prompt it is a word: only a file switches a prompt off.
+Text that a user writes is data: the value of an option of type `str` is taken literally. `null` stands for null
+where the type allows it, but in a prompt it is a word: only a file disables a prompt.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from luve_lightning.config_files import SWITCHED_OFF, CompositionError, merge, p
 
 _OPTION = re.compile(r"--[^\s=]+(=|$)")  # a key holds no space, so `--a cat` is a text
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
-# OmegaConf's words around what a resolver raised, such as "Environment variable 'X' not found".
+# OmegaConf's words around a resolver's error, such as "Environment variable 'X' not found".
 _RAISED = re.compile(r"\w+ raised while resolving interpolation: [\"']?(.*?)[\"']?")
-_MISSING = "${oc.decode:\"'???'\"}"  # the text ???, which OmegaConf reads as a value that must be given
+_MISSING = "${oc.decode:\"'???'\"}"  # the text ???, which OmegaConf would read as a missing value
 
 
 class Flag(str):
-    """The value of an option that was given none: `--flag` is `--flag true`."""
+    """The value of an option given without one: `--flag` is `--flag true`."""
 
 
 @dataclass
@@ -60,10 +60,10 @@ def read_arguments(words: Sequence[str], positional: str | None = None) -> Argum
     """Sorts the words after a verb into files, options and requests for help.
 
     Args:
-        words: For example `["--config", "a.yaml", "--model.lr=1e-4", "--flag"]`. An option without a value
-            is true. A value that begins with `--` is one where it holds a space; else it is given as `--key=--value`.
-            What follows the word `--` is no option.
-        positional: The option whose value may stand without its name, once. None: there is none.
+        words: For example `["--config", "a.yaml", "--model.lr=1e-4", "--flag"]`. An option without a value is
+            true. A value that begins with `--` must hold a space or be given as `--key=--value`. Words after `--`
+            are no options.
+        positional: The option whose value may be given without its name, once. None: there is none.
 
     Raises:
         CompositionError: On a word that belongs to no option, or `--config` without a file.
@@ -117,10 +117,10 @@ def named_options(options: Iterable[tuple[str, str]], keys: Sequence[str]) -> li
 
     Args:
         options: As `read_arguments` gives them.
-        keys: Of the dictionaries for which that is done.
+        keys: Names of those dictionaries.
 
     Raises:
-        CompositionError: When the text is no NAME=VALUE, the name has a dot, which would be a key inside, or two
+        CompositionError: When the text is no NAME=VALUE, the name has a dot (which would be a key inside), or two
             values have one name.
     """
     result: list[tuple[str, str]] = []
@@ -144,9 +144,9 @@ def compose(
     Args:
         files: YAML files. Mappings merge key by key, everything else (lists too) is replaced.
         options: Dotted keys and their text. `null` is null, text that starts with `{` is read as YAML, any other
-            text is kept as it is, for the key's type to read.
-        keys: Says which keys are texts, which are then taken literally and become `Text`, and which are paths, in
-            which `~` is expanded. None: nothing is known of the keys.
+            text is kept for the key's type to read.
+        keys: Says which keys are texts, which are taken literally and become `Text`, and which are paths, where
+            `~` is expanded. None: nothing is known of the keys.
 
     Returns:
         A plain mapping without interpolations.
@@ -181,7 +181,7 @@ def _read_groups(config: dict[str, Any], keys: Keys) -> None:
 
 
 def escaped(value: Any) -> Any:
-    """A configuration whose texts `compose` reads back as they are: `${` and `???` in them mean nothing."""
+    """A configuration whose texts `compose` reads back unchanged: `${` and `???` in them mean nothing."""
 
     def escape(leaf: Any) -> Any:
         if not isinstance(leaf, str):
@@ -192,7 +192,7 @@ def escaped(value: Any) -> Any:
 
 
 def map_leaves(node: Any, change: Callable[[Any], Any]) -> Any:
-    """A copy of a configuration, plain or parsed, in which each value that holds no others is changed."""
+    """A copy of a configuration, plain or parsed, in which each leaf value is changed."""
     if isinstance(node, argparse.Namespace):  # jsonargparse's is one
         return type(node)(**{key: map_leaves(value, change) for key, value in vars(node).items()})
     if isinstance(node, Mapping):
@@ -201,7 +201,7 @@ def map_leaves(node: Any, change: Callable[[Any], Any]) -> Any:
 
 
 class StandIns:
-    """Words without meaning that stand for texts while another package reads the configuration.
+    """Words without meaning that replace texts while another package reads the configuration.
 
     Attributes:
         texts: Each word's text.
@@ -212,7 +212,7 @@ class StandIns:
         self._mark = uuid.uuid4().hex
 
     def hide(self, node: Any, stands_in: Callable[[Any], bool]) -> Any:
-        """A copy in which a word stands for each text of which `stands_in` says so."""
+        """A copy in which words replace the texts that `stands_in` selects."""
 
         def change(leaf: Any) -> Any:
             if not stands_in(leaf):
@@ -224,7 +224,7 @@ class StandIns:
         return map_leaves(node, change)
 
     def show(self, node: Any) -> Any:
-        """A copy with the texts in place of their words, also of those that are only a part of a text."""
+        """A copy with the texts restored, even where one is only part of a text."""
 
         def change(leaf: Any) -> Any:
             if not isinstance(leaf, str):
@@ -239,7 +239,7 @@ class StandIns:
 
 
 def drop_nulls(config: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Removes the entries switched off with null from the dictionaries named, e.g. `callbacks`."""
+    """Removes the entries disabled with null from the named dictionaries, e.g. `callbacks`."""
     named = {key: config[key] or {} for key in keys if key in config}
     for key, entries in named.items():
         if not isinstance(entries, dict):
@@ -307,7 +307,7 @@ def _text(text: str, parameter: Parameter) -> Text | None:
 
 
 def _without_switched_off(node: Any, by_name: bool = False) -> Any:
-    """Removes switched-off components from dictionaries by name; elsewhere (an argument of a class) they are null."""
+    """Removes disabled components from dictionaries by name; elsewhere (an argument of a class) they are null."""
     if isinstance(node, dict):
         kept = {key: value for key, value in node.items() if not (by_name and value is SWITCHED_OFF)}
         return {key: _without_switched_off(value, key != "init_args") for key, value in kept.items()}

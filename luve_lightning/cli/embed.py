@@ -45,25 +45,25 @@ def embed(
 ) -> None:
     """Embeds captions with the backbone's text encoder and stores them, so that training needs no text encoder.
 
-    The empty caption, which classifier-free guidance needs, is always among them. What is stored already is
-    skipped, so an interrupted run goes on where it stopped. Several runs, one a GPU, may share a store: start each
-    with its own device, and when any of them ends, every caption is there.
+    The empty caption, which classifier-free guidance needs, is always included. What is stored already is skipped,
+    so an interrupted run continues. Several runs, one per GPU, may share a store: start each with its own device;
+    when any of them ends, every caption is there.
 
     Args:
-        backbone: Folder or hub id of the diffusers pipeline whose tokenizer and text encoder embed.
+        backbone: Folder or hub id of the diffusers pipeline with the tokenizer and text encoder.
         index: CSV with UltraVideo's columns.
         store: Folder of the caption embeddings.
         columns: Caption columns; default ["Summarized Description"].
-        splits: Which of train, val and test to embed; default all clips.
+        splits: Splits to embed, of train, val and test; default all clips.
         clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
         keep: Which clips of the index to take.
         length: Tokens that a caption is padded or cut to; default the backbone's own: of Wan 512 at most.
         batch_size: Captions embedded at once.
         dtype: Dtype of the text encoder's weights and on disk. Wan's was trained in bfloat16; float16 overflows.
-        threads: CPU threads that embed. Fixed, since embeddings differ in the last digit with it.
+        threads: CPU threads for embedding. Fixed, because the last digit of embeddings depends on it.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
-        check: Embed nothing; read every stored embedding of these captions and name those whose values are not what
-            was stored. The exit code is 2 when there are any.
+        check: Embed nothing; read every stored embedding of these captions and name the damaged ones. The exit
+            code is 2 when there are any.
     """
     started = time.perf_counter()
     console = Console(emoji=False)

@@ -1,7 +1,7 @@
 """Turns what went wrong while a verb runs into one line: what is wrong, where, what would be right.
 
-That is done for errors of ours, for what a configured component raises, and for errors of the system and of other
-packages that the user can mend: a full disk, no memory, no account, a bad file. Anything else is a bug.
+This covers our errors, what a configured component raises, and errors of the system and of other packages that the
+user can fix: a full disk, no memory, no account, a bad file. Anything else is a bug.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# With no file in the error, these say that a program misused the system, which no user can mend.
+# Without a file in the error, these mean that a program misused the system, which no user can fix.
 _MISUSE = {errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ECHILD, errno.ESRCH, errno.ENOTTY, errno.ENOTSOCK}
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
-# What is the system's doing even where a library raised another error because of it, as torch.save does.
+# The system's doing even where a library raised another error because of it, as torch.save does.
 _AT_THE_BOTTOM = _NO_ROOM | {errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _HINTS = {
     errno.EROFS: "it can only be read: choose another folder",
@@ -48,11 +48,11 @@ _WORKER = re.compile(r"Caught \w+ in \w+ worker process")
 
 
 class UsageError(Exception):
-    """What the user can mend; the message is the one line to print."""
+    """What the user can fix; the message is the one line to print."""
 
 
 def one_line(text: object) -> str:
-    """Joins a message of several lines into one."""
+    """A message of several lines as one."""
     return " ".join(str(text).split())
 
 
@@ -60,7 +60,7 @@ def describe_constructor_error(error: BaseException, config: Mapping[str, Any]) 
     """Describes a failure while the components of a checked configuration are made.
 
     Args:
-        error: What jsonargparse raised, around what a constructor raised, or the latter itself.
+        error: What jsonargparse raised around a constructor's error, or the latter itself.
         config: The composed configuration.
 
     Returns:
@@ -77,12 +77,11 @@ def describe_constructor_error(error: BaseException, config: Mapping[str, Any]) 
 
 
 def describe_runtime_error(error: BaseException, config: Mapping[str, Any]) -> str | None:
-    """Describes a failure while a verb runs, when it is one the user can mend.
+    """Describes a failure while a verb runs, when the user can fix it.
 
-    That is an error class of ours, Lightning's MisconfigurationException, a ValueError raised by our own code, or what
-    `_describe_outside_error` knows of the system and of other packages. Ours is this package and any other package
-    whose classes the configuration names, except Lightning and PyTorch. Anything else is a bug and deserves its
-    traceback.
+    These are our error classes, Lightning's MisconfigurationException, a ValueError raised by our own code, and
+    what `_describe_outside_error` recognises. Ours is this package and any other package whose classes the
+    configuration names, except Lightning and PyTorch. Anything else is a bug and deserves its traceback.
 
     Returns:
         One line, or None for a bug.
@@ -110,7 +109,7 @@ def describe_runtime_error(error: BaseException, config: Mapping[str, Any]) -> s
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Ends a message on an unknown word: the closest known one, or all of them when they are few."""
+    """The end of a message on an unknown word: the closest known one, or all of them when they are few."""
     known = sorted(set(known))
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
@@ -129,7 +128,7 @@ def _component_at_fault(error: BaseException, config: Mapping[str, Any]) -> str 
         if not found:
             continue
         keys, arguments = [key for key, _ in found], found[0][1]
-        # The argument it is about: the message's first word, or one written as `name=value`.
+        # The argument at fault: the message's first word, or one written as `name=value`.
         words = [*re.findall(r"^\w+", str(error)), *re.findall(r"`(\w+)=", str(error))]
         named = [word for word in words if word in arguments]
         if named and len(keys) == 1:
@@ -160,12 +159,12 @@ def _raised_in(error: BaseException) -> str:
 
 
 def _describe_outside_error(error: BaseException) -> str | None:
-    """Describes an error that neither this package nor a component raised, when the user can mend it.
+    """Describes an error that neither this package nor a component raised, when the user can fix it.
 
     Decided by class where the libraries have classes, by text only where they raise a bare RuntimeError.
 
     Returns:
-        One message, perhaps of several lines, or None for what is a bug for all that can be seen.
+        One message, perhaps of several lines, or None for what looks like a bug.
     """
     for describe in (_system, _memory, _account, _hub, _environment, _worker, _file):
         if (text := describe(error)) is not None:
@@ -174,7 +173,7 @@ def _describe_outside_error(error: BaseException) -> str | None:
 
 
 def _describe_worker_error(text: str) -> str | None:
-    """Describes an error of a loader's worker, which arrives as the text of its traceback, if the user can mend it."""
+    """Describes an error of a loader's worker, which arrives as a traceback's text, if the user can fix it."""
     last = _LAST_LINE.fullmatch(text.strip().splitlines()[-1])
     if last is None:
         return None
@@ -191,7 +190,7 @@ def _describe_worker_error(text: str) -> str | None:
 
 
 def _no_room(path: Path) -> str:
-    """Says how much is free where a file was to be written."""
+    """How much space is free where a file was to be written."""
     folder = next((folder for folder in (path, *path.parents) if folder.is_dir()), None)
     if folder is None:
         return ""
@@ -200,7 +199,7 @@ def _no_room(path: Path) -> str:
 
 
 def _system(error: BaseException) -> str | None:
-    """An OSError: the file it names, or the one that was being written; the system's text; a way out."""
+    """An OSError: its file, or the one that was being written; the system's text; a remedy."""
     system = next((link for link in _chain(error) if _is_at_the_bottom(link)), error)
     number = system.errno if isinstance(system, OSError) else _number_in(system)
     if number is None:
@@ -210,7 +209,7 @@ def _system(error: BaseException) -> str | None:
         return None
     reason = os.strerror(number)
     if isinstance(system, OSError) and system.strerror and type(system).__module__ != "builtins":
-        reason = system.strerror  # PyAV has numbers and texts of its own
+        reason = system.strerror  # PyAV has its own numbers and texts
     path = Path(os.fsdecode(name)) if isinstance(name, str | bytes | os.PathLike) else _path_in_use(error)
     if number in _NO_ROOM:
         reason = f"{'disk full' if number == errno.ENOSPC else 'disk quota used up'}: {reason}"
@@ -225,7 +224,7 @@ def _is_at_the_bottom(error: BaseException) -> bool:
 
 
 def _number_in(error: BaseException) -> int | None:
-    """The errno in the text of an error of a library written in Rust."""
+    """The errno in the text of an error from a library written in Rust."""
     match = _OS_ERROR.search(str(error)) if not isinstance(error, ValueError | KeyError) else None
     return int(match["number"]) if match else None
 
@@ -237,7 +236,7 @@ def _shown(path: Path) -> str:
 
 def _memory(error: BaseException) -> str | None:
     text = str(error).splitlines()[0] if str(error) else "out of memory"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's; it is a RuntimeError in name only
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; a RuntimeError in name only
         return f"GPU memory is full: {text}; {_GPU_MEMORY}"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         return f"memory is full: {text}; {_HOST_MEMORY}"
@@ -265,16 +264,16 @@ def _is_wandbs(frame: FrameType) -> bool:
 
 
 def _hub(error: BaseException) -> str | None:
-    """The Hugging Face hub cannot be reached, or knows no such name."""
+    """The Hugging Face hub cannot be reached, or has no such name."""
     found = next((link for link in _chain(error) if _is_of(link, "huggingface_hub.errors")), None)
     if found is None or _raised_in(error).startswith("luve_lightning."):
-        return None  # ours has words of its own
+        return None  # ours has its own words
     text = " ".join(str(found).split())
     return f"{text}; a local folder works without the hub"
 
 
 def _environment(error: BaseException) -> str | None:
-    """What Lightning says of the cluster it runs in, and of options given to its Trainer."""
+    """Lightning's errors about the cluster it runs in, and about its Trainer's options."""
     raised_in = _raised_in(error)
     if isinstance(error, RuntimeError) and raised_in.startswith("lightning.fabric.plugins.environments."):
         return str(error)
@@ -303,7 +302,7 @@ def _worker(error: BaseException) -> str | None:
 
 
 def _file(error: BaseException) -> str | None:
-    """A file that cannot be read as what it should be, when one is being read where the error comes from."""
+    """A file that cannot be read as what it should be, if the error comes from reading one."""
     names = {base.__name__ for base in type(error).__mro__}
     unreadable = {"JSONDecodeError", "UnicodeDecodeError", "BadZipFile", "YAMLError", "SafetensorError"}
     if not (names & (unreadable | {"UnpicklingError", "EOFError", "ArrowInvalid"}) or _parser_gave_up(error)):
@@ -323,7 +322,7 @@ def _parser_gave_up(error: BaseException) -> bool:
 
 
 def _path_in_use(error: BaseException, must_exist: bool = False) -> Path | None:
-    """The path that the innermost function with one among its variables was at work on."""
+    """The path that the innermost function with one among its variables was working on."""
     for frame in reversed(_frames(error)):
         variables = list(frame.f_locals.items())
         paths = [value for name, value in variables if isinstance(value, Path) and name != "self"]

@@ -47,7 +47,7 @@ VERBS = {
 }
 
 
-_SHOWN = 10  # problems of a kind on the terminal; the report has all
+_SHOWN = 10  # problems per kind on the terminal; the report has all
 
 
 def evaluate(
@@ -65,27 +65,27 @@ def evaluate(
     memory_gib: float = 4.0,
     device: str = "auto",
 ) -> None:
-    """Measures folders of videos, one a method, and writes one table as CSV, Markdown, JSON and LaTeX.
+    """Measures folders of videos, one per method, and writes one table as CSV, Markdown, JSON and LaTeX.
 
-    Every value has its 95 % interval, a bootstrap over videos. Results of single videos are kept, so an interrupted
-    run goes on where it stopped, and a further method or metric measures only what is new. Videos that cannot be
-    read and metrics that cannot run here are named with the reason, in the report too.
+    Every value has a 95 % interval, a bootstrap over videos. Results of single videos are kept, so an interrupted
+    run continues, and another method or metric measures only what is new. Videos that cannot be read and metrics
+    that cannot run here are named with the reason, in the report, too.
 
     Args:
-        videos: Folder of each method's videos, by its name: --videos NAME=DIR, repeated.
-        metrics: Metrics by name; null switches one off.
-        output: The table, ending in .csv; the other formats go beside it.
-        reference: Folder of the originals, matched by file name: what full-reference metrics and Fréchet distances
-            without a reference of their own compare with.
+        videos: Folder of each method's videos, by name: --videos NAME=DIR, repeated.
+        metrics: Metrics by name; null disables one.
+        output: CSV file of the table; the other formats go beside it.
+        reference: Folder of the originals, matched by file name, for full-reference metrics and for Fréchet
+            distances without a reference of their own.
         prompts: CSV or JSONL with the columns name and prompt; default a JSON file beside each video.
-        compare: Pairs of methods whose differences are told: "A,B" is A minus B, several are separated by ";".
-            "all" is every other method minus the first, "none" none.
+        compare: Pairs of methods to compare: "A,B" is A minus B; separate several with ";". "all" is every other
+            method minus the first, "none" is none.
         cache: Folder of the results of single videos; default cache/ beside the table.
-        seed: Of the bootstrap.
-        replicates: Resamples for means.
-        frechet_replicates: Resamples for Fréchet distances, each of which decomposes a matrix.
-        num_workers: Threads that decode; default one a core, at most 8.
-        memory_gib: Bound on decoded frames waiting in memory; a single larger video is decoded all the same.
+        seed: Seed of the bootstrap.
+        replicates: Number of resamples for means.
+        frechet_replicates: Number of resamples for Fréchet distances; each decomposes a matrix.
+        num_workers: Threads that decode; default one per core, at most 8.
+        memory_gib: Limit on decoded frames waiting in memory; a single larger video is decoded all the same.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
     """
     started = time.perf_counter()
@@ -121,14 +121,14 @@ def evaluate(
 
 
 def parse_pairs(text: str, methods: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs of methods that an option asks for.
+    """The pairs of methods that an option requests.
 
     Args:
         text: "all", "none", or "A,B;C,D".
         methods: in the table's order.
 
     Raises:
-        ValueError: something else, or a method that is not there.
+        ValueError: another text, or an unknown method.
     """
     if text == "none":
         return []
@@ -149,7 +149,7 @@ def _announce(console: Console, sets: VideoSets, skipped: Sequence[Skipped], dev
     counts = ", ".join(f"{method} {len(files)}" for method, files in sets.methods.items())
     originals = f"; {len(sets.originals)} originals" if sets.originals else ""
     say(console, f"videos: {counts}{originals}; on {device}")
-    if skipped:  # why, is told at the end and in the report
+    if skipped:  # the reason is given at the end and in the report
         names = ", ".join(metric.name for metric in skipped)
         say(console, f"cannot run here: {names}")
 

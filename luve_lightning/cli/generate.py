@@ -48,8 +48,8 @@ VERBS = {
 }
 
 _SPEED = SpeedOptions()
-_VERSION = 1  # of the recipe; raise it when the same recipe gives other pixels
-# Options that a repetition is not given: it makes one video, in a folder of its own, by one process.
+_VERSION = 1  # version of the recipe; raise it when the same recipe gives other pixels
+# Options that a repetition leaves out: it makes one video, in a folder of its own, with one process.
 _NOT_REPEATED = (
     "prompts",
     "limit",
@@ -87,22 +87,23 @@ def generate(
     context_parallel: int = 1,
     device: str = "auto",
 ) -> None:
-    """Makes a video of each prompt: motion at a low resolution, upsampled latents, refinement at the full one.
+    """Makes a video of each prompt: motion at a low resolution, upsampled latents, refinement at full size.
 
-    The prompt may stand as a word of its own: luve generate --config FILE "a red boat". Beside each <name>.mp4 lies
-    <name>.json with all that is needed to repeat it; the same seed gives the same video. What is there and was made by
-    the same options is skipped, so a run that was stopped goes on. Under torchrun the processes share the prompts.
+    The prompt may be given without an option: luve generate --config FILE "a red boat". Beside each <name>.mp4
+    lies <name>.json with everything needed to repeat it; the same seed gives the same video. Existing videos made
+    with the same options are skipped, so an interrupted run continues. Under torchrun the processes share the
+    prompts.
 
     Args:
         backbone: Folder or hub id of a diffusers pipeline.
         output: Folder of the videos.
         options: How every video is made.
         prompt: What to show.
-        prompts: File of prompts instead: .txt, one a line; .jsonl, objects with prompt and any of seed, height, width,
-            num_frames, negative_prompt and name; .csv with these columns or UltraVideo's.
-        limit: Only the first this many prompts of the file.
+        prompts: File of prompts instead: .txt, one per line; .jsonl, objects with prompt and any of seed, height,
+            width, num_frames, negative_prompt and name; .csv with these columns or UltraVideo's.
+        limit: Use only the file's first prompts, this many.
         negative_prompt: What not to show.
-        seed: Of every video whose line in the file names none.
+        seed: Seed of every video whose line in the file has none.
         vluer: Folder of the VLUer.
         refiner: Folder of the transformer of the third stage, or of the only one; default the backbone's.
         experts: Folder of each expert of the third stage by name; null disables one. Or one folder that holds them all,
@@ -110,16 +111,16 @@ def generate(
         lora: File or folder of a plain LoRA for the backbone, loaded into both transformers at the scale its makers
             meant.
         fps: Frames per second of the files.
-        lossless: Keep every bit of the frames; many players show nothing then.
-        keep_stages: Keep the earlier stages: videos under motion/ and upsampled/, and latents under latents/, which a
-            later run takes up instead of making them again.
-        latents: Folder where latents of earlier stages are taken from and kept, whatever keep_stages says: runs that
-            differ in a later stage share it. Default latents/ under the output, with keep_stages.
-        contact_sheet: Draw <name>.jpg, a row of frames for each stage.
-        overwrite: Replace videos of the same names that were made by other options, instead of refusing.
+        lossless: Keep every bit of the frames; many players cannot show such files.
+        keep_stages: Keep the earlier stages: videos under motion/ and upsampled/, and latents under latents/,
+            which a later run reuses.
+        latents: Folder for the latents of earlier stages, whatever keep_stages says: runs that differ in a later
+            stage share it. Default latents/ under the output, with keep_stages.
+        contact_sheet: Draw <name>.jpg, a row of frames per stage.
+        overwrite: Replace videos of the same names made with other options, instead of refusing.
         dtype: Dtype of the transformers and the text encoder; bfloat16 is slow on a CPU.
-        speed: What makes it faster or smaller.
-        context_parallel: Processes over which each video is spread; torchrun must have started as many.
+        speed: Options of speed and memory.
+        context_parallel: Number of processes that share each video; start as many with torchrun.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
     """
     given = dict(locals())
@@ -142,7 +143,7 @@ def generate(
     hashes = FileHashes(output)
     models = {name: model_identity(source, hashes) for name, source in sources.items()}
     if adapter is not None and adapter.configuration is not None:
-        models["lora"] += " at its configuration's scale"  # videos made when that was not read are others
+        models["lora"] += " at its configuration's scale"  # videos made when that was not read differ
     stages = ("motion", "upsampled") if keep_stages and options.cascade else ()
     recipe = recipe_settings(options, dtype, cache, models, fps, lossless)
     folder = VideoFolder(output, recipe, overwrite, stages, contact_sheet)
@@ -197,7 +198,7 @@ def generate(
 
 
 class _Watcher:
-    """Tells the bar which video's stage it is."""
+    """Tells the bar which video's stage is running."""
 
     def __init__(self, bar: Steps) -> None:
         self.bar, self.name = bar, ""
@@ -241,7 +242,7 @@ def recipe_settings(
     fps: float,
     lossless: bool,
 ) -> dict[str, Any]:
-    """What decides every pixel of a run's videos, besides their prompts, seeds and sizes."""
+    """Everything that decides a run's videos besides their prompts, seeds and sizes."""
     return {
         "version": _VERSION,
         **options.recipe(),
@@ -262,10 +263,10 @@ def cache_of(speed: SpeedOptions) -> dict[str, Any] | None:
 
 
 def command_of(options: Mapping[str, Any], job: VideoJob) -> str:
-    """The command that makes one video again, where it was; another `--output` after it makes it elsewhere.
+    """The command that makes one video again, in place; another `--output` after it makes it elsewhere.
 
     Args:
-        options: of the run, by the names of the function's parameters.
+        options: options of the run, by parameter name.
         job: the video.
     """
     own = {**options, **vars(options["options"])} if "options" in options else dict(options)
@@ -303,7 +304,7 @@ def _leaves(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def about_run(device: torch.device, processes: int, speed: SpeedOptions) -> dict[str, Any]:
-    """When, where and with what a run's videos were made; none of it is compared when a run resumes."""
+    """When, where and with what a run's videos were made; not compared when a run resumes."""
     return {
         "speed": asdict(speed),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -312,7 +313,7 @@ def about_run(device: torch.device, processes: int, speed: SpeedOptions) -> dict
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        # On a CPU another number of threads rounds otherwise.
+        # On a CPU another number of threads rounds differently.
         "threads": torch.get_num_threads(),
         "processes": processes,
         "packages": dict(sorted((d.metadata["Name"], d.version) for d in metadata.distributions())),

@@ -43,13 +43,13 @@ def completion(shell: Literal["bash", "zsh"]) -> None:
     DIR/_luve, with DIR in fpath before compinit.
 
     Args:
-        shell: Which shell it is for.
+        shell: Shell to complete in.
     """
     print(shtab.complete(_parser(), shell=shell))
 
 
 def _parser() -> argparse.ArgumentParser:
-    """The verbs and their keys as argparse knows them, read from source."""
+    """The verbs and their keys as an argparse parser, read from source."""
     parser = argparse.ArgumentParser(prog="luve")
     parser.add_argument("--version", action="store_true", help="print the version")
     added = parser.add_subparsers()
@@ -95,7 +95,7 @@ class HelpFormatter(DefaultHelpFormatter):
 
 
 def usage(verb: str) -> str:
-    """The usage line of a verb; the options are listed below it, not in it."""
+    """The usage line of a verb; the options are listed below it."""
     entry = verbs().get(verb)
     first = f"[{entry.positional.upper()}] " if entry and entry.positional else ""
     return f"luve {verb} {first}[--config FILE]... [--key value]..."
@@ -106,8 +106,9 @@ def print_class_help(verb: str, key: str, class_path: str, config: Mapping[str, 
 
     Args:
         verb: Name of the verb.
-        key: Dotted key at which the class stands.
-        class_path: Its import path. Empty: the class that the configuration names there, of the trainer Lightning's.
+        key: Dotted key of the class.
+        class_path: Its import path. Empty: the class that the configuration names there; for the trainer,
+            Lightning's.
         config: The composed configuration.
 
     Raises:

@@ -46,20 +46,20 @@ def judge(
 ) -> None:
     """Writes questions on realism, detail and alignment (1 to 10) for a multimodal judge, or reads its answers.
 
-    First with --videos: writes questions.jsonl, the frames, and key.json, which says what each id stands for and is not
-    for the judge. Then, with what the judge said, --answers: writes videos.csv and the means, table.csv and
-    table.md. No model is called and nothing is sent anywhere.
+    First with --videos: writes questions.jsonl, the frames, and key.json, which says what each id stands for and
+    must not reach the judge. Then with --answers: writes videos.csv and the means, table.csv and table.md. No
+    model is called and nothing is sent anywhere.
 
     Args:
         output: Folder of the questions and of the results.
-        videos: Folder of each method's videos, by its name: --videos NAME=DIR, repeated.
+        videos: Folder of each method's videos, by name: --videos NAME=DIR, repeated.
         prompts: CSV or JSONL with the columns name and prompt; default a JSON file beside each video.
-        answers: JSONL with id, realism, detail, alignment and perhaps reason, one line a video.
-        frames: Of each video, equally spaced.
-        max_side: Most pixels of a frame's longer side; default frames as they are.
+        answers: JSONL with id, realism, detail, alignment and optionally reason, one line per video.
+        frames: Frames per video, equally spaced.
+        max_side: Largest size of a frame's longer side, pixels; default unchanged.
         embed: Put the frames into questions.jsonl (base64) instead of files beside it.
         blind: Hide the methods' names behind random ids and shuffle the questions.
-        seed: Of ids and order, and of the bootstrap.
+        seed: Seed of ids and order, and of the bootstrap.
         replicates: Resamples of the videos for the 95 % intervals.
     """
     console = Console(emoji=False)

@@ -1,6 +1,6 @@
 """What each key of a verb's configuration is: a text, a path, or a key that does not exist.
 
-It is read from source (cli/signatures.py), before anything slow is imported.
+Read from source (cli/signatures.py), before anything slow is imported.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from luve_lightning.cli.signatures import (
 
 COMPONENT_KEYS = {"class_path", "init_args", "dict_kwargs"}
 TRAINER = "lightning.pytorch.Trainer"
-# What LightningCLI gives the Trainer's methods itself.
+# LightningCLI passes these to the Trainer's methods itself.
 _HANDED_OVER = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
-_SECTIONS = ("data", "model")  # of a training verb, both required
-_SYNTAX = ("#", "&", "!")  # at the start of a path, where jsonargparse's YAML reads nothing or an error
+_SECTIONS = ("data", "model")  # sections of a training verb, both required
+_SYNTAX = ("#", "&", "!")  # at the start of a path, where jsonargparse's YAML reads nothing or fails
 
 
 class Verbatim(str):
-    """What a user wrote on the command line and `${...}` in it is no interpolation."""
+    """What a user wrote on the command line; `${...}` in it is no interpolation."""
 
 
 class Text(Verbatim):
-    """The text that a user means, whatever it looks like: `null`, `5` or `- a` are words, not YAML."""
+    """Literal text, whatever it looks like: `null`, `5` or `- a` are words, not YAML."""
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """A value in a configuration, where it stands, and what the source says of it.
+    """A value in a configuration, its place, and what the source says about it.
 
     Attributes:
         key: Dotted key.
         holder: The dictionary or list that holds it.
         place: Its key or position in the holder.
-        parameter: None when the source does not show it.
-        known: The keys that would have been right; None unless this one is certainly wrong.
+        parameter: The parameter that it sets; None when the source does not show it.
+        known: The valid keys; None unless this one is certainly wrong.
     """
 
     key: str
@@ -82,7 +82,7 @@ class Keys:
                     node = node.get("init_args")
             elif signature is None and parameter is not None:
                 signature = parameter.fields()
-            if part in COMPONENT_KEYS:  # the parameters inside are those of the class
+            if part in COMPONENT_KEYS:  # the parameters inside belong to the class
                 parameter = None
             else:
                 inner = parameter.inner() if parameter is not None and signature is None else None
@@ -96,13 +96,13 @@ class Keys:
         return self._walk(config, "", None, self.root)
 
     def missing(self, config: Mapping[str, Any]) -> list[str]:
-        """The required keys at the top that are not given."""
+        """The required top-level keys that are missing."""
         if self.training:
             return [key for key in _SECTIONS if config.get(key) is None]
         return [name for name, one in self.root.parameters.items() if one.required and name not in config]
 
     def elsewhere(self, word: str, config: Mapping[str, Any]) -> list[str]:
-        """Where a word that is no key at the top, or one spelled like it, is a key inside: `trainer.max_steps`."""
+        """Where an unknown top-level word, or a similar one, is a key inside: `trainer.max_steps`."""
         signatures = {"trainer": self.trainer}
         for section in _SECTIONS if self.training else ():
             node: Any = config.get(section)
@@ -136,10 +136,10 @@ class Keys:
 
 
 def read_texts(config: dict[str, Any], keys: Keys) -> None:
-    """Marks the texts of a composed configuration as such and expands `~` in its paths, in place.
+    """Marks the texts of a composed configuration and expands `~` in its paths, in place.
 
     Raises:
-        ValueError: When a path is empty, which would be the current folder, or in the home of an unknown user.
+        ValueError: When a path is empty, which would mean the current folder, or names an unknown user's home.
     """
     for leaf in keys.leaves(config):
         value = leaf.holder[leaf.place]

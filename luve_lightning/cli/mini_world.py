@@ -32,8 +32,8 @@ def mini_world(
 ) -> None:
     """Renders the mini world: real photographs filmed by a moving camera, as clips with UltraVideo's CSV.
 
-    A complete world is left as it is, an interrupted one is finished. Whole photographs are held out for
-    validation and test.
+    A complete world is left alone, an interrupted one is completed. Whole photographs are held out for validation
+    and test.
 
     Args:
         output: Folder to fill with clips/, clips.csv, splits.json and MANIFEST.json.
@@ -41,7 +41,7 @@ def mini_world(
         train: Number of training clips.
         val: Number of validation clips.
         test: Number of test clips.
-        frames: Frames a clip, 4k+1 and at least 5.
+        frames: Frames per clip, 4k+1 and at least 5.
         size: Side of the square frames in pixels, a multiple of 16.
         fps: Frames per second.
         processes: Worker processes; default one per CPU.

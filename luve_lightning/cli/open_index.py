@@ -1,4 +1,4 @@
-"""What the verbs share that work through an index: opening it, checking what is stored, the summary."""
+"""What verbs that work through an index share: opening it, checking what is stored, the summary."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def open_index(console: Console, csv: Path, clips: Path | None, keep: Limits) ->
     """Open a CSV and print how many of its rows are clips, and why the others are not.
 
     Args:
-        console: where to; a quiet one in all processes but the first.
-        csv: with UltraVideo's columns.
+        console: prints to it; a quiet one in all processes but the first.
+        csv: CSV with UltraVideo's columns.
         clips: folder of the clips; None looks beside the CSV.
         keep: which clips to take.
     """
@@ -29,7 +29,7 @@ def open_index(console: Console, csv: Path, clips: Path | None, keep: Limits) ->
 
 
 def check_folder(key: str, folder: Path) -> None:
-    """Refuse a folder to write into that is a file, before anything is loaded.
+    """Refuse an output folder that is a file, before anything is loaded.
 
     Raises:
         NotADirectoryError: it is a file.
@@ -41,7 +41,7 @@ def check_folder(key: str, folder: Path) -> None:
 def entries_of(
     index: VideoIndex, splits: Sequence[Split] | None, limit: int | None = None
 ) -> list[ClipEntry]:
-    """The clips of some splits, or of all of the index; at most `limit` of each.
+    """The clips of some splits, or of the whole index; at most `limit` of each.
 
     Raises:
         ValueError: there are none.
@@ -56,7 +56,7 @@ def entries_of(
 
 
 def uneven_line(hashes: ClipHashes, entries: Sequence[ClipEntry]) -> str:
-    """What to say of clips with a variable frame rate, after their number; empty where there are none."""
+    """The line about clips with a variable frame rate, after their number; empty where there are none."""
     found = hashes.uneven([entry.path for entry in entries])
     return f"{len(found)} clips (first {found[0].stem}): frames are counted, not timed" if found else ""
 
@@ -66,9 +66,9 @@ def print_summary(console: Console, where: Path | str, lines: Sequence[str], sta
 
     Args:
         console: where to.
-        where: what it worked on.
+        where: the store or folder that it worked on.
         lines: what it did; empty ones are left out.
-        started: `time.perf_counter` then.
+        started: `time.perf_counter` at the start.
     """
     seconds = f"  seconds        {time.perf_counter() - started:.0f}"
     say(console, "\n".join([str(where), *filter(None, lines), seconds]))
@@ -81,14 +81,14 @@ def check_stored(
 
     Args:
         console: where to.
-        store: of the entries.
-        keys: of the entries.
-        total: about how many these are.
+        store: the store to read.
+        keys: keys of the entries.
+        total: approximate number of entries.
         threads: entries read at once.
         started: `time.perf_counter` at the start of the command.
 
     Returns:
-        What was found; its `complain` ends the command with exit code 2 when some are damaged.
+        The result; its `complain` ends the command with exit code 2 when some entries are damaged.
     """
     with Steps(console) as steps:
         steps.begin(store.entries, total)

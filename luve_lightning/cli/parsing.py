@@ -31,7 +31,7 @@ from luve_lightning.machine import check_workers, cores
 
 Parser = TypeVar("Parser", bound=ArgumentParser)
 
-_LONGEST = 1000  # characters of a message of jsonargparse, which may end in a whole component
+_LONGEST = 1000  # characters of a message from jsonargparse, which may end in a whole component
 _LEAST = {"gradient_clip_val": 0, "log_every_n_steps": 0}
 # Far above what anyone trains with. Whether a size fits into the memory at hand is checked where it is used.
 MOST = {
@@ -51,7 +51,7 @@ _PROCESSES = ("num_workers", "processes", "slots")
 
 
 def make_parser(verb: str, description: str, kind: type[Parser]) -> Parser:
-    """Makes the parser of a verb: its help text, and errors raised instead of printed."""
+    """The parser of a verb: its help text, and errors raised instead of printed."""
     parser = kind(
         prog=f"luve {verb}",
         usage=usage(verb),
@@ -60,9 +60,9 @@ def make_parser(verb: str, description: str, kind: type[Parser]) -> Parser:
         formatter_class=HelpFormatter,
         exit_on_error=False,
         print_config=None,  # composition handles it
-        # Not "omegaconf+", with which jsonargparse resolves interpolations itself: it would do so in prompts, too, turn
-        # the text 1e3 into a number, let ??? pass, and could say nothing before all classes are imported. Keeping it
-        # from the first two takes more code than resolving takes in compose.py.
+        # Not "omegaconf+", with which jsonargparse resolves interpolations itself: it would do so in prompts, too,
+        # turn the text 1e3 into a number, let ??? pass, and could report nothing before all classes are imported.
+        # Keeping it from the first two takes more code than resolving takes in compose.py.
         parser_mode="yaml",
     )
     parser.add_argument(
@@ -124,14 +124,14 @@ def check(
     Args:
         parser: The verb's.
         config: The composed configuration.
-        function: Whose parameters the top level holds, if it is a function's.
+        function: The top level holds its parameters, if it is a function's.
 
     Raises:
         UsageError: On an unknown key, a wrong type, null where it is no value, or a class that cannot be imported.
     """
     if function is not None:
         check_groups(config, function)
-    # It reads a text as YAML, so that `null` and `# 5` would be no text at all: a word stands in their place meanwhile.
+    # It reads text as YAML, where `null` and `# 5` would be no text: a word replaces them meanwhile.
     literal = StandIns()
     hidden = literal.hide(config, lambda leaf: isinstance(leaf, Text))
     # YAML's writer knows no other kind of text than str.
@@ -148,9 +148,9 @@ def dump(parser: ArgumentParser, config: Namespace, escape: bool = True) -> str:
     """A checked configuration as YAML, defaults included.
 
     Args:
-        parser: What checked it.
+        parser: The parser that checked it.
         config: The configuration.
-        escape: Whether `--config` is to read it back; False leaves `${` in texts as it is.
+        escape: Whether `--config` should be able to read it back; False leaves `${` in texts as it is.
     """
     unusual = StandIns()
     hidden = unusual.hide(map_leaves(config, _plain), lambda leaf: type(leaf) is str and _is_unusual(leaf))
@@ -169,7 +169,7 @@ def _plain(value: Any) -> Any:
 
 
 def _is_unusual(text: str) -> bool:
-    """Whether a text is dumped as something that reads back as another one, such as `1e3`, or as no text."""
+    """Whether a text's dump reads back as another one, such as `1e3`, or as no text."""
     try:
         float(text)
     except ValueError:
@@ -179,7 +179,7 @@ def _is_unusual(text: str) -> bool:
 
 @contextmanager
 def constructor_errors(config: Mapping[str, Any]) -> Iterator[None]:
-    """Turns what a constructor raises into a UsageError; what only a bug raises (KeyError, ...) passes."""
+    """Turns a constructor's error into a UsageError; what only a bug raises (KeyError, ...) passes."""
     try:
         yield
     except UsageError:
@@ -194,8 +194,8 @@ def constructor_errors(config: Mapping[str, Any]) -> Iterator[None]:
 def _misfit(parser: ArgumentParser, config: Mapping[str, Any], error: Exception) -> str:
     """What does not fit, in one line: the innermost component at fault, and jsonargparse's own words.
 
-    Its words are no interface and are not read. So that they speak of one component and not of all that it is part of,
-    each is checked by itself, those inside others first.
+    Its words are no interface and are not parsed. So that they concern one component and not everything around it,
+    each is checked by itself, inner ones first.
     """
     for class_path, key, arguments in reversed(list(components(config))):
         if "." not in class_path:  # jsonargparse knows some classes by their last name
@@ -237,13 +237,13 @@ def check_limits(config: Mapping[str, Any]) -> None:
         config: Checked against the signatures, so that numbers are numbers.
 
     Raises:
-        UsageError: Names the key, the most and what was given.
+        UsageError: Names the key, the limit and the value.
     """
     for key, value in _numbers(config):
         name = key.rpartition(".")[2]
         if value != value:
             raise UsageError(f"{key}: expected a number, got nan")
-        if name in _PROCESSES and value > 0:  # what is too few, its own verb says
+        if name in _PROCESSES and value > 0:  # each verb checks what is too small itself
             try:
                 check_workers(key, int(value))
             except ValueError as error:
@@ -253,7 +253,7 @@ def check_limits(config: Mapping[str, Any]) -> None:
 
 
 def _numbers(node: Any, path: str = "") -> Iterator[tuple[str, int | float]]:
-    """Dotted key and value of every number, those in a list under the list's key."""
+    """Dotted key and value of every number; those in a list under the list's key."""
     if isinstance(node, int | float) and not isinstance(node, bool):
         yield path, node
     elif isinstance(node, list | tuple):
@@ -271,11 +271,11 @@ def spread_options(function: Callable[..., Any]) -> type[Any] | None:
 
 
 def check_groups(config: Mapping[str, Any], function: Callable[..., Any]) -> None:
-    """Refuses a value in the place of a group of keys, such as `--guidance 5`, which jsonargparse takes or garbles.
+    """Refuses a value in place of a group of keys, such as `--guidance 5`, which jsonargparse accepts or garbles.
 
     Args:
         config: As composed.
-        function: Whose parameters the top level holds.
+        function: The top level holds its parameters.
 
     Raises:
         UsageError: Names the key.
@@ -296,8 +296,8 @@ def check_nulls(config: Mapping[str, Any], import_class: Callable[[str], Any], f
 
     Args:
         config: Checked against the signatures.
-        import_class: Gives the class of an import path.
-        function: Whose parameters the top level holds, if it is a function's.
+        import_class: Gives the class at an import path.
+        function: The top level holds its parameters, if it is a function's.
 
     Raises:
         UsageError: Names the key.
@@ -331,10 +331,10 @@ def _takes_null(kind: Any) -> bool:
 
 
 def check_trainer(options: Mapping[str, Any]) -> None:
-    """Refuses options of Lightning's Trainer that this machine cannot serve, before anything is loaded or started.
+    """Refuses Trainer options that this machine cannot serve, before anything is loaded or started.
 
-    Lightning would start a process for each device first, or say only that there is no GPU. Numbers that it takes and
-    then divides by, or turns gradients around with, are refused, too.
+    Lightning would start a process for each device first, or say only that there is no GPU. Numbers that it
+    accepts but then divides by, or that reverse gradients, are refused, too.
 
     Args:
         options: Arguments of the Trainer.
@@ -342,7 +342,7 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: An accelerator that is not here, more devices than there are, or a number that is too small.
     """
-    # Not above: generating, upsampling and measuring do without Lightning, whose import takes two seconds.
+    # Imported here: generating, upsampling and measuring do without Lightning, whose import takes two seconds.
     import torch
     from lightning.pytorch.accelerators import AcceleratorRegistry
 
@@ -368,7 +368,7 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     if isinstance(count, str):
         count = int(count) if count.strip().isdecimal() else None  # auto, or GPUs by number such as "0,1"
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        return  # the Trainer judges those
+        return  # the Trainer judges others
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
     most = max(2, cores()) if on_cpu else torch.cuda.device_count() or None
     if most is not None and count > most:

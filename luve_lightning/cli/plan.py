@@ -44,21 +44,22 @@ def plan(
 ) -> None:
     """Says what a video of some size takes: latents, tokens, steps, FLOPs, peak memory and time of each stage.
 
-    Only configuration files are read, no weights (but those of experts). The models' own code is
-    followed without values, tensor by tensor. Memory is what PyTorch allocates for one video; the CUDA context, about
-    half a GiB, and fragments come on top. Times are estimates.
+    Only configuration files are read, no weights (except those of experts). The models' own code is traced without
+    values, tensor by tensor. Memory is what PyTorch allocates for one video; the CUDA context, about half a GiB,
+    and fragmentation come on top. Times are estimates.
 
     Args:
-        backbone: Folder of a diffusers pipeline, or a hub id whose configuration files can be had.
+        backbone: Folder of a diffusers pipeline, or a hub id whose configuration files are available.
         options: How the video is made.
         vluer: Folder of a VLUer; default the base size with Wan2.1's latents.
-        refiner: Backbone or folder of the third stage's own transformer; default the first stage's serves both.
+        refiner: Backbone or folder of the third stage's own transformer; default the first stage's.
         experts: Folder of the experts' folders; default none.
-        dtype: Of the transformers' and the text encoder's weights.
-        vae_dtype: Of the VAE's and the VLUer's.
-        tile: Height and width in latents of the tiles that are decoded at a time; default whole frames.
+        dtype: Dtype of the transformers' and the text encoder's weights.
+        vae_dtype: Dtype of the VAE's and the VLUer's weights.
+        tile: Height and width in latents of the tiles to decode; default whole frames.
         offload: Keep only the model that runs on the GPU.
-        gpu: Estimate times for an h200; default the GPU that is here, if any, whose speed is measured in a second.
+        gpu: Estimate times for an h200; default the GPU of this machine, if any, whose speed is measured in a
+            second.
         gpu_tflops: TFLOP/s that attention reaches on your GPU.
         output: Also write everything to this JSON file.
     """

@@ -72,35 +72,35 @@ def precompute(
 ) -> None:
     """Encodes clips at high resolution and at each lower one, and stores the latents.
 
-    What is stored already is skipped before its clip is decoded, so an interrupted run goes on where it
-    stopped. Several runs may share a store. Unreadable clips are listed under quarantine/ in the store and
-    left out; so are, without being listed, clips that are too short.
+    What is stored already is skipped before its clip is decoded, so an interrupted run continues. Several runs may
+    share a store. Unreadable clips are listed under quarantine/ in the store and left out; clips that are too
+    short are left out without being listed.
 
     Args:
-        backbone: Folder or hub id of the diffusers pipeline whose VAE encodes.
+        backbone: Folder or hub id of the diffusers pipeline with the VAE.
         index: CSV with UltraVideo's columns.
         store: Folder of the latent store.
-        size: Height and width of the high-resolution pixels; larger clips are cropped to this aspect ratio
-            around their centre and downscaled.
+        size: Height and width of the high-resolution pixels; larger clips are cropped to this aspect ratio around
+            their centre and downscaled.
         scales: How many times smaller each low-resolution version is, e.g. [1.5, 2, 3].
-        frames: Frames of a window, 4k+1.
-        splits: Which of train, val and test to encode; default all clips.
+        frames: Frames per window, 4k+1.
+        splits: Splits to encode, of train, val and test; default all clips.
         clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
         keep: Which clips of the index to take.
         start: First frame of the first window.
-        windows: Windows of each clip, equally spaced from start to its end.
-        stride: Every stride-th frame is read.
-        variants: What to do to the pixels first, by name; default {plain: unchanged}.
+        windows: Windows per clip, equally spaced from start to its end.
+        stride: Read every stride-th frame.
+        variants: Transforms of the pixels, by name; default {plain: unchanged}.
         dtype: Dtype on disk.
         batch_size: Windows encoded at once.
         num_workers: Processes that decode ahead; 0 decodes between the encodes.
-        threads: CPU threads that encode. Fixed, since latents differ in the last digit with it, and a training on
-            them then differs visibly.
-        max_bad_fraction: Share of clips that may be unreadable before the run stops; two may in any case, unless
-            it is 0.
+        threads: CPU threads for encoding. Fixed, because the last digit of latents depends on it, and a training
+            on them then differs visibly.
+        max_bad_fraction: Share of clips that may be unreadable before the run stops; two always may, unless it is
+            0.
         trainer: Lightning Trainer options, e.g. {accelerator: gpu, devices: 8, strategy: ddp}.
-        check: Encode nothing; read every stored latent of this configuration and name those whose values are not
-            what was stored. The exit code is 2 when there are any.
+        check: Encode nothing; read every stored latent of this configuration and name the damaged ones. The exit
+            code is 2 when there are any.
     """
     started = time.perf_counter()
     check_trainer(trainer or {})
@@ -193,13 +193,13 @@ def _trainer(options: dict[str, Any] | None, threads: int) -> L.Trainer:
 
 
 def _predict(runner: L.Trainer, task: EncodeTask, data: EncodeDataModule) -> None:
-    """Run the task; when this process fails, the processes it started must not go on by themselves."""
+    """Run the task; when this process fails, end the processes that it started."""
     try:
         with warnings.catch_warnings():
             # Decoding between the encodes is a choice, and so is a run that finds nothing left to do.
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")
-            # Lightning 2.6 still asks PyTorch's pytree in the way of before 2.12.
+            # Lightning 2.6 still calls PyTorch's pytree as before 2.12.
             warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
             runner.predict(task, datamodule=data, return_predictions=False)
     except BaseException as error:

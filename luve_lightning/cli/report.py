@@ -50,22 +50,23 @@ def report(
 ) -> None:
     """Builds one self-contained HTML page from results, curves, spectra, comparisons and videos.
 
-    The page asks for nothing over a network and opens from a file. The paper's numbers stand in columns of their own;
-    next to each table stands on what it was measured. Inputs that are missing, cannot be read or would make the page
-    too large are listed on the page and printed; the page is built all the same.
+    The page loads nothing over a network and opens from a file. The paper's numbers stand in columns of their own;
+    each table says on what it was measured. Inputs that are missing, unreadable or too large for the page are
+    listed on it and printed; the page is built all the same.
 
     Args:
-        output: The page, ending in .html.
-        results: Tables of `luve ablate`, a CSV file each, by name: --results NAME=FILE.csv, repeated.
-        curves: Folders of training runs with metrics.csv of Lightning's CSVLogger, by name: --curves NAME=DIR.
+        output: HTML file of the page.
+        results: Tables of `luve ablate`, CSV files by name: --results NAME=FILE.csv, repeated.
+        curves: Folders of training runs with Lightning's metrics.csv, by name: --curves NAME=DIR.
         dashboards: Panels of many runs: --config experiments/dashboards/vluer.yaml, repeated.
-        spectra: Folders, or CSV files, that `luve spectra` wrote, by name: --spectra NAME=DIR.
-        comparisons: Pairs of videos, by name, each with a, b and perhaps labels, frames (their numbers) and caption.
+        spectra: Folders or CSV files written by `luve spectra`, by name: --spectra NAME=DIR.
+        comparisons: Pairs of videos by name, each with a, b and optionally labels, frames (their numbers) and
+            caption.
         videos: Video files, or folders of them, by name: --videos NAME=PATH.
-        columns: Patterns of the columns of metrics.csv that are drawn.
-        title: Of the page.
-        note: Shown at its top: what holds for everything on it.
-        limit_mib: Most of the page, in MiB. Comparisons and then videos that would exceed it are left out.
+        columns: Patterns of the columns of metrics.csv to draw.
+        title: Title of the page.
+        note: Shown at the top: what holds for everything on the page.
+        limit_mib: Size limit of the page, in MiB. Comparisons, then videos that would exceed it are left out.
     """
     started, console = time.perf_counter(), Console(emoji=False)
     if output.suffix.lower() not in (".html", ".htm"):

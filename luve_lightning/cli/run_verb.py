@@ -24,11 +24,11 @@ _MOVED = {
     "trainer.logger": "loggers is a dictionary by name at the top level: loggers.NAME.class_path",
 }
 
-# Loading a model takes a second or minutes: tqdm's bars appear when one takes longer than this.
+# Loading a model takes a second or minutes: tqdm's bars appear when it takes longer than this.
 _BAR_AFTER_SECONDS = "10"
 _MESSAGES = (
     "💡 Tip:",
-    # `luve` says these in the lines it begins and ends a run with (run_summary.py).
+    # `luve` says these in the lines at the beginning and end of a run (run_summary.py).
     "Seed set to",
     "GPU available:",
     "TPU available:",
@@ -40,7 +40,7 @@ _MESSAGES = (
     "Loading `train_dataloader` to estimate",
 )
 _WARNINGS = (
-    # Lightning 2.6 still asks PyTorch's pytree in the way of before 2.12.
+    # Lightning 2.6 still calls PyTorch's pytree as before 2.12.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     # Lightning cannot know that the batch samplers of ResumableDataModule start where the checkpoint stopped.
     "You're resuming from a checkpoint that ended before the epoch ended",
@@ -61,13 +61,13 @@ _RANK = re.compile(r"\[rank: \d+\] ")
 
 
 def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
-    """The verb, of one word or of two (`study build`), and the words after it."""
+    """The verb, of one word or two (`study build`), and the words after it."""
     two = " ".join(words[:2])
     return (two, list(words[2:])) if two in verbs() else (words[0], list(words[1:]))
 
 
 def run_verb(verb: str, words: list[str], config: dict[str, Any]) -> None:
-    """Composes the configuration into `config` and hands it to the verb.
+    """Composes the configuration into `config` and passes it to the verb.
 
     Raises:
         UsageError: no such verb, or a configuration that does not fit it.
@@ -121,7 +121,7 @@ def _refuse_early(verb: str, keys: Keys, config: Mapping[str, Any], from_file: b
     """Refuses what the source alone shows to be wrong, before PyTorch is imported, which takes seconds.
 
     Raises:
-        UsageError: On an unknown key, or a required one that is not given.
+        UsageError: On an unknown key, or a missing required one.
     """
     from luve_lightning.cli.errors import UsageError, did_you_mean
 
@@ -149,16 +149,16 @@ def _either(words: Iterable[str]) -> str:
 
 
 def _say_loading(verb: str) -> None:
-    """A sign of life on a terminal: imports take 5 to 10 seconds, in which nothing else is printed."""
+    """A sign of life on a terminal: imports take 5 to 10 seconds, during which nothing else is printed."""
     first = os.environ.get("RANK", "0") == os.environ.get("LOCAL_RANK", "0") == "0"
     if first and verbs()[verb].slow and "torch" not in sys.modules and sys.stderr.isatty():
         print(f"luve {verb}: loading ...", file=sys.stderr, flush=True)
 
 
 def refusal(words: Sequence[str]) -> str | None:
-    """What a command line would be refused with, in one line; None where its configuration fits the verb.
+    """Why a command line would be refused, in one line; None where its configuration fits the verb.
 
-    Nothing is run: files that it reads, and values that only its classes judge, are not looked at.
+    Nothing is run: the files it reads, and values that only its classes judge, are not checked.
     """
     from luve_lightning.cli.errors import describe_runtime_error
 
@@ -173,8 +173,8 @@ def refusal(words: Sequence[str]) -> str | None:
 
 
 def quieten() -> None:
-    """Before a verb runs; imports nothing."""
-    # tqdm reads it when it is imported. Bars of transformers, diffusers and the hub are tqdm's.
+    """Called before a verb runs; imports nothing."""
+    # tqdm reads it when it is imported. The bars of transformers, diffusers and the hub are tqdm's.
     os.environ.setdefault("TQDM_DELAY", _BAR_AFTER_SECONDS)
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_worth_saying)
@@ -205,7 +205,7 @@ def quiet_wandb(config: Mapping[str, Any]) -> Iterator[None]:
     except BaseException:
         wandb.finish(exit_code=1)
         raise
-    wandb.finish()  # Lightning leaves it to wandb's other process, which knows no quiet
+    wandb.finish()  # Lightning leaves it to wandb's other process, which is not silenced
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:

@@ -45,25 +45,25 @@ def score(
 ) -> None:
     """Scores several frames of each clip against its caption, into Parquet files.
 
-    A clip that has its score is skipped, so an interrupted run goes on where it stopped. Clips that cannot be
-    read are named with the reason, in the Parquet files too. Under torchrun the processes share the clips.
+    A clip that has its score is skipped, so an interrupted run continues. Unreadable clips are named with the
+    reason, in the Parquet files, too. Under torchrun the processes share the clips.
 
     Args:
         index: CSV with UltraVideo's columns.
-        output: Folder of the scores, one Parquet file a shard.
-        scorer: What rates a frame, e.g. {class_path: luve_lightning.data.scorers.HPSv3Scorer}.
+        output: Folder of the scores, one Parquet file per shard.
+        scorer: Rates a frame, e.g. {class_path: luve_lightning.data.scorers.HPSv3Scorer}.
         caption: Column of the CSV that frames are scored against.
-        frames: Frames of each clip, equally spaced; the score is their mean.
+        frames: Frames per clip, equally spaced; the score is their mean.
         indices: Frame numbers, counted from 0, instead of equally spaced ones.
-        splits: Which of train, val and test to score; default all clips.
+        splits: Splits to score, of train, val and test; default all clips.
         clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
         keep: Which clips of the index to take.
-        shard: Which share of the clips is this process's: i/n, counted from 0. Default RANK/WORLD_SIZE as
-            torchrun sets them, else all clips.
-        batch_size: Clips scored and written at once; what a kill can lose.
+        shard: This process's share of the clips: i/n, counted from 0. Default RANK/WORLD_SIZE as set by torchrun,
+            else all clips.
+        batch_size: Clips scored and written at once, the most that a kill can lose.
         num_workers: Threads that decode ahead; 0 decodes between the batches.
-        max_bad_fraction: Share of clips that may be unreadable before the run stops; two may in any case, unless
-            it is 0.
+        max_bad_fraction: Share of clips that may be unreadable before the run stops; two always may, unless it is
+            0.
     """
     if batch_size < 1 or num_workers < 0:
         raise ValueError(f"expected batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}")

@@ -1,8 +1,8 @@
 """Reads the options of verbs and classes from their source, without importing it.
 
-Importing PyTorch, Lightning and diffusers takes seconds. What an option is called, whether it is a text or a path and
-whether it must be given stands in the source: that is enough to read a command line rightly, to refuse an unknown key
-at once and to complete a word in a shell. What the source does not show is unknown here, never guessed.
+Importing PyTorch, Lightning and diffusers takes seconds. The source shows what an option is called, whether it is
+a text or a path and whether it is required: enough to read a command line correctly, to refuse an unknown key at
+once and to complete a word in a shell. What the source does not show is unknown here, never guessed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 SPREAD = "options"
 """A verb's parameter of this name stands for the fields of its dataclass, which are options beside the others."""
 
-_DEPTH = 12  # re-exports and base classes followed before giving up
+_DEPTH = 12  # re-exports and base classes to follow before giving up
 _OPTIONAL = ("None", "NoneType")
 _TEXTS_ONLY = {
     "str",
@@ -45,7 +45,7 @@ _PATHS_BY_NAME = {
     "save_dir",
 }
 _PROMPTS = {"prompt", "negative_prompt"}
-# Texts that WandbLogger hands on to wandb.init, where its own source shows `**kwargs`.
+# Texts that WandbLogger passes on to wandb.init, where its own source shows `**kwargs`.
 _HANDED_ON = {
     "notes": "str | None",
     "tags": "list[str] | None",
@@ -62,7 +62,7 @@ class Source:
         name: Dotted name of the module.
         package: Whether it is a package's `__init__`.
         defined: Its classes and functions.
-        imported: `(module, name)` of each name that `from module import name` brings.
+        imported: `(module, name)` of each name that `from module import name` imports.
     """
 
     name: str
@@ -87,18 +87,18 @@ class Parameter:
 
     @property
     def is_text(self) -> bool:
-        """Whether it is a text and nothing else: `str`, or `str | None`."""
+        """Whether it is text and nothing else: `str`, or `str | None`."""
         members = [node for node in self._members() if not _is_none(node)]
         return bool(members) and all(_name(node) == "str" for node in members)
 
     @property
     def is_prompt(self) -> bool:
-        """Whether it is a prompt, for which even the word null is a text."""
+        """Whether it is a prompt, for which even the word null is text."""
         return self.is_text and self.name in _PROMPTS
 
     @property
     def holds_texts(self) -> bool:
-        """Whether it holds texts and nothing else, however they are arranged: `list[str]`, `str | dict[str, str]`."""
+        """Whether it holds only texts, however they are arranged: `list[str]`, `str | dict[str, str]`."""
         names = {_name(node) for node in self._walk() if isinstance(node, ast.Name | ast.Attribute)}
         return "str" in names and names <= _TEXTS_ONLY | {"Optional", "Union"}
 
@@ -109,7 +109,7 @@ class Parameter:
         return bool(names & _PATH_NAMES) or (self.is_text and self.name in _PATHS_BY_NAME)
 
     def inner(self) -> Parameter | None:
-        """What its collection holds: the type of a dictionary's values or a list's items; None for other types."""
+        """The type of its collection's values or items; None for other types."""
         for node in self._members():
             if isinstance(node, ast.Subscript) and _name(node.value) in _TEXTS_ONLY:
                 last = node.slice.elts[-1] if isinstance(node.slice, ast.Tuple) else node.slice
@@ -117,9 +117,9 @@ class Parameter:
         return None
 
     def fields(self) -> Signature | None:
-        """The parameters of the class that it is; None when it is none that the source shows.
+        """The parameters of its class; None when the source shows none.
 
-        They are open for a class that is no dataclass: what is given may be a subclass of it.
+        They are open unless the class is a dataclass: a subclass may be given.
         """
         if self.source is None or self.inner() is not None:
             return None
@@ -146,7 +146,7 @@ class Signature:
     """The options of a verb or class.
 
     Attributes:
-        parameters: By name, in order.
+        parameters: Parameters by name, in order.
         open: Whether it takes more than its source shows (`**kwargs`).
     """
 
@@ -216,7 +216,7 @@ def _of_class(source: Source, node: ast.ClassDef, depth: int = 0) -> Signature |
     ]
     inherited: dict[str, Parameter] = {}
     opened = False
-    for base in bases[:1]:  # the constructor of the first base comes first in the order of resolution
+    for base in bases[:1]:  # the first base's constructor comes first in the resolution order
         found = _look_up(source, base) if base is not None and depth < _DEPTH else None
         if found is None or not isinstance(found[1], ast.ClassDef):
             return None
@@ -254,7 +254,7 @@ def _look_up(source: Source, name: str) -> tuple[Source, ast.ClassDef | ast.Func
 
 @cache
 def _read(module: str) -> Source | None:
-    """Parses a module's source; None when it has none that can be found without importing anything."""
+    """Parses a module's source; None when it cannot be found without importing anything."""
     path = _path_of(module)
     if path is None:
         return None
@@ -294,7 +294,7 @@ def _path_of(module: str) -> Path | None:
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements of a module, those under `if` and `try` too."""
+    """The statements of a module, including those under `if` and `try`."""
     for node in body:
         if isinstance(node, ast.If | ast.Try):
             yield from _statements([*node.body, *node.orelse])
@@ -316,7 +316,7 @@ def _is_dataclass(node: ast.ClassDef) -> bool:
 
 
 def _unquoted(annotation: ast.expr | None) -> ast.expr | None:
-    """An annotation given as a text, parsed."""
+    """An annotation given as text, parsed."""
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         try:
             return ast.parse(annotation.value, mode="eval").body
@@ -326,7 +326,7 @@ def _unquoted(annotation: ast.expr | None) -> ast.expr | None:
 
 
 def _union(node: ast.expr) -> Iterator[ast.expr]:
-    """The members of `A | B`, `Optional[A]` and `Union[A, B]`; any other type is its own only member."""
+    """The members of `A | B`, `Optional[A]` and `Union[A, B]`; any other type is its only member."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         yield from _union(node.left)
         yield from _union(node.right)

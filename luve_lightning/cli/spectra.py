@@ -53,23 +53,23 @@ def spectra(
 ) -> None:
     """Measures at which noise level each band of spatial frequencies resolves, and suggests a sigma_switch.
 
-    Generates the latents of each prompt and compares the clean latent that the model expects at each denoising step
-    with the last one, band by band (the paper's figure 6). Writes spectra.csv, spectra.png and switch.json.
+    Generates the latents of each prompt and compares, band by band, the clean latent that the model predicts at
+    each denoising step with the final one (the paper's figure 6). Writes spectra.csv, spectra.png and switch.json.
 
     Args:
         backbone: Folder or hub id of a diffusers pipeline.
-        prompts: What to generate, one video each.
-        output: Folder of what is written.
-        height: Of the videos, pixels.
-        width: Of the videos, pixels.
-        frames: Of the videos, 4k + 1.
+        prompts: Prompts, one video each.
+        output: Folder of the files.
+        height: Height of the videos, pixels.
+        width: Width of the videos, pixels.
+        frames: Frames of the videos, 4k + 1.
         steps: Denoising steps; more give a finer curve.
         guidance: Scale of classifier-free guidance; 1 is none.
-        shift: Of the schedule; default the backbone's own scheduler.
-        seed: Of the first prompt's noise; the next takes the next.
-        edges: Of the bands, rising fractions of Nyquist from 0 to 1; default four equal bands.
-        share: Of what is open of a band at the first step: when so much of it is settled, the switch may come.
-        length: Tokens that a prompt is padded or cut to; default the tokenizer's own, at most Wan's 512.
+        shift: Shift of the schedule; default that of the backbone's scheduler.
+        seed: Seed of the first prompt's noise; each further prompt takes the next.
+        edges: Edges of the bands, rising fractions of Nyquist from 0 to 1; default four equal bands.
+        share: Share of what is open in a band at the first step; once this much is settled, the switch may come.
+        length: Number of tokens to pad or cut a prompt to; default the tokenizer's own, at most Wan's 512.
         dtype: Dtype of the transformer's and the text encoder's weights; bfloat16 is slow on a CPU.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
     """
@@ -108,7 +108,7 @@ def spectra(
         "edges": bands, "dtype": dtype, "device": str(target), "torch": torch.__version__,
     }  # fmt: skip
     low, high = found.at(PAPER_SIGMA_SWITCH)[[0, -1]].tolist()
-    # NaN, the interval of a single video, is no JSON.
+    # NaN, the interval of a single video, is not valid JSON.
     told = {key: None if value != value else value for key, value in asdict(switch).items()}
     facts = told | {
         "released": {"sigma": PAPER_SIGMA_SWITCH, "low": low, "high": high},

@@ -46,7 +46,7 @@ _SHOWN = (
     "share",
     "low",
     "high",
-)  # as many columns as a terminal of 80 has room for
+)  # columns that fit a terminal of 80
 
 
 def study_build(
@@ -63,21 +63,21 @@ def study_build(
 ) -> None:
     """Builds a static page on which raters compare the methods' videos side by side, without their names.
 
-    Give raters the folder (on any web server, or as a file) and each a link: index.html?rater=N. Positions and order
-    are drawn for every rater. Answers stay in the rater's browser and are saved as a file, which you collect. The key
-    says which video is which: keep it, and do not put it on the server.
+    Give raters the folder (on any web server, or as a file) and each a link: index.html?rater=N. Positions and
+    order are drawn for every rater. Answers stay in the rater's browser and are saved as a file, which you
+    collect. The key says which video is which: keep it, and do not put it on the server.
 
     Args:
-        videos: Folder of each method's videos, by its name: --videos NAME=DIR, repeated. Matched by file name.
+        videos: Folder of each method's videos, by name: --videos NAME=DIR, repeated. Matched by file name.
         output: Folder to give to raters; new, empty, or of the same study, which is then completed.
-        key: The key, a JSON file outside of that folder; default beside it, NAME-key.json.
+        key: JSON file of the key, outside that folder; default beside it, NAME-key.json.
         prompts: CSV or JSONL with the columns name and prompt; default a JSON file beside each video.
-        raters: How many are asked, each with a number of their own.
-        repeats: Share of the videos shown a second time, to see who pays attention.
-        items: How many of the videos are shown, drawn at random; default all. The paper shows 60.
-        axes: What is asked: some of overall, details, temporal and text.
-        title: Of the page.
-        seed: Of everything that is drawn.
+        raters: Number of raters, each with a number of their own.
+        repeats: Share of the videos shown a second time, to check the raters' attention.
+        items: Number of videos to show, drawn at random; default all. The paper shows 60.
+        axes: Questions: some of overall, details, temporal and text.
+        title: Title of the page.
+        seed: Seed of everything that is drawn.
     """
     console = Console(emoji=False)
     folders = {name: folder for name, folder in videos.items() if folder is not None}
@@ -111,17 +111,18 @@ def study_tally(
     seed: int = 0,
     replicates: int = 2000,
 ) -> None:
-    """Counts how often each method was chosen on each axis, with intervals, and flags raters who contradict themselves.
+    """Counts how often each method was chosen on each axis, with intervals, and flags inconsistent raters.
 
-    Writes table.csv and table.md (shares of all raters and, when some are flagged, of the others alone) and raters.csv.
+    Writes table.csv and table.md (shares of all raters and, when some are flagged, of the others alone) and
+    raters.csv.
 
     Args:
         answers: Folder of the files that raters saved.
-        key: The key of the study, from `luve study build`.
+        key: Key of the study, from `luve study build`.
         output: Folder of the tables.
-        threshold: A rater who chooses the same method again at fewer of the repeated questions is flagged. 0.5 is twice
-            what chance gives with four methods.
-        seed: Of the bootstrap.
+        threshold: Flag a rater who chooses the same method again at fewer of the repeated questions than this
+            share. 0.5 is twice the chance level with four methods.
+        seed: Seed of the bootstrap.
         replicates: Resamples of raters and items for the 95 % intervals.
     """
     console = Console(emoji=False)

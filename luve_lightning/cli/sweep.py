@@ -48,24 +48,24 @@ def sweep(
     count: int | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Runs a table of ablations as a Weights & Biases sweep, one run for each row and seed.
+    """Runs a table of ablations as a Weights & Biases sweep, one run per row and seed.
 
-    With an account (WANDB_API_KEY or a netrc entry) creates the sweep, starts one agent for it here, and at the end
-    puts the table together from all that is finished. Without one runs the same rows and seeds here with
-    `luve ablate`. The table may stand as a word of its own: luve sweep experts.
+    With an account (WANDB_API_KEY or a netrc entry), creates the sweep, starts one agent for it here, and finally
+    puts the table together from everything finished. Without one, runs the same rows and seeds here with `luve
+    ablate`. The table may be given without an option: luve sweep experts.
 
     Args:
-        table: Folder under experiments/ablations, or the path of one, or of its table.yaml.
+        table: Folder under experiments/ablations, or the path of a folder or of its table.yaml.
         entity: Account or team of the sweep; default the account's own.
-        project: Of the sweep.
-        count: Runs that this machine's agent takes; default until none is left. Without an account all are run.
-        dry_run: Only print what would be run.
+        project: Project of the sweep.
+        count: Number of runs for this machine's agent; default until none is left. Without an account all are run.
+        dry_run: Only print what would run.
     """
     if count is not None and count < 1:
         raise ValueError(f"count: expected at least 1, or null for all, got {count}")
     folder = find_table(table)
     found = read_table(folder)
-    # A table outside experiments/ablations is known by its path alone.
+    # A table outside experiments/ablations is known only by its path.
     name = found.name if folder == TABLES / found.name else str(folder)
     rows, seeds = list(found.rows), list(found.seeds)
     joined = [f"--{key}={','.join(map(str, values))}" for key, values in (("rows", rows), ("seeds", seeds))]
@@ -87,11 +87,11 @@ def sweep(
 
 
 def sweep_configuration(table: Table, name: str) -> dict[str, Any]:
-    """The sweep of a table, as wandb takes it: a grid over its rows and seeds, one `luve ablate` a run.
+    """The sweep of a table, as wandb takes it: a grid over its rows and seeds, one `luve ablate` per run.
 
     Args:
-        table: of ablations.
-        name: by which `luve ablate` finds it.
+        table: table of ablations.
+        name: name by which `luve ablate` finds it.
     """
     metric = next(iter(table.metrics.values()))
     return {
@@ -127,7 +127,7 @@ def _create(config: dict[str, Any], entity: str | None, project: str) -> str:
 def _run_agent(path: str, count: int | None) -> None:
     """Takes runs of the sweep until there are none; a failed run stops no other."""
     limit = [] if count is None else ["--count", str(count)]
-    # `luve` is called by its name, also where its environment is not activated.
+    # `luve` is called by name, even where its environment is not activated.
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     agent = [sys.executable, "-m", "wandb", "agent", *limit, path]
     done = subprocess.run(agent, env={**os.environ, "PATH": search}, check=False)
@@ -147,13 +147,13 @@ def dashboards(
 ) -> None:
     """Builds each dashboard as a Weights & Biases workspace.
 
-    With an account (WANDB_API_KEY or a netrc entry) the workspaces are saved in the project; without one they are
-    written as JSON only. `luve report` shows the same panels, drawn from the CSV logs of local runs.
+    With an account (WANDB_API_KEY or a netrc entry), the workspaces are saved in the project; without one, they
+    are written as JSON only. `luve report` shows the same panels, drawn from the CSV logs of local runs.
 
     Args:
-        dashboards: What they show, by name; see experiments/dashboards.
+        dashboards: Dashboards by name; see experiments/dashboards.
         output: Folder of NAME.json.
-        project: Of the workspaces.
+        project: Project of the workspaces.
         entity: Account or team of the workspaces; default the account's own.
     """
     if not dashboards:
@@ -184,8 +184,8 @@ def _own_entity() -> Any:
 def why_no_account() -> str | None:
     """Why nothing can be sent to Weights & Biases, in a few words; None when there is an account.
 
-    Looks at WANDB_MODE and at where `wandb login` and its documentation put a key: WANDB_API_KEY, or the netrc file's
-    entry of the host of WANDB_BASE_URL. No key is read out, and nothing is sent.
+    Looks at WANDB_MODE and where `wandb login` and its documentation put a key: WANDB_API_KEY, or the netrc file's
+    entry for the host of WANDB_BASE_URL. No key is read, and nothing is sent.
     """
     mode = os.environ.get("WANDB_MODE", "online")
     if mode != "online":

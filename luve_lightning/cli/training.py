@@ -1,7 +1,7 @@
 """`luve fit|validate|test|predict`: LightningCLI over a composed configuration.
 
-What differs from plain LightningCLI: one parser for the verb that was asked for, files and options composed first
-(cli/compose.py), callbacks and loggers as dictionaries by name, and provenance written to the run folder.
+Unlike plain LightningCLI it has one parser for the requested verb, composes files and options first
+(cli/compose.py), takes callbacks and loggers as dictionaries by name, and writes provenance to the run folder.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ class LuveCLI(LightningCLI):
         verb: `fit`, `validate`, `test` or `predict`.
         config: The composed configuration, interpolations resolved.
         command: The command line as typed, for provenance.
-        purpose: `check` stops after checking the configuration against the signatures, `help` prints the options
+        purpose: `check` stops after checking the configuration against the signatures; `help` prints the options
             and raises SystemExit.
-        held: Ends the run's hold on its folder.
+        held: Releases the run's folder.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class LuveCLI(LightningCLI):
         self.held = held or ExitStack()
         self.verb = verb
         self.composed = drop_nulls(config, NAMED_COMPONENTS)
-        # `--callbacks.progress null` means no bar, not Lightning's own.
+        # `--callbacks.progress null` means no bar, not even Lightning's own.
         self.bar_is_off = (config.get("callbacks") or {}).get("progress", ...) is None
         self.command = list(command)
         self.purpose = purpose
@@ -167,7 +167,7 @@ class LuveCLI(LightningCLI):
         parser.add_argument(
             "--ckpt_path", type=str | None, default=None, help=_CHECKPOINT_HELP[self.verb != "fit"]
         )
-        # A checkpoint that holds code is refused; there is no switch that runs it.
+        # A checkpoint that holds code is refused; no option runs it.
         skip: set[str | int] = {*self.subcommands()[self.verb], "ckpt_path", "weights_only"}
         self.method_options = ["ckpt_path", *parser.add_method_arguments(Trainer, self.verb, skip=skip)]
         if self.verb == "predict":
@@ -208,7 +208,7 @@ class LuveCLI(LightningCLI):
         self._refuse_processes_apart()
 
     def _refuse_processes_apart(self) -> None:
-        """Refuses a process beside others that the Trainer does not know of: both would write the run's files."""
+        """Refuses to be one of several processes unknown to the Trainer: all would write the run's files."""
         rank = getattr(rank_zero_only, "rank", 0)
         if self.trainer.world_size == 1 and rank:
             raise UsageError(
@@ -226,12 +226,12 @@ class LuveCLI(LightningCLI):
             own.append(StopPredictionOnSigterm())
         self.summary = RunSummary(self.verb, named["callbacks"], self.command, self.config["seed_everything"])
         options = {**self.config_init["trainer"].as_dict(), **kwargs}
-        # RunSummary says what Lightning's summary would.
+        # RunSummary replaces Lightning's summary.
         options["enable_model_summary"] = bool(options["enable_model_summary"])
         callbacks = [*named["callbacks"].values(), *own, self.summary]
         bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
         if options["enable_progress_bar"] is False or self.bar_is_off:
-            options["enable_progress_bar"] = False  # Lightning takes no bar beside it
+            options["enable_progress_bar"] = False  # Lightning accepts no second bar
             callbacks = [callback for callback in callbacks if callback not in bars]
         elif not bars:
             callbacks.append(TrainingProgress())
@@ -263,7 +263,7 @@ class LuveCLI(LightningCLI):
         try:
             getattr(self.trainer, self.verb)(model=self.model, datamodule=self.datamodule, **options)
         except CheckpointError as error:
-            self._end_other_processes(signal.SIGKILL)  # they wait for this one, deaf to anything else
+            self._end_other_processes(signal.SIGKILL)  # they wait for this one and react to nothing else
             refused = error
         except StopRequested:
             self.summary.closing(self.trainer, stopped=True)
@@ -278,7 +278,7 @@ class LuveCLI(LightningCLI):
         self.summary.closing(self.trainer)
 
     def _end_other_processes(self, number: int) -> None:
-        """Keeps the processes that Lightning started for this run from going on by themselves."""
+        """Ends the processes that Lightning started for this run."""
         launcher: Any = self.trainer.strategy.launcher
         if hasattr(launcher, "kill"):
             launcher.kill(number)
@@ -308,7 +308,7 @@ class LuveCLI(LightningCLI):
             )
 
     def _best_checkpoint(self, folder: Path) -> str:
-        """The checkpoint of the run that validation chose; Lightning knows it only in the process that trained."""
+        """The run's checkpoint that validation chose; Lightning knows it only in the process that trained."""
         found = sorted(folder.glob("best-*.ckpt"), key=lambda path: path.stat().st_mtime)
         if not found:
             raise UsageError(f"ckpt_path: no best checkpoint in {folder}: none was validated; try 'last'")
@@ -327,7 +327,7 @@ def _is_within(checkpoint: str | None, folder: Path) -> bool:
 
 
 def _shorten(parser: LightningArgumentParser) -> None:
-    """Names the groups of the help text, and puts one line in the place of the Trainer's 250."""
+    """Names the groups of the help text, and replaces the Trainer's 250 lines by one."""
     groups = parser.groups or {}
     for key, title in _GROUPS.items():
         groups[key].title = title

@@ -53,28 +53,28 @@ def upsample(
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: str = "auto",
 ) -> None:
-    """Writes clips at high resolution as each method makes them of a low one, one folder of lossless videos a method.
+    """Upsamples clips from a low resolution by several methods, into one folder of lossless videos per method.
 
-    The folders are those of the VLUers and interpolations named, reference (the clips' own pixels) and vae (the VAE's
-    reconstruction of them, which no upsampler of latents can pass). Beside each video lies a JSON file with its
-    prompt and how it was made; what is there and was made so is skipped.
+    The folders are the named VLUers and interpolations, reference (the clips' own pixels) and vae (the VAE's
+    reconstruction, the ceiling for upsamplers of latents). Beside each video lies a JSON file with its prompt and
+    how it was made; existing videos made the same way are skipped.
 
     Args:
-        backbone: Folder or hub id of the diffusers pipeline whose VAE encodes and decodes.
+        backbone: Folder or hub id of the diffusers pipeline with the VAE.
         index: CSV with UltraVideo's columns.
         output: Folder of the methods' folders.
         size: Height and width of the high resolution; larger clips are cropped to its shape and downscaled.
         scale: How many times smaller the low resolution is.
-        frames: Frames of each clip, 4k+1.
-        vluers: Folder of each VLUer, by name.
+        frames: Frames per clip, 4k+1.
+        vluers: VLUer folders by name.
         baselines: Methods without a VLUer: some of nearest, bilinear, bicubic and rgb_bicubic; default all.
-        splits: Which of train, val and test; default all clips.
+        splits: Splits to upsample, of train, val and test; default all clips.
         clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
         keep: Which clips of the index to take.
         start: First frame.
-        stride: Every stride-th frame is taken.
+        stride: Read every stride-th frame.
         caption: Column of the CSV that becomes the prompt.
-        limit: The first this many clips of each split; default all.
+        limit: Use only the first clips of each split, this many; default all.
         dtype: Dtype of the VAE's weights.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
     """
@@ -117,7 +117,7 @@ def upsample(
 
 
 def _load(name: str, folder: Path, codec: LatentSpace, device: torch.device) -> tuple[LatentUpsampler, str]:
-    """A VLUer, and what tells it from others."""
+    """A VLUer, and what distinguishes it from others."""
     if name in (*method_names()[1:], "reference"):
         raise ValueError(f"vluers: {name} is the name of another method")
     if not (folder / "config.json").is_file():

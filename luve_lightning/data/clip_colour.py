@@ -1,10 +1,10 @@
-"""High dynamic range and wide gamut turned into the SDR picture that a player without either shows.
+"""High dynamic range and wide gamut converted to the SDR picture that a player without either shows.
 
-The light of a 1,000 cd/m2 display (ITU-R BT.2100: the PQ curve, or HLG with its system gamma of 1.2) is converted to
-BT.709's primaries, and its largest component rolled off to 203 cd/m2, BT.2408's reference white, by the curve of
-ITU-R BT.2390 (section 5.4, the "EETF"), which leaves what is darker than its knee of about 88 cd/m2 alone. The three
-components keep their ratios, so hues stay. The result is encoded for a display of gamma 2.4 (ITU-R BT.1886). Nothing
-depends on metadata beside the transfer and the primaries: equal pixels always give equal pixels.
+The light of a 1,000 cd/m2 display (ITU-R BT.2100: the PQ curve, or HLG with its system gamma of 1.2) is converted
+to BT.709's primaries. Its largest component is rolled off to 203 cd/m2, BT.2408's reference white, by the curve of
+ITU-R BT.2390 (section 5.4, the "EETF"), which changes nothing below its knee of about 88 cd/m2. The three
+components keep their ratios, so hues stay. The result is encoded for a display of gamma 2.4 (ITU-R BT.1886). Only
+transfer and primaries count among the metadata: equal pixels always give equal pixels.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Floats = NDArray[np.float32]
 PEAK = 1000.0  # cd/m2 of the display that HDR is graded for
 WHITE = 203.0  # cd/m2 of SDR white
 GAMMA = 2.4
-_ROWS = 128  # converted at a time: a 4K frame as floats takes 100 MB
+_ROWS = 128  # number of values converted at a time: a 4K frame as floats takes 100 MB
 
-# To BT.709's primaries, all with the white point D65. Rows: red, green, blue.
+# To BT.709's primaries; the white point is D65 throughout. Rows: red, green, blue.
 _TO_BT709 = {
     "bt709": np.eye(3),
     "bt2020": np.array(
@@ -38,7 +38,7 @@ _BT2020_LUMINANCE = np.array([0.2627, 0.6780, 0.0593])
 
 
 class Colour(NamedTuple):
-    """What has to be converted.
+    """The coding of a picture, as far as it must be converted.
 
     Attributes:
         transfer: "smpte2084" (PQ), "arib-std-b67" (HLG), or "sdr".
@@ -54,7 +54,7 @@ def to_sdr(image: NDArray[np.uint16], colour: Colour) -> Frames:
 
     Args:
         image: H x W x 3, full-range R'G'B' of 16 bits, as coded.
-        colour: how it is coded.
+        colour: its coding.
 
     Returns:
         uint8 H x W x 3, BT.709.
@@ -82,7 +82,7 @@ def _light(transfer: str) -> Floats:
         light = code**GAMMA
     elif transfer == "smpte2084":
         light = _pq_light(code) / WHITE
-    else:  # the scene light of HLG, which `_system_gain` turns into that of the display
+    else:  # the scene light of HLG, which `_system_gain` turns into the display's
         a, b, c = 0.17883277, 0.28466892, 0.55991073
         light = np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12) * (PEAK / WHITE)
     return light.astype(np.float32)
@@ -95,7 +95,7 @@ def _system_gain(scene: Floats) -> Floats:
 
 
 def _gain(largest: Floats) -> Floats:
-    """By what to multiply pixels whose largest component is this, so that it is rolled off to 1 at most."""
+    """The factor for pixels with this largest component that rolls it off to at most 1."""
     gain = np.ones_like(largest)
     bright = largest > _knee_light()
     level = largest[bright]
@@ -122,13 +122,13 @@ def _knee_light() -> float:
 _M1, _M2, _C1, _C2, _C3 = 0.1593017578125, 78.84375, 0.8359375, 18.8515625, 18.6875
 
 
-def _pq_light(code):  # type: ignore[no-untyped-def]  # floats or arrays of them
+def _pq_light(code):  # type: ignore[no-untyped-def]  # floats or arrays of floats
     """cd/m2 of a PQ value in [0, 1] (SMPTE ST 2084)."""
     root = code ** (1 / _M2)
     return 10000 * (np.maximum(root - _C1, 0) / (_C2 - _C3 * root)) ** (1 / _M1)
 
 
 def _pq_code(light):  # type: ignore[no-untyped-def]
-    """PQ value of so many cd/m2."""
+    """PQ value of a luminance in cd/m2."""
     power = (light / 10000) ** _M1
     return ((_C1 + _C2 * power) / (1 + _C3 * power)) ** _M2

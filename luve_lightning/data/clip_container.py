@@ -1,4 +1,4 @@
-"""What every part of clip reading shares: the error, the facts about a file, and the frame array."""
+"""What every part of clip reading shares: the error, the facts about a file, its bitstream and decoding."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Frames = NDArray[np.uint8]
 
 
 class ClipError(RuntimeError):
-    """A file that does not give the frames asked for.
+    """A file that does not give the requested frames.
 
     Args:
         path: the file.
-        reason: what is wrong with it, as the end of a sentence. May be left out when `path` is a whole
-            message, which is how a DataLoader raises an exception of a worker again.
+        reason: what is wrong with it, as the end of a sentence. Omitted when `path` is a whole message, which is
+            how a DataLoader re-raises a worker's exception.
     """
 
     def __init__(self, path: str | Path, reason: str = "") -> None:
@@ -55,13 +55,13 @@ class ClipInfo:
     """Facts about a video file, measured from its packets rather than believed from its header.
 
     Attributes:
-        frames: how many frames can be read, in presentation order.
+        frames: number of readable frames, in presentation order.
         fps: average frames per second, 0 when the file does not say.
-        width: of a frame as it is shown (square pixels, turned), pixels.
-        height: of a frame as it is shown, pixels.
+        width: width of a frame as shown (square pixels, turned), pixels.
+        height: height of a frame as shown, pixels.
         codec: FFmpeg's name of the codec: "h264", "hevc", "vp9", "av1", ...; empty when unknown.
-        trusted_by_decord: decord gives exactly the frames asked for.
-        doubt: why not, when it is not trusted.
+        trusted_by_decord: whether decord gives exactly the requested frames.
+        doubt: why not, when it does not.
     """
 
     frames: int
@@ -74,19 +74,19 @@ class ClipInfo:
 
 
 def last_frame(start: int, count: int, stride: int) -> int:
-    """Number of the last frame of `count` frames, `stride` apart, from `start` on."""
+    """Number of the last of `count` frames, `stride` apart, from `start` on."""
     return start + (count - 1) * stride
 
 
 def require_frames(path: Path, frames: int, start: int, count: int, stride: int) -> None:
-    """Raise ClipError when a clip of `frames` frames has not all those asked for."""
+    """Raise ClipError when a clip of `frames` frames lacks some of the requested ones."""
     last = last_frame(start, count, stride)
     if last >= frames:
         raise ClipError(path, f"too short: frames {start} to {last} asked for, it has {frames}")
 
 
-# FFmpeg tells these by their content, whatever the file is called, and takes the pictures from other files. The bytes
-# of such a text vouch for none of them.
+# FFmpeg recognises these by their content, whatever the file's name, and takes the pictures from other files. The
+# bytes of such a text vouch for none of them.
 _LISTS = frozenset({"concat", "dash", "hls", "image2", "imf", "sdp", "webm_dash_manifest"})
 
 
@@ -95,13 +95,13 @@ def has_pyav() -> bool:
     """Whether PyAV can be imported here."""
     try:
         import av  # noqa: F401
-    except (ImportError, OSError):  # OSError: a shared library of the wheel does not load
+    except (ImportError, OSError):  # OSError: one of the wheel's shared libraries does not load
         return False
     return True
 
 
 def file_facts(path: Path) -> tuple[int, int]:
-    """Size in bytes and time of the last change in ns of a file; ClipError when there is nothing to read."""
+    """A file's size in bytes and time of its last change in ns; ClipError when there is nothing to read."""
     try:
         facts = path.stat()
     except OSError as error:
@@ -118,35 +118,33 @@ def file_facts(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def opened(path: Path, stream_index: int | None = None) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file for strict decoding on one thread; whatever goes wrong within is a ClipError.
+    """Open a file for strict decoding on one thread; every error inside becomes a ClipError.
 
     Args:
         path: the file.
-        stream_index: the stream to read; None takes the first that is neither cover art nor anything but
-            video.
+        stream_index: stream to read; None takes the first that is neither cover art nor anything but video.
     """
     import av
 
     try:
-        # Absolute, so that a name with a colon is not taken for a protocol. Titles in an unknown encoding are
-        # no failure.
+        # Absolute, so that a name with a colon is not taken for a protocol. Titles in an unknown encoding are no
+        # failure.
         with av.open(os.fspath(path.absolute()), metadata_errors="replace") as container:
             if not _LISTS.isdisjoint(container.format.name.split(",")):
                 raise RefusedClip(path, f"is a list of other files ({container.format.name}), not a video")
             stream = _video_stream(path, container, stream_index)
             if stream.codec_context is None:
                 raise ClipError(path, "has a codec that FFmpeg does not know here, or is encrypted")
-            stream.codec_context.thread_count = 1  # DataLoader workers are the parallelism
+            stream.codec_context.thread_count = 1  # DataLoader workers run in parallel already
             stream.codec_context.thread_type = "NONE"
             if stream.codec_context.codec.canonical_name == "hevc":
-                # FFmpeg marks frames that it patched up in H.264, but hardly any in HEVC: there it must stop
-                # at errors. In H.264 that finds no more, and refuses sound pictures after open-GOP seeks.
+                # FFmpeg marks the frames that it repaired in H.264, but hardly any in HEVC: there it must stop at
+                # errors. In H.264 stopping finds no more, and refuses sound pictures after open-GOP seeks.
                 stream.codec_context.options = {"err_detect": "explode"}
             yield container, stream
     except ClipError:
         raise
-    # PyAV raises IndexError on files of sound only and UnicodeDecodeError (a ValueError) on some corrupt
-    # ones.
+    # PyAV raises IndexError on audio-only files and UnicodeDecodeError (a ValueError) on some corrupt ones.
     except (av.error.FFmpegError, OSError, ValueError, LookupError, RuntimeError, MemoryError) as error:
         raise ClipError(path, f"cannot be read: {_words(error)}") from error
 
@@ -161,7 +159,7 @@ def _video_stream(path: Path, container: InputContainer, index: int | None) -> V
         return next(s for s in streams if s.index == index)
     first, *others = streams
     if others and not first.disposition & Disposition.default:
-        # Players show the one that is marked; which it is otherwise, they do not agree on.
+        # Players show the one that is marked; otherwise they do not agree.
         marked = next((n for n, s in enumerate(streams) if s.disposition & Disposition.default), None)
         if marked is not None:
             raise RefusedClip(
@@ -173,7 +171,7 @@ def _video_stream(path: Path, container: InputContainer, index: int | None) -> V
 
 
 def _words(error: BaseException) -> str:
-    """An exception in words, less the file name and number that FFmpeg's errors repeat."""
+    """An exception in words, without the file name and number that FFmpeg's errors repeat."""
     strerror = getattr(error, "strerror", None)
     return str(strerror) if strerror else f"{type(error).__name__}: {error}"
 
@@ -181,13 +179,13 @@ def _words(error: BaseException) -> str:
 def decode(
     path: Path, packets: Iterable[Packet[VideoStream]], solid_from: int | None = None
 ) -> Iterator[VideoFrame]:
-    """Decode packets; one that fails is damage.
+    """Decode packets; a failure means damage.
 
     Args:
-        path: for the error.
+        path: file, for the error.
         packets: the packets of one stream, in file order.
-        solid_from: pts from which on everything must decode. Pictures shown before it may refer to ones that
-            were not read, or not kept when the file was cut, and are passed over.
+        solid_from: pts from which on everything must decode. Pictures shown before it may refer to ones that were
+            not read, or that a cut removed, and are skipped.
 
     Yields:
         Frames in presentation order.
@@ -225,11 +223,11 @@ class Start(Enum):
 
 
 def random_access(codec: str, packet: bytes, extradata: bytes | None) -> Start:
-    """Tell how decoding may start at a packet that its container marks as a keyframe.
+    """How decoding may start at a packet that its container marks as a keyframe.
 
     Args:
         codec: FFmpeg's name of the codec.
-        packet: the packet's bytes, as an mp4 or Matroska file holds them.
+        packet: the packet's bytes, as stored in an mp4 or Matroska file.
         extradata: the stream's configuration record (avcC, hvcC).
     """
     if codec == "h264":
@@ -243,7 +241,7 @@ def random_access(codec: str, packet: bytes, extradata: bytes | None) -> Start:
 def may_interlace(codec: str, extradata: bytes | None) -> bool:
     """Whether an H.264 stream may hold fields (frame_mbs_only_flag 0), or does not say so in its extradata.
 
-    Whether it does, each picture says. Other codecs are judged by their first picture.
+    Each picture says whether it does. Other codecs are judged by their first picture.
     """
     if codec != "h264":
         return False
@@ -252,7 +250,7 @@ def may_interlace(codec: str, extradata: bytes | None) -> bool:
 
 
 def steady_parameters(packet: bytes, extradata: bytes | None) -> bool:
-    """Whether an H.264 packet brings no parameters (size, shape of pixels, colour) but the stream's only ones."""
+    """Whether an H.264 packet brings no parameters (size, pixel shape, colour) but the stream's only ones."""
     known = _parameter_sets(extradata)
     if len(known) != 1 or not extradata:
         return False
@@ -261,7 +259,7 @@ def steady_parameters(packet: bytes, extradata: bytes | None) -> bool:
 
 
 def _parameter_sets(extradata: bytes | None) -> list[bytes]:
-    """The sequence parameter sets of an avcC record."""
+    """The sequence parameter sets in an avcC record."""
     found: list[bytes] = []
     if not extradata or len(extradata) < 7 or extradata[0] != 1:
         return found
@@ -277,7 +275,7 @@ class _Bits:
     """Reads the fields of a NAL unit; IndexError at its end."""
 
     def __init__(self, nal: bytes) -> None:
-        self.data, self.at = nal.replace(b"\0\0\3", b"\0\0"), 8  # less the bytes that prevent start codes
+        self.data, self.at = nal.replace(b"\0\0\3", b"\0\0"), 8  # without the bytes that prevent start codes
 
     def flag(self) -> int:
         bit = self.data[self.at >> 3] >> (7 - (self.at & 7)) & 1
@@ -363,7 +361,7 @@ def _hevc(packet: bytes, extradata: bytes | None) -> Start:
 
 
 def _nals(packet: bytes, length_size: int, whole: bool = False) -> Iterator[bytes]:
-    """A packet's NAL units or their heads (at most 8 bytes), up to the first whose length cannot be."""
+    """A packet's NAL units or their heads (at most 8 bytes), up to the first with an impossible length."""
     position = 0
     while position + length_size < len(packet):
         size = int.from_bytes(packet[position : position + length_size], "big")

@@ -1,4 +1,4 @@
-"""What a player does to decoded pictures before it shows them: the one place that decides it for every reader.
+"""What a player does to decoded pictures before showing them, decided here for every reader.
 
 Files say beside the pictures how these are to be shown. What is said here is done by `Presentation.apply`; what cannot
 be done exactly is refused with a `RefusedClip` that names it. data/README.md lists both for users.
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 _WAY = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")
-# What stands between a box's head and the boxes in it.
+# Bytes between a box's head and the boxes inside it.
 _STSD, _SAMPLE_ENTRY = 8, 78
 _HEAD = 8
-_ENOUGH = 64  # bytes of the boxes that are looked at here
+_ENOUGH = 64  # bytes of each box that are read here
 
 
 def entry_boxes(path: Path) -> dict[bytes, bytes]:
-    """The boxes in the sample entries of a file's tracks by name, up to 64 bytes of each; none where it has none."""
+    """The boxes in the sample entries of a file's tracks by name, up to 64 bytes of each; empty where it has none."""
     found: dict[bytes, bytes] = {}
     try:
         with path.open("rb") as file:
@@ -49,14 +49,14 @@ def entry_boxes(path: Path) -> dict[bytes, bytes]:
                     file.seek(inner)
                     found[kind] = file.read(min(inner_end - inner, _ENOUGH))
     except (OSError, struct.error):
-        pass  # whether it can be read at all, FFmpeg says
+        pass  # FFmpeg says whether it can be read at all
     return found
 
 
 def clean_aperture(boxes: dict[bytes, bytes]) -> tuple[float, ...] | None:
-    """The part of the pictures that is to be shown, or None for all: (width, height, right, down) in pixels.
+    """The visible part of the pictures, or None for all: (width, height, right, down) in pixels.
 
-    The last two are how far its middle lies from that of the picture.
+    The last two are the distance of its middle from the picture's.
     """
     content = boxes.get(b"clap", b"")
     if len(content) < 32:
@@ -66,7 +66,7 @@ def clean_aperture(boxes: dict[bytes, bytes]) -> tuple[float, ...] | None:
 
 
 def dolby_vision_alone(boxes: dict[bytes, bytes]) -> bool:
-    """Whether it is Dolby Vision that other players cannot show, as profile 5 is (bl_signal_compatibility_id 0)."""
+    """Whether it is Dolby Vision that other players cannot show, like profile 5 (bl_signal_compatibility_id 0)."""
     records = [boxes[name] for name in (b"dvcC", b"dvvC", b"dvwC") if len(boxes.get(name, b"")) > 4]
     return any(record[4] >> 4 == 0 for record in records)
 
@@ -87,12 +87,12 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, i
         start += size
 
 
-# Numbers of ITU-T H.273, as FFmpeg has them.
+# Numbers of ITU-T H.273, as in FFmpeg.
 _HDR = {16: "smpte2084", 18: "arib-std-b67"}
-_SDR = {*range(8), 11, 12, 13, 14, 15}  # curves that players show alike, and 0, 2, 3: not said
+_SDR = {*range(8), 11, 12, 13, 14, 15}  # curves that players show alike, and 0, 2, 3: not given
 _TRANSFERS = {8: "linear", 9: "log100", 10: "log316", 17: "smpte428", 256: "vlog"}
 _WIDE = {9: "bt2020", 12: "display-p3"}
-# The primaries of BT.601 and their kin are near BT.709's, and few players tell them apart.
+# The primaries of BT.601 and its kin are near BT.709's, and few players distinguish them.
 _NEAR_BT709 = {*range(8), 22}
 _PRIMARIES = {8: "film", 10: "smpte428", 11: "smpte431"}
 _MATRICES = {*range(8), 9}
@@ -105,9 +105,10 @@ _OTHER_MATRICES = {
 }
 _OTHER_MATRICES |= {14: "ictcp", 15: "ipt-c2", 16: "ycgco-re", 17: "ycgco-ro"}
 
-LARGEST_SHAPE = 4  # width of a pixel by its height, or the other way round; anamorphic films have 2
+LARGEST_SHAPE = 4  # a pixel's width over its height, or the inverse; anamorphic films have 2
 
-# (a, b, c, d) of x' = ax + cy, y' = bx + dy, y downwards: mirror left and right first?, quarter turns to the left.
+# (a, b, c, d) of x' = ax + cy, y' = bx + dy, y downwards: whether to mirror left and right first, quarter turns to
+# the left.
 _TURNS = {
     (1, 0, 0, 1): (False, 0),
     (0, -1, 1, 0): (False, 1),
@@ -127,9 +128,9 @@ class Presentation:
     Attributes:
         size: (height, width) as shown.
         square: (height, width) that makes the pixels square, before turning; None when they are.
-        mirrored: left and right change places, before turning.
+        mirrored: whether left and right are swapped, before turning.
         turns: quarter turns to the left.
-        colour: what is converted to SDR BT.709; None when nothing is.
+        colour: what to convert to SDR BT.709; None for nothing.
         old_turns: quarter turns by the angle alone, as all clips were read once.
     """
 
@@ -142,12 +143,12 @@ class Presentation:
 
     @property
     def by_decord(self) -> bool:
-        """Whether decord applies all of this: it turns pictures by the matrix's angle, and does nothing else."""
+        """Whether decord applies all of this: it turns pictures by the matrix's angle, and nothing else."""
         return not self.label
 
     @property
     def label(self) -> str:
-        """What is done beside decoding and turning, in words; empty for ordinary clips.
+        """What is done besides decoding and turning, in words; empty for ordinary clips.
 
         Latents and scores of clips are stored under it (`luve_lightning.data.hashes`): another way of doing
         any of this needs other words.
@@ -164,7 +165,7 @@ class Presentation:
 
     def apply(self, frame: VideoFrame, convert: VideoReformatter) -> Frames:
         """The picture of a decoded frame, uint8 H x W x 3."""
-        # Planes: FFmpeg 8.0 makes noise of bright pixels in interleaved ones of 16 bits.
+        # Planes: FFmpeg 8.0 makes noise from bright pixels in interleaved ones of 16 bits.
         form = "rgb24" if self.colour is None else "gbrp16le"
         image: Any = convert.reformat(frame, format=form, threads=1).to_ndarray()
         if self.colour is not None:
@@ -180,12 +181,12 @@ def presentation_of(path: Path, stream: VideoStream, frame: VideoFrame) -> Prese
     """How a decoded frame is shown.
 
     Args:
-        path: the file, for the error.
-        stream: of an open file; its shape of pixels.
+        path: file, for the error.
+        stream: stream of an open file, for its pixel shape.
         frame: any frame of it.
 
     Raises:
-        RefusedClip: in a way that cannot be reproduced here.
+        RefusedClip: it is shown in a way that cannot be reproduced here.
     """
     refuse_interlaced(path, frame)
     if stream.container.format.name == MP4:
@@ -222,7 +223,7 @@ def require_progressive(path: Path, stream_index: int) -> None:
 
 
 def decode_leniently(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Whatever can be decoded of a stream: also a damaged picture says how it is shown."""
+    """Whatever can be decoded from a stream: even a damaged picture says how it is shown."""
     import av
 
     for packet in container.demux(stream):
@@ -247,23 +248,23 @@ def _colour(path: Path, frame: VideoFrame) -> Colour | None:
     if transfer in _HDR:
         if matrix == 2 and not frame.format.is_rgb:
             raise RefusedClip(path, f"is HDR ({_HDR[transfer]}) and does not say its colour matrix")
-        # HDR that does not say its primaries has BT.2020's.
+        # HDR that does not give its primaries has BT.2020's.
         return Colour(_HDR[transfer], _WIDE.get(primaries, "bt709" if primaries == 1 else "bt2020"))
     return Colour("sdr", _WIDE[primaries]) if primaries in _WIDE else None
 
 
 def _turning(path: Path, frame: VideoFrame) -> tuple[bool, int]:
-    """Whether the display matrix mirrors, and the quarter turns to the left after that."""
+    """Whether the display matrix mirrors, and the quarter turns to the left that follow."""
     matrix = _display_matrix(frame)
     if matrix is None:
         return False, frame.rotation // 90 % 4
     a, b, u, c, d, v, _, _, _ = struct.unpack("=9i", matrix[:36])
-    # Scaling is no part of it: FFmpeg makes the shape of pixels of it where it differs by direction.
+    # Scaling is no part of it: FFmpeg turns it into the pixel shape where it differs by direction.
     columns = (math.hypot(a, c), math.hypot(b, d))
     if all(columns) and not (u or v):
         exact = (a / columns[0], b / columns[1], c / columns[0], d / columns[1])
         nearest = tuple(round(value) for value in exact)
-        # Players leave less than a degree alone.
+        # Players ignore less than a degree.
         if nearest in _TURNS and max(abs(x - y) for x, y in zip(exact, nearest, strict=True)) < math.sin(
             math.radians(1)
         ):
@@ -276,8 +277,8 @@ def _turning(path: Path, frame: VideoFrame) -> tuple[bool, int]:
 def _display_matrix(frame: VideoFrame) -> bytes | None:
     from av.sidedata.sidedata import SideDataContainer
 
-    # As `frame.side_data` makes it, but that one fails as a whole where FFmpeg knows a kind of data that PyAV does not,
-    # such as Exif. The matrix comes before those.
+    # Like `frame.side_data`, which fails as a whole where FFmpeg knows a kind of data that PyAV does not, such as
+    # Exif. The matrix comes before those.
     found = SideDataContainer.__new__(SideDataContainer)
     with suppress(ValueError):
         found.__init__(frame)  # type: ignore[misc]
@@ -290,7 +291,7 @@ def _degrees(a: int, b: int, c: int, d: int) -> str:
 
 
 def _square(path: Path, shape: Fraction | None, height: int, width: int) -> tuple[int, int] | None:
-    """(height, width) with square pixels, the shorter side enlarged, so that nothing is lost; None for the same."""
+    """(height, width) with square pixels, the shorter side enlarged so that nothing is lost; None if unchanged."""
     if not shape or shape == 1:
         return None
     if not 1 / LARGEST_SHAPE <= shape <= LARGEST_SHAPE:
@@ -300,7 +301,7 @@ def _square(path: Path, shape: Fraction | None, height: int, width: int) -> tupl
 
 
 def _resized(image: Frames, size: tuple[int, int]) -> Frames:
-    # torch is needed by these clips alone.
+    # only these clips need torch
     from luve_lightning.functional.pixels import frames_to_video, resize_video, video_to_frames
 
     video = frames_to_video(np.ascontiguousarray(image)[None]).unsqueeze(0)

@@ -1,7 +1,7 @@
-"""What is in a video file, from its packets: how many frames, at what times, where decoding may start.
+"""What a video file contains, from its packets: how many frames, at what times, where decoding may start.
 
-One pass over the packets without decoding them (but for the first frame) costs what decord itself spends on
-opening a file. What cannot be vouched for is read with PyAV, and what is not whole is an error.
+One pass over the packets without decoding them (except the first frame) costs what decord itself spends on opening
+a file. What cannot be vouched for is read with PyAV, and an incomplete file is an error.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Packet:
-    """What matters of one packet of the video stream.
+    """What matters about one packet of the video stream.
 
     Attributes:
         pts: when its picture is shown, in the stream's time base.
         end: when the next one is, seconds; `pts` when the file does not say how long it lasts.
-        hidden: an edit list leaves it out.
+        hidden: whether an edit list leaves it out.
         start: how decoding may start here; None when it is not a keyframe.
-        steady: it does not change the parameters of an H.264 stream, as far as keyframes are concerned.
+        steady: whether it keeps the parameters of an H.264 stream, for keyframes.
     """
 
     pts: int | None
@@ -90,7 +90,7 @@ def _check_whole(
     path: Path, container: InputContainer, stream: VideoStream, found: list[Packet], end_of_all: float
 ) -> None:
     """Compare the packets with what the container promises: no library minds a truncated file."""
-    # An mp4's edit list may leave packets out of its index, so there the index counts, elsewhere the header.
+    # An mp4's edit list may remove packets from its index, so the index counts there, elsewhere the header.
     promised = len(stream.index_entries) if container.format.name == MP4 else stream.frames
     if len(found) < promised:
         raise ClipError(path, f"is cut short: {len(found)} of {promised} packets are there")
@@ -99,13 +99,13 @@ def _check_whole(
     times = sorted(packet.pts for packet in found if packet.pts is not None)
     tick = float(stream.time_base or 0)
     one_frame = float(np.median(np.diff(times))) * tick if len(times) > 1 else 0.0
-    # Some muxers write no duration for a packet: then it lasts until the next one would come.
+    # Some muxers write no duration for a packet: it then lasts until the next one would come.
     end = max(packet.end for packet in found)
     end = max(end, times[-1] * tick + one_frame) if times else end
     duration = _seconds(stream.metadata.get("DURATION", ""))
     if duration is None and container.duration:
         duration, end = container.duration / 1e6, max(end, end_of_all)
-    # Matroska rounds every time to its tick: the length of a frame, too, which is all that a clip of one frame has.
+    # Matroska rounds every time to its tick: also a frame's length, which is all that a clip of one frame has.
     if duration is not None and end < duration - max(0.75 * one_frame, 2 * tick):
         raise ClipError(path, f"is cut short: {end:.2f} of {duration:.2f} seconds are there")
 
@@ -124,24 +124,24 @@ def _seconds(text: str) -> float | None:
     return 3600 * hours + 60 * minutes + seconds
 
 
-# decord 0.6.0 gave every frame of these exactly in these containers, when every keyframe is a clean start. It
-# was up to three frames off in HEVC and open-GOP H.264, cannot open AV1, and silently wrong in .avi and .ts. VP8 and
-# VP9 may change the frame size at any picture, which it hides by scaling.
+# In these containers decord 0.6.0 gave every frame exactly, when every keyframe is a clean start. It was up to
+# three frames off in HEVC and open-GOP H.264, cannot open AV1, and was silently wrong in .avi and .ts. VP8 and VP9
+# may change the frame size at any picture, which it hides by scaling.
 TRUSTED_CODECS = frozenset({"h264"})
 SCANS_KEPT = 4096  # about 8 KB each for a clip of 600 frames
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A file as the readers need it.
+    """What the readers need to know about a file.
 
     Attributes:
-        info: the facts for everyone.
-        times: pts of every frame in presentation order; empty when they say nothing and frames are counted.
+        info: the public facts.
+        times: pts of every frame in presentation order; empty when they are useless and frames are counted.
         starts: pts of the keyframes where decoding may start, in file order.
-        stream: index of the video stream in the file.
+        stream: index of the video stream.
         show: how its pictures are shown.
-        shape: width of a pixel by its height, as the codec says it at the first frame; 1 when it does not.
+        shape: a pixel's width over its height, from the codec at the first frame; 1 when it does not say.
         solid_from: pts from which on every frame must decode.
     """
 
@@ -155,11 +155,11 @@ class Scan:
 
 
 def scan(path: Path) -> Scan:
-    """Scan a file, or take what an earlier scan of the same file (by size and time of change) found.
+    """Scan a file, or reuse an earlier scan of the same file (by size and time of change).
 
     Raises:
-        ClipError: the file is missing, empty, cut short, damaged at its start, holds no video, or is shown in a way
-            that cannot be reproduced.
+        ClipError: the file is missing, empty, cut short, damaged at its start, holds no video, or is shown in a
+            way that cannot be reproduced.
     """
     found = _scan_once(path, *file_facts(path))
     if isinstance(found, ClipError):
@@ -169,14 +169,14 @@ def scan(path: Path) -> Scan:
 
 @lru_cache(maxsize=SCANS_KEPT)
 def _scan_once(path: Path, size: int, changed_ns: int) -> Scan | ClipError:
-    """The scan, or what is wrong: a bad file is met in every epoch and need not be looked at each time."""
+    """The scan, or the error: a bad file comes up in every epoch and need not be looked at each time."""
     try:
         with opened(path) as (container, stream):
             packets = read_packets(path, container, stream)
             return _conclude(path, container, stream, packets)
     except ClipError as error:
         if isinstance(error.__cause__, (OSError, MemoryError)):
-            raise  # the disk's or the machine's fault, perhaps for a moment: not kept
+            raise  # the disk's or the machine's fault, perhaps temporary: not kept
         return type(error)(path, error.reason)
 
 
@@ -196,7 +196,7 @@ def _conclude(path: Path, container: InputContainer, stream: VideoStream, packet
         frames, times, starts = _count(path, stream.index, solid_from), times[:0], ()
         doubt = doubt or "its times are not reliable"
     elif head[0].pts != times[0]:
-        # A cut that kept pictures whose references it lost. No decoder shows them: they are not in the clip.
+        # A cut kept pictures whose references it lost. No decoder shows them: they are not in the clip.
         doubt = doubt or "its first pictures cannot be decoded"
         solid_from = int(head[0].pts or 0)
         times = times[times >= solid_from]
@@ -212,8 +212,8 @@ def _head(
 ) -> tuple[list[VideoFrame], Presentation, Fraction | int]:
     """The first frame: it shows that the file decodes, how it is shown, and what a cut has lost.
 
-    When the decoder is to reorder pictures and the packets' times are in file order all the same, as after
-    passing through a container without presentation times, some more frames, to see whose times they get.
+    Where the decoder should reorder pictures but the packets' times are in file order, as after passing through a
+    container without presentation times, it reads some more frames, to see whose times they get.
     """
     in_file_order = all(
         a.pts < b.pts for a, b in pairwise(packets) if a.pts is not None and b.pts is not None
@@ -227,7 +227,7 @@ def _head(
 
 
 def _times_hold(packets: list[Packet], times: NDArray[np.int64], head: list[VideoFrame]) -> bool:
-    """Whether every frame has a time of its own, and the decoder gives frames the times of their packets."""
+    """Whether every frame has its own time, and the decoder gives frames the times of their packets."""
     shown = [frame.pts for frame in head]
     if any(p.pts is None for p in packets) or len(np.unique(times)) != len(times):
         return False
@@ -238,7 +238,7 @@ def _times_hold(packets: list[Packet], times: NDArray[np.int64], head: list[Vide
 
 
 def _count(path: Path, stream: int, solid_from: int | None) -> int:
-    """Frames of the file, by decoding all of it."""
+    """Number of frames in the file, by decoding all of it."""
     with opened(path, stream) as (container, video):
         count = 0
         for frame in decode(path, container.demux(video), solid_from):
@@ -250,7 +250,7 @@ def _count(path: Path, stream: int, solid_from: int | None) -> int:
 def _doubt(
     container: InputContainer, stream: VideoStream, packets: list[Packet], times: NDArray[np.int64]
 ) -> str:
-    """Why decord may give other frames than asked for; empty when it will not."""
+    """Why decord may give other frames than requested; empty when it will not."""
     codec = codec_of(stream)
     if codec not in TRUSTED_CODECS:
         return f"decord is not exact with {codec}"
@@ -269,8 +269,7 @@ def _doubt(
         return "not every keyframe is a clean start (open GOP)"
     if _any_leading(packets):
         return "pictures are shown before the keyframe that they follow"
-    # Lost clusters of a damaged Matroska file leave a gap and nothing else. Variable frame rates have gaps
-    # too: be careful.
+    # Lost clusters of a damaged Matroska file leave only a gap. Variable frame rates have gaps, too: be careful.
     gaps = np.diff(times)
     if container.format.name == MATROSKA and len(gaps) and gaps.max() > 2.5 * np.median(gaps):
         return "its frames are unevenly spaced"

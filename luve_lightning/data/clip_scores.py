@@ -1,4 +1,4 @@
-"""Scores of clips as Parquet: one row a clip, one file for each process that scores."""
+"""Scores of clips as Parquet: one row per clip, one file per scoring process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATTERN = "part-*.parquet"
 
 
 class ScoresError(ValueError):
-    """Scores that are missing, damaged, or not those asked for; the message is one line."""
+    """Scores that are missing, damaged, or not the requested ones; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ScoreSettings:
     Attributes:
         scorer: `Scorer.name`.
         scorer_version: `Scorer.version`.
-        caption_column: the caption that frames were scored against, a name of `CAPTIONS`.
+        caption_column: caption that frames were scored against, a name of `CAPTIONS`.
         frame_choice: which frames of a clip were scored, in words.
     """
 
@@ -46,11 +46,11 @@ class ScoreRow:
     Attributes:
         clip_id: the clip.
         clip_sha256: `ClipHashes.digest`, 64 hex digits; empty when it could not be read.
-        caption_sha256: of the caption as UTF-8.
+        caption_sha256: sha256 of the caption as UTF-8.
         settings: how it was scored.
-        frame_indices: frames scored, counted from 0.
+        frame_indices: numbers of the scored frames, from 0.
         frame_scores: their scores.
-        score: the mean of `frame_scores`; None when the clip could not be read.
+        score: mean of `frame_scores`; None when the clip could not be read.
         error: why it could not be read; None when it could.
     """
 
@@ -90,9 +90,9 @@ def read_rows(path: Path) -> list[ScoreRow]:
 
 
 def write_rows(path: Path, rows: Iterable[ScoreRow]) -> None:
-    """Write a Parquet file so that whoever reads it, or kills this, meets the old content or the new one.
+    """Write a Parquet file atomically.
 
-    What a killed process leaves, the next one removes.
+    The next call removes what a killed process left.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -145,15 +145,15 @@ def _row(record: dict[str, Any]) -> ScoreRow:
     return ScoreRow(settings=settings, frame_indices=indices, frame_scores=scores, **record)
 
 
-_NAMED = 3  # clips named in a message
+_NAMED = 3  # most clips named in a message
 
 
 @dataclass(frozen=True)
 class KeptClips:
-    """Clips that a threshold let pass.
+    """Clips above a threshold.
 
     Attributes:
-        entries: the clips, in the order given.
+        entries: the clips, in the given order.
         summary: how many of how many, by which score, in one line.
     """
 
@@ -166,8 +166,8 @@ class ClipScores:
 
     Args:
         source: where they come from, for messages; `ClipHashes` are kept beside it.
-        rows: one or more a clip. Where a clip was scored again because its bytes changed, each row stands for the
-            bytes that it names.
+        rows: one or more per clip. Where a clip was scored again because its bytes changed, each row belongs to
+            the bytes that it names.
         settings: what all rows have in common.
     """
 
@@ -187,8 +187,8 @@ class ClipScores:
             path: its folder, or one Parquet file.
 
         Raises:
-            FileNotFoundError: nothing is there.
-            ScoresError: no such file, or scores that do not belong together.
+            FileNotFoundError: it does not exist.
+            ScoresError: not such a file, or scores that do not belong together.
         """
         source = Path(path)
         if not source.exists():
@@ -208,14 +208,14 @@ class ClipScores:
         """The clips whose score is above a threshold (LuVe, arXiv 2602.11564: HPS v3 > 6.5).
 
         Args:
-            entries: the clips to choose from; each must have been scored, or found unreadable.
-            threshold: on the scale of `scorer`.
-            scorer: which measure the threshold is meant for, `Scorer.name`.
-            hashes: of the clips; default those remembered beside the scores.
+            entries: clips to choose from; each must have been scored, or found unreadable.
+            threshold: threshold on the scale of `scorer`.
+            scorer: measure that the threshold is meant for, `Scorer.name`.
+            hashes: hashes of the clips; default those remembered beside the scores.
 
         Raises:
-            ScoresError: scores of another scorer or other clips (no score, other bytes, another caption), or none
-                above the threshold.
+            ScoresError: scores by another scorer or of other clips (no score, other bytes, another caption), or
+                none above the threshold.
         """
         if scorer != self.settings.scorer:
             raise ScoresError(
@@ -241,7 +241,7 @@ class ClipScores:
         )
 
     def _matching(self, entries: Sequence[ClipEntry], hashes: ClipHashes) -> list[ScoreRow]:
-        """The row of each clip as it is now."""
+        """The row for each clip's current file."""
         found: list[ScoreRow] = []
         missing: list[str] = []
         changed: list[str] = []
@@ -278,4 +278,4 @@ def _digest_or_empty(path: Path, hashes: ClipHashes) -> str:
     try:
         return hashes.digest(path)
     except (OSError, ClipError):
-        return ""  # as in the row of a clip that could not be read
+        return ""  # like the row of a clip that could not be read

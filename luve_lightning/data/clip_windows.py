@@ -31,13 +31,13 @@ class ClipWindow:
 class EncodeItem:
     """A window on its way to the store.
 
-    Not a dataclass: Lightning would look into it for tensors to convert (`precision: bf16-true`) and fails at the
+    Not a dataclass: with `precision: bf16-true` Lightning would search it for tensors to convert, and fails at the
     frozen ones inside.
 
     Attributes:
         window: what it is.
         missing: keys of the latents that the store lacks, by (variant, scale).
-        frames: uint8 T x H x W x C, cropped to the aspect ratio wanted; None when nothing is missing or it
+        frames: uint8 T x H x W x C, cropped to the target aspect ratio; None when nothing is missing or reading
             failed.
         error: why the clip cannot be used; None when it can.
     """
@@ -55,7 +55,7 @@ class EncodeItem:
 def plan_windows(
     entries: Iterable[ClipEntry], recipe: LatentRecipe
 ) -> tuple[list[ClipWindow], list[ClipError]]:
-    """All windows of all clips by the index alone, and the clips that are too short for one."""
+    """All windows of all clips, from the index alone, and the clips that are too short for one."""
     windows: list[ClipWindow] = []
     short: list[ClipError] = []
     for entry in entries:
@@ -67,12 +67,12 @@ def plan_windows(
 
 
 class WindowReader:
-    """Decode a window if the store lacks latents of it.
+    """Decodes a window if the store lacks latents of it.
 
     Args:
-        recipe: which latents are wanted.
+        recipe: which latents to make.
         store: where they go.
-        hashes: of the clips.
+        hashes: hashes of the clips.
     """
 
     def __init__(self, recipe: LatentRecipe, store: LatentStore, hashes: ClipHashes) -> None:
@@ -81,7 +81,7 @@ class WindowReader:
     def __call__(self, window: ClipWindow) -> EncodeItem:
         """What is missing and, if anything is, the frames.
 
-        A bad clip is an item with an error, not an exception: it must cross to another process.
+        A bad clip gives an item with an error, not an exception, because it must cross to another process.
         """
         try:
             return self._read(window)
@@ -101,7 +101,7 @@ class WindowReader:
         if item.missing:
             before = stamp(path)
             frames = read_clip(path, window.frames[0], self.recipe.frames, stride=self.recipe.stride)
-            # The frames must be those of the bytes that were hashed.
+            # The frames must be those of the hashed bytes.
             if stamp(path) != before or self.hashes.digest(path) != digest:
                 raise ClipError(path, "changed while it was read")
             item.frames = self._crop(path, torch.from_numpy(frames))
@@ -109,7 +109,7 @@ class WindowReader:
 
     def _crop(self, path: Path, frames: Tensor) -> Tensor:
         try:
-            # A copy, so that the rest of the decoded frames is freed and does not cross to another process.
+            # A copy, so that the other decoded frames are freed and do not cross to another process.
             return crop_frames(frames, self.recipe.size).clone(memory_format=torch.contiguous_format)
         except ValueError as error:
             raise ClipError(path, str(error)) from None
@@ -134,8 +134,8 @@ class PairEntry:
 
     Attributes:
         entry: the clip.
-        hr_key: of its high-resolution latents.
-        lr_keys: of the low-resolution ones, by scale.
+        hr_key: key of its high-resolution latents.
+        lr_keys: keys of the low-resolution ones, by scale.
     """
 
     entry: ClipEntry
@@ -145,12 +145,12 @@ class PairEntry:
 
 @dataclass
 class PairLookup:
-    """What a lookup found.
+    """The result of a lookup.
 
     Attributes:
-        pairs: windows whose latents are all there, in the order of the index.
-        dropped: (clip id, reason) of clips that no latents are expected of: too short, shown in a way that cannot
-            be reproduced, or set aside by precompute.
+        pairs: windows whose latents all exist, in the order of the index.
+        dropped: (clip id, reason) of clips without expected latents: too short, shown in a way that cannot be
+            reproduced, or set aside by precompute.
         uneven: clip ids of those with a variable frame rate.
     """
 
@@ -167,17 +167,17 @@ def find_pair_keys(
     variant: str = "plain",
     quarantine: Path | None = None,
 ) -> PairLookup:
-    """Find the latents of clips, and refuse to go on when any are missing.
+    """Find the latents of clips, and refuse to continue when any are missing.
 
     Clips whose hash is not remembered are read once for it, and looked at once for how they are shown.
 
     Args:
-        store: where `luve precompute` put them.
-        hashes: of the clips; `ClipHashes(store.root)` is precompute's.
+        store: store that `luve precompute` filled.
+        hashes: hashes of the clips; `ClipHashes(store.root)` is precompute's.
         entries: the clips.
-        recipe: which latents; it must say what precompute's configuration said.
+        recipe: which latents; must agree with precompute's configuration.
         variant: one of the recipe's variants.
-        quarantine: the list of bad clips that precompute left; `quarantine_path` when None.
+        quarantine: list of bad clips that precompute left; default `quarantine_path`.
 
     Raises:
         StoreError: in one line, when clips lack latents without being known as bad.
@@ -186,7 +186,7 @@ def find_pair_keys(
         raise ValueError(f"variant {variant!r} is not among the recipe's, {list(recipe.variants)}")
     entries = list(entries)
     windows, short = plan_windows(entries, recipe)
-    # A clip that was replaced since it failed is not in the list any more, and must have latents.
+    # A clip replaced since it failed is no longer in the list, and must have latents.
     listed = Quarantine(quarantine or quarantine_path(store, recipe), max_bad_fraction=1, total=1).bad()
     bad = {os.path.realpath(clip.path): clip.reason for clip in listed}
     reasons = {error.path: error.reason for error in short}
@@ -212,9 +212,9 @@ def find_pair_keys(
 
 
 def quarantine_path(store: LatentStore, recipe: LatentRecipe) -> Path:
-    """Where precompute names the clips that could not be encoded.
+    """The file in which precompute names the clips that could not be encoded.
 
-    One list for each size and choice of frames: a clip too small or short for one recipe can do for another.
+    One list per size and choice of frames: a clip too small or short for one recipe can do for another.
     """
     height, width = recipe.size
     name = f"{height}x{width}-{recipe.frames}-from-{recipe.start}-by-{recipe.stride}.jsonl"

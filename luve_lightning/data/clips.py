@@ -1,14 +1,14 @@
-"""Reading clips: the frames asked for are the frames given, or a ClipError says why not.
+"""Reading clips: exactly the requested frames, or a ClipError that says why not.
 
-Frames are what a player shows: turned and mirrored as the file says, with square pixels, in SDR. What cannot be shown
-so exactly is refused by name (`luve_lightning.data.clip_presentation`).
+Frames are what a player shows: turned and mirrored as the file says, with square pixels, in SDR. What cannot be
+shown exactly is refused by name (`luve_lightning.data.clip_presentation`).
 
-decord reads the files that it reads exactly, PyAV all others; which, is decided by a scan of the file that is
-kept for the next read. Both give the same pixels, bit for bit. PyAV also notices damage inside a frame, which
-decord hides: read with `backend="pyav"` where that matters more.
+decord reads the files that it reads exactly, PyAV all others; a scan of the file decides, and is kept for the next
+read. Both give the same pixels, bit for bit. PyAV also notices damage inside a frame, which decord hides: use
+`backend="pyav"` where that matters more.
 
-Both libraries are imported on first use, so this module imports anywhere. Reading needs PyAV, which alone tells how a
-file is shown; decord may be missing.
+Both libraries are imported on first use, so this module imports anywhere. Reading needs PyAV, which alone tells
+how a file is shown; decord is optional.
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ Backend = Literal["auto", "decord", "pyav"]
 def probe_clip(path: str | Path) -> ClipInfo:
     """Facts about a video file.
 
-    Reads every packet of the file but decodes only one frame; files whose times say nothing (.avi, .ts) are
-    decoded.
+    Reads every packet of the file but decodes only one frame; files with useless times (.avi, .ts) are decoded.
 
     Raises:
         ClipError: the file is missing, empty, cut short, damaged at its start, or holds no video; RefusedClip when a
@@ -62,23 +61,23 @@ def probe_clip(path: str | Path) -> ClipInfo:
 def read_clip(
     path: str | Path, start: int, count: int, *, stride: int = 1, backend: Backend = "auto"
 ) -> Frames:
-    """Read frames of a video file, exactly those asked for.
+    """Read frames of a video file, exactly those requested.
 
     Args:
         path: the file.
-        start: number of the first frame, counted from 0 in presentation order.
-        count: how many frames.
-        stride: frames from one to the next; 2 takes every other one.
-        backend: "decord" and "pyav" insist on one library. "auto" takes decord where it is exact and PyAV
-            elsewhere, or where decord fails or is missing.
+        start: number of the first frame, from 0 in presentation order.
+        count: number of frames.
+        stride: distance between frames; 2 takes every other one.
+        backend: "decord" and "pyav" insist on one library. "auto" uses decord where it is exact, and PyAV
+            elsewhere or where decord fails or is missing.
 
     Returns:
         uint8, count x height x width x 3, red first, as a player shows them.
 
     Raises:
-        ClipError: the file is missing, empty, corrupt, cut short, has no video, or fewer frames than asked
-            for; RefusedClip when a player shows it in a way that cannot be reproduced.
-        ModuleNotFoundError: the library needed is not installed.
+        ClipError: the file is missing, empty, corrupt, cut short, has no video, or too few frames; RefusedClip
+            when a player shows it in a way that cannot be reproduced.
+        ModuleNotFoundError: the required library is not installed.
     """
     if start < 0 or count < 1 or stride < 1:
         raise ValueError(f"start >= 0, count >= 1 and stride >= 1 expected, got {start}, {count}, {stride}")
@@ -97,7 +96,7 @@ def read_clip(
         try:
             return read_with_decord(path, indices, found.info)
         except ClipError:
-            pass  # PyAV reads it, or says in plainer words what is wrong
+            pass  # PyAV reads it, or says more plainly what is wrong
     return read_with_pyav(path, found, indices)
 
 
@@ -110,10 +109,10 @@ def random_window(total: int, count: int, stride: int, rng: np.random.Generator)
     """A random first frame so that `count` frames, `stride` apart, lie within `total`.
 
     Args:
-        total: frames of the clip.
-        count: frames wanted, >= 1.
-        stride: frames from one to the next, >= 1.
-        rng: where the randomness comes from.
+        total: number of frames in the clip.
+        count: number of frames wanted, >= 1.
+        stride: distance between frames, >= 1.
+        rng: source of randomness.
 
     Returns:
         A start in [0, total - 1 - (count - 1) * stride], each equally likely.
@@ -130,10 +129,10 @@ def random_crop(
     """A random rectangle within a frame.
 
     Args:
-        height: of the frame, pixels.
-        width: of the frame, pixels.
+        height: height of the frame, pixels.
+        width: width of the frame, pixels.
         size: (height, width) of the rectangle, or one number for a square.
-        rng: where the randomness comes from.
+        rng: source of randomness.
 
     Returns:
         Row and column slices: `frames[:, rows, columns]`.
@@ -145,18 +144,19 @@ def random_crop(
     return slice(top, top + crop_height), slice(left, left + crop_width)
 
 
-TRIES = 2  # keyframes to start from before the file is decoded from its beginning
+TRIES = 2  # number of keyframes to try before decoding from the file's beginning
 
 
 def read_with_pyav(path: Path, scan: Scan, indices: range) -> Frames:
-    """Read frames by their numbers in presentation order.
+    """Read frames by number, in presentation order.
 
-    A frame is known by its time: the scan lists the times of all frames, decoding starts at a keyframe before the
-    first one wanted, and goes on until the last has come. When one did not come, decoding starts further ahead.
+    A frame is identified by its time. The scan lists the times of all frames; decoding starts at a keyframe before
+    the first requested one and continues until the last has come. When one did not come, decoding starts further
+    ahead.
 
     Args:
         path: the file.
-        scan: what `luve_lightning.data.clip_scan.scan` found in it.
+        scan: what `luve_lightning.data.clip_scan.scan` found in the file.
         indices: frame numbers, ascending, within the clip.
 
     Returns:
@@ -174,7 +174,7 @@ def read_with_pyav(path: Path, scan: Scan, indices: range) -> Frames:
 
 
 def _read_from(path: Path, scan: Scan, start: int | None, wanted: dict[int, int]) -> Frames | None:
-    """The frames at the times wanted, decoding from `start` or the beginning; None if one did not come."""
+    """The frames at the requested times, decoding from `start` or the beginning; None if one did not come."""
     result = _Result(path, scan, len(wanted))
     last = max(wanted)
     with opened(path, scan.stream) as (container, stream):
@@ -184,7 +184,7 @@ def _read_from(path: Path, scan: Scan, start: int | None, wanted: dict[int, int]
         first = next(packets)
         solid_from = scan.solid_from
         if start is not None:
-            # The containers seek by their own lights: only an early enough, known start will do.
+            # Containers seek in their own ways: only an early enough, known start will do.
             if first.pts is None or first.pts > start or first.pts not in scan.starts:
                 return None
             solid_from = first.pts
@@ -197,7 +197,7 @@ def _read_from(path: Path, scan: Scan, start: int | None, wanted: dict[int, int]
 
 
 def _read_counting(path: Path, scan: Scan, indices: range) -> Frames:
-    """Read by counting frames from the file's beginning, for files whose times say nothing."""
+    """Read by counting frames from the file's beginning, for files with useless times."""
     result = _Result(path, scan, len(indices))
     with opened(path, scan.stream) as (container, stream):
         for number, frame in enumerate(decode(path, container.demux(stream), scan.solid_from)):
@@ -209,7 +209,7 @@ def _read_counting(path: Path, scan: Scan, indices: range) -> Frames:
 
 
 class _Result:
-    """The array being filled, and which of its frames are missing."""
+    """The array to fill, and which of its frames are missing."""
 
     def __init__(self, path: Path, scan: Scan, count: int) -> None:
         from av.video.reformatter import VideoReformatter
@@ -227,7 +227,7 @@ class _Result:
         self.missing.discard(place)
 
     def _check(self, frame: VideoFrame, stream: VideoStream) -> None:
-        """Refuse a picture that is shown otherwise than the first one of the file."""
+        """Refuse a picture that is shown differently from the file's first one."""
         colour = (frame.color_trc, frame.color_primaries, frame.colorspace)
         now = (*colour, frame.interlaced_frame, frame.rotation, frame.width, frame.height)
         if (stream.codec_context.sample_aspect_ratio or 1) != self.scan.shape:
@@ -252,22 +252,20 @@ def load_decord() -> ModuleType | None:
         import decord.logging
     except (ImportError, OSError, RuntimeError):
         return None
-    decord.logging.set_level(
-        decord.logging.QUIET
-    )  # errors come as exceptions; FFmpeg's own lines say no file
-    # A signal's exception that comes before the constructor's first line leaves a reader without this attribute, at
-    # whose end decord prints a traceback.
+    decord.logging.set_level(decord.logging.QUIET)  # errors are raised; FFmpeg's own lines name no file
+    # A signal's exception before the constructor's first line leaves a reader without this attribute, and decord
+    # prints a traceback at its end.
     decord.VideoReader._handle = None
     return decord
 
 
 def read_with_decord(path: Path, indices: range, info: ClipInfo) -> Frames:
-    """Read frames by their numbers.
+    """Read frames by number.
 
     Args:
         path: the file.
         indices: frame numbers, ascending, within the clip.
-        info: what is known of the file; the frames must agree with it.
+        info: facts about the file; the frames must agree with them.
 
     Returns:
         uint8, len(indices) x height x width x 3.
@@ -278,8 +276,7 @@ def read_with_decord(path: Path, indices: range, info: ClipInfo) -> Frames:
         if info.trusted_by_decord or indices.step == 1:
             frames: Frames = reader.get_batch(indices).asnumpy()
         else:
-            # On open GOPs a seek for each step lands unevenly; one unbroken run from the start of the range
-            # does not.
+            # On open GOPs a seek per step lands unevenly; one unbroken run from the start of the range does not.
             frames = _every(reader, indices)
     if frames.shape != (len(indices), info.height, info.width, 3):
         raise ClipError(path, f"gives an array of shape {frames.shape} for {len(indices)} frames")
@@ -302,8 +299,7 @@ def _opened(path: Path) -> Iterator[Any]:
     if decord is None:
         raise ModuleNotFoundError("decord is not installed: pip install decord")
     try:
-        # Often it fails on reading, not on opening, and with RuntimeError, its own DECORDError, or
-        # AssertionError.
+        # It often fails on reading, not on opening, and with RuntimeError, its own DECORDError, or AssertionError.
         yield decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1)
     except ClipError:
         raise
@@ -312,6 +308,6 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _words(error: BaseException) -> str:
-    """The first line of an exception, less the time and the source lines that decord puts before it."""
+    """The first line of an exception, without the time and source lines that decord puts before it."""
     first = (str(error).splitlines() or [type(error).__name__])[0]
     return re.sub(r"(\[\d\d:\d\d:\d\d\] )?\S+\.(cc|h):\d+: ", "", first).strip()

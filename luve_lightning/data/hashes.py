@@ -1,8 +1,8 @@
-"""The address of what is stored about a clip: its bytes, and how they are shown where that takes more than decoding.
+"""The address of what is stored about a clip: its bytes, and how they are shown if that takes more than decoding.
 
-An ordinary clip is known by the sha256 of its bytes. One that is mirrored, has its pixels made square, or is converted
-to SDR, is known by the sha256 of that and of `Presentation.label`: latents, scores and measures that were made while it
-was read otherwise are not found any more. One that is refused has no hash, so nothing old is found of it either.
+An ordinary clip is identified by the sha256 of its bytes. One that is mirrored, made square or converted to SDR is
+identified by the sha256 of that and `Presentation.label`: latents, scores and measures made while it was read
+differently are no longer found. A refused clip has no hash, so nothing old is found for it either.
 
 Both are remembered, so that a clip's bytes are read once for it.
 """
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 Stamp = tuple[int, int, int]
 
-# A file changed twice within one tick of its file system's clock keeps its stamp (Git calls this "racily
-# clean"). Ticks are up to 2 s (FAT); a hash of a file touched less than this ago is used, but not remembered.
+# A file changed twice within one tick of its file system's clock keeps its stamp (Git calls this "racily clean").
+# Ticks are up to 2 s (FAT); a hash of a file changed more recently is used, but not remembered.
 _SETTLED_NS = 2_000_000_000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -46,7 +46,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def stamp(path: Path) -> Stamp:
     """Size in bytes, and the times in nanoseconds at which content and inode last changed.
 
-    The inode time is there because tools such as rsync set the other one back.
+    The inode time is included because tools such as rsync reset the other one.
 
     Raises:
         FileNotFoundError: when there is no file.
@@ -56,9 +56,9 @@ def stamp(path: Path) -> Stamp:
 
 
 class FileHashes:
-    """sha256 of files by path and stamp, in a file of JSON lines that any number of processes may append to.
+    """sha256 of files by path and stamp, in a JSON-lines file that any number of processes may append to.
 
-    Where that file may not be written, or the disk is full, a hash is remembered by this object alone.
+    Where that file may not be written, or the disk is full, a hash is remembered only by this object.
 
     Args:
         root: folder of the cache file, `file_hashes.jsonl`.
@@ -91,7 +91,7 @@ class FileHashes:
         return digest
 
     def known(self, path: str | Path) -> str | None:
-        """The remembered sha256 of a file as it is now, or None. Reads none of its bytes.
+        """The remembered sha256 of the current file, or None. Reads none of its bytes.
 
         Raises:
             FileNotFoundError: when there is no file.
@@ -116,26 +116,28 @@ class FileHashes:
             warn_kept_in_memory(self._lines.path.parent, error)
 
     def _refresh(self) -> None:
-        """Take in what was appended since the last look, where the file may be read."""
+        """Read what was appended since the last look, where the file may be read."""
         with suppress(OSError):
             for record in self._lines.new():
                 with suppress(
                     ValueError, KeyError, TypeError
-                ):  # of another kind: hashed again when it is needed
+                ):  # another kind of line: hash again when needed
                     size, mtime, ctime = record["stamp"]
                     if _SHA256.fullmatch(record["sha256"]):
                         self._known[record["path"]] = ((size, mtime, ctime), record["sha256"])
 
 
 def _resolved(path: str | Path) -> Path:
-    """A path without links; OSError for links in a circle, which Python 3.11 and 3.12 call a RuntimeError."""
+    """A path without links; OSError for circular links, which Python 3.11 and 3.12 report as RuntimeError."""
     try:
         return Path(path).resolve()
     except RuntimeError:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
 
 
-_RULES = 2  # raise it when any file is refused or labelled otherwise: what is remembered then counts no more
+_RULES = (
+    2  # raise it when any file is refused or labelled differently: what is remembered then no longer counts
+)
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class Reading:
     Attributes:
         label: `Presentation.label`; empty for ordinary clips.
         refused: why it is not read at all; empty when it is.
-        uneven: its frames are not equally spaced in time (variable frame rate); known of .mp4 and .mov only.
+        uneven: whether its frames are unevenly spaced in time (variable frame rate); known only for .mp4 and .mov.
     """
 
     label: str = ""
@@ -157,7 +159,7 @@ def look(path: Path) -> Reading:
     """Find out how a file is read, from its header and its first picture.
 
     Raises:
-        ClipError: nothing of it can be decoded.
+        ClipError: nothing in it can be decoded.
     """
     uneven = False
     try:
@@ -212,7 +214,7 @@ class ClipHashes:
     """Hashes of clips as they are shown, and how each is read, remembered so that a file is looked at once.
 
     Args:
-        root: folder of the two files of JSON lines, `file_hashes.jsonl` and `clip_readings.jsonl`, that any number of
+        root: folder of two JSON-lines files, `file_hashes.jsonl` and `clip_readings.jsonl`, that any number of
             processes may append to.
     """
 
@@ -239,7 +241,7 @@ class ClipHashes:
                 if isinstance(error.__cause__, (OSError, MemoryError)):
                     raise OSError(
                         error.reason
-                    ) from error  # perhaps for a moment: not to be read as if ordinary
+                    ) from error  # perhaps temporary: must not be read as if ordinary
                 return digest  # whoever reads it finds out
             if stamp(file) != before:
                 raise OSError(f"{file} changed while it was read")
@@ -247,7 +249,7 @@ class ClipHashes:
         return _digest_of(file, digest, reading)
 
     def known(self, path: str | Path) -> str | None:
-        """The remembered hash of a clip as it is now, or None; None also when it is refused. Reads none of it.
+        """The remembered hash of the current file, or None; also None when it is refused. Reads none of it.
 
         Raises:
             FileNotFoundError: when there is no file.
@@ -259,7 +261,7 @@ class ClipHashes:
         return _digest_of(Path(path), digest, reading)
 
     def uneven(self, paths: Iterable[Path]) -> list[Path]:
-        """Those of some clips whose `digest` was asked for that have a variable frame rate, in their order."""
+        """The clips with a variable frame rate among those whose `digest` was computed, in their order."""
         found = []
         for path in paths:
             with suppress(OSError):
@@ -281,10 +283,10 @@ class ClipHashes:
             warn_kept_in_memory(self._lines.path.parent, error)
 
     def _refresh(self) -> None:
-        """Take in what was appended since the last look, where the file may be read."""
+        """Read what was appended since the last look, where the file may be read."""
         with suppress(OSError):
             for record in self._lines.new():
-                with suppress(KeyError, TypeError):  # of another version
+                with suppress(KeyError, TypeError):  # from another version
                     if record["rules"] == _RULES:
                         label, refused = str(record["label"]), str(record["refused"])
                         self._known[str(record["sha256"])] = Reading(label, refused, bool(record["uneven"]))

@@ -13,20 +13,20 @@ from luve_lightning.files import warn_kept_in_memory
 from luve_lightning.locks import JsonLines
 
 T = TypeVar("T")
-SHOWN = 5  # clips named in the message of TooManyBadClips
-ALWAYS_ALLOWED = 2  # bad clips that stop no run, unless none at all is allowed: one of 14 is more than 5 %
+SHOWN = 5  # most clips named in the message of TooManyBadClips
+ALWAYS_ALLOWED = 2  # bad clips that stop no run, unless none are allowed: one of 14 is more than 5 %
 
 
 class TooManyBadClips(RuntimeError):
     """More clips than allowed cannot be read; the message lists some of them.
 
     Args:
-        message: what to tell the user.
+        message: message for the user.
     """
 
     def __init__(self, message: str) -> None:
-        # A DataLoader raises an exception of a worker again with the worker's traceback before its message.
-        # The traceback only says that a clip was being read; the list is what the user needs.
+        # A DataLoader re-raises a worker's exception with the worker's traceback before its message. The traceback
+        # only says that a clip was being read; the user needs the list.
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2])
 
 
@@ -35,11 +35,11 @@ class BadClip:
     """One line of the list.
 
     Attributes:
-        clip_id: the file's stem.
+        clip_id: stem of the file.
         path: the file.
         reason: what is wrong with it.
         time: when it was found, ISO 8601, UTC.
-        size: of the file then, bytes; None when it was missing.
+        size: size of the file at that time, bytes; None when it was missing.
         changed_ns: when it was last changed, ns since 1970; None when it was missing.
     """
 
@@ -64,19 +64,19 @@ class BadClip:
 class Quarantine:
     """Names each bad clip once, in a JSON-lines file, and stops the run when there are too many.
 
-    The file belongs to one run folder. All DataLoader workers and processes of the run write to it: a line is
-    appended in one write under a lock, so that lines are whole and no clip is listed twice. A resumed run
-    goes on with it; a clip replaced since then no longer counts. Where the file may not be written, a clip is
-    listed by this object alone.
+    The file belongs to one run folder. All DataLoader workers and processes of the run write to it; each line is
+    appended in one write under a lock, so lines are complete and no clip is listed twice. A resumed run continues
+    it; a clip replaced since then no longer counts. Where the file may not be written, only this object lists a
+    clip.
 
     Args:
-        path: the file; made, with its folders, when the first clip fails. None keeps the list in memory, for
-            each worker its own.
-        max_bad_fraction: the largest share of `total` that may be bad, in [0, 1]. Unless it is 0, `ALWAYS_ALLOWED`
+        path: the file; created, with its folders, when the first clip fails. None keeps the list in memory,
+            separately for each worker.
+        max_bad_fraction: largest share of `total` that may be bad, in [0, 1]. Unless it is 0, `ALWAYS_ALLOWED`
             clips may be bad in any case, as long as one is left.
-        total: how many clips there are, >= 1.
-        clips: the clips themselves, where the file may also name others: of another index, by a run that shares the
-            store. None counts all that are listed.
+        total: number of clips, >= 1.
+        clips: the clips themselves, where the file may also name clips of another index, from a run that shares
+            the store. None counts all that are listed.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Quarantine:
         return max(self.max_bad_fraction * self.total, always)
 
     def bad(self) -> list[BadClip]:
-        """The clips listed so far, by anyone, in the order in which they were found."""
+        """The clips listed so far, by anyone, in the order of discovery."""
         self._look()
         return self._counted()
 
@@ -136,7 +136,7 @@ class Quarantine:
         return bad.path in self._bad
 
     def _look(self) -> None:
-        """Take in the lines written since the last look; all again when somebody deleted or emptied the file."""
+        """Read the lines written since the last look; all of them when somebody deleted or emptied the file."""
         for record in [] if self._lines is None else self._lines.new(self._bad.clear):
             clip = _parsed(record)
             if clip is not None and clip.holds():
@@ -162,15 +162,15 @@ class Quarantine:
 def first_readable(
     index: int, length: int, read: Callable[[int], T], quarantine: Quarantine
 ) -> tuple[int, T]:
-    """Read an item, or the next one that can be read, so that batches stay full.
+    """Read an item, or the next readable one, so that batches stay full.
 
-    The replacement depends on the files alone, not on what failed before: a resumed run sees the same items.
+    The replacement depends only on the files, not on earlier failures: a resumed run sees the same items.
 
     Args:
         index: the item wanted.
-        length: how many items there are; after the last comes the first.
+        length: number of items; the first follows the last.
         read: reads an item, or raises ClipError.
-        quarantine: where the ones that failed are listed.
+        quarantine: lists those that failed.
 
     Returns:
         The index that was read, and the item.

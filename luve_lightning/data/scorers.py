@@ -1,4 +1,4 @@
-"""What every scorer of clips offers."""
+"""The scorers of clips: their interface, a local one, and HPS v3."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from luve_lightning.files import file_digest
 
 
 class Scorer(ABC):
-    """Rates pictures, one number each, more is better.
+    """Rates pictures, one number each; higher is better.
 
-    Scores of different scorers, or of one scorer's versions, are never mixed or compared. Constructing one is cheap:
-    a model is loaded when the first picture is scored.
+    Scores by different scorers, or by versions of one, are never mixed or compared. Constructing one is cheap: a
+    model is loaded when the first picture is scored.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Scorer(ABC):
     @property
     @abstractmethod
     def version(self) -> str:
-        """Everything besides the pictures and captions that decides the scores, such as a digest of the weights."""
+        """Everything besides pictures and captions that decides the scores, such as a digest of the weights."""
 
     @abstractmethod
     def score(self, frames: Frames, captions: Sequence[str]) -> list[float]:
@@ -50,17 +50,17 @@ _MARGIN = 0.02  # luminance this near to black or white shows nothing: five of 2
 
 
 class SharpnessExposure(Scorer):
-    """Sharpness times exposure, in [0, 1]. Captions are not looked at; this is no stand-in for HPS v3.
+    """Sharpness times exposure, in [0, 1]. It ignores captions, and is no substitute for HPS v3.
 
-    Sharpness is 1 - `skimage.measure.blur_effect` (Crete et al. 2007: how little a blur changes the frame), exposure
-    the share of pixels that are neither black nor white.
+    Sharpness is 1 - `skimage.measure.blur_effect` (Crete et al. 2007: how little a blur changes the frame);
+    exposure is the share of pixels that are neither black nor white.
     """
 
     name = "sharpness-exposure"
 
     @property
     def version(self) -> str:
-        """Of the formula above; the photographs' library is pinned by minor version."""
+        """The version of the formula above; the photographs' library is pinned by minor version."""
         return "1"
 
     def score(self, frames: Frames, captions: Sequence[str]) -> list[float]:
@@ -73,7 +73,7 @@ class SharpnessExposure(Scorer):
 def _sharpness(gray: NDArray[np.float64]) -> float:
     from skimage.measure import blur_effect
 
-    if gray.std() < 1e-6:  # nothing to see; blur_effect would divide nothing by nothing
+    if gray.std() < 1e-6:  # nothing to see; blur_effect would divide zero by zero
         return 0.0
     return float(np.clip(1 - blur_effect(gray), 0, 1))
 
@@ -89,10 +89,10 @@ class HPSv3Scorer(Scorer):
     """Human preference for a picture given its caption, by a vision-language model of 7 B parameters.
 
     Args:
-        checkpoint: the weights, a local file; default the published ones from the Hugging Face hub (17 GB, and the
+        checkpoint: local file of the weights; default the published ones from the Hugging Face hub (17 GB, and the
             Qwen2-VL-7B that they are built on).
-        device: where to run. "cuda" under torchrun is the GPU of the process.
-        batch_size: pictures a forward pass.
+        device: device of the model. "cuda" under torchrun is the process's GPU.
+        batch_size: pictures per forward pass.
     """
 
     name = "hpsv3"
@@ -153,7 +153,7 @@ class HPSv3Scorer(Scorer):
 
 
 def weights_digest(file: Path) -> str:
-    """sha256 of a file; the Hugging Face cache names a large file's content by it, which saves reading 17 GB."""
+    """sha256 of a file; the Hugging Face cache names a large file by it, which saves reading 17 GB."""
     content = file.resolve().name
     if re.fullmatch(r"[0-9a-f]{64}", content):
         return content

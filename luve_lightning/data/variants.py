@@ -30,10 +30,10 @@ class PixelTransform(nn.Module):
 
 
 class Unchanged(PixelTransform):
-    """The pixels as they are: the variant "plain"."""
+    """The unchanged pixels: the variant "plain"."""
 
     def label(self) -> str:
-        """Nothing to say."""
+        """Empty."""
         return ""
 
     def forward(self, video: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class InTurn(PixelTransform):
     """Several transforms, one after the other.
 
     Args:
-        transforms: in their order, at least one.
+        transforms: transforms in order, at least one.
     """
 
     def __init__(self, transforms: list[PixelTransform]) -> None:
@@ -55,7 +55,7 @@ class InTurn(PixelTransform):
         self.transforms = nn.ModuleList(transforms)
 
     def label(self) -> str:
-        """The labels in their order."""
+        """The labels in order."""
         return ", then ".join(step.label() for step in self.transforms if step.label())  # type: ignore[operator]
 
     def forward(self, video: Tensor) -> Tensor:
@@ -74,12 +74,12 @@ def variant_name(name: str, transform: PixelTransform) -> str:
 class Sharpened(PixelTransform):
     """Unsharp masking of the high-resolution pixels before they are encoded (LuVe, arXiv 2602.11564).
 
-    The paper gives neither number. The defaults are scikit-image's, a mild mask: a radius of one pixel touches the
-    highest frequencies, which the HFE is there for, and draws no halos around edges.
+    The paper gives neither number. The defaults are scikit-image's, a mild mask: a radius of one pixel affects the
+    highest frequencies, which are the HFE's task, and draws no halos around edges.
 
     Args:
         radius: sigma of the Gaussian in pixels of the high-resolution clip, > 0.
-        amount: how much of the detail above it is added.
+        amount: share of the detail above it to add.
     """
 
     def __init__(self, radius: float = 1.0, amount: float = 1.0) -> None:
@@ -106,7 +106,7 @@ class Symmetry(PixelTransform):
         transpose: swap rows and columns; frames must be square.
         reverse: last frame first.
         negative: invert brightness.
-        colors: which channel goes where, a permutation of "rgb".
+        colors: where each channel goes, a permutation of "rgb".
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Symmetry(PixelTransform):
         self.colors = colors
 
     def label(self) -> str:
-        """What is done, in the order it is done."""
+        """What is done, in order."""
         flags = ("mirror", "transpose", "reverse", "negative")
         return " ".join([name for name in flags if getattr(self, name)] + [self.colors])
 
@@ -150,13 +150,13 @@ _FIELD = 7
 class Collage(PixelTransform):
     """Pieces of the clip, each turned, zoomed, recoloured and cut out along a random outline, laid over one another.
 
-    What an upsampler has to learn is local: edges and textures of every direction, scale and contrast. A few
-    photographs show few of them; their pieces, rearranged, show more. Motion stays what it was in each piece.
-    The pieces follow from the seed and the clip's own pixels, so the same clip always gives the same collage.
+    What an upsampler must learn is local: edges and textures of every direction, scale and contrast. A few
+    photographs show few of them; their pieces, rearranged, show more. Motion stays within each piece. The pieces
+    follow from the seed and the clip's own pixels, so a clip always gives the same collage.
 
     Args:
-        seed: another seed is another collage.
-        pieces: laid over the first, which fills the frame; at least 0.
+        seed: each seed gives another collage.
+        pieces: number of pieces over the first, which fills the frame; at least 0.
         zoom: least and greatest factor by which a piece is enlarged, > 0.
     """
 
@@ -230,11 +230,11 @@ def _recolor(frames: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def _outline(rng: np.random.Generator, clip: Tensor) -> Tensor:
-    """A mask in [0, 1] with edges about a pixel wide: where a smooth random field is above a random level."""
+    """A mask in [0, 1] with edges about a pixel wide, where a smooth random field exceeds a random level."""
     height, width = clip.shape[3:]
     field = torch.tensor(rng.standard_normal((1, 1, _FIELD, _FIELD)), dtype=clip.dtype, device=clip.device)
     field = F.interpolate(field, size=(height, width), mode="bicubic", align_corners=False)[0, 0]
     level = rng.uniform(-0.3, 0.8)
-    # The field changes by about 1 in one of its cells: this slope makes it 0 to 1 within a pixel or two.
+    # The field changes by about 1 in one of its cells: this slope takes it from 0 to 1 within a pixel or two.
     slope = 0.5 * max(height, width) / _FIELD
     return torch.sigmoid((field - level) * slope * 4)

@@ -1,4 +1,4 @@
-"""Encoding frames as H.264 in mp4, the same bytes every time."""
+"""Video files: writing frames as H.264 in mp4, the same bytes every time, and reading and finding them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from av import VideoFrame
 
 
-# No mbtree: in x264 it reads memory that nothing wrote, and the bytes differ from run to run.
+# No mbtree: in x264 it reads uninitialised memory, and the bytes differ from run to run.
 _X264 = "threads=1:lookahead-threads=1:mbtree=0:open-gop=0:keyint=16:min-keyint=16:scenecut=0"
 _BT709 = "colorprim=bt709:transfer=bt709:colormatrix=bt709:range=tv"
 
 
 def encode_h264(path: Path, frames: np.ndarray, fps: int | Fraction, crf: int | None) -> None:
-    """Encode frames into a finished file that takes its place in one step.
+    """Encode frames into a file that is put in place atomically.
 
     Closed groups of 16 frames, one thread, and no times or versions in the container, so equal frames give equal
-    bytes. Lossy: yuv420p as UltraVideo has it, tagged bt709 limited range and converted with that matrix. Lossless:
+    bytes. Lossy: yuv420p as in UltraVideo, tagged bt709 limited range and converted with that matrix. Lossless:
     RGB, without any conversion.
 
     Args:
-        path: where to; its folder exists.
+        path: target; its folder exists.
         frames: uint8 T x H x W x 3, H and W even when lossy.
         fps: frames per second.
         crf: x264's constant rate factor; None is lossless.
@@ -45,7 +45,7 @@ def _encode(path: Path, frames: np.ndarray, fps: int | Fraction, crf: int | None
     from av.video.reformatter import ColorRange, Colorspace
 
     _, height, width, _ = frames.shape
-    # The bitexact flag leaves the muxer's version out of the file.
+    # The bitexact flag keeps the muxer's version out of the file.
     with av.open(
         str(path), "w", format="mp4", options={"fflags": "+bitexact", "movflags": "+faststart"}
     ) as container:
@@ -79,26 +79,26 @@ def _bt709(frame: VideoFrame) -> VideoFrame:
     )
 
 
-# Visually lossless: what is measured on such a file is about the frames, not about the encoder.
+# Visually lossless: measures on such a file concern the frames, not the encoder.
 CRF = 10
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".ts")
 MAX_FPS = 240
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float, lossless: bool = False) -> None:
-    """Write frames as H.264 in mp4, so that the file is either whole or not there; equal frames give equal bytes.
+    """Write frames as H.264 in mp4, atomically; equal frames give equal bytes.
 
-    Lossy files are yuv420p tagged bt709, which every player shows. Lossless ones are RGB: `read_video` gives the
-    very frames back, many players and browsers show nothing.
+    Lossy files are yuv420p tagged bt709, which every player shows. Lossless ones are RGB: `read_video` gives
+    exactly the same frames back, but many players and browsers show nothing.
 
     Args:
-        path: where to, ending in .mp4; its folder is made.
+        path: target, ending in .mp4; its folder is created.
         frames: uint8 T x H x W x 3, full-range sRGB; H and W even unless lossless.
         fps: frames per second, in (0, 240].
-        lossless: keep every bit.
+        lossless: whether to keep every bit.
 
     Raises:
-        ValueError: other frames, rates or file names.
+        ValueError: unsuitable frames, rates or file names.
     """
     path = Path(path)
     if path.suffix != ".mp4":
@@ -121,14 +121,14 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, lossless: bool
 def read_video(path: str | Path) -> tuple[Frames, float]:
     """Every frame of a video file.
 
-    Read with PyAV: it notices damage inside a frame, which decord fills in silently.
+    Uses PyAV, which notices damage inside a frame; decord fills it in silently.
 
     Args:
         path: any container and codec that `data/clips.py` reads.
 
     Returns:
-        uint8 T x H x W x 3, full-range sRGB as a player shows them, and the frames per second (0 when the file does
-        not say).
+        uint8 T x H x W x 3, full-range sRGB as a player shows them, and the frames per second (0 when the file
+        does not say).
 
     Raises:
         ClipError: the file is missing, empty, corrupt, cut short, holds no video, or is shown in a way that cannot
@@ -139,12 +139,12 @@ def read_video(path: str | Path) -> tuple[Frames, float]:
 
 
 def find_videos(folder: str | Path) -> list[Path]:
-    """The video files of a folder by name, not those of folders inside it or hidden ones.
+    """The video files of a folder by name, without those of subfolders and hidden ones.
 
     Raises:
         FileNotFoundError: when there is no such folder, or no video in it.
-        ValueError: when a name is not UTF-8, or two files differ only in their suffix or in how an accent is written:
-            a video is known by its name without suffix.
+        ValueError: when a name is not UTF-8, or two files differ only in their suffix or in how an accent is
+            written: a video is identified by its name without suffix.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -166,20 +166,20 @@ def find_videos(folder: str | Path) -> list[Path]:
     return found
 
 
-NAME_BYTES = 255  # of a file's name, on nearly every file system
-_LONGEST_SUFFIX = 16  # of what is made of a name that a user gives: -differences.csv
+NAME_BYTES = 255  # limit of a file name, on nearly every file system
+_LONGEST_SUFFIX = 16  # for what is appended to a user's name: -differences.csv
 
 
 def check_name(name: str, what: str, signs: str = " _.+-") -> None:
-    """Refuse a name of a user's that cannot become a file or a folder inside the one it belongs to.
+    """Refuse a user's name that cannot become a file or folder inside its parent.
 
     Args:
         name: letters, digits and marks of any script, and some signs.
-        what: the option or the place, for the message.
-        signs: which; a name begins with none of space, "." and "-".
+        what: option or place, for the message.
+        signs: allowed signs; a name begins with none of space, "." and "-".
 
     Raises:
-        ValueError: with what would be right.
+        ValueError: says what would be right.
     """
     plain = all(unicodedata.category(sign)[0] in "LMN" or sign in signs for sign in name)
     if not name or not plain or name[0] in " .-" or unicodedata.category(name[0])[0] == "M":
@@ -196,8 +196,8 @@ def check_name(name: str, what: str, signs: str = " _.+-") -> None:
 
 
 def video_name(path: str | Path) -> str:
-    """The name by which a video is matched: its file's without suffix, accents composed (NFC).
+    """The name by which a video is matched: its file name without suffix, accents composed (NFC).
 
-    File systems differ in how they keep accents; a name copied from one to another must stay the same name.
+    File systems differ in how they store accents; a copied name must stay the same.
     """
     return unicodedata.normalize("NFC", Path(path).stem)

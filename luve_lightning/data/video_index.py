@@ -1,4 +1,4 @@
-"""Splitting clips by the video they were cut from: clips of one video look alike and would leak otherwise."""
+"""The index of clips, and their split by source video: clips of one video look alike and would leak otherwise."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from luve_lightning.data.video_rows import (
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-NAMED = 5  # urls named in a message
+NAMED = 5  # most urls named in a message
 
 
 def hashed_split(url: str, fractions: tuple[float, float, float]) -> Split:
@@ -43,7 +43,7 @@ def hashed_split(url: str, fractions: tuple[float, float, float]) -> Split:
 
 
 def read_splits(path: Path, used: Iterable[str], known: Iterable[str]) -> dict[str, Split] | None:
-    """The split of each url that a `splits.json` gives, or None where there is no such file.
+    """The split of each url in a `splits.json`, or None where there is no such file.
 
     Args:
         path: the file: {"train": [url, ...], "val": [...], "test": [...]}.
@@ -55,7 +55,7 @@ def read_splits(path: Path, used: Iterable[str], known: Iterable[str]) -> dict[s
     """
     if not os.path.lexists(path):
         return None
-    if not path.is_file():  # left alone, the hash would decide, and clips of the test split would train
+    if not path.is_file():  # otherwise the hash would decide, and clips of the test split would train
         raise VideoIndexError(f"{path}: {'a link to nothing' if path.is_symlink() else 'not a file'}")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
@@ -77,7 +77,7 @@ def read_splits(path: Path, used: Iterable[str], known: Iterable[str]) -> dict[s
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON whose keys are there once; `json` keeps the last of equal ones."""
+    """A JSON object with unique keys; `json` keeps the last of equal ones."""
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -103,13 +103,13 @@ __all__ = ["CAPTIONS", "COLUMNS", "SPLITS", "ClipEntry", "Limits", "Split", "Vid
 
 
 class VideoIndex:
-    """The clips of a CSV that can be used, and why the others cannot.
+    """The usable clips of a CSV, and why the others are not.
 
     Args:
         entries: the clips, in the CSV's order.
         dropped: (clip_id, reason) of every row left out; a reason is "what: details".
         source: the CSV, for messages.
-        splits: the split of each url where it is given; None computes it from the url.
+        splits: the split of each url, if given; None computes it from the url.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class VideoIndex:
 
         Args:
             csv: the CSV. Columns may come in any order; more than UltraVideo's cause a warning.
-            folder: where the clips are; when left out, `clips/` beside the CSV, or else the CSV's folder.
+            folder: folder of the clips; default `clips/` beside the CSV, else the CSV's folder.
             min_frames: take clips of at least this many frames.
             min_height: take clips at least this high, pixels.
             min_width: take clips at least this wide, pixels.
@@ -147,7 +147,7 @@ class VideoIndex:
 
         Raises:
             FileNotFoundError: no such CSV or folder.
-            VideoIndexError: not such a CSV, or no row of it can be used.
+            VideoIndexError: not such a CSV, or no usable row.
         """
         path = Path(csv)
         if not path.is_file():
@@ -175,8 +175,8 @@ class VideoIndex:
 
         Args:
             name: "train", "val" or "test".
-            fractions: shares of the source videos in this order; they sum to 1. Not used where `splits.json`
-                says which video is where.
+            fractions: shares of the source videos in this order; they sum to 1. Ignored where `splits.json` says
+                which video is where.
         """
         if name not in SPLITS:
             raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {name!r}")
@@ -185,7 +185,7 @@ class VideoIndex:
         return [entry for entry in self.entries if split_of[entry.url] == name]
 
     def summary(self) -> str:
-        """What is in the index and what was dropped, as lines of text."""
+        """What the index holds and what was dropped, as lines of text."""
         urls = len({entry.url for entry in self.entries})
         kept = f"{len(self.entries)} clips of {urls} source videos"
         lines = [f"{self.source or 'index'}: {kept}, {len(self.dropped)} rows dropped"]
@@ -200,7 +200,7 @@ class VideoIndex:
 
 
 def _how_to_get(path: Path) -> str:
-    """Ends the message on a missing CSV: where it was looked for, and what makes the mini world's."""
+    """The end of the message on a missing CSV: where it was looked for, and what makes the mini world's."""
     place = "" if path.is_absolute() else f" in {Path.cwd()}, to which the path is relative"
     made = path.parts[-3:] == ("mini", "world", path.name)
     return place + ("; `make mini-world` renders the mini world's, in the repository" if made else "")

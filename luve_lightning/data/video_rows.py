@@ -45,7 +45,7 @@ COLUMNS = (
 )
 """UltraVideo's columns, in its order."""
 
-CLIP_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")  # a file name on any system, never a path
+CLIP_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")  # a valid file name on any system, never a path
 MAX_SIDE = 16384  # pixels; UltraVideo's widest frame has 7680
 MAX_FPS = 240
 
@@ -64,13 +64,13 @@ class ClipEntry:
 
     Attributes:
         clip_id: names the clip and its file.
-        path: the file, `<clip_id>.mp4`.
-        url: id of the source video it was cut from.
+        path: file of the clip, `<clip_id>.mp4`.
+        url: id of its source video.
         fps: frames per second.
-        total_frames: frames, as the CSV says.
+        total_frames: number of frames, by the CSV.
         width: pixels.
         height: pixels.
-        captions: what is seen, by column name (`CAPTIONS`).
+        captions: captions by column name (`CAPTIONS`).
     """
 
     clip_id: str
@@ -85,7 +85,7 @@ class ClipEntry:
 
 @dataclass(frozen=True)
 class Limits:
-    """Which clips to take, by what the CSV says of them. None of it is part of a stored latent's address.
+    """Which clips to take, by the CSV. It is no part of a stored latent's address.
 
     Attributes:
         min_frames: take clips of at least this many frames.
@@ -110,7 +110,7 @@ class Limits:
             raise ValueError(f"fps_range: expected the lowest and the highest rate, got {low:g} and {high:g}")
 
     def check(self, entry: ClipEntry) -> None:
-        """Raise when the clip is not to be taken."""
+        """Raise when the clip should not be taken."""
         if entry.total_frames < self.min_frames:
             raise _RowError(f"too few frames: {entry.total_frames}, at least {self.min_frames} wanted")
         if entry.height < self.min_height or entry.width < self.min_width:
@@ -123,7 +123,7 @@ class Limits:
 
 @dataclass
 class IndexRows:
-    """What a CSV holds: clips, (clip_id, reason) of the rows left out, and the urls of all rows."""
+    """The contents of a CSV: clips, (clip_id, reason) of the rows left out, and the urls of all rows."""
 
     entries: list[ClipEntry] = field(default_factory=list)
     dropped: list[tuple[str, str]] = field(default_factory=list)
@@ -135,7 +135,7 @@ def read_rows(csv_path: Path, folder: Path, limits: Limits) -> IndexRows:
 
     Args:
         csv_path: the CSV, UTF-8.
-        folder: where the clips are.
+        folder: folder of the clips.
         limits: which clips to take.
 
     Raises:

@@ -103,12 +103,12 @@ def vae_fingerprint(backbone: str | Path, root: str | Path) -> str:
     """`LatentSpace.fingerprint()` of a backbone's VAE: from memory while the bytes of its files are the same.
 
     Args:
-        backbone: a local pipeline folder or a hub id.
-        root: folder of the latent store; remembers file hashes, and fingerprints under `vaes/`, where it may be
+        backbone: local pipeline folder or hub id.
+        root: folder of the latent store; keeps file hashes, and fingerprints under `vaes/`, where it may be
             written.
 
     Raises:
-        FileNotFoundError: when the VAE cannot be had.
+        FileNotFoundError: when the VAE is not available.
     """
     parts = load_backbone(backbone)
     folder = parts.vae_folder()
@@ -122,7 +122,7 @@ def vae_fingerprint(backbone: str | Path, root: str | Path) -> str:
         if _FINGERPRINT.fullmatch(known := record.read_text(encoding="ascii").strip()):
             return known
     except (OSError, ValueError):
-        pass  # not there, or not ours to read
+        pass  # missing, or not readable by us
     fingerprint = parts.latent_space().fingerprint()
     try:
         write_text(record, f"{fingerprint}\n")

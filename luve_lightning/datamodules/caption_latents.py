@@ -31,14 +31,14 @@ Embed = Callable[[str], Tensor]
 
 
 class CaptionLatents(Dataset[dict[str, Any]]):
-    """Whole latents with a caption each, addressed by index or, with chance in it, by `SampleKey`.
+    """Whole latents, each with a caption, addressed by index or, with randomness, by `SampleKey`.
 
     Args:
         store: the latents.
-        items: clip and key of its latents, one an item.
-        columns: caption columns; a sample takes one by chance, an index the first. None at all: every caption is
-            the empty one.
-        drop: chance that a sample's caption is the empty one: what classifier-free guidance needs.
+        items: clip and key of its latents, one per item.
+        columns: caption columns; a sample takes one at random, an index the first. None at all: every caption is
+            empty.
+        drop: probability that a sample's caption is empty, for classifier-free guidance.
         embed: looks embeddings up; None leaves captions as text.
         preload: keep all latents in memory.
     """
@@ -76,7 +76,7 @@ class CaptionLatents(Dataset[dict[str, Any]]):
         if isinstance(key, int):
             return entry.captions[self.columns[0]]
         rng = np.random.default_rng(list(key.seed))
-        # Both are drawn always, so that one setting does not change the other's draws.
+        # Always draw both, so that one setting does not change the other's draws.
         dropped, column = rng.random() < self.drop, self.columns[int(rng.integers(len(self.columns)))]
         return "" if dropped else entry.captions[column]
 

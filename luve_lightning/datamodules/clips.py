@@ -46,12 +46,12 @@ class View:
 
     @property
     def source_size(self) -> int:
-        """Pixels of the clip that the crop covers in each direction."""
+        """Pixels of the clip that the crop covers along each axis."""
         return round(self.size * self.scale)
 
 
 def augmented(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One of the pictures' symmetries: mirrored, transposed, backwards in time, with other colours or contrast.
+    """A random symmetry of the pictures: mirrored, transposed, backwards in time, with other colours or contrast.
 
     For a world of few photographs: an autoencoder should learn pictures, not these pictures.
 
@@ -83,9 +83,9 @@ class ClipViews(Dataset[dict[str, Any]]):
 
     Args:
         entries: clips to draw from.
-        views: the kinds of crop, in bucket order.
-        quarantine: where unreadable clips are written.
-        preload: decode every clip once into memory; for worlds that fit.
+        views: kinds of crop, in bucket order.
+        quarantine: records unreadable clips.
+        preload: decode every clip once into memory, for worlds that fit.
         augment: see `augmented`.
     """
 
@@ -147,11 +147,11 @@ class ClipViews(Dataset[dict[str, Any]]):
 
 
 class WholeClips(Dataset[dict[str, Any]]):
-    """The first frames of each clip, uncropped: what validation sees.
+    """The first frames of each clip, uncropped, for validation.
 
     Args:
         entries: clips.
-        frames: frames of each, 4k + 1.
+        frames: frames per clip, 4k + 1.
         limit: at most this many clips; None takes all.
     """
 
@@ -256,10 +256,10 @@ class ClipsToEncode(Dataset[list[EncodeItem]]):
     """Batches of windows, decoded.
 
     Args:
-        windows: what to encode, in order.
-        batch_size: windows a batch.
+        windows: windows to encode, in order.
+        batch_size: windows per batch.
         read: decodes a window.
-        batches: length of the dataset; empty batches make up what the windows do not fill.
+        batches: length of the dataset; empty batches follow the last window.
     """
 
     def __init__(

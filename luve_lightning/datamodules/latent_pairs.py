@@ -33,9 +33,9 @@ CropWindow = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 def aligned_windows(
     shape: Size3d, crop: Size3d, scale: float, rng: np.random.Generator
 ) -> tuple[CropWindow, CropWindow]:
-    """A random window of high-resolution latents and the low-resolution window that covers the same picture.
+    """A random window of high-resolution latents, and the low-resolution window of the same picture.
 
-    With scale p/q in lowest terms, positions agree at multiples of p (high) and q (low) only.
+    With scale p/q in lowest terms, positions agree only at multiples of p (high) and q (low).
 
     Args:
         shape: frames, height and width of the high-resolution latents.
@@ -72,8 +72,8 @@ class LatentPairCrops(Dataset[dict[str, Any]]):
 
     Args:
         store: the latents.
-        pairs: what to draw from.
-        scales: in bucket order.
+        pairs: pairs to draw from.
+        scales: scales in bucket order.
         crop: high-resolution latent frames, height and width.
         preload: keep all latents in memory.
     """
@@ -118,7 +118,7 @@ class LatentPairCrops(Dataset[dict[str, Any]]):
 
 
 class WholeLatentPairs(Dataset[dict[str, Any]]):
-    """Whole latents with the clip's own pixels, every clip at every scale: what evaluation sees.
+    """Whole latents with the clip's own pixels, every clip at every scale, for evaluation.
 
     Items of one scale stand together, clips in the index's order.
 
@@ -147,7 +147,7 @@ class WholeLatentPairs(Dataset[dict[str, Any]]):
         start, stop = pair.hr_key.frames
         stride = pair.hr_key.stride
         frames = read_clip(pair.entry.path, start, (stop - start - 1) // stride + 1, stride=stride)
-        # The same crop and resize as precompute's, so that pixels and latents show the same picture.
+        # The same crop and resize as in precompute, so that pixels and latents show the same picture.
         video = fit_frames(torch.from_numpy(frames), pair.hr_key.size)
         return {
             "hr": self.store.read(pair.hr_key).float(),

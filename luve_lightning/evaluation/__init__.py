@@ -1,1 +1,1 @@
-"""Methods compared, their cost, tables and pictures."""
+"""Folders of videos to measures, and measures to tables with intervals."""

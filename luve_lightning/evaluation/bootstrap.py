@@ -1,4 +1,4 @@
-"""How sure a mean over videos is: percentile bootstrap, videos drawn with replacement.
+"""Percentile bootstrap over videos: how certain a mean is, with videos drawn with replacement.
 
 Two methods measured on the same videos are resampled together, so the interval of their difference is free of what
 makes some videos harder for both.
@@ -26,8 +26,8 @@ class Interval:
     """A value over videos with its 95 % interval.
 
     Attributes:
-        value: of the sample itself.
-        low: lower end; NaN where one video, or none, says nothing of the spread.
+        value: value of the sample itself.
+        low: lower end; NaN for one video or none, which say nothing about the spread.
         high: upper end.
         n: videos.
     """
@@ -44,16 +44,16 @@ def mean_interval(
     """The mean over videos and its 95 % interval: the 2.5th and 97.5th percentiles of resampled means.
 
     Args:
-        values: one a video, at least one.
-        seed: of the resampling; the same videos are drawn for every measure of equally many.
-        replicates: how often the videos are drawn anew.
-        weights: how much each video counts, > 0; equally when None.
+        values: one per video, at least one.
+        seed: seed of the resampling; every measure of the same number of videos draws the same ones.
+        replicates: number of resamples.
+        weights: weight of each video, > 0; equal when None.
 
     Returns:
         (mean, low, high); low and high are NaN for a single video.
 
     Raises:
-        ValueError: no values, or other numbers of weights.
+        ValueError: no values, or a wrong number of weights.
     """
     mean, draws = resampled_means(values, seed, replicates, weights)
     return (mean, *percentiles(draws, np.size(values)))
@@ -62,10 +62,10 @@ def mean_interval(
 def resampled_means(
     values: ArrayLike, seed: int, replicates: int, weights: ArrayLike | None = None
 ) -> tuple[float, NDArray[np.float64]]:
-    """The mean, and those of every resample; see `mean_interval`.
+    """The mean, and that of every resample; see `mean_interval`.
 
     Raises:
-        ValueError: no values, or other numbers of weights.
+        ValueError: no values, or a wrong number of weights.
     """
     sample = _vector(values, "values")
     weight = np.ones_like(sample) if weights is None else _vector(weights, "weights")
@@ -86,8 +86,8 @@ def paired_difference(
     """The mean of `values - others`, measured on the same videos in the same order, and its 95 % interval.
 
     Args:
-        values: one a video.
-        others: of the other method, in the same order.
+        values: one per video.
+        others: the other method's, in the same order.
         seed: see `mean_interval`.
         replicates: see `mean_interval`.
         weights: see `mean_interval`.
@@ -98,14 +98,14 @@ def paired_difference(
     first, second = _vector(values, "values"), _vector(others, "others")
     if first.shape != second.shape:
         raise ValueError(f"a pair needs equally many values, got {len(first)} and {len(second)}")
-    # Two infinite PSNRs (both equal to the original) differ by nothing.
+    # Two infinite PSNRs (both equal to the original) do not differ.
     with np.errstate(invalid="ignore"):
         difference = np.where(first == second, 0.0, first - second)
     return mean_interval(difference, seed, replicates, weights)
 
 
 def draw_counts(videos: int, seed: int, replicates: int) -> NDArray[np.int64]:
-    """How often each replicate has each video: replicates x videos, the very draws of `mean_interval`."""
+    """How often each replicate draws each video: replicates x videos, exactly the draws of `mean_interval`."""
     counts = [
         np.stack([np.bincount(row, minlength=videos) for row in drawn])
         for drawn in _drawn(videos, seed, replicates)
@@ -152,14 +152,14 @@ Distance = Callable[[FeatureMoments, Counts | None], float]
 
 
 class Originals:
-    """A reference that is drawn along: a resample has a video's original as often as the video.
+    """A reference that is resampled, too: a resample has a video's original as often as the video.
 
-    Methods are asked to make the very videos of the reference, so which videos these happen to be moves both. The
-    originals of other names stay as they are.
+    Methods are to make exactly the reference's videos, so the choice of videos moves both. Originals of other
+    names stay.
 
     Args:
-        features: of each original by name, N x D.
-        names: of the videos that are resampled, in the order of the counts.
+        features: features of each original by name, N x D.
+        names: names of the resampled videos, in the order of the counts.
     """
 
     def __init__(self, features: Mapping[str, Tensor], names: Sequence[str]) -> None:
@@ -181,19 +181,19 @@ class Originals:
 
 
 class FrechetBootstrap:
-    """The distance of one method's videos from a reference, and of resamples of them.
+    """The distance of one method's videos from a reference, and of their resamples.
 
-    A resample holds fewer different videos than the sample, and the distance of fewer videos is larger (its bias falls
-    like 1/N, Chong and Forsyth 2020): the resampled distances lie above the sample's. Their percentiles are therefore
-    shifted by the difference of the sample's distance and the resamples' mean. That leaves the bias of the sample
-    itself, which is the same for methods of equally many patches.
+    A resample holds fewer different videos than the sample, and the distance of fewer videos is larger (its bias
+    falls like 1/N, Chong and Forsyth 2020), so resampled distances lie above the sample's. Their percentiles are
+    therefore shifted by the difference between the sample's distance and the resamples' mean. The bias of the
+    sample itself remains; it is the same for methods of equally many patches.
 
     Args:
-        features: of each video, N x D float32.
-        distance: to the reference.
-        seed: of the resampling.
-        replicates: how often the videos are drawn anew.
-        advance: told of every distance computed.
+        features: features of each video, N x D float32.
+        distance: distance to the reference.
+        seed: seed of the resampling.
+        replicates: number of resamples.
+        advance: called for every computed distance.
     """
 
     def __init__(
@@ -219,13 +219,13 @@ class FrechetBootstrap:
         return Interval(self.value, max(low, 0.0) if low == low else low, high, self.videos)
 
     def difference(self, other: FrechetBootstrap) -> Interval:
-        """This distance minus the other's with its shifted 95 % interval.
+        """This distance minus the other's, with its shifted 95 % interval.
 
         Args:
-            other: of the same videos by name, in the same order, with the same seed and replicates.
+            other: for videos of the same names, in the same order, with the same seed and replicates.
 
         Raises:
-            ValueError: other numbers of videos or replicates.
+            ValueError: different numbers of videos or replicates.
         """
         if (self.videos, len(self.draws)) != (other.videos, len(other.draws)):
             raise ValueError(f"a pair needs the same videos, got {self.videos} and {other.videos}")

@@ -1,4 +1,4 @@
-"""Decoding videos in threads ahead of whoever measures them, in order, within a bound on memory."""
+"""Decoding videos in threads ahead of the caller, in order, within a memory limit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Decoded(Generic[T]):
     """A video on its way to the metrics; `reason` says why it has no frames.
 
     Attributes:
-        job: whatever the caller knows it by.
+        job: the caller's own identifier.
         frames: uint8 T x H x W x 3.
         fps: frames per second.
         reason: None when it was read.
@@ -36,9 +36,9 @@ class Decoded(Generic[T]):
 
 
 class MemoryGate:
-    """Lets decoders in one after another, as long as what they decode fits.
+    """Admits decoders one after another, as long as their output fits.
 
-    The video that is waited for always gets in: one that is larger than the bound is decoded all the same, alone.
+    The video that is waited for always gets in: one that is larger than the limit is decoded all the same, alone.
 
     Args:
         limit: bytes of decoded frames at any time.
@@ -55,11 +55,11 @@ class MemoryGate:
         """Wait until every earlier ticket has entered and there is room.
 
         Args:
-            ticket: number of the video, counted from 0; each enters once.
+            ticket: number of the video, from 0; each enters once.
             size: bytes that it will take.
 
         Raises:
-            CancelledError: nobody wants the videos any more.
+            CancelledError: the videos are no longer wanted.
         """
         with self._changed:
             self._changed.wait_for(
@@ -78,7 +78,7 @@ class MemoryGate:
             self._changed.notify_all()
 
     def leave(self, size: int) -> None:
-        """Give the room of a video back."""
+        """Release the room of a video."""
         with self._changed:
             self._used -= size
             self._changed.notify_all()
@@ -90,7 +90,7 @@ class MemoryGate:
             self._changed.notify_all()
 
     def await_ticket(self, ticket: int) -> None:
-        """Say that the next video needed is this one."""
+        """Declare that this video is needed next."""
         with self._changed:
             self._awaited = ticket
             self._changed.notify_all()
@@ -106,20 +106,20 @@ def decode_ahead(
 ) -> Iterator[Decoded[T]]:
     """Decode videos in order.
 
-    The frames of a video belong to the caller until the next one is asked for, those that are kept until the one after
-    the next kept one is.
+    The frames of a video belong to the caller until it takes the next one; kept frames, until it takes the kept
+    one after the next.
 
     Args:
         jobs: the videos in order.
-        path_of: the file of a job.
-        seen: the stamp its file had when it was hashed; a file that has another by now is not what was hashed.
-        keep: whether the caller goes on using the frames while it takes further videos, until it takes the next that
-            it keeps.
-        threads: that decode, each one video at a time.
-        limit: bytes of decoded frames at any time, but for a single video that takes more.
+        path_of: gives the file of a job.
+        seen: stamp of its file when it was hashed; a file with another stamp is not what was hashed.
+        keep: whether the caller uses the frames while it takes further videos, until it takes the next that it
+            keeps.
+        threads: decoding threads, one video each at a time.
+        limit: bytes of decoded frames at any time, except for a single larger video.
 
     Yields:
-        Every job, those that cannot be read with the reason.
+        Every job; unreadable ones with the reason.
     """
     gate = MemoryGate(limit)
 

@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 
 def reference_files(folder: str | Path) -> list[Path]:
-    """Images and videos of a folder and of the folders below it, sorted by path; hidden ones are left out.
+    """Images and videos of a folder and its subfolders, sorted by path, without hidden ones.
 
     Raises:
         FileNotFoundError: there is no such folder, or none of them in it.
@@ -51,7 +51,7 @@ def reference_files(folder: str | Path) -> list[Path]:
 
 
 def source_hash(folder: str | Path, files: Sequence[Path]) -> str:
-    """sha256 over names (below the folder) and contents of files: another one when any of them changes."""
+    """sha256 over names (below the folder) and contents of files; changes with any of them."""
 
     def digest(path: Path) -> str:
         content = file_digest(path)
@@ -61,10 +61,10 @@ def source_hash(folder: str | Path, files: Sequence[Path]) -> str:
 
 
 def read_frames(path: Path) -> Tensor:
-    """Frames of a video, or the one of an image, uint8 T x H x W x 3.
+    """Frames of a video, or the single one of an image, uint8 T x H x W x 3.
 
     Raises:
-        ValueError: an image that cannot be read; a video's error is `read_video`'s own.
+        ValueError: an unreadable image; a video's error is `read_video`'s own.
     """
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return torch.from_numpy(read_video(path)[0])
@@ -85,16 +85,16 @@ def folder_statistics(
     """Statistics of every image and video of a folder, one file at a time.
 
     Args:
-        folder: searched with all folders below it.
+        folder: searched with all its subfolders.
         patches: which patches of which frames; an image is one frame.
         extractor: the network.
-        device: where it runs.
+        device: device of the network.
         progress: see `Progress`.
 
     Raises:
         FileNotFoundError: no such folder, or nothing in it.
         Unavailable: the network's file is missing.
-        ValueError: a file that cannot be read, or smaller than a patch; nothing is skipped.
+        ValueError: a file that is unreadable, or smaller than a patch; nothing is skipped.
     """
     folder = Path(folder)
     files = reference_files(folder)
@@ -125,22 +125,22 @@ def prepare_reference(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> FeatureStatistics:
-    """Give a metric its reference: a statistics file as it is, or a folder, whose statistics are made once.
+    """Give a metric its reference: a statistics file, or a folder, whose statistics are made once.
 
     Args:
         metric: prepared here, see `FrechetPatchDistance.prepare`.
         reference: a statistics file, or a folder of images and videos.
-        device: where the network runs.
-        cache: folder that keeps statistics by the content of what they were made from, so that a changed reference
-            never meets old ones; None keeps nothing.
-        progress: see `Progress`; not called for statistics that are there.
+        device: device of the network.
+        cache: folder that keeps statistics by the content of their source, so that a changed reference never meets
+            old ones; None keeps nothing.
+        progress: see `Progress`; not called for existing statistics.
 
     Returns:
-        What the metric compares with from now on.
+        The metric's reference from now on.
 
     Raises:
-        FileNotFoundError: neither is there.
-        ValueError: statistics that were made otherwise, or files that cannot be used; see `folder_statistics`.
+        FileNotFoundError: neither exists.
+        ValueError: statistics made differently, or unusable files; see `folder_statistics`.
         Unavailable: the network's file is missing.
     """
     if not Path(reference).exists():
@@ -164,7 +164,7 @@ def prepare_reference(
 
 
 def _load_kept(kept: Path) -> FeatureStatistics | None:
-    """Statistics of an earlier run; None, with a word, when they are damaged."""
+    """Statistics of an earlier run; None, with a message, when they are damaged."""
     if not kept.is_file():
         return None
     try:
@@ -180,7 +180,7 @@ def _kept(folder: Path, metric: FrechetPatchDistance, cache: Path) -> Path:
     return cache / f"{metric.name}-{text_digest(recipe)[:20]}.safetensors"
 
 
-# How frames come out of a file is part of every result.
+# How frames are decoded is part of every result.
 _DECODING = "luve_lightning.data.clips"
 
 
@@ -190,11 +190,11 @@ class Measure:
 
     Attributes:
         name: its column.
-        metric: a `VideoMetric` or a `FrechetPatchDistance`; None for what is computed of other columns.
-        identity: digest of all that its values depend on besides the videos.
-        higher_is_better: direction; None when neither is.
-        resolution: the size at which frames are measured, in words.
-        extractor: of the features, for a Fréchet distance.
+        metric: a `VideoMetric` or a `FrechetPatchDistance`; None for columns computed from others.
+        identity: digest of everything its values depend on besides the videos.
+        higher_is_better: direction; None for neither.
+        resolution: size at which frames are measured, in words.
+        extractor: extractor of the features, for a Fréchet distance.
     """
 
     name: str
@@ -216,42 +216,42 @@ class Measure:
 
     @property
     def needs_originals_features(self) -> bool:
-        """Whether the set that it is a distance to is that of the originals."""
+        """Whether its reference set is that of the originals."""
         return self.frechet is not None and self.frechet.reference is None
 
     def seed(self, video: str) -> str | None:
-        """What besides the contents decides the result of a video of this name."""
+        """What decides the result of a video of this name, besides the contents."""
         frechet = self.frechet
         return video if frechet is not None and frechet.patches.placement != "grid" else None
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A metric that cannot run here, and why."""
+    """A metric that cannot run here, with the reason."""
 
     name: str
     reason: str
 
     def __str__(self) -> str:
-        """In a line; many reasons begin with the name."""
+        """In one line; many reasons begin with the name."""
         return self.reason if self.reason.startswith(f"{self.name} ") else f"{self.name}: {self.reason}"
 
 
 def prepare_measures(
     metrics: Mapping[str, Metric], device: torch.device, originals: bool, hashes: FileHashes, cache: Path
 ) -> tuple[list[Measure], list[Skipped]]:
-    """Prepare every metric that can run, in the order given.
+    """Prepare every metric that can run, in the given order.
 
     Args:
-        metrics: as configured, by the key in the configuration.
-        device: where they run.
+        metrics: metrics by their key in the configuration.
+        device: device of the metrics.
         originals: whether there are originals to compare with.
-        hashes: for the files that the configuration names.
-        cache: folder that keeps statistics of reference folders.
+        hashes: hashes of the files that the configuration names.
+        cache: folder for statistics of reference folders.
 
     Raises:
-        FileNotFoundError: a reference that is named is not there.
-        ValueError: a reference that does not fit, something that is no metric of videos, or two of one name.
+        FileNotFoundError: a named reference does not exist.
+        ValueError: an unsuitable reference, an object that is no metric of videos, or two of one name.
     """
     ready: list[Measure] = []
     skipped: list[Skipped] = []
@@ -310,7 +310,7 @@ def _prepare(
 
 
 def _weights_digest(metric: VideoMetric) -> str | None:
-    """SHA-256 of the networks that were loaded: other weights at the same place give other values."""
+    """SHA-256 of the loaded networks: other weights at the same place give other values."""
     tensors = [*metric.named_parameters(), *metric.named_buffers()]
     if not tensors:
         return None

@@ -17,14 +17,15 @@ _DETAIL = 3
 
 
 def contact_sheet(videos: Mapping[str, np.ndarray], caption: str = "", columns: int = 5) -> Image.Image:
-    """One row per video: equally spaced frames, the first and the last among them, all drawn at one size.
+    """One row per video: equally spaced frames, including the first and the last, all at one size.
 
-    Smaller frames are shown with their pixels enlarged, not smoothed, so that what they lack can be seen.
+    Smaller frames are shown with enlarged pixels, not smoothed, so that missing detail is visible.
 
     Args:
-        videos: uint8, T x H x W x 3, by the label beside the row, which may have several lines; all of one length T.
+        videos: uint8, T x H x W x 3, by the label beside the row, which may have several lines; all of one length
+            T.
         caption: printed above, wrapped.
-        columns: frames of each video, at least 1; a shorter one shows all it has.
+        columns: frames per video, at least 1; a shorter one shows all its frames.
 
     Raises:
         ValueError: no videos or columns, frames of another type, or videos of different lengths.
@@ -48,10 +49,10 @@ def contact_sheet(videos: Mapping[str, np.ndarray], caption: str = "", columns: 
 def picture_strip(frames: Mapping[str, np.ndarray]) -> Image.Image:
     """One frame per column, and below each the detail in which the last one has its strongest edges.
 
-    The last frame is the reference: its size is the strip's, and the detail is outlined in it.
+    The last frame is the reference: the strip has its size, and the detail is outlined in it.
 
     Args:
-        frames: uint8, H x W x 3, by the label above the column; smaller ones are shown with their pixels enlarged.
+        frames: uint8, H x W x 3, by the label above the column; smaller ones are shown with enlarged pixels.
 
     Raises:
         ValueError: no frames.
@@ -72,7 +73,7 @@ def picture_strip(frames: Mapping[str, np.ndarray]) -> Image.Image:
 
 
 def detail_box(frame: np.ndarray) -> tuple[int, int, int, int]:
-    """The part of a frame with the strongest edges: where upsamplers differ.
+    """The part of a frame with the strongest edges, where upsamplers differ.
 
     Args:
         frame: uint8, H x W x 3, at least 1 x 1.
@@ -95,7 +96,7 @@ def detail_box(frame: np.ndarray) -> tuple[int, int, int, int]:
 def _table(
     rows: Mapping[str, Sequence[Image.Image]], columns: Sequence[str], caption: str = ""
 ) -> Image.Image:
-    """Pictures of one size in rows, labelled at the left unless every label is blank, with headings of the columns."""
+    """Pictures of one size in rows, labelled at the left unless every label is blank, with column headings."""
     width, height = next(iter(rows.values()))[0].size
     font = ImageFont.load_default(13)
     left = _LABEL_WIDTH if any(label.strip() for label in rows) else 0
@@ -116,7 +117,7 @@ def _table(
 
 
 def _shown(width: int, height: int, widths: tuple[int, int]) -> tuple[tuple[int, int], float]:
-    """Width and height at which frames are drawn, and the factor to it."""
+    """Width and height at which frames are drawn, and the scale factor."""
     least, most = widths
     factor = -(-least // width) if width < least else min(1.0, most / width)
     return (round(width * factor), max(1, round(height * factor))), factor

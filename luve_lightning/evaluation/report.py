@@ -25,19 +25,19 @@ NOTES = (
     "they are drawn along with the videos. Differences are of the videos that both methods have, resampled together."
 )
 
-FEW = 10  # videos, below which a bootstrap's intervals are far too narrow
+FEW = 10  # number of videos below which a bootstrap's intervals are far too narrow
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """All that is written of an evaluation.
+    """Everything that is written about an evaluation.
 
     Attributes:
         sets: the videos.
         found: results of each video.
         summary: the table.
-        resampling: how intervals were made.
-        facts: provenance, by name.
+        resampling: how intervals are made.
+        facts: provenance by name.
     """
 
     sets: VideoSets
@@ -72,7 +72,7 @@ class EvaluationReport:
         return len(self.sets.methods[method].keys() - bad)
 
     def versions(self) -> dict[str, str]:
-        """Of every package that any result was measured with, also of results that were known before."""
+        """Versions of every package used for any result, including cached results."""
         seen: dict[str, dict[str, None]] = {}
         for methods in self.found.scores.values():
             for scores in methods.values():
@@ -85,7 +85,7 @@ class EvaluationReport:
 
 
 def table_rows(report: EvaluationReport) -> tuple[list[str], list[dict[str, Any]]]:
-    """The main table: columns, and a row a method."""
+    """The main table: columns, and one row per method."""
     names = [measure.name for measure in report.measures]
     versions = ", ".join(f"{package} {version}" for package, version in report.versions().items())
     extractors = "; ".join(f"{m.name}: {m.extractor}" for m in report.measures if m.extractor)
@@ -135,7 +135,7 @@ def _cell(interval: Interval) -> tuple[float, float, float, int]:
 
 
 def with_arrow(measure: Measure) -> str:
-    """A column's name with the direction that is better."""
+    """A column's name with an arrow towards better."""
     arrow = {True: " ↑", False: " ↓", None: ""}[measure.higher_is_better]
     return f"{measure.name}{arrow}"
 
@@ -150,7 +150,7 @@ def in_words(interval: Interval) -> str:
 
 
 def report_markdown(report: EvaluationReport) -> str:
-    """The report to read."""
+    """The report as Markdown, for people."""
     columns = ["method", "n", *(with_arrow(measure) for measure in report.measures)]
     rows = [
         dict(
@@ -180,13 +180,13 @@ def report_markdown(report: EvaluationReport) -> str:
 
 
 def about(measure: Measure) -> str:
-    """A metric in a line."""
+    """A metric in one line."""
     network = f"; features of {measure.extractor}" if measure.extractor else ""
     return f"{with_arrow(measure)}: measured at {measure.resolution}{network}"
 
 
 def settings(report: EvaluationReport) -> dict[str, str]:
-    """What else the numbers depend on, by name."""
+    """Everything else that the numbers depend on, by name."""
     resampling = report.resampling
     return {
         "seed": str(resampling.seed),
@@ -200,7 +200,7 @@ def _listed(title: str, lines: Sequence[str]) -> list[str]:
 
 
 def problem_lines(problems: Sequence[Problem]) -> list[str]:
-    """Each problem in a line."""
+    """Each problem in one line."""
     return [
         f"{p.method or ORIGINALS}, {p.video}{f', {p.metric}' if p.metric else ''}: {p.reason}"
         for p in problems
@@ -208,7 +208,7 @@ def problem_lines(problems: Sequence[Problem]) -> list[str]:
 
 
 def warnings(report: EvaluationReport) -> list[str]:
-    """What keeps the numbers from being taken at their word: few videos, or not the same ones."""
+    """What limits trust in the numbers: few videos, or different ones."""
     counts = {method: report.videos(method) for method in report.sets.methods}
     told = []
     if min(counts.values()) < FEW:
@@ -235,7 +235,7 @@ def write_report(report: EvaluationReport, path: Path) -> list[Path]:
     """Write the table beside `path` as .csv, .md, .json and .tex, and the CSVs of videos and differences.
 
     Returns:
-        The files.
+        The written files.
     """
     files = {
         path: table_csv(*table_rows(report)),

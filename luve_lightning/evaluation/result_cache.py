@@ -1,7 +1,7 @@
 """What a metric's values depend on besides the video: its configuration, its networks and its code.
 
-A metric does not know the text that configured it. What it holds right after its construction says the same, and
-more: defaults, and what was given from outside.
+A metric does not know the text that configured it. Its attributes right after construction say the same, and more:
+defaults, and what was given from outside.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from luve_lightning.data.safetensors_window import DIGEST, SafetensorsWindow, pa
 from luve_lightning.files import replacing, text_digest, warn_kept_in_memory, write_text
 
 _PACKAGE = "luve_lightning"
-# Two values that share a digest are the same value; 16 hex digits of SHA-256 are enough for a folder of results.
+# Values that share a digest are taken as equal; 16 hex digits of SHA-256 are enough for a folder of results.
 _DIGITS = 16
 
 
 class _Bare(Metric):
-    """Tells what every metric holds."""
+    """Shows the attributes that every metric has."""
 
     def update(self) -> None:
         """Nothing."""
@@ -46,11 +46,12 @@ def describe_metric(metric: Metric, hashes: FileHashes) -> dict[str, Any]:
     """A metric's class, code and configuration; call it before `prepare` loads anything.
 
     Args:
-        metric: as constructed.
-        hashes: digests of the files that the configuration names, so that another file at the same path is noticed.
+        metric: newly constructed.
+        hashes: digests of the files that the configuration names, so that another file at the same path is
+            noticed.
 
     Returns:
-        What JSON can hold; equal for equal configurations, in any process.
+        JSON data; equal for equal configurations, in any process.
     """
     known = vars(_Bare()).keys()
     held = {name: value for name, value in vars(metric).items() if name not in known}
@@ -71,7 +72,7 @@ def digest_of(description: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=256)
 def code_digest(module: str) -> str:
-    """SHA-256 of a module's source and of all of this package that it imports, directly or not."""
+    """SHA-256 of a module's source and of everything of this package that it imports, directly or not."""
     found: dict[str, bytes] = {}
     todo = [module]
     while todo:
@@ -107,7 +108,7 @@ def _imported(source: bytes) -> Iterator[str]:
 
 
 def _plain(value: Any, hashes: FileHashes, inside: frozenset[int]) -> Any:
-    """A value as JSON can hold it."""
+    """A value as JSON data."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):
@@ -167,8 +168,8 @@ class Score:
 
     Attributes:
         value: in the metric's unit.
-        weight: how much the video counts in a mean.
-        versions: of the packages that measured it.
+        weight: the video's weight in a mean.
+        versions: versions of the packages that measured it.
     """
 
     value: float
@@ -177,14 +178,14 @@ class Score:
 
 
 class ResultCache:
-    """Scores and features by the contents of the files and the identity of the metric.
+    """Scores and features, stored by the contents of the files and the identity of the metric.
 
-    A file is written under another name and renamed, so it is whole or not there; one that cannot be read, or whose
-    sha256 is another, counts as missing. Several processes may share a folder: they write the same files. Where a
+    A file is written under another name and renamed, so it is complete or absent; one that is unreadable, or has
+    another sha256, counts as missing. Several processes may share a folder: they write the same files. Where a
     folder may not be written, results are kept in memory, for this object.
 
     Args:
-        folder: made on the first write.
+        folder: created by the first write.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -204,7 +205,7 @@ class ResultCache:
             return None
 
     def put_score(self, key: str, score: Score, about: Mapping[str, str]) -> None:
-        """Store a score with what it is of, for people who look into the folder."""
+        """Store a score with its description, for people who look into the folder."""
         path = self._path(key, ".json")
         try:
             write_text(path, json.dumps({**about, **asdict(score), DIGEST: _digest(score)}, indent=1) + "\n")
@@ -212,7 +213,7 @@ class ResultCache:
             self._keep(path, score, error)
 
     def has_features(self, key: str) -> bool:
-        """Whether features are stored, whole and as they were."""
+        """Whether features are stored, complete and undamaged."""
         return self.features(key) is not None
 
     def features(self, key: str) -> Tensor | None:
@@ -258,7 +259,7 @@ def result_key(metric: str, video: str, original: str | None = None, seed: str |
     Args:
         metric: digest of the metric's identity.
         video: SHA-256 of the file.
-        original: SHA-256 of the file that it is compared with.
+        original: SHA-256 of its original, if it is compared with one.
         seed: what else decides the result, such as the name that random patches are drawn for.
     """
     return text_digest(json.dumps([metric, video, original, seed]))[:40]

@@ -1,4 +1,4 @@
-"""Measures videos: each is decoded once for all metrics, and only when something of it is not known yet."""
+"""Measures videos: each is decoded once for all metrics, and only if a result is missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from luve_lightning.evaluation.result_cache import ResultCache, Score, result_ke
 from luve_lightning.evaluation.video_sets import VideoSets
 from luve_lightning.metrics.base import Unavailable, VideoMetric
 
-ORIGINALS = "reference"  # what reports call the originals; a method may have this name too
+ORIGINALS = "reference"  # the reports' word for the originals; a method may have this name, too
 _PACKAGES = (
     "luve-lightning",
     "torch",
@@ -35,13 +35,13 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that was not measured.
+    """A result that is missing.
 
     Attributes:
-        method: whose video; None for an original.
+        method: method of the video; None for an original.
         video: its name.
         reason: why.
-        metric: which one, or several with commas between; None when the video cannot be read at all.
+        metric: its metric, or several with commas between; None when the video is unreadable.
     """
 
     method: str | None
@@ -52,18 +52,18 @@ class Problem:
 
 @dataclass
 class Measurements:
-    """What is known of every video.
+    """The results for every video.
 
     Attributes:
         measures: that ran.
-        skipped: that could not.
-        scores: by metric, method and video.
+        skipped: metrics that could not run.
+        scores: scores by metric, method and video.
         features: keys into the cache by metric, method (None: the originals) and video.
         digests: SHA-256 of the files by method (None: the originals) and video.
         problems: what is missing, and why.
-        versions: of the packages that measure now.
-        decoded: videos that had to be decoded.
-        there: videos of which everything was known.
+        versions: versions of the packages in use.
+        decoded: number of videos that had to be decoded.
+        there: number of videos with all results known.
     """
 
     measures: list[Measure]
@@ -79,7 +79,7 @@ class Measurements:
 
 @dataclass(frozen=True)
 class _Job:
-    """A video to decode, and the measures that want it."""
+    """A video to decode, and the measures that need it."""
 
     method: str | None
     video: str
@@ -94,12 +94,12 @@ class Runner:
     Args:
         sets: the videos.
         measures: prepared metrics.
-        skipped: those that could not be prepared.
+        skipped: metrics that could not be prepared.
         cache: of results.
         hashes: of files.
-        device: where frames are measured.
-        threads: that decode.
-        limit: bytes of decoded frames at any time, but for a single video that takes more.
+        device: device of the frames.
+        threads: decoding threads.
+        limit: bytes of decoded frames at any time, except for a single larger video.
     """
 
     def __init__(
@@ -123,8 +123,8 @@ class Runner:
         """Measure everything that is not known yet.
 
         Args:
-            begin: told how many videos are to be decoded.
-            advance: told of every one that is done.
+            begin: called with the number of videos to decode.
+            advance: called for every finished one.
         """
         self._hash()
         jobs = [job for name in self.sets.names for job in self._jobs(name)]
@@ -146,7 +146,7 @@ class Runner:
         return self.found
 
     def _hash(self) -> None:
-        """Digests of all files; those that cannot be read are problems."""
+        """Digests of all files; unreadable ones are problems."""
         everything: list[tuple[str | None, str, Path]] = []
         everything += [(None, name, path) for name, path in self.sets.originals.items()]
         everything += [
@@ -170,7 +170,7 @@ class Runner:
                     self.found.digests.setdefault(method, {})[name] = digest
 
     def _jobs(self, name: str) -> Iterator[_Job]:
-        """What is to be decoded of one name, the original first."""
+        """The videos to decode for one name, the original first."""
         todo: dict[str | None, list[Measure]] = {}
         for method in (None, *self.sets.methods):
             if name in self.found.digests.get(method, {}):
@@ -197,7 +197,7 @@ class Runner:
         return result_key(measure.identity, video, original)
 
     def _known(self, measure: Measure, method: str | None, name: str) -> bool:
-        """Whether nothing is to be measured; takes what is known into the results."""
+        """Whether nothing needs measuring; adds known values to the results."""
         key = self._key(measure, method, name)
         if key is None:
             return True
@@ -223,7 +223,7 @@ class Runner:
 
     def _measure(self, job: _Job, frames: Tensor, original: Tensor | None) -> None:
         for measure in job.todo:
-            if measure not in self.found.measures:  # found out to be unavailable meanwhile
+            if measure not in self.found.measures:  # found unavailable meanwhile
                 continue
             try:
                 self._measure_one(measure, job, frames, original)

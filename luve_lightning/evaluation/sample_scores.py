@@ -1,4 +1,4 @@
-"""Metrics of a set of videos that several processes make between them, as one process would get them."""
+"""Metrics of videos made by several processes, equal to those of one process."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from luve_lightning.metrics.frechet_patch import FrechetPatchDistance
 
 @dataclass(frozen=True)
 class Measured:
-    """What one video adds to the metrics; small enough to be sent to another process.
+    """What one video adds to the metrics; small enough to send to another process.
 
     Attributes:
         scores: weight in the mean and score, by metric.
-        features: of the video's patches, N x D, by metric.
+        features: features of the video's patches, N x D, by metric.
     """
 
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -31,17 +31,17 @@ class Measured:
 
 
 class SampleMeter:
-    """Measures single videos, and puts what was measured together.
+    """Measures single videos, and combines the results.
 
-    The metrics' own states are not used: what each video gave is gathered and added up in the videos' order, so that
-    the numbers of any number of processes are those of one, to the last bit.
+    The metrics' own states are not used: each video's contribution is gathered and added in the videos' order, so
+    any number of processes gives the numbers of one, to the last bit.
 
     Args:
-        metrics: VideoMetrics and FrechetPatchDistances by name; None is one that is switched off.
+        metrics: VideoMetrics and FrechetPatchDistances by name; None is a disabled one.
         has_reference: whether the videos come with originals.
 
     Raises:
-        ValueError: another kind of metric, or one that needs originals which there are not.
+        ValueError: another kind of metric, or one that needs originals where there are none.
     """
 
     def __init__(self, metrics: Mapping[str, Metric | None], has_reference: bool) -> None:
@@ -63,11 +63,11 @@ class SampleMeter:
 
     @property
     def names(self) -> list[str]:
-        """Of the metrics that are measured."""
+        """Names of the measured metrics."""
         return [*self.distances, *self.videos]
 
     def prepare(self, device: torch.device) -> dict[str, str]:
-        """Load what the metrics need; by name, why one cannot be measured here, in one line."""
+        """Load what the metrics need; returns, by name, why one cannot be measured here, in one line."""
         missing = {}
         for name, metric in (self.distances | self.videos).items():
             try:
@@ -77,12 +77,12 @@ class SampleMeter:
         return missing
 
     def leave_out(self, name: str) -> None:
-        """Measure this one no more."""
+        """Stop measuring this metric."""
         self.distances.pop(name, None)
         self.videos.pop(name, None)
 
     def measure(self, video: SampleVideo, name: str) -> Measured:
-        """Of one video; `name` decides where random patches lie."""
+        """The video's contribution; `name` decides where random patches lie."""
         scores = {
             metric: (one.weight(video.frames), one.score(video.frames, video.reference))
             for metric, one in self.videos.items()
@@ -91,11 +91,11 @@ class SampleMeter:
         return Measured(scores, features)
 
     def without_reference(self) -> list[str]:
-        """Fréchet distances that were given no statistics to compare with: real videos stand in."""
+        """Fréchet distances without reference statistics: real videos stand in."""
         return [name for name, metric in self.distances.items() if metric.reference is None]
 
     def features(self, frames: Tensor, name: str) -> Measured:
-        """Of one real video, for the distances without a reference."""
+        """Features of one real video, for the distances without a reference."""
         return Measured(
             features={
                 metric: self.distances[metric].features(frames, name) for metric in self.without_reference()
@@ -104,7 +104,7 @@ class SampleMeter:
 
 
 class SampleTotals:
-    """The sum of what single videos gave."""
+    """The sum of single videos' contributions."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -112,7 +112,7 @@ class SampleTotals:
         self.moments: dict[str, FeatureMoments] = {}
 
     def add(self, measured: Measured) -> None:
-        """Count one video; the order decides the last bits."""
+        """Add one video; the order decides the last bits."""
         self.count += 1
         for name, score in measured.scores.items():
             self.scores.setdefault(name, []).append(score)
@@ -124,7 +124,7 @@ class SampleTotals:
         """The metrics' values, in the order of `meter.names`.
 
         Args:
-            meter: what measured the videos.
+            meter: measured the videos.
             real: totals of real videos, for the distances without a reference.
         """
         values = {}

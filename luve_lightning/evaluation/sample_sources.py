@@ -1,4 +1,4 @@
-"""Writing a generated video: its file, its stages', its contact sheet, and the JSON file that says how to repeat it."""
+"""Sources of sample videos, and the files of a generated one: video, contact sheet, and JSON that repeats it."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ from luve_lightning.tasks.contracts import Denoising, Upsampling
 def write_generated(
     folder: VideoFolder, job: VideoJob, made: MadeVideo, fps: float, lossless: bool, facts: Mapping[str, Any]
 ) -> Path:
-    """Write a video and what belongs to it, each file at once and complete, the JSON file last.
+    """Write a video and its further files, each atomically, the JSON file last.
 
     The JSON file holds the prompt and fps (where `luve evaluate` looks for them), the `recipe` that decides the
-    pixels, every stage's size and seconds, every denoising step with the expert in force, the video file's sha256, and
+    pixels, every stage's size and seconds, every denoising step with its expert, the video file's sha256, and
     `facts`.
 
     Args:
-        folder: where to; it says which files are wanted.
-        job: of the video.
+        folder: target; knows which files are wanted.
+        job: job of the video.
         made: the video.
         fps: frames per second.
-        lossless: of every video file.
-        facts: what else is to be known.
+        lossless: whether video files are lossless.
+        facts: further information for the JSON file.
 
     Returns:
         The JSON file.
     """
     video = folder.video(job)
     about = video.with_suffix(".json")
-    about.unlink(missing_ok=True)  # where it is, the video is whole
+    about.unlink(missing_ok=True)  # where it exists, the video is complete
     for stage in folder.stages:
         if stage in made.stages:
             write_video(folder.stage_video(job, stage), made.stages[stage], fps, lossless)
@@ -79,7 +79,7 @@ def write_generated(
 
 
 def sheet_of(job: VideoJob, made: MadeVideo) -> Image.Image:
-    """The contact sheet of a video, a row for each stage."""
+    """The contact sheet of a video, one row per stage."""
     last = next((report.stage for report in reversed(made.reports) if report.stage != "decoded"), "video")
     rows = {**made.stages, last: made.frames}
     return contact_sheet({f"{name}\n{v.shape[1]}x{v.shape[2]}": v for name, v in rows.items()}, job.prompt)
@@ -100,7 +100,7 @@ class SampleVideo:
 
     Attributes:
         frames: uint8 T x H x W x 3, on the CPU.
-        reference: the original's frames, the same shape; None where there is none.
+        reference: the original's frames, same shape; None where there is none.
     """
 
     frames: Tensor
@@ -109,14 +109,14 @@ class SampleVideo:
 
 @dataclass(frozen=True)
 class Samples:
-    """What an opened source offers; the same numbers in any order and on any process.
+    """An open source of videos; the same videos in any order and in any process.
 
     Attributes:
-        names: of the videos, unique and fit for file names.
-        captions: what each one shows, in words.
+        names: names of the videos, unique and valid as file names.
+        captions: captions of the videos.
         make: makes the video of an index.
         fps: frames per second of the videos.
-        real_names: of real videos, such as held-out clips.
+        real_names: names of real videos, such as held-out clips.
         real: reads the real video of an index, uint8 T x H x W x 3.
     """
 
@@ -129,48 +129,48 @@ class Samples:
 
 
 class SampleSource(ABC):
-    """A kind of video that a training task can be judged by.
+    """A kind of video by which a training task can be judged.
 
     Attributes:
-        has_reference: whether each video has an original to compare it with, frame by frame.
+        has_reference: whether each video has an original to compare with, frame by frame.
     """
 
     has_reference: bool = False
 
     @abstractmethod
     def open(self, task: Any, datamodule: Any, precision: Precision) -> AbstractContextManager[Samples]:
-        """Load what making videos needs besides the task's own modules, for the time of the context.
+        """Load what making videos needs besides the task's own modules, for the duration of the context.
 
-        The caller has switched gradients off and modules to evaluation mode.
+        The caller has disabled gradients and set modules to evaluation mode.
 
         Args:
-            task: the LightningModule that trains.
+            task: the LightningModule in training.
             datamodule: its data, set up for `fit`.
-            precision: what the model's forward passes are to run in.
+            precision: precision of the model's forward passes.
 
         Raises:
-            ValueError: a task, data or size that this kind of video cannot be made of.
+            ValueError: a task, data or size unsuitable for this kind of video.
         """
 
 
 class GeneratedVideos(SampleSource):
-    """Videos generated from prompts by the transformer that trains, each from noise of its own.
+    """Videos generated from prompts by the transformer in training, each from its own noise.
 
     Prompts are embedded as in training: by the task's text encoder, or from the store that the data reads (`luve
-    embed`; the empty caption must be there, too, unless `guidance` is 1). An expert acts in its band, and outside of
-    it the base alone. The VAE is the one that made the latents. Real videos are the held-out clips, cropped and
-    resized to the same size.
+    embed`; it must include the empty caption unless `guidance` is 1). An expert acts in its band, the base alone
+    elsewhere. The VAE is the one that made the latents. Real videos are the held-out clips, cropped and resized to
+    the same size.
 
     Args:
-        height: of the videos, pixels.
-        width: of the videos, pixels.
-        frames: of the videos, 4k + 1.
-        prompts: captions to generate; None takes those of the held-out clips.
-        column: which of their captions; None takes the first column that the data reads.
-        clips: the first this many held-out clips; None takes all.
+        height: height of the videos, pixels.
+        width: width of the videos, pixels.
+        frames: frames of the videos, 4k + 1.
+        prompts: captions to generate; None uses those of the held-out clips.
+        column: column of their captions; None uses the first that the data reads.
+        clips: number of held-out clips, the first ones; None uses all.
         steps: denoising steps.
         guidance: scale of classifier-free guidance; 1 is none and takes half the time.
-        seed: of the first prompt's noise; the next takes the next.
+        seed: seed of the first prompt's noise; each further prompt takes the next.
         fps: frames per second of the written videos; Wan generates 16.
         vae_dtype: dtype of the VAE's weights, "float32" or "bfloat16".
     """
@@ -211,7 +211,7 @@ class GeneratedVideos(SampleSource):
         datamodule.open_splits("val")  # a run without validation has not
         held_out = datamodule.datasets["val"]
         items = held_out.items[: self.clips]
-        # Equal captions stay: each has noise of its own.
+        # Equal captions stay: each has its own noise.
         prompts = self.prompts or self._captions([entry for entry, _ in items], held_out.columns)
         codec = load_backbone(datamodule.backbone).latent_space(self.vae_dtype).to(task.device)
         size = codec.latent_size(self.frames, *self.size)
@@ -264,11 +264,11 @@ class GeneratedVideos(SampleSource):
 
 
 class UpsampledVideos(SampleSource):
-    """Held-out clips upsampled by the VLUer that trains, and decoded; the clips' own pixels are the originals.
+    """Held-out clips, upsampled by the VLUer in training and decoded; the clips' own pixels are the originals.
 
     Args:
         scale: high over low resolution, one of the data's.
-        clips: the first this many held-out clips; None takes all.
+        clips: number of held-out clips, the first ones; None uses all.
     """
 
     has_reference = True
@@ -320,7 +320,7 @@ def _embedded(task: Denoising, embed: Embed | None, text: str) -> Tensor:
 
 
 def _read_real(entry: ClipEntry, key: LatentKey, size: tuple[int, int]) -> Tensor:
-    """The frames that a stored latent is of, at another size."""
+    """The frames of a stored latent, at another size."""
     start, stop = key.frames
     frames = read_clip(entry.path, start, (stop - start - 1) // key.stride + 1, stride=key.stride)
     return _frames(fit_frames(torch.from_numpy(frames), size).unsqueeze(0))
@@ -328,10 +328,10 @@ def _read_real(entry: ClipEntry, key: LatentKey, size: tuple[int, int]) -> Tenso
 
 def _frames(video: Tensor) -> Tensor:
     """Frames of a video 1 x 3 x T x H x W, on the CPU."""
-    # A diverged model must not end the run here: what is not a number is black.
+    # A diverged model must not end the run here: values that are not finite become black.
     return video_to_frames(video.float().nan_to_num(-1))[0].cpu()
 
 
 def _file_name(index: int, text: str) -> str:
-    """Unique by its number, and short enough for any file system."""
+    """A file name, unique by its number, and short enough for any file system."""
     return f"{index:03d}-{re.sub(r'[^A-Za-z0-9._]+', '-', text).strip('-.')[:60]}"

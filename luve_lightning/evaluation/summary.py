@@ -32,8 +32,8 @@ class Difference:
     Attributes:
         metric: the column.
         first: a method.
-        second: the method that is subtracted from it.
-        interval: of the difference; 0 outside of it means that they differ.
+        second: method that is subtracted.
+        interval: interval of the difference; the methods differ when 0 is outside it.
     """
 
     metric: str
@@ -47,9 +47,9 @@ class Resampling:
     """How intervals are made.
 
     Attributes:
-        seed: of the draws.
-        replicates: draws for means.
-        frechet_replicates: draws for Fréchet distances, each of which decomposes a matrix.
+        seed: seed of the draws.
+        replicates: number of draws for means.
+        frechet_replicates: number of draws for Fréchet distances; each decomposes a matrix.
     """
 
     seed: int = 0
@@ -69,10 +69,10 @@ class Summary:
     """The table.
 
     Attributes:
-        intervals: by metric, then method; a metric that has no result for a method is not there.
-        differences: of the pairs asked for.
-        problems: results that could not be put together.
-        measures: the columns, in order; those of the results and what is computed of them.
+        intervals: by metric, then method; methods without a result are absent.
+        differences: differences of the requested pairs.
+        problems: results that could not be combined.
+        measures: the columns, in order; those of the results and those computed from them.
     """
 
     measures: list[Measure]
@@ -89,12 +89,12 @@ class DistanceColumn:
     """One Fréchet distance for all methods.
 
     Args:
-        summary: gets what is computed.
+        summary: receives the results.
         measure: the distance.
-        found: where the features of each video are.
+        found: says where the features of each video are.
         cache: the features.
         resampling: how intervals are made.
-        advance: told of every distance of a resample.
+        advance: called for every distance of a resample.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class DistanceColumn:
         return features
 
     def _bootstrap(self, method: str, videos: list[str]) -> FrechetBootstrap:
-        """Of these videos of a method, once."""
+        """The bootstrap of these videos of a method, made once."""
         key = (method, tuple(videos))
         if key not in self.bootstraps:
             distance: Distance = lambda moments, counts: self.metric.distance(moments)  # noqa: E731
@@ -162,13 +162,13 @@ Scores = Mapping[str, Mapping[str, Mapping[str, Score]]]
 
 
 class AverageDraws:
-    """The average of one method over some videos, and of resamples of them: of all dimensions the same videos.
+    """One method's average over some videos, and over resamples of them: the same videos for all dimensions.
 
     Args:
-        scores: of the method, by dimension and video.
+        scores: the method's scores, by dimension and video.
         videos: which ones.
-        seed: of the resampling.
-        replicates: how often the videos are drawn anew.
+        seed: seed of the resampling.
+        replicates: number of resamples.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class AverageDraws:
         return Interval(self.value, *percentiles(self.draws, self.videos), self.videos)
 
     def difference(self, other: AverageDraws) -> Interval:
-        """This average minus the other's, of the same videos in the same order."""
+        """This average minus the other's, for the same videos in the same order."""
         ends = percentiles(self.draws - other.draws, self.videos)
         return Interval(self.value - other.value, *ends, self.videos)
 
@@ -200,17 +200,17 @@ def of_method(scores: Scores, method: str) -> dict[str, Mapping[str, Score]]:
 
 
 def complete_videos(scores: Scores, methods: Sequence[str]) -> list[str]:
-    """The videos of which every method has all five dimensions."""
+    """The videos for which every method has all five dimensions."""
     sets = [found.keys() for method in methods for found in of_method(scores, method).values()]
     return sorted(set.intersection(*map(set, sets)))
 
 
 def why_not(measured: Sequence[str], wanted: Sequence[str]) -> Skipped | None:
-    """Why there is no average, when some of the dimensions were asked for.
+    """Why there is no average, when some of the dimensions were requested.
 
     Args:
-        measured: the columns that ran.
-        wanted: the columns that ran or were to run.
+        measured: columns that ran.
+        wanted: columns that ran or should have run.
     """
     missing = [name for name in VBENCH_DIMENSIONS if name not in measured]
     if not missing or not set(wanted) & set(VBENCH_DIMENSIONS):
@@ -226,15 +226,15 @@ def summarise(
     resampling: Resampling,
     advance: Callable[[], None] = lambda: None,
 ) -> Summary:
-    """Put the results of all videos together.
+    """Combine the results of all videos.
 
     Args:
         found: the results.
-        cache: where the features are.
+        cache: holds the features.
         methods: in the table's order.
-        pairs: methods to compare, the second is subtracted from the first.
+        pairs: methods to compare; the second is subtracted from the first.
         resampling: how intervals are made.
-        advance: told of every Fréchet distance of a resample, see `distances`.
+        advance: called for every Fréchet distance of a resample, see `distances`.
     """
     summary = Summary(list(found.measures))
     for measure in found.measures:
@@ -247,7 +247,7 @@ def summarise(
 
 
 def distances(found: Measurements, methods: Sequence[str], resampling: Resampling) -> int:
-    """About how many Fréchet distances `summarise` computes."""
+    """The approximate number of Fréchet distances that `summarise` computes."""
     sets = [measure for measure in found.measures if measure.frechet is not None]
     return len(sets) * len(methods) * resampling.frechet_replicates
 

@@ -1,4 +1,4 @@
-"""Tables for papers."""
+"""Tables as text: LaTeX, CSV, Markdown and the terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SPECIAL = {
 
 
 def escape(text: str) -> str:
-    """Text as LaTeX prints it."""
+    """Text escaped for LaTeX."""
     return "".join(_SPECIAL.get(c, c) for c in text)
 
 
@@ -29,7 +29,7 @@ def booktabs(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequen
     r"""A tabular with booktabs' rules (`\usepackage{booktabs}`).
 
     Args:
-        header: of the columns, LaTeX; the first is aligned to the left, the others to the right.
+        header: column headings in LaTeX; the first column is aligned left, the others right.
         rows: cells, LaTeX.
         notes: plain text, written above as comments.
 
@@ -49,7 +49,7 @@ Row = Mapping[str, Any]
 
 
 def format_value(value: Any) -> str:
-    """A value as a reader wants it: four significant digits without exponents; NaN and None are empty."""
+    """A value for people: four significant digits without exponents; NaN and None are empty."""
     if value is None:
         return ""
     if not isinstance(value, float):
@@ -83,7 +83,7 @@ def _csv_line(cells: Sequence[object]) -> str:
 
 
 def table_markdown(columns: Sequence[str], rows: Sequence[Row]) -> str:
-    """A table as GitHub Markdown, numbers aligned to the right.
+    """A table as GitHub Markdown, with numbers aligned right.
 
     Raises:
         ValueError: when a row's keys are not the columns.

@@ -1,4 +1,4 @@
-"""Features of a backbone's own VAE, where no network with FID's name can be had."""
+"""Features of a backbone's own VAE, for machines without FID's network."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from luve_lightning.functional.pixels import frames_to_video
 from luve_lightning.metrics.feature_moments import FeatureExtractor
 from luve_lightning.models.backbones import LatentSpace, load_backbone
 
-# Distances of the mini backbone's features are some ten-thousandths; a hundred times the features, and tables show
-# 1 to 50. It changes no order.
+# Distances between the mini backbone's features are some ten-thousandths; with a hundred times the features,
+# tables show 1 to 50. The order stays.
 _SCALE = 100.0
 
 

@@ -24,7 +24,7 @@ class VideoSets:
     Attributes:
         methods: each method's files by `video_name`, methods in the table's order.
         originals: files by name that methods are compared with; empty when there are none.
-        prompts: by name, for those that have one.
+        prompts: prompts by name, where known.
     """
 
     methods: dict[str, dict[str, Path]]
@@ -37,13 +37,13 @@ class VideoSets:
         return sorted({name for files in self.methods.values() for name in files} | self.originals.keys())
 
     def missing(self) -> dict[str, list[str]]:
-        """For each method the names that other methods have and it has not; methods that lack none are left out."""
+        """For each method, the names that others have and it lacks; complete methods are left out."""
         every = {name for files in self.methods.values() for name in files}
         lacking = {method: sorted(every - files.keys()) for method, files in self.methods.items()}
         return {method: names for method, names in lacking.items() if names}
 
     def without_original(self) -> list[str]:
-        """Names that some method has and the originals have not; none when there are no originals at all."""
+        """Names that some method has and the originals lack; none when there are no originals at all."""
         every = {name for files in self.methods.values() for name in files}
         return sorted(every - self.originals.keys()) if self.originals else []
 
@@ -56,12 +56,12 @@ def find_video_sets(
     Args:
         methods: folder of each method.
         originals: folder of what the methods should have made.
-        prompts: CSV or JSONL with the columns `name` (or `video`, `clip_id`) and `prompt`; without it, a JSON file
-            beside each video, of the same name, says its `prompt`. A video without one is no error.
+        prompts: CSV or JSONL with the columns `name` (or `video`, `clip_id`) and `prompt`; without it, the
+            `prompt` in a JSON file of the same name beside each video. A video without one is no error.
 
     Raises:
         FileNotFoundError: a folder or file is missing, or a folder has no video.
-        ValueError: no methods, a bad name of one, prompts that cannot be read, or no name in common with the originals.
+        ValueError: no methods, a bad name of one, unreadable prompts, or no name in common with the originals.
     """
     if not methods:
         raise ValueError("videos: expected at least one method, as --videos NAME=DIR")
@@ -83,7 +83,7 @@ def find_video_sets(
 
 
 def read_prompts(path: Path) -> dict[str, str]:
-    """Prompts by video name from a CSV or JSONL file; names may have a suffix, which is dropped.
+    """Prompts by video name from a CSV or JSONL file; a suffix of the name is dropped.
 
     Raises:
         FileNotFoundError: no such file.
@@ -103,7 +103,7 @@ def read_prompts(path: Path) -> dict[str, str]:
         key = next((key for key in _NAMES if isinstance(row, dict) and row.get(key)), None)
         if key is None or not isinstance(row.get("prompt"), str):
             raise ValueError(f"prompts: {path}: row {number}: expected the keys name and prompt, got {row}")
-        if None in row:  # of a CSV: what goes beyond its columns
+        if None in row:  # fields of a CSV beyond its columns
             raise ValueError(
                 f"prompts: {path}: row {number}: more cells than columns; put a text with commas in double quotes"
             )
@@ -119,7 +119,7 @@ def _csv_rows(text: str) -> Iterable[Any]:
 
 
 def _json_rows(text: str) -> Iterable[Any]:
-    # Lines end at CR and LF only: U+2028 and its like may stand inside a prompt.
+    # Lines end at CR and LF only: U+2028 and the like may stand inside a prompt.
     return (json.loads(line) for line in re.split(r"\r\n|\r|\n", text) if line.strip())
 
 

@@ -1,1 +1,1 @@
-"""The nn.Modules."""
+"""VLUer, experts, attention and backbones."""

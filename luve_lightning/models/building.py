@@ -1,4 +1,4 @@
-"""Models of libraries' classes from sizes that a user wrote, checked as the libraries do not."""
+"""Models of libraries' classes from a user's sizes, checked as the libraries do not."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import nn
 from luve_lightning.machine import check_memory
 
 Built = TypeVar("Built")
-MOST = 65_536  # of anything that is counted: layers, heads, channels
+MOST = 65_536  # for anything counted: layers, heads, channels
 
 
 def build(name: str, make: Callable[..., Built], sizes: Mapping[str, Any], **fixed: Any) -> Built:
-    """What `make` gives for a user's sizes.
+    """The result of `make` for a user's sizes.
 
     Args:
-        name: of the option that holds the sizes, for messages.
-        make: a model's class, or a configuration's.
-        sizes: arguments of `make`: whole numbers must be in [1, 65536], others finite.
-        fixed: further arguments of `make`, which are not the user's.
+        name: option that holds the sizes, for messages.
+        make: class of a model or a configuration.
+        sizes: arguments of `make`: integers must be in [1, 65536], others finite.
+        fixed: further arguments of `make`, not the user's.
 
     Raises:
-        ValueError: a size is out of range, unknown or does not fit the others, or a model larger than memory.
+        ValueError: a size is out of range, unknown or inconsistent, or the model exceeds memory.
     """
     for key, value in sizes.items():
         for number in value if isinstance(value, list | tuple) else [value]:
@@ -34,9 +34,9 @@ def build(name: str, make: Callable[..., Built], sizes: Mapping[str, Any], **fix
             if isinstance(number, float) and not isfinite(number):
                 raise ValueError(f"{name}.{key}: expected a finite number, got {number}")
     try:
-        with torch.device("meta"):  # costs no memory; sizes that contradict each other show already here
+        with torch.device("meta"):  # costs no memory; inconsistent sizes show already here
             draft = make(**sizes, **fixed)
-    # Anything at all: libraries divide by sizes and unpack them without looking.
+    # Anything at all: libraries divide by sizes and unpack them unchecked.
     except Exception as error:
         raise ValueError(f"{name}: {type(error).__name__}: {error}") from error
     if isinstance(draft, nn.Module):

@@ -1,4 +1,4 @@
-"""Folders of models: where the parts of a backbone come from, and how a model is written."""
+"""Folders of models: where a backbone's parts come from, and how a model is written."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from safetensors import SafetensorError
 
 from luve_lightning.files import replacing_folder
 
-# What diffusers, PEFT and we look for first: a folder without it holds no model.
+# diffusers, PEFT and we look for these first: a folder without one holds no model.
 _FIRST_READ = ("model_index.json", "config.json", "expert.json")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # organisation/name
 
 
 def is_local(backbone: str | Path) -> bool:
-    """Whether a backbone is a folder here; otherwise it has the form of a hub id.
+    """Whether a backbone is a local folder; otherwise it has the form of a hub id.
 
     Raises:
         FileNotFoundError: when it is neither.
@@ -38,15 +38,15 @@ def is_local(backbone: str | Path) -> bool:
 
 
 def cannot_load(backbone: str | Path, part: str, error: BaseException) -> FileNotFoundError | ValueError:
-    """What to raise when a library could not load a model, or a part of a backbone.
+    """The error to raise when a library could not load a model, or a part of a backbone.
 
     Args:
-        backbone: a folder or a hub id.
+        backbone: folder or hub id.
         part: its subfolder or a file of it; empty for a model's own folder.
-        error: what the library raised.
+        error: the library's error.
 
     Returns:
-        A FileNotFoundError for what is not there, a ValueError for what is damaged.
+        A FileNotFoundError for missing files, a ValueError for damaged ones.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else "no reason given"
@@ -62,11 +62,11 @@ def cannot_load(backbone: str | Path, part: str, error: BaseException) -> FileNo
 
 @contextmanager
 def loading(backbone: str | Path, part: str) -> Iterator[None]:
-    """Make one line of whatever a library raises while it reads a model's files; see `cannot_load`.
+    """Turn whatever a library raises while reading a model's files into one line; see `cannot_load`.
 
     Raises:
-        FileNotFoundError: for what the library says is not there or cannot be opened.
-        ValueError: for files that are cut short, or of something else.
+        FileNotFoundError: for files that the library reports as missing or unreadable.
+        ValueError: for files that are cut short or of another kind.
     """
     try:
         yield
@@ -78,19 +78,19 @@ def loading(backbone: str | Path, part: str) -> Iterator[None]:
 
 
 def load_whole(kind: Any, source: str | Path, part: str, **options: Any) -> Any:
-    """A model of which every weight is in its files, and nothing else is.
+    """A model whose files hold all its weights, and nothing else.
 
-    Libraries fill in what is missing with random numbers, and pass over what they do not know, with a warning.
+    Libraries replace missing weights by random numbers and ignore unknown ones, with a warning.
 
     Args:
-        kind: class of diffusers or transformers.
-        source: a folder or a hub id.
-        part: of a backbone, its subfolder; empty when the model lies in `source` itself.
-        options: of its `from_pretrained`.
+        kind: diffusers or transformers class.
+        source: folder or hub id.
+        part: subfolder of a backbone; empty when the model lies in `source` itself.
+        options: options of its `from_pretrained`.
 
     Raises:
-        FileNotFoundError: when it cannot be had.
-        ValueError: when files are damaged, or hold other weights than the model's configuration asks for.
+        FileNotFoundError: when it is not available.
+        ValueError: when files are damaged, or hold other weights than the model's configuration requires.
     """
     loggers = (diffusers.utils.logging, transformers.utils.logging)
     before = [logger.get_verbosity() for logger in loggers]
@@ -105,7 +105,7 @@ def load_whole(kind: Any, source: str | Path, part: str, **options: Any) -> Any:
         for logger, verbosity in zip(loggers, before, strict=True):
             logger.set_verbosity(verbosity)
     if issubclass(kind, transformers.PreTrainedModel):
-        about["unexpected_keys"] = ()  # of a whole model the encoder alone is loaded
+        about["unexpected_keys"] = ()  # only the encoder of a whole model is loaded
     for key, wrong in (
         ("missing_keys", "are missing"),
         ("mismatched_keys", "have another shape than its config.json says"),
@@ -118,11 +118,11 @@ def load_whole(kind: Any, source: str | Path, part: str, **options: Any) -> Any:
 
 
 def read_config(backbone: str | Path, part: str, name: str = "config.json") -> dict[str, Any]:
-    """A configuration of diffusers in a local folder.
+    """A diffusers configuration in a local folder.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: something else than a JSON object with a class's name.
+        ValueError: anything but a JSON object with a class name.
     """
     path = Path(backbone) / part / name
     if not path.is_file():
@@ -176,16 +176,16 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 @contextmanager
 def saving(folder: str | Path) -> Iterator[Path]:
-    """A new folder to write a model into, which takes the place of `folder` when it is whole.
+    """A new folder to write a model into; it replaces `folder` once complete.
 
-    A kill leaves the old model or the new one, never half of one, and files follow the umask: safetensors makes them
-    readable by their owner alone. Whatever else is in `folder` stays.
+    A kill leaves the old model or the new one, never half of one, and files follow the umask, whereas safetensors
+    makes them readable only by their owner. Other files in `folder` stay.
 
     Yields:
-        The folder to write into; it exists.
+        The existing folder to write into.
 
     Raises:
-        OSError: when it cannot be written, such as on a full disk; `folder` is unchanged.
+        OSError: when it cannot be written, for example on a full disk; `folder` is unchanged.
     """
     try:
         with replacing_folder(Path(folder), last=_FIRST_READ) as new:

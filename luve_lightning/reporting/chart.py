@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 COLOURS = 6
 _POINTS = 300
-_LOG_FROM = 30.0  # values further apart than this factor are drawn on a logarithmic axis
+_LOG_FROM = 30.0  # values that differ by more than this factor get a logarithmic axis
 _WIDTH, _HEIGHT = 420, 260  # points
-# matplotlib draws in these; the page puts the variables of its style sheet, light or dark, in their place.
+# matplotlib draws in these; the page replaces them by its style sheet's variables, light or dark.
 _INK, _FAINT, _GRID = "#0000f0", "#0000f1", "#0000f2"
 _LINES = tuple(f"#0000e{number}" for number in range(COLOURS))
 _VARIABLES = {_INK: "ink", _FAINT: "faint", _GRID: "line"} | {c: f"s{n}" for n, c in enumerate(_LINES)}
-_DASHES = ("-", "--", ":")  # as `.swatch` of base.css
+_DASHES = ("-", "--", ":")  # like `.swatch` of base.css
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Series:
 
     @property
     def averaged(self) -> int:
-        """How many neighbouring values make a drawn point."""
+        """Number of neighbouring values averaged into a drawn point."""
         return -(-len(self.x) // _POINTS)
 
     def drawn(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -57,12 +57,13 @@ class Chart:
 
     Attributes:
         title: heading and accessible name.
-        x_label: below the axis.
-        y_label: above the legend.
+        x_label: label below the axis.
+        y_label: label above the legend.
         series: at least one, each with a point.
         marks: vertical lines.
         y_range: lower and upper end of the axis; default from the values.
-        logarithmic: None draws a logarithmic axis where the values, all positive, are further apart than 30x.
+        logarithmic: None uses a logarithmic axis where the values are all positive and differ by more than a
+            factor of 30.
 
     Raises:
         ValueError: no line, or a line without points, with values that are not finite or of another number than x.
@@ -87,7 +88,7 @@ class Chart:
 
     @property
     def scale(self) -> str:
-        """Of the y axis: "log" or "linear"."""
+        """Scale of the y axis: "log" or "linear"."""
         low, high = self.y_range or (
             min(line.y.min() for line in self.series), max(line.y.max() for line in self.series)
         )  # fmt: skip
@@ -96,7 +97,7 @@ class Chart:
 
     @cached_property
     def svg(self) -> str:
-        """The picture as an element of a page that has base.css."""
+        """The picture as an element for a page with base.css."""
         import matplotlib
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, NullFormatter
@@ -139,7 +140,7 @@ class Chart:
 
 
 def _inline(svg: str) -> str:
-    """A file of matplotlib's as an element: the page's font and colours, and no styles, which its policy forbids."""
+    """An SVG by matplotlib as an element: the page's font and colours, without styles, which its policy forbids."""
     element = svg[svg.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>|<defs>.*?</defs>", "", element, flags=re.DOTALL)
     element = re.sub(r' (?:id|width|height|version|transform|xmlns:xlink)="[^"]*"', "", element)

@@ -22,10 +22,10 @@ class Panel:
     """One panel; its title is its key in the section.
 
     Args:
-        metrics: names as they are logged, such as `val/psnr_rgb`.
-        pattern: regular expression of names besides; it must match a whole name.
-        kind: `lines` over training steps; `last`, each run's last value; `results`, what an ablation's row came to
-            (`result/<metric>`); a report has the tables of `luve ablate` instead.
+        metrics: names as logged, such as `val/psnr_rgb`.
+        pattern: regular expression of further names; it must match a whole name.
+        kind: `lines` over training steps; `last`, each run's last value; `results`, the result of an ablation's
+            row (`result/<metric>`), for which a report has the tables of `luve ablate` instead.
     """
 
     metrics: list[str] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Panel:
             )
 
     def chosen(self, names: Iterable[str]) -> list[str]:
-        """Which of these names the panel shows: its metrics in their order, then what the pattern matches, sorted."""
+        """The names among these that the panel shows: its metrics in order, then the pattern's matches, sorted."""
         known = set(names)
         matched = {name for name in known if self.pattern is not None and re.fullmatch(self.pattern, name)}
         return [*(name for name in self.metrics if name in known), *sorted(matched - set(self.metrics))]
@@ -56,11 +56,11 @@ class Panel:
 
 @dataclass
 class Section:
-    """Panels by their titles.
+    """Panels by title.
 
     Args:
         panels: in order.
-        local_only: the section is in reports, not in the workspace.
+        local_only: whether the section is only in reports, not in the workspace.
     """
 
     panels: dict[str, Panel]
@@ -73,11 +73,11 @@ class Dashboard:
 
     Args:
         title: heading.
-        filter: which runs, as wandb-workspaces writes it: `Metric('Group') == 'vluer'`.
-        folders: where local runs are, as patterns below the working directory; runs are found below them.
-        sections: by their headings.
-        group_by: key of the run's configuration by which wandb draws one line with its spread.
-        max_runs: of a panel, the newest first.
+        filter: selects runs, in wandb-workspaces' syntax: `Metric('Group') == 'vluer'`.
+        folders: folders of local runs, as patterns below the working directory; runs are found below them.
+        sections: sections by heading.
+        group_by: configuration key by which wandb draws one line per group, with its spread.
+        max_runs: most runs in a panel, the newest first.
     """
 
     title: str
@@ -99,12 +99,12 @@ def build_workspace(dashboard: Dashboard, project: str, entity: str) -> Any:
     """The workspace of a dashboard, a `wandb_workspaces.workspaces.Workspace`; nothing is sent.
 
     Args:
-        dashboard: what it shows.
-        project: of the runs.
-        entity: the account or team.
+        dashboard: dashboard to build.
+        project: project of the runs.
+        entity: account or team.
 
     Raises:
-        ValueError: when `filter` is none that the package understands.
+        ValueError: when the package does not understand `filter`.
     """
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces import expr
@@ -128,14 +128,14 @@ def build_workspace(dashboard: Dashboard, project: str, entity: str) -> Any:
             settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=dashboard.max_runs),
             runset_settings=runs,
         )
-        workspace._to_model()  # the filter is read here
+        workspace._to_model()  # the filter is parsed here
     except (SyntaxError, KeyError, ValueError) as error:
         raise ValueError(f"{dashboard.title}: wandb-workspaces refuses it: {error}") from error
     return workspace
 
 
 def serialised(workspace: Any) -> dict[str, Any]:
-    """The view as it is sent to the server, plain values only."""
+    """The view as sent to the server, plain values only."""
     model = workspace._to_model()
     return dict(model.model_dump(mode="json", by_alias=True, exclude_none=True))
 
@@ -160,7 +160,7 @@ def _panel(title: str, panel: Panel, dashboard: Dashboard) -> Any:
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """A run folder, and its curves by metric."""
+    """A run folder, with its curves by metric."""
 
     name: str
     curves: dict[str, Curve]
@@ -168,10 +168,10 @@ class LoggedRun:
 
 @dataclass(frozen=True)
 class DrawnPanel:
-    """A panel with what there is to show.
+    """A panel with its content.
 
     Attributes:
-        title: its heading.
+        title: heading.
         metrics: names and pattern as defined.
         charts: one per metric, or more where there are more runs than line styles.
         columns: headings of the table of last values.
@@ -200,8 +200,8 @@ def read_dashboard(dashboard: Dashboard, root: Path = Path()) -> DrawnDashboard:
     """Draw every panel from the runs below the dashboard's folders.
 
     Args:
-        dashboard: what to show.
-        root: where its folders' patterns begin.
+        dashboard: dashboard to draw.
+        root: folder where its patterns begin.
 
     Raises:
         FileNotFoundError: no run there.
@@ -255,7 +255,7 @@ def _drawn(title: str, panel: Panel, runs: Sequence[LoggedRun], max_runs: int) -
 
 
 def _charts(title: str, metric: str, runs: Sequence[LoggedRun]) -> Iterator[Chart]:
-    """One chart for every few runs, as many as there are line styles, all with the same axis."""
+    """One chart per few runs, as many as there are line styles, all with the same axis."""
     lines = [Series(run.name, *run.curves[metric]) for run in runs if metric in run.curves]
     low, high = min(line.y.min() for line in lines), max(line.y.max() for line in lines)
     groups = [lines[start : start + COLOURS] for start in range(0, len(lines), COLOURS)]

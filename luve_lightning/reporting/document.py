@@ -1,4 +1,4 @@
-"""Puts a page together from Jinja templates: one HTML file that asks for nothing from outside."""
+"""Composes a page from Jinja templates: one HTML file that loads nothing from outside."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def render_document(
     context: Mapping[str, Any],
     media: str = "data:",
 ) -> str:
-    """Render a page whose styles and scripts are inside it.
+    """Render a page that includes its styles and scripts.
 
-    A content security policy in the page lets it run these styles and scripts only, known by their hashes, and load
-    nothing over a network, whatever a caption or a table may hold.
+    A content security policy in the page allows only these styles and scripts, known by their hashes, and nothing
+    over a network, whatever a caption or a table may hold.
 
     Args:
-        package: whose folder `templates` holds the files; those of this package's own are found too.
-        template: extends `document.html`.
+        package: package whose folder `templates` holds the files; this package's own are found, too.
+        template: template that extends `document.html`.
         styles: CSS files, in order.
         scripts: JavaScript files, in order.
-        context: what the template is given; text in it is escaped. `chart.html` needs `number`, which writes a value.
-        media: where videos may come from, in the words of a content security policy.
+        context: values for the template; text in it is escaped. `chart.html` needs `number`, which writes a value.
+        media: allowed sources of videos, in the words of a content security policy.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package, "templates"), PackageLoader(_SHARED, "templates")]),
@@ -50,10 +50,10 @@ def render_document(
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """A file's bytes as an address that holds them.
+    """A file's bytes as a data URI.
 
     Args:
-        content: of the file.
+        content: content of the file.
         kind: its media type, such as `image/webp`.
     """
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
@@ -66,5 +66,5 @@ def _joined(environment: Environment, names: Sequence[str]) -> str:
 
 
 def _hash(text: str) -> str:
-    """As a content security policy writes it."""
+    """A hash in the form for a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"

@@ -53,11 +53,11 @@ class KeyEntry:
 
 @dataclass(frozen=True)
 class Key:
-    """What must not be seen by the judge.
+    """What the judge must not see.
 
     Attributes:
-        entries: by question id.
-        unreadable: reasons by "method/video": videos that no question is about.
+        entries: entries by question id.
+        unreadable: reasons by "method/video", for videos without a question.
     """
 
     entries: dict[str, KeyEntry]
@@ -69,12 +69,12 @@ class QuestionOptions:
     """How videos are shown.
 
     Attributes:
-        frames: of each video, equally spaced, first and last among them; all of a shorter video.
-        max_side: frames are reduced so that their longer side has at most this many pixels; None keeps them as they
-            are. Reduced frames hide detail: each question names both sizes.
+        frames: frames per video, equally spaced, including first and last; all of a shorter video.
+        max_side: greatest length of a frame's longer side, to which it is reduced; None keeps frames unchanged.
+            Reduced frames hide detail: each question names both sizes.
         embed: put the frames into the JSONL file (data URLs of PNG) instead of files beside it.
         blind: hide the method's name behind a random id and shuffle the questions.
-        seed: of ids and order.
+        seed: seed of ids and order.
     """
 
     frames: int = 8
@@ -115,14 +115,14 @@ def write_questions(
     Args:
         sets: videos with their prompts.
         folder: where to.
-        options: how they are shown.
+        options: options of the questions.
         advance: called after each video.
 
     Returns:
-        What `key.json` holds.
+        The content of `key.json`.
 
     Raises:
-        ValueError: a video has no prompt, none can be read, or the folder has the questions of other videos, whose
+        ValueError: a video has no prompt, none is readable, or the folder has the questions of other videos, whose
             answers would lose their key.
     """
     ids = assign_ids(sets, options.blind, options.seed)
@@ -156,11 +156,11 @@ def write_questions(
 
 
 def read_key(folder: Path) -> Key:
-    """What `write_questions` kept apart.
+    """The key that `write_questions` wrote.
 
     Raises:
-        FileNotFoundError: when it is not there.
-        ValueError: when it is no such file.
+        FileNotFoundError: when it does not exist.
+        ValueError: when it is not such a file.
     """
     path = folder / KEY
     if not path.is_file():
@@ -185,7 +185,7 @@ def _question(
         if options.embed:
             shown.append("data:image/png;base64," + base64.b64encode(picture).decode())
             continue
-        # An id that names method and video becomes two folders: joined by a sign, different ones could be the same.
+        # An id with method and video becomes two folders: joined by a sign, different ones could be equal.
         path = folder / FRAMES / (f"{key}/{number}.png" if "/" in key else f"{key}-{number}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         with naming(path):
@@ -206,7 +206,7 @@ def _question(
 
 
 def _picture(frame: np.ndarray, max_side: int | None) -> tuple[bytes, list[int]]:
-    """A frame as PNG, reduced when it is larger, and its height and width."""
+    """A frame as PNG, reduced when it is too large, with its height and width."""
     image = Image.fromarray(frame)
     if max_side is not None and max(image.size) > max_side:
         factor = max_side / max(image.size)
@@ -220,7 +220,7 @@ def _picture(frame: np.ndarray, max_side: int | None) -> tuple[bytes, list[int]]
 def _check_folder(folder: Path, entries: dict[str, KeyEntry]) -> None:
     if not (folder / KEY).is_file():
         return
-    # Unreadable videos may have been mended since.
+    # Unreadable videos may have been repaired since.
     if not read_key(folder).entries.items() <= entries.items():
         raise ValueError(
             f"output: {folder} has the questions of other videos, prompts or seed; take another folder, or answers to "
@@ -229,7 +229,7 @@ def _check_folder(folder: Path, entries: dict[str, KeyEntry]) -> None:
 
 
 def _write_lines(path: Path, lines: Iterator[str]) -> None:
-    """Line by line, for embedded frames may not fit into memory; the file is whole or not there."""
+    """Line by line, because embedded frames may not fit into memory; the file is complete or absent."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines)
 
@@ -244,12 +244,12 @@ MEAN_COLUMNS = ("method", "n", *(column for axis in AXES for column in (axis, f"
 
 @dataclass(frozen=True)
 class JudgeAnswer:
-    """What the judge said of one video.
+    """The judge's answer about one video.
 
     Attributes:
-        scores: 1 to 10, by axis.
-        reason: in its words; empty when it gave none.
-        line: of the file, counted from 1.
+        scores: scores from 1 to 10, by axis.
+        reason: reason in the judge's words; empty when it gave none.
+        line: line of the file, counted from 1.
     """
 
     scores: dict[str, int]
@@ -259,10 +259,10 @@ class JudgeAnswer:
 
 @dataclass(frozen=True)
 class JudgeAnswers:
-    """Everything that a file of answers holds.
+    """The content of a file of answers.
 
     Attributes:
-        valid: by question id.
+        valid: valid answers by question id.
         problems: what was not counted, and questions without an answer, one line each.
     """
 
@@ -271,14 +271,14 @@ class JudgeAnswers:
 
 
 def read_answers(path: Path, key: Key) -> JudgeAnswers:
-    """Read answers: a JSON object a line with "id", the three axes (whole numbers 1 to 10) and perhaps "reason".
+    """Read answers: one JSON object per line with "id", the three axes (integers 1 to 10), optionally "reason".
 
-    Nothing is guessed: what does not fit is not counted and named with its line, and reading goes on. Of several
-    answers to one question the first valid one counts. Other keys and empty lines are ignored.
+    Nothing is guessed: what does not fit is not counted and is named with its line, and reading continues. Of
+    several answers to one question the first valid one counts. Other keys and empty lines are ignored.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it is not text, or holds not one valid answer.
+        ValueError: when it is not text, or holds no valid answer.
     """
     if not path.is_file():
         raise FileNotFoundError(f"answers: {path}: no such file")
@@ -288,7 +288,7 @@ def read_answers(path: Path, key: Key) -> JudgeAnswers:
         raise ValueError(f"answers: {path}: not UTF-8 text: {error}") from None
     valid: dict[str, JudgeAnswer] = {}
     problems = []
-    # Not splitlines: it also splits at separators that may stand inside a JSON string.
+    # Not splitlines, which also splits at separators that may stand inside a JSON string.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -332,7 +332,7 @@ def _parse(line: str, number: int, key: Key) -> tuple[str, JudgeAnswer]:
 
 
 def _score(value: Any, where: str) -> int:
-    """A whole number in range; 7.0 is one, "7", true and 7.5 are none."""
+    """An integer in range; 7.0 is one, "7", true and 7.5 are not."""
     whole = (isinstance(value, float) and value.is_integer()) or type(value) is int
     if not whole or not LOWEST <= value <= HIGHEST:
         raise ValueError(f"{where}: expected a whole number from {LOWEST} to {HIGHEST}, got {_short(value)}")
@@ -345,7 +345,7 @@ def _short(value: Any) -> str:
 
 
 def video_rows(answers: JudgeAnswers, key: Key) -> list[Row]:
-    """One row a judged video, with the keys VIDEO_COLUMNS; by method, then by name."""
+    """One row per judged video, with the keys VIDEO_COLUMNS; by method, then by name."""
     rows: list[Row] = [
         {"method": key.entries[name].method, "video": key.entries[name].video}
         | answer.scores
@@ -359,9 +359,9 @@ def mean_rows(rows: Sequence[Row], seed: int, replicates: int = 1000) -> list[Ro
     """Mean of each method and axis with its 95 % bootstrap interval over videos, with the keys MEAN_COLUMNS.
 
     Args:
-        rows: of `video_rows`.
-        seed: of the bootstrap.
-        replicates: how often the videos are drawn anew.
+        rows: rows from `video_rows`.
+        seed: seed of the bootstrap.
+        replicates: number of resamples.
     """
     table: list[Row] = []
     for method in dict.fromkeys(row["method"] for row in rows):

@@ -35,14 +35,14 @@ def log_files(folder: Path) -> dict[Path, list[Path]]:
 
 
 def read_log(files: Sequence[Path]) -> dict[str, Curve]:
-    """One run's curves: steps, rising, and finite values by metric.
+    """One run's curves: rising steps and finite values, by metric.
 
-    A later file of training (a resume, or a new run in the folder) replaces what was logged before from the step at
-    which it begins. `luve test` logs into files of its own, at steps of its own: of these, what begins with `test/`
-    is added.
+    A later file of training (a resume, or a new run in the folder) replaces what was logged before from its first
+    step on. `luve test` logs into files of its own, at its own steps: from these, what begins with `test/` is
+    added.
 
     Args:
-        files: of one run, in the order of writing.
+        files: files of one run, in the order of writing.
 
     Raises:
         ValueError: for a file without a column `step`.
@@ -54,7 +54,7 @@ def read_log(files: Sequence[Path]) -> dict[str, Curve]:
         kept = {metric: {s: v for s, v in column.items() if s < begin} for metric, column in curves.items()}
         curves = {metric: kept.get(metric, {}) | values.get(metric, {}) for metric in {**kept, **values}}
     for values in versions:
-        if not _is_training(values):  # `luve validate` logs the names of training, at step 0
+        if not _is_training(values):  # `luve validate` logs under training's names, at step 0
             curves |= {metric: column for metric, column in values.items() if metric.startswith("test/")}
     return {metric: _curve(column) for metric, column in curves.items() if column}
 
@@ -96,7 +96,7 @@ def _curve(values: dict[int, float]) -> Curve:
 
 @dataclass(frozen=True)
 class RunCurves:
-    """A run's chart, and where it comes from."""
+    """A run's chart, and its provenance."""
 
     chart: Chart
     provenance: Origin | None
@@ -108,13 +108,13 @@ def read_curves(name: str, folder: Path, columns: Sequence[str]) -> RunCurves:
     See `read_log` for a run that was resumed.
 
     Args:
-        name: of the run, the chart's title.
-        folder: of the run; its `metrics.csv` files may lie in folders inside it.
+        name: name of the run, the chart's title.
+        folder: folder of the run; its `metrics.csv` files may lie in subfolders.
         columns: patterns such as `*loss*`.
 
     Raises:
         FileNotFoundError: no such folder, or no `metrics.csv` in it.
-        Unreadable: no CSV of a CSVLogger, or no such column.
+        Unreadable: not a CSV of a CSVLogger, or no such column.
     """
     if not folder.is_dir():
         raise FileNotFoundError("missing")
@@ -141,9 +141,9 @@ class SpectraPlots:
     """Both charts of one measurement.
 
     Attributes:
-        name: in the configuration.
-        resolved: share of each band that is settled, over the denoising steps.
-        power: power of each band as a multiple of the last step's.
+        name: name in the configuration.
+        resolved: settled share of each band, over the denoising steps.
+        power: power of each band, relative to the last step's.
         sentence: what was measured, in words; empty when nothing says so.
         provenance: None without a `switch.json`.
     """
@@ -159,12 +159,12 @@ def read_spectra(name: str, path: Path) -> SpectraPlots:
     """Draw a table of spectra.
 
     Args:
-        name: of the measurement.
-        path: the CSV file, or the folder that `luve spectra` wrote: with `spectra.csv` and `switch.json`.
+        name: name of the measurement.
+        path: CSV file, or a folder from `luve spectra` with `spectra.csv` and `switch.json`.
 
     Raises:
         FileNotFoundError: no such file.
-        Unreadable: another table.
+        Unreadable: another kind of table.
     """
     table = path / "spectra.csv" if path.is_dir() else path
     if not table.is_file():
@@ -232,7 +232,7 @@ def _read_spectra(table: Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.nda
 
 
 def _step_of(sigma: float, steps: np.ndarray, sigmas: np.ndarray) -> float:
-    """The noise level's place between the steps; sigmas fall."""
+    """Position of the noise level between the steps; sigmas fall."""
     return float(np.interp(sigma, sigmas[::-1], steps[::-1]))
 
 

@@ -1,4 +1,4 @@
-"""What a report was asked for and does not show, and why."""
+"""A report's missing inputs with reasons, and the provenance of those it shows."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class LeftOut:
     """One input that is not on the page, or not all of it.
 
     Attributes:
-        key: of the configuration, such as `results.experts`.
-        path: what it names.
-        reason: `missing`, what cannot be read in it, or that it is too large.
+        key: key in the configuration, such as `results.experts`.
+        path: path that it names.
+        reason: `missing`, why it is unreadable, or that it is too large.
     """
 
     key: str
@@ -34,15 +34,15 @@ class LeftOut:
 
 
 class Unreadable(ValueError):
-    """An input that is there but holds something else than expected; the message does not name it."""
+    """An existing input with unexpected content; the message does not name it."""
 
 
 @dataclass
 class Inputs:
-    """Reads inputs by name and notes those that cannot be read.
+    """Reads inputs by name and records those that cannot be read.
 
     Attributes:
-        left_out: in the order of reading.
+        left_out: missing inputs, in the order of reading.
     """
 
     left_out: list[LeftOut] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Inputs:
         return [part for part in found if part is not None]
 
     def attempt(self, key: str, path: object, read: Callable[[], Part]) -> Part | None:
-        """What `read()` gives, or None after noting why it gives nothing."""
+        """The result of `read()`, or None after recording why there is none."""
         try:
             return read()
         except FileNotFoundError as error:
@@ -85,9 +85,9 @@ class Inputs:
         self.left_out.append(LeftOut(key, str(path), " ".join(reason.split())))
 
 
-_DIGITS = 12  # of a hash, as its folder's name has
+_DIGITS = 12  # digits of a hash, as in its folder's name
 _STAGE_COLUMNS = ("row", "seed", "name", "hash", "seconds")
-# Other packages are in the JSON file itself; these decide about numbers.
+# Other packages are in the JSON file itself; these affect the numbers.
 _PACKAGES = (
     "torch",
     "lightning",
@@ -105,10 +105,10 @@ class Origin:
     """What is known about one input.
 
     Attributes:
-        key: of the configuration.
-        source: the file that says so.
-        facts: in words, by name.
-        stages: of an ablation table: what was run, by _STAGE_COLUMNS.
+        key: key in the configuration.
+        source: file that says so.
+        facts: facts in words, by name.
+        stages: stages of an ablation table, by _STAGE_COLUMNS.
     """
 
     key: str
@@ -118,7 +118,7 @@ class Origin:
 
     @property
     def stage_columns(self) -> tuple[str, ...]:
-        """Heads of the columns of `stages`."""
+        """Column headings of `stages`."""
         return _STAGE_COLUMNS
 
 
@@ -127,7 +127,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        Unreadable: no JSON, or something else than an object.
+        Unreadable: not JSON, or not an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -139,7 +139,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def of_results(key: str, path: Path, content: Mapping[str, Any]) -> Origin:
-    """Of an ablation table, from the JSON file beside it."""
+    """Provenance of an ablation table, from the JSON file beside it."""
     facts = {
         name: in_words(content[name])
         for name in ("world", "revision", "device", "date", "seeds", "settings", "command")
@@ -156,10 +156,10 @@ def of_results(key: str, path: Path, content: Mapping[str, Any]) -> Origin:
 
 
 def of_run(key: str, folder: Path) -> Origin | None:
-    """Of a training run, from the newest `provenance*.json` of its folder; None without one.
+    """Provenance of a training run, from the newest `provenance*.json` of its folder; None without one.
 
     Raises:
-        Unreadable: the file is no JSON object.
+        Unreadable: the file is not a JSON object.
     """
     files = sorted(folder.glob("provenance*.json"), key=lambda file: (len(file.name), file.name))
     if not files:
@@ -180,7 +180,7 @@ def of_run(key: str, folder: Path) -> Origin | None:
 
 
 def in_words(value: Any) -> str:
-    """A value of a JSON file as a reader wants it."""
+    """A value of a JSON file in words."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {in_words(inside)}" for name, inside in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -24,22 +24,22 @@ from luve_lightning.reporting.videos import (
 )
 
 MIB = 2**20
-_MARKUP = 2000  # characters around a comparison's or a video's own, about
+_MARKUP = 2000  # characters around a comparison's or a video's own, approximately
 # What is on the page, in its order.
 KINDS = ("tables", "curves", "dashboards", "spectra", "comparisons", "videos")
 
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """What the page is to show; each by its name, null ones are passed over.
+    """What the page shows; each by name, null ones are skipped.
 
     Attributes:
         results: CSV files of ablation tables.
         curves: folders of training runs.
-        spectra: folders or CSV files of `luve spectra`.
+        spectra: folders or CSV files from `luve spectra`.
         comparisons: pairs of videos.
         videos: video files, or folders of them.
-        columns: which columns of a run's metrics are drawn.
+        columns: which columns of a run's metrics to draw.
         dashboards: panels that compare runs.
     """
 
@@ -53,7 +53,7 @@ class ReportInputs:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing at all is asked for; what is asked for may still be missing."""
+        """Whether nothing at all is requested; what is requested may still be missing."""
         kinds: tuple[Mapping[str, object], ...] = (
             self.results, self.curves, self.dashboards, self.spectra, self.comparisons, self.videos
         )  # fmt: skip
@@ -62,11 +62,11 @@ class ReportInputs:
 
 @dataclass(frozen=True)
 class PageText:
-    """What the page says of itself.
+    """The page's text about itself.
 
     Attributes:
-        title: its heading.
-        note: at its top, what holds for everything on it; may be empty.
+        title: heading.
+        note: text at its top, about everything on it; may be empty.
         facts: how it was made, by name: date, revision, version, command.
     """
 
@@ -81,8 +81,8 @@ class ReportPage:
 
     Attributes:
         html: the page.
-        counts: how many tables, curves, dashboards, spectra, comparisons and videos it shows.
-        left_out: the inputs that it does not show, or not all of, and why.
+        counts: number of tables, curves, dashboards, spectra, comparisons and videos.
+        left_out: inputs that it does not show, or not all of, with reasons.
     """
 
     html: str
@@ -101,10 +101,10 @@ def build_report(
 
     Args:
         inputs: what to show.
-        text: of the page itself.
+        text: text about the page itself.
         read_table: reads an ablation table, given its name and file.
-        limit_mib: most of the page; comparisons and then videos that would exceed it are left out. Tables and charts
-            never are.
+        limit_mib: size limit of the page; comparisons, then videos that would exceed it are left out. Tables and
+            charts never are.
         advance: called after each comparison and each video.
 
     Raises:
@@ -138,7 +138,7 @@ def build_report(
             reason = f"{part.characters / MIB:.2f} MiB, {left:.2f} of limit_mib {limit_mib:g} are left"
             read.note(key, path, f"too large: {reason}")
     html = _render(parts, read.left_out, text)
-    # Long captions and long lists of what was left out were not reckoned with.
+    # Long captions and long lists of missing inputs were not counted.
     while len(html.encode()) > limit_mib * MIB and (parts["videos"] or parts["comparisons"]):
         kind = "videos" if parts["videos"] else "comparisons"
         read.note(kind, parts[kind].pop().name, f"too large: limit_mib {limit_mib:g} is used up")

@@ -1,4 +1,4 @@
-"""Ablation tables as `luve ablate` writes them: one CSV line a row and metric, provenance in a JSON file beside it."""
+"""Ablation tables as `luve ablate` writes them: a CSV line per row and metric, provenance in JSON beside it."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ class ResultLine:
 
     Attributes:
         row: name of the row.
-        title: of the row, in words.
-        note: on the row; may be empty.
-        seeds: how many were run.
-        mean: over them; NaN where there is no value.
+        title: title of the row.
+        note: note on the row; may be empty.
+        seeds: number of seeds.
+        mean: mean over them; NaN where there is no value.
         low: lower end of the 95 % interval; NaN for fewer than two seeds.
         high: upper end.
-        difference: to the table's reference row, paired by seed; 0 for that row itself, NaN where there is none.
+        difference: difference from the table's reference row, paired by seed; 0 for that row itself, NaN where
+            there is none.
         difference_low: lower end of its 95 % interval; NaN for fewer than two seeds.
         difference_high: upper end.
-        paper: the paper's own value as the file writes it, not measured here; empty where it has none.
+        paper: the paper's own value as in the file, not measured here; empty where it has none.
         paper_difference: likewise.
         direction: a key of DIRECTIONS.
     """
@@ -60,11 +61,11 @@ class MetricTable:
     """All rows of one metric.
 
     Attributes:
-        metric: its name here.
-        unit: empty for none.
+        metric: name used here.
+        unit: unit; empty for none.
         better: a key of BETTER.
-        paper_metric: the paper's column that it stands for; empty when it has no counterpart.
-        lines: in the file's order.
+        paper_metric: the paper's column that it corresponds to; empty when there is none.
+        lines: rows in the file's order.
     """
 
     metric: str
@@ -80,14 +81,14 @@ class MetricTable:
 
     @property
     def reference(self) -> str:
-        """Title of the row that the others' differences are to; empty when it cannot be told."""
+        """Title of the row that differences refer to; empty when it cannot be told."""
         rows = [line for line in self.lines if not abs(line.difference) > 0 and not line.direction]
         return rows[0].title if len(rows) == 1 and len(self.lines) > 1 else ""
 
     def span(self) -> tuple[float, float]:
         """Lowest and highest of the differences, their intervals and 0.
 
-        Rows that reach more than FAR times as far as the next are left out: the others would be dots beside them.
+        Rows that reach more than FAR times as far as the next are left out: they would squeeze the others to dots.
         """
         reaches = sorted((line.ends() for line in self.lines), key=_reach)
         while len(reaches) > 1 and _reach(reaches[-1]) > FAR * _reach(reaches[-2]) > 0:
@@ -96,9 +97,9 @@ class MetricTable:
         return min(values), max(values)
 
     def place(self, value: float) -> float | None:
-        """Where a difference lies on a line of 4 to 116, for the little picture of intervals; None for NaN.
+        """Position of a difference on a line from 4 to 116, for the little picture of intervals; None for NaN.
 
-        What lies outside of `span` is put at the end.
+        Differences outside `span` are placed at the end.
         """
         low, high = self.span()
         if not math.isfinite(value):
@@ -116,11 +117,11 @@ class ResultTable:
     """One ablation table.
 
     Attributes:
-        name: in the configuration.
+        name: name in the configuration.
         title: what it compares.
-        metrics: those with a counterpart in the paper first.
-        world: the sentence that says on what it was measured; empty when nothing says so.
-        notes: on the table as a whole, on metrics without a value and on rows that failed.
+        metrics: metrics, those with a counterpart in the paper first.
+        world: sentence on what it was measured on; empty when nothing says so.
+        notes: notes on the table as a whole, on metrics without a value and on failed rows.
         provenance: None without a JSON file.
     """
 
@@ -132,7 +133,7 @@ class ResultTable:
     provenance: Origin | None
 
     def directions(self) -> dict[str, int]:
-        """How many of the differences that the paper has too point where."""
+        """How many of the differences that the paper also gives point in each direction."""
         counts = Counter(line.direction for metric in self.metrics for line in metric.lines if line.direction)
         return {name: counts[name] for name in ("same", "opposite", "none") if counts[name]}
 
@@ -143,7 +144,7 @@ def result_table(
     """A table as the page shows it.
 
     Args:
-        name: in the configuration.
+        name: name in the configuration.
         path: of the file.
         rows: what `luve_lightning.ablations.results_files.read_results` found in it.
         about: what it found beside it; empty without.

@@ -1,4 +1,4 @@
-"""Builds the folder that raters see, and the key that they do not."""
+"""Builds the folder for raters, and the key that they must not see."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class StudyOptions:
     """How a study is set up.
 
     Attributes:
-        raters: how many, at least 1; each has a plan of their own.
+        raters: number of raters, at least 1; each has a plan of their own.
         repeats: share of the items shown twice, from 0 to 1.
-        items: how many of the videos are shown, drawn at random; None shows all.
-        axes: which of the questions of AXES are asked.
-        seed: of everything drawn.
-        title: of the page; must not name a method.
+        items: number of videos to show, drawn at random; None shows all.
+        axes: questions to ask, from AXES.
+        seed: seed of everything drawn.
+        title: title of the page; must not name a method.
     """
 
     raters: int = 20
@@ -59,12 +59,12 @@ class StudyOptions:
 
 @dataclass(frozen=True)
 class BuiltStudy:
-    """What was built.
+    """The result of building.
 
     Attributes:
-        key: what was written to the key file.
-        left_out: videos that not every method has, with what lacks.
-        written: videos encoded now; others were there already.
+        key: content of the key file.
+        left_out: videos that some method lacks, with what is missing.
+        written: number of videos encoded now; others existed.
     """
 
     key: StudyKey
@@ -82,20 +82,20 @@ def build_study(
 ) -> BuiltStudy:
     """Write the videos under random names, the page, and the key.
 
-    Videos are encoded again, all alike (H.264, visually lossless), so that neither a file's name, its metadata nor its
-    encoder tells whose it is. A build that was interrupted goes on with the videos that lack.
+    Videos are re-encoded alike (H.264, visually lossless), so that neither a file's name, its metadata nor its
+    encoder reveals its method. An interrupted build continues with the missing videos.
 
     Args:
         sets: videos of each method, 2 to 9 of them, and prompts.
-        folder: what raters are given; new, empty, or of the same study.
-        key_file: outside of the folder.
+        folder: folder for raters; new, empty, or of the same study.
+        key_file: file outside the folder.
         options: how.
         begin: called with the number of videos.
         advance: called after each.
 
     Raises:
         ValueError: a key inside the folder, a folder of something else, no video that every method has, a text for
-            raters that names a method, or a video that cannot be read.
+            raters that names a method, or an unreadable video.
     """
     methods = tuple(sets.methods)
     if not 2 <= len(methods) <= len(POSITIONS):
@@ -138,7 +138,7 @@ def _not_everywhere(sets: VideoSets) -> dict[str, str]:
 def _draw(
     methods: tuple[str, ...], names: list[str], digests: Mapping[str, list[str]], options: StudyOptions
 ) -> StudyKey:
-    """Everything that is random, from the seed and from what the videos hold."""
+    """Everything random, from the seed and from the videos' content."""
     recipe = [
         FORMAT,
         options.seed,
@@ -156,7 +156,7 @@ def _draw(
         if options.items is None
         else [names[i] for i in sorted(rng.permutation(len(names))[: options.items])]
     )
-    # At least one, unless none are wanted: without any, nothing is known of a rater's attention.
+    # At least one, unless none are wanted: without any, nothing is known about a rater's attention.
     repeats = max(round(options.repeats * len(chosen)), int(options.repeats > 0))
     plans = tuple(tuple(plan_rater(len(chosen), len(methods), repeats, rng)) for _ in range(options.raters))
     files = tuple(tuple(rng.bytes(8).hex() + ".mp4" for _ in methods) for _ in chosen)
@@ -174,7 +174,7 @@ def _check_texts(methods: tuple[str, ...], texts: list[str]) -> None:
 
 
 def _check_folder(folder: Path, key: StudyKey) -> None:
-    """A folder of the same study goes on; anything else in it would be shown, or tell."""
+    """Continue a folder of the same study; anything else in it would be shown, or give methods away."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output: {folder} is a file, expected a folder")
     known = {folder / VIDEOS / name for files in key.files for name in files} | {folder / PAGE}
@@ -196,12 +196,12 @@ def _write_videos(sets: VideoSets, key: StudyKey, folder: Path, advance: Callabl
         for method, file in zip(key.methods, files, strict=True)
     ]
     written = 0
-    for target, source in sorted(jobs):  # by random name: times of writing tell nothing either
+    for target, source in sorted(jobs):  # by random name: times of writing reveal nothing either
         if not target.is_file():
             _encode(source, target)
             written += 1
         advance()
-    for unfinished in folder.glob(".*.tmp"):  # of a build that was killed
+    for unfinished in folder.glob(".*.tmp"):  # from a build that was killed
         unfinished.unlink()
     return written
 
@@ -218,7 +218,7 @@ def _encode(source: Path, target: Path) -> None:
 
 
 def _page(key: StudyKey, prompts: Mapping[str, str], title: str) -> str:
-    """The page; what it holds of the plans are numbers of files, sorted by their random names."""
+    """The page; its plans hold only numbers of files, sorted by their random names."""
     order = [[files.index(name) for name in sorted(files)] for files in key.files]
     study: dict[str, Any] = {
         "format": FORMAT,

@@ -1,4 +1,4 @@
-"""Reads what raters' browsers saved."""
+"""Raters' answers: reading the files that browsers saved, shares with intervals, and consistency."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RaterAnswers:
     Attributes:
         rater: number, 1 or more.
         file: its name.
-        choices: method chosen by trial and axis.
+        choices: chosen method by trial and axis.
     """
 
     rater: int
@@ -36,11 +36,11 @@ class RaterAnswers:
 
 @dataclass(frozen=True)
 class StudyAnswers:
-    """All that was read.
+    """Everything that was read.
 
     Attributes:
-        raters: by number, ascending.
-        notes: what a reader must know: incomplete files, files that say the same.
+        raters: raters by number, ascending.
+        notes: what a reader must know: incomplete files, duplicate files.
     """
 
     raters: tuple[RaterAnswers, ...]
@@ -50,12 +50,13 @@ class StudyAnswers:
 def read_answers(folder: Path, key: StudyKey) -> StudyAnswers:
     """Read every JSON file of a folder.
 
-    A rater who saved several times is counted once, with the file that holds most, provided that the others agree
-    with it.
+    A rater who saved several times counts once, with the file that holds most, provided that the others agree with
+    it.
 
     Raises:
         FileNotFoundError: no such folder, or no JSON file in it.
-        ValueError: a file is no answers, of another study, or contradicts another file of the same rater.
+        ValueError: a file is not a rater's answers, belongs to another study, or contradicts another file of the
+            same rater.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"answers: {folder}: no such folder")
@@ -154,12 +155,12 @@ _NONE = -1
 
 @dataclass(frozen=True)
 class RaterQuality:
-    """How steady a rater is.
+    """How consistent a rater is.
 
     Attributes:
-        answers: of the rater.
-        expected: questions asked.
-        repeated: questions that were asked, and answered, twice.
+        answers: number of answers.
+        expected: number of questions asked.
+        repeated: number of questions asked and answered twice.
         consistency: share of these with the same method both times; NaN for none.
         flagged: whether that is below the threshold.
     """
@@ -175,7 +176,7 @@ def rate_raters(answers: StudyAnswers, key: StudyKey, threshold: float) -> list[
     """The consistency of each rater; one without repeated answers is not flagged.
 
     Raises:
-        ValueError: a threshold that is no share.
+        ValueError: a threshold outside [0, 1].
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: expected a share from 0 to 1, got {threshold}")
@@ -203,10 +204,10 @@ def share_rows(
     """The share of each method on each axis, one row each, in percent.
 
     Args:
-        raters: whose answers count.
-        key: of the study.
+        raters: raters to count.
+        key: key of the study.
         label: for the column `raters`: which raters these are.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
         replicates: resamples.
 
     Raises:
@@ -227,7 +228,7 @@ def share_rows(
 
 
 def choice_matrix(raters: Sequence[RaterAnswers], key: StudyKey, axis: str) -> NDArray[np.int64]:
-    """Raters x items: the method chosen when the item was shown first, -1 for no answer."""
+    """Raters x items: the method chosen when the item was first shown, -1 for no answer."""
     chosen = np.full((len(raters), len(key.items)), _NONE, dtype=np.int64)
     for line, rater in enumerate(raters):
         for number, trial in enumerate(key.plans[rater.rater - 1]):
@@ -239,7 +240,7 @@ def choice_matrix(raters: Sequence[RaterAnswers], key: StudyKey, axis: str) -> N
 def _interval(chosen: NDArray[np.int64], method: int, seed: int, replicates: int) -> tuple[float, float]:
     """Both ends in percent; NaN where fewer than two raters or items gave answers."""
     answered = chosen != _NONE
-    # Who and what gave no answer at all is not part of the sample.
+    # Raters and items without any answer are not part of the sample.
     chosen = chosen[answered.any(axis=1)][:, answered.any(axis=0)]
     answered = chosen != _NONE
     raters = draw_counts(chosen.shape[0], 2 * seed, replicates).astype(np.float64)
@@ -251,7 +252,7 @@ def _interval(chosen: NDArray[np.int64], method: int, seed: int, replicates: int
 
 
 def rater_rows(qualities: Sequence[RaterQuality]) -> list[Row]:
-    """One row a rater, by RATER_COLUMNS."""
+    """One row per rater, by RATER_COLUMNS."""
     return [
         {
             "rater": quality.answers.rater,

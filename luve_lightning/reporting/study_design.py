@@ -1,4 +1,4 @@
-"""Who sees what where: the order of a study's items and the positions of its methods, for each rater.
+"""Who sees what where: for each rater, the order of a study's items and the positions of its methods.
 
 The paper shows 60 videos to 20 raters in 2x2 grids of four methods and reports how often its own was preferred overall,
 in details, in temporal quality and in following the text (LuVe, arXiv 2602.11564). How positions were drawn and whether
@@ -32,7 +32,7 @@ _GAP = 4  # trials between an item and its repetition, where the study is long e
 
 @dataclass(frozen=True)
 class Trial:
-    """One grid that a rater sees.
+    """One grid of videos that a rater sees.
 
     Attributes:
         item: number of the item.
@@ -49,17 +49,17 @@ def plan_rater(items: int, methods: int, repeats: int, rng: np.random.Generator)
     """The trials of one rater.
 
     Every item comes once, in random order. Over these, each method is at each position equally often, to within
-    one. Some items come again, later and with every method at another position.
+    one. Some items come again later, with every method at another position.
 
     Args:
         items: at least 1.
         methods: at least 2.
-        repeats: items that come again; at most `items`.
+        repeats: number of items that come again; at most `items`.
         rng: draws everything.
     """
     sequence = rng.permutation(items).tolist()
     orders = dict(zip(sequence, _balanced_orders(items, methods, rng), strict=True))
-    # Items of the first half are repeated first of all: they leave room for others between.
+    # Repeat items of the first half first: they leave room for others between.
     early = rng.permutation(sequence[: max(1, items // 2)]).tolist()
     late = rng.permutation(sequence[max(1, items // 2) :]).tolist()
     for item in (early + late)[:repeats]:
@@ -73,7 +73,7 @@ def plan_rater(items: int, methods: int, repeats: int, rng: np.random.Generator)
 
 
 def _place_again(sequence: Sequence[int], item: int, rng: np.random.Generator) -> int:
-    """Where in the sequence an item comes again."""
+    """Position in the sequence where an item comes again."""
     earliest = sequence.index(item) + 1 + _GAP
     return int(rng.integers(min(earliest, len(sequence)), len(sequence) + 1))
 
@@ -105,13 +105,13 @@ class StudyKey:
     """What turns answers into preferences.
 
     Attributes:
-        study: random id that answers carry too.
-        methods: their names.
+        study: random id, also part of the answers.
+        methods: names of the methods.
         axes: names of the questions.
         items: name of each item (of its videos' files).
-        files: random name of the video of each item and method.
-        plans: the trials of each rater; rater 1 is the first.
-        seed: that everything was drawn from.
+        files: random file name for each item and method.
+        plans: trials of each rater; rater 1 is the first.
+        seed: seed of everything drawn.
     """
 
     study: str
@@ -159,7 +159,7 @@ def read_key(path: Path) -> StudyKey:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no key.
+        ValueError: it is not a key.
     """
     if not path.is_file():
         raise FileNotFoundError(f"key: {path}: no such file; `luve study build` writes it")

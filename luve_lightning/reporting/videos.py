@@ -18,21 +18,23 @@ from luve_lightning.data.video_files import encode_h264, find_videos, read_video
 from luve_lightning.reporting.document import data_uri
 from luve_lightning.reporting.provenance import Unreadable
 
-_LOSSLESS_PIXELS = 512 * 512  # larger frames are kept at high quality instead: a 4K frame would take 10 MB
+_LOSSLESS_PIXELS = (
+    512 * 512
+)  # larger ones are stored at high quality, not losslessly: a 4K frame would take 10 MB
 _QUALITY = 92
 _FRAMES = 3
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two videos of the same thing.
+    """Two videos to compare.
 
     Attributes:
         a: video file shown left of the divider.
         b: video file shown right of it.
-        labels: what each is; default the names of their folders.
-        frames: numbers of the frames to show; default three, equally spaced, first and last among them.
-        caption: what is seen.
+        labels: names of the two; default the names of their folders.
+        frames: numbers of the frames to show; default three, equally spaced, including first and last.
+        caption: caption of the comparison.
     """
 
     a: Path
@@ -44,7 +46,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class FramePair:
-    """One frame of both videos, as addresses that hold the pictures."""
+    """One frame of both videos, as data URIs of the pictures."""
 
     number: int
     a: str
@@ -53,15 +55,15 @@ class FramePair:
 
 @dataclass(frozen=True)
 class ComparedFrames:
-    """What is shown of a comparison.
+    """The displayed content of a comparison.
 
     Attributes:
-        name: in the configuration.
-        labels: of the left and the right one.
-        caption: what is seen.
+        name: name in the configuration.
+        labels: labels of the left and the right one.
+        caption: caption of the comparison.
         sizes: height and width of the frames of both.
         pairs: at least one.
-        note: how the pictures are kept, and what else must be known of them.
+        note: how the pictures are stored, and what else a viewer must know.
     """
 
     name: str
@@ -73,28 +75,28 @@ class ComparedFrames:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Of the larger ones."""
+        """Size of the larger ones."""
         return max(self.sizes)
 
     @property
     def characters(self) -> int:
-        """How much of the page they take."""
+        """Number of characters it adds to the page."""
         return sum(len(pair.a) + len(pair.b) for pair in self.pairs)
 
 
 def read_comparison(name: str, comparison: Comparison) -> ComparedFrames:
     """Read the frames of both videos.
 
-    Frames of different sizes are laid over each other at the size of the larger ones, the smaller ones' pixels
+    Frames of different sizes are laid over each other at the size of the larger ones; the smaller ones' pixels are
     enlarged, not smoothed.
 
     Args:
-        name: of the comparison.
-        comparison: what to read.
+        name: name of the comparison.
+        comparison: videos and frames to read.
 
     Raises:
         FileNotFoundError: a file is missing.
-        Unreadable: sizes of different shape, or a frame that one of them has not.
+        Unreadable: sizes of different shape, or a frame that one of them lacks.
         ClipError: a video cannot be read.
     """
     for side, path in (("a", comparison.a), ("b", comparison.b)):
@@ -153,12 +155,12 @@ class PageVideo:
     """A video of the page.
 
     Attributes:
-        name: in the configuration, with the file's name where that names a folder.
+        name: name in the configuration, with the file's name where that names a folder.
         prompt: from the JSON file beside it; empty without one.
-        note: its frames, rate and size, and whether it was encoded again.
-        height: of a frame, pixels.
-        width: of a frame, pixels.
-        address: holds the mp4 file.
+        note: its frames, rate and size, and whether it was re-encoded.
+        height: height of a frame, pixels.
+        width: width of a frame, pixels.
+        address: data URI of the mp4 file.
     """
 
     name: str
@@ -170,7 +172,7 @@ class PageVideo:
 
     @property
     def characters(self) -> int:
-        """How much of the page it takes."""
+        """Number of characters it adds to the page."""
         return len(self.address)
 
 
@@ -195,7 +197,7 @@ def sample_files(name: str, path: Path) -> list[tuple[str, Path]]:
 
 
 def read_sample(name: str, path: Path) -> PageVideo:
-    """Read a video as browsers play it: H.264 in mp4, 8-bit 4:2:0; any other is encoded again.
+    """Read a video as browsers play it: H.264 in mp4, 8-bit 4:2:0; any other is re-encoded.
 
     Raises:
         ClipError: it cannot be read.

@@ -22,7 +22,8 @@ _LORA_NAME = "adaptation"
 class AdaptationTask(FlowMatchingTask):
     """Fine-tunes the transformer at a higher resolution, all of it or by a plain LoRA, at all noise levels.
 
-    With Lightning's `ModelParallelStrategy` parameters, gradients and optimiser are sharded (FSDP2) block by block.
+    With Lightning's `ModelParallelStrategy` parameters, gradients and optimiser are sharded (FSDP2) block by
+    block.
 
     Args:
         backbone: backbone folder or hub id.
@@ -90,7 +91,7 @@ class AdaptationTask(FlowMatchingTask):
         self.lora, self.export_dtype = lora_rank > 0, getattr(torch, export_dtype)
 
     def configure_model(self) -> None:
-        """Shard the transformer when the strategy brings a device mesh."""
+        """Shard the transformer when the strategy has a device mesh."""
         mesh = self.device_mesh
         if mesh is None or isinstance(next(self.transformer.parameters()), DTensor):
             return
@@ -104,7 +105,7 @@ class AdaptationTask(FlowMatchingTask):
         Every process must call it; the first one writes.
 
         Args:
-            folder: where to; its own subfolder `transformer/`.
+            folder: target; the transformer goes to its subfolder `transformer/`.
             datamodule: not needed.
         """
         del datamodule

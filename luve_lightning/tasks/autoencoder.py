@@ -22,7 +22,7 @@ class AutoencoderTask(TrainingTask):
         vae: sizes of a new VAE, see the family's `build_vae`; ignored with `init_from`.
         losses: pixel losses by name.
         kl_weight: weight of the mean KL divergence of the posterior from a unit Gaussian.
-        init_from: a backbone folder whose `vae/` to continue from.
+        init_from: backbone folder whose `vae/` to continue from.
         family: family of a new VAE.
         lr: see TrainingTask.
         min_lr: see TrainingTask.
@@ -100,9 +100,7 @@ class AutoencoderTask(TrainingTask):
         """
         count, total, square = 0, None, None
         for batch in videos:
-            video = batch["video"].to(
-                self.device, self.vae.dtype
-            )  # bfloat16 where that is the run's precision
+            video = batch["video"].to(self.device, self.vae.dtype)  # bfloat16 if that is the run's precision
             z = self.space.moments(self.vae, video).chunk(2, dim=1)[0].double()
             z = z.permute(1, 0, 2, 3, 4).flatten(1)
             count += z.shape[1]
@@ -120,10 +118,10 @@ class AutoencoderTask(TrainingTask):
 
         Args:
             folder: the backbone folder.
-            datamodule: has `statistics_dataloader()`, the training clips.
+            datamodule: needs `statistics_dataloader()`, the training clips.
         """
         state = {k: v.clone() for k, v in self.vae.state_dict().items()}
-        # Round the weights first: the statistics must be those of the file.
+        # Round the weights first: the statistics must describe the saved ones.
         self.vae.load_state_dict({k: v.half().float() for k, v in state.items()})
         self.measure_latents(datamodule.statistics_dataloader())
         self.family.save_vae(self.vae, Path(folder), torch.float16)

@@ -28,12 +28,12 @@ class BackboneTask(FlowMatchingTask):
         transformer: sizes of the transformer, see the family's `build_denoiser`: for Wan2.1 arguments of diffusers'
             class; the text embeddings' width is added.
         text_encoder: sizes of the text encoder, see the family's `build_text`; the vocabulary's size is added.
-        length: tokens of every caption, padding included.
-        compile: backend of torch.compile for the transformer's blocks, such as "inductor"; None compiles nothing. A
-            small model's step on a GPU is mostly the time to start its kernels, which compiling cuts.
-        init_from: a folder exported by this task to continue from, in place of `transformer`, `text_encoder` and
+        length: tokens per caption, padding included.
+        compile: torch.compile backend for the transformer's blocks, such as "inductor"; None compiles nothing. A
+            small model's step on a GPU mostly launches kernels, which compiling reduces.
+        init_from: folder exported by this task to continue from, instead of `transformer`, `text_encoder` and
             `length`.
-        shift: see FlowMatchingTask; the exported scheduler has it too.
+        shift: see FlowMatchingTask; the exported scheduler has it, too.
         weighting: see FlowMatchingTask.
         bins: see FlowMatchingTask.
         seed: see FlowMatchingTask.
@@ -90,7 +90,7 @@ class BackboneTask(FlowMatchingTask):
             warmup_steps,
             losses,
         )
-        # What was loaded comes frozen and in eval mode.
+        # Loaded modules come frozen and in evaluation mode.
         self.transformer.train()
         if compile is not None:
             self.transformer.compile_repeated_blocks(backend=compile)
@@ -108,7 +108,7 @@ class BackboneTask(FlowMatchingTask):
         if "caption" not in batch:
             raise ValueError("data.texts: expected none, the backbone's own text encoder embeds the captions")
         new = set(batch["caption"]) - self._tokens.keys()
-        if not self._told:  # once: the captions of a data set are alike
+        if not self._told:  # once: a data set's captions are alike
             self._told = self.text_encoder.warn_of_cuts(sorted(new))
         for caption in new:
             ids, mask = self.text_encoder.tokenize([caption])
@@ -123,12 +123,12 @@ class BackboneTask(FlowMatchingTask):
         return text_digest(json.dumps(words, sort_keys=True))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which words the embeddings are of: others have the same shapes."""
+        """Save which words the embeddings belong to: those of other words have the same shapes."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["vocabulary"] = self._vocabulary()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose embeddings are of other words."""
+        """Refuse a checkpoint whose embeddings belong to other words."""
         super().on_load_checkpoint(checkpoint)
         if checkpoint.get("vocabulary", self._vocabulary()) != self._vocabulary():
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What every LightningModule here shares: the optimiser, its schedule, and checkpoints of trainable weights only."""
+"""The base of every LightningModule here: optimiser, schedule, and checkpoints of trainable weights only."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import nn
 
 from luve_lightning.tasks.resume import Settings, check_training_state, say
 
-_MOST = 1e6  # far from what trains, and from what AdamW's float32 steps overflow at
+_MOST = 1e6  # far above what trains, far below where AdamW's float32 steps overflow
 
 
 class TrainingTask(L.LightningModule):
     """Base of the training tasks.
 
-    Frozen modules (a VAE, a backbone) are neither saved nor expected in checkpoints. Loading compares key sets
-    itself, because Lightning's `strict_loading=False` accepts missing keys silently.
+    Frozen modules (a VAE, a backbone) are neither saved nor expected in checkpoints. Loading compares the keys
+    itself, because Lightning's `strict_loading=False` silently accepts missing ones.
 
     Args:
         lr: peak learning rate of AdamW, > 0, at most 1e6.
-        min_lr: where the cosine ends, in [0, lr].
-        weight_decay: of AdamW, on weights with two dimensions or more, at most 1e6.
-        warmup_steps: linear warm-up from 0.
+        min_lr: learning rate at the end of the cosine, in [0, lr].
+        weight_decay: AdamW's weight decay, for weights of two dimensions or more, at most 1e6.
+        warmup_steps: steps of linear warm-up from 0.
     """
 
     def __init__(self, lr: float, min_lr: float, weight_decay: float, warmup_steps: int) -> None:
@@ -42,7 +42,7 @@ class TrainingTask(L.LightningModule):
         self.strict_loading = False
         self._steps = 0  # the run's, once it has an optimiser
         self._settings = Settings()
-        self._schedule_before: dict[str, Any] = {}  # of the run that wrote the checkpoint
+        self._schedule_before: dict[str, Any] = {}  # from the run that wrote the checkpoint
 
     def learning_rate(self, step: int, total_steps: int) -> float:
         """Learning rate of an optimiser step: linear warm-up, then a cosine from `lr` to `min_lr`."""
@@ -82,11 +82,11 @@ class TrainingTask(L.LightningModule):
         }
 
     def on_fit_start(self) -> None:
-        """Note the optimiser's settings before a checkpoint's replace them."""
+        """Remember the optimiser's settings before a checkpoint replaces them."""
         self._settings.note_optimizers(self.trainer)
 
     def on_train_start(self) -> None:
-        """Give a resumed run its own configuration's settings back, and say which differ from the checkpoint's."""
+        """Restore the configuration's settings in a resumed run, and say which differ from the checkpoint's."""
         changes = self._settings.restore(self.trainer)
         before, now = self._schedule_before, self._schedule()
         differs = {
@@ -102,14 +102,14 @@ class TrainingTask(L.LightningModule):
         return {k for k in self.state_dict() if k not in frozen and not k.startswith(tuple(frozen_modules))}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what training changes."""
+        """Save only what training changes."""
         keep = self._trainable_keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
         checkpoint["trained_weights"] = sorted(keep)
         checkpoint["schedule"] = self._schedule()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model, naming what differs, or one that training cannot go on from."""
+        """Refuse a checkpoint of another model, naming what differs, or one that training cannot continue from."""
         # A strategy that shards weights has taken them out of the checkpoint, and left what does not fit.
         names = checkpoint["state_dict"] if "state_dict" in checkpoint else checkpoint["trained_weights"]
         expected, found = self._trainable_keys(), set(names)

@@ -23,12 +23,12 @@ LatentKeys = dict[tuple[str, float], LatentKey]
 
 @dataclass
 class EncodeTotals:
-    """What a run did.
+    """Counts of a run.
 
     Attributes:
-        encoded: entries written.
+        encoded: number of entries written.
         bytes: written.
-        bad: windows whose clip could not be used.
+        bad: number of windows whose clip could not be used.
     """
 
     encoded: int = 0
@@ -37,18 +37,18 @@ class EncodeTotals:
 
 
 class EncodeTask(L.LightningModule):
-    """Encode batches of windows at every scale and variant, and write what is missing.
+    """Encodes batches of windows at every scale and variant, and writes what is missing.
 
-    An entry's numbers do not depend on which clips shared its batch, nor on what was in the store already:
-    the VAE always sees `batch_size` clips (a short batch is filled up), because convolutions round
-    differently for other batch sizes.
+    An entry's numbers depend neither on the clips that shared its batch nor on the store's content: the VAE always
+    sees `batch_size` clips (a short batch is filled up), because convolutions round differently for other batch
+    sizes.
 
     Args:
         codec: the VAE.
         read: decodes a window; knows the recipe and the store.
-        transforms: what each of the recipe's variants does to the high-resolution pixels.
-        quarantine: where bad clips are named.
-        batch_size: windows a batch.
+        transforms: transform of the high-resolution pixels for each of the recipe's variants.
+        quarantine: records bad clips.
+        batch_size: windows per batch.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class EncodeTask(L.LightningModule):
         self.totals = EncodeTotals()
 
     def predict_step(self, batch: list[EncodeItem], batch_idx: int) -> int:
-        """Claim, encode and write the missing latents of a batch; what others claimed waits until the end.
+        """Claim, encode and write the missing latents of a batch; those that others claimed wait until the end.
 
         Returns:
-            Entries written.
+            Number of entries written.
         """
         before = self.totals.encoded
         with ExitStack() as claims:
@@ -91,7 +91,7 @@ class EncodeTask(L.LightningModule):
         return self.totals.encoded - before
 
     def on_predict_epoch_end(self) -> None:
-        """Wait for what others were making, make what they gave up, and add up all processes' counts."""
+        """Wait for other processes' entries, make those they gave up, and sum the counts of all processes."""
         for item in self.deferred:
             self._finish(item)
         self.deferred = []
@@ -99,7 +99,7 @@ class EncodeTask(L.LightningModule):
         self.totals = EncodeTotals(*map(int, self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()))
 
     def _claim(self, item: EncodeItem, claims: ExitStack) -> tuple[LatentKeys, LatentKeys]:
-        """The item's keys that are ours to make now, and those that somebody else is making."""
+        """The item's keys that are ours to make now, and those that another process is making."""
         mine, others = {}, {}
         for name, key in item.missing.items():
             if claims.enter_context(self.store.claim(key)):
@@ -110,7 +110,7 @@ class EncodeTask(L.LightningModule):
 
     def _finish(self, item: EncodeItem) -> None:
         with ExitStack() as claims:
-            # One order in all processes, so that none waits for another in a circle.
+            # The same order in all processes, so that they never wait for each other in a circle.
             in_order = sorted(item.missing.items(), key=lambda named: named[1].digest)
             mine = {
                 name: key for name, key in in_order if claims.enter_context(self.store.claim(key, wait=True))

@@ -28,23 +28,23 @@ from luve_lightning.tasks.flow import FlowMatchingTask
 
 
 class ExpertTask(FlowMatchingTask):
-    """Trains an expert of LuVe by flow matching at the noise levels of its own band only.
+    """Trains one of LuVe's experts by flow matching, only at the noise levels of its band.
 
-    A noise level outside the band cannot come up: levels are drawn by `SigmaBand.sample`, which has no others. The
-    test pass compares the expert with its base, expert switched off, on the same clips, noise levels and noise.
+    Levels outside the band cannot occur: `SigmaBand.sample` draws none. The test compares the expert with its
+    base, expert disabled, on the same clips, noise levels and noise.
 
     Args:
-        backbone: backbone folder, or a transformer's own (what the adaptation exported), or hub id.
-        expert: where the expert sits, its rank, filter and band.
-        name: of the PEFT adapter: "lfe", "hfe" or your own.
-        init_from: a folder saved by `save_expert` to continue from; its configuration must be `expert`.
+        backbone: backbone folder, a transformer's own (as the adaptation exports it), or a hub id.
+        expert: the expert's place, rank, filter and band.
+        name: name of the PEFT adapter: "lfe", "hfe" or your own.
+        init_from: folder saved by `save_expert` to continue from; its configuration must equal `expert`.
         dtype: dtype of the frozen transformer, "float32" or "bfloat16"; the expert itself trains in float32.
         recompute: see `Denoiser.set_recompute`.
         keep_attention: see `Denoiser.set_recompute`.
         shift: see FlowMatchingTask.
         weighting: see FlowMatchingTask.
         bins: see FlowMatchingTask.
-        seed: see FlowMatchingTask; the expert's initial weights are the run's `seed_everything`'s.
+        seed: see FlowMatchingTask; the expert's initial weights follow the run's `seed_everything`.
         lr: see TrainingTask; LuVe trains experts with 1e-4.
         min_lr: see TrainingTask.
         weight_decay: see TrainingTask.
@@ -102,12 +102,12 @@ class ExpertTask(FlowMatchingTask):
         return json.dumps({"name": self.name} | asdict(self.expert), sort_keys=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which expert the weights are: another filter or band has the same shapes."""
+        """Save which expert the weights belong to: another filter or band has the same shapes."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["expert"] = self._identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another expert."""
+        """Refuse another expert's checkpoint."""
         saved, own = json.loads(checkpoint.get("expert", "{}")), json.loads(self._identity())
         differs = [
             f"{key} {saved[key]} there, {own[key]} here"
@@ -119,7 +119,7 @@ class ExpertTask(FlowMatchingTask):
         super().on_load_checkpoint(checkpoint)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Losses of held-out clips in the expert's band without and with it."""
+        """Losses of held-out clips in the expert's band, without and with it."""
         del batch_idx
         activate(self.transformer, None)
         self._before |= self.fixed_losses(batch)
@@ -127,7 +127,7 @@ class ExpertTask(FlowMatchingTask):
         self._after |= self.fixed_losses(batch)
 
     def on_test_epoch_end(self) -> None:
-        """Mean losses; `comparison` keeps each clip's for whoever reports them."""
+        """Mean losses; `comparison` keeps each clip's for reports."""
         before, after = gather_mappings(self._before), gather_mappings(self._after)
         self._before, self._after = {}, {}
         clips = sorted({clip for clip, _ in before})

@@ -1,4 +1,4 @@
-"""Flow matching on latents: what training the backbone, the adaptation and the experts share."""
+"""Flow matching on latents: the base of training the backbone, the adaptation and the experts."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ from luve_lightning.tasks.base import TrainingTask
 class FlowMatchingTask(TrainingTask):
     """Trains (parts of) a backbone's transformer to predict velocities at noise levels of one band.
 
-    Batches hold "latents" (B x C x t x h x w, normalised), "clip_id" (no two samples share one), and "text" (B x L x D)
-    or what `text` makes it of. Noise levels and noise of a training step are functions of (seed, step, process) alone.
-    Validation takes fixed noise levels, evenly spaced in the band's part of the schedule, and noise that depends on the
-    clip alone, so that two models are compared on the same samples.
+    Batches hold "latents" (B x C x t x h x w, normalised), "clip_id" (unique), and "text" (B x L x D) or what
+    `text` turns into it. Noise levels and noise of a training step are functions of (seed, step, process) alone.
+    Validation uses fixed noise levels, evenly spaced in the band's part of the schedule, and noise that depends
+    only on the clip, so that two models are compared on the same samples.
 
     Args:
         transformer: the model.
         band: noise levels to train on.
-        shift: of the schedule in which noise levels are drawn; Wan trains and samples with 5 (3 at 480p).
-        weighting: density over the schedule's index, see `SigmaBand.sample`; None is uniform, as LuVe draws.
-        bins: equal parts of the band's schedule for which the loss is logged apart; validation takes their middles.
-        seed: of noise levels and noise.
+        shift: shift of the schedule in which noise levels are drawn; Wan trains and samples with 5 (3 at 480p).
+        weighting: density over the schedule's index, see `SigmaBand.sample`; None is uniform, as in LuVe.
+        bins: number of equal parts of the band's schedule for which the loss is logged separately; validation uses
+            their middles.
+        seed: seed of noise levels and noise.
         lr: see TrainingTask.
         min_lr: see TrainingTask.
         weight_decay: see TrainingTask.
@@ -100,7 +101,8 @@ class FlowMatchingTask(TrainingTask):
             text: B x L x D.
 
         Raises:
-            ValueError: for a size of which the transformer would drop a row or column, or another number of channels.
+            ValueError: for a size whose last row or column the transformer would drop, or a wrong number of
+                channels.
         """
         _, channels, t, h, w = latents.shape
         if self.denoiser.channels != channels:
@@ -137,17 +139,17 @@ class FlowMatchingTask(TrainingTask):
         return loss
 
     def _count(self, sigma: Tensor, losses: Tensor, ends_step: bool) -> None:
-        """Add to the sums of the noise levels' parts; log and forget them as often as the Trainer logs."""
+        """Add to the sums of the band's parts; log and reset them as often as the Trainer logs."""
         part = torch.bucketize(sigma, self.edges[1:-1].to(sigma.device))
         sums = self._sums = self._sums.to(sigma.device)
         sums[0].index_add_(0, part, losses.double())
         sums[1].index_add_(0, part, torch.ones_like(losses, dtype=torch.float64))
         interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        # Of an accumulated step Lightning keeps what its last part logs; an interval of 0 is no logging.
+        # Lightning keeps what the last part of an accumulated step logs; an interval of 0 disables logging.
         if not ends_step or not interval or (self.global_step + 1) % interval:
             return
         total, count = sums.tolist()
-        # Not a number where no sample was: Lightning would repeat the value of an earlier line.
+        # nan where there was no sample: Lightning would repeat an earlier value.
         means = [t / n if n else math.nan for t, n in zip(total, count, strict=True)]
         self.log_dict({f"train/loss_{self._name(part)}": mean for part, mean in enumerate(means)})
         self._sums = torch.zeros_like(sums)
@@ -156,7 +158,7 @@ class FlowMatchingTask(TrainingTask):
         return f"sigma_{self.edges[part]:.3f}-{self.edges[part + 1]:.3f}"
 
     def fixed_losses(self, batch: dict[str, Any]) -> dict[tuple[str, int], float]:
-        """Losses at the middle of each part of the band, with noise of the clip's own, by (clip, part)."""
+        """Losses at the middle of each part of the band, with the clip's own noise, by (clip, part)."""
         latents, text = batch["latents"].float(), self.text(batch)
         found: dict[tuple[str, int], float] = {}
         for part, sigma in enumerate(self.band.levels(self.bins, self.shift).flip(0).tolist()):
@@ -180,11 +182,11 @@ class FlowMatchingTask(TrainingTask):
             self.log(f"val/loss_{self._name(part)}", math.fsum(values) / len(values), sync_dist=True)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Nothing by itself: comparisons are callbacks'."""
+        """Nothing: callbacks compare."""
 
 
 def sigma_edges(band: SigmaBand, shift: float, bins: int) -> Tensor:
-    """Ends of parts of the band that are equally long in the schedule, rising, shape (bins + 1,)."""
+    """Edges of parts of the band with equal length in the schedule, rising, shape (bins + 1,)."""
     most, least = band.index_fractions(shift)
     return torch.tensor(
         [sigma_of_index_fraction(float(f), shift) for f in np.linspace(least, most, bins + 1)]
@@ -192,6 +194,6 @@ def sigma_edges(band: SigmaBand, shift: float, bins: int) -> Tensor:
 
 
 def clip_noise(clip_id: str, part: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal noise that depends on its arguments alone, float32 on the CPU."""
+    """Standard normal noise that depends only on its arguments, float32 on the CPU."""
     seed = int.from_bytes(hashlib.sha256(f"{clip_id} {part}".encode()).digest()[:7], "big")
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))

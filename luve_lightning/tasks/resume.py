@@ -1,7 +1,7 @@
 """What a resumed run takes from its checkpoint, and what from its configuration.
 
-A checkpoint holds state: weights, moments, averages, positions. Lightning and PyTorch save settings beside them, and
-put those in the place of the new configuration's. Here the configuration's are put back.
+A checkpoint holds state: weights, moments, averages, positions. Lightning and PyTorch also save settings, and
+restore them over the new configuration's. Here the configuration's are put back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Change = tuple[Any, Any]  # the configuration's value, the checkpoint's
 
 
 def check_training_state(trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse to resume from weights alone, and say what else the checkpoint lacks.
+    """Refuse to resume from weights alone, and name what else the checkpoint lacks.
 
     Raises:
         ValueError: when the optimiser's state, the schedule's or the loops' is missing.
@@ -53,7 +53,7 @@ def _keeps_a_position(data: Any) -> bool:
 
 
 class Settings:
-    """What the configuration set on optimisers, schedules and callbacks, before a checkpoint is loaded into them."""
+    """The configuration's settings of optimisers, schedules and callbacks, before a checkpoint is loaded into them."""
 
     def __init__(self) -> None:
         self.callbacks: list[tuple[L.Callback, dict[str, Any]]] = []
@@ -61,11 +61,11 @@ class Settings:
         self.rates: list[list[float]] = []
 
     def note_callbacks(self, trainer: L.Trainer) -> None:
-        """Before their states are loaded."""
+        """Remember the callbacks' settings before their states are loaded."""
         self.callbacks = [(callback, _settings_of(callback)) for callback in trainer.callbacks]  # type: ignore[attr-defined]
 
     def note_optimizers(self, trainer: L.Trainer) -> None:
-        """Before their states are loaded."""
+        """Remember the callbacks' settings before their states are loaded."""
         self.groups = [
             [
                 {key: value for key, value in group.items() if key != "params"}
@@ -78,13 +78,13 @@ class Settings:
         ]
 
     def restore(self, trainer: L.Trainer) -> dict[str, Change]:
-        """Put everything back that a checkpoint has changed.
+        """Put back everything that a checkpoint has changed.
 
         Returns:
-            What that was, by name.
+            The changed settings, by name.
 
         Raises:
-            ValueError: for another learning rate with a schedule that goes on from its last one.
+            ValueError: for another learning rate with a schedule that continues from its last one.
         """
         changes: dict[str, Change] = {}
         for callback, settings in self.callbacks:
@@ -125,7 +125,7 @@ def _settings_of(callback: L.Callback) -> dict[str, Any]:
 
 
 def say(changes: Mapping[str, Change]) -> None:
-    """Name what a resumed run does otherwise than the run that wrote the checkpoint, in one line."""
+    """Say in one line what a resumed run does differently from the run that wrote the checkpoint."""
     if changes:
         parts = [
             f"{name} {_text(new)} (the checkpoint had {_text(old)})" for name, (new, old) in changes.items()

@@ -22,19 +22,19 @@ from luve_lightning.tasks.base import TrainingTask
 class VLUerTask(TrainingTask):
     """Trains a VLUer on pairs of latents of one clip at two resolutions.
 
-    Phase 1 uses the losses in latent space. From `pixel_from_step` on, phase 2 adds those in pixel space on a crop
-    that is decoded from both the prediction and the target, so that what the decoder does at a crop's border is the
+    Phase 1 uses the losses in latent space. From `pixel_from_step` on, phase 2 adds those in pixel space, on a
+    crop decoded from both the prediction and the target, so that the decoder's effects at a crop's border are the
     same on both sides. The VAE is frozen; gradients flow through it.
 
     Args:
         net: the model.
         backbone: backbone folder or hub id; its VAE decodes the crops.
         losses: losses by name; each says its space.
-        pixel_from_step: optimiser step at which phase 2 begins; -1 never.
-        pixel_crop: latent frames, height and width of the decoded crop (cut to what there is).
-        init_from: a folder saved by `VLUer.save_pretrained` whose weights to start from.
+        pixel_from_step: optimiser step at which phase 2 begins; -1 disables it.
+        pixel_crop: latent frames, height and width of the decoded crop (cut to the available size).
+        init_from: folder saved by `VLUer.save_pretrained` whose weights to start from.
         codec_dtype: dtype of the VAE's weights, "float32" or "bfloat16".
-        seed: of the crops' positions.
+        seed: seed of the crops' positions.
         lr: see TrainingTask; the released code uses 2e-4.
         min_lr: see TrainingTask.
         weight_decay: see TrainingTask.
@@ -75,7 +75,9 @@ class VLUerTask(TrainingTask):
             )
         self.losses = torch.nn.ModuleDict(losses)
         self.pixel_from_step, self.pixel_crop, self.seed = pixel_from_step, pixel_crop, seed
-        self._scores: dict[tuple[float, str], tuple[float, float]] = {}  # of this process's validation clips
+        self._scores: dict[
+            tuple[float, str], tuple[float, float]
+        ] = {}  # from this process's validation clips
 
     def forward(self, latents: Tensor, size: Size3d) -> Tensor:
         """Upsample normalised latents; see VLUer."""
@@ -87,7 +89,7 @@ class VLUerTask(TrainingTask):
         return 2 if has_pixel and 0 <= self.pixel_from_step <= step else 1
 
     def crop_window(self, size: Size3d, step: int) -> tuple[slice, slice, slice]:
-        """Where the decoded crop lies in latents of this size: a function of (seed, step) alone."""
+        """The decoded crop's position in latents of this size: a function of (seed, step) alone."""
         rng = np.random.default_rng([self.seed, step])
         slices = []
         for n, want in zip(size, self.pixel_crop, strict=True):
@@ -134,8 +136,8 @@ class VLUerTask(TrainingTask):
     def on_validation_epoch_end(self) -> None:
         """Means over all clips, per scale and over all.
 
-        Gathered by clip and not logged by batch: a process may not have met every scale, and Lightning reduces what
-        the processes logged by position, whatever its name.
+        Gathered by clip, not logged by batch: a process may not have seen every scale, and Lightning reduces
+        logged values by position, whatever their names.
         """
         scores, self._scores = gather_mappings(self._scores), {}
         groups = {"": list(scores.values())}
@@ -148,7 +150,7 @@ class VLUerTask(TrainingTask):
                 self.log(f"val/{name}{suffix}", mean, prog_bar=shown, sync_dist=True)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Nothing by itself: the comparison with interpolation is the UpsamplerComparison callback's."""
+        """Nothing: the UpsamplerComparison callback compares with interpolation."""
 
     def export(self, folder: Path, datamodule: Any) -> None:
         """Save the model for `VLUer.from_pretrained`.

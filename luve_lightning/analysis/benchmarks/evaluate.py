@@ -25,12 +25,12 @@ from luve_lightning.metrics import FrechetPatchDistance
 from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureMoments, FeatureStatistics
 
 HEIGHT, WIDTH, FRAMES, FPS = 1080, 1920, 49, 24
-DISTINCT = 4  # videos that are encoded; the others are copies with a byte more, so that each is decoded
+DISTINCT = 4  # number of encoded videos; the others are copies with one more byte, so that each is decoded
 LIMIT = 4 * 2**30
 
 
 class ChannelMeans(FeatureExtractor):
-    """A network that costs nothing: what is left is decoding, cutting patches and keeping results."""
+    """A network that costs nothing: what remains is decoding, cutting patches and keeping results."""
 
     kind = "means"
     resolution = "its own size"
@@ -38,7 +38,7 @@ class ChannelMeans(FeatureExtractor):
     dim = 3
 
     def forward(self, patches: Tensor) -> Tensor:
-        """uint8 N x 3 x S x S to the mean of each channel, of some pixels."""
+        """uint8 N x 3 x S x S to the mean of each channel over some pixels."""
         return patches[:, :, ::16, ::16].flatten(2).float().mean(2)
 
 
@@ -50,7 +50,7 @@ def measure(device: torch.device, repeats: int = 2, videos: int = 100) -> Iterat
 
     Args:
         device: where the stand-in for a network runs.
-        repeats: of both, one after the other; the fastest of each counts, since whatever else runs here only slows.
+        repeats: repeats of both, in turn; the fastest of each counts, because other processes only slow them.
         videos: how many of 49 frames at 1080p.
     """
     if videos < 1:
@@ -85,7 +85,7 @@ def _write_videos(folder: Path, videos: int) -> None:
 
 
 def _drifting(rng: np.random.Generator) -> np.ndarray:
-    """A texture with detail at every size that moves, so that the file is as large as one of a camera."""
+    """A moving texture with detail at every size, so that the file is as large as a camera's."""
     margin = 2 * FRAMES
     picture = np.zeros((HEIGHT + margin, WIDTH + margin, 3))
     for cell in (2, 6, 24, 96):

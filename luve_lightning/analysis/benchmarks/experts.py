@@ -1,4 +1,4 @@
-"""`luve bench --subject experts`: what a forward pass costs with an expert and without, with random weights."""
+"""`luve bench --subject experts`: a forward pass with and without an expert, with random weights."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def measure(device: torch.device, repeats: int = 20) -> list[dict[str, Any]]:
         repeats: rounds.
 
     Returns:
-        One row for the base and each expert: median, least and most milliseconds, peak MiB beside what is resident,
-        and `ratio`, the median over rounds of its time to the base's of the same round.
+        One row for the base and each expert: median, least and most milliseconds, peak MiB beyond what is
+        resident, and `ratio`, the median over rounds of its time to the base's in the same round.
     """
     size = bench_model(device)
     denoiser = _denoiser(size, device)

@@ -24,7 +24,8 @@ from luve_lightning.tasks import AdaptationTask, ExpertTask, FlowMatchingTask
 _LFE = ExpertConfig("attention", 32, 32, FrequencyFilter("low", 0.5), SigmaBand(0.875, 1.0))
 _HFE = ExpertConfig("feed_forward", 32, 32, FrequencyFilter("high", 0.5), SigmaBand(0.0, 0.875))
 _RECOMPUTE: Recompute = "all_but_attention"
-# Of 30 blocks: the optimiser's state and the gradients of all weights leave room for these on a card of 80 GB.
+# Number of blocks of 30: the optimiser's state and the gradients of all weights leave room for these on a card of
+# 80 GB.
 _KEPT_IN_ADAPTATION = 22
 
 
@@ -36,7 +37,7 @@ def measure(device: torch.device, repeats: int = 1) -> Iterator[dict[str, Any]]:
         repeats: steps after a warm-up on one latent frame; the least time counts.
 
     Yields:
-        One row for the adaptation and each expert as it is measured: seconds of the forward pass and of the step,
+        One row for the adaptation and each expert, as it is measured: seconds of the forward pass and of the step,
         their ratio, and on a GPU the step's peak GiB, everything resident included.
     """
     size = bench_model(device)

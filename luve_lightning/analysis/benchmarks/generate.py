@@ -25,21 +25,21 @@ from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.models.experts import add_expert, expert_names, expert_parameters
 
 STEPS, SKIP = 50, 10
-BUDGET = 10.0  # seconds of a row's repetitions
+BUDGET = 10.0  # seconds for a row's repetitions
 BANDS = {"lfe": SigmaBand(0.875, 1.0), "hfe": SigmaBand(0.0, 0.875)}
 _MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is benchmarked on one kind of device.
+    """The benchmark for one kind of device.
 
     Attributes:
-        name: of the models.
+        name: name of the models.
         configs: the models.
         sizes: frames, height and width in pixels, by name.
-        tile: of tiled decoding, in latents.
-        dtype: of the transformer and the text encoder.
+        tile: tile of tiled decoding, in latents.
+        dtype: dtype of the transformer and the text encoder.
     """
 
     name: str
@@ -56,7 +56,7 @@ def wan() -> Setup:
 
 
 def mini() -> Setup:
-    """Small models in which all that happens to the large ones happens."""
+    """Small models in which everything happens that happens to the large ones."""
     configs = PartConfigs(
         transformer={
             "num_attention_heads": 4,
@@ -92,16 +92,17 @@ def measure(
 
     Args:
         device: a GPU runs Wan2.1-1.3B in bfloat16, a CPU small models in float32.
-        repeats: timed runs of each stage after the first, as many as 10 seconds allow; the median counts. What takes
-            longer than that (a step at 2K or 4K) runs once.
+        repeats: timed runs of each stage after the first, as many as fit into 10 seconds; the median counts. What
+            takes longer (a step at 2K or 4K) runs once.
         sizes: some of 720p (text, motion, decoding), 2k and 4k (upsampling, refinement by each expert, decoding),
             separated by commas.
-        vae_dtype: of the VAE and the VLUer.
+        vae_dtype: dtype of the VAE and the VLUer.
 
     Returns:
-        Rows with the seconds of one call (of a denoising step with guidance, which is two forward passes), `peak_mib`
-        of all that is allocated with the weights, the plan's estimates, and their errors relative to what was measured.
-        On a CPU memory is the process's, and the plan's is still a GPU's: of small models the error tells nothing.
+        Rows with the seconds of one call (a denoising step with guidance is two forward passes), `peak_mib` of
+        everything allocated including weights, the plan's estimates, and their errors relative to the measurement.
+        On a CPU memory is the process's, while the plan's is still a GPU's: for small models the error says
+        nothing.
 
     Raises:
         ValueError: for an unknown size.
@@ -154,7 +155,7 @@ class _Bench:
         yield from self._decoding(size)
 
     def _decoding(self, size: str) -> Iterator[dict[str, Any]]:
-        """In tiles, then untiled."""
+        """Decoding in tiles, then whole."""
         self._only("vae")
         for tile in (self.setup.tile, None):
             planner = self._planner(size, tile)
@@ -176,7 +177,7 @@ class _Bench:
         return torch.randn(1, self.planned.codec.channels, *grid, device=self.device)
 
     def _only(self, part: str) -> None:
-        """Have this model on the device and no other."""
+        """Put this model, and no other, on the device."""
         self.parts.forget(*(name for name in self.parts.names() if name != part))
         gc.collect()
         if self.device.type == "cuda":
@@ -225,10 +226,10 @@ class _Bench:
 
 
 def _prepare(part: str, parts: Parts) -> None:
-    """What random weights need besides being random."""
+    """Prepare random weights for timing."""
     module = parts.module(part)
     if part == "vluer":
-        # Its last convolution starts at zero; fast kernels must not be timed on zeros.
+        # The last convolution starts at zero; fast kernels must not be timed on zeros.
         torch.nn.init.normal_(parts.vluer.get_parameter("decoder.conv_out.weight"), std=0.02)
     if part == "transformer" and not expert_names(parts.transformer):
         for name, config in EXPERTS.items():

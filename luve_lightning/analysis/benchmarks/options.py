@@ -31,10 +31,10 @@ class Variant:
     """One way to run.
 
     Attributes:
-        name: of the option.
-        speed: switches of the pipeline.
-        guidance: how it is guided.
-        needs_gpu: there is nothing to measure on a CPU.
+        name: name of the option.
+        speed: options of the pipeline.
+        guidance: guidance.
+        needs_gpu: whether a CPU has nothing to measure.
     """
 
     name: str
@@ -70,15 +70,16 @@ def measure(
     Args:
         device: where.
         repeats: timed runs of each option after the first; the median counts.
-        backbone: trained weights; None takes random ones, of Wan2.1-1.3B's size on a GPU and small ones on a CPU. How
-            much a cache skips and changes depends on the weights: of random ones it tells nothing.
-        refiner: the third stage's own transformer, where the backbone is given.
-        video: frames, height and width in pixels; None takes 49x720x1280 on a GPU and 5x64x64 on a CPU.
-        prompt: what is shown, where the backbone is given.
+        backbone: trained weights; None uses random ones, of Wan2.1-1.3B's size on a GPU and small ones on a CPU.
+            How much a cache skips and changes depends on the weights: random ones say nothing about it.
+        refiner: the third stage's own transformer, with a backbone.
+        video: frames, height and width in pixels; None means 49x720x1280 on a GPU and 5x64x64 on a CPU.
+        prompt: prompt, with a backbone.
 
     Returns:
-        Rows with the seconds of all steps, the ratio to the run without options, `peak_mib` of what is allocated (on a
-        CPU of what the run adds), and `difference`, the root mean square of the change of the latents relative to them.
+        Rows with the seconds of all steps, the ratio to the run without options, `peak_mib` of everything
+        allocated (on a CPU, of what the run adds), and `difference`, the root mean square of the change of the
+        latents relative to them.
     """
     if video is None:
         video = mini().sizes["2k"] if device.type == "cpu" else wan().sizes["720p"]
@@ -124,7 +125,7 @@ def _refined(pipeline: LuVePipeline, latents: Tensor, guidance: Guidance, inputs
 
 
 def _pipeline(device: torch.device, backbone: str | None, refiner: str | None, offload: bool) -> LuVePipeline:
-    """A fresh one each time: some switches cannot be turned back."""
+    """A fresh pipeline each time: some options cannot be undone."""
     torch.manual_seed(0)
     if backbone is not None:
         pipeline: LuVePipeline = LuVePipeline.from_pretrained(backbone, refiner=refiner)

@@ -16,23 +16,23 @@ import torch
 
 HEIGHT, WIDTH = 2160, 3840
 RADII = (1.0, 2.0, 6.0)
-FRAMES = 8  # of one clip; also what each core gets at once
+FRAMES = 8  # frames of one clip; also what each core gets at once
 
 
 def measure(device: torch.device, repeats: int = 20) -> list[dict[str, Any]]:
     """Time unsharp masking of 4K frames, ours beside scikit-image on every core.
 
-    scikit-image runs one process a core, which is the fastest way to use it; its function itself uses one core.
+    scikit-image runs one process per core, the fastest way to use it; its function itself uses one core.
 
     Args:
-        device: where ours runs.
+        device: device of our implementation.
         repeats: timed runs after one to warm up; the median counts.
     """
     cores = len(os.sched_getaffinity(0))
     where = str(device) if device.type != "cpu" else f"{torch.get_num_threads()} threads"
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
-        for radius in RADII:  # one beside the other, so that whatever else runs here disturbs both
+        for radius in RADII:  # in turn, so that other processes disturb both
             run = partial(_on_every_core, pool, cores, radius)
             reference = _median_ms(run, repeats) / (cores * FRAMES)
             ms, peak = _ours(device, radius, repeats)
@@ -78,13 +78,13 @@ def _reference(radius: float) -> None:
         unsharp_mask(frame, radius=radius, amount=1.0, channel_axis=2)
 
 
-@lru_cache(maxsize=1)  # made while warming up, once a process
+@lru_cache(maxsize=1)  # made during warm-up, once per process
 def _reference_frame() -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.random.default_rng(0).random((HEIGHT, WIDTH, 3), dtype=np.float32)
 
 
 def _ours(device: torch.device, radius: float, repeats: int) -> tuple[float, float | None]:
-    """Milliseconds a frame, and MiB at the peak besides input and output."""
+    """Milliseconds per frame, and peak MiB beyond input and output."""
     from luve_lightning.functional.sharpen import unsharp_mask
 
     generator = torch.Generator(device).manual_seed(0)

@@ -39,11 +39,11 @@ _GREY = torch.tensor([0.299, 0.587, 0.114])
 def paint_scene(scene: Scene) -> Tensor:
     """Paints every frame of a clip.
 
-    Where the camera looks at more photograph pixels than the clip has, frames are painted larger and reduced
-    with an antialiasing filter, so detail stays sharp without flickering; sprites gain from the same.
+    Where the camera sees more photograph pixels than the clip has, frames are painted larger and reduced with an
+    antialiasing filter, so detail stays sharp without flickering; sprites gain from it, too.
 
     Args:
-        scene: What happens.
+        scene: The scene to paint.
 
     Returns:
         Frames, uint8 `T x H x W x 3`.
@@ -75,7 +75,7 @@ def _paint_sprite(canvas: Tensor, scene: Scene, sprite: Sprite) -> None:
     """Draws one sprite over the canvas `T x 3 x S x S`, in place, touching only the square around it."""
     side = canvas.shape[-1]
     positions, radii, angles = sprite_path(sprite, scene.frames)
-    # Half a diagonal of the shape's square, and a pixel for the soft edge; in half frames.
+    # Half a diagonal of the shape's square, plus a pixel for the soft edge; in half frames.
     reach = float(radii.max()) * 1.45 + 4 / side
     patch = min(side, math.ceil(reach * side))
     corners = np.rint((positions + 1) / 2 * side - patch / 2).clip(0, side - patch).astype(np.int64)
@@ -87,7 +87,7 @@ def _paint_sprite(canvas: Tensor, scene: Scene, sprite: Sprite) -> None:
     across, down = cos * x + sin * y, cos * y - sin * x
     cut_left, cut_top, cut_side = sprite.cut
     half = cut_side / 2
-    # Graded as the whole picture is, but never mirrored: the cut was chosen in the photograph as it is.
+    # Graded like the whole picture, but never mirrored: the cut was chosen in the photograph itself.
     grade = replace(scene.grade, flip=False)
     picture = apply_grade(load_photograph(photograph_named(sprite.texture)), grade)
     texture = _sample(
@@ -102,7 +102,7 @@ def _paint_sprite(canvas: Tensor, scene: Scene, sprite: Sprite) -> None:
 
 
 def apply_grade(picture: Tensor, grade: Grade) -> Tensor:
-    """Applies a colour grade to a picture `3 x H x W` in [0, 1]; the neutral grade returns it as it is."""
+    """Applies a colour grade to a picture `3 x H x W` in [0, 1]; the neutral grade returns it unchanged."""
     if grade == Grade():
         return picture
     matrix = _hue_matrix(grade.hue)
@@ -144,7 +144,7 @@ def _per_frame(values: np.ndarray) -> Tensor:
 REFERENCE_SIZE = 192
 WINDOW_RANGE = (150.0, 400.0)
 
-# Kinds of camera work and how often each is drawn, in percent.
+# Kinds of camera work, and how often each is drawn, in percent.
 CAMERA_WORK: dict[tuple[str, ...], int] = {
     (): 7,
     ("pan",): 36,
@@ -157,7 +157,7 @@ CAMERA_WORK: dict[tuple[str, ...], int] = {
 
 
 def draw_scene(seed: int, split: str, index: int, frames: int, size: int, fps: int) -> Scene:
-    """Draws clip `index` of a split; it does not depend on any other clip.
+    """Draws clip `index` of a split at random; independent of every other clip.
 
     Args:
         seed: Seed of the world, >= 0.
@@ -177,13 +177,13 @@ def draw_scene(seed: int, split: str, index: int, frames: int, size: int, fps: i
     camera = _draw_camera(rng, photograph, grade.flip)
     count = int(rng.choice(3, p=(0.12, 0.53, 0.35)))
     still = not (camera.pan or camera.zoom or camera.turn)
-    # Something moves in every clip: before a still camera the first sprite has to.
+    # Something moves in every clip: with a still camera the first sprite must.
     sprites = tuple(_draw_sprite(rng, photograph, still and i == 0) for i in range(max(count, int(still))))
     return Scene(seed, split, index, frames, size, fps, photograph.url, grade, camera, sprites)
 
 
 def _turn_of(seed: int, number: int, split: str, index: int) -> Photograph:
-    # Photographs take turns, in an order shuffled anew each round, so that even few clips show many of them.
+    # Photographs take turns, reshuffled each round, so that even few clips show many of them.
     turns = [photograph for photograph in photographs_of(split) for _ in range(photograph.weight)]
     order = np.random.default_rng([seed, number, index // len(turns), 1]).permutation(len(turns))
     return turns[int(order[index % len(turns)])]
@@ -217,7 +217,7 @@ def _draw_camera(rng: np.random.Generator, photograph: Photograph, flip: bool) -
 def _try_camera(
     rng: np.random.Generator, pixels: np.ndarray, kind: tuple[str, ...], speed: str
 ) -> Camera | None:
-    """Draws one camera over grey pixels `H x W`; None when the photograph is too small for its way."""
+    """Draws one camera over grey pixels `H x W`; None when the photograph is too small for its path."""
     height, width = pixels.shape
     short = min(height, width)
     window = math.exp(rng.uniform(math.log(min(195.0, 0.8 * short)), math.log(min(380.0, 0.92 * short))))
@@ -244,7 +244,7 @@ def _try_camera(
     last = np.array([width, height]) - (reach[:, None] + way).max(axis=0)
     if np.any(first > last):
         return None
-    # Of three places the one with most detail: not the empty sky again and again.
+    # Take the place with most detail of three, instead of the empty sky again and again.
     places = [rng.uniform(first, last) for _ in range(3)]
     center = max(places, key=lambda place: _detail(pixels, place - camera.window / 2, camera.window))
     return replace(camera, center=(round(float(center[0]), 3), round(float(center[1]), 3)))
@@ -288,7 +288,7 @@ def _draw_cut(rng: np.random.Generator, texture: Photograph, radius: float) -> t
 
 
 def _grey(photograph: Photograph) -> np.ndarray:
-    # numpy, not torch: its sums do not depend on the number of threads, so the choices below do not either.
+    # numpy, not torch: its sums do not depend on the number of threads, so neither do the choices below.
     return load_photograph(photograph).numpy().mean(axis=0)
 
 
@@ -299,5 +299,5 @@ def _detail(pixels: np.ndarray, corner: np.ndarray, side: float) -> float:
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    # Rounded, so that a scene's text form, and with it the clip's id, stays short.
+    # Rounded, so that a scene's text form, from which the clip's id comes, stays short.
     return round(float(rng.uniform(low, high)), 4)

@@ -1,8 +1,8 @@
-"""The photographs the mini world is filmed from: files that scikit-image ships inside its wheel.
+"""The photographs from which the mini world is filmed: files that scikit-image ships in its wheel.
 
-A photograph is a "source video": its name goes into the CSV's `url` column, and whole photographs belong to
-one split. Both motorcycle pictures show one scene, so they stand in one split. The test photographs are
-natural ones in colour; train keeps the most varied ones.
+A photograph stands for a source video: its name goes into the CSV's `url` column, and whole photographs belong to
+one split. Both motorcycle pictures show one scene, so they are in one split. The test photographs are natural ones
+in colour; train has the most varied ones.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Photograph:
-    """One picture and the words for it.
+    """One picture with its words.
 
     Attributes:
         url: Name of the "source video", without spaces.
         file: File name below `skimage/data`.
-        subject: What is seen, with its article: "a photograph of <subject>".
+        subject: What it shows, with an article: "a photograph of <subject>".
         texture: One word for a sprite cut from it: "a small <texture> star".
         split: "train", "val" or "test".
-        weight: How many turns it gets while the others get one (colourful, detailed pictures get more).
+        weight: Its number of turns per turn of the others (colourful, detailed pictures get more).
         color: Whether it is a colour picture.
-        flip: Whether it may be mirrored (not text).
-        shrink: Integer factor by which the file is reduced first, for pictures with few details a pixel.
+        flip: Whether it may be mirrored (text may not).
+        shrink: Integer factor by which to reduce the file first, for pictures with little detail per pixel.
     """
 
     url: str
@@ -102,7 +102,7 @@ def photograph_named(url: str) -> Photograph:
 
 @lru_cache(maxsize=len(PHOTOGRAPHS))
 def load_photograph(photograph: Photograph) -> Tensor:
-    """Reads one photograph; it is kept in memory, so treat the result as read-only.
+    """Reads one photograph; it is cached, so treat the result as read-only.
 
     Returns:
         Float32 `3 x H x W` in [0, 1]; a grey picture has three equal channels.
@@ -124,7 +124,7 @@ def load_photograph(photograph: Photograph) -> Tensor:
 
 
 def _data_folder() -> Path:
-    # The files are read in place: skimage.data's functions may go to the network for some of them.
+    # The files are read directly: skimage.data's functions may use the network for some of them.
     spec = find_spec("skimage")
     if spec is None or spec.origin is None:
         raise FileNotFoundError("scikit-image is not installed; it ships the photographs of the mini world")

@@ -1,4 +1,4 @@
-"""Writing one clip as H.264 in mp4, the same bytes every time."""
+"""Rendering the mini world: its clips as mp4, the same bytes every time, and its manifest."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ CRF = 14
 
 
 def write_clip(path: Path, frames: np.ndarray, fps: int) -> None:
-    """Encodes frames and puts the finished file in place in one step; see `encode_h264`.
+    """Encodes frames and puts the finished file in place atomically; see `encode_h264`.
 
     Args:
-        path: Where to; its folder exists.
+        path: Target; its folder exists.
         frames: uint8 `T x H x W x 3`, H and W even.
         fps: Frames per second.
     """
@@ -52,15 +52,15 @@ UNFINISHED = "UNFINISHED.json"
 
 
 class OtherWorldError(ValueError):
-    """The folder holds something else than the world asked for."""
+    """Raised for a folder with something other than the requested world."""
 
 
 def claim(output: Path, arguments: dict[str, int]) -> dict[str, str]:
-    """Takes a folder for a world, or recognises the world in it.
+    """Claims a folder for a world, or recognises the world in it.
 
     Args:
-        output: The folder; made when missing.
-        arguments: What decides every byte of the world.
+        output: The folder; created when missing.
+        arguments: Everything that decides the bytes of the world.
 
     Returns:
         SHA-256 by file name from the manifest; empty when the world is not complete yet.
@@ -90,7 +90,7 @@ def write_manifest(output: Path, arguments: dict[str, int], names: Sequence[str]
 
 
 def matches(path: Path, expected: str | None) -> bool:
-    """Returns whether a file is there and has this SHA-256."""
+    """Returns whether a file exists with this SHA-256."""
     return path.is_file() and file_digest(path) == expected
 
 
@@ -119,7 +119,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class RenderReport:
-    """What a call of `render_mini_world` did: ids of clips rendered now, and how many were there already."""
+    """The outcome of `render_mini_world`: ids of clips rendered now, and how many existed already."""
 
     rendered: tuple[str, ...]
     kept: int
@@ -138,23 +138,23 @@ def render_mini_world(
 ) -> RenderReport:
     """Renders the mini world into a folder; the same arguments give the same bytes.
 
-    Writes `clips/<clip_id>.mp4`, `clips.csv` (UltraVideo's columns), `splits.json` and at the end
-    `MANIFEST.json` with the arguments and the SHA-256 of each file. An interrupted world goes on where it
-    stopped, a complete one is checked against its manifest, and only missing or changed files are made again.
+    Writes `clips/<clip_id>.mp4`, `clips.csv` (UltraVideo's columns), `splits.json` and finally `MANIFEST.json`
+    with the arguments and the SHA-256 of each file. An interrupted world continues where it stopped; a complete
+    one is checked against its manifest, and only missing or changed files are made again.
 
     Args:
-        output: Folder to fill; made when missing.
+        output: Folder to fill; created when missing.
         seed: Seed of everything random, >= 0.
         train: Number of training clips.
         val: Number of validation clips.
         test: Number of test clips.
-        frames: Length of a clip, 4k+1 as the VAE asks, at least 5.
+        frames: Length of a clip, 4k+1 as the VAE requires, at least 5.
         size: Side of the square frame in pixels, a multiple of 16.
         fps: Frames per second.
         processes: Worker processes, default one per CPU; the result does not depend on it.
 
     Returns:
-        Which clips were rendered and how many were there already.
+        Which clips were rendered, and how many existed already.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -263,7 +263,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _sweep(folder: Path) -> None:
-    # Left by a run that was killed; a file written to within the last minute may be another run's.
+    # Left by a killed run; a file changed within the last minute may be another run's.
     for path in folder.glob(".*.tmp"):
         if time.time() - path.stat().st_mtime > 60:
             path.unlink(missing_ok=True)

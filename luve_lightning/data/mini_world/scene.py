@@ -46,9 +46,9 @@ class Camera:
     Attributes:
         pan: A key of `DIRECTIONS`, or "" for none.
         zoom: "in", "out" or "".
-        turn: "clockwise", "counterclockwise" or "" (of the camera; the picture turns the other way).
+        turn: "clockwise", "counterclockwise" or "" (the camera's; the picture turns the other way).
         speed: A key of `SPEEDS`; "slowly", "" or "quickly".
-        easing: How progress runs over the clip, one of `EASINGS`.
+        easing: Course of the movement over the clip, one of `EASINGS`.
         center: Window centre halfway, in pixels of the photograph, x then y.
         window: Window side halfway, in pixels of the photograph (geometric mean of both ends).
         distance: Length of the pan on each of its axes, in windows.
@@ -80,13 +80,13 @@ class Sprite:
         action: A key of `SPRITE_ACTIONS`.
         direction: A key of `DIRECTIONS` when it moves, else "".
         easing: One of `EASINGS`.
-        start: Position in the first frame (the middle of a circle or of swaying), x then y.
+        start: Position in the first frame (the middle of a circle or sway), x then y.
         stop: Position in the last frame; equals `start` unless it moves.
-        radius: In half frames.
+        radius: Radius in half frames.
         angle: Angle in the first frame, degrees, clockwise.
-        spin: Degrees it spins over the clip; 0 when it does not.
-        texture: `url` of the photograph its texture is cut from.
-        cut: Left, top and side of that cut, in pixels of that photograph.
+        spin: Degrees of spin over the clip; 0 for none.
+        texture: `url` of the photograph of its texture.
+        cut: Left, top and side of the cut, in pixels of that photograph.
     """
 
     shape: str
@@ -105,13 +105,13 @@ class Sprite:
 
 @dataclass(frozen=True)
 class Grade:
-    """A mild colour grade, of train clips only, to widen the few photographs; held-out ones stay as they are.
+    """A mild colour grade to widen the few photographs, for train clips only; held-out ones stay unchanged.
 
     Attributes:
         flip: Whether the photograph is mirrored.
         brightness: Factor on every channel.
-        contrast: Factor on the distance to a medium grey.
-        saturation: Factor on the distance to the pixel's own grey.
+        contrast: Factor on the distance from medium grey.
+        saturation: Factor on the distance from the pixel's own grey.
         hue: Rotation about the grey axis, degrees.
         balance: Factors on red, green and blue.
     """
@@ -148,7 +148,7 @@ class Scene:
 
 
 def progress(easing: str, frames: int) -> np.ndarray:
-    """Returns how far a movement has come in each frame, float64 `T`, from 0 to 1."""
+    """Returns the progress of a movement in each frame, float64 `T`, from 0 to 1."""
     time = np.linspace(0.0, 1.0, frames)
     if easing == "smooth":
         return time * time * (3 - 2 * time)
@@ -194,7 +194,7 @@ def sprite_path(sprite: Sprite, frames: int) -> tuple[np.ndarray, np.ndarray, np
 
 
 def motion_per_frame(scene: Scene) -> float:
-    """Returns how far the background moves from frame to frame on average, in pixels of the clip."""
+    """Returns the background's average motion per frame, in pixels of the clip."""
     centers, windows, angles = camera_path(scene.camera, scene.frames)
     points = np.array([[0, 0], [-1, -1], [1, -1], [-1, 1], [1, 1]]) / 2
     cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
@@ -207,7 +207,7 @@ def motion_per_frame(scene: Scene) -> float:
 
 
 def source_pixels(scene: Scene) -> float:
-    """Returns how many pixels of the photograph stand behind one pixel of the clip, per axis, on average."""
+    """Returns the number of photograph pixels behind one pixel of the clip, per axis, on average."""
     _, windows, _ = camera_path(scene.camera, scene.frames)
     return float(windows.mean()) / scene.size
 
@@ -227,7 +227,7 @@ _GREY_STYLE = "a photograph in black and white ."
 
 
 def summarized_description(scene: Scene) -> str:
-    """Returns the caption for conditioning: subject, camera, then one sentence a sprite."""
+    """Returns the caption for conditioning: subject, camera, then one sentence per sprite."""
     sprites = [_sprite(sprite) for sprite in scene.sprites] or ["nothing moves in front ."]
     return " ".join([background(scene), camera_movement(scene), *sprites])
 
@@ -243,7 +243,7 @@ def detailed_description(scene: Scene) -> str:
 
 
 def background(scene: Scene) -> str:
-    """Returns what the photograph shows."""
+    """Returns the subject of the photograph."""
     return f"a photograph of {photograph_named(scene.url).subject} ."
 
 
@@ -282,13 +282,13 @@ def lighting(scene: Scene) -> str:
 
 
 def atmosphere(scene: Scene) -> str:
-    """Returns one word for how much moves."""
+    """Returns one word for the amount of motion."""
     moving = sum(sprite.action != "waits" for sprite in scene.sprites) + (scene.camera.speed == "quickly")
     return _MOODS[min(moving, 2)]
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Returns every word a caption can hold, the full stop among them, sorted."""
+    """Returns every word that a caption can hold, including the full stop, sorted."""
     phrases = [
         *(f"{p.subject} {p.texture}" for p in PHOTOGRAPHS),
         *DIRECTIONS,
@@ -317,10 +317,10 @@ def _sprite(sprite: Sprite) -> str:
 def catalog_csv(scenes: Sequence[Scene]) -> str:
     """Returns the CSV of all clips.
 
-    A photograph plays the part of a source video, and its clips stand in it one after another
-    (`start_frame` up to, not including, `end_frame`). Scores: `vtss_score` is photograph pixels per clip
-    pixel (1 and more is sharp), `motion_score` is how many pixels the background moves a frame,
-    `video_clip_score` is 1, since captions are exact.
+    A photograph stands for a source video, and its clips follow one another in it (`start_frame` up to, not
+    including, `end_frame`). Scores: `vtss_score` is photograph pixels per clip pixel (1 or more is sharp),
+    `motion_score` is the background's motion in pixels per frame, `video_clip_score` is 1, since captions are
+    exact.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -334,7 +334,7 @@ def catalog_csv(scenes: Sequence[Scene]) -> str:
 
 
 def splits_json(scenes: Sequence[Scene]) -> str:
-    """Returns which photographs (`url`) each split's clips come from."""
+    """Returns the photographs (`url`) of each split's clips."""
     splits = {split: sorted({scene.url for scene in scenes if scene.split == split}) for split in SPLITS}
     return json.dumps(splits, indent=2) + "\n"
 

@@ -1,4 +1,4 @@
-"""What LuVe asks of a backbone.
+"""The interface between LuVe and a backbone.
 
 A backbone is a diffusers pipeline folder or hub id. A family of backbones is five small classes:
 
@@ -7,7 +7,7 @@ A backbone is a diffusers pipeline folder or hub id. A family of backbones is fi
   (`denoiser.py`);
 - a `TextConditioner` around its tokenizer and text encoder: captions to embeddings;
 - a `Schedule` around its scheduler: noise levels and time steps;
-- a `Backbone`, which says by which class names its folders are known, and loads and builds the four.
+- a `Backbone`, which knows the class names of its folders, and loads and builds the other four.
 
 Everything else in the package speaks to these classes alone. The modules inside them stay reachable because pipelines,
 optimisers and checkpoints hold modules; their attributes are the family's own business. `wan.py` is the example to
@@ -35,7 +35,7 @@ from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import LatentSpace, SizeRules
 from luve_lightning.models.folders import cannot_load, is_local, read_json
 
-_SHOWN = 60  # characters of a text that is cut
+_SHOWN = 60  # most characters shown of a cut text
 
 
 class CutTextWarning(UserWarning):
@@ -47,9 +47,9 @@ class CutText:
     """What a text encoder does not see of a text.
 
     Attributes:
-        tokens: tokens of the whole text, the end token included.
-        length: how many are seen.
-        rest: the words from the first on that is not seen whole.
+        tokens: number of tokens of the whole text, including the end token.
+        length: number of tokens it sees.
+        rest: the words from the first that is not seen whole.
     """
 
     tokens: int
@@ -62,10 +62,10 @@ class CutText:
 
 
 class TextConditioner(nn.Module, ABC):
-    """Captions to the embeddings that the transformer's cross-attention sees, all padded to one length.
+    """Captions to the embeddings for the transformer's cross-attention, all padded to one length.
 
     Args:
-        tokenizer: the family's.
+        tokenizer: the family's tokenizer.
         encoder: the family's text encoder.
         length: tokens of every caption, padding included; None takes the backbone's own.
     """
@@ -98,7 +98,7 @@ class TextConditioner(nn.Module, ABC):
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask (1 where there is a token), both int64 B x `length`, on the CPU.
 
-        A caption's own tokens come first: what follows them is padding.
+        A caption's own tokens come first; padding follows.
         """
 
     def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -122,10 +122,10 @@ class TextConditioner(nn.Module, ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hex digest of tokenizer, configuration and weights: what a stored embedding depends on, its length aside."""
+        """Hex digest of tokenizer, configuration and weights; stored embeddings depend on it and on the length."""
 
     def warn_of_cuts(self, texts: Iterable[str]) -> bool:
-        """Warn of texts that are cut, with a count and the first of them; whether there was any."""
+        """Warn of texts that are cut, with a count and the first of them; returns whether there was any."""
         cuts = [(text, cut) for text in dict.fromkeys(texts) if (cut := self.cut(text)) is not None]
         if cuts:
             text, cut = cuts[0]
@@ -138,7 +138,7 @@ class Schedule:
     """Noise levels and time steps of a diffusers scheduler for flow matching.
 
     Args:
-        scheduler: has `sigmas`, `timesteps`, `set_timesteps`, `set_begin_index` and `step`, as diffusers' have; a
+        scheduler: has `sigmas`, `timesteps`, `set_timesteps`, `set_begin_index` and `step`, like diffusers'; a
             pipeline holds and saves it.
         backbone: where it comes from, for messages.
 
@@ -187,7 +187,7 @@ class Schedule:
         return int(self.scheduler.config.num_train_timesteps)
 
     def timestep_of(self, sigma: Tensor) -> Tensor:
-        """The timestep that the transformer is given at a sigma; a sampler's own may be rounded."""
+        """The transformer's timestep at a sigma; a sampler's own may be rounded."""
         return timestep_of_sigma(sigma, self.train_timesteps)
 
     def sigma_of(self, timestep: Tensor) -> Tensor:
@@ -200,13 +200,13 @@ class Schedule:
 
 
 class Backbone(ABC):
-    """A pipeline folder or hub id of one family; its parts are loaded when they are asked for.
+    """A pipeline folder or hub id of one family; its parts are loaded on request.
 
     Whatever loads raises FileNotFoundError for what cannot be had, and ValueError for damaged files or another
     model's. `dtype` is that of the weights; float32 when None, whatever is on disk.
 
     Args:
-        path: a local pipeline folder, a folder with some of its parts, a transformer's own folder, or a hub id.
+        path: local pipeline folder, a folder with some of its parts, a transformer's own folder, or a hub id.
     """
 
     name: ClassVar[str]
@@ -240,7 +240,7 @@ class Backbone(ABC):
         """Load `text_encoder/`, to be trained; `text` is for everything else."""
 
     def text(self, dtype: torch.dtype | None = None, length: int | None = None) -> TextConditioner:
-        """Load `tokenizer/` and `text_encoder/`, frozen; `length` None takes the backbone's own."""
+        """Load `tokenizer/` and `text_encoder/`, frozen; `length` defaults to the backbone's own."""
         conditioner = self.text_class(self.tokenizer(), self.text_encoder(dtype), length)
         return conditioner.requires_grad_(False).eval()
 
@@ -253,14 +253,14 @@ class Backbone(ABC):
         """Load `scheduler/`."""
 
     def serving(self) -> Mapping[str, SigmaBand]:
-        """The sigmas that each transformer serves, by the transformers' subfolders: one for most families."""
+        """The sigmas that each transformer serves, by subfolder; most families have one transformer."""
         return {"transformer": SigmaBand()}
 
     # What configuration files alone tell.
 
     @abstractmethod
     def size_rules(self) -> SizeRules:
-        """What height, width and frames of a video must be multiples of."""
+        """The multiples that a video's height, width and frames must be."""
 
     @abstractmethod
     def text_length(self) -> int:
@@ -321,7 +321,7 @@ class Backbone(ABC):
     @classmethod
     @abstractmethod
     def build_schedule(cls, shift: float) -> Schedule:
-        """The family's schedule at a shift."""
+        """The family's schedule with a shift."""
 
     @classmethod
     @abstractmethod
@@ -345,7 +345,7 @@ class Backbone(ABC):
             folder: where to.
             denoiser: its weights and the text encoder's are copied, not changed.
             text: see `denoiser`.
-            schedule: what sampling takes.
+            schedule: schedule for sampling.
             vae: a backbone folder, whose `vae/` is copied byte by byte.
             dtype: dtype on disk of the transformer and the text encoder.
         """

@@ -1,4 +1,4 @@
-"""What LuVe asks of a backbone's diffusion transformer."""
+"""The interface between LuVe and a backbone's diffusion transformer."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Recompute = Literal["nothing", "blocks", "all_but_attention"]
 
 
 class Denoiser(ABC):
-    """A transformer that predicts velocities of latents. It is not a module, it speaks for one.
+    """A transformer that predicts velocities of latents. It is not a module itself but represents one.
 
     Args:
-        module: the transformer, a diffusers ModelMixin with adapters. State, hooks and experts live on it, so that a
-            copy of the module has its own, and two denoisers of one module are the same.
+        module: the transformer, a diffusers ModelMixin with adapters. State, hooks and experts live on it, so a
+            copy of the module has its own, and two denoisers of one module are equivalent.
     """
 
     module_class: ClassVar[type[Any]]
@@ -44,14 +44,14 @@ class Denoiser(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype that latents and text are given in."""
+        """Dtype of its inputs, latents and text."""
         dtype: torch.dtype = self.module.dtype
         return dtype
 
     @property
     @abstractmethod
     def channels(self) -> int:
-        """Latent channels that it takes and gives.
+        """Number of latent channels of its input and output.
 
         Raises:
             ValueError: where these differ.
@@ -60,12 +60,12 @@ class Denoiser(ABC):
     @property
     @abstractmethod
     def text_dim(self) -> int:
-        """Width of the text embeddings that it takes."""
+        """Width of its text embeddings."""
 
     @property
     @abstractmethod
     def heads(self) -> int:
-        """Attention heads, which context parallelism spreads over devices."""
+        """Number of attention heads, which context parallelism spreads over devices."""
 
     @property
     @abstractmethod
@@ -75,12 +75,12 @@ class Denoiser(ABC):
     @property
     @abstractmethod
     def blocks(self) -> Sequence[tuple[str, nn.Module]]:
-        """Blocks in the order they run, with their names in the module."""
+        """Blocks in order of execution, with their names in the module."""
 
     @staticmethod
     @abstractmethod
     def widths(site: Any) -> tuple[int, int]:
-        """Channels that a module at one of the sites takes and gives."""
+        """Input and output channels of a module at one of the sites."""
 
     @abstractmethod
     def velocity(self, latents: Tensor, timestep: Tensor, text: Tensor, **options: Any) -> Tensor:
@@ -99,12 +99,12 @@ class Denoiser(ABC):
     @property
     @abstractmethod
     def rotary(self) -> nn.Module:
-        """The submodule that makes each pass's rotary embedding: tensors in a tuple, which every block is given."""
+        """The submodule that makes each pass's rotary embedding: a tuple of tensors, which every block receives."""
 
     @staticmethod
     @abstractmethod
     def tokens_of(rotary: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Grid]:
-        """What a pass is over, told by what `rotary` is given: a tensor of the batch, and the token grid.
+        """What a pass is over, from the arguments of `rotary`: a tensor of the batch, and the token grid.
 
         Args:
             rotary: the submodule.
@@ -114,21 +114,20 @@ class Denoiser(ABC):
 
     @abstractmethod
     def set_attention(self, attend: Callable[..., Tensor] | None) -> None:
-        """Replace what self-attention computes of its queries, keys and values; None puts the family's own back.
+        """Replace self-attention's function of queries, keys and values; None restores the family's own.
 
         Args:
             attend: `attend(query, key, value, grid)`: each B x N x heads x width after norms and positions, on the
-                token grid; it returns what `query` is like. What carries it over to a saved transformer is its own
-                matter.
+                token grid; returns a tensor like `query`. It must carry itself over to a saved transformer.
         """
 
     @staticmethod
     def original_name(name: str) -> str:
-        """A module's name in the family's own code, by which LoRAs of other trainers know it."""
+        """A module's name in the family's own code, by which other trainers' LoRAs know it."""
         return name
 
     def copy(self) -> Denoiser:
-        """A new transformer of the same configuration, on the CPU; its weights are not yet those of this one."""
+        """A new transformer of the same configuration, on the CPU, with other weights."""
         config = {k: v for k, v in self.module.config.items() if not k.startswith("_")}
         return type(self)(self.module_class(**config))
 
@@ -148,7 +147,7 @@ class Denoiser(ABC):
         """Token frames, rows and columns of latents of this size.
 
         Raises:
-            ValueError: for a size of which the transformer would silently drop a row, a column or a frame.
+            ValueError: for a size where the transformer would silently drop a row, a column or a frame.
         """
         for name, n, p in zip(("frames", "height", "width"), latents, self.patch, strict=True):
             if n < p or n % p:
@@ -160,21 +159,21 @@ class Denoiser(ABC):
         return t, h, w
 
     def tell_sites(self) -> None:
-        """Tell the expert layers about each forward pass they run in, in a pass that recomputes blocks too.
+        """Tell the expert layers about each forward pass they run in, including passes that recompute blocks.
 
-        Called once, when the first expert is added. `module.expert_state.call(grid, batch, device)` is called once in
-        each forward pass. What it returns travels with the pass itself, on the rotary embedding, and is put into the
-        attribute `expert_call` of every module at one of the `sites` that has one, before the block that holds it
-        runs. So a block that gradient checkpointing runs again is given that of its own pass, whatever ran in between.
+        Called once, when the first expert is added. `module.expert_state.call(grid, batch, device)` is called once
+        in each forward pass. Its result travels with the pass itself, on the rotary embedding, and is set as the
+        attribute `expert_call` of every module at one of the `sites` that has one, before its block runs. So a
+        block that gradient checkpointing runs again gets the result of its own pass, whatever ran in between.
         """
         self.tag_passes()
         self.rotary.expert_state = self.module.expert_state
         for _, block in self.blocks:
-            block.expert_sites = tuple(self.sites.values())  # type: ignore[assignment]  # no module, a plain attribute
+            block.expert_sites = tuple(self.sites.values())  # type: ignore[assignment]  # a plain attribute, not a module
             block.register_forward_pre_hook(_tell_layers, with_kwargs=True)
 
     def tag_passes(self) -> None:
-        """Let `rotary` give a `TaggedRotary` from now on.
+        """Make `rotary` return a `TaggedRotary` from now on.
 
         The hook is a module-level function and what it needs lies on the module: a deep copy has its own.
         """
@@ -186,17 +185,18 @@ class Denoiser(ABC):
     def set_recompute(self, recompute: Recompute, keep_attention: int | None = None) -> None:
         """Choose what training recomputes in the backward pass.
 
-        At 2K and 49 frames self-attention over 191,000 tokens is 93 % of a forward pass of Wan2.1-1.3B. Recomputing
-        whole blocks would pay for it once more; keeping its outputs costs one tensor of the model's width a block.
+        At 2K and 49 frames, self-attention over 191,000 tokens is 93 % of a forward pass of Wan2.1-1.3B.
+        Recomputing whole blocks would pay for it once more; keeping its outputs costs one tensor of the model's
+        width per block.
 
         Args:
-            recompute: "nothing" keeps every activation; "blocks" keeps each block's input only; "all_but_attention"
-                keeps the outputs of self-attention too.
-            keep_attention: with "all_but_attention", in how many blocks; None is all. At 2K and 49 frames one block's
-                output is 0.55 GiB, and computing it again is 3 % of a forward pass.
+            recompute: "nothing" keeps every activation; "blocks" keeps only each block's input;
+                "all_but_attention" also keeps the outputs of self-attention.
+            keep_attention: with "all_but_attention", in how many blocks; None is all. At 2K and 49 frames one
+                block's output is 0.55 GiB, and computing it again is 3 % of a forward pass.
 
         Raises:
-            ValueError: for another word, or a number of blocks that there is no use for.
+            ValueError: for another word, or a useless number of blocks.
         """
         blocks = self.blocks
         if keep_attention is not None and (
@@ -207,7 +207,7 @@ class Denoiser(ABC):
                 f"{keep_attention} and {recompute}"
             )
         for number, (_, block) in enumerate(blocks):
-            # On the block, so that a copy of the transformer does as this one.
+            # On the block, so that a copy of the transformer behaves the same.
             block.keeps_attention = keep_attention is None or number < keep_attention  # type: ignore[assignment]
         if recompute == "nothing":
             self.module.disable_gradient_checkpointing()
@@ -222,18 +222,18 @@ class Denoiser(ABC):
 
 
 class TaggedRotary(tuple[Tensor, ...]):
-    """The tensors of a rotary embedding, with what is known of the pass that it was made for.
+    """The tensors of a rotary embedding, with information about the pass that they were made for.
 
     Attributes:
         grid: tokens along T, h, w.
-        call: what expert layers are told; None where the transformer has no experts.
+        call: information for the expert layers; None where the transformer has no experts.
     """
 
     grid: Grid
     call: Any
 
     def __new__(cls, embedding: Iterable[Tensor], grid: Grid, call: Any) -> TaggedRotary:
-        """Tag an embedding."""
+        """An embedding with its tags."""
         tagged = super().__new__(cls, embedding)
         tagged.grid, tagged.call = grid, call
         return tagged
@@ -275,7 +275,7 @@ def _keeping_attention(block: Callable[..., Any], *args: Any) -> Any:
 
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Keep attention of tokens among themselves; over a few hundred text tokens it is cheap to repeat."""
+    """Keep self-attention; repeating attention over a few hundred text tokens is cheap."""
     del context
     if operator in _ATTENTION:
         query, key = (

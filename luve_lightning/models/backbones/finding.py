@@ -1,4 +1,4 @@
-"""Which family a backbone's folder, or a module, is of."""
+"""Which family a backbone's folder, or a module, belongs to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from luve_lightning.models.folders import cannot_load, is_local, read_config, re
 GROUP = "luve.backbones"
 """Entry points of packages that bring a family: name = "package.module:Class"."""
 
-# Where a class name is looked for, in this order: whole pipelines, a transformer's own folder, some of the parts.
+# Where to look for a class name, in this order: whole pipelines, a transformer's own folder, some of the parts.
 _FILES = (
     "model_index.json",
     "config.json",
@@ -35,12 +35,12 @@ def load_backbone(path: str | Path) -> Backbone:
     """The backbone of a pipeline folder or a hub id; no weights are loaded yet.
 
     Args:
-        path: a local pipeline folder, a folder with its transformer/ or its vae/, a transformer's own folder, or a hub
-            id such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers".
+        path: local pipeline folder, a folder with its transformer/ or its vae/, a transformer's own folder, or a
+            hub id such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers".
 
     Raises:
         FileNotFoundError: when it is neither, or holds no such file.
-        ValueError: for a family that is not known here.
+        ValueError: for an unknown family.
     """
     names = _class_names(path)
     for family in families():
@@ -64,10 +64,10 @@ def family_of(module: nn.Module) -> type[Backbone]:
 
 
 def denoiser_of(transformer: nn.Module) -> Denoiser:
-    """What speaks for a transformer.
+    """The denoiser of a transformer.
 
     Raises:
-        ValueError: for a module of no known family, or one that is wrapped or compiled.
+        ValueError: for a module of no known family, or a wrapped or compiled one.
     """
     return family_of(transformer).denoiser_class(transformer)
 
@@ -84,10 +84,10 @@ def latent_space_of(vae: nn.Module, tile: tuple[int, int] | None = None) -> Late
 
 
 def family_named(name: str) -> type[Backbone]:
-    """The family that calls itself so.
+    """The family of this name.
 
     Raises:
-        ValueError: for an unknown name, with those that are known.
+        ValueError: for an unknown name; lists the known ones.
     """
     known = {family.name: family for family in families()}
     if name not in known:
@@ -96,15 +96,15 @@ def family_named(name: str) -> type[Backbone]:
 
 
 def families() -> list[type[Backbone]]:
-    """Every family known here: this package's, those imported already and those of entry points.
+    """Every known family: this package's, those imported already and those of entry points.
 
-    What a folder names is compared with these; nothing is imported because a downloaded file says so.
+    A folder's class names are compared with these; nothing is imported because a downloaded file says so.
     """
     for found in pkgutil.iter_modules(backbones.__path__):
         importlib.import_module(f"{backbones.__name__}.{found.name}")
     for entry in entry_points(group=GROUP):
         entry.load()
-    return list(_subclasses(Backbone))  # type: ignore[type-abstract]  # its subclasses are asked for, not it
+    return list(_subclasses(Backbone))  # type: ignore[type-abstract]  # its subclasses are wanted, not the class itself
 
 
 def _subclasses(kind: type[Backbone]) -> Iterator[type[Backbone]]:

@@ -14,24 +14,24 @@ from torch import Tensor, nn
 from luve_lightning.functional.interpolation import Size3d
 
 # The two sizes of a cascade may differ in shape by a few percent, as the paper's 720x1280 and 1472x2560 do, and by
-# what rounding to whole tokens makes of small ones.
+# the rounding of small ones to whole tokens.
 _SHAPE_TOLERANCE = 0.1
 
 
 class LatentSpace(nn.Module, ABC):
     """Pixels to normalised latents and back, with the VAE frozen.
 
-    Latents have about zero mean and unit variance per channel. Only this class knows the compression ratios: nothing
-    else multiplies by them.
+    Latents have about zero mean and unit variance per channel. Only this class knows the compression ratios:
+    nothing else multiplies by them.
 
     Args:
         vae: the family's VAE. Its parameters stop requiring gradients.
-        tile: greatest height and width in latents of the tiles in which larger frames are encoded and decoded, with
-            the same numbers to rounding in less memory; None never does. It may be changed at any time.
+        tile: greatest height and width in latents of the tiles in which larger frames are encoded and decoded,
+            with equal results up to rounding in less memory; None never tiles. It may be changed at any time.
         mean: mean of each channel before normalisation.
-        std: deviation of each channel before normalisation.
-        spatial_ratio: pixels of a latent in height and width.
-        temporal_ratio: frames of a latent frame; the first one is a frame of its own.
+        std: standard deviation of each channel before normalisation.
+        spatial_ratio: pixels per latent in height and width.
+        temporal_ratio: frames per latent frame; the first one is a single frame.
     """
 
     default_tile: ClassVar[tuple[int, int]] = (64, 64)
@@ -71,7 +71,7 @@ class LatentSpace(nn.Module, ABC):
         """Latent frames, height and width of a clip.
 
         Raises:
-            ValueError: for a size that the VAE would crop silently; the message names the nearest valid one.
+            ValueError: for a size that the VAE would silently crop; the message names the nearest valid one.
         """
         s, t = self.spatial_ratio, self.temporal_ratio
         if frames < 1 or (frames - 1) % t:
@@ -97,14 +97,14 @@ class LatentSpace(nn.Module, ABC):
 
     @abstractmethod
     def clips_at_once(self, frames: int, height: int, width: int) -> int:
-        """Clips of this pixel size that `encode` and `decode` take in one pass; a larger batch takes several."""
+        """Number of clips of this pixel size per pass of `encode` and `decode`; a larger batch takes several."""
 
     @abstractmethod
     def encode(self, video: Tensor) -> Tensor:
         """Normalised latents of a video: the mode of the posterior, without gradients.
 
         Args:
-            video: B x 3 x T x H x W in [-1, 1]. When frames go in tiles it may stay on the CPU.
+            video: B x 3 x T x H x W in [-1, 1]. It may stay on the CPU when frames go in tiles.
 
         Returns:
             float32, B x C x t x h x w as `latent_size` says.
@@ -119,8 +119,8 @@ class LatentSpace(nn.Module, ABC):
 
         Args:
             latents: B x C x t x h x w, normalised.
-            out: where to write the video, for instance on the CPU: floating B x 3 x T x H x W, or uint8 frames
-                B x T x H x W x 3. It is decoded in tiles then, of `default_tile` when `tile` is None.
+            out: tensor to write the video to, for instance on the CPU: floating B x 3 x T x H x W, or uint8 frames
+                B x T x H x W x 3. It is then decoded in tiles, of `default_tile` when `tile` is None.
 
         Returns:
             float32, B x 3 x T x H x W as `pixel_size` says; or `out`.
@@ -140,7 +140,7 @@ class LatentSpace(nn.Module, ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hex digest of the VAE's configuration and weights: what a stored latent depends on, whatever the dtype."""
+        """Hex digest of the VAE's configuration and weights, whatever the dtype; stored latents depend on it."""
 
     def decode_in_tiles(self, latents: Tensor, tile: tuple[int, int]) -> Tensor:
         """What `decode` gives, in tiles of at most this many latents and in the VAE's dtype."""
@@ -158,7 +158,7 @@ class LatentSpace(nn.Module, ABC):
         Args:
             latents: see `decode`.
             tile: see `decode_in_tiles`.
-            times: context in which what runs counts so many times.
+            times: context whose operations count this many times.
         """
         with times(1):
             self.decode_in_tiles(latents, tile)
@@ -175,10 +175,10 @@ class LatentSpace(nn.Module, ABC):
     def forget_decoder(self) -> None:
         """Free what only decoding needs, where that is possible."""
 
-    def wake(self) -> None:  # most families have nothing to do
-        """Bring a VAE that a pipeline has offloaded to the device where it is to run."""
+    def wake(self) -> None:  # most families need nothing here
+        """Move a VAE that a pipeline has offloaded to the device where it will run."""
 
-    # Training the VAE itself. These take the VAE, whose parameters are trained and not frozen.
+    # Training the VAE itself. These take the VAE, whose parameters are trained, not frozen.
 
     @staticmethod
     @abstractmethod
@@ -193,16 +193,16 @@ class LatentSpace(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def set_statistics(vae: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Write the statistics by which latents are normalised into the VAE's configuration."""
+        """Write the statistics that normalise latents into the VAE's configuration."""
 
 
 @dataclass(frozen=True)
 class SizeRules:
-    """What pixels and frames of a video must be multiples of.
+    """The multiples that a video's pixels and frames must be.
 
     Attributes:
-        step: height and width are multiples of it: what one token covers, 16 for Wan2.1.
-        frames: the number of frames is a multiple of it plus one: 4 for Wan2.1.
+        step: divides height and width: the size of one token, 16 for Wan2.1.
+        frames: divides the number of frames minus one: 4 for Wan2.1.
     """
 
     step: int
@@ -216,11 +216,11 @@ class SizeRules:
         """Refuse what the models would silently crop.
 
         Args:
-            num_frames: of the video.
-            sides: heights and widths by the names of their options.
+            num_frames: frames of the video.
+            sides: heights and widths by option name.
 
         Raises:
-            ValueError: with the option and the nearest possible values.
+            ValueError: names the option and the nearest possible values.
         """
         for name, pixels in sides.items():
             if pixels < self.step or pixels % self.step:
@@ -242,7 +242,7 @@ class SizeRules:
             output: height and width of the video.
 
         Raises:
-            ValueError: with values that fit.
+            ValueError: gives values that fit.
         """
         height, width = motion
         if height > output[0] or width > output[1]:

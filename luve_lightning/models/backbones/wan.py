@@ -215,7 +215,7 @@ class WanBackbone(Backbone):
     @classmethod
     def save_vae(cls, vae: Any, folder: Path, dtype: torch.dtype) -> None:
         """See Backbone."""
-        # Not `from_config`: it puts the class's defaults back for whatever was not given when the VAE was made.
+        # Not `from_config`: it restores the class's defaults for whatever was not given when the VAE was made.
         exported = AutoencoderKLWan(**{k: v for k, v in vae.config.items() if not k.startswith("_")})
         exported.load_state_dict(vae.state_dict())
         with saving(folder / "vae") as new:
@@ -248,6 +248,6 @@ class WanBackbone(Backbone):
             transformer=net.module,
         )
         pipeline.save_config(folder)
-        # Copied as it is: loaded and saved again it would have other bytes.
+        # Copied as files: loading and saving again would change the bytes.
         if (folder / "vae").resolve() != (vae / "vae").resolve():
             shutil.copytree(vae / "vae", folder / "vae", dirs_exist_ok=True)

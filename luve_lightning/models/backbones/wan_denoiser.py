@@ -15,7 +15,7 @@ from luve_lightning.functional.frequency import Grid
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.backbones.denoiser import Denoiser, TaggedRotary
 
-# What Wan's own code, and with it ComfyUI, DiffSynth-Studio and kohya's trainers, call what diffusers calls otherwise.
+# Names in Wan's own code, and so in ComfyUI, DiffSynth-Studio and kohya's trainers, where diffusers' differ.
 _ORIGINAL = (
     (r"\.attn1\.", ".self_attn."),
     (r"\.attn2\.", ".cross_attn."),
@@ -39,12 +39,13 @@ class WanDenoiser(Denoiser):
     module_class = WanTransformer3DModel
     sites = {"attention": "attn1", "cross_attention": "attn2", "feed_forward": "ffn"}  # noqa: RUF012
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
-    # diffusers' own patterns ("blocks.*attn", matched in full) name no module of Wan: its cache would do nothing.
+    # diffusers' own patterns ("blocks.*attn", matched in full) name no module of Wan, so its cache would do
+    # nothing.
     cached = (r"blocks\.\d+\.(attn1|attn2|ffn)",)
 
     @property
     def channels(self) -> int:
-        """Latent channels that it takes and gives.
+        """Number of latent channels of its input and output.
 
         Raises:
             ValueError: where these differ.
@@ -58,7 +59,7 @@ class WanDenoiser(Denoiser):
 
     @property
     def text_dim(self) -> int:
-        """Width of the text embeddings that it takes."""
+        """Width of its text embeddings."""
         return int(self.module.config.text_dim)
 
     @property
@@ -74,12 +75,12 @@ class WanDenoiser(Denoiser):
 
     @property
     def blocks(self) -> Sequence[tuple[str, nn.Module]]:
-        """Blocks in the order they run, with their names in the module."""
+        """Blocks in order of execution, with their names in the module."""
         return [(f"blocks.{index}", block) for index, block in enumerate(self.module.blocks)]
 
     @staticmethod
     def widths(site: Any) -> tuple[int, int]:
-        """Channels that an attention or feed-forward module takes and gives."""
+        """Input and output channels of an attention or feed-forward module."""
         if isinstance(site, WanAttention):
             return site.to_q.in_features, site.to_out[0].out_features
         return site.net[0].proj.in_features, site.net[-1].out_features
@@ -99,7 +100,7 @@ class WanDenoiser(Denoiser):
 
     @staticmethod
     def tokens_of(rotary: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Grid]:
-        """The latents that `rotary` is given, and their token grid."""
+        """The latents passed to `rotary`, and their token grid."""
         del kwargs
         (latents,) = args
         t, h, w = (n // p for n, p in zip(latents.shape[2:], rotary.patch_size, strict=True))
@@ -122,7 +123,7 @@ class WanDenoiser(Denoiser):
 
 
 class _Attending:
-    """Wan's self-attention with another function in its middle."""
+    """Wan's self-attention with another function inside."""
 
     def __init__(self, attend: Callable[..., Tensor]) -> None:
         self.attend = attend
@@ -149,7 +150,7 @@ class _Attending:
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Queries or keys turned by their positions, as WanAttnProcessor does it."""
+    """Queries or keys rotated by their positions, as in WanAttnProcessor."""
     first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos[..., 0::2], sin[..., 1::2]
     return torch.stack((first * cos - second * sin, first * sin + second * cos), -1).flatten(-2).type_as(x)

@@ -1,8 +1,8 @@
 """Encoding and decoding in tiles that leave no seams: the untiled result to rounding, in bounded memory.
 
-diffusers' tiled decode runs the whole decoder on overlapping tiles and blends them. Each tile then has its own
-attention in the mid block, and sees zeros where its neighbours should be: with overlaps that are affordable the
-result differs visibly from the untiled one, in a tile's middle too.
+diffusers' tiled decoding runs the whole decoder on overlapping tiles and blends them. Each tile then has its own
+attention in the mid block, and sees zeros where its neighbours should be: with affordable overlaps the result
+visibly differs from the untiled one, even in a tile's middle.
 
 Here everything at the latents' resolution, the attention included, runs on whole frames. Only what is finer, where
 nearly all memory goes, runs in tiles, with as much of their surroundings as the layers see (`wan_tiles`). In time
@@ -44,7 +44,7 @@ _Lengths = tuple[int, ...]
 
 
 def decoder_layers(vae: AutoencoderKLWan) -> tuple[list[Layer], list[Layer]]:
-    """The decoder's chain after `post_quant_conv`: what runs on whole frames, and what runs in tiles.
+    """The decoder's chain after `post_quant_conv`: the part for whole frames, and the part for tiles.
 
     The second part begins with the first upsampling.
 
@@ -71,18 +71,19 @@ def decode_tiled(
     *,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Decode a clip in tiles, equal to `vae.decode(latents).sample` to rounding, whatever the tile.
+    """Decode a clip in tiles, equal to `vae.decode(latents).sample` up to rounding, whatever the tile.
 
     No state is kept on the VAE.
 
     Args:
-        vae: a Wan2.1 VAE; what is computed is on its device and in its dtype.
+        vae: a Wan2.1 VAE; computation uses its device and dtype.
         latents: denormalised latents, B x C x t x h x w, of any h and w.
-        tile: greatest height and width of a tile in latents. The frame is cut into as few parts as that allows, as
-            equal as possible.
-        out: where the video is written, on any device, for instance the CPU when the whole video has no place beside
-            the VAE (4.9 GB for 49 frames of 2176x3840 in float32): B x 3 x 4(t-1)+1 x 8h x 8w of a floating type,
-            or B x 4(t-1)+1 x 8h x 8w x 3 of uint8. None for a new tensor of the latents' device and the VAE's dtype.
+        tile: greatest height and width of a tile in latents. The frame is cut into as few and as equal parts as
+            that allows.
+        out: tensor to write the video to, on any device, for instance the CPU when the whole video does not fit
+            beside the VAE (4.9 GB for 49 frames of 2176x3840 in float32): B x 3 x 4(t-1)+1 x 8h x 8w of a floating
+            type, or B x 4(t-1)+1 x 8h x 8w x 3 of uint8. None for a new tensor of the latents' device and the
+            VAE's dtype.
 
     Returns:
         The video clamped to [-1, 1], or its frames if `out` is uint8: `out` if given.
@@ -113,7 +114,7 @@ def decode_tiled(
 
 
 def _write(out: Tensor, video: Tensor, start: int, place: tuple[slice, slice]) -> int:
-    """Put a tile's next frames, from `start`, into their place; returns the frame after them."""
+    """Put a tile's next frames, from `start`, into place; returns the frame after them."""
     stop = start + video.shape[2]
     if out.dtype == torch.uint8:
         out[:, start:stop, *place] = video_to_frames(video).to(out.device)
@@ -143,12 +144,12 @@ def dry_decode_tiled(
 ) -> None:
     """Do what `decode_tiled(vae, latents, tile)` does, equal work once: 40 tiles of 13 chunks at 4K are a dozen kinds.
 
-    Tiles of which every layer sees the same sizes are run once and counted together; so are the chunks of a tile after
-    its second, which differ from the first two only.
+    Tiles for which every layer sees the same sizes are run once and counted together; so are the chunks of a tile
+    after its second, since only the first two differ.
 
     Args:
         counted: context in which what runs counts so many times.
-        vae: on the meta device.
+        vae: VAE on the meta device.
         latents: denormalised, in the VAE's dtype.
         tile: greatest height and width of a tile in latents.
     """
@@ -173,7 +174,7 @@ def dry_decode_tiled(
             with counted(count * (len(features) - index if index == _DISTINCT - 1 else 1)):
                 part = tile_run(frame[..., slice(*tile_run.rows[0]), slice(*tile_run.columns[0])])
                 _put(out, unpatchify(part, patch).clamp(-1, 1))
-        # Gone before the next tile starts, whose TileRun replaces this one there.
+        # Freed before the next tile starts, whose TileRun replaces this one there.
         tile_run.histories.clear()
 
 
@@ -183,7 +184,7 @@ def _put(out: Tensor, video: Tensor) -> None:
 
 
 def encoder_layers(vae: AutoencoderKLWan) -> tuple[list[Layer], list[Layer]]:
-    """The encoder's chain before `quant_conv`: what runs in tiles, and what runs on whole frames.
+    """The encoder's chain before `quant_conv`: the part for tiles, and the part for whole frames.
 
     The second part begins after the last downsampling.
 
@@ -200,15 +201,15 @@ def encoder_layers(vae: AutoencoderKLWan) -> tuple[list[Layer], list[Layer]]:
 
 @torch.no_grad()
 def encode_tiled(vae: AutoencoderKLWan, video: Tensor, tile: tuple[int, int] = DEFAULT_TILE) -> Tensor:
-    """Posterior moments of a clip, encoded in tiles: `vae.encode(video).latent_dist.parameters` to rounding.
+    """Posterior moments of a clip, encoded in tiles: `vae.encode(video).latent_dist.parameters` up to rounding.
 
     No state is kept on the VAE.
 
     Args:
-        vae: a Wan2.1 VAE; what is computed is on its device and in its dtype.
+        vae: a Wan2.1 VAE; computation uses its device and dtype.
         video: B x 3 x T x H x W in [-1, 1], of any floating type, on any device; T = 4k + 1, H and W multiples of 8.
-        tile: greatest height and width of a tile in latents. The frame is cut into as few parts as that allows, as
-            equal as possible.
+        tile: greatest height and width of a tile in latents. The frame is cut into as few and as equal parts as
+            that allows.
 
     Returns:
         Mean and log-variance stacked, B x 2C x (T-1)/4+1 x H/8 x W/8, on the VAE's device and in its dtype.
@@ -230,7 +231,7 @@ def encode_tiled(vae: AutoencoderKLWan, video: Tensor, tile: tuple[int, int] = D
 def _tiled_features(
     layers: list[Layer], chunks: list[Tensor], tile: tuple[int, int], patch: int, like: Tensor
 ) -> list[Tensor]:
-    """What the first part of the encoder makes of each chunk, on the device and in the dtype of `like`."""
+    """The output of the encoder's first part for each chunk, on the device and in the dtype of `like`."""
     height, width = (n // patch for n in chunks[0].shape[3:])
     h, w = (frame_sizes(layers, n)[-1] for n in (height, width))
     features: list[Tensor] = []
@@ -240,7 +241,7 @@ def _tiled_features(
         pixels = slice(*times(rows[0], patch)), slice(*times(columns[0], patch))
         for i, frames in enumerate(chunks):
             part = run(patchify(frames[..., *pixels].to(like), patch))
-            if i == len(features):  # in the first tile, which tells the channels
+            if i == len(features):  # in the first tile, which gives the channels
                 features.append(part.new_empty((*part.shape[:3], h, w)))
             features[i][..., slice(*tile_rows), slice(*tile_columns)] = part
     return features

@@ -1,14 +1,14 @@
 """Running a chain of AutoencoderKLWan's layers on a part of the frame, frame chunk by frame chunk, exactly.
 
 Every layer but the mid block's attention is local: a residual block sees 2 positions around (two 3x3x3
-convolutions), a resampling or single convolution 1, and the norms one position only (RMS over channels). A tile is
-therefore exact when each layer is given what its wanted output depends on (`needed`), and what the layer makes
-beyond that, wrong for the zeros that its convolutions pad a tile with, is cropped away (`TileRun`). Where the tile
-ends with the frame, those zeros are what the untiled form pads with. Cropping after each layer keeps the halo small:
-about 8 positions at the finest resolution instead of the whole chain's at the coarsest.
+convolutions), a resampling or single convolution 1, and the norms only one position (RMS over channels). A tile is
+therefore exact when each layer gets everything that its wanted output depends on (`needed`), and when its output
+beyond that, wrong because of the zeros with which its convolutions pad a tile, is cropped away (`TileRun`). Where
+the tile ends with the frame, those zeros are the untiled form's padding. Cropping after each layer keeps the halo
+small: about 8 positions at the finest resolution instead of the whole chain's at the coarsest.
 
-In time the layers are causal. They carry the frames they look back on in a history per tile, which is the list that
-diffusers' blocks take as `feat_cache`, but held here and not on the VAE: two threads may share one VAE.
+In time the layers are causal. They keep the frames they look back on in a history per tile: the list that
+diffusers' blocks take as `feat_cache`, but held here and not on the VAE, so two threads may share one VAE.
 
 Shapes: x is B x C x T x H x W throughout.
 """
@@ -27,7 +27,7 @@ from torch import Tensor, cat, nn
 # Positions [start, stop) along the height or the width of a frame.
 Span = tuple[int, int]
 
-DEFAULT_TILE = (64, 64)  # latents, 512x512 pixels: smaller ones save nothing at 4K
+DEFAULT_TILE = (64, 64)  # latents, 512x512 pixels: smaller tiles save nothing at 4K
 EVERYWHERE = 2**40  # the reach of a layer that needs the whole frame
 BEFORE = 2  # frames that a causal convolution of kernel 3 looks back on
 
@@ -38,11 +38,11 @@ class Layer:
 
     Attributes:
         module: diffusers' block, which takes `feat_cache` and `feat_idx`, or a causal convolution.
-        reach: positions around that an output position depends on: in the input's resolution, or in the output's
-            when upsampling. `EVERYWHERE` for the mid block.
-        up: the layer doubles height and width.
-        down: the layer halves them: output i is made of inputs 2i, 2i + 1 and 2i + 2.
-        activation: what precedes the convolution; None for a block.
+        reach: number of surrounding positions that an output position depends on: in the input's resolution, or in
+            the output's when upsampling. `EVERYWHERE` for the mid block.
+        up: whether the layer doubles height and width.
+        down: whether the layer halves them: output i is made from inputs 2i, 2i + 1 and 2i + 2.
+        activation: activation before the convolution; None for a block.
     """
 
     module: Any
@@ -60,7 +60,7 @@ class Layer:
 
         Args:
             wanted: positions of the output.
-            size: height or width of the input's whole frame, at which a span ends.
+            size: height or width of the input's whole frame, where a span ends.
         """
         start, stop = wanted
         if self.down:
@@ -73,14 +73,14 @@ class Layer:
         return self.size(start)
 
     def history(self) -> list[Any]:
-        """What to hand to `__call__` with the first chunk, and again with each next one."""
+        """The object to pass to `__call__` with the first chunk, and again with each next one."""
         return [None] * sum(isinstance(module, WanCausalConv3d) for module in self.module.modules())
 
     def __call__(self, x: Tensor, history: list[Any]) -> Tensor:
         """The layer's output for a chunk of frames.
 
         Args:
-            x: the frames that follow those of the last call with this history; one frame in the first call.
+            x: frames that follow those of the last call with this history; one frame in the first call.
             history: see `history`; changed in place.
         """
         if not isinstance(self.module, WanCausalConv3d):
@@ -95,7 +95,7 @@ class Layer:
 
 
 def layer_of(module: Any) -> Layer:
-    """The layer that a block of the encoder's `down_blocks` or the decoder's `up_blocks` is.
+    """The layer for a block of the encoder's `down_blocks` or the decoder's `up_blocks`.
 
     Raises:
         ValueError: for a block that is not local (attention).
@@ -111,7 +111,7 @@ def layer_of(module: Any) -> Layer:
 
 
 def frame_sizes(layers: Sequence[Layer], size: int) -> list[int]:
-    """Heights or widths of the frame before the first layer and after each."""
+    """Heights or widths of the frame before the first layer and after each layer."""
     sizes = [size]
     for layer in layers:
         sizes.append(layer.size(sizes[-1]))
@@ -119,7 +119,7 @@ def frame_sizes(layers: Sequence[Layer], size: int) -> list[int]:
 
 
 def trace(layers: Sequence[Layer], wanted: Span, size: int) -> list[Span]:
-    """The span before the first layer and after each that `wanted`, a span of the last output, depends on.
+    """The span, before the first layer and after each, that `wanted`, a span of the last output, depends on.
 
     Args:
         layers: the chain.
@@ -133,7 +133,7 @@ def trace(layers: Sequence[Layer], wanted: Span, size: int) -> list[Span]:
 
 
 class TileRun:
-    """The chain on one tile: called with the chunks of a clip in turn, it returns their tile of the last output.
+    """The chain on one tile: called with a clip's chunks in turn, it returns their tile of the last output.
 
     Args:
         layers: the chain.
@@ -166,7 +166,7 @@ class TileRun:
 
 
 def whole_frames(layers: Sequence[Layer], chunks: Iterable[Tensor]) -> list[Tensor]:
-    """The chain on whole frames, chunk by chunk: one output for each chunk."""
+    """The chain on whole frames, chunk by chunk: one output per chunk."""
     histories = [layer.history() for layer in layers]
     outputs = []
     for x in chunks:
@@ -177,13 +177,13 @@ def whole_frames(layers: Sequence[Layer], chunks: Iterable[Tensor]) -> list[Tens
 
 
 def spread(size: int, tile: int) -> list[Span]:
-    """Cut `size` positions into as few parts of at most `tile` as possible, as equal as possible."""
+    """Cut `size` positions into as few and as equal parts of at most `tile` as possible."""
     parts = math.ceil(size / tile)
     return [(i * size // parts, (i + 1) * size // parts) for i in range(parts)]
 
 
 def check_tile(tile: tuple[int, int]) -> None:
-    """Raise a ValueError for a tile of no positions."""
+    """Raise a ValueError for an empty tile."""
     if min(tile) < 1:
         raise ValueError(f"tile {tile[0]}x{tile[1]}: expected at least 1x1 latents")
 
@@ -194,14 +194,14 @@ def times(span: Span, factor: int) -> Span:
 
 
 def bring_to_device(vae: AutoencoderKLWan) -> None:
-    """What `vae.encode` and `vae.decode` do first: a VAE that a pipeline has offloaded comes to its device."""
+    """Move a VAE that a pipeline has offloaded to its device, as `vae.encode` and `vae.decode` do first."""
     hook = getattr(vae, "_hf_hook", None)
     if hook is not None and hasattr(hook, "pre_forward"):
         hook.pre_forward(vae)
 
 
 def refuse_residual(vae: AutoencoderKLWan) -> None:
-    """Raise a ValueError for Wan2.2's VAE, whose blocks the forms in this package do not know."""
+    """Raise a ValueError for Wan2.2's VAE, whose blocks this package's forms do not know."""
     if vae.config.is_residual:
         raise ValueError(
             "this VAE has Wan2.2's residual blocks (is_residual=True); expected a Wan2.1 AutoencoderKLWan"

@@ -1,13 +1,13 @@
 """Wan2.1's latent space: AutoencoderKLWan in whole-clip form, and in tiles where frames are large.
 
 diffusers runs the Wan VAE chunk by chunk and carries the causal convolutions' history in a cache on the module.
-That bounds memory for long clips, but it is slow for short ones (Python work per chunk), it cannot be
-checkpointed (recomputation would find a changed cache), and `decode` ends in a clamp that stops gradients.
+That bounds memory for long clips, but it is slow for short ones (Python work per chunk), it cannot be checkpointed
+(recomputation would find a changed cache), and `decode` ends in a clamp that stops gradients.
 
 The convolutions are causal with zero padding, so one pass over the whole clip gives the same numbers. Only the
-temporal resampling treats the first frame apart:
+temporal resampling treats the first frame separately:
 
-- down: the first frame skips `time_conv`; the stride-2 convolution then runs over all frames, the first included;
+- down: the first frame skips `time_conv`; the stride-2 convolution then runs over all frames, including the first;
 - up: the first frame is not doubled; the others go through `time_conv`, whose history starts after it.
 
 Shapes: x is B x C x T x H x W throughout.
@@ -31,8 +31,9 @@ from luve_lightning.models.backbones.latents import LatentSpace
 from luve_lightning.models.backbones.wan_tiled import decode_tiled, dry_decode_tiled, encode_tiled
 from luve_lightning.models.backbones.wan_tiles import DEFAULT_TILE, bring_to_device, refuse_residual
 
-# Pixels (batch x frames x height x width) up to which a clip is encoded or decoded in one pass. diffusers' chunked
-# form bounds memory beyond it; both give the same numbers to rounding. 2**22 pixels are 114 frames at 192x192.
+# Pixels (batch x frames x height x width) up to which a clip is encoded or decoded in one pass. Beyond it
+# diffusers' chunked form bounds memory; both give equal numbers up to rounding. 2**22 pixels are 114 frames at
+# 192x192.
 WHOLE_CLIP_PIXELS = 2**22
 
 _Stage = Callable[[Tensor], Tensor]
@@ -73,7 +74,7 @@ class WanLatentSpace(LatentSpace):
     def _lay_out_weights(self) -> None:
         """Store convolutions channels last on a CPU: encoding, decoding and its gradient take 60 % of the time.
 
-        Elsewhere the layout is PyTorch's own, whatever the weights went through.
+        Elsewhere the layout is PyTorch's own, whatever happened to the weights before.
         """
         for module in self.vae.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
@@ -90,7 +91,7 @@ class WanLatentSpace(LatentSpace):
         return frames * height * width <= WHOLE_CLIP_PIXELS and not self.vae.use_tiling
 
     def _tile_for(self, height: int, width: int) -> tuple[int, int] | None:
-        """The tile in which latent frames of this size go; None for frames that are no larger."""
+        """The tile for latent frames of this size; None for frames that are no larger."""
         fits = self.tile is None or (height <= self.tile[0] and width <= self.tile[1])
         return None if fits else self.tile
 
@@ -125,7 +126,7 @@ class WanLatentSpace(LatentSpace):
         return torch.cat(videos)
 
     def _decode_tiles(self, latents: Tensor, out: Tensor | None, size: tuple[int, ...]) -> Tensor:
-        """Clip by clip into one tensor."""
+        """Decode clip by clip, in tiles, into one tensor."""
         out = latents.new_empty(size, dtype=torch.float32) if out is None else out
         if len(out) != len(latents):
             raise ValueError(f"out: for {len(out)} clips; the latents are of {len(latents)}")
@@ -151,7 +152,8 @@ class WanLatentSpace(LatentSpace):
     def fingerprint(self) -> str:
         """sha256 of the VAE's configuration and weights.
 
-        Weights are hashed as float32, so the same VAE loaded as bfloat16 from a bfloat16 file agrees with itself.
+        Weights are hashed as float32, so the same VAE loaded as bfloat16 from a bfloat16 file has the same
+        fingerprint.
         """
         config = {k: v for k, v in dict(self.vae.config).items() if not k.startswith("_")}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
@@ -213,7 +215,7 @@ def _resample_frames(resample: WanResample, x: Tensor) -> Tensor:
 
 
 def _resample(resample: WanResample, x: Tensor) -> Tensor:
-    """`WanResample` over a whole clip, first frame treated as the chunked form treats it."""
+    """`WanResample` over a whole clip, with the first frame treated as in the chunked form."""
     if resample.mode == "upsample3d" and x.shape[2] > 1:
         rest = x[:, :, 1:]
         batch, channels, frames, height, width = rest.shape
@@ -231,7 +233,7 @@ def _head(net: Any, x: Tensor) -> Tensor:
 
 
 def _run(stages: list[_Stage], x: Tensor, checkpointed: bool) -> Tensor:
-    """Run the stages in turn; with `checkpointed`, keep only what lies between them for the backward pass."""
+    """Run the stages in turn; with `checkpointed`, keep only their inputs for the backward pass."""
     for stage in stages:
         if checkpointed and torch.is_grad_enabled():
             x = checkpoint(stage, x, use_reentrant=False)
@@ -241,7 +243,7 @@ def _run(stages: list[_Stage], x: Tensor, checkpointed: bool) -> Tensor:
 
 
 def encode_whole_clip(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
-    """Posterior moments of a clip in one pass, equal to `vae._encode` to rounding.
+    """Posterior moments of a clip in one pass, equal to `vae._encode` up to rounding.
 
     Args:
         vae: a Wan2.1 VAE; its parameters take part in the graph.
@@ -262,7 +264,7 @@ def encode_whole_clip(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
 
 
 def decode_whole_clip(vae: AutoencoderKLWan, latents: Tensor, *, checkpointed: bool = False) -> Tensor:
-    """Decode a clip in one pass without the final clamp, equal to `vae.decode` to rounding inside [-1, 1].
+    """Decode a clip in one pass without the final clamp, equal to `vae.decode` up to rounding inside [-1, 1].
 
     Args:
         vae: a Wan2.1 VAE; its parameters take part in the graph unless they do not require gradients.

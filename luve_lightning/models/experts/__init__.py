@@ -1,8 +1,8 @@
-"""The frequency experts: named PEFT adapters in one transformer, chosen by noise level per sample.
+"""The frequency experts: named PEFT adapters in one transformer, chosen per sample by noise level.
 
 With torch.compile, each choice of experts and each token grid is a graph of its own, and torch gives up after
-`torch._dynamo.config.recompile_limit` (8) of them: train on few sizes or raise the limit. Together with gradient
-checkpointing compile the blocks (`transformer.compile_repeated_blocks()`), not the whole transformer.
+`torch._dynamo.config.recompile_limit` (8) of them: train on few sizes or raise the limit. With gradient
+checkpointing, compile the blocks (`transformer.compile_repeated_blocks()`), not the whole transformer.
 """
 
 from luve_lightning.models.experts.adding import add_expert, expert_parameters, train_only

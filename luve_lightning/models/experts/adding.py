@@ -1,4 +1,4 @@
-"""Adding experts to a transformer, and what of it is trained."""
+"""Adding experts to a transformer, and choosing what is trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from luve_lightning.models.experts.config import ExpertConfig
 from luve_lightning.models.experts.layer import ExpertLayer, custom_modules, expert_layers, site_names
 from luve_lightning.models.experts.routing import activate, install, state_of
 
-# A part of the weights' names, and PEFT recognises its weights by "lora_".
+# Part of the weights' names; PEFT recognises its weights by "lora_".
 _NAME = re.compile(r"(?!lora_)[A-Za-z][A-Za-z0-9_-]*", re.ASCII)
 
 
@@ -26,23 +26,24 @@ def add_expert(
     config: ExpertConfig,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Add an expert as a named PEFT adapter. It alone is active and trainable then; its correction is zero.
+    """Add an expert as a named PEFT adapter. Only it is then active and trainable; its correction is zero.
 
     Args:
         transformer: not compiled, wrapped or quantised; may hold other experts and adapters.
         name: new; letters, digits, "_" and "-".
-        config: where it sits, and its rank, filter and band.
-        dtype: of its weights; the wrapped modules' when None. float32 beside a bfloat16 base keeps small updates.
+        config: the expert's place, rank, filter and band.
+        dtype: dtype of its weights; default the wrapped modules'. float32 beside a bfloat16 base keeps small
+            updates.
 
     Raises:
-        ValueError: for a name that exists or cannot be one, or a transformer that cannot take an expert.
+        ValueError: for an existing or invalid name, or a transformer that cannot take an expert.
     """
     inject(transformer, name, config, dtype)
     train_only(transformer, name)
 
 
 def inject(transformer: Any, name: str, config: ExpertConfig, dtype: torch.dtype | None) -> dict[str, Any]:
-    """Add an expert, frozen and active; other adapters stay as they are. The layers that hold it, by name."""
+    """Add an expert, frozen and active; other adapters stay. Returns the layers that hold it, by name."""
     check_can_take(transformer, name)
     denoiser = denoiser_of(transformer)
     lora = lora_config(denoiser, config)
@@ -53,10 +54,10 @@ def inject(transformer: Any, name: str, config: ExpertConfig, dtype: torch.dtype
         for module in transformer.modules()
         if isinstance(module, BaseTunerLayer) and not isinstance(module, ExpertLayer)
     }
-    with warnings.catch_warnings():  # several adapters are what we mean
+    with warnings.catch_warnings():  # several adapters are intended
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         transformer.add_adapter(lora, name)
-    # diffusers has switched every other adapter off, also a plain LoRA that adapts the base.
+    # diffusers has disabled every other adapter, even a plain LoRA that adapts the base.
     for module, names in others.items():
         module.set_adapter(names)
     state = install(transformer)
@@ -80,7 +81,7 @@ def lora_config(denoiser: Denoiser, config: ExpertConfig, **options: Any) -> Lor
 
 
 def check_can_take(transformer: Any, name: str) -> None:
-    """One clear line when this transformer cannot take an expert of this name."""
+    """Raise one clear line when this transformer cannot take an expert of this name."""
     try:
         denoiser_of(transformer)
     except ValueError:
@@ -119,7 +120,7 @@ def expert_parameters(transformer: Any, name: str) -> list[nn.Parameter]:
 
 
 def train_only(transformer: Any, name: str | None) -> None:
-    """Let one expert be trained and freeze everything else, or everything when None; `activate` is apart from this.
+    """Train one expert and freeze everything else, or everything when None; independent of `activate`.
 
     Needed wherever a transformer holds two adapters: PEFT leaves both trainable.
 

@@ -1,4 +1,4 @@
-"""What an expert is: where it sits, its rank, its filter and its noise band."""
+"""The configuration of an expert: its place, rank, filter and noise band."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class ExpertConfig:
     rank nor alpha nor filter.
 
     Attributes:
-        place: one module of each block, or several: self-attention, cross-attention, feed-forward.
+        place: module of each block, one or several: self-attention, cross-attention, feed-forward.
         rank: columns of A, >= 1.
         alpha: the correction is scaled by alpha / rank; greater than 0.
-        filter: what of the module's input reaches A; None is a plain LoRA.
-        band: the sigmas for which `route_by_sigma` chooses the expert.
+        filter: filter of the module's input before A; None is a plain LoRA.
+        band: sigmas for which `route_by_sigma` chooses the expert.
     """
 
     place: Place | tuple[Place, ...]
@@ -35,7 +35,7 @@ class ExpertConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.place, str):
-            object.__setattr__(self, "place", tuple(self.place))  # configuration files have lists
+            object.__setattr__(self, "place", tuple(self.place))  # configuration files give lists
         if (
             not self.places
             or len(set(self.places)) < len(self.places)

@@ -1,4 +1,4 @@
-"""Experts on disk: PEFT's two files, and one beside them with what PEFT's do not say."""
+"""Experts on disk: PEFT's two files, and one beside them for what PEFT's do not say."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from luve_lightning.models.folders import saving
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERT = "adapter_config.json", "adapter_model.safetensors", "expert.json"
 FORMAT = 1
-# Settings of PEFT that would change what the weights mean; their values when unused.
+# PEFT settings that would change the meaning of the weights, with their values when unused.
 _UNUSED: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
     "use_rslora": (False, None),
@@ -40,8 +40,8 @@ _UNUSED: dict[str, tuple[Any, ...]] = {
 def save_expert(transformer: Any, name: str, folder: str | Path) -> None:
     """Write an expert as PEFT's `adapter_config.json` and `adapter_model.safetensors`, and `expert.json`.
 
-    They replace an older expert at once and complete. Where the parameters are sharded (FSDP2) every rank must
-    call it, and rank 0 writes.
+    They replace an older expert atomically. Where the parameters are sharded (FSDP2) every rank must call it, and
+    rank 0 writes.
 
     Raises:
         ValueError: for an unknown expert.
@@ -64,19 +64,19 @@ def save_expert(transformer: Any, name: str, folder: str | Path) -> None:
 
 
 def load_expert(transformer: Any, folder: str | Path, name: str | None = None) -> str:
-    """Add a saved expert, bit for bit. It is active and frozen then; other experts stay as they are.
+    """Add a saved expert, bit for bit. It is then active and frozen; other experts stay.
 
     Args:
-        transformer: see `add_expert`; of the width and depth that the expert was trained on.
-        folder: what `save_expert` wrote.
-        name: what to call it; its saved name when None.
+        transformer: see `add_expert`; as wide and deep as the one the expert was trained on.
+        folder: folder that `save_expert` wrote.
+        name: new name; default its saved name.
 
     Returns:
         Its name.
 
     Raises:
         FileNotFoundError: when one of the three files is missing.
-        ValueError: for files of something else or another transformer, which is left as it was.
+        ValueError: for other files or another transformer, which is left unchanged.
     """
     folder = Path(folder)
     for file in (EXPERT, ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -106,7 +106,7 @@ def _key(layer: str, part: str) -> str:
 
 
 def _weights(denoiser: Denoiser, name: str, config: ExpertConfig) -> dict[str, Tensor] | None:
-    """An expert's weights on the CPU by their names in the file; None on a rank that shall not write."""
+    """An expert's weights on the CPU by their names in the file; None on a rank that must not write."""
     weights = {}
     writes = True
     for layer_name, layer in expert_layers(denoiser, config).items():
@@ -158,7 +158,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _check_weights(
     denoiser: Denoiser, config: ExpertConfig, weights: dict[str, Tensor], folder: Path
 ) -> None:
-    """Every weight there, none too many, each of the shape that this transformer needs, all of one float dtype."""
+    """Check that the weights are exactly those this transformer needs, with its shapes, all of one float dtype."""
     needed: dict[str, tuple[int, ...]] = {}
     for layer_name, site in expert_layers(denoiser, config).items():
         width_in, width_out = denoiser.widths(unwrapped(site))

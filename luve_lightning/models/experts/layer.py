@@ -18,23 +18,23 @@ from luve_lightning.models.experts.routing import ActiveExpert, Call, ExpertStat
 
 
 class ExpertLayer(nn.Module, LoraLayer):
-    """y = module(x) + alpha / rank * B(filter(A(x))), for each expert in use.
+    """y = module(x) + alpha / rank * B(filter(A(x))), for each active expert.
 
-    The filter acts on token positions and A on channels, so filtering behind A gives the same as before it, on `rank`
-    channels instead of the model's width. B starts at zero. Weights in another dtype than the tokens (float32 beside a
-    bfloat16 base) are cast for the product, the tokens are not.
+    The filter acts on token positions and A on channels, so filtering after A gives the same as before it, on
+    `rank` channels instead of the model's width. B starts at zero. Weights in another dtype than the tokens
+    (float32 beside a bfloat16 base) are cast for the product; the tokens are not.
 
     `LoraConfig._register_custom_module` makes PEFT wrap with it; `add_expert` does so.
     """
 
     base_layer: nn.Module
-    lora_A: nn.ModuleDict  # as LoraLayer makes them
+    lora_A: nn.ModuleDict  # made like LoraLayer's
     lora_B: nn.ModuleDict
     scaling: dict[str, float]
     in_features: int
     out_features: int
     expert_state: ExpertState | None = None  # shared with the transformer; see routing.py
-    expert_call: Call | None = None  # of the forward pass that runs; given by a hook on the block
+    expert_call: Call | None = None  # for the running forward pass; set by a hook on the block
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class ExpertLayer(nn.Module, LoraLayer):
         self.update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The module's output for tokens B x N x C plus the corrections of the experts in use."""
+        """The module's output for tokens B x N x C plus the corrections of the active experts."""
         output: Tensor = self.base_layer(x, *args, **kwargs)
         if self.expert_call is None:
             raise ValueError(
@@ -69,10 +69,10 @@ class ExpertLayer(nn.Module, LoraLayer):
     def hidden(
         self, x: Tensor, name: str, expert: ActiveExpert, grid: Grid, split: TokenSplit | None = None
     ) -> Tensor:
-        """What B multiplies: filter(A(x)), B x N x rank, weighted per sample."""
+        """The input of B: filter(A(x)), B x N x rank, weighted per sample."""
         hidden = nn.functional.linear(x, _weight(self.lora_A, name).to(x.dtype))
         if expert.filter is not None:
-            # Of a split clip only these `rank` channels travel.
+            # Only these `rank` channels of a split clip travel.
             whole = hidden if split is None else split.gather(hidden)
             whole = filter_tokens(whole, grid, expert.filter, expert.matrices)
             hidden = whole if split is None else split.own(whole)

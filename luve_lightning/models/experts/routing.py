@@ -1,4 +1,4 @@
-"""Tokens that are split over processes, for filters, which need them all."""
+"""Choosing experts per sample, and filtering tokens that are split over processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TokenSplit:
     group: dist.ProcessGroup
 
     def gather(self, part: Tensor) -> Tensor:
-        """All tokens, B x N x C, of this process's part, B x N/P x C; without gradient."""
+        """All tokens, B x N x C, from this process's part, B x N/P x C; without gradient."""
         parts = [torch.empty_like(part) for _ in range(self.group.size())]
         dist.all_gather(parts, part.contiguous(), group=self.group)
         return torch.cat(parts, dim=1)
@@ -45,9 +45,9 @@ class ActiveExpert:
     """One expert in one forward pass.
 
     Attributes:
-        weights: float32, shape (B,), on the device of the tokens; None when it acts on every sample alike.
-        filter: what of a module's input reaches it.
-        matrices: of the filter, on the token grid; None without a filter.
+        weights: float32, shape (B,), on the device of the tokens; None when it acts equally on every sample.
+        filter: filter of a module's input.
+        matrices: matrices of the filter, on the token grid; None without a filter.
     """
 
     weights: Tensor | None
@@ -57,12 +57,12 @@ class ActiveExpert:
 
 @dataclass(frozen=True)
 class Call:
-    """What the expert layers need to know of one forward pass.
+    """What the expert layers must know about one forward pass.
 
     Attributes:
-        grid: tokens along T, h, w, of the whole clip.
-        experts: those in use.
-        split: how the tokens lie on several processes; None when each layer is given all of them.
+        grid: tokens along T, h, w, for the whole clip.
+        experts: the active ones.
+        split: how the tokens lie on several processes; None when each layer gets all of them.
     """
 
     grid: Grid
@@ -76,7 +76,7 @@ class ExpertState:
 
     Attributes:
         configs: every expert by name.
-        active: the experts that the next forward pass uses, with their weights per sample (None: 1 for all).
+        active: experts for the next forward pass, with their weights per sample (None: 1 for all).
         split: set where the transformer's tokens are split over processes.
     """
 
@@ -85,7 +85,7 @@ class ExpertState:
     split: TokenSplit | None = None
 
     def choose(self, names: Iterable[str]) -> None:
-        """Use these experts, and no other, for every sample; other adapters' names are passed over."""
+        """Use these experts, and no others, for every sample; names of other adapters are ignored."""
         self.active = {name: None for name in names if name in self.configs}
 
     def forget(self, name: str) -> None:
@@ -120,7 +120,7 @@ def install(transformer: Any) -> ExpertState:
 
 
 def state_of(transformer: Any, name: str | None = None) -> ExpertState:
-    """The transformer's expert state, or one clear line when it has no experts or none of this name."""
+    """The transformer's expert state; raises one clear line when it has no experts or none of this name."""
     state: ExpertState | None = getattr(transformer, "expert_state", None)
     known = list(state.configs) if state is not None else []
     if state is None or (name is not None and name not in known):
@@ -138,18 +138,18 @@ def expert_names(transformer: Any) -> list[str]:
 
 
 def activate(transformer: Any, choice: str | Mapping[str, Weights] | None) -> None:
-    """Choose the experts of the following forward passes. Nothing is rebuilt and no gradient switched.
+    """Choose the experts of the following forward passes, without rebuilding anything or changing gradients.
 
-    A pass that has begun keeps its choice, also where its blocks run again in the backward pass. An expert that no
+    A pass that has begun keeps its choice, even where its blocks run again in the backward pass. An expert that no
     sample uses is not computed. diffusers' `set_adapter`, `disable_adapters` and `enable_adapters` choose, too.
 
     Args:
-        transformer: with experts.
-        choice: one expert for every sample; None for the base alone; or for each expert named its weight per
-            sample, shape (B,): bools, or numbers that its correction is multiplied by. Weights on a GPU are waited for.
+        transformer: transformer with experts.
+        choice: one expert for every sample; None for the base alone; or, for each named expert, its weight per
+            sample, shape (B,): bools, or factors of its correction. Weights on a GPU are waited for.
 
     Raises:
-        ValueError: for an unknown expert, or weights that are not finite, not one a sample or of unequal lengths.
+        ValueError: for an unknown expert, or weights that are not finite, one per sample and equal in number.
     """
     state = state_of(transformer)
     if choice is None or isinstance(choice, str):
@@ -186,14 +186,14 @@ def choice_kept(transformer: Any) -> Iterator[None]:
 
 
 def route_by_sigma(transformer: Any, sigma: float | Tensor) -> None:
-    """Choose for each sample the experts whose band holds its sigma; outside all bands it is the base's alone.
+    """Choose for each sample the experts whose band contains its sigma; outside all bands, the base alone.
 
     Args:
-        transformer: with experts.
+        transformer: transformer with experts.
         sigma: shifted sigmas, float32 or float64, shape (B,); a number or a 0-d tensor holds for every sample.
 
     Raises:
-        ValueError: for 16-bit sigmas, which change sides at a bound by rounding, or a wrong shape.
+        ValueError: for 16-bit sigmas, which rounding moves across a bound, or a wrong shape.
     """
     state = state_of(transformer)
     if isinstance(sigma, Tensor):
@@ -210,7 +210,7 @@ def route_by_sigma(transformer: Any, sigma: float | Tensor) -> None:
         if sigma.ndim > 1:
             raise ValueError(f"sigma of shape {tuple(sigma.shape)}: expected one a sample, shape (B,)")
         for config in state.configs.values():
-            config.band.contains(sigma)  # refuses 16 bits
+            config.band.contains(sigma)  # refuses 16-bit values
         sigma = float(sigma)
     if not 0 <= sigma <= 1:
         raise ValueError(f"sigma is {sigma:g}: expected [0, 1]; a timestep is 1000 times sigma")

@@ -1,4 +1,4 @@
-"""VLUer's encoder: latents to features on the same grid."""
+"""VLUer: encoder, implicit upsampler and decoder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ResidualPair(nn.Module):
     The second convolution starts at zero, so a deep stack starts as the identity.
 
     Args:
-        channels: of input and output.
+        channels: channels of input and output.
     """
 
     def __init__(self, channels: int) -> None:
@@ -39,20 +39,20 @@ class ResidualPair(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        """B x C x T x h x w to the same."""
+        """B x C x T x h x w to the same shape."""
         return x + self.conv2(F.silu(self.conv1(x)))
 
 
 class Encoder(nn.Module):
     """A convolution into `channels`, then residual pairs.
 
-    The released model's encoder attends in windows of (6, 8, 8) (VRT); convolutions of 3x3x3 hold as many weights
-    and run at the arithmetic limit of the GPU. See `luve bench vluer`.
+    The released model's encoder attends in windows of (6, 8, 8) (VRT); convolutions of 3x3x3 have as many weights
+    and run at the arithmetic limit of the GPU. See `luve bench --subject vluer`.
 
     Args:
         in_channels: latent channels.
         channels: feature channels.
-        pairs: residual pairs.
+        pairs: number of residual pairs.
     """
 
     def __init__(self, in_channels: int, channels: int, pairs: int) -> None:
@@ -74,11 +74,11 @@ class ImplicitUpsampler(nn.Module):
     Args:
         channels: feature channels C.
         hidden: width of the MLP.
-        layers: hidden-to-hidden layers after the first.
+        layers: number of hidden-to-hidden layers after the first.
         out_channels: D.
-        use_cell: give the MLP the size of the query's cell (LIIF's cell decoding); without it the output at a point
-            does not know the scale.
-        query_chunk: without gradients, queries a chunk; bounds memory and changes nothing else.
+        use_cell: give the MLP the size of the query's cell (LIIF's cell decoding); without it the output at a
+            point does not know the scale.
+        query_chunk: queries per chunk without gradients; bounds memory and changes nothing else.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class ImplicitUpsampler(nn.Module):
     def _axis_tables(
         self, n_in: Size3d, n_out: Size3d, device: torch.device, dtype: torch.dtype
     ) -> list[Tensor]:
-        """For each axis, what every output position adds to the first layer: (n, hidden)."""
+        """For each axis, every output position's contribution to the first layer: (n, hidden)."""
         weight = self.coordinates.weight.to(torch.float32)
         tables = []
         for axis in range(3):
@@ -145,7 +145,7 @@ class ImplicitUpsampler(nn.Module):
             x = x + (add_t[t, None, None] + plane)
             chunks.append(self._query(x))
         out = chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
-        # Channels come last in memory, which is what the decoder's convolutions run fastest on.
+        # Channels come last in memory, where the decoder's convolutions run fastest.
         return out.permute(0, 4, 1, 2, 3)
 
 
@@ -155,9 +155,9 @@ class Decoder(nn.Module):
     The last one starts at zero, so that an untrained VLUer is exactly its interpolation.
 
     Args:
-        channels: of the queries.
+        channels: query channels.
         out_channels: latent channels.
-        layers: residual convolutions before the last one.
+        layers: number of residual convolutions before the last one.
     """
 
     def __init__(self, channels: int, out_channels: int, layers: int) -> None:
@@ -177,17 +177,18 @@ class Decoder(nn.Module):
 class VLUer(ModelMixin, ConfigMixin):
     """Upsamples normalised video latents to any size, in space and in time.
 
-    The defaults are the base size (17.9 M parameters, for Wan2.1). The mini world's is in experiments/vluer/mini.yaml.
+    The defaults are the base size (17.7 M parameters, for Wan2.1). The mini world's is in
+    experiments/vluer/mini.yaml.
 
     Args:
         latent_channels: channels of the VAE's latents.
         channels: feature channels of the encoder.
-        pairs: residual pairs of the encoder.
+        pairs: number of residual pairs in the encoder.
         hidden: width of the implicit upsampler's MLP.
-        layers: its hidden-to-hidden layers.
+        layers: number of its hidden-to-hidden layers.
         query_channels: channels between the implicit upsampler and the decoder.
-        decoder_layers: residual convolutions of the decoder.
-        use_decoder: without it the implicit upsampler gives the latents itself (Table 12, "w/o decoder").
+        decoder_layers: number of residual convolutions in the decoder.
+        use_decoder: without it the implicit upsampler returns the latents itself (Table 12, "w/o decoder").
         use_cell: tell the implicit upsampler the query's cell size.
         query_chunk: queries at a time when no gradient is needed.
     """
@@ -232,8 +233,8 @@ class VLUer(ModelMixin, ConfigMixin):
         """Load what `save_pretrained` wrote; see diffusers.
 
         Raises:
-            FileNotFoundError: when it is not there.
-            ValueError: when files are damaged, or hold other weights than the configuration asks for.
+            FileNotFoundError: when it does not exist.
+            ValueError: when files are damaged, or hold other weights than the configuration requires.
         """
         if kwargs.pop("output_loading_info", False):
             return super().from_pretrained(
@@ -244,7 +245,7 @@ class VLUer(ModelMixin, ConfigMixin):
         return load_whole(cls, pretrained_model_name_or_path, kwargs.pop("subfolder", None) or "", **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save the model for `from_pretrained`: the folder holds the old model or the whole new one; see diffusers."""
+        """Save the model for `from_pretrained`, atomically; see diffusers."""
         if kwargs.get("push_to_hub"):
             kwargs.setdefault("repo_id", Path(save_directory).name)
         with saving(save_directory) as new:
