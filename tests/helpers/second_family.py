@@ -324,10 +324,6 @@ class RibbonBackbone(Backbone):
         loaded = load_whole(RibbonTransformer, self.path, part, torch_dtype=dtype or torch.float32)
         return RibbonDenoiser(loaded)
 
-    def schedule(self) -> Schedule:
-        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(self.path, subfolder="scheduler")
-        return Schedule(scheduler, self.path)
-
     def size_rules(self) -> SizeRules:
         return SizeRules(SPACE, TIME)
 

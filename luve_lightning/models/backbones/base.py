@@ -25,7 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 import torch
+from diffusers import SchedulerMixin
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from torch import Tensor, nn
 
@@ -33,7 +35,7 @@ from luve_lightning.functional.flow_matching import sigma_of_timestep, timestep_
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import LatentSpace, SizeRules
-from luve_lightning.models.folders import cannot_load, is_local, read_json
+from luve_lightning.models.folders import cannot_load, is_local, loading, read_json
 
 _SHOWN = 60  # most characters shown of a cut text
 
@@ -248,9 +250,20 @@ class Backbone(ABC):
     def denoiser(self, dtype: torch.dtype | None = None, part: str = "transformer") -> Denoiser:
         """Load the transformer in the subfolder `part`, or in `path` itself where that is a transformer's own."""
 
-    @abstractmethod
     def schedule(self) -> Schedule:
-        """Load `scheduler/`."""
+        """Load `scheduler/`, of whatever class of diffusers its configuration names."""
+        local = is_local(self.path)
+        if local and not (Path(self.path) / "scheduler" / "scheduler_config.json").is_file():
+            raise FileNotFoundError(f"backbone {self.path}: no scheduler/scheduler_config.json there")
+        named = str(self.config("scheduler", "scheduler_config.json").get("_class_name"))
+        kind = getattr(diffusers, named, None)
+        if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+            raise ValueError(
+                f"backbone {self.path}: its scheduler/ is a {named}, which diffusers does not have"
+            )
+        with loading(self.path, "scheduler"):
+            scheduler = kind.from_pretrained(str(self.path), subfolder="scheduler", local_files_only=local)
+        return self.schedule_class(scheduler, self.path)
 
     def serving(self) -> Mapping[str, SigmaBand]:
         """The sigmas that each transformer serves, by subfolder; most families have one transformer."""

@@ -107,17 +107,6 @@ class WanBackbone(Backbone):
             )
         )
 
-    def schedule(self) -> WanSchedule:
-        """See Backbone."""
-        local = is_local(self.path)
-        if local and not (Path(self.path) / "scheduler" / "scheduler_config.json").is_file():
-            raise FileNotFoundError(f"backbone {self.path}: no scheduler/scheduler_config.json there")
-        with loading(self.path, "scheduler"):
-            scheduler = UniPCMultistepScheduler.from_pretrained(
-                str(self.path), subfolder="scheduler", local_files_only=local
-            )
-        return WanSchedule(scheduler, self.path)
-
     def size_rules(self) -> SizeRules:
         """See Backbone."""
         local = is_local(self.path)
