@@ -17,11 +17,12 @@ from luve_lightning.analysis.denoising_run import (
 )
 from luve_lightning.analysis.denoising_spectra import BandResolution, NoSpectrum, suggest_switch
 from luve_lightning.callbacks.random_state import undisturbed
+from luve_lightning.callbacks.sample_strips import NowAndThen
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.tasks.contracts import TextToVideo
 
 
-class DenoisingSpectra(L.Callback):
+class DenoisingSpectra(NowAndThen):
     """Records how much of each frequency band has appeared at each denoising step of a text-to-video task.
 
     See `evaluation.denoising_spectra` for the meaning, and for the switch between experts that follows from it.
@@ -60,12 +61,9 @@ class DenoisingSpectra(L.Callback):
     ) -> None:
         self.edges = list(DEFAULT_EDGES) if edges is None else list(edges)
         check_spectra_options(prompts, steps, self.edges, share)
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps: expected at least 1, got {every_n_steps}")
-        self.output, self.prompts, self.size = Path(output), list(prompts), (frames, height, width)
-        self.every_n_steps, self.steps, self.guidance = every_n_steps, steps, guidance
-        self.seed, self.share = seed, share
-        self._last_step, self._restored = 0, False
+        super().__init__(output, every_n_steps)
+        self.prompts, self.size = list(prompts), (frames, height, width)
+        self.steps, self.guidance, self.seed, self.share = steps, guidance, seed, share
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a task that cannot generate.
@@ -79,35 +77,10 @@ class DenoisingSpectra(L.Callback):
                 "`luve spectra` measures a backbone folder"
             )
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count from where the run begins, or from the checkpoint's step.
-
-        If a kill cut a validation short, record now what it would have recorded.
-        """
-        if not self._restored:
-            self._last_step = trainer.global_step
-        self._restored = False
-
-    @property
-    def state_key(self) -> str:
-        """A key per folder."""
-        return self._generate_state_key(output=self.output.name)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The last recorded step."""
-        return {"last_step": self._last_step}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
-        self._last_step, self._restored = int(state_dict["last_step"]), True
-
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record after a validation inside fit, when one is due."""
-        step, every = trainer.global_step, self.every_n_steps
-        if trainer.state.fn != "fit" or trainer.sanity_checking or step // every <= self._last_step // every:
-            return
-        self._last_step = step
-        self._record(trainer, pl_module, f"step-{step:06d}")
+        if name := self.due(trainer):
+            self._record(trainer, pl_module, name)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record after every test."""

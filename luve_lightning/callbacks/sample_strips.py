@@ -21,27 +21,19 @@ from luve_lightning.models.backbones import LatentSpace
 from luve_lightning.tasks.contracts import Upsampling
 
 
-class SampleStrips(L.Callback):
-    """Draws the middle frame of a few clips: low resolution, bilinear, VLUer, and the clip itself.
-
-    A detail is enlarged under each; labels give the frame's PSNR. The strips go to `output/step-<optimiser
-    step>/<clip>_x<scale>.png` in a validation inside `fit`, to `output/test/` under `trainer.test`, and to wandb
-    as images when that is a logger. Rank zero draws, without random numbers.
+class NowAndThen(L.Callback):
+    """A callback that records something in a validation of a training run, every so many optimiser steps.
 
     Args:
-        output: folder of the pictures.
-        every_n_steps: optimiser steps; a validation draws when a multiple has passed since the last drawing.
-        clips: number of clips to draw, rank zero's first, at every scale; 0 draws nothing.
+        output: folder of what it records.
+        every_n_steps: optimiser steps; a validation records when a multiple has passed since the last recording.
     """
 
-    def __init__(self, output: Path, every_n_steps: int, clips: int = 2) -> None:
-        if every_n_steps < 1 or clips < 0:
-            raise ValueError(f"expected every_n_steps >= 1 and clips >= 0, got {every_n_steps} and {clips}")
-        self.output, self.every_n_steps, self.clips = Path(output), every_n_steps, clips
+    def __init__(self, output: Path, every_n_steps: int) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps: expected at least 1, got {every_n_steps}")
+        self.output, self.every_n_steps = Path(output), every_n_steps
         self._last_step, self._restored = 0, False
-        self._folder: Path | None = None
-        self._seen: list[str] = []
-        self._drawn: dict[str, list[Path]] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count from where the run begins, or from the checkpoint's step.
@@ -65,17 +57,40 @@ class SampleStrips(L.Callback):
         """Restore it."""
         self._last_step, self._restored = int(state_dict["last_step"]), True
 
+    def due(self, trainer: L.Trainer) -> str | None:
+        """The name of this validation's recording; None when none is due."""
+        step, every = trainer.global_step, self.every_n_steps
+        if trainer.state.fn != "fit" or trainer.sanity_checking or step // every <= self._last_step // every:
+            return None
+        self._last_step = step
+        return f"step-{step:06d}"
+
+
+class SampleStrips(NowAndThen):
+    """Draws the middle frame of a few clips: low resolution, bilinear, VLUer, and the clip itself.
+
+    A detail is enlarged under each; labels give the frame's PSNR. The strips go to `output/step-<optimiser
+    step>/<clip>_x<scale>.png` in a validation inside `fit`, to `output/test/` under `trainer.test`, and to wandb
+    as images when that is a logger. Rank zero draws, without random numbers.
+
+    Args:
+        output: folder of the pictures.
+        every_n_steps: optimiser steps; a validation draws when a multiple has passed since the last drawing.
+        clips: number of clips to draw, rank zero's first, at every scale; 0 draws nothing.
+    """
+
+    def __init__(self, output: Path, every_n_steps: int, clips: int = 2) -> None:
+        super().__init__(output, every_n_steps)
+        if clips < 0:
+            raise ValueError(f"clips: expected at least 0, got {clips}")
+        self.clips = clips
+        self._folder: Path | None = None
+        self._seen: list[str] = []
+        self._drawn: dict[str, list[Path]] = {}
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Decide whether this validation draws."""
-        step, every = trainer.global_step, self.every_n_steps
-        due = (
-            trainer.state.fn == "fit"
-            and not trainer.sanity_checking
-            and step // every > self._last_step // every
-        )
-        if due:
-            self._last_step = step
-        self._begin(trainer, f"step-{step:06d}" if due else None)
+        self._begin(trainer, self.due(trainer))
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw in every test."""
@@ -93,25 +108,13 @@ class SampleStrips(L.Callback):
         """Draw the clips of a batch."""
         self._draw(trainer, pl_module, batch)
 
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: dict[str, Any],
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw the clips of a batch."""
-        self._draw(trainer, pl_module, batch)
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log what was drawn."""
         self._log(trainer)
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log what was drawn."""
-        self._log(trainer)
+    on_test_end = on_validation_end
 
     def _begin(self, trainer: L.Trainer, folder: str | None) -> None:
         self._folder = self.output / folder if folder and trainer.is_global_zero else None

@@ -36,6 +36,7 @@ from luve_lightning.files import write_text
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.vluer import VLUer
 from luve_lightning.tasks.contracts import Upsampling
+from luve_lightning.terminal import say
 
 _PACKAGES = ("torch", "lightning", "diffusers")
 
@@ -89,12 +90,6 @@ class UpsamplerComparison(L.Callback):
         known = {name: method.of(LooseModels(codec)) for name, method in baselines().items()}
         self.comparison = UpsamplingComparison(codec, methods | known, self.timed_clips)
 
-    def _score(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: dict[str, Any]) -> None:
-        if self.comparison is None:
-            self._start(trainer, pl_module)
-        assert self.comparison is not None
-        self.scores += self.comparison.score_batch(batch)
-
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
@@ -104,21 +99,14 @@ class UpsamplerComparison(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Score a batch under `trainer.validate`."""
-        if trainer.state.fn == "validate":
-            self._score(trainer, pl_module, batch)
+        """Score a batch, but for the validation inside `fit`."""
+        if trainer.state.fn in ("validate", "test"):
+            if self.comparison is None:
+                self._start(trainer, pl_module)
+            assert self.comparison is not None
+            self.scores += self.comparison.score_batch(batch)
 
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: dict[str, Any],
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Score a batch under `trainer.test`."""
-        self._score(trainer, pl_module, batch)
+    on_test_batch_end = on_validation_batch_end
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Combine the processes' scores and report.
@@ -153,9 +141,7 @@ class UpsamplerComparison(L.Callback):
         write_text(output, table_csv(COLUMNS, [row | {"scale": f"{row['scale']:g}"} for row in rows]))
         text = report_markdown(rows, learned, _facts(trainer, stage, scores))
         write_text(output.with_suffix(".md"), text)
-        Console(emoji=False).print(
-            f"written to {output} and {output.with_suffix('.md')}", soft_wrap=True, highlight=False
-        )
+        say(Console(emoji=False), f"written to {output} and {output.with_suffix('.md')}")
 
     def _print(self, rows: ComparisonRows, learned: Sequence[str], stage: str) -> None:
         console = Console(emoji=False)

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from luve_lightning.data.safetensors_window import DTYPES, Range
+from luve_lightning.data.safetensors_window import DTYPE_NAMES, Range
 from luve_lightning.data.store import StoreError, TensorStore
 from luve_lightning.files import text_digest
 
@@ -22,9 +22,6 @@ from luve_lightning.files import text_digest
 # filter in functional/pixels.py, another posterior or normalisation in models/backbones. Every older entry is
 # then simply not found.
 ENCODER_VERSION = 1
-
-DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
-"""Names of the dtypes an entry can have: "float16", "bfloat16", "float32"."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

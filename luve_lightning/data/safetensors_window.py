@@ -23,7 +23,10 @@ from torch import Tensor
 Range = tuple[int, int] | None
 
 DTYPES: dict[str, torch.dtype] = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-"""safetensors' names of the dtypes that latents are stored in."""
+"""safetensors' names of the dtypes that tensors are stored in."""
+
+DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+"""torch's names of these: "float16", "bfloat16", "float32"."""
 
 _LONGEST_HEADER = 100_000_000  # the limit of the format itself
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +210,8 @@ def score_clips(
             entries[shard.index :: shard.count], settings, ClipHashes(folder), there, totals, advance
         )
         read = FrameReader(choice)
-        for batch in _batches(read_ahead(read, jobs, num_workers, batch_size), batch_size):
+        clips = read_ahead(read, jobs, num_workers, batch_size)
+        while batch := list(islice(clips, batch_size)):
             scored = _score(scorer, batch)
             rows |= {row.clip_id: row for row in scored}
             write_rows(part, rows.values())
@@ -267,17 +268,6 @@ def _jobs(
             advance(1)
         else:
             yield ClipJob(entry, row, seen)
-
-
-def _batches(items: Iterator[ReadClip], size: int) -> Iterator[list[ReadClip]]:
-    batch: list[ReadClip] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _score(scorer: Scorer, batch: Sequence[ReadClip]) -> list[ScoreRow]:

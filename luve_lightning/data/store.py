@@ -38,15 +38,6 @@ _SHOWN = 600  # characters of a strange key in a message
 _ASK_AGAIN = 0.02
 
 
-@dataclass(frozen=True)
-class StoreSize:
-    """What a store holds: whole entries, their bytes, and files being written or left by a kill."""
-
-    entries: int
-    bytes: int
-    unfinished: int
-
-
 class ClaimedFiles:
     """A folder of files named by digests.
 
@@ -142,11 +133,6 @@ class ClaimedFiles:
                 if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
                     raise
         return removed
-
-    def size(self) -> StoreSize:
-        """Count entries, their bytes and unfinished files."""
-        sizes = [path.stat().st_size for path in self.root.glob("??/*.safetensors")]
-        return StoreSize(len(sizes), sum(sizes), sum(1 for _ in self.root.glob("??/*.tmp")))
 
 
 class StoreError(ValueError):
@@ -284,10 +270,6 @@ class TensorStore(ABC, Generic[K]):
     def clean(self) -> int:
         """Remove what killed writers left behind; how many files that were."""
         return self._files.clean()
-
-    def size(self) -> StoreSize:
-        """Count entries, their bytes and unfinished files."""
-        return self._files.size()
 
     def _whole(self, key: K) -> tuple[Tensor, bool]:
         """An entry, and whether its sha256 was compared."""

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from luve_lightning.data.safetensors_window import DTYPES
+from luve_lightning.data.safetensors_window import DTYPE_NAMES
 from luve_lightning.data.store import StoreError, TensorStore
 from luve_lightning.data.video_index import CAPTIONS, ClipEntry
 from luve_lightning.files import text_digest, write_text
@@ -24,8 +24,6 @@ from luve_lightning.models.backbones import CutText, TextConditioner
 # Raise it when the same caption and the same text encoder would give another embedding: another cleaning of
 # captions, tokenization or masking in models/backbones.
 TEXT_VERSION = 1
-
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ class TextSource:
         # Exactly int: True or a numpy integer compares equal and writes other JSON.
         if type(self.length) is not int or self.length < 1:
             raise ValueError(f"length must be a whole number of tokens >= 1, got {self.length!r}")
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
+        if self.dtype not in DTYPE_NAMES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPE_NAMES)}, got {self.dtype!r}")
 
     def key(self, caption: str) -> TextKey:
         """The entry of a caption."""
@@ -91,10 +89,6 @@ class TextStore(TensorStore[TextKey]):
     entries, verb, damage = "embeddings", "embed", "another embedding than was stored"
     tensor, rank = "embedding", 2
 
-    def tokens(self, key: TextKey) -> int:
-        """How many tokens the caption has, from the entry's header; raises like `read`."""
-        return self.shape(key)[0]
-
     def read(self, key: TextKey) -> Tensor:
         """The embedding as the transformer is given it: length x D, zero past the caption's end.
 
@@ -102,7 +96,7 @@ class TextStore(TensorStore[TextKey]):
             StoreError: when there is no entry, it is damaged, or it was made for another key.
         """
         own, _ = self._whole(key)
-        padded = torch.zeros(key.source.length, own.shape[1], dtype=_DTYPES[key.source.dtype])
+        padded = torch.zeros(key.source.length, own.shape[1], dtype=DTYPE_NAMES[key.source.dtype])
         padded[: len(own)] = own
         return padded
 
@@ -119,7 +113,7 @@ class TextStore(TensorStore[TextKey]):
 
     def checked(self, key: TextKey, tensor: Tensor) -> Tensor:
         """Floats n x D, all finite in the source's dtype."""
-        dtype, length = _DTYPES[key.source.dtype], key.source.length
+        dtype, length = DTYPE_NAMES[key.source.dtype], key.source.length
         if tensor.ndim != 2 or len(tensor) > length or not tensor.is_floating_point():
             raise StoreError(
                 f"an embedding must be floats n x D with n <= {length}, got {tensor.dtype} {tuple(tensor.shape)}"

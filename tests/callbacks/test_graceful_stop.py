@@ -25,6 +25,7 @@ from tests.helpers.precompute_run import PrecomputeRun, keys_of_last_clip, wait_
 from tests.helpers.processes import finish, run_processes, start
 from tests.helpers.resumable import CropsDataModule, CropsTask, Run, SendSignal, train
 from tests.helpers.small_world import write_world
+from tests.helpers.store_size import store_size
 from tests.helpers.tiny import TinyModule
 from tests.helpers.waiting import wait_for
 
@@ -213,7 +214,7 @@ def test_sigterm_ends_a_prediction_with_its_code_and_leaves_nothing_half_done(
         wait_for_entries(store, 4, run)
         run.send(signal.SIGTERM)
         run.finish(128 + signal.SIGTERM)
-    assert store.size().unfinished == 0
+    assert store_size(store.root).unfinished == 0
     assert "Traceback" not in run.text()
 
 

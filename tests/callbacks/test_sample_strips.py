@@ -190,5 +190,7 @@ def test_only_the_latents_up_to_the_middle_are_decoded(tiny_backbone: Path, fram
 
 @pytest.mark.parametrize(("every", "clips"), [(0, 2), (-1, 2), (1, -1)])
 def test_impossible_values_are_refused(tmp_path: Path, every: int, clips: int) -> None:
-    with pytest.raises(ValueError, match="expected every_n_steps >= 1 and clips >= 0"):
+    with pytest.raises(
+        ValueError, match=r"(every_n_steps: expected at least 1|clips: expected at least 0), got"
+    ):
         SampleStrips(tmp_path, every, clips)

@@ -15,8 +15,8 @@ from luve_lightning.cascade.generation_jobs import VideoFolder, VideoJob, make_j
 from luve_lightning.cascade.generation_run import StageLatents
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.prompts import PromptLine
-from luve_lightning.data.store import ClaimedFiles
 from luve_lightning.models.backbones import SizeRules
+from tests.helpers.store_size import store_size
 
 RULES = SizeRules(16, 4)
 DEFAULTS = CascadeOptions(192, 192, 17, 96, 96)
@@ -168,7 +168,7 @@ def test_latents_are_kept_by_what_they_depend_on(tmp_path: Path) -> None:
     found = StageLatents(tmp_path).get(digest)
     assert found is not None
     assert all(torch.equal(found[key], tensors[key]) for key in tensors)
-    assert ClaimedFiles(tmp_path).size().unfinished == 0
+    assert store_size(tmp_path).unfinished == 0
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "other"])

@@ -13,6 +13,7 @@ from luve_lightning.cli.precompute import precompute
 from luve_lightning.data.latent_store import LatentStore
 from tests.helpers.precompute_run import PrecomputeRun, keys_of_last_clip, wait_for_entries
 from tests.helpers.small_world import write_world
+from tests.helpers.store_size import store_size
 
 pytestmark = pytest.mark.slow
 
@@ -41,13 +42,13 @@ def test_killed_run_finished_by_two_others_equals_an_uninterrupted_one(
         wait_for_entries(store, LATENTS // 3, victim)
         victim.send(signal.SIGKILL)
         victim.finish(-signal.SIGKILL)
-    done = store.size().entries
+    done = store_size(store.root).entries
     assert LATENTS // 3 <= done < LATENTS
     first, second = (PrecomputeRun(tmp_path, tiny_backbone, world, store.root) for _ in range(2))
     assert first.encoded() + second.encoded() == LATENTS - done, "an entry was written twice, or not at all"
     uninterrupted(tiny_backbone, world, whole)
     assert contents(store) == contents(whole)
-    assert store.size().unfinished == 0
+    assert store_size(store.root).unfinished == 0
     assert len(contents(store)) == LATENTS
 
 
@@ -67,7 +68,7 @@ def test_sigterm_to_the_process_group_ends_it_quietly_and_loses_nothing(
         assert word not in run.text(), run.text()
     last = run.text().splitlines()[-1]
     assert last == "luve precompute: SIGTERM: stopped; what is stored stays, the same command goes on"
-    done = store.size()
+    done = store_size(store.root)
     assert done.unfinished == 0
     assert LATENTS // 3 <= done.entries < LATENTS
     assert PrecomputeRun(tmp_path, tiny_backbone, world, store.root).encoded() == LATENTS - done.entries

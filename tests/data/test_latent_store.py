@@ -21,7 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from luve_lightning.data.latent_store import ENCODER_VERSION, LatentKey, LatentStore
-from luve_lightning.data.store import StoreError, StoreSize
+from luve_lightning.data.store import StoreError
+from tests.helpers.store_size import StoreSize, store_size
 
 KEY = LatentKey(clip="a" * 64, vae="b" * 64, size=(192, 128), frames=(3, 12))
 
@@ -255,7 +256,7 @@ def test_not_finite_is_refused(store: LatentStore, value: float) -> None:
     bad[3, 1, 2, 4] = value
     with pytest.raises(StoreError, match="not finite"):
         store.write(KEY, bad)
-    assert store.size() == StoreSize(0, 0, 0)
+    assert store_size(store.root) == StoreSize(0, 0, 0)
 
 
 def test_overflow_is_refused_and_fits_in_float32(store: LatentStore) -> None:
@@ -283,19 +284,19 @@ def test_second_write_inside_one_claim_changes_nothing(store: LatentStore) -> No
         assert store.write(KEY, latents(0)) > 0
         assert store.write(KEY, latents(1)) == 0
     assert torch.equal(store.read(KEY), latents(0).half())
-    assert store.size().unfinished == 0
+    assert store_size(store.root).unfinished == 0
 
 
 def test_unused_claim_leaves_nothing(store: LatentStore) -> None:
     with store.claim(KEY) as mine:
         assert mine
-        assert store.size() == StoreSize(0, 0, 1)
+        assert store_size(store.root) == StoreSize(0, 0, 1)
         with store.claim(KEY) as again, LatentStore(store.root).claim(KEY) as other:
             assert not again
             assert not other
         with store.claim(replace(KEY, stride=2)) as unrelated:
             assert unrelated
-    assert store.size() == StoreSize(0, 0, 0)
+    assert store_size(store.root) == StoreSize(0, 0, 0)
     with store.claim(KEY) as mine:
         assert mine
 
@@ -305,7 +306,7 @@ def test_failed_write_leaves_nothing(store: LatentStore) -> None:
         assert mine
         with pytest.raises(StoreError):
             store.write(KEY, latents() * float("nan"))
-    assert store.size() == StoreSize(0, 0, 0)
+    assert store_size(store.root) == StoreSize(0, 0, 0)
 
 
 def test_pickled_store_holds_no_claim(store: LatentStore) -> None:
@@ -318,9 +319,9 @@ def test_pickled_store_holds_no_claim(store: LatentStore) -> None:
 
 
 def test_size(store: LatentStore) -> None:
-    assert store.size() == StoreSize(0, 0, 0)
+    assert store_size(store.root) == StoreSize(0, 0, 0)
     sizes = [store.write(replace(KEY, stride=n), latents(n)) for n in range(1, 5)]
-    assert store.size() == StoreSize(4, sum(sizes), 0)
+    assert store_size(store.root) == StoreSize(4, sum(sizes), 0)
 
 
 HOLDER = """
@@ -349,7 +350,7 @@ def test_killed_writer_frees_its_claim_and_leaves_no_entry(store: LatentStore, t
     assert store.clean() == 0, "a living writer's file must stay"
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert store.size() == StoreSize(0, 0, 1)
+    assert store_size(store.root) == StoreSize(0, 0, 1)
     assert not store.has(KEY)
 
     other = replace(KEY, stride=2)
@@ -358,7 +359,7 @@ def test_killed_writer_frees_its_claim_and_leaves_no_entry(store: LatentStore, t
     store.write(KEY, latents())  # takes the left-over file over
     assert torch.equal(store.read(KEY), latents().half())
     assert store.clean() == 1
-    assert store.size().unfinished == 0
+    assert store_size(store.root).unfinished == 0
 
 
 def _race(root: Path, count: int, start: object, won: object) -> None:
@@ -390,9 +391,9 @@ def test_processes_never_write_one_entry_twice(store: LatentStore) -> None:
             wins.append(won.get())
         time.sleep(0.01)
     assert [process.exitcode for process in running] == [0] * processes
-    assert len(wins) == len(set(wins)) == store.size().entries
+    assert len(wins) == len(set(wins)) == store_size(store.root).entries
     # A cleaner can make a claim fail for a moment; the entries waited for are all there.
     assert set(range(3, count + 1, 3)) <= set(wins)
-    assert store.size().unfinished == 0
+    assert store_size(store.root).unfinished == 0
     for n in wins:
         assert torch.equal(store.read(replace(KEY, stride=n)), latents(n).half())

@@ -12,6 +12,7 @@ from types import FrameType
 import pytest
 
 from luve_lightning.data.store import ClaimedFiles
+from tests.helpers.store_size import store_size
 
 DIGEST = "0a" * 32
 
@@ -45,7 +46,7 @@ def test_a_signal_to_another_thread_ends_the_wait(tmp_path: Path) -> None:
         with pytest.raises(Signalled), ClaimedFiles(tmp_path).claim(DIGEST, wait=True):
             pass
     thread.join()
-    assert ClaimedFiles(tmp_path).size().unfinished == 0
+    assert store_size(tmp_path).unfinished == 0
 
 
 @pytest.mark.parametrize("written", [True, False])
@@ -70,4 +71,4 @@ def test_the_wait_ends_with_the_other_claim(tmp_path: Path, written: bool) -> No
         assert mine is not written
         assert ClaimedFiles(tmp_path).path(DIGEST).exists() is written
     thread.join()
-    assert ClaimedFiles(tmp_path).size().unfinished == 0
+    assert store_size(tmp_path).unfinished == 0

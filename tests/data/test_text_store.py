@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from luve_lightning.data.safetensors_window import tensor_digest
-from luve_lightning.data.store import StoreError, StoreSize
+from luve_lightning.data.store import StoreError
 from luve_lightning.data.text_store import (
     TEXT_VERSION,
     StoredEmbeddings,
@@ -28,6 +28,7 @@ from luve_lightning.data.text_store import (
     TextSource,
     TextStore,
 )
+from tests.helpers.store_size import StoreSize, store_size
 
 SOURCE = TextSource(encoder="e" * 64, length=8, dtype="float32")
 KEY = SOURCE.key("a red boat")
@@ -71,7 +72,7 @@ def test_read_gives_what_was_written_and_zeros(
     assert store.path(key).stat().st_size == written
     own = embedding(tokens).to(getattr(torch, dtype))
     assert torch.equal(store.read(key), torch.cat([own, own.new_zeros(8 - tokens, 6)]))
-    assert store.tokens(key) == tokens
+    assert store.shape(key)[0] == tokens
     with safe_open(store.path(key), "pt") as file:  # any safetensors reader opens it
         assert torch.equal(file.get_tensor("embedding"), own)
         assert file.metadata() == {"key": key.json, "sha256": tensor_digest(own)}
@@ -105,7 +106,7 @@ def test_a_second_write_changes_nothing(store: TextStore) -> None:
 def test_what_cannot_be_an_embedding_is_refused(store: TextStore, wrong: torch.Tensor, message: str) -> None:
     with pytest.raises(StoreError, match=message):
         store.write(KEY, wrong)
-    assert store.size() == StoreSize(0, 0, 0)
+    assert store_size(store.root) == StoreSize(0, 0, 0)
 
 
 def test_missing_damaged_and_swapped_entries_are_refused_in_one_line(store: TextStore) -> None:
@@ -181,7 +182,7 @@ def test_records_say_what_a_store_holds(store: TextStore) -> None:
     (store.root / "sources" / "torn.json").write_text('{"encoder": "e", "len')
     with pytest.raises(StoreError, match=r"torn\.json is no record"):
         store.source()
-    assert store.size() == StoreSize(0, 0, 0)
+    assert store_size(store.root) == StoreSize(0, 0, 0)
 
 
 def test_a_lookup_can_be_sent_to_loader_workers(store: TextStore) -> None:
@@ -219,7 +220,7 @@ def test_a_killed_writer_frees_its_claim_and_leaves_no_entry(store: TextStore, t
     assert store.clean() == 0, "a living writer's file must stay"
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert store.size() == StoreSize(0, 0, 1)
+    assert store_size(store.root) == StoreSize(0, 0, 1)
     assert not store.has(KEY)
     left = SOURCE.key("left over")
     store.path(left).parent.mkdir(exist_ok=True)
@@ -227,7 +228,7 @@ def test_a_killed_writer_frees_its_claim_and_leaves_no_entry(store: TextStore, t
     store.write(KEY, embedding())  # takes the left-over file over
     assert torch.equal(store.read(KEY)[:5], embedding())
     assert store.clean() == 1
-    assert store.size().unfinished == 0
+    assert store_size(store.root).unfinished == 0
 
 
 def _race(root: Path, count: int, start: object, won: object) -> None:
@@ -259,9 +260,9 @@ def test_processes_never_write_one_entry_twice(store: TextStore) -> None:
             wins.append(won.get())
         time.sleep(0.01)
     assert [process.exitcode for process in running] == [0] * processes
-    assert len(wins) == len(set(wins)) == store.size().entries
+    assert len(wins) == len(set(wins)) == store_size(store.root).entries
     # A cleaner can make a claim fail for a moment; the entries waited for are all there.
     assert set(range(0, count, 3)) <= set(wins)
-    assert store.size().unfinished == 0
+    assert store_size(store.root).unfinished == 0
     for n in wins:
         assert torch.equal(store.read(SOURCE.key(f"caption {n}"))[:5], embedding(seed=n))

@@ -11,6 +11,7 @@ from luve_lightning.data.latent_store import LatentKey, LatentRecipe, LatentStor
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.models.backbones import load_backbone
 from tests.helpers.luve_process import LuveProcess
+from tests.helpers.store_size import store_size
 from tests.helpers.waiting import wait_for
 
 
@@ -58,6 +59,6 @@ def keys_of_last_clip(backbone: Path, index: Path) -> list[LatentKey]:
 
 def wait_for_entries(store: LatentStore, count: int, run: PrecomputeRun) -> None:
     """Return as soon as the store holds so many entries while the run goes on."""
-    there = wait_for(lambda: store.size().entries >= count or not run.alive(), every=0.002)
+    there = wait_for(lambda: store_size(store.root).entries >= count or not run.alive(), every=0.002)
     assert there, run.text()
     assert run.alive(), run.text()

@@ -21,6 +21,7 @@ from luve_lightning.datamodules.clips import EncodeDataModule
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.tasks.encode import EncodeTask, EncodeTotals
 from tests.helpers.small_world import write_world
+from tests.helpers.store_size import store_size
 
 CLIPS = 3
 
@@ -74,7 +75,7 @@ class Elsewhere(threading.Thread):
             for key in self.keys:
                 assert claims.enter_context(self.store.claim(key))
             self.ready.set()
-            while self.store.size().entries < self.until:
+            while store_size(self.store.root).entries < self.until:
                 time.sleep(0.01)
             time.sleep(0.3)  # the run is now waiting for these
             if self.write:
@@ -91,7 +92,7 @@ def test_entries_being_made_elsewhere_are_waited_for(encoding: Encoding, write: 
     totals = encoding.run()
     other.join()
     assert totals.encoded == 2 * (CLIPS - 1) + (0 if write else 2)
-    assert encoding.store.size().entries == 2 * CLIPS
+    assert store_size(encoding.store.root).entries == 2 * CLIPS
     assert (encoding.store.read(theirs[0]) == 7).all().item() is write
 
 
@@ -109,7 +110,7 @@ def test_two_files_of_the_same_bytes_are_one_entry(encoding: Encoding) -> None:
     encoding.clips[2].write_bytes(encoding.clips[1].read_bytes())
     totals = encoding.run()
     assert (totals.encoded, totals.bad) == (2 * (CLIPS - 1), 0)
-    assert encoding.store.size().entries == 2 * (CLIPS - 1)
+    assert store_size(encoding.store.root).entries == 2 * (CLIPS - 1)
 
 
 def test_bad_clip_is_counted_and_named(encoding: Encoding) -> None:
@@ -117,7 +118,7 @@ def test_bad_clip_is_counted_and_named(encoding: Encoding) -> None:
     totals = encoding.run()
     assert (totals.encoded, totals.bad) == (2 * (CLIPS - 1), 1)
     assert [bad.path for bad in encoding.quarantine.bad()] == [str(encoding.clips[1])]
-    assert totals.bytes == encoding.store.size().bytes
+    assert totals.bytes == store_size(encoding.store.root).bytes
 
 
 def test_nothing_left_is_no_error(encoding: Encoding) -> None:
