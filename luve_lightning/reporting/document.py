@@ -7,13 +7,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
-_SHARED = "luve_lightning.reporting"
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def render_document(
-    package: str,
     template: str,
     styles: Sequence[str],
     scripts: Sequence[str],
@@ -26,15 +23,14 @@ def render_document(
     over a network, whatever a caption or a table may hold.
 
     Args:
-        package: package whose folder `templates` holds the files; this package's own are found, too.
-        template: template that extends `document.html`.
+        template: file in the folder `templates`; it extends `document.html`.
         styles: CSS files, in order.
         scripts: JavaScript files, in order.
         context: values for the template; text in it is escaped. `chart.html` needs `number`, which writes a value.
         media: allowed sources of videos, in the words of a content security policy.
     """
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader(package, "templates"), PackageLoader(_SHARED, "templates")]),
+        loader=PackageLoader("luve_lightning.reporting", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -172,39 +172,21 @@ def read_spectra(name: str, path: Path) -> SpectraPlots:
     steps, sigmas, bands = _read_spectra(table)
     beside = table.with_name("switch.json")
     switch = read_json(beside) if beside.is_file() and table.name == "spectra.csv" else None
-    marks = []
+    switches = {f"of the released checkpoints: {PAPER_SIGMA_SWITCH:g}": PAPER_SIGMA_SWITCH}
     if switch is not None and isinstance(switch.get("sigma"), int | float):
-        sigma = float(switch["sigma"])
-        marks.append(Mark(f"sigma_switch suggested here: {sigma:.3f}", _step_of(sigma, steps, sigmas)))
-    marks.append(
-        Mark(
-            f"of the released checkpoints: {PAPER_SIGMA_SWITCH:g}",
-            _step_of(PAPER_SIGMA_SWITCH, steps, sigmas),
-        )
-    )
+        switches = {f"sigma_switch suggested here: {switch['sigma']:.3f}": float(switch["sigma"])} | switches
+    # Sigmas fall with the steps.
+    marks = [Mark(label, float(np.interp(s, sigmas[::-1], steps[::-1]))) for label, s in switches.items()]
     label = f"denoising step (sigma {sigmas[0]:.2f} to {sigmas[-1]:.2f})"
-    series = [
+    resolved, power = (
         [Series(f"{band} of Nyquist", steps, values[:, k]) for band, values in bands.items()] for k in (0, 1)
-    ]
-    positive = min(line.y.min() for line in series[1]) > 0
-    charts = (
-        Chart(
-            f"{name}: share of each band that is settled",
-            label,
-            "share settled",
-            series[0],
-            marks,
-            (0.0, 1.0),
-        ),
-        Chart(
-            f"{name}: power of each band, of the final one",
-            label,
-            "power, 1 is the final",
-            series[1],
-            marks,
-            logarithmic=positive,
-        ),
     )
+    positive = min(line.y.min() for line in power) > 0
+    charts = (
+        Chart(f"{name}: share of each band that is settled", label, "share settled", resolved, marks, (0.0, 1.0)),
+        Chart(f"{name}: power of each band, of the final one", label, "power, 1 is the final", power, marks,
+              logarithmic=positive),
+    )  # fmt: skip
     provenance = None if switch is None else Origin(f"spectra.{name}", str(beside), _facts(switch))
     return SpectraPlots(name, *charts, _sentence(switch), provenance)
 
@@ -229,11 +211,6 @@ def _read_spectra(table: Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.nda
         raise Unreadable("expected at least two denoising steps, each with every band")
     bands = {band: np.array([values[step] for step in steps]) for band, values in found.items()}
     return np.array(steps, dtype=np.float64), np.array([sigmas[step] for step in steps]), bands
-
-
-def _step_of(sigma: float, steps: np.ndarray, sigmas: np.ndarray) -> float:
-    """Position of the noise level between the steps; sigmas fall."""
-    return float(np.interp(sigma, sigmas[::-1], steps[::-1]))
 
 
 def _sentence(switch: dict[str, Any] | None) -> str:

@@ -175,4 +175,4 @@ def _render(parts: Mapping[str, list[Any]], left_out: Sequence[LeftOut], text: P
         "number": format_value,
     }
     styles, scripts = ("base.css", "report.css", "compare.css"), ("sort.js", "compare.js")
-    return render_document("luve_lightning.reporting", "report.html", styles, scripts, context)
+    return render_document("report.html", styles, scripts, context)

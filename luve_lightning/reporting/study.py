@@ -244,11 +244,5 @@ def _page(key: StudyKey, prompts: Mapping[str, str], title: str) -> str:
         "columns": 3 if len(key.methods) in (3, 5, 6, 9) else 2,
         "data": data,
     }
-    return render_document(
-        "luve_lightning.reporting",
-        "study.html",
-        ("base.css", "study.css"),
-        ("study.js",),
-        context,
-        "'self' file:",
-    )
+    styles, scripts = ("base.css", "study.css"), ("study.js",)
+    return render_document("study.html", styles, scripts, context, media="'self' file:")

@@ -18,9 +18,7 @@ def page() -> str:
         "title": "<script>x</script>", "raters": 2, "trials": 1, "axes": {"a": "b?"}, "positions": "AB",
         "columns": 2, "data": "{}",
     }  # fmt: skip
-    return render_document(
-        "luve_lightning.reporting", "study.html", ("base.css", "study.css"), ("study.js",), context
-    )
+    return render_document("study.html", ("base.css", "study.css"), ("study.js",), context)
 
 
 @pytest.mark.parametrize("tag", ["style", "script"])
