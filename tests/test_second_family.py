@@ -6,14 +6,19 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from luve_lightning.cascade import CascadeOptions, Guidance, LuVePipeline, SpeedOptions
 from luve_lightning.models.backbones import denoiser_of, family_of, latent_space_of, load_backbone
-from luve_lightning.models.experts import load_expert
+from luve_lightning.models.experts import add_expert, load_expert, save_expert
 from luve_lightning.models.vluer import VLUer
 from tests.helpers.run_luve import run_luve
 from tests.helpers.second_family import RibbonBackbone, write_ribbon
+from tests.helpers.tiny_luve import EXPERTS, seeded
+from tests.helpers.tiny_wan import randomise
+from tests.helpers.upsampling import tiny_vluer
 
 Command = Callable[..., None]
 
@@ -79,6 +84,78 @@ def test_what_it_computes_fits_together(backbone: Path) -> None:
     assert text.shape == (2, 7, 10)
     velocity = denoiser.velocity(latents, torch.tensor([300.0, 900.0]), text)
     assert velocity.shape == latents.shape
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory, backbone: Path) -> Path:
+    """A VLUer for its latents, and both experts for its transformer."""
+    folder = tmp_path_factory.mktemp("parts")
+    tiny_vluer(latent_channels=6).save_pretrained(folder / "vluer")
+    transformer = load_backbone(backbone).denoiser().module
+    for name, config in EXPERTS.items():
+        add_expert(transformer, name, config)
+        randomise(transformer, name)
+        save_expert(transformer, name, folder / "experts" / name)
+    return folder
+
+
+def test_its_cascade_goes_stage_by_stage_and_is_saved_whole(
+    backbone: Path, parts: Path, tmp_path: Path
+) -> None:
+    pipeline = LuVePipeline.from_pretrained(backbone, parts / "vluer", parts / "experts")
+    pipeline.set_progress_bar_config(disable=True)
+    options = CascadeOptions(16, 24, 5, steps=8, skip_steps=1)
+    output = pipeline("a red boat", options, generator=seeded(), keep_stages=True)
+    shapes = {name: tuple(latents.shape) for name, latents in output.stages.items()}
+    assert shapes == {"motion": (1, 6, 3, 2, 3), "upsampled": (1, 6, 3, 4, 6), "refined": (1, 6, 3, 4, 6)}
+    assert output.frames.shape == (1, 5, 16, 24, 3)
+    used = [use.expert for use in output.experts_used if use.stage == "refined"]
+    assert set(used) == {"lfe", "hfe"}
+    alone = pipeline("a red boat", options, generator=seeded(), experts="none")
+    assert not np.array_equal(output.frames, alone.frames)
+    pipeline.save_pretrained(tmp_path / "saved")
+    again = LuVePipeline.from_pretrained(tmp_path / "saved")
+    again.set_progress_bar_config(disable=True)
+    assert np.array_equal(again("a red boat", options, generator=seeded()).frames, output.frames)
+    with pytest.raises(ValueError, match=r"num_frames 6: expected 2k \+ 1, nearest are 5 and 7"):
+        pipeline("a red boat", options, num_frames=6)
+
+
+def test_it_is_sped_up_as_every_family(backbone: Path, parts: Path) -> None:
+    pipeline = LuVePipeline.from_pretrained(backbone, parts / "vluer", parts / "experts")
+    pipeline.set_progress_bar_config(disable=True)
+    options = CascadeOptions(16, 24, 5, steps=8, skip_steps=0, upsampling="rgb", guidance=Guidance(1.0))
+    want = pipeline("squares", options, generator=seeded(), experts="none").frames
+    pipeline.apply(SpeedOptions(cache="taylorseer", cache_interval=2))
+    cached = pipeline("squares", options, generator=seeded(), experts="none").frames
+    assert abs(cached - want).max() > 0
+
+
+def test_luve_generates_with_it_and_resumes(
+    capsys: pytest.CaptureFixture[str], backbone: Path, parts: Path, tmp_path: Path
+) -> None:
+    def generate(*words: object) -> str:
+        models = ("--backbone", backbone, "--vluer", parts / "vluer", "--experts", parts / "experts")
+        size = ("--height", 16, "--width", 24, "--num_frames", 5, "--steps", 3, "--skip_steps", 1)
+        output = ("--output", tmp_path / "out", "--keep_stages", "true", "--device", "cpu")
+        outcome = run_luve(capsys, "generate", *models, *size, *output, *words, "a red boat")
+        assert outcome.code == 0, outcome.err
+        return outcome.out
+
+    assert "written        1 videos" in generate()
+    assert "already there  1" in generate()
+    other = generate("--switch", 0.5, "--overwrite", "true")
+    assert "motion kept, upsampled kept" in other
+
+
+def test_luve_plans_it(capsys: pytest.CaptureFixture[str], backbone: Path, parts: Path) -> None:
+    size = ("--height", 16, "--width", 24, "--num_frames", 5, "--steps", 4, "--skip_steps", 1)
+    outcome = run_luve(
+        capsys, "plan", "--backbone", backbone, "--vluer", parts / "vluer", *size, "--dtype", "float32"
+    )
+    assert outcome.code == 0, outcome.err
+    refine = next(line.split() for line in outcome.out.splitlines() if line.startswith("refine"))
+    assert refine[:5] == ["refine", "3x4x6", "72", "3", "6"]
 
 
 @pytest.mark.slow

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from luve_lightning.analysis.model_parts import Parts
 from luve_lightning.cascade.denoise import denoise
@@ -73,22 +71,22 @@ class StepProgram:
     def __call__(self, expert: str | None = None) -> Tensor:
         """Take the step; always the same one."""
         self.scheduler._step_index = self.index
-        with _timesteps_beside(self.transformer):
-            return denoise(
-                self.transformer,
-                self.scheduler,
-                self.latents,
-                self.scheduler.timesteps[self.index : self.index + 1],
-                self.embeds,
-                self.negative,
-                self.guidance,
-                begin_index=self.index,
-                choose_expert=None if expert is None else lambda _: expert,
-            )
+        return denoise(
+            self.transformer,
+            self.scheduler,
+            self.latents,
+            self.scheduler.timesteps[self.index : self.index + 1],
+            self.embeds,
+            self.negative,
+            self.guidance,
+            begin_index=self.index,
+            choose_expert=None if expert is None else lambda _: expert,
+        )
 
     def tensors(self) -> list[Tensor]:
         """What is held besides the weights."""
-        remembered = [tensor for tensor in self.scheduler.model_outputs if tensor is not None]
+        outputs = getattr(self.scheduler, "model_outputs", ())
+        remembered = [tensor for tensor in outputs if tensor is not None]
         return [self.latents, self.embeds, self.negative, *remembered]
 
     def _place(self, skip: int, steps: int) -> int:
@@ -113,21 +111,6 @@ def decode(parts: Parts, latents: Tensor, tile: tuple[int, int] | None) -> Tenso
     if tile is None:
         return codec.decode(latents)
     return codec.decode_in_tiles(latents, tile)
-
-
-@contextmanager
-def _timesteps_beside(transformer: nn.Module) -> Iterator[None]:
-    """Hand timesteps to a transformer on its own device."""
-    device = next(transformer.parameters()).device
-
-    def move(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, kwargs | {"timestep": kwargs["timestep"].to(device)}
-
-    hook = transformer.register_forward_pre_hook(move, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,9 @@ def _velocity(
 
     def predict(name: str, x: Tensor, text: Tensor) -> Tensor:
         with denoiser.module.cache_context(name, **place):
-            return denoiser.velocity(x, t.expand(len(x)), text.to(dtype), attention_kwargs=attention_kwargs)
+            # The timestep is elsewhere where the model has no values: on the meta device.
+            times = t.expand(len(x)).to(x.device)
+            return denoiser.velocity(x, times, text.to(dtype), attention_kwargs=attention_kwargs)
 
     if guidance is None:
         return predict("cond", model_input, embeds)

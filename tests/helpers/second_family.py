@@ -385,9 +385,9 @@ class RibbonBackbone(Backbone):
         index = {"_class_name": "RibbonPipeline", "_diffusers_version": "0.42.1"} | {
             "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
             "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-            "text_encoder": ["ribbon", "RibbonWords"],
-            "transformer": ["ribbon", "RibbonTransformer"],
-            "vae": ["ribbon", "RibbonVAE"],
+            "text_encoder": [__name__, "RibbonWords"],
+            "transformer": [__name__, "RibbonTransformer"],
+            "vae": [__name__, "RibbonVAE"],
         }
         (folder / "model_index.json").write_text(json.dumps(index, indent=2))
         if (folder / "vae").resolve() != (vae / "vae").resolve():

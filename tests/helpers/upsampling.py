@@ -24,10 +24,10 @@ SIZE = 48  # 6 latents; 4 at 1.5x and 3 at 2x
 FRAMES = 5
 
 
-def tiny_vluer(seed: int = 0) -> VLUer:
+def tiny_vluer(seed: int = 0, latent_channels: int = 16) -> VLUer:
     """A VLUer whose last convolution is not zero, so that it differs from bilinear."""
     torch.manual_seed(seed)
-    net = VLUer(channels=8, pairs=1, hidden=8, layers=1, query_channels=8, decoder_layers=1)
+    net = VLUer(latent_channels, channels=8, pairs=1, hidden=8, layers=1, query_channels=8, decoder_layers=1)
     nn.init.normal_(net.decoder.conv_out.weight, std=0.02)
     return net
 
