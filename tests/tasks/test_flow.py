@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
 
 from luve_lightning.functional.noise_bands import LogitNormalWeighting, SigmaBand
+from luve_lightning.losses import Loss, PixelL1, VelocityLoss, VelocityMSE
 from luve_lightning.models.experts import ExpertConfig
 from luve_lightning.tasks import FlowMatchingTask
 from luve_lightning.tasks.flow import clip_noise, sigma_edges
@@ -198,6 +201,34 @@ def test_mistakes(world: World, tmp_path: Path) -> None:
         make_trainer(tmp_path, max_steps=1).fit(world.expert(), world.data(texts=None))
     with pytest.raises(ValueError, match="latent height 3: the transformer takes multiples of 2"):
         make_trainer(tmp_path, max_steps=1).fit(world.expert(), world.data(scale=2))
+
+
+class Absolute(VelocityLoss):
+    def per_sample(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction - target).abs().flatten(1).mean(1)
+
+
+def test_losses_are_a_weighted_sum_sample_by_sample() -> None:
+    noise = torch.Generator().manual_seed(0)
+    latents, noised = (torch.randn(2, 4, 2, 4, 6, generator=noise) for _ in range(2))
+    arguments = latents, torch.randn(2, 3, 8, generator=noise), torch.tensor([0.2, 0.9]), noised
+    with torch.no_grad():
+        own = task().losses_of(*arguments)
+        assert own.shape == (2,)
+        assert torch.equal(own, task(losses={"any name": VelocityMSE()}).losses_of(*arguments))
+        error = task()((1 - 0.2) * latents[:1] + 0.2 * noised[:1], arguments[2][:1], arguments[1][:1]) - (
+            noised[:1] - latents[:1]
+        )
+        torch.testing.assert_close(own[0], error.square().mean())
+        both = task(losses={"square": VelocityMSE(0.5), "absolute": Absolute(2.0)}).losses_of(*arguments)
+        torch.testing.assert_close(both[0], 0.5 * error.square().mean() + 2 * error.abs().mean())
+
+
+@pytest.mark.parametrize(("losses", "wrong"), [({}, "none given"), ({"l1": PixelL1()}, "['l1']")])
+def test_losses_of_other_spaces_are_refused(losses: dict[str, Loss], wrong: str) -> None:
+    message = f"losses: expected at least one, all in velocity space; wrong: {wrong}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        task(losses=losses)
 
 
 def test_latents_of_other_channels_are_refused() -> None:

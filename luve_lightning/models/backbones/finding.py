@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -100,11 +101,17 @@ def families() -> list[type[Backbone]]:
 
     A folder's class names are compared with these; nothing is imported because a downloaded file says so.
     """
+    _import_families()
+    return list(_subclasses(Backbone))  # type: ignore[type-abstract]  # its subclasses are wanted, not the class itself
+
+
+@cache
+def _import_families() -> None:
+    """Once: looking through what is installed takes 10 ms."""
     for found in pkgutil.iter_modules(backbones.__path__):
         importlib.import_module(f"{backbones.__name__}.{found.name}")
     for entry in entry_points(group=GROUP):
         entry.load()
-    return list(_subclasses(Backbone))  # type: ignore[type-abstract]  # its subclasses are wanted, not the class itself
 
 
 def _subclasses(kind: type[Backbone]) -> Iterator[type[Backbone]]:
