@@ -8,8 +8,8 @@ TABLE      ?= experts
 PROMPT     ?= a photograph of old coins . the camera zooms in quickly .
 ARGS       ?=
 
-# Values are text. make would run $(shell ...) in them wherever they are used, and in any recipe, as it exports them.
-# ARGS alone is shell: words that the shell takes apart.
+# Values are text. make would run $(shell ...) in them wherever they are used, and in every recipe, because it exports them.
+# Only ARGS is shell: the shell splits it into words.
 CONFIG_FROM := $(origin CONFIG)
 $(foreach name,CONFIG CHECKPOINT SUBJECT TABLE PROMPT ARGS,$(eval override $(name) := $$(value $(name))))
 quoted = '$(subst ','\'',$(1))'
@@ -19,7 +19,7 @@ STAMP := $(VENV)/.set-up
 LUVE  := $(VENV)/bin/luve
 WORLD := data/mini/world/MANIFEST.json
 
-# The experts of the mini world: the second is a few differences from the first.
+# The experts of the mini world: the second adds a few differences to the first.
 LFE := --config experiments/experts/mini-lfe.yaml
 HFE := $(LFE) --config experiments/experts/mini-hfe.yaml
 
@@ -70,10 +70,10 @@ lint: $(STAMP) ## Check style, formatting and types
 
 # The oldest versions that pyproject.toml allows, in an environment of their own.
 .PHONY: test-floors
-test-floors: $(FLOORS_STAMP) ## Run every test with the lowest version of each dependency that is allowed
+test-floors: $(FLOORS_STAMP) ## Run every test with the lowest allowed version of each dependency
 	OMP_NUM_THREADS=1 $(FLOORS)/bin/pytest -n logical --maxprocesses 4 --dist loadfile $(NOT_FLOORS) $(ARGS)
 
-# It compares what is installed with constraints.txt, which is another set of versions.
+# This test compares installed versions with constraints.txt, which holds others.
 NOT_FLOORS := --deselect tests/test_environment.py::test_every_installed_dependency_is_pinned
 
 $(FLOORS_STAMP): pyproject.toml tools/floors.py
@@ -84,7 +84,7 @@ $(FLOORS_STAMP): pyproject.toml tools/floors.py
 	@touch $(FLOORS_STAMP)
 
 .PHONY: format
-format: $(STAMP) ## Mend style and formatting
+format: $(STAMP) ## Fix style and formatting
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
@@ -95,12 +95,12 @@ $(WORLD): | $(STAMP)
 	$(LUVE) mini-world
 
 .PHONY: precompute
-precompute: $(WORLD) $(STAMP) ## Encode the mini world's clips into data/mini/latents; skips what is there
+precompute: $(WORLD) $(STAMP) ## Encode the mini world's clips into data/mini/latents; skips what exists
 	$(LUVE) precompute --config experiments/precompute/mini.yaml
 	$(LUVE) precompute --config experiments/precompute/mini.yaml --config experiments/precompute/mini-variants.yaml
 
 .PHONY: setup-hpsv3
-setup-hpsv3: $(HPSV3_STAMP) ## Make the environment of HPS v3 in .venv-hpsv3 (minutes, once)
+setup-hpsv3: $(HPSV3_STAMP) ## Make HPS v3's environment in .venv-hpsv3 (minutes, once)
 
 $(HPSV3_STAMP): environment-hpsv3.yml
 	@echo "Setting up $(HPSV3) with $$($(PYTHON) --version) (minutes and about 6 GB, once)"
@@ -110,12 +110,12 @@ $(HPSV3_STAMP): environment-hpsv3.yml
 	@$(HPSV3)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $(HPSV3_STAMP)
 
-# By itself the mini world with its local scorer; `make score CONFIG=experiments/score/ultravideo.yaml` is HPS v3.
+# The default is the mini world with its local scorer; `make score CONFIG=experiments/score/ultravideo.yaml` is HPS v3.
 SCORE_CONFIG := $(if $(filter command line environment,$(CONFIG_FROM)),$(CONFIG),experiments/score/mini.yaml)
 SCORE_VENV   := $(if $(findstring mini,$(SCORE_CONFIG)),$(VENV),$(HPSV3))
 
 .PHONY: score
-score: $(if $(findstring mini,$(SCORE_CONFIG)),$(WORLD) $(STAMP),$(HPSV3_STAMP)) ## Rate clips by CONFIG (default the mini world's), to select training clips by
+score: $(if $(findstring mini,$(SCORE_CONFIG)),$(WORLD) $(STAMP),$(HPSV3_STAMP)) ## Score clips by CONFIG (default the mini world's) for selecting training clips
 	$(SCORE_VENV)/bin/luve score --config $(call quoted,$(SCORE_CONFIG)) $(ARGS)
 
 .PHONY: train-vae
@@ -128,17 +128,17 @@ train-vluer: $(STAMP) $(MINI_DATA) ## Train the upsampler by CONFIG, then compar
 	$(LUVE) test --config $(call quoted,$(CONFIG)) $(ARGS) --ckpt_path last
 
 .PHONY: experts-data
-experts-data: $(WORLD) $(STAMP) ## Latents (plain, sharpened), caption embeddings and scores of the mini world; skips what is there
+experts-data: $(WORLD) $(STAMP) ## Make the mini world's latents (plain, sharpened), caption embeddings and scores; skips what exists
 	$(LUVE) precompute --config experiments/precompute/mini.yaml --config experiments/precompute/mini-experts.yaml
 	$(LUVE) embed --config experiments/embed/mini.yaml
 	$(LUVE) score --config experiments/score/mini.yaml
 
 .PHONY: train-adaptation
-train-adaptation: experts-data ## Adapt the mini transformer to the high resolution: the base of the experts
+train-adaptation: experts-data ## Adapt the mini transformer to the high resolution, as the base of the experts
 	$(LUVE) fit --config experiments/experts/mini-adaptation.yaml $(ARGS)
 
 .PHONY: train-experts
-train-experts: train-adaptation ## Adapt, then train the low- and the high-frequency expert and show what each gained
+train-experts: train-adaptation ## Adapt, train the low- and the high-frequency expert, and show each one's gain
 	$(LUVE) fit $(LFE)
 	$(LUVE) test $(LFE) --ckpt_path last
 	$(LUVE) fit $(HFE)
@@ -148,7 +148,7 @@ train-experts: train-adaptation ## Adapt, then train the low- and the high-frequ
 evaluate-vluer: $(STAMP) $(MINI_DATA) ## Compare CHECKPOINT with interpolation on the test split
 	$(LUVE) test --config $(call quoted,$(CONFIG)) --ckpt_path $(call quoted,$(CHECKPOINT)) $(ARGS)
 
-# Metrics need no latents of the store: clips are encoded as they are upsampled.
+# No stored latents are needed: clips are encoded as they are upsampled.
 .PHONY: evaluate
 evaluate: $(WORLD) $(STAMP) ## Upsample the mini world's test clips by every method and measure the videos
 	$(LUVE) upsample --config experiments/upsample/mini.yaml
@@ -158,17 +158,17 @@ evaluate: $(WORLD) $(STAMP) ## Upsample the mini world's test clips by every met
 spectra: $(STAMP) ## Show when frequency bands resolve in the mini backbone, and the sigma_switch that follows
 	$(LUVE) spectra --config experiments/spectra/mini.yaml $(ARGS)
 
-# Through the environment: a prompt may hold any character.
+# Passed in the environment, because a prompt may hold any character.
 .PHONY: generate
 generate: export LUVE_PROMPT := $(value PROMPT)
 generate: $(STAMP) ## Make a video of PROMPT with the mini backbone, and a contact sheet of its three stages
 	$(LUVE) generate --config experiments/generate/mini.yaml --prompt="$$LUVE_PROMPT" $(ARGS)
 
 .PHONY: report
-report: $(STAMP) ## One page of the mini world's results: tables, curves, spectra, comparisons, videos
+report: $(STAMP) ## Build one page of the mini world's results: tables, curves, spectra, comparisons, videos
 	$(LUVE) report $(foreach name,report/mini dashboards/vluer dashboards/experts dashboards/ablations,--config experiments/$(name).yaml) $(ARGS)
 
-# Before its data are made, which takes minutes.
+# Check TABLE before making its data, which takes minutes.
 ifneq ($(filter ablations,$(MAKECMDGOALS)),)
 ifeq ($(wildcard experiments/ablations/$(TABLE)/table.yaml $(TABLE)),)
 $(error TABLE=$(TABLE): expected one of $(patsubst experiments/ablations/%/table.yaml,%,$(sort $(wildcard experiments/ablations/*/table.yaml))))
@@ -176,7 +176,7 @@ endif
 endif
 
 .PHONY: ablations
-ablations: $(if $(filter vluer_parts multi_scale,$(TABLE)),precompute,experts-data) ## Repeat TABLE of the paper (see experiments/ablations) on the mini world, all rows and seeds
+ablations: $(if $(filter vluer_parts multi_scale,$(TABLE)),precompute,experts-data) ## Repeat the paper's TABLE (see experiments/ablations) on the mini world, all rows and seeds
 	$(LUVE) ablate $(call quoted,$(TABLE)) $(ARGS)
 
 .PHONY: sweep
