@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from luve_lightning.cascade import CascadeOptions, Guidance, LuVePipeline, SpeedOptions
 from luve_lightning.models.backbones import denoiser_of, family_of, latent_space_of, load_backbone
@@ -47,10 +48,12 @@ def command(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
-    def run(verb: str, *words: object) -> None:
+    one_step = repository / "tests/conf/one_step.yaml"
+
+    def run(verb: str, *words: object, repository: Path = repository) -> None:
         names = [word for word in words if str(word).endswith(".yaml")]
         files = [repository / "experiments" / str(name) for name in names]
-        files += [repository / "tests/conf/one_step.yaml"] if verb == "fit" else []
+        files += [one_step] if verb == "fit" else []
         files += [file for name in names if (file := repository / "tests/conf" / str(name)).is_file()]
         words = tuple(word for word in words if word not in names)
         options = [word for file in files for word in ("--config", file)]
@@ -182,3 +185,29 @@ def test_experts_are_trained_on_it(
     load_expert(denoiser.module, tmp_path / "run", files[-1])
     after = denoiser.velocity(latents, torch.tensor([900.0]), text)
     assert not torch.equal(before, after)
+
+
+@pytest.mark.slow
+def test_a_new_one_is_trained_from_nothing(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, repository: Path
+) -> None:
+    """Its VAE first, whose latents its transformer and text encoder then learn; the folder is a whole backbone."""
+
+    def with_sizes(name: str, **sizes: object) -> None:
+        """Copy an experiment and the tiny world's file over it, with the family's sizes in place of Wan's."""
+        for folder in ("experiments", "tests/conf"):
+            content = yaml.safe_load((repository / folder / name).read_text())
+            content["model"]["init_args"] |= sizes
+            if "extends" in content:
+                content["extends"] = str((repository / "experiments" / name).parent / content["extends"])
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_text(yaml.safe_dump(content))
+
+    with_sizes("mini/vae.yaml", family="ribbon", vae={"hidden": 12})
+    command("fit", "mini/vae.yaml", repository=tmp_path)
+    monkeypatch.setenv("TINY_BACKBONE", str(tmp_path / "run" / "export"))
+    command("precompute", "precompute/mini.yaml")
+    with_sizes("mini/backbone.yaml", transformer={"width": 12}, text_encoder={"width": 6})
+    command("fit", "mini/backbone.yaml", repository=tmp_path)
+    made = load_backbone(tmp_path / "run" / "export")
+    assert (made.denoiser().text_dim, made.text().dim, made.latent_space().channels) == (6, 6, 6)
