@@ -84,9 +84,10 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
         ValueError: for a backbone of two transformers, and a VLUer for other latents.
 
     Example:
-        >>> pipeline = LuVePipeline.from_pretrained("data/mini/wan", "data/mini/vluer")  # doctest: +SKIP
-        >>> output = pipeline("a red circle", height=192, width=192, num_frames=17)  # doctest: +SKIP
-        >>> export_to_video(output.frames[0], "circle.mp4")  # doctest: +SKIP
+        >>> pipeline = LuVePipeline.from_pretrained("data/mini/wan", "data/mini/vluer")
+        >>> size = {"height": 64, "width": 64, "num_frames": 5}
+        >>> pipeline("a photograph of old coins .", **size, steps=2, skip_steps=1).frames.shape
+        (1, 5, 64, 64, 3)
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vluer->refiner->vae"

@@ -27,6 +27,10 @@ def psnr(video: Tensor, target: Tensor, data_range: float = 2.0) -> Tensor:
 
     Returns:
         dB, shape (B,); infinite for identical clips.
+
+    Example:
+        >>> psnr(torch.zeros(1, 3, 2, 4, 4), torch.full((1, 3, 2, 4, 4), 0.2))
+        tensor([20.])
     """
     _check_pair(video, target)
     mse = (video.float() - target.float()).square().flatten(1).mean(1)

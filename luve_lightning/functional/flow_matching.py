@@ -35,6 +35,10 @@ def shift_sigma(sigma: FloatOrTensor, shift: float) -> FloatOrTensor:
     Args:
         sigma: unshifted, in [0, 1].
         shift: greater than 0; 1 changes nothing, Wan uses 5 at 720p and 3 at 480p.
+
+    Example:
+        >>> shift_sigma(7 / 12, shift=5.0)  # LuVe's t_switch, 5/12 of the schedule
+        0.875
     """
     _check(sigma, shift)
     # Equal to the formula above, but never above 1 by rounding.
@@ -106,6 +110,10 @@ def sampling_sigmas(
 
     Raises:
         ValueError: for arguments outside these ranges.
+
+    Example:
+        >>> sampling_sigmas(4, shift=5.0, skip=1)
+        tensor([0.9376, 0.8336, 0.6259, 0.0000])
     """
     if steps < 1 or not 0 <= skip < steps:
         raise ValueError(f"sampling needs steps >= 1 and 0 <= skip < steps, got steps={steps}, skip={skip}")

@@ -75,6 +75,10 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
 
     Raises:
         ValueError: other shapes, or values that are not finite.
+
+    Example:
+        >>> frechet_distance(torch.zeros(2), torch.eye(2), torch.ones(2), 4 * torch.eye(2))
+        4.0
     """
     return FrechetTarget.of(mean1, cov1).distance(mean2, cov2)
 

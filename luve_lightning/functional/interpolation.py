@@ -87,6 +87,10 @@ def interpolate_latents(latents: Tensor, size: Size3d, mode: InterpolationMode =
 
     Raises:
         ValueError: for a size below 1 or an unknown mode.
+
+    Example:
+        >>> interpolate_latents(torch.ones(1, 16, 3, 4, 5), (3, 7, 10)).shape
+        torch.Size([1, 16, 3, 7, 10])
     """
     if latents.ndim != 5:
         raise ValueError(f"latents must be B x C x T x h x w, got shape {tuple(latents.shape)}")

@@ -25,6 +25,11 @@ class SigmaBand:
     Attributes:
         low: shifted sigma, >= 0.
         high: shifted sigma, <= 1.
+
+    Example:
+        >>> low_frequency = SigmaBand.from_index_fractions(0, 5 / 12, shift=5.0)
+        >>> low_frequency.low, low_frequency.contains(0.9)
+        (0.875, True)
     """
 
     low: float = 0.0

@@ -26,6 +26,13 @@ class PatchPlan:
         seed: seed of the random positions.
         grid: rows and columns, evenly spaced from edge to edge, overlapping where necessary; None for as many as
             fit side by side (4 x 7 of 256 in 1080p).
+
+    Example:
+        >>> plan = PatchPlan(frames=2)
+        >>> plan.frame_indices(49)
+        (12, 36)
+        >>> plan.places(49, 1080, 1920).shape  # 2 frames x 4 x 7 patches, each (frame, top, left)
+        torch.Size([56, 3])
     """
 
     size: int = 256
