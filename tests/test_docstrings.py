@@ -30,4 +30,5 @@ SLOW = [name for name in MODULES if ".functional." not in name]
 def test_the_examples_of_a_module(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(REPOSITORY)
     results = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert results.attempted and not results.failed
+    assert results.attempted
+    assert not results.failed
