@@ -18,7 +18,7 @@ from luve_lightning.checkout import revision_in_words
 from luve_lightning.cli import Verb
 from luve_lightning.cli.open_index import print_summary
 from luve_lightning.data.hashes import ClipHashes
-from luve_lightning.evaluation.measures import Skipped, prepare_measures
+from luve_lightning.evaluation.prepared_metrics import Skipped, prepare_metrics
 from luve_lightning.evaluation.report import (
     EvaluationReport,
     difference_rows,
@@ -105,10 +105,10 @@ def evaluate(
     chosen = {name: metric for name, metric in metrics.items() if metric is not None}
     if not chosen:
         raise ValueError("metrics: expected at least one, by name")
-    measures, skipped = prepare_measures(chosen, target, bool(sets.originals), hashes.files, folder)
+    ready, skipped = prepare_metrics(chosen, target, bool(sets.originals), hashes.files, folder)
     _announce(console, sets, skipped, target)
     with Steps(console) as steps:
-        runner = Runner(sets, measures, skipped, results, hashes, target, threads, int(memory_gib * 2**30))
+        runner = Runner(sets, ready, skipped, results, hashes, target, threads, int(memory_gib * 2**30))
         found = runner.run(lambda total: steps.begin("videos", total), steps.advance)
         steps.begin("resamples", distances(found, list(folders), resampling))
         summary = summarise(found, results, list(folders), pairs, resampling, steps.advance)
@@ -178,7 +178,7 @@ def _tell(console: Console, report: EvaluationReport, files: Sequence[Path], sta
     rows: list[dict[str, Any]] = [{"metric": "videos"} | {name: report.videos(name) for name in methods}]
     rows += [
         {"metric": with_arrow(m)} | {name: report.interval(m.name, name).value for name in methods}
-        for m in report.measures
+        for m in report.metrics
     ]
     console.print()
     console.print(table_rich(["metric", *methods], rows))

@@ -1,1 +1,1 @@
-"""Folders of videos to measures, and measures to tables with intervals."""
+"""Folders of videos to scores, and scores to tables with intervals."""

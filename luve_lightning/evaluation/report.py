@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from luve_lightning.evaluation.bootstrap import Interval
-from luve_lightning.evaluation.measures import Measure
+from luve_lightning.evaluation.prepared_metrics import ReadyMetric
 from luve_lightning.evaluation.runner import ORIGINALS, Measurements, Problem
 from luve_lightning.evaluation.summary import Resampling, Summary
 from luve_lightning.evaluation.tables import booktabs, escape, format_value, table_csv, table_markdown
@@ -47,9 +47,9 @@ class EvaluationReport:
     facts: Mapping[str, str]
 
     @property
-    def measures(self) -> list[Measure]:
+    def metrics(self) -> list[ReadyMetric]:
         """The columns."""
-        return self.summary.measures
+        return self.summary.metrics
 
     @property
     def unreadable(self) -> list[Problem]:
@@ -86,9 +86,9 @@ class EvaluationReport:
 
 def table_rows(report: EvaluationReport) -> tuple[list[str], list[dict[str, Any]]]:
     """The main table: columns, and one row per method."""
-    names = [measure.name for measure in report.measures]
+    names = [metric.name for metric in report.metrics]
     versions = ", ".join(f"{package} {version}" for package, version in report.versions().items())
-    extractors = "; ".join(f"{m.name}: {m.extractor}" for m in report.measures if m.extractor)
+    extractors = "; ".join(f"{m.name}: {m.extractor}" for m in report.metrics if m.extractor)
     columns = ["method", "n"]
     columns += [column for name in names for column in (name, f"{name}_low", f"{name}_high")]
     columns += ["seed", "extractor", "versions"]
@@ -104,7 +104,7 @@ def table_rows(report: EvaluationReport) -> tuple[list[str], list[dict[str, Any]
 
 def video_rows(report: EvaluationReport) -> tuple[list[str], list[dict[str, Any]]]:
     """Every video of every method with its scores; distances between sets have none."""
-    names = [measure.name for measure in report.found.measures if measure.frechet is None]
+    names = [metric.name for metric in report.found.metrics if metric.frechet is None]
     rows = []
     for method, files in report.sets.methods.items():
         for video in sorted(files):
@@ -134,10 +134,10 @@ def _cell(interval: Interval) -> tuple[float, float, float, int]:
     return interval.value, interval.low, interval.high, interval.n
 
 
-def with_arrow(measure: Measure) -> str:
+def with_arrow(metric: ReadyMetric) -> str:
     """A column's name with an arrow towards better."""
-    arrow = {True: " ↑", False: " ↓", None: ""}[measure.higher_is_better]
-    return f"{measure.name}{arrow}"
+    arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
+    return f"{metric.name}{arrow}"
 
 
 def in_words(interval: Interval) -> str:
@@ -151,7 +151,7 @@ def in_words(interval: Interval) -> str:
 
 def report_markdown(report: EvaluationReport) -> str:
     """The report as Markdown, for people."""
-    columns = ["method", "n", *(with_arrow(measure) for measure in report.measures)]
+    columns = ["method", "n", *(with_arrow(metric) for metric in report.metrics)]
     rows = [
         dict(
             zip(
@@ -159,7 +159,7 @@ def report_markdown(report: EvaluationReport) -> str:
                 [
                     method,
                     report.videos(method),
-                    *(in_words(report.interval(m.name, method)) for m in report.measures),
+                    *(in_words(report.interval(m.name, method)) for m in report.metrics),
                 ],
                 strict=True,
             )
@@ -169,7 +169,7 @@ def report_markdown(report: EvaluationReport) -> str:
     parts = ["# Evaluation", table_markdown(columns, rows).rstrip(), *warnings(report), NOTES]
     if report.summary.differences:
         parts += ["## Differences", table_markdown(*difference_rows(report)).rstrip()]
-    parts += _listed("Metrics", [about(measure) for measure in report.measures])
+    parts += _listed("Metrics", [about(metric) for metric in report.metrics])
     parts += _listed("Not run", [str(skipped) for skipped in report.found.skipped])
     parts += _listed("Unreadable", problem_lines(report.unreadable))
     parts += _listed("Not measured", problem_lines(report.unmeasured))
@@ -179,10 +179,10 @@ def report_markdown(report: EvaluationReport) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def about(measure: Measure) -> str:
+def about(metric: ReadyMetric) -> str:
     """A metric in one line."""
-    network = f"; features of {measure.extractor}" if measure.extractor else ""
-    return f"{with_arrow(measure)}: measured at {measure.resolution}{network}"
+    network = f"; features of {metric.extractor}" if metric.extractor else ""
+    return f"{with_arrow(metric)}: measured at {metric.resolution}{network}"
 
 
 def settings(report: EvaluationReport) -> dict[str, str]:
@@ -261,7 +261,7 @@ def report_json(report: EvaluationReport) -> str:
     methods = {
         method: {
             "n": report.videos(method),
-            "metrics": {m.name: numbers(report.interval(m.name, method)) for m in report.measures},
+            "metrics": {m.name: numbers(report.interval(m.name, method)) for m in report.metrics},
         }
         for method in report.sets.methods
     }
@@ -278,7 +278,7 @@ def report_json(report: EvaluationReport) -> str:
                 "extractor": m.extractor,
                 "identity": m.identity,
             }
-            for m in report.measures
+            for m in report.metrics
         },
         "not_run": {skipped.name: skipped.reason for skipped in report.found.skipped},
         "unreadable": [_problem(p) for p in report.unreadable],
@@ -312,27 +312,27 @@ def _problem(problem: Problem) -> dict[str, str | None]:
 
 def report_latex(report: EvaluationReport) -> str:
     """The main table with the best value of each column bold."""
-    best = {m.name: _best(report, m) for m in report.measures}
+    best = {m.name: _best(report, m) for m in report.metrics}
     header = ["Method", "$n$"]
-    for measure in report.measures:
-        arrow = {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}[measure.higher_is_better]
-        header.append(escape(measure.name) + arrow)
+    for metric in report.metrics:
+        arrow = {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}[metric.higher_is_better]
+        header.append(escape(metric.name) + arrow)
     rows = []
     for method in report.sets.methods:
         cells = [escape(method), str(report.videos(method))]
-        for m in report.measures:
+        for m in report.metrics:
             interval = report.interval(m.name, method)
             value, _, ends = in_words(interval).partition(" ")
             value = rf"\textbf{{{value}}}" if interval.value == best[m.name] else value
             cells.append(value + (rf" {{\scriptsize {ends}}}" if ends else ""))
         rows.append(cells)
     notes = [f"{name}: {value}" for name, value in {**report.facts, **settings(report)}.items()]
-    return booktabs(header, rows, [*notes, *(about(m) for m in report.measures), NOTES])
+    return booktabs(header, rows, [*notes, *(about(m) for m in report.metrics), NOTES])
 
 
-def _best(report: EvaluationReport, measure: Measure) -> float | None:
-    values = [report.interval(measure.name, method).value for method in report.sets.methods]
+def _best(report: EvaluationReport, metric: ReadyMetric) -> float | None:
+    values = [report.interval(metric.name, method).value for method in report.sets.methods]
     values = [value for value in values if not math.isnan(value)]
-    if measure.higher_is_better is None or not values:
+    if metric.higher_is_better is None or not values:
         return None
-    return max(values) if measure.higher_is_better else min(values)
+    return max(values) if metric.higher_is_better else min(values)

@@ -14,7 +14,7 @@ from torch import Tensor
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.hashes import ClipHashes, Stamp, stamp
 from luve_lightning.evaluation.decode_ahead import Decoded, decode_ahead
-from luve_lightning.evaluation.measures import Measure, Skipped
+from luve_lightning.evaluation.prepared_metrics import ReadyMetric, Skipped
 from luve_lightning.evaluation.result_cache import ResultCache, Score, result_key
 from luve_lightning.evaluation.video_sets import VideoSets
 from luve_lightning.metrics.base import Unavailable, VideoMetric
@@ -55,7 +55,7 @@ class Measurements:
     """The results for every video.
 
     Attributes:
-        measures: that ran.
+        metrics: that ran.
         skipped: metrics that could not run.
         scores: scores by metric, method and video.
         features: keys into the cache by metric, method (None: the originals) and video.
@@ -66,7 +66,7 @@ class Measurements:
         there: number of videos with all results known.
     """
 
-    measures: list[Measure]
+    metrics: list[ReadyMetric]
     skipped: list[Skipped]
     scores: dict[str, dict[str, dict[str, Score]]] = field(default_factory=dict)
     features: dict[str, dict[str | None, dict[str, str]]] = field(default_factory=dict)
@@ -79,13 +79,13 @@ class Measurements:
 
 @dataclass(frozen=True)
 class _Job:
-    """A video to decode, and the measures that need it."""
+    """A video to decode, and the metrics that need it."""
 
     method: str | None
     video: str
     path: Path
     seen: Stamp
-    todo: tuple[Measure, ...]
+    todo: tuple[ReadyMetric, ...]
 
 
 class Runner:
@@ -93,7 +93,7 @@ class Runner:
 
     Args:
         sets: the videos.
-        measures: prepared metrics.
+        metrics: prepared metrics.
         skipped: metrics that could not be prepared.
         cache: of results.
         hashes: of files.
@@ -105,7 +105,7 @@ class Runner:
     def __init__(
         self,
         sets: VideoSets,
-        measures: Sequence[Measure],
+        metrics: Sequence[ReadyMetric],
         skipped: Sequence[Skipped],
         cache: ResultCache,
         hashes: ClipHashes,
@@ -116,7 +116,7 @@ class Runner:
         self.sets, self.cache, self.hashes, self.device = sets, cache, hashes, device
         self.threads, self.limit = threads, limit
         versions = {name: version for name in _PACKAGES if (version := _version(name))}
-        self.found = Measurements(list(measures), list(skipped), versions=versions)
+        self.found = Measurements(list(metrics), list(skipped), versions=versions)
         self._stamps: dict[tuple[str | None, str], Stamp] = {}
 
     def run(self, begin: Callable[[int], None], advance: Callable[[], None]) -> Measurements:
@@ -171,10 +171,10 @@ class Runner:
 
     def _jobs(self, name: str) -> Iterator[_Job]:
         """The videos to decode for one name, the original first."""
-        todo: dict[str | None, list[Measure]] = {}
+        todo: dict[str | None, list[ReadyMetric]] = {}
         for method in (None, *self.sets.methods):
             if name in self.found.digests.get(method, {}):
-                todo[method] = [m for m in self.found.measures if not self._known(m, method, name)]
+                todo[method] = [m for m in self.found.metrics if not self._known(m, method, name)]
         compared = any(m.full_reference for method, wanted in todo.items() if method for m in wanted)
         for method, wanted in todo.items():
             if wanted or (method is None and compared):
@@ -183,37 +183,37 @@ class Runner:
             elif method is not None:
                 self.found.there += 1
 
-    def _key(self, measure: Measure, method: str | None, name: str) -> str | None:
+    def _key(self, metric: ReadyMetric, method: str | None, name: str) -> str | None:
         """The name of a result; None when there is nothing to measure."""
         video = self.found.digests[method][name]
-        if measure.frechet is not None:
-            wanted = method is not None or measure.needs_originals_features
-            return result_key(measure.identity, video, None, measure.seed(name)) if wanted else None
+        if metric.frechet is not None:
+            wanted = method is not None or metric.needs_originals_features
+            return result_key(metric.identity, video, None, metric.seed(name)) if wanted else None
         if method is None:
             return None
-        original = self.found.digests.get(None, {}).get(name) if measure.full_reference else None
-        if measure.full_reference and original is None:
+        original = self.found.digests.get(None, {}).get(name) if metric.full_reference else None
+        if metric.full_reference and original is None:
             return None
-        return result_key(measure.identity, video, original)
+        return result_key(metric.identity, video, original)
 
-    def _known(self, measure: Measure, method: str | None, name: str) -> bool:
+    def _known(self, metric: ReadyMetric, method: str | None, name: str) -> bool:
         """Whether nothing needs measuring; adds known values to the results."""
-        key = self._key(measure, method, name)
+        key = self._key(metric, method, name)
         if key is None:
             return True
-        if measure.frechet is not None:
+        if metric.frechet is not None:
             if self.cache.has_features(key):
-                self.found.features.setdefault(measure.name, {}).setdefault(method, {})[name] = key
+                self.found.features.setdefault(metric.name, {}).setdefault(method, {})[name] = key
                 return True
             return False
         score = self.cache.score(key)
         if score is not None:
-            self._take(measure, method, name, score)
+            self._take(metric, method, name, score)
         return score is not None
 
-    def _take(self, measure: Measure, method: str | None, name: str, score: Score) -> None:
+    def _take(self, metric: ReadyMetric, method: str | None, name: str, score: Score) -> None:
         assert method is not None
-        self.found.scores.setdefault(measure.name, {}).setdefault(method, {})[name] = score
+        self.found.scores.setdefault(metric.name, {}).setdefault(method, {})[name] = score
 
     def _frames(self, item: Decoded[_Job]) -> Tensor | None:
         if item.frames is None:
@@ -222,35 +222,35 @@ class Runner:
         return torch.from_numpy(item.frames).to(self.device)
 
     def _measure(self, job: _Job, frames: Tensor, original: Tensor | None) -> None:
-        for measure in job.todo:
-            if measure not in self.found.measures:  # found unavailable meanwhile
+        for metric in job.todo:
+            if metric not in self.found.metrics:  # found unavailable meanwhile
                 continue
             try:
-                self._measure_one(measure, job, frames, original)
+                self._measure_one(metric, job, frames, original)
             except Unavailable as reason:
-                self.found.measures.remove(measure)
-                self.found.skipped.append(Skipped(measure.name, " ".join(str(reason).split())))
+                self.found.metrics.remove(metric)
+                self.found.skipped.append(Skipped(metric.name, " ".join(str(reason).split())))
             except (ValueError, torch.OutOfMemoryError) as error:
                 reason_line = " ".join(str(error).split())[:300]
-                self.found.problems.append(Problem(job.method, job.video, reason_line, measure.name))
+                self.found.problems.append(Problem(job.method, job.video, reason_line, metric.name))
 
-    def _measure_one(self, measure: Measure, job: _Job, frames: Tensor, original: Tensor | None) -> None:
-        key = self._key(measure, job.method, job.video)
+    def _measure_one(self, metric: ReadyMetric, job: _Job, frames: Tensor, original: Tensor | None) -> None:
+        key = self._key(metric, job.method, job.video)
         assert key is not None
-        metric = measure.metric
-        if isinstance(metric, VideoMetric):
-            if measure.full_reference and original is None:
+        known = metric.torch_metric
+        if isinstance(known, VideoMetric):
+            if metric.full_reference and original is None:
                 raise ValueError("its original cannot be read")
-            score = Score(metric.score(frames, original), metric.weight(frames), self.found.versions)
-            about = {"metric": measure.name, "video": str(job.path)}
+            score = Score(known.score(frames, original), known.weight(frames), self.found.versions)
+            about = {"metric": metric.name, "video": str(job.path)}
             self.cache.put_score(key, score, about)
-            self._take(measure, job.method, job.video, score)
-        elif metric is not None:
-            self.cache.put_features(key, metric.features(frames, job.video))
-            self.found.features.setdefault(measure.name, {}).setdefault(job.method, {})[job.video] = key
+            self._take(metric, job.method, job.video, score)
+        elif known is not None:
+            self.cache.put_features(key, known.features(frames, job.video))
+            self.found.features.setdefault(metric.name, {}).setdefault(job.method, {})[job.video] = key
 
     def _complain_about_missing_originals(self) -> None:
-        compared = [measure.name for measure in self.found.measures if measure.full_reference]
+        compared = [metric.name for metric in self.found.metrics if metric.full_reference]
         for method, files in self.sets.methods.items() if compared else ():
             self.found.problems += [
                 Problem(method, name, "no original of that name", ", ".join(compared))

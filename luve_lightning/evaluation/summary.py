@@ -19,7 +19,7 @@ from luve_lightning.evaluation.bootstrap import (
     percentiles,
     resampled_means,
 )
-from luve_lightning.evaluation.measures import Measure, Skipped
+from luve_lightning.evaluation.prepared_metrics import ReadyMetric, Skipped
 from luve_lightning.evaluation.result_cache import ResultCache, Score
 from luve_lightning.evaluation.runner import Measurements, Problem
 from luve_lightning.metrics.vbench_average import VBENCH_DIMENSIONS, vbench_average
@@ -72,10 +72,10 @@ class Summary:
         intervals: by metric, then method; methods without a result are absent.
         differences: differences of the requested pairs.
         problems: results that could not be combined.
-        measures: the columns, in order; those of the results and those computed from them.
+        metrics: the columns, in order; those of the results and those computed from them.
     """
 
-    measures: list[Measure]
+    metrics: list[ReadyMetric]
 
     intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
@@ -90,7 +90,7 @@ class DistanceColumn:
 
     Args:
         summary: receives the results.
-        measure: the distance.
+        metric: the distance.
         found: says where the features of each video are.
         cache: the features.
         resampling: how intervals are made.
@@ -100,23 +100,23 @@ class DistanceColumn:
     def __init__(
         self,
         summary: Summary,
-        measure: Measure,
+        metric: ReadyMetric,
         found: Measurements,
         cache: ResultCache,
         resampling: Resampling,
         advance: Callable[[], None],
     ) -> None:
-        assert measure.frechet is not None
-        self.summary, self.measure, self.metric, self.cache = summary, measure, measure.frechet, cache
+        assert metric.frechet is not None
+        self.summary, self.metric, self.frechet, self.cache = summary, metric, metric.frechet, cache
         self.resampling, self.advance = resampling, advance
-        self.keys = found.features.get(measure.name, {})
+        self.keys = found.features.get(metric.name, {})
         self.originals: dict[str, Tensor] = {}
         self.bootstraps: dict[tuple[str, tuple[str, ...]], FrechetBootstrap] = {}
 
     def add(self, methods: Sequence[str], pairs: Sequence[tuple[str, str]]) -> None:
         """Add the column to the summary."""
-        name = self.measure.name
-        if self.measure.needs_originals_features:
+        name = self.metric.name
+        if self.metric.needs_originals_features:
             self.originals = {video: self._features(None, video) for video in self.keys.get(None, {})}
             if not self.originals:
                 self.summary.problems.append(Problem(None, _ALL, "no original could be measured", name))
@@ -148,7 +148,7 @@ class DistanceColumn:
         """The bootstrap of these videos of a method, made once."""
         key = (method, tuple(videos))
         if key not in self.bootstraps:
-            distance: Distance = lambda moments, counts: self.metric.distance(moments)  # noqa: E731
+            distance: Distance = lambda moments, counts: self.frechet.distance(moments)  # noqa: E731
             if self.originals:
                 distance = Originals(self.originals, videos).distance
             features = [self._features(method, video) for video in videos]
@@ -236,25 +236,25 @@ def summarise(
         resampling: how intervals are made.
         advance: called for every Fréchet distance of a resample, see `distances`.
     """
-    summary = Summary(list(found.measures))
-    for measure in found.measures:
-        if measure.frechet is None:
-            _add_means(summary, measure, found.scores.get(measure.name, {}), methods, pairs, resampling)
+    summary = Summary(list(found.metrics))
+    for metric in found.metrics:
+        if metric.frechet is None:
+            _add_means(summary, metric, found.scores.get(metric.name, {}), methods, pairs, resampling)
         else:
-            DistanceColumn(summary, measure, found, cache, resampling, advance).add(methods, pairs)
+            DistanceColumn(summary, metric, found, cache, resampling, advance).add(methods, pairs)
     _add_vbench_average(summary, found, methods, pairs, resampling)
     return summary
 
 
 def distances(found: Measurements, methods: Sequence[str], resampling: Resampling) -> int:
     """The approximate number of Fréchet distances that `summarise` computes."""
-    sets = [measure for measure in found.measures if measure.frechet is not None]
+    sets = [metric for metric in found.metrics if metric.frechet is not None]
     return len(sets) * len(methods) * resampling.frechet_replicates
 
 
 def _add_means(
     summary: Summary,
-    measure: Measure,
+    metric: ReadyMetric,
     scores: dict[str, dict[str, Score]],
     methods: Sequence[str],
     pairs: Sequence[tuple[str, str]],
@@ -266,7 +266,7 @@ def _add_means(
         if own:
             values, weights = [s.value for s in own], [s.weight for s in own]
             interval = Interval(*mean_interval(values, seed, replicates, weights), len(own))
-            summary.intervals.setdefault(measure.name, {})[method] = interval
+            summary.intervals.setdefault(metric.name, {})[method] = interval
     for first, second in pairs:
         ours, theirs = scores.get(first, {}), scores.get(second, {})
         common = sorted(ours.keys() & theirs.keys())
@@ -279,7 +279,7 @@ def _add_means(
                 [ours[name].weight for name in common],
             )
             interval = Interval(*difference, len(common))
-            summary.differences.append(Difference(measure.name, first, second, interval))
+            summary.differences.append(Difference(metric.name, first, second, interval))
 
 
 def _add_vbench_average(
@@ -289,7 +289,7 @@ def _add_vbench_average(
     pairs: Sequence[tuple[str, str]],
     resampling: Resampling,
 ) -> None:
-    measured = [measure.name for measure in found.measures]
+    measured = [metric.name for metric in found.metrics]
     reason = why_not(measured, [*measured, *(skipped.name for skipped in found.skipped)])
     if reason is not None:
         found.skipped.append(reason)
@@ -299,7 +299,7 @@ def _add_vbench_average(
     def draws(method: str, videos: Sequence[str]) -> AverageDraws:
         return AverageDraws(of_method(found.scores, method), videos, resampling.seed, resampling.replicates)
 
-    summary.measures.append(Measure(VBENCH_AVERAGE, None, "", True, "as its five dimensions are"))
+    summary.metrics.append(ReadyMetric(VBENCH_AVERAGE, None, "", True, "as its five dimensions are"))
     for method in methods:
         own = complete_videos(found.scores, [method])
         if own:

@@ -36,7 +36,7 @@ class FrechetPatchDistance(Metric):
         extractor: the network. The column is `fid_patch` for clean-fid's Inception and `fd_patch_<kind>` for any
             other, so that nobody takes it for FID.
         reference: statistics or their file (of a folder of images or videos, see
-            evaluation/measures.py); None when only `features` are needed, or `use_reference` follows.
+            evaluation/prepared_metrics.py); None when only `features` are needed, or `use_reference` follows.
         batch_size: patches per forward pass of the network.
     """
 
@@ -105,7 +105,7 @@ class FrechetPatchDistance(Metric):
             if Path(reference).is_dir():
                 raise ValueError(
                     f"{self.name}: reference {reference} is a folder; give the statistics that "
-                    "luve_lightning.evaluation.measures makes of it"
+                    "luve_lightning.evaluation.prepared_metrics makes of it"
                 )
             reference = FeatureStatistics.load(reference)
         reference.check(self.patches, self.extractor.name)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from luve_lightning.data.hashes import FileHashes
-from luve_lightning.evaluation.measures import prepare_measures
+from luve_lightning.evaluation.prepared_metrics import prepare_metrics
 from luve_lightning.evaluation.result_cache import (
     ResultCache,
     Score,
@@ -170,14 +170,14 @@ def layer(value: float) -> nn.Module:
 
 
 def identity(metric: object, folder: Path) -> str:
-    [measure], _ = prepare_measures(
+    [metric], _ = prepare_metrics(
         {"m": metric},  # type: ignore[dict-item]
         torch.device("cpu"),
         True,
         FileHashes(folder),
         folder,
     )
-    return measure.identity
+    return metric.identity
 
 
 def test_another_argument_is_another_metric(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_files import find_videos, read_video, write_video
-from luve_lightning.evaluation.measures import prepare_measures
+from luve_lightning.evaluation.prepared_metrics import prepare_metrics
 from luve_lightning.evaluation.result_cache import ResultCache
 from luve_lightning.evaluation.runner import Runner
 from luve_lightning.evaluation.video_sets import find_video_sets
@@ -110,8 +110,8 @@ def _evaluate(folder: Path, cache: Path, device: torch.device, threads: int) -> 
     plan, features = PatchPlan(), torch.rand(16, ChannelMeans.dim)
     reference = FeatureStatistics(FeatureMoments.from_features(features), plan, ChannelMeans.name, "", "", 1)
     metric = FrechetPatchDistance(extractor=ChannelMeans(), patches=plan, reference=reference)
-    measures, skipped = prepare_measures({"fd": metric}, device, False, hashes.files, cache)
-    runner = Runner(sets, measures, skipped, ResultCache(cache), hashes, device, threads, LIMIT)
+    metrics, skipped = prepare_metrics({"fd": metric}, device, False, hashes.files, cache)
+    runner = Runner(sets, metrics, skipped, ResultCache(cache), hashes, device, threads, LIMIT)
     found = runner.run(lambda total: None, lambda: None)
     if found.problems:
         raise ValueError(f"the bench's own videos cannot be measured: {found.problems[0]}")

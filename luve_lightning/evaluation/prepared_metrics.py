@@ -185,12 +185,12 @@ _DECODING = "luve_lightning.data.clips"
 
 
 @dataclass(eq=False)  # metrics compare into metrics
-class Measure:
+class ReadyMetric:
     """A metric that is ready.
 
     Attributes:
         name: its column.
-        metric: a `VideoMetric` or a `FrechetPatchDistance`; None for columns computed from others.
+        torch_metric: a `VideoMetric` or a `FrechetPatchDistance`; None for columns computed from others.
         identity: digest of everything its values depend on besides the videos.
         higher_is_better: direction; None for neither.
         resolution: size at which frames are measured, in words.
@@ -198,7 +198,7 @@ class Measure:
     """
 
     name: str
-    metric: VideoMetric | FrechetPatchDistance | None
+    torch_metric: VideoMetric | FrechetPatchDistance | None
     identity: str
     higher_is_better: bool | None
     resolution: str
@@ -207,12 +207,12 @@ class Measure:
     @property
     def full_reference(self) -> bool:
         """Whether each video is compared with its original."""
-        return isinstance(self.metric, VideoMetric) and self.metric.full_reference
+        return isinstance(self.torch_metric, VideoMetric) and self.torch_metric.full_reference
 
     @property
     def frechet(self) -> FrechetPatchDistance | None:
         """The metric, if it is a distance between sets."""
-        return self.metric if isinstance(self.metric, FrechetPatchDistance) else None
+        return self.torch_metric if isinstance(self.torch_metric, FrechetPatchDistance) else None
 
     @property
     def needs_originals_features(self) -> bool:
@@ -237,9 +237,9 @@ class Skipped:
         return self.reason if self.reason.startswith(f"{self.name} ") else f"{self.name}: {self.reason}"
 
 
-def prepare_measures(
+def prepare_metrics(
     metrics: Mapping[str, Metric], device: torch.device, originals: bool, hashes: FileHashes, cache: Path
-) -> tuple[list[Measure], list[Skipped]]:
+) -> tuple[list[ReadyMetric], list[Skipped]]:
     """Prepare every metric that can run, in the given order.
 
     Args:
@@ -253,7 +253,7 @@ def prepare_measures(
         FileNotFoundError: a named reference does not exist.
         ValueError: an unsuitable reference, an object that is no metric of videos, or two of one name.
     """
-    ready: list[Measure] = []
+    ready: list[ReadyMetric] = []
     skipped: list[Skipped] = []
     keys: dict[str, str] = {}
     for key, metric in metrics.items():
@@ -286,7 +286,7 @@ def _prepare(
     device: torch.device,
     hashes: FileHashes,
     cache: Path,
-) -> Measure:
+) -> ReadyMetric:
     if isinstance(metric, FrechetPatchDistance):
         if isinstance(metric.reference, str | Path):
             prepare_reference(metric, metric.reference, device, cache)
@@ -306,7 +306,7 @@ def _prepare(
         extractor = None
     identity |= {"decoding": code_digest(_DECODING)}
     better = metric.higher_is_better
-    return Measure(name, metric, digest_of(identity), better, metric.resolution, extractor)
+    return ReadyMetric(name, metric, digest_of(identity), better, metric.resolution, extractor)
 
 
 def _weights_digest(metric: VideoMetric) -> str | None:

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from luve_lightning.data.video_files import write_video
-from luve_lightning.evaluation import measures as reference_statistics
-from luve_lightning.evaluation.measures import folder_statistics, prepare_reference, read_frames
+from luve_lightning.evaluation import prepared_metrics as reference_statistics
+from luve_lightning.evaluation.prepared_metrics import folder_statistics, prepare_reference, read_frames
 from luve_lightning.metrics.frechet_patch import FrechetPatchDistance
 from tests.helpers.patch_features import PLAN, StubFeatures, stub_metric, stub_video
 from tests.helpers.unwritable import forbid_writing
