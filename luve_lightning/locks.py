@@ -1,4 +1,4 @@
-"""What processes share: locks with an owner, files of lines that each appends to, work that each takes a part of."""
+"""What processes share: locks with an owner, JSON-lines files to append to, and work to divide."""
 
 from __future__ import annotations
 
@@ -254,10 +254,10 @@ def runs(pid: int) -> bool:
 
 
 class Claim(Protocol[T_contra]):
-    """Asks to be the one that makes an item; yields whether it is, for as long as the block runs."""
+    """Claims an item, to be the only one that makes it; yields whether it may, for as long as the block runs."""
 
     def __call__(self, item: T_contra, /, *, wait: bool) -> AbstractContextManager[bool]:
-        """With `wait`, another claim's end is waited for instead of yielding False."""
+        """With `wait`, wait for another claim to end instead of yielding False."""
 
 
 def share_work(
@@ -268,19 +268,19 @@ def share_work(
     size: int = 1,
     found: Callable[[T], None] = lambda item: None,
 ) -> None:
-    """Make every item that is missing; when it returns all are there, whoever made them.
+    """Make every missing item; when it returns all exist, whoever made them.
 
-    Processes that share the items share the work: each takes what no other is making, and at the end waits for what
-    others have taken, to make it itself if they die. That goes one at a time: a process that waits while it holds
-    claims could wait for one that waits for it.
+    Processes that share the items share the work: each takes what no other is making, and at the end waits for
+    what others have taken, to make it itself if they die. Waiting goes one at a time: a process that waits while
+    it holds claims could wait for one that waits for it.
 
     Args:
         items: each once.
-        done: whether one is there.
-        claim: asks to be the one that makes it.
-        make: makes some of them.
-        size: items made at once.
-        found: told of each that is there already.
+        done: whether an item exists.
+        claim: claims an item.
+        make: makes some items.
+        size: number of items made at once.
+        found: called for each item that exists already.
     """
     todo = list(items)
     for wait, most in ((False, size), (True, 1)):

@@ -32,7 +32,7 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ValueError: another name, or a GPU that is not here.
     """
-    import torch  # not above: what else is here is asked before PyTorch is loaded
+    import torch  # imported here: the rest of this module is used before PyTorch is loaded
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

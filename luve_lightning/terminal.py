@@ -1,4 +1,4 @@
-"""How far a command is: lines at the bottom of a terminal, with what is printed above them, or lines in a log."""
+"""How far a command is: status lines at the bottom of a terminal, with output above them, or lines in a log."""
 
 from __future__ import annotations
 

@@ -46,12 +46,12 @@ class ResultsProvenance:
 
 @dataclass(frozen=True)
 class ResultsFile:
-    """What `write_results` wrote.
+    """Results read back from the files of `write_results`.
 
     Attributes:
-        rows: by `COLUMNS`, at least one. Means, differences and their ends are numbers, NaN for none; the paper's
-            values are as the file writes them.
-        about: the JSON file beside it; empty without.
+        rows: rows by `COLUMNS`, at least one. Means, differences and their ends are numbers, NaN for none; the
+            paper's values are as in the file.
+        about: the JSON file beside it; empty without one.
     """
 
     rows: list[dict[str, Any]]
@@ -93,7 +93,7 @@ def read_results(path: Path) -> ResultsFile:
 
     Raises:
         FileNotFoundError: no such table.
-        ValueError: other columns, values that are none, or no JSON; one line, which does not name the table.
+        ValueError: other columns, invalid values, or not JSON; one line, which does not name the table.
     """
     if not path.is_file():
         raise FileNotFoundError("missing")

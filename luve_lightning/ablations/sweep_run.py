@@ -22,11 +22,11 @@ def sweep_run(
         table: name of the table, the run's group.
         rows: rows of this call; they and the seeds are the run's configuration and tags.
         seeds: seeds of this call.
-        prefix: before a metric's name, where dashboards look for results.
+        prefix: prefix of a metric's name, where dashboards look for results.
 
     Yields:
-        What logs results, by row, seed and metric, under the prefix: means over this call's rows and seeds, of
-        which an agent gives one each.
+        Logs results, by row, seed and metric, under the prefix: means over this call's rows and seeds (an agent
+        gives one each).
     """
     if "WANDB_SWEEP_ID" not in os.environ:
         yield lambda values: None

@@ -125,7 +125,7 @@ def generate_spectra(
         size: frames, height and width of the videos.
         steps: denoising steps.
         guidance: scale of classifier-free guidance; 1 is none.
-        seed: seed of the first prompt's noise; the next takes the next.
+        seed: seed of the first prompt's noise; each further prompt takes the next.
         edges: edges of the bands, see `functional.spectra.band_power`.
         advance: called after each denoising step.
 

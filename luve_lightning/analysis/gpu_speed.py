@@ -71,15 +71,15 @@ REFERENCE = GpuSpeed(
 )
 
 
-# What `measured_gpu` finds on the reference: TFLOP/s of one attention kernel, TB/s of a copy.
+# `measured_gpu`'s result on the reference: TFLOP/s of one attention kernel, TB/s of a copy.
 _REFERENCE_ATTENTION, _REFERENCE_COPY = 690, 3.8
 
 
 def measured_gpu() -> GpuSpeed:
     """The speed of PyTorch's current GPU: the reference where it is one, else measured in about a second.
 
-    Attention and a copy in memory are timed, and the reference's rates are taken in proportion: what models reach lies
-    below what one kernel does.
+    Attention and a copy in memory are timed, and the reference's rates are scaled in proportion: models reach less
+    than a single kernel.
     """
     name, device = torch.cuda.get_device_name(), torch.device("cuda", torch.cuda.current_device())
     if REFERENCE.name in name.lower().split():

@@ -21,14 +21,14 @@ class PartConfigs:
     """The contents of a backbone's and a VLUer's configuration files.
 
     Attributes:
-        transformer: the transformer's.
+        transformer: configuration of the transformer.
         vae: the VAE's.
-        text_encoder: the text encoder's.
-        vluer: the VLUer's; empty for the base size.
+        text_encoder: configuration of the text encoder.
+        vluer: configuration of the VLUer; empty for the base size.
         refiner: arguments of the third stage's transformer; None when the first stage's serves both.
         shift: shift of the scheduler.
         text_length: tokens per prompt, padding included.
-        family: what they are configurations of.
+        family: the family they belong to.
     """
 
     transformer: dict[str, Any]
@@ -42,7 +42,7 @@ class PartConfigs:
 
     @property
     def schedule(self) -> Schedule:
-        """A new schedule at the shift."""
+        """A new schedule with the shift."""
         return self.family.build_schedule(self.shift)
 
     @classmethod

@@ -20,19 +20,19 @@ DenoisingStage = Literal["motion", "refine"]
 def encode_prompt(parts: Parts) -> Tensor:
     """The text encoder on one padded prompt."""
     tokens = torch.zeros(1, parts.configs.text_length, dtype=torch.long, device=parts.device)
-    # A padded prompt has a mask, which the encoder would look into; it adds half a megabyte.
+    # A padded prompt has a mask, which the encoder would read; it adds half a megabyte.
     return parts.configs.family.text_class.states(parts.text_encoder, tokens)
 
 
 class StepProgram:
-    """One denoising step in the middle of a run: the scheduler remembers the steps before it.
+    """One denoising step in the middle of a run, when the scheduler remembers earlier steps.
 
     Args:
-        parts: its transformer, or its refiner, is run.
+        parts: its transformer, or its refiner, runs.
         stage: "motion" or "refine".
         grid: latent frames, height and width.
-        steps: of the whole schedule.
-        skip: how many of the first are left out.
+        steps: steps of the whole schedule.
+        skip: number of first steps left out.
         guidance: see Guidance.
     """
 
@@ -52,7 +52,7 @@ class StepProgram:
         self.latents = torch.randn(1, denoiser.channels, *grid, device=device)
         self.embeds = torch.randn(text, device=device).to(denoiser.dtype)
         self.negative = torch.randn(text, device=device).to(denoiser.dtype)
-        # Timesteps have values, which the meta device has not.
+        # Timesteps have values, which the meta device lacks.
         where = torch.device("cpu") if device.type == "meta" else device
         self.remembered, self.scheduler = parts.configs.schedule.remembered, parts.configs.schedule.scheduler
         self.scheduler.set_timesteps(steps, device=where)
@@ -69,7 +69,7 @@ class StepProgram:
         return self.guidance.at(float(self.scheduler.sigmas[self.index]))
 
     def __call__(self, expert: str | None = None) -> Tensor:
-        """Take the step; always the same one."""
+        """Run the step; always the same one."""
         self.scheduler._step_index = self.index
         return denoise(
             self.transformer,
@@ -84,13 +84,13 @@ class StepProgram:
         )
 
     def tensors(self) -> list[Tensor]:
-        """What is held besides the weights."""
+        """Tensors held besides the weights."""
         outputs = getattr(self.scheduler, "model_outputs", ())
         remembered = [tensor for tensor in outputs if tensor is not None]
         return [self.latents, self.embeds, self.negative, *remembered]
 
     def _place(self, skip: int, steps: int) -> int:
-        """A step that is guided, if any is, and has as many before it as the scheduler remembers, if one has."""
+        """A guided step, if there is one, with as many steps before it as the scheduler remembers, if possible."""
         sigmas = self.scheduler.sigmas.tolist()
 
         def rank(i: int) -> tuple[bool, int, int]:
@@ -120,18 +120,18 @@ class StagePlan:
     Attributes:
         stage: "text", "motion" (or "direct"), "upsample", "refine", "decode".
         latents: frames, height and width of its result, or of what it decodes; None for text.
-        tokens: of the transformer in one forward pass.
-        steps: of denoising.
-        forwards: passes of the transformer, or of the text encoder.
-        flops_per_forward: floating-point operations of one.
-        flops: of the stage.
-        weights: of the models on the device.
-        activations: what the stage allocates at its peak.
-        workspace: of cuBLAS and, where they count, of attention and convolutions.
-        peak: the sum of the three.
-        terms: what the activations are made by, the largest first.
+        tokens: tokens in one forward pass of the transformer.
+        steps: number of denoising steps.
+        forwards: number of passes of the transformer, or of the text encoder.
+        flops_per_forward: floating-point operations of one pass.
+        flops: floating-point operations of the stage.
+        weights: weights on the device.
+        activations: the stage's own allocations at its peak.
+        workspace: workspace of cuBLAS and, where they count, of attention and convolutions.
+        peak: sum of the three.
+        terms: what makes up the activations, the largest first.
         experts: denoising steps by expert; "none" where the transformer runs alone.
-        seconds: estimated; None without a GPU's speed.
+        seconds: estimated duration; None without a GPU's speed.
     """
 
     stage: str
@@ -150,5 +150,5 @@ class StagePlan:
     seconds: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
+        """The plan as plain types, for JSON."""
         return asdict(self)

@@ -69,7 +69,7 @@ class DenoisingSpectra(NowAndThen):
         """Refuse a task that cannot generate.
 
         Raises:
-            ValueError: when it is no TextToVideo.
+            ValueError: when it is not a TextToVideo.
         """
         if not isinstance(pl_module, TextToVideo):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""An end at a signal with everything saved, and errors on one process that all must hear of."""
+"""Stopping at a signal with everything saved, and errors on one process that all must hear of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run was made of, in its folder and on Weights & Biases."""
+"""What a run was made from, recorded in its folder and on Weights & Biases."""
 
 from __future__ import annotations
 

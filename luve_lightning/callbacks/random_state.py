@@ -1,4 +1,4 @@
-"""Random state that is part of the checkpoint, and work in the middle of training that leaves no trace in it."""
+"""Random state in the checkpoint, and work in the middle of training that leaves no trace in it."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class NowAndThen(L.Callback):
     """A callback that records something in a validation of a training run, every so many optimiser steps.
 
     Args:
-        output: folder of what it records.
+        output: folder of its records.
         every_n_steps: optimiser steps; a validation records when a multiple has passed since the last recording.
     """
 

@@ -99,7 +99,7 @@ class UpsamplerComparison(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Score a batch, but for the validation inside `fit`."""
+        """Score a batch, except in the validation inside `fit`."""
         if trainer.state.fn in ("validate", "test"):
             if self.comparison is None:
                 self._start(trainer, pl_module)

@@ -19,14 +19,14 @@ Tensors = dict[str, Tensor]
 
 
 class DenoisingStep(NamedTuple):
-    """A step that was taken.
+    """A completed denoising step.
 
     Attributes:
         step: its place in the whole schedule, skipped steps included.
         timestep: the scheduler's own.
         sigma: the scheduler's own.
-        expert: the expert in force, or None.
-        guided: whether it was guided.
+        expert: the active expert, or None.
+        guided: whether guidance applied.
     """
 
     step: int
@@ -54,29 +54,30 @@ def denoise(
 ) -> Tensor:
     """Denoise latents from one place in the schedule to its end.
 
-    The arithmetic, and with it every bit of the result, is that of diffusers' own pipelines; with `begin_index` 0 and
-    no experts the two are equal.
+    The arithmetic, and with it every bit of the result, is that of diffusers' own pipelines; with `begin_index` 0
+    and no experts the two are equal.
 
     Args:
-        transformer: a backbone's, predicts velocities. Its experts are switched here, and off at the end.
-        scheduler: after `set_timesteps`, which also drops what it remembers of an earlier run.
+        transformer: a backbone's transformer, which predicts velocities. Its experts are switched here, and
+            disabled at the end.
+        scheduler: after `set_timesteps`, which also clears its memory of an earlier run.
         latents: noised to the first step's sigma, float32, B x C x t x h x w.
-        timesteps: the steps to take: the scheduler's own, from `begin_index` on.
-        embeds: of the prompts, B x length x dim.
-        negative_embeds: what guidance leads away from, of the same shape; None only where no step is guided.
+        timesteps: timesteps to run: the scheduler's own, from `begin_index` on.
+        embeds: embeddings of the prompts, B x length x dim.
+        negative_embeds: embeddings that guidance leads away from, same shape; None only where no step is guided.
         guidance: see Guidance.
         begin_index: place of the first step in the schedule.
-        choose_expert: the expert in force at a timestep, or None. It is asked with the scheduler's own number, which
-            no 16-bit cast has rounded to another band.
-        on_step: called after each step; a tensor that it returns replaces the one it was given.
-        interrupted: asked before each step; true ends the run.
-        attention_kwargs: of the transformer; `{"scale": 0.5}` scales LoRAs.
+        choose_expert: the active expert at a timestep, or None. Called with the scheduler's own number, which no
+            16-bit cast has rounded into another band.
+        on_step: called after each step; a tensor that it returns replaces its argument.
+        interrupted: called before each step; true ends the run.
+        attention_kwargs: for the transformer; `{"scale": 0.5}` scales LoRAs.
 
     Returns:
         float32, B x C x t x h x w.
 
     Raises:
-        ValueError: when steps are guided and there are no negative embeddings.
+        ValueError: when steps are guided without negative embeddings.
     """
     numbers, sigmas = timesteps.tolist(), scheduler.sigmas.tolist()
     if negative_embeds is None and any(map(guidance.at, sigmas[begin_index : begin_index + len(numbers)])):
@@ -122,7 +123,7 @@ def from_noise(
     generator: torch.Generator,
     **options: Any,
 ) -> Tensor:
-    """Latents made of pure noise, float32, B x C x t x h x w.
+    """Latents generated from pure noise, float32, B x C x t x h x w.
 
     Args:
         transformer: see `denoise`.
@@ -132,7 +133,7 @@ def from_noise(
         negative_embeds: see `denoise`.
         guidance: see `denoise`.
         steps: denoising steps.
-        generator: of the noise.
+        generator: generator of the noise.
         options: further options of `denoise`.
     """
     schedule.scheduler.set_timesteps(steps, device=embeds.device)
@@ -145,7 +146,7 @@ def from_noise(
 
 
 def switch_expert(transformer: Any, name: str | None) -> None:
-    """Put one expert in force, or none; what a step-to-step cache holds was made by another model then and goes."""
+    """Activate one expert, or none, and drop a step-to-step cache, which another model filled."""
     if expert_names(transformer):
         activate(transformer, name)
     if transformer.is_cache_enabled:
@@ -168,7 +169,7 @@ def _velocity(
 
     def predict(name: str, x: Tensor, text: Tensor) -> Tensor:
         with denoiser.module.cache_context(name, **place):
-            # The timestep is elsewhere where the model has no values: on the meta device.
+            # Where the model has no values, on the meta device, the timestep is elsewhere.
             times = t.expand(len(x)).to(x.device)
             return denoiser.velocity(x, times, text.to(dtype), attention_kwargs=attention_kwargs)
 

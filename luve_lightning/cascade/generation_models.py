@@ -1,4 +1,4 @@
-"""The models of `luve generate`, the pipeline made of them, and the processes that share its work."""
+"""The models of `luve generate`, the pipeline made from them, and the processes that share its work."""
 
 from __future__ import annotations
 

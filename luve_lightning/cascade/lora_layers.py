@@ -100,9 +100,9 @@ class FittedLora:
 def fit_lora(transformer: Any, file: LoraFile) -> FittedLora:
     """Give every tensor of a LoRA its place in the transformer.
 
-    The names of diffusers, of the family's own code (ComfyUI, DiffSynth-Studio) and of kohya's trainers are known,
-    for all layers or some. `W + scale * B A` with scale alpha / rank, from tensors `alpha` or the configuration;
-    1 without.
+    The names of diffusers, the family's own code (ComfyUI, DiffSynth-Studio) and kohya's trainers are known, for
+    all layers or some. `W + scale * B A` with scale alpha / rank, from tensors `alpha` or the configuration; 1
+    without either.
 
     Args:
         transformer: without experts' layers; other LoRAs may be loaded.

@@ -1,4 +1,4 @@
-"""Plain LoRAs beside experts: loading them into a pipeline, and a transformer without its experts for a while."""
+"""Plain LoRAs beside experts: loading them into a pipeline, and a transformer with its experts set aside."""
 
 from __future__ import annotations
 
@@ -56,15 +56,15 @@ def load_lora(
 
     Args:
         transformers: one or several.
-        file: what `read_lora` read.
+        file: the LoRA, as `read_lora` read it.
         adapter_name: default diffusers' choice.
-        pipeline: whose offloading diffusers takes care of.
+        pipeline: pipeline whose offloading diffusers handles.
 
     Returns:
         What was loaded, at which scale.
 
     Raises:
-        ValueError: for a LoRA of which something cannot be loaded.
+        ValueError: for a LoRA that cannot be loaded whole.
     """
     fitted = []
     for transformer in transformers:  # all of them before the first is touched
@@ -73,7 +73,7 @@ def load_lora(
     for transformer, lora in zip(transformers, fitted, strict=True):
         with experts_set_aside(transformer), warnings.catch_warnings():
             there = set(getattr(transformer, "peft_config", {}))
-            # Several adapters are what we mean.
+            # Several adapters are intended.
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
             transformer.load_lora_adapter(
                 dict(lora.state_dict),

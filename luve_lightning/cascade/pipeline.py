@@ -71,11 +71,11 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
         text_encoder: encodes prompts.
         vae: encodes and decodes video.
         scheduler: a scheduler of flow matching.
-        transformer: denoises the first stage, and in direct generation.
-        refiner: denoises the third stage: it is adapted to the high resolution and has the experts. None where
+        transformer: denoises the first stage and in direct generation.
+        refiner: denoises the third stage; adapted to the high resolution, with the experts. None where
             `transformer` serves both, and has the experts.
         vluer: upsamples latents; None where latents or pixels are interpolated instead.
-        transformer_2: a second transformer for low noise, as Wan2.2 has it; must be None, as the two options that go
+        transformer_2: a second transformer for low noise, as in Wan2.2; must be None, like the two options that go
             with it.
         boundary_ratio: see there.
         expand_timesteps: see there.
@@ -99,7 +99,7 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
     less memory. None takes whole frames."""
     context_parallel_degree: int = 1
 
-    # What diffusers' callbacks look at.
+    # diffusers' callbacks read these.
     guidance_scale: float = 1.0
     attention_kwargs: dict[str, Any] | None = None
     num_timesteps: int = 0
@@ -163,21 +163,21 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
 
     @property
     def interrupt(self) -> bool:
-        """Whether the run is to end before its next step; a callback sets `_interrupt`."""
+        """Whether the run should end before its next step; a callback sets `_interrupt`."""
         return self._interrupt
 
     def text(self, length: int | None = None) -> TextConditioner:
-        """The text encoder with its tokenizer; every prompt has `length` tokens, or the backbone's own when None."""
+        """The text encoder with its tokenizer; every prompt has `length` tokens, default the backbone's own."""
         return family_of(self.transformer).text_class(self.tokenizer, self.text_encoder, length)
 
     def schedule(self, shift: float | None = None) -> Schedule:
-        """The schedule, or the same one at another shift."""
+        """The schedule, or a copy with another shift."""
         schedule = family_of(self.transformer).schedule_class(self.scheduler)
         return schedule if shift is None else schedule.shifted(shift)
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str | list[str], length: int | None = None) -> Tensor:
-        """Embeddings of prompts, B x length x dim; what is cut off a prompt is said in a warning."""
+        """Embeddings of prompts, B x length x dim; warns about what is cut off a prompt."""
         texts, conditioner = [prompt] if isinstance(prompt, str) else prompt, self.text(length)
         conditioner.warn_of_cuts(texts)
         embeds: Tensor = conditioner(texts).to(self._execution_device)
@@ -202,12 +202,12 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
             experts: folder with one folder per expert (lfe/ and hfe/, as training exports them), or folders by the
                 experts' names. None uses those saved with the pipeline, {} none.
             refiner: the third stage's transformer: a folder written by its `save_pretrained`, or a backbone.
-            torch_dtype: dtype of the weights; float32 when None. A dtype is that of the transformers and the text
-                encoder: the VAE and the VLUer stay float32, as Wan's own examples have it. A mapping from components
-                to dtypes ("default" for the others) says otherwise.
-            shift: shift of the schedule; None keeps the backbone's. LuVe and Wan at 720p take 5, Wan at 480p 3.
-            kwargs: options of diffusers' `from_pretrained`; components themselves, for instance, or `dtype`, its newer
-                name for `torch_dtype`.
+            torch_dtype: dtype of the transformers' and the text encoder's weights; float32 when None. The VAE and
+                the VLUer stay float32, as in Wan's own examples. A mapping from components to dtypes ("default"
+                for the others) overrides this.
+            shift: shift of the schedule; None keeps the backbone's. LuVe, and Wan at 720p, use 5, Wan at 480p 3.
+            kwargs: options of diffusers' `from_pretrained`, for instance components themselves, or `dtype`, its
+                newer name for `torch_dtype`.
 
         Raises:
             FileNotFoundError: when something is missing.
@@ -264,7 +264,7 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
         into: str = "both",
         **kwargs: Any,
     ) -> LoraSummary:
-        """Load a LoRA for the backbone beside the experts, for instance UltraWan's; it is active then.
+        """Load a LoRA for the backbone beside the experts, for instance UltraWan's, and activate it.
 
         Layers may have diffusers' names, or the original model's as written by ComfyUI, kohya's trainers and
         DiffSynth-Studio. A LoRA is loaded whole, at the scale given by its tensors, its file's header or PEFT's
@@ -302,7 +302,7 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
         unload_loras(self.transformers)
 
     def apply(self, options: SpeedOptions) -> None:
-        """Put options of speed and memory into force; see `apply_speed`."""
+        """Apply options of speed and memory; see `apply_speed`."""
         apply_speed(self, options)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What makes a pipeline faster or smaller: each is off until it is switched on."""
+"""Options of speed and memory for a pipeline; each is off by default."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CACHE_AND_CONTEXT = (
 
 @dataclass(frozen=True)
 class SpeedOptions:
-    """Speed and memory of a pipeline; the defaults change nothing. `LuVePipeline.apply` puts them into force.
+    """Speed and memory of a pipeline; the defaults change nothing. `LuVePipeline.apply` applies them.
 
     Attributes:
         attention: a diffusers backend, such as _native_cudnn or flash; None lets PyTorch choose.
@@ -117,12 +117,12 @@ def enable_cache(pipeline: LuVePipeline, config: Any) -> None:
     count from there.
 
     Args:
-        pipeline: its transformers cache.
+        pipeline: the cache goes into its transformers.
         config: such as `FirstBlockCacheConfig`, `TaylorSeerCacheConfig` with `cache_identifiers`, `MagCacheConfig`;
             `SpeedOptions.cache_config` makes the common ones.
 
     Raises:
-        ValueError: for a configuration that caches nothing in this transformer, or does not go with context
+        ValueError: for a configuration that caches nothing in this transformer, or is incompatible with context
             parallelism.
     """
     if pipeline.context_parallel_degree > 1 and isinstance(config, FirstBlockCacheConfig):

@@ -1,4 +1,4 @@
-"""The three stages of the cascade, and the decoding: each takes a pipeline and latents, and returns latents."""
+"""The three stages of the cascade, and decoding: each takes a pipeline and latents, and returns latents."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def generate_motion(
     latents: Tensor | None = None,
     **options: Unpack[RunOptions],
 ) -> Tensor:
-    """Stage 1, LMG: latents of a video at low resolution, exactly as diffusers' own pipeline makes them.
+    """Stage 1, LMG: latents of a video at low resolution, exactly as from diffusers' own pipeline.
 
     Args:
         pipeline: its first transformer denoises.
@@ -201,7 +201,7 @@ def decode(pipeline: LuVePipeline, latents: Tensor, output_type: VideoType = "np
 
 
 def check_size(pipeline: LuVePipeline, transformer: Any, size: Size3d, prefix: str = "") -> None:
-    """Refuse frames, height and width that the models would crop; `prefix` is that of the options' names."""
+    """Refuse frames, height and width that the models would crop; `prefix` is the option names' prefix."""
     pipeline.size_rules.check(size[0], **{f"{prefix}height": size[1], f"{prefix}width": size[2]})
     _check_tokens(pipeline, transformer, pipeline.codec.latent_size(*size))
 
@@ -235,5 +235,5 @@ def check_output_type(output_type: str) -> None:
 
 
 def chooser(pipeline: LuVePipeline, model: Any, experts: Experts, switch: float | None) -> Chooser:
-    """Which expert of a transformer is in force at a timestep; see `expert_chooser`."""
+    """Which expert of a transformer is active at a timestep; see `expert_chooser`."""
     return expert_chooser(model, experts, switch, pipeline.schedule().train_timesteps)

@@ -172,7 +172,7 @@ def compose(
 
 
 def _read_groups(config: dict[str, Any], keys: Keys) -> None:
-    """Puts the content of files in the place of those that stand for a group of keys: `--guidance guidance.yaml`."""
+    """Replaces files that stand for a group of keys by their content: `--guidance guidance.yaml`."""
     for leaf in keys.leaves(config):
         value = leaf.holder[leaf.place]
         is_file = isinstance(value, str) and value.endswith((".yaml", ".yml"))

@@ -57,7 +57,7 @@ def embed(
         splits: Splits to embed, of train, val and test; default all clips.
         clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
         keep: Which clips of the index to take.
-        length: Tokens that a caption is padded or cut to; default the backbone's own: of Wan 512 at most.
+        length: Number of tokens to pad or cut a caption to; default the backbone's own, at most 512 for Wan.
         batch_size: Captions embedded at once.
         dtype: Dtype of the text encoder's weights and on disk. Wan's was trained in bfloat16; float16 overflows.
         threads: CPU threads for embedding. Fixed, because the last digit of embeddings depends on it.

@@ -259,7 +259,7 @@ def _account(error: BaseException) -> str | None:
 
 
 def _is_wandbs(frame: FrameType) -> bool:
-    """Whether it is of wandb, or of what makes wandb's settings here."""
+    """Whether the error is wandb's, or comes from making wandb's settings here."""
     return frame.f_code.co_name == "quiet_wandb" or str(frame.f_globals.get("__name__")).startswith("wandb.")
 
 

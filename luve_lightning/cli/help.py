@@ -1,4 +1,4 @@
-"""Help of single verbs, short enough to read, and `luve completion`, a script with which a shell completes them."""
+"""Short help of single verbs, and `luve completion`, a script that lets a shell complete them."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ Parser = TypeVar("Parser", bound=ArgumentParser)
 
 _LONGEST = 1000  # characters of a message from jsonargparse, which may end in a whole component
 _LEAST = {"gradient_clip_val": 0, "log_every_n_steps": 0}
-# Far above what anyone trains with. Whether a size fits into the memory at hand is checked where it is used.
+# Far above any real training. Whether a size fits into memory is checked where it is used.
 MOST = {
     **dict.fromkeys(("height", "width", "motion_height", "motion_width", "size", "tile", "max_side"), 65_536),
     **dict.fromkeys(("frames", "num_frames", "val_frames", "windows", "passes", "replicates"), 100_000),

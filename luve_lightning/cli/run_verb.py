@@ -1,4 +1,4 @@
-"""Finds a verb, composes its configuration and runs it, or only checks it; silences what nobody can act on."""
+"""Finds a verb, composes its configuration and runs it, or only checks it; silences notices nobody can act on."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 
-# FFmpeg's names of the containers whose times can be relied on.
+# FFmpeg's names of the containers with reliable times.
 MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 MATROSKA = "matroska,webm"
 

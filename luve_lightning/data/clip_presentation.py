@@ -150,8 +150,8 @@ class Presentation:
     def label(self) -> str:
         """What is done besides decoding and turning, in words; empty for ordinary clips.
 
-        Latents and scores of clips are stored under it (`luve_lightning.data.hashes`): another way of doing
-        any of this needs other words.
+        Latents and scores of clips are stored under it (`luve_lightning.data.hashes`): doing any of this
+        differently needs other words.
         """
         parts = []
         if self.colour is not None:

@@ -1,4 +1,4 @@
-"""Windows of clips: which there are, reading those that lack latents, finding the latents of the others."""
+"""Windows of clips: planning them, reading those that lack latents, finding the latents of the others."""
 
 from __future__ import annotations
 

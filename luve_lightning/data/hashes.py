@@ -4,7 +4,7 @@ An ordinary clip is identified by the sha256 of its bytes. One that is mirrored,
 identified by the sha256 of that and `Presentation.label`: latents, scores and measures made while it was read
 differently are no longer found. A refused clip has no hash, so nothing old is found for it either.
 
-Both are remembered, so that a clip's bytes are read once for it.
+Both are remembered, so that a clip's bytes are read for them only once.
 """
 
 from __future__ import annotations

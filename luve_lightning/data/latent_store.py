@@ -1,4 +1,4 @@
-"""Latents of clips on disk: which are made of a clip, what each depends on, and the store that holds them."""
+"""Latents of clips on disk: which are made from a clip, what each depends on, and their store."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ class LatentKey:
     """Everything that decides the numbers of one stored latent.
 
     Attributes:
-        clip: `ClipHashes.digest` of the clip, 64 hex digits: the sha256 of its bytes, unless more is done to show it.
+        clip: `ClipHashes.digest` of the clip, 64 hex digits: the sha256 of its bytes, unless showing it takes
+            more.
         vae: fingerprint of the VAE's configuration and weights.
         size: (height, width) of the encoded video, in pixels.
         frames: (start, stop) of the frames read from the clip, stop exclusive.
         variant: which pixels were encoded: "plain", or the name and parameters of a transform.
         stride: every stride-th frame of the range was read.
-        resized_from: (height, width) of the pixels that `size` was downscaled from; `size` itself when left
-            out. Downscaling a clip in two steps gives other pixels than in one.
+        resized_from: (height, width) of the pixels that `size` was downscaled from; default `size` itself.
+            Downscaling in two steps gives other pixels than in one.
         dtype: dtype on disk: "float16", "bfloat16" or "float32".
         version: `ENCODER_VERSION` of the code that encoded it.
     """
@@ -62,10 +63,10 @@ class LatentKey:
             object.__setattr__(self, "resized_from", self.size)
         for name in ("size", "frames", "resized_from"):
             pair = getattr(self, name)
-            # Exactly int: True or a numpy integer compares equal and writes other JSON.
+            # Exactly int: True or a numpy integer compares equal but writes other JSON.
             if len(pair) != 2 or any(type(n) is not int for n in pair):
                 raise ValueError(f"{name} must be two integers, got {pair!r}")
-            # Lists (from YAML) and tuples must not make two keys of one.
+            # Lists (from YAML) and tuples must not make two keys out of one.
             object.__setattr__(self, name, tuple(pair))
         if type(self.stride) is not int or min(*self.size, *(self.resized_from or ()), self.stride) < 1:
             raise ValueError(f"sizes and stride must be integers of at least 1, got {self}")
@@ -76,7 +77,7 @@ class LatentKey:
 
     @cached_property
     def json(self) -> str:
-        """Canonical JSON: sorted keys, no spaces, ASCII. Equal keys have equal JSON and nothing else has."""
+        """Canonical JSON: sorted keys, no spaces, ASCII. Two keys are equal exactly when their JSON is."""
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
     @cached_property
@@ -86,7 +87,7 @@ class LatentKey:
 
 
 class LatentStore(TensorStore[LatentKey]):
-    """A folder of latents C x t x h x w; a window of one is read without the rest, and without its sha256."""
+    """A folder of latents C x t x h x w; a window is read without the rest, and without its sha256."""
 
     entries, verb, damage = "latents", "precompute", "other latents than were stored"
     tensor, rank = "latents", 4
@@ -105,7 +106,7 @@ class LatentStore(TensorStore[LatentKey]):
 
         Raises:
             StoreError: when there is no entry, it is damaged, or it was made for another key. Damage to the values
-                is noticed when the whole entry is read.
+                is noticed only when the whole entry is read.
             ValueError: when the window is empty or outside the entry.
         """
         if (t, y, x) == (None, None, None):
@@ -150,10 +151,10 @@ class LatentRecipe:
         scales: how many times smaller each low-resolution version is, > 1; empty for high resolution only.
         frames: frames read from the clip for one latent.
         start: first frame of the first window.
-        windows: how many windows of each clip, equally spaced from `start` to the end of the clip. One window
-            begins at `start`.
-        stride: every stride-th frame is read.
-        variants: what was done to the high-resolution pixels before all else; names of `LatentKey.variant`.
+        windows: windows per clip, equally spaced from `start` to the end of the clip. A single window begins at
+            `start`.
+        stride: read every stride-th frame.
+        variants: transforms of the high-resolution pixels, before all else; names of `LatentKey.variant`.
         dtype: dtype on disk.
     """
 
@@ -168,7 +169,7 @@ class LatentRecipe:
     dtype: str = "float16"
 
     def __post_init__(self) -> None:
-        # YAML gives lists and whole numbers; equal recipes must be equal objects.
+        # YAML gives lists and integers; equal recipes must be equal objects.
         object.__setattr__(self, "size", tuple(self.size))
         object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
         object.__setattr__(self, "variants", tuple(self.variants))
@@ -185,12 +186,12 @@ class LatentRecipe:
 
     @property
     def count(self) -> int:
-        """Latents of one window: every scale of every variant."""
+        """Number of latents of one window: every scale of every variant."""
         return len(self.variants) * (1 + len(self.scales))
 
     @property
     def span(self) -> int:
-        """Frames of a clip from the first to the last that a window reads, both counted."""
+        """Number of clip frames from the first to the last that a window reads, both included."""
         return (self.frames - 1) * self.stride + 1
 
     def frame_ranges(self, total_frames: int) -> list[tuple[int, int]]:
@@ -209,7 +210,7 @@ class LatentRecipe:
         return f"{total_frames} frames, expected at least {self.start + self.span}"
 
     def pixel_size(self, scale: float) -> tuple[int, int]:
-        """(height, width) of the pixels at a scale; `check_scales` makes sure that they are whole numbers."""
+        """(height, width) of the pixels at a scale; `check_scales` ensures that they are integers."""
         exact = _exact(scale)
         return round(self.size[0] / exact), round(self.size[1] / exact)
 
@@ -260,10 +261,10 @@ def check_scales(size: tuple[int, int], scales: Sequence[float], spatial_ratio: 
     Args:
         size: (height, width) of the high-resolution pixels.
         scales: as in `LatentRecipe`.
-        spatial_ratio: pixels of a latent in each direction, `LatentSpace.spatial_ratio`.
+        spatial_ratio: pixels per latent along each axis, `LatentSpace.spatial_ratio`.
 
     Raises:
-        ValueError: naming the nearest sizes that all scales divide; or for a scale not above 1.
+        ValueError: names the nearest sizes that all scales divide; or for a scale not above 1.
     """
     _refuse_odd_scales(scales)
     unit = spatial_ratio * math.lcm(1, *(_exact(scale).numerator for scale in scales))

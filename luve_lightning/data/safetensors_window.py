@@ -1,8 +1,8 @@
-"""Read a window of a tensor in a safetensors file without reading the rest of the file.
+"""Reading a window of a tensor in a safetensors file without reading the rest of the file.
 
-`safetensors.safe_open(...).get_slice` maps the file, and the kernel's read-ahead then fetches all of it: a
-64x64 crop of a 45 MB entry cost 45 MB from a cold disk. Reading just the rows of the window cost 11 MB, and 3
-MB for three of its eleven frames.
+`safetensors.safe_open(...).get_slice` maps the file, and the kernel's read-ahead then fetches all of it: a 64x64
+crop of a 45 MB entry cost 45 MB from a cold disk. Reading only the window's rows cost 11 MB, and 3 MB for three of
+its eleven frames.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def tensor_digest(tensor: Tensor) -> str:
 def packed(name: str, tensor: Tensor, metadata: dict[str, str]) -> bytes:
     """One tensor as a safetensors file with its digest in the metadata; equal arguments give equal bytes.
 
-    safetensors' own `save` writes more than one piece of metadata in an order that changes from run to run.
+    safetensors' own `save` writes several metadata entries in an order that changes from run to run.
 
     Args:
-        name: of the tensor.
-        tensor: of a dtype in `DTYPES`.
+        name: name of the tensor.
+        tensor: tensor of a dtype in `DTYPES`.
         metadata: more of it.
     """
     data = _bytes(tensor)
@@ -59,7 +59,7 @@ def packed(name: str, tensor: Tensor, metadata: dict[str, str]) -> bytes:
         name: {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [0, len(data)]},
     }
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format's: data begins at a multiple of eight
+    text += b" " * (-len(text) % 8)  # the format's alignment: data begins at a multiple of eight
     return b"".join([len(text).to_bytes(8, "little"), text, data])
 
 
@@ -75,8 +75,8 @@ class SafetensorsWindow:
         path: the file.
 
     Raises:
-        FileNotFoundError: when there is none.
-        ValueError: when the file is not a whole safetensors file.
+        FileNotFoundError: when it does not exist.
+        ValueError: when the file is not a complete safetensors file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -86,7 +86,7 @@ class SafetensorsWindow:
             self._header, self._data = self._read_header()
         except BaseException as error:
             os.close(self._fd)
-            if isinstance(error, OSError):  # of a descriptor: it names no file
+            if isinstance(error, OSError):  # from a descriptor: it names no file
                 error.filename = str(path)
             raise
         self.metadata: dict[str, str] = self._header.pop("__metadata__", None) or {}
@@ -128,14 +128,14 @@ class SafetensorsWindow:
         return tuple(self._header[name]["shape"])
 
     def shape_of_rank(self, name: str, rank: int) -> tuple[int, ...]:
-        """Shape of a tensor that must have so many axes; ValueError when it has not."""
+        """Shape of a tensor that must have this many axes; ValueError when it has not."""
         shape = self.shape(name)
         if len(shape) != rank:
             raise ValueError(f"{self.path} holds {name} of shape {shape}, expected {rank} axes")
         return shape
 
     def whole(self, name: str) -> Tensor:
-        """All of a tensor, which may be empty; raises like `read`."""
+        """The whole tensor, which may be empty; raises like `read`."""
         shape = self.shape(name)
         return (
             torch.zeros(shape, dtype=self._dtype(name))
@@ -152,15 +152,15 @@ class SafetensorsWindow:
     def read(self, name: str, window: Sequence[Range]) -> Tensor:
         """Part of a tensor.
 
-        Reads are contiguous runs of whole rows (the last axis), merged over the axes that the window takes in
-        full: a row is short, and one request for it costs less than one for each of its parts.
+        Reads contiguous runs of whole rows (the last axis), merged over the axes that the window takes in full: a
+        row is short, and one request for it costs less than one for each of its parts.
 
         Args:
             name: the tensor.
             window: for each axis (start, stop) with 0 <= start < stop <= length, or None for all of it.
 
         Returns:
-            Exactly `tensor[window]`, contiguous, in memory of its own.
+            Exactly `tensor[window]`, contiguous, in its own memory.
 
         Raises:
             ValueError: for a window outside the tensor, or a dtype that is not in `DTYPES`.
@@ -188,7 +188,7 @@ class SafetensorsWindow:
         offset: int,
         itemsize: int,
     ) -> None:
-        full = len(shape) - 1  # axes from here on are taken whole
+        full = len(shape) - 1  # axes from here on are read in full
         while full > 0 and rows[full] == (0, shape[full]):
             full -= 1
         inner = math.prod(shape[full + 1 :]) * itemsize
@@ -210,7 +210,7 @@ class SafetensorsWindow:
 
 
 def _data_length(header: dict[str, Any]) -> int:
-    """Bytes behind a header; one of the errors that a header of other types or sizes raises when it is not sound."""
+    """Number of bytes behind a header; raises some error for a header with wrong types or sizes."""
     metadata = header.get("__metadata__")
     if metadata is not None and not all(isinstance(text, str) for text in metadata.values()):
         raise TypeError("metadata other than texts")

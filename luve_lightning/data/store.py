@@ -1,14 +1,14 @@
-"""Tensors on disk under the digest of all that they depend on: written once, never half, by any number of processes.
+"""Tensors on disk under the digest of everything they depend on: written once, atomically, by any number of processes.
 
-An entry is one file, `root/ab/abcdef....safetensors`, named by the digest of its key and with the key in its metadata.
-The key covers all that the tensor depends on, so an entry never goes stale: what no longer applies is not found. A
-sha256 in the metadata tells flipped bits whenever an entry is read whole; entries made before there was one are as
-valid as ever.
+An entry is one file, `root/ab/abcdef....safetensors`, named by the digest of its key, with the key in its
+metadata. The key covers everything the tensor depends on, so an entry never goes stale: what no longer applies is
+not found. A sha256 in the metadata reveals flipped bits whenever an entry is read whole; entries written before
+there was one stay valid.
 
-While a file is being made, its writer holds a lock on `root/ab/abcdef....tmp`. That one file is the claim and the
-temporary file that becomes the entry: the writer fills it, syncs it and renames it. The operating system drops
-the lock when the process dies, however it dies; what is left behind is an unlocked file that the next writer
-takes over. Locks are `flock`, which Linux also honours on NFS.
+While a file is being made, its writer holds a lock on `root/ab/abcdef....tmp`. That one file is both the claim and
+the temporary file that becomes the entry: the writer fills it, syncs it and renames it. The operating system drops
+the lock when the process dies, however it dies; an unlocked file remains, which the next writer takes over. Locks
+are `flock`, which Linux also honours on NFS.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from luve_lightning.data.safetensors_window import DIGEST, SafetensorsWindow, pa
 from luve_lightning.files import naming
 from luve_lightning.locks import remove_locked, try_lock
 
-_AHEAD = 64  # entries a thread reads before an interrupt is heard
+_AHEAD = 64  # entries that a thread reads before it notices an interrupt
 _SHOWN = 600  # characters of a strange key in a message
-# Seconds. Waiting inside `flock` would not do: a signal that comes just before that call, or to another thread, does
-# not end it, and Python would not get to handle it.
+# Seconds. Waiting inside `flock` would not do: a signal just before that call, or to another thread, does not end
+# it, and Python could not handle it.
 _ASK_AGAIN = 0.02
 
 
@@ -42,7 +42,7 @@ class ClaimedFiles:
     """A folder of files named by digests.
 
     Args:
-        root: the folder; made on the first write.
+        root: the folder; created by the first write.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -59,15 +59,15 @@ class ClaimedFiles:
 
     @contextmanager
     def claim(self, digest: str, *, wait: bool = False) -> Iterator[bool]:
-        """Ask to be the one that makes a file.
+        """Claim a file, to be the only one that makes it.
 
         Args:
             digest: its name.
             wait: wait for another claim on it to end instead of returning False.
 
         Yields:
-            True when the file is missing and this caller alone may `write` it until the block ends. False when it
-            is there by now, or somebody else is making it.
+            True when the file is missing and only this caller may `write` it until the block ends. False when it
+            exists by now, or another process is making it.
         """
         temporary = self.path(digest).with_suffix(".tmp")
         temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -88,12 +88,12 @@ class ClaimedFiles:
             os.close(descriptor)
 
     def write(self, digest: str, data: bytes) -> int:
-        """Write a file, all at once, unless it is there already.
+        """Write a file atomically, unless it exists.
 
-        Outside a `claim` of this object it claims the file itself, waiting for whoever is making it.
+        Outside a `claim` by this object it claims the file itself, waiting for another process that is making it.
 
         Returns:
-            Bytes written, 0 when the file was there.
+            Number of bytes written, 0 when the file existed.
         """
         if digest in self._claimed:
             return self._commit(digest, data)
@@ -101,7 +101,7 @@ class ClaimedFiles:
             return self._commit(digest, data) if mine else 0
 
     def _commit(self, digest: str, data: bytes) -> int:
-        # Popped first: from the rename on, the descriptor is the entry's, and a second write must not reach it.
+        # Popped first: after the rename, the descriptor is the entry's, and a second write must not reach it.
         descriptor = self._claimed.pop(digest)
         path = self.path(digest)
         with naming(path):  # a full disk's error names no file
@@ -111,7 +111,7 @@ class ClaimedFiles:
             while done < len(view):
                 done += os.pwrite(descriptor, view[done:], done)
             os.fsync(descriptor)
-        # The folder is not synced: a power cut can take the new name back, never show half an entry under it.
+        # The folder is not synced: a power cut can remove the new name, but never leaves half an entry under it.
         path.with_suffix(".tmp").replace(path)
         return len(data)
 
@@ -119,7 +119,7 @@ class ClaimedFiles:
         """Remove what killed writers left behind. Files that a living writer holds stay.
 
         Returns:
-            How many files were removed.
+            Number of files removed.
         """
         removed = 0
         for temporary in self.root.glob("??/*.tmp"):
@@ -129,7 +129,7 @@ class ClaimedFiles:
                     removed += remove_locked(temporary, descriptor)
                     os.close(descriptor)
             except OSError as error:
-                # Somebody else removes it, or the store may not be written, and then nothing needs room in it.
+                # Another process removes it, or the store may not be written, and then nothing needs room in it.
                 if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
                     raise
         return removed
@@ -140,11 +140,11 @@ class StoreError(ValueError):
 
 
 class EntryKey(Protocol):
-    """What the address of an entry follows from."""
+    """What determines the address of an entry."""
 
     @property
     def json(self) -> str:
-        """All that the tensor depends on, written one way."""
+        """Everything the tensor depends on, as canonical JSON."""
 
     @property
     def digest(self) -> str:
@@ -158,7 +158,7 @@ class TensorStore(ABC, Generic[K]):
     """A folder of tensors, safe to read and write from any number of processes.
 
     Args:
-        root: the folder; made on the first write.
+        root: the folder; created by the first write.
     """
 
     entries: ClassVar[str]
@@ -178,14 +178,14 @@ class TensorStore(ABC, Generic[K]):
 
     @abstractmethod
     def checked(self, key: K, tensor: Tensor) -> Tensor:
-        """The tensor to store, on the CPU in the dtype on disk; StoreError when it cannot be one of `key`."""
+        """The tensor to store, on the CPU in the dtype on disk; StoreError when it cannot belong to `key`."""
 
     @abstractmethod
     def missing(self, key: K) -> str:
-        """What to say when there is no entry."""
+        """The message for a missing entry."""
 
     def fits(self, key: K, tensor: Tensor) -> bool:
-        """Whether a stored tensor can be one of `key`."""
+        """Whether a stored tensor can belong to `key`."""
         return tensor.numel() > 0
 
     def path(self, key: K) -> Path:
@@ -198,24 +198,24 @@ class TensorStore(ABC, Generic[K]):
 
     @contextmanager
     def claim(self, key: K, *, wait: bool = False) -> Iterator[bool]:
-        """Ask to be the one that makes an entry; see `ClaimedFiles.claim`."""
+        """Claim an entry, to be the only one that makes it; see `ClaimedFiles.claim`."""
         with self._files.claim(key.digest, wait=wait) as mine:
             yield mine
 
     def write(self, key: K, tensor: Tensor) -> int:
-        """Store a tensor, all at once, unless the entry is there already.
+        """Store a tensor atomically, unless the entry exists.
 
-        Outside a `claim` of this store it claims the entry itself, waiting for whoever is making it.
+        Outside a `claim` by this store it claims the entry itself, waiting for another process that is making it.
 
         Args:
             key: the entry.
             tensor: see `checked`; any float dtype and device.
 
         Returns:
-            Bytes written, 0 when the entry was there.
+            Number of bytes written, 0 when the entry existed.
 
         Raises:
-            StoreError: by `checked`.
+            StoreError: from `checked`.
         """
         data = packed(self.tensor, self.checked(key, tensor), {"key": key.json})
         return self._files.write(key.digest, data)
@@ -230,10 +230,10 @@ class TensorStore(ABC, Generic[K]):
             return file.shape(self.tensor)
 
     def check(self, key: K) -> bool:
-        """Read an entry to see whether it is what was stored.
+        """Read an entry to see whether it is undamaged.
 
         Returns:
-            True when it is; False when nothing tells, because the entry was made before there was a sha256.
+            True when it is; False when nothing tells, because the entry was written before there was a sha256.
 
         Raises:
             StoreError: as for `shape`.
@@ -243,18 +243,18 @@ class TensorStore(ABC, Generic[K]):
     def check_all(
         self, keys: Iterable[K], threads: int, advance: Callable[[], None] = lambda: None
     ) -> EntryCheck:
-        """Read every entry that is there.
+        """Read every existing entry.
 
         Args:
-            keys: of the entries.
+            keys: keys of the entries.
             threads: entries read at once.
-            advance: told of every key that is done.
+            advance: called for every finished key.
         """
 
         def look(key: K) -> bool | str | OSError | None:
             try:
                 return self.check(key) if self.has(key) else None
-            except OSError as error:  # of the disk, or of who may read: says nothing of the entry
+            except OSError as error:  # the disk's or permissions' fault: says nothing about the entry
                 return error
             except ValueError as error:
                 return " ".join(str(error).split())
@@ -268,7 +268,7 @@ class TensorStore(ABC, Generic[K]):
         return result
 
     def clean(self) -> int:
-        """Remove what killed writers left behind; how many files that were."""
+        """Remove what killed writers left behind; returns the number of files."""
         return self._files.clean()
 
     def _whole(self, key: K) -> tuple[Tensor, bool]:
@@ -310,16 +310,16 @@ class TensorStore(ABC, Generic[K]):
 
 @dataclass
 class EntryCheck:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         entries: what was checked, such as "latents".
-        verb: of the command line that makes them.
-        sound: entries whose sha256 is that of what they hold.
-        untold: entries that can be read, and hold no sha256 to compare with.
-        missing: entries that are not there.
-        damaged: what is wrong with each of the others, one line each.
-        unreadable: why each of those could not be read that may be sound, one line each.
+        verb: verb that makes them.
+        sound: number of entries whose sha256 matches their content.
+        untold: number of readable entries without a sha256 to compare with.
+        missing: number of missing entries.
+        damaged: what is wrong with each damaged entry, one line each.
+        unreadable: why each unreadable entry, which may be sound, could not be read, one line each.
     """
 
     entries: str
@@ -332,11 +332,11 @@ class EntryCheck:
 
     @property
     def read(self) -> int:
-        """Entries that are there."""
+        """Number of existing entries."""
         return self.sound + self.untold + len(self.damaged) + len(self.unreadable)
 
     def count(self, found: bool | str | OSError | None) -> None:
-        """Add an entry: whether it has a sha256, what is wrong with it, why it cannot be read; None: missing."""
+        """Add an entry: whether it has a sha256, what is wrong with it, why it cannot be read; None if missing."""
         if found is None:
             self.missing += 1
         elif isinstance(found, OSError):
@@ -362,7 +362,7 @@ class EntryCheck:
         return "\n".join(rows)
 
     def complain(self) -> None:
-        """Raise when entries are damaged or cannot be read.
+        """Raise when entries are damaged or unreadable.
 
         Raises:
             StoreError: how many, and the first.

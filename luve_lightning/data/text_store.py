@@ -1,7 +1,7 @@
 """Caption embeddings on disk, and embedding captions; see `luve_lightning.data.store`.
 
-Training must not load the text encoder (11 GB for Wan2.1) just to learn its fingerprint, so whoever fills a store
-leaves a record of what it embedded with, `root/sources/<digest>.json`.
+Training must not load the text encoder (11 GB for Wan2.1) just to learn its fingerprint, so whatever fills a store
+records what it embedded with, in `root/sources/<digest>.json`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class TextSource:
     def __post_init__(self) -> None:
         if not self.encoder:
             raise ValueError("encoder must be the text encoder's fingerprint, got an empty text")
-        # Exactly int: True or a numpy integer compares equal and writes other JSON.
+        # Exactly int: True or a numpy integer compares equal but writes other JSON.
         if type(self.length) is not int or self.length < 1:
             raise ValueError(f"length must be a whole number of tokens >= 1, got {self.length!r}")
         if self.dtype not in DTYPE_NAMES:
@@ -63,14 +63,14 @@ class TextSource:
 
 @dataclass(frozen=True)
 class TextKey:
-    """One caption, exactly as the index has it, and what embeds it."""
+    """One caption, exactly as in the index, and what embeds it."""
 
     caption: str
     source: TextSource
 
     @cached_property
     def json(self) -> str:
-        """Canonical JSON: sorted keys, no spaces, ASCII. Equal keys have equal JSON and nothing else has."""
+        """Canonical JSON: sorted keys, no spaces, ASCII. Two keys are equal exactly when their JSON is."""
         return _canonical({"caption": self.caption} | asdict(self.source))
 
     @cached_property
@@ -82,15 +82,14 @@ class TextKey:
 class TextStore(TensorStore[TextKey]):
     """A folder of caption embeddings n x D, n at most the source's length.
 
-    Only a caption's own tokens are stored; the zeros that pad it to the source's length are
-    added when it is read.
+    Only a caption's own tokens are stored; reading appends the zeros that pad it to the source's length.
     """
 
     entries, verb, damage = "embeddings", "embed", "another embedding than was stored"
     tensor, rank = "embedding", 2
 
     def read(self, key: TextKey) -> Tensor:
-        """The embedding as the transformer is given it: length x D, zero past the caption's end.
+        """The embedding as given to the transformer: length x D, zero past the caption's end.
 
         Raises:
             StoreError: when there is no entry, it is damaged, or it was made for another key.
@@ -101,7 +100,7 @@ class TextStore(TensorStore[TextKey]):
         return padded
 
     def fits(self, key: TextKey, tensor: Tensor) -> bool:
-        """The empty caption's may have no token."""
+        """Whether the shape fits; only the empty caption may have no token."""
         return len(tensor) <= key.source.length
 
     def missing(self, key: TextKey) -> str:
@@ -127,15 +126,15 @@ class TextStore(TensorStore[TextKey]):
         return stored
 
     def record(self, source: TextSource, backbone: str) -> None:
-        """Note that captions were embedded with `source`, the text encoder of `backbone`."""
+        """Record that captions were embedded with `source`, the text encoder of `backbone`."""
         path = self.root / "sources" / f"{source.digest}.json"
         text = json.dumps(asdict(source) | {"backbone": backbone}, indent=1, sort_keys=True) + "\n"
         if path.is_file() and path.read_bytes() == text.encode():
-            return  # a store that is complete need not be writable
+            return  # a complete store need not be writable
         write_text(path, text)
 
     def sources(self) -> dict[TextSource, str]:
-        """What the captions were embedded with, and the backbone each time."""
+        """What the captions were embedded with, with each backbone."""
         found: dict[TextSource, str] = {}
         for path in sorted((self.root / "sources").glob("*.json")):
             try:
@@ -152,12 +151,12 @@ class TextStore(TensorStore[TextKey]):
         """The one source of a store that fits; without arguments, its only one.
 
         Args:
-            encoder: what the text encoder's fingerprint starts with.
+            encoder: beginning of the text encoder's fingerprint.
             length: tokens of a padded caption.
             dtype: dtype on disk.
 
         Raises:
-            StoreError: when none fits, or more than one.
+            StoreError: when none fits, or several do.
         """
         known = {source: at for source, at in self.sources().items() if source.version == TEXT_VERSION}
         fitting = [
@@ -179,7 +178,7 @@ class TextStore(TensorStore[TextKey]):
 
 @dataclass(frozen=True)
 class StoredEmbeddings:
-    """Looks captions up in a store, in place of a text encoder; can be sent to other processes."""
+    """Looks up captions in a store, in place of a text encoder; can be sent to other processes."""
 
     store: TextStore
     source: TextSource
@@ -199,14 +198,14 @@ def _short(caption: str) -> str:
 
 @dataclass
 class EmbedReport:
-    """What a run did.
+    """Counts of a run.
 
     Attributes:
-        embedded: captions embedded and stored.
-        bytes: written for them.
-        cut: of these, captions that were longer than the text encoder's length, and so were cut to it.
-        first_cut: the first of them, and what it lacks.
-        there: captions found in the store, or stored by another process meanwhile.
+        embedded: number of captions embedded and stored.
+        bytes: bytes written for them.
+        cut: number of these captions that were longer than the text encoder's length and were cut.
+        first_cut: the first of them, and what it lost.
+        there: number of captions found in the store, or stored by another process meanwhile.
     """
 
     embedded: int = 0
@@ -220,7 +219,7 @@ def captions_of(entries: Iterable[ClipEntry], columns: Sequence[str]) -> list[st
     """Every caption once, in order, after the empty one, which classifier-free guidance needs.
 
     Raises:
-        ValueError: for a column that is not one of UltraVideo's caption columns, or none.
+        ValueError: for a column that is not one of UltraVideo's caption columns, or no column.
     """
     unknown = [column for column in columns if column not in CAPTIONS]
     if unknown or not columns:
@@ -247,7 +246,7 @@ def embed_captions(
         source: what the embeddings depend on besides the caption.
         captions: each once.
         batch_size: captions encoded at once, >= 1.
-        advance: told how many more captions are there.
+        advance: called with the number of further captions that are finished.
 
     Raises:
         ValueError: for a tokenizer that pads in front of captions.
@@ -276,7 +275,7 @@ class _Work:
         counts = mask.sum(1).tolist()
         if any(row[:count].sum() != count for row, count in zip(mask, counts, strict=True)):
             raise ValueError("the tokenizer pads in front of captions; expected one that pads behind them")
-        # One transfer from the device, not one a caption.
+        # One transfer from the device, not one per caption.
         for key, count, embedding in zip(batch, counts, self.encoder.embed(ids, mask).cpu(), strict=True):
             self.report.bytes += self.store.write(key, embedding[:count])
             self.report.embedded += 1

@@ -1,4 +1,4 @@
-"""Variants of a clip: what is done to its pixels before they are encoded."""
+"""Variants of a clip: transforms of its pixels before they are encoded."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def tell_lookup(split: str, lookup: PairLookup) -> None:
 
 
 def vae_fingerprint(backbone: str | Path, root: str | Path) -> str:
-    """`LatentSpace.fingerprint()` of a backbone's VAE: from memory while the bytes of its files are the same.
+    """`LatentSpace.fingerprint()` of a backbone's VAE; remembered while the bytes of its files are the same.
 
     Args:
         backbone: local pipeline folder or hub id.

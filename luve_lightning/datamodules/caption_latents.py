@@ -1,4 +1,4 @@
-"""Latents of clips with what their captions say: what diffusion is trained on."""
+"""Latents of clips with their captions, for training diffusion."""
 
 from __future__ import annotations
 

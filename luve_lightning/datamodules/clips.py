@@ -1,4 +1,4 @@
-"""Random space-time crops of clips: what the VAE trains on."""
+"""Random space-time crops of clips, for training the VAE."""
 
 from __future__ import annotations
 

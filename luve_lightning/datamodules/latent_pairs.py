@@ -1,4 +1,4 @@
-"""Pairs of latents of one clip at two resolutions: what the VLUer trains on."""
+"""Pairs of latents of one clip at two resolutions, for training the VLUer."""
 
 from __future__ import annotations
 

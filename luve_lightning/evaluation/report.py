@@ -1,4 +1,4 @@
-"""The report of an evaluation: its tables, what they could not hold, and both as files."""
+"""The report of an evaluation: its tables, what is missing from them, and both as files."""
 
 from __future__ import annotations
 

@@ -17,11 +17,11 @@ _SCALE = 100.0
 
 
 class VAEFeatures(FeatureExtractor):
-    """What the encoder of a backbone's VAE knows of a patch before it is squeezed into latents.
+    """The VAE encoder's view of a patch, before it is squeezed into latents.
 
-    `LatentSpace.features` averaged over space, times 100; each patch is a clip of one frame, at its own resolution.
-    The network was not trained to recognise things: distances say how far the statistics of textures and edges are
-    apart, and have nothing to do with FID's numbers.
+    `LatentSpace.features` averaged over space, times 100; each patch is a clip of one frame, at its own
+    resolution. The network was not trained to recognise things: distances say how far apart the statistics of
+    textures and edges are, and have nothing to do with FID's numbers.
 
     Args:
         backbone: a diffusers pipeline folder or a hub id.
@@ -56,7 +56,7 @@ class VAEFeatures(FeatureExtractor):
         if self.codec is None:
             codec = load_backbone(self.backbone).latent_space()
             self._fingerprint = codec.fingerprint()
-            codec.forget_decoder()  # it is never used here
+            codec.forget_decoder()  # unused here
             self.codec = codec
         self.to(device)
 

@@ -8,7 +8,7 @@ from luve_lightning.losses.reconstruction import Loss
 
 
 class VelocityLoss(Loss):
-    """A comparison of velocities noise - x0 sample by sample, because each sample has a noise level of its own.
+    """A comparison of velocities noise - x0 sample by sample, because each sample has its own noise level.
 
     Args:
         weight: see Loss.

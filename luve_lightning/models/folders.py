@@ -42,7 +42,7 @@ def cannot_load(backbone: str | Path, part: str, error: BaseException) -> FileNo
 
     Args:
         backbone: folder or hub id.
-        part: its subfolder or a file of it; empty for a model's own folder.
+        part: its subfolder or a file in it; empty for a model's own folder.
         error: the library's error.
 
     Returns:
@@ -137,7 +137,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ValueError: for something else.
+        ValueError: for anything else.
     """
     content = _parsed(path)
     if not isinstance(content, dict):

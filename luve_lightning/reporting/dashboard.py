@@ -1,4 +1,4 @@
-"""Dashboards defined once: as Weights & Biases workspaces, and as panels of a report on local runs."""
+"""Dashboards, defined once: as Weights & Biases workspaces, and as panels of a report on local runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Charts of what runs logged and of when frequency bands resolve."""
+"""Charts of what runs logged, and of when frequency bands resolve."""
 
 from __future__ import annotations
 

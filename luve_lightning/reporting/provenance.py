@@ -54,13 +54,13 @@ class Inputs:
         reader: Callable[[str, Input], Part],
         where: Callable[[Input], object] = str,
     ) -> list[Part]:
-        """What `reader(name, input)` makes of each input; null ones are passed over, bad ones noted.
+        """The result of `reader(name, input)` for each input; null ones are skipped, bad ones recorded.
 
         Args:
             kind: first part of their keys.
             inputs: by name.
             reader: reads one.
-            where: says what an input names.
+            where: returns what an input names.
         """
         given = [(name, value) for name, value in inputs.items() if value is not None]
         found = [self.attempt(f"{kind}.{n}", where(value), partial(reader, n, value)) for n, value in given]

@@ -25,7 +25,7 @@ from luve_lightning.reporting.videos import (
 
 MIB = 2**20
 _MARKUP = 2000  # characters around a comparison's or a video's own, approximately
-# What is on the page, in its order.
+# The page's content, in order.
 KINDS = ("tables", "curves", "dashboards", "spectra", "comparisons", "videos")
 
 

@@ -145,9 +145,9 @@ def result_table(
 
     Args:
         name: name in the configuration.
-        path: of the file.
-        rows: what `luve_lightning.ablations.results_files.read_results` found in it.
-        about: what it found beside it; empty without.
+        path: path of the file.
+        rows: rows from `luve_lightning.ablations.results_files.read_results`.
+        about: its content of the JSON file beside it; empty without one.
     """
     notes = about.get("notes")
     return ResultTable(

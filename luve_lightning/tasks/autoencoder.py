@@ -1,4 +1,4 @@
-"""Training a small VAE: what makes the mini backbone."""
+"""Training a small VAE, for the mini backbone."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class AutoencoderTask(TrainingTask):
 
     @property
     def space(self) -> type[LatentSpace]:
-        """What encodes and decodes with the VAE."""
+        """The latent space of the VAE in training."""
         return self.family.latent_space_class
 
     def forward(self, video: Tensor, sample: bool = False) -> tuple[Tensor, DiagonalGaussianDistribution]:

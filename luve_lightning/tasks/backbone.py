@@ -1,4 +1,4 @@
-"""Training a small transformer and its text encoder from nothing: what completes the mini backbone."""
+"""Training a small transformer and its text encoder from scratch, for the mini backbone."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class BackboneTask(FlowMatchingTask):
     The tokenizer has one token for each word of the index's captions.
 
     Args:
-        backbone: folder whose `vae/` made the latents; it becomes part of what is exported, and says the family.
+        backbone: folder whose `vae/` made the latents; it becomes part of the export and determines the family.
         index: CSV whose captions give the vocabulary.
-        transformer: sizes of the transformer, see the family's `build_denoiser`: for Wan2.1 arguments of diffusers'
-            class; the text embeddings' width is added.
+        transformer: sizes of the transformer, see the family's `build_denoiser`: for Wan2.1 arguments of
+            diffusers' class; the text embeddings' width is added.
         text_encoder: sizes of the text encoder, see the family's `build_text`; the vocabulary's size is added.
         length: tokens per caption, padding included.
         compile: torch.compile backend for the transformer's blocks, such as "inductor"; None compiles nothing. A
@@ -70,7 +70,7 @@ class BackboneTask(FlowMatchingTask):
                 text for entry in VideoIndex.from_csv(index).entries for text in entry.captions.values()
             ]
             family = load_backbone(backbone)
-            with torch.device("meta"):  # the transformer asks for its width, and is the first to draw weights
+            with torch.device("meta"):  # the transformer needs its width, and is the first to draw weights
                 width = family.build_text(captions, length, text_encoder).dim
             net = family.build_denoiser(transformer, width)
             encoder = family.build_text(captions, length, text_encoder)

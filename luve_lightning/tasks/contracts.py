@@ -1,4 +1,4 @@
-"""What callbacks and evaluation ask of a task: any LightningModule with these attributes will do."""
+"""What callbacks and evaluation need of a task: any LightningModule with these attributes will do."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from luve_lightning.models.vluer import VLUer
 
 @runtime_checkable
 class Exporting(Protocol):
-    """Has a trained model to save in its own format: for `Export`.
+    """A trained model that saves itself in its own format; for `Export`.
 
-    A task whose export needs every process says so by `collective_export = True`.
+    A task whose export needs every process sets `collective_export = True`.
     """
 
     def export(self, folder: Path, datamodule: Any) -> None:
-        """Write into a folder that exists."""
+        """Write into an existing folder."""
 
 
 @runtime_checkable
 class Denoising(Protocol):
-    """Generates from caption embeddings: for `GeneratedVideos`.
+    """Generates from caption embeddings; for `GeneratedVideos`.
 
     Attributes:
-        transformer: a backbone's transformer, with experts or without.
-        denoiser: what speaks for it.
-        shift: of the schedule that it was trained for.
-        device: where the transformer is.
+        transformer: a backbone's transformer, with or without experts.
+        denoiser: the denoiser of it.
+        shift: shift of the schedule that it was trained for.
+        device: device of the transformer.
     """
 
     transformer: nn.Module
@@ -47,7 +47,7 @@ class Denoising(Protocol):
 
 @runtime_checkable
 class TextToVideo(Denoising, Protocol):
-    """Generates from captions: for `DenoisingSpectra`.
+    """Generates from captions; for `DenoisingSpectra`.
 
     Attributes:
         text_encoder: embeds them.
@@ -60,12 +60,12 @@ class TextToVideo(Denoising, Protocol):
 
 @runtime_checkable
 class Upsampling(Protocol):
-    """Upsamples latents: for `UpsamplerComparison`, `SampleStrips` and `UpsampledVideos`.
+    """Upsamples latents; for `UpsamplerComparison`, `SampleStrips` and `UpsampledVideos`.
 
     Attributes:
         net: the upsampler.
-        codec: the latents' own.
-        device: where both are.
+        codec: the latents' codec.
+        device: device of both.
     """
 
     net: VLUer
@@ -75,12 +75,12 @@ class Upsampling(Protocol):
 
 @runtime_checkable
 class ExpertComparison(Protocol):
-    """Has compared an expert with its base in `trainer.test`: for `ExpertLosses`.
+    """Has compared an expert with its base in `trainer.test`; for `ExpertLosses`.
 
     Attributes:
-        name: the expert's.
-        expert: its configuration.
-        comparison: mean loss without and with the expert by clip.
+        name: name of the expert.
+        expert: configuration of the expert.
+        comparison: mean loss without and with the expert, by clip.
     """
 
     name: str

@@ -23,14 +23,14 @@ EXPERTS = {
 
 @dataclass(frozen=True)
 class BenchModel:
-    """A transformer of random weights and what it is run on.
+    """A transformer with random weights, and its input.
 
     Attributes:
         name: for rows.
-        sizes: the transformer's, as Wan2.1's configurations say them.
+        sizes: the transformer's sizes, as in Wan2.1's configurations.
         text: tokens of a prompt.
         latents: frames, height and width.
-        dtype: of the weights.
+        dtype: dtype of the weights.
     """
 
     name: str

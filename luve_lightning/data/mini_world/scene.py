@@ -1,4 +1,4 @@
-"""A clip of the mini world: what is in it, what its captions say, and its line of the CSV."""
+"""A clip of the mini world: its scene, its captions, and its line of the CSV."""
 
 from __future__ import annotations
 

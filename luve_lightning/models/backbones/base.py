@@ -9,9 +9,9 @@ A backbone is a diffusers pipeline folder or hub id. A family of backbones is fi
 - a `Schedule` around its scheduler: noise levels and time steps;
 - a `Backbone`, which knows the class names of its folders, and loads and builds the other four.
 
-Everything else in the package speaks to these classes alone. The modules inside them stay reachable because pipelines,
-optimisers and checkpoints hold modules; their attributes are the family's own business. `wan.py` is the example to
-read. A family of another package needs no line changed here: it is found when its module is imported, or through an
+Everything else in the package uses only these classes. The modules inside stay reachable because pipelines,
+optimisers and checkpoints hold modules; their attributes are private to the family. Read `wan.py` as an example. A
+family from another package needs no line changed here: it is found when its module is imported, or through an
 entry point (`finding.py`).
 """
 
@@ -69,7 +69,7 @@ class TextConditioner(nn.Module, ABC):
     Args:
         tokenizer: the family's tokenizer.
         encoder: the family's text encoder.
-        length: tokens of every caption, padding included; None takes the backbone's own.
+        length: tokens per caption, padding included; default the backbone's own.
     """
 
     length: int
@@ -84,12 +84,12 @@ class TextConditioner(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def own_length(tokenizer: Any) -> int:
-        """Tokens of every caption where nobody says otherwise."""
+        """Default number of tokens per caption."""
 
     @staticmethod
     @abstractmethod
     def states(encoder: Any, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the text encoder makes of token ids B x L, B x L x dim; padding masked where `mask` is 0."""
+        """The text encoder's output for token ids B x L, B x L x dim; padding is masked where `mask` is 0."""
 
     @property
     @abstractmethod
@@ -108,7 +108,9 @@ class TextConditioner(nn.Module, ABC):
         device = next(self.encoder.parameters()).device
         ids, mask = ids.to(device), mask.to(device)
         states = self.states(self.encoder, ids, mask)
-        return states * mask.gt(0).unsqueeze(-1).to(states)  # an offloaded encoder's are on another device
+        return states * mask.gt(0).unsqueeze(-1).to(
+            states
+        )  # an offloaded encoder's weights are on another device
 
     def forward(self, captions: Sequence[str]) -> Tensor:
         """Embeddings of captions, B x length x dim, on the encoder's device."""
@@ -142,10 +144,10 @@ class Schedule:
     Args:
         scheduler: has `sigmas`, `timesteps`, `set_timesteps`, `set_begin_index` and `step`, like diffusers'; a
             pipeline holds and saves it.
-        backbone: where it comes from, for messages.
+        backbone: its origin, for messages.
 
     Raises:
-        ValueError: when it is not of flow matching, as a `scheduler_config.json` without values gives.
+        ValueError: when it is not for flow matching, like a `scheduler_config.json` without values.
     """
 
     remembered: ClassVar[int] = 0
@@ -161,11 +163,11 @@ class Schedule:
 
     @property
     def shift(self) -> float:
-        """Towards more noise, see `functional.flow_matching.shift_sigma`; 1 changes nothing."""
+        """Shift towards more noise, see `functional.flow_matching.shift_sigma`; 1 changes nothing."""
         return float(self.scheduler.config.get(self._shift_key) or 1.0)
 
     def shifted(self, shift: float) -> Schedule:
-        """The same schedule at another shift.
+        """A copy of the schedule with another shift.
 
         Raises:
             ValueError: for a shift that is not positive.
@@ -176,12 +178,12 @@ class Schedule:
         return type(self)(type(self.scheduler).from_config(config, **{self._shift_key: shift}))
 
     def steps(self, count: int) -> list[tuple[float, float]]:
-        """Timestep and sigma of each of `count` sampling steps; the scheduler stays as it is."""
+        """Timestep and sigma of each of `count` sampling steps; the scheduler is unchanged."""
         scheduler = deepcopy(self.scheduler)
         scheduler.set_timesteps(count)
         return list(
             zip(scheduler.timesteps.tolist(), scheduler.sigmas.tolist(), strict=False)
-        )  # sigmas end in 0
+        )  # sigmas end at 0
 
     @property
     def train_timesteps(self) -> int:
@@ -204,8 +206,8 @@ class Schedule:
 class Backbone(ABC):
     """A pipeline folder or hub id of one family; its parts are loaded on request.
 
-    Whatever loads raises FileNotFoundError for what cannot be had, and ValueError for damaged files or another
-    model's. `dtype` is that of the weights; float32 when None, whatever is on disk.
+    Loading raises FileNotFoundError for what is not available, and ValueError for damaged files or another
+    model's. `dtype` is the dtype of the weights; default float32, whatever is on disk.
 
     Args:
         path: local pipeline folder, a folder with some of its parts, a transformer's own folder, or a hub id.
@@ -225,7 +227,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def vae(self, dtype: torch.dtype | None = None) -> nn.Module:
-        """Load `vae/`, to be trained; `latent_space` is for everything else."""
+        """Load `vae/` for training it; otherwise use `latent_space`."""
 
     def latent_space(self, dtype: torch.dtype | None = None) -> LatentSpace:
         """Load `vae/`, frozen."""
@@ -239,7 +241,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def text_encoder(self, dtype: torch.dtype | None = None) -> nn.Module:
-        """Load `text_encoder/`, to be trained; `text` is for everything else."""
+        """Load `text_encoder/` for training it; otherwise use `text`."""
 
     def text(self, dtype: torch.dtype | None = None, length: int | None = None) -> TextConditioner:
         """Load `tokenizer/` and `text_encoder/`, frozen; `length` defaults to the backbone's own."""
@@ -251,7 +253,7 @@ class Backbone(ABC):
         """Load the transformer in the subfolder `part`, or in `path` itself where that is a transformer's own."""
 
     def schedule(self) -> Schedule:
-        """Load `scheduler/`, of whatever class of diffusers its configuration names."""
+        """Load `scheduler/`, of whatever diffusers class its configuration names."""
         local = is_local(self.path)
         if local and not (Path(self.path) / "scheduler" / "scheduler_config.json").is_file():
             raise FileNotFoundError(f"backbone {self.path}: no scheduler/scheduler_config.json there")
@@ -269,7 +271,7 @@ class Backbone(ABC):
         """The sigmas that each transformer serves, by subfolder; most families have one transformer."""
         return {"transformer": SigmaBand()}
 
-    # What configuration files alone tell.
+    # Known from configuration files alone.
 
     @abstractmethod
     def size_rules(self) -> SizeRules:
@@ -277,7 +279,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def text_length(self) -> int:
-        """Tokens of a prompt, padding included."""
+        """Tokens per prompt, padding included."""
 
     def config(self, part: str, name: str = "config.json") -> dict[str, Any]:
         """A configuration file of a part, or of a transformer's own folder."""
@@ -309,12 +311,12 @@ class Backbone(ABC):
         cached = try_to_load_from_cache(str(self.path), "vae/config.json")
         return Path(cached).parent if isinstance(cached, str) else None
 
-    # New models. Sizes are a user's: ValueError for those out of range, unknown, or that do not fit each other.
+    # New models. Sizes are the user's: ValueError for those out of range, unknown, or inconsistent.
 
     @classmethod
     @abstractmethod
     def from_config(cls, part: str, config: Mapping[str, Any]) -> nn.Module:
-        """A "transformer", "vae" or "text_encoder" with random weights on the current device, as `config` says."""
+        """A "transformer", "vae" or "text_encoder" with random weights by `config`, on the current device."""
 
     @classmethod
     @abstractmethod
@@ -359,6 +361,6 @@ class Backbone(ABC):
             denoiser: its weights and the text encoder's are copied, not changed.
             text: see `denoiser`.
             schedule: schedule for sampling.
-            vae: a backbone folder, whose `vae/` is copied byte by byte.
+            vae: backbone folder, whose `vae/` is copied byte by byte.
             dtype: dtype on disk of the transformer and the text encoder.
         """

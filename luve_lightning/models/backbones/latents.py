@@ -1,4 +1,4 @@
-"""What LuVe asks of a backbone's latent space, and the sizes of video that fit a backbone."""
+"""The interface between LuVe and a backbone's latent space, and the sizes of video that fit a backbone."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class LatentSpace(nn.Module, ABC):
         """Hex digest of the VAE's configuration and weights, whatever the dtype; stored latents depend on it."""
 
     def decode_in_tiles(self, latents: Tensor, tile: tuple[int, int]) -> Tensor:
-        """What `decode` gives, in tiles of at most this many latents and in the VAE's dtype."""
+        """The result of `decode`, in tiles of at most this many latents and in the VAE's dtype."""
         before, self.tile = self.tile, tile
         try:
             return self.decode(latents).to(self.dtype)
@@ -169,7 +169,7 @@ class LatentSpace(nn.Module, ABC):
         return self.channels
 
     def features(self, video: Tensor) -> Tensor:
-        """What the encoder knows of a video, B x D x t x h x w: the latents, unless the family has something richer."""
+        """The encoder's features of a video, B x D x t x h x w: the latents, unless the family has richer ones."""
         return self.encode(video)
 
     def forget_decoder(self) -> None:

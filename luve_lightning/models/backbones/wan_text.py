@@ -1,4 +1,4 @@
-"""Wan2.1's text encoder: captions to the embeddings that its cross-attention sees."""
+"""Wan2.1's text encoder: captions to the embeddings for its cross-attention."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class WanText(TextConditioner):
     Args:
         tokenizer: adds the end token by itself and knows how to pad.
         encoder: a UMT5 encoder.
-        length: see TextConditioner; None takes the tokenizer's `model_max_length`, at most 512.
+        length: see TextConditioner; None uses the tokenizer's `model_max_length`, at most 512.
     """
 
     tokenizer: PreTrainedTokenizerFast

@@ -1,13 +1,13 @@
-"""Encoding and decoding in tiles that leave no seams: the untiled result to rounding, in bounded memory.
+"""Encoding and decoding in tiles without seams: equal to the untiled form up to rounding, in bounded memory.
 
 diffusers' tiled decoding runs the whole decoder on overlapping tiles and blends them. Each tile then has its own
 attention in the mid block, and sees zeros where its neighbours should be: with affordable overlaps the result
 visibly differs from the untiled one, even in a tile's middle.
 
-Here everything at the latents' resolution, the attention included, runs on whole frames. Only what is finer, where
-nearly all memory goes, runs in tiles, with as much of their surroundings as the layers see (`wan_tiles`). In time
-both parts go latent frame by latent frame, as diffusers' untiled form does, so memory does not grow with the clip
-but for the features between the parts and the video itself, which may stay on the CPU.
+Here everything at the latents' resolution, including the attention, runs on whole frames. Only what is finer,
+where nearly all memory goes, runs in tiles, with as much of their surroundings as the layers see (`wan_tiles`). In
+time both parts go latent frame by latent frame, as in diffusers' untiled form, so memory does not grow with the
+clip, except for the features between the parts and the video itself, which may stay on the CPU.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def dry_decode_tiled(
     after its second, since only the first two differ.
 
     Args:
-        counted: context in which what runs counts so many times.
+        counted: context whose operations count this many times.
         vae: VAE on the meta device.
         latents: denormalised, in the VAE's dtype.
         tile: greatest height and width of a tile in latents.

@@ -42,8 +42,8 @@ _Stage = Callable[[Tensor], Tensor]
 class WanLatentSpace(LatentSpace):
     """Pixels to normalised latents and back by Wan2.1's VAE.
 
-    Latents are (z - latents_mean) / latents_std with the statistics of the VAE's config, as diffusers' pipelines
-    do it.
+    Latents are (z - latents_mean) / latents_std with the statistics of the VAE's config, as in diffusers'
+    pipelines.
 
     Args:
         vae: a Wan2.1 VAE. On a CPU its weights are laid out for speed.
@@ -135,7 +135,7 @@ class WanLatentSpace(LatentSpace):
         return out
 
     def decode_differentiable(self, latents: Tensor) -> Tensor:
-        """See LatentSpace; peak memory is one decoder block's activations: blocks are recomputed."""
+        """See LatentSpace; peak memory is one decoder block's activations, because blocks are recomputed."""
         z = self.denormalize(latents.float()).to(self.dtype)
         return decode_whole_clip(self.vae, z, checkpointed=True)
 
@@ -172,7 +172,7 @@ class WanLatentSpace(LatentSpace):
         return int(self.vae.encoder.conv_out.in_channels)
 
     def features(self, video: Tensor) -> Tensor:
-        """The input of the encoder's last convolution: what it knows before it is squeezed into latents."""
+        """The input of the encoder's last convolution, before it is squeezed into latents."""
         taken: list[Tensor] = []
 
         def take(module: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -154,7 +154,7 @@ def unwrapped(site: nn.Module) -> nn.Module:
 
 
 def expert_layers(denoiser: Denoiser, config: ExpertConfig) -> dict[str, Any]:
-    """The modules of every block where an expert sits, whether wrapped or not, by their names in the transformer."""
+    """The modules of every block where an expert sits, wrapped or not, by their names in the transformer."""
     return {
         f"{block_name}.{name}": block.get_submodule(name)
         for block_name, block in denoiser.blocks

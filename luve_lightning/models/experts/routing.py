@@ -72,7 +72,7 @@ class Call:
 
 @dataclass
 class ExpertState:
-    """The experts of one transformer; the transformer and its expert layers hold the same one.
+    """The experts of one transformer, shared by the transformer and its expert layers.
 
     Attributes:
         configs: every expert by name.
@@ -175,7 +175,7 @@ def activate(transformer: Any, choice: str | Mapping[str, Weights] | None) -> No
 
 @contextmanager
 def choice_kept(transformer: Any) -> Iterator[None]:
-    """Whatever experts are chosen inside, those of before are chosen again at the end."""
+    """Restores the chosen experts at the end, whatever is chosen inside."""
     state: ExpertState | None = getattr(transformer, "expert_state", None)
     active = {} if state is None else state.active
     try:
