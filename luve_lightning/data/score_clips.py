@@ -1,4 +1,4 @@
-"""Which share of the clips a process scores."""
+"""Scoring clips: the share of a process, reading their frames, and the rows of scores."""
 
 from __future__ import annotations
 

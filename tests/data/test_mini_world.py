@@ -21,6 +21,7 @@ from luve_lightning.data.mini_world import OtherWorldError, render_mini_world, v
 from luve_lightning.data.mini_world.paint import draw_scene, paint_scene
 from luve_lightning.data.mini_world.photographs import photographs_of
 from luve_lightning.data.mini_world.render import write_clip
+from luve_lightning.files import unfinished_path
 from tests.helpers.renames import KILLED
 
 SMALL = {"train": 4, "val": 1, "test": 1, "frames": 9, "size": 64}
@@ -196,12 +197,14 @@ def test_a_killed_run_goes_on(world: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False)
     assert done.returncode == -signal.SIGKILL
     assert not (folder / "MANIFEST.json").exists()
-    orphan = folder / "clips" / ".left.mp4.1.tmp"
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    mine = unfinished_path(folder / "clips" / "left.mp4")
+    orphan = mine.with_name(mine.name.replace(f".{os.getpid()}.", f".{gone.pid}."))
     orphan.write_bytes(b"half a clip")
-    for path in folder.glob("clips/.*.tmp"):
-        os.utime(path, (0, 0))
     report = render_mini_world(folder, **SMALL, processes=1)
     assert report.kept == 2
+    assert not orphan.exists()
     assert hashes(folder) == hashes(world)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from luve_lightning.data.mini_world.paint import draw_scene, paint_scene
 from luve_lightning.data.mini_world.photographs import SPLITS
 from luve_lightning.data.mini_world.scene import RENDERER, Scene, catalog_csv, splits_json
 from luve_lightning.data.video_files import encode_h264
-from luve_lightning.files import file_digest, text_digest, write_text
+from luve_lightning.files import file_digest, remove_unfinished, text_digest, write_text
 from luve_lightning.machine import check_video, cores
 
 # Constant rate factor: visually lossless for these small frames, and the default world stays near 30 MB.
@@ -176,7 +175,7 @@ def render_mini_world(
         _render_all(todo, folder, processes or cores())
         for name, text in texts.items():
             write_text(output / name, text)
-        _sweep(folder)
+        remove_unfinished(folder)
         write_manifest(output, arguments, [*texts, *(f"clips/{scene.clip_id}.mp4" for scene in scenes)])
     return RenderReport(tuple(scene.clip_id for scene in todo), len(scenes) - len(todo))
 
@@ -260,10 +259,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _sweep(folder: Path) -> None:
-    # Left by a killed run; a file changed within the last minute may be another run's.
-    for path in folder.glob(".*.tmp"):
-        if time.time() - path.stat().st_mtime > 60:
-            path.unlink(missing_ok=True)
