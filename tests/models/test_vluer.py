@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.models.vluer import VLUer
 from luve_lightning.models.vluer.model import ImplicitUpsampler
+from tests.helpers.noise import noise
 
 TINY: dict[str, Any] = {
     "latent_channels": 3, "channels": 4, "pairs": 1, "hidden": 5, "layers": 1, "query_channels": 4, "decoder_layers": 1,
@@ -33,10 +34,6 @@ def trained(**config: Any) -> VLUer:
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.2)
     return net
-
-
-def noise(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 def trilinear(latents: Tensor, size: tuple[int, int, int]) -> Tensor:

@@ -28,6 +28,7 @@ from luve_lightning.models.backbones.wan_tiled import (
 from luve_lightning.models.backbones.wan_tiles import TileRun, frame_sizes, spread, times, trace
 from luve_lightning.models.backbones.wan_vae import decode_whole_clip
 from tests.helpers.live_memory import LiveMemory
+from tests.helpers.noise import noise
 
 MINI = Path(__file__).resolve().parents[3] / "data" / "mini" / "wan"
 SMALL = {
@@ -74,10 +75,6 @@ def vae_of(name: str) -> AutoencoderKLWan:
 @cache
 def in_double(name: str) -> AutoencoderKLWan:
     return copy.deepcopy(vae_of(name)).double()
-
-
-def noise(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 def latents_for(vae: AutoencoderKLWan, batch: int, frames: int, size: tuple[int, int]) -> Tensor:

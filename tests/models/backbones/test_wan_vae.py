@@ -10,18 +10,15 @@ import torch
 from diffusers import AutoencoderKLWan
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from luve_lightning.models.backbones import LatentSpace, latent_space_of, load_backbone, wan_vae
+from tests.helpers.noise import noise
 
 
 @pytest.fixture(scope="module")
 def codec(tiny_backbone: Path) -> LatentSpace:
     return load_backbone(tiny_backbone).latent_space()
-
-
-def noise(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 def test_the_facts_of_wan(codec: LatentSpace) -> None:

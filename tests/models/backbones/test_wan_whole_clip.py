@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from torch import Tensor, nn
+from torch import nn
 
 from luve_lightning.models.backbones import latent_space_of
 from luve_lightning.models.backbones.wan_vae import decode_whole_clip, encode_whole_clip
+from tests.helpers.noise import noise
 
 LEVELS = {"three levels": ([False, True, True], [1, 2, 2, 2]), "two levels": ([True, True], [1, 2, 2])}
 
@@ -37,10 +38,6 @@ def tiny_vae(levels: str = "three levels", patch_size: int | None = None, **chan
         if name.endswith(("bias", "gamma")):
             nn.init.normal_(parameter, mean=float(name.endswith("gamma")), std=0.1)
     return vae
-
-
-def noise(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 @pytest.mark.parametrize("patch_size", [None, 2])
