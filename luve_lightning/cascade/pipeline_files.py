@@ -94,6 +94,10 @@ def _whole_parts(folder: Path, dtypes: Mapping[str, torch.dtype], given: Mapping
     index = read_config(folder, "", "model_index.json")
     read_config(folder, "scheduler", "scheduler_config.json")
     backbone = load_backbone(folder)
+    if len(serving := backbone.serving()) > 1:
+        raise ValueError(
+            f"backbone {folder}: its noise levels are shared by {' and '.join(serving)}, expected one transformer"
+        )
     loaders: dict[str, Callable[[torch.dtype], Any]] = {
         "tokenizer": lambda _: backbone.tokenizer(),
         "vae": backbone.vae,

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.models.backbones.base import Backbone, Denoiser, Schedule, TextConditioner
 from luve_lightning.models.backbones.latents import SizeRules
 from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
@@ -106,6 +107,15 @@ class WanBackbone(Backbone):
                 local_files_only=local,
             )
         )
+
+    def serving(self) -> Mapping[str, SigmaBand]:
+        """The sigmas that each transformer serves: Wan2.2's two meet at `boundary_ratio`."""
+        index = self.config("", "model_index.json")
+        second = index.get("transformer_2")
+        if not isinstance(second, list) or None in second:
+            return super().serving()
+        boundary = float(index["boundary_ratio"])
+        return {"transformer": SigmaBand(boundary, 1.0), "transformer_2": SigmaBand(0.0, boundary)}
 
     def size_rules(self) -> SizeRules:
         """See Backbone."""
