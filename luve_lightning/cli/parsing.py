@@ -287,7 +287,7 @@ def check_groups(config: Mapping[str, Any], function: Callable[..., Any]) -> Non
         kind = types.get(key)
         group = any(map(is_dataclass, (kind, *get_args(kind))))
         if group and value is not None and not isinstance(value, Mapping):
-            told = f"expected keys inside, such as --{key}.KEY VALUE, or a YAML file of them, got {value!r}"
+            told = f"expected keys inside, such as --{key}.KEY VALUE, or a file of them, got {value!r}"
             raise UsageError(f"{key}: {told}")
 
 

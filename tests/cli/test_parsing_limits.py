@@ -35,7 +35,7 @@ def test_what_is_no_number_is_none_anywhere() -> None:
 @pytest.mark.parametrize("key", ["guidance", "refine_guidance", "speed"])
 def test_a_value_where_keys_belong_is_refused(key: str, value: Any) -> None:
     with pytest.raises(
-        UsageError, match=rf"^{key}: expected keys inside, such as --{key}\.KEY VALUE, or a YAML file"
+        UsageError, match=rf"^{key}: expected keys inside, such as --{key}\.KEY VALUE, or a file"
     ):
         check_groups({key: value}, generate)
     check_groups({key: {"scale": 3}, "refine_guidance": None, "experts": Path("x")}, generate)
