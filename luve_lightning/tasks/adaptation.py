@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from luve_lightning.functional.noise_bands import SigmaBand, Weighting
 from luve_lightning.losses import Loss
+from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import Recompute, load_backbone
 from luve_lightning.tasks.flow import FlowMatchingTask
 
@@ -40,6 +41,8 @@ class AdaptationTask(FlowMatchingTask):
         weight_decay: see TrainingTask.
         warmup_steps: see TrainingTask.
         losses: see FlowMatchingTask.
+        attention: takes the place of the blocks' self-attention, also where what was exported is loaded; None keeps
+            the one that the backbone has.
     """
 
     # Every process takes part in an export: the weights may be sharded.
@@ -61,6 +64,7 @@ class AdaptationTask(FlowMatchingTask):
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
         losses: dict[str, Loss] | None = None,
+        attention: Attention | None = None,
     ) -> None:
         if export_dtype not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"export_dtype: expected float32, float16 or bfloat16, got {export_dtype!r}")
@@ -68,6 +72,8 @@ class AdaptationTask(FlowMatchingTask):
             raise ValueError(f"lora_rank: expected 0 (train all weights) or a rank, got {lora_rank}")
         denoiser = load_backbone(backbone).denoiser()
         transformer = denoiser.module
+        if attention is not None:
+            denoiser.use_attention(attention)
         if lora_rank:
             transformer.requires_grad_(False)
             targets = list(denoiser.lora_targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from luve_lightning.callbacks import AtomicCheckpointIO, Export
 from luve_lightning.tasks import AdaptationTask
+from tests.helpers.attending import FrameAttention
 from tests.helpers.processes import run_processes
 from tests.helpers.resumable import Run
 from tests.helpers.tiny_flow import World, adapt, make_trainer
@@ -46,6 +48,15 @@ def test_the_export_gives_what_the_trained_model_gives(world: World, tmp_path: P
     assert set(exported.config) - {"_name_or_path"} == set(base.config) - {"_name_or_path"}
     # The base of the experts: a task takes the folder as it is.
     assert torch.equal(predictions(world.adaptation().transformer), before)
+
+
+def test_experts_are_trained_with_the_attention_of_their_base(world: World, tmp_path: Path) -> None:
+    task = world.adaptation(attention=FrameAttention())
+    task.export(tmp_path, None)
+    expert = replace(world, backbone=tmp_path).expert()
+    got = predictions(expert.transformer)
+    assert torch.equal(got, predictions(task.transformer))
+    assert not torch.allclose(got, predictions(world.adaptation().transformer), atol=1e-4)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

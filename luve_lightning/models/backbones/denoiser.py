@@ -14,12 +14,16 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.models.attention import Attention
 from luve_lightning.models.folders import saving
 
 Place = Literal["attention", "cross_attention", "feed_forward"]
 """Where in a block an expert can sit."""
 Recompute = Literal["nothing", "blocks", "all_but_attention"]
 """What the backward pass computes again."""
+
+
+_ATTENTION_KEY = "luve_attention"  # in the transformer's configuration; diffusers keeps what it does not know
 
 
 class Denoiser(ABC):
@@ -41,6 +45,9 @@ class Denoiser(ABC):
 
     def __init__(self, module: Any) -> None:
         self.module = module
+        saved = module.config.get(_ATTENTION_KEY)
+        if saved is not None and not getattr(module, "attention_is_replaced", False):
+            self.use_attention(Attention.from_record(saved))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -116,10 +123,17 @@ class Denoiser(ABC):
     def set_attention(self, attend: Callable[..., Tensor] | None) -> None:
         """Replace self-attention's function of queries, keys and values; None restores the family's own.
 
+        What is to be saved with the transformer goes through `use_attention`.
+
         Args:
-            attend: `attend(query, key, value, grid)`: each B x N x heads x width after norms and positions, on the
-                token grid; returns a tensor like `query`. It must carry itself over to a saved transformer.
+            attend: see Attention.
         """
+
+    def use_attention(self, attention: Attention | None) -> None:
+        """Replace self-attention; the transformer's configuration keeps which, and it is in force when it is loaded."""
+        self.module.register_to_config(**{_ATTENTION_KEY: None if attention is None else attention.record()})
+        self.module.attention_is_replaced = attention is not None
+        self.set_attention(attention)
 
     @staticmethod
     def original_name(name: str) -> str:
@@ -129,7 +143,11 @@ class Denoiser(ABC):
     def copy(self) -> Denoiser:
         """A new transformer of the same configuration, on the CPU, with other weights."""
         config = {k: v for k, v in self.module.config.items() if not k.startswith("_")}
-        return type(self)(self.module_class(**config))
+        attention = config.pop(_ATTENTION_KEY, None)
+        new = type(self)(self.module_class(**config))
+        if attention is not None:
+            new.use_attention(Attention.from_record(attention))
+        return new
 
     def save(self, folder: str | Path, dtype: torch.dtype) -> None:
         """Save the transformer with all its weights in one dtype; they are cast in place.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
-from tests.helpers.tiny_wan import flow_scheduler, inputs, load_transformer, output, tiny_transformer
+from luve_lightning.models.experts import add_expert
+from tests.helpers.attending import FrameAttention
+from tests.helpers.tiny_wan import LFE, flow_scheduler, inputs, load_transformer, output, tiny_transformer
 
 TINY = tiny_transformer()
 
@@ -74,6 +77,38 @@ def test_what_is_missing_is_one_line(tmp_path: Path) -> None:
     WanDenoiser(tiny_transformer()).save(tmp_path, torch.float32)
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
     assert message(tmp_path).startswith(f"{tmp_path}: cannot be loaded: ")
+
+
+@torch.no_grad()
+def test_an_attention_is_saved_with_the_transformer(tmp_path: Path) -> None:
+    """It acts in what is loaded, copied or given an expert, and is refused where it is not known."""
+    plain = tiny_transformer()
+    denoiser = WanDenoiser(tiny_transformer())
+    denoiser.use_attention(FrameAttention(2))  # both frames: all tokens
+    torch.testing.assert_close(output(denoiser.module, inputs()), output(plain, inputs()))
+    denoiser.use_attention(FrameAttention())
+    want = output(denoiser.module, inputs())
+    assert not torch.allclose(want, output(plain, inputs()), atol=1e-4)
+
+    denoiser.save(tmp_path, torch.float32)
+    loaded = load_transformer(tmp_path)
+    assert torch.equal(output(loaded, inputs()), want)
+    add_expert(loaded, "lfe", LFE)
+    assert torch.equal(output(loaded, inputs()), want)
+    other = denoiser.copy()
+    other.module.load_state_dict(denoiser.module.state_dict())
+    assert torch.equal(output(other.module.eval(), inputs()), want)
+
+    denoiser.use_attention(None)
+    assert torch.equal(output(denoiser.module, inputs()), output(plain, inputs()))
+    config = json.loads((tmp_path / "config.json").read_text())
+    for record, message in (
+        ({"name": "Unknown"}, "attention 'Unknown': expected one of FrameAttention"),
+        ({"name": "FrameAttention", "rows": 3}, "attention FrameAttention: .*'rows'"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"luve_attention": record}))
+        with pytest.raises(ValueError, match=message):
+            load_transformer(tmp_path)
 
 
 @torch.no_grad()
