@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from luve_lightning.ablations.contents import Contents
-from luve_lightning.ablations.graph import AblationPlanner, AblationStage
+from luve_lightning.ablations.graph import AblationPlanner, AblationStage, Contents
 from luve_lightning.ablations.results import collect, result_rows
 from luve_lightning.ablations.stage_process import write_done
 from luve_lightning.ablations.table import merged, read_table

@@ -1,9 +1,11 @@
-"""What `luve ablate` prints: its progress, its commands, and the table."""
+"""What `luve ablate` tells: its progress, commands and table on a terminal, and its values to wandb."""
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +15,7 @@ from rich.table import Table as RichTable
 
 from luve_lightning.ablations.graph import AblationStage, Plan
 from luve_lightning.ablations.local_runner import Slots, Standing
+from luve_lightning.ablations.results import Values
 from luve_lightning.ablations.stage_process import Failure, is_done, log_path
 from luve_lightning.ablations.table import Table
 from luve_lightning.evaluation.tables import table_rich
@@ -143,3 +146,55 @@ def _left(standing: Standing) -> str:
     if minutes < 1:
         return f", about {standing.seconds_left:.0f} s left"
     return f", about {minutes:.0f} min left" if minutes < 120 else f", about {minutes / 60:.1f} h left"
+
+
+# The stages are processes of their own: with these they would log into the sweep's run, over each other.
+_OF_THE_RUN = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID", "WANDB_SERVICE")
+
+
+@contextmanager
+def sweep_run(
+    table: str, rows: Sequence[str], seeds: Sequence[int], prefix: str
+) -> Iterator[Callable[[Values], None]]:
+    """The sweep's run for the duration of the context; it fails when the context does. Nothing without a sweep.
+
+    Args:
+        table: name of the table, the run's group.
+        rows: rows of this call; they and the seeds are the run's configuration and tags.
+        seeds: seeds of this call.
+        prefix: prefix of a metric's name, where dashboards look for results.
+
+    Yields:
+        Logs results, by row, seed and metric, under the prefix: means over this call's rows and seeds (an agent
+        gives one each).
+    """
+    if "WANDB_SWEEP_ID" not in os.environ:
+        yield lambda values: None
+        return
+    import wandb
+
+    row, seed = (",".join(map(str, some)) for some in (rows, seeds))
+    run = wandb.init(
+        job_type="ablation",
+        group=table,
+        name=f"{table} {row} seed {seed}",
+        tags=["ablation", table, f"seed {seed}"],
+        config={"table": table, "row": row, "seed": seed},
+        allow_val_change=True,
+    )
+    kept = {name: os.environ.pop(name) for name in _OF_THE_RUN if name in os.environ}
+
+    def log(values: Values) -> None:
+        found: dict[str, list[float]] = {}
+        for metrics in (values.get(name, {}).get(number, {}) for name in rows for number in seeds):
+            for metric, value in metrics.items():
+                found.setdefault(f"{prefix}{metric}", []).append(value)
+        run.log({metric: sum(some) / len(some) for metric, some in found.items()})
+
+    failed = True
+    try:
+        yield log
+        failed = False
+    finally:
+        os.environ.update(kept)
+        run.finish(exit_code=int(failed))

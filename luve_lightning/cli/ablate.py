@@ -17,15 +17,20 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from luve_lightning.ablations.contents import Contents
-from luve_lightning.ablations.graph import AblationPlanner, Plan, Use, without
+from luve_lightning.ablations.graph import AblationPlanner, Contents, Plan, Use, without
 from luve_lightning.ablations.job_array import JobOptions, array_lines, stage_jobs, submit
 from luve_lightning.ablations.local_runner import LocalRunner, Slots
-from luve_lightning.ablations.output import RunWatcher, dry_run_lines, results_lines, start_line, uses
+from luve_lightning.ablations.output import (
+    RunWatcher,
+    dry_run_lines,
+    results_lines,
+    start_line,
+    sweep_run,
+    uses,
+)
 from luve_lightning.ablations.results import Results, collect, finished_rows, result_rows
 from luve_lightning.ablations.results_files import ResultsProvenance, write_results
 from luve_lightning.ablations.stage_process import is_done
-from luve_lightning.ablations.sweep_run import sweep_run
 from luve_lightning.ablations.table import TABLE_FILE, Table, read_table
 from luve_lightning.checkout import revision_in_words
 from luve_lightning.cli import Verb

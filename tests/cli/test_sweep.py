@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from luve_lightning.ablations.sweep_run import sweep_run
+from luve_lightning.ablations.output import sweep_run
 from luve_lightning.ablations.table import read_table
 from luve_lightning.cli import sweep as verb
 from luve_lightning.cli.compose import read_arguments
