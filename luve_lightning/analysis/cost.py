@@ -1,16 +1,20 @@
-"""What one operation costs: time, and additional memory."""
+"""What a computation costs: time and memory measured here, and time estimated from a GPU's speed."""
 
 from __future__ import annotations
 
 import ctypes
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
+
+from luve_lightning.analysis.dry_run import Operation, OperationKind
 
 _MIB = 2**20
 
@@ -83,3 +87,129 @@ def _resident_bytes(field: str) -> int:
         if name == field:
             return int(value.split()[0]) * 1024
     raise LookupError(field)
+
+
+_TERA = 1e12
+_LAUNCH = 5e-6  # least seconds from one kernel's start to the next one's
+
+
+@dataclass(frozen=True)
+class GpuSpeed:
+    """What one GPU really reaches, not the peaks on its data sheet.
+
+    Attributes:
+        name: name of the card.
+        memory_gib: memory of the card.
+        tflops: TFLOP/s in 16-bit by kind of operation.
+        bandwidth: memory bandwidth, TB/s.
+        float32: share of `tflops` that remains in float32 (no TF32 except in convolutions, PyTorch's default).
+    """
+
+    name: str
+    memory_gib: float
+    tflops: Mapping[OperationKind, float]
+    bandwidth: float
+    float32: Mapping[OperationKind, float]
+
+    def seconds(self, operations: Mapping[Operation, int]) -> float:
+        """Time of operations, run one after another, in seconds."""
+        return sum(self._one(operation) * count for operation, count in operations.items())
+
+    def _one(self, operation: Operation) -> float:
+        traffic = max(_LAUNCH, operation.bytes / (self.bandwidth * _TERA))
+        if not operation.flops:
+            return traffic
+        rate = self.tflops[operation.kind]
+        if operation.dtype == torch.float32:
+            rate *= self.float32[operation.kind]
+        return max(traffic, operation.flops / (rate * _TERA))
+
+
+# H200, measured: attention 580 TFLOP/s (cuDNN); the others fitted to one forward pass of Wan2.1-1.3B (1.1 s at
+# 720p, 12.6 s at 2K, 61 s at 4K), the VLUer (18.5 ms to 2K) and the VAE in training (339 ms a step), all bfloat16.
+REFERENCE = GpuSpeed(
+    "h200",
+    memory_gib=139.0,
+    tflops={
+        "attention": 580,
+        "wide attention": 100,
+        "matmul": 600,
+        "convolution": 400,
+        "converted convolution": 230,
+    },
+    bandwidth=4.0,
+    float32={
+        "attention": 0.06,
+        "wide attention": 0.3,
+        "matmul": 0.08,
+        "convolution": 0.4,
+        "converted convolution": 0.4,
+    },
+)
+
+
+# `measured_gpu`'s result on the reference: TFLOP/s of one attention kernel, TB/s of a copy.
+_REFERENCE_ATTENTION, _REFERENCE_COPY = 690, 3.8
+
+
+def measured_gpu() -> GpuSpeed:
+    """The speed of PyTorch's current GPU: the reference where it is one, else measured in about a second.
+
+    Attention and a copy in memory are timed, and the reference's rates are scaled in proportion: models reach less
+    than a single kernel.
+    """
+    name, device = torch.cuda.get_device_name(), torch.device("cuda", torch.cuda.current_device())
+    if REFERENCE.name in name.lower().split():
+        return REFERENCE
+    heads, tokens, width = 16, 16384, 128
+    queries = torch.randn(1, heads, tokens, width, device=device, dtype=torch.bfloat16)
+    attention = partial(F.scaled_dot_product_attention, queries, queries, queries)
+    rate = 4 * heads * tokens**2 * width / _seconds(attention, device) / _TERA
+    block = torch.zeros(2**27, device=device, dtype=torch.uint8)
+    copied = 2 * block.nbytes / _seconds(block.clone, device) / _TERA
+    memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+    speed = _with_attention(REFERENCE, REFERENCE.tflops["attention"] * rate / _REFERENCE_ATTENTION)
+    bandwidth = REFERENCE.bandwidth * copied / _REFERENCE_COPY
+    return replace(speed, name=name, memory_gib=round(memory, 1), bandwidth=bandwidth)
+
+
+def gpu_speed(gpu: str | None, tflops: float | None) -> GpuSpeed | None:
+    """The GPU speed for estimates.
+
+    Args:
+        gpu: the reference's name; None means the GPU that PyTorch sees here.
+        tflops: attention's rate; the other kinds of operation follow.
+
+    Returns:
+        None when neither is given and there is no GPU.
+
+    Raises:
+        ValueError: another GPU's name, or a rate that is not positive.
+    """
+    if gpu is not None and gpu.lower() != REFERENCE.name:
+        raise ValueError(
+            f"gpu: expected {REFERENCE.name}, got {gpu!r}; for another GPU give its speed as gpu_tflops, or run on it"
+        )
+    if tflops is not None and not tflops > 0:
+        raise ValueError(f"gpu_tflops: expected more than 0, got {tflops}")
+    if gpu is not None:
+        found = REFERENCE
+    elif torch.cuda.is_available():
+        found = measured_gpu()
+    elif tflops is not None:  # assume that its memory keeps up as the reference's does
+        bandwidth = REFERENCE.bandwidth * tflops / REFERENCE.tflops["attention"]
+        found = replace(REFERENCE, name=f"{tflops:g} TFLOP/s", bandwidth=bandwidth)
+    else:
+        return None
+    return found if tflops is None else _with_attention(found, tflops)
+
+
+def _with_attention(speed: GpuSpeed, tflops: float) -> GpuSpeed:
+    """This speed with another rate of attention, and the other rates in proportion."""
+    ratio = tflops / speed.tflops["attention"]
+    return replace(speed, tflops={kind: rate * ratio for kind, rate in speed.tflops.items()})
+
+
+def _seconds(operation: Callable[[], object], device: torch.device) -> float:
+    """The fastest of a few calls, in seconds."""
+    return min(measure_ms(operation, device)[1] for _ in range(10)) / 1e3

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from luve_lightning.analysis.cost import GpuSpeed
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, DryRun, dry_run, weight_bytes
-from luve_lightning.analysis.gpu_speed import GpuSpeed
 from luve_lightning.analysis.model_parts import Parts
 from luve_lightning.analysis.stage_programs import (
     DenoisingStage,

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from luve_lightning.analysis.gpu_speed import gpu_speed
+from luve_lightning.analysis.cost import gpu_speed
 from luve_lightning.analysis.model_parts import PartConfigs, Parts
 from luve_lightning.analysis.plan import Planner, plan_dict, plan_text
 from luve_lightning.cascade.options import CascadeOptions

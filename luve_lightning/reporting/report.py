@@ -10,7 +10,7 @@ from typing import Any
 
 from luve_lightning.evaluation.tables import format_value
 from luve_lightning.reporting.dashboard import Dashboard, read_dashboard
-from luve_lightning.reporting.document import render_document
+from luve_lightning.reporting.page import render_document
 from luve_lightning.reporting.plots import read_curves, read_spectra
 from luve_lightning.reporting.provenance import Inputs, LeftOut
 from luve_lightning.reporting.result_tables import BETTER, DIRECTIONS, ResultTable

@@ -16,7 +16,7 @@ from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.video_files import read_video, write_video
 from luve_lightning.evaluation.video_sets import VideoSets
 from luve_lightning.files import file_digest, write_text
-from luve_lightning.reporting.document import render_document
+from luve_lightning.reporting.page import render_document
 from luve_lightning.reporting.study_design import AXES, FORMAT, POSITIONS, StudyKey, plan_rater, write_key
 
 PAGE, VIDEOS = "index.html", "videos"

@@ -15,7 +15,7 @@ from PIL import Image
 
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.video_files import encode_h264, find_videos, read_video
-from luve_lightning.reporting.document import data_uri
+from luve_lightning.reporting.page import data_uri
 from luve_lightning.reporting.provenance import Unreadable
 
 _LOSSLESS_PIXELS = (

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from luve_lightning.reporting.chart import COLOURS
 from luve_lightning.reporting.dashboard import Dashboard, Panel, Section, find_runs, read_dashboard
+from luve_lightning.reporting.page import COLOURS
 from luve_lightning.reporting.provenance import Unreadable
 
 

@@ -12,9 +12,8 @@ from typing import Any, Literal
 import torch
 
 from luve_lightning.analysis.benchmarks.experts import EXPERTS
-from luve_lightning.analysis.cost import measure_ms, measure_peak_mib
+from luve_lightning.analysis.cost import gpu_speed, measure_ms, measure_peak_mib
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE
-from luve_lightning.analysis.gpu_speed import gpu_speed
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, wan_1_3b
 from luve_lightning.analysis.plan import Planner
 from luve_lightning.analysis.stage_programs import StagePlan, StepProgram, decode, encode_prompt
