@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from luve_lightning.functional.flow_matching import (
     noised,
     sigma_of_index_fraction,
-    timestep_of_sigma,
     velocity,
 )
 from luve_lightning.functional.gather import gather_mappings
 from luve_lightning.functional.noise_bands import SigmaBand, Weighting
 from luve_lightning.losses import Loss, VelocityLoss, VelocityMSE
-from luve_lightning.models.backbones import denoiser_of
+from luve_lightning.models.backbones import denoiser_of, family_of
 from luve_lightning.tasks.base import TrainingTask
 
 
@@ -76,6 +75,7 @@ class FlowMatchingTask(TrainingTask):
         self.bins, self.seed = bins, seed
         self.losses = nn.ModuleDict(chosen)
         self.edges = sigma_edges(band, shift, bins)
+        self.schedule = family_of(transformer).build_schedule(shift)
         self._sums = torch.zeros(2, bins, dtype=torch.float64)
         self._scores: dict[tuple[str, int], float] = {}
 
@@ -112,7 +112,7 @@ class FlowMatchingTask(TrainingTask):
         self.denoiser.token_grid((t, h, w))
         # Embeddings may be stored in another dtype, and a frozen base may be bfloat16.
         dtype = self.denoiser.dtype
-        return self.denoiser.velocity(latents.to(dtype), timestep_of_sigma(sigma), text.to(dtype))
+        return self.denoiser.velocity(latents.to(dtype), self.schedule.timestep_of(sigma), text.to(dtype))
 
     def generator(self, step: int, part: int) -> torch.Generator:
         """Random numbers of one batch: a function of (seed, step, part of an accumulated step, process)."""

@@ -31,7 +31,7 @@ from diffusers import SchedulerMixin
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from torch import Tensor, nn
 
-from luve_lightning.functional.flow_matching import sigma_of_timestep, timestep_of_sigma
+from luve_lightning.functional.flow_matching import timestep_of_sigma
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import LatentSpace, SizeRules
@@ -193,10 +193,6 @@ class Schedule:
     def timestep_of(self, sigma: Tensor) -> Tensor:
         """The transformer's timestep at a sigma; a sampler's own may be rounded."""
         return timestep_of_sigma(sigma, self.train_timesteps)
-
-    def sigma_of(self, timestep: Tensor) -> Tensor:
-        """The inverse of `timestep_of`."""
-        return sigma_of_timestep(timestep, self.train_timesteps)
 
     @property
     def _shift_key(self) -> str:
