@@ -196,7 +196,7 @@ class _Making:
 
     def start(self, stage: Stage, steps: int) -> Tensor | None:
         """Stored latents of a stage, if there are any."""
-        kept, digest = self.run.kept, self._digest(stage)
+        kept, digest = self.run.kept, self._name(stage)
         if kept is not None and digest is not None:
             found = kept.get(digest)
             if self.run.agree(found is not None):
@@ -220,7 +220,7 @@ class _Making:
                 f"{self.job.name}: stage {stage} gave values that are not numbers; try --dtype float32"
             )
         self._report(stage, latents, time.perf_counter() - self._started)
-        kept, digest = self.run.kept, self._digest(stage)
+        kept, digest = self.run.kept, self._name(stage)
         if kept is not None and digest is not None:
             kept.put(digest, {"latents": latents, "generator": self.generator.get_state()})
 
@@ -241,39 +241,45 @@ class _Making:
             self._report("decoded", latents, time.perf_counter() - started)
         return frames
 
-    def _digest(self, stage: Stage) -> str | None:
-        """The name of a stage's stored latents; None for stages whose latents are not stored."""
-        if stage not in ("motion", "upsampled"):
-            return None
-        recipe = self._motion_recipe()
-        if stage == "upsampled":
-            recipe = {
-                "motion": recipe,
-                "size": (self.job.height, self.job.width),
-                "method": self.options.upsampling,
-                "vluer": self.run.identity["models"].get("vluer"),
-            }
-        return StageLatents.digest({"stage": stage, **recipe})
-
-    def _motion_recipe(self) -> dict[str, Any]:
-        job, options, identity = self.job, self.options, self.run.identity
-        return {
-            "version": _VERSION,
-            "prompt": job.prompt,
-            "negative_prompt": job.negative_prompt,
-            "seed": job.seed,
-            "size": options.motion,
-            "steps": options.steps,
-            "guidance": options.guidance.recipe(),
-            "shift": options.shift,
-            "length": options.length,
-            "dtype": identity["dtype"],
-            "cache": identity["cache"],
-            "backbone": identity["models"]["backbone"],
-            "lora": identity["models"].get("lora"),
-        }
+    def _name(self, stage: Stage) -> str | None:
+        return latents_name(stage, self.job, self.options, self.run.identity)
 
     def _report(self, stage: str, latents: Tensor, seconds: float | None) -> None:
         _, height, width = self.options.motion if stage == "motion" else self.options.size
         taken = None if seconds is None else round(seconds, 3)
         self.reports.append(StageReport(stage, height, width, list(latents.shape[1:]), taken))
+
+
+def latents_name(
+    stage: Stage, job: VideoJob, options: CascadeOptions, identity: Mapping[str, Any]
+) -> str | None:
+    """The name of a stage's stored latents; None for stages that are not stored.
+
+    Args:
+        stage: which.
+        job: prompts, seed and sizes.
+        options: how the video is made.
+        identity: see CascadeRun.
+    """
+    models = identity["models"]
+    recipe: dict[str, Any] = {
+        "version": _VERSION,
+        "prompt": job.prompt,
+        "negative_prompt": job.negative_prompt,
+        "seed": job.seed,
+        "size": (job.num_frames, job.motion_height, job.motion_width),
+        "steps": options.steps,
+        "guidance": options.guidance.recipe(),
+        "shift": options.shift,
+        "length": options.length,
+        "dtype": identity["dtype"],
+        "cache": identity["cache"],
+        "backbone": models["backbone"],
+        "lora": models.get("lora"),
+    }
+    if stage == "upsampled":
+        size, method = (job.height, job.width), options.upsampling
+        recipe = {"motion": recipe, "size": size, "method": method, "vluer": models.get("vluer")}
+    elif stage != "motion":
+        return None
+    return StageLatents.digest({"stage": stage, **recipe})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -105,14 +105,12 @@ class Run:
     Attributes:
         embeds: embeddings of the prompts.
         negative_embeds: None without guidance.
-        guidance: see RunOptions, as for the following ones.
+        guidance: in force now.
         steps: steps of the whole schedule.
         schedule: before `set_timesteps`.
-        generator: see RunOptions.
-        attention_kwargs: see RunOptions.
-        callback: see RunOptions.
-        callback_inputs: see RunOptions.
+        callback_inputs: tensors that the callback is given.
         record: every step so far.
+        options: the others.
     """
 
     embeds: Tensor
@@ -120,30 +118,16 @@ class Run:
     guidance: Guidance
     steps: int
     schedule: Schedule
-    generator: Generators
-    attention_kwargs: dict[str, Any] | None
-    callback: Callable[..., dict[str, Tensor] | None] | None
-    callback_inputs: Sequence[str]
+    callback_inputs: list[str]
     record: list[ExpertUse]
+    options: RunOptions
 
 
 def begin(
     pipeline: LuVePipeline,
     prompt: str | list[str] | None,
     also_guided: bool = False,
-    *,
-    negative_prompt: str | list[str] | None = None,
-    prompt_embeds: Tensor | None = None,
-    negative_prompt_embeds: Tensor | None = None,
-    steps: int = CascadeOptions.steps,
-    guidance: Guidance | float | None = None,
-    shift: float | None = None,
-    generator: Generators = None,
-    attention_kwargs: dict[str, Any] | None = None,
-    callback_on_step_end: Any = None,
-    callback_on_step_end_tensor_inputs: Any = ("latents",),
-    length: int | None = None,
-    record: list[ExpertUse] | None = None,
+    **options: Unpack[RunOptions],
 ) -> Run:
     """Check the options and encode the prompts.
 
@@ -151,58 +135,40 @@ def begin(
         pipeline: encodes.
         prompt: one, or one for each video.
         also_guided: whether a later stage needs the negative prompt even where this one is not guided.
-        negative_prompt: see RunOptions, as the following ones.
-        prompt_embeds: see there.
-        negative_prompt_embeds: see there.
-        steps: see there.
-        guidance: see there.
-        shift: see there.
-        generator: see there.
-        attention_kwargs: see there.
-        callback_on_step_end: see there.
-        callback_on_step_end_tensor_inputs: see there.
-        length: see there.
-        record: see there.
+        options: see RunOptions.
 
     Raises:
+        TypeError: for an unknown option.
         ValueError: for options that do not go together.
     """
-    _check_texts("prompt", prompt, prompt_embeds)
-    _check_texts("negative_prompt", negative_prompt, negative_prompt_embeds)
-    if prompt is None and prompt_embeds is None:
-        raise ValueError("expected prompt or prompt_embeds, got neither")
+    if unknown := options.keys() - RunOptions.__annotations__.keys():
+        raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
+    steps, generator = options.get("steps", CascadeOptions.steps), options.get("generator")
     check_steps(steps, 0)
-    guidance = Guidance() if guidance is None else Guidance.of(guidance)
+    guidance = Guidance.of(options.get("guidance", Guidance()))
     if pipeline.context_parallel_degree > 1 and generator is None:
         raise ValueError(
             "context parallelism needs a generator of the same seed on every process: their noise would differ"
         )
-    if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-        callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-    inputs = list(callback_on_step_end_tensor_inputs)
+    callback = options.get("callback_on_step_end")
+    inputs = list(options.get("callback_on_step_end_tensor_inputs", ("latents",)))
+    if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+        inputs = list(callback.tensor_inputs)
     if not set(inputs) <= set(TENSORS):
         raise ValueError(
             f"callback_on_step_end_tensor_inputs: expected some of {', '.join(TENSORS)}, got {inputs}"
         )
-    pipeline.guidance_scale, pipeline.attention_kwargs = guidance.scale, attention_kwargs
+    pipeline.guidance_scale, pipeline.attention_kwargs = guidance.scale, options.get("attention_kwargs")
     pipeline._interrupt = False
-    embeds, negative_embeds = _embeddings(
-        pipeline,
-        prompt,
-        negative_prompt,
-        guidance.scale > 1 or also_guided,
-        prompt_embeds,
-        negative_prompt_embeds,
-        length,
-    )
+    embeds, negative_embeds = _embeddings(pipeline, prompt, guidance.scale > 1 or also_guided, options)
     if isinstance(generator, list) and len(generator) != len(embeds):
         raise ValueError(
             f"{len(generator)} generators for {len(embeds)} prompts: expected one, or one for each"
         )
-    return Run(
-        embeds, negative_embeds, guidance, steps, pipeline.schedule(shift), generator, attention_kwargs,
-        callback_on_step_end, inputs, [] if record is None else record,
-    )  # fmt: skip
+    given = options.get("record")
+    record: list[ExpertUse] = [] if given is None else given
+    schedule = pipeline.schedule(options.get("shift"))
+    return Run(embeds, negative_embeds, guidance, steps, schedule, inputs, record, options)
 
 
 def from_noise(
@@ -234,7 +200,7 @@ def from_noise(
     codec = pipeline.codec
     shape = (len(run.embeds), codec.channels, *codec.latent_size(*size))
     if latents is None:
-        latents = randn_tensor(shape, run.generator, device, torch.float32)
+        latents = randn_tensor(shape, run.options.get("generator"), device, torch.float32)
     elif tuple(latents.shape) != shape:
         raise ValueError(f"latents to start from have shape {tuple(latents.shape)}, this video's are {shape}")
     return _denoised(pipeline, stage, model, latents.to(device, torch.float32), run, choose=choose)
@@ -246,7 +212,7 @@ def refined(pipeline: LuVePipeline, latents: Tensor, skip: int, choose: Chooser,
         return latents
     device, scheduler = pipeline._execution_device, run.schedule.scheduler
     scheduler.set_timesteps(run.steps, device=device)
-    noise = randn_tensor(latents.shape, run.generator, device, torch.float32)
+    noise = randn_tensor(latents.shape, run.options.get("generator"), device, torch.float32)
     # The first of UniPC's sigmas is 1 - 1e-6, of which the latents would be a millionth.
     x = noise
     if skip:
@@ -280,10 +246,11 @@ def _denoised(
         def on_step(step: DenoisingStep, tensors: Tensors) -> Tensors | None:
             run.record.append(ExpertUse(stage, step.step, step.timestep, step.sigma, step.expert))
             bar.update()
-            if run.callback is None:
+            callback = run.options.get("callback_on_step_end")
+            if callback is None:
                 return None
-            given = {name: tensors.get(name) for name in run.callback_inputs}
-            return run.callback(pipeline, step.step - first, timesteps[step.step - first], given)
+            given: dict[str, Any] = {name: tensors.get(name) for name in run.callback_inputs}
+            return callback(pipeline, step.step - first, timesteps[step.step - first], given)
 
         latents = denoise(
             model,
@@ -297,41 +264,37 @@ def _denoised(
             choose_expert=choose,
             on_step=on_step,
             interrupted=lambda: bool(pipeline.interrupt),
-            attention_kwargs=run.attention_kwargs,
+            attention_kwargs=run.options.get("attention_kwargs"),
         )
     pipeline.maybe_free_model_hooks()
     return latents
 
 
-def _check_texts(name: str, text: Any, embeds: Tensor | None) -> None:
-    if text is not None and embeds is not None:
-        raise ValueError(f"expected either {name} or {name}_embeds, got both")
-    if not isinstance(text, str | list | None):
-        raise ValueError(f"{name}: expected a text or a list of texts, got {type(text).__name__}")
-
-
 def _embeddings(
-    pipeline: LuVePipeline,
-    prompt: str | list[str] | None,
-    negative_prompt: str | list[str] | None,
-    guided: bool,
-    embeds: Tensor | None,
-    negative_embeds: Tensor | None,
-    length: int | None,
+    pipeline: LuVePipeline, prompt: str | list[str] | None, guided: bool, options: RunOptions
 ) -> tuple[Tensor, Tensor | None]:
     """Embeddings of prompts and, where something is guided, of negative prompts; given ones stay."""
-    if embeds is not None:
-        count = len(embeds)
-    else:
-        count = 1 if isinstance(prompt, str) else len(prompt or ())
-    negatives = negative_prompt or ""
-    negatives = [negatives] * count if isinstance(negatives, str) else negatives
+    embeds, negative_embeds = options.get("prompt_embeds"), options.get("negative_prompt_embeds")
+    negatives = options.get("negative_prompt")
+    for name, text, given in (
+        ("prompt", prompt, embeds),
+        ("negative_prompt", negatives, negative_embeds),
+    ):
+        if text is not None and given is not None:
+            raise ValueError(f"expected either {name} or {name}_embeds, got both")
+        if not isinstance(text, str | list | None):
+            raise ValueError(f"{name}: expected a text or a list of texts, got {type(text).__name__}")
+    if embeds is None and prompt is None:
+        raise ValueError("expected prompt or prompt_embeds, got neither")
+    prompts = [prompt] if isinstance(prompt, str) else prompt or []
+    count = len(prompts if embeds is None else embeds)
+    negatives = [negatives or ""] * count if isinstance(negatives or "", str) else negatives
     guided = guided and negative_embeds is None
     if guided and len(negatives) != count:
         raise ValueError(
             f"{len(negatives)} negative prompts for {count} prompts: expected one, or one for each"
         )
+    length = options.get("length")
     if embeds is None:
-        assert prompt is not None
-        embeds = pipeline.encode_prompt(prompt, length)
+        embeds = pipeline.encode_prompt(prompts, length)
     return embeds, pipeline.encode_prompt(negatives, length) if guided else negative_embeds

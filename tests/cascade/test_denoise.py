@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from luve_lightning.cascade import Guidance
@@ -86,14 +83,6 @@ def test_guides_in_an_interval_of_sigma(low: float, high: float, guided: list[bo
     assert counted.batches == [n for g in guided for n in one_step[g]]
 
 
-def test_both_ends_of_the_interval_belong_to_it_in_float32() -> None:
-    sigma = float(np.float32(0.3))  # 0.300000012
-    assert Guidance(2.0, 0.3, 0.3).at(sigma)
-    assert not Guidance(2.0, 0.0, 0.2999).at(sigma)
-    assert not Guidance(2.0, 0.3001, 1.0).at(sigma)
-    assert not Guidance(1.0).at(0.5)
-
-
 def test_without_guidance_no_negative_prompt_is_needed() -> None:
     net = tiny_transformer()
     want = run(net, Guidance(1.0))
@@ -157,25 +146,6 @@ def test_can_be_interrupted() -> None:
     )
     assert len(seen) == 2
     assert torch.equal(got, seen[1])
-
-
-@given(scale=st.floats(1, 20), low=st.floats(0, 1), high=st.floats(0, 1), sigma=st.floats(0, 1, width=32))
-def test_a_guidance_is_valid_or_refused(scale: float, low: float, high: float, sigma: float) -> None:
-    if low > high:
-        with pytest.raises(ValueError, match="expected 0 <= low <= high <= 1"):
-            Guidance(scale, low, high)
-        return
-    guided = Guidance(scale, low, high).at(sigma)
-    if scale == 1 or sigma > high + 1e-6 or sigma < low - 1e-6:
-        assert not guided
-    elif low <= sigma <= high:
-        assert guided
-
-
-@pytest.mark.parametrize("changes", [{"scale": 0.5}, {"scale": float("inf")}, {"low": -0.1}, {"high": 1.1}])
-def test_an_impossible_guidance_is_refused(changes: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="guidance "):
-        Guidance(**changes)
 
 
 def test_the_same_noise_level_as_noised() -> None:

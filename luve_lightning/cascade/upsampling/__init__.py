@@ -8,24 +8,66 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from functools import cache
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import ClassVar, Literal, Protocol
 
-from luve_lightning.cascade.upsampling.base import (
-    LatentUpsampler,
-    LooseModels,
-    UpsamplingMethod,
-    UpsamplingModels,
-)
+from torch import Tensor
 
-__all__ = [
-    "LatentUpsampler",
-    "LooseModels",
-    "UpsamplingMethod",
-    "UpsamplingModels",
-    "baselines",
-    "upsampling_method",
-    "upsampling_methods",
-]
+from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.models.backbones import LatentSpace
+
+LatentUpsampler = Callable[[Tensor, Size3d], Tensor]
+"""Normalised latents B x C x t x h x w and a latent size to latents B x C x size."""
+
+
+class UpsamplingModels(Protocol):
+    """The models that a method may run. A pipeline has them."""
+
+    @property
+    def codec(self) -> LatentSpace:
+        """The VAE."""
+
+    @property
+    def vluer(self) -> LatentUpsampler | None:
+        """The trained upsampler, if there is one."""
+
+
+@dataclass(frozen=True)
+class LooseModels:
+    """The models that a method may run, outside of a pipeline; see UpsamplingModels."""
+
+    codec: LatentSpace
+    vluer: LatentUpsampler | None = None
+
+
+class UpsamplingMethod(ABC):
+    """A way from latents to those of a larger video. Methods are equal when they do the same.
+
+    Attributes:
+        model: which model it runs: "vluer", "vae" or none.
+    """
+
+    model: ClassVar[Literal["vluer", "vae"] | None] = None
+
+    @abstractmethod
+    def __call__(self, latents: Tensor, size: Size3d, models: UpsamplingModels) -> Tensor:
+        """Upsample.
+
+        Args:
+            latents: normalised, B x C x t x h x w.
+            size: latent frames, height and width of the result.
+            models: those that a method may run.
+
+        Returns:
+            Normalised latents, B x C x size, float32 for float32.
+        """
+
+    def of(self, models: UpsamplingModels) -> LatentUpsampler:
+        """The method with its models, as comparisons run it."""
+        return partial(self, models=models)
 
 
 @cache

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from luve_lightning.cascade.upsampling.base import UpsamplingMethod, UpsamplingModels
+from luve_lightning.cascade.upsampling import UpsamplingMethod, UpsamplingModels
 from luve_lightning.functional.interpolation import InterpolationMode, Size3d, interpolate_latents
 
 

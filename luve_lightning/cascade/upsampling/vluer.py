@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from luve_lightning.cascade.upsampling.base import UpsamplingMethod, UpsamplingModels
+from luve_lightning.cascade.upsampling import UpsamplingMethod, UpsamplingModels
 from luve_lightning.functional.interpolation import Size3d
 
 
