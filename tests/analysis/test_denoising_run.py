@@ -25,7 +25,7 @@ from luve_lightning.analysis.denoising_spectra import (
     suggest_switch,
 )
 from luve_lightning.models.backbones import Schedule, denoiser_of, latent_space_of
-from luve_lightning.models.backbones.wan_text import WanText
+from luve_lightning.models.backbones.wan import WanText
 from tests.helpers.tiny_spectra import tiny_pipeline
 
 EDGES = (0.0, 0.5, 1.0)

@@ -35,7 +35,7 @@ from luve_lightning.models.backbones import (
     SizeRules,
     TextConditioner,
 )
-from luve_lightning.models.building import build
+from luve_lightning.models.backbones.base import build
 from luve_lightning.models.folders import load_whole, saving
 
 TIME, SPACE = 2, 4

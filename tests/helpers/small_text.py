@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import UMT5Config, UMT5EncoderModel
 
-from luve_lightning.models.backbones.wan_text import word_tokenizer
+from luve_lightning.models.backbones.wan import word_tokenizer
 
 WORDS = "Coloured squares drift to the left. text a red boat sails slowly over calm water while birds fly"
 

@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import diffusers
 import torch
@@ -33,10 +34,13 @@ from torch import Tensor, nn
 
 from luve_lightning.functional.flow_matching import timestep_of_sigma
 from luve_lightning.functional.noise_bands import SigmaBand
+from luve_lightning.machine import check_memory
 from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import LatentSpace, SizeRules
 from luve_lightning.models.folders import cannot_load, is_local, loading, read_json
 
+Built = TypeVar("Built")
+_MOST = 65_536  # most layers, heads or channels that a new model may have
 _SHOWN = 60  # most characters shown of a cut text
 
 
@@ -360,3 +364,34 @@ class Backbone(ABC):
             vae: backbone folder, whose `vae/` is copied byte by byte.
             dtype: dtype on disk of the transformer and the text encoder.
         """
+
+
+def build(name: str, make: Callable[..., Built], sizes: Mapping[str, Any], **fixed: Any) -> Built:
+    """The result of `make` for a user's sizes.
+
+    Args:
+        name: option that holds the sizes, for messages.
+        make: class of a model or a configuration.
+        sizes: arguments of `make`: integers must be in [1, 65536], others finite.
+        fixed: further arguments of `make`, not the user's.
+
+    Raises:
+        ValueError: a size is out of range, unknown or inconsistent, or the model exceeds memory.
+    """
+    for key, value in sizes.items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, int) and not isinstance(number, bool) and not 1 <= number <= _MOST:
+                raise ValueError(f"{name}.{key}: expected 1 to {_MOST}, got {number}")
+            if isinstance(number, float) and not isfinite(number):
+                raise ValueError(f"{name}.{key}: expected a finite number, got {number}")
+    try:
+        with torch.device("meta"):  # costs no memory; inconsistent sizes show already here
+            draft = make(**sizes, **fixed)
+    # Anything at all: libraries divide by sizes and unpack them unchecked.
+    except Exception as error:
+        raise ValueError(f"{name}: {type(error).__name__}: {error}") from error
+    if isinstance(draft, nn.Module):
+        count = sum(parameter.numel() for parameter in draft.parameters())
+        check_memory(f"{name}: its {count:.3g} float32 weights", 4 * count)
+        return make(**sizes, **fixed)
+    return draft

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import UMT5Config, UMT5EncoderModel
 
-from luve_lightning.models.building import build
+from luve_lightning.models.backbones.base import build
 
 WAN: dict[str, Any] = {
     "num_attention_heads": 2,
