@@ -122,8 +122,8 @@ class FlowMatchingTask(TrainingTask):
     def losses_of(self, latents: Tensor, text: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         """Weighted sum of the losses of each sample at its noise level, shape (B,)."""
         prediction, target = self(noised(latents, noise, sigma), sigma, text), velocity(latents, noise)
-        terms = [loss.weight * loss.per_sample(prediction, target) for loss in self.losses.values()]
-        return torch.stack(terms).sum(0)
+        losses: Any = self.losses.values()
+        return torch.stack([loss.weight * loss.per_sample(prediction, target) for loss in losses]).sum(0)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Mean loss at random noise levels of the band."""
