@@ -26,7 +26,7 @@ from luve_lightning.analysis.stage_programs import (
     decode,
     encode_prompt,
 )
-from luve_lightning.cascade.expert_choice import expert_chooser
+from luve_lightning.cascade.denoise import expert_chooser
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.functional.interpolation import Size3d

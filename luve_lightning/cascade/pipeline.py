@@ -15,8 +15,7 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from luve_lightning.cascade.denoise import switch_expert
-from luve_lightning.cascade.expert_choice import Experts
+from luve_lightning.cascade.denoise import Experts, switch_expert
 from luve_lightning.cascade.lora_files import LoraFile, read_lora
 from luve_lightning.cascade.lora_layers import LoraSummary
 from luve_lightning.cascade.loras import experts_set_aside, load_lora, plain_loras, unload_loras

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 import torch
 from torch import Tensor
 
-from luve_lightning.cascade.expert_choice import Experts, expert_chooser
+from luve_lightning.cascade.denoise import Experts, expert_chooser
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.run import Chooser, RunOptions, begin, check_steps, from_noise, refined
 from luve_lightning.cascade.upsampling import UpsamplingMethod, upsampling_method

@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from luve_lightning.cascade.denoise import from_noise
-from luve_lightning.cascade.expert_choice import expert_chooser
+from luve_lightning.cascade.denoise import expert_chooser, from_noise
 from luve_lightning.cascade.generation_jobs import VideoFolder, VideoJob
 from luve_lightning.cascade.generation_run import MadeVideo
 from luve_lightning.cascade.options import Guidance

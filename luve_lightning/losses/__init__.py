@@ -1,13 +1,14 @@
 """Training losses, one nn.Module a file."""
 
-from luve_lightning.losses.flow import VelocityLoss, VelocityMSE
-from luve_lightning.losses.reconstruction import (
+from luve_lightning.losses.terms import (
     FrameDifferenceL1,
     LatentL1,
     Loss,
     PixelL1,
     PixelLogMSE,
     PixelMSE,
+    VelocityLoss,
+    VelocityMSE,
 )
 
 __all__ = [

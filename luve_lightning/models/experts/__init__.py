@@ -5,10 +5,15 @@ With torch.compile, each choice of experts and each token grid is a graph of its
 checkpointing, compile the blocks (`transformer.compile_repeated_blocks()`), not the whole transformer.
 """
 
-from luve_lightning.models.experts.adding import add_expert, expert_parameters, train_only
-from luve_lightning.models.experts.config import ExpertConfig
 from luve_lightning.models.experts.files import load_expert, save_expert
-from luve_lightning.models.experts.routing import activate, choice_kept, expert_names, route_by_sigma
+from luve_lightning.models.experts.layer import add_expert, expert_parameters, train_only
+from luve_lightning.models.experts.routing import (
+    ExpertConfig,
+    activate,
+    choice_kept,
+    expert_names,
+    route_by_sigma,
+)
 
 __all__ = [
     "ExpertConfig",

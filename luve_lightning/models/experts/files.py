@@ -17,10 +17,15 @@ from torch.distributed.tensor import DTensor
 from luve_lightning.functional.frequency import FrequencyFilter
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.models.backbones import Denoiser, denoiser_of
-from luve_lightning.models.experts.adding import check_can_take, inject, lora_config
-from luve_lightning.models.experts.config import ExpertConfig
-from luve_lightning.models.experts.layer import expert_layers, site_names, unwrapped
-from luve_lightning.models.experts.routing import state_of
+from luve_lightning.models.experts.layer import (
+    check_can_take,
+    expert_layers,
+    inject,
+    lora_config,
+    site_names,
+    unwrapped,
+)
+from luve_lightning.models.experts.routing import ExpertConfig, state_of
 from luve_lightning.models.folders import saving
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERT = "adapter_config.json", "adapter_model.safetensors", "expert.json"

@@ -1,4 +1,4 @@
-"""The base of every loss: a module that compares a prediction with a target in a named space."""
+"""What every loss is, and the losses: on latents, on decoded pixels, on motion, on velocities."""
 
 from __future__ import annotations
 
@@ -100,3 +100,29 @@ class FrameDifferenceL1(Loss):
         if prediction.shape[2] < 2:
             return prediction.float().sum() * 0.0
         return (prediction.float().diff(dim=2) - target.float().diff(dim=2)).abs().mean()
+
+
+class VelocityLoss(Loss):
+    """A comparison of velocities noise - x0 sample by sample, because each sample has its own noise level.
+
+    Args:
+        weight: see Loss.
+    """
+
+    space = "velocity"
+
+    def per_sample(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The loss of each sample of two B x C x t x h x w tensors, shape (B,)."""
+        raise NotImplementedError
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Mean over the samples of two B x C x t x h x w tensors."""
+        return self.per_sample(prediction, target).mean()
+
+
+class VelocityMSE(VelocityLoss):
+    """Mean squared error of the predicted velocity: flow matching's own loss."""
+
+    def per_sample(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The loss of each sample of two B x C x t x h x w tensors, shape (B,)."""
+        return (prediction.float() - target.float()).square().flatten(1).mean(1)
