@@ -92,7 +92,7 @@ def _guarded(verb: str, words: list[str], debug: bool) -> int:
             print(f"luve {verb}: {told}", file=sys.stderr)
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        hint = "; run the same command again to go on" if verb in verbs() and verbs()[verb].goes_on else ""
+        hint = "; run the same command again to continue" if verb in verbs() and verbs()[verb].goes_on else ""
         print(f"luve {verb}: interrupted{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:

@@ -73,7 +73,7 @@ def check_workers(name: str, number: int, least: int = 0) -> None:
     most = max(MANY_WORKERS, 4 * cores())
     if not least <= number <= most:
         raise ValueError(
-            f"{name}: expected {least} to {most} on a machine of {cores()} core(s) (four a core, {MANY_WORKERS} "
+            f"{name}: expected {least} to {most} on a machine of {cores()} core(s) (four per core, {MANY_WORKERS} "
             f"anywhere), got {number}"
         )
 

@@ -373,5 +373,5 @@ def test_an_interrupted_verb_that_keeps_its_work_says_so(
         "evaluate",
         "ablate",
     ]
-    hint = "; run the same command again to go on" if keeps else ""
+    hint = "; run the same command again to continue" if keeps else ""
     assert outcome.error_lines == [f"luve {verb}: interrupted{hint}"]

@@ -104,7 +104,7 @@ def read_results(path: Path) -> ResultsFile:
     rows = []
     for row in reader:
         if None in row or None in row.values():
-            raise ValueError(f"line {reader.line_num}: another number of values than columns")
+            raise ValueError(f"line {reader.line_num}: expected one value per column")
         rows.append(_parsed(row))
     if not rows:
         raise ValueError("a table of results without a row")

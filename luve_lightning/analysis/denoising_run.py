@@ -170,7 +170,7 @@ def switch_lines(spectra: BandResolution, switch: SwitchSuggestion) -> list[str]
         f"{switch.low:.2f}, {spectra.bands[-1]} to {switch.high:.2f}"
     ]
     if not switch.separated:
-        lines.append("the highest band settles no later: no noise level tells them apart at this share")
+        lines.append("the highest band settles no later: no noise level separates them at this share")
     low, high = spectra.at(PAPER_SIGMA_SWITCH)[[0, -1]]
     lines.append(
         f"at the released {PAPER_SIGMA_SWITCH:g}: {spectra.bands[0]} resolved to {low:.2f}, "

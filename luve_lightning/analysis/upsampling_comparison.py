@@ -80,7 +80,7 @@ COLUMNS = ("scale", "method", "latent_l1", "psnr_rgb", "ssim", "frame_diff", "ms
 DECODED_TOGETHER = 3
 
 Shapes = tuple[torch.Size, Size3d]
-"""Of the latents that go in, and the size that comes out."""
+"""Sizes of the input latents and of the output."""
 
 
 @dataclass(frozen=True)

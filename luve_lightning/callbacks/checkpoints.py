@@ -78,7 +78,7 @@ class Checkpoints(ModelCheckpoint):
             self._validation_due = bool(states[others[0]]["validation_due"])
             rank_zero_info(
                 f"resuming with monitor {self.monitor}, mode {self.mode} (the checkpoint had another): the best is "
-                "chosen anew"
+                "chosen again"
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -184,7 +184,7 @@ class Checkpoints(ModelCheckpoint):
         self.kth_best_model_path = ranked[self.save_top_k - 1]
         self.kth_value = self.best_k_models[self.kth_best_model_path]
         names = ", ".join(Path(path).name for path in dropped)
-        rank_zero_info(f"resuming with save_top_k {self.save_top_k}: {names} stay, but are ranked no more")
+        rank_zero_info(f"resuming with save_top_k {self.save_top_k}: {names} stay, but are no longer ranked")
 
     def _make_up_after_the_last_step(self, trainer: L.Trainer) -> None:
         """Let a run that was stopped after its last step do what follows it.

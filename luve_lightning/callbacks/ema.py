@@ -43,7 +43,7 @@ class EMA(L.Callback):
         weights = self._trainable(pl_module)
         if any(isinstance(w, DTensor) for w in weights.values()):
             raise ValueError(
-                "weights sharded by ModelParallelStrategy cannot be averaged: take the EMA callback out"
+                "weights sharded by ModelParallelStrategy cannot be averaged: remove the EMA callback"
             )
         if set(self.average) != set(weights):
             self.average = {name: w.detach().float().clone() for name, w in weights.items()}

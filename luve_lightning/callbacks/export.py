@@ -42,7 +42,7 @@ class Export(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Refuse what cannot be chosen or written, before training."""
         if self.output.exists() and not self.output.is_dir():
-            raise ValueError(f"output: {self.output} is a file; expected a folder, or a name that is free")
+            raise ValueError(f"output: {self.output} is a file; expected a folder, or an unused name")
         if self.weights == "best" and not any(saver.monitor for saver in _savers(trainer)):
             raise ValueError("weights: best needs a Checkpoints callback with a metric to monitor")
         if self.weights == "best" and isinstance(trainer.strategy, ModelParallelStrategy):

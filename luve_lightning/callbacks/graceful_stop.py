@@ -233,7 +233,7 @@ class StopPredictionOnSigterm(L.Callback):
             self._received = 0
             self._tells = trainer.is_global_zero
             predicts = trainer.state.fn == "predict"
-            self._goes_on = "; what is stored stays, the same command goes on" if predicts else ""
+            self._goes_on = "; what is stored stays, the same command continues" if predicts else ""
             self._before = signal.signal(signal.SIGTERM, self._stop)
             self._reported = sys.unraisablehook
             sys.unraisablehook = self._report

@@ -102,11 +102,11 @@ class RandomState(L.Callback):
         """Set the generators of this rank."""
         states, self._states = self._states, []
         if trainer.ckpt_path and not states:
-            rank_zero_warn("the checkpoint has no random state: random numbers start anew")
+            rank_zero_warn("the checkpoint has no random state: random numbers start afresh")
         elif states and len(states) != trainer.world_size:
             rank_zero_warn(
                 f"the checkpoint holds the random state of {len(states)} process(es), this run has "
-                f"{trainer.world_size}: random numbers start anew"
+                f"{trainer.world_size}: random numbers start afresh"
             )
         elif states:
             set_random_state(states[trainer.global_rank], pl_module.device)

@@ -35,7 +35,7 @@ def owned(folder: Path, what: str = "run folder") -> Iterator[None]:
     made = not folder.exists()
     if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
         found = "a file" if folder.exists() else "a link to nothing"
-        raise ValueError(f"{what} {folder} is {found}; expected a folder, or a name that is free")
+        raise ValueError(f"{what} {folder} is {found}; expected a folder, or an unused name")
     try:
         with locked(folder / LOCK, what=f"{what} {folder}"):
             yield

@@ -157,7 +157,7 @@ class VideoFolder:
         if other and not self.overwrite:
             was = "; ".join(other[:3]) + ("; ..." if len(other) > 3 else "")
             raise ValueError(
-                f"{path} was made otherwise ({was}); choose another --output, or --overwrite true to replace it"
+                f"{path} was made differently ({was}); choose another --output, or --overwrite true to replace it"
             )
         if about.get("sha256") not in (None, file_digest(path)):
             return False  # cut short since, by a full disk or an interrupted copy

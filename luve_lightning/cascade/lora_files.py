@@ -202,7 +202,7 @@ def _from_hub(name: str, weight_name: str | None, subfolder: str | None, hub: di
             pass
     except (OSError, HfHubHTTPError) as error:
         raise FileNotFoundError(
-            f"LoRA {name}: no such file or folder, and it cannot be had from the hub: {_line(error)}"
+            f"LoRA {name}: no such file or folder, and it is not available from the hub: {_line(error)}"
         ) from error
     return path
 
@@ -218,7 +218,7 @@ def _read(path: Path, name: str) -> tuple[dict[str, Tensor], list[tuple[str, str
     except SafetensorError as error:
         if path.suffix == ".safetensors" or not _is_pickle(path):
             raise ValueError(
-                f"LoRA {name}: {path} is no safetensors file, or was cut short: {_line(error)}"
+                f"LoRA {name}: {path} is not a safetensors file, or was cut short: {_line(error)}"
             ) from error
         return _unpickle(path, name), []
     return tensors, [(f"{path}'s header", header[key]) for key in _HEADER if header.get(key)]

@@ -266,7 +266,7 @@ def _check_layer(lora: str, name: str, layer: _Layer, module: nn.Module) -> None
     base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     if not isinstance(base, nn.Linear | nn.Conv3d):
         raise ValueError(
-            f"LoRA {lora}: {name} is no linear layer but a {type(base).__name__}: {layer.keys.popitem()[1]}"
+            f"LoRA {lora}: {name} is not a linear layer but a {type(base).__name__}: {layer.keys.popitem()[1]}"
         )
     for part, other in (("A", "B"), ("B", "A")):
         if part not in layer.parts:

@@ -94,8 +94,8 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
     _lora_loadable_modules = ["transformer", "refiner"]  # noqa: RUF012
 
     decode_tile: tuple[int, int] | None = None
-    """Height and width in latents of the tiles in which video is decoded and encoded: the same to rounding, in much
-    less memory. None takes whole frames."""
+    """Height and width in latents of the tiles in which video is decoded and encoded: equal up to rounding, in much
+    less memory. None uses whole frames."""
     context_parallel_degree: int = 1
 
     # diffusers' callbacks read these.

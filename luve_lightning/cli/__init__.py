@@ -103,8 +103,8 @@ def overview() -> str:
     lines += [
         "Every verb takes:",
         "  --config FILE     YAML file; repeat it, a later file holds only differences",
-        "  --a.b.c value     set one key, after all files; null switches a callback,",
-        "                    logger or loss off; a text (a prompt, a name) is literal",
+        "  --a.b.c value     set one key, after all files; null disables a callback,",
+        "                    logger or loss; a text (a prompt, a name) is literal",
         "  --print_config    print the complete configuration and stop",
         "  --debug           show the traceback of an error",
         "  --help            the verb's options (after a verb), or this text",

@@ -231,7 +231,7 @@ class _Run:
             stages = self.plan().stages.values()
             done = sum(map(is_done, stages))
             self._tell(
-                f"stopped; {done} of {len(stages)} stages are finished, the same command goes on from there"
+                f"stopped; {done} of {len(stages)} stages are finished, the same command continues from there"
             )
             raise
         reasons = {use: failure.reason for use, failure in outcome.lost.items()}

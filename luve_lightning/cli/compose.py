@@ -276,7 +276,7 @@ def _set_option(
         inside = ".".join(parts[: depth + 1])
         if child is SWITCHED_OFF:
             raise CompositionError(
-                f"--{key}: {inside} is switched off by null in a file; --{inside} CLASS before it switches it on again"
+                f"--{key}: {inside} is disabled by null in a file; --{inside} CLASS before it enables it"
             )
         if not isinstance(child, dict):
             raise CompositionError(f"--{key}: {inside} is {child!r} and has no keys inside")

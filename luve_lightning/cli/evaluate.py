@@ -39,7 +39,7 @@ from luve_lightning.terminal import Steps, say
 VERBS = {
     "evaluate": Verb(
         "Measurement",
-        "measure folders of videos, one a method, in one table",
+        "measure folders of videos, one per method, in one table",
         examples=("experiments/evaluate/metrics.yaml", "experiments/evaluate/mini.yaml"),
         named=("videos",),
         goes_on=True,

@@ -21,7 +21,7 @@ from luve_lightning.models.experts import load_expert
 VERBS = {
     "plan": Verb(
         "Generation",
-        "say what generating a video takes, before anything runs",
+        "estimate what generating a video takes, before anything runs",
     ),
 }
 

@@ -21,7 +21,7 @@ from luve_lightning.terminal import Steps
 VERBS = {
     "score": Verb(
         "Data",
-        "rate clips, to select training clips by",
+        "score clips, for selecting training clips",
         examples=("experiments/score/mini.yaml",),
         goes_on=True,
     ),

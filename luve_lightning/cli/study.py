@@ -91,7 +91,7 @@ def study_build(
     made = built.key
     trials = len(made.plans[0])
     lines = [
-        f"{output / PAGE}: {len(made.items)} items of {len(made.methods)} methods, {trials} groups a rater"
+        f"{output / PAGE}: {len(made.items)} items of {len(made.methods)} methods, {trials} groups per rater"
     ]
     lines += [f"  left out: {name}: {reason}" for name, reason in built.left_out.items()]
     lines += [

@@ -44,9 +44,7 @@ VERBS = {
     "fit": Verb("Training", "train a model, or resume with --ckpt_path last", examples=RUNS, trainer=True),
     "validate": Verb("Training", "measure a model on the validation split", examples=RUNS, trainer=True),
     "test": Verb("Training", "measure a model on the test split", examples=RUNS, trainer=True),
-    "predict": Verb(
-        "Training", "run a model over a split and write what it gives", examples=RUNS, trainer=True
-    ),
+    "predict": Verb("Training", "run a model over a split and write its output", examples=RUNS, trainer=True),
 }
 
 
@@ -58,7 +56,7 @@ _DESCRIPTIONS = {
     "fit": "Train a model. The run folder is trainer.default_root_dir; `--ckpt_path last` resumes from it.",
     "validate": "Measure a model on the validation split.",
     "test": "Measure a model on the test split.",
-    "predict": "Run a model over the predict split; a callback writes what it gives.",
+    "predict": "Run a model over the predict split; a callback writes its output.",
 }
 _HELP: dict[str, Any] = {
     "metavar": "CLASS",
@@ -66,13 +64,13 @@ _HELP: dict[str, Any] = {
 }
 _CHECKPOINT_HELP = (
     "Checkpoint to resume from: a path, or `last` for the newest one in the run folder, if any.",
-    "Checkpoint to load: a path, or of the run folder `last`, the newest one, or `best`, which validation chose.",
+    "Checkpoint to load: a path, or the run folder's `last` (the newest) or `best` (which validation chose).",
 )
 _GROUPS = {
     "model": "model, a LightningModule",
     "data": "data, a LightningDataModule",
-    "callbacks.NAME": "callbacks, by names of your choice; --callbacks.NAME null switches one off",
-    "loggers.NAME": "loggers, by names of your choice; --loggers.NAME null switches one off",
+    "callbacks.NAME": "callbacks, by names of your choice; --callbacks.NAME null disables one",
+    "loggers.NAME": "loggers, by names of your choice; --loggers.NAME null disables one",
 }
 
 

@@ -278,6 +278,6 @@ def check_scales(size: tuple[int, int], scales: Sequence[float], spatial_ratio: 
     )
     listed = ", ".join(f"{scale:g}" for scale in scales) or "none"
     raise ValueError(
-        f"size {size[0]}x{size[1]}: scales {listed} and a VAE of {spatial_ratio} pixels a latent need "
+        f"size {size[0]}x{size[1]}: scales {listed} and a VAE of {spatial_ratio} pixels per latent need "
         f"multiples of {unit}, not {wrong}"
     )

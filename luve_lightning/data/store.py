@@ -162,11 +162,11 @@ class TensorStore(ABC, Generic[K]):
     """
 
     entries: ClassVar[str]
-    """What it holds, such as "latents"."""
+    """Its content, such as "latents"."""
     verb: ClassVar[str]
-    """Of the command line that fills it."""
+    """The verb that fills it."""
     damage: ClassVar[str]
-    """What an entry holds whose sha256 is wrong, in words."""
+    """Content of an entry with a wrong sha256, in words."""
     tensor: ClassVar[str]
     """Name of the tensor in the file."""
     rank: ClassVar[int]

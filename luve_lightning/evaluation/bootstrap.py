@@ -142,7 +142,7 @@ def _weighted(
 def _vector(values: ArrayLike | Sequence[float], name: str) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array):
-        raise ValueError(f"{name}: expected one number a video, got shape {array.shape}")
+        raise ValueError(f"{name}: expected one number per video, got shape {array.shape}")
     return array
 
 

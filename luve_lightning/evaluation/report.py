@@ -212,9 +212,7 @@ def warnings(report: EvaluationReport) -> list[str]:
     counts = {method: report.videos(method) for method in report.sets.methods}
     told = []
     if min(counts.values()) < FEW:
-        told.append(
-            f"Of fewer than {FEW} videos, intervals are far too narrow: take none of them for a finding."
-        )
+        told.append(f"Of fewer than {FEW} videos, intervals are far too narrow to support a conclusion.")
     if len(set(counts.values())) > 1:
         told.append(
             "The methods have different numbers of readable videos: compare them by the differences, which are of the "
@@ -226,7 +224,7 @@ def warnings(report: EvaluationReport) -> list[str]:
 def missing_lines(sets: VideoSets) -> list[str]:
     """Which methods lack videos that others have."""
     return [
-        f"{method} has not {len(names)} of the others' videos: {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
+        f"{method} lacks {len(names)} of the others' videos: {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
         for method, names in sets.missing().items()
     ]
 

@@ -170,6 +170,6 @@ def _per_sample(sigma: Tensor, samples: Tensor) -> Tensor:
         return sigma
     if sigma.shape != samples.shape[:1]:
         raise ValueError(
-            f"sigma must have one value a sample, ({samples.shape[0]},), got {tuple(sigma.shape)}"
+            f"sigma must have one value per sample, ({samples.shape[0]},), got {tuple(sigma.shape)}"
         )
     return sigma.view(-1, *[1] * (samples.ndim - 1))

@@ -274,7 +274,7 @@ class FeatureStatistics:
         if wrong:
             name = self.path or f"of {self.source}"
             raise ValueError(
-                f"reference statistics {name} do not fit: {'; '.join(wrong)}; make them anew from the reference"
+                f"reference statistics {name} do not fit: {'; '.join(wrong)}; make them again from the reference"
             )
 
     def _irrelevant(self, plan: PatchPlan) -> set[str]:

@@ -54,7 +54,7 @@ def cannot_load(backbone: str | Path, part: str, error: BaseException) -> FileNo
     name = part if "." in part else f"{part}/"
     where = f"backbone {backbone}: cannot load its {name}" if part else f"{backbone}: cannot be loaded"
     if part and not Path(backbone).is_dir():
-        where = f"backbone {backbone}: no such folder, and its {name} cannot be had from the hub"
+        where = f"backbone {backbone}: no such folder, and its {name} is not available from the hub"
         reason = f"{_hubs_reason(error) or reason}; a local pipeline folder works without the hub"
     kind = FileNotFoundError if isinstance(error, OSError) else ValueError
     return kind(f"{where}: {reason}")
@@ -109,7 +109,7 @@ def load_whole(kind: Any, source: str | Path, part: str, **options: Any) -> Any:
     for key, wrong in (
         ("missing_keys", "are missing"),
         ("mismatched_keys", "have another shape than its config.json says"),
-        ("unexpected_keys", "are none of this model"),
+        ("unexpected_keys", "are not this model's"),
     ):
         if found := sorted(map(str, about.get(key, ()))):
             where = f"backbone {source}: its {part}/" if part else str(source)

@@ -143,7 +143,7 @@ def _choices(file: Path, answer: Any, key: StudyKey, rater: int) -> Choices:
 SHARE_COLUMNS = ("raters", "axis", "method", "share", "low", "high", "answers", "n_raters", "n_items")
 RATER_COLUMNS = ("rater", "file", "answered", "of", "repeated", "consistency", "flagged")
 HOW = (
-    "Shares of first choices in percent, each item counted once a rater (its first showing). 95 % intervals: "
+    "Shares of first choices in percent, each item counted once per rater (its first showing). 95 % intervals: "
     "percentile bootstrap in which raters and items are both drawn with replacement, independently of each other; an "
     "answer counts as often as its rater was drawn times as often as its item was. A method that nobody chose has the "
     "interval 0 to 0, which says little. Consistency is the share of repeated questions at which a rater chose the "

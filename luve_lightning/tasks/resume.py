@@ -45,7 +45,7 @@ def check_training_state(trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> N
     if _keeps_a_position(data) and type(data).__qualname__ not in checkpoint:
         anew.append(type(data).__name__)
     if anew:
-        rank_zero_warn(f"the checkpoint has no state of {', '.join(anew)}: this begins anew")
+        rank_zero_warn(f"the checkpoint has no state of {', '.join(anew)}: it starts afresh")
 
 
 def _keeps_a_position(data: Any) -> bool:

@@ -60,5 +60,5 @@ def test_each_rank_gets_its_own_and_another_number_of_processes_is_told(tmp_path
     first, second = AtomicCheckpointIO().load_checkpoint(run.last)["random_state"]
     assert first["python"][0] == second["python"][0]
     assert not torch.equal(first["torch"], second["torch"])
-    with pytest.warns(UserWarning, match=r"2 process\(es\), this run has 1: random numbers start anew"):
+    with pytest.warns(UserWarning, match=r"2 process\(es\), this run has 1: random numbers start afresh"):
         train(run.with_(steps=4, processes=1, callbacks=(), resume=str(run.last)))

@@ -118,9 +118,9 @@ def test_files_that_are_no_lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "cut.pt").write_bytes((tmp_path / "training.pt").read_bytes()[:-300])
     for name, message in {
         "empty.safetensors": "is empty",
-        "text.safetensors": "is no safetensors file, or was cut short",
-        "text.txt": "is no safetensors file, or was cut short",
-        "cut.safetensors": "is no safetensors file, or was cut short",
+        "text.safetensors": "is not a safetensors file, or was cut short",
+        "text.txt": "is not a safetensors file, or was cut short",
+        "cut.safetensors": "is not a safetensors file, or was cut short",
         "cut.pt": "is a pickle that is not loaded .it holds more than tensors, or was cut short.",
         "evil.bin": "is a pickle that is not loaded .*; expected a .safetensors file",
         "numbers.bin": "is a pickle ",
@@ -149,7 +149,9 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"LoRA nothing/of/the/kind: no such file or folder"):
         read_lora("nothing/of/the/kind")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(FileNotFoundError, match=r"LoRA some/lora: .* cannot be had from the hub: ") as error:
+    with pytest.raises(
+        FileNotFoundError, match=r"LoRA some/lora: .* is not available from the hub: "
+    ) as error:
         read_lora("some/lora", weight_name="x.safetensors", local_files_only=True, cache_dir=tmp_path / "hub")
     assert "\n" not in str(error.value)
     (tmp_path / "expert.json").write_text("{}")

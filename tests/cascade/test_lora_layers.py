@@ -303,7 +303,7 @@ def test_what_is_refused_is_named(pipeline: LuVePipeline) -> None:
         (found | {key: torch.zeros(24, 2, dtype=torch.int8)}, r"lora_up\.weight is torch\.int8"),
         (
             {"blocks.0.attn1.lora_A.weight": torch.zeros(2, 24), "blocks.0.attn1.lora_B.weight": torch.zeros(24, 2)},
-            r"blocks\.0\.attn1 is no linear layer but a WanAttention",
+            r"blocks\.0\.attn1 is not a linear layer but a WanAttention",
         ),
         ({"lora_te_x.lora_down.weight": torch.zeros(2, 24)}, "1 of its 1 layers are not in this transformer"),
         ({}, "holds no weights of a LoRA"),

@@ -191,7 +191,7 @@ def a_list(file: Path) -> None:
     [
         ("vluer/diffusion_pytorch_model.safetensors", cut, "/vluer: cannot be loaded: "),
         ("vluer/diffusion_pytorch_model.safetensors", without_one, "/vluer: 1 weights are missing, for instance "),
-        ("vluer/diffusion_pytorch_model.safetensors", with_another, "/vluer: 1 weights are none of this model, for"),
+        ("vluer/diffusion_pytorch_model.safetensors", with_another, "/vluer: 1 weights are not this model's, for"),
         ("vluer/config.json", without_values, r"/vluer/config\.json: no configuration of diffusers"),
         ("wan/text_encoder/model.safetensors", cut, "/wan: cannot load its text_encoder/: SafetensorError: "),
         ("wan/text_encoder/model.safetensors", without_one, "/wan: its text_encoder/: 2 weights are missing, for in"),

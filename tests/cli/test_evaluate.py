@@ -210,7 +210,7 @@ def test_what_methods_lack_is_told_and_pairs_are_of_common_videos(
     (folders["far"] / "video-3.mp4").unlink()
     (folders["reference"] / "video-4.mp4").unlink()
     outcome = luve()
-    assert "far has not 1 of the others' videos: video-3" in outcome.out
+    assert "far lacks 1 of the others' videos: video-3" in outcome.out
     for text in (outcome.out, (tmp_path / "out" / "table.md").read_text()):
         words = " ".join(text.split())
         assert "The methods have different numbers of readable videos" in words

@@ -219,7 +219,7 @@ def test_what_is_there_is_not_made_again_and_no_model_is_loaded(
     assert video.stat().st_mtime_ns == before
     outcome = luve(PROMPT, steps=4)
     assert outcome.code == 2
-    assert "was made otherwise (steps 3, now 4); choose another --output, or --overwrite" in outcome.err
+    assert "was made differently (steps 3, now 4); choose another --output, or --overwrite" in outcome.err
 
 
 @pytest.mark.slow
@@ -287,7 +287,7 @@ def test_a_lora_acts_at_the_scale_beside_it(luve: Luve, tiny_cascade: Path, tmp_
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 16}))
     again = luve(PROMPT, lora=folder)
     assert again.code == 2
-    assert "was made otherwise (models.lora " in again.err
+    assert "was made differently (models.lora " in again.err
     file = folder / "adapter_model.safetensors"
     other = luve(PROMPT, lora=file, output=tmp_path / "other")
     assert f"LoRA {file}: 1 layers, rank 4, scale 4\n" in other.out

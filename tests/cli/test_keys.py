@@ -197,7 +197,7 @@ def test_a_component_switched_off_in_a_file_has_no_keys(tmp_path: Path) -> None:
     file = tmp_path / "off.yaml"
     file.write_text("callbacks: {strips: null}\n")
     files = [REPOSITORY / "experiments/vluer/mini.yaml", file]
-    message = "--callbacks.strips.every_n_steps: callbacks.strips is switched off by null in a file"
+    message = "--callbacks.strips.every_n_steps: callbacks.strips is disabled by null in a file"
     with pytest.raises(CompositionError, match=message):
         compose(files, [("callbacks.strips.every_n_steps", "3")], Keys("fit"))
 

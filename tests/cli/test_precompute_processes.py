@@ -67,7 +67,7 @@ def test_sigterm_to_the_process_group_ends_it_quietly_and_loses_nothing(
     for word in ("Traceback", "Error", "killed", "exited"):
         assert word not in run.text(), run.text()
     last = run.text().splitlines()[-1]
-    assert last == "luve precompute: SIGTERM: stopped; what is stored stays, the same command goes on"
+    assert last == "luve precompute: SIGTERM: stopped; what is stored stays, the same command continues"
     done = store_size(store.root)
     assert done.unfinished == 0
     assert LATENTS // 3 <= done.entries < LATENTS

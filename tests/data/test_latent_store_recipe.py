@@ -92,7 +92,7 @@ def test_wrong_size_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="multiples of 48") as error:
         check_scales((200, 192), [1.5, 2, 3], 8)
     assert str(error.value) == (
-        "size 200x192: scales 1.5, 2, 3 and a VAE of 8 pixels a latent need multiples of 48, "
+        "size 200x192: scales 1.5, 2, 3 and a VAE of 8 pixels per latent need multiples of 48, "
         "not height 200 (nearest 192 or 240)"
     )
     with pytest.raises(ValueError, match=r"height 20 \(nearest 48\) and width 100 \(nearest 96 or 144\)"):

@@ -98,7 +98,7 @@ def test_counts_are_the_draws_of_the_means() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: mean_interval([], 0), "values: expected one number a video"),
+        (lambda: mean_interval([], 0), "values: expected one number per video"),
         (lambda: mean_interval([1.0], 0, 0), "replicates: expected at least 1, got 0"),
         (lambda: mean_interval([1.0, 2.0], 0, weights=[1.0, 0.0]), "expected 2 weights > 0"),
         (lambda: mean_interval([1.0, 2.0], 0, weights=[1.0]), "expected 2 weights > 0"),

@@ -143,5 +143,5 @@ def test_wrong_arguments_name_what_was_expected() -> None:
     with pytest.raises(ValueError, match="unknown scheduler 'heun', expected one of unipc, euler"):
         sampling_sigmas(4, 5.0, scheduler="heun")  # type: ignore[arg-type]
     x = torch.zeros(3, 2, 2)
-    with pytest.raises(ValueError, match=r"one value a sample, \(3,\), got \(2,\)"):
+    with pytest.raises(ValueError, match=r"one value per sample, \(3,\), got \(2,\)"):
         noised(x, x, torch.ones(2))

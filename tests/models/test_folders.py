@@ -96,7 +96,7 @@ def test_why_the_hub_gave_nothing_is_said(cause: Exception, expected: str) -> No
     error.__cause__ = cause
     message = str(cannot_load("Wan-AI/Wan", "vae", error))
     assert message.startswith(
-        "backbone Wan-AI/Wan: no such folder, and its vae/ cannot be had from the hub: "
+        "backbone Wan-AI/Wan: no such folder, and its vae/ is not available from the hub: "
     )
     assert expected in message
     assert message.endswith("; a local pipeline folder works without the hub")

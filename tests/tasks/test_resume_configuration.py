@@ -163,8 +163,8 @@ def test_what_else_is_missing_is_told(tmp_path: Path, recwarn: pytest.WarningsRe
     train(edited(stopped(tmp_path), edit))
     told = [str(warning.message) for warning in recwarn if "the checkpoint has no" in str(warning.message)]
     assert told == [
-        "the checkpoint has no state of EMA, Checkpoints, CropsDataModule: this begins anew",
-        "the checkpoint has no random state: random numbers start anew",
+        "the checkpoint has no state of EMA, Checkpoints, CropsDataModule: it starts afresh",
+        "the checkpoint has no random state: random numbers start afresh",
     ]
 
 

@@ -209,7 +209,9 @@ def activate(transformer: Any, choice: str | Mapping[str, Weights] | None) -> No
         state_of(transformer, name)
         values = torch.as_tensor(weights, dtype=torch.float32, device="cpu").detach()
         if values.ndim != 1 or not len(values) or not values.isfinite().all():
-            raise ValueError(f"weights of expert {name}: expected one finite number a sample, got {weights}")
+            raise ValueError(
+                f"weights of expert {name}: expected one finite number per sample, got {weights}"
+            )
         lengths.add(len(values))
         if values.any():
             active[name] = None if (values == 1).all() else values
@@ -253,7 +255,7 @@ def route_by_sigma(transformer: Any, sigma: float | Tensor) -> None:
             )
             return
         if sigma.ndim > 1:
-            raise ValueError(f"sigma of shape {tuple(sigma.shape)}: expected one a sample, shape (B,)")
+            raise ValueError(f"sigma of shape {tuple(sigma.shape)}: expected one per sample, shape (B,)")
         for config in state.configs.values():
             config.band.contains(sigma)  # refuses 16-bit values
         sigma = float(sigma)

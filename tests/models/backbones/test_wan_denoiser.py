@@ -72,7 +72,7 @@ def test_what_is_missing_is_one_line(tmp_path: Path) -> None:
         "backbone runs/mini/adaptation/export: no such folder; expected a diffusers pipeline folder or a hub id"
     )
     assert message("nobody/nothing").startswith(
-        "backbone nobody/nothing: no such folder, and its model_index.json cannot be had from the hub: "
+        "backbone nobody/nothing: no such folder, and its model_index.json is not available from the hub: "
     )
     WanDenoiser(tiny_transformer()).save(tmp_path, torch.float32)
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()

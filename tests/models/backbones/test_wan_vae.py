@@ -212,7 +212,7 @@ def test_a_missing_backbone_is_one_clear_line(
     )
     # The form of a hub id, and the hub cannot be reached (conftest.py).
     assert message("nobody/nothing").startswith(
-        "backbone nobody/nothing: no such folder, and its model_index.json cannot be had from the hub: "
+        "backbone nobody/nothing: no such folder, and its model_index.json is not available from the hub: "
     )
     # A folder of that form is a folder.
     monkeypatch.chdir(tmp_path)
