@@ -1,4 +1,4 @@
-"""What `luve ablate` tells: its progress, commands and table on a terminal, and its values to wandb."""
+"""The output of `luve ablate`: progress, commands and table on a terminal, and values for wandb."""
 
 from __future__ import annotations
 

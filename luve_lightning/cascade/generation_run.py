@@ -257,7 +257,7 @@ def latents_name(
 
     Args:
         stage: which.
-        job: prompts, seed and sizes.
+        job: job with prompts, seed and sizes.
         options: how the video is made.
         identity: see CascadeRun.
     """

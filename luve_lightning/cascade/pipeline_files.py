@@ -1,4 +1,4 @@
-"""The parts of a pipeline from their folders, each checked to be whole; diffusers would not."""
+"""The parts of a pipeline from their folders, each checked for completeness, which diffusers omits."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def load_parts(
     dtypes: Mapping[str, torch.dtype],
     given: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What diffusers' `from_pretrained` is to be given: parts, and whatever else is given.
+    """The arguments for diffusers' `from_pretrained`: parts, and whatever else is given.
 
     Args:
-        backbone: see `LuVePipeline.from_pretrained`, as `vluer` and `refiner`.
+        backbone: see `LuVePipeline.from_pretrained`, as are `vluer` and `refiner`.
         vluer: see there.
         refiner: see there.
-        dtypes: of `dtypes_of`.
-        given: parts that are there already, and options of diffusers.
+        dtypes: from `dtypes_of`.
+        given: parts that exist already, and options of diffusers.
 
     Raises:
         FileNotFoundError: when something is not there.
@@ -56,7 +56,7 @@ def load_parts(
 
 
 def dtypes_of(torch_dtype: torch.dtype | Mapping[str, torch.dtype] | None) -> dict[str, torch.dtype]:
-    """Dtypes by part, and "default" for the others: a single one is not that of the VAE and the VLUer."""
+    """Dtypes by part, and "default" for the others: a single dtype does not apply to the VAE and the VLUer."""
     if isinstance(torch_dtype, Mapping):
         return {"default": torch.float32} | dict(torch_dtype)
     return {"default": torch_dtype or torch.float32, "vae": torch.float32, "vluer": torch.float32}

@@ -1,4 +1,4 @@
-"""What the stages share that denoise: prompts and options made into a run, and latents taken through the schedule."""
+"""The base of the stages that denoise: prompts and options to a run, and latents through the schedule."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ class RunOptions(TypedDict, total=False):
         negative_prompt: one for all, or one for each prompt; default "".
         prompt_embeds: B x length x dim, instead of prompts.
         negative_prompt_embeds: likewise.
-        steps: steps of the whole schedule, >= 1; by default those of CascadeOptions, as `guidance`.
+        steps: steps of the whole schedule, >= 1; default that of CascadeOptions, as for `guidance`.
         guidance: a Guidance, or its scale.
-        shift: shift of the schedule; the backbone's own by default.
+        shift: shift of the schedule; default the backbone's own.
         generator: one, or one for each prompt. Drawn from once for the motion's noise and once for the
             refinement's, each of the size of its latents: calling the stages one by one with the same generator
             gives the result of a single call. Default PyTorch's own.
@@ -80,7 +80,7 @@ class RunOptions(TypedDict, total=False):
         callback_on_step_end: as in diffusers' pipelines: called with the pipeline, the step's number within the
             stage, its timestep and a dictionary of tensors; returns those that it replaces.
         callback_on_step_end_tensor_inputs: names of the tensors; default ["latents"].
-        length: tokens of a prompt, padding included; the backbone's own by default.
+        length: tokens per prompt, padding included; default the backbone's own.
         record: list to which every step is appended.
     """
 
@@ -100,15 +100,15 @@ class RunOptions(TypedDict, total=False):
 
 @dataclass
 class Run:
-    """What prompts and RunOptions became.
+    """The inputs of a run, from prompts and RunOptions.
 
     Attributes:
         embeds: embeddings of the prompts.
         negative_embeds: None without guidance.
-        guidance: in force now.
+        guidance: guidance in effect now.
         steps: steps of the whole schedule.
         schedule: before `set_timesteps`.
-        callback_inputs: tensors that the callback is given.
+        callback_inputs: names of the callback's tensors.
         record: every step so far.
         options: the others.
     """
@@ -139,7 +139,7 @@ def begin(
 
     Raises:
         TypeError: for an unknown option.
-        ValueError: for options that do not go together.
+        ValueError: for incompatible options.
     """
     if unknown := options.keys() - RunOptions.__annotations__.keys():
         raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
@@ -184,12 +184,12 @@ def from_noise(
 
     Args:
         pipeline: denoises.
-        stage: for the record.
+        stage: name for the record.
         size: frames, height and width in pixels.
         run: see Run.
-        latents: the noise; drawn when None.
-        model: the transformer; the first stage's when None.
-        choose: its experts.
+        latents: initial noise; drawn when None.
+        model: the transformer; default the first stage's.
+        choose: chooses its experts.
 
     Raises:
         ValueError: for noise of another size.
@@ -273,7 +273,7 @@ def _denoised(
 def _embeddings(
     pipeline: LuVePipeline, prompt: str | list[str] | None, guided: bool, options: RunOptions
 ) -> tuple[Tensor, Tensor | None]:
-    """Embeddings of prompts and, where something is guided, of negative prompts; given ones stay."""
+    """Embeddings of prompts and, where something is guided, of negative prompts; given ones are kept."""
     embeds, negative_embeds = options.get("prompt_embeds"), options.get("negative_prompt_embeds")
     negatives = options.get("negative_prompt")
     for name, text, given in (

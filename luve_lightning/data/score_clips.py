@@ -1,4 +1,4 @@
-"""Scoring clips: the share of a process, reading their frames, and the rows of scores."""
+"""Scoring clips: a process's share, reading their frames, and the rows of scores."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class Shard:
 
     @property
     def file_name(self) -> str:
-        """Of its part of the scores."""
+        """The file of its part of the scores."""
         return f"part-{self.index:05d}-of-{self.count:05d}.parquet"
 
 
 def parse_shard(text: str | None, environment: Mapping[str, str]) -> Shard:
-    """The shard that an option or torchrun's environment names; the whole when neither does.
+    """The shard named by an option or torchrun's environment; everything when neither does.
 
     Args:
         text: "i/n", or None.
@@ -79,8 +79,8 @@ class FrameChoice:
     """Which frames of a clip are scored.
 
     Attributes:
-        count: so many, the middles of as many equal parts of the clip. A clip of fewer frames gives all of them.
-        indices: these, counted from 0, instead.
+        count: number of frames, the middles of equal parts of the clip. A shorter clip gives all its frames.
+        indices: these instead, counted from 0.
     """
 
     count: int = 4
@@ -98,7 +98,7 @@ class FrameChoice:
         return f"frames {', '.join(map(str, self.indices))}"
 
     def of(self, total_frames: int) -> tuple[int, ...]:
-        """The frame numbers for a clip of so many frames."""
+        """The frame numbers for a clip of this length."""
         if self.indices is not None:
             return self.indices
         return tuple(dict.fromkeys((2 * i + 1) * total_frames // (2 * self.count) for i in range(self.count)))
@@ -106,7 +106,7 @@ class FrameChoice:
 
 @dataclass(frozen=True)
 class ClipJob:
-    """A clip to score: its row so far, and the stamp that its file had when it was hashed."""
+    """A clip to score: its row so far, and the stamp of its file when it was hashed."""
 
     entry: ClipEntry
     row: ScoreRow
@@ -148,7 +148,7 @@ class FrameReader:
 def read_ahead(
     read: FrameReader, jobs: Iterator[ClipJob], threads: int, batch_size: int
 ) -> Iterator[ReadClip]:
-    """Read clips in order, in threads, at most two batches ahead of whoever takes them."""
+    """Read clips in order, in threads, at most two batches ahead of the consumer."""
     if threads == 0:
         yield from map(read, jobs)
         return
@@ -164,7 +164,7 @@ def read_ahead(
 
 @dataclass
 class ScoreTotals:
-    """What a run did: clips scored, clips that had their score already, and (clip_id, reason) of unreadable ones."""
+    """The counts of a run: clips scored, clips scored earlier, and (clip_id, reason) of unreadable ones."""
 
     scored: int = 0
     there: int = 0
@@ -186,20 +186,20 @@ def score_clips(
     """Score one shard's clips that have no score yet, and write each batch before the next is scored.
 
     Args:
-        entries: all clips, of every shard.
+        entries: the clips of all shards.
         scorer: rates frames against captions.
-        folder: of the scores; runs with other shards may write to it at the same time.
+        folder: folder of the scores; runs with other shards may write to it at the same time.
         caption: column of the captions.
-        choice: which frames.
-        shard: which clips are ours: every `shard.count`-th.
-        batch_size: clips scored at once; a kill loses no more than these.
+        choice: frames to score.
+        shard: our share of the clips: every `shard.count`-th.
+        batch_size: clips scored at once, the most that a kill can lose.
         num_workers: threads that decode ahead; 0 decodes between the batches.
-        quarantine: where unreadable clips are named.
-        advance: told how many clips have been dealt with since the last call.
+        quarantine: names unreadable clips.
+        advance: called with the number of clips finished since the last call.
 
     Raises:
-        ScoresError: the folder holds scores of other settings, or another process is at this shard.
-        TooManyBadClips: by `quarantine`.
+        ScoresError: the folder holds scores of other settings, or another process is scoring this shard.
+        TooManyBadClips: from `quarantine`.
     """
     settings = ScoreSettings(scorer.name, scorer.version, caption, str(choice))
     part, totals = folder / shard.file_name, ScoreTotals()
@@ -222,7 +222,7 @@ def score_clips(
 
 @contextmanager
 def _alone(part: Path, shard: Shard) -> Iterator[None]:
-    """Hold a shard; the kernel gives it back however the process ends."""
+    """Lock a shard; the kernel releases it however the process ends."""
     with ExitStack() as held:
         try:
             held.enter_context(locked(part.with_name(f".{part.stem}.lock"), what=f"shard {shard}"))
@@ -234,7 +234,7 @@ def _alone(part: Path, shard: Shard) -> Iterator[None]:
 
 
 def _finished(folder: Path, settings: ScoreSettings) -> set[tuple[str, str, str]]:
-    """What has a score, in any part; clips that could not be read are tried again."""
+    """What has a score, in any part; unreadable clips are tried again."""
     rows = read_rows(folder)
     found = common_settings(folder, rows)
     if found not in (None, settings):
@@ -271,7 +271,7 @@ def _jobs(
 
 
 def _score(scorer: Scorer, batch: Sequence[ReadClip]) -> list[ScoreRow]:
-    """A row for each clip; clips of one size go to the scorer together."""
+    """A row for each clip; clips of one size are scored together."""
     rows = [replace(item.job.row, error=item.reason) for item in batch if item.frames is None]
     readable = [item for item in batch if item.frames is not None]
 

@@ -1,4 +1,4 @@
-"""What every loss is, and the losses: on latents, on decoded pixels, on motion, on velocities."""
+"""Losses on latents, decoded pixels, motion and velocities, and the base of them all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages of one file that ask for nothing from outside, and line charts in their colours, drawn by matplotlib as SVG."""
+"""Pages as one file that loads nothing from outside, and line charts in their colours, drawn by matplotlib as SVG."""
 
 from __future__ import annotations
 

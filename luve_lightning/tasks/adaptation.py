@@ -41,8 +41,8 @@ class AdaptationTask(FlowMatchingTask):
         weight_decay: see TrainingTask.
         warmup_steps: see TrainingTask.
         losses: see FlowMatchingTask.
-        attention: takes the place of the blocks' self-attention, also where what was exported is loaded; None keeps
-            the one that the backbone has.
+        attention: replaces the blocks' self-attention, also where the export is loaded; None keeps the backbone's
+            own.
     """
 
     # Every process takes part in an export: the weights may be sharded.

@@ -1,4 +1,4 @@
-"""Attentions that take the place of a transformer's own self-attention: what one is here, each in a file beside it."""
+"""Attentions that replace a transformer's own self-attention: their interface, and one a file beside it."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ GROUP = "luve_lightning.attention"
 class Attention(ABC):
     """Self-attention of a token grid without weights of its own.
 
-    A subclass is a dataclass: its fields are its settings, plain JSON values. The transformer's `config.json` keeps
-    them with the name of the class, and what is loaded attends as it did when it was trained.
+    A subclass is a dataclass: its fields are its settings, plain JSON values. The transformer's `config.json`
+    keeps them with the class's name, so a loaded transformer attends as in training.
     """
 
     @abstractmethod
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, grid: Grid) -> Tensor:
-        """What each token gathers, shaped as the queries.
+        """What each token gathers, shaped like the queries.
 
         Args:
             query: B x N x heads x width, after norms and positions.
             key: likewise.
             value: likewise.
-            grid: tokens along T, h, w; N of them.
+            grid: tokens along T, h, w; N in all.
         """
 
     def record(self) -> dict[str, Any]:
-        """Name and settings, as JSON has them."""
+        """Name and settings as JSON data."""
         settings: Any = self
         return {"name": type(self).__name__} | asdict(settings)
 
@@ -46,7 +46,7 @@ class Attention(ABC):
         """The attention that `record` describes.
 
         Raises:
-            ValueError: for an unknown name or settings that it does not have.
+            ValueError: for an unknown name or unknown settings.
         """
         settings = dict(record)
         name, known = settings.pop("name", None), {kind.__name__: kind for kind in _kinds()}
@@ -61,7 +61,7 @@ class Attention(ABC):
 
 
 def _kinds() -> Iterator[Any]:
-    """This folder's attentions, those imported already and those of entry points: nothing that a file names."""
+    """The known attentions: this folder's, those imported already and those of entry points; a file can add none."""
     for found in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{found.name}")
     for entry in entry_points(group=GROUP):

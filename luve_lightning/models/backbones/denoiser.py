@@ -23,7 +23,7 @@ Recompute = Literal["nothing", "blocks", "all_but_attention"]
 """What the backward pass computes again."""
 
 
-_ATTENTION_KEY = "luve_attention"  # in the transformer's configuration; diffusers keeps what it does not know
+_ATTENTION_KEY = "luve_attention"  # in the transformer's configuration; diffusers keeps unknown keys
 
 
 class Denoiser(ABC):
@@ -123,14 +123,14 @@ class Denoiser(ABC):
     def set_attention(self, attend: Callable[..., Tensor] | None) -> None:
         """Replace self-attention's function of queries, keys and values; None restores the family's own.
 
-        What is to be saved with the transformer goes through `use_attention`.
+        Use `use_attention` for an attention that is saved with the transformer.
 
         Args:
             attend: see Attention.
         """
 
     def use_attention(self, attention: Attention | None) -> None:
-        """Replace self-attention; the transformer's configuration keeps which, and it is in force when it is loaded."""
+        """Replace self-attention; the transformer's configuration keeps it, and loading restores it."""
         self.module.register_to_config(**{_ATTENTION_KEY: None if attention is None else attention.record()})
         self.module.attention_is_replaced = attention is not None
         self.set_attention(attention)

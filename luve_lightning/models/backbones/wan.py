@@ -1,4 +1,4 @@
-"""Wan2.1's family: what its folders hold, and new small members of it."""
+"""Wan2.1's family: its folders, and new small members of it."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def word_tokenizer(captions: Iterable[str], length: int) -> PreTrainedTokenizerF
 
 
 class WanSchedule(Schedule):
-    """UniPC with flow sigmas, which is of second order."""
+    """UniPC with flow sigmas, a second-order scheduler."""
 
     remembered = 2
 
@@ -279,7 +279,7 @@ class WanBackbone(Backbone):
             sizes: arguments of `diffusers.AutoencoderKLWan`.
         """
         vae: AutoencoderKLWan = build("vae", AutoencoderKLWan, sizes)
-        # Other channels than those of three colours, whose pixels `patch_size` folds into more of them.
+        # Refuse other channels than those of three colours, whose pixels `patch_size` folds into more of them.
         patch = vae.config.patch_size or 1
         for key in ("in_channels", "out_channels"):
             if vae.config[key] != 3 * patch**2:

@@ -1,4 +1,4 @@
-"""The PEFT layer of an expert, a filtered LoRA around a whole module; adding experts, and what is trained."""
+"""An expert's PEFT layer, a filtered LoRA around a whole module; adding experts, and choosing what is trained."""
 
 from __future__ import annotations
 

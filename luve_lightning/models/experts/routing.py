@@ -1,4 +1,4 @@
-"""What an expert is, which experts act on which sample, and tokens that are split over processes."""
+"""An expert's configuration, which experts act on which sample, and tokens split over processes."""
 
 from __future__ import annotations
 
