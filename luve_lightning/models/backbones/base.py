@@ -264,7 +264,9 @@ class Backbone(ABC):
                 f"backbone {self.path}: its scheduler/ is a {named}, which diffusers does not have"
             )
         with loading(self.path, "scheduler"):
-            scheduler = kind.from_pretrained(str(self.path), subfolder="scheduler", local_files_only=local)
+            scheduler = getattr(diffusers, named).from_pretrained(
+                str(self.path), subfolder="scheduler", local_files_only=local
+            )
         return self.schedule_class(scheduler, self.path)
 
     def serving(self) -> Mapping[str, SigmaBand]:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from luve_lightning.functional.noise_bands import SigmaBand
-from luve_lightning.models.backbones.base import Backbone, CutText, Denoiser, Schedule, TextConditioner, build
+from luve_lightning.models.backbones.base import Backbone, CutText, Schedule, TextConditioner, build
+from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import SizeRules
 from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
 from luve_lightning.models.backbones.wan_vae import WanLatentSpace
