@@ -258,8 +258,8 @@ class Backbone(ABC):
         if local and not (Path(self.path) / "scheduler" / "scheduler_config.json").is_file():
             raise FileNotFoundError(f"backbone {self.path}: no scheduler/scheduler_config.json there")
         named = str(self.config("scheduler", "scheduler_config.json").get("_class_name"))
-        kind: Any = getattr(diffusers, named, None)
-        if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        kind = getattr(diffusers, named, None)
+        if not isinstance(kind, type) or not issubclass(kind, SchedulerMixin):
             raise ValueError(
                 f"backbone {self.path}: its scheduler/ is a {named}, which diffusers does not have"
             )
