@@ -117,11 +117,6 @@ class DryRun:
         """Total floating-point operations."""
         return sum(operation.flops * count for operation, count in self.operations.items())
 
-    @property
-    def uses_matmul(self) -> bool:
-        """Whether cuBLAS gets its workspace."""
-        return any(operation.kind == "matmul" for operation in self.operations)
-
 
 @contextmanager
 def dry_run(*, fused: bool = True, converts: bool = True) -> Iterator[DryRun]:
