@@ -13,13 +13,14 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
+from luve_lightning.analysis.upsampling_comparison import method_names
 from luve_lightning.callbacks import UpsamplerComparison
 from luve_lightning.models.vluer import VLUer
 from luve_lightning.tasks import VLUerTask
 from tests.helpers.upsampling import Shards, TinyPairs, tiny_task, tiny_vluer
 
 HEADER = "scale,method,latent_l1,psnr_rgb,ssim,frame_diff,ms,peak_mib"
-METHODS = ["vluer", "nearest", "bilinear", "bicubic", "rgb_bicubic", "vae"]
+METHODS = method_names()
 Table = dict[tuple[str, str], dict[str, str]]
 
 
@@ -101,7 +102,7 @@ def test_test_writes_prints_and_logs(
     [logged] = list(csv.DictReader((tmp_path / "log" / "version_0" / "metrics.csv").read_text().splitlines()))
     assert float(logged["test/x2/vluer/psnr_rgb"]) == pytest.approx(vluer, rel=1e-4)
     assert float(logged["test/x2/vluer/gap_closed"]) == pytest.approx(share / 100, rel=0.05, abs=0.01)
-    assert len([name for name in logged if name.startswith("test/")]) == 2 * (6 * 6 + 1)
+    assert len([name for name in logged if name.startswith("test/")]) == 2 * (6 * len(METHODS) + 1)
 
 
 def test_the_checkpoint_is_named(tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path) -> None:

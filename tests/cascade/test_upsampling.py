@@ -30,11 +30,12 @@ def noise(*shape: int) -> torch.Tensor:
 
 
 def test_names_and_their_order() -> None:
-    assert list(baselines()) == ["nearest", "bilinear", "bicubic", "rgb_bicubic"]
+    papers = ["nearest", "bilinear", "bicubic", "rgb_bicubic"]
+    assert [name for name in baselines() if name in papers] == papers
     assert set(upsampling_methods()) == {*baselines(), "latent", "rgb", "vluer"}
     for name, paper in (("bilinear", "latent"), ("rgb_bicubic", "rgb")):
         assert upsampling_method(name) == upsampling_method(paper)
-    with pytest.raises(ValueError, match=r"^upsampling: expected one of nearest, .*, got 'lanczos'$"):
+    with pytest.raises(ValueError, match=r"^upsampling: expected one of .*nearest, .*, got 'lanczos'$"):
         upsampling_method("lanczos")
 
 

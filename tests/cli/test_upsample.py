@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from luve_lightning.cascade.upsampling import baselines
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.video_files import find_videos, read_video, write_video
 from luve_lightning.data.video_index import VideoIndex
@@ -169,7 +170,7 @@ def test_a_changed_or_damaged_clip(luve: Luve, world: Path) -> None:
         ({"scale": 4}, "height 12: expected a multiple of 8"),
         ({"scale": 1}, "scale: expected a number > 1"),
         ({"frames": 6}, "6 frames: expected 4k + 1"),
-        ({"baselines": "[lanczos]"}, "baselines: expected some of nearest, bilinear, bicubic, rgb_bicubic"),
+        ({"baselines": "[lanczos]"}, f"baselines: expected some of {', '.join(baselines())}, got lanczos"),
         ({"vluers.bilinear": "x"}, "vluers: bilinear is the name of another method"),
         ({"vluers.learned": "nothing"}, "vluers.learned: nothing has no config.json"),
         ({"vluers": "{../../x: nothing}"}, "vluers: '../../x': expected letters, digits"),
