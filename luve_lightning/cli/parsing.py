@@ -94,7 +94,8 @@ def run_function(
     """
     parser = make_parser(verb, (function.__doc__ or "").strip().partition("\n")[0], ArgumentParser)
     spread = spread_options(function)
-    known = set(parser.add_function_arguments(function, as_group=False, skip={SPREAD} if spread else None))
+    known: set[str | int] = {SPREAD} if spread else set()
+    known |= set(parser.add_function_arguments(function, as_group=False, skip=known))
     if spread:
         parser.add_class_arguments(spread, as_group=False)
     for title, part in parts.items():

@@ -166,7 +166,15 @@ class _Bench:
     def _planner(self, size: str, tile: tuple[int, int] | None = None) -> Planner:
         frames, height, width = self.setup.sizes[size]
         _, *motion = self.setup.sizes["720p"]
-        options = CascadeOptions(height, width, frames, *motion, steps=STEPS, skip_steps=SKIP)
+        options = CascadeOptions(
+            height,
+            width,
+            frames,
+            motion_height=motion[0],
+            motion_width=motion[1],
+            steps=STEPS,
+            skip_steps=SKIP,
+        )
         running = SpeedOptions(decode_tile=tile, offload=True)
         workspace = CUBLAS_WORKSPACE if self.device.type == "cuda" else 0
         return Planner(self.planned, options, running, self.speed, workspace)

@@ -120,7 +120,12 @@ def measure(
 
 def _refined(pipeline: LuVePipeline, latents: Tensor, guidance: Guidance, inputs: dict[str, Any]) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(0)
-    options = {"skip_steps": SKIP, "steps": STEPS, "guidance": guidance, "generator": generator}
+    options: dict[str, Any] = {
+        "skip_steps": SKIP,
+        "steps": STEPS,
+        "guidance": guidance,
+        "generator": generator,
+    }
     return refine(pipeline, latents, **options, **inputs)
 
 
@@ -133,7 +138,8 @@ def _pipeline(device: torch.device, backbone: str | None, refiner: str | None, o
         setup: Setup = mini() if device.type == "cpu" else wan()
         parts = Parts(setup.configs, setup.dtype, device)
         scheduler = setup.configs.family.build_schedule(setup.configs.shift).scheduler
-        pipeline = LuVePipeline(None, None, parts.codec.vae, scheduler, parts.transformer)
+        no_text: Any = None  # the prompt comes embedded
+        pipeline = LuVePipeline(no_text, no_text, parts.codec.vae, scheduler, parts.transformer)
     model = pipeline.refinement_transformer
     for name, config in EXPERTS.items():
         add_expert(model, name, replace(config, band=BANDS[name]))
