@@ -174,15 +174,15 @@ def test_a_run_waits_for_what_others_make_and_does_it_when_they_give_up(
             assert also_held
             runner = threading.Thread(target=run)
             runner.start()
-            assert wait_for(lambda: mine.size().entries == 3)
+            assert wait_for(lambda: store_size(mine.root).entries == 3)
             assert not mine.has(source.key("b"))
             theirs.write(source.key("b"), torch.zeros(1, 16))
         time.sleep(0.1)
         assert runner.is_alive(), "it must wait for the last one"
     runner.join(150)
     assert [(report.embedded, report.there) for report in reports] == [(4, 1)]
-    assert mine.size().entries == 5
-    assert mine.size().unfinished == 0
+    assert store_size(mine.root).entries == 5
+    assert store_size(mine.root).unfinished == 0
 
 
 def test_check_names_the_damaged(luve: Luve, tmp_path: Path) -> None:
