@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from luve_lightning.__main__ import main
 from luve_lightning.cascade import CascadeOptions, Guidance, LuVePipeline, SpeedOptions
 from luve_lightning.models.backbones import denoiser_of, family_of, latent_space_of, load_backbone
 from luve_lightning.models.experts import add_expert, load_expert, save_expert
@@ -29,6 +30,32 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_ribbon(tmp_path_factory.mktemp("ribbon"), ["squares drift", "a red boat"])
 
 
+@pytest.fixture(scope="module")
+def stores(
+    tmp_path_factory: pytest.TempPathFactory, repository: Path, backbone: Path, tiny_clips: Path
+) -> tuple[Path, Path]:
+    """Latents of the tiny clips and embeddings of their captions, made by `luve precompute` and `luve embed`."""
+    folder = tmp_path_factory.mktemp("stores")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINY_BACKBONE", str(backbone))
+        patch.setenv("TINY_WORLD", str(tiny_clips))
+        patch.setenv("TINY_LATENTS", str(folder / "latents"))
+        patch.setenv("TINY_RUN", str(folder))
+        for verb, name in (
+            ("precompute", "mini.yaml"),
+            ("precompute", "mini-experts.yaml"),
+            ("embed", "mini.yaml"),
+        ):
+            files = [repository / part / verb / file
+                     for part in ("experiments", "tests/conf")
+                     for file in dict.fromkeys(("mini.yaml", name))]  # fmt: skip
+            assert (
+                main([verb, *(word for file in files if file.is_file() for word in ("--config", str(file)))])
+                == 0
+            )
+    return folder / "latents", folder / "texts"
+
+
 @pytest.fixture
 def command(
     capsys: pytest.CaptureFixture[str],
@@ -37,12 +64,13 @@ def command(
     repository: Path,
     backbone: Path,
     tiny_clips: Path,
+    stores: tuple[Path, Path],
 ) -> Command:
     """Runs a verb with experiments' files, the tiny world's over them, and further words."""
     monkeypatch.setenv("TINY_BACKBONE", str(backbone))
     monkeypatch.setenv("TINY_WORLD", str(tiny_clips))
-    monkeypatch.setenv("TINY_LATENTS", str(tmp_path / "latents"))
-    monkeypatch.setenv("TINY_TEXTS", str(tmp_path / "run" / "texts"))
+    monkeypatch.setenv("TINY_LATENTS", str(stores[0]))
+    monkeypatch.setenv("TINY_TEXTS", str(stores[1]))
     monkeypatch.setenv("TINY_RUN", str(tmp_path / "run"))
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb"))
     (tmp_path / "here").mkdir()
@@ -164,7 +192,6 @@ def test_luve_plans_it(capsys: pytest.CaptureFixture[str], backbone: Path, parts
 @pytest.mark.slow
 def test_a_vluer_is_trained_on_it(command: Command, tmp_path: Path) -> None:
     """Latents encoded, one step with pixels decoded, compared with interpolation, exported."""
-    command("precompute", "precompute/mini.yaml")
     command("fit", "vluer/mini.yaml", "--model.net.latent_channels=6")
     net = VLUer.from_pretrained(tmp_path / "run" / "vluer")
     assert net(torch.randn(1, 6, 2, 4, 5), (3, 8, 10)).shape == (1, 6, 3, 8, 10)
@@ -176,8 +203,6 @@ def test_experts_are_trained_on_it(
     command: Command, tmp_path: Path, backbone: Path, files: list[str]
 ) -> None:
     """Latents and texts embedded, one step, and the expert changes what its base predicts in its own place."""
-    command("precompute", "precompute/mini.yaml", "precompute/mini-experts.yaml")
-    command("embed", "embed/mini.yaml")
     command("fit", *(f"experts/mini-{name}.yaml" for name in files), "--model.recompute=blocks")
     denoiser = load_backbone(backbone).denoiser()
     latents, text = torch.randn(1, 6, 3, 4, 5), torch.randn(1, 7, 10)
@@ -206,6 +231,7 @@ def test_a_new_one_is_trained_from_nothing(
     with_sizes("mini/vae.yaml", family="ribbon", vae={"hidden": 12})
     command("fit", "mini/vae.yaml", repository=tmp_path)
     monkeypatch.setenv("TINY_BACKBONE", str(tmp_path / "run" / "export"))
+    monkeypatch.setenv("TINY_LATENTS", str(tmp_path / "latents"))
     command("precompute", "precompute/mini.yaml")
     with_sizes("mini/backbone.yaml", transformer={"width": 12}, text_encoder={"width": 6})
     command("fit", "mini/backbone.yaml", repository=tmp_path)
