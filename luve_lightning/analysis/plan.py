@@ -133,7 +133,7 @@ class Planner:
         """From the first stage's latents to the video's."""
         method, low = self.options.method, self.low
         assert low is not None
-        used = [] if method.model is None else [method.model]
+        used: list[str] = [] if method.model is None else [method.model]
         shape = (1, self.parts.codec.channels, *low)
         run = self._dry(used, lambda _: method(torch.empty(shape, device="meta"), self.grid, self.parts))
         return self._stage("upsample", used, run, latents=self.grid)

@@ -19,7 +19,7 @@ from torch import Tensor
 from luve_lightning.cascade.generation_jobs import VideoJob
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.pipeline import LuVePipeline
-from luve_lightning.cascade.run import ExpertUse, Stage
+from luve_lightning.cascade.run import ExpertUse, LuVePipelineOutput, Stage
 from luve_lightning.cascade.stages import decode
 from luve_lightning.data.safetensors_window import DIGEST, tensor_digest
 from luve_lightning.data.store import ClaimedFiles
@@ -171,6 +171,9 @@ class CascadeRun:
             callback_on_stage_end=making.end,
             callback_on_step_end=making.step,
         )
+        assert isinstance(output, LuVePipelineOutput)
+        assert output.stages is not None
+        assert output.experts_used is not None
         *earlier, last = output.stages
         shown = {name: making.decode(output.stages[name]) for name in earlier} if show_stages else {}
         frames = making.decode(output.stages[last], report=True)

@@ -165,7 +165,8 @@ class CascadeOptions:
         rules.check(frames, **size)
         named = {f"motion_{name}": pixels for name, pixels in motion.items()}
         rules.check(frames, **named)
-        return replace(self, num_frames=frames, **size, **named)
+        sizes: dict[str, Any] = size | named
+        return replace(self, num_frames=frames, **sizes)
 
     def recipe(self) -> dict[str, Any]:
         """What decides a video's pixels, besides its prompt, seed and sizes: part of a stored recipe."""

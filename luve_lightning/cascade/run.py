@@ -288,13 +288,14 @@ def _embeddings(
         raise ValueError("expected prompt or prompt_embeds, got neither")
     prompts = [prompt] if isinstance(prompt, str) else prompt or []
     count = len(prompts if embeds is None else embeds)
-    negatives = [negatives or ""] * count if isinstance(negatives or "", str) else negatives
+    negatives = negatives or ""
+    against = [negatives] * count if isinstance(negatives, str) else negatives
     guided = guided and negative_embeds is None
-    if guided and len(negatives) != count:
+    if guided and len(against) != count:
         raise ValueError(
-            f"{len(negatives)} negative prompts for {count} prompts: expected one, or one for each"
+            f"{len(against)} negative prompts for {count} prompts: expected one, or one for each"
         )
     length = options.get("length")
     if embeds is None:
         embeds = pipeline.encode_prompt(prompts, length)
-    return embeds, pipeline.encode_prompt(negatives, length) if guided else negative_embeds
+    return embeds, pipeline.encode_prompt(against, length) if guided else negative_embeds
