@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,10 +14,35 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from luve_lightning.locks import runs
 
 _UNFINISHED, _SUFFIX = ".unfinished-", ".tmp"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: for anything else than a JSON object; one line that names the file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got a {type(content).__name__}")
+    return content
+
+
+def find_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty when there is none that can be read."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return {}
 
 
 def text_digest(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from luve_lightning.ablations.results import COLUMNS, Direction, Results, result_rows
 from luve_lightning.ablations.table import Table
 from luve_lightning.evaluation.tables import format_value, table_csv, table_markdown
-from luve_lightning.files import write_text
+from luve_lightning.files import read_json, write_text
 
 _NUMBERS = ("mean", "low", "high", "difference", "difference_low", "difference_high")
 _ABOUT = (
@@ -109,7 +109,7 @@ def read_results(path: Path) -> ResultsFile:
     if not rows:
         raise ValueError("a table of results without a row")
     beside = path.with_suffix(".json")
-    return ResultsFile(rows, _about(beside) if beside.is_file() else {})
+    return ResultsFile(rows, read_json(beside) if beside.is_file() else {})
 
 
 def _parsed(row: dict[str, Any]) -> dict[str, Any]:
@@ -131,16 +131,6 @@ def _number(row: Mapping[str, str], key: str) -> float:
 
 def _place(row: Mapping[str, str], key: str) -> str:
     return f"row {row['row']}, metric {row['metric']}: {key}"
-
-
-def _about(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name}: expected a JSON object, got a {type(content).__name__}")
-    return content
 
 
 def _json(

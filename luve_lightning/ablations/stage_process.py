@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from luve_lightning.ablations.graph import AblationStage
-from luve_lightning.files import write_text
+from luve_lightning.files import find_json, write_text
 from luve_lightning.locks import try_lock
 
 _DONE = "done.json"
@@ -26,11 +26,8 @@ LOG = "log.txt"
 
 def done_record(stage: AblationStage) -> dict[str, Any] | None:
     """What was recorded when a stage was finished, or None."""
-    try:
-        record = json.loads((stage.folder / _DONE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) and record.get("hash") == stage.digest else None
+    record = find_json(stage.folder / _DONE)
+    return record if record.get("hash") == stage.digest else None
 
 
 def is_done(stage: AblationStage) -> bool:

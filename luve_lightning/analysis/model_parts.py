@@ -11,8 +11,8 @@ import torch
 from diffusers import ModelMixin
 from torch import nn
 
+from luve_lightning.files import read_json
 from luve_lightning.models.backbones import Backbone, LatentSpace, Schedule, family_named, load_backbone
-from luve_lightning.models.folders import read_json
 from luve_lightning.models.vluer import VLUer
 
 

@@ -20,7 +20,7 @@ from luve_lightning.data.clips import read_clip
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_files import write_video
 from luve_lightning.data.video_index import ClipEntry
-from luve_lightning.files import write_text
+from luve_lightning.files import find_json, write_text
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import fit_frames, resize_video, video_to_frames
 from luve_lightning.models.backbones import LatentSpace
@@ -201,13 +201,8 @@ class ClipUpsampler:
 
     def _finished(self, entry: ClipEntry, name: str, digest: str) -> bool:
         path = self.folder / name / f"{entry.clip_id}.mp4"
-        try:
-            about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return False
-        return (
-            isinstance(about, dict) and about.get("recipe") == self._recipe(name, digest) and path.is_file()
-        )
+        about = find_json(path.with_suffix(".json"))
+        return about.get("recipe") == self._recipe(name, digest) and path.is_file()
 
     def _recipe(self, name: str, digest: str) -> dict[str, Any]:
         recipe: dict[str, Any] = {"version": _VERSION, "method": name, "clip": digest, **asdict(self.recipe)}

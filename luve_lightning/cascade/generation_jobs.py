@@ -19,7 +19,7 @@ from typing import Any
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.prompts import PromptLine, check_distinct, check_seed
 from luve_lightning.data.store import ClaimedFiles
-from luve_lightning.files import file_digest, remove_unfinished, text_digest
+from luve_lightning.files import file_digest, find_json, remove_unfinished, text_digest
 from luve_lightning.locks import share_work
 from luve_lightning.models.backbones import SizeRules
 
@@ -146,11 +146,8 @@ class VideoFolder:
             ValueError: it was made differently, and may not be overwritten.
         """
         path = self.video(job)
-        try:
-            about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return False
-        found = about.get("recipe") if isinstance(about, dict) else None
+        about = find_json(path.with_suffix(".json"))
+        found = about.get("recipe")
         if not (isinstance(found, dict) and path.is_file()):
             return False
         other = _differences(found, self.recipe(job))

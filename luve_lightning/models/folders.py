@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from luve_lightning.files import replacing_folder
+from luve_lightning.files import read_json, replacing_folder
 
 # diffusers, PEFT and we look for these first: a folder without one holds no model.
 _FIRST_READ = ("model_index.json", "config.json", "expert.json")
@@ -127,29 +126,10 @@ def read_config(backbone: str | Path, part: str, name: str = "config.json") -> d
     path = Path(backbone) / part / name
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    content = _parsed(path)
-    if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
+    content = read_json(path)
+    if not isinstance(content.get("_class_name"), str):
         raise ValueError(f"{path}: no configuration of diffusers: it has no _class_name")
-    return dict(content)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    content = _parsed(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got a {type(content).__name__}")
-    return dict(content)
-
-
-def _parsed(path: Path) -> object:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+    return content
 
 
 def _hubs_reason(error: BaseException) -> str | None:

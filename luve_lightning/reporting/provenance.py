@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from luve_lightning.data.clip_container import ClipError
+from luve_lightning.files import read_json
 
 Part = TypeVar("Part")
 Input = TypeVar("Input")
@@ -122,22 +122,6 @@ class Origin:
         return _STAGE_COLUMNS
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        Unreadable: not JSON, or not an object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise Unreadable(f"{path.name} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise Unreadable(f"{path.name}: expected a JSON object, got a {type(content).__name__}")
-    return content
-
-
 def of_results(key: str, path: Path, content: Mapping[str, Any]) -> Origin:
     """Provenance of an ablation table, from the JSON file beside it."""
     facts = {
@@ -159,7 +143,7 @@ def of_run(key: str, folder: Path) -> Origin | None:
     """Provenance of a training run, from the newest `provenance*.json` of its folder; None without one.
 
     Raises:
-        Unreadable: the file is not a JSON object.
+        ValueError: the file is not a JSON object.
     """
     files = sorted(folder.glob("provenance*.json"), key=lambda file: (len(file.name), file.name))
     if not files:

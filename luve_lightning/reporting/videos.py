@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from PIL import Image
 
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.video_files import encode_h264, find_videos, read_video
+from luve_lightning.files import find_json
 from luve_lightning.reporting.page import data_uri
 from luve_lightning.reporting.provenance import Unreadable
 
@@ -237,10 +237,5 @@ def _encoded(frames: np.ndarray, fps: float) -> bytes:
 
 
 def _prompt(path: Path) -> str:
-    beside = path.with_suffix(".json")
-    try:
-        content = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return ""  # a video need not have one
-    prompt = content.get("prompt") if isinstance(content, dict) else None
+    prompt = find_json(path.with_suffix(".json")).get("prompt")  # a video need not have one
     return prompt if isinstance(prompt, str) else ""

@@ -103,7 +103,7 @@ def test_a_video_of_other_settings_is_not_replaced_by_accident(tmp_path: Path) -
     (job, *_) = make_jobs(LINES, DEFAULTS, RULES)
     write(VideoFolder(tmp_path, SETTINGS), job)
     other = SETTINGS | {"steps": 8}
-    with pytest.raises(ValueError, match=r"made otherwise \(steps 4, now 8\); choose another --output"):
+    with pytest.raises(ValueError, match=r"made differently \(steps 4, now 8\); choose another --output"):
         VideoFolder(tmp_path, other).is_done(job)
     with pytest.raises(ValueError, match=r"\(guidance[.]scale 5[.]0, now 4[.]0\)"):
         VideoFolder(tmp_path, SETTINGS | {"guidance": {"scale": 4.0}}).is_done(job)

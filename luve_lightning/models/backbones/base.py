@@ -32,12 +32,13 @@ from diffusers import SchedulerMixin
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from torch import Tensor, nn
 
+from luve_lightning.files import read_json
 from luve_lightning.functional.flow_matching import timestep_of_sigma
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.machine import check_memory
 from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import LatentSpace, SizeRules
-from luve_lightning.models.folders import cannot_load, is_local, loading, read_json
+from luve_lightning.models.folders import cannot_load, is_local, loading
 
 Built = TypeVar("Built")
 _MOST = 65_536  # most layers, heads or channels that a new model may have

@@ -13,11 +13,12 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from torch import nn
 
+from luve_lightning.files import read_json
 from luve_lightning.models import backbones
 from luve_lightning.models.backbones.base import Backbone
 from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import LatentSpace
-from luve_lightning.models.folders import cannot_load, is_local, read_config, read_json
+from luve_lightning.models.folders import cannot_load, is_local, read_config
 
 GROUP = "luve.backbones"
 """Entry points of packages that bring a family: name = "package.module:Class"."""

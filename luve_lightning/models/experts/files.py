@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from luve_lightning.files import read_json
 from luve_lightning.functional.frequency import FrequencyFilter
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.models.backbones import Denoiser, denoiser_of
@@ -126,7 +127,7 @@ def _weights(denoiser: Denoiser, name: str, config: ExpertConfig) -> dict[str, T
 
 def _read_config(folder: Path) -> tuple[str, ExpertConfig, set[str]]:
     """Name and configuration of a saved expert, and the modules that PEFT's file names."""
-    facts, lora = (_read_json(folder / file) for file in (EXPERT, ADAPTER_CONFIG))
+    facts, lora = (read_json(folder / file) for file in (EXPERT, ADAPTER_CONFIG))
     if facts.get("format") != FORMAT:
         raise ValueError(f"{folder / EXPERT}: format {facts.get('format')!r}, expected {FORMAT}")
     for key, values in _UNUSED.items():
@@ -148,16 +149,6 @@ def _read_config(folder: Path) -> tuple[str, ExpertConfig, set[str]]:
     except ValueError as error:  # a number out of range
         raise ValueError(f"{folder}: {EXPERT} or {ADAPTER_CONFIG}: {error}") from error
     return name, config, targets
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a JSON object")
-    return content
 
 
 def _check_weights(
