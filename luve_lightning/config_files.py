@@ -154,10 +154,7 @@ def parse_yaml(text: str, where: str) -> Any:
         raise CompositionError(f"{where}{line}: not valid YAML: {problem}") from error
     except RecursionError:
         raise CompositionError(f"{where}: nested too deeply") from None
-    except (
-        OSError,
-        OmegaConfBaseException,
-    ) as error:  # OSError: OmegaConf's error for a bare number or text
+    except (OSError, OmegaConfBaseException) as error:  # OSError: OmegaConf's error for a bare number or text
         problem = str(error).splitlines()[0]
         raise CompositionError(f"{where}: expected a mapping of keys: {problem}") from error
 

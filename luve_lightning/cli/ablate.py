@@ -48,7 +48,7 @@ VERBS = {
         "repeat one of the paper's tables: every row, several seeds",
         positional="table",
         goes_on=True,
-    ),
+    )
 }
 
 

@@ -18,16 +18,12 @@ VERBS = {
         "Measurement",
         "time the models and measure their memory",
         subjects="luve_lightning.analysis.benchmarks",
-    ),
+    )
 }
 
 
 def bench(
-    subject: str,
-    device: str = "cuda",
-    repeats: int | None = None,
-    output: Path | None = None,
-    **options: Any,
+    subject: str, device: str = "cuda", repeats: int | None = None, output: Path | None = None, **options: Any
 ) -> None:
     """Measures time and peak memory, and prints one JSON line per row.
 

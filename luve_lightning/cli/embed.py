@@ -24,7 +24,7 @@ VERBS = {
         "embed captions into the text store, once",
         examples=("experiments/embed/mini.yaml",),
         goes_on=True,
-    ),
+    )
 }
 
 

@@ -43,7 +43,7 @@ VERBS = {
         examples=("experiments/evaluate/metrics.yaml", "experiments/evaluate/mini.yaml"),
         named=("videos",),
         goes_on=True,
-    ),
+    )
 }
 
 

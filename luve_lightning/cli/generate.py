@@ -44,7 +44,7 @@ VERBS = {
         positional="prompt",
         examples=("experiments/generate/mini.yaml",),
         goes_on=True,
-    ),
+    )
 }
 
 _SPEED = SpeedOptions()

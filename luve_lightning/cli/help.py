@@ -19,11 +19,8 @@ from luve_lightning.cli.keys import TRAINER, Keys
 
 VERBS = {
     "completion": Verb(
-        "Shell",
-        "print a script that completes verbs and keys in bash or zsh",
-        positional="shell",
-        slow=False,
-    ),
+        "Shell", "print a script that completes verbs and keys in bash or zsh", positional="shell", slow=False
+    )
 }
 
 _EVERY = {

@@ -13,13 +13,7 @@ from typing import Any
 
 from luve_lightning.cli import function_name, verbs
 from luve_lightning.cli.errors import entries
-from luve_lightning.cli.signatures import (
-    SPREAD,
-    Parameter,
-    Signature,
-    class_signature,
-    function_signature,
-)
+from luve_lightning.cli.signatures import SPREAD, Parameter, Signature, class_signature, function_signature
 
 COMPONENT_KEYS = {"class_path", "init_args", "dict_kwargs"}
 TRAINER = "lightning.pytorch.Trainer"

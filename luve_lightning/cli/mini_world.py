@@ -10,13 +10,7 @@ from rich.console import Console
 from luve_lightning.cli import Verb
 from luve_lightning.data.mini_world import render_mini_world
 
-VERBS = {
-    "mini-world": Verb(
-        "Data",
-        "render the mini world's clips and their CSV",
-        goes_on=True,
-    ),
-}
+VERBS = {"mini-world": Verb("Data", "render the mini world's clips and their CSV", goes_on=True)}
 
 
 def mini_world(

@@ -18,12 +18,7 @@ from luve_lightning.cli import Verb
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.experts import load_expert
 
-VERBS = {
-    "plan": Verb(
-        "Generation",
-        "estimate what generating a video takes, before anything runs",
-    ),
-}
+VERBS = {"plan": Verb("Generation", "estimate what generating a video takes, before anything runs")}
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 

@@ -44,7 +44,7 @@ VERBS = {
         "encode clips into the latent store, once per size",
         examples=("experiments/precompute/mini.yaml",),
         goes_on=True,
-    ),
+    )
 }
 
 

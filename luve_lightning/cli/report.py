@@ -28,7 +28,7 @@ VERBS = {
         "Tables",
         "show tables, curves, dashboards, spectra and videos on one page",
         named=("results", "curves", "spectra", "videos"),
-    ),
+    )
 }
 
 

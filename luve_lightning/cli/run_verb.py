@@ -28,7 +28,7 @@ _MOVED = {
 _BAR_AFTER_SECONDS = "10"
 _MESSAGES = (
     "💡 Tip:",
-    # `luve` says these in the lines at the beginning and end of a run (run_summary.py).
+    # `luve` says these in the lines at the beginning and end of a run (callbacks/training_run.py).
     "Seed set to",
     "GPU available:",
     "TPU available:",

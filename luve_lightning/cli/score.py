@@ -24,7 +24,7 @@ VERBS = {
         "score clips, for selecting training clips",
         examples=("experiments/score/mini.yaml",),
         goes_on=True,
-    ),
+    )
 }
 
 
@@ -82,16 +82,7 @@ def score(
     with Steps(Console(emoji=False, quiet=own.index > 0)) as steps:
         steps.begin("clips", len(entries[own.index :: own.count]))
         totals = score_clips(
-            entries,
-            scorer,
-            output,
-            caption,
-            choice,
-            own,
-            batch_size,
-            num_workers,
-            bad,
-            steps.advance,
+            entries, scorer, output, caption, choice, own, batch_size, num_workers, bad, steps.advance
         )
     _report(console, output, own, scorer, totals, started)
 

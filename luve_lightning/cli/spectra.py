@@ -30,7 +30,7 @@ VERBS = {
         "Measurement",
         "measure when frequency bands resolve, suggest a sigma_switch",
         examples=("experiments/spectra/mini.yaml",),
-    ),
+    )
 }
 
 
@@ -110,10 +110,7 @@ def spectra(
     low, high = found.at(PAPER_SIGMA_SWITCH)[[0, -1]].tolist()
     # NaN, the interval of a single video, is not valid JSON.
     told = {key: None if value != value else value for key, value in asdict(switch).items()}
-    facts = told | {
-        "released": {"sigma": PAPER_SIGMA_SWITCH, "low": low, "high": high},
-        "settings": settings,
-    }
+    facts = told | {"released": {"sigma": PAPER_SIGMA_SWITCH, "low": low, "high": high}, "settings": settings}
     write_text(output / "switch.json", json.dumps(facts, indent=2) + "\n")
     lines = [*switch_lines(found, switch), f"written to {table}, {plot.name} and switch.json"]
     lines.append(

@@ -1,4 +1,4 @@
-"""`luve study build` and `luve study tally`: a human study as a folder of web pages, and its answers as shares."""
+"""`luve study build`, `luve study tally` and `luve judge`: videos compared by people, and by a multimodal judge."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from luve_lightning.cli import Verb
 from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich
 from luve_lightning.evaluation.video_sets import find_video_sets
 from luve_lightning.files import write_text
+from luve_lightning.reporting import judge as judging
 from luve_lightning.reporting.study import PAGE, StudyOptions, build_study
 from luve_lightning.reporting.study_answers import (
     RATER_COLUMNS,
@@ -27,26 +28,16 @@ from luve_lightning.terminal import Steps, say
 
 VERBS = {
     "study build": Verb(
-        "Measurement",
-        "make a page on which people compare methods blind, and its key",
-        named=("videos",),
+        "Measurement", "make a page on which people compare methods blind, and its key", named=("videos",)
     ),
-    "study tally": Verb(
-        "Measurement",
-        "count what people chose, with intervals; flag raters",
+    "study tally": Verb("Measurement", "count what people chose, with intervals; flag raters"),
+    "judge": Verb(
+        "Measurement", "ask a multimodal judge about videos, or read its answers", named=("videos",)
     ),
 }
 
-
 _AXES = list(AXES)
-_SHOWN = (
-    "raters",
-    "axis",
-    "method",
-    "share",
-    "low",
-    "high",
-)  # columns that fit a terminal of 80
+_SHOWN = ("raters", "axis", "method", "share", "low", "high")  # columns that fit a terminal of 80
 
 
 def study_build(
@@ -104,12 +95,7 @@ def study_build(
 
 
 def study_tally(
-    answers: Path,
-    key: Path,
-    output: Path,
-    threshold: float = 0.5,
-    seed: int = 0,
-    replicates: int = 2000,
+    answers: Path, key: Path, output: Path, threshold: float = 0.5, seed: int = 0, replicates: int = 2000
 ) -> None:
     """Counts how often each method was chosen on each axis, with intervals, and flags inconsistent raters.
 
@@ -169,3 +155,78 @@ def _flag_notes(qualities: Sequence[RaterQuality], threshold: float) -> list[str
             f"no repeated question answered, so nothing is known of their attention: rater {numbers}"
         )
     return lines
+
+
+def judge(
+    output: Path,
+    videos: dict[str, Path | None] | None = None,
+    prompts: Path | None = None,
+    answers: Path | None = None,
+    frames: int = 8,
+    max_side: int | None = None,
+    embed: bool = False,
+    blind: bool = True,
+    seed: int = 0,
+    replicates: int = 1000,
+) -> None:
+    """Writes questions on realism, detail and alignment (1 to 10) for a multimodal judge, or reads its answers.
+
+    First with --videos: writes questions.jsonl, the frames, and key.json, which says what each id stands for and
+    must not reach the judge. Then with --answers: writes videos.csv and the means, table.csv and table.md. No
+    model is called and nothing is sent anywhere.
+
+    Args:
+        output: Folder of the questions and of the results.
+        videos: Folder of each method's videos, by name: --videos NAME=DIR, repeated.
+        prompts: CSV or JSONL with the columns name and prompt; default a JSON file beside each video.
+        answers: JSONL with id, realism, detail, alignment and optionally reason, one line per video.
+        frames: Frames per video, equally spaced.
+        max_side: Largest size of a frame's longer side, pixels; default unchanged.
+        embed: Put the frames into questions.jsonl (base64) instead of files beside it.
+        blind: Hide the methods' names behind random ids and shuffle the questions.
+        seed: Seed of ids and order, and of the bootstrap.
+        replicates: Resamples of the videos for the 95 % intervals.
+    """
+    console = Console(emoji=False)
+    if (videos is None) == (answers is None):
+        raise ValueError(
+            "expected either --videos NAME=DIR, to ask, or --answers FILE, to read what was answered"
+        )
+    if videos is not None:
+        folders = {name: folder for name, folder in videos.items() if folder is not None}
+        _ask(console, output, folders, prompts, judging.QuestionOptions(frames, max_side, embed, blind, seed))
+    elif answers is not None:
+        _read_answers(console, output, answers, seed, replicates)
+
+
+def _ask(
+    console: Console,
+    output: Path,
+    folders: dict[str, Path],
+    prompts: Path | None,
+    options: judging.QuestionOptions,
+) -> None:
+    sets = find_video_sets(folders, None, prompts)
+    with Steps(console) as steps:
+        steps.begin("videos", sum(len(files) for files in sets.methods.values()))
+        key = judging.write_questions(sets, output, options, steps.advance)
+    lines = [
+        f"{output / judging.QUESTIONS}: {len(key.entries)} questions",
+        "next: luve judge --output ... --answers FILE",
+    ]
+    lines += [f"  not asked: {name}: {reason}" for name, reason in key.unreadable.items()]
+    say(console, "\n".join(lines))
+
+
+def _read_answers(console: Console, output: Path, path: Path, seed: int, replicates: int) -> None:
+    key = judging.read_key(output)
+    found = judging.read_answers(path, key)
+    rows = judging.video_rows(found, key)
+    means = judging.mean_rows(rows, seed, replicates)
+    write_text(output / "videos.csv", table_csv(judging.VIDEO_COLUMNS, rows))
+    write_text(output / "table.csv", table_csv(judging.MEAN_COLUMNS, means))
+    write_text(output / "table.md", table_markdown(judging.MEAN_COLUMNS, means))
+    console.print(table_rich(judging.MEAN_COLUMNS, means, f"{len(rows)} of {len(key.entries)} videos judged"))
+    lines = [f"{path}: {problem}" for problem in found.problems]
+    lines.append(f"written to {output / 'table.csv'}, table.md and videos.csv")
+    say(console, "\n".join(lines))

@@ -26,14 +26,9 @@ from luve_lightning.terminal import say
 
 VERBS = {
     "sweep": Verb(
-        "Tables",
-        "run an ablation table's rows and seeds as a wandb sweep, or here",
-        positional="table",
+        "Tables", "run an ablation table's rows and seeds as a wandb sweep, or here", positional="table"
     ),
-    "dashboards": Verb(
-        "Tables",
-        "build wandb workspaces from definitions",
-    ),
+    "dashboards": Verb("Tables", "build wandb workspaces from definitions"),
 }
 
 _PROJECT = "luve-lightning"

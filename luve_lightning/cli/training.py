@@ -24,8 +24,7 @@ from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, Checkpoin
 from luve_lightning.callbacks.graceful_stop import StopPredictionOnSigterm, StopRequested
 from luve_lightning.callbacks.progress import TrainingProgress
 from luve_lightning.callbacks.provenance import Provenance
-from luve_lightning.callbacks.run_folder import SetAside, owned, refuse_only_earlier
-from luve_lightning.callbacks.run_summary import RunSummary
+from luve_lightning.callbacks.training_run import RunSummary, SetAside, owned, refuse_only_earlier
 from luve_lightning.cli import RUNS, Verb
 from luve_lightning.cli.compose import Arguments, drop_nulls
 from luve_lightning.cli.errors import UsageError

@@ -30,7 +30,7 @@ VERBS = {
         "upsample clips by several methods into folders of videos",
         examples=("experiments/upsample/mini.yaml",),
         goes_on=True,
-    ),
+    )
 }
 
 

@@ -18,7 +18,7 @@ import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from luve_lightning.callbacks.provenance import Provenance, configuration_changes
-from luve_lightning.callbacks.run_folder import LOCK, owned, set_aside
+from luve_lightning.callbacks.training_run import LOCK, owned, set_aside
 from tests.helpers.resumable import CropsTask
 from tests.helpers.run_luve import run_luve
 
