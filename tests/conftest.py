@@ -132,9 +132,18 @@ def world(tiny_backbone: Path, tiny_clips: Path, tiny_latents: Path, tiny_texts:
 
 
 @pytest.fixture(scope="session")
-def held_out_world(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+def held_out_world(
+    tiny_backbone: Path,
+    tiny_clips: Path,
+    tiny_latents: Path,
+    tiny_texts: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> World:
     """The tiny world with its splits swapped: four clips held out, one to train on."""
-    return world.resplit(tmp_path_factory.mktemp("split") / "world", train="val", val="train", test="test")
+    from tests.helpers.tiny_flow import World
+
+    whole = World(tiny_backbone, tiny_clips, tiny_latents, tiny_texts)  # `world` may be another one in a file
+    return whole.resplit(tmp_path_factory.mktemp("split") / "world", train="val", val="train", test="test")
 
 
 def _write_clip(path: Path, seed: int) -> None:
