@@ -63,7 +63,7 @@ class Contents:
                 return None
             if _is_model(path):
                 # Imported here, because it brings every pipeline with it: seconds.
-                from luve_lightning.cascade.model_identity import model_identity
+                from luve_lightning.cascade.pipeline_files import model_identity
 
                 return model_identity(path, self.hashes)
             return self._small_folder(path)

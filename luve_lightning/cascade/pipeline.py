@@ -320,14 +320,14 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
         return_dict: bool = True,
         **more: Any,
     ) -> LuVePipelineOutput | tuple[Any, ...]:
-        """Run the cascade, or with `cascade=False` a single stage at full size (see `generate_direct`).
+        """Run the cascade, or with `cascade=False` a single stage at full size, as UltraWan does it.
 
         Args:
             prompt: one, or one for each video.
             options: options of the video.
             motion_num_frames: frames of the first stage; default those of the video.
             experts: see `refine`.
-            with_refiner: see `generate_direct`.
+            with_refiner: the single stage at full size is the refiner's instead of the first transformer's.
             output_type: see `decode`.
             keep_stages: also return every stage's latents.
             callback_on_stage_start: called with a stage and its number of denoising steps. If it returns latents,
@@ -366,7 +366,9 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
             return latents
 
         if cascade:
-            latents = stage("motion", steps, lambda: from_noise(self, "motion", motion, run))
+            latents = stage(
+                "motion", steps, lambda: from_noise(self, "motion", self.transformer, motion, run)
+            )
             size = options.num_frames, options.height, options.width
             latents = stage(
                 "upsampled", 0, lambda: upsample(self, latents, size[1:], size[0], options.method)
@@ -375,7 +377,7 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
             latents = stage("refined", steps - skip, lambda: refined(self, latents, skip, choose, run))
         else:
             latents = stage(
-                "direct", steps, lambda: from_noise(self, "direct", options.size, run, None, model, choose)
+                "direct", steps, lambda: from_noise(self, "direct", model, options.size, run, choose)
             )
         frames = decode(self, latents, output_type)
         if not return_dict:

@@ -80,6 +80,7 @@ class RunOptions(TypedDict, total=False):
         callback_on_step_end: as in diffusers' pipelines: called with the pipeline, the step's number within the
             stage, its timestep and a dictionary of tensors; returns those that it replaces.
         callback_on_step_end_tensor_inputs: names of the tensors; default ["latents"].
+        noise: noise that the first stage starts from; drawn by default.
         length: tokens per prompt, padding included; default the backbone's own.
         record: list to which every step is appended.
     """
@@ -94,6 +95,7 @@ class RunOptions(TypedDict, total=False):
     attention_kwargs: dict[str, Any] | None
     callback_on_step_end: Callable[..., dict[str, Tensor] | None] | None
     callback_on_step_end_tensor_inputs: Sequence[str]
+    noise: Tensor | None
     length: int | None
     record: list[ExpertUse] | None
 
@@ -172,32 +174,23 @@ def begin(
 
 
 def from_noise(
-    pipeline: LuVePipeline,
-    stage: Stage,
-    size: Size3d,
-    run: Run,
-    latents: Tensor | None = None,
-    model: Any = None,
-    choose: Chooser = None,
+    pipeline: LuVePipeline, stage: Stage, model: Any, size: Size3d, run: Run, choose: Chooser = None
 ) -> Tensor:
     """Latents of a video, from pure noise.
 
     Args:
         pipeline: denoises.
-        stage: name for the record.
+        stage: for the record.
+        model: the transformer.
         size: frames, height and width in pixels.
         run: see Run.
-        latents: initial noise; drawn when None.
-        model: the transformer; default the first stage's.
-        choose: chooses its experts.
+        choose: the transformer's experts.
 
     Raises:
-        ValueError: for noise of another size.
+        ValueError: for given noise of another size.
     """
-    model = pipeline.transformer if model is None else model
-    device = pipeline._execution_device
+    device, codec, latents = pipeline._execution_device, pipeline.codec, run.options.get("noise")
     run.schedule.scheduler.set_timesteps(run.steps, device=device)
-    codec = pipeline.codec
     shape = (len(run.embeds), codec.channels, *codec.latent_size(*size))
     if latents is None:
         latents = randn_tensor(shape, run.options.get("generator"), device, torch.float32)

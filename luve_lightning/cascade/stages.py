@@ -29,7 +29,6 @@ def generate_motion(
     height: int,
     width: int,
     num_frames: int,
-    latents: Tensor | None = None,
     **options: Unpack[RunOptions],
 ) -> Tensor:
     """Stage 1, LMG: latents of a video at low resolution, exactly as from diffusers' own pipeline.
@@ -40,7 +39,6 @@ def generate_motion(
         height: in pixels.
         width: in pixels.
         num_frames: in pixels.
-        latents: noise to start from; drawn when None.
         options: see RunOptions.
 
     Returns:
@@ -49,51 +47,9 @@ def generate_motion(
     Raises:
         ValueError: for an impossible size, naming the nearest possible ones, and other impossible options.
     """
-    check_size(pipeline, pipeline.transformer, (num_frames, height, width))
-    return from_noise(
-        pipeline, "motion", (num_frames, height, width), begin(pipeline, prompt, **options), latents
-    )
-
-
-@torch.no_grad()
-def generate_direct(
-    pipeline: LuVePipeline,
-    prompt: str | list[str] | None = None,
-    *,
-    height: int,
-    width: int,
-    num_frames: int,
-    with_refiner: bool = False,
-    experts: Experts = "all",
-    switch: float | None = None,
-    latents: Tensor | None = None,
-    **options: Unpack[RunOptions],
-) -> Tensor:
-    """Latents of a video at full size without a cascade, as UltraWan and the paper's row "UHR scaling" do it.
-
-    Args:
-        pipeline: its first transformer denoises.
-        prompt: see `generate_motion`, as `height`, `width`, `num_frames` and `latents`.
-        height: in pixels.
-        width: in pixels.
-        num_frames: in pixels.
-        with_refiner: by the third stage's transformer instead of the first's.
-        experts: see `refine`; a transformer that has none runs alone.
-        switch: see `refine`.
-        latents: noise to start from; drawn when None.
-        options: see RunOptions.
-
-    Returns:
-        Normalised latents, float32, B x C x t x h x w.
-
-    Raises:
-        ValueError: for what is impossible.
-    """
-    model = pipeline.refinement_transformer if with_refiner else pipeline.transformer
-    check_size(pipeline, model, (num_frames, height, width))
-    choose = chooser(pipeline, model, experts, switch)
-    run = begin(pipeline, prompt, **options)
-    return from_noise(pipeline, "direct", (num_frames, height, width), run, latents, model, choose)
+    size = num_frames, height, width
+    check_size(pipeline, pipeline.transformer, size)
+    return from_noise(pipeline, "motion", pipeline.transformer, size, begin(pipeline, prompt, **options))
 
 
 @torch.no_grad()

@@ -21,8 +21,8 @@ from luve_lightning.cascade.generation_jobs import JobTotals, VideoFolder, Video
 from luve_lightning.cascade.generation_models import Processes, cut_lines, cuts_of, find_models, load_pipeline
 from luve_lightning.cascade.generation_run import CascadeRun, StageLatents
 from luve_lightning.cascade.lora_files import read_lora
-from luve_lightning.cascade.model_identity import model_identity
 from luve_lightning.cascade.options import CascadeOptions
+from luve_lightning.cascade.pipeline_files import model_identity
 from luve_lightning.cascade.prompts import PromptLine, check_text, check_visible, read_prompt_file
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.checkout import PACKAGE_ROOT, git_state

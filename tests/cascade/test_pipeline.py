@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from luve_lightning.cascade import ExpertUse, Guidance, LuVePipeline
-from luve_lightning.cascade.stages import decode, generate_direct, generate_motion, refine, upsample
+from luve_lightning.cascade.stages import decode, generate_motion, refine, upsample
 from luve_lightning.cascade.upsampling import LooseModels, upsampling_methods
 from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.models.backbones import latent_space_of
@@ -61,13 +61,11 @@ def test_motion_is_wans_in_bfloat16_beside_experts_and_from_given_noise(tiny_bac
     pipeline = tiny_luve(tiny_backbone, EXPERTS)
     pipeline.transformer.to(torch.bfloat16)
     latents = noise(1, 16, 2, 4, 6)
-    options = {**SMALL, "latents": latents}
     clean = tiny_luve(tiny_backbone)
     clean.transformer.to(torch.bfloat16)
-    want = wan(clean)(
-        PROMPT, output_type="latent", num_inference_steps=3, max_sequence_length=16, **options
-    ).frames
-    got = generate_motion(pipeline, PROMPT, steps=3, length=16, **options)
+    options = {"num_inference_steps": 3, "max_sequence_length": 16, "latents": latents}
+    want = wan(clean)(PROMPT, output_type="latent", **SMALL, **options).frames
+    got = generate_motion(pipeline, PROMPT, **SMALL, steps=3, length=16, noise=latents)
     assert got.dtype == torch.float32
     assert torch.equal(got, want)
 
@@ -122,7 +120,8 @@ def test_skipping_no_step_starts_from_noise_alone(pipeline: LuVePipeline) -> Non
     options = {"steps": 3, "experts": "none"}
     for latents in (noise(1, 16, 2, 4, 6, seed=8), 100 * noise(1, 16, 2, 4, 6, seed=9)):
         got = refine(pipeline, latents, PROMPT, skip_steps=0, generator=seeded(), **options)
-        want = generate_direct(pipeline, PROMPT, **SMALL, with_refiner=True, generator=seeded(), **options)
+        direct = {"cascade": False, "with_refiner": True, "output_type": "latent"}
+        want = pipeline(PROMPT, **SMALL, **direct, generator=seeded(), **options).frames
         assert torch.equal(got, want)
 
 
@@ -202,7 +201,8 @@ def test_without_a_cascade(pipeline: LuVePipeline, tiny_backbone: Path) -> None:
     output = shared(PROMPT, cascade=False, output_type="latent", **options | {"generator": seeded()})
     assert [use.expert for use in output.experts_used] == ["lfe", "lfe", "hfe"]
     assert not torch.equal(output.frames, motion)
-    alone = generate_direct(shared, PROMPT, experts="none", **options | {"generator": seeded()})
+    given = options | {"generator": None, "experts": "none", "noise": noise(1, 16, 2, 4, 6)}
+    alone = shared(PROMPT, cascade=False, output_type="latent", **given).frames
     assert torch.equal(alone, motion)
 
 
@@ -351,10 +351,10 @@ def test_stages_refuse_what_is_impossible(pipeline: LuVePipeline, tiny_backbone:
         (lambda: refine(pipeline, latents[..., :5], PROMPT), "latent width 5: the transformer takes multiples of 2"),
         (lambda: refine(pipeline, latents, [PROMPT] * 2), "2 prompts for 1 latents"),
         (lambda: refine(pipeline, latents, PROMPT, generator=[seeded()] * 2), "2 generators for 1 prompts"),
-        (lambda: generate_motion(pipeline, PROMPT, **SMALL, latents=latents[:, :, :1]), "latents to start from have"),
+        (lambda: generate_motion(pipeline, PROMPT, **SMALL, noise=latents[:, :, :1]), "latents to start from have"),
         (lambda: upsample(pipeline, latents, (44, 48)), "height 44: expected a multiple of 16, nearest are 32 and 48"),
         (lambda: generate_motion(pipeline, PROMPT, height=40, width=48, num_frames=5), "height 40: expected"),
-        (lambda: generate_direct(pipeline, PROMPT, height=48, width=48, num_frames=6), "num_frames 6: expected"),
+        (lambda: generate_motion(pipeline, PROMPT, height=48, width=48, num_frames=6), "num_frames 6: expected"),
         (lambda: upsample(tiny_luve(tiny_backbone, vluer=None), latents, (64, 96)), "the pipeline has no VLUer"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from luve_lightning.cascade.model_identity import model_identity
+from luve_lightning.cascade.pipeline_files import model_identity
 from luve_lightning.data.hashes import FileHashes
 
 
