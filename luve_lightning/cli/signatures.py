@@ -20,30 +20,13 @@ SPREAD = "options"
 _DEPTH = 12  # re-exports and base classes to follow before giving up
 _OPTIONAL = ("None", "NoneType")
 _TEXTS_ONLY = {
-    "str",
-    "None",
-    "list",
-    "List",
-    "dict",
-    "Dict",
-    "Sequence",
-    "tuple",
-    "Tuple",
-    "Iterable",
-    "Mapping",
-}
+    "str", "None", "list", "List", "dict", "Dict", "Sequence", "tuple", "Tuple", "Iterable", "Mapping",
+}  # fmt: skip
 _PATH_NAMES = {"Path", "PurePath", "PathLike", "_PATH"}
 # Texts by type that name a file or folder, or may (a backbone is a folder or a hub id).
 _PATHS_BY_NAME = {
-    "backbone",
-    "refiner",
-    "ckpt_path",
-    "init_from",
-    "text_encoder",
-    "world",
-    "results",
-    "save_dir",
-}
+    "backbone", "refiner", "ckpt_path", "init_from", "text_encoder", "world", "results", "save_dir",
+}  # fmt: skip
 _PROMPTS = {"prompt", "negative_prompt"}
 # Texts that WandbLogger passes on to wandb.init, where its own source shows `**kwargs`.
 _HANDED_ON = {
