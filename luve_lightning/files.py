@@ -26,7 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: for anything else than a JSON object; one line that names the file.
+        ValueError: for anything but a JSON object; one line that names the file.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -38,7 +38,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def find_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty when there is none that can be read."""
+    """The object in a JSON file; empty when there is no readable one."""
     try:
         return read_json(path)
     except (OSError, ValueError):

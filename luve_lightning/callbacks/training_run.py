@@ -1,4 +1,4 @@
-"""A training run before its first step and after its last: one live run a folder, and what is said of it."""
+"""A training run before its first step and after its last: one live run per folder, and its printed summary."""
 
 from __future__ import annotations
 

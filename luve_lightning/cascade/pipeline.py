@@ -320,14 +320,14 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
         return_dict: bool = True,
         **more: Any,
     ) -> LuVePipelineOutput | tuple[Any, ...]:
-        """Run the cascade, or with `cascade=False` a single stage at full size, as UltraWan does it.
+        """Run the cascade or, with `cascade=False`, a single stage at full size, like UltraWan.
 
         Args:
             prompt: one, or one for each video.
             options: options of the video.
             motion_num_frames: frames of the first stage; default those of the video.
             experts: see `refine`.
-            with_refiner: the single stage at full size is the refiner's instead of the first transformer's.
+            with_refiner: run the single stage at full size with the refiner instead of the first transformer.
             output_type: see `decode`.
             keep_stages: also return every stage's latents.
             callback_on_stage_start: called with a stage and its number of denoising steps. If it returns latents,

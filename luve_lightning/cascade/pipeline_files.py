@@ -1,4 +1,4 @@
-"""The files of a pipeline: its parts, each checked for completeness, and what tells a model from others."""
+"""The files of a pipeline: its parts, each checked for completeness, and what distinguishes a model from others."""
 
 from __future__ import annotations
 

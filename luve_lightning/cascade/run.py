@@ -80,7 +80,7 @@ class RunOptions(TypedDict, total=False):
         callback_on_step_end: as in diffusers' pipelines: called with the pipeline, the step's number within the
             stage, its timestep and a dictionary of tensors; returns those that it replaces.
         callback_on_step_end_tensor_inputs: names of the tensors; default ["latents"].
-        noise: noise that the first stage starts from; drawn by default.
+        noise: initial noise of the first stage; drawn by default.
         length: tokens per prompt, padding included; default the backbone's own.
         record: list to which every step is appended.
     """
@@ -180,11 +180,11 @@ def from_noise(
 
     Args:
         pipeline: denoises.
-        stage: for the record.
+        stage: name for the record.
         model: the transformer.
         size: frames, height and width in pixels.
         run: see Run.
-        choose: the transformer's experts.
+        choose: chooses the transformer's experts.
 
     Raises:
         ValueError: for given noise of another size.

@@ -1,4 +1,4 @@
-"""Training a small backbone from nothing: its VAE first, then the transformer with its text encoder."""
+"""Training a small backbone from scratch: its VAE first, then the transformer with its text encoder."""
 
 from __future__ import annotations
 

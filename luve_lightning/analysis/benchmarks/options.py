@@ -138,7 +138,7 @@ def _pipeline(device: torch.device, backbone: str | None, refiner: str | None, o
         setup: Setup = mini() if device.type == "cpu" else wan()
         parts = Parts(setup.configs, setup.dtype, device)
         scheduler = setup.configs.family.build_schedule(setup.configs.shift).scheduler
-        no_text: Any = None  # the prompt comes embedded
+        no_text: Any = None  # the prompt is embedded already
         pipeline = LuVePipeline(no_text, no_text, parts.codec.vae, scheduler, parts.transformer)
     model = pipeline.refinement_transformer
     for name, config in EXPERTS.items():
