@@ -20,9 +20,9 @@ class JobOptions:
 
     Attributes:
         partition: partition of the cluster; None uses its default.
-        gpus: of a job.
+        gpus: GPUs per job.
         minutes: time limit.
-        cpus: of a job.
+        cpus: CPU cores per job.
         mem: memory per job, GB.
         at_once: most jobs of an array that run at the same time.
         cluster: slurm, or submitit's stand-ins for trying it out: local (processes here) and debug (this process).

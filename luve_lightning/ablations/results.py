@@ -71,7 +71,7 @@ def direction(
     """Whether a difference from the reference row goes the paper's way.
 
     Args:
-        difference: of the row.
+        difference: difference of the row.
         paper_difference: difference between the paper's values.
         better: which direction of ours is better.
         paper_better: which direction of the paper's is better.

@@ -72,7 +72,7 @@ def write_results(
         results: the table's numbers.
         failed: the reason for each row and seed without numbers.
         provenance: where they come from.
-        path: of the CSV.
+        path: path of the CSV.
 
     Returns:
         The written files.

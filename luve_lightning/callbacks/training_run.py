@@ -114,7 +114,7 @@ class RunSummary(Callback):
         verb: `fit`, `validate`, `test` or `predict`.
         named: the configuration's callbacks by name; one with an `output` is listed under it.
         command: the command line as typed.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(self, verb: str, named: Mapping[str, Callback], command: Sequence[str], seed: int) -> None:
@@ -158,7 +158,7 @@ class RunSummary(Callback):
         """Print the outcome of the run, after the bar is gone.
 
         Args:
-            trainer: of the run.
+            trainer: trainer of the run.
             stopped: whether a signal ended it, so that more training remains.
         """
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]

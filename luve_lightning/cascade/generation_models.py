@@ -67,7 +67,7 @@ def load_pipeline(
     Args:
         sources: from `find_models`.
         own_experts: use the experts of a saved LuVePipeline.
-        dtype: of the transformers and the text encoder.
+        dtype: dtype of the transformers and the text encoder.
         speed: see there.
         context_parallel: number of processes that share a video.
         device: device of the pipeline, unless parts of it are offloaded.

@@ -66,8 +66,8 @@ def upsample(
         pipeline: has the models.
         latents: normalised, B x C x t x h x w.
         size: height and width of the larger video in pixels.
-        num_frames: of the larger video; those of `latents` when None.
-        method: of `upsampling_methods`, or its name.
+        num_frames: frames of the larger video; default those of `latents`.
+        method: an upsampling method, or its name.
 
     Returns:
         Normalised latents, float32.

@@ -160,7 +160,7 @@ class TableWriter:
         wanted: requested rows of each seed.
         rows: these, and others that were finished before.
         targets: see there.
-        provenance: of the run.
+        provenance: provenance of the run.
     """
 
     planner: AblationPlanner

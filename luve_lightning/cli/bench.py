@@ -32,7 +32,7 @@ def bench(
         device: where to run, such as "cuda" or "cuda:1"; with "cpu", small models.
         repeats: timed runs after the warm-up; default from 20 of what takes milliseconds to 1 of what takes minutes.
         output: also append the rows to this file.
-        options: of the subject's own.
+        options: the subject's own options.
     """
     if repeats is not None and repeats < 1:
         raise ValueError(f"repeats: expected at least 1, got {repeats}")

@@ -95,8 +95,8 @@ class Runner:
         sets: the videos.
         metrics: prepared metrics.
         skipped: metrics that could not be prepared.
-        cache: of results.
-        hashes: of files.
+        cache: stored results.
+        hashes: hashes of files.
         device: device of the frames.
         threads: decoding threads.
         limit: bytes of decoded frames at any time, except for a single larger video.

@@ -25,7 +25,7 @@ def measure(
     Args:
         device: a GPU.
         repeats: timed steps after three to warm up; the median counts.
-        batch_size: of the step.
+        batch_size: batch size of the step.
         crop: high-resolution latent height and width.
         frames: latent frames.
 
