@@ -58,7 +58,7 @@ def test_the_papers_digits_are_the_files(tmp_path: Path) -> None:
 
 def test_without_provenance_the_page_says_so(tmp_path: Path) -> None:
     made = build(results={"experts": write_results(tmp_path, None)})
-    assert "No file says on what this table was measured" in made.html
+    assert "No file says what this table was measured on" in made.html
     assert "nothing says where its numbers come from" in str(made.left_out[0])
 
 
@@ -233,7 +233,7 @@ def test_the_command_prints_what_it_left_out(capsys: pytest.CaptureFixture[str],
     assert [path.name for path in output.parent.iterdir()] == ["report.html"]
     again = run_luve(capsys, "report", f"--curves=lfe={tmp_path / 'no'}", f"--output={output}")
     assert again.code == 0
-    assert "Nothing could be shown" in output.read_text()
+    assert "Nothing to show" in output.read_text()
 
 
 @pytest.mark.parametrize(
