@@ -212,6 +212,7 @@ def test_the_written_configuration_repeats_the_run(
         assert value.equal(second["state_dict"][key])
 
 
+@pytest.mark.slow
 def test_resume_goes_on_and_adds_provenance(
     capsys: pytest.CaptureFixture[str], base: list[str], tmp_path: Path
 ) -> None:
@@ -294,6 +295,7 @@ def test_a_pipe_is_a_configuration(base: list[str], repository: Path) -> None:
     assert yaml.safe_load(done.stdout)["trainer"]["max_steps"] == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
 def test_the_other_verbs_run(
     capsys: pytest.CaptureFixture[str], base: list[str], tmp_path: Path, verb: str

@@ -16,6 +16,7 @@ def bomb(levels: int, width: int) -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [

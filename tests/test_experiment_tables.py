@@ -144,6 +144,7 @@ def test_every_command_fits_the_signatures(
         assert outcome.code == 0, f"{' '.join(stage.words)}\n{outcome.err}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", OVERLAYS, ids=relative)
 def test_an_overlay_fits(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: Path

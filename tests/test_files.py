@@ -213,6 +213,7 @@ def test_temporary_names_fit_where_the_name_does(tmp_path: Path, name: str) -> N
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("foreign", [False, True])
 def test_a_kill_at_any_moment_leaves_old_or_new(tmp_path: Path, foreign: bool) -> None:
     if foreign:  # the folder cannot change places as a whole

@@ -68,6 +68,7 @@ def words(tiny_backbone: Path, tiny_clips: Path, tiny_cascade: Path, tmp_path: P
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("capsys")  # pytest's other way of capturing writes files
 @pytest.mark.parametrize(
     ("verb", "size"),

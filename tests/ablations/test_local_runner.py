@@ -55,6 +55,7 @@ def test_every_stage_runs_once_after_those_it_needs(tmp_path: Path, log: Path) -
         assert log_path(stage).read_text().startswith("$ ")
 
 
+@pytest.mark.slow
 def test_a_second_run_starts_nothing_and_another_row_only_its_own(tmp_path: Path, log: Path) -> None:
     folder = write_table(tmp_path / "small")
     run(planner_of(folder, tmp_path / "runs"))
@@ -67,6 +68,7 @@ def test_a_second_run_starts_nothing_and_another_row_only_its_own(tmp_path: Path
     assert sorted(names) == ["evaluate", "evaluate", "generate", "generate"]
 
 
+@pytest.mark.slow
 def test_a_failing_row_stops_no_other(tmp_path: Path, log: Path) -> None:
     rows = deepcopy(ROWS)
     rows["low"]["stages"] = {"generate": {"options": {"fail": True}}}
@@ -183,6 +185,7 @@ def test_a_signal_ends_the_stages_too(tmp_path: Path, log: Path, number: signal.
     assert sum(map(is_done, stages)) >= 1
 
 
+@pytest.mark.slow
 def test_a_stage_of_another_program_is_waited_for(tmp_path: Path, log: Path) -> None:
     planner = planner_of(write_table(tmp_path / "small"), tmp_path / "runs")
     [data] = [s for s in planner.plan({0: ["full"]}).stages.values() if s.name == "data"]

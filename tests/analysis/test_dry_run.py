@@ -162,6 +162,7 @@ def test_tied_weights_count_once() -> None:
     assert weight_bytes(net) == -(-40000 // BLOCK) * BLOCK
 
 
+@pytest.mark.slow
 def test_a_forward_uses_the_memory_that_was_planned() -> None:
     """The process's memory, of a model of which two tensors of 192 MiB are most: small ones linger in its heap."""
     sizes = {

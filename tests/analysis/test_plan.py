@@ -127,6 +127,7 @@ def test_the_cascade_of_the_paper() -> None:
     assert {stage.weights for stage in stages} == {every}
 
 
+@pytest.mark.slow
 def test_flops_of_a_stage_are_those_of_its_forwards() -> None:
     parts = small()
     [_, motion, *_] = Planner(parts, cascade(steps=8, skip_steps=2)).stages()
@@ -139,6 +140,7 @@ def test_flops_of_a_stage_are_those_of_its_forwards() -> None:
     assert motion.flops == 16 * run.flops
 
 
+@pytest.mark.slow
 def test_guidance_in_an_interval_and_batched() -> None:
     parts = small()
 
@@ -187,6 +189,7 @@ def test_a_refiner_of_its_own() -> None:
     assert stages["refine"].weights == weight_bytes(parts.refiner) > stages["motion"].weights
 
 
+@pytest.mark.slow
 def test_other_ways_to_the_video() -> None:
     parts = small()
     direct = Planner(parts, cascade(cascade=False)).stages()

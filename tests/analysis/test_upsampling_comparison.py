@@ -148,6 +148,7 @@ def test_two_windows_of_one_clip_are_two_clips(codec: LatentSpace, pairs: TinyPa
     assert len({s.fidelity for s in scores if s.method == "vae"}) == CLIPS
 
 
+@pytest.mark.slow
 def test_a_batch_scores_as_its_clips_do_alone(codec: LatentSpace, pairs: TinyPairs) -> None:
     methods = {"vluer": tiny_vluer().eval()} | baseline_methods(codec)
 

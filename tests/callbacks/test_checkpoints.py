@@ -232,6 +232,7 @@ def test_fast_dev_run_leaves_nothing(tmp_path: Path) -> None:
     assert not run.last.parent.exists()
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_file(tmp_path: Path) -> None:
     run = Run(
         tmp_path, steps=4, every_n_steps=2, processes=2, monitor="val/error",

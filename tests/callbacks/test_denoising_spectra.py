@@ -71,6 +71,7 @@ def test_training_is_as_without_it(world: World, tmp_path: Path) -> None:
     assert 0 < float(switch) <= 1
 
 
+@pytest.mark.slow
 def test_the_average_is_what_generates(world: World, tmp_path: Path) -> None:
     tables = {}
     for name, decay in (("kept", 0.0), ("average", 0.999)):

@@ -92,6 +92,7 @@ def test_a_validation_is_left_at_once(tmp_path: Path, every: int) -> None:
     assert len(run.journal()) == 4  # four steps, no validation
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     run = Run(tmp_path, callbacks=(SendSignal("SIGINT", 2), SendSignal("SIGINT", 2)))
     assert run_processes(run) == [1]  # Lightning's status for an interrupt
@@ -118,6 +119,7 @@ def test_unknown_signals_are_refused(names: list[str]) -> None:
         GracefulStop(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1, None])
 def test_two_processes_agree_whoever_is_told(tmp_path: Path, rank: int | None) -> None:
     run = Run(tmp_path, processes=2, accumulate=2, callbacks=(SendSignal("SIGTERM", 3, rank),))

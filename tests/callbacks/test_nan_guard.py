@@ -58,6 +58,7 @@ def test_the_step_is_not_taken_and_its_clips_are_named(tmp_path: Path, where: st
     assert all(v.isfinite().all() for v in saved["state_dict"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_processes_stop_together_and_one_speaks(tmp_path: Path, rank: int) -> None:
     healthy = Run(tmp_path / "healthy", steps=3, processes=2)

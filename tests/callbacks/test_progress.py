@@ -105,6 +105,7 @@ def test_steps_of_the_whole_run_are_counted(
     assert counts(said(capsys)) == expected
 
 
+@pytest.mark.slow
 def test_a_run_without_an_end_is_timed_by_max_time(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

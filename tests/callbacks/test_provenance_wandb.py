@@ -112,6 +112,7 @@ def test_disabled_wandb_does_no_harm(
     assert outcome.code == 0, outcome.err
 
 
+@pytest.mark.slow
 def test_the_export_is_an_artifact_of_its_own_files(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

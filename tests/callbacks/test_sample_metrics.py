@@ -149,6 +149,7 @@ def test_a_resumed_run_goes_on_and_a_new_one_starts_anew(world: World, tmp_path:
     assert [row["step"] for row in read(tmp_path)] == ["2", "4"]
 
 
+@pytest.mark.slow
 def test_a_missing_network_is_told_once_and_left_out(world: World, tmp_path: Path) -> None:
     metrics = {"missing": Missing(), "brightness": Brightness(), "off": None}
     with warnings.catch_warnings(record=True) as caught:
@@ -210,6 +211,7 @@ def test_a_metric_that_cannot_measure_such_videos_is_found_out_at_once(world: Wo
     assert not (tmp_path / "journal-0.jsonl").exists(), "before the first step"
 
 
+@pytest.mark.slow
 def test_nothing_of_it_is_in_the_module_or_its_checkpoint(world: World, tmp_path: Path) -> None:
     trainer, callback = fit(Run(tmp_path, steps=4, every_n_steps=4), world)
     plain = vluer_task(world)
@@ -248,6 +250,7 @@ class Originals(UpsampledVideos):
             yield replace(samples, make=lambda index: SampleVideo(samples.real(index), samples.real(index)))
 
 
+@pytest.mark.slow
 def test_videos_and_values_reach_disk_and_loggers(world: World, tmp_path: Path) -> None:
     logger = WandbLogger(save_dir=tmp_path, offline=True, project="test")
     loggers = [CSVLogger(tmp_path, name="log", version=0), logger]
@@ -284,6 +287,7 @@ def test_accumulated_batches_are_one_step(world: World, tmp_path: Path) -> None:
     assert [row["step"] for row in read(tmp_path)] == ["2", "3"]
 
 
+@pytest.mark.slow
 def test_a_fast_dev_run_leaves_no_files(world: World, tmp_path: Path) -> None:
     trainer = make_trainer(
         tmp_path, fast_dev_run=2, limit_val_batches=None, callbacks=[sampler(tmp_path, videos=1)]

@@ -69,6 +69,7 @@ def test_fit_draws_when_a_multiple_has_passed(tiny_backbone: Path, pairs: TinyPa
     assert (difference == 0).mean() > 0.9  # all but the frame around the detail
 
 
+@pytest.mark.slow
 def test_a_multiple_between_two_validations_is_not_missed(
     tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_pictures_that_a_kill_prevented_are_drawn_on_resume(
     assert drawn(tmp_path / "strips") == [f"step-{at:06d}/{name}" for at in (2, 4) for name in names]
 
 
+@pytest.mark.slow
 def test_drawing_leaves_training_as_it_was(tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path) -> None:
     ends = []
     for callbacks in ([], [SampleStrips(tmp_path, every_n_steps=1, clips=1)]):
@@ -128,6 +130,7 @@ def test_drawing_leaves_training_as_it_was(tiny_backbone: Path, pairs: TinyPairs
     assert generators[2] == plain_python
 
 
+@pytest.mark.slow
 def test_test_always_draws_and_validate_does_not(
     tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path
 ) -> None:

@@ -185,6 +185,7 @@ def test_every_value_that_a_resume_changes_is_told_or_refused(
     )
 
 
+@pytest.mark.slow
 def test_what_is_no_checkpoint_is_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, resumable: list[str]
 ) -> None:
@@ -257,6 +258,7 @@ def test_a_run_folder_that_is_none_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_failed_save_is_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, resumable: list[str]
 ) -> None:

@@ -154,6 +154,7 @@ def test_an_untrained_vluer_closes_nothing(
         assert (line in printed) == (vae > bilinear)
 
 
+@pytest.mark.slow
 def test_further_vluers_have_rows_of_their_own(tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path) -> None:
     tiny_vluer(0).save_pretrained(tmp_path / "same")
     tiny_vluer(1).save_pretrained(tmp_path / "other")

@@ -237,6 +237,7 @@ def break_it(
     return tensors | more, config
 
 
+@pytest.mark.slow
 def test_a_peft_folder_is_what_peft_makes_of_it(tiny_backbone: Path, tmp_path: Path) -> None:
     """The reference is PEFT itself: patterns, rslora, biases and DoRA, saved by it and loaded here."""
     patterns = {"rank_pattern": {"to_q": 2}, "alpha_pattern": {"1.attn1.to_q": 6}}

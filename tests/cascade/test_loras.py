@@ -88,6 +88,7 @@ def merged(pipeline: LuVePipeline, found: dict[str, Tensor], scale: float = 1.0)
     return pipeline
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 def test_loras_of_every_style(tiny_backbone: Path, tmp_path: Path, style: str) -> None:
     """In a transformer with experts: their layers wrap the modules that the LoRA's names go through."""
@@ -106,6 +107,7 @@ def test_loras_of_every_style(tiny_backbone: Path, tmp_path: Path, style: str) -
     assert expert_names(pipeline.transformer) == ["lfe", "hfe"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experts", [EXPERTS, PLAIN])
 def test_loras_and_experts_act_together(tiny_backbone: Path, experts: Any) -> None:
     """The same video as of experts around a transformer with the LoRA merged in; the order of loading is the same."""
@@ -128,6 +130,7 @@ def test_loras_and_experts_act_together(tiny_backbone: Path, experts: Any) -> No
         assert torch.equal(pipeline(PROMPT, **RUN, generator=seeded()).frames, alone.frames)
 
 
+@pytest.mark.slow
 def test_one_transformer_or_both(tiny_backbone: Path) -> None:
     def stages(pipeline: LuVePipeline) -> dict[str, Tensor]:
         found: dict[str, Tensor] = pipeline(PROMPT, **RUN, generator=seeded(), keep_stages=True).stages

@@ -137,6 +137,7 @@ def test_untrained_experts_change_no_bit(tiny_backbone: Path, refiner: bool) -> 
     assert torch.equal(trained(PROMPT, **RUN, generator=seeded(), experts="none").frames, without.frames)
 
 
+@pytest.mark.slow
 def test_every_ablation_of_the_experts_gives_another_video(tiny_backbone: Path) -> None:
     videos = []
     for experts in (EXPERTS, PLAIN):

@@ -90,6 +90,7 @@ def test_round_trip_in_bfloat16(tiny_backbone: Path, tmp_path: Path) -> None:
     assert 0 < (latents - whole).abs().mean() < 0.05 * whole.std()
 
 
+@pytest.mark.slow
 def test_from_a_backbone_with_parts_from_elsewhere(tiny_backbone: Path, tmp_path: Path) -> None:
     """What a user has after training: a backbone, an adapted transformer, a VLUer and the experts' exports."""
     source = tiny_luve(tiny_backbone, EXPERTS, refiner=True)

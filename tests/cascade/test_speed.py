@@ -64,6 +64,7 @@ def computed_blocks(pipeline: LuVePipeline) -> Iterator[list[int]]:
         handle.remove()
 
 
+@pytest.mark.slow
 def test_options_put_everything_into_force(pipeline: LuVePipeline) -> None:
     pipeline.apply(SpeedOptions())
     assert not pipeline.transformer.is_cache_enabled
@@ -94,6 +95,7 @@ def test_an_attention_backend_is_that_of_these_transformers_alone(
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [Guidance(1.0), Guidance(3.0), Guidance(3.0, batched=True)])
 @pytest.mark.parametrize(("threshold", "computed"), [(0.0, 8), (1e9, 3)])
 def test_first_block_cache(

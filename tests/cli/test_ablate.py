@@ -199,6 +199,7 @@ def test_a_dry_run_checks_what_each_command_is_given(
     assert "# 25 of 25 stages to run" in outcome.out
 
 
+@pytest.mark.slow
 def test_a_job_array_by_submitits_stand_in(luve: Luve, log: Path) -> None:
     outcome = luve("small", "--executor", "slurm", "--job.cluster", "debug", "--job.minutes", "1")
     assert outcome.code == 0, outcome.err
@@ -206,6 +207,7 @@ def test_a_job_array_by_submitits_stand_in(luve: Luve, log: Path) -> None:
     assert len(started(log)) == 11
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

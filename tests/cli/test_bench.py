@@ -45,6 +45,7 @@ def test_help_lists_the_options_of_every_subject(capsys: pytest.CaptureFixture[s
         assert f"--{option} " in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -67,6 +68,7 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], words: list[s
     assert message in line
 
 
+@pytest.mark.slow
 def test_an_option_reaches_its_subject(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = run_luve(capsys, "bench", "--subject", "experts", "--device", "cpu", "--repeats", 1)
     assert outcome.code == 0, outcome.err

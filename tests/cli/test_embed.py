@@ -210,6 +210,7 @@ def test_a_tokenizer_that_pads_in_front_is_refused(backbone: Path, tmp_path: Pat
     assert store_size(store.root).entries == store_size(store.root).unfinished == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [

@@ -334,6 +334,7 @@ def test_pairs(luve: Luve, tmp_path: Path, compare: str, pairs: object) -> None:
     assert found == pairs or len(found) == pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "options", "message"),
     [

@@ -88,6 +88,7 @@ def test_a_prompt_becomes_the_video_that_the_pipeline_makes(
     assert f"{video}  " in outcome.out
 
 
+@pytest.mark.slow
 def test_the_command_in_the_json_file_repeats_the_video_bit_by_bit(
     luve: Luve, capsys: pytest.CaptureFixture[str], tiny_cascade: Path, tmp_path: Path
 ) -> None:
@@ -127,6 +128,7 @@ def test_a_prompt_is_what_stands_on_the_command_line(luve: Luve, tmp_path: Path,
     assert (about["recipe"]["prompt"], about["recipe"]["negative_prompt"]) == (prompt, prompt)
 
 
+@pytest.mark.slow
 def test_the_seed_decides(luve: Luve, tmp_path: Path) -> None:
     for seed in (0, 1):
         assert luve(PROMPT, seed=seed).code == 0
@@ -136,6 +138,7 @@ def test_the_seed_decides(luve: Luve, tmp_path: Path) -> None:
     assert made(tmp_path / "more")[0].read_bytes() == first
 
 
+@pytest.mark.slow
 def test_stages_are_kept_drawn_and_taken_up_again(luve: Luve, tmp_path: Path) -> None:
     options = {"keep_stages": "true", "contact_sheet": "true"}
     assert luve(PROMPT, **options).code == 0
@@ -163,6 +166,7 @@ def test_stages_are_kept_drawn_and_taken_up_again(luve: Luve, tmp_path: Path) ->
     assert sets.prompts == {video.stem: PROMPT}
 
 
+@pytest.mark.slow
 def test_runs_share_the_latents_of_earlier_stages(luve: Luve, tmp_path: Path) -> None:
     """The first makes motion and upsampling alone; the second refines what it finds, as if it had made it itself."""
     shelf = tmp_path / "shelf"
@@ -249,6 +253,7 @@ def test_experts_act_in_their_bands_and_can_be_switched_off(
     assert len(set(used.values())) == 4
 
 
+@pytest.mark.slow
 def test_a_plain_lora_changes_both_stages(luve: Luve, tiny_cascade: Path, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     layer = "diffusion_model.blocks.0.self_attn.q"
@@ -269,6 +274,7 @@ def test_a_plain_lora_changes_both_stages(luve: Luve, tiny_cascade: Path, tmp_pa
     assert not any(map(np.array_equal, videos["with"], videos["without"]))
 
 
+@pytest.mark.slow
 def test_a_lora_acts_at_the_scale_beside_it(luve: Luve, tiny_cascade: Path, tmp_path: Path) -> None:
     """PEFT's folder at alpha 16 is not the file alone, and what was made of one is no video of the other."""
     generator = torch.Generator().manual_seed(0)

@@ -17,6 +17,7 @@ def backbone(repository: Path) -> str:
     return str(repository / "data/mini/wan")
 
 
+@pytest.mark.slow
 def test_prints_a_table_and_writes_json(
     capsys: pytest.CaptureFixture[str], backbone: str, repository: Path, tmp_path: Path
 ) -> None:

@@ -66,6 +66,7 @@ def find(store: Path, index: Path, what: LatentRecipe) -> PairLookup:
     return find_pair_keys(LatentStore(store), ClipHashes(store), VideoIndex.from_csv(index).entries, what)
 
 
+@pytest.mark.slow
 def test_latents_are_those_of_the_downscaled_frames(
     luve, world: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
@@ -219,6 +220,7 @@ def test_rows_left_out_are_told_and_clips_can_be_chosen(luve, world: Path) -> No
     assert (outcome.code, "fps_range" in outcome.error_lines[0]) == (2, True)
 
 
+@pytest.mark.slow
 def test_short_clips_are_told_and_do_not_count_as_unreadable(
     luve, world: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
@@ -236,11 +238,13 @@ def test_short_clips_are_told_and_do_not_count_as_unreadable(
     assert "all of 3 clips are too short, first " in outcome.error_lines[0]
 
 
+@pytest.mark.slow
 def test_one_bad_clip_does_not_stop_a_small_data_set(luve, world: Path) -> None:
     VideoIndex.from_csv(world).entries[1].path.write_bytes(b"broken")
     assert summary(luve()) == (8, 0, 1)
 
 
+@pytest.mark.slow
 def test_clips_are_encoded_as_they_are_shown(luve, world: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     turned, odd, uneven = (entry.path for entry in VideoIndex.from_csv(world).entries)
     upright = read_clip(turned, 0, 9)
@@ -262,6 +266,7 @@ def test_clips_are_encoded_as_they_are_shown(luve, world: Path, tiny_backbone: P
     )
 
 
+@pytest.mark.slow
 def test_variants_have_entries_of_their_own(luve, world: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     transform = f"{{class_path: tests.helpers.recording.Recording, init_args: {{log: {tmp_path}/log}}}}"
     plain = "{class_path: luve_lightning.data.variants.Unchanged}"
@@ -276,6 +281,7 @@ def test_variants_have_entries_of_their_own(luve, world: Path, tiny_backbone: Pa
     torch.testing.assert_close(store.read(pairs[0].hr_key), dark, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_check_reads_every_latent_and_names_the_damaged(
     luve, world: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
@@ -334,6 +340,7 @@ def checked(outcome: Outcome) -> tuple[int, int, int, int]:
     return sound, untold, missing, damaged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -361,6 +368,7 @@ def test_mistakes_are_one_line(luve, option: str, value: object, message: str) -
     assert message in line
 
 
+@pytest.mark.slow
 def test_latents_beyond_float16_are_refused_in_one_line(luve, tiny_backbone: Path, tmp_path: Path) -> None:
     backbone = write_backbone(tmp_path / "loud", seed=0, latents_std=1e-7)
     outcome = luve(backbone=backbone)

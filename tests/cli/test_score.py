@@ -193,6 +193,7 @@ def test_other_settings_are_not_mixed_in(
     assert by_clip(tmp_path / "scores") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -220,6 +221,7 @@ def test_a_score_that_is_no_number_is_refused(luve, tmp_path: Path) -> None:
     assert not read_rows(tmp_path / "scores")
 
 
+@pytest.mark.slow
 def test_rows_left_out_are_told_and_clips_can_be_chosen(luve, world: Path, tmp_path: Path) -> None:
     add_row(world, clip_id="a boat", url="x")
     change_rows(world, fps="60")

@@ -51,6 +51,7 @@ def test_a_kill_loses_at_most_the_batch_in_hand(tmp_path: Path, world: Path) -> 
     assert not list(output.glob(".*")), "the kill left a file behind"
 
 
+@pytest.mark.slow
 def test_torchruns_processes_share_the_clips(tmp_path: Path, world: Path) -> None:
     output = tmp_path / "scores"
     runs = [
@@ -72,6 +73,7 @@ def test_torchruns_processes_share_the_clips(tmp_path: Path, world: Path) -> Non
     assert len(list(output.glob("*.parquet"))) == 2
 
 
+@pytest.mark.slow
 def test_one_shard_is_scored_by_one_process_at_a_time(tmp_path: Path, world: Path) -> None:
     log, output, hold = tmp_path / "log", tmp_path / "scores", tmp_path / "hold"
     hold.touch()
@@ -88,6 +90,7 @@ def test_one_shard_is_scored_by_one_process_at_a_time(tmp_path: Path, world: Pat
     assert not list(output.glob(".*")), "the lock goes with the process"
 
 
+@pytest.mark.slow
 def test_it_needs_neither_lightning_nor_diffusers_nor_our_models(tmp_path: Path, world: Path) -> None:
     """What the environment of HPS v3 lacks, or has in a version that does not import."""
     program = (

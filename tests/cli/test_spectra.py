@@ -40,6 +40,7 @@ def luve(capsys: pytest.CaptureFixture[str], backbone: Path, tmp_path: Path) -> 
     return run
 
 
+@pytest.mark.slow
 def test_it_writes_table_plot_and_switch(luve: Luve, tmp_path: Path) -> None:
     outcome = luve(edges="[0, 0.5, 1]", share=0.3)
     assert outcome.code == 0, outcome.err

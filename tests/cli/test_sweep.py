@@ -76,6 +76,7 @@ def test_the_grid_and_the_metric_shown_are_the_tables() -> None:
     assert "mini world" in known["rank"]["description"]
 
 
+@pytest.mark.slow
 def test_the_words_are_those_of_wandbs_agent() -> None:
     folder = REPOSITORY / "experiments" / "ablations" / "experts"
     table, config = read_table(folder), configuration(folder)

@@ -113,6 +113,7 @@ def test_what_is_there_and_was_made_so_is_skipped(luve: Luve, tmp_path: Path) ->
     assert totals(luve()) == (2, 8, 0)
 
 
+@pytest.mark.slow
 def test_what_is_made_later_is_the_same_to_the_bit(luve: Luve, tmp_path: Path) -> None:
     luve()
     whole = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
@@ -143,12 +144,14 @@ def test_another_recipe_is_made_anew(
     assert changed == remade
 
 
+@pytest.mark.slow
 def test_another_vluer_of_the_same_name_is_made_anew(luve: Luve, tmp_path: Path) -> None:
     luve()
     tiny_vluer(seed=1).save_pretrained(tmp_path / "other")
     assert totals(luve(**{"vluers.learned": tmp_path / "other"})) == (2, 8, 0)
 
 
+@pytest.mark.slow
 def test_a_changed_or_damaged_clip(luve: Luve, world: Path) -> None:
     luve()
     first, second = (entry.path for entry in VideoIndex.from_csv(world).entries)
@@ -163,6 +166,7 @@ def test_a_changed_or_damaged_clip(luve: Luve, world: Path) -> None:
     assert "none of the 2 clips" in outcome.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

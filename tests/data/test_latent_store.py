@@ -339,6 +339,7 @@ with store.claim(key) as mine:
 """
 
 
+@pytest.mark.slow
 def test_killed_writer_frees_its_claim_and_leaves_no_entry(store: LatentStore, tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, store.root, ready])

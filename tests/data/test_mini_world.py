@@ -165,6 +165,7 @@ def test_captions_keep_to_the_vocabulary(world: Path) -> None:
             assert set(row[column].split()) <= words, column
 
 
+@pytest.mark.slow
 def test_a_missing_or_damaged_clip_alone_is_rendered_again(world: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     render_mini_world(folder, **SMALL, processes=1)

@@ -112,6 +112,7 @@ def test_a_panning_caption_agrees_with_the_decoded_motion(pan: str, tmp_path: Pa
     assert moved == tuple(np.sum(parts, axis=0))
 
 
+@pytest.mark.slow
 def test_drawn_pans_move_as_captioned() -> None:
     scenes = [draw_scene(5, "train", index, 9, 64, 16) for index in range(80)]
     pans = [scene for scene in scenes if scene.camera.pan and not scene.camera.zoom and not scene.camera.turn]

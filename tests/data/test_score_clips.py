@@ -56,6 +56,7 @@ def job(path: Path, total_frames: int = 9) -> ClipJob:
     return ClipJob(ClipEntry("clip", path, "url", 16, total_frames, 48, 48, {}), ROW, stamp(path))
 
 
+@pytest.mark.slow
 @given(count=st.integers(1, 40), total=st.integers(1, 600))
 def test_equally_spaced_frames_lie_inside_the_clip(count: int, total: int) -> None:
     chosen = FrameChoice(count).of(total)

@@ -39,6 +39,7 @@ def test_nonsense_is_refused_before_anything_is_read() -> None:
         Sharpened(radius=-1)
 
 
+@pytest.mark.slow
 def test_precompute_writes_it_beside_the_plain_one(
     capsys: pytest.CaptureFixture[str], tiny_backbone: Path, tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ class Slow(Dataset[int]):
         return index
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 @pytest.mark.parametrize("starting", [True, False])
 def test_workers_outlive_a_signal_from_their_first_moment(

@@ -136,6 +136,7 @@ def test_a_missing_embedding_is_found_before_training(world: World, tmp_path: Pa
         world.data(text_encoder="abc").setup("test")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

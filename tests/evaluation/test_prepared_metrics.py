@@ -73,6 +73,7 @@ def test_files_that_cannot_be_used_are_named(folder: Path, tmp_path: Path) -> No
         folder_statistics(folder, PLAN, StubFeatures(), "cpu")
 
 
+@pytest.mark.slow
 def test_a_cache_is_used_until_the_folder_changes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_file_is_a_reference_when_it_fits(folder: Path, tmp_path: Path) -> Non
         prepare_reference(metric, tmp_path / "gone", "cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"cut", b"json"])
 def test_damaged_statistics_in_the_cache_are_made_again_with_a_word(
     folder: Path, tmp_path: Path, content: bytes

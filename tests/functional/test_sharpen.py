@@ -100,6 +100,7 @@ def test_bands_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, at_onc
     torch.testing.assert_close(unsharp_mask(video, 3.0, 1.0), whole, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_memory_beside_the_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two buffers and the chunk in float32, however many frames there are."""
     monkeypatch.setattr(sharpen, "_CPU_VALUES", 2 * 128 * 128)

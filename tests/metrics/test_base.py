@@ -93,6 +93,7 @@ def test_bad_input_is_one_line(name: str) -> None:
         metric.compute()
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_means_of_one(tmp_path: Path) -> None:
     run = Run(tmp_path, processes=2, task={"uneven": [[3, 1, 0], [2]], "empty": [[2, 3, 0, 1], []]})
     assert run_processes(run, measure) == [0, 0], (tmp_path / "output-0.txt").read_text()

@@ -50,6 +50,7 @@ def value() -> float:
     return metric.compute().item()
 
 
+@pytest.mark.slow
 def test_equals_clean_fid_on_the_same_patches_as_files(tmp_path: Path, value: float) -> None:
     network = stub_network()
     want = fid.compute_fid(
@@ -65,6 +66,7 @@ def test_equals_clean_fid_on_the_same_patches_as_files(tmp_path: Path, value: fl
     assert value == pytest.approx(want, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_say_what_one_says(tmp_path: Path, value: float) -> None:
     for name, shards in {"uneven": [[1, 2, 3], [4]], "empty": [[4, 2, 1, 3], []]}.items():
         run = Run(tmp_path / name, processes=2, task={"shards": shards})

@@ -80,6 +80,7 @@ def labels(plot: Chart) -> list[str]:
     return [element.text or "" for element in ET.fromstring(plot.svg).iter() if element.tag.endswith("text")]
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.lists(NUMBERS, min_size=1, max_size=30), st.lists(NUMBERS, min_size=1, max_size=5))
 def test_everything_is_inside_the_picture(first: list[float], second: list[float]) -> None:

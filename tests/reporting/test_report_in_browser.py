@@ -89,6 +89,7 @@ def test_the_policy_stops_what_a_caption_might_smuggle_in(page: Any) -> None:
     assert page.execute_script("return window.smuggled") is None
 
 
+@pytest.mark.slow
 def test_the_divider_is_dragged(page: Any) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 

@@ -111,6 +111,7 @@ def test_clicks_become_a_file_that_tallies_to_them(page: Any, built: Built) -> N
     assert sum(seconds) < time.monotonic() - began + 0.1 * len(seconds), "each is rounded"
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_left_and_answers_can_be_changed(page: Any, built: Built) -> None:
     address = f"{(built.folder / 'index.html').as_uri()}?rater=3"
     first, second = built.key.plans[2][:2]

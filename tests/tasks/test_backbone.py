@@ -113,6 +113,7 @@ def test_it_continues_in_the_folder_it_came_from(trained: tuple[Path, BackboneTa
     WanPipeline.from_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_and_leave_training_alone(
     trained: tuple[Path, BackboneTask], world: World, tmp_path: Path
 ) -> None:

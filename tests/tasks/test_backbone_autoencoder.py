@@ -42,6 +42,7 @@ def test_init_from_continues(tiny_backbone: Path) -> None:
     assert all(torch.equal(v, reference[k]) for k, v in model.vae.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_step_learns() -> None:
     model = task()
     model.log = model.log_dict = lambda *args, **kwargs: None  # type: ignore[assignment]

@@ -64,6 +64,7 @@ def sample() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_the_comparison_is_with_the_base_and_training_helps(world: World, tmp_path: Path) -> None:
     """Trained on the very clips that are measured, after losses computed without any expert."""
     measured = world.resplit(tmp_path / "world", train="val", val="test", test="train")
@@ -106,6 +107,7 @@ def test_a_bfloat16_base_with_a_float32_expert(world: World, tmp_path: Path) -> 
     assert exact.fixed_losses(batch) == pytest.approx(want, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_continuing_from_a_saved_expert(world: World, tmp_path: Path) -> None:
     first = world.expert()
     randomise(first.transformer, "lfe")
@@ -167,6 +169,7 @@ def luve_fit(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> A
     return run_luve(capsys, "fit", *options, *words)
 
 
+@pytest.mark.slow
 def test_a_weighting_is_named_by_its_import_path(capsys: pytest.CaptureFixture[str], tiny_run: Path) -> None:
     weighting = "--model.init_args.weighting"
     name = "luve_lightning.functional.noise_bands.LogitNormalWeighting"

@@ -107,6 +107,7 @@ def reference_validation(world: World, band: SigmaBand, shift: float, bins: int)
     return found | {"all": float(np.mean(list(losses.values())))}
 
 
+@pytest.mark.slow
 def test_runs_in_one_and_two_processes(world: World, tmp_path: Path) -> None:
     """The same validation whatever the batch size and the processes; each process draws its own noise."""
     world = world.resplit(tmp_path / "world", train="val", val="train", test="test")
@@ -180,6 +181,7 @@ def test_a_run_without_logging(world: World, tmp_path: Path) -> None:
     assert trainer.global_step == 2
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(world: World, tmp_path: Path) -> None:
     from tests.helpers.resumable import SendSignal, difference, load_final
 

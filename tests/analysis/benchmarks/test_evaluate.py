@@ -10,6 +10,7 @@ from luve_lightning.analysis.benchmarks import evaluate as benchmark
 from luve_lightning.cli.bench import bench
 
 
+@pytest.mark.slow
 def test_compares_evaluation_with_decoding(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

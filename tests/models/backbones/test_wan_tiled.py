@@ -236,6 +236,7 @@ def test_the_codec_goes_in_tiles_when_told() -> None:
         codec.decode(latents[:1], out=frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coder", ["decode", "encode"])
 def test_tiles_save_memory_in_the_real_vae(coder: str) -> None:
     """Tensors alive, counted on the meta device where nothing is computed."""

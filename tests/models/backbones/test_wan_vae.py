@@ -108,6 +108,7 @@ def test_encodes_the_mode_and_decodes_it(codec: LatentSpace) -> None:
     torch.testing.assert_close(codec.decode(latents), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_decoded_pixels_are_clamped(tiny_backbone: Path) -> None:
     codec = load_backbone(tiny_backbone).latent_space()
     nn.init.constant_(codec.vae.decoder.conv_out.bias, -3.0)
@@ -140,6 +141,7 @@ def test_bfloat16_weights_with_single_precision_latents(tiny_backbone: Path, cod
     torch.testing.assert_close(decoded, codec.decode(latents), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.slow
 def test_weights_are_laid_out_anew_when_they_move(tiny_backbone: Path) -> None:
     codec = load_backbone(tiny_backbone).latent_space()
     holder = nn.ModuleDict({"codec": codec})
