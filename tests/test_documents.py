@@ -158,8 +158,8 @@ def test_every_path_shown_exists(page: Path) -> None:
         if PLACEHOLDER.search(path) or list(REPOSITORY.glob(path.rstrip("."))):
             continue
         # As a folder, too: a pattern that ends in a slash is of folders, and in a fresh checkout there is none yet.
-        words = ["git", "check-ignore", "--quiet", path, f"{path}/"]
-        ignored = subprocess.run(words, cwd=REPOSITORY, check=False)
+        words = ["git", "check-ignore", path, f"{path}/"]
+        ignored = subprocess.run(words, cwd=REPOSITORY, capture_output=True, check=False)
         assert ignored.returncode == 0, path
 
 
