@@ -104,6 +104,12 @@ def test_a_weight_that_is_none_is_refused(weight: float) -> None:
         PixelL1(weight)
 
 
+@pytest.mark.parametrize("floor", [0.0, -1e-5, float("nan")])
+def test_a_floor_that_is_none_is_refused(floor: float) -> None:
+    with pytest.raises(ValueError, match="floor of PixelLogMSE must be > 0"):
+        PixelLogMSE(floor=floor)
+
+
 def test_a_weight_is_kept_and_not_applied() -> None:
     prediction, target = pair(1, 3, 2, 4, 4)
     assert PixelL1(0.25).weight == 0.25

@@ -1,15 +1,19 @@
-"""The sizes of video a backbone can make, and the nearest ones that a refusal names."""
+"""What all latent spaces do; the sizes of video a backbone can make, and the nearest ones that a refusal names."""
 
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from luve_lightning.models.backbones import SizeRules, load_backbone
+from tests.helpers.noise import noise
+from tests.helpers.second_family import SPACE, RibbonLatents, RibbonVAE
 
 WAN = SizeRules(16, 4)
 
@@ -54,3 +58,19 @@ def test_the_papers_sizes_fit_and_others_are_refused() -> None:
 @given(st.floats(0, 5000))
 def test_the_nearest_possible_side(pixels: float) -> None:
     assert abs(WAN.nearest(pixels) - pixels) == min(abs(n - pixels) for n in range(16, 6000, 16))
+
+
+def test_a_family_with_neither_tiles_nor_features_of_its_own() -> None:
+    """Its tiles are one whole, and its features are the latents."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        space = RibbonLatents(RibbonVAE())
+    video = noise(2, 3, 3, 2 * SPACE, 3 * SPACE).clamp(-1, 1)
+    latents = space.encode(video)
+    assert torch.equal(space.features(video), latents)
+    assert space.feature_channels == latents.shape[1] == 6
+    assert torch.equal(space.decode_in_tiles(latents, (1, 1)), space.decode(latents))
+    assert space.tile is None, "as it was before"
+    counted: list[int] = []
+    space.dry_decode_in_tiles(latents, (1, 1), lambda times: counted.append(times) or nullcontext())
+    assert counted == [1]
