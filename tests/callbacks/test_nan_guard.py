@@ -91,6 +91,7 @@ def test_batches_may_have_no_ids(tmp_path: Path) -> None:
     assert report(run)["ranks"][0]["non_finite_gradients"] == []
 
 
+@pytest.mark.slow
 def test_ranks_agree_when_only_ones_loss_is_infinite_and_no_gradient(tmp_path: Path) -> None:
     run = Run(tmp_path, processes=2, task={"nan_at": 1, "nan_rank": 1, "nan_in": "constant"})
     assert run_processes(run) == [1, 0]

@@ -54,6 +54,7 @@ class DrawOnRankOne(L.Callback):
             draw()
 
 
+@pytest.mark.slow
 def test_each_rank_gets_its_own_and_another_number_of_processes_is_told(tmp_path: Path) -> None:
     run = Run(tmp_path, steps=3, processes=2, every_n_steps=3, callbacks=(DrawOnRankOne(),))
     assert run_processes(run) == [0, 0]

@@ -130,6 +130,7 @@ def test_autocast_filters_in_float32() -> None:
     assert hidden.abs().max() < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [data_parallel_step, sharded_save])
 def test_two_processes_give_the_gradients_of_one(function: Any, tmp_path: Path) -> None:
     run = Run(tmp_path, processes=2)
