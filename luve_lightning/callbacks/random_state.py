@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from lightning.pytorch.utilities import rank_zero_warn
 
-from luve_lightning.callbacks.ema import averaged_weights
+from luve_lightning.callbacks.weights import averaged_weights
 
 
 @contextmanager

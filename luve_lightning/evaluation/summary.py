@@ -22,7 +22,7 @@ from luve_lightning.evaluation.bootstrap import (
 from luve_lightning.evaluation.prepared_metrics import ReadyMetric, Skipped
 from luve_lightning.evaluation.result_cache import ResultCache, Score
 from luve_lightning.evaluation.runner import Measurements, Problem
-from luve_lightning.metrics.vbench_average import VBENCH_DIMENSIONS, vbench_average
+from luve_lightning.metrics.vbench import VBENCH_DIMENSIONS, vbench_average
 
 
 @dataclass(frozen=True)

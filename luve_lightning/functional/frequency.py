@@ -3,8 +3,7 @@
 LuVe (arXiv 2602.11564) filters tokens before its experts' LoRA but publishes neither cutoff, window nor axes, so
 all three are arguments here. Frequencies are those of the discrete Fourier transform, so an axis continues
 periodically at its ends. A low-pass response is the product of one response per axis, so it can be applied as one
-small matrix per axis (`filter_tokens`), which agrees with the transform itself (`filter_tokens_fft`). A high-pass
-is the input minus its low-pass: the two add up to the input.
+small matrix per axis (`filter_tokens`). A high-pass is the input minus its low-pass: the two add up to the input.
 """
 
 from __future__ import annotations
@@ -124,7 +123,10 @@ def filter_tokens(
     Raises:
         ValueError: when the tokens do not fill the grid.
     """
-    _check_grid(tokens, grid)
+    if tokens.ndim != 3 or len(grid) != 3 or tokens.shape[1] != math.prod(grid):
+        raise ValueError(
+            f"tokens of shape {tuple(tokens.shape)} are not B x (T*h*w) x C of grid {tuple(grid)}"
+        )
     batch, _, channels = tokens.shape
     with _without_autocast(tokens.device):
         values = tokens if tokens.dtype == torch.float64 else tokens.float()
@@ -145,31 +147,6 @@ def filter_tokens(
         return passed.to(tokens.dtype)
 
 
-def filter_tokens_fft(tokens: Tensor, grid: Grid, frequency_filter: FrequencyFilter) -> Tensor:
-    """`filter_tokens` by the Fourier transform: the definition, but slower; same arguments."""
-    _check_grid(tokens, grid)
-    values = tokens if tokens.dtype == torch.float64 else tokens.float()
-    values = values.unflatten(1, grid)
-    gain = values.new_ones(())
-    dims = []
-    for dim, (axis, length) in enumerate(zip(_AXES, grid, strict=True), start=1):
-        if axis in frequency_filter.axes:
-            shape = [length if d == dim else 1 for d in range(5)]
-            gain = gain * frequency_filter.response(length, tokens.device).to(values.dtype).view(shape)
-            dims.append(dim)
-    if frequency_filter.band == "high":
-        gain = 1 - gain
-    passed = torch.fft.ifftn(torch.fft.fftn(values, dim=dims) * gain, dim=dims).real
-    return passed.flatten(1, 3).to(tokens.dtype)
-
-
 def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Autocast off, except for tensors without values (device "meta"), which do not support it."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
-
-
-def _check_grid(tokens: Tensor, grid: Grid) -> None:
-    if tokens.ndim != 3 or len(grid) != 3 or tokens.shape[1] != math.prod(grid):
-        raise ValueError(
-            f"tokens of shape {tuple(tokens.shape)} are not B x (T*h*w) x C of grid {tuple(grid)}"
-        )

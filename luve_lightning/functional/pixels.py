@@ -1,6 +1,8 @@
-"""Conversion between frames on disk (uint8) and video for models (float in [-1, 1])."""
+"""Frames on disk (uint8), video for models (float in [-1, 1]), and the views of frames that VBench's networks see."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ def frames_to_video(frames: NDArray[np.uint8] | Tensor) -> Tensor:
         # torch has no read-only tensors, and no negative strides, which flipped frames have.
         frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
     if frames.dtype != torch.uint8 or frames.ndim not in (4, 5) or frames.shape[-1] != 3:
-        raise ValueError(f"frames: expected uint8 [B x] T x H x W x 3, got {_described(frames)}")
+        raise ValueError(f"frames: expected uint8 [B x] T x H x W x 3, got {described(frames)}")
     return frames.movedim(-1, -4).contiguous().to(torch.float32).div_(127.5).sub_(1)
 
 
@@ -41,7 +43,7 @@ def video_to_frames(video: Tensor) -> Tensor:
         ValueError: another shape or type, or a value that is not a number.
     """
     if not video.is_floating_point() or video.ndim not in (4, 5) or video.shape[-4] != 3:
-        raise ValueError(f"video: expected floating point [B x] 3 x T x H x W, got {_described(video)}")
+        raise ValueError(f"video: expected floating point [B x] 3 x T x H x W, got {described(video)}")
     if video.isnan().any():
         raise ValueError("video: holds values that are not numbers (NaN)")
     # Always in float32: bfloat16 has 8 bits of precision and would round levels away.
@@ -49,7 +51,8 @@ def video_to_frames(video: Tensor) -> Tensor:
     return levels.to(torch.uint8).movedim(-4, -1).contiguous()
 
 
-def _described(tensor: Tensor) -> str:
+def described(tensor: Tensor) -> str:
+    """Type and shape of a tensor, for a message."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {' x '.join(map(str, tensor.shape)) or 'scalar'}"
 
 
@@ -170,3 +173,92 @@ def fit_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
         ValueError: when the frames are smaller than `size`.
     """
     return resize_frames(crop_frames(frames, size), size)
+
+
+# The views below are those that VBench 0.1.5 (arXiv 2311.17982, its `utils.py`) shows its networks: torchvision's
+# `antialias=False` on floats of 0 .. 255. Bilinear reads 2 x 2, bicubic 4 x 4 source pixels per output pixel, whatever
+# the scale: from 3840x2160 to 512 wide 4 of 56. Aliasing enters, most detail does not. Neither rounds nor clamps.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def unit_images(images: Tensor) -> Tensor:
+    """uint8 T x H x W x 3 to float32 T x 3 x H x W in [0, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 255
+
+
+def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(images - mean) / std for each channel.
+
+    Args:
+        images: float N x 3 x H x W in [0, 1].
+        mean: means of red, green and blue.
+        std: standard deviations of red, green and blue.
+    """
+    shape = (1, 3, 1, 1)
+    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
+
+
+def shorter_side(height: int, width: int, to: int) -> tuple[int, int]:
+    """The size whose shorter side is `to`, the longer one rounded down, as in torchvision's `Resize(to)`."""
+    return (to, int(to * width / height)) if height <= width else (int(to * height / width), to)
+
+
+def dino_view(frames: Tensor, to: int = 224) -> Tensor:
+    """VBench's view for DINO: the shorter side scaled bilinearly to 224, nothing cropped, ImageNet's colours.
+
+    Args:
+        frames: uint8 T x H x W x 3.
+        to: length of the shorter side.
+
+    Returns:
+        float32 T x 3 x h x w.
+    """
+    resized = _resize(frames, shorter_side(frames.shape[1], frames.shape[2], to), "bilinear")
+    return normalised(resized / 255, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def clip_view(frames: Tensor, to: int = 224) -> Tensor:
+    """VBench's view for CLIP: the shorter side scaled bicubically to 224, cropped to the central square.
+
+    Args:
+        frames: uint8 T x H x W x 3.
+        to: side of the square.
+
+    Returns:
+        float32 T x 3 x to x to, CLIP's colours.
+    """
+    resized = _resize(frames, shorter_side(frames.shape[1], frames.shape[2], to), "bicubic")
+    top, left = (round((side - to) / 2) for side in resized.shape[2:])
+    square = resized[:, :, top : top + to, left : left + to]
+    return normalised(square / 255, CLIP_MEAN, CLIP_STD)
+
+
+def longer_side_view(frames: Tensor, to: int = 512) -> Tensor:
+    """VBench's view for MUSIQ: the longer side scaled bilinearly to at most 512.
+
+    Args:
+        frames: uint8 T x H x W x 3.
+        to: length of the longer side; smaller frames are not enlarged.
+
+    Returns:
+        float32 T x 3 x h x w in [0, 1].
+    """
+    height, width = frames.shape[1:3]
+    scale = min(1.0, to / max(height, width))
+    return _resize(frames, (int(scale * height), int(scale * width)), "bilinear") / 255
+
+
+def _resize(frames: Tensor, size: tuple[int, int], mode: Literal["bilinear", "bicubic"]) -> Tensor:
+    """uint8 T x H x W x 3 to float32 T x 3 x h x w in 0 .. 255, or beyond where bicubic overshoots."""
+    if min(size) < 1:
+        raise ValueError(
+            f"frames of {frames.shape[1]}x{frames.shape[2]} cannot be shrunk to {size[0]}x{size[1]}"
+        )
+    at_once = max(1, _CHUNK_VALUES // frames[0].numel())
+    parts = []
+    for part in frames.split(at_once):
+        values = part.permute(0, 3, 1, 2).float()
+        same = size == tuple(values.shape[2:])
+        parts.append(values if same else F.interpolate(values, size=size, mode=mode, align_corners=False))
+    return torch.cat(parts)

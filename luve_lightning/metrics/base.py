@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from luve_lightning.functional.pixels import described
+
 
 class Unavailable(RuntimeError):
     """Raised for a measurement that cannot run here.
@@ -151,8 +153,3 @@ def check_frames(frames: Tensor, name: str, least: int = 1) -> None:
             f"{name}: needs at least {least} frame{'s' if least > 1 else ''} of a video, got "
             f"{frames.shape[0]} of {frames.shape[1]}x{frames.shape[2]}"
         )
-
-
-def described(tensor: Tensor) -> str:
-    """Type and shape of a tensor, for a message."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {' x '.join(map(str, tensor.shape)) or 'scalar'}"

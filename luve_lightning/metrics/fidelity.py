@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from luve_lightning.functional.fidelity import ssim
-from luve_lightning.functional.vbench_views import unit_images
+from luve_lightning.functional.pixels import unit_images
 from luve_lightning.metrics.base import VideoMetric
 
 # Frames are converted to floats a few at a time: a whole 4K clip would take GBs.

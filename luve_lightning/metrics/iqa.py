@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from luve_lightning.functional.patches import PatchPlan
-from luve_lightning.functional.vbench_views import longer_side_view, unit_images
+from luve_lightning.functional.pixels import longer_side_view, unit_images
 from luve_lightning.metrics.base import Unavailable, VideoMetric, frozen
 from luve_lightning.metrics.frame_networks import TiledSample
 from luve_lightning.metrics.pretrained import WeightFile, weights_folder

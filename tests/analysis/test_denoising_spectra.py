@@ -26,7 +26,7 @@ from luve_lightning.analysis.denoising_spectra import (
     recorded_predictions,
     suggest_switch,
 )
-from luve_lightning.functional.flow_matching import sampling_sigmas
+from tests.helpers.sampling_sigmas import sampling_sigmas
 from tests.helpers.tiny_spectra import tiny_pipeline
 
 EDGES = (0, 0.5, 1)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from luve_lightning.cascade import Guidance
 from luve_lightning.cascade.denoise import DenoisingStep, denoise
-from luve_lightning.functional.flow_matching import noised, sampling_sigmas
+from luve_lightning.functional.flow_matching import noised
+from tests.helpers.sampling_sigmas import sampling_sigmas
 from tests.helpers.tiny_luve import noise
 from tests.helpers.tiny_wan import flow_scheduler, tiny_transformer
 

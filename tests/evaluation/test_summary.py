@@ -7,7 +7,7 @@ import pytest
 
 from luve_lightning.evaluation.result_cache import Score
 from luve_lightning.evaluation.summary import AverageDraws, complete_videos, of_method, why_not
-from luve_lightning.metrics.vbench_average import VBENCH_DIMENSIONS
+from luve_lightning.metrics.vbench import VBENCH_DIMENSIONS
 
 VIDEOS = ["a", "b", "c", "d"]
 

@@ -15,7 +15,6 @@ from luve_lightning.functional.flow_matching import (
     clean_of_velocity,
     index_fraction_of_sigma,
     noised,
-    sampling_sigmas,
     shift_sigma,
     sigma_of_index_fraction,
     sigma_of_timestep,
@@ -23,6 +22,7 @@ from luve_lightning.functional.flow_matching import (
     unshift_sigma,
     velocity,
 )
+from tests.helpers.sampling_sigmas import sampling_sigmas
 
 SHIFTS = st.floats(0.2, 20)
 

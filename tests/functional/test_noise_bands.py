@@ -10,8 +10,9 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from luve_lightning.functional.flow_matching import index_fraction_of_sigma, sampling_sigmas
+from luve_lightning.functional.flow_matching import index_fraction_of_sigma
 from luve_lightning.functional.noise_bands import LogitNormalWeighting, SigmaBand
+from tests.helpers.sampling_sigmas import sampling_sigmas
 
 SHIFTS = st.floats(0.2, 20)
 SWITCH = 5 / 12

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from luve_lightning.functional.frequency import FrequencyFilter, filter_tokens_fft
+from luve_lightning.functional.frequency import FrequencyFilter
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.models.experts import (
     ExpertConfig,
@@ -73,6 +73,17 @@ def test_new_experts_change_no_bit() -> None:
             assert torch.equal(output(transformer, inputs()), base)
 
 
+def filtered_by_fourier(tokens: torch.Tensor, chosen: FrequencyFilter) -> torch.Tensor:
+    """`filter_tokens` by the Fourier transform: the definition."""
+    values, gain, dims = tokens.unflatten(1, GRID), tokens.new_ones(()), []
+    for dim, (axis, length) in enumerate(zip("thw", GRID, strict=True), start=1):
+        if axis in chosen.axes:
+            gain = gain * chosen.response(length).float().view([length if d == dim else 1 for d in range(5)])
+            dims.append(dim)
+    gain = 1 - gain if chosen.band == "high" else gain
+    return torch.fft.ifftn(torch.fft.fftn(values, dim=dims) * gain, dim=dims).real.flatten(1, 3)
+
+
 @pytest.mark.parametrize(
     ("config", "module"),
     [(LFE, "attn1"), (HFE, "ffn"), (CROSS, "attn1"), (CROSS, "attn2"), (replace(LFE, filter=None), "attn1")],
@@ -83,7 +94,7 @@ def test_adds_a_lora_of_the_filtered_input(config: ExpertConfig, module: str) ->
     for block, x, base, got in zip(transformer.blocks, *recorded(transformer, module), strict=True):
         layer = getattr(block, module)
         a, b = layer.lora_A["expert"].weight, layer.lora_B["expert"].weight
-        filtered = x if config.filter is None else filter_tokens_fft(x, GRID, config.filter)
+        filtered = x if config.filter is None else filtered_by_fourier(x, config.filter)
         want = base + config.alpha / config.rank * (filtered @ a.T @ b.T)
         torch.testing.assert_close(got, want, atol=2e-6, rtol=1e-5)
         assert (got - base).abs().mean() > 1e-3

@@ -10,7 +10,7 @@ from torch import nn
 
 from luve_lightning.metrics import Aesthetic, AestheticQuality
 from tests.helpers.video_metrics import Head, Projection, random_video
-from tests.metrics.test_subject_consistency import CLIP_MEAN, CLIP_STD, CLIP_VIEW
+from tests.metrics.test_vbench_consistency import CLIP_MEAN, CLIP_STD, CLIP_VIEW
 
 
 def linear_head() -> nn.Linear:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from luve_lightning.callbacks import EMA, AtomicCheckpointIO
-from luve_lightning.callbacks.ema import averaged_weights
+from luve_lightning.callbacks.weights import averaged_weights
 from tests.helpers.resumable import CropsDataModule, CropsTask, Run, difference, train
 
 VALIDATE = {"limit_val_batches": 1, "val_check_interval": 3}
