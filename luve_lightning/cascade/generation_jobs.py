@@ -13,14 +13,19 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import torch
+import torch.distributed as dist
 
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.prompts import PromptLine, check_distinct, check_seed
 from luve_lightning.data.store import ClaimedFiles
 from luve_lightning.files import file_digest, find_json, remove_unfinished, text_digest
 from luve_lightning.locks import share_work
+from luve_lightning.machine import choose_device
 from luve_lightning.models.backbones import SizeRules
 
 
@@ -86,21 +91,12 @@ def _job(
     line: PromptLine, options: CascadeOptions, rules: SizeRules, negative_prompt: str | None, seed: int
 ) -> VideoJob:
     own = options.resolved(rules, line.height, line.width, line.num_frames)
-    frames, *motion = own.motion
-    rules.check_cascade((motion[0], motion[1]), (own.height, own.width))
+    frames, height, width = own.motion
+    rules.check_cascade((height, width), (own.height, own.width))
     negative = negative_prompt if line.negative_prompt is None else line.negative_prompt
     seed = seed if line.seed is None else line.seed
-    return VideoJob(
-        line.video_name(seed),
-        line.prompt,
-        negative,
-        seed,
-        own.height,
-        own.width,
-        motion[0],
-        motion[1],
-        frames,
-    )
+    name = line.video_name(seed)
+    return VideoJob(name, line.prompt, negative, seed, own.height, own.width, height, width, frames)
 
 
 class VideoFolder:
@@ -223,3 +219,97 @@ def run_jobs(jobs: Sequence[VideoJob], folder: VideoFolder, make: Callable[[Vide
 
     share_work(jobs, folder.is_done, folder.claim, made, found=there)
     return totals
+
+
+# Others wait while one hashes files, encodes videos, or waits for a video that another program is making.
+_PATIENCE = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The position of this process.
+
+    Attributes:
+        rank: rank among all processes, from 0.
+        count: number of processes.
+        local: rank among this machine's processes.
+        together: whether all make each video together.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+    together: bool = False
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], context_parallel: int) -> Processes:
+        """Read torchrun's variables.
+
+        Args:
+            environment: may hold RANK, WORLD_SIZE and LOCAL_RANK.
+            context_parallel: number of processes that share a video.
+
+        Raises:
+            ValueError: when the number of processes differs from it.
+        """
+        count = int(environment.get("WORLD_SIZE", "1"))
+        if context_parallel < 1 or (context_parallel > 1 and context_parallel != count):
+            raise ValueError(
+                f"context_parallel {context_parallel}: expected 1, or the number of processes, which is {count}; "
+                f"torchrun --nproc-per-node {max(2, context_parallel)} starts them"
+            )
+        rank = int(environment.get("RANK", "0")) if count > 1 else 0
+        local = int(environment.get("LOCAL_RANK", str(rank))) if count > 1 else 0
+        return cls(rank, count, local, context_parallel > 1)
+
+    def device(self, name: str) -> torch.device:
+        """The device of this process: its own GPU where there are several.
+
+        Args:
+            name: auto, cpu, cuda or cuda:N.
+
+        Raises:
+            ValueError: no such device, or the same GPU for all.
+        """
+        if self.count == 1:
+            return choose_device(name)
+        if name not in ("auto", "cuda", "cpu"):
+            raise ValueError(
+                f"device: {self.count} processes take a GPU each; expected auto, cuda or cpu, got {name!r}"
+            )
+        if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+            return torch.device("cpu")
+        device = choose_device(f"cuda:{self.local}")
+        torch.cuda.set_device(device)
+        return device
+
+    def begin(self, device: torch.device) -> None:
+        """Connect processes that make videos together.
+
+        Raises:
+            ValueError: where there is no GPU; diffusers' context parallelism needs one.
+        """
+        if not self.together:
+            return
+        if torch.accelerator.device_count() == 0:
+            raise ValueError("context_parallel: one video is spread over GPUs, and there is none here")
+        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, timeout=_PATIENCE)
+
+    def end(self) -> None:
+        """Disconnect them."""
+        if self.together:
+            dist.destroy_process_group()
+
+    def shared(self, value: Any) -> Any:
+        """The first process's value, for all that make videos together."""
+        if not self.together:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def follow(self, make: Callable[[int], None]) -> None:
+        """Make what the first process makes, until it says that all is done (None)."""
+        while (number := self.shared(None)) is not None:
+            make(number)

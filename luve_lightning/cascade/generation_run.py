@@ -1,4 +1,4 @@
-"""Latents of finished stages on disk."""
+"""The models of `luve generate`, the videos made with them, and latents of finished stages on disk."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from luve_lightning.cascade.generation_jobs import VideoJob
+from luve_lightning.cascade.lora_files import LoraFile
+from luve_lightning.cascade.lora_layers import LoraSummary
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.pipeline import LuVePipeline
+from luve_lightning.cascade.pipeline_files import expert_folders
 from luve_lightning.cascade.run import ExpertUse, LuVePipelineOutput, Stage
+from luve_lightning.cascade.speed import SpeedOptions, enable_context_parallel
 from luve_lightning.cascade.stages import decode
 from luve_lightning.data.safetensors_window import DIGEST, tensor_digest
 from luve_lightning.data.store import ClaimedFiles
 from luve_lightning.files import text_digest
+from luve_lightning.models.backbones import CutText
 
 
 class StageLatents:
@@ -199,7 +204,7 @@ class _Making:
 
     def start(self, stage: Stage, steps: int) -> Tensor | None:
         """Stored latents of a stage, if there are any."""
-        kept, digest = self.run.kept, self._name(stage)
+        kept, digest = self.run.kept, latents_name(stage, self.job, self.options, self.run.identity)
         if kept is not None and digest is not None:
             found = kept.get(digest)
             if self.run.agree(found is not None):
@@ -223,7 +228,7 @@ class _Making:
                 f"{self.job.name}: stage {stage} gave values that are not numbers; try --dtype float32"
             )
         self._report(stage, latents, time.perf_counter() - self._started)
-        kept, digest = self.run.kept, self._name(stage)
+        kept, digest = self.run.kept, latents_name(stage, self.job, self.options, self.run.identity)
         if kept is not None and digest is not None:
             kept.put(digest, {"latents": latents, "generator": self.generator.get_state()})
 
@@ -243,9 +248,6 @@ class _Making:
         if report:
             self._report("decoded", latents, time.perf_counter() - started)
         return frames
-
-    def _name(self, stage: Stage) -> str | None:
-        return latents_name(stage, self.job, self.options, self.run.identity)
 
     def _report(self, stage: str, latents: Tensor, seconds: float | None) -> None:
         _, height, width = self.options.motion if stage == "motion" else self.options.size
@@ -286,3 +288,98 @@ def latents_name(
     elif stage != "motion":
         return None
     return StageLatents.digest({"stage": stage, **recipe})
+
+
+def find_models(
+    backbone: str,
+    vluer: Path | None,
+    needs_vluer: bool,
+    refiner: Path | None,
+    experts: dict[str, Path | None] | Path | None,
+    lora: Path | None,
+) -> dict[str, str | Path]:
+    """Where each model comes from, by the name of its option; unused models are left out.
+
+    Raises:
+        FileNotFoundError: for a missing folder.
+        ValueError: when a VLUer is needed and there is none.
+    """
+    if not needs_vluer:
+        vluer = None
+    elif vluer is None and not (Path(backbone) / "vluer").is_dir():  # a saved LuVePipeline has one
+        raise ValueError("vluer: required, but not given; --upsampling latent or rgb needs none")
+    found: dict[str, str | Path | None] = {"vluer": vluer, "refiner": refiner, "lora": lora}
+    if isinstance(experts, Path):
+        experts = {name or "expert": folder for name, folder in expert_folders(experts).items()}
+    found |= {f"experts.{name}": folder for name, folder in (experts or {}).items()}
+    given = {name: path for name, path in found.items() if path is not None}
+    for name, path in given.items():
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{name}: {path}: no such file or folder")
+    return {"backbone": backbone, **given}
+
+
+def load_pipeline(
+    sources: dict[str, str | Path],
+    own_experts: bool,
+    dtype: str,
+    speed: SpeedOptions,
+    context_parallel: int,
+    device: torch.device,
+    lora: LoraFile | None = None,
+) -> tuple[LuVePipeline, LoraSummary | None]:
+    """The pipeline on its device with its options applied, and what part of the LoRA acts.
+
+    Args:
+        sources: from `find_models`.
+        own_experts: use the experts of a saved LuVePipeline.
+        dtype: dtype of the transformers and the text encoder.
+        speed: see there.
+        context_parallel: number of processes that share a video.
+        device: device of the pipeline, unless parts of it are offloaded.
+        lora: as `read_lora` read it.
+    """
+    experts = {
+        name.removeprefix("experts."): path for name, path in sources.items() if name.startswith("experts.")
+    }
+    pipeline: LuVePipeline = LuVePipeline.from_pretrained(
+        sources["backbone"],
+        vluer=sources.get("vluer"),
+        experts=None if own_experts else experts,
+        refiner=sources.get("refiner"),
+        torch_dtype=getattr(torch, dtype),
+    )
+    summary = None if lora is None else pipeline.load_lora_weights(lora)
+    pipeline.set_progress_bar_config(disable=True)
+    if not speed.offload:
+        pipeline.to(device)
+    if context_parallel > 1:
+        enable_context_parallel(pipeline, context_parallel)
+    pipeline.apply(speed)
+    return pipeline, summary
+
+
+def cuts_of(pipeline: LuVePipeline, job: VideoJob, length: int | None) -> dict[str, CutText]:
+    """What the text encoder does not see of a job's texts, by "prompt" and "negative_prompt"."""
+    conditioner = pipeline.text(length)
+    texts = {"prompt": job.prompt, "negative_prompt": job.negative_prompt or ""}
+    found = {name: conditioner.cut(text) for name, text in texts.items()}
+    return {name: cut for name, cut in found.items() if cut is not None}
+
+
+def cut_lines(places: Mapping[str, str], cuts: Mapping[str, Mapping[str, CutText]]) -> str:
+    """Lines that say which texts are cut and what they lose; empty when none is.
+
+    Args:
+        places: where each video's prompt stands, by the video's name; empty for the option.
+        cuts: from `cuts_of`, by the video's name.
+    """
+    told = [
+        f"  {places[name] or '--prompt'}: {what}: {cut}"
+        for name, own in cuts.items()
+        for what, cut in own.items()
+    ]
+    if not told:
+        return ""
+    head = f"longer than the text encoder reads: {len(told)} texts"
+    return "\n".join([head, *told[:3], *([f"  ... and {len(told) - 3} more"] if len(told) > 3 else [])])

@@ -8,7 +8,7 @@ import math
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class LoraConfiguration:
     alphas: Mapping[str, float]
     dora: bool
     biases: bool
-    where: str
+    where: str = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,11 @@ def read_lora(
         )
     tensors, header = _read(path, name)
     config = beside(path, ADAPTER_CONFIG)
-    found = [_configuration(_json(text, where), where) for where, text in header]
     if config is not None:
-        found.append(_configuration(_json(_text(config), str(config)), str(config)))
+        header.append((str(config), _text(config)))
+    found = [_configuration(_json(text, where), where) for where, text in header]
     for other in found[1:]:
-        if _scales(other) != _scales(found[0]):
+        if other != found[0]:
             raise ValueError(f"LoRA {name}: {other.where} and {found[0].where} give it different scales")
     return LoraFile(name, tensors, found[0] if found else None)
 
@@ -137,11 +137,6 @@ def beside(path: str | Path, name: str) -> Path | None:
     """The file of this name beside another, or beside the file that it links to; None when there is none."""
     places = (Path(path).parent, Path(path).resolve().parent)
     return next((place / name for place in places if (place / name).exists()), None)
-
-
-def _scales(configuration: LoraConfiguration) -> tuple[Any, ...]:
-    c = configuration
-    return c.rank, c.alpha, c.rslora, dict(c.ranks), dict(c.alphas), c.dora, c.biases
 
 
 def _pick(folder: Path, weight_name: str | None, name: str) -> Path:
@@ -182,11 +177,7 @@ def _from_hub(name: str, weight_name: str | None, subfolder: str | None, hub: di
     try:
         if weight_name is None:
             asked = {key: hub[key] for key in ("revision", "token") if key in hub}
-            files = [
-                file.removeprefix(folder)
-                for file in list_repo_files(name, **asked)
-                if file.startswith(folder)
-            ]
+            files = [f.removeprefix(folder) for f in list_repo_files(name, **asked) if f.startswith(folder)]
             weight_name = _pick_name([file for file in files if "/" not in file], name)
         path = Path(hf_hub_download(name, folder + weight_name, **hub))
         config = (Path(folder + weight_name).parent / ADAPTER_CONFIG).as_posix()
@@ -194,9 +185,8 @@ def _from_hub(name: str, weight_name: str | None, subfolder: str | None, hub: di
             hf_hub_download(name, config, **hub)
         except LocalEntryNotFoundError:
             known = {key: hub[key] for key in ("cache_dir", "revision") if key in hub}
-            if (
-                try_to_load_from_cache(name, config, **known) is None
-            ):  # neither present nor known to be missing
+            # None: neither present nor known to be missing.
+            if try_to_load_from_cache(name, config, **known) is None:
                 raise
         except EntryNotFoundError:
             pass
@@ -234,9 +224,8 @@ def _unpickle(path: Path, name: str) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        if (
-            isinstance(error, OSError) and error.errno != errno.EINVAL
-        ):  # from a seek before the start: the file is cut short
+        # EINVAL comes from a seek before the start: the file is cut short.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         blocked = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)", str(error))
         reason = (

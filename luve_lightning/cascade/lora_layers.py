@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from luve_lightning.cascade.lora_files import ADAPTER_CONFIG, LoraConfiguration, LoraFile
 from luve_lightning.models.backbones import Denoiser, denoiser_of
+from luve_lightning.models.experts import expert_names, experts_set_aside
 
 # Prefixes that wrappers and trainers put before a layer's name.
 _WRAPPER = re.compile(
@@ -119,10 +121,7 @@ def fit_lora(transformer: Any, file: LoraFile) -> FittedLora:
         raise ValueError(
             f"LoRA {file.name}: {len(dora)} of its {len(layers)} layers have DoRA's magnitude, {lacks} has none"
         )
-    found, biases = (
-        {},
-        [name for name, layer in layers.items() if {"bias", "difference"} & layer.parts.keys()],
-    )
+    biases = [name for name, layer in layers.items() if {"bias", "difference"} & layer.parts.keys()]
     configured = file.configuration
     if configured is not None and configured.dora != bool(dora):
         raise ValueError(
@@ -132,6 +131,7 @@ def fit_lora(transformer: Any, file: LoraFile) -> FittedLora:
         raise ValueError(
             f"LoRA {file.name}: {configured.where} has lora_bias, and biases are missing in the weights"
         )
+    found: dict[str, Tensor] = {}
     for name, layer in layers.items():
         found[f"{name}.lora_A.weight"], found[f"{name}.lora_B.weight"] = layer.parts["A"], layer.parts["B"]
         if dora:
@@ -170,7 +170,51 @@ def fit_lora(transformer: Any, file: LoraFile) -> FittedLora:
     )
 
 
-def check_loaded(transformer: Any, adapter: str, fitted: FittedLora) -> None:
+def load_lora(
+    transformers: Sequence[Any], file: LoraFile, adapter_name: str | None, pipeline: Any
+) -> LoraSummary:
+    """Load a LoRA whole into every transformer, or into none.
+
+    Args:
+        transformers: one or several.
+        file: the LoRA, as `read_lora` read it.
+        adapter_name: default diffusers' choice.
+        pipeline: pipeline whose offloading diffusers handles.
+
+    Returns:
+        What was loaded, at which scale.
+
+    Raises:
+        ValueError: for a LoRA that cannot be loaded whole.
+    """
+    fitted = []
+    for transformer in transformers:  # all of them before the first is touched
+        with experts_set_aside(transformer):
+            fitted.append(fit_lora(transformer, file))
+    for transformer, lora in zip(transformers, fitted, strict=True):
+        with experts_set_aside(transformer), warnings.catch_warnings():
+            there = set(getattr(transformer, "peft_config", {}))
+            # Several adapters are intended.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            transformer.load_lora_adapter(
+                dict(lora.state_dict),
+                network_alphas=None,
+                adapter_name=adapter_name,
+                metadata=lora.metadata,
+                _pipeline=pipeline,
+            )
+            (new,) = set(transformer.peft_config) - there
+            _check_loaded(transformer, new, lora)
+    return fitted[0].summary
+
+
+def plain_loras(transformer: Any) -> list[str]:
+    """Names of the transformer's adapters that are not experts."""
+    experts = expert_names(transformer)
+    return [name for name in getattr(transformer, "peft_config", {}) if name not in experts]
+
+
+def _check_loaded(transformer: Any, adapter: str, fitted: FittedLora) -> None:
     """Assert that PEFT loaded a LoRA as fitted: the same layers at the same scales."""
     there = {
         name: module.scaling[adapter]
@@ -188,7 +232,9 @@ def _layers(denoiser: Denoiser, file: LoraFile) -> dict[str, _Layer]:
         for name, module in denoiser.module.named_modules()
         if name and not re.search(r"\.(base_layer|lora_\w+)(\.|$)", name)
     }
-    places = _places(denoiser, modules)
+    # Every name that a LoRA may use for a module, with underscores for dots as in kohya's trainers.
+    places = {denoiser.original_name(name).replace(".", "_"): name for name in modules}
+    places |= {name.replace(".", "_"): name for name in modules}
     layers: dict[str, _Layer] = {}
     strange: list[str] = []
     elsewhere: list[str] = []
@@ -222,12 +268,6 @@ def _layers(denoiser: Denoiser, file: LoraFile) -> dict[str, _Layer]:
         _check_layer(file.name, name, layer, modules[name])
     # In the transformer's order: the same LoRA gives the same summary whatever the file's order.
     return {name: layers[name] for name in modules if name in layers}
-
-
-def _places(denoiser: Denoiser, modules: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Every name that a LoRA may use for a module, with underscores for dots as in kohya's trainers."""
-    places = {denoiser.original_name(name).replace(".", "_"): name for name in modules}
-    return places | {name.replace(".", "_"): name for name in modules}
 
 
 def _refuse_strangers(
@@ -317,12 +357,11 @@ def _scale(layers: Mapping[str, _Layer], file: LoraFile) -> None:
                     f"{configured.where} by {scale:g}"
                 )
             layer.scale = scale
-    patterns = () if configured is None else (*configured.ranks, *configured.alphas)
-    if idle := [pattern for pattern in patterns if pattern not in used]:
-        assert configured is not None
-        raise ValueError(
-            f"LoRA {file.name}: {configured.where}: the pattern {idle[0]!r} fits none of its layers"
-        )
+    for pattern in () if configured is None else (*configured.ranks, *configured.alphas):
+        if configured is not None and pattern not in used:
+            raise ValueError(
+                f"LoRA {file.name}: {configured.where}: the pattern {pattern!r} fits none of its layers"
+            )
 
 
 def _configured_scale(

@@ -17,17 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from luve_lightning.cascade.denoise import Experts, switch_expert
 from luve_lightning.cascade.lora_files import LoraFile, read_lora
-from luve_lightning.cascade.lora_layers import LoraSummary
-from luve_lightning.cascade.loras import experts_set_aside, load_lora, plain_loras, unload_loras
+from luve_lightning.cascade.lora_layers import LoraSummary, load_lora, plain_loras
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.cascade.pipeline_files import EXPERTS, dtypes_of, expert_folders, load_parts
-from luve_lightning.cascade.run import (
-    LuVePipelineOutput,
-    Stage,
-    begin,
-    from_noise,
-    refined,
-)
+from luve_lightning.cascade.run import LuVePipelineOutput, Stage, begin, from_noise, refined
 from luve_lightning.cascade.speed import SpeedOptions, apply_speed
 from luve_lightning.cascade.stages import (
     VideoType,
@@ -47,7 +40,7 @@ from luve_lightning.models.backbones import (
     family_of,
     latent_space_of,
 )
-from luve_lightning.models.experts import expert_names, load_expert, save_expert
+from luve_lightning.models.experts import expert_names, experts_set_aside, load_expert, save_expert
 from luve_lightning.models.folders import is_local, loading, saving
 from luve_lightning.models.vluer import VLUer
 
@@ -298,7 +291,9 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
 
     def unload_lora_weights(self) -> None:
         """Remove every LoRA; the experts stay."""
-        unload_loras(self.transformers)
+        for transformer in self.transformers:
+            with experts_set_aside(transformer):
+                transformer.unload_lora()
 
     def apply(self, options: SpeedOptions) -> None:
         """Apply options of speed and memory; see `apply_speed`."""

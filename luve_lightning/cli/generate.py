@@ -17,9 +17,22 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from luve_lightning.cascade.generation_jobs import JobTotals, VideoFolder, VideoJob, make_jobs, run_jobs
-from luve_lightning.cascade.generation_models import Processes, cut_lines, cuts_of, find_models, load_pipeline
-from luve_lightning.cascade.generation_run import CascadeRun, StageLatents
+from luve_lightning.cascade.generation_jobs import (
+    JobTotals,
+    Processes,
+    VideoFolder,
+    VideoJob,
+    make_jobs,
+    run_jobs,
+)
+from luve_lightning.cascade.generation_run import (
+    CascadeRun,
+    StageLatents,
+    cut_lines,
+    cuts_of,
+    find_models,
+    load_pipeline,
+)
 from luve_lightning.cascade.lora_files import read_lora
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.pipeline_files import model_identity

@@ -6,7 +6,7 @@ checkpointing, compile the blocks (`transformer.compile_repeated_blocks()`), not
 """
 
 from luve_lightning.models.experts.files import load_expert, save_expert
-from luve_lightning.models.experts.layer import add_expert, expert_parameters, train_only
+from luve_lightning.models.experts.layer import add_expert, expert_parameters, experts_set_aside, train_only
 from luve_lightning.models.experts.routing import (
     ExpertConfig,
     activate,
@@ -22,6 +22,7 @@ __all__ = [
     "choice_kept",
     "expert_names",
     "expert_parameters",
+    "experts_set_aside",
     "load_expert",
     "route_by_sigma",
     "save_expert",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from luve_lightning.models.experts.routing import (
     ExpertState,
     TokenSplit,
     activate,
+    expert_names,
     install,
     state_of,
 )
@@ -293,3 +295,32 @@ def train_only(transformer: Any, name: str | None) -> None:
     transformer.requires_grad_(False)
     for parameter in chosen:
         parameter.requires_grad_(True)
+
+
+@contextmanager
+def experts_set_aside(transformer: Any) -> Iterator[None]:
+    """Take the experts' layers out of the transformer inside this context; no weight is touched.
+
+    Inside, module names and the state dict are those of a transformer without experts, as diffusers' LoRA loading
+    and `save_pretrained` expect.
+    """
+    denoiser = denoiser_of(transformer)
+    taken = [
+        (block, name, layer)
+        for _, block in denoiser.blocks
+        for name in denoiser.sites.values()
+        if isinstance(layer := block.get_submodule(name), ExpertLayer)
+    ]
+    experts = expert_names(transformer)
+    configs = {name: transformer.peft_config.pop(name) for name in experts}
+    for block, name, layer in taken:
+        block.set_submodule(name, layer.base_layer)
+    try:
+        yield
+    finally:
+        for block, name, layer in taken:
+            block.set_submodule(name, layer)
+        if configs:  # diffusers drops the whole table together with the last LoRA
+            left = getattr(transformer, "peft_config", {})
+            transformer.peft_config = configs | left
+            transformer._hf_peft_config_loaded = True

@@ -1,4 +1,4 @@
-"""Interpolation of the decoded pixels."""
+"""Interpolation: of the latents themselves, or of the decoded pixels."""
 
 from __future__ import annotations
 
@@ -8,8 +8,24 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from luve_lightning.cascade.upsampling import UpsamplingMethod, UpsamplingModels
-from luve_lightning.functional.interpolation import Size3d, interpolate_latents
+from luve_lightning.functional.interpolation import InterpolationMode, Size3d, interpolate_latents
 from luve_lightning.functional.pixels import resize_video
+
+
+@dataclass(frozen=True)
+class LatentInterpolation(UpsamplingMethod):
+    """Interpolates each channel of the latents; see `interpolate_latents`.
+
+    Attributes:
+        mode: nearest, bilinear or bicubic.
+    """
+
+    mode: InterpolationMode
+
+    def __call__(self, latents: Tensor, size: Size3d, models: UpsamplingModels) -> Tensor:
+        """See UpsamplingMethod."""
+        del models
+        return interpolate_latents(latents, size, self.mode)
 
 
 @dataclass(frozen=True)
@@ -31,5 +47,12 @@ class RGBInterpolation(UpsamplingMethod):
         return codec.encode(video)
 
 
-# "rgb" is the paper's name for it.
-METHODS = {"rgb_bicubic": RGBInterpolation(), "rgb": RGBInterpolation()}
+# "latent" and "rgb" are the paper's names: linear interpolation of latents, bicubic of pixels.
+METHODS = {
+    "nearest": LatentInterpolation("nearest"),
+    "bilinear": LatentInterpolation("bilinear"),
+    "bicubic": LatentInterpolation("bicubic"),
+    "latent": LatentInterpolation("bilinear"),
+    "rgb_bicubic": RGBInterpolation(),
+    "rgb": RGBInterpolation(),
+}
