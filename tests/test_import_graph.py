@@ -20,7 +20,7 @@ RANKS = {
     for rank, rooms in enumerate(
         [
             ["locks"],
-            ["checkout", "config_files", "files", "functional", "machine", "terminal"],
+            ["config_files", "files", "functional", "machine", "terminal"],
             ["models"],
             ["losses", "metrics", "data"],
             ["datamodules", "tasks", "cascade"],

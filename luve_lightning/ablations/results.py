@@ -1,16 +1,21 @@
-"""Means over seeds with their intervals, and whether a difference has the paper's direction."""
+"""A table's results: means over seeds, differences and their direction, as CSV, JSON and Markdown."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from luve_lightning.ablations.graph import AblationPlanner, Plan
 from luve_lightning.ablations.stage_process import done_record, is_done
 from luve_lightning.ablations.table import ROW, Better, MetricSpec, Table
+from luve_lightning.evaluation.tables import format_value, table_csv, table_markdown
+from luve_lightning.files import read_json, write_text
 
 LEVEL = 0.95
 
@@ -63,10 +68,7 @@ def paired(values: Mapping[int, float], others: Mapping[int, float]) -> SeedInte
 
 
 def direction(
-    difference: SeedInterval | None,
-    paper_difference: float | None,
-    better: Better,
-    paper_better: Better,
+    difference: SeedInterval | None, paper_difference: float | None, better: Better, paper_better: Better
 ) -> Direction:
     """Whether a difference from the reference row goes the paper's way.
 
@@ -126,18 +128,16 @@ def collect(planner: AblationPlanner, rows: Mapping[int, Sequence[str]]) -> Resu
     """Read every value of some rows that exists, from the evaluations of exactly those that are finished."""
     results = Results()
     plan = planner.plan(finished_rows(planner, rows))
-    reports: dict[str, dict[str, Any] | None] = {}
+    reports: dict[str, dict[str, Any]] = {}
     for (row, seed, name), digest in plan.goals.items():
         stage = plan.stages[digest]
-        if digest not in reports:
-            done = is_done(stage)
-            reports[digest] = json.loads((stage.folder / REPORT).read_text()) if done else None
-        report = reports[digest]
-        if report is None:
+        if not is_done(stage):
             continue
+        if digest not in reports:
+            reports[digest] = json.loads((stage.folder / REPORT).read_text())
         for metric in planner.table.metrics.values():
             if metric.stage == name:
-                _take(results, metric, row, seed, report)
+                _take(results, metric, row, seed, reports[digest])
     results.stages = _stage_records(plan)
     return results
 
@@ -159,14 +159,9 @@ def _stage_records(plan: Plan) -> list[dict[str, Any]]:
     """One record per finished stage; row and seed are null where it serves several."""
     records = []
     for stage in plan.stages.values():
-        done = done_record(stage)
-        if done is not None:
+        if (done := done_record(stage)) is not None:
             rows, seeds = {row for row, _ in stage.uses}, {seed for _, seed in stage.uses}
-            record: dict[str, Any] = {
-                "name": stage.name,
-                "hash": stage.digest,
-                "seconds": done.get("seconds"),
-            }
+            record = {"name": stage.name, "hash": stage.digest, "seconds": done.get("seconds")}
             record["row"] = rows.pop() if len(rows) == 1 else None
             record["seed"] = seeds.pop() if len(seeds) == 1 else None
             records.append(record | {"revision": done.get("revision")})
@@ -219,3 +214,185 @@ def _line(
 
 def _by_seed(values: Values, row: str, metric: str) -> dict[int, float]:
     return {seed: found[metric] for seed, found in sorted(values.get(row, {}).items()) if metric in found}
+
+
+_NUMBERS = ("mean", "low", "high", "difference", "difference_low", "difference_high")
+_ABOUT = (
+    "Each value is a mean over seeds with its 95 % interval by Student's t (none for one seed). Differences are from "
+    "the row `{reference}`, paired by seed, with intervals of their own. Direction: whether a difference goes the "
+    "paper's way, `none` where its interval holds 0 or there is one seed only. Paper: the paper's value, of the metric "
+    "in brackets, on another world with other models: compare directions, never values."
+)
+
+
+@dataclass(frozen=True)
+class ResultsProvenance:
+    """Where results come from.
+
+    Attributes:
+        command: command that wrote them.
+        revision: revision of this repository.
+        device: device that computed them.
+        packages: versions by name.
+        date: in ISO format.
+    """
+
+    command: str
+    revision: str
+    device: str
+    packages: Mapping[str, str]
+    date: str
+
+
+def write_results(
+    table: Table,
+    results: Results,
+    failed: Mapping[str, Mapping[int, str]],
+    provenance: ResultsProvenance,
+    path: Path,
+) -> list[Path]:
+    """Write the table beside `path`, a CSV, as .csv, .json and .md; `failed` has the reasons by row and seed.
+
+    Returns:
+        The written files.
+    """
+    rows = result_rows(table, results.values)
+    files = {
+        path: table_csv(COLUMNS, rows),
+        path.with_suffix(".json"): _json(table, results, failed, provenance),
+        path.with_suffix(".md"): results_markdown(table, results, rows, failed, provenance),
+    }
+    for file, text in files.items():
+        write_text(file, text)
+    return list(files)
+
+
+def read_results(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Read a table and, if it exists, the JSON file beside it.
+
+    Returns:
+        At least one row by `COLUMNS`, in which means, differences and their ends are numbers, NaN for none, and the
+        paper's values are as in the file; and the JSON file's content, empty without one.
+
+    Raises:
+        FileNotFoundError: no such table.
+        ValueError: other columns, invalid values, or not JSON; one line, which does not name the table.
+    """
+    if not path.is_file():
+        raise FileNotFoundError("missing")
+    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
+    lacking = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+    if lacking:
+        raise ValueError(f"no table of results: the columns {', '.join(lacking)} are missing")
+    rows = []
+    for row in reader:
+        if None in row or None in row.values():
+            raise ValueError(f"line {reader.line_num}: expected one value per column")
+        rows.append(_parsed(row))
+    if not rows:
+        raise ValueError("a table of results without a row")
+    beside = path.with_suffix(".json")
+    return rows, read_json(beside) if beside.is_file() else {}
+
+
+def _parsed(row: dict[str, Any]) -> dict[str, Any]:
+    for name, known in (("better", ("higher", "lower", "")), ("direction", get_args(Direction))):
+        if row[name] not in known:
+            choices = ", ".join(repr(choice) for choice in known)
+            raise ValueError(f"{_place(row, name)}: expected one of {choices}, got {row[name]!r}")
+    numbers = {name: _number(row, name) for name in _NUMBERS}
+    seeds = _number(row, "seeds")
+    return row | numbers | {"seeds": 0 if math.isnan(seeds) else int(seeds)}
+
+
+def _number(row: Mapping[str, str], key: str) -> float:
+    try:
+        return float(row[key]) if row[key].strip() else math.nan
+    except ValueError:
+        raise ValueError(f"{_place(row, key)}: expected a number, got {row[key]!r}") from None
+
+
+def _place(row: Mapping[str, str], key: str) -> str:
+    return f"row {row['row']}, metric {row['metric']}: {key}"
+
+
+def _json(
+    table: Table, results: Results, failed: Mapping[str, Mapping[int, str]], provenance: ResultsProvenance
+) -> str:
+    content = {
+        "table": table.name,
+        "title": table.title,
+        "world": table.world,
+        "note": table.note,
+        "reference": table.reference,
+        "settings": dict(table.settings),
+        "seeds": sorted({seed for found in results.values.values() for seed in found}),
+        **asdict(provenance),
+        "rows": results.values,
+        "notes": {row.name: row.note for row in table.rows.values() if row.note},
+        "missing": results.missing,
+        "failed": failed,
+        "stages": results.stages,
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def results_markdown(
+    table: Table,
+    results: Results,
+    rows: list[dict[str, Any]],
+    failed: Mapping[str, Mapping[int, str]],
+    provenance: ResultsProvenance,
+) -> str:
+    """The results as Markdown, for people."""
+    parts = [f"# {table.title}", f"**{table.world}**"]
+    parts += [table.note] if table.note else []
+    for metric in table.metrics.values():
+        lines = [_markdown_line(row) for row in rows if row["metric"] == metric.name]
+        if lines:
+            unit = f" in {metric.unit}" if metric.unit else ""
+            columns = list(lines[0])
+            parts.append(f"## {metric.name}{unit}, {metric.better} is better")
+            parts.append(table_markdown(columns, lines).rstrip())
+    parts.append(_ABOUT.format(reference=table.reference))
+    parts += _listed("Rows", {row.name: row.note for row in table.rows.values() if row.note})
+    parts += _listed("Not measured", results.missing)
+    reasons = {f"{row}, seed {seed}": why for row, seeds in failed.items() for seed, why in seeds.items()}
+    parts += _listed("Failed", reasons)
+    made = {
+        "settings": ", ".join(f"{name} {value}" for name, value in table.settings.items()) or "none",
+        "command": f"`{provenance.command}`",
+        "revision": provenance.revision,
+        "device": provenance.device,
+        "date": provenance.date,
+    }
+    parts += _listed("Made with", made)
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_line(row: Mapping[str, Any]) -> dict[str, str]:
+    ends = "" if math.isnan(row["low"]) else f" [{format_value(row['low'])}, {format_value(row['high'])}]"
+    line = {"row": row["title"], "mean": format_value(row["mean"]) + ends, "seeds": str(row["seeds"])}
+    line["difference"] = _difference(row)
+    if row["paper_metric"]:
+        line[f"paper ({row['paper_metric']})"] = format_value(row["paper"])
+        line["paper's difference"] = _short(row["paper_difference"])
+        line["direction"] = row["direction"]
+    return line
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    """A difference with its interval, if any; the reference row's is 0 and needs none."""
+    low, high = row["difference_low"], row["difference_high"]
+    if low is None or math.isnan(low) or low == high:
+        return _short(row["difference"])
+    return f"{_short(row['difference'])} [{_short(low)}, {_short(high)}]"
+
+
+def _short(difference: float | None) -> str:
+    """Three digits, with an exponent where it is tiny."""
+    return "" if difference is None else f"{difference:.3g}"
+
+
+def _listed(title: str, lines: Mapping[str, str]) -> list[str]:
+    return [f"## {title}", "\n".join(f"- {name}: {text}" for name, text in lines.items())] if lines else []

@@ -24,8 +24,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from luve_lightning.callbacks.checkpoints import Checkpoints
 from luve_lightning.callbacks.random_state import RandomState
 from luve_lightning.callbacks.weights import Export
-from luve_lightning.checkout import PACKAGE_ROOT, git_state, run_git
 from luve_lightning.files import write_text
+from luve_lightning.machine import PACKAGE_ROOT, git_state, run_git
 from luve_lightning.tasks.base import TrainingTask
 from luve_lightning.tasks.resume import Change, say
 

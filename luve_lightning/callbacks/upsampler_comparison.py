@@ -30,10 +30,10 @@ from luve_lightning.analysis.upsampling_comparison import (
     rows_by_scale,
 )
 from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels, baselines
-from luve_lightning.checkout import revision_in_words
 from luve_lightning.evaluation.tables import table_csv, table_rich
 from luve_lightning.files import write_text
 from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.machine import revision_in_words
 from luve_lightning.models.vluer import VLUer
 from luve_lightning.tasks.contracts import Upsampling
 from luve_lightning.terminal import say

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from luve_lightning.checkout import PACKAGE_ROOT
+from luve_lightning.machine import PACKAGE_ROOT
 
 # Headings of `luve --help`.
 _GROUPS = ("Data", "Training", "Generation", "Measurement", "Tables", "Shell")

@@ -28,17 +28,22 @@ from luve_lightning.ablations.output import (
     sweep_run,
     uses,
 )
-from luve_lightning.ablations.results import Results, collect, finished_rows, result_rows
-from luve_lightning.ablations.results_files import ResultsProvenance, write_results
+from luve_lightning.ablations.results import (
+    Results,
+    ResultsProvenance,
+    collect,
+    finished_rows,
+    result_rows,
+    write_results,
+)
 from luve_lightning.ablations.stage_process import is_done
 from luve_lightning.ablations.table import TABLE_FILE, Table, read_table
-from luve_lightning.checkout import revision_in_words
 from luve_lightning.cli import Verb
 from luve_lightning.cli.compose import compose
 from luve_lightning.cli.errors import did_you_mean
 from luve_lightning.cli.run_verb import refusal
 from luve_lightning.files import text_digest
-from luve_lightning.machine import cores
+from luve_lightning.machine import cores, revision_in_words
 from luve_lightning.reporting.dashboard import PREFIX_OF_RESULTS
 from luve_lightning.terminal import say
 

@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 from torchmetrics import Metric
 
-from luve_lightning.checkout import revision_in_words
 from luve_lightning.cli import Verb
 from luve_lightning.cli.open_index import print_summary
 from luve_lightning.data.hashes import ClipHashes
@@ -33,7 +32,7 @@ from luve_lightning.evaluation.runner import Runner
 from luve_lightning.evaluation.summary import Resampling, distances, summarise
 from luve_lightning.evaluation.tables import format_value, table_rich
 from luve_lightning.evaluation.video_sets import VideoSets, find_video_sets
-from luve_lightning.machine import choose_device, decoding_threads
+from luve_lightning.machine import choose_device, decoding_threads, revision_in_words
 from luve_lightning.terminal import Steps, say
 
 VERBS = {

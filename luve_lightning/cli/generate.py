@@ -38,7 +38,6 @@ from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.pipeline_files import model_identity
 from luve_lightning.cascade.prompts import PromptLine, check_text, check_visible, read_prompt_file
 from luve_lightning.cascade.speed import SpeedOptions
-from luve_lightning.checkout import PACKAGE_ROOT, git_state
 from luve_lightning.cli import Verb
 from luve_lightning.cli.compose import escaped
 from luve_lightning.cli.keys import Keys
@@ -46,7 +45,7 @@ from luve_lightning.cli.open_index import print_summary
 from luve_lightning.data.hashes import FileHashes
 from luve_lightning.data.video_files import MAX_FPS
 from luve_lightning.evaluation.sample_sources import write_generated
-from luve_lightning.machine import check_video
+from luve_lightning.machine import PACKAGE_ROOT, check_video, git_state
 from luve_lightning.models.backbones import CutTextWarning, load_backbone
 from luve_lightning.terminal import Steps, say
 

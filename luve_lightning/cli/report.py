@@ -13,10 +13,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from luve_lightning.ablations.results_files import read_results
-from luve_lightning.checkout import revision_in_words
+from luve_lightning.ablations.results import read_results
 from luve_lightning.cli import Verb
 from luve_lightning.files import write_text
+from luve_lightning.machine import revision_in_words
 from luve_lightning.reporting.dashboard import Dashboard
 from luve_lightning.reporting.report import PageText, ReportInputs, build_report
 from luve_lightning.reporting.result_tables import ResultTable, result_table
@@ -94,8 +94,7 @@ def report(
 
 def read_table(name: str, path: Path) -> ResultTable:
     """An ablation table from its file, as the page shows it."""
-    found = read_results(path)
-    return result_table(name, path, found.rows, found.about)
+    return result_table(name, path, *read_results(path))
 
 
 def _facts() -> dict[str, str]:

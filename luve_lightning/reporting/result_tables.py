@@ -146,7 +146,7 @@ def result_table(
     Args:
         name: name in the configuration.
         path: path of the file.
-        rows: rows from `luve_lightning.ablations.results_files.read_results`.
+        rows: rows from `luve_lightning.ablations.results.read_results`.
         about: its content of the JSON file beside it; empty without one.
     """
     notes = about.get("notes")

@@ -18,14 +18,16 @@ from hypothesis import strategies as st
 from luve_lightning.ablations.graph import AblationPlanner
 from luve_lightning.ablations.results import (
     COLUMNS,
+    ResultsProvenance,
     collect,
     direction,
     finished_rows,
     paired,
+    read_results,
     result_rows,
     t_interval,
+    write_results,
 )
-from luve_lightning.ablations.results_files import ResultsProvenance, read_results, write_results
 from luve_lightning.ablations.stage_process import write_done
 from tests.helpers.ablations import ROWS, TABLE, planner_of, write_table
 
@@ -118,9 +120,9 @@ def test_what_is_written_is_read_back(planner: AblationPlanner, tmp_path: Path) 
     finish(planner, SCORES)
     found = collect(planner, EVERY)
     write_results(planner.table, found, {}, PROVENANCE, tmp_path / "small.csv")
-    file = read_results(tmp_path / "small.csv")
-    assert file.about == json.loads((tmp_path / "small.json").read_text())
-    for read, made in zip(file.rows, result_rows(planner.table, found.values), strict=True):
+    rows, about = read_results(tmp_path / "small.csv")
+    assert about == json.loads((tmp_path / "small.json").read_text())
+    for read, made in zip(rows, result_rows(planner.table, found.values), strict=True):
         assert list(read) == list(made)
         for key, value in made.items():
             if key in ("paper", "paper_difference"):  # as the file writes them

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from luve_lightning.analysis.benchmarks import evaluate as benchmark
-from luve_lightning.cli.bench import bench
+from luve_lightning.cli.costs import bench
 
 
 @pytest.mark.slow

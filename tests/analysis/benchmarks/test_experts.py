@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from luve_lightning.cli.bench import bench
+from luve_lightning.cli.costs import bench
 
 
 def test_compares_each_expert_with_the_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

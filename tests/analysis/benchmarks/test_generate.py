@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from luve_lightning.analysis.benchmarks.generate import _Bench, mini
-from luve_lightning.cli.bench import bench
+from luve_lightning.cli.costs import bench
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from luve_lightning.analysis.benchmarks.options import VARIANTS
-from luve_lightning.cli.bench import bench
+from luve_lightning.cli.costs import bench
 
 
 def rows_of(printed: str) -> dict[str, dict[str, Any]]:

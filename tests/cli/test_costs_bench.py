@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from luve_lightning.cli import verbs
-from luve_lightning.cli.bench import bench
+from luve_lightning.cli.costs import bench
 from tests.helpers.run_luve import run_luve
 
 SUBJECTS = verbs()["bench"].modules()

@@ -1,10 +1,12 @@
-"""`luve plan`: what generating a video takes, before anything runs."""
+"""`luve plan` and `luve bench`: what generating a video takes, estimated before anything runs, and measured."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -15,10 +17,18 @@ from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.pipeline_files import expert_folders
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.cli import Verb
+from luve_lightning.machine import choose_device
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.experts import load_expert
 
-VERBS = {"plan": Verb("Generation", "estimate what generating a video takes, before anything runs")}
+VERBS = {
+    "plan": Verb("Generation", "estimate what generating a video takes, before anything runs"),
+    "bench": Verb(
+        "Measurement",
+        "time the models and measure their memory",
+        subjects="luve_lightning.analysis.benchmarks",
+    ),
+}
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -73,3 +83,34 @@ def plan(
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(plan_dict(options, stages, speed), indent=2) + "\n", encoding="utf-8")
+
+
+def bench(
+    subject: str, device: str = "cuda", repeats: int | None = None, output: Path | None = None, **options: Any
+) -> None:
+    """Measures time and peak memory, and prints one JSON line per row.
+
+    Args:
+        subject: What to measure.
+        device: where to run, such as "cuda" or "cuda:1"; with "cpu", small models.
+        repeats: timed runs after the warm-up; default from 20 of what takes milliseconds to 1 of what takes minutes.
+        output: also append the rows to this file.
+        options: the subject's own options.
+    """
+    if repeats is not None and repeats < 1:
+        raise ValueError(f"repeats: expected at least 1, got {repeats}")
+    if device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"luve bench --device {device}: no CUDA device is visible here")
+    target = choose_device(device)
+    measure = importlib.import_module(f"{VERBS['bench'].subjects}.{subject.replace('-', '_')}").measure
+    repeats = repeats or inspect.signature(measure).parameters["repeats"].default
+    facts = {"torch": torch.__version__, "repeats": repeats}
+    if target.type == "cuda":
+        facts = {"gpu": torch.cuda.get_device_name(target)} | facts
+    for row in measure(target, repeats, **options):
+        line = json.dumps(row | facts)
+        print(line, flush=True)
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with output.open("a") as file:
+                file.write(line + "\n")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from luve_lightning.checkout import git_state, revision_in_words
+from luve_lightning.machine import git_state, revision_in_words
 from tests.helpers.git import git
 
 
