@@ -19,8 +19,9 @@ import pytest
 from luve_lightning.cli.mini_world import mini_world
 from luve_lightning.data.mini_world import OtherWorldError, render_mini_world, vocabulary
 from luve_lightning.data.mini_world.paint import draw_scene, paint_scene
-from luve_lightning.data.mini_world.photographs import photographs_of
-from luve_lightning.data.mini_world.render import write_clip
+from luve_lightning.data.mini_world.render import CRF
+from luve_lightning.data.mini_world.scene import photographs_of
+from luve_lightning.data.video_files import encode_h264
 from luve_lightning.files import unfinished_path
 from tests.helpers.renames import KILLED
 
@@ -126,7 +127,7 @@ def test_every_clip_decodes_and_moves(world: Path) -> None:
 def test_clips_are_tagged_and_come_back_in_their_own_colours(tmp_path: Path) -> None:
     colors = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [230, 220, 40]], dtype=np.uint8)
     frames = np.broadcast_to(colors.repeat(16, axis=0)[None, None], (5, 64, 64, 3)).copy()
-    write_clip(tmp_path / "a.mp4", frames, 16)
+    encode_h264(tmp_path / "a.mp4", frames, 16, CRF)
     with av.open(str(tmp_path / "a.mp4")) as container:
         context = container.streams.video[0].codec_context
         assert context.name == "h264"
@@ -151,7 +152,7 @@ def test_encoding_does_not_depend_on_what_memory_held_before(tmp_path: Path) -> 
     for _ in range(12):
         junk = [rng.integers(0, 255, int(rng.integers(1_000, 300_000)), dtype=np.uint8) for _ in range(20)]
         del junk
-        write_clip(tmp_path / "a.mp4", frames, 16)
+        encode_h264(tmp_path / "a.mp4", frames, 16, CRF)
         found.add(hashlib.sha256((tmp_path / "a.mp4").read_bytes()).hexdigest())
     assert len(found) == 1
 

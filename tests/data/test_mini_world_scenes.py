@@ -14,29 +14,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from luve_lightning.data.mini_world import scene as captions
-from luve_lightning.data.mini_world.paint import apply_grade, draw_scene, paint_scene
-from luve_lightning.data.mini_world.photographs import (
-    OUTLINES,
-    PHOTOGRAPHS,
-    load_photograph,
-    photograph_named,
-    photographs_of,
-    signed_distance,
-)
-from luve_lightning.data.mini_world.render import write_clip
+from luve_lightning.data.mini_world import vocabulary
+from luve_lightning.data.mini_world.paint import OUTLINES, apply_grade, draw_scene, paint_scene
+from luve_lightning.data.mini_world.render import CRF, captions
 from luve_lightning.data.mini_world.scene import (
     DIRECTIONS,
+    PHOTOGRAPHS,
     SHAPES,
     Camera,
     Grade,
     Scene,
     Sprite,
     camera_path,
+    load_photograph,
     motion_per_frame,
+    photograph_named,
+    photographs_of,
     progress,
     sprite_path,
 )
+from luve_lightning.data.video_files import encode_h264
 
 STILL = Camera("", "", "", "", "steady", (256.0, 256.0), 64.0, 0.0, 1.0, 0.0, 0.0)
 
@@ -102,10 +99,10 @@ def test_zooming_in_narrows_the_window(zoom: str, wide: int) -> None:
 def test_a_panning_caption_agrees_with_the_decoded_motion(pan: str, tmp_path: Path) -> None:
     # 64 pixels over 8 steps: 8 pixels a frame; a camera going left moves the picture right.
     scene = scene_of(replace(STILL, pan=pan, distance=1.0))
-    write_clip(tmp_path / "pan.mp4", paint_scene(scene).numpy(), 16)
+    encode_h264(tmp_path / "pan.mp4", paint_scene(scene).numpy(), 16, CRF)
     with av.open(str(tmp_path / "pan.mp4")) as container:
         frames = [frame.to_ndarray(format="gray").astype(float) for frame in container.decode(video=0)]
-    assert captions.camera_movement(scene) == f"the camera pans {pan} ."
+    assert captions(scene)["Camera Movement"] == f"the camera pans {pan} ."
     moved = shift_between(frames[4], frames[5])
     expected = {"left": (8, 0), "right": (-8, 0), "up": (0, 8), "down": (0, -8)}
     parts = [expected[word] for word in pan.split(" and ")]
@@ -242,10 +239,10 @@ def test_sprites_grow_shrink_circle_and_spin() -> None:
 
 def test_captions_have_one_form() -> None:
     subjects = {photograph.subject for photograph in PHOTOGRAPHS}
-    words = set(captions.vocabulary())
+    words = set(vocabulary())
     for index in range(150):
         for split in ("train", "val", "test"):
-            caption = captions.summarized_description(draw_scene(4, split, index, 9, 64, 16))
+            caption = captions(draw_scene(4, split, index, 9, 64, 16))["Summarized Description"]
             sentences = caption.split(" . ")
             assert caption.endswith(" .")
             assert sentences[0].removeprefix("a photograph of ") in subjects
@@ -271,7 +268,7 @@ coordinate = st.floats(-2, 2, width=32)
 def test_shapes_fill_the_unit_square(shape: str) -> None:
     axis = torch.linspace(-1.2, 1.2, 241)
     x, y = torch.meshgrid(axis, axis, indexing="xy")
-    inside = signed_distance(shape, x, y) < 0
+    inside = OUTLINES[shape](x, y) < 0
     assert inside.float().mean() > 0.1
     assert max(x[inside].abs().max(), y[inside].abs().max()) <= 1.02
     assert max(x[inside].abs().max(), y[inside].abs().max()) >= 0.84
@@ -283,5 +280,5 @@ def test_shapes_fill_the_unit_square(shape: str) -> None:
 def test_signed_distances_change_no_faster_than_the_way(
     shape: str, ax: float, ay: float, bx: float, by: float
 ) -> None:
-    first, second = signed_distance(shape, torch.tensor([ax, bx]), torch.tensor([ay, by])).tolist()
+    first, second = OUTLINES[shape](torch.tensor([ax, bx]), torch.tensor([ay, by])).tolist()
     assert abs(first - second) <= np.hypot(ax - bx, ay - by) + 1e-5

@@ -1,48 +1,156 @@
-"""Rendering the mini world: its clips as mp4, the same bytes every time, and its manifest."""
+"""The mini world as files: its clips as mp4, the same bytes every time, their captions in the CSV, the manifest."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich import progress
 
 from luve_lightning.data.mini_world.paint import draw_scene, paint_scene
-from luve_lightning.data.mini_world.photographs import SPLITS
-from luve_lightning.data.mini_world.scene import RENDERER, Scene, catalog_csv, splits_json
+from luve_lightning.data.mini_world.scene import (
+    DIRECTIONS,
+    PHOTOGRAPHS,
+    RENDERER,
+    SHAPES,
+    SPEEDS,
+    SPLITS,
+    SPRITE_SIZES,
+    Scene,
+    Sprite,
+    motion_per_frame,
+    photograph_named,
+    source_pixels,
+)
 from luve_lightning.data.video_files import encode_h264
+from luve_lightning.data.video_index import COLUMNS
 from luve_lightning.files import file_digest, remove_unfinished, text_digest, write_text
 from luve_lightning.machine import check_video, cores
 
 # Constant rate factor: visually lossless for these small frames, and the default world stays near 30 MB.
 CRF = 14
 
+_ACTIONS = {
+    "circles": "moves in a circle",
+    "sways": "sways left and right",
+    "grows": "grows",
+    "shrinks": "shrinks",
+    "waits": "stands still",
+}
+_LIGHTS = ("the light is dim .", "the light is bright .", "the light is natural .")
+_SHOTS = ("a close shot .", "a medium shot .", "a wide shot .")
+_MOODS = ("calm", "lively", "fast")
+_STYLE = "a photograph in color ."
+_GREY_STYLE = "a photograph in black and white ."
 
-def write_clip(path: Path, frames: np.ndarray, fps: int) -> None:
-    """Encodes frames and puts the finished file in place atomically; see `encode_h264`.
 
-    Args:
-        path: Target; its folder exists.
-        frames: uint8 `T x H x W x 3`, H and W even.
-        fps: Frames per second.
+def captions(scene: Scene) -> dict[str, str]:
+    """The text of each caption column; directions are the camera's, so the picture moves the other way."""
+    shown, camera, brightness = photograph_named(scene.url), scene.camera, scene.grade.brightness
+    background = f"a photograph of {shown.subject} ."
+    works = {"pans": camera.pan, "zooms": camera.zoom, "turns": camera.turn}
+    work = " and ".join(f"{does} {way}" for does, way in works.items() if way) or "stands still"
+    movement = f"the camera {work} {camera.speed} ." if camera.speed else f"the camera {work} ."
+    sprites = [_sprite(sprite) for sprite in scene.sprites] or ["nothing moves in front ."]
+    summary = " ".join([background, movement, *sprites])
+    shot = _SHOTS[(camera.window > 215) + (camera.window > 290)]
+    light = _LIGHTS[0 if brightness < 0.93 else 1 if brightness > 1.07 else 2]
+    style = _STYLE if shown.color else _GREY_STYLE
+    moving = sum(sprite.action != "waits" for sprite in scene.sprites) + (camera.speed == "quickly")
+    return {
+        "Brief Description": f"{background} {movement}",
+        "Detailed Description": f"{summary} {shot} {light} {style}",
+        "Background": background,
+        "Theme Description": shown.subject,
+        "Style": style,
+        "Shot Type": shot,
+        "Camera Movement": movement,
+        "Lighting": light,
+        "Video Atmosphere": _MOODS[min(moving, 2)],
+        "Summarized Description": summary,
+    }
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Returns every word that a caption can hold, including the full stop, sorted."""
+    phrases = [
+        *(f"{p.subject} {p.texture}" for p in PHOTOGRAPHS),
+        *DIRECTIONS,
+        *SHAPES,
+        *SPEEDS,
+        *SPRITE_SIZES,
+    ]
+    phrases += [*_ACTIONS.values(), *_LIGHTS, *_SHOTS, *_MOODS, _STYLE, _GREY_STYLE]
+    phrases += [
+        "a photograph of .",
+        "the camera stands still",
+        "pans zooms in out and turns clockwise counterclockwise",
+    ]
+    phrases += ["moves and spins", "nothing moves in front"]
+    return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
+
+
+def _sprite(sprite: Sprite) -> str:
+    words = [sprite.size, photograph_named(sprite.texture).texture, sprite.shape]
+    does = f"moves {sprite.direction}" if sprite.action == "moves" else _ACTIONS[sprite.action]
+    spins = " and spins" if sprite.spin else ""
+    noun = " ".join(word for word in words if word)
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun} {does}{spins} ."
+
+
+def catalog_csv(scenes: Sequence[Scene]) -> str:
+    """Returns the CSV of all clips.
+
+    A photograph stands for a source video, and its clips follow one another in it (`start_frame` up to, not
+    including, `end_frame`). Scores: `vtss_score` is photograph pixels per clip pixel (1 or more is sharp),
+    `motion_score` is the background's motion in pixels per frame, `video_clip_score` is 1, since captions are
+    exact.
     """
-    encode_h264(path, frames, fps, CRF)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    shown: dict[str, int] = {}
+    for scene in scenes:
+        start = shown.get(scene.url, 0)
+        shown[scene.url] = start + scene.frames
+        writer.writerow(_row(scene, start))
+    return text.getvalue()
+
+
+def splits_json(scenes: Sequence[Scene]) -> str:
+    """Returns the photographs (`url`) of each split's clips."""
+    splits = {split: sorted({scene.url for scene in scenes if scene.split == split}) for split in SPLITS}
+    return json.dumps(splits, indent=2) + "\n"
+
+
+def _row(scene: Scene, start: int) -> dict[str, object]:
+    stop = start + scene.frames
+    return {
+        "clip_id": scene.clip_id,
+        "url": scene.url,
+        "frame_width": scene.size,
+        "frame_height": scene.size,
+        "fps": scene.fps,
+        "start_frame": start,
+        "end_frame": stop,
+        "total_frames": scene.frames,
+        "start_time": round(start / scene.fps, 4),
+        "end_time": round(stop / scene.fps, 4),
+        "duration": round(scene.frames / scene.fps, 4),
+        "vtss_score": round(source_pixels(scene), 4),
+        "motion_score": round(motion_per_frame(scene), 4),
+        "video_clip_score": 1.0,
+        **captions(scene),
+    }
 
 
 MANIFEST = "MANIFEST.json"
@@ -54,12 +162,8 @@ class OtherWorldError(ValueError):
     """Raised for a folder with something other than the requested world."""
 
 
-def claim(output: Path, arguments: dict[str, int]) -> dict[str, str]:
+def _claim(output: Path, arguments: dict[str, int]) -> dict[str, str]:
     """Claims a folder for a world, or recognises the world in it.
-
-    Args:
-        output: The folder; created when missing.
-        arguments: Everything that decides the bytes of the world.
 
     Returns:
         SHA-256 by file name from the manifest; empty when the world is not complete yet.
@@ -81,15 +185,7 @@ def claim(output: Path, arguments: dict[str, int]) -> dict[str, str]:
     return {}
 
 
-def write_manifest(output: Path, arguments: dict[str, int], names: Sequence[str]) -> None:
-    """Declares a world complete: writes its arguments and the SHA-256 of each named file."""
-    hashes = {name: file_digest(output / name) for name in names}
-    write_text(output / MANIFEST, json.dumps({"arguments": arguments, "sha256": hashes}, indent=2) + "\n")
-    (output / UNFINISHED).unlink(missing_ok=True)
-
-
-def matches(path: Path, expected: str | None) -> bool:
-    """Returns whether a file exists with this SHA-256."""
+def _matches(path: Path, expected: str | None) -> bool:
     return path.is_file() and file_digest(path) == expected
 
 
@@ -164,19 +260,22 @@ def render_mini_world(
     form = {"frames": frames, "size": size, "fps": fps}
     _check_arguments({"seed": seed, **counts, **form}, processes)
     arguments = {"seed": seed, **counts, **form, "renderer": RENDERER}
-    hashes = claim(output, arguments)
+    hashes = _claim(output, arguments)
     folder = output / "clips"
     folder.mkdir(exist_ok=True)
     scenes = [draw_scene(seed, split, i, frames, size, fps) for split in SPLITS for i in range(counts[split])]
     texts = {"clips.csv": catalog_csv(scenes), "splits.json": splits_json(scenes)}
     todo = [scene for scene in scenes if not _is_there(folder / f"{scene.clip_id}.mp4", hashes, frames)]
-    stale = [name for name, text in texts.items() if not matches(output / name, text_digest(text))]
+    stale = [name for name, text in texts.items() if not _matches(output / name, text_digest(text))]
     if todo or stale or not hashes:
         _render_all(todo, folder, processes or cores())
         for name, text in texts.items():
             write_text(output / name, text)
         remove_unfinished(folder)
-        write_manifest(output, arguments, [*texts, *(f"clips/{scene.clip_id}.mp4" for scene in scenes)])
+        names = [*texts, *(f"clips/{scene.clip_id}.mp4" for scene in scenes)]
+        record = {"arguments": arguments, "sha256": {name: file_digest(output / name) for name in names}}
+        write_text(output / MANIFEST, json.dumps(record, indent=2) + "\n")
+        (output / UNFINISHED).unlink(missing_ok=True)
     return RenderReport(tuple(scene.clip_id for scene in todo), len(scenes) - len(todo))
 
 
@@ -200,7 +299,7 @@ def _check_arguments(values: dict[str, int], processes: int | None) -> None:
 
 def _is_there(path: Path, hashes: dict[str, str], frames: int) -> bool:
     if hashes:
-        return matches(path, hashes.get(f"clips/{path.name}"))
+        return _matches(path, hashes.get(f"clips/{path.name}"))
     # Not complete yet, so no hash is known; files are put in place whole, so counting frames is enough.
     return path.is_file() and _count_frames(path) == frames
 
@@ -214,14 +313,9 @@ def _count_frames(path: Path) -> int:
 
 
 def _render_all(scenes: Sequence[Scene], folder: Path, processes: int) -> None:
-    columns = (
-        TextColumn("mini world"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as bar:
+    shown, left = progress.MofNCompleteColumn(), progress.TimeRemainingColumn()
+    elapsed = progress.TimeElapsedColumn()
+    with progress.Progress("mini world", progress.BarColumn(), shown, elapsed, left) as bar:
         task = bar.add_task("clips", total=len(scenes))
         for _ in _rendered(scenes, folder, min(processes, len(scenes))):
             bar.advance(task)
@@ -229,10 +323,14 @@ def _render_all(scenes: Sequence[Scene], folder: Path, processes: int) -> None:
 
 def _rendered(scenes: Sequence[Scene], folder: Path, processes: int) -> Iterator[None]:
     if processes <= 1:
-        with _one_thread():
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in the workers: sums split over threads may round differently
+        try:
             for scene in scenes:
                 _render_one(scene, folder)
                 yield
+        finally:
+            torch.set_num_threads(threads)
         return
     # Spawned, not forked: torch and libav hold threads and locks that a fork would copy in any state.
     context = multiprocessing.get_context("spawn")
@@ -247,15 +345,4 @@ def _rendered(scenes: Sequence[Scene], folder: Path, processes: int) -> Iterator
 
 
 def _render_one(scene: Scene, folder: Path) -> None:
-    write_clip(folder / f"{scene.clip_id}.mp4", paint_scene(scene).numpy(), scene.fps)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    # As in the workers: sums split over threads may round differently.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    encode_h264(folder / f"{scene.clip_id}.mp4", paint_scene(scene).numpy(), scene.fps, CRF)

@@ -1,18 +1,135 @@
-"""A clip of the mini world: its scene, its captions, and its line of the CSV."""
+"""What a clip of the mini world is made of: a photograph, a camera that travels over it, and sprites in front.
+
+The photographs are files that scikit-image ships in its wheel. One stands for a source video: its name goes into the
+CSV's `url` column, and whole photographs belong to one split. Both motorcycle pictures show one scene, so they are in
+one split. The test photographs are natural ones in colour; train has the most varied ones.
+"""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 
-from luve_lightning.data.mini_world.photographs import PHOTOGRAPHS, SPLITS, photograph_named
-from luve_lightning.data.video_index import COLUMNS
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One picture with its words.
+
+    Attributes:
+        url: Name of the "source video", without spaces.
+        file: File name below `skimage/data`.
+        subject: What it shows, with an article: "a photograph of <subject>".
+        texture: One word for a sprite cut from it: "a small <texture> star".
+        split: "train", "val" or "test".
+        weight: Its number of turns per turn of the others (colourful, detailed pictures get more).
+        color: Whether it is a colour picture.
+        flip: Whether it may be mirrored (text may not).
+        shrink: Integer factor by which to reduce the file first, for pictures with little detail per pixel.
+    """
+
+    url: str
+    file: str
+    subject: str
+    texture: str
+    split: str
+    weight: int = 1
+    color: bool = False
+    flip: bool = True
+    shrink: int = 1
+
+
+PHOTOGRAPHS: tuple[Photograph, ...] = (
+    Photograph("skimage-astronaut", "astronaut.png", "an astronaut", "astronaut", "train", 3, color=True),
+    Photograph(
+        "skimage-motorcycle-left", "motorcycle_left.png", "a motorcycle", "motorcycle", "train", 2, color=True
+    ),
+    Photograph(
+        "skimage-motorcycle-right",
+        "motorcycle_right.png",
+        "a motorcycle",
+        "motorcycle",
+        "train",
+        2,
+        color=True,
+    ),
+    Photograph("skimage-ihc", "ihc.png", "colored tissue", "tissue", "train", 2, color=True),
+    Photograph(
+        "skimage-hubble", "hubble_deep_field.jpg", "distant galaxies", "galaxy", "train", 2, color=True
+    ),
+    Photograph("skimage-color", "color.png", "a color wheel", "rainbow", "train", color=True),
+    Photograph("skimage-camera", "camera.png", "a man with a camera", "camera", "train", 2),
+    Photograph("skimage-coins", "coins.png", "old coins", "coin", "train", 2),
+    Photograph("skimage-grass", "grass.png", "dry grass", "grass", "train"),
+    Photograph("skimage-gravel", "gravel.png", "gravel", "gravel", "train"),
+    Photograph("skimage-moon", "moon.png", "the moon", "moon", "train"),
+    Photograph("skimage-text", "text.png", "handwriting", "handwriting", "train", flip=False),
+    Photograph("skimage-page", "page.png", "a printed page", "page", "train", flip=False),
+    Photograph("skimage-retina", "retina.jpg", "an eye", "eye", "val", color=True, shrink=3),
+    Photograph("skimage-brick", "brick.png", "a brick wall", "brick", "val"),
+    Photograph("skimage-chelsea", "chelsea.png", "a cat", "cat", "test", color=True),
+    Photograph("skimage-coffee", "coffee.png", "a coffee cup", "coffee", "test", color=True),
+    Photograph("skimage-rocket", "rocket.jpg", "a rocket", "rocket", "test", color=True),
+)
+
+
+def photographs_of(split: str) -> tuple[Photograph, ...]:
+    """Returns the photographs of one split, in a fixed order."""
+    return tuple(photograph for photograph in PHOTOGRAPHS if photograph.split == split)
+
+
+def photograph_named(url: str) -> Photograph:
+    """Returns the photograph with this `url`.
+
+    Raises:
+        KeyError: There is none.
+    """
+    for photograph in PHOTOGRAPHS:
+        if photograph.url == url:
+            return photograph
+    raise KeyError(f"no photograph is called {url!r}")
+
+
+@lru_cache(maxsize=len(PHOTOGRAPHS))
+def load_photograph(photograph: Photograph) -> Tensor:
+    """Reads one photograph; it is cached, so treat the result as read-only.
+
+    Returns:
+        Float32 `3 x H x W` in [0, 1]; a grey picture has three equal channels.
+
+    Raises:
+        FileNotFoundError: scikit-image is not installed or its wheel lacks the file.
+    """
+    path = _data_folder() / photograph.file
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: scikit-image's wheel should hold this photograph; reinstall scikit-image"
+        )
+    with Image.open(path) as image:
+        picture = image.convert("RGB")
+        if photograph.shrink > 1:
+            picture = picture.reduce(photograph.shrink)
+        pixels = np.asarray(picture)
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float().div_(255).contiguous()
+
+
+def _data_folder() -> Path:
+    # The files are read directly: skimage.data's functions may use the network for some of them.
+    spec = find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("scikit-image is not installed; it ships the photographs of the mini world")
+    return Path(spec.origin).parent / "data"
+
 
 # Part of every clip's id: raise it whenever the same arguments would give other pixels.
 RENDERER = 1
@@ -210,160 +327,3 @@ def source_pixels(scene: Scene) -> float:
     """Returns the number of photograph pixels behind one pixel of the clip, per axis, on average."""
     _, windows, _ = camera_path(scene.camera, scene.frames)
     return float(windows.mean()) / scene.size
-
-
-_ACTIONS = {
-    "circles": "moves in a circle",
-    "sways": "sways left and right",
-    "grows": "grows",
-    "shrinks": "shrinks",
-    "waits": "stands still",
-}
-_LIGHTS = ("the light is dim .", "the light is bright .", "the light is natural .")
-_SHOTS = ("a close shot .", "a medium shot .", "a wide shot .")
-_MOODS = ("calm", "lively", "fast")
-_STYLE = "a photograph in color ."
-_GREY_STYLE = "a photograph in black and white ."
-
-
-def summarized_description(scene: Scene) -> str:
-    """Returns the caption for conditioning: subject, camera, then one sentence per sprite."""
-    sprites = [_sprite(sprite) for sprite in scene.sprites] or ["nothing moves in front ."]
-    return " ".join([background(scene), camera_movement(scene), *sprites])
-
-
-def brief_description(scene: Scene) -> str:
-    """Returns subject and camera only."""
-    return f"{background(scene)} {camera_movement(scene)}"
-
-
-def detailed_description(scene: Scene) -> str:
-    """Returns the caption with shot, light and style."""
-    return " ".join([summarized_description(scene), shot_type(scene), lighting(scene), style(scene)])
-
-
-def background(scene: Scene) -> str:
-    """Returns the subject of the photograph."""
-    return f"a photograph of {photograph_named(scene.url).subject} ."
-
-
-def theme(scene: Scene) -> str:
-    """Returns the subject alone."""
-    return photograph_named(scene.url).subject
-
-
-def camera_movement(scene: Scene) -> str:
-    """Returns what the camera does; directions are the camera's, so the picture moves the other way."""
-    camera = scene.camera
-    works = []
-    if camera.pan:
-        works.append(f"pans {camera.pan}")
-    if camera.zoom:
-        works.append(f"zooms {camera.zoom}")
-    if camera.turn:
-        works.append(f"turns {camera.turn}")
-    speed = f" {camera.speed}" if camera.speed else ""
-    return f"the camera {' and '.join(works) or 'stands still'}{speed} ."
-
-
-def style(scene: Scene) -> str:
-    """Returns whether the photograph is in colour."""
-    return _STYLE if photograph_named(scene.url).color else _GREY_STYLE
-
-
-def shot_type(scene: Scene) -> str:
-    """Returns how much of the photograph the camera sees."""
-    return _SHOTS[(scene.camera.window > 215) + (scene.camera.window > 290)]
-
-
-def lighting(scene: Scene) -> str:
-    """Returns how the clip was graded."""
-    return _LIGHTS[0 if scene.grade.brightness < 0.93 else 1 if scene.grade.brightness > 1.07 else 2]
-
-
-def atmosphere(scene: Scene) -> str:
-    """Returns one word for the amount of motion."""
-    moving = sum(sprite.action != "waits" for sprite in scene.sprites) + (scene.camera.speed == "quickly")
-    return _MOODS[min(moving, 2)]
-
-
-def vocabulary() -> tuple[str, ...]:
-    """Returns every word that a caption can hold, including the full stop, sorted."""
-    phrases = [
-        *(f"{p.subject} {p.texture}" for p in PHOTOGRAPHS),
-        *DIRECTIONS,
-        *SHAPES,
-        *SPEEDS,
-        *SPRITE_SIZES,
-    ]
-    phrases += [*_ACTIONS.values(), *_LIGHTS, *_SHOTS, *_MOODS, _STYLE, _GREY_STYLE]
-    phrases += [
-        "a photograph of .",
-        "the camera stands still",
-        "pans zooms in out and turns clockwise counterclockwise",
-    ]
-    phrases += ["moves and spins", "nothing moves in front"]
-    return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
-
-
-def _sprite(sprite: Sprite) -> str:
-    words = [sprite.size, photograph_named(sprite.texture).texture, sprite.shape]
-    does = f"moves {sprite.direction}" if sprite.action == "moves" else _ACTIONS[sprite.action]
-    spins = " and spins" if sprite.spin else ""
-    noun = " ".join(word for word in words if word)
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun} {does}{spins} ."
-
-
-def catalog_csv(scenes: Sequence[Scene]) -> str:
-    """Returns the CSV of all clips.
-
-    A photograph stands for a source video, and its clips follow one another in it (`start_frame` up to, not
-    including, `end_frame`). Scores: `vtss_score` is photograph pixels per clip pixel (1 or more is sharp),
-    `motion_score` is the background's motion in pixels per frame, `video_clip_score` is 1, since captions are
-    exact.
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    shown: dict[str, int] = {}
-    for scene in scenes:
-        start = shown.get(scene.url, 0)
-        shown[scene.url] = start + scene.frames
-        writer.writerow(_row(scene, start))
-    return text.getvalue()
-
-
-def splits_json(scenes: Sequence[Scene]) -> str:
-    """Returns the photographs (`url`) of each split's clips."""
-    splits = {split: sorted({scene.url for scene in scenes if scene.split == split}) for split in SPLITS}
-    return json.dumps(splits, indent=2) + "\n"
-
-
-def _row(scene: Scene, start: int) -> dict[str, object]:
-    stop = start + scene.frames
-    return {
-        "clip_id": scene.clip_id,
-        "url": scene.url,
-        "frame_width": scene.size,
-        "frame_height": scene.size,
-        "fps": scene.fps,
-        "start_frame": start,
-        "end_frame": stop,
-        "total_frames": scene.frames,
-        "start_time": round(start / scene.fps, 4),
-        "end_time": round(stop / scene.fps, 4),
-        "duration": round(scene.frames / scene.fps, 4),
-        "vtss_score": round(source_pixels(scene), 4),
-        "motion_score": round(motion_per_frame(scene), 4),
-        "video_clip_score": 1.0,
-        "Brief Description": brief_description(scene),
-        "Detailed Description": detailed_description(scene),
-        "Background": background(scene),
-        "Theme Description": theme(scene),
-        "Style": style(scene),
-        "Shot Type": shot_type(scene),
-        "Camera Movement": camera_movement(scene),
-        "Lighting": lighting(scene),
-        "Video Atmosphere": atmosphere(scene),
-        "Summarized Description": summarized_description(scene),
-    }
