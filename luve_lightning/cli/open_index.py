@@ -23,7 +23,7 @@ def open_index(console: Console, csv: Path, clips: Path | None, keep: Limits) ->
         clips: folder of the clips; None looks beside the CSV.
         keep: which clips to take.
     """
-    index = VideoIndex.from_csv(csv, clips, **vars(keep))
+    index = VideoIndex.from_csv(csv, clips, keep)
     say(console, index.summary())
     return index
 

@@ -73,18 +73,6 @@ class ClipInfo:
     doubt: str = ""
 
 
-def last_frame(start: int, count: int, stride: int) -> int:
-    """Number of the last of `count` frames, `stride` apart, from `start` on."""
-    return start + (count - 1) * stride
-
-
-def require_frames(path: Path, frames: int, start: int, count: int, stride: int) -> None:
-    """Raise ClipError when a clip of `frames` frames lacks some of the requested ones."""
-    last = last_frame(start, count, stride)
-    if last >= frames:
-        raise ClipError(path, f"too short: frames {start} to {last} asked for, it has {frames}")
-
-
 # FFmpeg recognises these by their content, whatever the file's name, and takes the pictures from other files. The
 # bytes of such a text vouch for none of them.
 _LISTS = frozenset({"concat", "dash", "hls", "image2", "imf", "sdp", "webm_dash_manifest"})

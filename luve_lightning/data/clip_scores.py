@@ -250,7 +250,7 @@ class ClipScores:
             if row is None:
                 missing.append(f"{entry.clip_id} has no score")
                 continue
-            caption = caption_digest(entry.captions[self.settings.caption_column])
+            caption = text_digest(entry.captions[self.settings.caption_column])
             digest = _digest_or_empty(entry.path, hashes)
             row = self._rows.get((entry.clip_id, digest, caption))
             if row is not None:
@@ -267,11 +267,6 @@ class ClipScores:
                 "(`luve score` scores what is missing)"
             )
         return found
-
-
-def caption_digest(caption: str) -> str:
-    """sha256 of a caption as UTF-8, 64 hex digits."""
-    return text_digest(caption)
 
 
 def _digest_or_empty(path: Path, hashes: ClipHashes) -> str:

@@ -18,7 +18,6 @@ from luve_lightning.data.clip_scores import (
     ScoreRow,
     ScoresError,
     ScoreSettings,
-    caption_digest,
     common_settings,
     read_rows,
     write_rows,
@@ -28,6 +27,7 @@ from luve_lightning.data.hashes import ClipHashes, Stamp, stamp
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.scorers import Scorer
 from luve_lightning.data.video_index import ClipEntry
+from luve_lightning.files import text_digest
 from luve_lightning.locks import Busy, locked
 
 
@@ -254,7 +254,7 @@ def _jobs(
 ) -> Iterator[ClipJob]:
     """The clips without a score."""
     for entry in entries:
-        caption, digest, seen, error = caption_digest(entry.captions[settings.caption_column]), "", None, None
+        caption, digest, seen, error = text_digest(entry.captions[settings.caption_column]), "", None, None
         try:
             seen = stamp(entry.path)
             digest = hashes.digest(entry.path)

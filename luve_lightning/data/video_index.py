@@ -1,28 +1,120 @@
-"""The index of clips, and their split by source video: clips of one video look alike and would leak otherwise."""
+"""The index of clips, UltraVideo's CSV, and their split by source video: clips of one look alike and would leak."""
 
 from __future__ import annotations
 
+import csv
+import difflib
 import hashlib
 import json
+import math
 import os
+import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-from luve_lightning.data.video_rows import (
-    CAPTIONS,
-    COLUMNS,
-    ClipEntry,
-    Limits,
-    VideoIndexError,
-    read_rows,
-)
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 NAMED = 5  # most urls named in a message
+
+CAPTIONS = (
+    "Brief Description",
+    "Detailed Description",
+    "Background",
+    "Theme Description",
+    "Style",
+    "Shot Type",
+    "Camera Movement",
+    "Lighting",
+    "Video Atmosphere",
+    "Summarized Description",
+)
+"""The columns that hold text about the clip."""
+
+COLUMNS = (
+    *("clip_id", "url", "frame_width", "frame_height", "fps", "start_frame", "end_frame", "total_frames"),
+    *("start_time", "end_time", "duration", "vtss_score", "motion_score", "video_clip_score"),
+    *CAPTIONS,
+)
+"""UltraVideo's columns, in its order."""
+
+CLIP_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")  # a valid file name on any system, never a path
+MAX_SIDE = 16384  # pixels; UltraVideo's widest frame has 7680
+MAX_FPS = 240
+
+
+class VideoIndexError(ValueError):
+    """A CSV or splits.json that cannot be used; the message is one line that says why."""
+
+
+class _RowError(ValueError):
+    """What is wrong with a row: "what: details"."""
+
+
+@dataclass(frozen=True)
+class ClipEntry:
+    """One clip.
+
+    Attributes:
+        clip_id: names the clip and its file.
+        path: file of the clip, `<clip_id>.mp4`.
+        url: id of its source video.
+        fps: frames per second.
+        total_frames: number of frames, by the CSV.
+        width: pixels.
+        height: pixels.
+        captions: captions by column name (`CAPTIONS`).
+    """
+
+    clip_id: str
+    path: Path
+    url: str
+    fps: float
+    total_frames: int
+    width: int
+    height: int
+    captions: dict[str, str] = field(repr=False, hash=False)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which clips to take, by the CSV. It is no part of a stored latent's address.
+
+    Attributes:
+        min_frames: take clips of at least this many frames.
+        min_height: take clips at least this high as they are shown, pixels.
+        min_width: take clips at least this wide as they are shown, pixels.
+        fps_range: take clips with a frame rate within, both ends included; null takes all.
+    """
+
+    min_frames: int = 1
+    min_height: int = 1
+    min_width: int = 1
+    fps_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.min_frames, self.min_height, self.min_width) < 1:
+            raise ValueError(
+                f"expected min_frames, min_height and min_width of at least 1, got {self.min_frames}, "
+                f"{self.min_height} and {self.min_width}"
+            )
+        low, high = self.fps_range or (0, math.inf)
+        if not 0 <= low <= high:
+            raise ValueError(f"fps_range: expected the lowest and the highest rate, got {low:g} and {high:g}")
+
+    def check(self, entry: ClipEntry) -> None:
+        """Raise when the clip should not be taken."""
+        if entry.total_frames < self.min_frames:
+            raise _RowError(f"too few frames: {entry.total_frames}, at least {self.min_frames} wanted")
+        if entry.height < self.min_height or entry.width < self.min_width:
+            wanted = f"{self.min_width}x{self.min_height}"
+            raise _RowError(f"frame too small: {entry.width}x{entry.height}, at least {wanted} wanted")
+        low, high = self.fps_range or (0, math.inf)
+        if not low <= entry.fps <= high:
+            raise _RowError(f"frame rate not wanted: {entry.fps:g}, {low:g} to {high:g} wanted")
 
 
 def hashed_split(url: str, fractions: tuple[float, float, float]) -> Split:
@@ -99,9 +191,6 @@ def _some(urls: list[str]) -> str:
     return ", ".join(urls[:NAMED]) + (f" and {len(urls) - NAMED} more" if len(urls) > NAMED else "")
 
 
-__all__ = ["CAPTIONS", "COLUMNS", "SPLITS", "ClipEntry", "Limits", "Split", "VideoIndex", "VideoIndexError"]
-
-
 class VideoIndex:
     """The usable clips of a CSV, and why the others are not.
 
@@ -125,45 +214,66 @@ class VideoIndex:
     @classmethod
     def from_csv(
         cls,
-        csv: str | Path,
+        path: str | Path,
         folder: str | Path | None = None,
-        *,
-        min_frames: int = 1,
-        min_height: int = 1,
-        min_width: int = 1,
-        fps_range: tuple[float, float] | None = None,
+        keep: Limits = Limits(),  # frozen
     ) -> VideoIndex:
         """Read and check a CSV with UltraVideo's columns.
 
         A `splits.json` beside it, {"train": [url, ...], "val": [...], "test": [...]}, fixes the split.
 
         Args:
-            csv: the CSV. Columns may come in any order; more than UltraVideo's cause a warning.
+            path: the CSV. Columns may come in any order; more than UltraVideo's cause a warning.
             folder: folder of the clips; default `clips/` beside the CSV, else the CSV's folder.
-            min_frames: take clips of at least this many frames.
-            min_height: take clips at least this high, pixels.
-            min_width: take clips at least this wide, pixels.
-            fps_range: take clips with a frame rate within, both ends included; None takes all.
+            keep: which clips to take.
 
         Raises:
             FileNotFoundError: no such CSV or folder.
             VideoIndexError: not such a CSV, or no usable row.
         """
-        path = Path(csv)
+        path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such CSV{_how_to_get(path)}")
         beside = path.parent / "clips"
         clips = Path(folder) if folder is not None else beside if beside.is_dir() else path.parent
         if not clips.is_dir():
             raise FileNotFoundError(f"{clips}: no such folder of clips")
-        rows = read_rows(path, clips, Limits(min_frames, min_height, min_width, fps_range))
-        used = {entry.url for entry in rows.entries}
-        splits = read_splits(path.with_name("splits.json"), used, rows.urls)
-        index = cls(rows.entries, rows.dropped, path, splits)
+        index, urls = cls([], source=path), set[str]()
+        try:
+            index._read(path, clips, keep, urls)
+        except UnicodeDecodeError as error:
+            raise VideoIndexError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        index.splits = read_splits(
+            path.with_name("splits.json"), {entry.url for entry in index.entries}, urls
+        )
         if not index.entries:
             counts = ", ".join(f"{count} {what}" for what, count in index._counts()) or "it has no rows"
             raise VideoIndexError(f"{path}: no clip can be used: {counts} (folder {clips})")
         return index
+
+    def _read(self, path: Path, folder: Path, keep: Limits, urls: set[str]) -> None:
+        """Take the rows of a CSV that are clips, note why the others are not, and collect the urls of all."""
+        with os.scandir(
+            folder
+        ) as found:  # one sweep: asking for each of 42,000 clips takes minutes on a network disk
+            files = {item.name for item in found}
+        stems = {name.rpartition(".")[0]: name for name in files}
+        seen: set[str] = set()
+        for row in _dictionaries(path):
+            clip_id, url = row.get("clip_id", "").strip(), row.get("url", "").strip()
+            urls.add(url)
+            try:
+                entry = _entry(row, clip_id, url, folder)
+                if clip_id in seen:
+                    raise _RowError("duplicate clip_id: an earlier row has it")
+                seen.add(clip_id)
+                if entry.path.name not in files:
+                    other = f" ({stems[clip_id]} is there)" if clip_id in stems else ""
+                    raise _RowError(f"file missing: {entry.path}{other}")
+                keep.check(entry)
+                self.entries.append(entry)
+            except _RowError as error:
+                self.dropped.append((clip_id, str(error)))
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -208,3 +318,81 @@ def _how_to_get(path: Path) -> str:
 
 def _what(reason: str) -> str:
     return reason.partition(": ")[0]
+
+
+def _dictionaries(csv_path: Path) -> Iterator[dict[str, str]]:
+    """The rows by column name; an empty one stands for a row with too few or too many fields."""
+    with csv_path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, strict=True)  # an open quote swallows rows
+        try:
+            header = next(reader, [])
+            _check_columns(csv_path, header)
+            for fields in reader:
+                if fields:  # blank lines are no rows
+                    yield dict(zip(header, fields, strict=True)) if len(fields) == len(header) else {}
+        except csv.Error as error:
+            raise VideoIndexError(f"{csv_path}: line {reader.line_num}: not CSV ({error})") from None
+
+
+def _check_columns(csv_path: Path, header: list[str]) -> None:
+    if len(header) == 1:
+        sign = next((sign for sign in (";", "\t", "|") if sign in header[0]), None)
+        if sign is not None:
+            raise VideoIndexError(f"{csv_path}: its columns are separated by {sign!r}, expected commas")
+    missing = [name for name in COLUMNS if name not in header]
+    unknown = [name for name in header if name not in COLUMNS]
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if missing or repeated:
+        parts = [f"missing columns: {', '.join(missing)}"] if missing else []
+        parts += [f"columns given twice: {', '.join(repeated)}"] if repeated else []
+        if unknown:
+            parts.append(f"unknown columns: {', '.join(_with_guess(name, missing) for name in unknown)}")
+        raise VideoIndexError(
+            f"{csv_path}: {'; '.join(parts)} (expected UltraVideo's {len(COLUMNS)} columns)"
+        )
+    if unknown:
+        names = ", ".join(name or "one without a name" for name in unknown)
+        warnings.warn(f"{csv_path}: columns not used: {names}", stacklevel=2)
+
+
+def _with_guess(name: str, missing: list[str]) -> str:
+    close = difflib.get_close_matches(name.strip().lower(), [m.lower() for m in missing], n=1)
+    guess = next((m for m in missing if close and m.lower() == close[0]), None)
+    return f"{name!r} (did you mean {guess!r}?)" if guess else repr(name)
+
+
+def _entry(row: dict[str, str], clip_id: str, url: str, folder: Path) -> ClipEntry:
+    if not row:
+        raise _RowError("malformed row: too few or too many fields")
+    if not CLIP_ID.fullmatch(clip_id):
+        raise _RowError(f"bad clip_id: {clip_id!r}, letters, digits, '.', '_' and '-' expected")
+    if not url:
+        raise _RowError("no url")
+    return ClipEntry(
+        clip_id=clip_id,
+        path=folder / f"{clip_id}.mp4",
+        url=url,
+        fps=_number(row, "fps", 1, MAX_FPS),
+        total_frames=_whole(row, "total_frames", 1, math.inf),
+        width=_whole(row, "frame_width", 1, MAX_SIDE),
+        height=_whole(row, "frame_height", 1, MAX_SIDE),
+        captions={name: row[name] for name in CAPTIONS},
+    )
+
+
+def _number(row: dict[str, str], column: str, low: float, high: float) -> float:
+    text = row[column]
+    try:
+        value = float(text)
+    except ValueError:
+        raise _RowError(f"bad {column}: {text!r} is not a number") from None
+    if not low <= value <= high or math.isinf(value):
+        raise _RowError(f"bad {column}: {text}, {low:g} to {high:g} expected")
+    return value
+
+
+def _whole(row: dict[str, str], column: str, low: float, high: float) -> int:
+    value = _number(row, column, low, high)
+    if value != int(value):
+        raise _RowError(f"bad {column}: {row[column]}, a whole number expected")
+    return int(value)

@@ -1,4 +1,8 @@
-"""A DataLoader whose workers outlive the signals that end a run."""
+"""What DataModules share: a training order that resumes, and workers that outlive the signals that end a run.
+
+Everything random follows from (seed, epoch, position), never from a generator's running state, so that a resumed
+run draws what an uninterrupted one would have drawn.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,21 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from luve_lightning.data.clip_windows import PairLookup
 from luve_lightning.data.hashes import FileHashes
 from luve_lightning.data.video_index import SPLITS, ClipEntry, Limits, Split, VideoIndex
-from luve_lightning.datamodules.sampling import ResumableBatchSampler
 from luve_lightning.files import text_digest, warn_kept_in_memory, write_text
 from luve_lightning.machine import check_workers
 from luve_lightning.models.backbones import load_backbone
@@ -77,12 +82,105 @@ def _print_unless_hung_up(
         sys.__excepthook__(kind, error, trace)
 
 
+@dataclass(frozen=True)
+class SampleKey:
+    """What a dataset needs to build one training sample.
+
+    Attributes:
+        index: which item.
+        bucket: bucket (a scale, a view) that the whole batch shares.
+        seed: run seed, epoch and position; `numpy.random.default_rng(list(key.seed))` is the sample's generator.
+    """
+
+    index: int
+    bucket: int
+    seed: tuple[int, int, int]
+
+
+class ResumableBatchSampler(Sampler[list[SampleKey]]):
+    """Shuffled batches for one rank; all ranks agree on each step's bucket.
+
+    Each epoch visits every item `passes` times in a new order, cut to whole global batches: every rank gets the
+    same number of full batches.
+
+    Args:
+        num_items: number of items in the dataset.
+        batch_size: samples per batch on one rank.
+        seed: run seed, >= 0.
+        bucket_weights: relative frequency of each bucket, at least one, all > 0.
+        passes: visits of each item per epoch.
+        rank: rank of this process.
+        world_size: processes.
+
+    Raises:
+        ValueError: when the items do not fill one global batch.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        batch_size: int,
+        seed: int,
+        bucket_weights: Sequence[float] = (1.0,),
+        passes: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1 or passes < 1:
+            raise ValueError(f"batch_size and passes must be >= 1, got {batch_size} and {passes}")
+        if not bucket_weights or min(bucket_weights) <= 0:
+            raise ValueError(f"bucket weights must be positive, got {list(bucket_weights)}")
+        if num_items * passes < batch_size * world_size:
+            raise ValueError(
+                f"{num_items} items x {passes} passes do not fill one batch of {batch_size} on {world_size} process(es)"
+            )
+        self.num_items, self.batch_size, self.seed, self.passes = num_items, batch_size, seed, passes
+        weights = np.asarray(bucket_weights, dtype=np.float64)
+        self.bucket_probabilities = weights / float(np.sum(bucket_weights))
+        self.rank, self.world_size = rank, world_size
+        self.epoch = self.start = 0
+
+    @property
+    def sampler(self) -> ResumableBatchSampler:
+        """The object on which Lightning calls `set_epoch`: it looks for `batch_sampler.sampler`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration takes."""
+        self.epoch = epoch
+
+    def resume_at(self, batch: int) -> None:
+        """Skip this many batches of the next iteration, once."""
+        self.start = batch
+
+    def __len__(self) -> int:
+        return self.num_items * self.passes // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        # Read epoch and start now, not at the first `next`, which comes later without workers.
+        return self._batches(self.epoch, self.start)
+
+    def _batches(self, epoch: int, start: int) -> Iterator[list[SampleKey]]:
+        # Not in __iter__: a DataLoader with workers calls that twice and uses the second iterator.
+        self.start = 0
+        rng = np.random.default_rng([self.seed, epoch])
+        order = np.concatenate([rng.permutation(self.num_items) for _ in range(self.passes)])
+        buckets = rng.choice(len(self.bucket_probabilities), size=len(self), p=self.bucket_probabilities)
+        for step in range(start, len(self)):
+            first = (step * self.world_size + self.rank) * self.batch_size
+            yield [
+                # 1 + p: numpy treats [seed, epoch] and [seed, epoch, 0] as the same seed.
+                SampleKey(int(order[p]), int(buckets[step]), (self.seed, epoch, 1 + p))
+                for p in range(first, first + self.batch_size)
+            ]
+
+
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 def open_index(csv: Path, keep: Limits) -> VideoIndex:
     """Open a CSV; the first process says how many of its rows are clips and why the others are not."""
-    index = VideoIndex.from_csv(csv, **vars(keep))
+    index = VideoIndex.from_csv(csv, keep=keep)
     rank_zero_info(index.summary())
     return index
 
@@ -169,10 +267,9 @@ class ResumableDataModule(L.LightningDataModule):
         self.open_splits(*self.splits_of(stage))
 
     def open_splits(self, *splits: Split) -> None:
-        """Look up the clips of splits, unless that was done.
+        """Look up the clips of splits, unless that was done; here there is nothing to look up.
 
         Called by `setup` for a stage, and directly by what looks at held-out clips in a run without validation.
-        Here there is nothing to look up.
         """
 
     @staticmethod
@@ -238,7 +335,7 @@ class ResumableDataModule(L.LightningDataModule):
             size = len(dataset)  # type: ignore[arg-type]
             # A process without an item would skip the loop's hooks, where the others wait for it; it repeats one.
             items = range(trainer.global_rank, size, trainer.world_size) or [trainer.global_rank % size]
-            dataset = torch.utils.data.Subset(dataset, items)
+            dataset = Subset(dataset, items)
         return OutlivingLoader(
             dataset,
             batch_size=batch_size,
@@ -257,9 +354,8 @@ class ResumableDataModule(L.LightningDataModule):
         sampler = self._sampler
         # `processed`, not `completed`: when saving, `completed` is one behind. The sampler's epoch, not the
         # trainer's, which is one ahead when an epoch has just ended.
-        progress: Any = (
-            self.trainer.fit_loop.epoch_loop.batch_progress
-        )  # its type does not declare `processed`
+        # Its type does not declare `processed`.
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         ended = progress.is_last_batch
         return {
             "epoch": sampler.epoch + ended,
@@ -273,14 +369,7 @@ class ResumableDataModule(L.LightningDataModule):
 
 
 def check_clip_limits(**limits: int | None) -> None:
-    """Refuse a limit of zero clips, under which a split would be measured on nothing.
-
-    Args:
-        limits: limits by option name; None is all clips.
-
-    Raises:
-        ValueError: one is below 1.
-    """
+    """Raise ValueError for a limit below 1, by which a split would be measured on nothing; None is all clips."""
     for name, limit in limits.items():
         if limit is not None and limit < 1:
             raise ValueError(f"{name}: expected at least 1 clip, or null for all, got {limit}")

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clip_windows import ClipWindow, EncodeItem, WindowReader, pending_windows
-from luve_lightning.data.clips import random_crop, random_window, read_clip
+from luve_lightning.data.clips import read_clip
 from luve_lightning.data.quarantine import Quarantine, first_readable
 from luve_lightning.data.video_index import ClipEntry, Limits, Split
 from luve_lightning.datamodules.base import (
@@ -118,7 +118,7 @@ class ClipViews(Dataset[dict[str, Any]]):
             raise ClipError(
                 entry.path, self.unreadable.get(index, f"{entry.total_frames} frames, {count} needed")
             )
-        start = random_window(entry.total_frames, count, 1, np.random.default_rng([*seed, 1]))
+        start = int(np.random.default_rng([*seed, 1]).integers(entry.total_frames - count + 1))
         if index in self.loaded:
             return self.loaded[index][start : start + count]
         return read_clip(entry.path, start, count)
@@ -136,8 +136,8 @@ class ClipViews(Dataset[dict[str, Any]]):
                 f"clip {self.entries[index].clip_id} is {height}x{width}; a view of size {view.size} at scale "
                 f"{view.scale} needs {side}x{side} pixels"
             )
-        rows, columns = random_crop(height, width, side, rng)
-        frames = frames[:, rows, columns]
+        top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+        frames = frames[:, top : top + side, left : left + side]
         if self.augment:
             frames = augmented(frames, rng)
         video: Tensor = frames_to_video(frames)
@@ -323,12 +323,7 @@ class EncodeDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[list[EncodeItem]]:
         """Batches of this process's share."""
         dataset = ClipsToEncode(self.shard, self.batch_size, self.read, self.batches)
-        return OutlivingLoader(
-            dataset,
-            batch_size=None,
-            num_workers=self.num_workers,
-            collate_fn=_as_it_is,
-        )
+        return OutlivingLoader(dataset, batch_size=None, num_workers=self.num_workers, collate_fn=_as_it_is)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Leave the frames on the CPU: the task moves and converts one clip at a time."""

@@ -14,12 +14,12 @@ from luve_lightning.data.clip_scores import (
     ScoreRow,
     ScoresError,
     ScoreSettings,
-    caption_digest,
     read_rows,
     write_rows,
 )
 from luve_lightning.data.hashes import ClipHashes
-from luve_lightning.data.video_rows import CAPTIONS, ClipEntry
+from luve_lightning.data.video_index import CAPTIONS, ClipEntry
+from luve_lightning.files import text_digest
 
 SETTINGS = ScoreSettings("hpsv3", "1.0.0, weights 0123", "Style", "4 frames equally spaced")
 
@@ -45,7 +45,7 @@ def rows_of(entries: list[ClipEntry], scores: list[float | None]) -> list[ScoreR
         ScoreRow(
             clip_id=entry.clip_id,
             clip_sha256=hashes.digest(entry.path),
-            caption_sha256=caption_digest(entry.captions["Style"]),
+            caption_sha256=text_digest(entry.captions["Style"]),
             settings=SETTINGS,
             frame_indices=(1, 3) if score is not None else (),
             frame_scores=(score, score) if score is not None else (),

@@ -11,12 +11,10 @@ import av
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from luve_lightning.data.clip_container import ClipError
-from luve_lightning.data.clips import Backend, probe_clip, random_crop, random_window, read_clip
+from luve_lightning.data.clips import Backend, probe_clip, read_clip
 from tests.helpers.video_files import (
     CLOSED,
     HEVC,
@@ -370,41 +368,3 @@ def test_error_of_a_worker_stays_a_clip_error(tmp_path: Path) -> None:
     with pytest.raises(ClipError, match=r"missing\.mp4: is missing"):
         next(batches)
     batches._shutdown_workers()  # type: ignore[attr-defined]  # or torch waits five seconds for it
-
-
-# Windows and crops ---------------------------------------------------------------------------------------
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 5), st.integers(0, 2**32))
-def test_random_window_fits(total: int, count: int, stride: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    if (count - 1) * stride + 1 > total:
-        with pytest.raises(ValueError, match="do not fit"):
-            random_window(total, count, stride, rng)
-    else:
-        start = random_window(total, count, stride, rng)
-        assert 0 <= start <= start + (count - 1) * stride < total
-
-
-def test_random_window_reaches_both_ends() -> None:
-    rng = np.random.default_rng(0)
-    assert {random_window(10, 3, 3, rng) for _ in range(200)} == {0, 1, 2, 3}
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 60), st.integers(1, 60), st.integers(0, 2**32))
-def test_random_crop_fits(height: int, width: int, crop_height: int, crop_width: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    if crop_height > height or crop_width > width:
-        with pytest.raises(ValueError, match="does not fit"):
-            random_crop(height, width, (crop_height, crop_width), rng)
-    else:
-        rows, columns = random_crop(height, width, (crop_height, crop_width), rng)
-        assert np.empty((height, width))[rows, columns].shape == (crop_height, crop_width)
-
-
-def test_random_crop_reaches_every_corner() -> None:
-    rng = np.random.default_rng(0)
-    corners = {(r.start, c.start) for r, c in (random_crop(6, 7, 5, rng) for _ in range(300))}
-    assert corners == {(top, left) for top in (0, 1) for left in (0, 1, 2)}

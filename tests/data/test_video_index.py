@@ -17,6 +17,7 @@ from luve_lightning.data.video_index import (
     COLUMNS,
     SPLITS,
     ClipEntry,
+    Limits,
     VideoIndex,
     VideoIndexError,
 )
@@ -208,7 +209,7 @@ def test_filters(tmp_path: Path) -> None:
 
 def test_summary_counts_what_was_dropped(tmp_path: Path) -> None:
     rows = [row("c1", "v1"), row("c2", "v2"), row("d1", fps=0), row("d2", fps=999), row("d3", total_frames=3)]
-    index = VideoIndex.from_csv(write(tmp_path, rows), min_frames=9)
+    index = VideoIndex.from_csv(write(tmp_path, rows), keep=Limits(min_frames=9))
     assert index.summary().splitlines() == [
         f"{tmp_path / 'clips.csv'}: 2 clips of 2 source videos, 3 rows dropped",
         "       2  bad fps (first: d1 0, 1 to 240 expected)",
@@ -218,7 +219,9 @@ def test_summary_counts_what_was_dropped(tmp_path: Path) -> None:
 
 def test_nothing_left_says_why(tmp_path: Path) -> None:
     with pytest.raises(VideoIndexError, match="no clip can be used: 2 too few frames, 1 bad fps") as error:
-        VideoIndex.from_csv(write(tmp_path, [row("a"), row("b"), row("c", fps=-1)]), min_frames=500)
+        VideoIndex.from_csv(
+            write(tmp_path, [row("a"), row("b"), row("c", fps=-1)]), keep=Limits(min_frames=500)
+        )
     assert "\n" not in str(error.value)
     with pytest.raises(VideoIndexError, match="it has no rows"):
         VideoIndex.from_csv(write(tmp_path, []))

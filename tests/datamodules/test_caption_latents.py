@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from luve_lightning.data.clip_scores import ScoreRow, ScoreSettings, caption_digest, write_rows
+from luve_lightning.data.clip_scores import ScoreRow, ScoreSettings, write_rows
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.text_store import TextStore
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.datamodules.caption_latents import Selection
+from luve_lightning.files import text_digest
 from tests.helpers.tiny_flow import World
 
 COLUMN = "Summarized Description"
@@ -84,7 +85,7 @@ def write_scores(world: World, folder: Path, scores: list[float]) -> Path:
         ScoreRow(
             entry.clip_id,
             hashes.digest(entry.path),
-            caption_digest(entry.captions[COLUMN]),
+            text_digest(entry.captions[COLUMN]),
             settings,
             (0,),
             (score,),

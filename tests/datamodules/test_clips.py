@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from luve_lightning.data.clips import read_clip
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.datamodules import ClipsDataModule
+from luve_lightning.datamodules.base import SampleKey
 from luve_lightning.datamodules.clips import ClipViews, View, augmented
-from luve_lightning.datamodules.sampling import SampleKey
 
 VIEWS = {"one": View(frames=1, size=32), "half": View(frames=5, size=32, scale=2.0)}
 
@@ -41,6 +42,21 @@ def test_a_full_scale_view_is_a_window_of_the_clip(tiny_clips: Path) -> None:
     assert difference.min() < 1e-5
 
 
+def test_views_reach_every_corner_and_both_ends_of_a_clip(tiny_clips: Path) -> None:
+    data = views(tiny_clips, preload=False)
+    data.views, data.entries[0] = [View(frames=3, size=5)], replace(data.entries[0], total_frames=6)
+    # Each pixel holds its own place: frame, row, column.
+    data.loaded[0] = np.stack(
+        np.meshgrid(np.arange(6), np.arange(6), np.arange(7), indexing="ij"), -1
+    ).astype(np.uint8)
+    found = set()
+    for n in range(300):
+        video = data[SampleKey(index=0, bucket=0, seed=(0, 0, n))]["video"]
+        assert video.shape == (3, 3, 5, 5)
+        found.add(tuple(video[:, 0, 0, 0].add(1).mul(127.5).round().int().tolist()))
+    assert found == {(start, top, left) for start in range(4) for top in (0, 1) for left in (0, 1, 2)}
+
+
 def test_augmentation_keeps_shape_and_is_seeded() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
     results = [augmented(frames, np.random.default_rng(i)) for i in range(40)]
@@ -60,8 +76,6 @@ def test_unreadable_clips_are_replaced_and_listed(tiny_clips: Path, tmp_path: Pa
     entries = VideoIndex.from_csv(tiny_clips / "clips.csv").split("train")
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(entries[0].path.read_bytes()[:500])
-    from dataclasses import replace
-
     entries = [replace(entries[0], path=broken), *entries[1:]]
     for preload in (False, True):
         listed = Quarantine(None, 0.5, len(entries))

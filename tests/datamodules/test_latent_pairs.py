@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from luve_lightning.data.store import StoreError
 from luve_lightning.datamodules import LatentPairsDataModule
+from luve_lightning.datamodules.base import SampleKey
 from luve_lightning.datamodules.latent_pairs import WholeLatentPairs, aligned_windows
-from luve_lightning.datamodules.sampling import SampleKey
 
 SCALES = [1.5, 2.0, 3.0]
 

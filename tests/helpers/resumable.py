@@ -25,8 +25,7 @@ from luve_lightning.callbacks import (
     NaNGuard,
     RandomState,
 )
-from luve_lightning.datamodules.base import ResumableDataModule
-from luve_lightning.datamodules.sampling import SampleKey
+from luve_lightning.datamodules.base import ResumableDataModule, SampleKey
 from luve_lightning.tasks.base import TrainingTask
 
 

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from luve_lightning.datamodules.sampling import ResumableBatchSampler, SampleKey
+from luve_lightning.datamodules.base import ResumableBatchSampler, SampleKey
 
 SIZES = st.integers(1, 5)
 
