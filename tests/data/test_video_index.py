@@ -195,9 +195,8 @@ def test_filters(tmp_path: Path) -> None:
         row("fast", fps=60),
         row("good", total_frames=49, fps=24),
     ]
-    index = VideoIndex.from_csv(
-        write(tmp_path, rows), min_frames=49, min_height=1440, min_width=2560, fps_range=(24, 50)
-    )
+    keep = Limits(min_frames=49, min_height=1440, min_width=2560, fps_range=(24, 50))
+    index = VideoIndex.from_csv(write(tmp_path, rows), keep=keep)
     assert [entry.clip_id for entry in index.entries] == ["good"]
     assert reasons(index) == {
         "small": "frame too small: 1280x720, at least 2560x1440 wanted",
