@@ -2,6 +2,13 @@
 
 Files say beside the pictures how these are to be shown. What is said here is done by `Presentation.apply`; what cannot
 be done exactly is refused with a `RefusedClip` that names it. data/README.md lists both for users.
+
+High dynamic range and wide gamut are converted to the SDR picture that a player without either shows. The light of a
+1,000 cd/m2 display (ITU-R BT.2100: the PQ curve, or HLG with its system gamma of 1.2) is converted to BT.709's
+primaries. Its largest component is rolled off to 203 cd/m2, BT.2408's reference white, by the curve of ITU-R BT.2390
+(section 5.4, the "EETF"), which changes nothing below its knee of about 88 cd/m2. The three components keep their
+ratios, so hues stay. The result is encoded for a display of gamma 2.4 (ITU-R BT.1886). Only transfer and primaries
+count among the metadata: equal pixels always give equal pixels.
 """
 
 from __future__ import annotations
@@ -12,12 +19,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from luve_lightning.data.clip_colour import Colour, to_sdr
 from luve_lightning.data.clip_container import MP4, Frames, RefusedClip, opened
 
 if TYPE_CHECKING:
@@ -31,10 +39,9 @@ _WAY = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")
 # Bytes between a box's head and the boxes inside it.
 _STSD, _SAMPLE_ENTRY = 8, 78
 _HEAD = 8
-_ENOUGH = 64  # bytes of each box that are read here
 
 
-def entry_boxes(path: Path) -> dict[bytes, bytes]:
+def _entry_boxes(path: Path) -> dict[bytes, bytes]:
     """The boxes in the sample entries of a file's tracks by name, up to 64 bytes of each; empty where it has none."""
     found: dict[bytes, bytes] = {}
     try:
@@ -47,28 +54,10 @@ def entry_boxes(path: Path) -> dict[bytes, bytes]:
             for _, start, end in entries:
                 for kind, inner, inner_end in _boxes(file, start + _SAMPLE_ENTRY, end):
                     file.seek(inner)
-                    found[kind] = file.read(min(inner_end - inner, _ENOUGH))
+                    found[kind] = file.read(min(inner_end - inner, 64))
     except (OSError, struct.error):
         pass  # FFmpeg says whether it can be read at all
     return found
-
-
-def clean_aperture(boxes: dict[bytes, bytes]) -> tuple[float, ...] | None:
-    """The visible part of the pictures, or None for all: (width, height, right, down) in pixels.
-
-    The last two are the distance of its middle from the picture's.
-    """
-    content = boxes.get(b"clap", b"")
-    if len(content) < 32:
-        return None
-    numbers = struct.unpack(">IIIIiIiI", content[:32])
-    return tuple(part / max(whole, 1) for part, whole in zip(numbers[::2], numbers[1::2], strict=True))
-
-
-def dolby_vision_alone(boxes: dict[bytes, bytes]) -> bool:
-    """Whether it is Dolby Vision that other players cannot show, like profile 5 (bl_signal_compatibility_id 0)."""
-    records = [boxes[name] for name in (b"dvcC", b"dvvC", b"dvwC") if len(boxes.get(name, b"")) > 4]
-    return any(record[4] >> 4 == 0 for record in records)
 
 
 def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
@@ -121,6 +110,18 @@ _TURNS = {
 }
 
 
+class Colour(NamedTuple):
+    """The coding of a picture, as far as it must be converted.
+
+    Attributes:
+        transfer: "smpte2084" (PQ), "arib-std-b67" (HLG), or "sdr".
+        primaries: "bt709", "bt2020" or "display-p3".
+    """
+
+    transfer: str
+    primaries: str
+
+
 @dataclass(frozen=True)
 class Presentation:
     """How the pictures of a clip are shown.
@@ -169,7 +170,7 @@ class Presentation:
         form = "rgb24" if self.colour is None else "gbrp16le"
         image: Any = convert.reformat(frame, format=form, threads=1).to_ndarray()
         if self.colour is not None:
-            image = to_sdr(image, self.colour)
+            image = _to_sdr(image, self.colour)
         if self.square is not None:
             image = _resized(image, self.square)
         if self.mirrored:
@@ -200,12 +201,16 @@ def presentation_of(path: Path, stream: VideoStream, frame: VideoFrame) -> Prese
 
 
 def _refuse_by_container(path: Path, frame: VideoFrame) -> None:
-    boxes = entry_boxes(path)
-    aperture, whole = clean_aperture(boxes), (frame.width, frame.height, 0, 0)
-    if aperture is not None and max(abs(a - b) for a, b in zip(aperture, whole, strict=True)) >= 0.5:
-        shown = f"{aperture[0]:g}x{aperture[1]:g} of {frame.width}x{frame.height} pixels"
-        raise RefusedClip(path, f"is cropped by its container to {shown}; cut it first (ffmpeg -vf crop)")
-    if dolby_vision_alone(boxes):
+    boxes, whole = _entry_boxes(path), (frame.width, frame.height, 0, 0)
+    if len(aperture := boxes.get(b"clap", b"")) >= 32:
+        # Width and height, and the distance of its middle from the picture's, rightwards and downwards; fractions.
+        numbers = struct.unpack(">IIIIiIiI", aperture[:32])
+        shown = [part / max(unit, 1) for part, unit in zip(numbers[::2], numbers[1::2], strict=True)]
+        if max(abs(a - b) for a, b in zip(shown, whole, strict=True)) >= 0.5:
+            cut = f"{shown[0]:g}x{shown[1]:g} of {frame.width}x{frame.height} pixels"
+            raise RefusedClip(path, f"is cropped by its container to {cut}; cut it first (ffmpeg -vf crop)")
+    records = [boxes[name] for name in (b"dvcC", b"dvvC", b"dvwC") if len(boxes.get(name, b"")) > 4]
+    if any(record[4] >> 4 == 0 for record in records):  # bl_signal_compatibility_id
         raise RefusedClip(path, "is Dolby Vision without a picture for other players (profile 5)")
 
 
@@ -234,17 +239,14 @@ def decode_leniently(container: InputContainer, stream: VideoStream) -> Iterator
 def _colour(path: Path, frame: VideoFrame) -> Colour | None:
     transfer, primaries, matrix = int(frame.color_trc), int(frame.color_primaries), int(frame.colorspace)
     if transfer not in _SDR and transfer not in _HDR:
-        raise RefusedClip(
-            path, f"has a transfer that is not shown as stored ({_TRANSFERS.get(transfer, transfer)})"
-        )
+        name = _TRANSFERS.get(transfer, transfer)
+        raise RefusedClip(path, f"has a transfer that is not shown as stored ({name})")
     if primaries not in _NEAR_BT709 and primaries not in _WIDE:
-        raise RefusedClip(
-            path, f"has primaries that cannot be converted ({_PRIMARIES.get(primaries, primaries)})"
-        )
+        name = _PRIMARIES.get(primaries, primaries)
+        raise RefusedClip(path, f"has primaries that cannot be converted ({name})")
     if matrix not in _MATRICES:
-        raise RefusedClip(
-            path, f"has a colour matrix that cannot be converted ({_OTHER_MATRICES.get(matrix, matrix)})"
-        )
+        name = _OTHER_MATRICES.get(matrix, matrix)
+        raise RefusedClip(path, f"has a colour matrix that cannot be converted ({name})")
     if transfer in _HDR:
         if matrix == 2 and not frame.format.is_rgb:
             raise RefusedClip(path, f"is HDR ({_HDR[transfer]}) and does not say its colour matrix")
@@ -265,12 +267,12 @@ def _turning(path: Path, frame: VideoFrame) -> tuple[bool, int]:
         exact = (a / columns[0], b / columns[1], c / columns[0], d / columns[1])
         nearest = tuple(round(value) for value in exact)
         # Players ignore less than a degree.
-        if nearest in _TURNS and max(abs(x - y) for x, y in zip(exact, nearest, strict=True)) < math.sin(
-            math.radians(1)
-        ):
+        off = max(abs(x - y) for x, y in zip(exact, nearest, strict=True))
+        if nearest in _TURNS and off < math.sin(math.radians(1)):
             return _TURNS[nearest]
+    shown = " ".join(f"{value / 65536:.3g}" for value in (a, b, c, d))
     raise RefusedClip(
-        path, f"is shown turned or sheared otherwise than by quarter turns and flips ({_degrees(a, b, c, d)})"
+        path, f"is shown turned or sheared otherwise than by quarter turns and flips (display matrix {shown})"
     )
 
 
@@ -286,10 +288,6 @@ def _display_matrix(frame: VideoFrame) -> bytes | None:
     return None if matrix is None else bytes(matrix)
 
 
-def _degrees(a: int, b: int, c: int, d: int) -> str:
-    return f"display matrix {' '.join(f'{value / 65536:.3g}' for value in (a, b, c, d))}"
-
-
 def _square(path: Path, shape: Fraction | None, height: int, width: int) -> tuple[int, int] | None:
     """(height, width) with square pixels, the shorter side enlarged so that nothing is lost; None if unchanged."""
     if not shape or shape == 1:
@@ -301,9 +299,102 @@ def _square(path: Path, shape: Fraction | None, height: int, width: int) -> tupl
 
 
 def _resized(image: Frames, size: tuple[int, int]) -> Frames:
-    # only these clips need torch
+    # Only these clips need torch.
     from luve_lightning.functional.pixels import frames_to_video, resize_video, video_to_frames
 
     video = frames_to_video(np.ascontiguousarray(image)[None]).unsqueeze(0)
     resized: Frames = video_to_frames(resize_video(video, size))[0, 0].numpy()
     return resized
+
+
+Floats = NDArray[np.float32]
+
+PEAK = 1000.0  # cd/m2 of the display that HDR is graded for
+WHITE = 203.0  # cd/m2 of SDR white
+GAMMA = 2.4
+_ROWS = 128  # number of values converted at a time: a 4K frame as floats takes 100 MB
+
+# To BT.709's primaries; the white point is D65 throughout. Rows: red, green, blue.
+_TO_BT709 = {
+    "bt709": np.eye(3),
+    "bt2020": np.array(
+        [[1.660491, -0.587641, -0.072850], [-0.124550, 1.132900, -0.008349], [-0.018151, -0.100579, 1.118730]]
+    ),
+    "display-p3": np.array(
+        [[1.224940, -0.224940, 0.0], [-0.042057, 1.042057, 0.0], [-0.019638, -0.078636, 1.098274]]
+    ),
+}
+_BT2020_LUMINANCE = np.array([0.2627, 0.6780, 0.0593])
+
+
+def _to_sdr(image: NDArray[np.uint16], colour: Colour) -> Frames:
+    """One frame, full-range R'G'B' of 16 bits as coded, H x W x 3, as uint8 BT.709."""
+    shown = np.empty(image.shape, dtype=np.uint8)
+    light = _light(colour.transfer)
+    matrix = _TO_BT709[colour.primaries].T.astype(np.float32)
+    for top in range(0, len(image), _ROWS):
+        linear = light[image[top : top + _ROWS]]
+        if colour.transfer == "arib-std-b67":
+            linear *= _system_gain(linear)
+        linear = np.maximum(linear @ matrix, 0)
+        if colour.transfer != "sdr":
+            linear *= _gain(linear.max(axis=2, keepdims=True))
+        encoded = np.minimum(linear, 1) ** np.float32(1 / GAMMA)
+        shown[top : top + _ROWS] = (encoded * 255 + 0.5).astype(np.uint8)
+    return shown
+
+
+@lru_cache(maxsize=3)
+def _light(transfer: str) -> Floats:
+    """Light of each of the 65,536 code values; 1 is SDR white."""
+    code = np.arange(65536) / 65535
+    if transfer == "sdr":
+        light = code**GAMMA
+    elif transfer == "smpte2084":
+        light = _pq_light(code) / WHITE
+    else:  # the scene light of HLG, which `_system_gain` turns into the display's
+        a, b, c = 0.17883277, 0.28466892, 0.55991073
+        light = np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12) * (PEAK / WHITE)
+    return light.astype(np.float32)
+
+
+def _system_gain(scene: Floats) -> Floats:
+    """HLG's OOTF for a peak of 1,000 cd/m2: the luminance to the power 0.2 (ITU-R BT.2100, table 5)."""
+    luminance = scene @ (_BT2020_LUMINANCE * (WHITE / PEAK)).astype(np.float32)
+    return (luminance ** np.float32(0.2))[..., None]
+
+
+def _gain(largest: Floats) -> Floats:
+    """The factor for pixels with this largest component that rolls it off to at most 1."""
+    gain = np.ones_like(largest)
+    knee = float(_pq_light(1.5 * _pq_code(WHITE) - 0.5 * _pq_code(PEAK))) / WHITE
+    bright = largest > knee
+    level = largest[bright]
+    gain[bright] = _rolled_off(level) / level
+    return gain
+
+
+def _rolled_off(light: NDArray[np.floating]) -> NDArray[np.floating]:
+    """BT.2390's Hermite spline above the knee, in PQ values relative to the source's peak."""
+    peak = _pq_code(PEAK)
+    top = _pq_code(WHITE) / peak
+    knee = 1.5 * top - 0.5
+    code = np.minimum(_pq_code(light * WHITE) / peak, 1)
+    t = (code - knee) / (1 - knee)
+    code = (2 * t**3 - 3 * t**2 + 1) * knee + (t**3 - 2 * t**2 + t) * (1 - knee) + (3 * t**2 - 2 * t**3) * top
+    return _pq_light(code * peak) / WHITE
+
+
+_M1, _M2, _C1, _C2, _C3 = 0.1593017578125, 78.84375, 0.8359375, 18.8515625, 18.6875
+
+
+def _pq_light(code):  # type: ignore[no-untyped-def]  # floats or arrays of floats
+    """cd/m2 of a PQ value in [0, 1] (SMPTE ST 2084)."""
+    root = code ** (1 / _M2)
+    return 10000 * (np.maximum(root - _C1, 0) / (_C2 - _C3 * root)) ** (1 / _M1)
+
+
+def _pq_code(light):  # type: ignore[no-untyped-def]
+    """PQ value of a luminance in cd/m2."""
+    power = (light / 10000) ** _M1
+    return ((_C1 + _C2 * power) / (1 + _C3 * power)) ** _M2
