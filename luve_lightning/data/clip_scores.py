@@ -148,19 +148,6 @@ def _row(record: dict[str, Any]) -> ScoreRow:
 _NAMED = 3  # most clips named in a message
 
 
-@dataclass(frozen=True)
-class KeptClips:
-    """Clips above a threshold.
-
-    Attributes:
-        entries: the clips, in the given order.
-        summary: how many of how many, by which score, in one line.
-    """
-
-    entries: list[ClipEntry]
-    summary: str
-
-
 class ClipScores:
     """The scores of a set of clips, all by one scorer with one set of settings.
 
@@ -204,7 +191,7 @@ class ClipScores:
 
     def keep(
         self, entries: Sequence[ClipEntry], threshold: float, scorer: str, hashes: ClipHashes | None = None
-    ) -> KeptClips:
+    ) -> tuple[list[ClipEntry], str]:
         """The clips whose score is above a threshold (LuVe, arXiv 2602.11564: HPS v3 > 6.5).
 
         Args:
@@ -212,6 +199,9 @@ class ClipScores:
             threshold: threshold on the scale of `scorer`.
             scorer: measure that the threshold is meant for, `Scorer.name`.
             hashes: hashes of the clips; default those remembered beside the scores.
+
+        Returns:
+            The clips, in the given order, and how many of how many by which score, in one line.
 
         Raises:
             ScoresError: scores by another scorer or of other clips (no score, other bytes, another caption), or
@@ -236,9 +226,7 @@ class ClipScores:
                 f"{self.source}: none of {len(entries)} clips is above {threshold:g} by {scorer}{without}; {best}"
             )
         by = f"{scorer} ({self.settings.scorer_version})"
-        return KeptClips(
-            kept, f"{len(kept)} of {len(entries)} clips are above {threshold:g} by {by}{without}"
-        )
+        return kept, f"{len(kept)} of {len(entries)} clips are above {threshold:g} by {by}{without}"
 
     def _matching(self, entries: Sequence[ClipEntry], hashes: ClipHashes) -> list[ScoreRow]:
         """The row for each clip's current file."""

@@ -165,7 +165,6 @@ def find_pair_keys(
     entries: Iterable[ClipEntry],
     recipe: LatentRecipe,
     variant: str = "plain",
-    quarantine: Path | None = None,
 ) -> PairLookup:
     """Find the latents of clips, and refuse to continue when any are missing.
 
@@ -177,7 +176,6 @@ def find_pair_keys(
         entries: the clips.
         recipe: which latents; must agree with precompute's configuration.
         variant: one of the recipe's variants.
-        quarantine: list of bad clips that precompute left; default `quarantine_path`.
 
     Raises:
         StoreError: in one line, when clips lack latents without being known as bad.
@@ -187,7 +185,7 @@ def find_pair_keys(
     entries = list(entries)
     windows, short = plan_windows(entries, recipe)
     # A clip replaced since it failed is no longer in the list, and must have latents.
-    listed = Quarantine(quarantine or quarantine_path(store, recipe), max_bad_fraction=1, total=1).bad()
+    listed = Quarantine(quarantine_path(store, recipe), max_bad_fraction=1, total=1).bad()
     bad = {os.path.realpath(clip.path): clip.reason for clip in listed}
     reasons = {error.path: error.reason for error in short}
     lookup = PairLookup()

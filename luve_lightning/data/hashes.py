@@ -98,12 +98,10 @@ class FileHashes:
         """
         file = _resolved(path)
         now = stamp(file)
-        for look in (lambda: None, self._refresh):
-            look()
-            found = self._known.get(str(file))
-            if found is not None and found[0] == now:
-                return found[1]
-        return None
+        if self._known.get(str(file), (None,))[0] != now:
+            self._refresh()
+        seen, digest = self._known.get(str(file), (None, None))
+        return digest if seen == now else None
 
     def _remember(self, file: str, seen: Stamp, digest: str) -> None:
         self._known[file] = (seen, digest)
@@ -119,9 +117,8 @@ class FileHashes:
         """Read what was appended since the last look, where the file may be read."""
         with suppress(OSError):
             for record in self._lines.new():
-                with suppress(
-                    ValueError, KeyError, TypeError
-                ):  # another kind of line: hash again when needed
+                # Another kind of line: hash again when needed.
+                with suppress(ValueError, KeyError, TypeError):
                     size, mtime, ctime = record["stamp"]
                     if _SHA256.fullmatch(record["sha256"]):
                         self._known[record["path"]] = ((size, mtime, ctime), record["sha256"])
@@ -135,9 +132,8 @@ def _resolved(path: str | Path) -> Path:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
 
 
-_RULES = (
-    2  # raise it when any file is refused or labelled differently: what is remembered then no longer counts
-)
+# Raise it when any file is refused or labelled differently: what is remembered then no longer counts.
+_RULES = 2
 
 
 @dataclass(frozen=True)
@@ -239,9 +235,8 @@ class ClipHashes:
                 reading = look(file)
             except ClipError as error:
                 if isinstance(error.__cause__, (OSError, MemoryError)):
-                    raise OSError(
-                        error.reason
-                    ) from error  # perhaps temporary: must not be read as if ordinary
+                    # Perhaps temporary: must not be read as if ordinary.
+                    raise OSError(error.reason) from error
                 return digest  # whoever reads it finds out
             if stamp(file) != before:
                 raise OSError(f"{file} changed while it was read")

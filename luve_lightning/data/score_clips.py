@@ -206,16 +206,18 @@ def score_clips(
     with _alone(part, shard):
         there = _finished(folder, settings)
         rows = {row.clip_id: row for row in (read_rows(part) if part.exists() else [])}
-        jobs = _jobs(
-            entries[shard.index :: shard.count], settings, ClipHashes(folder), there, totals, advance
-        )
-        read = FrameReader(choice)
-        clips = read_ahead(read, jobs, num_workers, batch_size)
+        share = entries[shard.index :: shard.count]
+        jobs = _jobs(share, settings, ClipHashes(folder), there, totals, advance)
+        clips = read_ahead(FrameReader(choice), jobs, num_workers, batch_size)
         while batch := list(islice(clips, batch_size)):
             scored = _score(scorer, batch)
             rows |= {row.clip_id: row for row in scored}
             write_rows(part, rows.values())
-            _count(batch, scored, totals, quarantine)
+            totals.scored += sum(row.score is not None for row in scored)
+            bad = [(item.job.entry, item.reason) for item in batch if item.reason is not None]
+            totals.unreadable += [(entry.clip_id, reason) for entry, reason in bad]
+            for entry, reason in bad:
+                quarantine.add(ClipError(entry.path, reason))
             advance(len(batch))
     return totals
 
@@ -276,8 +278,7 @@ def _score(scorer: Scorer, batch: Sequence[ReadClip]) -> list[ScoreRow]:
     readable = [item for item in batch if item.frames is not None]
 
     def size(item: ReadClip) -> tuple[int, ...]:
-        assert item.frames is not None
-        return item.frames.shape[1:]
+        return () if item.frames is None else item.frames.shape[1:]
 
     for _, group in groupby(sorted(readable, key=size), key=size):
         clips = list(group)
@@ -287,28 +288,11 @@ def _score(scorer: Scorer, batch: Sequence[ReadClip]) -> list[ScoreRow]:
             np.concatenate([item.frames for item in clips if item.frames is not None]), captions
         )
         if len(scores) != len(captions) or not all(map(math.isfinite, scores)):
-            raise ScoresError(
-                f"{scorer.name} gave {scores} for {len(captions)} frames of {clips[0].job.entry.path}"
-            )
+            path = clips[0].job.entry.path
+            raise ScoresError(f"{scorer.name} gave {scores} for {len(captions)} frames of {path}")
         given = iter(scores)
         for item in clips:
             own = tuple(float(next(given)) for _ in item.indices)
-            rows.append(
-                replace(
-                    item.job.row,
-                    frame_indices=item.indices,
-                    frame_scores=own,
-                    score=math.fsum(own) / len(own),
-                )
-            )
+            mean = math.fsum(own) / len(own)
+            rows.append(replace(item.job.row, frame_indices=item.indices, frame_scores=own, score=mean))
     return rows
-
-
-def _count(
-    batch: Sequence[ReadClip], rows: Sequence[ScoreRow], totals: ScoreTotals, quarantine: Quarantine
-) -> None:
-    totals.scored += sum(row.score is not None for row in rows)
-    bad = [item for item in batch if item.reason is not None]
-    totals.unreadable += [(item.job.entry.clip_id, item.reason or "") for item in bad]
-    for item in bad:
-        quarantine.add(ClipError(item.job.entry.path, item.reason or ""))

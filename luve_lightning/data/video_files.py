@@ -6,17 +6,12 @@ import math
 import unicodedata
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from luve_lightning.data.clip_container import Frames
 from luve_lightning.data.clips import probe_clip, read_clip
 from luve_lightning.files import replacing
-
-if TYPE_CHECKING:
-    from av import VideoFrame
-
 
 # No mbtree: in x264 it reads uninitialised memory, and the bytes differ from run to run.
 _X264 = "threads=1:lookahead-threads=1:mbtree=0:open-gop=0:keyint=16:min-keyint=16:scenecut=0"
@@ -36,19 +31,13 @@ def encode_h264(path: Path, frames: np.ndarray, fps: int | Fraction, crf: int | 
         fps: frames per second.
         crf: x264's constant rate factor; None is lossless.
     """
-    with replacing(path) as temporary:
-        _encode(temporary, frames, fps, crf)
-
-
-def _encode(path: Path, frames: np.ndarray, fps: int | Fraction, crf: int | None) -> None:
     import av
     from av.video.reformatter import ColorRange, Colorspace
 
     _, height, width, _ = frames.shape
     # The bitexact flag keeps the muxer's version out of the file.
-    with av.open(
-        str(path), "w", format="mp4", options={"fflags": "+bitexact", "movflags": "+faststart"}
-    ) as container:
+    flags = {"fflags": "+bitexact", "movflags": "+faststart"}
+    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4", options=flags) as container:
         stream = container.add_stream("libx264rgb" if crf is None else "libx264", rate=fps)
         stream.width, stream.height = width, height
         stream.pix_fmt = "rgb24" if crf is None else "yuv420p"
@@ -62,21 +51,15 @@ def _encode(path: Path, frames: np.ndarray, fps: int | Fraction, crf: int | None
         for number, image in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             if crf is not None:
-                frame = _bt709(frame)
+                frame = frame.reformat(
+                    format="yuv420p",
+                    dst_colorspace=Colorspace.ITU709,
+                    src_color_range=ColorRange.JPEG,
+                    dst_color_range=ColorRange.MPEG,
+                )
             frame.pts = number
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-
-
-def _bt709(frame: VideoFrame) -> VideoFrame:
-    from av.video.reformatter import ColorRange, Colorspace
-
-    return frame.reformat(
-        format="yuv420p",
-        dst_colorspace=Colorspace.ITU709,
-        src_color_range=ColorRange.JPEG,
-        dst_color_range=ColorRange.MPEG,
-    )
 
 
 # Visually lossless: measures on such a file concern the frames, not the encoder.

@@ -227,9 +227,9 @@ class CaptionLatentsDataModule(ResumableDataModule):
         scores = ClipScores.read(self.selection.scores)
         # The latents' hashes: saves reading the clips once more for the scores'.
         hashes = ClipHashes(self.store.root)
-        kept = scores.keep(entries, self.selection.threshold, self.selection.scorer, hashes)
-        rank_zero_info(f"training clips: {kept.summary}")
-        return kept.entries
+        kept, summary = scores.keep(entries, self.selection.threshold, self.selection.scorer, hashes)
+        rank_zero_info(f"training clips: {summary}")
+        return kept
 
     def open_splits(self, *splits: Split) -> None:
         """Look up every latent and embedding; for a missing one, raise an error that says how to make it."""

@@ -77,12 +77,10 @@ def test_it_keeps_what_is_above_the_threshold_and_says_how_many(
     entries: list[ClipEntry], tmp_path: Path
 ) -> None:
     scores = written(tmp_path, rows_of(entries[:2], [6.6, 6.5]), rows_of(entries[2:], [None, 7.0]))
-    kept = scores.keep(entries, 6.5, "hpsv3")
-    assert names(kept.entries) == "ad", "6.5 is not above 6.5"
-    assert kept.summary == "2 of 4 clips are above 6.5 by hpsv3 (1.0.0, weights 0123), 1 unreadable"
-    assert names(scores.keep(entries[1::2], 6.5, "hpsv3").entries) == "d", (
-        "a part of the clips, in their order"
-    )
+    kept, summary = scores.keep(entries, 6.5, "hpsv3")
+    assert names(kept) == "ad", "6.5 is not above 6.5"
+    assert summary == "2 of 4 clips are above 6.5 by hpsv3 (1.0.0, weights 0123), 1 unreadable"
+    assert names(scores.keep(entries[1::2], 6.5, "hpsv3")[0]) == "d", "a part of the clips, in their order"
     assert len(scores) == 4
 
 
@@ -91,7 +89,7 @@ def test_any_scores_and_threshold(entries: list[ClipEntry], values: list[float],
     scores = ClipScores(entries[0].path.parent, rows_of(entries, list(values)), SETTINGS)
     expected = [entry for entry, value in zip(entries, values, strict=True) if value > threshold]
     if expected:
-        assert scores.keep(entries, threshold, "hpsv3").entries == expected
+        assert scores.keep(entries, threshold, "hpsv3")[0] == expected
     else:
         with pytest.raises(ScoresError, match="none of 4 clips is above"):
             scores.keep(entries, threshold, "hpsv3")
@@ -129,7 +127,7 @@ def test_clips_with_other_bytes_or_another_caption_are_named(
     scores = written(tmp_path, rows_of(entries, [7.0] * 4))
     with pytest.raises(ScoresError, match=r"2 of 4 differ: a has other bytes; b has another Style \("):
         scores.keep([other, reworded, elsewhere, entries[3]], 6.5, "hpsv3")
-    assert names(scores.keep([elsewhere, entries[3]], 6.5, "hpsv3").entries) == "cd"
+    assert names(scores.keep([elsewhere, entries[3]], 6.5, "hpsv3")[0]) == "cd"
 
 
 def test_a_message_names_three_and_stays_one_line(entries: list[ClipEntry], tmp_path: Path) -> None:
@@ -144,14 +142,14 @@ def test_a_clip_scored_twice_counts_by_its_present_bytes(entries: list[ClipEntry
     new = rows_of(entries, [7.0, 7.0, 1.0, 1.0])
     stale = [replace(row, clip_sha256="0" * 64, score=9.0) for row in new]
     for number, parts in enumerate([(stale, new), (new, stale)]):
-        kept = written(tmp_path / str(number), *parts).keep(entries, 6.5, "hpsv3")
-        assert names(kept.entries) == "ab"
+        kept, _ = written(tmp_path / str(number), *parts).keep(entries, 6.5, "hpsv3")
+        assert names(kept) == "ab"
 
 
 def test_a_later_success_outdoes_an_earlier_failure(entries: list[ClipEntry], tmp_path: Path) -> None:
     failed, good = rows_of(entries, [None] * 4), rows_of(entries, [7.0] * 4)
     for number, parts in enumerate([(failed, good), (good, failed)]):
-        assert len(written(tmp_path / str(number), *parts).keep(entries, 6.5, "hpsv3").entries) == 4
+        assert len(written(tmp_path / str(number), *parts).keep(entries, 6.5, "hpsv3")[0]) == 4
 
 
 def test_scores_of_two_kinds_are_refused(entries: list[ClipEntry], tmp_path: Path) -> None:

@@ -36,16 +36,10 @@ _GREY = torch.tensor([0.299, 0.587, 0.114])
 
 
 def paint_scene(scene: Scene) -> Tensor:
-    """Paints every frame of a clip.
+    """Paints every frame of a clip, uint8 `T x H x W x 3`.
 
     Where the camera sees more photograph pixels than the clip has, frames are painted larger and reduced with an
     antialiasing filter, so detail stays sharp without flickering; sprites gain from it, too.
-
-    Args:
-        scene: The scene to paint.
-
-    Returns:
-        Frames, uint8 `T x H x W x 3`.
     """
     _, windows, _ = camera_path(scene.camera, scene.frames)
     factor = max(1, math.ceil(float(windows.max()) / scene.size - 0.15))
