@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from luve_lightning.cli import overview, part_overview, verbs
+from luve_lightning.cli.errors import describe_runtime_error
 from luve_lightning.cli.run_verb import run_verb, split_verb
 
 
@@ -98,8 +99,6 @@ def _guarded(verb: str, words: list[str], debug: bool) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        from luve_lightning.cli.errors import describe_runtime_error
-
         line = describe_runtime_error(error, config)
         if debug or line is None:
             traceback.print_exc()

@@ -170,11 +170,9 @@ def _check_aliases(text: str, where: str) -> None:
         if id(node) in open_nodes:
             raise CompositionError(f"{where}: an alias contains itself")
         open_nodes.add(id(node))
-        inside: list[yaml.Node] = []
+        inside = [] if isinstance(node, yaml.ScalarNode) else node.value
         if isinstance(node, yaml.MappingNode):
             inside = [one for pair in node.value for one in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            inside = list(node.value)
         sizes[id(node)] = 1 + sum(size(one) for one in inside)
         open_nodes.discard(id(node))
         return sizes[id(node)]

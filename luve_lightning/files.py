@@ -249,9 +249,8 @@ def _swapped(new: Path, folder: Path) -> bool:
     if not folder.exists():
         new.rename(folder)
         return True
-    if not {entry.name for entry in folder.iterdir()} <= {entry.name for entry in new.iterdir()}:
-        return False
-    return _exchange(new, folder)
+    all_replaced = {entry.name for entry in folder.iterdir()} <= {entry.name for entry in new.iterdir()}
+    return all_replaced and _exchange(new, folder)
 
 
 def _exchange(first: Path, second: Path) -> bool:

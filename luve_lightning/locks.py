@@ -9,7 +9,7 @@ import os
 import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -52,13 +52,9 @@ class Owner:
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return cls()
 
-    def is_gone(self) -> bool:
-        """Whether this was a process of this machine that no longer runs."""
-        return self.is_here() and not runs(self.pid)
-
-    def is_here(self) -> bool:
-        """Whether this is a process of this machine."""
-        return self.host == socket.gethostname()
+    def is_alive_here(self) -> bool:
+        """Whether this is a process of this machine that still runs."""
+        return self.host == socket.gethostname() and runs(self.pid)
 
     def __str__(self) -> str:
         if not self.pid:
@@ -114,10 +110,6 @@ def locked(path: Path, *, what: str) -> Iterator[None]:
 
 def try_lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int | None:
     """Lock a file for as long as this process, or one that inherits the descriptor, keeps it open.
-
-    Args:
-        path: the file.
-        flags: flags of `os.open`.
 
     Returns:
         A descriptor of the file that is at `path` now; None when another process holds it.
@@ -208,11 +200,10 @@ class JsonLines:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
+    with suppress(ValueError, RecursionError):
+        if isinstance(record := json.loads(line), dict):
+            return record
+    return None
 
 
 def _open_locked(path: Path, what: str) -> int:
@@ -223,7 +214,7 @@ def _open_locked(path: Path, what: str) -> int:
         if error.errno not in _NO_LOCKS:
             raise
         owner = Owner.read(path)
-        if owner.is_here() and not owner.is_gone():
+        if owner.is_alive_here():
             raise Busy(what, owner) from None
         warnings.warn(
             f"{path.parent}: its file system has no locks; nothing keeps a second process out of {what}",
@@ -277,7 +268,7 @@ def share_work(
     Args:
         items: each once.
         done: whether an item exists.
-        claim: claims an item.
+        claim: see `Claim`.
         make: makes some items.
         size: number of items made at once.
         found: called for each item that exists already.

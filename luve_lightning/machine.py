@@ -99,12 +99,7 @@ def check_memory(what: str, size: int, available: int | None = None) -> None:
 
 
 def check_video(frames: int, height: int, width: int) -> None:
-    """Refuse a video whose pixels alone, as three float32 each, do not fit into memory.
-
-    Args:
-        frames: how many.
-        height: height of each video, pixels.
-        width: width of each video, pixels.
+    """Refuse a video whose pixels alone, as three float32 each, do not fit into memory; sizes are in pixels.
 
     Raises:
         ValueError: they do not fit.

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, TextIO
 
 from rich.ansi import AnsiDecoder
@@ -174,8 +173,7 @@ class StatusLines:
     def _divert_logs(self) -> None:
         """Redirect log handlers, which keep the stream that they were made with."""
         above = {stream: getattr(sys, name) for name, stream in self._streams.items()}
-        loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
-        for logger in loggers:
+        for logger in (logging.getLogger(), *logging.Logger.manager.loggerDict.values()):
             for handler in getattr(logger, "handlers", ()):
                 stream = getattr(handler, "stream", None)
                 if isinstance(handler, logging.StreamHandler) and stream in above:
@@ -264,9 +262,7 @@ class Steps:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,12 +151,11 @@ class Plan:
     def levels(self) -> list[list[AblationStage]]:
         """Stages that can run at the same time: each level needs only stages of earlier levels."""
         level: dict[str, int] = {}
+        found: dict[int, list[AblationStage]] = {}
         for digest, stage in self.stages.items():
             level[digest] = max((level[need] + 1 for need in stage.needs), default=0)
-        return [
-            [stage for digest, stage in self.stages.items() if level[digest] == depth]
-            for depth in range(max(level.values(), default=-1) + 1)
-        ]
+            found.setdefault(level[digest], []).append(stage)
+        return [found[depth] for depth in sorted(found)]
 
 
 class AblationPlanner:
@@ -204,12 +203,8 @@ class AblationPlanner:
         key = json.dumps([verb, list(config), list(options)])
         if key not in self._digests:
             composed = self.compose([Path(file) for file in config], options)
-            about = {
-                "version": _VERSION,
-                "verb": verb,
-                "config": composed,
-                "contents": self.contents.named_in(composed),
-            }
+            contents = self.contents.named_in(composed)
+            about = {"version": _VERSION, "verb": verb, "config": composed, "contents": contents}
             text = json.dumps(about, sort_keys=True, ensure_ascii=False, default=str)
             self._digests[key] = text_digest(text)
         return self._digests[key]
@@ -238,11 +233,8 @@ class _SeedGraph:
             self._known[key] = self._make(row, spec)
             self._path.pop()
         stage = self._known[key]
-        self._use(stage, self.rows if spec.gathers else [row])
+        stage.uses.update((row, self.seed) for row in (self.rows if spec.gathers else [row]))
         return stage
-
-    def _use(self, stage: AblationStage, rows: Iterable[str]) -> None:
-        stage.uses.update((row, self.seed) for row in rows)
 
     def _make(self, row: str, spec: StageSpec) -> AblationStage:
         needed: dict[str, AblationStage] = {}
@@ -294,7 +286,11 @@ class _SeedGraph:
                 f"{where}: expected {{seed}}, {{out}}, {{cache}}, {{row}} or one of the stages {', '.join(stages)}"
             )
         if row is None and not (word in stages and stages[word].gathers):
-            self._allow_shared(where, word)
+            # A stage for all rows may use another stage once if that is the same in all rows.
+            if word == "row" or len({self.stage(row, word).digest for row in self.rows}) > 1:
+                raise ValueError(
+                    f"{where}: differs between rows; the option's key must hold {ROW} to be given for each"
+                )
             row = self.rows[0]
         if word == "row":
             assert row is not None
@@ -302,13 +298,6 @@ class _SeedGraph:
         stage = self.stage(row or self.rows[0], word)
         needed[stage.digest] = stage
         return f"@{stage.digest}", str(stage.folder)
-
-    def _allow_shared(self, where: str, word: str) -> None:
-        """Let a stage for all rows use another stage once if that is the same in all rows."""
-        if word == "row" or len({self.stage(row, word).digest for row in self.rows}) > 1:
-            raise ValueError(
-                f"{where}: differs between rows; the option's key must hold {ROW} to be given for each"
-            )
 
 
 def as_text(value: Any) -> str:

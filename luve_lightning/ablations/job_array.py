@@ -54,8 +54,8 @@ class StageJob:
     Attributes:
         planner: finds the stage again.
         rows: rows of each seed.
-        name: name of the stage.
-        row: one row that uses it.
+        name: the stage's.
+        row: one that uses it.
         seed: likewise.
         program: words before the command's own.
         facts: recorded when it is finished.
@@ -77,11 +77,10 @@ class StageJob:
         """
         plan = self._plan()
         stage = self._find(plan)
-        missing = [plan.stages[digest] for digest in stage.needs if not is_done(plan.stages[digest])]
-        if missing:
-            raise RuntimeError(f"{stage.label}: not run, because {missing[0].label} is not done")
-        failure = run_stage(stage, self.program, {}, self.facts)
-        if failure is not None:
+        for needed in map(plan.stages.__getitem__, stage.needs):
+            if not is_done(needed):
+                raise RuntimeError(f"{stage.label}: not run, because {needed.label} is not done")
+        if (failure := run_stage(stage, self.program, {}, self.facts)) is not None:
             raise RuntimeError("\n".join([failure.reason, *failure.tail]))
 
     def planned(self) -> AblationStage:
@@ -132,8 +131,8 @@ def submit(
     Args:
         levels: jobs from `stage_jobs`.
         last: the last job's work.
-        folder: folder of submitit's own files.
-        options: options of every job.
+        folder: for submitit's own files.
+        options: every job's.
 
     Returns:
         The ids of the arrays, the last job's at the end.

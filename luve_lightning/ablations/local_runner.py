@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import statistics
@@ -92,10 +93,8 @@ class LocalRunner:
 
     Args:
         make_plan: makes the plan without the rows and seeds that have failed.
-        slots: see there.
         program: words before the command's own.
         facts: recorded with every finished stage.
-        watcher: see there.
     """
 
     def __init__(
@@ -143,8 +142,7 @@ class LocalRunner:
         for digest, stage in plan.stages.items():
             if digest in self._done or digest in self._failed:
                 continue
-            record = done_record(stage)
-            if record is not None:
+            if (record := done_record(stage)) is not None:
                 self._done.add(digest)
                 if isinstance(record.get("seconds"), int | float):
                     self._seconds.setdefault(stage.name, []).append(float(record["seconds"]))
@@ -155,16 +153,15 @@ class LocalRunner:
         waiting = False
         # First what most rows and seeds wait for.
         for digest, stage in sorted(plan.stages.items(), key=lambda item: -len(item[1].uses)):
-            free = [slot for slot in range(self.slots.count) if slot not in self._running]
+            free = next((slot for slot in range(self.slots.count) if slot not in self._running), None)
             if digest in self._done | self._failed | busy or not set(stage.needs) <= self._done:
                 continue
             if self._locked_until.get(digest, 0.0) > time.monotonic():
                 waiting = True
                 continue
-            if not free:
+            if free is None:
                 break
-            lock = lock_folder(stage)
-            if lock is None:
+            if (lock := lock_folder(stage)) is None:
                 self._locked_until[digest] = time.monotonic() + _LOCK_SECONDS
                 waiting = True
             elif is_done(stage):  # another process finished it meanwhile
@@ -172,8 +169,8 @@ class LocalRunner:
                 self._done.add(digest)
                 waiting = True
             else:
-                environment = self.slots.environment(free[0])
-                self._running[free[0]] = StageProcess(stage, lock, self.program, environment, self.facts)
+                environment = self.slots.environment(free)
+                self._running[free] = StageProcess(stage, lock, self.program, environment, self.facts)
         self._plan = plan
         return waiting
 
@@ -204,16 +201,12 @@ class LocalRunner:
         return Standing(done, len(plan.stages), running, self._seconds_left(plan))
 
     def _seconds_left(self, plan: Plan) -> float | None:
-        known = [seconds for values in self._seconds.values() for seconds in values]
-        if not known:
+        if not self._seconds:
             return None
         usual = {name: statistics.fmean(values) for name, values in self._seconds.items()}
-        any_stage = statistics.fmean(known)
-        left = sum(
-            usual.get(stage.name, any_stage)
-            for digest, stage in plan.stages.items()
-            if digest not in self._done
-        )
+        any_stage = statistics.fmean(itertools.chain(*self._seconds.values()))
+        missing = [stage for digest, stage in plan.stages.items() if digest not in self._done]
+        left = sum(usual.get(stage.name, any_stage) for stage in missing)
         left -= sum(min(p.seconds, usual.get(p.stage.name, any_stage)) for p in self._running.values())
         return max(0.0, left) / self.slots.count
 
@@ -238,8 +231,7 @@ class LocalRunner:
 def _raising_signals() -> Iterator[None]:
     """SIGINT raises, even where a background shell ignores it; so do SIGTERM and SIGHUP."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        del frame
+    def stop(number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -25,11 +24,7 @@ _MOST_USES = 3
 
 
 class RunWatcher:
-    """A line for each stage that ends and, on a terminal, one below them that says what is running.
-
-    Args:
-        console: where to.
-    """
+    """A line for each stage that ends and, on a terminal, one below them that says what is running."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -40,9 +35,7 @@ class RunWatcher:
             self._status.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._status:
             self._status.stop()
 
@@ -52,25 +45,21 @@ class RunWatcher:
             running = ", ".join(
                 f"{name} x {count}" if count > 1 else name for name, count in sorted(standing.running.items())
             )
-            text = (
-                f"{standing.done} of {standing.total} stages{_left(standing)}; running: {running or 'none'}"
-            )
-            self._status.update(text)
+            counts = f"{standing.done} of {standing.total} stages{_left(standing)}"
+            self._status.update(f"{counts}; running: {running or 'none'}")
 
     def finished(self, stage: AblationStage, seconds: float, standing: Standing) -> None:
         """See AblationWatcher."""
-        self._tell(
-            f"{standing.done} of {standing.total}  {stage.label} ({uses(stage)})  {seconds:.0f} s{_left(standing)}"
+        say(
+            self.console,
+            f"{standing.done} of {standing.total}  {stage.label} ({uses(stage)})  {seconds:.0f} s{_left(standing)}",
         )
 
     def failed(self, failure: Failure) -> None:
         """See AblationWatcher."""
         lines = [f"FAILED  {failure.stage.label} ({uses(failure.stage)}), exit status {failure.code}"]
         lines += [f"    {line}" for line in failure.tail]
-        self._tell("\n".join([*lines, f"    log: {log_path(failure.stage)}"]))
-
-    def _tell(self, text: str) -> None:
-        say(self.console, text)
+        say(self.console, "\n".join([*lines, f"    log: {log_path(failure.stage)}"]))
 
 
 def uses(stage: AblationStage) -> str:
@@ -160,8 +149,8 @@ def sweep_run(
 
     Args:
         table: name of the table, the run's group.
-        rows: rows of this call; they and the seeds are the run's configuration and tags.
-        seeds: seeds of this call.
+        rows: this call's; they and the seeds are the run's configuration and tags.
+        seeds: this call's.
         prefix: prefix of a metric's name, where dashboards look for results.
 
     Yields:

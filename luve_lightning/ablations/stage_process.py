@@ -21,7 +21,8 @@ from luve_lightning.locks import try_lock
 
 _DONE = "done.json"
 _LOCK = ".lock"
-LOG = "log.txt"
+_TAIL = 5
+_POLL_SECONDS = 0.5
 
 
 def done_record(stage: AblationStage) -> dict[str, Any] | None:
@@ -52,20 +53,9 @@ def lock_folder(stage: AblationStage) -> int | None:
     return try_lock(stage.folder / _LOCK)
 
 
-def resumed_words(stage: AblationStage) -> tuple[str, ...]:
-    """The command's words; interrupted training continues from its last checkpoint."""
-    if stage.words[0] == "fit" and (stage.folder / "checkpoints" / "last.ckpt").is_file():
-        return (*stage.words, "--ckpt_path", "last")
-    return stage.words
-
-
 def log_path(stage: AblationStage) -> Path:
     """The file for a stage's output."""
-    return stage.folder / LOG
-
-
-_TAIL = 5
-_POLL_SECONDS = 0.5
+    return stage.folder / "log.txt"
 
 
 @dataclass(frozen=True)
@@ -109,7 +99,9 @@ class StageProcess:
         facts: Mapping[str, Any],
     ) -> None:
         self.stage, self.lock, self.facts = stage, lock, dict(facts)
-        self.words = [*program, *resumed_words(stage)]
+        self.words = [*program, *stage.words]
+        if stage.words[0] == "fit" and (stage.folder / "checkpoints" / "last.ckpt").is_file():
+            self.words += ["--ckpt_path", "last"]  # interrupted training continues
         self.started = time.monotonic()
         with log_path(stage).open("ab") as log:
             log.write(f"$ {shlex.join(self.words)}\n".encode())
@@ -141,12 +133,9 @@ class StageProcess:
         try:
             if code == 0:
                 now = datetime.now(UTC).isoformat(timespec="seconds")
-                facts = {
-                    "seconds": round(self.seconds, 1),
-                    "command": shlex.join(self.words),
-                    "finished": now,
-                }
-                write_done(self.stage, facts | self.facts)
+                seconds, command = round(self.seconds, 1), shlex.join(self.words)
+                facts = {"seconds": seconds, "command": command, "finished": now} | self.facts
+                write_done(self.stage, facts)
                 return None
             return Failure(self.stage, code, self._tail())
         finally:

@@ -105,9 +105,8 @@ def ablate(
         job: What each job requests.
         dry_run: Only print the commands, in order, and check their configurations.
     """
-    changes = _changes(
-        {"settings": settings, "stages": stages, "metrics": metrics, "world": world, "results": results}
-    )
+    given = {"settings": settings, "stages": stages, "metrics": metrics, "world": world, "results": results}
+    changes = {key: value for key, value in given.items() if value is not None}
     found = read_table(find_table(table), changes)
     names = _names(rows, list(found.rows), "rows")
     wanted = _numbers(seeds, found.seeds)
@@ -122,7 +121,8 @@ def ablate(
         return
     whole = not changes and set(names) == set(found.rows) and set(wanted) >= set(found.seeds)
     # Runs of different tables do not replace each other's results.
-    stem = f"{found.name}-{_digest(changes)}" if changes else found.name
+    digest = text_digest(json.dumps(changes, sort_keys=True, default=str))[:8]
+    stem = f"{found.name}-{digest}" if changes else found.name
     partial = folder / found.name / f"{stem}.csv"
     targets = _Targets(
         output or (RESULTS / found.results / partial.name if whole else partial), output or partial
@@ -226,7 +226,7 @@ class _Run:
             raise SystemExit(2)
 
     def here(self, slots: Slots, targets: _Targets) -> Results:
-        self._tell(f"{self.table.title}\n{start_line(self.plan(), slots)}")
+        say(self.console, f"{self.table.title}\n{start_line(self.plan(), slots)}")
         watcher = RunWatcher(self.console)
         runner = LocalRunner(self.plan, slots, PROGRAM, _facts(), watcher)
         try:
@@ -235,8 +235,9 @@ class _Run:
         except (KeyboardInterrupt, SystemExit):
             stages = self.plan().stages.values()
             done = sum(map(is_done, stages))
-            self._tell(
-                f"stopped; {done} of {len(stages)} stages are finished, the same command continues from there"
+            say(
+                self.console,
+                f"stopped; {done} of {len(stages)} stages are finished, the same command continues from there",
             )
             raise
         reasons = {use: failure.reason for use, failure in outcome.lost.items()}
@@ -255,9 +256,10 @@ class _Run:
                 raise SystemExit(1)
             return
         arrays = ", ".join(f"{number} ({len(some)} jobs)" for number, some in zip(ids, jobs, strict=False))
-        self._tell(
+        say(
+            self.console,
             f"submitted: arrays {arrays}, then {ids[-1]}, which writes {targets.whole}\n"
-            f"logs: {folder} and log.txt in each stage's folder; the same command later runs what failed"
+            f"logs: {folder} and log.txt in each stage's folder; the same command later runs what failed",
         )
 
     def _finish(self, targets: _Targets, reasons: Mapping[Use, str]) -> Results:
@@ -266,28 +268,17 @@ class _Run:
         path = TableWriter(self.planner, self.wanted, rows, targets, _provenance())(reasons)
         found = collect(self.planner, rows)
         if path is None:
-            self._tell("no row is finished: no table is written")
+            say(self.console, "no row is finished: no table is written")
         else:
             for line in results_lines(self.table, result_rows(self.table, found.values), found.missing, path):
                 self.console.print(line, soft_wrap=isinstance(line, str), highlight=False, markup=False)
         wanted = {(row, seed) for seed, names in self.wanted.items() for row in names}
         bad = {use: why for use, why in reasons.items() if use in wanted}
         if bad:
-            self._tell("\nfailed; the same command runs what is missing again:")
+            say(self.console, "\nfailed; the same command runs what is missing again:")
             for (row, seed), why in sorted(bad.items()):
-                self._tell(f"  {row}, seed {seed}: {why}")
+                say(self.console, f"  {row}, seed {seed}: {why}")
         return found
-
-    def _tell(self, text: str) -> None:
-        say(self.console, text)
-
-
-def _digest(changes: Mapping[str, Any]) -> str:
-    return text_digest(json.dumps(changes, sort_keys=True, default=str))[:8]
-
-
-def _changes(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in given.items() if value is not None}
 
 
 def _names(value: str | list[str] | None, known: list[str], key: str) -> list[str]:

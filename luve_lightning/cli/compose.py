@@ -113,11 +113,7 @@ def _add_positional(arguments: Arguments, positional: str | None, word: str) -> 
 
 
 def named_options(options: Iterable[tuple[str, str]], keys: Sequence[str]) -> list[tuple[str, str]]:
-    """Turns `--videos NAME=VALUE`, which may be repeated, into `--videos.NAME VALUE`.
-
-    Args:
-        options: As `read_arguments` gives them.
-        keys: Names of those dictionaries.
+    """Turns `--videos NAME=VALUE`, which may be repeated, into `--videos.NAME VALUE`, for the dictionaries `keys`.
 
     Raises:
         CompositionError: When the text is no NAME=VALUE, the name has a dot (which would be a key inside), or two
@@ -160,7 +156,7 @@ def compose(
         config = merge(config, read_config(file))
     try:
         for key, text in options:
-            _set_option(config, key, text, keys.at if keys is not None else None)
+            _set_option(config, key, text, keys)
         if keys is not None:
             _read_groups(config, keys)
         resolved = _resolve(_without_switched_off(config))
@@ -247,17 +243,12 @@ def drop_nulls(config: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     return {**config, **{key: {n: v for n, v in d.items() if v is not None} for key, d in named.items()}}
 
 
-def _set_option(
-    config: dict[str, Any],
-    key: str,
-    text: str,
-    parameter_at: Callable[[Mapping[str, Any], Sequence[str]], Parameter | None] | None = None,
-) -> None:
+def _set_option(config: dict[str, Any], key: str, text: str, keys: Keys | None) -> None:
     """Sets one dotted key in place, adding `init_args` where the key leaves it out."""
     node, parts = config, key.split(".")
     if not all(parts):
         raise CompositionError(f"--{key}: expected a key such as --model.lr")
-    parameter = parameter_at(config, parts) if parameter_at is not None else None
+    parameter = keys.at(config, parts) if keys is not None else None
     if isinstance(text, Flag) and parameter is not None and (parameter.holds_texts or parameter.is_path):
         raise CompositionError(
             f"--{key}: expected a value; one that begins with -- is given as --{key}=VALUE"
@@ -289,7 +280,8 @@ def _value(key: str, text: str, current: Any, parameter: Parameter | None) -> An
     except UnicodeEncodeError:
         raise CompositionError(f"--{key}: expected a text in UTF-8, got {text!r}") from None
     if parameter is not None and parameter.is_text:
-        return _text(text, parameter)
+        null = text == "null" and parameter.may_be_null and not parameter.is_prompt
+        return None if null else Text(text)
     if text == "null":
         return None
     if not text.startswith("{"):
@@ -300,10 +292,6 @@ def _value(key: str, text: str, current: Any, parameter: Parameter | None) -> An
     if parameter is None or not parameter.holds_texts:
         return value
     return map_leaves(value, lambda leaf: Verbatim(leaf) if isinstance(leaf, str) else leaf)
-
-
-def _text(text: str, parameter: Parameter) -> Text | None:
-    return None if text == "null" and parameter.may_be_null and not parameter.is_prompt else Text(text)
 
 
 def _without_switched_off(node: Any, by_name: bool = False) -> Any:

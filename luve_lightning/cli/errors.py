@@ -32,9 +32,7 @@ _HINTS = {
 _LOADER = re.compile(r"DataLoader worker \(pid\(?s?\)?\s*[\d, ]+\) (?P<end>.+)", re.DOTALL)
 _LAST_LINE = re.compile(r"(?P<kind>[\w.]+): (?P<text>.*)")
 _IN_FILE = re.compile(r'^\s*File "(?P<path>[^"]+)", line \d+', re.MULTILINE)
-_OS_ERROR = re.compile(
-    r"\(os error (?P<number>\d+)\)"
-)  # how Rust's libraries (safetensors, tokenizers) say it
+_OS_ERROR = re.compile(r"\(os error (?P<number>\d+)\)")  # of Rust's libraries (safetensors, tokenizers)
 _NO_MEMORY = re.compile(r"DefaultCPUAllocator: (?:not enough|can't allocate) memory|Cannot allocate memory")
 _HOST_MEMORY = "use a smaller batch, size, number of frames or number of workers"
 _GPU_MEMORY = (
@@ -42,8 +40,6 @@ _GPU_MEMORY = (
     "recompute activations where the model has that key"
 )
 _PACKAGE = str(Path(__file__).resolve().parents[1])
-
-
 _WORKER = re.compile(r"Caught \w+ in \w+ worker process")
 
 
@@ -92,10 +88,8 @@ def describe_runtime_error(error: BaseException, config: Mapping[str, Any]) -> s
     key = _component_at_fault(error, config)
     if (outside := _describe_outside_error(error)) is not None:
         return one_line(f"{key}: {outside}" if key and key != "trainer" else outside)
-    ours = {"luve_lightning"} | {path.partition(".")[0] for path, _, _ in components(config)} - {
-        "lightning",
-        "torch",
-    }
+    configured = {path.partition(".")[0] for path, _, _ in components(config)}
+    ours = {"luve_lightning"} | configured - {"lightning", "torch"}
     raised_in = _raised_in(error)
     mendable = (
         type(error).__module__.partition(".")[0] in ours
@@ -159,17 +153,12 @@ def _raised_in(error: BaseException) -> str:
 
 
 def _describe_outside_error(error: BaseException) -> str | None:
-    """Describes an error that neither this package nor a component raised, when the user can fix it.
+    """Describes an error that neither this package nor a component raised, when the user can fix it, else None.
 
     Decided by class where the libraries have classes, by text only where they raise a bare RuntimeError.
-
-    Returns:
-        One message, perhaps of several lines, or None for what looks like a bug.
     """
-    for describe in (_system, _memory, _account, _hub, _environment, _worker, _file):
-        if (text := describe(error)) is not None:
-            return text
-    return None
+    found = (describe(error) for describe in (_system, _memory, _account, _hub, _environment, _worker, _file))
+    return next((text for text in found if text is not None), None)
 
 
 def _describe_worker_error(text: str) -> str | None:
@@ -182,25 +171,21 @@ def _describe_worker_error(text: str) -> str | None:
     ours = last["kind"].startswith("luve_lightning.") or (
         name == "ValueError" and bool(files) and files[-1].startswith(_PACKAGE)
     )
-    of_system = "[Errno " in last["text"]
-    out_of_memory = name in ("MemoryError", "OutOfMemoryError", "_ArrayMemoryError")
-    if not (ours or of_system or out_of_memory):
-        return None
-    return f"{last['text']}; {_HOST_MEMORY}" if out_of_memory else last["text"]
+    if name in ("MemoryError", "OutOfMemoryError", "_ArrayMemoryError"):
+        return f"{last['text']}; {_HOST_MEMORY}"
+    return last["text"] if ours or "[Errno " in last["text"] else None
 
 
 def _no_room(path: Path) -> str:
     """How much space is free where a file was to be written."""
     folder = next((folder for folder in (path, *path.parents) if folder.is_dir()), None)
-    if folder is None:
-        return ""
-    free = shutil.disk_usage(folder).free
-    return f" ({free / 2**20:.1f} MiB free in {folder})"
+    return f" ({shutil.disk_usage(folder).free / 2**20:.1f} MiB free in {folder})" if folder else ""
 
 
 def _system(error: BaseException) -> str | None:
     """An OSError: its file, or the one that was being written; the system's text; a remedy."""
-    system = next((link for link in _chain(error) if _is_at_the_bottom(link)), error)
+    bottom = (link for link in _chain(error) if isinstance(link, OSError) and link.errno in _AT_THE_BOTTOM)
+    system = next(bottom, error)
     number = system.errno if isinstance(system, OSError) else _number_in(system)
     if number is None:
         return None
@@ -217,10 +202,6 @@ def _system(error: BaseException) -> str | None:
     hint = f"; {_HINTS[number]}" if number in _HINTS else ""
     target = getattr(system, "filename2", None)
     return f"{_shown(path)}{f' -> {target}' if target else ''}: {reason}{hint}" if path else reason + hint
-
-
-def _is_at_the_bottom(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in _AT_THE_BOTTOM
 
 
 def _number_in(error: BaseException) -> int | None:
@@ -251,9 +232,8 @@ def _account(error: BaseException) -> str | None:
         return f"wandb: {'.'.join(map(str, first['loc']))}: {first['msg']}; got {first['input']!r}"
     if not _is_of(error, "wandb.errors"):
         return None
-    text = " ".join(str(error).split()).rstrip(".")
     return (
-        f"wandb: {text}; run `wandb login`, or log offline: "
+        f"wandb: {one_line(error).rstrip('.')}; run `wandb login`, or log offline: "
         "--loggers.wandb.init_args.offline true, or WANDB_MODE=offline"
     )
 
@@ -268,8 +248,7 @@ def _hub(error: BaseException) -> str | None:
     found = next((link for link in _chain(error) if _is_of(link, "huggingface_hub.errors")), None)
     if found is None or _raised_in(error).startswith("luve_lightning."):
         return None  # ours has its own words
-    text = " ".join(str(found).split())
-    return f"{text}; a local folder works without the hub"
+    return f"{one_line(found)}; a local folder works without the hub"
 
 
 def _environment(error: BaseException) -> str | None:

@@ -18,8 +18,8 @@ def open_index(console: Console, csv: Path, clips: Path | None, keep: Limits) ->
     """Open a CSV and print how many of its rows are clips, and why the others are not.
 
     Args:
-        console: prints to it; a quiet one in all processes but the first.
-        csv: CSV with UltraVideo's columns.
+        console: a quiet one in all processes but the first.
+        csv: with UltraVideo's columns.
         clips: folder of the clips; None looks beside the CSV.
         keep: which clips to take.
     """
@@ -62,13 +62,9 @@ def uneven_line(hashes: ClipHashes, entries: Sequence[ClipEntry]) -> str:
 
 
 def print_summary(console: Console, where: Path | str, lines: Sequence[str], started: float) -> None:
-    """Print what a run did and how long it took.
+    """Print the store or folder of a run, what it did, and the seconds since `started` (`time.perf_counter`).
 
-    Args:
-        console: where to.
-        where: the store or folder that it worked on.
-        lines: what it did; empty ones are left out.
-        started: `time.perf_counter` at the start.
+    Empty lines are left out.
     """
     seconds = f"  seconds        {time.perf_counter() - started:.0f}"
     say(console, "\n".join([str(where), *filter(None, lines), seconds]))
@@ -77,15 +73,7 @@ def print_summary(console: Console, where: Path | str, lines: Sequence[str], sta
 def check_stored(
     console: Console, store: TensorStore[K], keys: Iterable[K], total: int, threads: int, started: float
 ) -> EntryCheck:
-    """Read stored entries and print how many are sound.
-
-    Args:
-        console: where to.
-        store: the store to read.
-        keys: keys of the entries.
-        total: approximate number of entries.
-        threads: entries read at once.
-        started: `time.perf_counter` at the start of the command.
+    """Read stored entries, about `total`, on some threads, and print how many are sound.
 
     Returns:
         The result; its `complain` ends the command with exit code 2 when some entries are damaged.

@@ -141,7 +141,7 @@ def check(
         checked = parser.parse_object(deepcopy(hidden))  # it replaces nested values in place
     except Exception as error:
         raise UsageError(literal.show(_misfit(parser, hidden, error))) from error
-    check_nulls(checked.as_dict(), _import_class, function)
+    check_nulls(checked.as_dict(), function)
     return map_leaves(literal.show(checked), lambda leaf: str(leaf) if isinstance(leaf, Text) else leaf)
 
 
@@ -292,12 +292,11 @@ def check_groups(config: Mapping[str, Any], function: Callable[..., Any]) -> Non
             raise UsageError(f"{key}: {told}")
 
 
-def check_nulls(config: Mapping[str, Any], import_class: Callable[[str], Any], function: Any = None) -> None:
+def check_nulls(config: Mapping[str, Any], function: Any = None) -> None:
     """Refuses null for an argument whose type does not include it.
 
     Args:
         config: Checked against the signatures.
-        import_class: Gives the class at an import path.
         function: The top level holds its parameters, if it is a function's.
 
     Raises:
@@ -309,7 +308,7 @@ def check_nulls(config: Mapping[str, Any], import_class: Callable[[str], Any], f
             _refuse_nulls(config, kind, "")
     for class_path, key, arguments in components(config):
         if None in arguments.values():
-            _refuse_nulls(arguments, import_class(class_path).__init__, f"{key}.init_args.")
+            _refuse_nulls(arguments, _import_class(class_path).__init__, f"{key}.init_args.")
 
 
 def _refuse_nulls(arguments: Mapping[str, Any], function: Any, prefix: str) -> None:

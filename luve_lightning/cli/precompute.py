@@ -215,15 +215,10 @@ def _predict(runner: L.Trainer, task: EncodeTask, data: EncodeDataModule) -> Non
         launcher = runner.strategy.launcher
         if launcher is not None:
             launcher.kill(signal.SIGTERM)
-        if isinstance(error, RuntimeError) and runner.world_size > 1:
-            # Perhaps another process stopped for bad clips, and this one only lost the connection to it.
-            _raise_too_many(task.quarantine)
+        if isinstance(error, RuntimeError) and runner.world_size > 1 and task.quarantine.too_many():
+            # Another process stopped for bad clips, and this one only lost the connection to it.
+            raise TooManyBadClips(task.quarantine.describe()) from None
         raise
-
-
-def _raise_too_many(bad: Quarantine) -> None:
-    if bad.too_many():
-        raise TooManyBadClips(bad.describe()) from None
 
 
 def embed(

@@ -8,12 +8,13 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from luve_lightning.cli import SYNONYMS, examples_of, function_name, verbs
+from luve_lightning.cli.errors import UsageError, describe_runtime_error, did_you_mean
 
 if TYPE_CHECKING:
     from luve_lightning.cli.keys import Keys
@@ -107,8 +108,6 @@ def run_verb(verb: str, words: list[str], config: dict[str, Any]) -> None:
 
 
 def _refuse_verb(verb: str) -> None:
-    from luve_lightning.cli.errors import UsageError, did_you_mean
-
     longer = [f"luve {name}" for name in verbs() if name.startswith(f"{verb} ")]
     if longer:
         raise UsageError(f"expected {' or '.join(longer)}")
@@ -123,8 +122,6 @@ def _refuse_early(verb: str, keys: Keys, config: Mapping[str, Any], from_file: b
     Raises:
         UsageError: On an unknown key, or a missing required one.
     """
-    from luve_lightning.cli.errors import UsageError, did_you_mean
-
     for leaf in keys.leaves(config):
         if leaf.known is None or "." in str(leaf.place):
             continue
@@ -133,7 +130,7 @@ def _refuse_early(verb: str, keys: Keys, config: Mapping[str, Any], from_file: b
         hint = did_you_mean(str(leaf.place), leaf.known)
         inside = keys.elsewhere(leaf.key, config) if "." not in leaf.key else []
         if inside and not hint.startswith("; did you mean"):
-            hint = f"; did you mean {_either(inside)}?"
+            hint = f"; did you mean {' or '.join(map(repr, inside))}?"
         raise UsageError(f"{leaf.key}: unknown key{hint}")
     missing = keys.missing(config)
     if missing:
@@ -142,10 +139,6 @@ def _refuse_early(verb: str, keys: Keys, config: Mapping[str, Any], from_file: b
     subjects = verbs()[verb].modules()
     if subjects and config["subject"] not in subjects:
         raise UsageError(f"subject: expected one of {', '.join(subjects)}, got {config['subject']!r}")
-
-
-def _either(words: Iterable[str]) -> str:
-    return " or ".join(repr(word) for word in words)
 
 
 def _say_loading(verb: str) -> None:
@@ -160,8 +153,6 @@ def refusal(words: Sequence[str]) -> str | None:
 
     Nothing is run: the files it reads, and values that only its classes judge, are not checked.
     """
-    from luve_lightning.cli.errors import describe_runtime_error
-
     verb, rest = split_verb(words)
     config: dict[str, Any] = {}
     try:

@@ -29,12 +29,7 @@ _PATHS_BY_NAME = {
 }  # fmt: skip
 _PROMPTS = {"prompt", "negative_prompt"}
 # Texts that WandbLogger passes on to wandb.init, where its own source shows `**kwargs`.
-_HANDED_ON = {
-    "notes": "str | None",
-    "tags": "list[str] | None",
-    "group": "str | None",
-    "job_type": "str | None",
-}
+_HANDED_ON = dict.fromkeys(("notes", "group", "job_type"), "str | None") | {"tags": "list[str] | None"}
 
 
 @dataclass(frozen=True)
@@ -42,14 +37,10 @@ class Source:
     """A module's source: what it defines and what it imports.
 
     Attributes:
-        name: Dotted name of the module.
-        package: Whether it is a package's `__init__`.
         defined: Its classes and functions.
         imported: `(module, name)` of each name that `from module import name` imports.
     """
 
-    name: str
-    package: bool
     defined: dict[str, ast.ClassDef | ast.FunctionDef]
     imported: dict[str, tuple[str, str]]
 
@@ -82,14 +73,13 @@ class Parameter:
     @property
     def holds_texts(self) -> bool:
         """Whether it holds only texts, however they are arranged: `list[str]`, `str | dict[str, str]`."""
-        names = {_name(node) for node in self._walk() if isinstance(node, ast.Name | ast.Attribute)}
+        names = self._names()
         return "str" in names and names <= _TEXTS_ONLY | {"Optional", "Union"}
 
     @property
     def is_path(self) -> bool:
         """Whether it is a path, or a collection of paths."""
-        names = {_name(node) for node in self._walk() if isinstance(node, ast.Name | ast.Attribute)}
-        return bool(names & _PATH_NAMES) or (self.is_text and self.name in _PATHS_BY_NAME)
+        return bool(self._names() & _PATH_NAMES) or (self.is_text and self.name in _PATHS_BY_NAME)
 
     def inner(self) -> Parameter | None:
         """The type of its collection's values or items; None for other types."""
@@ -120,8 +110,9 @@ class Parameter:
     def _members(self) -> list[ast.expr]:
         return list(_union(self.annotation)) if self.annotation is not None else []
 
-    def _walk(self) -> Iterator[ast.AST]:
-        return ast.walk(self.annotation) if self.annotation is not None else iter(())
+    def _names(self) -> set[str]:
+        nodes = ast.walk(self.annotation) if self.annotation is not None else ()
+        return {name for node in nodes if (name := _name(node)) is not None}
 
 
 @dataclass(frozen=True)
@@ -148,8 +139,8 @@ def function_signature(module: str, name: str, owner: str | None = None) -> Sign
 
     Args:
         module: Dotted name of the module that defines or re-exports it.
-        name: Name of the function.
-        owner: Name of the class whose method it is.
+        name: The function's.
+        owner: The class whose method it is.
 
     Returns:
         None when the source does not show it.
@@ -159,7 +150,7 @@ def function_signature(module: str, name: str, owner: str | None = None) -> Sign
         return None
     source, node = found
     if isinstance(node, ast.ClassDef):
-        node = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == name), node)
+        node = _method(node, name) or node
     return _of_function(source, node) if isinstance(node, ast.FunctionDef) else None
 
 
@@ -189,10 +180,7 @@ def _of_function(source: Source, node: ast.FunctionDef) -> Signature:
 
 
 def _of_class(source: Source, node: ast.ClassDef, depth: int = 0) -> Signature | None:
-    constructor = next(
-        (n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None
-    )
-    if constructor is not None:
+    if (constructor := _method(node, "__init__")) is not None:
         return _of_function(source, constructor)
     bases = [
         _name(base) for base in node.bases if _name(base) not in ("object", "Generic", "Protocol", "ABC")
@@ -215,6 +203,10 @@ def _of_class(source: Source, node: ast.ClassDef, depth: int = 0) -> Signature |
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
     }
     return Signature({**inherited, **own}, opened)
+
+
+def _method(node: ast.ClassDef, name: str) -> ast.FunctionDef | None:
+    return next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == name), None)
 
 
 def _find(module: str, name: str) -> tuple[Source, ast.ClassDef | ast.FunctionDef] | None:
@@ -245,16 +237,15 @@ def _read(module: str) -> Source | None:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
         return None
-    package = path.name == "__init__.py"
     defined: dict[str, ast.ClassDef | ast.FunctionDef] = {}
     imported: dict[str, tuple[str, str]] = {}
     for node in _statements(tree.body):
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             defined[node.name] = node
         elif isinstance(node, ast.ImportFrom):
-            origin = _absolute(module, package, node)
+            origin = _absolute(module, path.name == "__init__.py", node)
             imported |= {alias.asname or alias.name: (origin, alias.name) for alias in node.names}
-    return Source(module, package, defined, imported)
+    return Source(defined, imported)
 
 
 def _path_of(module: str) -> Path | None:
@@ -265,11 +256,9 @@ def _path_of(module: str) -> Path | None:
         spec = importlib.util.find_spec(first)  # imports nothing, as long as the name has no dot
     except (ImportError, ValueError):
         return None
-    if spec is None:
-        return None
-    if not rest and spec.origin is not None:
+    if spec is not None and not rest and spec.origin is not None:
         return Path(spec.origin) if spec.origin.endswith(".py") else None
-    for folder in spec.submodule_search_locations or ():
+    for folder in (spec and spec.submodule_search_locations) or ():
         for path in (Path(folder, *rest, "__init__.py"), Path(folder, *rest).with_suffix(".py")):
             if path.is_file():
                 return path

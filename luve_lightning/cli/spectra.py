@@ -80,24 +80,14 @@ def spectra(
     target = choose_device(device)
     parts = load_backbone(backbone)
     schedule = _schedule(parts, shift)
-    text = parts.text(getattr(torch, dtype), length)
+    text = parts.text(getattr(torch, dtype), length).to(target)
     codec, size = parts.latent_space(), (frames, height, width)
     denoiser = parts.denoiser(getattr(torch, dtype))
     denoiser.module.eval().to(target)
     with Steps(console) as progress:
         progress.begin("denoising steps", steps * len(prompts))
         found = generate_spectra(
-            denoiser,
-            text.to(target),
-            schedule,
-            codec,
-            prompts,
-            size,
-            steps,
-            guidance,
-            seed,
-            bands,
-            progress.advance,
+            denoiser, text, schedule, codec, prompts, size, steps, guidance, seed, bands, progress.advance
         )
     switch = suggest_switch(found, share)
     title = f"{backbone}, {height}x{width}, {frames} frames, {found.videos} videos, guidance {guidance:g}"
@@ -112,11 +102,9 @@ def spectra(
     told = {key: None if value != value else value for key, value in asdict(switch).items()}
     facts = told | {"released": {"sigma": PAPER_SIGMA_SWITCH, "low": low, "high": high}, "settings": settings}
     write_text(output / "switch.json", json.dumps(facts, indent=2) + "\n")
-    lines = [*switch_lines(found, switch), f"written to {table}, {plot.name} and switch.json"]
-    lines.append(
-        f"{found.videos} videos of {steps} steps in {time.perf_counter() - started:.0f} s on {target}"
-    )
-    say(console, "\n".join(lines))
+    written = f"written to {table}, {plot.name} and switch.json"
+    took = f"{found.videos} videos of {steps} steps in {time.perf_counter() - started:.0f} s on {target}"
+    say(console, "\n".join([*switch_lines(found, switch), written, took]))
 
 
 def _schedule(backbone: Backbone, shift: float | None) -> Schedule:

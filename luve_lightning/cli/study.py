@@ -126,17 +126,13 @@ def study_tally(
     people = rater_rows(qualities)
     write_text(output / "table.csv", table_csv(SHARE_COLUMNS, rows))
     write_text(output / "raters.csv", table_csv(RATER_COLUMNS, people))
-    parts = [
-        table_markdown(SHARE_COLUMNS, rows),
-        table_markdown(RATER_COLUMNS, people),
-        *(f"- {n}\n" for n in notes[1:]),
-    ]
+    tables = [table_markdown(SHARE_COLUMNS, rows), table_markdown(RATER_COLUMNS, people)]
+    parts = [*tables, *(f"- {n}\n" for n in notes[1:])]
     write_text(output / "table.md", f"# Study {known.study}\n\n{notes[0]}\n\n" + "\n".join(parts))
     title = f"{len(found.raters)} of {len(known.plans)} raters, {len(known.items)} items"
     shown = [{column: row[column] for column in _SHOWN} for row in rows]
     console.print(table_rich(_SHOWN, shown, title))
-    lines = [*notes, f"written to {output / 'table.csv'}, table.md and raters.csv"]
-    say(console, "\n".join(lines))
+    say(console, "\n".join([*notes, f"written to {output / 'table.csv'}, table.md and raters.csv"]))
 
 
 def _flag_notes(qualities: Sequence[RaterQuality], threshold: float) -> list[str]:
@@ -227,6 +223,5 @@ def _read_answers(console: Console, output: Path, path: Path, seed: int, replica
     write_text(output / "table.csv", table_csv(judging.MEAN_COLUMNS, means))
     write_text(output / "table.md", table_markdown(judging.MEAN_COLUMNS, means))
     console.print(table_rich(judging.MEAN_COLUMNS, means, f"{len(rows)} of {len(key.entries)} videos judged"))
-    lines = [f"{path}: {problem}" for problem in found.problems]
-    lines.append(f"written to {output / 'table.csv'}, table.md and videos.csv")
-    say(console, "\n".join(lines))
+    problems = [f"{path}: {problem}" for problem in found.problems]
+    say(console, "\n".join([*problems, f"written to {output / 'table.csv'}, table.md and videos.csv"]))

@@ -32,7 +32,6 @@ VERBS = {
 }
 
 _PROJECT = "luve-lightning"
-
 _HOST = "https://api.wandb.ai"
 
 
@@ -67,14 +66,14 @@ def sweep(
     together = shlex.join(["luve", "ablate", name, *joined])
     console, refused, calls = Console(emoji=False), why_no_account(), grid_words(found, name)
     if refused:
-        _say(console, f"no sweep, {refused}: the same {len(calls)} rows and seeds run here")
+        say(console, f"no sweep, {refused}: the same {len(calls)} rows and seeds run here")
         if dry_run:
             print(together)
         else:
             ablate(name, rows=rows, seeds=seeds)
         return
     if dry_run:
-        _say(console, f"a sweep of {len(calls)} runs in project {project}:")
+        say(console, f"a sweep of {len(calls)} runs in project {project}:")
         print("\n".join([*map(shlex.join, calls), together]))
         return
     _run_agent(_create(sweep_configuration(found, name), entity, project), count)
@@ -114,7 +113,7 @@ def _create(config: dict[str, Any], entity: str | None, project: str) -> str:
     """The new sweep's path, entity/project/id."""
     import wandb
 
-    entity = entity or wandb.Api().default_entity
+    entity = entity or _own_entity()
     number = wandb.sweep(config, entity=entity, project=project)
     return f"{entity}/{project}/{number}"
 
@@ -128,10 +127,6 @@ def _run_agent(path: str, count: int | None) -> None:
     done = subprocess.run(agent, env={**os.environ, "PATH": search}, check=False)
     if done.returncode:
         raise UsageError(f"the agent of {path} ended with exit status {done.returncode}; see above")
-
-
-def _say(console: Console, text: str) -> None:
-    say(console, text)
 
 
 def dashboards(
@@ -166,8 +161,7 @@ def dashboards(
         if not refused:
             workspace.save()  # prints the address
     if refused:
-        told = f"workspaces not saved, {refused}: written as JSON to {output}"
-        say(console, told)
+        say(console, f"workspaces not saved, {refused}: written as JSON to {output}")
 
 
 def _own_entity() -> Any:

@@ -47,7 +47,6 @@ VERBS = {
 }
 
 
-DEFAULT_RUN_FOLDER = "runs/unnamed"
 NAMED_COMPONENTS = {"callbacks": Callback, "loggers": Logger}
 Purpose = Literal["run", "check", "help"]
 
@@ -91,17 +90,13 @@ def run(verb: str, arguments: Arguments, config: dict[str, Any], command: Sequen
         print(LuveCLI(verb, config, command=command, purpose=purpose).dump(), end="")
         return
     with ExitStack() as held, quiet_wandb(config):
-        cli = LuveCLI(verb, config, command=command, purpose=purpose, held=held)
-        cli.run_verb()
+        LuveCLI(verb, config, command=command, purpose=purpose, held=held).run_verb()
 
 
 class LuveCLI(LightningCLI):
-    """LightningCLI for one verb over one composed configuration.
+    """LightningCLI for one verb over one composed configuration; see `run`.
 
     Args:
-        verb: `fit`, `validate`, `test` or `predict`.
-        config: The composed configuration, interpolations resolved.
-        command: The command line as typed, for provenance.
         purpose: `check` stops after checking the configuration against the signatures; `help` prints the options
             and raises SystemExit.
         held: Releases the run's folder.
@@ -127,7 +122,7 @@ class LuveCLI(LightningCLI):
             LightningModule,
             LightningDataModule,
             save_config_callback=None,  # Provenance writes the configuration
-            trainer_defaults={"default_root_dir": DEFAULT_RUN_FOLDER},
+            trainer_defaults={"default_root_dir": "runs/unnamed"},
             subclass_mode_model=True,
             subclass_mode_data=True,
             run=False,  # subcommands would build four parsers for one verb
@@ -184,7 +179,7 @@ class LuveCLI(LightningCLI):
             got = "null" if seed is None else seed
             raise UsageError(f"seed_everything: expected 0 to {MOST['seed_everything']}, got {got}")
         if self.purpose == "run":
-            check_limits({"seed_everything": self.config["seed_everything"]})
+            check_limits({"seed_everything": seed})
             super()._set_seed()
 
     def instantiate_classes(self) -> None:
