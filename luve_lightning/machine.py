@@ -86,10 +86,10 @@ def check_memory(what: str, size: int, available: int | None = None) -> None:
     Args:
         what: what is too large and which options reduce it, for the message.
         size: least number of bytes needed.
-        available: bytes available; default this machine's.
+        available: bytes; default this machine's.
 
     Raises:
-        ValueError: more is needed than available.
+        ValueError: more is needed.
     """
     available = memory() if available is None else available
     if size > available:

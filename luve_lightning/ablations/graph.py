@@ -162,10 +162,7 @@ class AblationPlanner:
     """Finds the stages of a table.
 
     Args:
-        table: the table to run.
         root: folder of the stages' results; they share its `cache/`.
-        compose: see `Compose`.
-        contents: contents of the files that configurations name.
     """
 
     def __init__(self, table: Table, root: Path, compose: Compose, contents: Contents) -> None:

@@ -52,9 +52,8 @@ class StageJob:
     The rows of a stage that serves all of them are settled when it starts: those whose own stages are done.
 
     Attributes:
-        planner: finds the stage again.
+        planner: finds the stage, by its name, again.
         rows: rows of each seed.
-        name: the stage's.
         row: one that uses it.
         seed: likewise.
         program: words before the command's own.

@@ -77,12 +77,7 @@ class Slots:
 
 @dataclass
 class Outcome:
-    """The outcome of a run.
-
-    Attributes:
-        failures: stages that failed.
-        lost: rows and seeds left without numbers, with the failure.
-    """
+    """The failed stages of a run, and the rows and seeds left without numbers, with the failure."""
 
     failures: list[Failure] = field(default_factory=list)
     lost: dict[Use, Failure] = field(default_factory=dict)

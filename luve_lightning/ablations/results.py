@@ -227,15 +227,7 @@ _ABOUT = (
 
 @dataclass(frozen=True)
 class ResultsProvenance:
-    """Where results come from.
-
-    Attributes:
-        command: command that wrote them.
-        revision: revision of this repository.
-        device: device that computed them.
-        packages: versions by name.
-        date: in ISO format.
-    """
+    """Where results come from: versions of packages by name, the date in ISO format."""
 
     command: str
     revision: str

@@ -63,7 +63,6 @@ class Failure:
     """A failed stage.
 
     Attributes:
-        stage: which.
         code: exit status; negative for a signal.
         tail: last lines that it printed.
     """
@@ -83,7 +82,6 @@ class StageProcess:
     """Runs a stage's command in a session of its own, its output in the stage's log.
 
     Args:
-        stage: to run.
         lock: lock on its folder, see `lock_folder`; closed when the process has ended.
         program: words before the command's own.
         environment: variables that differ from this process's.

@@ -161,11 +161,8 @@ class TableWriter:
     """Writes the table of what is finished; the last job of a job array.
 
     Attributes:
-        planner: plans the table.
         wanted: requested rows of each seed.
         rows: these, and others that were finished before.
-        targets: see there.
-        provenance: provenance of the run.
     """
 
     planner: AblationPlanner
@@ -295,12 +292,9 @@ def _names(value: str | list[str] | None, known: list[str], key: str) -> list[st
 def _numbers(value: str | int | list[int] | None, default: Sequence[int]) -> list[int]:
     if value is None:
         return list(default)
-    if isinstance(value, str):
-        words: list[Any] = value.strip("[] ").split(",")
-    else:
-        words = value if isinstance(value, list) else [value]
+    words = value.strip("[] ").split(",") if isinstance(value, str) else value
     try:
-        numbers = [int(word) for word in words]
+        numbers = [int(word) for word in (words if isinstance(words, list) else [words])]
     except ValueError:
         raise ValueError(f"seeds: expected whole numbers such as 0,1,2, got {value!r}") from None
     if not numbers or min(numbers) < 0:

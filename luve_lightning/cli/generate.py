@@ -275,12 +275,7 @@ def cache_of(speed: SpeedOptions) -> dict[str, Any] | None:
 
 
 def command_of(options: Mapping[str, Any], job: VideoJob) -> str:
-    """The command that makes one video again, in place; another `--output` after it makes it elsewhere.
-
-    Args:
-        options: options of the run, by parameter name.
-        job: the video.
-    """
+    """The command that makes one video again, in place; another `--output` after it makes it elsewhere."""
     own = {**options, **vars(options["options"])} if "options" in options else dict(options)
     own = {key: value for key, value in own.items() if key not in (*_NOT_REPEATED, "options")}
     own |= {key: getattr(job, key) for key in _JOB}

@@ -51,11 +51,7 @@ class Leaf:
 
 
 class Keys:
-    """The keys of one verb.
-
-    Args:
-        verb: Name of the verb.
-    """
+    """The keys of one verb."""
 
     def __init__(self, verb: str) -> None:
         self.training = verbs()[verb].trainer

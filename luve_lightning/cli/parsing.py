@@ -120,12 +120,7 @@ def run_function(
 def check(
     parser: ArgumentParser, config: Mapping[str, Any], function: Callable[..., Any] | None = None
 ) -> Namespace:
-    """Checks a composed configuration and fills in defaults.
-
-    Args:
-        parser: The verb's.
-        config: The composed configuration.
-        function: The top level holds its parameters, if it is a function's.
+    """Checks a composed configuration and fills in defaults; its top level may hold a function's parameters.
 
     Raises:
         UsageError: On an unknown key, a wrong type, null where it is no value, or a class that cannot be imported.
@@ -146,12 +141,9 @@ def check(
 
 
 def dump(parser: ArgumentParser, config: Namespace, escape: bool = True) -> str:
-    """A checked configuration as YAML, defaults included.
+    """A configuration that `parser` checked as YAML, defaults included.
 
-    Args:
-        parser: The parser that checked it.
-        config: The configuration.
-        escape: Whether `--config` should be able to read it back; False leaves `${` in texts as it is.
+    `--config` reads it back; without `escape`, `${` stays in texts as it is.
     """
     unusual = StandIns()
     hidden = unusual.hide(map_leaves(config, _plain), lambda leaf: type(leaf) is str and _is_unusual(leaf))
@@ -232,10 +224,7 @@ def _import_class(class_path: str) -> Any:
 
 
 def check_limits(config: Mapping[str, Any]) -> None:
-    """Refuses a configuration with a size that no machine, or not this one, can serve.
-
-    Args:
-        config: Checked against the signatures, so that numbers are numbers.
+    """Refuses a checked configuration with a size that no machine, or not this one, can serve.
 
     Raises:
         UsageError: Names the key, the limit and the value.
@@ -274,10 +263,6 @@ def spread_options(function: Callable[..., Any]) -> type[Any] | None:
 def check_groups(config: Mapping[str, Any], function: Callable[..., Any]) -> None:
     """Refuses a value in place of a group of keys, such as `--guidance 5`, which jsonargparse accepts or garbles.
 
-    Args:
-        config: As composed.
-        function: The top level holds its parameters.
-
     Raises:
         UsageError: Names the key.
     """
@@ -293,11 +278,7 @@ def check_groups(config: Mapping[str, Any], function: Callable[..., Any]) -> Non
 
 
 def check_nulls(config: Mapping[str, Any], function: Any = None) -> None:
-    """Refuses null for an argument whose type does not include it.
-
-    Args:
-        config: Checked against the signatures.
-        function: The top level holds its parameters, if it is a function's.
+    """Refuses null for an argument whose type does not include it, in a checked configuration.
 
     Raises:
         UsageError: Names the key.
@@ -335,9 +316,6 @@ def check_trainer(options: Mapping[str, Any]) -> None:
 
     Lightning would start a process for each device first, or say only that there is no GPU. Numbers that it
     accepts but then divides by, or that reverse gradients, are refused, too.
-
-    Args:
-        options: Arguments of the Trainer.
 
     Raises:
         ValueError: An accelerator that is not here, more devices than there are, or a number that is too small.

@@ -175,11 +175,7 @@ def quieten() -> None:
 
 @contextmanager
 def quiet_wandb(config: Mapping[str, Any]) -> Iterator[None]:
-    """Silences wandb's notices, but not its errors, inside the context when its run stays on this machine.
-
-    Args:
-        config: a training verb's composed configuration.
-    """
+    """Silences wandb's notices, not its errors, while a training verb's configuration keeps its run on this machine."""
     loggers = [entry for entry in (config.get("loggers") or {}).values() if isinstance(entry, Mapping)]
     ours = [entry for entry in loggers if str(entry.get("class_path")).endswith("WandbLogger")]
     offline = os.environ.get("WANDB_MODE", "online") != "online"

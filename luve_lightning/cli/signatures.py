@@ -135,15 +135,9 @@ class Signature:
 
 
 def function_signature(module: str, name: str, owner: str | None = None) -> Signature | None:
-    """The parameters of a function, or of a class's method.
+    """The parameters of a function, or of the method of class `owner`; None when the source does not show it.
 
-    Args:
-        module: Dotted name of the module that defines or re-exports it.
-        name: The function's.
-        owner: The class whose method it is.
-
-    Returns:
-        None when the source does not show it.
+    The module, by its dotted name, defines or re-exports it.
     """
     found = _find(module, owner or name)
     if found is None:

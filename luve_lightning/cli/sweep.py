@@ -81,12 +81,7 @@ def sweep(
 
 
 def sweep_configuration(table: Table, name: str) -> dict[str, Any]:
-    """The sweep of a table, as wandb takes it: a grid over its rows and seeds, one `luve ablate` per run.
-
-    Args:
-        table: table of ablations.
-        name: name by which `luve ablate` finds it.
-    """
+    """The sweep of a table, as wandb takes it: a grid over its rows and seeds, one `luve ablate name` per run."""
     metric = next(iter(table.metrics.values()))
     return {
         "name": table.name,

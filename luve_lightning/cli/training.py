@@ -78,7 +78,7 @@ def run(verb: str, arguments: Arguments, config: dict[str, Any], command: Sequen
     Args:
         verb: `fit`, `validate`, `test` or `predict`.
         arguments: The words after the verb, for help and `--print_config`.
-        config: The composed configuration.
+        config: The composed configuration, interpolations resolved.
         command: The command line as typed, for provenance.
 
     Raises:
