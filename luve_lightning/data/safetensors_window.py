@@ -127,21 +127,12 @@ class SafetensorsWindow:
             raise ValueError(f"{self.path} holds no tensor {name!r}, only {sorted(self._header)}")
         return tuple(self._header[name]["shape"])
 
-    def shape_of_rank(self, name: str, rank: int) -> tuple[int, ...]:
-        """Shape of a tensor that must have this many axes; ValueError when it has not."""
-        shape = self.shape(name)
-        if len(shape) != rank:
-            raise ValueError(f"{self.path} holds {name} of shape {shape}, expected {rank} axes")
-        return shape
-
     def whole(self, name: str) -> Tensor:
         """The whole tensor, which may be empty; raises like `read`."""
         shape = self.shape(name)
-        return (
-            torch.zeros(shape, dtype=self._dtype(name))
-            if 0 in shape
-            else self.read(name, [None] * len(shape))
-        )
+        if 0 in shape:
+            return torch.zeros(shape, dtype=self._dtype(name))
+        return self.read(name, [None] * len(shape))
 
     def _dtype(self, name: str) -> torch.dtype:
         kind = self._header[name]["dtype"]
@@ -174,9 +165,8 @@ class SafetensorsWindow:
         if lengths != list(shape):
             # Without this the kernel reads ahead of every run.
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
-        self._read_runs(
-            memoryview(buffer), shape, rows, self._header[name]["data_offsets"][0], dtype.itemsize
-        )
+        offset = self._data + self._header[name]["data_offsets"][0]
+        self._read_runs(memoryview(buffer), shape, rows, offset, dtype.itemsize)
         tensor = torch.frombuffer(buffer, dtype=dtype).view(lengths)
         return tensor[..., slice(*ranges[-1])].contiguous()
 
@@ -195,10 +185,8 @@ class SafetensorsWindow:
         run = (rows[full][1] - rows[full][0]) * inner
         strides = [math.prod(shape[axis + 1 :]) * itemsize for axis in range(full)]
         for i, index in enumerate(np.ndindex(*(stop - start for start, stop in rows[:full]))):
-            at = sum(
-                (start + n) * step for (start, _), n, step in zip(rows[:full], index, strides, strict=True)
-            )
-            self._read_into(into[i * run : (i + 1) * run], self._data + offset + at + rows[full][0] * inner)
+            at = sum((rows[axis][0] + n) * strides[axis] for axis, n in enumerate(index))
+            self._read_into(into[i * run : (i + 1) * run], offset + at + rows[full][0] * inner)
 
     def _read_into(self, into: memoryview, at: int) -> None:
         done = 0

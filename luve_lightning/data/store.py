@@ -295,13 +295,11 @@ class TensorStore(ABC, Generic[K]):
             if file.metadata.get("key") != key.json:
                 made_for = str(file.metadata.get("key"))[:_SHOWN]
                 raise StoreError(f"{path} was made for {made_for}, expected {key.json}; delete it")
-            file.shape_of_rank(self.tensor, self.rank)
-        except StoreError:
-            file.close()
-            raise
+            if len(shape := file.shape(self.tensor)) != self.rank:
+                raise ValueError(f"{path} holds {self.tensor} of shape {shape}, expected {self.rank} axes")
         except ValueError as error:
             file.close()
-            raise self._damaged(str(error)) from None
+            raise error if isinstance(error, StoreError) else self._damaged(str(error)) from None
         return file
 
     def _damaged(self, what: str) -> StoreError:

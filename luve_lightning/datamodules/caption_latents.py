@@ -62,9 +62,8 @@ class CaptionLatents(Dataset[dict[str, Any]]):
                 raise ValueError(
                     f"columns: {missing[0]!r} is no caption column; known: {', '.join(entry.captions)}"
                 )
-        self.loaded: dict[LatentKey, Tensor] = {}
-        if preload:
-            self.loaded = {key: store.read(key) for key in dict.fromkeys(key for _, key in self.items)}
+        keys = dict.fromkeys(key for _, key in self.items) if preload else ()
+        self.loaded = {key: store.read(key) for key in keys}
 
     def __len__(self) -> int:
         return len(self.items)
@@ -207,12 +206,6 @@ class CaptionLatentsDataModule(ResumableDataModule):
             items += self._items(silent, "train", variant, fingerprint)
         return items
 
-    def _embed(self) -> StoredEmbeddings | None:
-        if self.texts is None:
-            return None
-        store = TextStore(self.texts)
-        return StoredEmbeddings(store, store.source(self.text_encoder))
-
     def _check_captions(self, embed: StoredEmbeddings, dataset: CaptionLatents) -> None:
         """Refuse to start when an embedding is missing; it would end the run when its turn comes."""
         captions = {entry.captions[column] for entry, _ in dataset.items for column in self.columns}
@@ -238,15 +231,14 @@ class CaptionLatentsDataModule(ResumableDataModule):
             return
         index = open_index(self.index_path, self.keep)
         fingerprint = vae_fingerprint(self.backbone, self.store.root)
-        embed = self._embed()
+        store = None if self.texts is None else TextStore(self.texts)
+        embed = None if store is None else StoredEmbeddings(store, store.source(self.text_encoder))
         for split in missing:
-            train = split == "train"
-            entries = self.clips_of(index, split)
-            items = (
-                self._training_items(self._selected(entries), fingerprint)
-                if train
-                else self._items(entries, split, self.variant, fingerprint)
-            )
+            train, entries = split == "train", self.clips_of(index, split)
+            if train:
+                items = self._training_items(self._selected(entries), fingerprint)
+            else:
+                items = self._items(entries, split, self.variant, fingerprint)
             dataset = self.datasets[split] = CaptionLatents(
                 self.store,
                 items[: self.limits.get(split)],
@@ -260,10 +252,8 @@ class CaptionLatentsDataModule(ResumableDataModule):
 
     def clip_counts(self) -> dict[str, int]:
         """Clips of each split; see ResumableDataModule."""
-        return {
-            split: len({entry.clip_id for entry, _ in dataset.items})
-            for split, dataset in self.datasets.items()
-        }
+        items = {split: dataset.items for split, dataset in self.datasets.items()}
+        return {split: len({entry.clip_id for entry, _ in some}) for split, some in items.items()}
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of {"latents": B x C x t x h x w, "caption" or "text", "clip_id"}."""

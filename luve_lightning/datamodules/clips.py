@@ -115,9 +115,8 @@ class ClipViews(Dataset[dict[str, Any]]):
         """`count` consecutive frames from a random place; the same seed gives a replacement clip its own place."""
         entry = self.entries[index]
         if entry.total_frames < count or index in self.unreadable:
-            raise ClipError(
-                entry.path, self.unreadable.get(index, f"{entry.total_frames} frames, {count} needed")
-            )
+            reason = self.unreadable.get(index, f"{entry.total_frames} frames, {count} needed")
+            raise ClipError(entry.path, reason)
         start = int(np.random.default_rng([*seed, 1]).integers(entry.total_frames - count + 1))
         if index in self.loaded:
             return self.loaded[index][start : start + count]
@@ -291,11 +290,7 @@ class EncodeDataModule(L.LightningDataModule):
     """
 
     def __init__(
-        self,
-        windows: Sequence[ClipWindow],
-        read: WindowReader,
-        batch_size: int,
-        num_workers: int,
+        self, windows: Sequence[ClipWindow], read: WindowReader, batch_size: int, num_workers: int
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
@@ -312,9 +307,7 @@ class EncodeDataModule(L.LightningDataModule):
         """Find the windows that are left, once, in one process: entries appear while the others would look."""
         assert self.trainer is not None
         strategy = self.trainer.strategy
-        left: list[int] = []
-        if strategy.is_global_zero:
-            left = pending_windows(self.windows, self.read)
+        left = pending_windows(self.windows, self.read) if strategy.is_global_zero else []
         pending = [self.windows[position] for position in strategy.broadcast(left)]
         self.shard, self.batches = share(
             pending, self.trainer.global_rank, self.trainer.world_size, self.batch_size

@@ -105,9 +105,8 @@ class LatentPairCrops(Dataset[dict[str, Any]]):
     def __getitem__(self, key: Any) -> dict[str, Any]:
         pair, scale = self.pairs[key.index], self.scales[key.bucket]
         rng = np.random.default_rng(list(key.seed))
-        shape = (
-            self.loaded[pair.hr_key].shape if pair.hr_key in self.loaded else self.store.shape(pair.hr_key)
-        )
+        loaded = self.loaded.get(pair.hr_key)
+        shape = self.store.shape(pair.hr_key) if loaded is None else loaded.shape
         high, low = aligned_windows((shape[1], shape[2], shape[3]), self.crop, scale, rng)
         return {
             "hr": self._read(pair.hr_key, high),
@@ -254,9 +253,8 @@ class LatentPairsDataModule(ResumableDataModule):
         for split in missing:
             self.pairs[split] = self._find(index, split, fingerprint)
         if "train" in missing:
-            self.crops = LatentPairCrops(
-                self.store, self.pairs["train"], self.scales, self.crop, self.preload
-            )
+            train = self.pairs["train"]
+            self.crops = LatentPairCrops(self.store, train, self.scales, self.crop, self.preload)
 
     def clip_counts(self) -> dict[str, int]:
         """Clips of each split; see ResumableDataModule."""
