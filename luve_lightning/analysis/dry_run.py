@@ -137,15 +137,10 @@ def dry_run(*, fused: bool = True, converts: bool = True) -> Iterator[DryRun]:
         watch.stop()
 
 
-def storage_bytes(tensors: Iterator[Tensor] | list[Tensor]) -> int:
-    """Bytes of the storages behind tensors, each once, rounded as the allocator rounds."""
-    sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
-    return sum(map(_rounded, sizes.values()))
-
-
 def weight_bytes(module: nn.Module) -> int:
-    """Bytes of a module's parameters and buffers; tied weights count once."""
-    return storage_bytes([*module.parameters(), *module.buffers()])
+    """Bytes of a module's parameters and buffers, rounded as the allocator rounds; tied weights count once."""
+    storages = [tensor.untyped_storage() for tensor in (*module.parameters(), *module.buffers())]
+    return sum(map(_rounded, {storage._cdata: storage.nbytes() for storage in storages}.values()))
 
 
 class _Watch(TorchDispatchMode):
@@ -237,9 +232,8 @@ class _Fused(TorchFunctionMode):
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
         # Kernels give the output the memory layout of the query.
-        out = torch.empty_like(query) if query.shape == (*query.shape[:-1], value.shape[-1]) else None
-        if out is None:
-            out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        same = query.shape[-1] == value.shape[-1]
+        out = torch.empty_like(query) if same else query.new_empty(*query.shape[:-1], value.shape[-1])
         batch, heads, tokens, width = query.shape
         workspace = 4 * batch * heads * tokens  # float32 logarithms of the sums
         kind: OperationKind = "attention"

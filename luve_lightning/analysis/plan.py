@@ -12,26 +12,57 @@ the model's dtype, and two rotary factors of a head's width in float32: for Wan2
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
 from luve_lightning.analysis.cost import GpuSpeed
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, DryRun, dry_run, weight_bytes
-from luve_lightning.analysis.model_parts import Parts
-from luve_lightning.analysis.stage_programs import (
-    DenoisingStage,
-    StagePlan,
-    StepProgram,
-    decode,
-    encode_prompt,
-)
+from luve_lightning.analysis.model_parts import DenoisingStage, Parts, StepProgram, decode, encode_prompt
 from luve_lightning.cascade.denoise import expert_chooser
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.backbones import denoiser_of
 from luve_lightning.models.experts import expert_names
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage takes. Memory is in bytes.
+
+    Attributes:
+        stage: "text", "motion" (or "direct"), "upsample", "refine", "decode".
+        latents: frames, height and width of its result, or of what it decodes; None for text.
+        tokens: tokens in one forward pass of the transformer.
+        steps: number of denoising steps.
+        forwards: number of passes of the transformer, or of the text encoder.
+        flops_per_forward: floating-point operations of one pass.
+        flops: floating-point operations of the stage.
+        weights: weights on the device.
+        activations: the stage's own allocations at its peak.
+        workspace: workspace of cuBLAS and, where they count, of attention and convolutions.
+        peak: sum of the three.
+        terms: what makes up the activations, the largest first.
+        experts: denoising steps by expert; "none" where the transformer runs alone.
+        seconds: estimated duration; None without a GPU's speed.
+    """
+
+    stage: str
+    latents: Size3d | None
+    tokens: int | None
+    steps: int
+    forwards: int
+    flops_per_forward: int
+    flops: int
+    weights: int
+    activations: int
+    workspace: int
+    peak: int
+    terms: dict[str, int]
+    experts: dict[str, int] = field(default_factory=dict)
+    seconds: float | None = None
 
 
 class Planner:
@@ -77,8 +108,7 @@ class Planner:
         """Encoding the prompt, and the negative prompt unless nothing is guided."""
         run = self._dry("text_encoder", lambda _: encode_prompt(self.parts))
         guided = self.options.guidance.scale > 1 or self.options.refining.scale > 1
-        count = 2 if guided else 1
-        return self._stage("text", ["text_encoder"], run, forwards=count)
+        return self._stage("text", ["text_encoder"], run, forwards=2 if guided else 1)
 
     def denoising(self, stage: DenoisingStage, grid: Size3d, name: str | None = None) -> StagePlan:
         """The denoising steps of a stage."""
@@ -223,7 +253,7 @@ def plan_dict(options: CascadeOptions, stages: Sequence[StagePlan], speed: GpuSp
         "flops": sum(stage.flops for stage in stages),
         "seconds": seconds,
         "gpu": None if speed is None else speed.name,
-        "stages": [stage.as_dict() for stage in stages],
+        "stages": [asdict(stage) for stage in stages],
     }
 
 
@@ -268,14 +298,12 @@ def duration(seconds: float) -> str:
 
 def _memory(stage: StagePlan) -> str:
     parts = " + ".join(f"{n / _GIB:.2f}" for n in (stage.weights, stage.activations, stage.workspace))
-    largest = [f"{_short(name)} {size / _GIB:.2f}" for name, size in list(stage.terms.items())[:_TERMS]]
+    largest = [
+        f"{'.'.join(path.split('.')[-3:])} {size / _GIB:.2f}"
+        for path, size in list(stage.terms.items())[:_TERMS]
+    ]
     experts = ", ".join(f"{count} steps {name}" for name, count in stage.experts.items() if name != "none")
     return f"{parts} ({', '.join(largest)})" + (f"; experts: {experts}" if experts else "")
-
-
-def _short(term: str) -> str:
-    """The last parts of a module's path."""
-    return ".".join(term.split(".")[-3:])
 
 
 def _conclusion(stages: Sequence[StagePlan], speed: GpuSpeed | None) -> list[str]:

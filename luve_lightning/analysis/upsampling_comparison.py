@@ -202,20 +202,16 @@ class UpsamplingComparison:
             return {name: method(low, size) for name, method in self.methods.items()}, {}
         self._timed[shapes] += 1
         if shapes not in self._peaks:
-            self._peaks[shapes] = {
-                name: self._peak(method, low, size) for name, method in self.methods.items()
-            }
+            self._peaks[shapes] = {}
+            for name, method in self.methods.items():
+                method(low, size)  # warms up
+                self._peaks[shapes][name] = measure_peak_mib(partial(method, low, size), low.device)
         outputs: dict[str, Tensor] = {}
         costs: dict[str, Cost] = {}
         for name, method in self.methods.items():
             outputs[name], ms = measure_ms(partial(method, low, size), low.device)
             costs[name] = Cost(ms, self._peaks[shapes][name])
         return outputs, costs
-
-    @staticmethod
-    def _peak(method: LatentUpsampler, low: Tensor, size: Size3d) -> float:
-        method(low, size)  # warms up
-        return measure_peak_mib(partial(method, low, size), low.device)
 
     def _fidelities(self, latents: Sequence[Tensor], video: Tensor) -> list[Fidelity]:
         """Decode as many latents at a time as the codec takes in one pass, and compare each with the clip."""

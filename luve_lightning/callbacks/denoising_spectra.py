@@ -9,13 +9,15 @@ import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from luve_lightning.analysis.denoising_run import (
+from luve_lightning.analysis.denoising_spectra import (
     DEFAULT_EDGES,
+    BandResolution,
+    NoSpectrum,
     check_spectra_options,
     generate_spectra,
+    suggest_switch,
     write_spectra,
 )
-from luve_lightning.analysis.denoising_spectra import BandResolution, NoSpectrum, suggest_switch
 from luve_lightning.callbacks.random_state import undisturbed
 from luve_lightning.callbacks.sample_strips import NowAndThen
 from luve_lightning.models.backbones import load_backbone

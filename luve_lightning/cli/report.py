@@ -18,8 +18,7 @@ from luve_lightning.cli import Verb
 from luve_lightning.files import write_text
 from luve_lightning.machine import revision_in_words
 from luve_lightning.reporting.dashboard import Dashboard
-from luve_lightning.reporting.report import PageText, ReportInputs, build_report
-from luve_lightning.reporting.result_tables import ResultTable, result_table
+from luve_lightning.reporting.report import PageText, ReportInputs, ResultTable, build_report, result_table
 from luve_lightning.reporting.videos import Comparison
 from luve_lightning.terminal import Steps, say
 

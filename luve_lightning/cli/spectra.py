@@ -11,14 +11,15 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from luve_lightning.analysis.denoising_run import (
+from luve_lightning.analysis.denoising_spectra import (
     DEFAULT_EDGES,
+    PAPER_SIGMA_SWITCH,
     check_spectra_options,
     generate_spectra,
+    suggest_switch,
     switch_lines,
     write_spectra,
 )
-from luve_lightning.analysis.denoising_spectra import PAPER_SIGMA_SWITCH, suggest_switch
 from luve_lightning.cli import Verb
 from luve_lightning.files import write_text
 from luve_lightning.machine import check_video, choose_device

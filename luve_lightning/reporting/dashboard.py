@@ -99,8 +99,8 @@ def build_workspace(dashboard: Dashboard, project: str, entity: str) -> Any:
     """The workspace of a dashboard, a `wandb_workspaces.workspaces.Workspace`; nothing is sent.
 
     Args:
-        dashboard: dashboard to build.
-        project: project of the runs.
+        dashboard: what to build.
+        project: where the runs are.
         entity: account or team.
 
     Raises:
@@ -143,19 +143,19 @@ def serialised(workspace: Any) -> dict[str, Any]:
 def _panel(title: str, panel: Panel, dashboard: Dashboard) -> Any:
     import wandb_workspaces.reports.v2 as wr
 
-    group = wr.Config(dashboard.group_by) if dashboard.group_by else None
-    spread: dict[str, Any] = {"groupby": group, "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
-    given = spread if group is not None else {}
+    given: dict[str, Any] = {"max_runs_to_show": dashboard.max_runs}
+    if dashboard.group_by:
+        given["groupby"] = wr.Config(dashboard.group_by)
+        given |= {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
     if panel.kind == "lines":
         return wr.LinePlot(
             title=title,
             x=STEP,
             y=list(panel.metrics),
             metric_regex=None if panel.pattern is None else f"^(?:{panel.pattern})$",
-            max_runs_to_show=dashboard.max_runs,
             **given,
         )
-    return wr.BarPlot(title=title, metrics=list(panel.metrics), max_runs_to_show=dashboard.max_runs, **given)
+    return wr.BarPlot(title=title, metrics=list(panel.metrics), **given)
 
 
 @dataclass(frozen=True)
@@ -197,11 +197,7 @@ class DrawnDashboard:
 
 
 def read_dashboard(dashboard: Dashboard, root: Path = Path()) -> DrawnDashboard:
-    """Draw every panel from the runs below the dashboard's folders.
-
-    Args:
-        dashboard: dashboard to draw.
-        root: folder where its patterns begin.
+    """Draw every panel from the runs below the dashboard's folders, patterns that begin at `root`.
 
     Raises:
         FileNotFoundError: no run there.
@@ -245,7 +241,9 @@ def _drawn(title: str, panel: Panel, runs: Sequence[LoggedRun], max_runs: int) -
     drawn = DrawnPanel(title, named, left_out=len(having) - len(shown))
     if panel.kind == "last" and shown:
         drawn.columns.extend(["run", *metrics])
-        drawn.rows.extend([run.name, *(_last(run, metric) for metric in metrics)] for run in shown)
+        for run in shown:
+            last = (float(run.curves[metric][1][-1]) if metric in run.curves else None for metric in metrics)
+            drawn.rows.append([run.name, *last])
     elif shown:
         for metric in metrics:
             drawn.charts.extend(
@@ -263,7 +261,3 @@ def _charts(title: str, metric: str, runs: Sequence[LoggedRun]) -> Iterator[Char
         name = title if len(groups) == 1 else f"{title} ({number} of {len(groups)})"
         same = None if len(groups) == 1 or low == high else (float(low), float(high))
         yield Chart(name, "optimiser step", metric, group, y_range=same)
-
-
-def _last(run: LoggedRun, metric: str) -> float | None:
-    return float(run.curves[metric][1][-1]) if metric in run.curves else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import random
@@ -20,6 +19,7 @@ from luve_lightning.evaluation.bootstrap import mean_interval
 from luve_lightning.evaluation.tables import Row
 from luve_lightning.evaluation.video_sets import VideoSets
 from luve_lightning.files import naming, replacing, write_text
+from luve_lightning.reporting.page import data_uri
 
 AXES = {
     "realism": "whether light, textures, shapes and motion are those of a real recording, without artefacts",
@@ -115,11 +115,8 @@ def write_questions(
     Args:
         sets: videos with their prompts.
         folder: where to.
-        options: options of the questions.
+        options: how to show the videos.
         advance: called after each video.
-
-    Returns:
-        The content of `key.json`.
 
     Raises:
         ValueError: a video has no prompt, none is readable, or the folder has the questions of other videos, whose
@@ -128,8 +125,9 @@ def write_questions(
     ids = assign_ids(sets, options.blind, options.seed)
     lacking = sorted({name for _, name in ids.values()} - sets.prompts.keys())
     if lacking:
+        some = ", ".join(lacking[:3]) + ", ..." * (len(lacking) > 3)
         raise ValueError(
-            f"prompts: {len(lacking)} videos have none, so their alignment cannot be judged: {_some(lacking)}"
+            f"prompts: {len(lacking)} videos have none, so their alignment cannot be judged: {some}"
         )
     entries = {key: KeyEntry(method, name, sets.prompts[name]) for key, (method, name) in ids.items()}
     _check_folder(folder, entries)
@@ -145,7 +143,9 @@ def write_questions(
                 yield json.dumps(_question(key, entry, frames, folder, options), ensure_ascii=False)
             advance()
 
-    _write_lines(folder / QUESTIONS, lines())
+    # Line by line, because embedded frames may not fit into memory.
+    with replacing(folder / QUESTIONS) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines())
     hidden = {f"{e.method}/{e.video}": key for key, e in entries.items()}
     asked = {key: entry for key, entry in entries.items() if key not in {hidden[name] for name in unreadable}}
     if not asked:
@@ -183,7 +183,7 @@ def _question(
     shown = []
     for number, (picture, _) in enumerate(pictures):
         if options.embed:
-            shown.append("data:image/png;base64," + base64.b64encode(picture).decode())
+            shown.append(data_uri(picture, "image/png"))
             continue
         # An id with method and video becomes two folders: joined by a sign, different ones could be equal.
         path = folder / FRAMES / (f"{key}/{number}.png" if "/" in key else f"{key}-{number}.png")
@@ -226,16 +226,6 @@ def _check_folder(folder: Path, entries: dict[str, KeyEntry]) -> None:
             f"output: {folder} has the questions of other videos, prompts or seed; take another folder, or answers to "
             "them lose their key"
         )
-
-
-def _write_lines(path: Path, lines: Iterator[str]) -> None:
-    """Line by line, because embedded frames may not fit into memory; the file is complete or absent."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
 
 
 VIDEO_COLUMNS = ("method", "video", *AXES, "reason")
@@ -347,22 +337,19 @@ def _short(value: Any) -> str:
 def video_rows(answers: JudgeAnswers, key: Key) -> list[Row]:
     """One row per judged video, with the keys VIDEO_COLUMNS; by method, then by name."""
     rows: list[Row] = [
-        {"method": key.entries[name].method, "video": key.entries[name].video}
-        | answer.scores
-        | {"reason": answer.reason}
+        {
+            "method": (entry := key.entries[name]).method,
+            "video": entry.video,
+            **answer.scores,
+            "reason": answer.reason,
+        }
         for name, answer in answers.valid.items()
     ]
     return sorted(rows, key=lambda row: (str(row["method"]), str(row["video"])))
 
 
 def mean_rows(rows: Sequence[Row], seed: int, replicates: int = 1000) -> list[Row]:
-    """Mean of each method and axis with its 95 % bootstrap interval over videos, with the keys MEAN_COLUMNS.
-
-    Args:
-        rows: rows from `video_rows`.
-        seed: seed of the bootstrap.
-        replicates: number of resamples.
-    """
+    """Mean of each method and axis with its 95 % bootstrap interval over `video_rows`, by MEAN_COLUMNS."""
     table: list[Row] = []
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]

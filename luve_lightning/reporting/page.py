@@ -30,8 +30,8 @@ def render_document(
 
     Args:
         template: file in the folder `templates`; it extends `document.html`.
-        styles: CSS files, in order.
-        scripts: JavaScript files, in order.
+        styles: CSS files in it.
+        scripts: JavaScript files in it.
         context: values for the template; text in it is escaped. `chart.html` needs `number`, which writes a value.
         media: allowed sources of videos, in the words of a content security policy.
     """
@@ -52,12 +52,7 @@ def render_document(
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """A file's bytes as a data URI.
-
-    Args:
-        content: content of the file.
-        kind: its media type, such as `image/webp`.
-    """
+    """A file's bytes as a data URI of a media type such as `image/webp`."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 

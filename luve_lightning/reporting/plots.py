@@ -104,14 +104,9 @@ class RunCurves:
 
 
 def read_curves(name: str, folder: Path, columns: Sequence[str]) -> RunCurves:
-    """Draw the columns of a run that match a pattern.
+    """Draw the columns of a run that match one of some patterns such as `*loss*`; for a resumed run see `read_log`.
 
-    See `read_log` for a run that was resumed.
-
-    Args:
-        name: name of the run, the chart's title.
-        folder: folder of the run; its `metrics.csv` files may lie in subfolders.
-        columns: patterns such as `*loss*`.
+    The `metrics.csv` files may lie in subfolders.
 
     Raises:
         FileNotFoundError: no such folder, or no `metrics.csv` in it.
@@ -157,11 +152,7 @@ class SpectraPlots:
 
 
 def read_spectra(name: str, path: Path) -> SpectraPlots:
-    """Draw a table of spectra.
-
-    Args:
-        name: name of the measurement.
-        path: CSV file, or a folder from `luve spectra` with `spectra.csv` and `switch.json`.
+    """Draw a table of spectra: a CSV file, or a folder from `luve spectra` with `spectra.csv` and `switch.json`.
 
     Raises:
         FileNotFoundError: no such file.

@@ -149,17 +149,11 @@ def of_run(key: str, folder: Path) -> Origin | None:
     if not files:
         return None
     content = read_json(files[-1])
-    git = content.get("git")
-    facts = (
-        {"revision": in_words(git.get("revision", "")) + " with changes" * bool(git.get("dirty"))}
-        if git
-        else {}
-    )
-    facts |= {
-        name: in_words(content[name])
-        for name in ("device", "started", "command")
-        if content.get(name) is not None
-    }
+    facts = {}
+    if git := content.get("git"):
+        facts["revision"] = in_words(git.get("revision", "")) + " with changes" * bool(git.get("dirty"))
+    names = ("device", "started", "command")
+    facts |= {name: in_words(content[name]) for name in names if content.get(name) is not None}
     return Origin(key, str(files[-1]), facts | _packages(content.get("packages")))
 
 

@@ -139,23 +139,13 @@ def _draw(
     methods: tuple[str, ...], names: list[str], digests: Mapping[str, list[str]], options: StudyOptions
 ) -> StudyKey:
     """Everything random, from the seed and from the videos' content."""
-    recipe = [
-        FORMAT,
-        options.seed,
-        options.raters,
-        options.repeats,
-        options.items,
-        options.axes,
-        methods,
-        sorted(digests.items()),
-    ]
+    drawn = (options.seed, options.raters, options.repeats, options.items, options.axes)
+    recipe = [FORMAT, *drawn, methods, sorted(digests.items())]
     digest = hashlib.sha256(json.dumps(recipe).encode()).digest()
     rng = np.random.default_rng(list(digest))
-    chosen = (
-        names
-        if options.items is None
-        else [names[i] for i in sorted(rng.permutation(len(names))[: options.items])]
-    )
+    chosen = names
+    if options.items is not None:
+        chosen = [names[i] for i in sorted(rng.permutation(len(names))[: options.items])]
     # At least one, unless none are wanted: without any, nothing is known about a rater's attention.
     repeats = max(round(options.repeats * len(chosen)), int(options.repeats > 0))
     plans = tuple(tuple(plan_rater(len(chosen), len(methods), repeats, rng)) for _ in range(options.raters))
@@ -178,11 +168,8 @@ def _check_folder(folder: Path, key: StudyKey) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output: {folder} is a file, expected a folder")
     known = {folder / VIDEOS / name for files in key.files for name in files} | {folder / PAGE}
-    strange = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and path not in known and not path.name.endswith(".tmp")
-    )
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path not in known)
+    strange = [path for path in files if not path.name.endswith(".tmp")]
     if strange:
         raise ValueError(
             f"output: {folder} has files of something else ({strange[0].name}); give an empty folder"

@@ -142,7 +142,7 @@ def _choices(file: Path, answer: Any, key: StudyKey, rater: int) -> Choices:
 
 SHARE_COLUMNS = ("raters", "axis", "method", "share", "low", "high", "answers", "n_raters", "n_items")
 RATER_COLUMNS = ("rater", "file", "answered", "of", "repeated", "consistency", "flagged")
-HOW = (
+_HOW = (
     "Shares of first choices in percent, each item counted once per rater (its first showing). 95 % intervals: "
     "percentile bootstrap in which raters and items are both drawn with replacement, independently of each other; an "
     "answer counts as often as its rater was drawn times as often as its item was. A method that nobody chose has the "
@@ -201,14 +201,7 @@ def _quality(rater: RaterAnswers, key: StudyKey, threshold: float) -> RaterQuali
 def share_rows(
     raters: Sequence[RaterAnswers], key: StudyKey, label: str, seed: int, replicates: int
 ) -> list[Row]:
-    """The share of each method on each axis, one row each, in percent.
-
-    Args:
-        raters: raters to count.
-        key: key of the study.
-        label: for the column `raters`: which raters these are.
-        seed: seed of the bootstrap.
-        replicates: resamples.
+    """The share of each method on each axis, one row each, in percent; `label` names the raters in their column.
 
     Raises:
         ValueError: replicates below 1.
@@ -269,4 +262,4 @@ def rater_rows(qualities: Sequence[RaterQuality]) -> list[Row]:
 
 def how(key: StudyKey) -> str:
     """How shares and intervals were computed, in words."""
-    return HOW.format(chance=1 / len(key.methods), methods=len(key.methods))
+    return _HOW.format(chance=1 / len(key.methods), methods=len(key.methods))

@@ -18,9 +18,7 @@ from luve_lightning.files import find_json
 from luve_lightning.reporting.page import data_uri
 from luve_lightning.reporting.provenance import Unreadable
 
-_LOSSLESS_PIXELS = (
-    512 * 512
-)  # larger ones are stored at high quality, not losslessly: a 4K frame would take 10 MB
+_LOSSLESS_PIXELS = 512 * 512  # larger ones are stored at high quality: a 4K frame would take 10 MB losslessly
 _QUALITY = 92
 _FRAMES = 3
 
@@ -59,7 +57,7 @@ class ComparedFrames:
 
     Attributes:
         name: name in the configuration.
-        labels: labels of the left and the right one.
+        labels: names of the left and the right one.
         caption: caption of the comparison.
         sizes: height and width of the frames of both.
         pairs: at least one.
@@ -90,10 +88,6 @@ def read_comparison(name: str, comparison: Comparison) -> ComparedFrames:
     Frames of different sizes are laid over each other at the size of the larger ones; the smaller ones' pixels are
     enlarged, not smoothed.
 
-    Args:
-        name: name of the comparison.
-        comparison: videos and frames to read.
-
     Raises:
         FileNotFoundError: a file is missing.
         Unreadable: sizes of different shape, or a frame that one of them lacks.
@@ -115,9 +109,8 @@ def read_comparison(name: str, comparison: Comparison) -> ComparedFrames:
         raise Unreadable(f"frames: expected numbers from 0 to {length - 1}, got {numbers}")
     pairs = tuple(FramePair(n, _picture(frames[0][n]), _picture(frames[1][n])) for n in numbers)
     labels = comparison.labels or (comparison.a.parent.name, comparison.b.parent.name)
-    return ComparedFrames(
-        name, labels, comparison.caption, (sizes[0], sizes[1]), pairs, _note(sizes, [len(v) for v in frames])
-    )
+    note = _note(sizes, [len(video) for video in frames])
+    return ComparedFrames(name, labels, comparison.caption, (sizes[0], sizes[1]), pairs, note)
 
 
 def _picture(frame: np.ndarray) -> str:

@@ -112,7 +112,11 @@ def _denoiser(size: BenchModel, device: torch.device) -> Denoiser:
     cast_weights(transformer, size.dtype)
     for name, config in EXPERTS.items():
         add_expert(transformer, name, config)
-        for parameter in expert_parameters(transformer, name):
-            # B starts at zero; fast kernels must not be timed on zeros.
-            torch.nn.init.normal_(parameter, std=0.02)
+        randomize_expert(transformer, name)
     return denoiser_of(transformer)
+
+
+def randomize_expert(transformer: Any, name: str, std: float = 0.02) -> None:
+    """Draw an expert's weights: B starts at zero, and fast kernels must not be timed on zeros."""
+    for parameter in expert_parameters(transformer, name):
+        torch.nn.init.normal_(parameter, std=std)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luve_lightning.analysis.benchmarks.experts import BenchModel, bench_model
+from luve_lightning.analysis.benchmarks.experts import BenchModel, bench_model, randomize_expert
 from luve_lightning.analysis.cost import measure_ms
 from luve_lightning.functional.frequency import FrequencyFilter
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.models.backbones import Recompute, denoiser_of
-from luve_lightning.models.experts import ExpertConfig, expert_parameters
+from luve_lightning.models.experts import ExpertConfig
 from luve_lightning.tasks import AdaptationTask, ExpertTask, FlowMatchingTask
 
 # experiments/experts/{adaptation,lfe,hfe}-2k.yaml
@@ -66,9 +66,7 @@ def measure(device: torch.device, repeats: int = 1) -> Iterator[dict[str, Any]]:
 def _measure(task: FlowMatchingTask, size: BenchModel, device: torch.device, repeats: int) -> dict[str, Any]:
     task.train()
     if isinstance(task, ExpertTask):
-        for parameter in expert_parameters(task.transformer, task.name):
-            # B starts at zero; fast kernels must not be timed on zeros.
-            torch.nn.init.normal_(parameter, std=0.02)
+        randomize_expert(task.transformer, task.name)
     trained = [p for p in task.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
     text = torch.randn(1, size.text, size.sizes["text_dim"], device=device)

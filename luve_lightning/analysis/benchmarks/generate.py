@@ -11,17 +11,23 @@ from typing import Any, Literal
 
 import torch
 
-from luve_lightning.analysis.benchmarks.experts import EXPERTS
+from luve_lightning.analysis.benchmarks.experts import EXPERTS, randomize_expert
 from luve_lightning.analysis.cost import gpu_speed, measure_ms, measure_peak_mib
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE
-from luve_lightning.analysis.model_parts import PartConfigs, Parts, wan_1_3b
-from luve_lightning.analysis.plan import Planner
-from luve_lightning.analysis.stage_programs import StagePlan, StepProgram, decode, encode_prompt
+from luve_lightning.analysis.model_parts import (
+    PartConfigs,
+    Parts,
+    StepProgram,
+    decode,
+    encode_prompt,
+    wan_1_3b,
+)
+from luve_lightning.analysis.plan import Planner, StagePlan
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.noise_bands import SigmaBand
-from luve_lightning.models.experts import add_expert, expert_names, expert_parameters
+from luve_lightning.models.experts import add_expert, expert_names
 
 STEPS, SKIP = 50, 10
 BUDGET = 10.0  # seconds for a row's repetitions
@@ -241,8 +247,7 @@ def _prepare(part: str, parts: Parts) -> None:
     if part == "transformer" and not expert_names(parts.transformer):
         for name, config in EXPERTS.items():
             add_expert(parts.transformer, name, replace(config, band=BANDS[name]))
-            for parameter in expert_parameters(parts.transformer, name):
-                torch.nn.init.normal_(parameter, std=0.02)
+            randomize_expert(parts.transformer, name)
     module.requires_grad_(False)
 
 

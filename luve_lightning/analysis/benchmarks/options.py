@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luve_lightning.analysis.benchmarks.experts import EXPERTS
+from luve_lightning.analysis.benchmarks.experts import EXPERTS, randomize_expert
 from luve_lightning.analysis.benchmarks.generate import BANDS, Setup, mini, wan
 from luve_lightning.analysis.cost import measure_ms, measure_peak_mib
 from luve_lightning.analysis.model_parts import Parts
@@ -21,7 +21,7 @@ from luve_lightning.cascade.pipeline import LuVePipeline
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.cascade.stages import refine
 from luve_lightning.models.backbones import denoiser_of, latent_space_of
-from luve_lightning.models.experts import add_expert, expert_parameters
+from luve_lightning.models.experts import add_expert
 
 STEPS, SKIP = 12, 2
 
@@ -120,13 +120,9 @@ def measure(
 
 def _refined(pipeline: LuVePipeline, latents: Tensor, guidance: Guidance, inputs: dict[str, Any]) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(0)
-    options: dict[str, Any] = {
-        "skip_steps": SKIP,
-        "steps": STEPS,
-        "guidance": guidance,
-        "generator": generator,
-    }
-    return refine(pipeline, latents, **options, **inputs)
+    return refine(
+        pipeline, latents, skip_steps=SKIP, steps=STEPS, guidance=guidance, generator=generator, **inputs
+    )
 
 
 def _pipeline(device: torch.device, backbone: str | None, refiner: str | None, offload: bool) -> LuVePipeline:
@@ -143,9 +139,7 @@ def _pipeline(device: torch.device, backbone: str | None, refiner: str | None, o
     model = pipeline.refinement_transformer
     for name, config in EXPERTS.items():
         add_expert(model, name, replace(config, band=BANDS[name]))
-        for parameter in expert_parameters(model, name):
-            # B starts at zero; fast kernels must not be timed on zeros.
-            torch.nn.init.normal_(parameter, std=0.002)
+        randomize_expert(model, name, std=0.002)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline if offload else pipeline.to(device)
 

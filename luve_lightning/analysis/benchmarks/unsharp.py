@@ -43,12 +43,11 @@ def measure(device: torch.device, repeats: int = 20) -> list[dict[str, Any]]:
 
 
 def _row(method: str, where: str, radius: float, ms: float) -> dict[str, Any]:
-    size = [HEIGHT, WIDTH]
     return {
         "subject": "unsharp",
         "method": method,
         "on": where,
-        "size": size,
+        "size": [HEIGHT, WIDTH],
         "radius": radius,
         "ms_a_frame": round(ms, 3),
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from luve_lightning.analysis.cost import measure_ms
 from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.models.vluer import VLUer
 
@@ -34,32 +35,22 @@ def measure(device: torch.device, repeats: int = 20) -> list[dict[str, Any]]:
     # The last convolution starts at zero; fast kernels must not be timed on zeros.
     torch.nn.init.normal_(net.decoder.conv_out.weight, std=0.02)
     latents = torch.randn(1, 16, *LOW, device=device, dtype=torch.bfloat16)
+    about = {"subject": "vluer", "parameters": net.num_parameters(), "dtype": "bfloat16"}
     rows = []
     with torch.inference_mode():
         for name, size in TARGETS.items():
-            row = {
-                "subject": "vluer",
-                "target": name,
-                "parameters": net.num_parameters(),
-                "dtype": "bfloat16",
-            }
+            row = {**about, "target": name}
             baseline = time_on_gpu(partial(interpolate_latents, latents, size), device, repeats)
             rows.append(row | {"method": "bilinear"} | baseline)
             rows.append(row | {"method": "eager"} | time_on_gpu(partial(net, latents, size), device, repeats))
         net.compile()
         for name, size in TARGETS.items():
-            row = {
-                "subject": "vluer",
-                "target": name,
-                "parameters": net.num_parameters(),
-                "dtype": "bfloat16",
-            }
             started = time.perf_counter()
             net(latents, size)
             torch.cuda.synchronize(device)
             compile_s = round(time.perf_counter() - started, 1)
             measured = time_on_gpu(partial(net, latents, size), device, repeats)
-            rows.append(row | {"method": "compiled", "compile_s": compile_s} | measured)
+            rows.append({**about, "target": name, "method": "compiled", "compile_s": compile_s} | measured)
     return rows
 
 
@@ -81,14 +72,7 @@ def time_on_gpu(
         run()
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
-    times = []
-    for _ in range(repeats):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        run()
-        end.record()
-        torch.cuda.synchronize(device)
-        times.append(begin.elapsed_time(end))
+    times = [measure_ms(run, device)[1] for _ in range(repeats)]
     return {
         "ms": round(statistics.median(times), 3),
         "ms_min": round(min(times), 3),

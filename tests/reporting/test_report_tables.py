@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luve_lightning.reporting.result_tables import FAR, MetricTable, ResultLine
+from luve_lightning.reporting.report import FAR, MetricTable, ResultLine
 
 NAN = math.nan
 DIFFERENCES = st.lists(st.floats(-1e6, 1e6).map(lambda value: round(value, 3)), max_size=6)

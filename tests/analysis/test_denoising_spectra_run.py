@@ -11,18 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from luve_lightning.analysis.denoising_run import (
-    check_spectra_options,
-    draw_spectra,
-    generate_spectra,
-    switch_lines,
-    write_spectra,
-)
 from luve_lightning.analysis.denoising_spectra import (
     BandResolution,
+    check_spectra_options,
     denoising_spectra,
+    draw_spectra,
+    generate_spectra,
     recorded_predictions,
     suggest_switch,
+    switch_lines,
+    write_spectra,
 )
 from luve_lightning.models.backbones import Schedule, denoiser_of, latent_space_of
 from luve_lightning.models.backbones.wan import WanText
