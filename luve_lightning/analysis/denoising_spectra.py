@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from luve_lightning.cascade.denoise import from_noise
@@ -39,11 +38,9 @@ class SwitchSuggestion:
 
     Attributes:
         sigma: from here on the lowest band stays settled to `share` or more, averaged over the videos.
-        sigma_low: lower end of its 95 % bootstrap interval over videos; NaN for a single one.
-        sigma_high: upper end.
+        sigma_low, sigma_high: ends of its 95 % bootstrap interval over videos; NaN for a single one.
         share: share that counts as settled.
-        low: share of the lowest band resolved there.
-        high: share of the highest band resolved there.
+        low, high: share resolved there of the lowest band, and of the highest.
         separated: whether the highest band is settled to less than `share` there; if not, nothing separates them.
     """
 
@@ -71,7 +68,8 @@ def suggest_switch(
     Args:
         spectra: at least two bands, recorded from pure noise on.
         share: in (0, 1).
-        seed, replicates: of the bootstrap.
+        seed: seed of the bootstrap.
+        replicates: number of resamples.
 
     Raises:
         ValueError: for another share, or a single band.
@@ -90,7 +88,7 @@ def suggest_switch(
     return SwitchSuggestion(sigma, *ends, share, float(at[0]), float(at[-1]), separated)
 
 
-def _crossing(resolved: NDArray[np.float64], sigmas: Sequence[float], share: float) -> float:
+def _crossing(resolved: np.ndarray, sigmas: Sequence[float], share: float) -> float:
     """The noise level from which on a band stays settled to a share or more, interpolated linearly between steps."""
     wanted = resolved[0] + share * (1 - resolved[0])
     below = np.flatnonzero(resolved < wanted)
