@@ -200,12 +200,7 @@ class JobTotals:
 def run_jobs(jobs: Sequence[VideoJob], folder: VideoFolder, make: Callable[[VideoJob], None]) -> JobTotals:
     """Make every missing video; when it returns all exist, whoever made them.
 
-    Processes that share the folder share the work, see `share_work`.
-
-    Args:
-        jobs: the videos.
-        folder: folder of the videos.
-        make: makes one, and writes its files.
+    Processes that share the folder share the work, see `share_work`. `make` makes one video and writes its files.
     """
     totals = JobTotals()
 

@@ -258,14 +258,7 @@ class _Making:
 def latents_name(
     stage: Stage, job: VideoJob, options: CascadeOptions, identity: Mapping[str, Any]
 ) -> str | None:
-    """The name of a stage's stored latents; None for stages that are not stored.
-
-    Args:
-        stage: which.
-        job: job with prompts, seed and sizes.
-        options: how the video is made.
-        identity: see CascadeRun.
-    """
+    """The name of a stage's stored latents; None for stages that are not stored."""
     models = identity["models"]
     recipe: dict[str, Any] = {
         "version": _VERSION,
@@ -334,7 +327,7 @@ def load_pipeline(
         sources: from `find_models`.
         own_experts: use the experts of a saved LuVePipeline.
         dtype: dtype of the transformers and the text encoder.
-        speed: see there.
+        speed: options of speed and memory.
         context_parallel: number of processes that share a video.
         device: device of the pipeline, unless parts of it are offloaded.
         lora: as `read_lora` read it.

@@ -216,7 +216,7 @@ def _read(path: Path, name: str) -> tuple[dict[str, Tensor], list[tuple[str, str
 
 def _is_pickle(path: Path) -> bool:
     with path.open("rb") as stream:
-        return stream.read(2)[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        return stream.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def _unpickle(path: Path, name: str) -> dict[str, Tensor]:

@@ -104,11 +104,7 @@ def fit_lora(transformer: Any, file: LoraFile) -> FittedLora:
 
     The names of diffusers, the family's own code (ComfyUI, DiffSynth-Studio) and kohya's trainers are known, for
     all layers or some. `W + scale * B A` with scale alpha / rank, from tensors `alpha` or the configuration; 1
-    without either.
-
-    Args:
-        transformer: without experts' layers; other LoRAs may be loaded.
-        file: see there.
+    without either. The transformer has no experts' layers, but may have other LoRAs.
 
     Raises:
         ValueError: when a tensor has no place, does not fit, or lacks its counterpart; nothing is ever left out.
@@ -173,16 +169,9 @@ def fit_lora(transformer: Any, file: LoraFile) -> FittedLora:
 def load_lora(
     transformers: Sequence[Any], file: LoraFile, adapter_name: str | None, pipeline: Any
 ) -> LoraSummary:
-    """Load a LoRA whole into every transformer, or into none.
+    """Load a LoRA whole into every transformer, or into none; returns what was loaded, at which scale.
 
-    Args:
-        transformers: one or several.
-        file: the LoRA, as `read_lora` read it.
-        adapter_name: default diffusers' choice.
-        pipeline: pipeline whose offloading diffusers handles.
-
-    Returns:
-        What was loaded, at which scale.
+    The default of `adapter_name` is diffusers' choice; diffusers handles the offloading of `pipeline`.
 
     Raises:
         ValueError: for a LoRA that cannot be loaded whole.
@@ -382,6 +371,5 @@ def _configured_scale(
 
 
 def _several(word: str, values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return f"{word} {values[0]:g}"
-    return f"{word}s {values[0]:g} to {values[-1]:g}"
+    first, last = values[0], values[-1]
+    return f"{word} {first:g}" if len(values) == 1 else f"{word}s {first:g} to {last:g}"

@@ -139,11 +139,7 @@ class CascadeOptions:
     ) -> CascadeOptions:
         """The options with every size given; a video of another size keeps the scale to its first stage.
 
-        Args:
-            rules: possible sizes.
-            height: height of the video, where it differs from `self.height`.
-            width: likewise.
-            num_frames: likewise.
+        `rules` are the possible sizes; the others are the video's own, where they differ from these options'.
 
         Raises:
             ValueError: for an impossible size, with the nearest possible ones.
@@ -157,15 +153,16 @@ class CascadeOptions:
         for name, pixels in size.items():
             given, own = getattr(self, f"motion_{name}"), getattr(self, name)
             if not self.cascade:
-                motion[name] = pixels
+                motion[f"motion_{name}"] = pixels
             elif given is not None and pixels == own:
-                motion[name] = given
+                motion[f"motion_{name}"] = given
             else:
-                motion[name] = rules.nearest(pixels / self.scale if given is None else pixels * given / own)
+                motion[f"motion_{name}"] = rules.nearest(
+                    pixels / self.scale if given is None else pixels * given / own
+                )
         rules.check(frames, **size)
-        named = {f"motion_{name}": pixels for name, pixels in motion.items()}
-        rules.check(frames, **named)
-        sizes: dict[str, Any] = size | named
+        rules.check(frames, **motion)
+        sizes: dict[str, Any] = size | motion
         return replace(self, num_frames=frames, **sizes)
 
     def recipe(self) -> dict[str, Any]:

@@ -35,12 +35,8 @@ def load_parts(
 ) -> dict[str, Any]:
     """The arguments for diffusers' `from_pretrained`: parts, and whatever else is given.
 
-    Args:
-        backbone: see `LuVePipeline.from_pretrained`, as are `vluer` and `refiner`.
-        vluer: see there.
-        refiner: see there.
-        dtypes: from `dtypes_of`.
-        given: parts that exist already, and options of diffusers.
+    The first three arguments are those of `LuVePipeline.from_pretrained`. `dtypes` is from `dtypes_of`; `given` holds
+    parts that exist already, and options of diffusers.
 
     Raises:
         FileNotFoundError: when something is not there.

@@ -29,7 +29,6 @@ _KEYS: dict[str, type] = {
 _ULTRAVIDEO = {"prompt": "Summarized Description", "name": "clip_id"}
 # Unicode's categories of separators, control and format characters.
 _INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
-_SLUG_LENGTH = 48
 _LARGEST_SEED = 2**63 - 1  # the range of torch.Generator.manual_seed
 
 
@@ -64,7 +63,7 @@ class PromptLine:
         return f"{slug(self.prompt)}-seed{seed}-{digest[:8]}"
 
 
-def slug(text: str, length: int = _SLUG_LENGTH) -> str:
+def slug(text: str, length: int = 48) -> str:
     """The words of a text joined by hyphens, in lower case, cut between words; letters of any script stay."""
     words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).lower())
     joined = "-".join(words)
@@ -101,10 +100,7 @@ def read_prompt_file(path: Path) -> list[PromptLine]:
 
 
 def check_distinct(names: Iterable[tuple[str, str]]) -> None:
-    """Refuse two lines with the same file.
-
-    Args:
-        names: file name and place of each.
+    """Refuse two lines with the same file; `names` are each one's file name and place.
 
     Raises:
         ValueError: names both places.

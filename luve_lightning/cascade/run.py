@@ -176,15 +176,7 @@ def begin(
 def from_noise(
     pipeline: LuVePipeline, stage: Stage, model: Any, size: Size3d, run: Run, choose: Chooser = None
 ) -> Tensor:
-    """Latents of a video, from pure noise.
-
-    Args:
-        pipeline: denoises.
-        stage: name for the record.
-        model: the transformer.
-        size: frames, height and width in pixels.
-        run: see Run.
-        choose: chooses the transformer's experts.
+    """Latents of a video, from pure noise; `size` is frames, height and width in pixels.
 
     Raises:
         ValueError: for given noise of another size.

@@ -49,10 +49,8 @@ class SpeedOptions:
     decode_tile: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.cache not in (None, *get_args(CacheName)):
-            raise ValueError(
-                f"cache: expected one of {', '.join(get_args(CacheName))} or null, got {self.cache!r}"
-            )
+        if self.cache not in (None, *(known := get_args(CacheName))):
+            raise ValueError(f"cache: expected one of {', '.join(known)} or null, got {self.cache!r}")
         if self.cache is not None and (self.cache_threshold < 0 or self.cache_interval < 1):
             raise ValueError(
                 f"cache_threshold {self.cache_threshold} and cache_interval {self.cache_interval}: expected >= 0 and "
@@ -116,10 +114,8 @@ def enable_cache(pipeline: LuVePipeline, config: Any) -> None:
     What is cached is dropped wherever another expert comes into force, and between stages: caches that count steps
     count from there.
 
-    Args:
-        pipeline: the cache goes into its transformers.
-        config: such as `FirstBlockCacheConfig`, `TaylorSeerCacheConfig` with `cache_identifiers`, `MagCacheConfig`;
-            `SpeedOptions.cache_config` makes the common ones.
+    `config` is for instance a `FirstBlockCacheConfig`, a `TaylorSeerCacheConfig` with `cache_identifiers` or a
+    `MagCacheConfig`; `SpeedOptions.cache_config` makes the common ones.
 
     Raises:
         ValueError: for a configuration that caches nothing in this transformer, or is incompatible with context
@@ -147,11 +143,8 @@ def disable_cache(pipeline: LuVePipeline) -> None:
 def compile_blocks(pipeline: LuVePipeline, **options: Any) -> None:
     """Compile every block of every transformer with torch.compile.
 
-    Each size and each expert is a graph of its own, of which torch keeps 8 before it gives up compiling.
-
-    Args:
-        pipeline: its transformers are compiled.
-        options: passed to torch.compile.
+    Each size and each expert is a graph of its own, of which torch keeps 8 before it gives up compiling. Options are
+    torch.compile's.
     """
     for transformer in pipeline.transformers:
         transformer.compile_repeated_blocks(**options)

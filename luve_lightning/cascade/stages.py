@@ -33,13 +33,7 @@ def generate_motion(
 ) -> Tensor:
     """Stage 1, LMG: latents of a video at low resolution, exactly as from diffusers' own pipeline.
 
-    Args:
-        pipeline: its first transformer denoises.
-        prompt: one, or one for each video.
-        height: in pixels.
-        width: in pixels.
-        num_frames: in pixels.
-        options: see RunOptions.
+    The pipeline's first transformer denoises. Sizes are in pixels; `prompt` is one, or one for each video.
 
     Returns:
         Normalised latents, float32, B x C x t x h x w.
@@ -184,10 +178,8 @@ def check_method(pipeline: LuVePipeline, method: str | UpsamplingMethod) -> Upsa
 
 def check_output_type(output_type: str) -> None:
     """Refuse an unknown type of output."""
-    if output_type not in get_args(VideoType):
-        raise ValueError(
-            f"output_type: expected one of {', '.join(get_args(VideoType))}, got {output_type!r}"
-        )
+    if output_type not in (known := get_args(VideoType)):
+        raise ValueError(f"output_type: expected one of {', '.join(known)}, got {output_type!r}")
 
 
 def chooser(pipeline: LuVePipeline, model: Any, experts: Experts, switch: float | None) -> Chooser:

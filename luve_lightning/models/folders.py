@@ -47,9 +47,10 @@ def cannot_load(backbone: str | Path, part: str, error: BaseException) -> FileNo
     Returns:
         A FileNotFoundError for missing files, a ValueError for damaged ones.
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0] if lines else "no reason given"
-    reason = reason if isinstance(error, OSError) or not lines else f"{type(error).__name__}: {reason}"
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if reason and not isinstance(error, OSError):
+        reason = f"{type(error).__name__}: {reason}"
+    reason = reason or "no reason given"
     name = part if "." in part else f"{part}/"
     where = f"backbone {backbone}: cannot load its {name}" if part else f"{backbone}: cannot be loaded"
     if part and not Path(backbone).is_dir():
@@ -134,7 +135,9 @@ def read_config(backbone: str | Path, part: str, name: str = "config.json") -> d
 
 def _hubs_reason(error: BaseException) -> str | None:
     """Why the hub gave nothing, which diffusers and transformers hide behind "does not appear to have a file"."""
-    links = list(_causes(error))
+    links = [error]
+    while (cause := links[-1].__cause__ or links[-1].__context__) is not None:
+        links.append(cause)
     for link in links:
         if isinstance(link, OSError) and link.filename and link.errno:
             return f"{link.filename}: {link.strerror} (where downloads are kept follows HF_HOME)"
@@ -145,13 +148,6 @@ def _hubs_reason(error: BaseException) -> str | None:
         why = " ".join(str(links[-1]).split())[:200]
         return f"it cannot be reached ({why}), and nothing of it was downloaded before"
     return None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        current = current.__cause__ or current.__context__
 
 
 @contextmanager

@@ -108,7 +108,7 @@ def test_nothing_beyond_the_cutoff_reaches_b(name: str, module: str) -> None:
     x = recorded(transformer, module)[0][0]
     layer = getattr(transformer.blocks[0], module)
     with torch.no_grad():
-        hidden = layer.hidden(x, name, layer.expert_call.experts[name], GRID)
+        hidden = layer.hidden(x, name, layer.expert_call.experts[name], layer.expert_call)
     power = torch.fft.fftn(hidden.double().unflatten(1, GRID), dim=(2, 3)).abs().square().sum((0, 1, 4))
     h, w = (torch.fft.fftfreq(n).abs() * 2 for n in GRID[1:])
     below = (h[:, None] <= 0.5) & (w <= 0.5)

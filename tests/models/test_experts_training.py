@@ -125,7 +125,7 @@ def test_autocast_filters_in_float32() -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         output(transformer, inputs())
         call = layer.expert_call
-        hidden = layer.hidden(torch.full((1, 60, 24), 50.0), "hfe", call.experts["hfe"], call.grid)
+        hidden = layer.hidden(torch.full((1, 60, 24), 50.0), "hfe", call.experts["hfe"], call)
     assert hidden.dtype == torch.bfloat16
     assert hidden.abs().max() < 1e-3
 

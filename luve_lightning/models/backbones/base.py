@@ -113,9 +113,8 @@ class TextConditioner(nn.Module, ABC):
         device = next(self.encoder.parameters()).device
         ids, mask = ids.to(device), mask.to(device)
         states = self.states(self.encoder, ids, mask)
-        return states * mask.gt(0).unsqueeze(-1).to(
-            states
-        )  # an offloaded encoder's weights are on another device
+        # Not `.to(device)`: an offloaded encoder's weights are on another device.
+        return states * mask.gt(0).unsqueeze(-1).to(states)
 
     def forward(self, captions: Sequence[str]) -> Tensor:
         """Embeddings of captions, B x length x dim, on the encoder's device."""
@@ -186,9 +185,8 @@ class Schedule:
         """Timestep and sigma of each of `count` sampling steps; the scheduler is unchanged."""
         scheduler = deepcopy(self.scheduler)
         scheduler.set_timesteps(count)
-        return list(
-            zip(scheduler.timesteps.tolist(), scheduler.sigmas.tolist(), strict=False)
-        )  # sigmas end at 0
+        # Not strict: the sigmas end at 0.
+        return list(zip(scheduler.timesteps.tolist(), scheduler.sigmas.tolist(), strict=False))
 
     @property
     def train_timesteps(self) -> int:

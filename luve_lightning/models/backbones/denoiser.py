@@ -111,22 +111,13 @@ class Denoiser(ABC):
     @staticmethod
     @abstractmethod
     def tokens_of(rotary: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Grid]:
-        """What a pass is over, from the arguments of `rotary`: a tensor of the batch, and the token grid.
-
-        Args:
-            rotary: the submodule.
-            args: its positional arguments.
-            kwargs: its named arguments.
-        """
+        """What a pass is over, from the arguments of `rotary`: a tensor of the batch, and the token grid."""
 
     @abstractmethod
     def set_attention(self, attend: Callable[..., Tensor] | None) -> None:
-        """Replace self-attention's function of queries, keys and values; None restores the family's own.
+        """Replace self-attention's function, see Attention; None restores the family's own.
 
         Use `use_attention` for an attention that is saved with the transformer.
-
-        Args:
-            attend: see Attention.
         """
 
     def use_attention(self, attention: Attention | None) -> None:

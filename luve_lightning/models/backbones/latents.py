@@ -155,10 +155,7 @@ class LatentSpace(nn.Module, ABC):
     ) -> None:
         """Do what `decode_in_tiles` does on the meta device for counting, equal work once.
 
-        Args:
-            latents: see `decode`.
-            tile: see `decode_in_tiles`.
-            times: context whose operations count this many times.
+        The operations inside `times(n)` count n times.
         """
         with times(1):
             self.decode_in_tiles(latents, tile)

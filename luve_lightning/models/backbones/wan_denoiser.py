@@ -45,11 +45,7 @@ class WanDenoiser(Denoiser):
 
     @property
     def channels(self) -> int:
-        """Number of latent channels of its input and output.
-
-        Raises:
-            ValueError: where these differ.
-        """
+        """See Denoiser."""
         config = self.module.config
         if config.in_channels != config.out_channels:
             raise ValueError(

@@ -40,7 +40,6 @@ from luve_lightning.models.backbones.wan_tiles import (
 )
 
 _DISTINCT = 3  # chunks of a tile that differ in a dry run: the first, the second, all others
-_Lengths = tuple[int, ...]
 
 
 def decoder_layers(vae: AutoencoderKLWan) -> tuple[list[Layer], list[Layer]]:
@@ -149,9 +148,9 @@ def dry_decode_tiled(
 
     Args:
         counted: context whose operations count this many times.
-        vae: VAE on the meta device.
+        vae: on the meta device.
         latents: denormalised, in the VAE's dtype.
-        tile: greatest height and width of a tile in latents.
+        tile: see `decode_tiled`.
     """
     whole, tiled = decoder_layers(vae)
     z = vae.post_quant_conv(latents)
@@ -162,7 +161,7 @@ def dry_decode_tiled(
     channels = vae.config.out_channels // patch**2
     out = latents.new_empty(batch, channels, length, height * patch, width * patch)
     features = whole_frames(whole, z.split(1, dim=2))
-    kinds: dict[_Lengths, list[Any]] = {}
+    kinds: dict[tuple[int, ...], list[Any]] = {}
     for tile_rows, tile_columns in product(spread(h, tile[0]), spread(w, tile[1])):
         rows = trace(tiled, times(tile_rows, height // h), h)
         columns = trace(tiled, times(tile_columns, width // w), w)

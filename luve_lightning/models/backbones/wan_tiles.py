@@ -52,7 +52,7 @@ class Layer:
     activation: nn.Module | None = None
 
     def size(self, size: int) -> int:
-        """Height or width of the output for one of the input."""
+        """Height or width of the output for one of the input; likewise where the output begins."""
         return size * 2 if self.up else size // 2 if self.down else size
 
     def needed(self, wanted: Span, size: int) -> Span:
@@ -67,10 +67,6 @@ class Layer:
             return 2 * start, min(size, 2 * stop + 1)
         scale = 2 if self.up else 1
         return max(0, start - self.reach) // scale, min(size, math.ceil((stop + self.reach) / scale))
-
-    def start(self, start: int) -> int:
-        """Where the output begins for an input that begins at `start`."""
-        return self.size(start)
 
     def history(self) -> list[Any]:
         """The object to pass to `__call__` with the first chunk, and again with each next one."""
@@ -121,10 +117,7 @@ def frame_sizes(layers: Sequence[Layer], size: int) -> list[int]:
 def trace(layers: Sequence[Layer], wanted: Span, size: int) -> list[Span]:
     """The span, before the first layer and after each, that `wanted`, a span of the last output, depends on.
 
-    Args:
-        layers: the chain.
-        wanted: positions of the last layer's output.
-        size: height or width of the first layer's input.
+    `size` is the height or width of the first layer's input.
     """
     spans = [wanted]
     for layer, before in zip(reversed(layers), frame_sizes(layers, size)[-2::-1], strict=True):
@@ -135,16 +128,11 @@ def trace(layers: Sequence[Layer], wanted: Span, size: int) -> list[Span]:
 class TileRun:
     """The chain on one tile: called with a clip's chunks in turn, it returns their tile of the last output.
 
-    Args:
-        layers: the chain.
-        rows: spans of rows from `trace`.
-        columns: spans of columns from `trace`.
+    `rows` and `columns` are spans from `trace`.
     """
 
     def __init__(self, layers: Sequence[Layer], rows: Sequence[Span], columns: Sequence[Span]) -> None:
-        self.layers = layers
-        self.rows = rows
-        self.columns = columns
+        self.layers, self.rows, self.columns = layers, rows, columns
         self.histories = [layer.history() for layer in layers]
 
     def __call__(self, frames: Tensor) -> Tensor:
@@ -159,7 +147,7 @@ class TileRun:
         x = frames
         for i, (layer, history) in enumerate(zip(self.layers, self.histories, strict=True)):
             x = layer(x, history)
-            top, left = layer.start(self.rows[i][0]), layer.start(self.columns[i][0])
+            top, left = layer.size(self.rows[i][0]), layer.size(self.columns[i][0])
             (y0, y1), (x0, x1) = self.rows[i + 1], self.columns[i + 1]
             x = x[..., y0 - top : y1 - top, x0 - left : x1 - left]
         return x

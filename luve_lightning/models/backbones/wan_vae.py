@@ -19,6 +19,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -206,14 +207,6 @@ class WanLatentSpace(LatentSpace):
         vae.register_to_config(latents_mean=list(mean), latents_std=list(std))
 
 
-def _resample_frames(resample: WanResample, x: Tensor) -> Tensor:
-    """Apply the per-frame (2-D) part of a resampling layer to every frame at once."""
-    batch, channels, frames, height, width = x.shape
-    x = x.permute(0, 2, 1, 3, 4).reshape(batch * frames, channels, height, width)
-    x = resample.resample(x)
-    return x.reshape(batch, frames, *x.shape[1:]).permute(0, 2, 1, 3, 4)
-
-
 def _resample(resample: WanResample, x: Tensor) -> Tensor:
     """`WanResample` over a whole clip, with the first frame treated as in the chunked form."""
     if resample.mode == "upsample3d" and x.shape[2] > 1:
@@ -222,7 +215,10 @@ def _resample(resample: WanResample, x: Tensor) -> Tensor:
         doubled = resample.time_conv(rest).reshape(batch, 2, channels, frames, height, width)
         doubled = doubled.permute(0, 2, 3, 1, 4, 5).reshape(batch, channels, 2 * frames, height, width)
         x = torch.cat([x[:, :, :1], doubled], dim=2)
-    x = _resample_frames(resample, x)
+    # The per-frame (2-D) part, for every frame at once.
+    batch, channels, frames, height, width = x.shape
+    x = resample.resample(x.permute(0, 2, 1, 3, 4).reshape(batch * frames, channels, height, width))
+    x = x.reshape(batch, frames, *x.shape[1:]).permute(0, 2, 1, 3, 4)
     if resample.mode == "downsample3d" and x.shape[2] > 1:
         x = torch.cat([x[:, :, :1], resample.time_conv(x)], dim=2)
     return x
@@ -256,8 +252,8 @@ def encode_whole_clip(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
     net = vae.encoder
     stages: list[_Stage] = [net.conv_in]
     for block in net.down_blocks:
-        stages.append(_bind(_resample, block) if isinstance(block, WanResample) else block)
-    stages += [net.mid_block, _bind(_head, net), vae.quant_conv]
+        stages.append(partial(_resample, block) if isinstance(block, WanResample) else block)
+    stages += [net.mid_block, partial(_head, net), vae.quant_conv]
     if vae.config.patch_size is not None:
         video = patchify(video, patch_size=vae.config.patch_size)
     return _run(stages, video, checkpointed=False)
@@ -281,13 +277,9 @@ def decode_whole_clip(vae: AutoencoderKLWan, latents: Tensor, *, checkpointed: b
     for block in net.up_blocks:
         stages += list(block.resnets)
         if block.upsamplers is not None:
-            stages.append(_bind(_resample, block.upsamplers[0]))
-    stages.append(_bind(_head, net))
+            stages.append(partial(_resample, block.upsamplers[0]))
+    stages.append(partial(_head, net))
     video = _run(stages, latents, checkpointed)
     if vae.config.patch_size is not None:
         video = unpatchify(video, patch_size=vae.config.patch_size)
     return video
-
-
-def _bind(function: Callable[[nn.Module, Tensor], Tensor], module: nn.Module) -> _Stage:
-    return lambda x: function(module, x)

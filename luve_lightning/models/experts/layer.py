@@ -15,14 +15,13 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from luve_lightning.functional.frequency import Grid, filter_tokens
+from luve_lightning.functional.frequency import filter_tokens
 from luve_lightning.models.backbones import Denoiser, denoiser_of
 from luve_lightning.models.experts.routing import (
     ActiveExpert,
     Call,
     ExpertConfig,
     ExpertState,
-    TokenSplit,
     activate,
     expert_names,
     install,
@@ -75,20 +74,18 @@ class ExpertLayer(nn.Module, LoraLayer):
             )
         for name, expert in self.expert_call.experts.items():
             if name in self.lora_A:
-                call = self.expert_call
-                output = self._corrected(output, self.hidden(x, name, expert, call.grid, call.split), name)
+                hidden = self.hidden(x, name, expert, self.expert_call)
+                output = self._corrected(output, hidden, name)
         return output
 
-    def hidden(
-        self, x: Tensor, name: str, expert: ActiveExpert, grid: Grid, split: TokenSplit | None = None
-    ) -> Tensor:
+    def hidden(self, x: Tensor, name: str, expert: ActiveExpert, call: Call) -> Tensor:
         """The input of B: filter(A(x)), B x N x rank, weighted per sample."""
         hidden = nn.functional.linear(x, _weight(self.lora_A, name).to(x.dtype))
         if expert.filter is not None:
             # Only these `rank` channels of a split clip travel.
-            whole = hidden if split is None else split.gather(hidden)
-            whole = filter_tokens(whole, grid, expert.filter, expert.matrices)
-            hidden = whole if split is None else split.own(whole)
+            whole = hidden if call.split is None else call.split.gather(hidden)
+            whole = filter_tokens(whole, call.grid, expert.filter, expert.matrices)
+            hidden = whole if call.split is None else call.split.own(whole)
         if expert.weights is not None:
             hidden = hidden * expert.weights.to(hidden.dtype)[:, None, None]
         return hidden
@@ -184,12 +181,7 @@ def site_names(denoiser: Denoiser, config: ExpertConfig) -> list[str]:
 _NAME = re.compile(r"(?!lora_)[A-Za-z][A-Za-z0-9_-]*", re.ASCII)
 
 
-def add_expert(
-    transformer: Any,
-    name: str,
-    config: ExpertConfig,
-    dtype: torch.dtype | None = None,
-) -> None:
+def add_expert(transformer: Any, name: str, config: ExpertConfig, dtype: torch.dtype | None = None) -> None:
     """Add an expert as a named PEFT adapter. Only it is then active and trainable; its correction is zero.
 
     Args:
@@ -259,12 +251,8 @@ def check_can_take(transformer: Any, name: str) -> None:
         raise ValueError(
             f"expert name {name!r}: expected letters, digits, '_' and '-', not starting with lora_"
         )
-    kinds = {p.dtype for p in transformer.parameters()} - {
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-        torch.float64,
-    }
+    floating = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+    kinds = {p.dtype for p in transformer.parameters()} - floating
     if kinds or getattr(transformer, "hf_quantizer", None) is not None:
         found = ", ".join(sorted(map(str, kinds))) or "a quantiser"
         raise ValueError(

@@ -198,10 +198,9 @@ def activate(transformer: Any, choice: str | Mapping[str, Weights] | None) -> No
     """
     state = state_of(transformer)
     if choice is None or isinstance(choice, str):
-        names = [] if choice is None else [choice]
-        for name in names:
-            state_of(transformer, name)
-        state.choose(names)
+        if choice is not None:
+            state_of(transformer, choice)
+        state.choose([] if choice is None else [choice])
         return
     active: dict[str, Tensor | None] = {}
     lengths = set()

@@ -26,9 +26,6 @@ class ResidualPair(nn.Module):
     """x + Conv(SiLU(Conv(x))), 3x3x3, no normalisation (latents are normalised already).
 
     The second convolution starts at zero, so a deep stack starts as the identity.
-
-    Args:
-        channels: channels of input and output.
     """
 
     def __init__(self, channels: int) -> None:
@@ -48,11 +45,6 @@ class Encoder(nn.Module):
 
     The released model's encoder attends in windows of (6, 8, 8) (VRT); convolutions of 3x3x3 have as many weights
     and run at the arithmetic limit of the GPU. See `luve bench --subject vluer`.
-
-    Args:
-        in_channels: latent channels.
-        channels: feature channels.
-        pairs: number of residual pairs.
     """
 
     def __init__(self, in_channels: int, channels: int, pairs: int) -> None:
@@ -275,7 +267,3 @@ class VLUer(ModelMixin, ConfigMixin):
         x = x.contiguous(memory_format=torch.channels_last_3d)
         x = self.decoder(self.upsampler(self.encoder(x), size))
         return interpolate_latents(latents, size, "bilinear") + x.to(latents.dtype)
-
-    def num_parameters(self, *args: Any, **kwargs: Any) -> int:
-        """Number of parameters; see diffusers' ModelMixin."""
-        return int(super().num_parameters(*args, **kwargs))
