@@ -29,8 +29,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from luve_lightning.models.backbones.latents import LatentSpace
-from luve_lightning.models.backbones.wan_tiled import decode_tiled, dry_decode_tiled, encode_tiled
-from luve_lightning.models.backbones.wan_tiles import DEFAULT_TILE, bring_to_device, refuse_residual
+from luve_lightning.models.backbones.wan_tiles import (
+    DEFAULT_TILE,
+    bring_to_device,
+    decode_tiled,
+    dry_decode_tiled,
+    encode_tiled,
+    refuse_residual,
+)
 
 # Pixels (batch x frames x height x width) up to which a clip is encoded or decoded in one pass. Beyond it
 # diffusers' chunked form bounds memory; both give equal numbers up to rounding. 2**22 pixels are 114 frames at

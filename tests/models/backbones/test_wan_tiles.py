@@ -19,13 +19,17 @@ from torch import Tensor, nn
 
 from luve_lightning.functional.pixels import video_to_frames
 from luve_lightning.models.backbones import latent_space_of, load_backbone
-from luve_lightning.models.backbones.wan_tiled import (
+from luve_lightning.models.backbones.wan_tiles import (
+    TileRun,
     decode_tiled,
     decoder_layers,
     encode_tiled,
     encoder_layers,
+    frame_sizes,
+    spread,
+    times,
+    trace,
 )
-from luve_lightning.models.backbones.wan_tiles import TileRun, frame_sizes, spread, times, trace
 from luve_lightning.models.backbones.wan_vae import decode_whole_clip
 from tests.helpers.live_memory import LiveMemory
 from tests.helpers.noise import noise
