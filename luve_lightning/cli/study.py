@@ -12,7 +12,7 @@ from luve_lightning.evaluation.tables import table_csv, table_markdown, table_ri
 from luve_lightning.evaluation.video_sets import find_video_sets
 from luve_lightning.files import write_text
 from luve_lightning.reporting import judge as judging
-from luve_lightning.reporting.study import PAGE, StudyOptions, build_study
+from luve_lightning.reporting.study import AXES, PAGE, StudyOptions, build_study, read_key
 from luve_lightning.reporting.study_answers import (
     RATER_COLUMNS,
     SHARE_COLUMNS,
@@ -23,7 +23,6 @@ from luve_lightning.reporting.study_answers import (
     read_answers,
     share_rows,
 )
-from luve_lightning.reporting.study_design import AXES, read_key
 from luve_lightning.terminal import Steps, say
 
 VERBS = {

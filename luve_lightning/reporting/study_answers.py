@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from luve_lightning.evaluation.bootstrap import draw_counts, percentiles
 from luve_lightning.evaluation.tables import Row
-from luve_lightning.reporting.study_design import FORMAT, StudyKey
+from luve_lightning.reporting.study import FORMAT, StudyKey
 
 Choices = dict[tuple[int, str], int]
 """The method chosen, by trial and axis."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from luve_lightning.data.video_files import write_video
 from luve_lightning.evaluation.video_sets import VideoSets, find_video_sets
-from luve_lightning.reporting.study_design import AXES, FORMAT, StudyKey, plan_rater
+from luve_lightning.reporting.study import AXES, FORMAT, StudyKey, plan_rater
 
 METHODS = ("ourmethod", "interpolated", "plainlora", "withoutlfe")
 

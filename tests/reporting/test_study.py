@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from luve_lightning.data.video_files import read_video
-from luve_lightning.reporting.study import StudyOptions, build_study
-from luve_lightning.reporting.study_design import read_key
+from luve_lightning.reporting.study import StudyOptions, build_study, read_key
 from tests.helpers.run_luve import run_luve
 from tests.helpers.studies import METHODS, write_method_videos
 

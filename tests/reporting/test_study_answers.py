@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luve_lightning.reporting.study import StudyKey, write_key
 from luve_lightning.reporting.study_answers import StudyAnswers, rate_raters, read_answers, share_rows
-from luve_lightning.reporting.study_design import StudyKey, write_key
 from tests.helpers.run_luve import run_luve
 from tests.helpers.studies import METHODS, make_key, prefers, rater_file, steady, write_answers
 

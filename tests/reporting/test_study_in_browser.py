@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from luve_lightning.reporting.study import StudyOptions, build_study
+from luve_lightning.reporting.study import StudyKey, StudyOptions, build_study
 from luve_lightning.reporting.study_answers import read_answers
-from luve_lightning.reporting.study_design import StudyKey
 from tests.helpers.browser import (
     DESK,
     PHONE,

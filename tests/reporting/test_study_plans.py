@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luve_lightning.reporting.study_design import plan_rater
+from luve_lightning.reporting.study import plan_rater
 
 
 @settings(max_examples=80, deadline=None)
