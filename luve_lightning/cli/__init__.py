@@ -1,4 +1,4 @@
-"""The `luve` command: one verb a file, found here and imported only when needed."""
+"""The `luve` command: its verbs, found in the modules of this folder, each imported only when needed."""
 
 from __future__ import annotations
 
