@@ -363,9 +363,7 @@ def cuts_of(pipeline: LuVePipeline, job: VideoJob, length: int | None) -> dict[s
 def cut_lines(places: Mapping[str, str], cuts: Mapping[str, Mapping[str, CutText]]) -> str:
     """Lines that say which texts are cut and what they lose; empty when none is.
 
-    Args:
-        places: where each video's prompt stands, by the video's name; empty for the option.
-        cuts: from `cuts_of`, by the video's name.
+    Both arguments are by the video's name: where its prompt stands, empty for the option, and its `cuts_of`.
     """
     told = [
         f"  {places[name] or '--prompt'}: {what}: {cut}"

@@ -327,7 +327,7 @@ class Backbone(ABC):
     @classmethod
     @abstractmethod
     def build_text(cls, captions: Iterable[str], length: int, sizes: Mapping[str, Any]) -> TextConditioner:
-        """A new text encoder, and a tokenizer of the captions' words."""
+        """A new text encoder, and a tokenizer of the captions' words; `length` tokens per caption, with padding."""
 
     @classmethod
     @abstractmethod

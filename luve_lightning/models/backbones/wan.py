@@ -122,9 +122,7 @@ class WanText(TextConditioner):
 def word_tokenizer(captions: Iterable[str], length: int) -> PreTrainedTokenizerFast:
     """A tokenizer with one token for each word of the captions, for a small backbone.
 
-    Args:
-        captions: words are what stands between spaces.
-        length: `model_max_length`.
+    Words are what stands between spaces; `length` is the `model_max_length`.
     """
     special = ["<pad>", "</s>", "<unk>"]
     words = sorted({word for caption in captions for word in caption.split()} - set(special))
@@ -274,11 +272,7 @@ class WanBackbone(Backbone):
 
     @classmethod
     def build_vae(cls, sizes: Mapping[str, Any]) -> AutoencoderKLWan:
-        """See Backbone.
-
-        Args:
-            sizes: arguments of `diffusers.AutoencoderKLWan`.
-        """
+        """See Backbone; `sizes` are arguments of `diffusers.AutoencoderKLWan`."""
         vae: AutoencoderKLWan = build("vae", AutoencoderKLWan, sizes)
         # Refuse other channels than those of three colours, whose pixels `patch_size` folds into more of them.
         patch = vae.config.patch_size or 1
@@ -292,13 +286,7 @@ class WanBackbone(Backbone):
 
     @classmethod
     def build_text(cls, captions: Iterable[str], length: int, sizes: Mapping[str, Any]) -> WanText:
-        """See Backbone.
-
-        Args:
-            captions: their words are the vocabulary.
-            length: tokens of every caption, padding included.
-            sizes: arguments of `transformers.UMT5Config`; the vocabulary's size is added.
-        """
+        """See Backbone; `sizes` are arguments of `transformers.UMT5Config`, and the vocabulary's size is added."""
         tokenizer = word_tokenizer(captions, length)
         config = build(
             "text_encoder",
@@ -312,12 +300,7 @@ class WanBackbone(Backbone):
 
     @classmethod
     def build_denoiser(cls, sizes: Mapping[str, Any], text_dim: int) -> WanDenoiser:
-        """See Backbone.
-
-        Args:
-            sizes: arguments of `diffusers.WanTransformer3DModel`.
-            text_dim: the text encoder's width.
-        """
+        """See Backbone; `sizes` are arguments of `diffusers.WanTransformer3DModel`."""
         return WanDenoiser(build("transformer", WanTransformer3DModel, sizes, text_dim=text_dim))
 
     @classmethod

@@ -63,11 +63,7 @@ class ExpertConfig:
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """Each process of a group holds an equal part of the tokens, in the order of the ranks (context parallelism).
-
-    Attributes:
-        group: the processes.
-    """
+    """Each process of a group holds an equal part of the tokens, in the order of the ranks (context parallelism)."""
 
     group: dist.ProcessGroup
 

@@ -144,12 +144,8 @@ class ImplicitUpsampler(nn.Module):
 class Decoder(nn.Module):
     """A few 3x3x3 convolutions at the output resolution.
 
-    The last one starts at zero, so that an untrained VLUer is exactly its interpolation.
-
-    Args:
-        channels: query channels.
-        out_channels: latent channels.
-        layers: number of residual convolutions before the last one.
+    `layers` residual ones come before the last, which starts at zero, so that an untrained VLUer is exactly its
+    interpolation.
     """
 
     def __init__(self, channels: int, out_channels: int, layers: int) -> None:
