@@ -34,8 +34,7 @@ from luve_lightning.models.backbones import CutText
 class StageLatents:
     """Latents of finished stages, stored by what they depend on: a later run reuses them.
 
-    Args:
-        root: the folder; created by the first write.
+    The first write creates the folder `root`.
     """
 
     def __init__(self, root: Path) -> None:

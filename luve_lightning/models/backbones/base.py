@@ -355,15 +355,10 @@ class Backbone(ABC):
         vae: Path,
         dtype: torch.dtype,
     ) -> None:
-        """Save a whole backbone folder.
+        """Save a whole backbone folder; the schedule is that for sampling.
 
-        Args:
-            folder: where to.
-            denoiser: its weights and the text encoder's are copied, not changed.
-            text: see `denoiser`.
-            schedule: schedule for sampling.
-            vae: backbone folder, whose `vae/` is copied byte by byte.
-            dtype: dtype on disk of the transformer and the text encoder.
+        The weights of transformer and text encoder are copied in `dtype`, not changed. `vae` is a backbone folder,
+        whose `vae/` is copied byte by byte.
         """
 
 

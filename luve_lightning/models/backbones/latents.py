@@ -210,11 +210,7 @@ class SizeRules:
         return max(self.step, round(pixels / self.step) * self.step)
 
     def check(self, num_frames: int, **sides: int) -> None:
-        """Refuse what the models would silently crop.
-
-        Args:
-            num_frames: frames of the video.
-            sides: heights and widths by option name.
+        """Refuse what the models would silently crop; `sides` are heights and widths by option name.
 
         Raises:
             ValueError: names the option and the nearest possible values.
@@ -232,11 +228,7 @@ class SizeRules:
             )
 
     def check_cascade(self, motion: tuple[int, int], output: tuple[int, int]) -> None:
-        """Refuse an output that is smaller than its motion or of another shape.
-
-        Args:
-            motion: height and width of the first stage.
-            output: height and width of the video.
+        """Refuse a video whose height and width are smaller than its first stage's, or of another shape.
 
         Raises:
             ValueError: gives values that fit.

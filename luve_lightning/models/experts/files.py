@@ -70,15 +70,12 @@ def save_expert(transformer: Any, name: str, folder: str | Path) -> None:
 
 
 def load_expert(transformer: Any, folder: str | Path, name: str | None = None) -> str:
-    """Add a saved expert, bit for bit. It is then active and frozen; other experts stay.
+    """The name of a saved expert, added bit for bit. It is then active and frozen; other experts stay.
 
     Args:
         transformer: see `add_expert`; as wide and deep as the one the expert was trained on.
         folder: folder that `save_expert` wrote.
         name: new name; default its saved name.
-
-    Returns:
-        Its name.
 
     Raises:
         FileNotFoundError: when one of the three files is missing.
