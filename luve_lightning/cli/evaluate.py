@@ -104,7 +104,9 @@ def evaluate(
     chosen = {name: metric for name, metric in metrics.items() if metric is not None}
     if not chosen:
         raise ValueError("metrics: expected at least one, by name")
-    ready, skipped = prepare_metrics(chosen, target, bool(sets.originals), hashes.files, folder)
+    ready, skipped = prepare_metrics(
+        chosen, target, bool(sets.originals), hashes.files, folder, bool(sets.prompts)
+    )
     _announce(console, sets, skipped, target)
     with Steps(console) as steps:
         runner = Runner(sets, ready, skipped, results, hashes, target, threads, int(memory_gib * 2**30))

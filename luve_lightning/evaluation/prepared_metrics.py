@@ -210,6 +210,11 @@ class ReadyMetric:
         return isinstance(self.torch_metric, VideoMetric) and self.torch_metric.full_reference
 
     @property
+    def prompted(self) -> bool:
+        """Whether the value depends on the video's prompt."""
+        return isinstance(self.torch_metric, VideoMetric) and self.torch_metric.prompted
+
+    @property
     def frechet(self) -> FrechetPatchDistance | None:
         """The metric, if it is a distance between sets."""
         return self.torch_metric if isinstance(self.torch_metric, FrechetPatchDistance) else None
@@ -238,7 +243,12 @@ class Skipped:
 
 
 def prepare_metrics(
-    metrics: Mapping[str, Metric], device: torch.device, originals: bool, hashes: FileHashes, cache: Path
+    metrics: Mapping[str, Metric],
+    device: torch.device,
+    originals: bool,
+    hashes: FileHashes,
+    cache: Path,
+    prompts: bool = False,
 ) -> tuple[list[ReadyMetric], list[Skipped]]:
     """Prepare every metric that can run, in the given order.
 
@@ -248,6 +258,7 @@ def prepare_metrics(
         originals: whether there are originals to compare with.
         hashes: hashes of the files that the configuration names.
         cache: folder for statistics of reference folders.
+        prompts: whether some video has a prompt.
 
     Raises:
         FileNotFoundError: a named reference does not exist.
@@ -267,6 +278,9 @@ def prepare_metrics(
         keys[name] = key
         if isinstance(metric, VideoMetric) and metric.full_reference and not originals:
             skipped.append(Skipped(name, "compares with originals: give their folder, --reference DIR"))
+            continue
+        if isinstance(metric, VideoMetric) and metric.prompted and not prompts:
+            skipped.append(Skipped(name, "needs prompts: --prompts FILE, or a JSON file beside each video"))
             continue
         if isinstance(metric, FrechetPatchDistance) and metric.reference is None and not originals:
             skipped.append(

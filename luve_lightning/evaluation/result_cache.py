@@ -260,6 +260,6 @@ def result_key(metric: str, video: str, original: str | None = None, seed: str |
         metric: digest of the metric's identity.
         video: SHA-256 of the file.
         original: SHA-256 of its original, if it is compared with one.
-        seed: what else decides the result, such as the name that random patches are drawn for.
+        seed: what else decides the result: the name that random patches are drawn for, or the prompt.
     """
     return text_digest(json.dumps([metric, video, original, seed]))[:40]

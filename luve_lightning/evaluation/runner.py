@@ -143,6 +143,7 @@ class Runner:
             advance()
         self.found.decoded = len(jobs)
         self._complain_about_missing_originals()
+        self._complain_about_missing_prompts()
         return self.found
 
     def _hash(self) -> None:
@@ -194,7 +195,10 @@ class Runner:
         original = self.found.digests.get(None, {}).get(name) if metric.full_reference else None
         if metric.full_reference and original is None:
             return None
-        return result_key(metric.identity, video, original)
+        prompt = self.sets.prompts.get(name) if metric.prompted else None
+        if metric.prompted and prompt is None:
+            return None
+        return result_key(metric.identity, video, original, prompt)
 
     def _known(self, metric: ReadyMetric, method: str | None, name: str) -> bool:
         """Whether nothing needs measuring; adds known values to the results."""
@@ -241,7 +245,8 @@ class Runner:
         if isinstance(known, VideoMetric):
             if metric.full_reference and original is None:
                 raise ValueError("its original cannot be read")
-            score = Score(known.score(frames, original), known.weight(frames), self.found.versions)
+            value = known.score(frames, original, self.sets.prompts.get(job.video))
+            score = Score(value, known.weight(frames), self.found.versions)
             about = {"metric": metric.name, "video": str(job.path)}
             self.cache.put_score(key, score, about)
             self._take(metric, job.method, job.video, score)
@@ -256,6 +261,15 @@ class Runner:
                 Problem(method, name, "no original of that name", ", ".join(compared))
                 for name in files
                 if name not in self.sets.originals
+            ]
+
+    def _complain_about_missing_prompts(self) -> None:
+        prompted = [metric.name for metric in self.found.metrics if metric.prompted]
+        for method, files in self.sets.methods.items() if prompted else ():
+            self.found.problems += [
+                Problem(method, name, "no prompt", ", ".join(prompted))
+                for name in files
+                if name not in self.sets.prompts
             ]
 
 

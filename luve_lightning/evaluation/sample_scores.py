@@ -41,7 +41,7 @@ class SampleMeter:
         has_reference: whether the videos come with originals.
 
     Raises:
-        ValueError: another kind of metric, or one that needs originals where there are none.
+        ValueError: another kind of metric, one that needs prompts, or originals where there are none.
     """
 
     def __init__(self, metrics: Mapping[str, Metric | None], has_reference: bool) -> None:
@@ -54,6 +54,10 @@ class SampleMeter:
                 if metric.full_reference and not has_reference:
                     raise ValueError(
                         f"metrics: {name} compares with an original, and generated videos have none"
+                    )
+                if metric.prompted:
+                    raise ValueError(
+                        f"metrics: {name} needs each video's prompt: measure it with luve evaluate"
                     )
                 self.videos[name] = metric
             elif metric is not None:

@@ -1,4 +1,4 @@
-"""Training losses, one nn.Module a file."""
+"""Training losses."""
 
 from luve_lightning.losses.terms import (
     FrameDifferenceL1,

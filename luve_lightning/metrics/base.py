@@ -27,13 +27,15 @@ class VideoMetric(Metric):
     take hold of its networks. States are float64, whatever precision the module is cast to, and are summed over
     processes, so uneven or empty shares of the videos change nothing.
 
-    A subclass sets the class attributes and defines `measure`, and `load` when it needs a network.
+    A subclass sets the class attributes and defines `measure`, or `measure_prompted` when the score depends on the
+    prompt, and `load` when it needs a network.
 
     Attributes:
         name: column of a table.
         higher_is_better: direction.
         resolution: size at which frames are measured, in words, for networks that see less than the video has.
         full_reference: whether `score` compares with an original's frames.
+        prompted: whether `score` depends on the video's prompt.
         least_frames: fewest frames for which the measure is defined.
     """
 
@@ -41,6 +43,7 @@ class VideoMetric(Metric):
     resolution: str
     higher_is_better: bool | None = True
     full_reference: bool = False
+    prompted: bool = False
     least_frames: int = 1
     is_differentiable: bool | None = False
     full_state_update: bool | None = False
@@ -65,12 +68,13 @@ class VideoMetric(Metric):
     def load(self) -> None:
         """Load what the metric needs unless it is loaded; nothing by default."""
 
-    def score(self, frames: Tensor, reference: Tensor | None = None) -> float:
+    def score(self, frames: Tensor, reference: Tensor | None = None, prompt: str | None = None) -> float:
         """Measure one video.
 
         Args:
             frames: uint8 T x H x W x 3, full-range sRGB, on any device.
             reference: the original's frames, same shape; ignored unless `full_reference`.
+            prompt: the video's prompt; ignored unless `prompted`.
 
         Returns:
             The video's score, in the unit given by the class.
@@ -88,23 +92,31 @@ class VideoMetric(Metric):
                     f"{self.name}: the original must be uint8 {' x '.join(map(str, frames.shape))} as the video is, "
                     f"got {described(reference)}"
                 )
+        if self.prompted and prompt is None:
+            raise ValueError(f"{self.name}: depends on the video's prompt, and none was given")
         self.load()
         # A network's score must not depend on the precision of the training around it.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            if self.prompted and prompt is not None:
+                return float(self.measure_prompted(frames, prompt))
             return float(self.measure(frames, reference))
 
     def measure(self, frames: Tensor, reference: Tensor | None) -> Tensor | float:
         """`score` for checked frames: without gradients and autocast, with everything loaded."""
         raise NotImplementedError
 
+    def measure_prompted(self, frames: Tensor, prompt: str) -> Tensor | float:
+        """Instead of `measure`, for a metric that is `prompted`."""
+        raise NotImplementedError
+
     def weight(self, frames: Tensor) -> float:
         """The video's weight in the mean: 1, unless the measure averages over frames."""
         return 1.0
 
-    def update(self, frames: Tensor, reference: Tensor | None = None) -> None:
+    def update(self, frames: Tensor, reference: Tensor | None = None, prompt: str | None = None) -> None:
         """Measure one video and add it to the mean, see `score`."""
         weight = self.weight(frames)
-        self.total += weight * self.score(frames, reference)
+        self.total += weight * self.score(frames, reference, prompt)
         self.count += weight
 
     def compute(self) -> Tensor:

@@ -251,6 +251,29 @@ def test_a_video_that_one_metric_refuses(luve: Luve, tmp_path: Path, folders: di
     assert read_json(content_of)["methods"]["near"]["metrics"]["redness"]["n"] == COUNT - 1
 
 
+def test_a_metric_sees_the_prompt(luve: Luve, tmp_path: Path, folders: dict[str, Path]) -> None:
+    wanted = {"metrics.fitness": f"{HELPERS}.Fitness"}
+    videos, report = tmp_path / "out" / "table-videos.csv", tmp_path / "out" / "table.json"
+
+    def excess() -> list[int]:
+        rows = [row for row in read_csv(videos) if row["fitness"]]
+        return [round(float(row["fitness"]) - float(row["redness"])) for row in rows]
+
+    assert totals(luve(**wanted)) == (3 * COUNT, 0, 0)
+    assert excess() == 2 * list(range(COUNT))
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("name,prompt\nvideo-0,texture 0\nvideo-1,texture 50\n")
+    assert totals(luve(**wanted, prompts=prompts)) == (2, 2 * COUNT - 2, 0), "what has another prompt"
+    assert excess() == 2 * [0, 50]
+    reasons = [(p["method"], p["video"], p["reason"]) for p in read_json(report)["not_measured"]]
+    assert reasons == [(m, f"video-{n}", "no prompt") for m in ("near", "far") for n in range(2, COUNT)]
+    for file in (path for folder in folders.values() for path in folder.glob("*.json")):
+        file.unlink()
+    luve(**wanted)
+    reason = "needs prompts: --prompts FILE, or a JSON file beside each video"
+    assert read_json(report)["not_run"] == {"fitness": reason}
+
+
 def frechet(**options: object) -> dict[str, object]:
     name = "metrics.fd"
     return {

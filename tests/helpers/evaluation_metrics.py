@@ -49,6 +49,17 @@ class Nearness(VideoMetric):
         return -(frames.double() - reference.double()).abs().mean()
 
 
+class Fitness(VideoMetric):
+    """The mean of red plus the number that the prompt ends with."""
+
+    name = "fitness"
+    resolution = "native"
+    prompted = True
+
+    def measure_prompted(self, frames: Tensor, prompt: str) -> Tensor:
+        return frames[..., 0].double().mean() + int(prompt.split()[-1])
+
+
 class Absent(VideoMetric):
     """Needs a file that nobody has."""
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from luve_lightning.evaluation.sample_scores import SampleMeter
 from luve_lightning.metrics import VideoMetric
+from tests.helpers.evaluation_metrics import Fitness
 from tests.helpers.processes import run_processes
 from tests.helpers.resumable import Run
 from tests.helpers.video_metrics import all_metrics, means, measure, random_video
@@ -91,6 +93,16 @@ def test_bad_input_is_one_line(name: str) -> None:
                 metric.score(good, wrong)
     with pytest.raises(ValueError, match=rf"^{name}: no video was measured$"):
         metric.compute()
+
+
+def test_a_metric_of_prompts_needs_one() -> None:
+    metric, video = Fitness(), random_video()
+    metric.update(video, prompt="number 7")
+    assert metric.compute().item() == pytest.approx(video[..., 0].double().mean().item() + 7)
+    with pytest.raises(ValueError, match=r"^fitness: depends on the video's prompt, and none was given$"):
+        metric.score(video)
+    with pytest.raises(ValueError, match=r"^metrics: fit needs each video's prompt: measure it with luve"):
+        SampleMeter({"fit": metric}, has_reference=True)
 
 
 @pytest.mark.slow
