@@ -20,7 +20,7 @@ from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import LatentSpace
 from luve_lightning.models.folders import cannot_load, is_local, read_config
 
-GROUP = "luve.backbones"
+GROUP = "luve_lightning.backbones"
 """Entry points of packages that bring a family: name = "package.module:Class"."""
 
 # Where to look for a class name, in this order: whole pipelines, a transformer's own folder, some of the parts.
