@@ -168,5 +168,4 @@ def _damaged(path: Any) -> str | None:
 
 def _keep(storage: Any, location: str) -> Any:
     """The `map_location` that leaves storages where `torch.load` puts them: on the CPU."""
-    del location
     return storage

@@ -71,7 +71,10 @@ class Checkpoints(ModelCheckpoint):
     ) -> None:
         """Keep what still holds from a run that monitored another metric; Lightning would keep nothing."""
         assert self.dirpath is not None
-        self._resumes_here = _is_in(trainer.ckpt_path, Path(self.dirpath))
+        source = trainer.ckpt_path
+        self._resumes_here = (
+            source is not None and Path(source).resolve().parent == Path(self.dirpath).resolve()
+        )
         states = checkpoint.get("callbacks", {})
         others = [key for key in states if key.startswith(f"{type(self).__qualname__}{{")]
         if trainer.state.fn == "fit" and self.state_key not in states and len(others) == 1:
@@ -209,7 +212,9 @@ class Checkpoints(ModelCheckpoint):
     def _renew_last(self, trainer: L.Trainer) -> None:
         """Put the callbacks' states into the existing `last.ckpt`: the loops are between two states here."""
         path = Path(self.dirpath or "") / "last.ckpt"
-        if not trainer.is_global_zero or not path.is_file() or not _is_same(path, trainer.ckpt_path):
+        source = trainer.ckpt_path
+        resumed = source is not None and Path(source).exists() and path.is_file() and path.samefile(source)
+        if not trainer.is_global_zero or not resumed:
             return
         files = trainer.strategy.checkpoint_io
         checkpoint = files.load_checkpoint(path)
@@ -224,14 +229,6 @@ class Checkpoints(ModelCheckpoint):
     def _choose_folder(self, trainer: L.Trainer) -> None:
         if self.dirpath is None:
             self.dirpath = str((Path(trainer.default_root_dir) / "checkpoints").resolve())
-
-
-def _is_in(path: str | Path | None, folder: Path) -> bool:
-    return path is not None and Path(path).resolve().parent == folder.resolve()
-
-
-def _is_same(path: Path, other: str | Path | None) -> bool:
-    return other is not None and Path(other).exists() and path.samefile(other)
 
 
 def accumulating(trainer: L.Trainer) -> bool:

@@ -18,7 +18,7 @@ from luve_lightning.analysis.denoising_spectra import (
     suggest_switch,
     write_spectra,
 )
-from luve_lightning.callbacks.random_state import undisturbed
+from luve_lightning.callbacks.repeatable import undisturbed
 from luve_lightning.callbacks.sample_strips import NowAndThen
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.tasks.contracts import TextToVideo

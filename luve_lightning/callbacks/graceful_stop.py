@@ -238,9 +238,7 @@ class StopPredictionOnSigterm(L.Callback):
             self._reported = sys.unraisablehook
             sys.unraisablehook = self._report
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the signal after Lightning did."""
-        self.on_predict_start(trainer, pl_module)
+    on_test_start = on_predict_start
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signal after Lightning did."""
@@ -252,13 +250,7 @@ class StopPredictionOnSigterm(L.Callback):
         if self._received:
             raise self._stopped()
 
-    def on_test_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """Stop likewise."""
-        self.on_predict_batch_start(trainer)
-
-    def on_validation_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """Stop likewise."""
-        self.on_predict_batch_start(trainer)
+    on_test_batch_start = on_validation_batch_start = on_predict_batch_start  # type: ignore[assignment]
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signal back, after callbacks have used and written what was measured."""

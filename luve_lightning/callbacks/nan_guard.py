@@ -10,8 +10,9 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.distributed
 from torch import Tensor
+
+from luve_lightning.functional.gather import gather_mappings
 
 
 class NonFiniteLoss(ValueError):
@@ -83,10 +84,7 @@ class NaNGuard(L.Callback):
                 if p.grad is not None and not bool(p.grad.isfinite().all())
             ],
         }
-        ranks: list[dict[str, Any]] = [own]
-        if trainer.world_size > 1:
-            ranks = [{} for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(ranks, own)
+        ranks = list(gather_mappings({trainer.global_rank: own}).values())
         if not trainer.is_global_zero:
             raise SystemExit(0)  # see StopRequested
         logged = {name: _number(value) for name, value in trainer.callback_metrics.items()}

@@ -168,9 +168,7 @@ class TrainingProgress(ProgressBar):
         """Count a batch."""
         self._advance()
 
-    def on_predict_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Count a batch."""
-        self._advance()
+    on_predict_batch_end = on_test_batch_end
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave a line with what it logged."""
@@ -195,14 +193,11 @@ class TrainingProgress(ProgressBar):
         self._batches = None
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remove the bar: tables follow."""
+        """Remove the bar: tables may follow."""
         self._batches = None
         self._hide()
 
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remove the bar."""
-        self._batches = None
-        self._hide()
+    on_predict_end = on_test_end
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException

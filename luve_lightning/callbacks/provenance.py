@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from luve_lightning.callbacks.checkpoints import Checkpoints
-from luve_lightning.callbacks.random_state import RandomState
+from luve_lightning.callbacks.repeatable import RandomState
 from luve_lightning.callbacks.weights import Export
 from luve_lightning.files import write_text
 from luve_lightning.machine import PACKAGE_ROOT, git_state, run_git
@@ -93,6 +93,7 @@ class Provenance(Callback):
 
     def describe(self, trainer: Trainer) -> dict[str, Any]:
         """What `provenance.json` holds, apart from the name of the configuration file."""
+        device = trainer.strategy.root_device
         manifest_hash = getattr(trainer.datamodule, "manifest_hash", None)  # type: ignore[attr-defined]
         return {
             "verb": self.verb,
@@ -102,7 +103,7 @@ class Provenance(Callback):
             "data_manifest": manifest_hash() if manifest_hash else None,
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "device": _device_name(trainer.strategy.root_device),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "processes": trainer.world_size,
             "packages": dict(sorted((d.metadata["Name"], d.version) for d in metadata.distributions())),
         }
@@ -156,10 +157,6 @@ def _told_by(module: LightningModule, key: str) -> bool:
     group, _, name = key.rpartition(".")
     own = group == "model.init_args" and name in ("lr", "min_lr", "weight_decay", "warmup_steps")
     return isinstance(module, TrainingTask) and (own or key in ("trainer.max_steps", "trainer.max_epochs"))
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 Kept = Literal["checkpoint", "export"]

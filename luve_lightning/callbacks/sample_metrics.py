@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torchmetrics import Metric
 
 from luve_lightning.callbacks.graceful_stop import GracefulStop, on_every_rank
-from luve_lightning.callbacks.random_state import undisturbed
+from luve_lightning.callbacks.repeatable import undisturbed
 from luve_lightning.data.video_files import write_video
 from luve_lightning.evaluation.sample_scores import Measured, SampleMeter, SampleTotals
 from luve_lightning.evaluation.sample_sources import Samples, SampleSource, SampleVideo

@@ -135,12 +135,10 @@ class RunSummary(Callback):
             self._begin(trainer, pl_module, _weights(trainer))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The same for `test`."""
+        """The same for `test` and `predict`."""
         self._begin(trainer, pl_module, _weights(trainer))
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The same for `predict`."""
-        self._begin(trainer, pl_module, _weights(trainer))
+    on_predict_start = on_test_start
 
     def _begin(self, trainer: Trainer, module: LightningModule, source: str | None) -> None:
         if not trainer.is_global_zero:

@@ -74,14 +74,13 @@ class EMA(L.Callback):
     @contextmanager
     def averaged(self, pl_module: L.LightningModule) -> Iterator[None]:
         """The module holds the averaged weights inside this context; contexts may be nested."""
-        if not self.average or self._kept:
-            yield
-            return
+        nested = bool(self._kept)
         self._enter(pl_module)
         try:
             yield
         finally:
-            self._leave(pl_module)
+            if not nested:
+                self._leave(pl_module)
 
     def _enter(self, pl_module: L.LightningModule) -> None:
         if not self.average or self._kept:
@@ -98,20 +97,14 @@ class EMA(L.Callback):
                 w.copy_(kept[name])
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Validate the average."""
+        """Validate, and test, the average."""
         self._enter(pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Continue training with the weights themselves."""
         self._leave(pl_module)
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Test the average."""
-        self._enter(pl_module)
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Restore the weights."""
-        self._leave(pl_module)
+    on_test_start, on_test_end = on_validation_start, on_validation_end
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException

@@ -14,9 +14,9 @@ import lightning as L
 import torch
 from rich.console import Console
 
-from luve_lightning.callbacks.cpu_threads import CPUThreads, cpu_threads
 from luve_lightning.callbacks.graceful_stop import StopPredictionOnSigterm
 from luve_lightning.callbacks.progress import TrainingProgress
+from luve_lightning.callbacks.repeatable import CPUThreads, cpu_threads
 from luve_lightning.cli import Verb
 from luve_lightning.cli.open_index import (
     check_folder,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,21 +73,19 @@ class EvaluationReport:
 
     def versions(self) -> dict[str, str]:
         """Versions of every package used for any result, including cached results."""
-        seen: dict[str, dict[str, None]] = {}
-        for methods in self.found.scores.values():
-            for scores in methods.values():
-                for score in scores.values():
-                    for package, version in score.versions.items():
-                        seen.setdefault(package, {})[version] = None
-        for package, version in self.found.versions.items():
-            seen.setdefault(package, {})[version] = None
+        by_method = (scores for methods in self.found.scores.values() for scores in methods.values())
+        used = [score.versions for scores in by_method for score in scores.values()]
+        seen: dict[str, set[str]] = {}
+        for versions in [*used, self.found.versions]:
+            for package, version in versions.items():
+                seen.setdefault(package, set()).add(version)
         return {package: " and ".join(sorted(versions)) for package, versions in seen.items()}
 
 
 def table_rows(report: EvaluationReport) -> tuple[list[str], list[dict[str, Any]]]:
     """The main table: columns, and one row per method."""
     names = [metric.name for metric in report.metrics]
-    versions = ", ".join(f"{package} {version}" for package, version in report.versions().items())
+    versions = settings(report)["versions"]
     extractors = "; ".join(f"{m.name}: {m.extractor}" for m in report.metrics if m.extractor)
     columns = ["method", "n"]
     columns += [column for name in names for column in (name, f"{name}_low", f"{name}_high")]
@@ -124,14 +122,10 @@ def difference_rows(report: EvaluationReport) -> tuple[list[str], list[dict[str,
     """Every pair and metric."""
     columns = ["metric", "first", "second", "difference", "low", "high", "n"]
     rows = [
-        dict(zip(columns, (d.metric, d.first, d.second, *_cell(d.interval)), strict=True))
+        dict(zip(columns, (d.metric, d.first, d.second, *astuple(d.interval)), strict=True))
         for d in report.summary.differences
     ]
     return columns, rows
-
-
-def _cell(interval: Interval) -> tuple[float, float, float, int]:
-    return interval.value, interval.low, interval.high, interval.n
 
 
 def with_arrow(metric: ReadyMetric) -> str:
@@ -152,20 +146,10 @@ def in_words(interval: Interval) -> str:
 def report_markdown(report: EvaluationReport) -> str:
     """The report as Markdown, for people."""
     columns = ["method", "n", *(with_arrow(metric) for metric in report.metrics)]
-    rows = [
-        dict(
-            zip(
-                columns,
-                [
-                    method,
-                    report.videos(method),
-                    *(in_words(report.interval(m.name, method)) for m in report.metrics),
-                ],
-                strict=True,
-            )
-        )
-        for method in report.sets.methods
-    ]
+    rows = []
+    for method in report.sets.methods:
+        cells = [in_words(report.interval(metric.name, method)) for metric in report.metrics]
+        rows.append(dict(zip(columns, [method, report.videos(method), *cells], strict=True)))
     parts = ["# Evaluation", table_markdown(columns, rows).rstrip(), *warnings(report), NOTES]
     if report.summary.differences:
         parts += ["## Differences", table_markdown(*difference_rows(report)).rstrip()]
@@ -253,8 +237,7 @@ def report_json(report: EvaluationReport) -> str:
     """The report for programs; NaN is null, infinities are the strings "inf" and "-inf"."""
 
     def numbers(interval: Interval) -> dict[str, Any]:
-        value, low, high = (_number(x) for x in (interval.value, interval.low, interval.high))
-        return {"value": value, "low": low, "high": high, "n": interval.n}
+        return {name: _number(value) for name, value in asdict(interval).items()}
 
     methods = {
         method: {

@@ -212,16 +212,12 @@ class ResultCache:
         except OSError as error:
             self._keep(path, score, error)
 
-    def has_features(self, key: str) -> bool:
-        """Whether features are stored, complete and undamaged."""
-        return self.features(key) is not None
-
     def features(self, key: str) -> Tensor | None:
-        """Stored features, N x D float32, or None."""
+        """Stored features, N x D float32; None where there are none, or damaged ones."""
         if isinstance(kept := self._kept.get(self._path(key, ".safetensors")), Tensor):
             return kept
         try:
-            with self._open(key) as file:
+            with SafetensorsWindow(self._path(key, ".safetensors")) as file:
                 features = file.read(_FEATURES, (None, None))
                 return features if file.metadata.get(DIGEST) == tensor_digest(features) else None
         except (OSError, ValueError):
@@ -241,9 +237,6 @@ class ResultCache:
         if not self._kept:
             warn_kept_in_memory(self.folder, error)
         self._kept[path] = result
-
-    def _open(self, key: str) -> SafetensorsWindow:
-        return SafetensorsWindow(self._path(key, ".safetensors"))
 
     def _path(self, key: str, suffix: str) -> Path:
         return self.folder / key[:2] / f"{key}{suffix}"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.hashes import ClipHashes, Stamp, stamp
-from luve_lightning.evaluation.decode_ahead import Decoded, decode_ahead
+from luve_lightning.evaluation.decode_ahead import decode_ahead
 from luve_lightning.evaluation.prepared_metrics import ReadyMetric, Skipped
 from luve_lightning.evaluation.result_cache import ResultCache, Score, result_key
 from luve_lightning.evaluation.video_sets import VideoSets
@@ -134,7 +134,9 @@ class Runner:
         keep = lambda job: job.method is None  # noqa: E731
         for item in decode_ahead(jobs, lambda j: j.path, lambda j: j.seen, keep, self.threads, self.limit):
             job = item.job
-            frames = self._frames(item)
+            frames = None if item.frames is None else torch.from_numpy(item.frames).to(self.device)
+            if frames is None:
+                self.found.problems.append(Problem(job.method, job.video, item.reason or ""))
             if job.method is None:
                 original, original_of = frames, job.video
             if frames is not None:
@@ -206,10 +208,10 @@ class Runner:
         if key is None:
             return True
         if metric.frechet is not None:
-            if self.cache.has_features(key):
+            known = self.cache.features(key) is not None
+            if known:
                 self.found.features.setdefault(metric.name, {}).setdefault(method, {})[name] = key
-                return True
-            return False
+            return known
         score = self.cache.score(key)
         if score is not None:
             self._take(metric, method, name, score)
@@ -218,12 +220,6 @@ class Runner:
     def _take(self, metric: ReadyMetric, method: str | None, name: str, score: Score) -> None:
         assert method is not None
         self.found.scores.setdefault(metric.name, {}).setdefault(method, {})[name] = score
-
-    def _frames(self, item: Decoded[_Job]) -> Tensor | None:
-        if item.frames is None:
-            self.found.problems.append(Problem(item.job.method, item.job.video, item.reason or ""))
-            return None
-        return torch.from_numpy(item.frames).to(self.device)
 
     def _measure(self, job: _Job, frames: Tensor, original: Tensor | None) -> None:
         for metric in job.todo:

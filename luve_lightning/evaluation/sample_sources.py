@@ -63,7 +63,8 @@ def write_generated(
             write_video(folder.stage_video(job, stage), made.stages[stage], fps, lossless)
     write_video(video, made.frames, fps, lossless)
     if folder.sheet:
-        _save(sheet_of(job, made), video.with_suffix(".jpg"))
+        with replacing(video.with_suffix(".jpg")) as temporary:
+            sheet_of(job, made).save(temporary, format="JPEG", quality=92)
     content = {
         "prompt": job.prompt,
         "fps": fps,
@@ -82,11 +83,6 @@ def sheet_of(job: VideoJob, made: MadeVideo) -> Image.Image:
     last = next((report.stage for report in reversed(made.reports) if report.stage != "decoded"), "video")
     rows = {**made.stages, last: made.frames}
     return contact_sheet({f"{name}\n{v.shape[1]}x{v.shape[2]}": v for name, v in rows.items()}, job.prompt)
-
-
-def _save(sheet: Image.Image, path: Path) -> None:
-    with replacing(path) as temporary:
-        sheet.save(temporary, format="JPEG", quality=92)
 
 
 Precision = Callable[[], AbstractContextManager[Any]]

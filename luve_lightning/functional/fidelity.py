@@ -37,12 +37,6 @@ def psnr(video: Tensor, target: Tensor, data_range: float = 2.0) -> Tensor:
     return 10 * torch.log10(data_range**2 / mse)
 
 
-def _gaussian(window: int, sigma: float, device: torch.device) -> Tensor:
-    x = torch.arange(window, dtype=torch.float32, device=device) - (window - 1) / 2
-    g = torch.exp(-0.5 * (x / sigma) ** 2)
-    return g / g.sum()
-
-
 def ssim(
     video: Tensor,
     target: Tensor,
@@ -85,7 +79,9 @@ def _ssim_map(x: Tensor, y: Tensor, data_range: float, window: int, sigma: float
     # Every image is a group of its own. On a CPU this is many times faster than one channel and a large batch; on
     # a GPU it avoids TF32, which the differences of squares below do not survive.
     images = x.shape[1]
-    g = _gaussian(window, sigma, x.device).expand(images, 1, 1, window)
+    taps = torch.arange(window, dtype=torch.float32, device=x.device) - (window - 1) / 2
+    g = torch.exp(-0.5 * (taps / sigma) ** 2)
+    g = (g / g.sum()).expand(images, 1, 1, window)
 
     def blur(z: Tensor) -> Tensor:
         return F.conv2d(F.conv2d(z, g, groups=images), g.transpose(2, 3), groups=images)

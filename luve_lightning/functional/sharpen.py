@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -109,7 +108,9 @@ def _sharpen_planes(
     height, width = planes.shape[1:]
     at_once = _CPU_VALUES if planes.device.type == "cpu" else _DEVICE_VALUES
     count = max(1, min(len(planes), at_once // (height * width)))
-    bands = list(_bands(rows, height if count > 1 else max(1, at_once // width)))
+    # Neighbouring blocks of rows, together at most that many pixels high unless one alone is larger.
+    size = max(1, (height if count > 1 else max(1, at_once // width)) // _BLOCK)
+    bands = [rows[first : first + size] for first in range(0, len(rows), size)]
     tallest = max(band[-1].stop - band[0].start for band in bands)
     buffers = torch.empty(2, count * tallest * width, device=planes.device)
     for first in range(0, len(planes), count):
@@ -131,10 +132,3 @@ def _sharpen_planes(
             # Away from the blurred frame, past the original.
             torch.lerp(part[:, top:bottom], blurred, -amount, out=blurred)
             target[first : first + count, top:bottom] = blurred.clamp_(-1, 1)
-
-
-def _bands(rows: list[_Block], height: int) -> Iterator[list[_Block]]:
-    """Neighbouring blocks of rows, together at most `height` pixels unless one alone is larger."""
-    size = max(1, height // _BLOCK)
-    for first in range(0, len(rows), size):
-        yield rows[first : first + size]

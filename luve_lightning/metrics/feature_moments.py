@@ -64,7 +64,6 @@ class FeatureExtractor(nn.Module):
 
     def train(self, mode: bool = True) -> FeatureExtractor:
         """Stay in evaluation mode: features must not depend on the rest of the batch."""
-        del mode
         return super().train(False)
 
 
@@ -245,7 +244,7 @@ class FeatureStatistics:
         if not self.package:
             object.__setattr__(self, "package", version("luve-lightning"))
 
-    def check(self, plan: PatchPlan, extractor: str, source_hash: str | None = None) -> None:
+    def check(self, plan: PatchPlan, extractor: str) -> None:
         """Refuse a comparison with features made differently.
 
         The random patches' seed may differ: it changes which patches, not their kind. The package's version is
@@ -254,7 +253,6 @@ class FeatureStatistics:
         Args:
             plan: the other side's plan.
             extractor: the other side's network.
-            source_hash: hash of the folder as it is now, if known.
 
         Raises:
             ValueError: they differ; one line names each difference.
@@ -267,10 +265,6 @@ class FeatureStatistics:
         ]
         if self.extractor != extractor:
             wrong.append(f"extractor {self.extractor} there and {extractor} here")
-        if source_hash is not None and source_hash != self.source_hash:
-            wrong.append(
-                f"files of {self.source} (sha256 {self.source_hash[:12]} there, {source_hash[:12]} now)"
-            )
         if wrong:
             name = self.path or f"of {self.source}"
             raise ValueError(

@@ -177,7 +177,6 @@ class FrechetPatchDistance(Metric):
 
     def train(self, mode: bool = True) -> FrechetPatchDistance:
         """Stay in evaluation mode: networks that measure are never trained."""
-        del mode
         return super().train(False)
 
     def _require_prepared(self) -> None:

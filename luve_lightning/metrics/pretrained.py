@@ -58,7 +58,12 @@ class WeightFile:
             places = [path / self.file_name if path.is_dir() else path]
         for place in places:
             if place.is_file():
-                self._check_size(place)
+                size = place.stat().st_size
+                if self.sha256 is not None and size != self.size_bytes:
+                    raise Unavailable(
+                        f"{place} has {size} bytes where {self.name} has {self.size_bytes}: cut short, or another "
+                        f"file; get it from {self.url}"
+                    )
                 return place
         missing = f"{places[0]} does not exist" if given is not None else f"{self.file_name} was not found"
         raise Unavailable(
@@ -76,14 +81,6 @@ class WeightFile:
         if self.sha256 is not None and file_digest(path) != self.sha256:
             raise Unavailable(f"{path} is not {self.name}: its sha256 differs; get it from {self.url}")
         return path
-
-    def _check_size(self, path: Path) -> None:
-        size = path.stat().st_size
-        if self.sha256 is not None and size != self.size_bytes:
-            raise Unavailable(
-                f"{path} has {size} bytes where {self.name} has {self.size_bytes}: cut short, or another file; "
-                f"get it from {self.url}"
-            )
 
     @property
     def readable_size(self) -> str:

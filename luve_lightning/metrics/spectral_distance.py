@@ -69,6 +69,5 @@ class HighFrequencyShare(VideoMetric):
 
     def measure(self, frames: Tensor, reference: Tensor | None) -> float:
         """Share of one video."""
-        del reference
         low, high = band_power(luma_spectrum(frames), (0, 0.5, 1)).tolist()
         return high / (low + high) if low + high else 0.0

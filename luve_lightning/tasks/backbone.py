@@ -77,7 +77,6 @@ class AutoencoderTask(TrainingTask):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Weighted losses plus KL."""
-        del batch_idx
         video = batch["video"]
         reconstruction, posterior = self(video, sample=True)
         terms = {name: loss(reconstruction, video) for name, loss in self.losses.items()}
@@ -90,7 +89,6 @@ class AutoencoderTask(TrainingTask):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """PSNR of the clamped reconstruction in dB, averaged over clips."""
-        del batch_idx
         video = batch["video"]
         reconstruction, _ = self(video)
         score = psnr(reconstruction.float().clamp(-1, 1), video)
@@ -258,7 +256,6 @@ class BackboneTask(FlowMatchingTask):
             folder: where to.
             datamodule: not needed.
         """
-        del datamodule
         family = load_backbone(self.backbone)
         schedule = family.build_schedule(self.shift)
         family.save(Path(folder), self.denoiser, self.text_encoder, schedule, self.backbone, torch.float16)

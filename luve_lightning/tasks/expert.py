@@ -128,7 +128,6 @@ class AdaptationTask(FlowMatchingTask):
             folder: target; the transformer goes to its subfolder `transformer/`.
             datamodule: not needed.
         """
-        del datamodule
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights = get_model_state_dict(self.transformer, options=options)
         if self.global_rank != 0:
@@ -236,7 +235,6 @@ class ExpertTask(FlowMatchingTask):
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Losses of held-out clips in the expert's band, without and with it."""
-        del batch_idx
         activate(self.transformer, None)
         self._before |= self.fixed_losses(batch)
         activate(self.transformer, self.name)
@@ -266,7 +264,6 @@ class ExpertTask(FlowMatchingTask):
             folder: where to.
             datamodule: not needed.
         """
-        del datamodule
         save_expert(self.transformer, self.name, folder)
 
 

@@ -170,7 +170,6 @@ class FlowMatchingTask(TrainingTask):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Losses of held-out clips at fixed noise levels with fixed noise."""
-        del batch_idx
         self._scores |= self.fixed_losses(batch)
 
     def on_validation_epoch_end(self) -> None:

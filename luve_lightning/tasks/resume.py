@@ -42,14 +42,11 @@ def check_training_state(trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> N
         if stateful and callback.state_key not in saved:
             anew.append(type(callback).__name__)
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    if _keeps_a_position(data) and type(data).__qualname__ not in checkpoint:
+    stateful = data is not None and type(data).state_dict is not L.LightningDataModule.state_dict
+    if stateful and type(data).__qualname__ not in checkpoint:
         anew.append(type(data).__name__)
     if anew:
         rank_zero_warn(f"the checkpoint has no state of {', '.join(anew)}: it starts afresh")
-
-
-def _keeps_a_position(data: Any) -> bool:
-    return data is not None and type(data).state_dict is not L.LightningDataModule.state_dict
 
 
 class Settings:
@@ -65,7 +62,7 @@ class Settings:
         self.callbacks = [(callback, _settings_of(callback)) for callback in trainer.callbacks]  # type: ignore[attr-defined]
 
     def note_optimizers(self, trainer: L.Trainer) -> None:
-        """Remember the callbacks' settings before their states are loaded."""
+        """Remember the settings of optimisers and schedules before their states are loaded."""
         self.groups = [
             [
                 {key: value for key, value in group.items() if key != "params"}

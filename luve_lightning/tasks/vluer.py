@@ -107,7 +107,6 @@ class VLUerTask(TrainingTask):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Weighted sum of the active losses."""
-        del batch_idx
         low, high = batch["lr"], batch["hr"]
         prediction = self(low, tuple(high.shape[2:]))
         phase = self.phase(self.global_step)
@@ -126,7 +125,6 @@ class VLUerTask(TrainingTask):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Latent L1 and PSNR_rgb of each clip against its own latents and pixels."""
-        del batch_idx
         prediction = self(batch["lr"], tuple(batch["hr"].shape[2:])).float()
         distances = (prediction - batch["hr"]).abs().flatten(1).mean(1).tolist()
         fidelities = psnr(self.codec.decode(prediction), batch["video"]).tolist()
@@ -159,5 +157,4 @@ class VLUerTask(TrainingTask):
             folder: where to.
             datamodule: not needed.
         """
-        del datamodule
         self.net.save_pretrained(folder)

@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from luve_lightning.callbacks import EMA, AtomicCheckpointIO, SampleMetrics, StopRequested
-from luve_lightning.callbacks.random_state import undisturbed
+from luve_lightning.callbacks.repeatable import undisturbed
 from luve_lightning.data.video_files import read_video
 from luve_lightning.evaluation.sample_sources import GeneratedVideos, Samples, SampleVideo, UpsampledVideos
 from luve_lightning.functional.frechet import frechet_distance

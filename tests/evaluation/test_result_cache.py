@@ -43,10 +43,10 @@ def test_scores_come_back_to_the_bit(tmp_path: Path, value: float) -> None:
 
 def test_features_come_back_to_the_bit(tmp_path: Path) -> None:
     cache, features = ResultCache(tmp_path), torch.randn(7, 3)
-    assert not cache.has_features(KEY)
+    assert cache.features(KEY) is None
     assert cache.features(KEY) is None
     cache.put_features(KEY, features)
-    assert cache.has_features(KEY)
+    assert cache.features(KEY) is not None
     found = cache.features(KEY)
     assert found is not None
     assert torch.equal(found, features)
@@ -64,7 +64,7 @@ def test_damaged_files_count_as_missing_and_are_replaced(tmp_path: Path, share: 
                 content[: int(share * len(content)) - 2 if share > 0.9 else int(share * len(content))]
             )
     assert cache.score(KEY) is None
-    assert not cache.has_features(KEY)
+    assert cache.features(KEY) is None
     assert cache.features(KEY) is None
     cache.put_score(KEY, score, {})
     assert cache.score(KEY) == score
@@ -98,7 +98,7 @@ def test_a_folder_that_may_not_be_written_is_kept_in_memory(
     with warnings.catch_warnings(action="error"):  # once is enough
         cache.put_features(other, features)
     assert cache.score(other) == score
-    assert cache.has_features(other)
+    assert cache.features(other) is not None
     found = cache.features(other)
     assert found is not None
     assert torch.equal(found, features)
@@ -124,7 +124,7 @@ def test_flipped_bits_count_as_missing(tmp_path: Path) -> None:
     content = features.read_bytes()
     features.write_bytes(bytes([*content[:-1], content[-1] ^ 0x80]))
     assert cache.score(KEY) is None
-    assert not cache.has_features(KEY)
+    assert cache.features(KEY) is None
     assert cache.features(KEY) is None
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from luve_lightning.callbacks import AtomicCheckpointIO
-from luve_lightning.callbacks.random_state import random_state, set_random_state
+from luve_lightning.callbacks.repeatable import random_state, set_random_state
 from tests.helpers.processes import run_processes
 from tests.helpers.resumable import Run, train
 

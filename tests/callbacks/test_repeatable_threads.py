@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from luve_lightning.callbacks import CPUThreads
-from luve_lightning.callbacks.cpu_threads import cpu_threads
+from luve_lightning.callbacks.repeatable import cpu_threads
 from luve_lightning.models.vluer import VLUer
 from luve_lightning.tasks.base import TrainingTask
 
