@@ -47,9 +47,7 @@ def merge(base: Any, over: Any) -> Any:
     return {**base, **{key: merge(base[key], over[key]) if key in base else over[key] for key in over}}
 
 
-def read_config(
-    file: Path, where: str = "--config", merge: Callable[[Any, Any], Any] = merge
-) -> dict[str, Any]:
+def read_config(file: Path, where: str = "--config", merge: Callable[[Any, Any], Any] = merge) -> dict[str, Any]:
     """Reads a file and what it extends into one plain mapping, with interpolations left as text.
 
     Args:
@@ -83,9 +81,7 @@ def _with_definitions(node: Any, definitions: Any, where: str) -> Any:
     return deepcopy(found)
 
 
-def _read_extended(
-    file: Path, where: str, merge: Callable[[Any, Any], Any], above: tuple[Path, ...]
-) -> dict[str, Any]:
+def _read_extended(file: Path, where: str, merge: Callable[[Any, Any], Any], above: tuple[Path, ...]) -> dict[str, Any]:
     own = _read_file(file, where)
     bases = own.pop(_EXTENDS, None) or []
     bases = [bases] if isinstance(bases, str) else bases

@@ -39,9 +39,7 @@ class Owner:
     @classmethod
     def me(cls) -> Owner:
         """This process, now."""
-        return cls(
-            os.getpid(), socket.gethostname(), datetime.now().astimezone().isoformat(timespec="seconds")
-        )
+        return cls(os.getpid(), socket.gethostname(), datetime.now().astimezone().isoformat(timespec="seconds"))
 
     @classmethod
     def read(cls, path: Path) -> Owner:
@@ -217,8 +215,7 @@ def _open_locked(path: Path, what: str) -> int:
         if owner.is_alive_here():
             raise Busy(what, owner) from None
         warnings.warn(
-            f"{path.parent}: its file system has no locks; nothing keeps a second process out of {what}",
-            stacklevel=4,
+            f"{path.parent}: its file system has no locks; nothing keeps a second process out of {what}", stacklevel=4
         )
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     if descriptor is None:

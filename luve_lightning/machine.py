@@ -43,9 +43,7 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
     # PyTorch also names devices it was built without, and `meta`, which computes nothing.
-    if device.type not in ("cpu", "cuda") and not (
-        device.type == "mps" and torch.backends.mps.is_available()
-    ):
+    if device.type not in ("cpu", "cuda") and not (device.type == "mps" and torch.backends.mps.is_available()):
         raise ValueError(f"device: no {name} here; expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device: no {name} here, PyTorch sees {torch.cuda.device_count()} GPUs")
@@ -105,8 +103,7 @@ def check_video(frames: int, height: int, width: int) -> None:
         ValueError: they do not fit.
     """
     check_memory(
-        f"frames, height and width: the pixels of {frames} frames of {height}x{width}",
-        frames * height * width * 3 * 4,
+        f"frames, height and width: the pixels of {frames} frames of {height}x{width}", frames * height * width * 3 * 4
     )
 
 
@@ -123,10 +120,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     revision = run_git(folder, "rev-parse", "--verify", "HEAD")
     if revision is None:
         return None
-    return {
-        "revision": revision,
-        "dirty": bool(run_git(folder, "status", "--porcelain", "--untracked-files=no")),
-    }
+    return {"revision": revision, "dirty": bool(run_git(folder, "status", "--porcelain", "--untracked-files=no"))}
 
 
 def revision_in_words(folder: Path = PACKAGE_ROOT) -> str:
@@ -139,10 +133,7 @@ def run_git(folder: Path, *arguments: str) -> str | None:
     """The output of `git` in `folder`, stripped; None where it fails or is not installed."""
     try:
         done = subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
+            ["git", "--no-optional-locks", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -282,8 +282,7 @@ class Steps:
         if now - self._told >= _SECONDS_BETWEEN_LINES and 0 < self.done < self.total:
             self._told = now
             self.console.print(
-                f"{self.what}: {self.done} of {self.total}, about {_in_words(self._left(now))} left",
-                highlight=False,
+                f"{self.what}: {self.done} of {self.total}, about {_in_words(self._left(now))} left", highlight=False
             )
 
     def _left(self, now: float) -> float:

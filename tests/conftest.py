@@ -32,9 +32,7 @@ TINY_SIZE = 64
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--numbers`: see tests/test_same_numbers.py."""
-    parser.addoption(
-        "--numbers", help="a file of numbers that must stay the same; written where it is missing"
-    )
+    parser.addoption("--numbers", help="a file of numbers that must stay the same; written where it is missing")
 
 
 @pytest.fixture(scope="session")

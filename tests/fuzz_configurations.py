@@ -113,17 +113,7 @@ def bases() -> list[Base]:
     by_name = {base.name: base for base in found}
     vluer, cascade = by_name["fit vluer/mini"], by_name["generate generate/mini"]
     found += [Base(f"{verb} vluer/mini", verb, vluer.config) for verb in ("validate", "test")]
-    keys = (
-        "backbone",
-        "height",
-        "width",
-        "num_frames",
-        "motion_height",
-        "motion_width",
-        "scale",
-        "steps",
-        "shift",
-    )
+    keys = ("backbone", "height", "width", "num_frames", "motion_height", "motion_width", "scale", "steps", "shift")
     found.append(Base("plan", "plan", {key: cascade.config[key] for key in keys if key in cascade.config}))
     world = {"output": "${oc.env:TINY_RUN}/world", "train": 1, "val": 1, "test": 1, "frames": 5, "size": 16}
     found.append(Base("mini-world", "mini-world", world | {"processes": 1, "seed": 0, "fps": 16}))
@@ -252,10 +242,7 @@ def _child(words: list[str], folder: Path, log: Path) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
         resource.setrlimit(resource.RLIMIT_AS, (_virtual() + MEMORY, _virtual() + MEMORY))
-        sys.argv = [
-            str(Path(sys.executable).with_name("luve")),
-            *words,
-        ]  # what more processes would be started with
+        sys.argv = [str(Path(sys.executable).with_name("luve")), *words]  # what more processes would be started with
 
         from luve_lightning.__main__ import main
 

@@ -90,27 +90,18 @@ ERRORS = [
     ("BASE --model.backbone nosuch", "model.init_args.backbone: backbone folder not found: nosuch"),
     ("BASE --model tests.helpers.tiny.Tin", "model.class_path: cannot import 'tests.helpers.tiny.Tin'"),
     ("BASE --model tests.helpers.tiny.TinyData", "model * TinyData * LightningModule"),
-    (
-        "BASE --model.losses.l1.reductio sum",
-        "model.init_args.losses.l1.init_args.reductio: unknown key; did you",
-    ),
+    ("BASE --model.losses.l1.reductio sum", "model.init_args.losses.l1.init_args.reductio: unknown key; did you"),
     ("BASE --data.batch_size 2.5", "data.init_args: * batch_size * int * 2.5"),
     ("BASE --data.share 2", "data.init_args.share: share must be in [0, 1], got 2.0"),
     ("BASE --data null", "data: required, but not given"),
-    (
-        "BASE --model luve_lightning.tasks.ExpertTask",
-        "model.init_args: * backbone * expert.place * name",
-    ),
+    ("BASE --model luve_lightning.tasks.ExpertTask", "model.init_args: * backbone * expert.place * name"),
     ("BASE --trainer.max_step 3", "trainer.max_step: unknown key; did you mean 'max_steps'?"),
     ("BASE --trainer.max_steps many", "trainer.max_steps * int * many"),
     ("BASE --trainer.precision bf16-mixd", "trainer.precision * bf16-mixed * bf16-mixd"),
     ("BASE --trainer.accelerator warp", "trainer.accelerator: You selected an invalid accelerator name"),
     ("BASE --trainer.logger false", "trainer.logger: unknown key; loggers is a dictionary by name"),
     ("BASE --callbacks.checkpoint.save_top_k x", "callbacks.checkpoint.init_args: * save_top_k * int * x"),
-    (
-        "BASE --callbacks.checkpoint.save_top_k 4",
-        "callbacks.checkpoint: ModelCheckpoint(save_top_k=4, monitor=None)",
-    ),
+    ("BASE --callbacks.checkpoint.save_top_k 4", "callbacks.checkpoint: ModelCheckpoint(save_top_k=4, monitor=None)"),
     ("BASE --loggers.csv.save_dir null", "loggers.csv.init_args: * save_dir"),
     ("BASE --seed_everything abc", "seed_everything * int * abc"),
     ("BASE --extra 3", "extra: unknown key"),
@@ -146,9 +137,7 @@ def test_a_bug_keeps_its_traceback(capsys: pytest.CaptureFixture[str], base: lis
     assert outcome.error_lines[-1] == "luve fit: internal error: KeyError, traceback above"
 
 
-def test_measuring_without_a_checkpoint_is_refused(
-    capsys: pytest.CaptureFixture[str], base: list[str]
-) -> None:
+def test_measuring_without_a_checkpoint_is_refused(capsys: pytest.CaptureFixture[str], base: list[str]) -> None:
     outcome = run_luve(capsys, "test", *base, "--ckpt_path", "last")
     assert outcome.code == 2
     assert "ckpt_path: no last checkpoint in " in outcome.error_lines[-1]
@@ -164,9 +153,7 @@ def test_a_run_leaves_its_checkpoint_configuration_and_provenance(
     with caplog.at_level("INFO"):
         outcome = run_luve(capsys, "fit", *base, "--seed_everything", 0)
     assert outcome.code == 0, outcome.err
-    assert not any(
-        f" {word}" in f" {m}" for m in caplog.messages for word in ("Tip:", "TPU", "Seed", "`Trainer.fit`")
-    )
+    assert not any(f" {word}" in f" {m}" for m in caplog.messages for word in ("Tip:", "TPU", "Seed", "`Trainer.fit`"))
     begin, end = outcome.out.split("luve fit: ")
     assert "  model   TinyModule, 5 parameters trained, 0 frozen\n" in begin
     assert f"  folder  {run}, seed 0\n" in begin
@@ -297,17 +284,13 @@ def test_a_pipe_is_a_configuration(base: list[str], repository: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
-def test_the_other_verbs_run(
-    capsys: pytest.CaptureFixture[str], base: list[str], tmp_path: Path, verb: str
-) -> None:
+def test_the_other_verbs_run(capsys: pytest.CaptureFixture[str], base: list[str], tmp_path: Path, verb: str) -> None:
     outcome = run_luve(capsys, verb, *base)
     assert outcome.code == 0, outcome.err
     assert json.loads((tmp_path / "run" / "provenance.json").read_text())["verb"] == verb
 
 
-def test_fast_dev_run_writes_no_provenance(
-    capsys: pytest.CaptureFixture[str], base: list[str], tmp_path: Path
-) -> None:
+def test_fast_dev_run_writes_no_provenance(capsys: pytest.CaptureFixture[str], base: list[str], tmp_path: Path) -> None:
     assert run_luve(capsys, "fit", *base, "--trainer.fast_dev_run", "true").code == 0
     assert not list((tmp_path / "run").glob("*.*"))
 
@@ -365,15 +348,6 @@ def test_an_interrupted_verb_that_keeps_its_work_says_so(
     monkeypatch.setattr("luve_lightning.__main__.run_verb", interrupt)
     outcome = run_luve(capsys, *verb.split(), "--anything", "1")
     assert outcome.code == 130
-    keeps = verb in [
-        "mini-world",
-        "precompute",
-        "embed",
-        "score",
-        "generate",
-        "upsample",
-        "evaluate",
-        "ablate",
-    ]
+    keeps = verb in ["mini-world", "precompute", "embed", "score", "generate", "upsample", "evaluate", "ablate"]
     hint = "; run the same command again to continue" if keeps else ""
     assert outcome.error_lines == [f"luve {verb}: interrupted{hint}"]

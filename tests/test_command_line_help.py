@@ -27,9 +27,7 @@ def test_overview_lists_every_verb_and_needs_no_torch(repository: Path) -> None:
         "import os; assert os.environ['OMP_WAIT_POLICY'] == 'PASSIVE'\n"
         "sys.exit(code)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for name, verb in verbs().items():
         assert f"  {name}" in done.stdout
@@ -81,16 +79,11 @@ def test_closed_streams_are_not_given_to_files(repository: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        (
-            "mkdir gone; cd gone; rmdir ../gone; {luve} --help",
-            "the current folder no longer exists; change to",
-        ),
+        ("mkdir gone; cd gone; rmdir ../gone; {luve} --help", "the current folder no longer exists; change to"),
         ("{luve} --help > /dev/full", "standard output cannot be written: No space left on device"),
     ],
 )
-def test_neither_a_folder_nor_a_place_to_print(
-    repository: Path, tmp_path: Path, script: str, message: str
-) -> None:
+def test_neither_a_folder_nor_a_place_to_print(repository: Path, tmp_path: Path, script: str, message: str) -> None:
     if "/dev/full" in script and not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     luve = shlex.join([sys.executable, "-m", "luve_lightning"])
@@ -106,13 +99,7 @@ def test_help_of_fit_is_short_and_its_own(capsys: pytest.CaptureFixture[str]) ->
     outcome = run_luve(capsys, "help", "fit")
     assert outcome.code == 0
     assert outcome.out.startswith("usage: luve fit [--config FILE]... [--key value]...\n\nTrain a model.")
-    for expected in (
-        "--ckpt_path",
-        "--callbacks.NAME",
-        "--loggers.NAME",
-        "--seed_everything",
-        "--trainer.help",
-    ):
+    for expected in ("--ckpt_path", "--callbacks.NAME", "--loggers.NAME", "--seed_everything", "--trainer.help"):
         assert expected in outcome.out
     assert "known subclasses" not in outcome.out
     assert "gradient_clip_val" not in outcome.out
@@ -122,9 +109,7 @@ def test_help_of_fit_is_short_and_its_own(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("verb", ["test", "predict", "plan", "bench"])
-def test_help_fits_a_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str
-) -> None:
+def test_help_fits_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     outcome = run_luve(capsys, verb, "--help")
     assert outcome.code == 0
@@ -170,9 +155,7 @@ def test_a_wrong_key_is_told_before_pytorch_is_imported(repository: Path) -> Non
         "assert codes == [2, 2], codes\n"
         "assert not {'torch', 'lightning', 'numpy'} & set(sys.modules)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines() == [
         "luve fit: error: model.init_args.lrr: unknown key; did you mean 'lr'?",

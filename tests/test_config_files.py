@@ -37,9 +37,7 @@ def bomb(levels: int, width: int) -> str:
     ],
     ids=lambda value: str(value[:16]),
 )
-def test_a_file_that_is_no_configuration_is_refused_in_one_line(
-    tmp_path: Path, content: bytes, message: str
-) -> None:
+def test_a_file_that_is_no_configuration_is_refused_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "x.yaml"
     file.write_bytes(content)
     with pytest.raises(CompositionError, match=message) as caught:
@@ -90,9 +88,7 @@ def test_a_file_is_laid_over_those_it_extends(tmp_path: Path) -> None:
     )
     (tmp_path / "base" / "gpu.yaml").write_text("extends: run.yaml\ndevice: cuda\nseed: 1\n")
     own = tmp_path / "own.yaml"
-    own.write_text(
-        "extends: base/gpu.yaml\nsave: {init_args: {m: 2}}\nloggers: {csv: null}\nfolder: ${device}\n"
-    )
+    own.write_text("extends: base/gpu.yaml\nsave: {init_args: {m: 2}}\nloggers: {csv: null}\nfolder: ${device}\n")
     save = {"class_path": "a.Save", "init_args": {"n": 1, "m": 2}}
     assert compose([own]) == {"seed": 1, "save": save, "device": "cuda", "folder": "cuda", "loggers": {}}
     # A second file that extends the same base sets what stands there again, and nothing else.

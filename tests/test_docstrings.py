@@ -24,9 +24,7 @@ def test_there_are_examples() -> None:
 SLOW = [name for name in MODULES if ".functional." not in name]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MODULES]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MODULES])
 def test_the_examples_of_a_module(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(REPOSITORY)
     results = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)

@@ -22,10 +22,7 @@ from luve_lightning.cli.keys import Keys
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "experiments/results/mini"
 PAGES = [
-    *(
-        REPOSITORY / name
-        for name in ("README.md", "CONTRIBUTING.md", "data/README.md", "data/mini/README.md")
-    ),
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md", "data/mini/README.md")),
     REPOSITORY / "experiments/README.md",
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
@@ -138,9 +135,7 @@ def test_every_option_shown_by_itself_is_some_verbs(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_every_make_target_and_variable_exists(page: Path) -> None:
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-    targets = {
-        name for line in re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE) for name in line.split()
-    }
+    targets = {name for line in re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE) for name in line.split()}
     variables = set(re.findall(r"^(\w+) *\?=", makefile, re.MULTILINE))
     for words in commands(page, "make"):
         for word in words:
@@ -165,10 +160,7 @@ def test_every_path_shown_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_every_name_of_the_package_shown_exists(page: Path) -> None:
-    names = [
-        tuple(name.rsplit(".", 1))
-        for name in re.findall(r"\bluve_lightning\.[\w.]+\w", "\n".join(shown(page)))
-    ]
+    names = [tuple(name.rsplit(".", 1)) for name in re.findall(r"\bluve_lightning\.[\w.]+\w", "\n".join(shown(page)))]
     for block in fenced(page, "python"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("luve_lightning"):
@@ -213,10 +205,7 @@ def test_every_row_of_the_results_is_shown(table: str) -> None:
 
 @pytest.mark.parametrize(
     ("table", "named", "row"),
-    [
-        ("experts", "**Table 6: full cascade**", "full"),
-        ("upsampling", "**Table 5: VLUer**", "VLUer"),
-    ],
+    [("experts", "**Table 6: full cascade**", "full"), ("upsampling", "**Table 5: VLUer**", "VLUer")],
 )
 def test_the_row_that_the_others_are_compared_with(table: str, named: str, row: str) -> None:
     lines, cells = results(table), shown_rows()[named]

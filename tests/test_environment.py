@@ -61,11 +61,7 @@ def test_every_installed_dependency_is_pinned() -> None:
         assert canonicalize_name(name) in pins, f"{name} is not in constraints.txt"
         for text in metadata.requires(name) or []:
             child = Requirement(text)
-            wanted = (
-                any(child.marker.evaluate({"extra": extra}) for extra in extras or {""})
-                if child.marker
-                else True
-            )
+            wanted = any(child.marker.evaluate({"extra": extra}) for extra in extras or {""}) if child.marker else True
             # setuptools and pip come with the virtual environment; a constraint on them would bind builds too.
             if wanted and child.name not in ("setuptools", "pip"):
                 waiting.append((child.name, child.extras))
@@ -106,9 +102,7 @@ def test_environment_yml_is_in_step() -> None:
     assert run_tool("--check").returncode == 0
     environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
     pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert {Requirement(line).name for line in pip if not line.startswith("--")} == {
-        r.name for r in REQUIREMENTS
-    }
+    assert {Requirement(line).name for line in pip if not line.startswith("--")} == {r.name for r in REQUIREMENTS}
 
 
 def test_hpsv3s_environment_agrees_with_ours_where_both_name_a_package() -> None:
@@ -116,9 +110,7 @@ def test_hpsv3s_environment_agrees_with_ours_where_both_name_a_package() -> None
     ours = {requirement.name: requirement for requirement in REQUIREMENTS}
     apart = ("transformers", "huggingface_hub")
     shared = [r for r in HPSV3_REQUIREMENTS if r.name in ours and r.name not in apart]
-    assert {"jsonargparse", "pyarrow", "torch", "decord", "av"} <= {
-        requirement.name for requirement in shared
-    }
+    assert {"jsonargparse", "pyarrow", "torch", "decord", "av"} <= {requirement.name for requirement in shared}
     for requirement in shared:
         exact = next((s.version for s in requirement.specifier if s.operator == "=="), None)
         same = requirement.specifier == ours[requirement.name].specifier
@@ -139,9 +131,7 @@ def test_the_check_notices_a_change(tmp_path: Path) -> None:
 
 
 def test_make_help_lists_every_target() -> None:
-    done = subprocess.run(
-        ["make", "--no-print-directory"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(["make", "--no-print-directory"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     makefile = (REPOSITORY / "Makefile").read_text()
     phony = {name for line in re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE) for name in line.split()}
     assert {"help", "setup", "test", "lint", "train-vluer", "evaluate-vluer"} <= phony

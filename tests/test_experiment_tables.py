@@ -47,9 +47,7 @@ def relative(file: Path) -> str:
 
 def header(file: Path) -> list[str]:
     lines = file.read_text(encoding="utf-8").splitlines()
-    return [
-        line.lstrip("# ") for line in lines[: next(i for i, t in enumerate(lines) if not t.startswith("#"))]
-    ]
+    return [line.lstrip("# ") for line in lines[: next(i for i, t in enumerate(lines) if not t.startswith("#"))]]
 
 
 def leaves(tree: Any) -> int:
@@ -70,9 +68,7 @@ def test_the_header_says_what_it_is_and_how_to_run_it(file: Path) -> None:
     elif file in ROWS:
         assert command == f"luve ablate {file.parent.name} --rows {file.stem}"
     else:
-        assert command.removeprefix("luve ablate ") in (
-            [file.parent.name] if file.parent != TABLES else NAMES
-        )
+        assert command.removeprefix("luve ablate ") in ([file.parent.name] if file.parent != TABLES else NAMES)
 
 
 @pytest.mark.parametrize("file", ROWS, ids=relative)
@@ -103,10 +99,7 @@ def test_every_row_is_another_run(name: str, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(REPOSITORY)
     planner = planner_of(name, tmp_path)
     for seed in (0, 1):
-        own = {
-            row: frozenset(s.digest for s in planner.before_gathering(row, seed))
-            for row in planner.table.rows
-        }
+        own = {row: frozenset(s.digest for s in planner.before_gathering(row, seed)) for row in planner.table.rows}
         assert len(set(own.values())) == len(own), "two rows run the same"
     whole = planner.plan({seed: list(planner.table.rows) for seed in planner.table.seeds})
     assert len(whole.stages) <= 20 * len(planner.table.seeds)
@@ -181,16 +174,12 @@ def tiny(
     }.items():
         monkeypatch.setenv(key, str(value))
     monkeypatch.chdir(REPOSITORY)
-    lines = [
-        f'{{"name": "{number:040x}", "prompt": "Coloured squares drift to the left."}}' for number in range(2)
-    ]
+    lines = [f'{{"name": "{number:040x}", "prompt": "Coloured squares drift to the left."}}' for number in range(2)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "rows"), [("experts", ["uhr_scaling_only", "full"]), ("vluer_parts", ["full"])]
-)
+@pytest.mark.parametrize(("name", "rows"), [("experts", ["uhr_scaling_only", "full"]), ("vluer_parts", ["full"])])
 def test_a_tiny_run_of_all_stages(
     capsys: pytest.CaptureFixture[str], tiny: None, tmp_path: Path, name: str, rows: list[str]
 ) -> None:
@@ -206,9 +195,7 @@ def test_a_tiny_run_of_all_stages(
         assert outcome.code == 0, f"{' '.join(stage.words)}\n{outcome.err}"
         write_done(stage, {"seconds": 1.0})
     found = result_rows(planner.table, collect(planner, {0: rows}).values)
-    assert {(row["row"], row["metric"]) for row in found} == {
-        (r, m) for r in rows for m in planner.table.metrics
-    }
+    assert {(row["row"], row["metric"]) for row in found} == {(r, m) for r in rows for m in planner.table.metrics}
     if name == "experts":
         [motion] = [stage for stage in plan.stages.values() if stage.name == "motion"]
         [refined] = [s for s in plan.stages.values() if s.name == "generate" and ("full", 0) in s.uses]

@@ -122,11 +122,7 @@ def test_it_fits_the_signatures(
 def test_a_difference_changes_few_keys_or_says_why(file: Path) -> None:
     verb, files = documented_command(file)
     if file == files[0]:
-        assert (
-            verb in ("report", "dashboards")
-            or "class_path" in file.read_text()
-            or "backbone" in file.read_text()
-        )
+        assert verb in ("report", "dashboards") or "class_path" in file.read_text() or "backbone" in file.read_text()
         return
     assert leaves(compose([file])) <= 3 or "Why:" in header(file)
 
@@ -183,9 +179,7 @@ def test_one_step_runs(capsys: pytest.CaptureFixture[str], tiny_environment: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["precompute/mini.yaml", "mini/vae.yaml", "experts/mini-metrics.yaml"])
-def test_one_step_runs_in_bfloat16(
-    capsys: pytest.CaptureFixture[str], tiny_environment: Path, name: str
-) -> None:
+def test_one_step_runs_in_bfloat16(capsys: pytest.CaptureFixture[str], tiny_environment: Path, name: str) -> None:
     """Lightning converts every batch then, and the default dtype is another."""
     verb, files = documented_command(EXPERIMENTS / name)
     words = [*as_options([*files, *overlays(verb, files)]), "--trainer.precision", "bf16-true"]

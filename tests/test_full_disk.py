@@ -37,12 +37,7 @@ def words(tiny_backbone: Path, tiny_clips: Path, tiny_cascade: Path, tmp_path: P
     return {
         "precompute": [*world, *sizes, "--scales=[2]", *trainer, "--store=OUT"],
         "embed": [*world, "--dtype=float32", "--device=cpu", "--length=16", "--store=OUT"],
-        "score": [
-            world[1],
-            "--batch_size=2",
-            "--scorer=luve_lightning.data.scorers.SharpnessExposure",
-            "--output=OUT",
-        ],
+        "score": [world[1], "--batch_size=2", "--scorer=luve_lightning.data.scorers.SharpnessExposure", "--output=OUT"],
         "upsample": [*world, *sizes, "--scale=2", "--baselines=[bilinear]", "--device=cpu", "--output=OUT"],
         "evaluate": [
             *folders,
@@ -72,14 +67,7 @@ def words(tiny_backbone: Path, tiny_clips: Path, tiny_cascade: Path, tmp_path: P
 @pytest.mark.usefixtures("capsys")  # pytest's other way of capturing writes files
 @pytest.mark.parametrize(
     ("verb", "size"),
-    [
-        ("precompute", 2000),
-        ("embed", 100),
-        ("score", 1000),
-        ("upsample", 3000),
-        ("evaluate", 300),
-        ("generate", 2000),
-    ],
+    [("precompute", 2000), ("embed", 100), ("score", 1000), ("upsample", 3000), ("evaluate", 300), ("generate", 2000)],
 )
 def test_a_full_disk_is_named_and_leaves_nothing_half(
     words: dict[str, list[str]], tmp_path: Path, verb: str, size: int
@@ -104,8 +92,4 @@ def test_a_full_disk_is_named_and_leaves_nothing_half(
 
 def left_over(folder: Path) -> list[Path]:
     """Temporary files and locks."""
-    return [
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and (path.name[0] == "." or path.suffix == ".tmp")
-    ]
+    return [path for path in folder.rglob("*") if path.is_file() and (path.name[0] == "." or path.suffix == ".tmp")]

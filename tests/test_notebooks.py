@@ -83,9 +83,7 @@ def test_it_imports_the_package_and_defines_nothing(path: Path) -> None:
         name.split(".")[0]
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in (
-            [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
-        )
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
     }
     assert "luve_lightning" in imported
     assert imported <= LIBRARIES

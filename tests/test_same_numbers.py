@@ -80,9 +80,7 @@ def configurations(files: tuple[str, ...], common: tuple[str, ...] = ()) -> list
     return [word for path in paths for word in ("--config", str(path))]
 
 
-def trained(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, task: str
-) -> Numbers:
+def trained(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, task: str) -> Numbers:
     """Every number that ten steps of a task log but times, as hexadecimal, and a digest of what it exports."""
     files, options = TASKS[task]
     monkeypatch.setenv("TINY_RUN", str(folder))
@@ -94,8 +92,7 @@ def trained(
     for log in sorted(folder.rglob("metrics.csv")):
         with log.open(newline="") as file:
             rows += [
-                {k: float(v).hex() for k, v in row.items() if v and "time" not in k}
-                for row in csv.DictReader(file)
+                {k: float(v).hex() for k, v in row.items() if v and "time" not in k} for row in csv.DictReader(file)
             ]
     assert len([row for row in rows if any(key.startswith("train/") for key in row)]) >= STEPS
     weights = [p for p in sorted(folder.rglob("*.safetensors")) if "wandb" not in p.parts]
@@ -109,19 +106,13 @@ def generated(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert outcome.code == 0, outcome.err
     files = [p for p in sorted(folder.rglob("*")) if p.suffix in (".mp4", ".safetensors")]
     assert files
-    return {
-        suffix: sorted(digest(p) for p in files if p.suffix == suffix) for suffix in (".mp4", ".safetensors")
-    }
+    return {suffix: sorted(digest(p) for p in files if p.suffix == suffix) for suffix in (".mp4", ".safetensors")}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", [*TASKS, "generate"])
 def test_the_numbers_are_the_same(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    world: Path,
-    kept: Path | None,
-    what: str,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, world: Path, kept: Path | None, what: str
 ) -> None:
     def once(name: str) -> Numbers:
         if what == "generate":

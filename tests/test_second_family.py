@@ -40,18 +40,11 @@ def stores(
         patch.setenv("TINY_WORLD", str(tiny_clips))
         patch.setenv("TINY_LATENTS", str(folder / "latents"))
         patch.setenv("TINY_RUN", str(folder))
-        for verb, name in (
-            ("precompute", "mini.yaml"),
-            ("precompute", "mini-experts.yaml"),
-            ("embed", "mini.yaml"),
-        ):
+        for verb, name in (("precompute", "mini.yaml"), ("precompute", "mini-experts.yaml"), ("embed", "mini.yaml")):
             files = [repository / part / verb / file
                      for part in ("experiments", "tests/conf")
                      for file in dict.fromkeys(("mini.yaml", name))]  # fmt: skip
-            assert (
-                main([verb, *(word for file in files if file.is_file() for word in ("--config", str(file)))])
-                == 0
-            )
+            assert main([verb, *(word for file in files if file.is_file() for word in ("--config", str(file)))]) == 0
     return folder / "latents", folder / "texts"
 
 
@@ -129,9 +122,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory, backbone: Path) -> Path:
     return folder
 
 
-def test_its_cascade_goes_stage_by_stage_and_is_saved_whole(
-    backbone: Path, parts: Path, tmp_path: Path
-) -> None:
+def test_its_cascade_goes_stage_by_stage_and_is_saved_whole(backbone: Path, parts: Path, tmp_path: Path) -> None:
     pipeline = LuVePipeline.from_pretrained(backbone, parts / "vluer", parts / "experts")
     pipeline.set_progress_bar_config(disable=True)
     options = CascadeOptions(16, 24, 5, steps=8, skip_steps=1)
@@ -180,9 +171,7 @@ def test_luve_generates_with_it_and_resumes(
 
 def test_luve_plans_it(capsys: pytest.CaptureFixture[str], backbone: Path, parts: Path) -> None:
     size = ("--height", 16, "--width", 24, "--num_frames", 5, "--steps", 4, "--skip_steps", 1)
-    outcome = run_luve(
-        capsys, "plan", "--backbone", backbone, "--vluer", parts / "vluer", *size, "--dtype", "float32"
-    )
+    outcome = run_luve(capsys, "plan", "--backbone", backbone, "--vluer", parts / "vluer", *size, "--dtype", "float32")
     assert outcome.code == 0, outcome.err
     refine = next(line.split() for line in outcome.out.splitlines() if line.startswith("refine"))
     assert refine[:5] == ["refine", "3x4x6", "72", "3", "6"]
@@ -198,9 +187,7 @@ def test_a_vluer_is_trained_on_it(command: Command, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("files", [["lfe"], ["lfe", "hfe"]])
-def test_experts_are_trained_on_it(
-    command: Command, tmp_path: Path, backbone: Path, files: list[str]
-) -> None:
+def test_experts_are_trained_on_it(command: Command, tmp_path: Path, backbone: Path, files: list[str]) -> None:
     """Latents and texts embedded, one step, and the expert changes what its base predicts in its own place."""
     command("fit", *(f"experts/mini-{name}.yaml" for name in files), "--model.recompute=blocks")
     denoiser = load_backbone(backbone).denoiser()

@@ -35,19 +35,14 @@ def drawn(line: StatusLine, width: int) -> list[str]:
     total=st.none() | st.integers(1, 10**7),
     left=st.none() | st.floats(0, 10**6),
 )
-def test_it_is_one_line_at_any_width(
-    width: int, facts: list[str], total: int | None, left: float | None
-) -> None:
+def test_it_is_one_line_at_any_width(width: int, facts: list[str], total: int | None, left: float | None) -> None:
     lines = drawn(StatusLine("step", 1, total, 3601.0, left, facts), width)
     assert len(lines) == 1
     assert len(lines[0]) <= width
     assert lines[0].startswith("step ")
 
 
-@pytest.mark.parametrize(
-    ("width", "kept"),
-    [(14, 0), (26, 0), (40, 1), (60, 1), (80, 2), (120, 5), (400, 12)],
-)
+@pytest.mark.parametrize(("width", "kept"), [(14, 0), (26, 0), (40, 1), (60, 1), (80, 2), (120, 5), (400, 12)])
 def test_what_matters_least_is_left_out_first(width: int, kept: int) -> None:
     (line,) = drawn(LINE, width)
     assert line.startswith("step 1240/2200")

@@ -56,10 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if TARGET.is_file() and TARGET.read_text(encoding="utf-8") == text:
         return 0
-    print(
-        f"{TARGET.name} is out of step with pyproject.toml; run: python tools/make_environment.py",
-        file=sys.stderr,
-    )
+    print(f"{TARGET.name} is out of step with pyproject.toml; run: python tools/make_environment.py", file=sys.stderr)
     return 1
 
 

@@ -144,9 +144,7 @@ def draw(screen: pyte.Screen, size: int = 15) -> Image.Image:
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     plain, bold = (ImageFont.truetype(fonts / f"DejaVuSansMono{name}.ttf", size) for name in ("", "-Bold"))
     width, height = round(plain.getlength("M")), round(size * 1.3)
-    picture = Image.new(
-        "RGB", (screen.columns * width + 2 * _MARGIN, screen.lines * height + 2 * _MARGIN), _BACKGROUND
-    )
+    picture = Image.new("RGB", (screen.columns * width + 2 * _MARGIN, screen.lines * height + 2 * _MARGIN), _BACKGROUND)
     canvas = ImageDraw.Draw(picture)
     for row in range(screen.lines):
         for column in range(screen.columns):
@@ -165,9 +163,7 @@ def _colour(name: str) -> Colour:
 
 def main() -> int:
     """Draws what the arguments ask for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--at", nargs=2, action="append", default=[], metavar=("PATTERN", "FILE"))
     parser.add_argument("--end", metavar="FILE")
     parser.add_argument("--seconds", type=float, default=3600.0, help="kill the command after this long")

@@ -210,9 +210,7 @@ class AblationPlanner:
 class _SeedGraph:
     """The stages of one seed."""
 
-    def __init__(
-        self, planner: AblationPlanner, seed: int, rows: list[str], stages: dict[str, AblationStage]
-    ) -> None:
+    def __init__(self, planner: AblationPlanner, seed: int, rows: list[str], stages: dict[str, AblationStage]) -> None:
         self.planner, self.seed, self.rows, self.stages = planner, seed, rows, stages
         self._known: dict[tuple[str, str | None], AblationStage] = {}
         self._path: list[str] = []
@@ -244,9 +242,7 @@ class _SeedGraph:
                     f"says {key}: null"
                 )
             for own in self.rows if ROW in key else [row]:
-                filled.append(
-                    (key.replace(ROW, own), as_text(value), own if ROW in key or not spec.gathers else None)
-                )
+                filled.append((key.replace(ROW, own), as_text(value), own if ROW in key or not spec.gathers else None))
         described: list[tuple[str, str]] = []
         later: list[tuple[str, str, dict[str, str]]] = []
         for key, text, own in filled:

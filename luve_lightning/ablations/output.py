@@ -142,9 +142,7 @@ _OF_THE_RUN = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID", "WAND
 
 
 @contextmanager
-def sweep_run(
-    table: str, rows: Sequence[str], seeds: Sequence[int], prefix: str
-) -> Iterator[Callable[[Values], None]]:
+def sweep_run(table: str, rows: Sequence[str], seeds: Sequence[int], prefix: str) -> Iterator[Callable[[Values], None]]:
     """The sweep's run for the duration of the context; it fails when the context does. Nothing without a sweep.
 
     Args:

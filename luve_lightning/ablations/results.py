@@ -150,9 +150,7 @@ def _take(results: Results, metric: MetricSpec, row: str, seed: int, report: Map
         results.values.setdefault(row, {}).setdefault(seed, {})[metric.name] = float(value)
     else:
         reason = report.get("not_run", {}).get(metric.column)
-        results.missing.setdefault(
-            metric.name, reason or f"{method}: the evaluation gives no {metric.column}"
-        )
+        results.missing.setdefault(metric.name, reason or f"{method}: the evaluation gives no {metric.column}")
 
 
 def _stage_records(plan: Plan) -> list[dict[str, Any]]:
@@ -182,9 +180,7 @@ def result_rows(table: Table, values: Values) -> list[dict[str, Any]]:
     return lines
 
 
-def _line(
-    table: Table, values: Values, name: str, metric: MetricSpec, own: dict[int, float]
-) -> dict[str, Any]:
+def _line(table: Table, values: Values, name: str, metric: MetricSpec, own: dict[int, float]) -> dict[str, Any]:
     row, reference = table.rows[name], table.rows[table.reference]
     mean = t_interval(list(own.values()))
     difference = paired(own, _by_seed(values, reference.name, metric.name))
@@ -237,11 +233,7 @@ class ResultsProvenance:
 
 
 def write_results(
-    table: Table,
-    results: Results,
-    failed: Mapping[str, Mapping[int, str]],
-    provenance: ResultsProvenance,
-    path: Path,
+    table: Table, results: Results, failed: Mapping[str, Mapping[int, str]], provenance: ResultsProvenance, path: Path
 ) -> list[Path]:
     """Write the table beside `path`, a CSV, as .csv, .json and .md; `failed` has the reasons by row and seed.
 

@@ -157,9 +157,7 @@ def read_table(folder: Path, changes: Mapping[str, Any] | None = None) -> Table:
     for row in rows.values():
         for metric in metrics.values():
             if metric.stage not in row.stages:
-                raise ValueError(
-                    f"{where}: metrics.{metric.name}.stage: row {row.name} has no {metric.stage}"
-                )
+                raise ValueError(f"{where}: metrics.{metric.name}.stage: row {row.name} has no {metric.stage}")
     _check_gathering(rows, where)
     return Table(
         folder.name,

@@ -130,13 +130,7 @@ class GpuSpeed:
 REFERENCE = GpuSpeed(
     "h200",
     memory_gib=139.0,
-    tflops={
-        "attention": 580,
-        "wide attention": 100,
-        "matmul": 600,
-        "convolution": 400,
-        "converted convolution": 230,
-    },
+    tflops={"attention": 580, "wide attention": 100, "matmul": 600, "convolution": 400, "converted convolution": 230},
     bandwidth=4.0,
     float32={
         "attention": 0.06,

@@ -228,9 +228,7 @@ def denoising_spectra(predictions: Sequence[CleanPrediction], edges: Sequence[fl
     last = predictions[-1].latents.double()
     total = _bands(last, edges)
     if not all(prediction.latents.isfinite().all() for prediction in predictions):
-        raise NoSpectrum(
-            "the generated latents are not finite: the model has diverged, or overflows in its precision"
-        )
+        raise NoSpectrum("the generated latents are not finite: the model has diverged, or overflows in its precision")
     if not (total > 0).all():
         raise NoSpectrum("the generated latents have no power in one of the bands")
     resolved, power = [], []

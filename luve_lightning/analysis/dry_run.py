@@ -56,9 +56,7 @@ class ModulePlaces:
         self.stack.pop()
 
 
-OperationKind = Literal[
-    "attention", "wide attention", "matmul", "convolution", "converted convolution", "rest"
-]
+OperationKind = Literal["attention", "wide attention", "matmul", "convolution", "converted convolution", "rest"]
 
 BLOCK = 512  # PyTorch's CUDA allocator rounds up to this many bytes
 CUBLAS_WORKSPACE = 32 * 2**20

@@ -15,14 +15,7 @@ from luve_lightning.cascade.denoise import denoise
 from luve_lightning.cascade.options import Guidance
 from luve_lightning.files import read_json
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.models.backbones import (
-    Backbone,
-    LatentSpace,
-    Schedule,
-    denoiser_of,
-    family_named,
-    load_backbone,
-)
+from luve_lightning.models.backbones import Backbone, LatentSpace, Schedule, denoiser_of, family_named, load_backbone
 from luve_lightning.models.vluer import VLUer
 
 
@@ -83,9 +76,7 @@ class PartConfigs:
         upsampler: dict[str, Any] = {}
         if vluer is not None:
             if not (Path(vluer) / "config.json").is_file():
-                raise FileNotFoundError(
-                    f"vluer {vluer}: no config.json there; expected a folder saved by VLUer"
-                )
+                raise FileNotFoundError(f"vluer {vluer}: no config.json there; expected a folder saved by VLUer")
             upsampler = read_json(Path(vluer) / "config.json")
         return cls(
             transformer=parts.config("transformer"),

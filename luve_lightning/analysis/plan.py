@@ -276,8 +276,7 @@ def plan_text(stages: Sequence[StagePlan], speed: GpuSpeed | None) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(
-            cell.ljust(n) if i < 2 else cell.rjust(n)
-            for i, (cell, n) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(n) if i < 2 else cell.rjust(n) for i, (cell, n) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
     ]
@@ -299,8 +298,7 @@ def duration(seconds: float) -> str:
 def _memory(stage: StagePlan) -> str:
     parts = " + ".join(f"{n / _GIB:.2f}" for n in (stage.weights, stage.activations, stage.workspace))
     largest = [
-        f"{'.'.join(path.split('.')[-3:])} {size / _GIB:.2f}"
-        for path, size in list(stage.terms.items())[:_TERMS]
+        f"{'.'.join(path.split('.')[-3:])} {size / _GIB:.2f}" for path, size in list(stage.terms.items())[:_TERMS]
     ]
     experts = ", ".join(f"{count} steps {name}" for name, count in stage.experts.items() if name != "none")
     return f"{parts} ({', '.join(largest)})" + (f"; experts: {experts}" if experts else "")
@@ -309,9 +307,7 @@ def _memory(stage: StagePlan) -> str:
 def _conclusion(stages: Sequence[StagePlan], speed: GpuSpeed | None) -> list[str]:
     highest = max(stages, key=lambda stage: stage.peak)
     peak = highest.peak / _GIB
-    lines = [
-        f"peak {peak:.2f} GiB in {highest.stage}, {_three(sum(s.flops for s in stages) / 1e12)} TFLOP in all"
-    ]
+    lines = [f"peak {peak:.2f} GiB in {highest.stage}, {_three(sum(s.flops for s in stages) / 1e12)} TFLOP in all"]
     if speed is None:
         return [*lines, "no time estimate: give --gpu h200, or your GPU's speed with --gpu_tflops"]
     total = sum(stage.seconds or 0.0 for stage in stages)

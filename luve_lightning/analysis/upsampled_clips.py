@@ -192,11 +192,7 @@ class ClipUpsampler:
         # First of all: an existing recipe vouches for the video.
         path.with_suffix(".json").unlink(missing_ok=True)
         write_video(path, video_to_frames(video)[0].cpu().numpy(), fps, lossless=True)
-        about = {
-            "prompt": entry.captions[self.recipe.caption],
-            "fps": fps,
-            "recipe": self._recipe(name, digest),
-        }
+        about = {"prompt": entry.captions[self.recipe.caption], "fps": fps, "recipe": self._recipe(name, digest)}
         write_text(path.with_suffix(".json"), json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
     def _finished(self, entry: ClipEntry, name: str, digest: str) -> bool:

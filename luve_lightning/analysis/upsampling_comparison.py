@@ -60,10 +60,7 @@ def report_markdown(rows: ComparisonRows, learned: Sequence[str], facts: Mapping
         learned: methods whose share of the gap is reported.
         facts: provenance, listed at the top.
     """
-    parts = [
-        "# Upsampling of latents compared",
-        "\n".join(f"- {key}: {value}" for key, value in facts.items()),
-    ]
+    parts = ["# Upsampling of latents compared", "\n".join(f"- {key}: {value}" for key, value in facts.items())]
     for scale, part in rows_by_scale(rows):
         parts += [f"## {scale:g}x", table_markdown(COLUMNS[1:], part).rstrip()]
         parts += gap_lines(rows, scale, learned)
@@ -136,9 +133,7 @@ class UpsamplingComparison:
         ValueError: when no clip would be timed.
     """
 
-    def __init__(
-        self, codec: LatentSpace, methods: Mapping[str, LatentUpsampler], timed_clips: int = 4
-    ) -> None:
+    def __init__(self, codec: LatentSpace, methods: Mapping[str, LatentUpsampler], timed_clips: int = 4) -> None:
         if timed_clips < 1:
             raise ValueError(f"timed_clips: expected at least 1, got {timed_clips}")
         self.codec, self.methods, self.timed_clips = codec, dict(methods), timed_clips
@@ -161,9 +156,7 @@ class UpsamplingComparison:
         return scores
 
     @torch.no_grad()
-    def score_clip(
-        self, low: Tensor, high: Tensor, video: Tensor, scale: float, clip_id: str
-    ) -> list[ClipScore]:
+    def score_clip(self, low: Tensor, high: Tensor, video: Tensor, scale: float, clip_id: str) -> list[ClipScore]:
         """Score one clip.
 
         Args:

@@ -81,9 +81,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             damaged = _damaged(path)
             checkpoint = (
-                None
-                if damaged
-                else super().load_checkpoint(path, map_location or _keep, weights_only is not False)
+                None if damaged else super().load_checkpoint(path, map_location or _keep, weights_only is not False)
             )
         except OSError:  # a file that is missing or may not be read: the error names it
             raise
@@ -93,9 +91,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             cut = isinstance(error, EOFError) or "PytorchStreamReader" in str(error)
             raise CheckpointError(f"checkpoint {path} cannot be read: {_CUT if cut else _FOREIGN}") from error
         if damaged:
-            raise CheckpointError(
-                f"checkpoint {path} is damaged: the checksum of its part {damaged} is wrong"
-            )
+            raise CheckpointError(f"checkpoint {path} is damaged: the checksum of its part {damaged} is wrong")
         if not isinstance(checkpoint, dict):
             raise CheckpointError(
                 f"checkpoint {path} is another program's: it holds a {type(checkpoint).__name__}; expected one "

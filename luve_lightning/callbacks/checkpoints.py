@@ -66,15 +66,11 @@ class Checkpoints(ModelCheckpoint):
         if stage == "fit":
             self._make_up_after_the_last_step(trainer)
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what still holds from a run that monitored another metric; Lightning would keep nothing."""
         assert self.dirpath is not None
         source = trainer.ckpt_path
-        self._resumes_here = (
-            source is not None and Path(source).resolve().parent == Path(self.dirpath).resolve()
-        )
+        self._resumes_here = source is not None and Path(source).resolve().parent == Path(self.dirpath).resolve()
         states = checkpoint.get("callbacks", {})
         others = [key for key in states if key.startswith(f"{type(self).__qualname__}{{")]
         if trainer.state.fn == "fit" and self.state_key not in states and len(others) == 1:

@@ -92,13 +92,9 @@ class ExpertLosses(L.Callback):
         rows = [*(other for other in known if other not in same), row]
         write_text(self.output, table_csv(COLUMNS, rows))
         write_text(self.output.with_suffix(".md"), table_markdown(COLUMNS, rows))
-        title = (
-            f"flow-matching loss of held-out clips in each expert's band; low to high: 95 % ({self.output})"
-        )
+        title = f"flow-matching loss of held-out clips in each expert's band; low to high: 95 % ({self.output})"
         # fits a terminal of 80 columns.
-        Console(emoji=False).print(
-            table_rich(COLUMNS[:7], [{c: r[c] for c in COLUMNS[:7]} for r in rows], title=title)
-        )
+        Console(emoji=False).print(table_rich(COLUMNS[:7], [{c: r[c] for c in COLUMNS[:7]} for r in rows], title=title))
 
     def _known(self) -> list[dict[str, Any]]:
         if not self.output.is_file():

@@ -130,9 +130,7 @@ class GracefulStop(L.Callback):
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Leave a long validation before the time until the kill is used up; nothing is written in its middle."""
-        written = any(
-            isinstance(c, Checkpoints) and c.is_current(trainer) for c in trainer.checkpoint_callbacks
-        )
+        written = any(isinstance(c, Checkpoints) and c.is_current(trainer) for c in trainer.checkpoint_callbacks)
         if _fitting(trainer) and trainer.world_size == 1 and written:
             self._stop_if_asked(trainer)
 
@@ -145,9 +143,7 @@ class GracefulStop(L.Callback):
         """Give the signals back."""
         self._give_back()
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
         self._give_back()
 
@@ -256,9 +252,7 @@ class StopPredictionOnSigterm(L.Callback):
         """Give the signal back, after callbacks have used and written what was measured."""
         self._give_back()
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give the signal back."""
         self._give_back()
 

@@ -44,9 +44,7 @@ class NaNGuard(L.Callback):
     ) -> None:
         """Remember the clips of the coming loss."""
         ids = batch.get("clip_id") if isinstance(batch, Mapping) else None
-        self._batches.append(
-            {"batch": batch_idx, "clip_ids": [str(i) for i in ids] if ids is not None else None}
-        )
+        self._batches.append({"batch": batch_idx, "clip_ids": [str(i) for i in ids] if ids is not None else None})
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Keep the loss on its device."""
@@ -64,9 +62,7 @@ class NaNGuard(L.Callback):
         self._batches = []
         if not batches:
             return
-        gradients = [
-            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             gradients = []
         losses = torch.stack([batch["loss"].float() for batch in batches])
@@ -109,13 +105,7 @@ def _report(trainer: L.Trainer, ranks: list[dict[str, Any]], logged: dict[str, A
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         path = Path(trainer.default_root_dir) / f"nan-{step}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = {
-            "step": step,
-            "epoch": trainer.current_epoch,
-            "error": message,
-            "ranks": ranks,
-            "logged": logged,
-        }
+        content = {"step": step, "epoch": trainer.current_epoch, "error": message, "ranks": ranks, "logged": logged}
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         message += f"; see {path}"
     return message

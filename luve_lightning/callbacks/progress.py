@@ -126,9 +126,7 @@ class TrainingProgress(ProgressBar):
     def _training_facts(self, trainer: L.Trainer) -> list[str]:
         important, others = _logged(trainer, on_step=True)
         facts = named_numbers({**important, **others}, "train/")
-        if (
-            self._lines is not None
-        ):  # a log has a separate line; the prefix stays, because both may have a `loss`
+        if self._lines is not None:  # a log has a separate line; the prefix stays, because both may have a `loss`
             facts += named_numbers(self._validation)
         rates = [group["lr"] for optimizer in trainer.optimizers[:1] for group in optimizer.param_groups[:1]]
         return facts + [f"lr {float(rate):.1e}" for rate in rates]
@@ -139,9 +137,7 @@ class TrainingProgress(ProgressBar):
         limits = [count.left(), *_time_limits(trainer)]
         known = [seconds for seconds in limits if seconds is not None]
         elapsed = time.monotonic() - count.started
-        return StatusLine(
-            count.label, count.done, count.total, elapsed, min(known, default=None), tuple(count.facts)
-        )
+        return StatusLine(count.label, count.done, count.total, elapsed, min(known, default=None), tuple(count.facts))
 
     # Validation, test, prediction
 
@@ -199,9 +195,7 @@ class TrainingProgress(ProgressBar):
 
     on_predict_end = on_test_end
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Remove the bar so that the error is visible."""
         self._hide()
 

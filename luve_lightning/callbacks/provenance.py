@@ -58,15 +58,11 @@ class Provenance(Callback):
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.write(Path(trainer.default_root_dir), self.describe(trainer))
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keeps the configuration, so that a resumed run can compare its own."""
         checkpoint["configuration"] = self.config
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Says what a resumed run does differently, and refuses what it cannot do.
 
         Raises:
@@ -192,8 +188,7 @@ class WandbRecord(L.Callback):
         for run in _runs(trainer):
             revision = git_state(PACKAGE_ROOT)
             run.config.update(
-                {**_configuration(trainer), "verb": str(TrainerFn(stage).value), "git": revision},
-                allow_val_change=True,
+                {**_configuration(trainer), "verb": str(TrainerFn(stage).value), "git": revision}, allow_val_change=True
             )
             if self.code:
                 with tempfile.TemporaryDirectory() as folder:
@@ -264,11 +259,7 @@ def _standing(saver: Checkpoints | None, step: int) -> dict[str, Any]:
     if saver is None or saver.monitor is None or saver.best_model_score is None:
         return {"monitor": None, "score": None, "step": step}
     named = re.search(r"step=(\d+)", Path(saver.best_model_path).name)
-    return {
-        "monitor": saver.monitor,
-        "score": float(saver.best_model_score),
-        "step": int(named[1]) if named else step,
-    }
+    return {"monitor": saver.monitor, "score": float(saver.best_model_score), "step": int(named[1]) if named else step}
 
 
 def _log(run: Any, kind: Kept, files: list[tuple[Path, str]], facts: dict[str, Any], alias: str) -> None:

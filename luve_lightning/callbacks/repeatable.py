@@ -49,9 +49,7 @@ def undisturbed(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[No
 def _settings() -> dict[str, Any]:
     cudnn: Any = torch.backends.cudnn
     return {
-        "cudnn": {
-            name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")
-        },
+        "cudnn": {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")},
         "precision": torch.get_float32_matmul_precision(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -83,16 +81,12 @@ class RandomState(L.Callback):
     def __init__(self) -> None:
         self._states: list[dict[str, Any]] = []
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Collect the states; every rank makes the checkpoint, rank zero writes it."""
         states = gather_mappings({trainer.global_rank: random_state(pl_module.device)})
         checkpoint[_KEY] = list(states.values())
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the states until training starts: set-up and the sanity check draw numbers, too."""
         self._states = checkpoint.get(_KEY, [])
 
@@ -189,9 +183,7 @@ class CPUThreads(L.Callback):
         """Restore the former number."""
         self._restore()
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Restore the former number; Lightning calls no teardown then."""
         self._restore()
 

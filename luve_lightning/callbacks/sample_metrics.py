@@ -75,9 +75,7 @@ class SampleMetrics(L.Callback):
         if every_n_steps < 1 or videos < 0:
             raise ValueError(f"expected every_n_steps >= 1 and videos >= 0, got {every_n_steps} and {videos}")
         if budget_seconds is not None and not budget_seconds >= 0:
-            raise ValueError(
-                f"budget_seconds: expected at least 0, or null for no limit, got {budget_seconds}"
-            )
+            raise ValueError(f"budget_seconds: expected at least 0, or null for no limit, got {budget_seconds}")
         self.source, self.every_n_steps = source, every_n_steps
         self.videos, self.budget_seconds = videos, budget_seconds
         self.output, self._given = Path("samples"), output
@@ -136,8 +134,7 @@ class SampleMetrics(L.Callback):
                 raise ValueError(f"output: {path} is not a table of this callback; take another folder")
             rows = [row for row in reader if int(row["step"]) <= step]
         return [
-            {name: _number(text) for name, text in row.items()}
-            | {"step": int(row["step"]), "n": int(row["n"])}
+            {name: _number(text) for name, text in row.items()} | {"step": int(row["step"]), "n": int(row["n"])}
             for row in rows
         ]
 
@@ -179,9 +176,7 @@ class SampleMetrics(L.Callback):
             seconds = time.monotonic() - started
             on_every_rank(trainer, lambda: self._report(trainer, samples, totals, step, seconds))
 
-    def _make_all(
-        self, trainer: L.Trainer, samples: Samples, folder: Path, started: float
-    ) -> SampleTotals | None:
+    def _make_all(self, trainer: L.Trainer, samples: Samples, folder: Path, started: float) -> SampleTotals | None:
         """Rounds in which each rank makes a video; None when the run should stop."""
         totals, count = SampleTotals(), len(samples.names)
         for start in range(0, count, trainer.world_size):
@@ -193,9 +188,7 @@ class SampleMetrics(L.Callback):
                 if one is not None:
                     totals.add(one)
             if any(stop for _, _, stop in ranks.values()):
-                rank_zero_info(
-                    f"{self.output.name}: left unfinished at step {trainer.global_step}, the run stops"
-                )
+                rank_zero_info(f"{self.output.name}: left unfinished at step {trainer.global_step}, the run stops")
                 return None
             if any(late for _, late, _ in ranks.values()):
                 break
@@ -217,9 +210,7 @@ class SampleMetrics(L.Callback):
             write_video(folder / f"{samples.names[index]}.mp4", video.frames.numpy(), samples.fps)
         return self.meter.measure(video, samples.names[index])
 
-    def _report(
-        self, trainer: L.Trainer, samples: Samples, totals: SampleTotals, step: int, seconds: float
-    ) -> None:
+    def _report(self, trainer: L.Trainer, samples: Samples, totals: SampleTotals, step: int, seconds: float) -> None:
         """Table and loggers, on rank zero."""
         if not trainer.is_global_zero:
             return
@@ -232,17 +223,13 @@ class SampleMetrics(L.Callback):
         folder = self.output / f"step-{step:06d}"
         files = [folder / f"{name}.mp4" for name in samples.names[: min(self.videos, totals.count)]]
         kept = [(path, text) for path, text in zip(files, samples.captions, strict=False) if path.is_file()]
-        finite = {
-            name: value for name, value in (values | {"n": totals.count}).items() if math.isfinite(value)
-        }
+        finite = {name: value for name, value in (values | {"n": totals.count}).items() if math.isfinite(value)}
         for logger in trainer.loggers:
             logger.log_metrics({f"{self.output.name}/{k}": v for k, v in finite.items()}, step=step)
             if isinstance(logger, WandbLogger) and kept:
                 # Paths, not arrays: wandb encodes arrays with moviepy, which is not installed.
                 paths: list[Any] = [str(path) for path, _ in kept]
-                logger.log_video(
-                    f"{self.output.name}/videos", paths, step=step, caption=[text for _, text in kept]
-                )
+                logger.log_video(f"{self.output.name}/videos", paths, step=step, caption=[text for _, text in kept])
 
 
 def _stop_requested(trainer: L.Trainer) -> bool:

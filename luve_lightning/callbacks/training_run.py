@@ -53,9 +53,7 @@ def owned(folder: Path, what: str = "run folder") -> Iterator[None]:
         with locked(folder / LOCK, what=f"{what} {folder}"):
             yield
     except Busy as busy:
-        raise ValueError(
-            f"{busy}: wait for that run to end, or choose another trainer.default_root_dir"
-        ) from busy
+        raise ValueError(f"{busy}: wait for that run to end, or choose another trainer.default_root_dir") from busy
     finally:
         if made:
             with suppress(OSError):  # not empty
@@ -203,9 +201,7 @@ class RunSummary(Callback):
             ("test", "test_step", "test_dataloader"),
             ("validate", "validation_step", "val_dataloader"),
         ):
-            if is_overridden(step, module, LightningModule) and is_overridden(
-                loader, data, LightningDataModule
-            ):
+            if is_overridden(step, module, LightningModule) and is_overridden(loader, data, LightningDataModule):
                 return _with_last_checkpoint(self.command, verb)
         return None
 

@@ -130,12 +130,7 @@ class UpsamplerComparison(L.Callback):
             self._write(trainer, rows, learned, stage, scores)
 
     def _write(
-        self,
-        trainer: L.Trainer,
-        rows: ComparisonRows,
-        learned: Sequence[str],
-        stage: str,
-        scores: Sequence[ClipScore],
+        self, trainer: L.Trainer, rows: ComparisonRows, learned: Sequence[str], stage: str, scores: Sequence[ClipScore]
     ) -> None:
         output = self.output if stage == "test" else self.output.with_stem(f"{self.output.stem}-{stage}")
         write_text(output, table_csv(COLUMNS, [row | {"scale": f"{row['scale']:g}"} for row in rows]))
@@ -153,9 +148,7 @@ class UpsamplerComparison(L.Callback):
 
     def _log(self, trainer: L.Trainer, rows: ComparisonRows, learned: Sequence[str], stage: str) -> None:
         values = {
-            f"{stage}/x{row['scale']:g}/{row['method']}/{column}": row[column]
-            for row in rows
-            for column in COLUMNS[2:]
+            f"{stage}/x{row['scale']:g}/{row['method']}/{column}": row[column] for row in rows for column in COLUMNS[2:]
         }
         for scale, _ in rows_by_scale(rows):
             shares = gap_shares(rows, scale, learned)
@@ -187,8 +180,7 @@ def _facts(trainer: L.Trainer, stage: str, scores: Sequence[ClipScore]) -> dict[
         "split": "test" if stage == "test" else "validation",
         "clips": str(len({s.clip for s in scores})),
         "clips whose time was taken": str(len({s.clip for s in scores if s.cost and s.method != CEILING})),
-        "frames, height x width": ", ".join(f"{t}, {h} x {w}" for t, h, w in sizes[:3])
-        + ", ..." * (len(sizes) > 3),
+        "frames, height x width": ", ".join(f"{t}, {h} x {w}" for t, h, w in sizes[:3]) + ", ..." * (len(sizes) > 3),
         "checkpoint": str(trainer.ckpt_path or f"the weights in memory, at step {trainer.global_step}"),
         "precision": str(trainer.precision),
         "device": f"{name}; {trainer.world_size} process(es)",

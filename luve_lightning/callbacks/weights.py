@@ -50,9 +50,7 @@ class EMA(L.Callback):
         """
         weights = self._trainable(pl_module)
         if any(isinstance(w, DTensor) for w in weights.values()):
-            raise ValueError(
-                "weights sharded by ModelParallelStrategy cannot be averaged: remove the EMA callback"
-            )
+            raise ValueError("weights sharded by ModelParallelStrategy cannot be averaged: remove the EMA callback")
         if set(self.average) != set(weights):
             self.average = {name: w.detach().float().clone() for name, w in weights.items()}
         self.average = {name: a.to(weights[name].device) for name, a in self.average.items()}
@@ -106,15 +104,11 @@ class EMA(L.Callback):
 
     on_test_start, on_test_end = on_validation_start, on_validation_end
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Restore the weights after a failed validation or test."""
         self._leave(pl_module)
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the weights themselves, even while the module holds the average."""
         checkpoint["state_dict"] |= self._kept
 
@@ -149,9 +143,7 @@ class Export(L.Callback):
 
     def __init__(self, output: Path, weights: Literal["last", "best"] = "last") -> None:
         self.output, self.weights = Path(output), weights
-        self.written: list[
-            Path
-        ] = []  # the folder may hold more than the model: an expert's is the run folder itself
+        self.written: list[Path] = []  # the folder may hold more than the model: an expert's is the run folder itself
         self.chosen: Checkpoints | None = None  # the run whose best the weights are
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -161,9 +153,7 @@ class Export(L.Callback):
         if self.weights == "best" and not any(saver.monitor for saver in _savers(trainer)):
             raise ValueError("weights: best needs a Checkpoints callback with a metric to monitor")
         if self.weights == "best" and isinstance(trainer.strategy, ModelParallelStrategy):
-            raise ValueError(
-                "weights: best needs whole checkpoints, ModelParallelStrategy writes shards: use last"
-            )
+            raise ValueError("weights: best needs whole checkpoints, ModelParallelStrategy writes shards: use last")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Save on the first process; the others help where a task says `collective_export`."""
@@ -176,9 +166,7 @@ class Export(L.Callback):
         new = saving(self.output) if trainer.is_global_zero else nullcontext(self.output)
         with self._weights(trainer, pl_module), new as folder:
             task.export(folder, datamodule)
-        self.written = sorted(
-            path for path, state in _files(self.output).items() if before.get(path) != state
-        )
+        self.written = sorted(path for path, state in _files(self.output).items() if before.get(path) != state)
 
     def _weights(self, trainer: L.Trainer, pl_module: Any) -> Any:
         best = [saver for saver in _savers(trainer) if saver.monitor and saver.best_model_path]

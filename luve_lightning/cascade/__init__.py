@@ -5,11 +5,4 @@ from luve_lightning.cascade.pipeline import LuVePipeline
 from luve_lightning.cascade.run import ExpertUse, LuVePipelineOutput
 from luve_lightning.cascade.speed import SpeedOptions
 
-__all__ = [
-    "CascadeOptions",
-    "ExpertUse",
-    "Guidance",
-    "LuVePipeline",
-    "LuVePipelineOutput",
-    "SpeedOptions",
-]
+__all__ = ["CascadeOptions", "ExpertUse", "Guidance", "LuVePipeline", "LuVePipelineOutput", "SpeedOptions"]

@@ -44,10 +44,7 @@ def selected_experts(transformer: Any, experts: Experts) -> list[str]:
 
 
 def expert_chooser(
-    transformer: Any,
-    experts: Experts = "all",
-    switch: float | None = None,
-    train_timesteps: int = 1000,
+    transformer: Any, experts: Experts = "all", switch: float | None = None, train_timesteps: int = 1000
 ) -> Callable[[float], str | None] | None:
     """A function from the scheduler's timestep to the active expert, or None where no expert is used.
 
@@ -218,9 +215,7 @@ def from_noise(
     shape = (len(embeds), denoiser_of(transformer).channels, *size)
     noise = randn_tensor(shape, generator=generator, device=embeds.device, dtype=torch.float32)
     timesteps = schedule.scheduler.timesteps
-    return denoise(
-        transformer, schedule.scheduler, noise, timesteps, embeds, negative_embeds, guidance, **options
-    )
+    return denoise(transformer, schedule.scheduler, noise, timesteps, embeds, negative_embeds, guidance, **options)
 
 
 def switch_expert(transformer: Any, name: str | None) -> None:

@@ -223,9 +223,7 @@ class _Making:
         if self._started is None:
             return
         if not latents.isfinite().all():  # waits for the device, too
-            raise ValueError(
-                f"{self.job.name}: stage {stage} gave values that are not numbers; try --dtype float32"
-            )
+            raise ValueError(f"{self.job.name}: stage {stage} gave values that are not numbers; try --dtype float32")
         self._report(stage, latents, time.perf_counter() - self._started)
         kept, digest = self.run.kept, latents_name(stage, self.job, self.options, self.run.identity)
         if kept is not None and digest is not None:
@@ -254,9 +252,7 @@ class _Making:
         self.reports.append(StageReport(stage, height, width, list(latents.shape[1:]), taken))
 
 
-def latents_name(
-    stage: Stage, job: VideoJob, options: CascadeOptions, identity: Mapping[str, Any]
-) -> str | None:
+def latents_name(stage: Stage, job: VideoJob, options: CascadeOptions, identity: Mapping[str, Any]) -> str | None:
     """The name of a stage's stored latents; None for stages that are not stored."""
     models = identity["models"]
     recipe: dict[str, Any] = {
@@ -331,9 +327,7 @@ def load_pipeline(
         device: device of the pipeline, unless parts of it are offloaded.
         lora: as `read_lora` read it.
     """
-    experts = {
-        name.removeprefix("experts."): path for name, path in sources.items() if name.startswith("experts.")
-    }
+    experts = {name.removeprefix("experts."): path for name, path in sources.items() if name.startswith("experts.")}
     pipeline: LuVePipeline = LuVePipeline.from_pretrained(
         sources["backbone"],
         vluer=sources.get("vluer"),
@@ -364,11 +358,7 @@ def cut_lines(places: Mapping[str, str], cuts: Mapping[str, Mapping[str, CutText
 
     Both arguments are by the video's name: where its prompt stands, empty for the option, and its `cuts_of`.
     """
-    told = [
-        f"  {places[name] or '--prompt'}: {what}: {cut}"
-        for name, own in cuts.items()
-        for what, cut in own.items()
-    ]
+    told = [f"  {places[name] or '--prompt'}: {what}: {cut}" for name, own in cuts.items() for what, cut in own.items()]
     if not told:
         return ""
     head = f"longer than the text encoder reads: {len(told)} texts"

@@ -119,9 +119,7 @@ def read_lora(
     if beside(path, "expert.json") is not None:
         raise ValueError(f"LoRA {name}: is an expert of LuVe (expert.json lies there); load it as an expert")
     if _SHARD.search(path.name):
-        raise ValueError(
-            f"LoRA {name}: {path.name} is one of several parts; expected one file that holds them all"
-        )
+        raise ValueError(f"LoRA {name}: {path.name} is one of several parts; expected one file that holds them all")
     tensors, header = _read(path, name)
     config = beside(path, ADAPTER_CONFIG)
     if config is not None:
@@ -229,9 +227,7 @@ def _unpickle(path: Path, name: str) -> dict[str, Tensor]:
             raise
         blocked = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)", str(error))
         reason = (
-            f"it asks for {blocked[1] or blocked[2]}"
-            if blocked
-            else "it holds more than tensors, or was cut short"
+            f"it asks for {blocked[1] or blocked[2]}" if blocked else "it holds more than tensors, or was cut short"
         )
         raise ValueError(
             f"LoRA {name}: {path} is a pickle that is not loaded ({reason}); expected a .safetensors file"
@@ -266,9 +262,7 @@ def _configuration(content: Mapping[str, Any], where: str) -> LoraConfiguration:
     for key, value in sorted(content.items(), key=lambda item: item[0] != "peft_type"):  # its type first
         allowed = _PLAIN.get(key, _UNUSED)
         if key not in _IDLE | _HONOURED and not any(value == v and type(value) is type(v) for v in allowed):
-            raise ValueError(
-                f"{where}: {key} is {json.dumps(value)}, which cannot be honoured: the LoRA is refused"
-            )
+            raise ValueError(f"{where}: {key} is {json.dumps(value)}, which cannot be honoured: the LoRA is refused")
     flags = {key: content.get(key) or False for key in ("use_rslora", "use_dora", "lora_bias")}
     rank, alpha = content.get("r"), content.get("lora_alpha")
     patterns = {key: content.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}

@@ -120,13 +120,9 @@ def fit_lora(transformer: Any, file: LoraFile) -> FittedLora:
     biases = [name for name, layer in layers.items() if {"bias", "difference"} & layer.parts.keys()]
     configured = file.configuration
     if configured is not None and configured.dora != bool(dora):
-        raise ValueError(
-            f"LoRA {file.name}: {configured.where} and the weights disagree on DoRA's magnitudes"
-        )
+        raise ValueError(f"LoRA {file.name}: {configured.where} and the weights disagree on DoRA's magnitudes")
     if configured is not None and configured.biases and len(biases) < len(layers):
-        raise ValueError(
-            f"LoRA {file.name}: {configured.where} has lora_bias, and biases are missing in the weights"
-        )
+        raise ValueError(f"LoRA {file.name}: {configured.where} has lora_bias, and biases are missing in the weights")
     found: dict[str, Tensor] = {}
     for name, layer in layers.items():
         found[f"{name}.lora_A.weight"], found[f"{name}.lora_B.weight"] = layer.parts["A"], layer.parts["B"]
@@ -166,9 +162,7 @@ def fit_lora(transformer: Any, file: LoraFile) -> FittedLora:
     )
 
 
-def load_lora(
-    transformers: Sequence[Any], file: LoraFile, adapter_name: str | None, pipeline: Any
-) -> LoraSummary:
+def load_lora(transformers: Sequence[Any], file: LoraFile, adapter_name: str | None, pipeline: Any) -> LoraSummary:
     """Load a LoRA whole into every transformer, or into none; returns what was loaded, at which scale.
 
     The default of `adapter_name` is diffusers' choice; diffusers handles the offloading of `pipeline`.
@@ -300,9 +294,7 @@ def _check_layer(lora: str, name: str, layer: _Layer, module: nn.Module) -> None
     for part, other in (("A", "B"), ("B", "A")):
         if part not in layer.parts:
             there = layer.keys.get(other) or next(iter(layer.keys.values()))
-            raise ValueError(
-                f"LoRA {lora}: {name} has {there} without its other half: the LoRA is incomplete"
-            )
+            raise ValueError(f"LoRA {lora}: {name} has {there} without its other half: the LoRA is incomplete")
     a, b, width = layer.parts["A"], layer.parts["B"], base.weight.shape
     rank, rank_b = len(a) if a.ndim else 0, b.shape[1] if b.ndim > 1 else 0
     if rank != rank_b or rank < 1:
@@ -348,9 +340,7 @@ def _scale(layers: Mapping[str, _Layer], file: LoraFile) -> None:
             layer.scale = scale
     for pattern in () if configured is None else (*configured.ranks, *configured.alphas):
         if configured is not None and pattern not in used:
-            raise ValueError(
-                f"LoRA {file.name}: {configured.where}: the pattern {pattern!r} fits none of its layers"
-            )
+            raise ValueError(f"LoRA {file.name}: {configured.where}: the pattern {pattern!r} fits none of its layers")
 
 
 def _configured_scale(

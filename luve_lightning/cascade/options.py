@@ -131,11 +131,7 @@ class CascadeOptions:
         return self.num_frames, self.motion_height, self.motion_width
 
     def resolved(
-        self,
-        rules: SizeRules,
-        height: int | None = None,
-        width: int | None = None,
-        num_frames: int | None = None,
+        self, rules: SizeRules, height: int | None = None, width: int | None = None, num_frames: int | None = None
     ) -> CascadeOptions:
         """The options with every size given; a video of another size keeps the scale to its first stage.
 
@@ -144,10 +140,7 @@ class CascadeOptions:
         Raises:
             ValueError: for an impossible size, with the nearest possible ones.
         """
-        size = {
-            "height": self.height if height is None else height,
-            "width": self.width if width is None else width,
-        }
+        size = {"height": self.height if height is None else height, "width": self.width if width is None else width}
         frames = self.num_frames if num_frames is None else num_frames
         motion: dict[str, int] = {}
         for name, pixels in size.items():
@@ -157,9 +150,7 @@ class CascadeOptions:
             elif given is not None and pixels == own:
                 motion[f"motion_{name}"] = given
             else:
-                motion[f"motion_{name}"] = rules.nearest(
-                    pixels / self.scale if given is None else pixels * given / own
-                )
+                motion[f"motion_{name}"] = rules.nearest(pixels / self.scale if given is None else pixels * given / own)
         rules.check(frames, **size)
         rules.check(frames, **motion)
         sizes: dict[str, Any] = size | motion

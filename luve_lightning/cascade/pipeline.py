@@ -112,13 +112,9 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
     ) -> None:
         super().__init__()
         if transformer_2 is not None or boundary_ratio is not None or expand_timesteps:
-            raise ValueError(
-                "the backbone is a Wan2.2 one (transformer_2, boundary_ratio): expected one transformer"
-            )
+            raise ValueError("the backbone is a Wan2.2 one (transformer_2, boundary_ratio): expected one transformer")
         if vluer is not None and vluer.config.latent_channels != (found := latent_space_of(vae).channels):
-            raise ValueError(
-                f"the VLUer takes {vluer.config.latent_channels} latent channels, the VAE has {found}"
-            )
+            raise ValueError(f"the VLUer takes {vluer.config.latent_channels} latent channels, the VAE has {found}")
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -361,19 +357,13 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
             return latents
 
         if cascade:
-            latents = stage(
-                "motion", steps, lambda: from_noise(self, "motion", self.transformer, motion, run)
-            )
+            latents = stage("motion", steps, lambda: from_noise(self, "motion", self.transformer, motion, run))
             size = options.num_frames, options.height, options.width
-            latents = stage(
-                "upsampled", 0, lambda: upsample(self, latents, size[1:], size[0], options.method)
-            )
+            latents = stage("upsampled", 0, lambda: upsample(self, latents, size[1:], size[0], options.method))
             run.guidance, skip = options.refining, options.skip_steps
             latents = stage("refined", steps - skip, lambda: refined(self, latents, skip, choose, run))
         else:
-            latents = stage(
-                "direct", steps, lambda: from_noise(self, "direct", model, options.size, run, choose)
-            )
+            latents = stage("direct", steps, lambda: from_noise(self, "direct", model, options.size, run, choose))
         frames = decode(self, latents, output_type)
         if not return_dict:
             return (frames,)

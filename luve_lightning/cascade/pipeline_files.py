@@ -44,9 +44,7 @@ def load_parts(
     """
     local = is_local(backbone)
     if local and not (Path(backbone) / "model_index.json").is_file():
-        raise FileNotFoundError(
-            f"backbone {backbone}: no model_index.json there; expected a diffusers pipeline folder"
-        )
+        raise FileNotFoundError(f"backbone {backbone}: no model_index.json there; expected a diffusers pipeline folder")
     if isinstance(vluer, str | Path):
         if not (Path(vluer) / "config.json").is_file():
             raise FileNotFoundError(f"vluer {vluer}: no config.json there; expected a folder saved by VLUer")
@@ -142,8 +140,7 @@ def model_identity(source: str | Path, hashes: FileHashes) -> str:
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix in _SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix in _SUFFIXES and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not files:
         raise FileNotFoundError(f"{source}: no model files there")

@@ -162,9 +162,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
                 f"prompts: {path}:1: expected a column prompt or {_ULTRAVIDEO['prompt']}, got {sorted(columns)}"
             )
         if twice := [column for column in sources.values() if columns.count(column) > 1]:
-            raise ValueError(
-                f"prompts: {path}:1: the column {twice[0]} is there {columns.count(twice[0])} times"
-            )
+            raise ValueError(f"prompts: {path}:1: the column {twice[0]} is there {columns.count(twice[0])} times")
         for column in columns if "prompt" in columns else ():  # UltraVideo's table has many of its own
             meant = re.sub(r"[\s-]+", "_", column.strip().lower())
             if meant in _KEYS and column not in sources.values():
@@ -197,9 +195,7 @@ def _from_cell(key: str, cell: str, where: str) -> Any:
 def _line(row: Any, where: str) -> PromptLine:
     """Check a row's keys, types and values."""
     if not isinstance(row, Mapping):
-        raise ValueError(
-            f"prompts: {where}: expected a JSON object such as {{'prompt': 'a cat'}}, got {row!r}"
-        )
+        raise ValueError(f"prompts: {where}: expected a JSON object such as {{'prompt': 'a cat'}}, got {row!r}")
     for key, value in row.items():
         if key not in _KEYS:
             raise ValueError(f"prompts: {where}: unknown key {key!r}; known: {', '.join(_KEYS)}")

@@ -126,10 +126,7 @@ class Run:
 
 
 def begin(
-    pipeline: LuVePipeline,
-    prompt: str | list[str] | None,
-    also_guided: bool = False,
-    **options: Unpack[RunOptions],
+    pipeline: LuVePipeline, prompt: str | list[str] | None, also_guided: bool = False, **options: Unpack[RunOptions]
 ) -> Run:
     """Check the options and encode the prompts.
 
@@ -157,16 +154,12 @@ def begin(
     if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
         inputs = list(callback.tensor_inputs)
     if not set(inputs) <= set(TENSORS):
-        raise ValueError(
-            f"callback_on_step_end_tensor_inputs: expected some of {', '.join(TENSORS)}, got {inputs}"
-        )
+        raise ValueError(f"callback_on_step_end_tensor_inputs: expected some of {', '.join(TENSORS)}, got {inputs}")
     pipeline.guidance_scale, pipeline.attention_kwargs = guidance.scale, options.get("attention_kwargs")
     pipeline._interrupt = False
     embeds, negative_embeds = _embeddings(pipeline, prompt, guidance.scale > 1 or also_guided, options)
     if isinstance(generator, list) and len(generator) != len(embeds):
-        raise ValueError(
-            f"{len(generator)} generators for {len(embeds)} prompts: expected one, or one for each"
-        )
+        raise ValueError(f"{len(generator)} generators for {len(embeds)} prompts: expected one, or one for each")
     given = options.get("record")
     record: list[ExpertUse] = [] if given is None else given
     schedule = pipeline.schedule(options.get("shift"))
@@ -214,13 +207,7 @@ def check_steps(steps: int, skip: int) -> None:
 
 
 def _denoised(
-    pipeline: LuVePipeline,
-    stage: Stage,
-    model: Any,
-    latents: Tensor,
-    run: Run,
-    first: int = 0,
-    choose: Chooser = None,
+    pipeline: LuVePipeline, stage: Stage, model: Any, latents: Tensor, run: Run, first: int = 0, choose: Chooser = None
 ) -> Tensor:
     scheduler = run.schedule.scheduler
     timesteps = scheduler.timesteps[first:]
@@ -261,10 +248,7 @@ def _embeddings(
     """Embeddings of prompts and, where something is guided, of negative prompts; given ones are kept."""
     embeds, negative_embeds = options.get("prompt_embeds"), options.get("negative_prompt_embeds")
     negatives = options.get("negative_prompt")
-    for name, text, given in (
-        ("prompt", prompt, embeds),
-        ("negative_prompt", negatives, negative_embeds),
-    ):
+    for name, text, given in (("prompt", prompt, embeds), ("negative_prompt", negatives, negative_embeds)):
         if text is not None and given is not None:
             raise ValueError(f"expected either {name} or {name}_embeds, got both")
         if not isinstance(text, str | list | None):
@@ -277,9 +261,7 @@ def _embeddings(
     against = [negatives] * count if isinstance(negatives, str) else negatives
     guided = guided and negative_embeds is None
     if guided and len(against) != count:
-        raise ValueError(
-            f"{len(against)} negative prompts for {count} prompts: expected one, or one for each"
-        )
+        raise ValueError(f"{len(against)} negative prompts for {count} prompts: expected one, or one for each")
     length = options.get("length")
     if embeds is None:
         embeds = pipeline.encode_prompt(prompts, length)

@@ -68,9 +68,7 @@ class SpeedOptions:
         if self.cache == "first_block":
             return FirstBlockCacheConfig(threshold=self.cache_threshold)
         return TaylorSeerCacheConfig(
-            cache_interval=self.cache_interval,
-            cache_identifiers=list(denoiser.cached),
-            taylor_factors_dtype=None,
+            cache_interval=self.cache_interval, cache_identifiers=list(denoiser.cached), taylor_factors_dtype=None
         )
 
 

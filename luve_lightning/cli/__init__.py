@@ -86,9 +86,7 @@ def verbs() -> dict[str, Verb]:
         for node in ast.parse(file.read_bytes()).body:
             if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["VERBS"]:
                 stated = eval(compile(ast.Expression(node.value), file, "eval"), {"Verb": Verb, "RUNS": RUNS})
-                found += [
-                    (name, replace(verb, module=f"{__name__}.{file.stem}")) for name, verb in stated.items()
-                ]
+                found += [(name, replace(verb, module=f"{__name__}.{file.stem}")) for name, verb in stated.items()]
     return dict(sorted(found, key=lambda pair: _GROUPS.index(pair[1].group)))
 
 

@@ -20,14 +20,7 @@ from rich.console import Console
 from luve_lightning.ablations.graph import AblationPlanner, Contents, Plan, Use, without
 from luve_lightning.ablations.job_array import JobOptions, array_lines, stage_jobs, submit
 from luve_lightning.ablations.local_runner import LocalRunner, Slots
-from luve_lightning.ablations.output import (
-    RunWatcher,
-    dry_run_lines,
-    results_lines,
-    start_line,
-    sweep_run,
-    uses,
-)
+from luve_lightning.ablations.output import RunWatcher, dry_run_lines, results_lines, start_line, sweep_run, uses
 from luve_lightning.ablations.results import (
     Results,
     ResultsProvenance,
@@ -49,10 +42,7 @@ from luve_lightning.terminal import say
 
 VERBS = {
     "ablate": Verb(
-        "Tables",
-        "repeat one of the paper's tables: every row, several seeds",
-        positional="table",
-        goes_on=True,
+        "Tables", "repeat one of the paper's tables: every row, several seeds", positional="table", goes_on=True
     )
 }
 
@@ -124,9 +114,7 @@ def ablate(
     digest = text_digest(json.dumps(changes, sort_keys=True, default=str))[:8]
     stem = f"{found.name}-{digest}" if changes else found.name
     partial = folder / found.name / f"{stem}.csv"
-    targets = _Targets(
-        output or (RESULTS / found.results / partial.name if whole else partial), output or partial
-    )
+    targets = _Targets(output or (RESULTS / found.results / partial.name if whole else partial), output or partial)
     if executor == "slurm":
         run.submit(job, targets, folder / "jobs")
     else:
@@ -190,9 +178,7 @@ class TableWriter:
 class _Run:
     """One call of the command."""
 
-    def __init__(
-        self, planner: AblationPlanner, wanted: Mapping[int, Sequence[str]], console: Console
-    ) -> None:
+    def __init__(self, planner: AblationPlanner, wanted: Mapping[int, Sequence[str]], console: Console) -> None:
         self.planner, self.wanted, self.console = planner, wanted, console
         self.table: Table = planner.table
         there = finished_rows(planner, {seed: list(self.table.rows) for seed in wanted})

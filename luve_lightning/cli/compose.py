@@ -132,9 +132,7 @@ def named_options(options: Iterable[tuple[str, str]], keys: Sequence[str]) -> li
     return result
 
 
-def compose(
-    files: Iterable[Path], options: Iterable[tuple[str, str]] = (), keys: Keys | None = None
-) -> dict[str, Any]:
+def compose(files: Iterable[Path], options: Iterable[tuple[str, str]] = (), keys: Keys | None = None) -> dict[str, Any]:
     """Merges files, then options, then resolves interpolations.
 
     Args:
@@ -250,9 +248,7 @@ def _set_option(config: dict[str, Any], key: str, text: str, keys: Keys | None) 
         raise CompositionError(f"--{key}: expected a key such as --model.lr")
     parameter = keys.at(config, parts) if keys is not None else None
     if isinstance(text, Flag) and parameter is not None and (parameter.holds_texts or parameter.is_path):
-        raise CompositionError(
-            f"--{key}: expected a value; one that begins with -- is given as --{key}=VALUE"
-        )
+        raise CompositionError(f"--{key}: expected a value; one that begins with -- is given as --{key}=VALUE")
     for depth, part in enumerate(parts):
         if isinstance(node.get("class_path"), str) and part not in COMPONENT_KEYS:
             node = node.setdefault("init_args", {})

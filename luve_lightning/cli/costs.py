@@ -24,9 +24,7 @@ from luve_lightning.models.experts import load_expert
 VERBS = {
     "plan": Verb("Generation", "estimate what generating a video takes, before anything runs"),
     "bench": Verb(
-        "Measurement",
-        "time the models and measure their memory",
-        subjects="luve_lightning.analysis.benchmarks",
+        "Measurement", "time the models and measure their memory", subjects="luve_lightning.analysis.benchmarks"
     ),
 }
 

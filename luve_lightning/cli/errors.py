@@ -62,9 +62,7 @@ def describe_constructor_error(error: BaseException, config: Mapping[str, Any]) 
     Returns:
         One line that begins with the component's key, or None for a bug in a constructor.
     """
-    raised = next(
-        (level for level in _chain(error) if not _raised_in(level).startswith("jsonargparse")), error
-    )
+    raised = next((level for level in _chain(error) if not _raised_in(level).startswith("jsonargparse")), error)
     if not isinstance(error, ValueError | TypeError | OSError | ImportError):
         return describe_runtime_error(error, config)
     trainer = {"class_path": "Trainer", "init_args": config.get("trainer")}
@@ -257,8 +255,7 @@ def _environment(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and raised_in.startswith("lightning.fabric.plugins.environments."):
         return str(error)
     building = any(
-        frame.f_code.co_name == "__init__"
-        and frame.f_globals.get("__name__") == "lightning.pytorch.trainer.trainer"
+        frame.f_code.co_name == "__init__" and frame.f_globals.get("__name__") == "lightning.pytorch.trainer.trainer"
         for frame in _frames(error)
     )
     if building and isinstance(error, ValueError | TypeError) and raised_in.startswith("lightning."):
@@ -305,9 +302,7 @@ def _path_in_use(error: BaseException, must_exist: bool = False) -> Path | None:
     for frame in reversed(_frames(error)):
         variables = list(frame.f_locals.items())
         paths = [value for name, value in variables if isinstance(value, Path) and name != "self"]
-        paths += [
-            Path(value) for name, value in variables if "path" in name.lower() and isinstance(value, str)
-        ]
+        paths += [Path(value) for name, value in variables if "path" in name.lower() and isinstance(value, str)]
         # Of a temporary file and its target, the target: the user knows its name.
         for path in sorted(paths, key=lambda path: path.name.startswith(".")):
             if (path.is_absolute() or str(path) not in (".", "")) and (not must_exist or _is_file(path)):

@@ -104,9 +104,7 @@ def evaluate(
     chosen = {name: metric for name, metric in metrics.items() if metric is not None}
     if not chosen:
         raise ValueError("metrics: expected at least one, by name")
-    ready, skipped = prepare_metrics(
-        chosen, target, bool(sets.originals), hashes.files, folder, bool(sets.prompts)
-    )
+    ready, skipped = prepare_metrics(chosen, target, bool(sets.originals), hashes.files, folder, bool(sets.prompts))
     _announce(console, sets, skipped, target)
     with Steps(console) as steps:
         runner = Runner(sets, ready, skipped, results, hashes, target, threads, int(memory_gib * 2**30))
@@ -139,9 +137,7 @@ def parse_pairs(text: str, methods: Sequence[str]) -> list[tuple[str, str]]:
     for part in text.split(";"):
         names = [name.strip() for name in part.split(",")]
         if len(names) != 2 or names[0] == names[1] or not set(names) <= set(methods):
-            raise ValueError(
-                f"compare: expected all, none or pairs such as A,B of {', '.join(methods)}, got {text!r}"
-            )
+            raise ValueError(f"compare: expected all, none or pairs such as A,B of {', '.join(methods)}, got {text!r}")
         pairs.append((names[0], names[1]))
     return pairs
 

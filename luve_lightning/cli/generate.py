@@ -17,14 +17,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from luve_lightning.cascade.generation_jobs import (
-    JobTotals,
-    Processes,
-    VideoFolder,
-    VideoJob,
-    make_jobs,
-    run_jobs,
-)
+from luve_lightning.cascade.generation_jobs import JobTotals, Processes, VideoFolder, VideoJob, make_jobs, run_jobs
 from luve_lightning.cascade.generation_run import (
     CascadeRun,
     StageLatents,
@@ -164,9 +157,7 @@ def generate(
         _tell(console, output, JobTotals(0, len(jobs)), started)
         return
     processes.begin(target)
-    pipeline, loaded = load_pipeline(
-        sources, experts is None, dtype, speed, context_parallel, target, adapter
-    )
+    pipeline, loaded = load_pipeline(sources, experts is None, dtype, speed, context_parallel, target, adapter)
     cuts = {job.name: cuts_of(pipeline, job, options.length) for job in missing}
     if told := cut_lines({job.name: line.where for job, line in zip(jobs, lines, strict=True)}, cuts):
         say(Console(emoji=False, quiet=processes.rank > 0), told)

@@ -23,11 +23,7 @@ VERBS = {
     )
 }
 
-_EVERY = {
-    "config": "YAML file",
-    "print_config": "print the configuration and stop",
-    "debug": "show tracebacks",
-}
+_EVERY = {"config": "YAML file", "print_config": "print the configuration and stop", "debug": "show tracebacks"}
 
 _SUBCLASSES = re.compile(r", known subclasses: .*(?=\)$)", re.DOTALL)
 _CLASS = re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>")
@@ -119,9 +115,7 @@ def print_class_help(verb: str, key: str, class_path: str, config: Mapping[str, 
         component = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"--{key}.help: cannot import {class_path!r}: {error}") from error
-    parser = ArgumentParser(
-        prog=f"luve {verb}", usage=usage(verb), formatter_class=HelpFormatter, add_help=False
-    )
+    parser = ArgumentParser(prog=f"luve {verb}", usage=usage(verb), formatter_class=HelpFormatter, add_help=False)
     skip = {"callbacks", "logger"} if class_path == TRAINER else None  # dictionaries by name, at the top
     parser.add_class_arguments(component, key, fail_untyped=False, as_group=False, skip=skip)
     parser.description = f"{class_path}: {(component.__doc__ or '').strip().partition(chr(10))[0]}"

@@ -102,9 +102,7 @@ class Keys:
         close = close or difflib.get_close_matches(word, [key for _, key in inside], n=1, cutoff=0.8)
         return [f"{name}.{key}" for name, key in inside if key in close]
 
-    def _walk(
-        self, node: Any, path: str, parameter: Parameter | None, signature: Signature | None
-    ) -> Iterator[Leaf]:
+    def _walk(self, node: Any, path: str, parameter: Parameter | None, signature: Signature | None) -> Iterator[Leaf]:
         if _is_component(node):
             inside = class_signature(node["class_path"])
             if isinstance(node.get("init_args"), Mapping):
@@ -147,9 +145,7 @@ def _path(key: str, value: str) -> str:
         try:
             return str(Path(value).expanduser())
         except RuntimeError:
-            raise ValueError(
-                f"{key}: no home folder for {value!r}; ./{value} is a folder of that name"
-            ) from None
+            raise ValueError(f"{key}: no home folder for {value!r}; ./{value} is a folder of that name") from None
     return f"./{value}" if value.startswith(_SYNTAX) else value
 
 

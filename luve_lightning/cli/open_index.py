@@ -38,9 +38,7 @@ def check_folder(key: str, folder: Path) -> None:
         raise NotADirectoryError(f"{key}: {folder} is not a folder")
 
 
-def entries_of(
-    index: VideoIndex, splits: Sequence[Split] | None, limit: int | None = None
-) -> list[ClipEntry]:
+def entries_of(index: VideoIndex, splits: Sequence[Split] | None, limit: int | None = None) -> list[ClipEntry]:
     """The clips of some splits, or of the whole index; at most `limit` of each.
 
     Raises:

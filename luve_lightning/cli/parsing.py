@@ -17,13 +17,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from luve_lightning.cli.compose import Arguments, StandIns, escaped, map_leaves
-from luve_lightning.cli.errors import (
-    UsageError,
-    components,
-    describe_constructor_error,
-    did_you_mean,
-    one_line,
-)
+from luve_lightning.cli.errors import UsageError, components, describe_constructor_error, did_you_mean, one_line
 from luve_lightning.cli.help import HelpFormatter, usage
 from luve_lightning.cli.keys import Text, Verbatim
 from luve_lightning.cli.signatures import SPREAD
@@ -39,9 +33,7 @@ MOST = {
     **dict.fromkeys(("frames", "num_frames", "val_frames", "windows", "passes", "replicates"), 100_000),
     **dict.fromkeys(("frechet_replicates", "videos", "items"), 100_000),
     **dict.fromkeys(("batch_size", "crop", "length"), 65_536),
-    **dict.fromkeys(
-        ("steps", "skip_steps", "repeats", "raters", "num_nodes", "train", "val", "test"), 10_000
-    ),
+    **dict.fromkeys(("steps", "skip_steps", "repeats", "raters", "num_nodes", "train", "val", "test"), 10_000),
     "rank": 65_536,
     "fps": 1_000,
     "seed_everything": 2**32 - 1,
@@ -66,9 +58,7 @@ def make_parser(verb: str, description: str, kind: type[Parser]) -> Parser:
         parser_mode="yaml",
     )
     parser.add_argument(
-        "--config",
-        action=ActionConfigFile,
-        help="YAML file; repeat it, a later file holds only its differences.",
+        "--config", action=ActionConfigFile, help="YAML file; repeat it, a later file holds only its differences."
     )
     return parser
 
@@ -117,9 +107,7 @@ def run_function(
     function(**values)
 
 
-def check(
-    parser: ArgumentParser, config: Mapping[str, Any], function: Callable[..., Any] | None = None
-) -> Namespace:
+def check(parser: ArgumentParser, config: Mapping[str, Any], function: Callable[..., Any] | None = None) -> Namespace:
     """Checks a composed configuration and fills in defaults; its top level may hold a function's parameters.
 
     Raises:

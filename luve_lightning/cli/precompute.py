@@ -18,14 +18,7 @@ from luve_lightning.callbacks.graceful_stop import StopPredictionOnSigterm
 from luve_lightning.callbacks.progress import TrainingProgress
 from luve_lightning.callbacks.repeatable import CPUThreads, cpu_threads
 from luve_lightning.cli import Verb
-from luve_lightning.cli.open_index import (
-    check_folder,
-    check_stored,
-    entries_of,
-    open_index,
-    print_summary,
-    uneven_line,
-)
+from luve_lightning.cli.open_index import check_folder, check_stored, entries_of, open_index, print_summary, uneven_line
 from luve_lightning.cli.parsing import check_trainer
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clip_windows import ClipWindow, WindowReader, plan_windows, quarantine_path
@@ -49,10 +42,7 @@ VERBS = {
         goes_on=True,
     ),
     "embed": Verb(
-        "Data",
-        "embed captions into the text store, once",
-        examples=("experiments/embed/mini.yaml",),
-        goes_on=True,
+        "Data", "embed captions into the text store, once", examples=("experiments/embed/mini.yaml",), goes_on=True
     ),
 }
 
@@ -121,9 +111,7 @@ def precompute(
     codec.latent_size(frames, *size)
     transforms = variants or {"plain": Unchanged()}
     names = tuple(variant_name(name, transform) for name, transform in transforms.items())
-    recipe = LatentRecipe(
-        codec.fingerprint(), size, tuple(scales), frames, start, windows, stride, names, dtype
-    )
+    recipe = LatentRecipe(codec.fingerprint(), size, tuple(scales), frames, start, windows, stride, names, dtype)
     latents = LatentStore(store)
     read = WindowReader(recipe, latents, ClipHashes(latents.root))
     entries = entries_of(open_index(console, index, clips, keep), splits)
@@ -133,9 +121,7 @@ def precompute(
     if check:
         _check(Console(emoji=False), planned, read, max(1, num_workers), started)
         return
-    console.print(
-        f"{len(entries)} clips, {len(planned)} windows of {recipe.count} latents, VAE {recipe.vae[:12]}"
-    )
+    console.print(f"{len(entries)} clips, {len(planned)} windows of {recipe.count} latents, VAE {recipe.vae[:12]}")
     usable = dict.fromkeys(window.clip.path for window in planned)
     bad = Quarantine(quarantine_path(latents, recipe), max_bad_fraction, len(usable), usable)
     if runner.is_global_zero:
@@ -156,9 +142,7 @@ def precompute(
     print_summary(console, store, lines, started)
 
 
-def _check(
-    console: Console, planned: Sequence[ClipWindow], read: WindowReader, threads: int, started: float
-) -> None:
+def _check(console: Console, planned: Sequence[ClipWindow], read: WindowReader, threads: int, started: float) -> None:
     """Read all latents of windows; raises StoreError when some are damaged."""
     unreadable: dict[Path, str] = {}
 
@@ -269,9 +253,7 @@ def embed(
     captions = captions_of(entries, columns or ["Summarized Description"])
     encoder = load_backbone(backbone).text(getattr(torch, dtype), length)
     source = TextSource(encoder.fingerprint(), encoder.length, dtype)
-    console.print(
-        f"{len(captions)} captions, text encoder {source.encoder[:12]} on {target}", highlight=False
-    )
+    console.print(f"{len(captions)} captions, text encoder {source.encoder[:12]} on {target}", highlight=False)
     texts = TextStore(store)
     if check:
         keys = [source.key(caption) for caption in captions]

@@ -20,10 +20,7 @@ from luve_lightning.terminal import Steps
 
 VERBS = {
     "score": Verb(
-        "Data",
-        "score clips, for selecting training clips",
-        examples=("experiments/score/mini.yaml",),
-        goes_on=True,
+        "Data", "score clips, for selecting training clips", examples=("experiments/score/mini.yaml",), goes_on=True
     )
 }
 
@@ -75,28 +72,20 @@ def score(
     entries = entries_of(
         open_index(Console(emoji=False, quiet=os.environ.get("RANK", "0") != "0"), index, clips, keep), splits
     )
-    bad = Quarantine(
-        output / "unreadable.jsonl", max_bad_fraction, len(entries), [entry.path for entry in entries]
-    )
+    bad = Quarantine(output / "unreadable.jsonl", max_bad_fraction, len(entries), [entry.path for entry in entries])
     console, started = Console(emoji=False), time.perf_counter()
     with Steps(Console(emoji=False, quiet=own.index > 0)) as steps:
         steps.begin("clips", len(entries[own.index :: own.count]))
-        totals = score_clips(
-            entries, scorer, output, caption, choice, own, batch_size, num_workers, bad, steps.advance
-        )
+        totals = score_clips(entries, scorer, output, caption, choice, own, batch_size, num_workers, bad, steps.advance)
     _report(console, output, own, scorer, totals, started)
 
 
-def _report(
-    console: Console, output: Path, shard: Shard, scorer: Scorer, totals: ScoreTotals, started: float
-) -> None:
+def _report(console: Console, output: Path, shard: Shard, scorer: Scorer, totals: ScoreTotals, started: float) -> None:
     scores = [row.score for row in read_rows(output) if row.score is not None]
     spread = ""
     if scores:
         low, middle, high = np.quantile(scores, (0.1, 0.5, 0.9))
-        spread = (
-            f"  of all {len(scores)}    10 % below {low:.4g}, half below {middle:.4g}, 90 % below {high:.4g}"
-        )
+        spread = f"  of all {len(scores)}    10 % below {low:.4g}, half below {middle:.4g}, 90 % below {high:.4g}"
     lines = [
         f"  scored         {totals.scored} clips",
         f"  already there  {totals.there}",

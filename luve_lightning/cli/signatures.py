@@ -176,9 +176,7 @@ def _of_function(source: Source, node: ast.FunctionDef) -> Signature:
 def _of_class(source: Source, node: ast.ClassDef, depth: int = 0) -> Signature | None:
     if (constructor := _method(node, "__init__")) is not None:
         return _of_function(source, constructor)
-    bases = [
-        _name(base) for base in node.bases if _name(base) not in ("object", "Generic", "Protocol", "ABC")
-    ]
+    bases = [_name(base) for base in node.bases if _name(base) not in ("object", "Generic", "Protocol", "ABC")]
     inherited: dict[str, Parameter] = {}
     opened = False
     for base in bases[:1]:  # the first base's constructor comes first in the resolution order

@@ -30,9 +30,7 @@ VERBS = {
         "Measurement", "make a page on which people compare methods blind, and its key", named=("videos",)
     ),
     "study tally": Verb("Measurement", "count what people chose, with intervals; flag raters"),
-    "judge": Verb(
-        "Measurement", "ask a multimodal judge about videos, or read its answers", named=("videos",)
-    ),
+    "judge": Verb("Measurement", "ask a multimodal judge about videos, or read its answers", named=("videos",)),
 }
 
 _AXES = list(AXES)
@@ -75,14 +73,10 @@ def study_build(
     sets = find_video_sets(folders, None, prompts)
     path = key if key is not None else output.parent / f"{output.name}-key.json"
     with Steps(console) as steps:
-        built = build_study(
-            sets, output, path, options, lambda total: steps.begin("videos", total), steps.advance
-        )
+        built = build_study(sets, output, path, options, lambda total: steps.begin("videos", total), steps.advance)
     made = built.key
     trials = len(made.plans[0])
-    lines = [
-        f"{output / PAGE}: {len(made.items)} items of {len(made.methods)} methods, {trials} groups per rater"
-    ]
+    lines = [f"{output / PAGE}: {len(made.items)} items of {len(made.methods)} methods, {trials} groups per rater"]
     lines += [f"  left out: {name}: {reason}" for name, reason in built.left_out.items()]
     lines += [
         f"  videos written {built.written} of {len(made.items) * len(made.methods)}",
@@ -146,9 +140,7 @@ def _flag_notes(qualities: Sequence[RaterQuality], threshold: float) -> list[str
         lines.append("every rater is flagged, so there are no shares without them")
     if unknown:
         numbers = ", ".join(str(quality.answers.rater) for quality in unknown)
-        lines.append(
-            f"no repeated question answered, so nothing is known of their attention: rater {numbers}"
-        )
+        lines.append(f"no repeated question answered, so nothing is known of their attention: rater {numbers}")
     return lines
 
 
@@ -184,9 +176,7 @@ def judge(
     """
     console = Console(emoji=False)
     if (videos is None) == (answers is None):
-        raise ValueError(
-            "expected either --videos NAME=DIR, to ask, or --answers FILE, to read what was answered"
-        )
+        raise ValueError("expected either --videos NAME=DIR, to ask, or --answers FILE, to read what was answered")
     if videos is not None:
         folders = {name: folder for name, folder in videos.items() if folder is not None}
         _ask(console, output, folders, prompts, judging.QuestionOptions(frames, max_side, embed, blind, seed))
@@ -195,11 +185,7 @@ def judge(
 
 
 def _ask(
-    console: Console,
-    output: Path,
-    folders: dict[str, Path],
-    prompts: Path | None,
-    options: judging.QuestionOptions,
+    console: Console, output: Path, folders: dict[str, Path], prompts: Path | None, options: judging.QuestionOptions
 ) -> None:
     sets = find_video_sets(folders, None, prompts)
     with Steps(console) as steps:

@@ -25,9 +25,7 @@ from luve_lightning.reporting.dashboard import PREFIX_OF_RESULTS, Dashboard, bui
 from luve_lightning.terminal import say
 
 VERBS = {
-    "sweep": Verb(
-        "Tables", "run an ablation table's rows and seeds as a wandb sweep, or here", positional="table"
-    ),
+    "sweep": Verb("Tables", "run an ablation table's rows and seeds as a wandb sweep, or here", positional="table"),
     "dashboards": Verb("Tables", "build wandb workspaces from definitions"),
 }
 
@@ -36,11 +34,7 @@ _HOST = "https://api.wandb.ai"
 
 
 def sweep(
-    table: str,
-    entity: str | None = None,
-    project: str = _PROJECT,
-    count: int | None = None,
-    dry_run: bool = False,
+    table: str, entity: str | None = None, project: str = _PROJECT, count: int | None = None, dry_run: bool = False
 ) -> None:
     """Runs a table of ablations as a Weights & Biases sweep, one run per row and seed.
 
@@ -142,9 +136,7 @@ def dashboards(
         entity: Account or team of the workspaces; default the account's own.
     """
     if not dashboards:
-        raise ValueError(
-            "dashboards: expected at least one, for example --config experiments/dashboards/vluer.yaml"
-        )
+        raise ValueError("dashboards: expected at least one, for example --config experiments/dashboards/vluer.yaml")
     for name in dashboards:
         check_name(name, "dashboards:")
     console, refused = Console(emoji=False), why_no_account()

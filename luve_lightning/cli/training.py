@@ -28,15 +28,7 @@ from luve_lightning.callbacks.training_run import RunSummary, SetAside, owned, r
 from luve_lightning.cli import RUNS, Verb
 from luve_lightning.cli.compose import Arguments, drop_nulls
 from luve_lightning.cli.errors import UsageError
-from luve_lightning.cli.parsing import (
-    MOST,
-    check,
-    check_limits,
-    check_trainer,
-    constructor_errors,
-    dump,
-    make_parser,
-)
+from luve_lightning.cli.parsing import MOST, check, check_limits, check_trainer, constructor_errors, dump, make_parser
 from luve_lightning.cli.run_verb import quiet_wandb
 
 VERBS = {
@@ -136,10 +128,7 @@ class LuveCLI(LightningCLI):
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the seed."""
         parser.add_argument(
-            "--seed_everything",
-            type=int,
-            default=0,
-            help="Seed of every random choice; 0 is one like any other.",
+            "--seed_everything", type=int, default=0, help="Seed of every random choice; 0 is one like any other."
         )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -156,9 +145,7 @@ class LuveCLI(LightningCLI):
         for key, kind in NAMED_COMPONENTS.items():
             for name in ["NAME"] if self.purpose == "help" else self.composed.get(key, {}):
                 parser.add_subclass_arguments(kind, f"{key}.{name}", **_HELP)
-        parser.add_argument(
-            "--ckpt_path", type=str | None, default=None, help=_CHECKPOINT_HELP[self.verb != "fit"]
-        )
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=_CHECKPOINT_HELP[self.verb != "fit"])
         # A checkpoint that holds code is refused; no option runs it.
         skip: set[str | int] = {*self.subcommands()[self.verb], "ckpt_path", "weights_only"}
         self.method_options = ["ckpt_path", *parser.add_method_arguments(Trainer, self.verb, skip=skip)]
@@ -210,9 +197,7 @@ class LuveCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Makes the trainer with the named callbacks and loggers, and those that every run has."""
-        named = {
-            key: {n: self.config_init[key][n] for n in self.composed.get(key, {})} for key in NAMED_COMPONENTS
-        }
+        named = {key: {n: self.config_init[key][n] for n in self.composed.get(key, {})} for key in NAMED_COMPONENTS}
         own: list[Callback] = [Provenance(self.verb, self.dump(), self.command)]
         if self.verb != "fit":
             own.append(StopPredictionOnSigterm())
@@ -291,13 +276,9 @@ class LuveCLI(LightningCLI):
         """Refuses a missing file before anything is loaded."""
         path = self.config["ckpt_path"]
         if path == "best" and self.verb == "fit":
-            raise UsageError(
-                "ckpt_path: fit resumes a run where it stopped; expected a checkpoint's path or 'last'"
-            )
+            raise UsageError("ckpt_path: fit resumes a run where it stopped; expected a checkpoint's path or 'last'")
         if path not in (None, "last", "best") and not Path(path).exists():
-            raise UsageError(
-                f"ckpt_path: no such file: {path}; expected a checkpoint's path, 'last' or 'best'"
-            )
+            raise UsageError(f"ckpt_path: no such file: {path}; expected a checkpoint's path, 'last' or 'best'")
 
     def _best_checkpoint(self, folder: Path) -> str:
         """The run's checkpoint that validation chose; Lightning knows it only in the process that trained."""

@@ -83,9 +83,7 @@ def upsample(
     check_folder("output", output)
     target = choose_device(device)
     if start < 0 or stride < 1 or (limit is not None and limit < 1):
-        raise ValueError(
-            f"expected start >= 0, stride >= 1 and limit >= 1, got {start}, {stride} and {limit}"
-        )
+        raise ValueError(f"expected start >= 0, stride >= 1 and limit >= 1, got {start}, {stride} and {limit}")
     if caption not in CAPTIONS:
         raise ValueError(f"caption: expected one of {', '.join(CAPTIONS)}, got {caption!r}")
     known = upsampling.baselines()
@@ -99,9 +97,7 @@ def upsample(
     codec = load_backbone(backbone).latent_space(getattr(torch, dtype)).to(target)
     recipe = UpsamplingRecipe((size[0], size[1]), scale, frames, start, stride, caption)
     methods: dict[str, LatentUpsampler] = {
-        name: method.of(LooseModels(codec))
-        for name, method in known.items()
-        if baselines is None or name in baselines
+        name: method.of(LooseModels(codec)) for name, method in known.items() if baselines is None or name in baselines
     }
     identities: dict[str, str] = {}
     for name, folder in folders.items():

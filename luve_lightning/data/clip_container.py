@@ -93,9 +93,7 @@ def file_facts(path: Path) -> tuple[int, int]:
     try:
         facts = path.stat()
     except OSError as error:
-        reason = (
-            "is missing" if isinstance(error, FileNotFoundError) else f"cannot be opened: {error.strerror}"
-        )
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be opened: {error.strerror}"
         raise ClipError(path, reason) from None
     if not path.is_file():
         raise ClipError(path, "is not a file")
@@ -164,9 +162,7 @@ def _words(error: BaseException) -> str:
     return str(strerror) if strerror else f"{type(error).__name__}: {error}"
 
 
-def decode(
-    path: Path, packets: Iterable[Packet[VideoStream]], solid_from: int | None = None
-) -> Iterator[VideoFrame]:
+def decode(path: Path, packets: Iterable[Packet[VideoStream]], solid_from: int | None = None) -> Iterator[VideoFrame]:
     """Decode packets; a failure means damage.
 
     Args:

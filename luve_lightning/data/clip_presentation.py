@@ -85,13 +85,7 @@ _WIDE = {9: "bt2020", 12: "display-p3"}
 _NEAR_BT709 = {*range(8), 22}
 _PRIMARIES = {8: "film", 10: "smpte428", 11: "smpte431"}
 _MATRICES = {*range(8), 9}
-_OTHER_MATRICES = {
-    8: "ycgco",
-    10: "bt2020c",
-    11: "smpte2085",
-    12: "chroma-derived-nc",
-    13: "chroma-derived-c",
-}
+_OTHER_MATRICES = {8: "ycgco", 10: "bt2020c", 11: "smpte2085", 12: "chroma-derived-nc", 13: "chroma-derived-c"}
 _OTHER_MATRICES |= {14: "ictcp", 15: "ipt-c2", 16: "ycgco-re", 17: "ycgco-ro"}
 
 LARGEST_SHAPE = 4  # a pixel's width over its height, or the inverse; anamorphic films have 2
@@ -320,9 +314,7 @@ _TO_BT709 = {
     "bt2020": np.array(
         [[1.660491, -0.587641, -0.072850], [-0.124550, 1.132900, -0.008349], [-0.018151, -0.100579, 1.118730]]
     ),
-    "display-p3": np.array(
-        [[1.224940, -0.224940, 0.0], [-0.042057, 1.042057, 0.0], [-0.019638, -0.078636, 1.098274]]
-    ),
+    "display-p3": np.array([[1.224940, -0.224940, 0.0], [-0.042057, 1.042057, 0.0], [-0.019638, -0.078636, 1.098274]]),
 }
 _BT2020_LUMINANCE = np.array([0.2627, 0.6780, 0.0593])
 

@@ -29,12 +29,7 @@ from luve_lightning.data.clip_container import (
     random_access,
     steady_parameters,
 )
-from luve_lightning.data.clip_presentation import (
-    Presentation,
-    presentation_of,
-    refuse_interlaced,
-    require_progressive,
-)
+from luve_lightning.data.clip_presentation import Presentation, presentation_of, refuse_interlaced, require_progressive
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -215,9 +210,7 @@ def _head(
     Where the decoder should reorder pictures but the packets' times are in file order, as after passing through a
     container without presentation times, it reads some more frames, to see whose times they get.
     """
-    in_file_order = all(
-        a.pts < b.pts for a, b in pairwise(packets) if a.pts is not None and b.pts is not None
-    )
+    in_file_order = all(a.pts < b.pts for a, b in pairwise(packets) if a.pts is not None and b.pts is not None)
     count = 16 if in_file_order and stream.codec_context.has_b_frames else 1
     with opened(path, stream.index) as (container, video):
         frames = list(islice(decode(path, container.demux(video), solid_from), count))
@@ -247,9 +240,7 @@ def _count(path: Path, stream: int, solid_from: int | None) -> int:
         return count
 
 
-def _doubt(
-    container: InputContainer, stream: VideoStream, packets: list[Packet], times: NDArray[np.int64]
-) -> str:
+def _doubt(container: InputContainer, stream: VideoStream, packets: list[Packet], times: NDArray[np.int64]) -> str:
     """Why decord may give other frames than requested; empty when it will not."""
     codec = codec_of(stream)
     if codec not in TRUSTED_CODECS:

@@ -213,9 +213,7 @@ class ClipScores:
             )
         folder = self.source if self.source.is_dir() else self.source.parent
         found = self._matching(entries, hashes or ClipHashes(folder))
-        scored = [
-            (entry, row.score) for entry, row in zip(entries, found, strict=True) if row.score is not None
-        ]
+        scored = [(entry, row.score) for entry, row in zip(entries, found, strict=True) if row.score is not None]
         kept = [entry for entry, score in scored if score > threshold]
         unreadable = len(entries) - len(scored)
         without = f", {unreadable} unreadable" if unreadable else ""

@@ -52,9 +52,7 @@ class EncodeItem:
         self.window, self.missing, self.frames, self.error = window, missing or {}, frames, error
 
 
-def plan_windows(
-    entries: Iterable[ClipEntry], recipe: LatentRecipe
-) -> tuple[list[ClipWindow], list[ClipError]]:
+def plan_windows(entries: Iterable[ClipEntry], recipe: LatentRecipe) -> tuple[list[ClipWindow], list[ClipError]]:
     """All windows of all clips, from the index alone, and the clips that are too short for one."""
     windows: list[ClipWindow] = []
     short: list[ClipError] = []
@@ -160,11 +158,7 @@ class PairLookup:
 
 
 def find_pair_keys(
-    store: LatentStore,
-    hashes: ClipHashes,
-    entries: Iterable[ClipEntry],
-    recipe: LatentRecipe,
-    variant: str = "plain",
+    store: LatentStore, hashes: ClipHashes, entries: Iterable[ClipEntry], recipe: LatentRecipe, variant: str = "plain"
 ) -> PairLookup:
     """Find the latents of clips, and refuse to continue when any are missing.
 
@@ -220,12 +214,7 @@ def quarantine_path(store: LatentStore, recipe: LatentRecipe) -> Path:
 
 
 def _find(
-    store: LatentStore,
-    hashes: ClipHashes,
-    clip: ClipEntry,
-    frames: tuple[int, int],
-    recipe: LatentRecipe,
-    variant: str,
+    store: LatentStore, hashes: ClipHashes, clip: ClipEntry, frames: tuple[int, int], recipe: LatentRecipe, variant: str
 ) -> PairEntry | None:
     try:
         digest = hashes.digest(clip.path)
@@ -236,9 +225,7 @@ def _find(
     return PairEntry(clip, high, low) if all(map(store.has, (high, *low.values()))) else None
 
 
-def _complaint(
-    store: LatentStore, recipe: LatentRecipe, variant: str, lacking: Sequence[str], total: int
-) -> str:
+def _complaint(store: LatentStore, recipe: LatentRecipe, variant: str, lacking: Sequence[str], total: int) -> str:
     scales = ", ".join(f"{scale:g}" for scale in recipe.scales) or "none"
     many = f"{len(lacking)} of {total} clips have no" if lacking else f"none of {total} clips has"
     which = f" (first {lacking[0]})" if lacking else ""

@@ -24,14 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from luve_lightning.data.clip_container import (
-    ClipError,
-    ClipInfo,
-    Frames,
-    decode,
-    has_pyav,
-    opened,
-)
+from luve_lightning.data.clip_container import ClipError, ClipInfo, Frames, decode, has_pyav, opened
 from luve_lightning.data.clip_presentation import presentation_of
 from luve_lightning.data.clip_scan import Scan, scan
 
@@ -57,9 +50,7 @@ def probe_clip(path: str | Path) -> ClipInfo:
     return scan(Path(path)).info
 
 
-def read_clip(
-    path: str | Path, start: int, count: int, *, stride: int = 1, backend: Backend = "auto"
-) -> Frames:
+def read_clip(path: str | Path, start: int, count: int, *, stride: int = 1, backend: Backend = "auto") -> Frames:
     """Read frames of a video file, exactly those requested.
 
     Args:
@@ -87,9 +78,7 @@ def read_clip(
     found = scan(path)
     indices = range(start, start + count * stride, stride)
     if indices[-1] >= found.info.frames:
-        raise ClipError(
-            path, f"too short: frames {start} to {indices[-1]} asked for, it has {found.info.frames}"
-        )
+        raise ClipError(path, f"too short: frames {start} to {indices[-1]} asked for, it has {found.info.frames}")
     if backend == "decord":
         if not found.show.by_decord:
             raise ClipError(path, found.info.doubt)

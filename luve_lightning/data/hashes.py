@@ -22,11 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from luve_lightning.data.clip_container import MP4, ClipError, RefusedClip, may_interlace, opened
-from luve_lightning.data.clip_presentation import (
-    decode_leniently,
-    presentation_of,
-    require_progressive,
-)
+from luve_lightning.data.clip_presentation import decode_leniently, presentation_of, require_progressive
 from luve_lightning.data.clip_scan import codec_of
 from luve_lightning.files import file_digest, text_digest, warn_kept_in_memory
 from luve_lightning.locks import JsonLines

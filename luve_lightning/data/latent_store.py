@@ -122,9 +122,7 @@ class LatentStore(TensorStore[LatentKey]):
         """Floats C x t x h x w, all finite in `key.dtype`."""
         dtype = DTYPE_NAMES[key.dtype]
         if tensor.ndim != 4 or tensor.numel() == 0 or not tensor.is_floating_point():
-            raise StoreError(
-                f"latents must be floats C x t x h x w, got {tensor.dtype} {tuple(tensor.shape)}"
-            )
+            raise StoreError(f"latents must be floats C x t x h x w, got {tensor.dtype} {tuple(tensor.shape)}")
         latents = tensor.detach().to("cpu")
         stored = latents.to(dtype).contiguous()
         if not torch.isfinite(stored).all():

@@ -80,11 +80,7 @@ class Quarantine:
     """
 
     def __init__(
-        self,
-        path: str | Path | None,
-        max_bad_fraction: float,
-        total: int,
-        clips: Iterable[Path] | None = None,
+        self, path: str | Path | None, max_bad_fraction: float, total: int, clips: Iterable[Path] | None = None
     ) -> None:
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction: expected a share in [0, 1], got {max_bad_fraction}")
@@ -159,9 +155,7 @@ class Quarantine:
         )
 
 
-def first_readable(
-    index: int, length: int, read: Callable[[int], T], quarantine: Quarantine
-) -> tuple[int, T]:
+def first_readable(index: int, length: int, read: Callable[[int], T], quarantine: Quarantine) -> tuple[int, T]:
     """Read an item, or the next readable one, so that batches stay full.
 
     The replacement depends only on the files, not on earlier failures: a resumed run sees the same items.

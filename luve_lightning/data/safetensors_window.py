@@ -171,12 +171,7 @@ class SafetensorsWindow:
         return tensor[..., slice(*ranges[-1])].contiguous()
 
     def _read_runs(
-        self,
-        into: memoryview,
-        shape: Sequence[int],
-        rows: Sequence[tuple[int, int]],
-        offset: int,
-        itemsize: int,
+        self, into: memoryview, shape: Sequence[int], rows: Sequence[tuple[int, int]], offset: int, itemsize: int
     ) -> None:
         full = len(shape) - 1  # axes from here on are read in full
         while full > 0 and rows[full] == (0, shape[full]):

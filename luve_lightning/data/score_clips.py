@@ -14,14 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from luve_lightning.data.clip_container import ClipError, Frames
-from luve_lightning.data.clip_scores import (
-    ScoreRow,
-    ScoresError,
-    ScoreSettings,
-    common_settings,
-    read_rows,
-    write_rows,
-)
+from luve_lightning.data.clip_scores import ScoreRow, ScoresError, ScoreSettings, common_settings, read_rows, write_rows
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.hashes import ClipHashes, Stamp, stamp
 from luve_lightning.data.quarantine import Quarantine
@@ -65,9 +58,7 @@ def parse_shard(text: str | None, environment: Mapping[str, str]) -> Shard:
     if text is None:
         return Shard(int(environment.get("RANK", "0")), processes) if processes > 1 else Shard()
     if processes > 1:
-        raise ValueError(
-            f"shard: torchrun's {processes} processes share the clips by themselves; leave out {text!r}"
-        )
+        raise ValueError(f"shard: torchrun's {processes} processes share the clips by themselves; leave out {text!r}")
     first, slash, second = text.partition("/")
     if not (slash and first.isdecimal() and second.isdecimal()):
         raise ValueError(f"shard: expected i/n such as 0/4, got {text!r}")
@@ -145,9 +136,7 @@ class FrameReader:
         return ReadClip(job, indices, frames)
 
 
-def read_ahead(
-    read: FrameReader, jobs: Iterator[ClipJob], threads: int, batch_size: int
-) -> Iterator[ReadClip]:
+def read_ahead(read: FrameReader, jobs: Iterator[ClipJob], threads: int, batch_size: int) -> Iterator[ReadClip]:
     """Read clips in order, in threads, at most two batches ahead of the consumer."""
     if threads == 0:
         yield from map(read, jobs)
@@ -229,9 +218,7 @@ def _alone(part: Path, shard: Shard) -> Iterator[None]:
         try:
             held.enter_context(locked(part.with_name(f".{part.stem}.lock"), what=f"shard {shard}"))
         except Busy as busy:
-            raise ScoresError(
-                f"{part.parent}: another process is scoring shard {shard}: {busy.owner}"
-            ) from None
+            raise ScoresError(f"{part.parent}: another process is scoring shard {shard}: {busy.owner}") from None
         yield
 
 
@@ -240,9 +227,7 @@ def _finished(folder: Path, settings: ScoreSettings) -> set[tuple[str, str, str]
     rows = read_rows(folder)
     found = common_settings(folder, rows)
     if found not in (None, settings):
-        raise ScoresError(
-            f"{folder}: holds scores by {found}, not by {settings}; use another folder, or delete it"
-        )
+        raise ScoresError(f"{folder}: holds scores by {found}, not by {settings}; use another folder, or delete it")
     return {row.key for row in rows if row.score is not None}
 
 
@@ -284,9 +269,7 @@ def _score(scorer: Scorer, batch: Sequence[ReadClip]) -> list[ScoreRow]:
         clips = list(group)
         column = clips[0].job.row.settings.caption_column
         captions = [item.job.entry.captions[column] for item in clips for _ in item.indices]
-        scores = scorer.score(
-            np.concatenate([item.frames for item in clips if item.frames is not None]), captions
-        )
+        scores = scorer.score(np.concatenate([item.frames for item in clips if item.frames is not None]), captions)
         if len(scores) != len(captions) or not all(map(math.isfinite, scores)):
             path = clips[0].job.entry.path
             raise ScoresError(f"{scorer.name} gave {scores} for {len(captions)} frames of {path}")

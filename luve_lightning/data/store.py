@@ -240,9 +240,7 @@ class TensorStore(ABC, Generic[K]):
         """
         return self._whole(key)[1]
 
-    def check_all(
-        self, keys: Iterable[K], threads: int, advance: Callable[[], None] = lambda: None
-    ) -> EntryCheck:
+    def check_all(self, keys: Iterable[K], threads: int, advance: Callable[[], None] = lambda: None) -> EntryCheck:
         """Read every existing entry.
 
         Args:

@@ -145,9 +145,7 @@ class TextStore(TensorStore[TextKey]):
                 raise StoreError(f"{path} is no record of `luve embed` ({error}); delete it") from None
         return found
 
-    def source(
-        self, encoder: str | None = None, length: int | None = None, dtype: str | None = None
-    ) -> TextSource:
+    def source(self, encoder: str | None = None, length: int | None = None, dtype: str | None = None) -> TextSource:
         """The one source of a store that fits; without arguments, its only one.
 
         Args:

@@ -200,20 +200,13 @@ class Collage(PixelTransform):
         cos, sin = math.cos(angle), math.sin(angle)
         ratio = width / height
         theta = torch.tensor(
-            [
-                [flip * sx * cos, -sx * sin / ratio, center[0]],
-                [flip * sy * sin * ratio, sy * cos, center[1]],
-            ],
+            [[flip * sx * cos, -sx * sin / ratio, center[0]], [flip * sy * sin * ratio, sy * cos, center[1]]],
             dtype=frames.dtype,
             device=frames.device,
         )
         grid = F.affine_grid(theta[None], [1, 1, height, width], align_corners=False)
         turned = F.grid_sample(
-            frames,
-            grid.expand(len(frames), -1, -1, -1),
-            mode="bicubic",
-            padding_mode="reflection",
-            align_corners=False,
+            frames, grid.expand(len(frames), -1, -1, -1), mode="bicubic", padding_mode="reflection", align_corners=False
         )
         return _recolor(turned, rng).transpose(0, 1)[None]
 

@@ -133,9 +133,7 @@ def find_videos(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of videos")
     found = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
+        path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
     )
     if not found:
         raise FileNotFoundError(f"{folder}: no videos there ({', '.join(VIDEO_SUFFIXES)})")
@@ -167,9 +165,7 @@ def check_name(name: str, what: str, signs: str = " _.+-") -> None:
     plain = all(unicodedata.category(sign)[0] in "LMN" or sign in signs for sign in name)
     if not name or not plain or name[0] in " .-" or unicodedata.category(name[0])[0] == "M":
         shown = " ".join(signs.replace(" ", ""))
-        raise ValueError(
-            f"{what} {name!r}: expected letters, digits, spaces and {shown}, a letter or digit first"
-        )
+        raise ValueError(f"{what} {name!r}: expected letters, digits, spaces and {shown}, a letter or digit first")
     size, most = len(name.encode()), NAME_BYTES - _LONGEST_SUFFIX
     if size > most:
         raise ValueError(

@@ -243,9 +243,7 @@ class VideoIndex:
             index._read(path, clips, keep, urls)
         except UnicodeDecodeError as error:
             raise VideoIndexError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-        index.splits = read_splits(
-            path.with_name("splits.json"), {entry.url for entry in index.entries}, urls
-        )
+        index.splits = read_splits(path.with_name("splits.json"), {entry.url for entry in index.entries}, urls)
         if not index.entries:
             counts = ", ".join(f"{count} {what}" for what, count in index._counts()) or "it has no rows"
             raise VideoIndexError(f"{path}: no clip can be used: {counts} (folder {clips})")
@@ -253,9 +251,7 @@ class VideoIndex:
 
     def _read(self, path: Path, folder: Path, keep: Limits, urls: set[str]) -> None:
         """Take the rows of a CSV that are clips, note why the others are not, and collect the urls of all."""
-        with os.scandir(
-            folder
-        ) as found:  # one sweep: asking for each of 42,000 clips takes minutes on a network disk
+        with os.scandir(folder) as found:  # one sweep: asking for each of 42,000 clips takes minutes on a network disk
             files = {item.name for item in found}
         stems = {name.rpartition(".")[0]: name for name in files}
         seen: set[str] = set()
@@ -278,9 +274,7 @@ class VideoIndex:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def split(
-        self, name: Split, fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)
-    ) -> list[ClipEntry]:
+    def split(self, name: Split, fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)) -> list[ClipEntry]:
         """The clips of one split. All clips of a source video are in the same one.
 
         Args:
@@ -347,9 +341,7 @@ def _check_columns(csv_path: Path, header: list[str]) -> None:
         parts += [f"columns given twice: {', '.join(repeated)}"] if repeated else []
         if unknown:
             parts.append(f"unknown columns: {', '.join(_with_guess(name, missing) for name in unknown)}")
-        raise VideoIndexError(
-            f"{csv_path}: {'; '.join(parts)} (expected UltraVideo's {len(COLUMNS)} columns)"
-        )
+        raise VideoIndexError(f"{csv_path}: {'; '.join(parts)} (expected UltraVideo's {len(COLUMNS)} columns)")
     if unknown:
         names = ", ".join(name or "one without a name" for name in unknown)
         warnings.warn(f"{csv_path}: columns not used: {names}", stacklevel=2)

@@ -74,9 +74,7 @@ def _end_at_parents_word(parent: int | None) -> None:
     os._exit(128 + signal.SIGTERM)
 
 
-def _print_unless_hung_up(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
+def _print_unless_hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """The hook of the thread that hands over a worker's tensors; a run that ends takes what it needs and hangs up."""
     if not isinstance(error, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
@@ -255,11 +253,7 @@ class ResumableDataModule(L.LightningDataModule):
         """The splits that a stage reads; no validation clips where the Trainer runs no validation."""
         if stage == "fit" and self.trainer is not None and self.trainer.limit_val_batches == 0:
             return ("train",)
-        stages: dict[str, tuple[Split, ...]] = {
-            "fit": ("train", "val"),
-            "validate": ("val",),
-            "test": ("test",),
-        }
+        stages: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
         return stages.get(stage, ())
 
     def setup(self, stage: str) -> None:

@@ -59,9 +59,7 @@ class CaptionLatents(Dataset[dict[str, Any]]):
         for entry, _ in self.items:
             missing = [column for column in self.columns if column not in entry.captions]
             if missing:
-                raise ValueError(
-                    f"columns: {missing[0]!r} is no caption column; known: {', '.join(entry.captions)}"
-                )
+                raise ValueError(f"columns: {missing[0]!r} is no caption column; known: {', '.join(entry.captions)}")
         keys = dict.fromkeys(key for _, key in self.items) if preload else ()
         self.loaded = {key: store.read(key) for key in keys}
 

@@ -18,12 +18,7 @@ from luve_lightning.data.clip_windows import ClipWindow, EncodeItem, WindowReade
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.quarantine import Quarantine, first_readable
 from luve_lightning.data.video_index import ClipEntry, Limits, Split
-from luve_lightning.datamodules.base import (
-    OutlivingLoader,
-    ResumableDataModule,
-    check_clip_limits,
-    open_index,
-)
+from luve_lightning.datamodules.base import OutlivingLoader, ResumableDataModule, check_clip_limits, open_index
 from luve_lightning.functional.pixels import frames_to_video, resize_video
 from luve_lightning.machine import check_workers
 
@@ -261,9 +256,7 @@ class ClipsToEncode(Dataset[list[EncodeItem]]):
         batches: length of the dataset; empty batches follow the last window.
     """
 
-    def __init__(
-        self, windows: Sequence[ClipWindow], batch_size: int, read: WindowReader, batches: int
-    ) -> None:
+    def __init__(self, windows: Sequence[ClipWindow], batch_size: int, read: WindowReader, batches: int) -> None:
         self.windows, self.batch_size, self.read, self.batches = list(windows), batch_size, read, batches
 
     def __len__(self) -> int:
@@ -289,14 +282,10 @@ class EncodeDataModule(L.LightningDataModule):
         num_workers: processes that decode; 0 decodes between the encodes.
     """
 
-    def __init__(
-        self, windows: Sequence[ClipWindow], read: WindowReader, batch_size: int, num_workers: int
-    ) -> None:
+    def __init__(self, windows: Sequence[ClipWindow], read: WindowReader, batch_size: int, num_workers: int) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
-            raise ValueError(
-                f"expected batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}"
-            )
+            raise ValueError(f"expected batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}")
         check_workers("num_workers", num_workers)
         self.windows, self.read = list(windows), read
         self.batch_size, self.num_workers = batch_size, num_workers
@@ -309,9 +298,7 @@ class EncodeDataModule(L.LightningDataModule):
         strategy = self.trainer.strategy
         left = pending_windows(self.windows, self.read) if strategy.is_global_zero else []
         pending = [self.windows[position] for position in strategy.broadcast(left)]
-        self.shard, self.batches = share(
-            pending, self.trainer.global_rank, self.trainer.world_size, self.batch_size
-        )
+        self.shard, self.batches = share(pending, self.trainer.global_rank, self.trainer.world_size, self.batch_size)
 
     def predict_dataloader(self) -> DataLoader[list[EncodeItem]]:
         """Batches of this process's share."""
@@ -323,9 +310,7 @@ class EncodeDataModule(L.LightningDataModule):
         return batch
 
 
-def share(
-    windows: Sequence[ClipWindow], rank: int, world_size: int, batch_size: int
-) -> tuple[list[ClipWindow], int]:
+def share(windows: Sequence[ClipWindow], rank: int, world_size: int, batch_size: int) -> tuple[list[ClipWindow], int]:
     """One process's windows, and the number of batches that every process must go through.
 
     Args:

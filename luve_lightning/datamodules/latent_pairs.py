@@ -129,11 +129,7 @@ class WholeLatentPairs(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self,
-        store: LatentStore,
-        pairs: Sequence[PairEntry],
-        scales: Sequence[float],
-        limit: int | None = None,
+        self, store: LatentStore, pairs: Sequence[PairEntry], scales: Sequence[float], limit: int | None = None
     ) -> None:
         self.store = store
         self.items = [(pair, scale) for scale in scales for pair in list(pairs)[:limit]]
@@ -212,9 +208,7 @@ class LatentPairsDataModule(ResumableDataModule):
         for scale in scales:
             unit = Fraction(scale).limit_denominator(1000).numerator
             if any(n < 1 or n % unit for n in crop[1:]):
-                raise ValueError(
-                    f"crop: height and width must be multiples of {unit} for scale {scale:g}, got {crop}"
-                )
+                raise ValueError(f"crop: height and width must be multiples of {unit} for scale {scale:g}, got {crop}")
         self.keep = keep
         self.index_path, self.store, self.backbone = Path(index), LatentStore(store), backbone
         self.size, self.scales, self.frames = size, list(scales), frames

@@ -77,11 +77,7 @@ def resampled_means(
 
 
 def paired_difference(
-    values: ArrayLike,
-    others: ArrayLike,
-    seed: int,
-    replicates: int = 1000,
-    weights: ArrayLike | None = None,
+    values: ArrayLike, others: ArrayLike, seed: int, replicates: int = 1000, weights: ArrayLike | None = None
 ) -> tuple[float, float, float]:
     """The mean of `values - others`, measured on the same videos in the same order, and its 95 % interval.
 
@@ -107,8 +103,7 @@ def paired_difference(
 def draw_counts(videos: int, seed: int, replicates: int) -> NDArray[np.int64]:
     """How often each replicate draws each video: replicates x videos, exactly the draws of `mean_interval`."""
     counts = [
-        np.stack([np.bincount(row, minlength=videos) for row in drawn])
-        for drawn in _drawn(videos, seed, replicates)
+        np.stack([np.bincount(row, minlength=videos) for row in drawn]) for drawn in _drawn(videos, seed, replicates)
     ]
     return np.concatenate(counts)
 

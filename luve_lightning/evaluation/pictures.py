@@ -40,9 +40,7 @@ def contact_sheet(videos: Mapping[str, np.ndarray], caption: str = "", columns: 
     times = np.linspace(0, length - 1, min(columns, length)).round().astype(int)
     height, width = max((frames.shape[1:3] for frames in videos.values()), key=lambda size: size[0] * size[1])
     size, _ = _shown(width, height, _SHEET_WIDTHS)
-    rows = {
-        label: [_fit(Image.fromarray(frames[t]), size) for t in times] for label, frames in videos.items()
-    }
+    rows = {label: [_fit(Image.fromarray(frames[t]), size) for t in times] for label, frames in videos.items()}
     return _table(rows, [f"frame {t}" for t in times], caption)
 
 
@@ -86,16 +84,12 @@ def detail_box(frame: np.ndarray) -> tuple[int, int, int, int]:
     edges[1:] += np.abs(np.diff(grey, axis=0))
     edges[:, 1:] += np.abs(np.diff(grey, axis=1))
     height, width = (max(1, n // _DETAIL) for n in grey.shape)
-    tops, lefts = (
-        np.linspace(0, n - m, 5).astype(int) for n, m in zip(grey.shape, (height, width), strict=True)
-    )
+    tops, lefts = (np.linspace(0, n - m, 5).astype(int) for n, m in zip(grey.shape, (height, width), strict=True))
     boxes = [(int(top), int(left), height, width) for top in tops for left in lefts]
     return max(boxes, key=lambda box: float(edges[box[0] : box[0] + height, box[1] : box[1] + width].sum()))
 
 
-def _table(
-    rows: Mapping[str, Sequence[Image.Image]], columns: Sequence[str], caption: str = ""
-) -> Image.Image:
+def _table(rows: Mapping[str, Sequence[Image.Image]], columns: Sequence[str], caption: str = "") -> Image.Image:
     """Pictures of one size in rows, labelled at the left unless every label is blank, with column headings."""
     width, height = next(iter(rows.values()))[0].size
     font = ImageFont.load_default(13)

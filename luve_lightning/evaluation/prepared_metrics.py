@@ -272,9 +272,7 @@ def prepare_metrics(
             raise ValueError(f"metrics.{key}: {type(metric).__name__} is no metric of videos")
         name = metric.name
         if name in keys:
-            raise ValueError(
-                f"metrics.{keys[name]} and metrics.{key} are both {name}: switch one off with null"
-            )
+            raise ValueError(f"metrics.{keys[name]} and metrics.{key} are both {name}: switch one off with null")
         keys[name] = key
         if isinstance(metric, VideoMetric) and metric.full_reference and not originals:
             skipped.append(Skipped(name, "compares with originals: give their folder, --reference DIR"))
@@ -295,11 +293,7 @@ def prepare_metrics(
 
 
 def _prepare(
-    name: str,
-    metric: VideoMetric | FrechetPatchDistance,
-    device: torch.device,
-    hashes: FileHashes,
-    cache: Path,
+    name: str, metric: VideoMetric | FrechetPatchDistance, device: torch.device, hashes: FileHashes, cache: Path
 ) -> ReadyMetric:
     if isinstance(metric, FrechetPatchDistance):
         if isinstance(metric.reference, str | Path):

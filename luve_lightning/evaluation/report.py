@@ -106,11 +106,7 @@ def video_rows(report: EvaluationReport) -> tuple[list[str], list[dict[str, Any]
     rows = []
     for method, files in report.sets.methods.items():
         for video in sorted(files):
-            row: dict[str, Any] = {
-                "method": method,
-                "video": video,
-                "prompt": report.sets.prompts.get(video, ""),
-            }
+            row: dict[str, Any] = {"method": method, "video": video, "prompt": report.sets.prompts.get(video, "")}
             for name in names:
                 score = report.found.scores.get(name, {}).get(method, {}).get(video)
                 row[name] = None if score is None else score.value
@@ -185,10 +181,7 @@ def _listed(title: str, lines: Sequence[str]) -> list[str]:
 
 def problem_lines(problems: Sequence[Problem]) -> list[str]:
     """Each problem in one line."""
-    return [
-        f"{p.method or ORIGINALS}, {p.video}{f', {p.metric}' if p.metric else ''}: {p.reason}"
-        for p in problems
-    ]
+    return [f"{p.method or ORIGINALS}, {p.video}{f', {p.metric}' if p.metric else ''}: {p.reason}" for p in problems]
 
 
 def warnings(report: EvaluationReport) -> list[str]:

@@ -135,11 +135,7 @@ def _plain(value: Any, hashes: FileHashes, inside: frozenset[int]) -> Any:
 
 
 def _has_state(value: Any) -> bool:
-    return (
-        isinstance(value, nn.Module)
-        or dataclasses.is_dataclass(value)
-        or bool(getattr(value, "__dict__", None))
-    )
+    return isinstance(value, nn.Module) or dataclasses.is_dataclass(value) or bool(getattr(value, "__dict__", None))
 
 
 def _array(content: np.ndarray | np.generic, value: Any) -> dict[str, Any]:

@@ -20,17 +20,7 @@ from luve_lightning.evaluation.video_sets import VideoSets
 from luve_lightning.metrics.base import Unavailable, VideoMetric
 
 ORIGINALS = "reference"  # the reports' word for the originals; a method may have this name, too
-_PACKAGES = (
-    "luve-lightning",
-    "torch",
-    "torchvision",
-    "torchmetrics",
-    "numpy",
-    "av",
-    "clean-fid",
-    "pyiqa",
-    "timm",
-)
+_PACKAGES = ("luve-lightning", "torch", "torchvision", "torchmetrics", "numpy", "av", "clean-fid", "pyiqa", "timm")
 
 
 @dataclass(frozen=True)
@@ -152,9 +142,7 @@ class Runner:
         """Digests of all files; unreadable ones are problems."""
         everything: list[tuple[str | None, str, Path]] = []
         everything += [(None, name, path) for name, path in self.sets.originals.items()]
-        everything += [
-            (m, name, path) for m, files in self.sets.methods.items() for name, path in files.items()
-        ]
+        everything += [(m, name, path) for m, files in self.sets.methods.items() for name, path in files.items()]
 
         def look(item: tuple[str | None, str, Path]) -> tuple[Stamp, str] | str:
             try:

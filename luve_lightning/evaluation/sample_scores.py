@@ -52,13 +52,9 @@ class SampleMeter:
                 self.distances[name] = metric
             elif isinstance(metric, VideoMetric):
                 if metric.full_reference and not has_reference:
-                    raise ValueError(
-                        f"metrics: {name} compares with an original, and generated videos have none"
-                    )
+                    raise ValueError(f"metrics: {name} compares with an original, and generated videos have none")
                 if metric.prompted:
-                    raise ValueError(
-                        f"metrics: {name} needs each video's prompt: measure it with luve evaluate"
-                    )
+                    raise ValueError(f"metrics: {name} needs each video's prompt: measure it with luve evaluate")
                 self.videos[name] = metric
             elif metric is not None:
                 raise ValueError(
@@ -101,9 +97,7 @@ class SampleMeter:
     def features(self, frames: Tensor, name: str) -> Measured:
         """Features of one real video, for the distances without a reference."""
         return Measured(
-            features={
-                metric: self.distances[metric].features(frames, name) for metric in self.without_reference()
-            }
+            features={metric: self.distances[metric].features(frames, name) for metric in self.without_reference()}
         )
 
 

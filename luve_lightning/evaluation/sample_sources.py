@@ -219,9 +219,7 @@ class GeneratedVideos(SampleSource):
         def make(index: int) -> SampleVideo:
             text, negative = texts[prompts[index]], texts.get("")
             with precision():
-                latents = self._latents(
-                    task, schedule, size, text, negative if empty else None, self.seed + index
-                )
+                latents = self._latents(task, schedule, size, text, negative if empty else None, self.seed + index)
             return SampleVideo(_frames(codec.decode(latents)))
 
         yield Samples(
@@ -241,13 +239,7 @@ class GeneratedVideos(SampleSource):
         return [entry.captions[column] for entry in entries]
 
     def _latents(
-        self,
-        task: Denoising,
-        schedule: Schedule,
-        size: Size3d,
-        text: Tensor,
-        negative: Tensor | None,
-        seed: int,
+        self, task: Denoising, schedule: Schedule, size: Size3d, text: Tensor, negative: Tensor | None, seed: int
     ) -> Tensor:
         """One prompt's latents; one at a time, so that they are the same whatever the number of processes."""
         noise = torch.Generator("cpu").manual_seed(seed)

@@ -139,9 +139,7 @@ class DistanceColumn:
     def _features(self, method: str | None, video: str) -> Tensor:
         features = self.cache.features(self.keys[method][video])
         if features is None:
-            raise FileNotFoundError(
-                f"{self.cache.folder}: features of {video} have gone meanwhile; run again"
-            )
+            raise FileNotFoundError(f"{self.cache.folder}: features of {video} have gone meanwhile; run again")
         return features
 
     def _bootstrap(self, method: str, videos: list[str]) -> FrechetBootstrap:

@@ -113,9 +113,7 @@ def table_rich(columns: Sequence[str], rows: Sequence[Row], title: str = "") -> 
     for column in columns:
         table.add_column(column, justify="right" if _is_numeric(column, rows) else "left", no_wrap=True)
     for row in rows:
-        table.add_row(
-            *(Text(format_value(row[column])) for column in columns)
-        )  # Text: brackets are no markup
+        table.add_row(*(Text(format_value(row[column])) for column in columns))  # Text: brackets are no markup
     return table
 
 

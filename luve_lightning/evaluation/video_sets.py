@@ -70,9 +70,7 @@ def find_video_sets(
     files = {method: _by_name(f"videos.{method}", folder) for method, folder in methods.items()}
     references = {} if originals is None else _by_name("reference", originals)
     if references and not any(references.keys() & found.keys() for found in files.values()):
-        raise ValueError(
-            f"reference: no video in {originals} has the name of a video of {', '.join(methods)}"
-        )
+        raise ValueError(f"reference: no video in {originals} has the name of a video of {', '.join(methods)}")
     everything = [path for found in [references, *files.values()] for path in found.values()]
     if prompts is None:
         return VideoSets(files, references, _prompts_beside(everything))

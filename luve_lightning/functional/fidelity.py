@@ -38,12 +38,7 @@ def psnr(video: Tensor, target: Tensor, data_range: float = 2.0) -> Tensor:
 
 
 def ssim(
-    video: Tensor,
-    target: Tensor,
-    black: float = -1.0,
-    white: float = 1.0,
-    window: int = 11,
-    sigma: float = 1.5,
+    video: Tensor, target: Tensor, black: float = -1.0, white: float = 1.0, window: int = 11, sigma: float = 1.5
 ) -> Tensor:
     """Structural similarity (Wang et al. 2004), per frame and channel with a Gaussian window, averaged over a clip.
 

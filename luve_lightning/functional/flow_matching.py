@@ -66,9 +66,7 @@ def timestep_of_sigma(sigma: FloatOrTensor, train_timesteps: int = 1000) -> Floa
 def sigma_of_timestep(timestep: FloatOrTensor, train_timesteps: int = 1000) -> FloatOrTensor:
     """The inverse of `timestep_of_sigma`; integer tensors give float32."""
     if isinstance(timestep, Tensor) and not timestep.is_floating_point():
-        timestep = (
-            timestep.float()
-        )  # torch would use the default dtype, which is bfloat16 under `precision: bf16-true`
+        timestep = timestep.float()  # torch would use the default dtype, which is bfloat16 under `precision: bf16-true`
     sigma = timestep / train_timesteps
     _check(sigma)
     return sigma
@@ -110,7 +108,5 @@ def _per_sample(sigma: Tensor, samples: Tensor) -> Tensor:
     if sigma.ndim == 0:
         return sigma
     if sigma.shape != samples.shape[:1]:
-        raise ValueError(
-            f"sigma must have one value per sample, ({samples.shape[0]},), got {tuple(sigma.shape)}"
-        )
+        raise ValueError(f"sigma must have one value per sample, ({samples.shape[0]},), got {tuple(sigma.shape)}")
     return sigma.view(-1, *[1] * (samples.ndim - 1))

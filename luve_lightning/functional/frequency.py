@@ -100,10 +100,7 @@ class FrequencyFilter:
 
 
 def filter_tokens(
-    tokens: Tensor,
-    grid: Grid,
-    frequency_filter: FrequencyFilter,
-    matrices: tuple[Tensor | None, ...] | None = None,
+    tokens: Tensor, grid: Grid, frequency_filter: FrequencyFilter, matrices: tuple[Tensor | None, ...] | None = None
 ) -> Tensor:
     """Tokens filtered along the axes of their grid, with one matrix per axis.
 
@@ -124,9 +121,7 @@ def filter_tokens(
         ValueError: when the tokens do not fill the grid.
     """
     if tokens.ndim != 3 or len(grid) != 3 or tokens.shape[1] != math.prod(grid):
-        raise ValueError(
-            f"tokens of shape {tuple(tokens.shape)} are not B x (T*h*w) x C of grid {tuple(grid)}"
-        )
+        raise ValueError(f"tokens of shape {tuple(tokens.shape)} are not B x (T*h*w) x C of grid {tuple(grid)}")
     batch, _, channels = tokens.shape
     with _without_autocast(tokens.device):
         values = tokens if tokens.dtype == torch.float64 else tokens.float()
@@ -138,9 +133,7 @@ def filter_tokens(
             after //= length
             if matrix is not None:
                 # bmm, not matmul: matmul would fold the batch by copying the tokens there and back.
-                low = torch.bmm(
-                    matrix.to(values.dtype).expand(before, -1, -1), low.reshape(before, length, after)
-                )
+                low = torch.bmm(matrix.to(values.dtype).expand(before, -1, -1), low.reshape(before, length, after))
             before *= length
         low = low.reshape(tokens.shape)
         passed = low if frequency_filter.band == "low" else values - low

@@ -111,6 +111,4 @@ def interpolate_latents(latents: Tensor, size: Size3d, mode: InterpolationMode =
         if t != frames:
             out = F.interpolate(out, size=(frames, height, width), mode="trilinear", align_corners=False)
         return out.to(latents.dtype).contiguous(memory_format=torch.contiguous_format)
-    raise ValueError(
-        f"unknown interpolation mode {mode!r}, expected one of {', '.join(get_args(InterpolationMode))}"
-    )
+    raise ValueError(f"unknown interpolation mode {mode!r}, expected one of {', '.join(get_args(InterpolationMode))}")

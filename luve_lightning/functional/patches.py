@@ -79,9 +79,7 @@ class PatchPlan:
             ValueError: when the frames are smaller than a patch.
         """
         if min(height, width) < self.size:
-            raise ValueError(
-                f"frames are {height}x{width}, smaller than a patch of {self.size} (patches.size)"
-            )
+            raise ValueError(f"frames are {height}x{width}, smaller than a patch of {self.size} (patches.size)")
         parts = []
         if self.placement != "random":
             parts.append(self._grid_positions(height, width).expand(frames, -1, -1))
@@ -118,9 +116,7 @@ class PatchPlan:
         """
         indices = torch.tensor(self.frame_indices(total))
         corners = self.positions(height, width, key, len(indices))
-        return torch.cat([indices[:, None, None].expand(-1, corners.shape[1], 1), corners], dim=2).flatten(
-            0, 1
-        )
+        return torch.cat([indices[:, None, None].expand(-1, corners.shape[1], 1), corners], dim=2).flatten(0, 1)
 
     def cut(self, frames: Tensor, key: str = "") -> Tensor:
         """All patches of a video at once, see `places` and `cut_patches`; 190 MB for a 4K video.

@@ -252,9 +252,7 @@ def longer_side_view(frames: Tensor, to: int = 512) -> Tensor:
 def _resize(frames: Tensor, size: tuple[int, int], mode: Literal["bilinear", "bicubic"]) -> Tensor:
     """uint8 T x H x W x 3 to float32 T x 3 x h x w in 0 .. 255, or beyond where bicubic overshoots."""
     if min(size) < 1:
-        raise ValueError(
-            f"frames of {frames.shape[1]}x{frames.shape[2]} cannot be shrunk to {size[0]}x{size[1]}"
-        )
+        raise ValueError(f"frames of {frames.shape[1]}x{frames.shape[2]} cannot be shrunk to {size[0]}x{size[1]}")
     at_once = max(1, _CHUNK_VALUES // frames[0].numel())
     parts = []
     for part in frames.split(at_once):

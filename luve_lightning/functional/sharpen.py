@@ -47,9 +47,7 @@ def unsharp_mask(video: Tensor, radius: float, amount: float) -> Tensor:
     with torch.autocast(video.device.type, enabled=False):
         # Clip by clip: the rounding of a matrix product may change with its size.
         for clip, target in zip(video, sharp, strict=True):
-            _sharpen_planes(
-                clip.reshape(-1, height, width), target.view(-1, height, width), rows, columns, amount
-            )
+            _sharpen_planes(clip.reshape(-1, height, width), target.view(-1, height, width), rows, columns, amount)
     return sharp
 
 
@@ -101,9 +99,7 @@ def _blocks(length: int, radius: float, device: torch.device) -> list[_Block]:
     return blocks
 
 
-def _sharpen_planes(
-    planes: Tensor, target: Tensor, rows: list[_Block], columns: list[_Block], amount: float
-) -> None:
+def _sharpen_planes(planes: Tensor, target: Tensor, rows: list[_Block], columns: list[_Block], amount: float) -> None:
     """Sharpen N x H x W into `target`, a few planes or a band of one plane at a time."""
     height, width = planes.shape[1:]
     at_once = _CPU_VALUES if planes.device.type == "cpu" else _DEVICE_VALUES

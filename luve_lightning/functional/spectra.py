@@ -49,10 +49,7 @@ class RadialSpectrum:
     def mean(self) -> RadialSpectrum:
         """Averaged over everything but the rings: density of shape (K,), corners a scalar."""
         return RadialSpectrum(
-            self.frequency,
-            self.density.reshape(-1, len(self.frequency)).mean(0),
-            self.area,
-            self.corners.mean(),
+            self.frequency, self.density.reshape(-1, len(self.frequency)).mean(0), self.area, self.corners.mean()
         )
 
 
@@ -78,9 +75,7 @@ def radial_spectrum(video: Tensor, window: Window | None = None) -> RadialSpectr
         raise ValueError(f"spectra are of floating point B x C x T x H x W, got {video.dtype} {shape}")
     batch, channels, frames, height, width = video.shape
     at_once = max(1, _VALUES_AT_ONCE // (batch * channels * height * width))
-    parts = (
-        part.double() if video.dtype == torch.float64 else part.float() for part in video.split(at_once, 2)
-    )
+    parts = (part.double() if video.dtype == torch.float64 else part.float() for part in video.split(at_once, 2))
     return _rings(_power(parts, window) / frames, height, width)
 
 
@@ -95,9 +90,7 @@ def luma_spectrum(frames: Tensor, window: Window | None = "hann") -> RadialSpect
         One spectrum: density of shape (K,), corners a scalar.
     """
     if frames.ndim != 4 or frames.dtype != torch.uint8 or frames.shape[-1] != 3 or frames.numel() == 0:
-        raise ValueError(
-            f"expected uint8 T x H x W x 3, got {frames.dtype} {' x '.join(map(str, frames.shape))}"
-        )
+        raise ValueError(f"expected uint8 T x H x W x 3, got {frames.dtype} {' x '.join(map(str, frames.shape))}")
     count, height, width, _ = frames.shape
     weights = torch.tensor(_LUMA, device=frames.device) / 255
     at_once = max(1, _VALUES_AT_ONCE // (3 * height * width))
@@ -150,9 +143,7 @@ def check_edges(edges: Sequence[float]) -> None:
     """
     rising = all(low < high for low, high in pairwise(edges))
     if len(edges) < 2 or not rising or not (edges[0] >= 0 and edges[-1] <= 1):
-        raise ValueError(
-            f"edges: expected at least two rising fractions of Nyquist in [0, 1], got {list(edges)}"
-        )
+        raise ValueError(f"edges: expected at least two rising fractions of Nyquist in [0, 1], got {list(edges)}")
 
 
 def _power(parts: Iterator[Tensor], window: Window | None) -> Tensor:

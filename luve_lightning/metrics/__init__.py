@@ -1,12 +1,7 @@
 """Metrics of videos, each a torchmetrics.Metric."""
 
 from luve_lightning.metrics.base import Unavailable, VideoMetric
-from luve_lightning.metrics.feature_moments import (
-    FeatureExtractor,
-    FeatureMoments,
-    FeatureStatistics,
-    GroupedMoments,
-)
+from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureMoments, FeatureStatistics, GroupedMoments
 from luve_lightning.metrics.fidelity import PsnrRgb, Ssim
 from luve_lightning.metrics.frechet_patch import FIDPatch, FrechetPatchDistance
 from luve_lightning.metrics.iqa import Dover, Maniqa, Musiq, Niqe

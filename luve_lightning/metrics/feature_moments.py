@@ -204,9 +204,7 @@ def checked_features(features: Tensor) -> Tensor:
         ValueError: not N x D of floating point, or values that are not finite.
     """
     if features.ndim != 2 or not features.is_floating_point():
-        raise ValueError(
-            f"features must be floating point N x D, got {features.dtype} {tuple(features.shape)}"
-        )
+        raise ValueError(f"features must be floating point N x D, got {features.dtype} {tuple(features.shape)}")
     if not features.isfinite().all():
         raise ValueError("features hold values that are not finite: the extractor or its input is broken")
     return features
@@ -284,10 +282,7 @@ class FeatureStatistics:
             "count": self.moments.count,
             "sha256": _digest(self.moments),
             "plan": asdict(self.plan),
-            **{
-                name: getattr(self, name)
-                for name in ("extractor", "source", "source_hash", "files", "package")
-            },
+            **{name: getattr(self, name) for name in ("extractor", "source", "source_hash", "files", "package")},
         }
         tensors = {"sum": self.moments.sum.cpu().contiguous(), "outer": self.moments.outer.cpu().contiguous()}
         with replacing(path) as temporary:
@@ -323,9 +318,7 @@ class FeatureStatistics:
                 **{name: about[name] for name in ("extractor", "source", "source_hash", "files", "package")},
             )
         except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"reference statistics {path}: damaged ({type(error).__name__}: {error})"
-            ) from error
+            raise ValueError(f"reference statistics {path}: damaged ({type(error).__name__}: {error})") from error
 
 
 def _digest(moments: FeatureMoments) -> str:

@@ -13,12 +13,7 @@ from torchmetrics import Metric
 from luve_lightning.functional.frechet import FrechetTarget
 from luve_lightning.functional.patches import PatchPlan, cut_patches
 from luve_lightning.metrics.base import check_frames
-from luve_lightning.metrics.feature_moments import (
-    FeatureExtractor,
-    FeatureMoments,
-    FeatureStatistics,
-    checked_features,
-)
+from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureMoments, FeatureStatistics, checked_features
 from luve_lightning.metrics.frame_networks import InceptionFeatures
 
 
@@ -168,9 +163,7 @@ class FrechetPatchDistance(Metric):
             ValueError: fewer than 2 patches, or no reference.
         """
         if self._target is None:
-            raise ValueError(
-                f"{self.name}: nothing to compare with; give a reference and call prepare(device)"
-            )
+            raise ValueError(f"{self.name}: nothing to compare with; give a reference and call prepare(device)")
         if moments.count < 2:
             raise ValueError(f"{self.name}: needs at least 2 patches, got {moments.count}")
         return self._target.distance(moments.mean().cpu(), moments.cov().cpu())

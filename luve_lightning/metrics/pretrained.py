@@ -87,9 +87,7 @@ class WeightFile:
         """The size in human-readable form: 8 kB, 96 MB, 1.7 GB."""
         if self.size_bytes >= 1e9:
             return f"{self.size_bytes / 1e9:.1f} GB"
-        return (
-            f"{self.size_bytes / 1e6:.0f} MB" if self.size_bytes >= 1e6 else f"{self.size_bytes / 1e3:.0f} kB"
-        )
+        return f"{self.size_bytes / 1e6:.0f} MB" if self.size_bytes >= 1e6 else f"{self.size_bytes / 1e3:.0f} kB"
 
 
 LAION_HEAD = WeightFile(
@@ -223,9 +221,7 @@ def load_aesthetic_head(weights: str | Path | None) -> nn.Linear:
     return head
 
 
-def _from_pretrained(
-    kind: type, source: str | Path, purpose: str, what: str, options: dict[str, object]
-) -> nn.Module:
+def _from_pretrained(kind: type, source: str | Path, purpose: str, what: str, options: dict[str, object]) -> nn.Module:
     """A transformers model from a folder or the hub's cache, without network access."""
     # A folder of that name beside the other weights takes precedence over the cache.
     own = weights_folder() / Path(source).name

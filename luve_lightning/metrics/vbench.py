@@ -81,9 +81,7 @@ class SubjectConsistency(FrameNetworkMetric):
         """The video's SC; with tiles, the mean over tile positions."""
         features = self.outputs(frames)
         if features.ndim != 2:
-            raise ValueError(
-                f"{self.name}: backbone must give N x D features, got shape {tuple(features.shape)}"
-            )
+            raise ValueError(f"{self.name}: backbone must give N x D features, got shape {tuple(features.shape)}")
         return frame_consistency(features.unflatten(0, (len(frames), -1)).transpose(0, 1)).mean()
 
 

@@ -43,9 +43,7 @@ class Panel:
         if self.kind != "lines" and self.pattern is not None:
             raise ValueError(f"pattern: a panel of kind {self.kind} takes metrics only")
         if self.kind == "results" and any(not name.startswith(PREFIX_OF_RESULTS) for name in self.metrics):
-            raise ValueError(
-                f"metrics: those of kind results start with {PREFIX_OF_RESULTS}, got {self.metrics}"
-            )
+            raise ValueError(f"metrics: those of kind results start with {PREFIX_OF_RESULTS}, got {self.metrics}")
 
     def chosen(self, names: Iterable[str]) -> list[str]:
         """The names among these that the panel shows: its metrics in order, then the pattern's matches, sorted."""
@@ -246,9 +244,7 @@ def _drawn(title: str, panel: Panel, runs: Sequence[LoggedRun], max_runs: int) -
             drawn.rows.append([run.name, *last])
     elif shown:
         for metric in metrics:
-            drawn.charts.extend(
-                _charts(title if metrics == [metric] else f"{title}: {metric}", metric, shown)
-            )
+            drawn.charts.extend(_charts(title if metrics == [metric] else f"{title}: {metric}", metric, shown))
     return drawn
 
 

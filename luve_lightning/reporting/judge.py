@@ -102,10 +102,7 @@ def assign_ids(sets: VideoSets, blind: bool, seed: int) -> dict[str, tuple[str, 
 
 
 def write_questions(
-    sets: VideoSets,
-    folder: Path,
-    options: QuestionOptions,
-    advance: Callable[[], None] = lambda: None,
+    sets: VideoSets, folder: Path, options: QuestionOptions, advance: Callable[[], None] = lambda: None
 ) -> Key:
     """Write `questions.jsonl`, its frames and `key.json`.
 
@@ -126,9 +123,7 @@ def write_questions(
     lacking = sorted({name for _, name in ids.values()} - sets.prompts.keys())
     if lacking:
         some = ", ".join(lacking[:3]) + ", ..." * (len(lacking) > 3)
-        raise ValueError(
-            f"prompts: {len(lacking)} videos have none, so their alignment cannot be judged: {some}"
-        )
+        raise ValueError(f"prompts: {len(lacking)} videos have none, so their alignment cannot be judged: {some}")
     entries = {key: KeyEntry(method, name, sets.prompts[name]) for key, (method, name) in ids.items()}
     _check_folder(folder, entries)
     unreadable: dict[str, str] = {}
@@ -164,9 +159,7 @@ def read_key(folder: Path) -> Key:
     """
     path = folder / KEY
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; `luve judge --videos NAME=DIR` writes it with the questions"
-        )
+        raise FileNotFoundError(f"{path}: no such file; `luve judge --videos NAME=DIR` writes it with the questions")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         entries = {key: KeyEntry(**entry) for key, entry in content["entries"].items()}
@@ -175,9 +168,7 @@ def read_key(folder: Path) -> Key:
         raise ValueError(f"{path}: not a key that `luve judge` wrote") from None
 
 
-def _question(
-    key: str, entry: KeyEntry, frames: np.ndarray, folder: Path, options: QuestionOptions
-) -> dict[str, Any]:
+def _question(key: str, entry: KeyEntry, frames: np.ndarray, folder: Path, options: QuestionOptions) -> dict[str, Any]:
     indices = np.unique(np.linspace(0, len(frames) - 1, options.frames).round().astype(int)).tolist()
     pictures = [_picture(frames[index], options.max_side) for index in indices]
     shown = []
@@ -337,12 +328,7 @@ def _short(value: Any) -> str:
 def video_rows(answers: JudgeAnswers, key: Key) -> list[Row]:
     """One row per judged video, with the keys VIDEO_COLUMNS; by method, then by name."""
     rows: list[Row] = [
-        {
-            "method": (entry := key.entries[name]).method,
-            "video": entry.video,
-            **answer.scores,
-            "reason": answer.reason,
-        }
+        {"method": (entry := key.entries[name]).method, "video": entry.video, **answer.scores, "reason": answer.reason}
         for name, answer in answers.valid.items()
     ]
     return sorted(rows, key=lambda row: (str(row["method"]), str(row["video"])))

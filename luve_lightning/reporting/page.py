@@ -17,11 +17,7 @@ from numpy.typing import NDArray
 
 
 def render_document(
-    template: str,
-    styles: Sequence[str],
-    scripts: Sequence[str],
-    context: Mapping[str, Any],
-    media: str = "data:",
+    template: str, styles: Sequence[str], scripts: Sequence[str], context: Mapping[str, Any], media: str = "data:"
 ) -> str:
     """Render a page that includes its styles and scripts.
 
@@ -138,9 +134,7 @@ class Chart:
             raise ValueError(f"{self.title}: nothing to draw")
         for line in self.series:
             if not len(line.x) or line.x.shape != line.y.shape or not np.isfinite([line.x, line.y]).all():
-                raise ValueError(
-                    f"{self.title}: {line.name}: expected equally many finite x and y, at least one"
-                )
+                raise ValueError(f"{self.title}: {line.name}: expected equally many finite x and y, at least one")
 
     @property
     def scale(self) -> str:
@@ -175,9 +169,7 @@ class Chart:
                     clip_on=False,
                 )
             for number, mark in enumerate(self.marks):
-                axes.axvline(
-                    mark.x, color=_INK, linewidth=1.2, linestyle=_DASHES[1 + number % 2], clip_on=False
-                )
+                axes.axvline(mark.x, color=_INK, linewidth=1.2, linestyle=_DASHES[1 + number % 2], clip_on=False)
             if self.y_range is not None:
                 axes.set_ylim(*self.y_range)
             if self.scale == "log":

@@ -88,16 +88,7 @@ class Inputs:
 _DIGITS = 12  # digits of a hash, as in its folder's name
 _STAGE_COLUMNS = ("row", "seed", "name", "hash", "seconds")
 # Other packages are in the JSON file itself; these affect the numbers.
-_PACKAGES = (
-    "torch",
-    "lightning",
-    "diffusers",
-    "peft",
-    "transformers",
-    "torchmetrics",
-    "numpy",
-    "luve-lightning",
-)
+_PACKAGES = ("torch", "lightning", "diffusers", "peft", "transformers", "torchmetrics", "numpy", "luve-lightning")
 
 
 @dataclass(frozen=True)

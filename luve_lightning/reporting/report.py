@@ -306,9 +306,7 @@ class ResultTable:
         return {name: counts[name] for name in ("same", "opposite", "none") if counts[name]}
 
 
-def result_table(
-    name: str, path: Path, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
-) -> ResultTable:
+def result_table(name: str, path: Path, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> ResultTable:
     """A table as the page shows it.
 
     Args:

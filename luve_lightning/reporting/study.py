@@ -146,8 +146,7 @@ def write_key(key: StudyKey, path: Path) -> None:
         "axes": key.axes,
         "items": key.items,
         "files": {
-            item: dict(zip(key.methods, files, strict=True))
-            for item, files in zip(key.items, key.files, strict=True)
+            item: dict(zip(key.methods, files, strict=True)) for item, files in zip(key.items, key.files, strict=True)
         },
         "raters": {str(number): plan for number, plan in enumerate(positions, 1)},
     }
@@ -170,9 +169,7 @@ def read_key(path: Path) -> StudyKey:
     try:
         return _key(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"key: {path}: not a key of `luve study build`: {type(error).__name__} {error}"
-        ) from None
+        raise ValueError(f"key: {path}: not a key of `luve study build`: {type(error).__name__} {error}") from None
 
 
 def _key(content: dict[str, Any]) -> StudyKey:
@@ -221,9 +218,7 @@ class StudyOptions:
         if self.items is not None and self.items < 1:
             raise ValueError(f"items: expected at least 1, got {self.items}")
         if not self.axes or not set(self.axes) <= set(AXES) or len(set(self.axes)) < len(self.axes):
-            raise ValueError(
-                f"axes: expected some of {', '.join(AXES)}, got {', '.join(self.axes) or 'none'}"
-            )
+            raise ValueError(f"axes: expected some of {', '.join(AXES)}, got {', '.join(self.axes) or 'none'}")
         if self.seed < 0:
             raise ValueError(f"seed: expected a whole number >= 0, got {self.seed}")
 
@@ -264,9 +259,7 @@ def build_study(
     """
     methods = tuple(sets.methods)
     if not 2 <= len(methods) <= len(POSITIONS):
-        raise ValueError(
-            f"videos: expected 2 to {len(POSITIONS)} methods, got {len(methods)}: {', '.join(methods)}"
-        )
+        raise ValueError(f"videos: expected 2 to {len(POSITIONS)} methods, got {len(methods)}: {', '.join(methods)}")
     if key_file.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"key: {key_file} is inside {folder}, which raters see; put it elsewhere")
     left_out = _not_everywhere(sets)
@@ -294,9 +287,7 @@ def build_study(
 
 def _not_everywhere(sets: VideoSets) -> dict[str, str]:
     missing = sets.missing()
-    lacking = {
-        name: [m for m in missing if name in missing[m]] for name in sorted(set().union(*missing.values()))
-    }
+    lacking = {name: [m for m in missing if name in missing[m]] for name in sorted(set().union(*missing.values()))}
     return {name: f"not of {', '.join(who)}" for name, who in lacking.items()}
 
 
@@ -323,9 +314,7 @@ def _check_texts(methods: tuple[str, ...], texts: list[str]) -> None:
         word = re.compile(rf"(?<!\w){re.escape(method)}(?!\w)", re.IGNORECASE)
         told = next((text for text in texts if word.search(text)), None)
         if told is not None:
-            raise ValueError(
-                f"the method {method} is named in a text that raters see: {told!r}; rename the method"
-            )
+            raise ValueError(f"the method {method} is named in a text that raters see: {told!r}; rename the method")
 
 
 def _check_folder(folder: Path, key: StudyKey) -> None:
@@ -336,9 +325,7 @@ def _check_folder(folder: Path, key: StudyKey) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path not in known)
     strange = [path for path in files if not path.name.endswith(".tmp")]
     if strange:
-        raise ValueError(
-            f"output: {folder} has files of something else ({strange[0].name}); give an empty folder"
-        )
+        raise ValueError(f"output: {folder} has files of something else ({strange[0].name}); give an empty folder")
 
 
 def _write_videos(sets: VideoSets, key: StudyKey, folder: Path, advance: Callable[[], None]) -> int:
@@ -377,8 +364,7 @@ def _page(key: StudyKey, prompts: Mapping[str, str], title: str) -> str:
         "study": key.study,
         "axes": list(key.axes),
         "items": [
-            {"prompt": prompts[item], "files": sorted(files)}
-            for item, files in zip(key.items, key.files, strict=True)
+            {"prompt": prompts[item], "files": sorted(files)} for item, files in zip(key.items, key.files, strict=True)
         ],
         "plans": [
             [[trial.item, [order[trial.item].index(method) for method in trial.order]] for trial in plan]

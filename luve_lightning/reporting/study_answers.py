@@ -102,14 +102,10 @@ def _read(file: Path, key: StudyKey) -> RaterAnswers:
     if content["format"] != FORMAT:
         raise ValueError(f"answers: {file.name}: format {content['format']}, expected {FORMAT}")
     if content["study"] != key.study:
-        raise ValueError(
-            f"answers: {file.name}: of another study ({content['study']}, the key is of {key.study})"
-        )
+        raise ValueError(f"answers: {file.name}: of another study ({content['study']}, the key is of {key.study})")
     rater = content["rater"]
     if not isinstance(rater, int) or isinstance(rater, bool) or not 1 <= rater <= len(key.plans):
-        raise ValueError(
-            f"answers: {file.name}: rater {rater!r}, expected a number from 1 to {len(key.plans)}"
-        )
+        raise ValueError(f"answers: {file.name}: rater {rater!r}, expected a number from 1 to {len(key.plans)}")
     choices: Choices = {}
     if not isinstance(content["answers"], list):
         raise ValueError(f"answers: {file.name}: answers: expected a list")
@@ -121,21 +117,13 @@ def _read(file: Path, key: StudyKey) -> RaterAnswers:
 def _choices(file: Path, answer: Any, key: StudyKey, rater: int) -> Choices:
     plan = key.plans[rater - 1]
     number = answer.get("trial") if isinstance(answer, dict) else None
-    if (
-        not isinstance(number, int)
-        or not 1 <= number <= len(plan)
-        or not isinstance(answer.get("choices"), dict)
-    ):
-        raise ValueError(
-            f"answers: {file.name}: expected trial, from 1 to {len(plan)}, and choices, got {answer!r}"
-        )
+    if not isinstance(number, int) or not 1 <= number <= len(plan) or not isinstance(answer.get("choices"), dict):
+        raise ValueError(f"answers: {file.name}: expected trial, from 1 to {len(plan)}, and choices, got {answer!r}")
     files = key.files[plan[number - 1].item]
     found: Choices = {}
     for axis, chosen in answer["choices"].items():
         if axis not in key.axes or chosen not in files:
-            raise ValueError(
-                f"answers: {file.name}: trial {number}: {axis} {chosen!r} is not what was shown there"
-            )
+            raise ValueError(f"answers: {file.name}: trial {number}: {axis} {chosen!r} is not what was shown there")
         found[number - 1, axis] = files.index(chosen)
     return found
 
@@ -189,18 +177,14 @@ def _quality(rater: RaterAnswers, key: StudyKey, threshold: float) -> RaterQuali
         (rater.choices[trial.first, axis], rater.choices[number, axis])
         for number, trial in enumerate(plan)
         for axis in key.axes
-        if trial.first is not None
-        and (trial.first, axis) in rater.choices
-        and (number, axis) in rater.choices
+        if trial.first is not None and (trial.first, axis) in rater.choices and (number, axis) in rater.choices
     ]
     consistency = float(np.mean([first == second for first, second in pairs])) if pairs else float("nan")
     expected = len(plan) * len(key.axes)
     return RaterQuality(rater, expected, len(pairs), consistency, bool(consistency < threshold))
 
 
-def share_rows(
-    raters: Sequence[RaterAnswers], key: StudyKey, label: str, seed: int, replicates: int
-) -> list[Row]:
+def share_rows(raters: Sequence[RaterAnswers], key: StudyKey, label: str, seed: int, replicates: int) -> list[Row]:
     """The share of each method on each axis, one row each, in percent; `label` names the raters in their column.
 
     Raises:

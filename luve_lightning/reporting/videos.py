@@ -116,9 +116,7 @@ def read_comparison(name: str, comparison: Comparison) -> ComparedFrames:
 def _picture(frame: np.ndarray) -> str:
     target = io.BytesIO()
     lossless = _is_lossless(frame.shape[:2])
-    Image.fromarray(frame).save(
-        target, "WEBP", lossless=lossless, quality=80 if lossless else _QUALITY, method=4
-    )
+    Image.fromarray(frame).save(target, "WEBP", lossless=lossless, quality=80 if lossless else _QUALITY, method=4)
     return data_uri(target.getvalue(), "image/webp")
 
 

@@ -50,9 +50,7 @@ class AutoencoderTask(TrainingTask):
         super().__init__(lr, min_lr, weight_decay, warmup_steps)
         wrong = [name for name, loss in losses.items() if loss.space != "pixel"]
         if wrong or not losses:
-            raise ValueError(
-                f"losses: expected at least one, all in pixel space; wrong: {wrong or 'none given'}"
-            )
+            raise ValueError(f"losses: expected at least one, all in pixel space; wrong: {wrong or 'none given'}")
         if init_from is None:
             self.family = family_named(family)
             self.vae = self.family.build_vae(vae)
@@ -180,9 +178,7 @@ class BackboneTask(FlowMatchingTask):
         if not (Path(backbone) / "vae" / "config.json").is_file():
             raise FileNotFoundError(f"backbone: {backbone} has no vae/config.json")
         if init_from is None:
-            captions = [
-                text for entry in VideoIndex.from_csv(index).entries for text in entry.captions.values()
-            ]
+            captions = [text for entry in VideoIndex.from_csv(index).entries for text in entry.captions.values()]
             family = load_backbone(backbone)
             with torch.device("meta"):  # the transformer needs its width, and is the first to draw weights
                 width = family.build_text(captions, length, text_encoder).dim
@@ -192,17 +188,7 @@ class BackboneTask(FlowMatchingTask):
             start = load_backbone(init_from)
             net, encoder = start.denoiser(), start.text()
         super().__init__(
-            net.module,
-            SigmaBand(),
-            shift,
-            weighting,
-            bins,
-            seed,
-            lr,
-            min_lr,
-            weight_decay,
-            warmup_steps,
-            losses,
+            net.module, SigmaBand(), shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps, losses
         )
         # Loaded modules come frozen and in evaluation mode.
         self.transformer.train()
@@ -227,9 +213,7 @@ class BackboneTask(FlowMatchingTask):
         for caption in new:
             ids, mask = self.text_encoder.tokenize([caption])
             self._tokens[caption] = ids.to(self.device), mask.to(self.device)
-        ids, mask = (
-            torch.cat(parts) for parts in zip(*map(self._tokens.__getitem__, batch["caption"]), strict=True)
-        )
+        ids, mask = (torch.cat(parts) for parts in zip(*map(self._tokens.__getitem__, batch["caption"]), strict=True))
         return self.text_encoder.embed(ids, mask)
 
     def _vocabulary(self) -> str:
@@ -245,9 +229,7 @@ class BackboneTask(FlowMatchingTask):
         """Refuse a checkpoint whose embeddings belong to other words."""
         super().on_load_checkpoint(checkpoint)
         if checkpoint.get("vocabulary", self._vocabulary()) != self._vocabulary():
-            raise ValueError(
-                "index: its captions have other words than those that the checkpoint was trained with"
-            )
+            raise ValueError("index: its captions have other words than those that the checkpoint was trained with")
 
     def export(self, folder: Path, datamodule: Any) -> None:
         """Save a whole backbone folder, weights in fp16.

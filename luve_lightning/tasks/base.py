@@ -30,9 +30,7 @@ class TrainingTask(L.LightningModule):
     def __init__(self, lr: float, min_lr: float, weight_decay: float, warmup_steps: int) -> None:
         super().__init__()
         if not 0 <= min_lr <= lr or not 0 < lr <= _MOST:
-            raise ValueError(
-                f"expected 0 <= min_lr <= lr and 0 < lr <= {_MOST:g}, got lr={lr}, min_lr={min_lr}"
-            )
+            raise ValueError(f"expected 0 <= min_lr <= lr and 0 < lr <= {_MOST:g}, got lr={lr}, min_lr={min_lr}")
         if warmup_steps < 0 or not 0 <= weight_decay <= _MOST:
             raise ValueError(
                 f"expected warmup_steps >= 0 and 0 <= weight_decay <= {_MOST:g}, got {warmup_steps} and {weight_decay}"
@@ -66,9 +64,7 @@ class TrainingTask(L.LightningModule):
                 "trainer.max_epochs (trainer.max_time may end the run earlier)"
             )
         total = self._steps = int(steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.learning_rate(step, total) / self.lr
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.learning_rate(step, total) / self.lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _schedule(self) -> dict[str, Any]:
@@ -89,16 +85,12 @@ class TrainingTask(L.LightningModule):
         """Restore the configuration's settings in a resumed run, and say which differ from the checkpoint's."""
         changes = self._settings.restore(self.trainer)
         before, now = self._schedule_before, self._schedule()
-        differs = {
-            name: (now[name], before[name]) for name in now if name in before and before[name] != now[name]
-        }
+        differs = {name: (now[name], before[name]) for name in now if name in before and before[name] != now[name]}
         say(changes | differs)
 
     def _trainable_keys(self) -> set[str]:
         frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
-        frozen_modules = {
-            f"{prefix}." for prefix, module in self.named_modules() if prefix and _is_frozen(module)
-        }
+        frozen_modules = {f"{prefix}." for prefix, module in self.named_modules() if prefix and _is_frozen(module)}
         return {k for k in self.state_dict() if k not in frozen and not k.startswith(tuple(frozen_modules))}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -112,9 +112,7 @@ class EncodeTask(L.LightningModule):
         with ExitStack() as claims:
             # The same order in all processes, so that they never wait for each other in a circle.
             in_order = sorted(item.missing.items(), key=lambda named: named[1].digest)
-            mine = {
-                name: key for name, key in in_order if claims.enter_context(self.store.claim(key, wait=True))
-            }
+            mine = {name: key for name, key in in_order if claims.enter_context(self.store.claim(key, wait=True))}
             if not mine:
                 return
             again = self.read(item.window)

@@ -91,22 +91,10 @@ class AdaptationTask(FlowMatchingTask):
         if lora_rank:
             transformer.requires_grad_(False)
             targets = list(denoiser.lora_targets)
-            transformer.add_adapter(
-                LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=targets), _LORA_NAME
-            )
+            transformer.add_adapter(LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=targets), _LORA_NAME)
         denoiser.set_recompute(recompute, keep_attention)
         super().__init__(
-            transformer,
-            SigmaBand(),
-            shift,
-            weighting,
-            bins,
-            seed,
-            lr,
-            min_lr,
-            weight_decay,
-            warmup_steps,
-            losses,
+            transformer, SigmaBand(), shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps, losses
         )
         self.lora, self.export_dtype = lora_rank > 0, getattr(torch, export_dtype)
 
@@ -196,17 +184,7 @@ class ExpertTask(FlowMatchingTask):
             _continue_expert(transformer, name, expert, init_from)
         denoiser.set_recompute(recompute, keep_attention)
         super().__init__(
-            transformer,
-            expert.band,
-            shift,
-            weighting,
-            bins,
-            seed,
-            lr,
-            min_lr,
-            weight_decay,
-            warmup_steps,
-            losses,
+            transformer, expert.band, shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps, losses
         )
         self.name, self.expert = name, expert
         self._before: dict[tuple[str, int], float] = {}
@@ -224,11 +202,7 @@ class ExpertTask(FlowMatchingTask):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another expert's checkpoint."""
         saved, own = json.loads(checkpoint.get("expert", "{}")), json.loads(self._identity())
-        differs = [
-            f"{key} {saved[key]} there, {own[key]} here"
-            for key in own
-            if saved.get(key, own[key]) != own[key]
-        ]
+        differs = [f"{key} {saved[key]} there, {own[key]} here" for key in own if saved.get(key, own[key]) != own[key]]
         if differs:
             raise ValueError(f"checkpoint is of another expert: {'; '.join(differs)}")
         super().on_load_checkpoint(checkpoint)
@@ -252,9 +226,7 @@ class ExpertTask(FlowMatchingTask):
             )
             for clip in clips
         }
-        for name, column in zip(
-            ("before", "after"), zip(*self.comparison.values(), strict=True), strict=True
-        ):
+        for name, column in zip(("before", "after"), zip(*self.comparison.values(), strict=True), strict=True):
             self.log(f"test/loss_{name}", math.fsum(column) / len(column), sync_dist=True)
 
     def export(self, folder: Path, datamodule: Any) -> None:

@@ -11,11 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from luve_lightning.functional.flow_matching import (
-    noised,
-    sigma_of_index_fraction,
-    velocity,
-)
+from luve_lightning.functional.flow_matching import noised, sigma_of_index_fraction, velocity
 from luve_lightning.functional.gather import gather_mappings
 from luve_lightning.functional.noise_bands import SigmaBand, Weighting
 from luve_lightning.losses import Loss, VelocityLoss, VelocityMSE
@@ -66,9 +62,7 @@ class FlowMatchingTask(TrainingTask):
         chosen = {"velocity": VelocityMSE()} if losses is None else losses
         wrong = [name for name, loss in chosen.items() if not isinstance(loss, VelocityLoss)]
         if wrong or not chosen:
-            raise ValueError(
-                f"losses: expected at least one, all in velocity space; wrong: {wrong or 'none given'}"
-            )
+            raise ValueError(f"losses: expected at least one, all in velocity space; wrong: {wrong or 'none given'}")
         self.transformer: Any = transformer
         self.denoiser = denoiser_of(transformer)
         self.band, self.shift, self.weighting = band, shift, weighting
@@ -86,9 +80,7 @@ class FlowMatchingTask(TrainingTask):
             ValueError: when the data gives captions as text.
         """
         if "text" not in batch:
-            raise ValueError(
-                "data.texts: expected a store of caption embeddings (`luve embed` makes it), got none"
-            )
+            raise ValueError("data.texts: expected a store of caption embeddings (`luve embed` makes it), got none")
         embeddings: Tensor = batch["text"]
         return embeddings
 
@@ -187,9 +179,7 @@ class FlowMatchingTask(TrainingTask):
 def sigma_edges(band: SigmaBand, shift: float, bins: int) -> Tensor:
     """Edges of parts of the band with equal length in the schedule, rising, shape (bins + 1,)."""
     most, least = band.index_fractions(shift)
-    return torch.tensor(
-        [sigma_of_index_fraction(float(f), shift) for f in np.linspace(least, most, bins + 1)]
-    )
+    return torch.tensor([sigma_of_index_fraction(float(f), shift) for f in np.linspace(least, most, bins + 1)])
 
 
 def clip_noise(clip_id: str, part: int, shape: Sequence[int]) -> Tensor:

@@ -64,15 +64,10 @@ class Settings:
     def note_optimizers(self, trainer: L.Trainer) -> None:
         """Remember the settings of optimisers and schedules before their states are loaded."""
         self.groups = [
-            [
-                {key: value for key, value in group.items() if key != "params"}
-                for group in optimizer.param_groups
-            ]
+            [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
             for optimizer in trainer.optimizers
         ]
-        self.rates = [
-            [float(rate) for rate in config.scheduler.base_lrs] for config in trainer.lr_scheduler_configs
-        ]
+        self.rates = [[float(rate) for rate in config.scheduler.base_lrs] for config in trainer.lr_scheduler_configs]
 
     def restore(self, trainer: L.Trainer) -> dict[str, Change]:
         """Put back everything that a checkpoint has changed.
@@ -124,9 +119,7 @@ def _settings_of(callback: L.Callback) -> dict[str, Any]:
 def say(changes: Mapping[str, Change]) -> None:
     """Say in one line what a resumed run does differently from the run that wrote the checkpoint."""
     if changes:
-        parts = [
-            f"{name} {_text(new)} (the checkpoint had {_text(old)})" for name, (new, old) in changes.items()
-        ]
+        parts = [f"{name} {_text(new)} (the checkpoint had {_text(old)})" for name, (new, old) in changes.items()]
         more = f", and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
         rank_zero_info(f"resuming with {', '.join(parts[:_SHOWN])}{more}")
 

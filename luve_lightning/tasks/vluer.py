@@ -75,9 +75,7 @@ class VLUerTask(TrainingTask):
             )
         self.losses = torch.nn.ModuleDict(losses)
         self.pixel_from_step, self.pixel_crop, self.seed = pixel_from_step, pixel_crop, seed
-        self._scores: dict[
-            tuple[float, str], tuple[float, float]
-        ] = {}  # from this process's validation clips
+        self._scores: dict[tuple[float, str], tuple[float, float]] = {}  # from this process's validation clips
 
     def forward(self, latents: Tensor, size: Size3d) -> Tensor:
         """Upsample normalised latents; see VLUer."""

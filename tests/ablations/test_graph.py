@@ -109,9 +109,7 @@ def test_a_hash_follows_the_composed_configuration_and_what_it_names(tmp_path: P
     (model / "weights.safetensors").write_text("1")
     index = tmp_path / "index.csv"
     index.write_text("a")
-    config.write_text(
-        yaml.safe_dump({"backbone": str(model), "index": str(index), "store": str(clips), "lr": 1})
-    )
+    config.write_text(yaml.safe_dump({"backbone": str(model), "index": str(index), "store": str(clips), "lr": 1}))
     table = deepcopy(TABLE)
     table["stages"]["data"]["config"] = [str(config)]
     folder = write_table(tmp_path / "small", table)
@@ -158,16 +156,8 @@ def test_a_rows_own_stages_are_those_before_the_common_ones(planner: AblationPla
     ("stage", "options", "message"),
     [
         ("data", {"output": "{outt}"}, r"stages.data.options.output: \{outt\}: expected \{seed\}, \{out\}"),
-        (
-            "data",
-            {"loop": "{generate}"},
-            r"row full: stages depend on each other in a circle: evaluate, generate",
-        ),
-        (
-            "evaluate",
-            {"other": "{generate}"},
-            r"stages.evaluate.options.other: \{generate\}: differs between rows",
-        ),
+        ("data", {"loop": "{generate}"}, r"row full: stages depend on each other in a circle: evaluate, generate"),
+        ("evaluate", {"other": "{generate}"}, r"stages.evaluate.options.other: \{generate\}: differs between rows"),
         ("evaluate", {"other": "{row}"}, r"stages.evaluate.options.other: \{row\}: differs between rows"),
     ],
 )

@@ -63,9 +63,7 @@ def test_a_job_without_what_it_needs_says_so(tmp_path: Path, log: Path) -> None:
     _, [expert], _, [evaluate] = jobs_of(planner)
     with pytest.raises(RuntimeError, match=r"expert-\w{12}: not run, because data-\w{12} is not done"):
         expert()
-    with pytest.raises(
-        RuntimeError, match="evaluate: not run, because a stage of every row of seed 0 failed"
-    ):
+    with pytest.raises(RuntimeError, match="evaluate: not run, because a stage of every row of seed 0 failed"):
         evaluate()
     assert started(log) == []
 
@@ -139,7 +137,5 @@ def test_submitit_is_asked_for_only_when_it_is_used(tmp_path: Path, monkeypatch:
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without_submitit)
-    with pytest.raises(
-        ValueError, match=r"executor: slurm needs submitit.*pip install 'luve-lightning\[slurm\]'"
-    ):
+    with pytest.raises(ValueError, match=r"executor: slurm needs submitit.*pip install 'luve-lightning\[slurm\]'"):
         submit([], Last(tmp_path / "last"), tmp_path, JobOptions())

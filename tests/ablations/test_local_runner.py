@@ -209,9 +209,7 @@ def test_one_stage_by_itself(tmp_path: Path, log: Path) -> None:
     assert run_stage(data, PROGRAM, {}, {}) is None
     assert run_stage(data, PROGRAM, {}, {}) is None
     assert len(started(log)) == 1
-    failing = planner_of(
-        write_table(tmp_path / "bad", with_options({"data": {"fail": True}})), tmp_path / "runs"
-    )
+    failing = planner_of(write_table(tmp_path / "bad", with_options({"data": {"fail": True}})), tmp_path / "runs")
     [data] = [s for s in failing.plan({0: ["full"]}).stages.values() if s.name == "data"]
     failure = run_stage(data, PROGRAM, {}, {})
     assert failure is not None

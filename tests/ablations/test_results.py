@@ -36,9 +36,7 @@ EVERY = {seed: list(ROWS) for seed in (0, 1)}
 SCORES = {"full": {0: 5.0, 1: 6.0}, "low": {0: 3.0, 1: 4.75}, "plain": {0: 5.5, 1: 5.5}}
 
 
-def finish(
-    planner: AblationPlanner, scores: dict[str, dict[int, Any]], *, skip: tuple[str, ...] = ()
-) -> None:
+def finish(planner: AblationPlanner, scores: dict[str, dict[int, Any]], *, skip: tuple[str, ...] = ()) -> None:
     """Write what running would have left."""
     for seed in planner.table.seeds:
         rows = [row for row in scores if seed in scores[row]]
@@ -81,11 +79,7 @@ def test_every_number_of_the_table(planner: AblationPlanner, tmp_path: Path) -> 
     assert [low[k] for k in ("paper", "paper_metric", "paper_difference")] == ["8", "Score", "-1"]
     # Differences -2 and -1.25: t(0.975, 1) is 12.7, the interval holds 0.
     assert low["direction"] == "none"
-    assert (rows["plain"]["title"], rows["plain"]["paper"], rows["plain"]["direction"]) == (
-        "plain words",
-        "",
-        "",
-    )
+    assert (rows["plain"]["title"], rows["plain"]["paper"], rows["plain"]["direction"]) == ("plain words", "", "")
 
 
 def test_a_sure_difference_has_a_direction(planner: AblationPlanner) -> None:
@@ -146,12 +140,7 @@ def test_every_file_says_whose_numbers_these_are(planner: AblationPlanner, tmp_p
     assert content["settings"] == {"value": 5.0}
     assert content["failed"] == {"low": {"1": "it broke"}}
     stages = {(s["name"], s["row"], s["seed"]) for s in content["stages"]}
-    assert {
-        ("data", None, None),
-        ("expert", None, 0),
-        ("generate", "low", 1),
-        ("evaluate", None, 1),
-    } <= stages
+    assert {("data", None, None), ("expert", None, 0), ("generate", "low", 1), ("evaluate", None, 1)} <= stages
     assert all(set(s) >= {"name", "hash", "seconds", "row", "seed"} for s in content["stages"])
     text = (tmp_path / "small.md").read_text()
     assert TABLE["world"] in text
@@ -160,17 +149,13 @@ def test_every_file_says_whose_numbers_these_are(planner: AblationPlanner, tmp_p
 
 
 def test_a_metric_that_did_not_run_is_named(tmp_path: Path) -> None:
-    table = TABLE | {
-        "metrics": TABLE["metrics"] | {"absent": {"better": "lower"}, "odd": {"better": "lower"}}
-    }
+    table = TABLE | {"metrics": TABLE["metrics"] | {"absent": {"better": "lower"}, "odd": {"better": "lower"}}}
     planner = planner_of(write_table(tmp_path / "small", table), tmp_path / "runs")
     finish(planner, {"full": {0: None, 1: "inf"}})
     for stage in planner.plan({0: ["full"]}).stages.values():
         if stage.name == "evaluate":
             report = json.loads((stage.folder / "table.json").read_text())
-            (stage.folder / "table.json").write_text(
-                json.dumps(report | {"not_run": {"absent": "needs a network"}})
-            )
+            (stage.folder / "table.json").write_text(json.dumps(report | {"not_run": {"absent": "needs a network"}}))
     found = collect(planner, EVERY)
     assert found.values == {}
     assert found.missing["absent"] == "needs a network"

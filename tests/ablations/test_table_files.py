@@ -45,17 +45,10 @@ def test_changes_are_laid_over_the_table_and_under_the_rows(tmp_path: Path) -> N
 
 
 def test_extends_lays_a_table_over_another_file(tmp_path: Path) -> None:
-    base, own = (
-        deepcopy(TABLE),
-        {"extends": "../base.yaml", "title": "Another", "metrics": {"score": {"unit": "m"}}},
-    )
+    base, own = (deepcopy(TABLE), {"extends": "../base.yaml", "title": "Another", "metrics": {"score": {"unit": "m"}}})
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
     table = read_table(write_table(tmp_path / "another", own))
-    assert (table.title, table.metrics["score"].unit, table.metrics["score"].paper) == (
-        "Another",
-        "m",
-        "Score",
-    )
+    assert (table.title, table.metrics["score"].unit, table.metrics["score"].paper) == ("Another", "m", "Score")
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({"extends": "base.yaml"}))
     with pytest.raises(ValueError, match="extends this file itself"):
         read_table(tmp_path / "another")
@@ -91,11 +84,7 @@ def edited(path: list[str], value: Any, tree: dict[str, Any] = TABLE) -> dict[st
         (["rows"], ["full", "missing"], r"rows: no such file: .*missing.yaml"),
         (["seeds"], [0, 0], r"seeds: expected different whole numbers"),
         (["seeds"], [-1], r"seeds: expected different whole numbers"),
-        (
-            ["metrics", "score", "better"],
-            "more",
-            r"metrics.score.better: expected higher or lower, got 'more'",
-        ),
+        (["metrics", "score", "better"], "more", r"metrics.score.better: expected higher or lower, got 'more'"),
         (["metrics", "score", "stage"], "judge", r"metrics.score.stage: row full has no judge"),
         (["stages", "data", "verbs"], "x", r"stages.data.verbs: unknown key; known: verb, config, options"),
         (["stages", "data", "config"], "a.yaml", r"stages.data: expected a list of files"),
@@ -119,10 +108,7 @@ def test_mistakes_are_named(tmp_path: Path, path: list[str], value: Any, message
     [
         ({"papers": {}}, r"low.yaml: papers: unknown key"),
         ({"paper": {"Score": "8"}}, r"low.yaml: paper: expected numbers"),
-        (
-            {"stages": {"evaluate": {"options": {"replicates": 1}}}},
-            r"stages.evaluate runs once for all rows, but full",
-        ),
+        ({"stages": {"evaluate": {"options": {"replicates": 1}}}}, r"stages.evaluate runs once for all rows, but full"),
         ({"stages": {"evaluate": None}}, r"metrics.score.stage: row low has no evaluate"),
     ],
 )

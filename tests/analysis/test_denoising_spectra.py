@@ -8,12 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    UniPCMultistepScheduler,
-    WanPipeline,
-)
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from torch import Tensor
 
 from luve_lightning.analysis.denoising_spectra import (
@@ -139,9 +134,7 @@ def test_ideal_predictions_of_gaussian_latents_resolve_by_signal_and_noise() -> 
         latents.append(seen * signal / (signal + power) / (1 - sigma))
         expected.append(signal / (signal + power))
     found = denoising_spectra(predictions(*latents, clean), EDGES).resolved[:3]
-    torch.testing.assert_close(
-        found, torch.tensor(expected).double()[:, None].expand(3, 2), rtol=0.02, atol=0.01
-    )
+    torch.testing.assert_close(found, torch.tensor(expected).double()[:, None].expand(3, 2), rtol=0.02, atol=0.01)
 
 
 def test_videos_count_alike_and_can_be_joined() -> None:

@@ -165,13 +165,7 @@ def test_tied_weights_count_once() -> None:
 @pytest.mark.slow
 def test_a_forward_uses_the_memory_that_was_planned() -> None:
     """The process's memory, of a model of which two tensors of 192 MiB are most: small ones linger in its heap."""
-    sizes = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 24,
-        "text_dim": 16,
-        "ffn_dim": 16384,
-        "num_layers": 1,
-    }
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 24, "text_dim": 16, "ffn_dim": 16384, "num_layers": 1}
 
     def forward(device: torch.device) -> Callable[[], Any]:
         with device:

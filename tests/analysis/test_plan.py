@@ -42,14 +42,7 @@ def small(**changes: object) -> Parts:
             "num_layers": 2,
         },
         vae={"base_dim": 4, "num_res_blocks": 1},
-        text_encoder={
-            "vocab_size": 50,
-            "d_model": 16,
-            "d_kv": 8,
-            "d_ff": 32,
-            "num_layers": 1,
-            "num_heads": 2,
-        },
+        text_encoder={"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2},
         vluer={"channels": 16, "pairs": 1, "hidden": 32, "query_channels": 8},
         text_length=12,
         **changes,  # type: ignore[arg-type]
@@ -86,9 +79,7 @@ def test_a_forward_of_wan_takes_what_was_measured_on_a_gpu(
 
 
 @pytest.mark.parametrize(("grid", "measured"), [((13, 184, 320), 790.0), ((13, 272, 480), 975.0)])
-def test_the_vluer_takes_what_was_measured_on_a_gpu(
-    wan: Parts, grid: tuple[int, int, int], measured: float
-) -> None:
+def test_the_vluer_takes_what_was_measured_on_a_gpu(wan: Parts, grid: tuple[int, int, int], measured: float) -> None:
     """`luve bench --subject vluer` on one H200: weights, input and cuBLAS's workspace included."""
     latents = torch.empty(1, 16, 13, 90, 160, device="meta", dtype=torch.bfloat16)
     with dry_run() as run:
@@ -103,16 +94,7 @@ def test_the_cascade_of_the_paper() -> None:
     assert [s.stage for s in stages] == ["text", "motion", "upsample", "refine", "decode"]
     text, motion, upsample, refine, decoded = stages
     assert motion.latents == (3, 8, 12)
-    assert (
-        refine.latents
-        == upsample.latents
-        == decoded.latents
-        == (
-            3,
-            16,
-            24,
-        )
-    )
+    assert refine.latents == upsample.latents == decoded.latents == (3, 16, 24)
     assert motion.tokens == 3 * 4 * 6
     assert refine.tokens == 4 * motion.tokens
     assert (motion.steps, motion.forwards, refine.steps, refine.forwards) == (50, 100, 40, 80)
@@ -219,9 +201,7 @@ def test_tiled_decoding_is_planned_as_it_runs(size: tuple[int, int]) -> None:
 @pytest.mark.slow
 def test_tiles_need_less_memory_and_more_work() -> None:
     parts = small()
-    whole, tiled = (
-        Planner(parts, cascade(), SpeedOptions(decode_tile=tile)).decoding() for tile in (None, (6, 6))
-    )
+    whole, tiled = (Planner(parts, cascade(), SpeedOptions(decode_tile=tile)).decoding() for tile in (None, (6, 6)))
     assert tiled.peak < whole.peak
     assert tiled.flops > whole.flops
 

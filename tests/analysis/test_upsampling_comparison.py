@@ -99,9 +99,7 @@ def test_scores_are_those_of_a_plain_loop(codec: LatentSpace, pairs: TinyPairs) 
         assert [row[c] for c in COLUMNS[2:6]] == pytest.approx(want, rel=1e-4, abs=1e-6)
 
 
-def test_the_ceiling_costs_nothing_and_is_decoded_once_for_a_clip(
-    codec: LatentSpace, pairs: TinyPairs
-) -> None:
+def test_the_ceiling_costs_nothing_and_is_decoded_once_for_a_clip(codec: LatentSpace, pairs: TinyPairs) -> None:
     decoded: list[int] = []
     hook = codec.vae.decoder.conv_out.register_forward_hook(lambda m, args, out: decoded.append(len(out)))
     comparison = UpsamplingComparison(codec, {"bilinear": baseline_methods(codec)["bilinear"]})
@@ -116,9 +114,7 @@ def test_the_ceiling_costs_nothing_and_is_decoded_once_for_a_clip(
 
 
 @pytest.mark.parametrize("timed", [1, 2])
-def test_time_is_taken_on_a_few_clips_and_scores_on_all(
-    codec: LatentSpace, tiny_backbone: Path, timed: int
-) -> None:
+def test_time_is_taken_on_a_few_clips_and_scores_on_all(codec: LatentSpace, tiny_backbone: Path, timed: int) -> None:
     """Of each size, a method runs once a clip, and before the first to warm up and for its memory."""
     net, runs = tiny_vluer().eval(), list[tuple[int, ...]]()
     net.register_forward_hook(lambda module, args, out: runs.append(tuple(args[0].shape[3:])))
@@ -161,9 +157,7 @@ def test_a_batch_scores_as_its_clips_do_alone(codec: LatentSpace, pairs: TinyPai
     assert numbers(by_scale) == numbers([[item] for item in reversed(pairs.items)])
 
 
-def score(
-    clip: str, method: str = "vluer", scale: float = 2.0, value: float = 1.0, ms: float = 1.0
-) -> ClipScore:
+def score(clip: str, method: str = "vluer", scale: float = 2.0, value: float = 1.0, ms: float = 1.0) -> ClipScore:
     fidelity = Fidelity(20 + value, 0.5, 0.25)
     return ClipScore(scale, method, clip, 5, 48, 48, value, fidelity, Cost(ms, 10 * value))
 
@@ -190,9 +184,7 @@ def test_no_score_is_no_row() -> None:
     assert comparison_rows(gather_scores([]), method_names()) == []
 
 
-@pytest.mark.parametrize(
-    ("value", "share"), [(20.0, 0.0), (30.0, 1.0), (24.0, 0.4), (15.0, -0.5), (35.0, 1.5)]
-)
+@pytest.mark.parametrize(("value", "share"), [(20.0, 0.0), (30.0, 1.0), (24.0, 0.4), (15.0, -0.5), (35.0, 1.5)])
 def test_the_share_of_the_gap_that_is_closed(value: float, share: float) -> None:
     values = {"vluer": value, "bilinear": 20.0, "vae": 30.0}
     rows = [{"scale": s, "method": m, "psnr_rgb": v + s - 2} for s in SCALES for m, v in values.items()]

@@ -56,9 +56,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
         process.join()
         interrupted += len(list(run.last.parent.glob(".unfinished-*")))
         loaded = AtomicCheckpointIO().load_checkpoint(run.last)
-        assert all(
-            torch.equal(w, torch.full_like(w, loaded["number"])) for w in loaded["state_dict"].values()
-        )
+        assert all(torch.equal(w, torch.full_like(w, loaded["number"])) for w in loaded["state_dict"].values())
     assert interrupted, "no kill fell into a write: the test shows nothing"
     AtomicCheckpointIO().save_checkpoint(checkpoint(0), run.last.with_name("another.ckpt"))
     assert sorted(p.name for p in run.last.parent.iterdir()) == ["another.ckpt", "last.ckpt"]
@@ -130,9 +128,7 @@ class Payload:
         (Payload(random.Random), "random.Random"),
     ],
 )
-def test_what_could_run_code_is_named_and_not_how_to_run_it(
-    tmp_path: Path, payload: Payload, name: str
-) -> None:
+def test_what_could_run_code_is_named_and_not_how_to_run_it(tmp_path: Path, payload: Payload, name: str) -> None:
     path = tmp_path / "a.ckpt"
     torch.save(checkpoint(1) | {"x": payload}, path)
     with pytest.raises(CheckpointError) as error:
@@ -166,19 +162,10 @@ def _flipped(content: bytes) -> bytes:
         (b"GIF89a" + bytes(range(256)), "cannot be read: it is no checkpoint, but a file of another kind"),
         (b'{"state_dict": 1}', "cannot be read: it is no checkpoint, but a file of another kind"),
         (pickle.dumps({"state_dict": 1}), "cannot be read: it is no checkpoint, but a file of another kind"),
-        (
-            _saved(torch.zeros(2)),
-            "is another program's: it holds a Tensor; expected one that `luve fit` wrote",
-        ),
-        (
-            _saved({"state_dict": {}, "epoch": 3}),
-            "is another program's: it holds state_dict, epoch; expected",
-        ),
+        (_saved(torch.zeros(2)), "is another program's: it holds a Tensor; expected one that `luve fit` wrote"),
+        (_saved({"state_dict": {}, "epoch": 3}), "is another program's: it holds state_dict, epoch; expected"),
         (_saved({}), "is another program's: it holds nothing; expected"),
-        (
-            _saved({str(i): i for i in range(9)}),
-            "is another program's: it holds 0, 1, 2, 3, 4, ...; expected",
-        ),
+        (_saved({str(i): i for i in range(9)}), "is another program's: it holds 0, 1, 2, 3, 4, ...; expected"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

@@ -95,9 +95,7 @@ def test_several_best_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_metric_that_is_not_logged_is_named(tmp_path: Path) -> None:
-    run = Run(
-        tmp_path, steps=2, monitor="val/psnr", trainer={"limit_val_batches": 1, "val_check_interval": 2}
-    )
+    run = Run(tmp_path, steps=2, monitor="val/psnr", trainer={"limit_val_batches": 1, "val_check_interval": 2})
     with pytest.raises(ValueError, match=r"validation logs no 'val/psnr'; it logs: train/loss, val/error$"):
         train(run)
 
@@ -184,10 +182,7 @@ def names(run: Run) -> list[str]:
 
 
 def test_a_prolonged_run_goes_on_after_a_validation_that_was_made_up(tmp_path: Path) -> None:
-    options: dict[str, Any] = {
-        "monitor": "val/error",
-        "trainer": {"limit_val_batches": 3, "val_check_interval": 3},
-    }
+    options: dict[str, Any] = {"monitor": "val/error", "trainer": {"limit_val_batches": 3, "val_check_interval": 3}}
     whole = Run(tmp_path / "whole", steps=15, **options)
     train(whole)
     run = Run(tmp_path / "run", steps=9, **options)

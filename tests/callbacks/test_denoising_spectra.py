@@ -22,9 +22,7 @@ TEXT = {"d_model": 16, "num_heads": 2, "d_kv": 8, "d_ff": 16, "num_layers": 1, "
 
 def task(world: World) -> BackboneTask:
     torch.manual_seed(0)
-    return BackboneTask(
-        world.backbone, world.clips / "clips.csv", dict(NET), dict(TEXT), length=9, shift=3.0, lr=1e-2
-    )
+    return BackboneTask(world.backbone, world.clips / "clips.csv", dict(NET), dict(TEXT), length=9, shift=3.0, lr=1e-2)
 
 
 def spectra(folder: Path, **changes: Any) -> DenoisingSpectra:
@@ -77,15 +75,11 @@ def test_the_average_is_what_generates(world: World, tmp_path: Path) -> None:
     for name, decay in (("kept", 0.0), ("average", 0.999)):
         model, output = task(world), tmp_path / name
         callbacks = [EMA(decay), spectra(output, every_n_steps=1)]
-        trainer = make_trainer(
-            tmp_path, callbacks=callbacks, max_steps=2, limit_val_batches=1, val_check_interval=2
-        )
+        trainer = make_trainer(tmp_path, callbacks=callbacks, max_steps=2, limit_val_batches=1, val_check_interval=2)
         trainer.fit(model, world.data(texts=None, passes=3, batch_size=2))
         tables[name] = (output / "step-000002.csv").read_text()
         trainer.test(model, world.data(texts=None), verbose=False)
-        assert (output / "test.csv").read_text() == tables[name], (
-            "the test's weights are the last validation's"
-        )
+        assert (output / "test.csv").read_text() == tables[name], "the test's weights are the last validation's"
     assert tables["kept"] != tables["average"]
 
 

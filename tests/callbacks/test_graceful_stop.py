@@ -57,9 +57,7 @@ def test_a_signal_saves_and_leaves_with_its_status(tmp_path: Path, number: signa
     with pytest.raises(StopRequested) as stop:
         train(run)
     assert stop.value.code == 128 + number
-    assert stop.value.told == (
-        f"{number.name}: stopped after step 3, saved {run.last}; resume with --ckpt_path last"
-    )
+    assert stop.value.told == (f"{number.name}: stopped after step 3, saved {run.last}; resume with --ckpt_path last")
     assert step_of(run.last) == len(run.trained()) == 3
     assert ended.hooks == []  # no epoch end, no export
     assert [signal.getsignal(s) for s in HANDLED] == before
@@ -274,17 +272,13 @@ def test_a_signal_while_something_is_finalised_ends_it_at_the_next_batch(
         trainer.predict(task, list(range(5)))
     assert stopped.value.code == 128 + signal.SIGTERM
     assert task.seen == [0, 1]
-    assert (
-        dropped == []
-    )  # Python drops it in a callback of a weak reference, where no frame tells, and would print it
+    assert dropped == []  # Python drops it in a callback of a weak reference, where no frame tells, and would print it
     assert sys.unraisablehook is hook
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize("verb", ["predict", "test", "validate"])
-def test_every_verb_ends_with_the_signals_status(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
-) -> None:
+def test_every_verb_ends_with_the_signals_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     """Through the command line: without a status of its own, a stopped measurement would look like a whole one."""
     before, seen = signal.getsignal(signal.SIGTERM), []
 
@@ -303,12 +297,8 @@ data: {{class_path: tests.helpers.tiny.TinyData}}
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_fit_without_a_graceful_stop_does_not_look_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        TinyModule, "on_train_batch_end", lambda *_: signal.raise_signal(signal.SIGTERM), raising=False
-    )
+def test_fit_without_a_graceful_stop_does_not_look_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TinyModule, "on_train_batch_end", lambda *_: signal.raise_signal(signal.SIGTERM), raising=False)
     (tmp_path / "run.yaml").write_text(f"""
 trainer:
   {{default_root_dir: {tmp_path}, accelerator: cpu, enable_progress_bar: false, max_steps: 5,

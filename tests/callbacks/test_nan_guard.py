@@ -30,17 +30,13 @@ def clips(run: Run, step: int, rank: int = 0) -> list[list[str]]:
 def test_the_step_is_not_taken_and_its_clips_are_named(tmp_path: Path, where: str, accumulate: int) -> None:
     healthy = Run(tmp_path / "healthy", steps=4, accumulate=accumulate)
     train(healthy)
-    run = healthy.with_(
-        folder=tmp_path / "sick", every_n_steps=1, steps=9, task={"nan_at": 3, "nan_in": where}
-    )
+    run = healthy.with_(folder=tmp_path / "sick", every_n_steps=1, steps=9, task={"nan_at": 3, "nan_in": where})
     task = CropsTask(**run.task)
     with pytest.raises(NonFiniteLoss) as error:
         train(run, task)
     message, content = str(error.value), report(run)
     assert "\n" not in message
-    assert message.startswith(
-        "step 3: the loss is nan on rank 0 for" if where == "loss" else "step 3: the gradient's"
-    )
+    assert message.startswith("step 3: the loss is nan on rank 0 for" if where == "loss" else "step 3: the gradient's")
     assert "the step was not taken" in message
     assert str(tmp_path / "sick" / "nan-3.json") in message
     assert content["step"] == 3
@@ -63,17 +59,13 @@ def test_the_step_is_not_taken_and_its_clips_are_named(tmp_path: Path, where: st
 def test_two_processes_stop_together_and_one_speaks(tmp_path: Path, rank: int) -> None:
     healthy = Run(tmp_path / "healthy", steps=3, processes=2)
     assert run_processes(healthy) == [0, 0]
-    run = healthy.with_(
-        folder=tmp_path / "sick", every_n_steps=1, steps=9, task={"nan_at": 2, "nan_rank": rank}
-    )
+    run = healthy.with_(folder=tmp_path / "sick", every_n_steps=1, steps=9, task={"nan_at": 2, "nan_rank": rank})
     assert run_processes(run) == [1, 0]
     outputs = [(run.folder / f"output-{r}.txt").read_text() for r in (0, 1)]
     assert [output.count("NonFiniteLoss: ") for output in outputs] == [1, 0]
     named = ", ".join(clips(healthy, 2, rank)[0])
     assert f"step 2: the loss is nan on rank {rank} for clips {named};" in outputs[0]
-    assert [r["batches"][0]["clip_ids"] for r in report(run)["ranks"]] == [
-        clips(healthy, 2, r)[0] for r in (0, 1)
-    ]
+    assert [r["batches"][0]["clip_ids"] for r in report(run)["ranks"]] == [clips(healthy, 2, r)[0] for r in (0, 1)]
     assert AtomicCheckpointIO().load_checkpoint(run.last)["global_step"] == 2
 
 

@@ -106,26 +106,19 @@ def test_steps_of_the_whole_run_are_counted(
 
 
 @pytest.mark.slow
-def test_a_run_without_an_end_is_timed_by_max_time(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_run_without_an_end_is_timed_by_max_time(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     endless = {"max_steps": -1, "max_epochs": -1, "max_time": {"minutes": 60}}
     run(tmp_path, limit_val_batches=0, every=1, callbacks=[Ends()], **endless)
     first, *_ = said(capsys)
     assert re.match(r"step 1, \d:\d\d elapsed, (1:00:00|59:\d\d) left: loss 0.2500", first)
 
 
-@pytest.mark.parametrize(
-    ("verb", "label"), [("validate", "validation"), ("test", "test"), ("predict", "predict")]
-)
+@pytest.mark.parametrize(("verb", "label"), [("validate", "validation"), ("test", "test"), ("predict", "predict")])
 def test_the_other_verbs_count_batches(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str, label: str
 ) -> None:
     run(tmp_path, verb)
-    assert [line for line in counts(said(capsys)) if line.startswith(label)] == [
-        f"{label} 2/4",
-        f"{label} 4/4",
-    ]
+    assert [line for line in counts(said(capsys)) if line.startswith(label)] == [f"{label} 2/4", f"{label} 4/4"]
 
 
 def test_a_run_of_steps_has_at_least_ten_lines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -90,9 +90,7 @@ def test_a_test_logs_no_model(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert [artifact.name for artifact in run.artifacts] == ["luve-lightning-code"]
 
 
-def test_nothing_happens_without_wandb(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, staging: Path
-) -> None:
+def test_nothing_happens_without_wandb(capsys: pytest.CaptureFixture[str], tmp_path: Path, staging: Path) -> None:
     with_record = run_luve(capsys, "fit", "--config", configuration(tmp_path))
     assert with_record.code == 0
     assert not list(tmp_path.rglob("wandb"))
@@ -113,9 +111,7 @@ def test_disabled_wandb_does_no_harm(
 
 
 @pytest.mark.slow
-def test_the_export_is_an_artifact_of_its_own_files(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_the_export_is_an_artifact_of_its_own_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Written into the run's folder, as an expert is: the run's other files do not belong to it."""
     callbacks = f"""
   export:

@@ -87,10 +87,7 @@ def test_training_does_not_notice(world: World, tmp_path: Path, processes: int) 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(world: World, tmp_path: Path) -> None:
     """Three videos: the second round of two processes is filled up."""
-    still = {
-        "lr": 1e-30,
-        "min_lr": 0.0,
-    }  # steps that change no weight, so that both runs measure the same model
+    still = {"lr": 1e-30, "min_lr": 0.0}  # steps that change no weight, so that both runs measure the same model
     tables = []
     for processes in (1, 2):
         run = Run(tmp_path / f"{processes}", steps=2, processes=processes,
@@ -122,10 +119,7 @@ def test_the_numbers_are_those_of_the_averaged_weights(world: World, tmp_path: P
     metric.prepare("cpu")
     made, real = (
         torch.cat([metric.features(frames, name) for frames, name in videos]).double()
-        for videos in (
-            [(one.frames, name) for one, name in frames],
-            [(one.reference, name) for one, name in frames],
-        )
+        for videos in ([(one.frames, name) for one, name in frames], [(one.reference, name) for one, name in frames])
     )
     expected = frechet_distance(made.mean(0), made.T.cov(), real.mean(0), real.T.cov())
     assert float(row["fd_patch_colours"]) == pytest.approx(expected, rel=1e-4)
@@ -289,9 +283,7 @@ def test_accumulated_batches_are_one_step(world: World, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_fast_dev_run_leaves_no_files(world: World, tmp_path: Path) -> None:
-    trainer = make_trainer(
-        tmp_path, fast_dev_run=2, limit_val_batches=None, callbacks=[sampler(tmp_path, videos=1)]
-    )
+    trainer = make_trainer(tmp_path, fast_dev_run=2, limit_val_batches=None, callbacks=[sampler(tmp_path, videos=1)])
     trainer.fit(vluer_task(world), pairs(world))
     assert trainer.global_step == 2
     assert not (tmp_path / "samples").exists()
@@ -347,14 +339,8 @@ def test_undisturbed_also_when_it_fails(world: World, tmp_path: Path) -> None:
         ({"videos": -1}, "videos >= 0"),
         ({"budget_seconds": -1.0}, "budget_seconds: expected at least 0"),
         ({"metrics": {}}, "there is nothing to make samples for"),
-        (
-            {"metrics": {"x": torch.nn.Identity()}},
-            "x: expected a VideoMetric or FrechetPatchDistance, got Identity",
-        ),
-        (
-            {"source": GeneratedVideos(16, 16, 5), "metrics": {"error": Error()}},
-            "error compares with an original",
-        ),
+        ({"metrics": {"x": torch.nn.Identity()}}, "x: expected a VideoMetric or FrechetPatchDistance, got Identity"),
+        ({"source": GeneratedVideos(16, 16, 5), "metrics": {"error": Error()}}, "error compares with an original"),
     ],
 )
 def test_impossible_values_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -26,9 +26,7 @@ def pairs(tiny_backbone: Path) -> TinyPairs:
     return TinyPairs(tiny_backbone, clips=3)
 
 
-def fit(
-    task: VLUerTask, pairs: TinyPairs, *callbacks: L.Callback, steps: int = 4, **options: Any
-) -> L.Trainer:
+def fit(task: VLUerTask, pairs: TinyPairs, *callbacks: L.Callback, steps: int = 4, **options: Any) -> L.Trainer:
     settings: dict[str, Any] = {
         "accelerator": "cpu",
         "logger": False,
@@ -51,12 +49,7 @@ def drawn(folder: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_fit_draws_when_a_multiple_has_passed(tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path) -> None:
-    fit(
-        tiny_task(tiny_backbone),
-        pairs,
-        SampleStrips(tmp_path, every_n_steps=2, clips=2),
-        num_sanity_val_steps=2,
-    )
+    fit(tiny_task(tiny_backbone), pairs, SampleStrips(tmp_path, every_n_steps=2, clips=2), num_sanity_val_steps=2)
     names = [f"clip-{clip}_x{scale}.png" for clip in (0, 1) for scale in ("1.5", "2")]
     assert drawn(tmp_path) == [f"step-{step:06d}/{name}" for step in (2, 4) for name in names]
     # Low resolution, bilinear, VLUer, original, each 48 pixels shown six times as large, with a detail below.
@@ -131,14 +124,9 @@ def test_drawing_leaves_training_as_it_was(tiny_backbone: Path, pairs: TinyPairs
 
 
 @pytest.mark.slow
-def test_test_always_draws_and_validate_does_not(
-    tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path
-) -> None:
+def test_test_always_draws_and_validate_does_not(tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path) -> None:
     trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        callbacks=[SampleStrips(tmp_path, 1000, clips=1)],
+        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[SampleStrips(tmp_path, 1000, clips=1)]
     )
     data = Shards(pairs, [list(range(len(pairs)))], batch_size=3)
     trainer.validate(tiny_task(tiny_backbone), data, verbose=False)
@@ -151,10 +139,7 @@ def test_a_diverged_model_is_drawn_black(tiny_backbone: Path, pairs: TinyPairs, 
     task = tiny_task(tiny_backbone)
     nn.init.constant_(task.net.decoder.conv_out.weight, float("nan"))
     trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        callbacks=[SampleStrips(tmp_path, 1, clips=1)],
+        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[SampleStrips(tmp_path, 1, clips=1)]
     )
     trainer.test(task, Shards(pairs, [[0]]), verbose=False)
     with Image.open(tmp_path / "test" / "clip-0_x1.5.png") as strip:
@@ -174,9 +159,7 @@ def test_names_that_are_no_file_names(tiny_backbone: Path, pairs: TinyPairs, tmp
 @pytest.mark.slow
 def test_wandb_gets_the_pictures_offline(tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path) -> None:
     logger = WandbLogger(save_dir=tmp_path, offline=True, project="test")
-    fit(
-        tiny_task(tiny_backbone), pairs, SampleStrips(tmp_path / "strips", 2, clips=1), steps=2, logger=logger
-    )
+    fit(tiny_task(tiny_backbone), pairs, SampleStrips(tmp_path / "strips", 2, clips=1), steps=2, logger=logger)
     logger.experiment.finish()
     pictures = list((tmp_path / "wandb").glob("offline-run-*/files/media/images/samples/*.png"))
     assert sorted(path.name.split("_")[0] for path in pictures) == ["x1.5", "x2"]
@@ -193,7 +176,5 @@ def test_only_the_latents_up_to_the_middle_are_decoded(tiny_backbone: Path, fram
 
 @pytest.mark.parametrize(("every", "clips"), [(0, 2), (-1, 2), (1, -1)])
 def test_impossible_values_are_refused(tmp_path: Path, every: int, clips: int) -> None:
-    with pytest.raises(
-        ValueError, match=r"(every_n_steps: expected at least 1|clips: expected at least 0), got"
-    ):
+    with pytest.raises(ValueError, match=r"(every_n_steps: expected at least 1|clips: expected at least 0), got"):
         SampleStrips(tmp_path, every, clips)

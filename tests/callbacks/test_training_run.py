@@ -95,9 +95,7 @@ def test_a_folder_of_checkpoints_elsewhere_is_owned_too(
     assert f"error: checkpoint folder {folder} is in use by process {pid} on " in refused.error_lines[-1]
 
 
-def test_a_refused_run_leaves_no_folder(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, config: list[str]
-) -> None:
+def test_a_refused_run_leaves_no_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path, config: list[str]) -> None:
     assert run_luve(capsys, "fit", *config, "--model.lr", "-1").code == 2
     assert not (tmp_path / "run").exists()
 
@@ -150,18 +148,13 @@ def test_every_value_that_a_resume_changes_is_told_or_refused(
     assert (outcome := run_luve(capsys, "fit", *resumable)).code == 0, outcome.err
     again = ["fit", *resumable, "--ckpt_path", "last"]
     for words, line in (
-        (
-            ["--seed_everything", "5"],
-            "seed_everything: the checkpoint's random numbers go on from seed 0, got 5: ",
-        ),
+        (["--seed_everything", "5"], "seed_everything: the checkpoint's random numbers go on from seed 0, got 5: "),
         (["--data.init_args.batch_size", "3"], "(batch_size was 2, is 3): resume with the same values"),
     ):
         refused = run_luve(capsys, *again, *words, "--trainer.max_steps", 3)
         assert refused.code == 2
         assert line in refused.error_lines[-1]
-        assert (
-            "callbacks.keep" not in refused.error_lines[-1]
-        )  # whose function only lies around the Trainer's loop
+        assert "callbacks.keep" not in refused.error_lines[-1]  # whose function only lies around the Trainer's loop
 
     def said(*words: str) -> list[str]:
         caplog.clear()
@@ -191,14 +184,8 @@ def test_what_is_no_checkpoint_is_one_line(
 ) -> None:
     path = tmp_path / "other.ckpt"
     for content, line in (
-        (
-            {"state_dict": {}, "args": 1},
-            f"checkpoint {path} is another program's: it holds state_dict, args; ",
-        ),
-        (
-            {"state_dict": os.system},
-            f"checkpoint {path} is refused: it holds more than weights and plain values: ",
-        ),
+        ({"state_dict": {}, "args": 1}, f"checkpoint {path} is another program's: it holds state_dict, args; "),
+        ({"state_dict": os.system}, f"checkpoint {path} is refused: it holds more than weights and plain values: "),
     ):
         torch.save(content, path)
         refused = run_luve(capsys, "fit", *resumable, "--ckpt_path", path)
@@ -259,9 +246,7 @@ def test_a_run_folder_that_is_none_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_failed_save_is_one_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, resumable: list[str]
-) -> None:
+def test_a_failed_save_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, resumable: list[str]) -> None:
     assert run_luve(capsys, "fit", *resumable).code == 0
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     before = last.read_bytes()
@@ -289,9 +274,7 @@ def test_a_run_cannot_start_from_other_weights_on_resume() -> None:
     checkpoint = {"configuration": yaml.safe_dump(before)}
     trainer: Any = SimpleNamespace(state=SimpleNamespace(fn="fit"), callbacks=[])
     module: Any = CropsTask()
-    with pytest.raises(
-        ValueError, match=r"init_from: the weights are the checkpoint's, those of new would not be"
-    ):
+    with pytest.raises(ValueError, match=r"init_from: the weights are the checkpoint's, those of new would not be"):
         Provenance("fit", yaml.safe_dump(after)).on_load_checkpoint(trainer, module, checkpoint)
     after["model"]["init_args"]["init_from"] = None  # type: ignore[assignment]
     Provenance("fit", yaml.safe_dump(after)).on_load_checkpoint(trainer, module, checkpoint)

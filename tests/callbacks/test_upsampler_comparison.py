@@ -30,22 +30,12 @@ def pairs(tiny_backbone: Path) -> TinyPairs:
 
 
 def make_trainer(*callbacks: L.Callback, **options: Any) -> L.Trainer:
-    quiet = {
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     return L.Trainer(callbacks=list(callbacks), **(quiet | options))
 
 
 def evaluate(
-    verb: str,
-    task: VLUerTask,
-    pairs: TinyPairs,
-    callback: UpsamplerComparison,
-    batch_size: int = 1,
-    **options: Any,
+    verb: str, task: VLUerTask, pairs: TinyPairs, callback: UpsamplerComparison, batch_size: int = 1, **options: Any
 ) -> None:
     data = Shards(pairs, [list(range(len(pairs)))], batch_size)
     getattr(make_trainer(callback, **options), verb)(task, data, verbose=False)
@@ -120,9 +110,7 @@ def test_the_checkpoint_is_named(tiny_backbone: Path, pairs: TinyPairs, tmp_path
     assert fidelity(tables[0]["1.5", "vluer"]) == fidelity(tables[1]["1.5", "vluer"])
 
 
-def test_validate_writes_beside_and_fit_does_not(
-    tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path
-) -> None:
+def test_validate_writes_beside_and_fit_does_not(tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path) -> None:
     output = tmp_path / "comparison.csv"
     output.write_text("the test split's")
     task, callback = tiny_task(tiny_backbone), UpsamplerComparison(output)
@@ -163,21 +151,14 @@ def test_further_vluers_have_rows_of_their_own(tiny_backbone: Path, pairs: TinyP
     for _ in range(2):  # a callback serves several runs
         evaluate("test", tiny_task(tiny_backbone, seed=0), pairs, callback)
     rows = read(tmp_path / "table.csv")
-    assert [method for scale, method in rows if scale == "2"] == [
-        "vluer",
-        "vluer_same",
-        "vluer_other",
-        *METHODS[1:],
-    ]
+    assert [method for scale, method in rows if scale == "2"] == ["vluer", "vluer_same", "vluer_other", *METHODS[1:]]
     assert fidelity(rows["2", "vluer"]) == fidelity(rows["2", "vluer_same"])
     assert fidelity(rows["2", "vluer"]) != fidelity(rows["2", "vluer_other"])
     assert (tmp_path / "table.md").read_text().count("vluer_other closes") == 2
     assert "- clips: 2\n" in (tmp_path / "table.md").read_text()
 
 
-def test_the_vluer_runs_in_the_trainers_precision(
-    tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path
-) -> None:
+def test_the_vluer_runs_in_the_trainers_precision(tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path) -> None:
     tables = {}
     for precision in ("32-true", "bf16-mixed"):
         callback = UpsamplerComparison(tmp_path / f"{precision}.csv")
@@ -186,9 +167,7 @@ def test_the_vluer_runs_in_the_trainers_precision(
         assert f"- precision: {precision}" in (tmp_path / f"{precision}.md").read_text()
     full, mixed = tables["32-true"], tables["bf16-mixed"]
     assert fidelity(full["1.5", "vluer"]) != fidelity(mixed["1.5", "vluer"])
-    assert float(full["1.5", "vluer"]["psnr_rgb"]) == pytest.approx(
-        float(mixed["1.5", "vluer"]["psnr_rgb"]), abs=0.1
-    )
+    assert float(full["1.5", "vluer"]["psnr_rgb"]) == pytest.approx(float(mixed["1.5", "vluer"]["psnr_rgb"]), abs=0.1)
     assert fidelity(full["1.5", "rgb_bicubic"]) == fidelity(mixed["1.5", "rgb_bicubic"])
 
 
@@ -200,9 +179,7 @@ def test_a_fast_dev_run_leaves_the_table_alone(tiny_backbone: Path, pairs: TinyP
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_it_holds_nothing_that_a_checkpoint_would_save(
-    tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path
-) -> None:
+def test_it_holds_nothing_that_a_checkpoint_would_save(tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path) -> None:
     task, callback = tiny_task(tiny_backbone), UpsamplerComparison(tmp_path / "table.csv")
     names = set(task.state_dict())
     evaluate("test", task, pairs, callback, limit_test_batches=1)
@@ -212,15 +189,11 @@ def test_it_holds_nothing_that_a_checkpoint_would_save(
 
 
 def test_what_cannot_be_compared_is_refused(tiny_backbone: Path, pairs: TinyPairs, tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"extra: shipped: .*none has no config\.json; expected a saved VLUer"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"extra: shipped: .*none has no config\.json; expected a saved VLUer"):
         UpsamplerComparison(tmp_path / "table.csv", {"shipped": tmp_path / "none"})
     with pytest.raises(ValueError, match=r"output: expected a file that ends in \.csv"):
         UpsamplerComparison(tmp_path / "table")
-    VLUer(latent_channels=4, channels=4, pairs=1, hidden=4, query_channels=4).save_pretrained(
-        tmp_path / "four"
-    )
+    VLUer(latent_channels=4, channels=4, pairs=1, hidden=4, query_channels=4).save_pretrained(tmp_path / "four")
     with pytest.raises(ValueError, match="has a method of that name already"):
         UpsamplerComparison(tmp_path / "table.csv", {"vae": tmp_path / "four"})
     callback = UpsamplerComparison(tmp_path / "table.csv", {"four": tmp_path / "four"})

@@ -70,9 +70,7 @@ def test_without_a_validation_the_last_weights_are_the_best(tmp_path: Path) -> N
 
 def test_best_needs_a_metric(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", steps=2, callbacks=(Export(tmp_path / "out", "best"),))
-    with pytest.raises(
-        ValueError, match="weights: best needs a Checkpoints callback with a metric to monitor"
-    ):
+    with pytest.raises(ValueError, match="weights: best needs a Checkpoints callback with a metric to monitor"):
         train(run, Graded([]))
 
 

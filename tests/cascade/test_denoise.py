@@ -72,12 +72,7 @@ def test_guides_in_an_interval_of_sigma(low: float, high: float, guided: list[bo
     scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
     sigmas = sampling_sigmas(4, 5.0, scheduler="euler")[:-1]
     assert [low <= sigma <= high for sigma in sigmas] == guided
-    got = run(
-        counted.net,
-        Guidance(3.0, low, high, batched),
-        scheduler=scheduler,
-        on_step=lambda s, _: steps.append(s),
-    )
+    got = run(counted.net, Guidance(3.0, low, high, batched), scheduler=scheduler, on_step=lambda s, _: steps.append(s))
     torch.testing.assert_close(got, by_hand(tiny_transformer(), guided, 3.0), atol=1e-5, rtol=1e-4)
     assert [step.guided for step in steps] == guided
     one_step = {False: [2], True: [4] if batched else [2, 2]}

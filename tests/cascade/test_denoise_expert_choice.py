@@ -60,12 +60,7 @@ def test_no_cast_moves_a_timestep_to_the_other_expert(tiny_backbone: Path) -> No
     pipeline = tiny_luve(tiny_backbone, EXPERTS)
     pipeline.transformer.to(torch.bfloat16)
     record = used(pipeline, skip_steps=0, steps=4, switch=0.833)
-    assert [(use.timestep, use.expert) for use in record] == [
-        (999, "lfe"),
-        (937, "lfe"),
-        (833, "lfe"),
-        (625, "hfe"),
-    ]
+    assert [(use.timestep, use.expert) for use in record] == [(999, "lfe"), (937, "lfe"), (833, "lfe"), (625, "hfe")]
 
 
 @given(timestep=st.integers(0, 1000))
@@ -93,9 +88,7 @@ def test_a_switch_moves_it(transformer: Any, switch: float, timestep: float) -> 
         ([], [None] * 4),
     ],
 )
-def test_experts_can_be_left_out(
-    pipeline: LuVePipeline, experts: str | list[str], expected: list[str | None]
-) -> None:
+def test_experts_can_be_left_out(pipeline: LuVePipeline, experts: str | list[str], expected: list[str | None]) -> None:
     record = used(pipeline, skip_steps=0, steps=4, experts=experts)  # 999, 937, 833, 625
     assert [use.expert for use in record] == expected
     with_switch = used(pipeline, skip_steps=2, steps=4, experts=experts, switch=0.7)
@@ -125,8 +118,6 @@ def test_what_is_impossible_is_refused(transformer: Any) -> None:
         moved_band("a", SigmaBand(), 0.5)
     both = tiny_transformer()
     add_experts(both, {"a": LFE, "b": replace(HFE, band=SigmaBand(0, 0.9))})
-    with pytest.raises(
-        ValueError, match=r"experts a and b: their bands of sigma, 0.875 to 1 and 0 to 0.9, overlap"
-    ):
+    with pytest.raises(ValueError, match=r"experts a and b: their bands of sigma, 0.875 to 1 and 0 to 0.9, overlap"):
         expert_chooser(both)
     assert expert_chooser(both, "b") is not None

@@ -35,9 +35,7 @@ def write(folder: VideoFolder, job: VideoJob) -> None:
     ("size", "motion"),
     [((192, 192), (96, 96)), ((192, None), (96, 96)), ((384, 384), (192, 192)), ((96, 80), (48, 32))],
 )
-def test_a_line_with_a_size_of_its_own_keeps_the_scale(
-    size: tuple[int, int | None], motion: tuple[int, int]
-) -> None:
+def test_a_line_with_a_size_of_its_own_keeps_the_scale(size: tuple[int, int | None], motion: tuple[int, int]) -> None:
     (job,) = make_jobs([PromptLine("a", height=size[0], width=size[1])], DEFAULTS, RULES)
     assert (job.height, job.width) == (size[0], size[1] or 192)
     assert (job.motion_height, job.motion_width) == motion

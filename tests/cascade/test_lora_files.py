@@ -34,22 +34,14 @@ def test_the_configuration_is_found_from_the_folder_and_from_the_file(tmp_path: 
     for source in (folder, folder / "adapter_model.safetensors", str(folder), link):
         found = read_lora(source)
         assert found.configuration is not None
-        assert (found.configuration.rank, found.configuration.alpha, found.configuration.rslora) == (
-            4,
-            16,
-            True,
-        )
+        assert (found.configuration.rank, found.configuration.alpha, found.configuration.rslora) == (4, 16, True)
         assert found.tensors.keys() == WEIGHTS.keys()
 
 
 def test_the_configuration_is_found_in_headers(tmp_path: Path) -> None:
     file = tmp_path / "lora.safetensors"
     for header in (
-        {
-            "lora_adapter_metadata": json.dumps(
-                {f"transformer.{k}": v for k, v in CONFIG.items()}, default=list
-            )
-        },
+        {"lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in CONFIG.items()}, default=list)},
         {"lora_config": json.dumps({"r": 4, "lora_alpha": 16, "init_lora_weights": True})},
     ):
         save_file(WEIGHTS, file, metadata=header)
@@ -139,9 +131,7 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         read_lora(tmp_path)
     for name in ("one", "two"):
         save_file(WEIGHTS, tmp_path / f"{name}.safetensors")
-    with pytest.raises(
-        ValueError, match=r"2 files of weights \(one\.safetensors, two\.safetensors\): give the one"
-    ):
+    with pytest.raises(ValueError, match=r"2 files of weights \(one\.safetensors, two\.safetensors\): give the one"):
         read_lora(tmp_path)
     assert read_lora(tmp_path, weight_name="two.safetensors").tensors
     with pytest.raises(FileNotFoundError, match=r"no three\.safetensors in"):
@@ -149,9 +139,7 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"LoRA nothing/of/the/kind: no such file or folder"):
         read_lora("nothing/of/the/kind")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(
-        FileNotFoundError, match=r"LoRA some/lora: .* is not available from the hub: "
-    ) as error:
+    with pytest.raises(FileNotFoundError, match=r"LoRA some/lora: .* is not available from the hub: ") as error:
         read_lora("some/lora", weight_name="x.safetensors", local_files_only=True, cache_dir=tmp_path / "hub")
     assert "\n" not in str(error.value)
     (tmp_path / "expert.json").write_text("{}")
@@ -163,15 +151,11 @@ def test_a_part_of_a_lora_is_not_taken_for_it(tmp_path: Path) -> None:
     """Of the parts of a sharded LoRA, each loads by itself."""
     for number in (1, 2):
         save_file(WEIGHTS, tmp_path / f"adapter_model-0000{number}-of-00002.safetensors")
-    with pytest.raises(
-        ValueError, match=r"is cut into 2 parts \(adapter_model-00001.*expected one file that holds"
-    ):
+    with pytest.raises(ValueError, match=r"is cut into 2 parts \(adapter_model-00001.*expected one file that holds"):
         read_lora(tmp_path)
     (tmp_path / "adapter_model-00002-of-00002.safetensors").unlink()
     for place in (tmp_path, tmp_path / "adapter_model-00001-of-00002.safetensors"):
-        with pytest.raises(
-            ValueError, match=r"adapter_model-00001-of-00002.safetensors is one of several parts"
-        ):
+        with pytest.raises(ValueError, match=r"adapter_model-00001-of-00002.safetensors is one of several parts"):
             read_lora(place)
 
 

@@ -147,13 +147,8 @@ BREAKS = (None, None, None, "half", "full difference", "norm", "bias alone", "st
 @given(data=st.data())
 def test_equal_to_the_update_by_hand_or_refused(pipeline: LuVePipeline, folder: Path, data: Any) -> None:
     transformer = pipeline.transformer
-    ranks = data.draw(
-        st.dictionaries(st.sampled_from(sorted(LAYERS)), st.sampled_from([1, 2, 4]), min_size=1)
-    )
-    style, said = (
-        data.draw(st.sampled_from(sorted(STYLES))),
-        data.draw(st.sampled_from(["", "alpha", "config"])),
-    )
+    ranks = data.draw(st.dictionaries(st.sampled_from(sorted(LAYERS)), st.sampled_from([1, 2, 4]), min_size=1))
+    style, said = (data.draw(st.sampled_from(sorted(STYLES))), data.draw(st.sampled_from(["", "alpha", "config"])))
     found = halves(transformer, ranks)
     scales, config, alphas = dict.fromkeys(ranks, 1.0), None, None
     if said == "alpha":
@@ -179,9 +174,7 @@ def test_equal_to_the_update_by_hand_or_refused(pipeline: LuVePipeline, folder: 
     first = next(iter(ranks))
     tensors, config = break_it(broken, tensors, config, key_of(first, style), ranks[first])
     file = write_folder(folder / "adapter", tensors, config)
-    source = data.draw(
-        st.sampled_from([file, file.parent, tensors] if config is None else [file, file.parent])
-    )
+    source = data.draw(st.sampled_from([file, file.parent, tensors] if config is None else [file, file.parent]))
     before = output(transformer)
     if broken is not None:
         with pytest.raises(ValueError, match=r"^LoRA |adapter_config\.json") as error:
@@ -221,9 +214,7 @@ def break_it(
         start, end = (tensors.pop(down), tensors.pop(up))
         ends = ("lora_A", "lora_B")
         for adapter in ("default", "other"):
-            more |= {
-                f"{key}.{part}.{adapter}.weight": half for part, half in zip(ends, (start, end), strict=True)
-            }
+            more |= {f"{key}.{part}.{adapter}.weight": half for part, half in zip(ends, (start, end), strict=True)}
     elif how == "not a number":
         more = {up: tensors[up] * float("nan")}
     elif how == "twice":
@@ -257,9 +248,7 @@ def test_a_peft_folder_is_what_peft_makes_of_it(tiny_backbone: Path, tmp_path: P
                 parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
         weights = get_peft_model_state_dict(source.transformer, adapter_name="mine")
         folder = tmp_path / str(number)
-        write_folder(
-            folder, {f"base_model.model.{key}": value for key, value in weights.items()}, config.to_dict()
-        )
+        write_folder(folder, {f"base_model.model.{key}": value for key, value in weights.items()}, config.to_dict())
         pipeline = tiny_luve(tiny_backbone)
         summary = pipeline.load_lora_weights(folder)
         torch.testing.assert_close(output(pipeline.transformer), output(source.transformer))

@@ -81,9 +81,7 @@ def merged(pipeline: LuVePipeline, found: dict[str, Tensor], scale: float = 1.0)
     for transformer in pipeline.transformers:
         for key, a in found.items():
             if "lora_A" in key:
-                layer = transformer.get_submodule(
-                    key.removeprefix("transformer.").removesuffix(".lora_A.weight")
-                )
+                layer = transformer.get_submodule(key.removeprefix("transformer.").removesuffix(".lora_A.weight"))
                 layer.weight.data += scale * found[key.replace("lora_A", "lora_B")] @ a
     return pipeline
 
@@ -138,11 +136,7 @@ def test_one_transformer_or_both(tiny_backbone: Path) -> None:
         return {"motion": found["motion"], "refined": refined}
 
     without = stages(tiny_luve(tiny_backbone, EXPERTS, refiner=True))
-    for into, touched in (
-        ("transformer", {"motion"}),
-        ("refiner", {"refined"}),
-        ("both", {"motion", "refined"}),
-    ):
+    for into, touched in (("transformer", {"motion"}), ("refiner", {"refined"}), ("both", {"motion", "refined"})):
         pipeline = tiny_luve(tiny_backbone, EXPERTS, refiner=True)
         pipeline.load_lora_weights(lora_weights(), "one", into=into)
         got = stages(pipeline)
@@ -180,9 +174,7 @@ def test_alpha_scales_a_comfyui_lora(tiny_backbone: Path) -> None:
     named |= {k.replace("lora_down.weight", "alpha"): torch.tensor(2.0) for k in named if "lora_down" in k}
     pipeline = tiny_luve(tiny_backbone)
     pipeline.load_lora_weights(named)
-    want = generate_motion(
-        merged(tiny_luve(tiny_backbone), found, 2 / 4), PROMPT, **STEPS, generator=seeded()
-    )
+    want = generate_motion(merged(tiny_luve(tiny_backbone), found, 2 / 4), PROMPT, **STEPS, generator=seeded())
     torch.testing.assert_close(
         generate_motion(pipeline, PROMPT, **STEPS, generator=seeded()), want, atol=1e-4, rtol=1e-3
     )
@@ -206,14 +198,8 @@ def test_a_lora_that_does_not_fit_is_one_line(tiny_backbone: Path, tmp_path: Pat
     wider = {k: v.repeat(1, 2) if "lora_A" in k else v for k, v in found.items()}
     for pipeline in (tiny_luve(tiny_backbone), tiny_luve(tiny_backbone, EXPERTS)):
         for given, message in (
-            (
-                deeper,
-                r"LoRA weights: 10 of its 30 layers are not in .* of 2 blocks, for instance blocks\.29\.attn1",
-            ),
-            (
-                wider,
-                r"LoRA weights: \S+attn1\.to_q\.lora_A\.weight has shape \(4, 48\), .* takes \(4, 24\)",
-            ),
+            (deeper, r"LoRA weights: 10 of its 30 layers are not in .* of 2 blocks, for instance blocks\.29\.attn1"),
+            (wider, r"LoRA weights: \S+attn1\.to_q\.lora_A\.weight has shape \(4, 48\), .* takes \(4, 24\)"),
             ({"transformer.proj_out.weight": torch.zeros(2)}, "LoRA weights: holds no weights of a LoRA"),
         ):
             with pytest.raises(ValueError, match=message) as error:
@@ -222,7 +208,5 @@ def test_a_lora_that_does_not_fit_is_one_line(tiny_backbone: Path, tmp_path: Pat
         with pytest.raises(ValueError, match="into: expected both, transformer or refiner, got 'vae'"):
             pipeline.load_lora_weights(found, into="vae")
         pipeline.load_lora_weights(dict(found), "kept")
-        with pytest.raises(
-            ValueError, match="the LoRA 'kept' is loaded, which a saved pipeline does not keep"
-        ):
+        with pytest.raises(ValueError, match="the LoRA 'kept' is loaded, which a saved pipeline does not keep"):
             pipeline.save_pretrained(tmp_path)

@@ -49,12 +49,8 @@ def test_motion_is_wans_to_the_bit(pipeline: LuVePipeline, scale: float, prompts
     got = generate_motion(pipeline, prompts, guidance=scale, generator=seeded(), **options)
     assert torch.equal(got, want)
     assert got.shape == (1 if prompts == PROMPT else 3, 16, 2, 4, 6)
-    assert not torch.equal(
-        got, generate_motion(pipeline, prompts, guidance=2.0, generator=seeded(), **options)
-    )
-    assert not torch.equal(
-        got, generate_motion(pipeline, prompts, guidance=scale, generator=seeded(1), **options)
-    )
+    assert not torch.equal(got, generate_motion(pipeline, prompts, guidance=2.0, generator=seeded(), **options))
+    assert not torch.equal(got, generate_motion(pipeline, prompts, guidance=scale, generator=seeded(1), **options))
 
 
 def test_motion_is_wans_in_bfloat16_beside_experts_and_from_given_noise(tiny_backbone: Path) -> None:
@@ -146,9 +142,7 @@ def test_every_ablation_of_the_experts_gives_another_video(tiny_backbone: Path) 
             output = pipeline(PROMPT, **RUN, experts=choice, generator=seeded(), keep_stages=True)
             videos.append(output.frames)
             motion = output.stages["motion"]  # one transformer serves both stages here
-            assert torch.equal(
-                motion, generate_motion(pipeline, PROMPT, **SMALL, steps=4, generator=seeded())
-            )
+            assert torch.equal(motion, generate_motion(pipeline, PROMPT, **SMALL, steps=4, generator=seeded()))
     moved = tiny_luve(tiny_backbone, EXPERTS)(PROMPT, **RUN, switch=0.7, generator=seeded())
     assert [use.expert for use in moved.experts_used[4:]] == ["lfe", "lfe", "hfe"]
     videos.append(moved.frames)
@@ -264,9 +258,7 @@ def test_callbacks(pipeline: LuVePipeline) -> None:
     ends: dict[str, Tensor] = {}
     steps: list[tuple[int, int]] = []
 
-    def on_step(
-        pipe: LuVePipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def on_step(pipe: LuVePipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         assert pipe is pipeline
         assert set(tensors) == {"latents", "prompt_embeds"}
         steps.append((step, int(timestep)))
@@ -293,9 +285,7 @@ class Stop(PipelineCallback):
 
     tensor_inputs = ["latents"]  # noqa: RUF012
 
-    def callback_fn(
-        self, pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def callback_fn(self, pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         pipeline._interrupt = step == 1
         return tensors
 
@@ -318,10 +308,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"skip_steps": -1}, "steps 4 and skip_steps -1: expected"),
     ({"steps": 0}, "steps 0 and skip_steps 1: expected at least 1 step"),
     ({"output_type": "mp4"}, "output_type: expected one of latent, np, pt, pil, got 'mp4'"),
-    (
-        {"upsampling": "cubic"},
-        "upsampling: expected one of .*nearest, bilinear, bicubic, latent, .*vluer, got 'cubic'",
-    ),
+    ({"upsampling": "cubic"}, "upsampling: expected one of .*nearest, bilinear, bicubic, latent, .*vluer, got 'cubic'"),
     ({"experts": "x"}, "no expert 'x'"),
     ({"switch": 2.0}, "switch: expected a sigma between 0 and 1, got 2.0"),
     ({"guidance": 0.0}, "guidance scale 0.0"),

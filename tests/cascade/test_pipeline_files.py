@@ -29,9 +29,7 @@ RUN: dict[str, Any] = {
 
 def weights(pipeline: LuVePipeline) -> dict[str, Tensor]:
     parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    return {
-        f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.state_dict().items()
-    }
+    return {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.state_dict().items()}
 
 
 def assert_same(a: LuVePipeline, b: LuVePipeline) -> None:
@@ -128,10 +126,7 @@ def test_what_is_missing_or_does_not_fit_is_one_line(tiny_backbone: Path, tmp_pa
         ({"backbone": "nobody/nothing"}, "backbone nobody/nothing: no such folder, and its .* from the hub"),
         ({"backbone": tmp_path / "empty"}, r"no model_index\.json there"),
         ({"vluer": tmp_path / "empty"}, r"vluer .*: no config\.json there; expected a folder saved by VLUer"),
-        (
-            {"experts": tmp_path / "empty"},
-            r"experts .*: no expert there; expected folders such as lfe/ and hfe/",
-        ),
+        ({"experts": tmp_path / "empty"}, r"experts .*: no expert there; expected folders such as lfe/ and hfe/"),
         ({"experts": {"lfe": tmp_path / "empty"}}, r"no expert in .*: expert\.json is missing"),
         ({"refiner": tmp_path / "empty"}, r"nor transformer/config\.json"),
         ({"shift": 0.0}, "shift: expected a number greater than 0"),
@@ -140,9 +135,7 @@ def test_what_is_missing_or_does_not_fit_is_one_line(tiny_backbone: Path, tmp_pa
         with pytest.raises((FileNotFoundError, ValueError), match=message) as error:
             LuVePipeline.from_pretrained(**{"backbone": saved} | options)
         assert "\n" not in str(error.value)
-    VLUer(latent_channels=4, channels=4, pairs=1, hidden=4, query_channels=4).save_pretrained(
-        tmp_path / "four"
-    )
+    VLUer(latent_channels=4, channels=4, pairs=1, hidden=4, query_channels=4).save_pretrained(tmp_path / "four")
     with pytest.raises(ValueError, match="the VLUer takes 4 latent channels, the VAE has 16"):
         LuVePipeline.from_pretrained(saved, vluer=tmp_path / "four")
     (saved / "transformer" / "config.json").unlink()

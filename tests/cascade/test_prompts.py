@@ -31,15 +31,7 @@ def test_a_text_file_has_a_prompt_a_line(tmp_path: Path) -> None:
 def test_json_lines_may_say_more(tmp_path: Path) -> None:
     rows = [
         {"prompt": "a\u2028boat"},
-        {
-            "prompt": "b",
-            "seed": 0,
-            "height": 64,
-            "width": 48,
-            "num_frames": 5,
-            "negative_prompt": "",
-            "name": "x",
-        },
+        {"prompt": "b", "seed": 0, "height": 64, "width": 48, "num_frames": 5, "negative_prompt": "", "name": "x"},
     ]
     path = write(tmp_path, "a.jsonl", "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n")
     assert read_prompt_file(path) == [PromptLine("a\u2028boat"), PromptLine("b", "", "x", 0, 64, 48, 5)]
@@ -72,19 +64,11 @@ def test_a_csv_of_our_own_columns(tmp_path: Path) -> None:
         ("a.jsonl", '{"prompt": 3}', ":1: prompt: expected text, got 3"),
         ("a.jsonl", '{"prompt": "a", "name": "../x"}', ":1: name '../x': expected letters, digits"),
         ("a.jsonl", '{"prompt": "a", "name": ".hidden"}', ":1: name '.hidden': expected letters, digits"),
-        (
-            "a.jsonl",
-            '{"prompt": "a", "name": "' + "河" * 80 + '"}',
-            ":1: name '" + "河" * 12 + "'...: 240 bytes",
-        ),
+        ("a.jsonl", '{"prompt": "a", "name": "' + "河" * 80 + '"}', ":1: name '" + "河" * 12 + "'...: 240 bytes"),
         ("a.jsonl", '{"prompt": "a", "prompt": "b"}', ":1: not JSON: 'prompt' is given twice"),
         ("a.jsonl", '{"prompt": "a", "seed": ' + "9" * 5000 + "}", ":1: not JSON: "),
         ("a.jsonl", "[" * 100_000, ":1: not JSON: "),
-        (
-            "a.jsonl",
-            '{"prompt": "a red \\ud800 boat"}',
-            ":1: prompt: no text: a broken character after 'a red '",
-        ),
+        ("a.jsonl", '{"prompt": "a red \\ud800 boat"}', ":1: prompt: no text: a broken character after 'a red '"),
         ("a.jsonl", '{"prompt": "a\\u0000b"}', ":1: prompt: a NUL character after 'a'"),
         ("a.csv", 'prompt,seed\n"a red boat,3\nb,4\n', ":2: not CSV: unexpected end of data"),
         ("a.csv", "prompt\na red boat, sails\n", ":2: 1 columns, but 2 cells; put a text with commas in"),
@@ -92,16 +76,8 @@ def test_a_csv_of_our_own_columns(tmp_path: Path) -> None:
         ("a.csv", "prompt\n" + "a" * 200_000, ":2: not CSV: field larger than"),
         ("a.csv", "prompt,seed\na,one\n", ":2: seed: expected a whole number, got 'one'"),
         ("a.csv", "prompt, Seed\na,1\n", ":1: unknown column ' Seed'; did you mean 'seed'?"),
-        (
-            "a.csv",
-            "prompt,Negative prompt\na,b\n",
-            ":1: unknown column 'Negative prompt'; did you mean 'negative",
-        ),
-        (
-            "a.txt",
-            "a\n\u200b\u202e \n",
-            ":2: prompt: expected some words, got invisible characters only: '\\u200b",
-        ),
+        ("a.csv", "prompt,Negative prompt\na,b\n", ":1: unknown column 'Negative prompt'; did you mean 'negative"),
+        ("a.txt", "a\n\u200b\u202e \n", ":2: prompt: expected some words, got invisible characters only: '\\u200b"),
         ("a.csv", "words\na\n", ":1: expected a column prompt or Summarized Description"),
         ("a.txt", "\n \n", ": no prompt in it"),
         ("a.yaml", "a", ": expected a .txt, .jsonl or .csv file"),
@@ -125,9 +101,7 @@ def test_lines_end_at_line_ends_only(tmp_path: Path, end: str) -> None:
     table = write_bytes(tmp_path / "a.csv", end.join(["prompt,seed", *(f"{prompt},3" for prompt in prompts)]))
     assert read_prompt_file(table) == [PromptLine(prompt, seed=3) for prompt in prompts]
     rows = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
-    assert read_prompt_file(write_bytes(tmp_path / "a.jsonl", end.join(rows))) == list(
-        map(PromptLine, prompts)
-    )
+    assert read_prompt_file(write_bytes(tmp_path / "a.jsonl", end.join(rows))) == list(map(PromptLine, prompts))
 
 
 def test_a_cell_keeps_its_line_ends(tmp_path: Path) -> None:

@@ -75,15 +75,11 @@ def test_options_put_everything_into_force(pipeline: LuVePipeline) -> None:
     assert pipeline.decode_tile == (2, 3)
     assert pipeline.transformer.blocks[0]._compiled_call_impl is not None
     assert pipeline.transformer.blocks[0].attn1.base_layer.processor._attention_backend == "_native_math"
-    taylor = SpeedOptions(cache="taylorseer", cache_interval=7).cache_config(
-        denoiser_of(pipeline.transformer)
-    )
+    taylor = SpeedOptions(cache="taylorseer", cache_interval=7).cache_config(denoiser_of(pipeline.transformer))
     assert taylor.cache_interval == 7
 
 
-def test_an_attention_backend_is_that_of_these_transformers_alone(
-    tiny_backbone: Path, pipeline: LuVePipeline
-) -> None:
+def test_an_attention_backend_is_that_of_these_transformers_alone(tiny_backbone: Path, pipeline: LuVePipeline) -> None:
     want = video(pipeline)
     set_attention_backend(pipeline, "_native_math")
     assert _AttentionBackendRegistry._active_backend == "native"
@@ -98,9 +94,7 @@ def test_an_attention_backend_is_that_of_these_transformers_alone(
 @pytest.mark.slow
 @pytest.mark.parametrize("guidance", [Guidance(1.0), Guidance(3.0), Guidance(3.0, batched=True)])
 @pytest.mark.parametrize(("threshold", "computed"), [(0.0, 8), (1e9, 3)])
-def test_first_block_cache(
-    pipeline: LuVePipeline, guidance: Guidance, threshold: float, computed: int
-) -> None:
+def test_first_block_cache(pipeline: LuVePipeline, guidance: Guidance, threshold: float, computed: int) -> None:
     """Of 4 + 4 steps one each is computed whole of the motion, the LFE's and the HFE's: never another's residual."""
     want = video(pipeline, guidance=guidance)
     pipeline.apply(SpeedOptions(cache="first_block", cache_threshold=threshold))
@@ -131,9 +125,7 @@ def test_taylorseer_cache(pipeline: LuVePipeline) -> None:
 
 
 def test_a_cache_that_does_nothing_is_refused(pipeline: LuVePipeline) -> None:
-    with pytest.raises(
-        ValueError, match="TaylorSeerCacheConfig as given names no module of this transformer"
-    ):
+    with pytest.raises(ValueError, match="TaylorSeerCacheConfig as given names no module of this transformer"):
         enable_cache(pipeline, TaylorSeerCacheConfig())  # diffusers' default
     want = video(pipeline)
     enable_cache(pipeline, MagCacheConfig(threshold=0.0, mag_ratios=[1.01] * 4, num_inference_steps=4))
@@ -189,14 +181,9 @@ def test_offloaded_models(pipeline: LuVePipeline, monkeypatch: pytest.MonkeyPatc
     for kind, frames in want.items():
         brought.clear()
         # Offloading lays weights out anew, by which some processors' kernels round otherwise.
-        np.testing.assert_allclose(
-            video(pipeline, upsampling=kind, output_type="np"), frames, rtol=0, atol=1e-5
-        )
+        np.testing.assert_allclose(video(pipeline, upsampling=kind, output_type="np"), frames, rtol=0, atol=1e-5)
         order = list(dict.fromkeys(brought))
-        assert (
-            order
-            == ["text_encoder", "transformer", "vluer" if kind == "vluer" else "vae", "vae"][: len(order)]
-        )
+        assert order == ["text_encoder", "transformer", "vluer" if kind == "vluer" else "vae", "vae"][: len(order)]
         assert "vae" in order
         assert ("vluer" in order) == (kind == "vluer")
 
@@ -205,10 +192,7 @@ def test_what_does_not_work_is_refused(pipeline: LuVePipeline, monkeypatch: pyte
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     for options, message in (
         ({"offload": True}, "offload: models are kept off a GPU, and there is none here"),
-        (
-            {"cache": "fastest"},
-            "cache: expected one of first_block, taylorseer or null, got 'fastest'",
-        ),
+        ({"cache": "fastest"}, "cache: expected one of first_block, taylorseer or null, got 'fastest'"),
         ({"cache": "first_block", "cache_threshold": -1}, "cache_threshold -1"),
         ({"cache": "taylorseer", "cache_interval": 0}, "cache_interval 0"),
     ):

@@ -8,12 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from luve_lightning.cascade.upsampling import (
-    LooseModels,
-    baselines,
-    upsampling_method,
-    upsampling_methods,
-)
+from luve_lightning.cascade.upsampling import LooseModels, baselines, upsampling_method, upsampling_methods
 from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.functional.pixels import resize_video
 from luve_lightning.models.backbones import LatentSpace, load_backbone

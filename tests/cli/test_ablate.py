@@ -26,9 +26,7 @@ def log(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def luve(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Path
-) -> Luve:
+def luve(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Path) -> Luve:
     """Runs the verb in a folder with the table `small`."""
     monkeypatch.setenv("FAKE_LOG", str(log))
     monkeypatch.setattr(ablate, "PROGRAM", PROGRAM)
@@ -69,9 +67,7 @@ def test_the_whole_table(luve: Luve, log: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["small", "experiments/ablations/small", "experiments/ablations/small/table.yaml"]
-)
+@pytest.mark.parametrize("name", ["small", "experiments/ablations/small", "experiments/ablations/small/table.yaml"])
 def test_a_part_of_the_table_does_not_replace_the_whole(luve: Luve, log: Path, name: str) -> None:
     outcome = luve(name, "--rows", "low", "--seeds", "1")
     assert outcome.code == 0, outcome.err
@@ -86,9 +82,7 @@ def test_a_part_of_the_table_does_not_replace_the_whole(luve: Luve, log: Path, n
 
 @pytest.mark.slow
 def test_what_is_laid_over_does_not_replace_the_table_either(luve: Luve, log: Path, tmp_path: Path) -> None:
-    (tmp_path / "quick.yaml").write_text(
-        yaml.safe_dump({"settings": {"value": 8.0}, "world": "another world"})
-    )
+    (tmp_path / "quick.yaml").write_text(yaml.safe_dump({"settings": {"value": 8.0}, "world": "another world"}))
     outcome = luve("--config", "quick.yaml", "small", "--seeds", "0", "--output", "out/mine.csv")
     assert outcome.code == 0, outcome.err
     rows = rows_of(Path("out/mine.csv"))
@@ -175,9 +169,7 @@ def test_a_dry_run_prints_every_command(luve: Luve, monkeypatch: pytest.MonkeyPa
         ),
         (
             ["--stages.generate.options.stepz", "3"],
-            [
-                "luve ablate: error: would fail: generate: stepz: unknown key; did you mean 'steps'?; in generate-"
-            ],
+            ["luve ablate: error: would fail: generate: stepz: unknown key; did you mean 'steps'?; in generate-"],
         ),
     ],
 )

@@ -72,9 +72,7 @@ def test_merge_takes_the_later_leaf(base: Any, over: Any) -> None:
 
 def test_files_then_options_then_interpolations(tmp_path: Path) -> None:
     files = write(
-        tmp_path,
-        {"root": "runs/a", "folder": "${root}/x", "list": [1, 2], "n": 1},
-        {"root": "runs/b", "list": [3]},
+        tmp_path, {"root": "runs/a", "folder": "${root}/x", "list": [1, 2], "n": 1}, {"root": "runs/b", "list": [3]}
     )
     assert compose(files) == {"root": "runs/b", "folder": "runs/b/x", "list": [3], "n": 1}
     assert compose(files, [("root", "runs/c")])["folder"] == "runs/c/x"
@@ -135,25 +133,17 @@ def test_null_switches_an_entry_off_and_a_later_file_on_again(tmp_path: Path) ->
     files = write(tmp_path, on, {"callbacks": {"ema": None}}, {"callbacks": {"ema": {"class_path": "a.A"}}})
     assert set(drop_nulls(compose(files[:2]), ["callbacks"])["callbacks"]) == {"save"}
     assert set(drop_nulls(compose(files), ["callbacks"])["callbacks"]) == {"ema", "save"}
-    assert drop_nulls(compose(files, [("callbacks.save", "null")]), ["callbacks"])["callbacks"].keys() == {
-        "ema"
-    }
+    assert drop_nulls(compose(files, [("callbacks.save", "null")]), ["callbacks"])["callbacks"].keys() == {"ema"}
     assert drop_nulls({"callbacks": None}, ["callbacks", "loggers"]) == {"callbacks": {}}
 
 
 def test_null_removes_a_loss_by_name_but_nulls_an_argument(tmp_path: Path) -> None:
-    arguments = {
-        "losses": {"l1": {"class_path": "a.A"}, "l2": {"class_path": "a.B"}},
-        "net": {"class_path": "b.B"},
-    }
+    arguments = {"losses": {"l1": {"class_path": "a.A"}, "l2": {"class_path": "a.B"}}, "net": {"class_path": "b.B"}}
     model = {"model": {"class_path": "m.M", "init_args": arguments}}
     files = write(tmp_path, model, {"model": {"init_args": {"losses": {"l1": None}, "net": None}}})
     expected = {"losses": {"l2": {"class_path": "a.B"}}, "net": None}
     assert compose(files)["model"]["init_args"] == expected
-    assert (
-        compose(files[:1], [("model.losses.l1", "null"), ("model.net", "null")])["model"]["init_args"]
-        == expected
-    )
+    assert compose(files[:1], [("model.losses.l1", "null"), ("model.net", "null")])["model"]["init_args"] == expected
     assert compose([*files, files[0]])["model"]["init_args"] == arguments  # switched on again
 
 
@@ -191,9 +181,7 @@ def test_an_empty_file_is_an_empty_mapping(tmp_path: Path) -> None:
         (("output", "caf\udce9"), "--output: expected a text in UTF-8"),
     ],
 )
-def test_an_option_that_contradicts_the_structure(
-    tmp_path: Path, option: tuple[str, str], message: str
-) -> None:
+def test_an_option_that_contradicts_the_structure(tmp_path: Path, option: tuple[str, str], message: str) -> None:
     with pytest.raises(CompositionError, match=message):
         compose(write(tmp_path, {"n": 1}), [option])
 

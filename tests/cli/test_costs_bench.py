@@ -24,24 +24,12 @@ def test_each_subject_is_one_module_with_one_typed_function() -> None:
         assert (first.name, second.name) == ("device", "repeats")
         assert second.default >= 1
         assert all(option.default is not inspect.Parameter.empty for option in options)
-        assert all(
-            f"{option.name}: " in (inspect.getdoc(measure) or "") for option in (first, second, *options)
-        )
+        assert all(f"{option.name}: " in (inspect.getdoc(measure) or "") for option in (first, second, *options))
 
 
 def test_help_lists_the_options_of_every_subject(capsys: pytest.CaptureFixture[str]) -> None:
     printed = run_luve(capsys, "bench", "--help").out
-    for option in (
-        "subject",
-        "device",
-        "repeats",
-        "output",
-        "batch_size",
-        "videos",
-        "sizes",
-        "vae_dtype",
-        "prompt",
-    ):
+    for option in ("subject", "device", "repeats", "output", "batch_size", "videos", "sizes", "vae_dtype", "prompt"):
         assert f"--{option} " in printed
 
 
@@ -54,10 +42,7 @@ def test_help_lists_the_options_of_every_subject(capsys: pytest.CaptureFixture[s
         (["--subject", "unsharp", "--vidoes", "3"], "vidoes: unknown key; did you mean 'videos'?"),
         (["--subject", "unsharp", "--videos", "3", "--device", "cpu"], "videos"),
         (["--subject", "vluer", "--device", "cpu"], "device: expected a CUDA device"),
-        (
-            ["--subject", "unsharp", "--device", "cpu", "--repeats", "0"],
-            "repeats: expected at least 1, got 0",
-        ),
+        (["--subject", "unsharp", "--device", "cpu", "--repeats", "0"], "repeats: expected at least 1, got 0"),
         (["--subject", "generate", "--device", "cpu", "--vae_dtype", "int8"], "vae_dtype"),
     ],
 )

@@ -22,16 +22,7 @@ def test_prints_a_table_and_writes_json(
     capsys: pytest.CaptureFixture[str], backbone: str, repository: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "new" / "plan.json"
-    options = [
-        "--vluer",
-        repository / "data/mini/vluer",
-        "--gpu",
-        "h200",
-        "--tile",
-        "[12,12]",
-        "--output",
-        file,
-    ]
+    options = ["--vluer", repository / "data/mini/vluer", "--gpu", "h200", "--tile", "[12,12]", "--output", file]
     options += ["--guidance.high", 0.5, "--refine_guidance.scale", 1]
     outcome = run_luve(capsys, "plan", "--backbone", backbone, *SIZE, *options)
     assert outcome.code == 0, outcome.err

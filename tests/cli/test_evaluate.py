@@ -35,10 +35,7 @@ def luve(capsys: pytest.CaptureFixture[str], tmp_path: Path, folders: dict[str, 
     """Runs the verb on both methods with two cheap metrics; `more` are further words, keyword arguments options."""
 
     def run(*more: str, **options: object) -> Outcome:
-        given: dict[str, object] = {
-            "output": tmp_path / "out" / "table.csv",
-            "reference": folders["reference"],
-        }
+        given: dict[str, object] = {"output": tmp_path / "out" / "table.csv", "reference": folders["reference"]}
         given |= {"metrics.redness": f"{HELPERS}.Redness", "metrics.redness.log": tmp_path / "log"}
         given |= {"metrics.nearness": f"{HELPERS}.Nearness", "replicates": 50, "device": "cpu"} | options
         words = [f"--{name}={value}" for name, value in given.items()]
@@ -78,9 +75,7 @@ def test_every_number_of_the_table(luve: Luve, tmp_path: Path, folders: dict[str
         cells = [float(row[f"redness{end}"]) for end in ("", "_low", "_high")]
         assert cells == pytest.approx(mean_interval(red[method], 3, 50), rel=1e-5)
     assert float(rows["near"]["nearness"]) > float(rows["far"]["nearness"])
-    [difference] = [
-        row for row in read_csv(tmp_path / "out" / "table-differences.csv") if row["metric"] == "redness"
-    ]
+    [difference] = [row for row in read_csv(tmp_path / "out" / "table-differences.csv") if row["metric"] == "redness"]
     assert (difference["first"], difference["second"], difference["n"]) == ("far", "near", str(COUNT))
     cells = [float(difference[end]) for end in ("difference", "low", "high")]
     assert cells == pytest.approx(paired_difference(red["far"], red["near"], 3, 50), rel=1e-4, abs=1e-5)
@@ -153,9 +148,7 @@ def test_results_of_another_reading_are_not_used(
     assert "is shown turned or sheared otherwise" in outcome.out
 
 
-def test_videos_that_cannot_be_read_are_reported(
-    luve: Luve, tmp_path: Path, folders: dict[str, Path]
-) -> None:
+def test_videos_that_cannot_be_read_are_reported(luve: Luve, tmp_path: Path, folders: dict[str, Path]) -> None:
     broken = folders["near"] / "video-1.mp4"
     broken.write_bytes(broken.read_bytes()[:-300])
     (folders["reference"] / "video-2.mp4").write_text("no video")
@@ -221,10 +214,7 @@ def test_what_methods_lack_is_told_and_pairs_are_of_common_videos(
     assert "near, video-4, nearness: no original of that name" in outcome.out.split("Not measured:")[1]
     assert content["unreadable"] == [], "a video without an original is read and measured all the same"
     assert [content["methods"][method]["n"] for method in ("near", "far")] == [COUNT, COUNT - 1]
-    assert {d["metric"]: d["n"] for d in content["differences"]} == {
-        "redness": COUNT - 1,
-        "nearness": COUNT - 2,
-    }
+    assert {d["metric"]: d["n"] for d in content["differences"]} == {"redness": COUNT - 1, "nearness": COUNT - 2}
 
 
 def test_metrics_that_cannot_run_are_listed_and_the_others_run(luve: Luve, tmp_path: Path) -> None:
@@ -305,9 +295,7 @@ def test_distances_of_sets(luve: Luve, tmp_path: Path, folders: dict[str, Path])
 
     assert float(near["fd_patch_means"]) == pytest.approx(distance("near"), rel=1e-3)
     assert float(far["fd_patch_means"]) == pytest.approx(distance("far"), rel=1e-3)
-    assert (
-        float(far["fd_patch_means_low"]) <= float(far["fd_patch_means"]) <= float(far["fd_patch_means_high"])
-    )
+    assert float(far["fd_patch_means_low"]) <= float(far["fd_patch_means"]) <= float(far["fd_patch_means_high"])
     assert far["extractor"] == "fd_patch_means: means-1"
     # Without originals the method's own reference is needed.
     content = tmp_path / "out" / "table.json"
@@ -322,25 +310,19 @@ def test_distances_of_sets(luve: Luve, tmp_path: Path, folders: dict[str, Path])
 def test_identical_videos_are_infinitely_good_in_every_format(
     luve: Luve, tmp_path: Path, folders: dict[str, Path]
 ) -> None:
-    outcome = luve(
-        f"--videos=copy={folders['reference']}", **{"metrics.psnr_rgb": "luve_lightning.metrics.PsnrRgb"}
-    )
+    outcome = luve(f"--videos=copy={folders['reference']}", **{"metrics.psnr_rgb": "luve_lightning.metrics.PsnrRgb"})
     assert outcome.code == 0, outcome.err
     row = read_csv(tmp_path / "out" / "table.csv")[2]
     assert row["psnr_rgb"] == "inf"
     assert math.isinf(float(row["psnr_rgb_low"]))
-    assert (
-        read_json(tmp_path / "out" / "table.json")["methods"]["copy"]["metrics"]["psnr_rgb"]["value"] == "inf"
-    )
+    assert read_json(tmp_path / "out" / "table.json")["methods"]["copy"]["metrics"]["psnr_rgb"]["value"] == "inf"
 
 
 def test_the_average_of_vbench_needs_all_five(luve: Luve, tmp_path: Path) -> None:
     outcome = luve(**{"metrics.tf": "luve_lightning.metrics.TemporalFlickering"})
     assert outcome.code == 0, outcome.err
     reason = read_json(tmp_path / "out" / "table.json")["not_run"]["vbench_average"]
-    assert reason.startswith(
-        "needs all five dimensions, missing: subject_consistency, background_consistency"
-    )
+    assert reason.startswith("needs all five dimensions, missing: subject_consistency, background_consistency")
 
 
 @pytest.mark.parametrize(
@@ -366,11 +348,7 @@ def test_pairs(luve: Luve, tmp_path: Path, compare: str, pairs: object) -> None:
         ((), {"device": "cuda:99"}, "device: no cuda:99 here"),
         ((), {"replicates": 0}, "replicates >= 1"),
         ((), {"num_workers": 0}, "expected num_workers >= 1"),
-        (
-            (),
-            {"metrics.other": "torchmetrics.MeanMetric"},
-            "metrics.other: MeanMetric is no metric of videos",
-        ),
+        ((), {"metrics.other": "torchmetrics.MeanMetric"}, "metrics.other: MeanMetric is no metric of videos"),
         ((), {"metrics.again": f"{HELPERS}.Redness"}, "metrics.redness and metrics.again are both redness"),
         (("--videos", "folder"), {}, "--videos: expected NAME=VALUE"),
         (("--videos", "a.b=folder"), {}, "no dot in the name"),
@@ -378,9 +356,7 @@ def test_pairs(luve: Luve, tmp_path: Path, compare: str, pairs: object) -> None:
         (("--video", "a=b"), {}, "video: unknown key; did you mean 'videos'?"),
     ],
 )
-def test_mistakes_are_one_line(
-    luve: Luve, words: tuple[str, ...], options: dict[str, object], message: str
-) -> None:
+def test_mistakes_are_one_line(luve: Luve, words: tuple[str, ...], options: dict[str, object], message: str) -> None:
     outcome = luve(*words, **options)
     assert outcome.code == 2
     assert message in outcome.err
@@ -388,9 +364,7 @@ def test_mistakes_are_one_line(
 
 
 def test_no_metric_is_a_mistake(capsys: pytest.CaptureFixture[str], folders: dict[str, Path]) -> None:
-    outcome = run_luve(
-        capsys, "evaluate", f"--videos=near={folders['near']}", "--metrics={}", "--output=table.csv"
-    )
+    outcome = run_luve(capsys, "evaluate", f"--videos=near={folders['near']}", "--metrics={}", "--output=table.csv")
     assert outcome.error_lines == ["luve evaluate: error: metrics: expected at least one, by name"]
 
 

@@ -42,9 +42,7 @@ def luve(capsys: pytest.CaptureFixture[str], tiny_cascade: Path, tmp_path: Path)
             **SIZES,
             **options,
         }
-        return run_luve(
-            capsys, "generate", *words, *(f"--{k}={v}" for k, v in given.items() if v is not None)
-        )
+        return run_luve(capsys, "generate", *words, *(f"--{k}={v}" for k, v in given.items() if v is not None))
 
     return run
 
@@ -55,9 +53,7 @@ def made(folder: Path) -> tuple[Path, dict[str, Any]]:
     return video, json.loads(video.with_suffix(".json").read_text())
 
 
-def test_a_prompt_becomes_the_video_that_the_pipeline_makes(
-    luve: Luve, tiny_cascade: Path, tmp_path: Path
-) -> None:
+def test_a_prompt_becomes_the_video_that_the_pipeline_makes(luve: Luve, tiny_cascade: Path, tmp_path: Path) -> None:
     outcome = luve(PROMPT, seed=4, **{"guidance.scale": 3.0})
     assert outcome.code == 0, outcome.err
     video, about = made(tmp_path / "out")
@@ -179,9 +175,7 @@ def test_runs_share_the_latents_of_earlier_stages(luve: Luve, tmp_path: Path) ->
     other, _ = made(tmp_path / "alone")
     assert video.read_bytes() == other.read_bytes()
     assert made(tmp_path / "motion")[0].read_bytes() != other.read_bytes()
-    assert not [
-        folder for folder in tmp_path.glob("*/*") if folder.name in ("latents", "motion", "upsampled")
-    ]
+    assert not [folder for folder in tmp_path.glob("*/*") if folder.name in ("latents", "motion", "upsampled")]
     assert "--latents" not in about["command"]
 
 
@@ -227,9 +221,7 @@ def test_what_is_there_is_not_made_again_and_no_model_is_loaded(
 
 
 @pytest.mark.slow
-def test_experts_act_in_their_bands_and_can_be_switched_off(
-    luve: Luve, tiny_cascade: Path, tmp_path: Path
-) -> None:
+def test_experts_act_in_their_bands_and_can_be_switched_off(luve: Luve, tiny_cascade: Path, tmp_path: Path) -> None:
     folder = tiny_cascade / "experts"
     both = {"experts.lfe": folder / "lfe", "experts.hfe": folder / "hfe"}
     used = {}
@@ -287,9 +279,7 @@ def test_a_lora_acts_at_the_scale_beside_it(luve: Luve, tiny_cascade: Path, tmp_
     folder.mkdir()
     save_file(weights, folder / "adapter_model.safetensors")
     first = luve(PROMPT, lora=folder)
-    assert (
-        f"LoRA {folder}: 1 layers, rank 4, scale 1 (assumed: no adapter_config.json beside it)\n" in first.out
-    )
+    assert f"LoRA {folder}: 1 layers, rank 4, scale 1 (assumed: no adapter_config.json beside it)\n" in first.out
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 16}))
     again = luve(PROMPT, lora=folder)
     assert again.code == 2
@@ -321,10 +311,7 @@ def test_prompts_longer_than_the_text_encoder_reads_are_told(luve: Luve, tmp_pat
     )
     assert outcome.code == 0, outcome.err
     assert "longer than the text encoder reads: 3 texts" in outcome.out
-    assert (
-        f"  {prompts}:1: prompt: 17 tokens, of which the text encoder sees 16; cut off: 'left.'"
-        in outcome.out
-    )
+    assert f"  {prompts}:1: prompt: 17 tokens, of which the text encoder sees 16; cut off: 'left.'" in outcome.out
     assert f"  {prompts}:3: negative_prompt: 41 tokens" in outcome.out
     assert "UserWarning" not in outcome.err
     assert "CutTextWarning" not in outcome.err
@@ -354,16 +341,8 @@ def test_any_words_are_a_prompt(luve: Luve, prompt: str) -> None:
         ([PROMPT], {"height": 100}, "height 100: expected a multiple of 16, nearest are 96 and 112"),
         ([PROMPT], {"width": 8}, "width 8: expected a multiple of 16, nearest are 16 and 32"),
         ([PROMPT], {"num_frames": 16}, "num_frames 16: expected 4k + 1, nearest are 13 and 17"),
-        (
-            [PROMPT],
-            {"motion_height": 96},
-            "motion_height x motion_width 96x48: larger than the video's 64x96",
-        ),
-        (
-            [PROMPT],
-            {"skip_steps": 4},
-            "steps 3 and skip_steps 4: expected at least 1 step, and 0 to all skipped",
-        ),
+        ([PROMPT], {"motion_height": 96}, "motion_height x motion_width 96x48: larger than the video's 64x96"),
+        ([PROMPT], {"skip_steps": 4}, "steps 3 and skip_steps 4: expected at least 1 step, and 0 to all skipped"),
         ([PROMPT], {"vluer": None}, "vluer: required, but not given; --upsampling latent or rgb needs none"),
         ([PROMPT], {"vluer": "nowhere"}, "vluer: nowhere: no such file or folder"),
         ([PROMPT], {"experts.lfe": "nowhere"}, "experts.lfe: nowhere: no such file or folder"),
@@ -372,11 +351,7 @@ def test_any_words_are_a_prompt(luve: Luve, prompt: str) -> None:
         ([], {}, "expected a prompt, or --prompts FILE, and not both"),
         ([], {"prompts": "p.txt"}, "prompts: p.txt: no such file"),
         ([" "], {}, "prompt: expected some words, got none"),
-        (
-            ["\u200b\ufeff"],
-            {},
-            "prompt: expected some words, got invisible characters only: '\\u200b\\ufeff'",
-        ),
+        (["\u200b\ufeff"], {}, "prompt: expected some words, got invisible characters only: '\\u200b\\ufeff'"),
         ([PROMPT], {"length": 0}, "length: expected at least 1 token, got 0"),
         ([PROMPT], {"switch": 1.5}, "switch: expected a sigma between 0 and 1, got 1.5"),
         ([PROMPT], {"device": "meta"}, "device: no meta here; expected auto, cpu, cuda or cuda:N"),
@@ -396,12 +371,7 @@ def test_any_words_are_a_prompt(luve: Luve, prompt: str) -> None:
     ],
 )
 def test_impossible_wishes_are_one_line_before_anything_is_loaded(
-    luve: Luve,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    words: list[str],
-    options: dict[str, Any],
-    message: str,
+    luve: Luve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], options: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr(LuVePipeline, "from_pretrained", None)
     outcome = luve(*words, **options)

@@ -119,10 +119,7 @@ def test_torchruns_processes_share_the_prompts(tmp_path: Path, words: list[str])
     assert made[0], made
     assert made[1], made
     assert len(finished(out)) == COUNT
-    assert all(
-        f"already there  {COUNT - len(lines)}" in log.read_text()
-        for lines, log in zip(made, logs, strict=True)
-    )
+    assert all(f"already there  {COUNT - len(lines)}" in log.read_text() for lines, log in zip(made, logs, strict=True))
 
 
 def test_two_processes_make_one_video(tmp_path: Path, tiny_cascade: Path, words: list[str]) -> None:

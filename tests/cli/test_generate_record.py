@@ -19,9 +19,7 @@ from tests.cli.test_keys import NASTY, texts
 names = (
     st.one_of(
         st.sampled_from(NASTY),
-        st.text(
-            st.characters(exclude_categories=["Cs", "Zs", "Zl", "Zp"], exclude_characters="\0/"), min_size=1
-        ),
+        st.text(st.characters(exclude_categories=["Cs", "Zs", "Zl", "Zp"], exclude_characters="\0/"), min_size=1),
     )
     .filter(str.strip)
     .map(lambda name: Path(name))

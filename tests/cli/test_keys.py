@@ -21,9 +21,7 @@ NASTY = [
     "--a", "-x", "--", "=", "'", '"', "a\nb", " a ", "", "[a", "a: b: c", "😀", "\u2028", "%YAML", "@x", "`x`", "\\",
 ]  # fmt: skip
 # Any text that can stand on a command line.
-texts = st.one_of(
-    st.sampled_from(NASTY), st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
-)
+texts = st.one_of(st.sampled_from(NASTY), st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
 
 
 def verb(text: str, maybe: str | None = None, prompt: str | None = None, height: int = 8) -> None:
@@ -89,9 +87,7 @@ def test_escaping_is_undone_by_composition(text: str, tmp_path_factory: pytest.T
     assert compose([file]) == {"a": text, "b": {"c": [text]}}
 
 
-def test_other_values_of_the_command_line_and_files_interpolate(
-    parser: ArgumentParser, tmp_path: Path
-) -> None:
+def test_other_values_of_the_command_line_and_files_interpolate(parser: ArgumentParser, tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text("height: 32\ntext: ${maybe} of ${height}\nmaybe: '#x'\n")
     found = read(parser, [file], [("prompt", "${height}")])
@@ -131,9 +127,7 @@ def test_bytes_that_are_no_text_are_refused() -> None:
         read_arguments(["--steps 5"], "prompt")
 
 
-def test_home_is_expanded_in_every_path_and_in_no_text(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_home_is_expanded_in_every_path_and_in_no_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     options = [
         ("trainer.default_root_dir", "~/run"), ("ckpt_path", "~/a.ckpt"), ("model.backbone", "~/wan"),
@@ -182,10 +176,7 @@ def test_unknown_and_missing_keys_are_found_in_the_source() -> None:
     keys = Keys("fit")
     options = [("model.lrr", "1"), ("trainer.max_step", "3")]
     config = compose([REPOSITORY / "experiments/vluer/mini.yaml"], options, keys)
-    assert [leaf.key for leaf in keys.leaves(config) if leaf.known] == [
-        "trainer.max_step",
-        "model.init_args.lrr",
-    ]
+    assert [leaf.key for leaf in keys.leaves(config) if leaf.known] == ["trainer.max_step", "model.init_args.lrr"]
     assert keys.missing({"model": "x"}) == ["data"]
     assert keys.elsewhere("max_steps", config) == ["trainer.max_steps"]
     assert keys.elsewhere("batch_sizes", config) == ["data.batch_size"]

@@ -34,9 +34,7 @@ def test_what_is_no_number_is_none_anywhere() -> None:
 @pytest.mark.parametrize("value", [5, [1], True, "five"])
 @pytest.mark.parametrize("key", ["guidance", "refine_guidance", "speed"])
 def test_a_value_where_keys_belong_is_refused(key: str, value: Any) -> None:
-    with pytest.raises(
-        UsageError, match=rf"^{key}: expected keys inside, such as --{key}\.KEY VALUE, or a file"
-    ):
+    with pytest.raises(UsageError, match=rf"^{key}: expected keys inside, such as --{key}\.KEY VALUE, or a file"):
         check_groups({key: value}, generate)
     check_groups({key: {"scale": 3}, "refine_guidance": None, "experts": Path("x")}, generate)
 
@@ -56,9 +54,7 @@ def test_what_is_no_size_may_be_large() -> None:
 def test_memory_is_refused_by_arithmetic() -> None:
     assert 2**20 < memory() < 2**60
     check_memory("a", memory())
-    with pytest.raises(
-        ValueError, match=r"^height and width would take at least 1.02e\+03 GiB of memory, there are"
-    ):
+    with pytest.raises(ValueError, match=r"^height and width would take at least 1.02e\+03 GiB of memory, there are"):
         check_memory("height and width", 1023 * 2**30, 1022 * 2**30)
     with pytest.raises(ValueError, match="expected 1 to"):
         check_workers("num_workers", 0, 1)
@@ -103,9 +99,7 @@ def test_devices_that_are_not_here(name: str) -> None:
 @pytest.mark.parametrize("key", ["accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch"])
 def test_no_interval_of_the_trainer_is_0(key: str) -> None:
     for number in (0, -1, 0.0):
-        with pytest.raises(
-            ValueError, match=rf"^trainer\.{key}: expected a number greater than 0, got {number}"
-        ):
+        with pytest.raises(ValueError, match=rf"^trainer\.{key}: expected a number greater than 0, got {number}"):
             check_trainer({key: number})
     check_trainer({key: None})
     check_trainer({key: 1})
@@ -133,9 +127,7 @@ def test_fit_refuses_them_in_one_line(
 ) -> None:
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(CONFIG))
-    outcome = run_luve(
-        capsys, "fit", "--config", file, "--trainer.default_root_dir", tmp_path / "run", *words
-    )
+    outcome = run_luve(capsys, "fit", "--config", file, "--trainer.default_root_dir", tmp_path / "run", *words)
     assert outcome.code == 2
     (line,) = outcome.error_lines
     assert line.startswith("luve fit: error: ")
@@ -184,9 +176,7 @@ def test_null_is_refused_where_it_is_no_value(
     assert run_luve(capsys, "fit", "--config", file, *run, "--model.backbone", "null").code == 0
 
 
-def test_null_is_refused_for_a_functions_parameter(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_null_is_refused_for_a_functions_parameter(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     outcome = run_luve(capsys, "mini-world", "--output", tmp_path / "world", "--seed", "null")
     assert outcome.code == 2
     assert outcome.error_lines == ["luve mini-world: error: seed: expected int, got null"]

@@ -50,11 +50,7 @@ def summary(outcome: Outcome) -> tuple[int, int, int]:
     """Encoded, already there, quarantined."""
     assert outcome.code == 0, outcome.err
     rows = dict(line.strip().split(None, 1) for line in outcome.out.splitlines() if line.startswith("  "))
-    return (
-        int(rows["encoded"].split()[0]),
-        int(rows["already"].split()[-1]),
-        int(rows["quarantined"].split(",")[0]),
-    )
+    return (int(rows["encoded"].split()[0]), int(rows["already"].split()[-1]), int(rows["quarantined"].split(",")[0]))
 
 
 def recipe(backbone: Path, **changes: object) -> LatentRecipe:
@@ -67,9 +63,7 @@ def find(store: Path, index: Path, what: LatentRecipe) -> PairLookup:
 
 
 @pytest.mark.slow
-def test_latents_are_those_of_the_downscaled_frames(
-    luve, world: Path, tiny_backbone: Path, tmp_path: Path
-) -> None:
+def test_latents_are_those_of_the_downscaled_frames(luve, world: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     assert summary(luve(dtype="float32")) == (12, 0, 0)
     codec = load_backbone(tiny_backbone).latent_space()
     store = LatentStore(tmp_path / "store")
@@ -80,9 +74,7 @@ def test_latents_are_those_of_the_downscaled_frames(
         for scale, key in pair.lr_keys.items():
             side = round(48 / scale)
             # Pillow filters 8-bit frames; the difference to the float filter is half a level.
-            small = np.stack(
-                [np.asarray(Image.fromarray(f).resize((side, side), Image.BICUBIC)) for f in frames]
-            )
+            small = np.stack([np.asarray(Image.fromarray(f).resize((side, side), Image.BICUBIC)) for f in frames])
             low = codec.encode(frames_to_video(small).unsqueeze(0))[0]
             assert store.shape(key) == (16, 3, side // 8, side // 8)
             assert (store.read(key) - low).abs().max() < 0.05 * low.std()
@@ -124,9 +116,7 @@ def contents(store: Path) -> dict[str, bytes]:
 
 
 def test_windows_strides_and_one_split(luve, world: Path, tiny_backbone: Path, tmp_path: Path) -> None:
-    (tmp_path / "splits.json").write_text(
-        '{"train": ["source-0", "source-2"], "val": ["source-1"], "test": []}'
-    )
+    (tmp_path / "splits.json").write_text('{"train": ["source-0", "source-2"], "val": ["source-1"], "test": []}')
     outcome = luve(frames=1, windows=3, start=1, scales="[3]", splits="[train]")
     assert summary(outcome) == (12, 0, 0)
     assert outcome.out.splitlines()[1].startswith("2 clips, 6 windows of 2 latents")
@@ -169,9 +159,7 @@ def test_other_vae_and_changed_clip_get_entries_of_their_own(
 
 
 @pytest.mark.slow
-def test_bad_clips_are_set_aside_and_the_run_goes_on(
-    luve, world: Path, tiny_backbone: Path, tmp_path: Path
-) -> None:
+def test_bad_clips_are_set_aside_and_the_run_goes_on(luve, world: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     bad = VideoIndex.from_csv(world).entries[1]
     bad.path.write_bytes(b"broken")
     outcome = luve(max_bad_fraction=0.4)
@@ -228,9 +216,7 @@ def test_short_clips_are_told_and_do_not_count_as_unreadable(
     outcome = luve(max_bad_fraction=0)
     assert summary(outcome) == (8, 0, 0)
     short = VideoIndex.from_csv(world).entries[0]
-    assert (
-        f"  too short      1, first {short.path}: 4 frames, expected at least 9" in outcome.out.splitlines()
-    )
+    assert f"  too short      1, first {short.path}: 4 frames, expected at least 9" in outcome.out.splitlines()
     lookup = find(tmp_path / "store", world, recipe(tiny_backbone))
     assert lookup.dropped == [(short.clip_id, "4 frames, expected at least 9")]
     outcome = luve(start=90)
@@ -261,9 +247,7 @@ def test_clips_are_encoded_as_they_are_shown(luve, world: Path, tiny_backbone: P
     assert lookup.uneven == [uneven.stem]
     video = frames_to_video(upright[:, :, ::-1]).unsqueeze(0)
     high = load_backbone(tiny_backbone).latent_space().encode(video)[0]
-    torch.testing.assert_close(
-        LatentStore(tmp_path / "store").read(lookup.pairs[0].hr_key), high, atol=1e-4, rtol=1e-3
-    )
+    torch.testing.assert_close(LatentStore(tmp_path / "store").read(lookup.pairs[0].hr_key), high, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -282,9 +266,7 @@ def test_variants_have_entries_of_their_own(luve, world: Path, tiny_backbone: Pa
 
 
 @pytest.mark.slow
-def test_check_reads_every_latent_and_names_the_damaged(
-    luve, world: Path, tiny_backbone: Path, tmp_path: Path
-) -> None:
+def test_check_reads_every_latent_and_names_the_damaged(luve, world: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     outcome = luve(check="true")
     assert checked(outcome) == (0, 0, 12, 0)
     assert outcome.code == 0

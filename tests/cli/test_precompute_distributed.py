@@ -26,9 +26,7 @@ def test_two_distributed_processes_share_the_windows(tmp_path: Path, tiny_backbo
         environment = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": "0", "WORLD_SIZE": "2"}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         runs.append(
-            PrecomputeRun(
-                tmp_path, tiny_backbone, world, tmp_path / "store", *options, environment=environment
-            )
+            PrecomputeRun(tmp_path, tiny_backbone, world, tmp_path / "store", *options, environment=environment)
         )
     assert runs[0].encoded() == LATENTS
     assert "encoded" not in runs[1].finish(), "one process reports for all"

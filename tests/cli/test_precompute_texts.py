@@ -14,13 +14,7 @@ import torch
 from diffusers import WanPipeline
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from luve_lightning.data.text_store import (
-    EmbedReport,
-    StoredEmbeddings,
-    TextSource,
-    TextStore,
-    embed_captions,
-)
+from luve_lightning.data.text_store import EmbedReport, StoredEmbeddings, TextSource, TextStore, embed_captions
 from luve_lightning.models.backbones import load_backbone
 from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.small_text import write_text_encoder
@@ -83,8 +77,7 @@ def test_embeddings_are_those_of_the_pipeline(luve: Luve, backbone: Path, tmp_pa
     outcome = luve(columns='["Brief Description", "Summarized Description"]')
     assert summary(outcome) == (5, 0)
     assert re.search(
-        rf"\n  cut +1 captions, for instance '{LONG[:40]}'\.\.\.: \d+ tokens, of which .* sees 16; ",
-        outcome.out,
+        rf"\n  cut +1 captions, for instance '{LONG[:40]}'\.\.\.: \d+ tokens, of which .* sees 16; ", outcome.out
     )
     pipeline = WanPipeline(
         AutoTokenizer.from_pretrained(backbone / "tokenizer"),
@@ -156,9 +149,7 @@ def test_processes_share_the_work_and_each_ends_with_all_of_it(backbone: Path, t
     assert store_size(tmp_path / "store").unfinished == 0
 
 
-def test_a_run_waits_for_what_others_make_and_does_it_when_they_give_up(
-    backbone: Path, tmp_path: Path
-) -> None:
+def test_a_run_waits_for_what_others_make_and_does_it_when_they_give_up(backbone: Path, tmp_path: Path) -> None:
     encoder = load_backbone(backbone).text()
     source = TextSource(encoder.fingerprint(), encoder.length, "float32")
     mine, theirs = TextStore(tmp_path / "store"), TextStore(tmp_path / "store")

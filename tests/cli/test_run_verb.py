@@ -27,11 +27,7 @@ bar.close()
 @pytest.mark.parametrize(("seconds", "shown"), [(1, False), (60, True)])
 def test_a_library_shows_a_bar_when_something_is_slow(repository: Path, seconds: int, shown: bool) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", LOADING, str(seconds)],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", LOADING, str(seconds)], cwd=repository, capture_output=True, text=True, check=True
     )
     assert ("Loading weights" in done.stderr) == shown
 

@@ -33,12 +33,7 @@ def luve(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path):
     """Runs the verb on the small world; keyword arguments replace or add options."""
 
     def run(**options: object) -> Outcome:
-        given: dict[str, object] = {
-            "index": world,
-            "output": tmp_path / "scores",
-            "batch_size": 2,
-            "frames": 3,
-        }
+        given: dict[str, object] = {"index": world, "output": tmp_path / "scores", "batch_size": 2, "frames": 3}
         given |= {"scorer": "tests.helpers.scorers.Recording", "scorer.log": tmp_path / "log"} | options
         return run_luve(capsys, "score", *(f"--{name}={value}" for name, value in given.items()))
 
@@ -84,15 +79,7 @@ def test_the_file_is_plain_parquet(luve, tmp_path: Path) -> None:
     (file,) = (tmp_path / "scores").glob("*.parquet")
     table = pq.read_table(file)
     assert set(table.column_names) == {
-        *(
-            "clip_id",
-            "clip_sha256",
-            "scorer",
-            "scorer_version",
-            "frame_choice",
-            "frame_indices",
-            "frame_scores",
-        ),
+        *("clip_id", "clip_sha256", "scorer", "scorer_version", "frame_choice", "frame_indices", "frame_scores"),
         *("score", "caption_column", "caption_sha256", "error"),
     }
     assert table.num_rows == CLIPS
@@ -139,9 +126,7 @@ def test_unreadable_clips_are_named_and_tried_again(luve, world: Path, tmp_path:
     assert by_clip(tmp_path / "scores")[bad].error is None
 
 
-def test_too_many_unreadable_clips_stop_the_run_but_keep_its_scores(
-    luve, world: Path, tmp_path: Path
-) -> None:
+def test_too_many_unreadable_clips_stop_the_run_but_keep_its_scores(luve, world: Path, tmp_path: Path) -> None:
     bad = ids(world)[3]
     (world.parent / "clips" / f"{bad}.mp4").write_bytes(b"broken")
     outcome = luve(max_bad_fraction=0)
@@ -180,9 +165,7 @@ def test_clips_of_different_sizes_get_their_own_scores(luve, world: Path, tmp_pa
         ({"caption": "Style"}, "; Style)"),
     ],
 )
-def test_other_settings_are_not_mixed_in(
-    luve, tmp_path: Path, options: dict[str, object], difference: str
-) -> None:
+def test_other_settings_are_not_mixed_in(luve, tmp_path: Path, options: dict[str, object], difference: str) -> None:
     luve()
     before = by_clip(tmp_path / "scores")
     outcome = luve(**options)
@@ -232,9 +215,7 @@ def test_rows_left_out_are_told_and_clips_can_be_chosen(luve, world: Path, tmp_p
     assert "1  frame rate not wanted (first: " in outcome.out
 
 
-def test_clips_that_are_not_shown_as_stored_get_scores_of_their_own(
-    luve, world: Path, tmp_path: Path
-) -> None:
+def test_clips_that_are_not_shown_as_stored_get_scores_of_their_own(luve, world: Path, tmp_path: Path) -> None:
     first, second, *_ = VideoIndex.from_csv(world).entries
     set_matrix(first.path, 1, 1, -1, 1)
     set_matrix(second.path, -1, 0, 0, 1)
@@ -245,8 +226,5 @@ def test_clips_that_are_not_shown_as_stored_get_scores_of_their_own(
     # As it was scored when it was read otherwise: not taken for this one.
     old = hashlib.sha256(second.path.read_bytes()).hexdigest()
     part = next((tmp_path / "scores").glob("*.parquet"))
-    write_rows(
-        part,
-        [replace(row, clip_sha256=old) if row.clip_id == second.clip_id else row for row in rows.values()],
-    )
+    write_rows(part, [replace(row, clip_sha256=old) if row.clip_id == second.clip_id else row for row in rows.values()])
     assert summary(luve(max_bad_fraction=0.5)) == (1, CLIPS - 2, 1)

@@ -13,13 +13,7 @@ import pytest
 
 from luve_lightning.data.clip_scores import read_rows
 from tests.helpers.renames import kill_before
-from tests.helpers.scoring import (
-    REPOSITORY,
-    ScoreProcess,
-    captioned_world,
-    recorded,
-    wait_until_recorded,
-)
+from tests.helpers.scoring import REPOSITORY, ScoreProcess, captioned_world, recorded, wait_until_recorded
 
 CLIPS, BATCH = 10, 2
 

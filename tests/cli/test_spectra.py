@@ -44,11 +44,7 @@ def luve(capsys: pytest.CaptureFixture[str], backbone: Path, tmp_path: Path) -> 
 def test_it_writes_table_plot_and_switch(luve: Luve, tmp_path: Path) -> None:
     outcome = luve(edges="[0, 0.5, 1]", share=0.3)
     assert outcome.code == 0, outcome.err
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "spectra.csv",
-        "spectra.png",
-        "switch.json",
-    ]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["spectra.csv", "spectra.png", "switch.json"]
     with (tmp_path / "out" / "spectra.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * 2

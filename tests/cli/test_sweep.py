@@ -68,10 +68,7 @@ def test_the_grid_and_the_metric_shown_are_the_tables() -> None:
     known = {folder.name: configuration(folder) for folder in FOLDERS}
     assert known["multi_scale"]["metric"] == {"name": "result/psnr_rgb_x1_5", "goal": "maximize"}
     assert known["experts"]["metric"] == {"name": "result/fd_patch_vae", "goal": "minimize"}
-    assert known["placement"]["parameters"] == {
-        "rows": {"values": ["full", "swapped"]},
-        "seeds": {"values": [1, 2, 3]},
-    }
+    assert known["placement"]["parameters"] == {"rows": {"values": ["full", "swapped"]}, "seeds": {"values": [1, 2, 3]}}
     assert known["rank"]["description"].startswith("Rank of the experts")
     assert "mini world" in known["rank"]["description"]
 
@@ -108,10 +105,7 @@ def test_without_an_account_the_grid_runs_here(
 
 
 def test_a_dry_run_prints_the_commands(
-    capsys: pytest.CaptureFixture[str],
-    no_account: None,
-    calls: list[dict[str, Any]],
-    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], no_account: None, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = "luve ablate placement --rows=full,swapped --seeds=1,2,3"
     lines = run_luve(capsys, "sweep", "placement", "--dry_run", "true").out.splitlines()
@@ -124,10 +118,7 @@ def test_a_dry_run_prints_the_commands(
 
 
 def test_with_an_account_a_sweep_is_created_and_an_agent_started(
-    capsys: pytest.CaptureFixture[str],
-    no_account: None,
-    calls: list[dict[str, Any]],
-    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], no_account: None, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import wandb
 
@@ -160,9 +151,7 @@ def test_with_an_account_a_sweep_is_created_and_an_agent_started(
         (["rank", "--count", "0"], "count: expected at least 1, or null for all, got 0"),
     ],
 )
-def test_mistakes(
-    capsys: pytest.CaptureFixture[str], no_account: None, words: list[str], message: str
-) -> None:
+def test_mistakes(capsys: pytest.CaptureFixture[str], no_account: None, words: list[str], message: str) -> None:
     outcome = run_luve(capsys, "sweep", *words)
     assert outcome.code == 2
     assert message in outcome.error_lines[-1]

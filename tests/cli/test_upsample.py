@@ -43,9 +43,7 @@ def world(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def luve(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, world: Path, tiny_backbone: Path, vluer: Path
-) -> Luve:
+def luve(capsys: pytest.CaptureFixture[str], tmp_path: Path, world: Path, tiny_backbone: Path, vluer: Path) -> Luve:
     def run(**options: object) -> Outcome:
         given: dict[str, object] = {
             "backbone": tiny_backbone,
@@ -134,9 +132,7 @@ def test_what_is_made_later_is_the_same_to_the_bit(luve: Luve, tmp_path: Path) -
         ({"caption": "Background"}, set(METHODS)),
     ],
 )
-def test_another_recipe_is_made_anew(
-    luve: Luve, tmp_path: Path, options: dict[str, object], remade: set[str]
-) -> None:
+def test_another_recipe_is_made_anew(luve: Luve, tmp_path: Path, options: dict[str, object], remade: set[str]) -> None:
     luve()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.mp4")}
     assert totals(luve(**options))[0] == 2 * len(remade)

@@ -78,9 +78,7 @@ def test_the_whole_display_matrix_is_applied(
     np.testing.assert_array_equal(expected[:, y, x], upright[:, at[1], at[0]])
 
 
-@pytest.mark.parametrize(
-    "matrix", [(0.7071, 0.7071, -0.7071, 0.7071), (1, 0, 0.5, 1), (0, 0, 0, 0), (1, 0.1, -0.1, 1)]
-)
+@pytest.mark.parametrize("matrix", [(0.7071, 0.7071, -0.7071, 0.7071), (1, 0, 0.5, 1), (0, 0, 0, 0), (1, 0.1, -0.1, 1)])
 def test_other_matrices_are_refused(matrix: tuple[float, ...], plain: Path, tmp_path: Path) -> None:
     path = set_matrix(Path(shutil.copy(plain, tmp_path / "odd.mp4")), *matrix)  # type: ignore[arg-type]
     with pytest.raises(RefusedClip, match="otherwise than by quarter turns and flips"):
@@ -155,11 +153,7 @@ def aperture(width: int, height: int, right: int = 0) -> bytes:
 
 def test_a_crop_by_the_container_is_refused(plain: Path, tmp_path: Path) -> None:
     for number, (crop, refused) in enumerate(
-        [
-            (aperture(SIZE, SIZE), ""),
-            (aperture(48, SIZE), "48x96 of 96x96"),
-            (aperture(SIZE, SIZE, 2), "96x96 of"),
-        ]
+        [(aperture(SIZE, SIZE), ""), (aperture(48, SIZE), "48x96 of 96x96"), (aperture(SIZE, SIZE, 2), "96x96 of")]
     ):
         path = Path(shutil.copy(plain, tmp_path / f"{number}.mp4"))
         add_entry_box(path, b"clap", crop)
@@ -174,9 +168,7 @@ def test_a_crop_by_the_container_is_refused(plain: Path, tmp_path: Path) -> None
 def test_dolby_vision_for_its_own_players_is_refused(plain: Path, tmp_path: Path) -> None:
     record = bytes([1, 0, 5 << 1, 0x35])  # profile 5, with RPU and base layer
     alone = add_entry_box(Path(shutil.copy(plain, tmp_path / "5.mp4")), b"dvcC", record + bytes(20))
-    with pytest.raises(
-        RefusedClip, match=r"is Dolby Vision without a picture for other players \(profile 5\)"
-    ):
+    with pytest.raises(RefusedClip, match=r"is Dolby Vision without a picture for other players \(profile 5\)"):
         read_clip(alone, 0, 1)
     # Profile 8 with a base layer in SDR (compatibility 2) is shown like any other clip.
     both = add_entry_box(Path(shutil.copy(plain, tmp_path / "8.mp4")), b"dvvC", record + b"\x20" + bytes(19))
@@ -220,9 +212,7 @@ def rolled_off(light: float) -> float:
 
 def shown(light: list[float]) -> list[int]:
     """SDR pixel of display light in cd/m2, BT.2020."""
-    red, green, blue = (
-        max(sum(m * v for m, v in zip(row, light, strict=True)), 0) for row in BT2020_TO_BT709
-    )
+    red, green, blue = (max(sum(m * v for m, v in zip(row, light, strict=True)), 0) for row in BT2020_TO_BT709)
     largest = max(red, green, blue)
     gain = rolled_off(largest) / largest if largest else 1
     return [round(255 * min(value * gain / 203, 1) ** (1 / 2.4)) for value in (red, green, blue)]
@@ -311,11 +301,7 @@ def test_colours_that_cannot_be_shown_are_refused(tags: str, reason: str, tmp_pa
 
 @pytest.mark.parametrize(
     "tags",
-    [
-        "transfer=bt709:colorprim=bt709:colormatrix=bt709",
-        "transfer=bt470bg:colorprim=bt470bg",
-        "transfer=iec61966-2-1",
-    ],
+    ["transfer=bt709:colorprim=bt709:colormatrix=bt709", "transfer=bt470bg:colorprim=bt470bg", "transfer=iec61966-2-1"],
 )
 def test_ordinary_colours_are_left_alone(tags: str, tmp_path: Path) -> None:
     path = write_video(tmp_path, x264(tags), 2)
@@ -393,9 +379,7 @@ def test_decord_is_not_used_for_what_it_does_not_apply(parameters: str, tmp_path
 
 @pytest.mark.parametrize("suffix", [".mkv", ".ts"])
 def test_the_shape_of_pixels_may_not_change_midway(suffix: str, tmp_path: Path) -> None:
-    paths = [
-        write_video(tmp_path, x264(f"sar={sar}:repeat-headers=1"), 12, name=sar[0]) for sar in ("1/1", "2/1")
-    ]
+    paths = [write_video(tmp_path, x264(f"sar={sar}:repeat-headers=1"), 12, name=sar[0]) for sar in ("1/1", "2/1")]
     path = join(tmp_path / f"joined{suffix}", *paths)
     assert not probe_clip(path).trusted_by_decord
     assert len(read_clip(path, 0, 8)) == 8

@@ -9,14 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luve_lightning.data.clip_scores import (
-    ClipScores,
-    ScoreRow,
-    ScoresError,
-    ScoreSettings,
-    read_rows,
-    write_rows,
-)
+from luve_lightning.data.clip_scores import ClipScores, ScoreRow, ScoresError, ScoreSettings, read_rows, write_rows
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_index import CAPTIONS, ClipEntry
 from luve_lightning.files import text_digest
@@ -73,9 +66,7 @@ def test_rows_survive_the_file(entries: list[ClipEntry], tmp_path: Path) -> None
     assert [file.name for file in tmp_path.iterdir()] == ["part-0.parquet"]
 
 
-def test_it_keeps_what_is_above_the_threshold_and_says_how_many(
-    entries: list[ClipEntry], tmp_path: Path
-) -> None:
+def test_it_keeps_what_is_above_the_threshold_and_says_how_many(entries: list[ClipEntry], tmp_path: Path) -> None:
     scores = written(tmp_path, rows_of(entries[:2], [6.6, 6.5]), rows_of(entries[2:], [None, 7.0]))
     kept, summary = scores.keep(entries, 6.5, "hpsv3")
     assert names(kept) == "ad", "6.5 is not above 6.5"
@@ -106,9 +97,7 @@ def test_another_scorer_is_refused(entries: list[ClipEntry], tmp_path: Path) -> 
     scores = written(tmp_path, rows_of(entries, [7.0] * 4))
     with pytest.raises(ScoresError) as error:
         scores.keep(entries, 0.65, "sharpness-exposure")
-    assert str(error.value) == (
-        f"{tmp_path}: scores by 'hpsv3', but the threshold 0.65 is for 'sharpness-exposure'"
-    )
+    assert str(error.value) == (f"{tmp_path}: scores by 'hpsv3', but the threshold 0.65 is for 'sharpness-exposure'")
 
 
 def test_clips_without_a_score_are_named(entries: list[ClipEntry], tmp_path: Path) -> None:
@@ -155,9 +144,7 @@ def test_a_later_success_outdoes_an_earlier_failure(entries: list[ClipEntry], tm
 def test_scores_of_two_kinds_are_refused(entries: list[ClipEntry], tmp_path: Path) -> None:
     first, second = rows_of(entries[:2], [7.0, 7.0]), rows_of(entries[2:], [7.0, 7.0])
     other = [replace(row, settings=replace(SETTINGS, scorer_version="1.0.0, weights 4567")) for row in second]
-    with pytest.raises(
-        ScoresError, match=r"scores of different settings: .*weights 0123.* and .*weights 4567"
-    ):
+    with pytest.raises(ScoresError, match=r"scores of different settings: .*weights 0123.* and .*weights 4567"):
         written(tmp_path, first, other)
 
 

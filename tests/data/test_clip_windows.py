@@ -75,9 +75,7 @@ def test_stride(world: Path, reader: WindowReader) -> None:
     np.testing.assert_array_equal(item.frames.numpy(), read_clip(clip.path, 0, 9)[::2, :, 4:60])
 
 
-def test_stored_windows_are_not_decoded(
-    world: Path, reader: WindowReader, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stored_windows_are_not_decoded(world: Path, reader: WindowReader, monkeypatch: pytest.MonkeyPatch) -> None:
     windows, _ = plan_windows(VideoIndex.from_csv(world).entries, RECIPE)
     assert pending_windows(windows, reader) == list(range(6)), "no hash is known yet"
     store_all(reader, windows[0])
@@ -115,9 +113,7 @@ def bad_file(path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "garbage"])
-def test_bad_clips_are_items_with_a_reason(
-    tmp_path: Path, world: Path, reader: WindowReader, kind: str
-) -> None:
+def test_bad_clips_are_items_with_a_reason(tmp_path: Path, world: Path, reader: WindowReader, kind: str) -> None:
     clip = replace(VideoIndex.from_csv(world).entries[0], path=tmp_path / "bad.mp4")
     bad_file(clip.path, kind)
     item = reader(ClipWindow(clip, (0, 5)))

@@ -67,9 +67,7 @@ def test_one_missing_entry_is_one_clear_line(store: LatentStore, entries: list[C
     )
 
 
-def test_other_vae_other_size_other_frames_are_not_found(
-    store: LatentStore, entries: list[ClipEntry]
-) -> None:
+def test_other_vae_other_size_other_frames_are_not_found(store: LatentStore, entries: list[ClipEntry]) -> None:
     for change in ({"vae": "f" * 64}, {"size": (96, 96)}, {"frames": 9}, {"stride": 2}, {"dtype": "float32"}):
         with pytest.raises(StoreError, match="4 of 4 clips have no latents"):
             find(store, entries, replace(RECIPE, **change))

@@ -36,9 +36,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One file of each kind that can be encoded here."""
     folder = tmp_path_factory.mktemp("videos")
     return {
-        name: write_video(folder, kind, COUNT, name=name)
-        for name, kind in KINDS.items()
-        if not missing_encoder(kind)
+        name: write_video(folder, kind, COUNT, name=name) for name, kind in KINDS.items() if not missing_encoder(kind)
     }
 
 
@@ -54,9 +52,7 @@ def test_every_single_frame_is_the_one_asked_for(video: Path) -> None:
     assert got == list(range(COUNT))
 
 
-@pytest.mark.parametrize(
-    ("start", "count", "stride"), [(0, COUNT, 1), (11, 17, 1), (5, 9, 4), (COUNT - 1, 1, 7)]
-)
+@pytest.mark.parametrize(("start", "count", "stride"), [(0, COUNT, 1), (11, 17, 1), (5, 9, 4), (COUNT - 1, 1, 7)])
 def test_ranges_and_strides(video: Path, start: int, count: int, stride: int) -> None:
     frames = read_clip(video, start, count, stride=stride)
     assert frames.dtype == np.uint8
@@ -103,15 +99,11 @@ def test_decord_strides_evenly_over_open_groups(videos: dict[str, Path]) -> None
     assert len(set(np.diff(numbers))) == 1
 
 
-@pytest.mark.parametrize(
-    "source", ["h264", "h264_mkv", "h264_open", "h264_open_mkv", "hevc", "hevc_mkv", "vp9"]
-)
+@pytest.mark.parametrize("source", ["h264", "h264_mkv", "h264_open", "h264_open_mkv", "hevc", "hevc_mkv", "vp9"])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_stream_copied_cut(source: str, suffix: str, videos: dict[str, Path], tmp_path: Path) -> None:
     """A cut has the frames that a player shows, in one unbroken run up to the last."""
-    cut = copy_stream(
-        videos[source], tmp_path / f"cut{suffix}", keyframe=1, zero=13 if suffix == ".mp4" else 0
-    )
+    cut = copy_stream(videos[source], tmp_path / f"cut{suffix}", keyframe=1, zero=13 if suffix == ".mp4" else 0)
     info = probe_clip(cut)
     shown = numbers_of(read_clip(cut, 0, info.frames))
     assert shown == list(range(shown[0], COUNT))
@@ -356,9 +348,7 @@ def test_workers_read_after_the_parent_has_read(context: str, videos: dict[str, 
     """A decord reader kept from before a fork would hang for ever in the workers."""
     paths = [videos["h264"], videos["hevc"]] * 3
     read_clip(paths[0], 0, 4), read_clip(paths[1], 0, 4)
-    loader = DataLoader(
-        Clips(paths), batch_size=2, num_workers=2, multiprocessing_context=context, timeout=60
-    )
+    loader = DataLoader(Clips(paths), batch_size=2, num_workers=2, multiprocessing_context=context, timeout=60)
     got = torch.cat(list(loader)).numpy()
     assert [numbers_of(frames) for frames in got] == [list(range(i, i + 4)) for i in range(6)]
 

@@ -41,9 +41,7 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ordinary_clips_keep_the_hash_of_their_bytes(tmp_path: Path) -> None:
     """Stored latents of turned, 10-bit, full-range clips and those of any codec are found as before."""
     hashes = ClipHashes(tmp_path / "store")
-    paths = [
-        write_video(tmp_path, kind, 4, name=name) for name, kind in {**CLOSED, "hevc": KINDS["hevc"]}.items()
-    ]
+    paths = [write_video(tmp_path, kind, 4, name=name) for name, kind in {**CLOSED, "hevc": KINDS["hevc"]}.items()]
     paths += [write_video(tmp_path, KINDS["h264_10bit"], 4, name="deep")]
     paths += [write_video(tmp_path, count=4, name=f"turned-{turn}", rotation=turn) for turn in (90, 180, 270)]
     assert [hashes.digest(path) for path in paths] == [sha256(path) for path in paths]
@@ -58,10 +56,7 @@ def test_what_cannot_be_decoded_is_known_by_its_bytes(tmp_path: Path) -> None:
 def test_other_clips_have_a_hash_of_their_own(tmp_path: Path) -> None:
     mirrored = set_matrix(write_video(tmp_path, count=4, name="mirrored"), -1, 0, 0, 1)
     wide = write_video(
-        tmp_path,
-        replace(H264_CLOSED, options=H264_CLOSED.options | {"x264-params": "sar=2/1"}),
-        4,
-        name="wide",
+        tmp_path, replace(H264_CLOSED, options=H264_CLOSED.options | {"x264-params": "sar=2/1"}), 4, name="wide"
     )
     hashes = ClipHashes(tmp_path / "store")
     found = {hashes.digest(path) for path in (mirrored, wide)}
@@ -127,9 +122,7 @@ def test_a_store_that_may_not_be_written_does_not_matter(tmp_path: Path) -> None
 def test_variable_frame_rates_are_noticed(tmp_path: Path) -> None:
     fast, slow = list(range(30)), [30 + 3 * step for step in range(10)]
     uneven = write_video(tmp_path, count=40, name="uneven", pts=fast + slow)
-    even = [
-        write_video(tmp_path, KINDS[name], 12, name=name) for name in ("h264", "h264_open", "hevc", "vp9_mp4")
-    ]
+    even = [write_video(tmp_path, KINDS[name], 12, name=name) for name in ("h264", "h264_open", "hevc", "vp9_mp4")]
     assert look(uneven).uneven
     assert not any(look(path).uneven for path in even)
     hashes = ClipHashes(tmp_path / "store")

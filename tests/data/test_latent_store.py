@@ -262,9 +262,7 @@ def test_not_finite_is_refused(store: LatentStore, value: float) -> None:
 def test_overflow_is_refused_and_fits_in_float32(store: LatentStore) -> None:
     large = latents()
     large[0, 0, 0, 0] = 70_000
-    with pytest.raises(
-        StoreError, match=r"reach 7e\+04, float16 holds up to 6.55e\+04: store them as float32"
-    ):
+    with pytest.raises(StoreError, match=r"reach 7e\+04, float16 holds up to 6.55e\+04: store them as float32"):
         store.write(KEY, large)
     assert not store.has(KEY)
     store.write(replace(KEY, dtype="float32"), large)

@@ -28,9 +28,7 @@ def test_windows_lie_in_the_clip_and_spread_over_it(
     recipe = replace(RECIPE, frames=frames, start=start, windows=windows, stride=stride)
     ranges = recipe.frame_ranges(total)
     read = [list(range(a, b, stride)) for a, b in ranges]
-    assert all(
-        len(numbers) == frames and numbers[-1] == b - 1 for numbers, (_, b) in zip(read, ranges, strict=True)
-    )
+    assert all(len(numbers) == frames and numbers[-1] == b - 1 for numbers, (_, b) in zip(read, ranges, strict=True))
     assert all(start <= a and b <= total for a, b in ranges)
     room = total - start - (frames - 1) * stride - 1
     assert len(ranges) == (0 if room < 0 else min(windows, room + 1))
@@ -41,10 +39,7 @@ def test_windows_lie_in_the_clip_and_spread_over_it(
         gaps = [b[0] - a[0] for a, b in pairwise(ranges)]
         assert max(gaps) - min(gaps) <= 1
     if not ranges:
-        assert (
-            recipe.too_short(total)
-            == f"{total} frames, expected at least {start + (frames - 1) * stride + 1}"
-        )
+        assert recipe.too_short(total) == f"{total} frames, expected at least {start + (frames - 1) * stride + 1}"
 
 
 def test_keys_name_every_scale_and_variant() -> None:
@@ -105,9 +100,7 @@ def test_wrong_size_names_the_nearest() -> None:
     ratio=st.sampled_from([4, 8]),
     scales=st.lists(st.sampled_from([1.25, 1.5, 2.0, 3.0, 4 / 3, 2.5]), max_size=3, unique=True),
 )
-def test_accepted_sizes_are_those_that_divide(
-    height: int, width: int, ratio: int, scales: list[float]
-) -> None:
+def test_accepted_sizes_are_those_that_divide(height: int, width: int, ratio: int, scales: list[float]) -> None:
     exact = [Fraction(1), *(Fraction(scale).limit_denominator(100) for scale in scales)]
     divides = all((Fraction(n) / scale / ratio).denominator == 1 for n in (height, width) for scale in exact)
     if not divides:

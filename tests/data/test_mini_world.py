@@ -76,12 +76,7 @@ def test_the_csv_is_ultravideos(world: Path) -> None:
         assert all(value.strip() for value in row.values())
         assert len(row["clip_id"]) == 40
         assert set(row["clip_id"]) <= set("0123456789abcdef")
-        assert (row["frame_width"], row["frame_height"], row["total_frames"], row["fps"]) == (
-            "64",
-            "64",
-            "9",
-            "16",
-        )
+        assert (row["frame_width"], row["frame_height"], row["total_frames"], row["fps"]) == ("64", "64", "9", "16")
         assert int(row["end_frame"]) - int(row["start_frame"]) == 9
         assert float(row["duration"]) == pytest.approx(9 / 16)
 
@@ -132,12 +127,7 @@ def test_clips_are_tagged_and_come_back_in_their_own_colours(tmp_path: Path) -> 
         context = container.streams.video[0].codec_context
         assert context.name == "h264"
         assert context.pix_fmt == "yuv420p"
-        assert (context.color_primaries, context.color_trc, context.colorspace, context.color_range) == (
-            1,
-            1,
-            1,
-            1,
-        )
+        assert (context.color_primaries, context.color_trc, context.colorspace, context.color_range) == (1, 1, 1, 1)
     decoded = decode(tmp_path / "a.mp4")[:, :, 8::16].astype(int)
     # A matrix mixed up between encoder and decoder moves the green bar by 20 and more.
     assert np.abs(decoded - colors.astype(int)).max() <= 4
@@ -235,8 +225,7 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
-    ["[" * 100_000, "[]", "5", "{}", '{"arguments": [], "sha256": {}}', '{"arguments": {}, "sha256": [1]}'],
+    "content", ["[" * 100_000, "[]", "5", "{}", '{"arguments": [], "sha256": {}}', '{"arguments": {}, "sha256": [1]}']
 )
 def test_a_strange_manifest_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "MANIFEST.json").write_text(content)

@@ -38,9 +38,7 @@ from luve_lightning.data.video_files import encode_h264
 STILL = Camera("", "", "", "", "steady", (256.0, 256.0), 64.0, 0.0, 1.0, 0.0, 0.0)
 
 
-def scene_of(
-    camera: Camera, *sprites: Sprite, url: str = "skimage-gravel", size: int = 64, frames: int = 9
-) -> Scene:
+def scene_of(camera: Camera, *sprites: Sprite, url: str = "skimage-gravel", size: int = 64, frames: int = 9) -> Scene:
     return Scene(0, "train", 0, frames, size, 16, url, Grade(), camera, sprites)
 
 
@@ -70,9 +68,7 @@ def test_a_still_camera_shows_the_photographs_own_pixels() -> None:
 def test_a_wide_window_is_antialiased() -> None:
     frames = paint_scene(scene_of(replace(STILL, window=192.0)))
     picture = load_photograph(photograph_named("skimage-gravel"))[None, :, 160:352, 160:352]
-    expected = (
-        F.interpolate(picture, (64, 64), mode="bicubic", antialias=True).clamp(0, 1)[0].permute(1, 2, 0)
-    )
+    expected = F.interpolate(picture, (64, 64), mode="bicubic", antialias=True).clamp(0, 1)[0].permute(1, 2, 0)
     assert (frames[4].float() - expected * 255).abs().max() <= 1.0
 
 
@@ -119,9 +115,7 @@ def test_drawn_pans_move_as_captioned() -> None:
         frames = paint_scene(replace(scene, sprites=())).float().mean(dim=-1).numpy()
         moved = shift_between(frames[3], frames[5])
         way = DIRECTIONS[scene.camera.pan]
-        agreed += all(
-            np.sign(-step) == np.sign(direction) for step, direction in zip(moved, way, strict=True)
-        )
+        agreed += all(np.sign(-step) == np.sign(direction) for step, direction in zip(moved, way, strict=True))
     # Smooth gradients (the colour wheel) have no phase peak to find.
     assert agreed >= 13
 
@@ -159,9 +153,7 @@ def test_clips_cover_every_photograph_and_no_place_twice() -> None:
 
 
 def test_only_train_is_graded_and_text_is_never_mirrored() -> None:
-    assert all(
-        draw_scene(0, split, i, 9, 64, 16).grade == Grade() for split in ("val", "test") for i in range(20)
-    )
+    assert all(draw_scene(0, split, i, 9, 64, 16).grade == Grade() for split in ("val", "test") for i in range(20))
     scenes = [draw_scene(0, "train", index, 9, 64, 16) for index in range(120)]
     assert len({scene.grade for scene in scenes}) == 120
     assert {scene.grade.flip for scene in scenes} == {True, False}
@@ -184,18 +176,7 @@ def test_grades_do_what_they_say() -> None:
 
 def test_a_sprite_is_cut_from_its_photograph_and_has_soft_edges() -> None:
     sprite = Sprite(
-        "square",
-        "",
-        "waits",
-        "",
-        "steady",
-        (0.0, 0.0),
-        (0.0, 0.0),
-        0.5,
-        0.0,
-        0.0,
-        "skimage-coins",
-        (100.0, 80.0, 32.0),
+        "square", "", "waits", "", "steady", (0.0, 0.0), (0.0, 0.0), 0.5, 0.0, 0.0, "skimage-coins", (100.0, 80.0, 32.0)
     )
     frames = paint_scene(scene_of(STILL, sprite))
     # Radius half of half a frame: 32 pixels across, one pixel of the cut each; the square fills 0.85 of it.
@@ -249,9 +230,7 @@ def test_captions_have_one_form() -> None:
             assert sentences[1].startswith("the camera ")
             assert 3 <= len(sentences) <= 4
             assert set(caption.split()) <= words
-            assert (
-                any(shape in sentences[2] for shape in SHAPES) or sentences[2] == "nothing moves in front ."
-            )
+            assert any(shape in sentences[2] for shape in SHAPES) or sentences[2] == "nothing moves in front ."
 
 
 @pytest.mark.parametrize("easing", ["steady", "smooth", "starting", "stopping"])
@@ -277,8 +256,6 @@ def test_shapes_fill_the_unit_square(shape: str) -> None:
 @pytest.mark.parametrize("shape", sorted(OUTLINES))
 @settings(max_examples=60, deadline=None)
 @given(ax=coordinate, ay=coordinate, bx=coordinate, by=coordinate)
-def test_signed_distances_change_no_faster_than_the_way(
-    shape: str, ax: float, ay: float, bx: float, by: float
-) -> None:
+def test_signed_distances_change_no_faster_than_the_way(shape: str, ax: float, ay: float, bx: float, by: float) -> None:
     first, second = OUTLINES[shape](torch.tensor([ax, bx]), torch.tensor([ay, by])).tolist()
     assert abs(first - second) <= np.hypot(ax - bx, ay - by) + 1e-5

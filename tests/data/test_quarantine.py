@@ -78,20 +78,7 @@ def test_workers_survive_bad_files(workers: int, folder: Path) -> None:
         batches = list(loader)
         assert [len(clips) for _, clips in batches] == [4, 4, 4]
         # Each bad one is replaced by the next that can be read, and after the last comes the first.
-        assert torch.cat([indices for indices, _ in batches]).tolist() == [
-            0,
-            2,
-            2,
-            5,
-            5,
-            5,
-            6,
-            9,
-            9,
-            9,
-            10,
-            0,
-        ]
+        assert torch.cat([indices for indices, _ in batches]).tolist() == [0, 2, 2, 5, 5, 5, 6, 9, 9, 9, 10, 0]
         for _, clips in batches:
             assert all(numbers_of(clip.numpy()) == list(range(FRAMES)) for clip in clips)
     lines = lines_of(listed)
@@ -134,9 +121,7 @@ def test_a_few_bad_clips_do_not_stop_a_small_data_set(tmp_path: Path) -> None:
     quarantine = Quarantine(None, 0.05, 14)
     for name in "ab":
         quarantine.add(ClipError(tmp_path / f"{name}.mp4", "is missing"))
-    with pytest.raises(
-        TooManyBadClips, match=r"3 of 14 clips cannot be read \(21\.4%, 2 clips allowed\): \S"
-    ):
+    with pytest.raises(TooManyBadClips, match=r"3 of 14 clips cannot be read \(21\.4%, 2 clips allowed\): \S"):
         quarantine.add(ClipError(tmp_path / "c.mp4", "is missing"))
     pair = Quarantine(None, 0.05, 2)  # of which one must be left
     pair.add(ClipError(tmp_path / "a.mp4", "is missing"))
@@ -248,9 +233,7 @@ def test_clips_of_another_index_do_not_count(tmp_path: Path) -> None:
     assert own.too_many()
 
 
-def test_a_list_that_may_not_be_written_goes_on_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_list_that_may_not_be_written_goes_on_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "store" / "quarantine.jsonl"
     for name in "ac":
         Quarantine(path, 1.0, 10).add(ClipError(tmp_path / f"{name}.mp4", "is missing"))

@@ -77,9 +77,7 @@ def pages_in_memory(path: Path) -> float:
     size = path.stat().st_size
     pages = -(-size // mmap.PAGESIZE)
     descriptor = os.open(path, os.O_RDONLY)
-    address = libc.mmap(
-        None, ctypes.c_size_t(size), mmap.PROT_READ, mmap.MAP_SHARED, descriptor, ctypes.c_long(0)
-    )
+    address = libc.mmap(None, ctypes.c_size_t(size), mmap.PROT_READ, mmap.MAP_SHARED, descriptor, ctypes.c_long(0))
     vector = (ctypes.c_ubyte * pages)()
     assert libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), vector) == 0
     libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size))
@@ -118,8 +116,7 @@ def test_unknown_tensor_and_dtype_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"abc", b"\xff" * 64, (8).to_bytes(8, "little") + b"not json", (2).to_bytes(8, "little") + b"[]"],
+    "content", [b"", b"abc", b"\xff" * 64, (8).to_bytes(8, "little") + b"not json", (2).to_bytes(8, "little") + b"[]"]
 )
 def test_other_files_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other"

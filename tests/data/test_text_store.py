@@ -21,13 +21,7 @@ from safetensors.torch import save
 
 from luve_lightning.data.safetensors_window import tensor_digest
 from luve_lightning.data.store import StoreError
-from luve_lightning.data.text_store import (
-    TEXT_VERSION,
-    StoredEmbeddings,
-    TextKey,
-    TextSource,
-    TextStore,
-)
+from luve_lightning.data.text_store import TEXT_VERSION, StoredEmbeddings, TextKey, TextSource, TextStore
 from tests.helpers.store_size import StoreSize, store_size
 
 SOURCE = TextSource(encoder="e" * 64, length=8, dtype="float32")
@@ -110,9 +104,7 @@ def test_what_cannot_be_an_embedding_is_refused(store: TextStore, wrong: torch.T
 
 
 def test_missing_damaged_and_swapped_entries_are_refused_in_one_line(store: TextStore) -> None:
-    with pytest.raises(
-        StoreError, match=r'no embedding of caption "a red boat" by .* run `luve embed`'
-    ) as error:
+    with pytest.raises(StoreError, match=r'no embedding of caption "a red boat" by .* run `luve embed`') as error:
         store.read(KEY)
     assert "\n" not in str(error.value)
     other = SOURCE.key("another")
@@ -140,9 +132,7 @@ def test_flipped_bits_are_noticed_and_entries_of_before_the_digest_are_valid(sto
     assert torch.equal(store.read(KEY)[: len(embedding())], embedding())
 
 
-@pytest.mark.parametrize(
-    "record", ["[]", "5", '"text"', "[" * 100_000, '{"backbone": 1}', '{"backbone": "b", "x": 1}']
-)
+@pytest.mark.parametrize("record", ["[]", "5", '"text"', "[" * 100_000, '{"backbone": 1}', '{"backbone": "b", "x": 1}'])
 def test_strange_records_are_one_line(store: TextStore, record: str) -> None:
     (store.root / "sources").mkdir(parents=True)
     (store.root / "sources" / "strange.json").write_text(record)

@@ -12,15 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luve_lightning.data.video_index import (
-    CAPTIONS,
-    COLUMNS,
-    SPLITS,
-    ClipEntry,
-    Limits,
-    VideoIndex,
-    VideoIndexError,
-)
+from luve_lightning.data.video_index import CAPTIONS, COLUMNS, SPLITS, ClipEntry, Limits, VideoIndex, VideoIndexError
 
 
 def row(clip_id: str, url: str = "a", **changes: Any) -> dict[str, Any]:
@@ -78,9 +70,7 @@ def test_columns_are_ultravideos() -> None:
 
 
 def test_entries_hold_what_the_csv_says(tmp_path: Path) -> None:
-    index = VideoIndex.from_csv(
-        write(tmp_path, [row("c1", "v1"), row("c2", "v2", fps="25", total_frames="97.0")])
-    )
+    index = VideoIndex.from_csv(write(tmp_path, [row("c1", "v1"), row("c2", "v2", fps="25", total_frames="97.0")]))
     assert len(index) == 2
     assert index.dropped == []
     first, second = index.entries
@@ -218,9 +208,7 @@ def test_summary_counts_what_was_dropped(tmp_path: Path) -> None:
 
 def test_nothing_left_says_why(tmp_path: Path) -> None:
     with pytest.raises(VideoIndexError, match="no clip can be used: 2 too few frames, 1 bad fps") as error:
-        VideoIndex.from_csv(
-            write(tmp_path, [row("a"), row("b"), row("c", fps=-1)]), keep=Limits(min_frames=500)
-        )
+        VideoIndex.from_csv(write(tmp_path, [row("a"), row("b"), row("c", fps=-1)]), keep=Limits(min_frames=500))
     assert "\n" not in str(error.value)
     with pytest.raises(VideoIndexError, match="it has no rows"):
         VideoIndex.from_csv(write(tmp_path, []))
@@ -270,9 +258,7 @@ def test_the_folder_of_clips(tmp_path: Path) -> None:
 
 
 def index_of(urls: list[str]) -> VideoIndex:
-    entries = [
-        ClipEntry(f"c{i}", Path(f"c{i}.mp4"), url, 24.0, 33, 192, 192, {}) for i, url in enumerate(urls)
-    ]
+    entries = [ClipEntry(f"c{i}", Path(f"c{i}.mp4"), url, 24.0, 33, 192, 192, {}) for i, url in enumerate(urls)]
     return VideoIndex(entries)
 
 
@@ -288,9 +274,7 @@ def test_no_source_video_is_in_two_splits(urls: list[str], weights: tuple[int, i
     parts = {name: index.split(name, (train, val, test)) for name in SPLITS}
     owners = [{entry.url for entry in part} for part in parts.values()]
     assert sum(len(owner) for owner in owners) == len(set(urls))
-    assert sorted(e.clip_id for part in parts.values() for e in part) == sorted(
-        e.clip_id for e in index.entries
-    )
+    assert sorted(e.clip_id for part in parts.values() for e in part) == sorted(e.clip_id for e in index.entries)
 
 
 def test_fractions_are_met() -> None:
@@ -307,8 +291,7 @@ def test_split_does_not_depend_on_other_videos_or_on_the_process() -> None:
         assert here == {e.url for e in many.split(name, (0.4, 0.3, 0.3))} & {"a", "b", "c"}
     # Fixed for good: a change here mixes the test videos of trained models into their successors' training.
     placed = {
-        name: "".join(e.url for e in index_of(list("abcdefghijkl")).split(name, (0.5, 0.25, 0.25)))
-        for name in SPLITS
+        name: "".join(e.url for e in index_of(list("abcdefghijkl")).split(name, (0.5, 0.25, 0.25))) for name in SPLITS
     }
     assert placed == {"train": "bcdefj", "val": "hkl", "test": "agi"}
 
@@ -370,9 +353,7 @@ def test_urls_that_only_the_splits_file_knows_are_named(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         VideoIndex.from_csv(path)
-    (tmp_path / "splits.json").write_text(
-        json.dumps({"train": ["v1"], "val": ["dropped"], "test": ["other"]})
-    )
+    (tmp_path / "splits.json").write_text(json.dumps({"train": ["v1"], "val": ["dropped"], "test": ["other"]}))
     with pytest.warns(UserWarning, match="1 urls are not in the CSV: other"):
         VideoIndex.from_csv(path)
 
@@ -389,9 +370,7 @@ def test_unknown_split_is_named() -> None:
 
 
 @pytest.mark.slow
-def test_size_of_ultravideo_loads_without_asking_for_each_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_size_of_ultravideo_loads_without_asking_for_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """42,000 rows with captions; on a network's disk each question takes milliseconds."""
     count = 42_000
     text = "A mountain lake at dawn, filmed from a slowly rising drone. " * 4

@@ -82,9 +82,7 @@ def test_training_needs_no_validation_clips(
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_a_limit_of_no_clips_is_refused(
-    tiny_clips: Path, tiny_latents: Path, tiny_backbone: Path, number: int
-) -> None:
+def test_a_limit_of_no_clips_is_refused(tiny_clips: Path, tiny_latents: Path, tiny_backbone: Path, number: int) -> None:
     with pytest.raises(ValueError, match=r"^val_limit: expected at least 1 clip, or null for all, got 0$"):
         make(number, tiny_clips / "clips.csv", tiny_latents, tiny_backbone, val_limit=0)
 

@@ -71,14 +71,10 @@ def test_a_missing_backbone_is_one_line(tmp_path: Path, backbone: str) -> None:
         vae_fingerprint(backbone, tmp_path)
 
 
-def test_a_store_that_may_not_be_written_is_no_hindrance(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_may_not_be_written_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, store = write_backbone(tmp_path / "backbone"), tmp_path / "store"
     store.mkdir()
     forbid_writing(monkeypatch, store, errno.EROFS)
-    with pytest.warns(
-        UserWarning, match=f"{store}: cannot be written .Read-only file system.: .*kept in memory"
-    ):
+    with pytest.warns(UserWarning, match=f"{store}: cannot be written .Read-only file system.: .*kept in memory"):
         assert vae_fingerprint(str(backbone), store) == load_backbone(backbone).latent_space().fingerprint()
     assert list(store.iterdir()) == []

@@ -25,16 +25,9 @@ def batches(sampler: ResumableBatchSampler, epoch: int = 0, start: int = 0) -> l
 
 @settings(max_examples=60, deadline=None)
 @given(
-    items=st.integers(1, 23),
-    batch=SIZES,
-    world=SIZES,
-    passes=SIZES,
-    seed=st.integers(0, 9),
-    epoch=st.integers(0, 9),
+    items=st.integers(1, 23), batch=SIZES, world=SIZES, passes=SIZES, seed=st.integers(0, 9), epoch=st.integers(0, 9)
 )
-def test_ranks_share_the_epochs_order(
-    items: int, batch: int, world: int, passes: int, seed: int, epoch: int
-) -> None:
+def test_ranks_share_the_epochs_order(items: int, batch: int, world: int, passes: int, seed: int, epoch: int) -> None:
     assume(items * passes >= batch * world)
     ranks = [
         batches(ResumableBatchSampler(items, batch, seed, (1.0, 3.0), passes, rank, world), epoch)
@@ -56,9 +49,7 @@ def test_ranks_share_the_epochs_order(
 
 @settings(max_examples=40, deadline=None)
 @given(batch=SIZES, epoch=st.integers(0, 3), data=st.data())
-def test_a_resumed_epoch_is_the_rest_of_it_and_the_next_one_is_whole(
-    batch: int, epoch: int, data: Any
-) -> None:
+def test_a_resumed_epoch_is_the_rest_of_it_and_the_next_one_is_whole(batch: int, epoch: int, data: Any) -> None:
     sampler = ResumableBatchSampler(13, batch, 7, (1.0, 1.0), passes=2)
     whole, following = batches(sampler, epoch), batches(sampler, epoch + 1)
     start = data.draw(st.integers(0, len(sampler)))
@@ -105,9 +96,7 @@ def test_a_loader_starts_where_it_is_told_with_and_without_workers(workers: int)
     sampler.set_epoch(4)
     sampler.resume_at(3)
     iterator = iter(loader)
-    sampler.set_epoch(
-        9
-    )  # as Lightning does between making the iterator and reading from it; only ever the same epoch
+    sampler.set_epoch(9)  # as Lightning does between making the iterator and reading from it; only ever the same epoch
     assert [b.tolist() for b in iterator] == expected
     assert len([b.tolist() for b in iter(loader)]) == 6
 

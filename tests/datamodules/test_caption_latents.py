@@ -147,10 +147,7 @@ def test_a_missing_embedding_is_found_before_training(world: World, tmp_path: Pa
             {"variant": "sharpened (radius 9.0, amount 1.0)"},  # the experiments make others
             "for variant sharpened .*size 48x48, scales none",
         ),
-        (
-            {"scale": 4.0},
-            "4 of 4 clips have no latents in .* scales 4, 9 frames from 0 .*run `luve precompute`",
-        ),
+        ({"scale": 4.0}, "4 of 4 clips have no latents in .* scales 4, 9 frames from 0 .*run `luve precompute`"),
         ({"scale": 0.5}, r"scales must be different numbers above 1, got \[0.5\]"),
         ({"columns": ("Title",)}, "columns: 'Title' is no caption column"),
         ({"drop_caption": 1.5}, r"drop: expected a chance in \[0, 1\], got 1.5"),

@@ -46,9 +46,7 @@ def test_views_reach_every_corner_and_both_ends_of_a_clip(tiny_clips: Path) -> N
     data = views(tiny_clips, preload=False)
     data.views, data.entries[0] = [View(frames=3, size=5)], replace(data.entries[0], total_frames=6)
     # Each pixel holds its own place: frame, row, column.
-    data.loaded[0] = np.stack(
-        np.meshgrid(np.arange(6), np.arange(6), np.arange(7), indexing="ij"), -1
-    ).astype(np.uint8)
+    data.loaded[0] = np.stack(np.meshgrid(np.arange(6), np.arange(6), np.arange(7), indexing="ij"), -1).astype(np.uint8)
     found = set()
     for n in range(300):
         video = data[SampleKey(index=0, bucket=0, seed=(0, 0, n))]["video"]

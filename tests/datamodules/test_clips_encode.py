@@ -18,9 +18,7 @@ from tests.helpers.small_world import write_world
 
 @pytest.fixture(scope="module")
 def window(tmp_path_factory: pytest.TempPathFactory) -> ClipWindow:
-    return ClipWindow(
-        VideoIndex.from_csv(write_world(tmp_path_factory.mktemp("world"), 1)).entries[0], (0, 9)
-    )
+    return ClipWindow(VideoIndex.from_csv(write_world(tmp_path_factory.mktemp("world"), 1)).entries[0], (0, 9))
 
 
 @pytest.fixture

@@ -31,9 +31,7 @@ def test_windows_cover_the_same_picture(
 ) -> None:
     p = Fraction(scale).limit_denominator(100).numerator
     shape = (frames, units[0] * p, units[1] * p)
-    high, low = aligned_windows(
-        shape, (crop[0], crop[1] * p, crop[2] * p), scale, np.random.default_rng(seed)
-    )
+    high, low = aligned_windows(shape, (crop[0], crop[1] * p, crop[2] * p), scale, np.random.default_rng(seed))
     assert high[0] == low[0]
     for axis in (1, 2):
         assert 0 <= high[axis][0] < high[axis][1] <= shape[axis]
@@ -42,9 +40,7 @@ def test_windows_cover_the_same_picture(
 
 
 def test_every_position_is_drawn() -> None:
-    starts = {
-        aligned_windows((1, 12, 12), (1, 6, 6), 1.5, np.random.default_rng(i))[0][1][0] for i in range(200)
-    }
+    starts = {aligned_windows((1, 12, 12), (1, 6, 6), 1.5, np.random.default_rng(i))[0][1][0] for i in range(200)}
     assert starts == {0, 3, 6}
 
 

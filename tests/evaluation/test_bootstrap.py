@@ -115,10 +115,7 @@ VIDEOS, SEED, REPLICATES = 6, 4, 40
 
 def videos(seed: int, shift: float = 0.0, count: int = VIDEOS) -> list[Tensor]:
     random = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(5 + n, 3, generator=random) + shift + torch.randn(3, generator=random)
-        for n in range(count)
-    ]
+    return [torch.randn(5 + n, 3, generator=random) + shift + torch.randn(3, generator=random) for n in range(count)]
 
 
 def gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,9 +140,7 @@ def test_resamples_are_those_of_the_videos_themselves() -> None:
         for counts in draw_counts(VIDEOS, SEED, REPLICATES)
     ]
     assert result.draws == pytest.approx(np.array(expected), rel=1e-9)
-    assert result.value == pytest.approx(
-        frechet_distance(*gaussian(torch.cat(own)), *gaussian(reference)), rel=1e-9
-    )
+    assert result.value == pytest.approx(frechet_distance(*gaussian(torch.cat(own)), *gaussian(reference)), rel=1e-9)
     shift = result.value - np.mean(expected)
     assert shift < 0, "resamples lie farther away, which is what the shift is for"
     interval = result.interval()
@@ -170,9 +165,7 @@ def test_originals_are_drawn_along() -> None:
 
 
 def test_the_difference_of_a_method_and_itself_is_nothing() -> None:
-    one, other = (
-        FrechetBootstrap(videos(0), fixed(torch.cat(videos(1))), SEED, REPLICATES) for _ in range(2)
-    )
+    one, other = (FrechetBootstrap(videos(0), fixed(torch.cat(videos(1))), SEED, REPLICATES) for _ in range(2))
     assert (one.difference(other).value, one.difference(other).low, one.difference(other).high) == (0, 0, 0)
 
 
@@ -183,9 +176,7 @@ def test_a_difference_is_that_of_the_same_resamples() -> None:
     draws = far.draws - near.draws
     shift = difference.value - draws.mean()
     assert difference.value == pytest.approx(far.value - near.value)
-    assert (difference.low, difference.high) == pytest.approx(
-        tuple(np.percentile(draws, [2.5, 97.5]) + shift)
-    )
+    assert (difference.low, difference.high) == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5]) + shift))
     assert difference.low > 0
     with pytest.raises(ValueError, match="a pair needs the same videos, got 6 and 5"):
         near.difference(FrechetBootstrap(videos(0)[:5], reference, SEED, REPLICATES))
@@ -194,9 +185,7 @@ def test_a_difference_is_that_of_the_same_resamples() -> None:
 def test_one_video_has_no_interval_and_progress_is_told() -> None:
     told: list[None] = []
     reference = fixed(torch.cat(videos(1)))
-    interval = FrechetBootstrap(
-        videos(0)[:1], reference, SEED, REPLICATES, lambda: told.append(None)
-    ).interval()
+    interval = FrechetBootstrap(videos(0)[:1], reference, SEED, REPLICATES, lambda: told.append(None)).interval()
     assert math.isnan(interval.low)
     assert interval.value > 0
     assert not told

@@ -64,9 +64,7 @@ def test_files_that_cannot_be_used_are_named(folder: Path, tmp_path: Path) -> No
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="empty: holds neither images nor videos"):
         folder_statistics(tmp_path / "empty", PLAN, StubFeatures(), "cpu")
-    with pytest.raises(
-        ValueError, match=r"b.png: frames are 50x77, smaller than a patch of 60 \(patches.size\)$"
-    ):
+    with pytest.raises(ValueError, match=r"b.png: frames are 50x77, smaller than a patch of 60 \(patches.size\)$"):
         folder_statistics(folder, replace(PLAN, size=60), StubFeatures(), "cpu")
     (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:500])
     with pytest.raises(ValueError, match=r"b.png: cannot be read"):
@@ -97,9 +95,7 @@ def test_a_cache_is_used_until_the_folder_changes(
         with pytest.raises(AssertionError, match="made again"):
             prepare_reference(again, folder, "cpu", cache)
         with pytest.raises(AssertionError, match="made again"):
-            prepare_reference(
-                FrechetPatchDistance(replace(PLAN, seed=6), StubFeatures()), folder, "cpu", cache
-            )
+            prepare_reference(FrechetPatchDistance(replace(PLAN, seed=6), StubFeatures()), folder, "cpu", cache)
     assert prepare_reference(stub_metric(), folder, "cpu", cache).source_hash != made.source_hash
     assert len(list(cache.iterdir())) == 2
 

@@ -60,9 +60,7 @@ def test_damaged_files_count_as_missing_and_are_replaced(tmp_path: Path, share: 
     for path in tmp_path.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
-            path.write_bytes(
-                content[: int(share * len(content)) - 2 if share > 0.9 else int(share * len(content))]
-            )
+            path.write_bytes(content[: int(share * len(content)) - 2 if share > 0.9 else int(share * len(content))])
     assert cache.score(KEY) is None
     assert cache.features(KEY) is None
     assert cache.features(KEY) is None
@@ -73,14 +71,7 @@ def test_damaged_files_count_as_missing_and_are_replaced(tmp_path: Path, share: 
 def test_every_part_of_a_key_counts() -> None:
     keys = {
         result_key(*parts)
-        for parts in [
-            ("a", "b"),
-            ("b", "a"),
-            ("ab", ""),
-            ("a", "b", "c"),
-            ("a", "b", None, "c"),
-            ("a", "b", "c", "c"),
-        ]
+        for parts in [("a", "b"), ("b", "a"), ("ab", ""), ("a", "b", "c"), ("a", "b", None, "c"), ("a", "b", "c", "c")]
     }
     assert len(keys) == 6
 

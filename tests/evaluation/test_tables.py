@@ -11,20 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from luve_lightning.evaluation.tables import (
-    booktabs,
-    escape,
-    format_value,
-    table_csv,
-    table_markdown,
-    table_rich,
-)
+from luve_lightning.evaluation.tables import booktabs, escape, format_value, table_csv, table_markdown, table_rich
 
 COLUMNS = ("method", "psnr", "clips")
-ROWS = [
-    {"method": "a|b", "psnr": 29.416666, "clips": 24},
-    {"clips": 3, "psnr": math.nan, "method": "[none]"},
-]
+ROWS = [{"method": "a|b", "psnr": 29.416666, "clips": 24}, {"clips": 3, "psnr": math.nan, "method": "[none]"}]
 
 
 @pytest.mark.parametrize(
@@ -59,10 +49,7 @@ def test_csv_has_the_columns_in_order_and_empty_cells_for_nothing() -> None:
     assert text == "method,psnr,clips\na|b,29.4167,24\n[none],,3\n"
 
 
-@given(
-    st.lists(st.floats(allow_nan=False, width=32), max_size=5),
-    st.text(st.characters(codec="utf-8"), max_size=8),
-)
+@given(st.lists(st.floats(allow_nan=False, width=32), max_size=5), st.text(st.characters(codec="utf-8"), max_size=8))
 def test_csv_reads_back(values: list[float], name: str) -> None:
     rows = [{"name": name, "value": value} for value in values]
     read = list(csv.DictReader(io.StringIO(table_csv(["name", "value"], rows), newline="")))

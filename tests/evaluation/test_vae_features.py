@@ -22,9 +22,7 @@ def extractor(tiny_backbone: Path) -> VAEFeatures:
     return features
 
 
-def test_features_are_the_input_of_the_last_convolution_averaged(
-    extractor: VAEFeatures, tiny_backbone: Path
-) -> None:
+def test_features_are_the_input_of_the_last_convolution_averaged(extractor: VAEFeatures, tiny_backbone: Path) -> None:
     patches = PatchPlan(size=32, frames=2).cut(stub_video(0, height=64, width=70))
     encoder = load_backbone(tiny_backbone).vae().encoder
     x = encoder.conv_in((patches.float() / 127.5 - 1)[:, :, None])
@@ -56,9 +54,7 @@ def test_the_column_is_known_before_anything_is_loaded() -> None:
 
 
 def test_patches_that_the_vae_would_crop_are_refused(extractor: VAEFeatures) -> None:
-    with pytest.raises(
-        ValueError, match=r"^patches of 36 \(patches.size\) for a VAE: expected a multiple of 8$"
-    ):
+    with pytest.raises(ValueError, match=r"^patches of 36 \(patches.size\) for a VAE: expected a multiple of 8$"):
         extractor(torch.zeros(1, 3, 36, 36, dtype=torch.uint8))
 
 

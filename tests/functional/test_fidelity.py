@@ -15,9 +15,7 @@ from luve_lightning.functional import fidelity
 from luve_lightning.functional.fidelity import frame_difference_error, psnr, ssim
 
 
-def pair(
-    batch: int, frames: int, height: int, width: int, noise: float = 0.3
-) -> tuple[torch.Tensor, torch.Tensor]:
+def pair(batch: int, frames: int, height: int, width: int, noise: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(batch + frames + height + width)
     target = torch.rand(batch, 3, frames, height, width, generator=generator) * 2 - 1
     return (target + noise * torch.randn(target.shape, generator=generator)).clamp(-1, 1), target
@@ -92,10 +90,7 @@ def test_frame_difference_error_is_the_definition(batch: int, frames: int, heigh
     got = frame_difference_error(video, target)
     x, y = video.double().numpy(), target.double().numpy()
     for i in range(batch):
-        steps = [
-            np.abs((x[i, :, t] - x[i, :, t - 1]) - (y[i, :, t] - y[i, :, t - 1])).mean()
-            for t in range(1, frames)
-        ]
+        steps = [np.abs((x[i, :, t] - x[i, :, t - 1]) - (y[i, :, t] - y[i, :, t - 1])).mean() for t in range(1, frames)]
         assert got[i].item() == pytest.approx(np.mean(steps) if steps else 0.0, abs=1e-6)
 
 

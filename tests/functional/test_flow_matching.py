@@ -31,10 +31,7 @@ def wan_scheduler(name: str, shift: float, steps: int) -> Any:
     scheduler: Any
     if name == "unipc":
         scheduler = UniPCMultistepScheduler(
-            prediction_type="flow_prediction",
-            use_flow_sigmas=True,
-            num_train_timesteps=1000,
-            flow_shift=shift,
+            prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=shift
         )
     else:
         scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)

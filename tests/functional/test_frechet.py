@@ -73,12 +73,8 @@ def test_covariances_of_rank_one_and_none(seed: int, dim: int) -> None:
     u, v, m = draw(seed, 3, dim)
     zero = torch.zeros(dim, dim, dtype=torch.float64)
     want = m.square().sum() + u @ u + v @ v - 2 * (u @ v).abs()
-    assert frechet_distance(m, torch.outer(u, u), 0 * m, torch.outer(v, v)) == pytest.approx(
-        want.item(), abs=1e-6
-    )
-    assert frechet_distance(m, zero, 0 * m, torch.outer(v, v)) == pytest.approx(
-        (m @ m + v @ v).item(), abs=1e-9
-    )
+    assert frechet_distance(m, torch.outer(u, u), 0 * m, torch.outer(v, v)) == pytest.approx(want.item(), abs=1e-6)
+    assert frechet_distance(m, zero, 0 * m, torch.outer(v, v)) == pytest.approx((m @ m + v @ v).item(), abs=1e-9)
     assert frechet_distance(m, zero, 0 * m, zero) == pytest.approx((m @ m).item(), abs=1e-9)
 
 
@@ -106,9 +102,7 @@ def test_a_target_is_decomposed_once_for_many(monkeypatch: pytest.MonkeyPatch) -
     (m1, c1), (m2, c2) = gaussian(0, 5, 9), gaussian(3, 5, 9)
     target = FrechetTarget.of(m1, c1)
     monkeypatch.setattr(torch.linalg, "eigh", None)
-    assert target.distance(m2, c2) == pytest.approx(
-        scipy_distance(*(x.numpy() for x in (m1, c1, m2, c2))), rel=1e-9
-    )
+    assert target.distance(m2, c2) == pytest.approx(scipy_distance(*(x.numpy() for x in (m1, c1, m2, c2))), rel=1e-9)
 
 
 def test_bad_moments_are_refused() -> None:

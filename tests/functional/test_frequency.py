@@ -124,7 +124,5 @@ def test_says_what_is_wrong(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_refuses_tokens_of_another_grid() -> None:
-    with pytest.raises(
-        ValueError, match=r"shape \(1, 12, 2\) are not B x \(T\*h\*w\) x C of grid \(1, 3, 5\)"
-    ):
+    with pytest.raises(ValueError, match=r"shape \(1, 12, 2\) are not B x \(T\*h\*w\) x C of grid \(1, 3, 5\)"):
         filter_tokens(noise(1, 12, 2), (1, 3, 5), FrequencyFilter("low", 0.5))

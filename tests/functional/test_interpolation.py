@@ -162,9 +162,7 @@ def test_wrong_arguments_name_what_was_expected() -> None:
     latents = noise(1, 2, 2, 3, 3)
     with pytest.raises(ValueError, match="B x C x T x h x w"):
         interpolate_latents(latents[0], (2, 3, 3))
-    with pytest.raises(
-        ValueError, match="unknown interpolation mode 'cubic', expected one of nearest, bilinear"
-    ):
+    with pytest.raises(ValueError, match="unknown interpolation mode 'cubic', expected one of nearest, bilinear"):
         interpolate_latents(latents, (2, 3, 3), "cubic")  # type: ignore[arg-type]
     for size in ((2, 3), (2, 3, 0), (2, -3, 4), (2, 3.5, 4)):
         with pytest.raises(ValueError, match="each an integer >= 1"):

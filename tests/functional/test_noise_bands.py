@@ -62,10 +62,7 @@ def test_a_sigma_rounded_to_float32_stays_at_its_bound() -> None:
 
 
 @given(
-    bounds=st.tuples(st.floats(0, 1), st.floats(0, 1)),
-    shift=SHIFTS,
-    weighted=st.booleans(),
-    seed=st.integers(0, 99),
+    bounds=st.tuples(st.floats(0, 1), st.floats(0, 1)), shift=SHIFTS, weighted=st.booleans(), seed=st.integers(0, 99)
 )
 def test_nothing_is_drawn_outside_the_band(
     bounds: tuple[float, float], shift: float, weighted: bool, seed: int
@@ -116,9 +113,7 @@ def test_a_weighting_never_lands_where_it_is_zero() -> None:
     def gap(fraction: torch.Tensor) -> torch.Tensor:
         return ((fraction > 0.5) & (fraction < 0.75)).double()
 
-    fraction = index_fraction_of_sigma(
-        SigmaBand().sample(5000, 3.0, generator(), weighting=gap).double(), 3.0
-    )
+    fraction = index_fraction_of_sigma(SigmaBand().sample(5000, 3.0, generator(), weighting=gap).double(), 3.0)
     assert fraction.min() >= 0.5 - 1e-6
     assert fraction.max() <= 0.75 + 1e-6
 
@@ -142,15 +137,7 @@ def test_levels_are_the_middles_of_equal_parts() -> None:
 
 def test_wrong_bands_and_arguments_name_what_was_expected() -> None:
     nan = float("nan")
-    for low, high in (
-        (0.5, 0.5),
-        (0.6, 0.5),
-        (-0.1, 0.5),
-        (0.5, 1.1),
-        (nan, 1),
-        (0, nan),
-        (0.5, 0.5 + 1e-12),
-    ):
+    for low, high in ((0.5, 0.5), (0.6, 0.5), (-0.1, 0.5), (0.5, 1.1), (nan, 1), (0, nan), (0.5, 0.5 + 1e-12)):
         with pytest.raises(ValueError, match="0 <= low < high <= 1"):
             SigmaBand(low, high)
     with pytest.raises(ValueError, match="bfloat16: choose the band before the cast"):

@@ -32,8 +32,7 @@ def test_frames_that_are_not_contiguous_give_the_same_patches() -> None:
     planar = FRAMES.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
     assert torch.equal(plan.cut(planar), plan.cut(FRAMES))
     assert torch.equal(
-        cut_patches(FRAMES.flip(0), torch.tensor([[0, 1, 2]]), 7),
-        cut_patches(FRAMES, torch.tensor([[4, 1, 2]]), 7),
+        cut_patches(FRAMES.flip(0), torch.tensor([[0, 1, 2]]), 7), cut_patches(FRAMES, torch.tensor([[4, 1, 2]]), 7)
     )
 
 

@@ -99,16 +99,10 @@ def test_gradients_end_at_the_frames() -> None:
 
 @pytest.mark.parametrize(
     "frames",
-    [
-        torch.zeros(2, 4, 4, 3),
-        torch.zeros(4, 4, 3, dtype=torch.uint8),
-        torch.zeros(3, 2, 4, 4, dtype=torch.uint8),
-    ],
+    [torch.zeros(2, 4, 4, 3), torch.zeros(4, 4, 3, dtype=torch.uint8), torch.zeros(3, 2, 4, 4, dtype=torch.uint8)],
 )
 def test_wrong_frames_are_named(frames: torch.Tensor) -> None:
-    with pytest.raises(
-        ValueError, match=r"frames: expected uint8 \[B x\] T x H x W x 3, got (float32|uint8) \d"
-    ):
+    with pytest.raises(ValueError, match=r"frames: expected uint8 \[B x\] T x H x W x 3, got (float32|uint8) \d"):
         frames_to_video(frames)
 
 
@@ -141,9 +135,7 @@ def resize_matrix(n_in: int, n_out: int) -> np.ndarray:
     """Weights of every input for every output, the kernel widened by the scale when downscaling."""
     scale = n_in / n_out
     wide = max(scale, 1.0)
-    matrix = np.array(
-        [[keys_kernel((j + 0.5 - (i + 0.5) * scale) / wide) for j in range(n_in)] for i in range(n_out)]
-    )
+    matrix = np.array([[keys_kernel((j + 0.5 - (i + 0.5) * scale) / wide) for j in range(n_in)] for i in range(n_out)])
     return matrix / matrix.sum(axis=1, keepdims=True)
 
 
@@ -181,9 +173,7 @@ def test_overshoot_is_clamped() -> None:
     video[..., :4] = -1
     got = resize_video(video, (8, 5))
     assert got.abs().max() <= 1
-    assert np.abs(resize_matrix(8, 5) @ video[0, 0, 0, 0].numpy()).max() > 1, (
-        "the filter alone would overshoot"
-    )
+    assert np.abs(resize_matrix(8, 5) @ video[0, 0, 0, 0].numpy()).max() > 1, "the filter alone would overshoot"
 
 
 def test_same_size_is_the_same_tensor() -> None:

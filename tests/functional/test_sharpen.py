@@ -152,12 +152,7 @@ def test_gpu_agrees(precision: str) -> None:
 @pytest.mark.parametrize(
     ("video", "radius", "amount", "message"),
     [
-        (
-            torch.zeros(3, 2, 8, 8),
-            1.0,
-            1.0,
-            "expected floating point B x C x T x H x W, got float32 (3, 2, 8, 8)",
-        ),
+        (torch.zeros(3, 2, 8, 8), 1.0, 1.0, "expected floating point B x C x T x H x W, got float32 (3, 2, 8, 8)"),
         (torch.zeros(1, 3, 2, 8, 8, dtype=torch.uint8), 1.0, 1.0, "got uint8"),
         (torch.zeros(1, 3, 2, 8, 8), 0.0, 1.0, "radius: expected the Gaussian's sigma in pixels, > 0"),
         (torch.zeros(1, 3, 2, 8, 8), float("nan"), 1.0, "radius: "),

@@ -95,9 +95,7 @@ def test_a_diagonal_grating_lies_at_its_radius_or_in_the_corners() -> None:
 def test_white_noise_is_flat(window: Any) -> None:
     found = radial_spectrum(1.7 * noise(1, 1, 60, 50, 64, dtype=torch.float32), window).mean()
     assert found.density[2:].tolist() == pytest.approx([1.7**2] * 31, rel=0.12)
-    assert found.density.mul(found.area).sum().item() / found.area.sum().item() == pytest.approx(
-        1.7**2, rel=0.02
-    )
+    assert found.density.mul(found.area).sum().item() / found.area.sum().item() == pytest.approx(1.7**2, rel=0.02)
 
 
 def test_a_window_stops_the_borders_from_leaking() -> None:

@@ -28,18 +28,10 @@ TABLE: dict[str, Any] = {
     "metrics": {"score": {"better": "higher", "unit": "points", "paper": "Score"}},
     "stages": {
         "data": {"verb": "generate", "options": {"output": "{out}"}},
-        "expert": {
-            "verb": "fit",
-            "options": {"trainer.default_root_dir": "{out}", "seed": "{seed}", "data": "{data}"},
-        },
+        "expert": {"verb": "fit", "options": {"trainer.default_root_dir": "{out}", "seed": "{seed}", "data": "{data}"}},
         "generate": {
             "verb": "generate",
-            "options": {
-                "output": "{out}",
-                "seed": "{seed}",
-                "value": "${settings.value}",
-                "expert": "{expert}",
-            },
+            "options": {"output": "{out}", "seed": "{seed}", "value": "${settings.value}", "expert": "{expert}"},
         },
         "evaluate": {
             "verb": "evaluate",

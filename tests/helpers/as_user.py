@@ -36,9 +36,7 @@ def run_as(user: int, group: int, umask: int, function: Callable[..., None], *ar
         home = Path(folder)
         home.chmod(0o777)
         printed = home / "printed"
-        process = _SERVER.Process(
-            target=_child, args=(user, group, umask, home, printed, function, arguments)
-        )
+        process = _SERVER.Process(target=_child, args=(user, group, umask, home, printed, function, arguments))
         process.start()
         process.join(300)
         process.kill()

@@ -61,9 +61,7 @@ def resize(browser: Any, size: tuple[int, int], mobile: bool = False, scheme: st
 
 def downloaded(file: Path) -> bool:
     """Whether a download has come, whole: the browser reserves its name before it has its bytes."""
-    return wait_for(
-        lambda: file.is_file() and file.stat().st_size > 0 and not list(file.parent.glob("*.crdownload"))
-    )
+    return wait_for(lambda: file.is_file() and file.stat().st_size > 0 and not list(file.parent.glob("*.crdownload")))
 
 
 def requested(browser: Any) -> list[str]:
@@ -83,9 +81,7 @@ def leave(browser: Any) -> None:
 def overflow(browser: Any) -> int:
     """How many pixels the page is wider than the screen."""
     return int(
-        browser.execute_script(
-            "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        )
+        browser.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
     )
 
 

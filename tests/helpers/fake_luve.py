@@ -44,9 +44,7 @@ def main() -> int:
     elif verb == "generate":
         (folder / "value.txt").write_text(str(float(options.get("value", 0)) + float(options.get("seed", 0))))
     elif verb == "evaluate":
-        videos = {
-            key.removeprefix("videos."): Path(value) for key, value in options.items() if "videos." in key
-        }
+        videos = {key.removeprefix("videos."): Path(value) for key, value in options.items() if "videos." in key}
         methods = {
             name: {"n": 1, "metrics": {"score": {"value": float((path / "value.txt").read_text())}}}
             for name, path in videos.items()

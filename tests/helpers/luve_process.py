@@ -75,9 +75,7 @@ class LuveProcess:
         return self.text()
 
 
-def _child(
-    log: Path, words: list[str], environment: dict[str, str], prepare: Callable[[], object] | None
-) -> None:
+def _child(log: Path, words: list[str], environment: dict[str, str], prepare: Callable[[], object] | None) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -20,9 +20,7 @@ PLAN = PatchPlan(size=24, placement="both", per_frame=3, frames=4, seed=5)
 
 def stub_network(dim: int = 6) -> nn.Sequential:
     """A random network for 299x299 pixels in [0, 255], N x 3 x 299 x 299 to N x dim."""
-    network = nn.Sequential(
-        nn.Conv2d(3, dim, 16, stride=16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
+    network = nn.Sequential(nn.Conv2d(3, dim, 16, stride=16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     random = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         parameter.data = torch.randn(parameter.shape, generator=random) / 100

@@ -67,10 +67,7 @@ def write_spectra(folder: Path) -> Path:
     folder.mkdir(parents=True)
     lines = ["step,sigma,timestep,band,resolved,power"]
     for step, sigma in enumerate((1.0, 0.9, 0.6, 0.1)):
-        lines += [
-            f"{step},{sigma},{1000 * sigma:.0f},{band},{step / 3:.3f},{4 - step}"
-            for band in ("0-0.5", "0.5-1")
-        ]
+        lines += [f"{step},{sigma},{1000 * sigma:.0f},{band},{step / 3:.3f},{4 - step}" for band in ("0-0.5", "0.5-1")]
     (folder / "spectra.csv").write_text("\n".join(lines) + "\n")
     settings = {"backbone": "data/mini/wan", "prompts": ["a", "b"], "height": 96, "steps": 4}
     (folder / "switch.json").write_text(json.dumps({"sigma": 0.75, "settings": settings}))

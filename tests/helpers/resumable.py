@@ -17,14 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from luve_lightning.callbacks import (
-    EMA,
-    AtomicCheckpointIO,
-    Checkpoints,
-    GracefulStop,
-    NaNGuard,
-    RandomState,
-)
+from luve_lightning.callbacks import EMA, AtomicCheckpointIO, Checkpoints, GracefulStop, NaNGuard, RandomState
 from luve_lightning.datamodules.base import ResumableDataModule, SampleKey
 from luve_lightning.tasks.base import TrainingTask
 
@@ -100,9 +93,7 @@ class Journal(Callback):
         with (self.folder / f"journal-{trainer.global_rank}.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         crop = batch["crop"].tolist() if "crop" in batch else None
         self._write(trainer, ["train", trainer.current_epoch, batch_idx, list(batch["clip_id"]), crop, rate])
@@ -194,9 +185,7 @@ def make_trainer(run: Run) -> L.Trainer:
     return L.Trainer(**options, callbacks=[*own, *run.callbacks])
 
 
-def train(
-    run: Run, task: L.LightningModule | None = None, data: L.LightningDataModule | None = None
-) -> L.Trainer:
+def train(run: Run, task: L.LightningModule | None = None, data: L.LightningDataModule | None = None) -> L.Trainer:
     """Train, and leave the final state in `final.pt` (rank zero)."""
     torch.set_num_threads(1)
     run.folder.mkdir(parents=True, exist_ok=True)

@@ -17,12 +17,7 @@ from torch import Tensor
 
 from luve_lightning.callbacks import Export, RandomState, SampleMetrics
 from luve_lightning.datamodules import LatentPairsDataModule
-from luve_lightning.evaluation.sample_sources import (
-    GeneratedVideos,
-    Samples,
-    SampleVideo,
-    UpsampledVideos,
-)
+from luve_lightning.evaluation.sample_sources import GeneratedVideos, Samples, SampleVideo, UpsampledVideos
 from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.losses import LatentL1
 from luve_lightning.metrics.base import Unavailable, VideoMetric
@@ -157,9 +152,7 @@ def pairs(world: World) -> LatentPairsDataModule:
 
 
 def vluer_task(world: World, **changes: Any) -> VLUerTask:
-    return NoisyVLUerTask(
-        tiny_vluer(), str(world.backbone), {"latent": LatentL1()}, **({"lr": 1e-3} | changes)
-    )
+    return NoisyVLUerTask(tiny_vluer(), str(world.backbone), {"latent": LatentL1()}, **({"lr": 1e-3} | changes))
 
 
 def sampler(folder: Path, **changes: Any) -> SampleMetrics:

@@ -14,12 +14,7 @@ SchedulerName = Literal["unipc", "euler"]
 
 
 def sampling_sigmas(
-    steps: int,
-    shift: float,
-    skip: int = 0,
-    *,
-    scheduler: SchedulerName = "unipc",
-    train_timesteps: int = 1000,
+    steps: int, shift: float, skip: int = 0, *, scheduler: SchedulerName = "unipc", train_timesteps: int = 1000
 ) -> Tensor:
     """The sigmas that a sampler visits, equal to those of diffusers' schedulers.
 
@@ -48,9 +43,7 @@ def sampling_sigmas(
     if steps < 1 or not 0 <= skip < steps:
         raise ValueError(f"sampling needs steps >= 1 and 0 <= skip < steps, got steps={steps}, skip={skip}")
     if scheduler not in get_args(SchedulerName):
-        raise ValueError(
-            f"unknown scheduler {scheduler!r}, expected one of {', '.join(get_args(SchedulerName))}"
-        )
+        raise ValueError(f"unknown scheduler {scheduler!r}, expected one of {', '.join(get_args(SchedulerName))}")
     shift_sigma(1.0, shift)  # refuses other shifts
     # numpy in float64, as in diffusers: equal to the last bit.
     if scheduler == "unipc":

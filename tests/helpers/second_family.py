@@ -54,9 +54,7 @@ class RibbonVAE(ModelMixin, ConfigMixin):
         deviations: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.squeeze = nn.Sequential(
-            nn.Conv3d(FOLDED, hidden, 1), nn.GELU(), nn.Conv3d(hidden, 2 * channels, 1)
-        )
+        self.squeeze = nn.Sequential(nn.Conv3d(FOLDED, hidden, 1), nn.GELU(), nn.Conv3d(hidden, 2 * channels, 1))
         self.spread = nn.Sequential(nn.Conv3d(channels, hidden, 1), nn.GELU(), nn.Conv3d(hidden, FOLDED, 1))
 
     def moments(self, video: Tensor) -> Tensor:
@@ -205,11 +203,7 @@ class Think(nn.Module):
 class RibbonLayer(nn.Module):
     def __init__(self, width: int, text: int, heads: int) -> None:
         super().__init__()
-        self.look, self.read, self.think = (
-            Attend(width, width, heads),
-            Attend(width, text, heads),
-            Think(width),
-        )
+        self.look, self.read, self.think = (Attend(width, width, heads), Attend(width, text, heads), Think(width))
 
     def forward(self, x: Tensor, text: Tensor, angles: tuple[Tensor, Tensor], level: Tensor) -> Tensor:
         calm = F.layer_norm(x + level, x.shape[-1:])
@@ -225,9 +219,7 @@ class RibbonTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
     _repeated_blocks = ("RibbonLayer",)
 
     @register_to_config
-    def __init__(
-        self, channels: int = 6, width: int = 16, heads: int = 2, layers: int = 2, text: int = 10
-    ) -> None:
+    def __init__(self, channels: int = 6, width: int = 16, heads: int = 2, layers: int = 2, text: int = 10) -> None:
         super().__init__()
         self.enter, self.level, self.leave = (
             nn.Linear(channels, width),
@@ -366,13 +358,7 @@ class RibbonBackbone(Backbone):
 
     @classmethod
     def save(
-        cls,
-        folder: Path,
-        denoiser: Denoiser,
-        text: TextConditioner,
-        schedule: Schedule,
-        vae: Path,
-        dtype: torch.dtype,
+        cls, folder: Path, denoiser: Denoiser, text: TextConditioner, schedule: Schedule, vae: Path, dtype: torch.dtype
     ) -> None:
         net = denoiser.copy()
         net.module.load_state_dict(denoiser.module.state_dict())

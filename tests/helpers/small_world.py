@@ -45,9 +45,7 @@ def write_clip(path: Path, seed: int, frames: int = 9, height: int = 48, width: 
     return path
 
 
-def write_index(
-    path: Path, clips: Sequence[Path], frames: int = 9, height: int = 48, width: int = 48
-) -> Path:
+def write_index(path: Path, clips: Sequence[Path], frames: int = 9, height: int = 48, width: int = 48) -> Path:
     """UltraVideo's CSV for clips, each of a source video of its own; returns the CSV."""
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, COLUMNS)
@@ -56,12 +54,7 @@ def write_index(
             row = dict.fromkeys(COLUMNS, "text")
             row |= {"clip_id": clip.stem, "url": f"source-{number}", "frame_width": str(width)}
             row |= {"frame_height": str(height), "fps": "16", "start_frame": "0", "end_frame": str(frames)}
-            row |= {
-                "total_frames": str(frames),
-                "start_time": "0",
-                "end_time": "1",
-                "duration": str(frames / 16),
-            }
+            row |= {"total_frames": str(frames), "start_time": "0", "end_time": "1", "duration": str(frames / 16)}
             row |= {"vtss_score": "1", "motion_score": "1", "video_clip_score": "1"}
             writer.writerow(row)
     return path

@@ -31,9 +31,7 @@ def write_method_videos(folder: Path, items: int, methods: tuple[str, ...] = MET
     return find_video_sets({method: folder / method for method in methods})
 
 
-def make_key(
-    items: int, raters: int, repeats: int, seed: int = 0, methods: tuple[str, ...] = METHODS
-) -> StudyKey:
+def make_key(items: int, raters: int, repeats: int, seed: int = 0, methods: tuple[str, ...] = METHODS) -> StudyKey:
     """A key without videos."""
     rng = np.random.default_rng(seed)
     files = tuple(tuple(f"{rng.bytes(8).hex()}.mp4" for _ in methods) for _ in range(items))
@@ -42,9 +40,7 @@ def make_key(
     return StudyKey(f"study{seed}", methods, tuple(AXES), names, files, plans, seed)
 
 
-def rater_file(
-    key: StudyKey, rater: int, taste: Taste, seed: int = 0, until: int | None = None
-) -> dict[str, Any]:
+def rater_file(key: StudyKey, rater: int, taste: Taste, seed: int = 0, until: int | None = None) -> dict[str, Any]:
     """What a rater's browser saves."""
     rng = np.random.default_rng([seed, rater])
     answers = [

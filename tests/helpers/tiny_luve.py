@@ -56,9 +56,7 @@ def other_transformer(backbone: Path) -> WanTransformer3DModel:
     return transformer
 
 
-def add_experts(
-    transformer: WanTransformer3DModel, experts: Mapping[str, ExpertConfig], trained: bool = True
-) -> None:
+def add_experts(transformer: WanTransformer3DModel, experts: Mapping[str, ExpertConfig], trained: bool = True) -> None:
     for name, config in experts.items():
         add_expert(transformer, name, config)
         if trained:

@@ -16,9 +16,7 @@ def tiny_pipeline(backbone: Path, shift: float = 5.0) -> WanPipeline:
     text = load_backbone(backbone).text()
     transformer = load_transformer(backbone).eval()
     generator = torch.Generator().manual_seed(5)
-    transformer.proj_out.weight.data = 0.3 * torch.randn(
-        transformer.proj_out.weight.shape, generator=generator
-    )
+    transformer.proj_out.weight.data = 0.3 * torch.randn(transformer.proj_out.weight.shape, generator=generator)
     pipeline = WanPipeline(
         tokenizer=text.tokenizer,
         text_encoder=text.encoder,

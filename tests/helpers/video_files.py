@@ -38,9 +38,7 @@ class Kind:
 
 # mbtree is off because x264 reads memory there that nothing wrote, and codes differently from run to run.
 H264_CLOSED = Kind(
-    ".mp4",
-    "libx264",
-    {"g": "12", "preset": "veryfast", "x264-params": "open-gop=0:scenecut=0:mbtree=0:threads=1"},
+    ".mp4", "libx264", {"g": "12", "preset": "veryfast", "x264-params": "open-gop=0:scenecut=0:mbtree=0:threads=1"}
 )
 H264_OPEN = Kind(
     ".mp4",
@@ -48,11 +46,7 @@ H264_OPEN = Kind(
     {"g": "12", "bf": "3", "preset": "fast", "x264-params": "open-gop=1:scenecut=0:mbtree=0:threads=1"},
 )
 # x265's own defaults (open GOP, 4 B-frames), but for a GOP short enough for a short clip to have several.
-HEVC = Kind(
-    ".mp4",
-    "libx265",
-    {"preset": "veryfast", "x265-params": "keyint=24:min-keyint=8:log-level=none:pools=1"},
-)
+HEVC = Kind(".mp4", "libx265", {"preset": "veryfast", "x265-params": "keyint=24:min-keyint=8:log-level=none:pools=1"})
 VPX = {"g": "12", "deadline": "realtime", "cpu-used": "8", "auto-alt-ref": "1", "lag-in-frames": "16"}
 
 # Kinds that decord reads exactly, with the very pixels that PyAV gives.

@@ -25,14 +25,9 @@ DEFINITIONS = {
     PixelL1: lambda x, y: np.abs(x - y).mean(),
     PixelMSE: lambda x, y: ((x - y) ** 2).mean(),
     VelocityMSE: lambda x, y: ((x - y) ** 2).mean(),
-    PixelLogMSE: lambda x, y: np.mean(
-        [np.log(1 + ((a - b) ** 2).mean() / 1e-5) for a, b in zip(x, y, strict=True)]
-    ),
+    PixelLogMSE: lambda x, y: np.mean([np.log(1 + ((a - b) ** 2).mean() / 1e-5) for a, b in zip(x, y, strict=True)]),
     FrameDifferenceL1: lambda x, y: np.mean(
-        [
-            np.abs((x[:, :, t] - x[:, :, t - 1]) - (y[:, :, t] - y[:, :, t - 1])).mean()
-            for t in range(1, x.shape[2])
-        ]
+        [np.abs((x[:, :, t] - x[:, :, t - 1]) - (y[:, :, t] - y[:, :, t - 1])).mean() for t in range(1, x.shape[2])]
     ),
 }
 

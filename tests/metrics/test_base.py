@@ -77,19 +77,13 @@ def test_bad_input_is_one_line(name: str) -> None:
         with pytest.raises(ValueError, match=rf"^{name}: [^\n]+$"):
             metric.score(bad, good)  # type: ignore[arg-type]
     if metric.least_frames > 1:
-        with pytest.raises(
-            ValueError, match=rf"^{name}: needs at least 2 frames of a video, got 1 of 40x60$"
-        ):
+        with pytest.raises(ValueError, match=rf"^{name}: needs at least 2 frames of a video, got 1 of 40x60$"):
             metric.score(good[:1], good[:1])
     if metric.full_reference:
-        with pytest.raises(
-            ValueError, match=rf"^{name}: compares with the original's frames, and none were given$"
-        ):
+        with pytest.raises(ValueError, match=rf"^{name}: compares with the original's frames, and none were given$"):
             metric.score(good)
         for wrong in (good[:-1], good.float()):
-            with pytest.raises(
-                ValueError, match=rf"^{name}: the original must be uint8 3 x 40 x 60 x 3 [^\n]+$"
-            ):
+            with pytest.raises(ValueError, match=rf"^{name}: the original must be uint8 3 x 40 x 60 x 3 [^\n]+$"):
                 metric.score(good, wrong)
     with pytest.raises(ValueError, match=rf"^{name}: no video was measured$"):
         metric.compute()

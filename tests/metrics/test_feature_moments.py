@@ -108,9 +108,7 @@ def test_a_file_gives_back_all_that_was_saved(tmp_path: Path) -> None:
         (PLAN, "stub-2", "extractor stub-1 there and stub-2 here"),
     ],
 )
-def test_statistics_made_otherwise_are_refused(
-    tmp_path: Path, plan: PatchPlan, extractor: str, message: str
-) -> None:
+def test_statistics_made_otherwise_are_refused(tmp_path: Path, plan: PatchPlan, extractor: str, message: str) -> None:
     STATISTICS.save(tmp_path / "r.safetensors")
     with pytest.raises(ValueError, match=message) as raised:
         FeatureStatistics.load(tmp_path / "r.safetensors").check(plan, extractor)
@@ -162,7 +160,5 @@ def test_flipped_bits_are_refused_and_files_of_before_the_digest_are_valid(tmp_p
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["luve_feature_statistics"])
     del about["sha256"]
-    save_file(
-        {"sum": MOMENTS.sum, "outer": MOMENTS.outer}, path, {"luve_feature_statistics": json.dumps(about)}
-    )
+    save_file({"sum": MOMENTS.sum, "outer": MOMENTS.outer}, path, {"luve_feature_statistics": json.dumps(about)})
     assert torch.equal(FeatureStatistics.load(path).moments.outer, MOMENTS.outer)

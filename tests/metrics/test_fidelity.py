@@ -39,9 +39,7 @@ def test_psnr_of_the_same_clips_as_tensors() -> None:
 def test_ssim_of_another_implementation() -> None:
     original = random_video(5, seed=1)
     video = (
-        original.float()
-        .lerp(random_video(5, seed=2).float(), torch.linspace(0.1, 0.5, 5)[:, None, None, None])
-        .byte()
+        original.float().lerp(random_video(5, seed=2).float(), torch.linspace(0.1, 0.5, 5)[:, None, None, None]).byte()
     )
     expected = [
         structural_similarity(

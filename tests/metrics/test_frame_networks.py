@@ -42,9 +42,7 @@ def test_the_resize_of_a_batch_is_that_of_each() -> None:
     patches = noise(0, 5, 3, 64, 64)
     # What is cut from frames has channels last.
     batch = resize_clean(patches.contiguous(memory_format=torch.channels_last))
-    torch.testing.assert_close(
-        batch, torch.cat([resize_clean(patch[None]) for patch in patches]), rtol=0, atol=1e-4
-    )
+    torch.testing.assert_close(batch, torch.cat([resize_clean(patch[None]) for patch in patches]), rtol=0, atol=1e-4)
 
 
 class Layers(nn.Module):
@@ -52,9 +50,7 @@ class Layers(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Conv2d(3, 8, 32, stride=32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        )
+        self.net = nn.Sequential(nn.Conv2d(3, 8, 32, stride=32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.out = nn.Linear(8, 2048)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,9 +124,7 @@ def test_the_network_is_never_trained(weights: Path) -> None:
     assert list(extractor.parameters())
 
 
-def test_without_the_file_fid_patch_says_where_to_put_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_file_fid_patch_says_where_to_put_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUVE_WEIGHTS", str(tmp_path))
     metric = FIDPatch(weights=tmp_path)
     assert metric.name == "fid_patch"

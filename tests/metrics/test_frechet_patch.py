@@ -17,14 +17,7 @@ from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.metrics.feature_moments import FeatureMoments, FeatureStatistics, GroupedMoments
 from luve_lightning.metrics.frame_networks import InceptionFeatures
 from luve_lightning.metrics.frechet_patch import FIDPatch, FrechetPatchDistance
-from tests.helpers.patch_features import (
-    PLAN,
-    StubFeatures,
-    distance_of_shard,
-    stub_metric,
-    stub_network,
-    stub_video,
-)
+from tests.helpers.patch_features import PLAN, StubFeatures, distance_of_shard, stub_metric, stub_network, stub_video
 from tests.helpers.processes import run_processes
 from tests.helpers.resumable import Run
 

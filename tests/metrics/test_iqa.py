@@ -12,15 +12,7 @@ import torch
 import torchvision.transforms as T
 from torch import Tensor, nn
 
-from luve_lightning.metrics import (
-    Dover,
-    ImagingQuality,
-    ImagingQualityTiles,
-    Maniqa,
-    Musiq,
-    Niqe,
-    Unavailable,
-)
+from luve_lightning.metrics import Dover, ImagingQuality, ImagingQualityTiles, Maniqa, Musiq, Niqe, Unavailable
 from tests.helpers.video_metrics import Projection, random_video
 
 
@@ -40,9 +32,7 @@ def test_a_videos_number_is_vbenchs(height: int, width: int) -> None:
     images = vbench_view(torch.Tensor(video.numpy()).permute(0, 3, 1, 2))
     scores = [network(image[None]).item() for image in images]
     network.seen.clear()
-    assert ImagingQuality(network, batch_size=2).score(video) == pytest.approx(
-        sum(scores) / 3 / 100, abs=1e-7
-    )
+    assert ImagingQuality(network, batch_size=2).score(video) == pytest.approx(sum(scores) / 3 / 100, abs=1e-7)
     assert network.seen == [(2, *images.shape[1:]), (1, *images.shape[1:])]
     assert Musiq(resized=True, backbone=network).score(video) == pytest.approx(sum(scores) / 3, abs=1e-5)
 
@@ -106,9 +96,7 @@ def test_dover_takes_the_network_it_is_given() -> None:
 
     video = random_video()
     assert Dover(Scorer()).score(video) == pytest.approx(video.float().mean().item() / 255)
-    with pytest.raises(
-        Unavailable, match=r"^dover needs a network: pyiqa has none; [^\n]*VQAssessment/DOVER[^\n]*$"
-    ):
+    with pytest.raises(Unavailable, match=r"^dover needs a network: pyiqa has none; [^\n]*VQAssessment/DOVER[^\n]*$"):
         Dover().prepare("cpu")
     with pytest.raises(ValueError, match=r"^dover: backbone must give one number, got shape \(1, 3\)$"):
         Dover(nn.Flatten(0, 2)).score(video[:1, :1, :1])
@@ -142,11 +130,7 @@ def pyiqa(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         asked["name"], asked["options"] = name, options
         return Network() if "pretrained" in options else Projection(1)
 
-    package, archs, maniqa = (
-        ModuleType("pyiqa"),
-        ModuleType("pyiqa.archs"),
-        ModuleType("pyiqa.archs.maniqa_arch"),
-    )
+    package, archs, maniqa = (ModuleType("pyiqa"), ModuleType("pyiqa.archs"), ModuleType("pyiqa.archs.maniqa_arch"))
     package.create_metric, maniqa.timm = create_metric, timm  # type: ignore[attr-defined]
     for module in (package, archs, maniqa):
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -175,9 +159,7 @@ def test_pyiqas_networks_are_built_from_files_without_a_download(
     images = torch.rand(2, 3, 8, 8)
     assert torch.equal(measured.backbone(images), weights(images.mean((2, 3))))
     (tmp_path / file).write_bytes(b"not weights")
-    with pytest.raises(
-        Unavailable, match=rf"{metric(weights=tmp_path).name}: pyiqa cannot load [^\n]*{file}[^\n]*$"
-    ):
+    with pytest.raises(Unavailable, match=rf"{metric(weights=tmp_path).name}: pyiqa cannot load [^\n]*{file}[^\n]*$"):
         metric(weights=tmp_path).prepare("cpu")
 
 
@@ -195,9 +177,7 @@ def test_a_missing_package_or_file_is_one_line(
     monkeypatch.setenv("LUVE_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "pyiqa", None)
-    with pytest.raises(
-        Unavailable, match=r"^[^\n]*pip install 'luve-lightning\[iqa\]'[^\n]* [kM]B, https[^\n]*$"
-    ):
+    with pytest.raises(Unavailable, match=r"^[^\n]*pip install 'luve-lightning\[iqa\]'[^\n]* [kM]B, https[^\n]*$"):
         metric().prepare("cpu")
     request.getfixturevalue("pyiqa")
     with pytest.raises(Unavailable, match=rf"^[^\n]*was not found; put [^\n]*{tmp_path}[^\n]*$"):

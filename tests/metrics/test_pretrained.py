@@ -46,9 +46,7 @@ def small_dino(seed: int = 0) -> ViTModel:
 
 def small_clip(size: int = 224, width: int = 24, features: int = 16) -> CLIPVisionModelWithProjection:
     torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        **SMALL | {"hidden_size": width}, projection_dim=features, image_size=size, patch_size=32
-    )
+    config = CLIPVisionConfig(**SMALL | {"hidden_size": width}, projection_dim=features, image_size=size, patch_size=32)
     return CLIPVisionModelWithProjection(config).eval()
 
 
@@ -62,9 +60,7 @@ def dino_by_its_paper_and_code(weights: dict[str, Tensor], images: Tensor) -> Te
 
     def norm(x: Tensor, name: str) -> Tensor:
         weight, bias = get(name)
-        return (x - x.mean(-1, keepdim=True)) / (
-            x.var(-1, unbiased=False, keepdim=True) + 1e-6
-        ).sqrt() * weight + bias
+        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt() * weight + bias
 
     x = F.conv2d(images, *get("projection"), stride=8)
     rows, columns = x.shape[2:]
@@ -79,8 +75,7 @@ def dino_by_its_paper_and_code(weights: dict[str, Tensor], images: Tensor) -> Te
     for layer in range(2):
         y = norm(x, f"{layer}.layernorm_before")
         query, key, value = (
-            F.linear(y, *get(f"{layer}.attention.{part}_proj")).unflatten(2, (3, 8)).transpose(1, 2)
-            for part in "qkv"
+            F.linear(y, *get(f"{layer}.attention.{part}_proj")).unflatten(2, (3, 8)).transpose(1, 2) for part in "qkv"
         )
         y = ((query @ key.mT / 8**0.5).softmax(-1) @ value).transpose(1, 2).flatten(2)
         x = x + F.linear(y, *get(f"{layer}.attention.o_proj"))
@@ -136,9 +131,7 @@ def test_metrics_load_their_networks_from_folders(tmp_path: Path) -> None:
     for metric, kind in found:
         metric.prepare("cpu")
         assert isinstance(metric.backbone, kind)
-        assert not any(
-            p.requires_grad or module.training for module in metric.modules() for p in module.parameters()
-        )
+        assert not any(p.requires_grad or module.training for module in metric.modules() for p in module.parameters())
         network = metric.backbone
         assert 0 <= abs(metric.score(video)) <= 1
         metric.prepare("cpu")
@@ -152,10 +145,7 @@ def test_metrics_load_their_networks_from_folders(tmp_path: Path) -> None:
             metrics.SubjectConsistency,
             r"subject_consistency needs facebook/dino-vitb16 \(DINO ViT-B/16, 343 MB\).*weights/dino-vitb16",
         ),
-        (
-            metrics.BackgroundConsistency,
-            r"background_consistency needs openai/clip-vit-base-patch32 \(.*605 MB\)",
-        ),
+        (metrics.BackgroundConsistency, r"background_consistency needs openai/clip-vit-base-patch32 \(.*605 MB\)"),
         (metrics.AestheticQuality, r"sa_0_4_vit_l_14_linear.pth .*weights"),
         (metrics.Aesthetic, r"sa_0_4_vit_l_14_linear.pth .*weights"),
     ],
@@ -168,12 +158,7 @@ def test_what_is_missing_is_one_line(metric: type[VideoMetric], words: str) -> N
 
 BYTES = b"weights"
 FILE = WeightFile(
-    "Some network",
-    "net.pt",
-    95_607_719,
-    "https://example.com/net.pt",
-    "some_metric",
-    caches=("$LIBRARY/hub",),
+    "Some network", "net.pt", 95_607_719, "https://example.com/net.pt", "some_metric", caches=("$LIBRARY/hub",)
 )
 EXACT = replace(FILE, size_bytes=len(BYTES), sha256=hashlib.sha256(BYTES).hexdigest())
 

@@ -37,8 +37,7 @@ def test_one_band_of_eight_is_an_eighth() -> None:
     plain = 128 + 10 * torch.randn(8, 64, 128, generator=generator)
     striped = plain + 50 * torch.cos(2 * math.pi * 28 / 128 * torch.arange(128))
     video, original = (
-        luma.round().clamp(0, 255).to(torch.uint8)[..., None].expand(-1, -1, -1, 3)
-        for luma in (striped, plain)
+        luma.round().clamp(0, 255).to(torch.uint8)[..., None].expand(-1, -1, -1, 3) for luma in (striped, plain)
     )
     density = 50**2 / 2 / (math.pi / 4 * (0.5**2 - 0.375**2))  # over the band's part of the plane
     decades = math.log10((density + 10**2) / 10**2)
@@ -66,9 +65,7 @@ def test_bad_input_is_one_line() -> None:
     with pytest.raises(ValueError, match=r"^bands: expected at least 1, got 0$"):
         SpectralDistance(bands=0)
     small = torch.zeros(1, 20, 16, 3, dtype=torch.uint8)
-    with pytest.raises(
-        ValueError, match=r"^spectral_distance: frames of 20x16 are too small for 16 bands, at most 10"
-    ):
+    with pytest.raises(ValueError, match=r"^spectral_distance: frames of 20x16 are too small for 16 bands, at most 10"):
         SpectralDistance().score(small, small)
     assert SpectralDistance(bands=10).score(small, small) == 0
 
@@ -100,6 +97,4 @@ def test_enlarging_a_smaller_video_takes_it_away(tiny_clips: Path) -> None:
     assert 0 < 2 * metric.score(enlarged) < metric.score(original) < 0.5
     metric.update(original)
     metric.update(enlarged)
-    assert metric.compute().item() == pytest.approx(
-        (metric.score(original) + metric.score(enlarged)) / 2, rel=1e-12
-    )
+    assert metric.compute().item() == pytest.approx((metric.score(original) + metric.score(enlarged)) / 2, rel=1e-12)

@@ -24,9 +24,7 @@ def test_a_videos_number_is_vbenchs() -> None:
     images = CLIP_VIEW(torch.Tensor(video.numpy()).permute(0, 3, 1, 2))
     features = network(images)
     scores = [head(feature / feature.norm()).item() / 10 for feature in features]
-    assert AestheticQuality(network, head, batch_size=2).score(video) == pytest.approx(
-        sum(scores) / 5, abs=1e-6
-    )
+    assert AestheticQuality(network, head, batch_size=2).score(video) == pytest.approx(sum(scores) / 5, abs=1e-6)
 
 
 def test_videos_count_alike() -> None:

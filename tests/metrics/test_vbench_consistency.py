@@ -68,9 +68,7 @@ def by_loop(features: Tensor) -> tuple[float, int]:
     ],
 )
 @pytest.mark.parametrize("metric", [SubjectConsistency, BackgroundConsistency])
-def test_hand_computed_features(
-    metric: type[SubjectConsistency], features: list[list[float]], expected: float
-) -> None:
+def test_hand_computed_features(metric: type[SubjectConsistency], features: list[list[float]], expected: float) -> None:
     measured = metric(Table(features), batch_size=2)
     assert measured.score(random_video(len(features))) == pytest.approx(expected, abs=1e-7)
 
@@ -86,13 +84,9 @@ def test_vbenchs_loop(frames: int, features: int, seed: int) -> None:
     assert stacked[0] == frame_consistency(vectors)
 
 
-@pytest.mark.parametrize(
-    ("metric", "view"), [(SubjectConsistency, DINO_VIEW), (BackgroundConsistency, CLIP_VIEW)]
-)
+@pytest.mark.parametrize(("metric", "view"), [(SubjectConsistency, DINO_VIEW), (BackgroundConsistency, CLIP_VIEW)])
 @pytest.mark.parametrize(("height", "width"), [(36, 64), (225, 300), (301, 250)])
-def test_a_videos_number_is_vbenchs(
-    metric: type[SubjectConsistency], view: T.Compose, height: int, width: int
-) -> None:
+def test_a_videos_number_is_vbenchs(metric: type[SubjectConsistency], view: T.Compose, height: int, width: int) -> None:
     """torchvision's transforms as VBench 0.1.5 sets them, its loop, and one network."""
     network = Projection()
     video = random_video(5, height, width)
@@ -123,8 +117,7 @@ def test_identical_frames_are_wholly_consistent(metric: type[SubjectConsistency]
 
 
 @pytest.mark.parametrize(
-    ("metric", "mean", "std"),
-    [(SubjectConsistencyTiles, MEAN, STD), (BackgroundConsistencyTiles, CLIP_MEAN, CLIP_STD)],
+    ("metric", "mean", "std"), [(SubjectConsistencyTiles, MEAN, STD), (BackgroundConsistencyTiles, CLIP_MEAN, CLIP_STD)]
 )
 def test_tiles_are_native_pixels_in_their_place(
     metric: type[SubjectConsistencyTiles], mean: tuple[float, ...], std: tuple[float, ...]
@@ -156,9 +149,7 @@ def test_detail_that_vbenchs_view_skips_is_seen_by_tiles() -> None:
 
 
 def test_features_of_another_shape_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"^subject_consistency: backbone must give N x D features, got shape"
-    ):
+    with pytest.raises(ValueError, match=r"^subject_consistency: backbone must give N x D features, got shape"):
         SubjectConsistency(nn.Identity()).score(random_video())
     with pytest.raises(ValueError, match=r"^SubjectConsistency.batch_size: expected at least 1, got 0$"):
         SubjectConsistency(Projection(), batch_size=0)

@@ -25,9 +25,7 @@ from tests.helpers.video_metrics import random_video
 
 def vbench(frames: list[Any]) -> float:
     """TF as VBench 0.1.5 defines it, in its own arithmetic: float32 means of frames, then their mean."""
-    errors = [
-        np.mean(cv2.absdiff(np.float32(before), np.float32(after))) for before, after in pairwise(frames)
-    ]
+    errors = [np.mean(cv2.absdiff(np.float32(before), np.float32(after))) for before, after in pairwise(frames)]
     return float((255.0 - np.mean(errors).item()) / 255.0)
 
 
@@ -68,17 +66,7 @@ def test_large_frames_are_summed_exactly() -> None:
 
 
 # Files of 8 bits: codecs, open and closed GOPs, subsamplings, ranges.
-SAME_PIXELS = (
-    "h264",
-    "h264_open",
-    "h264_444",
-    "h264_full_range",
-    "h264_mkv",
-    "hevc",
-    "vp8",
-    "vp9",
-    "vp9_mp4",
-)
+SAME_PIXELS = ("h264", "h264_open", "h264_444", "h264_full_range", "h264_mkv", "hevc", "vp8", "vp9", "vp9_mp4")
 
 
 @pytest.mark.parametrize("name", SAME_PIXELS)

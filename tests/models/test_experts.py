@@ -27,9 +27,7 @@ from luve_lightning.models.experts import (
 from tests.helpers.tiny_wan import HFE, LFE, inputs, output, randomise, tiny_transformer
 
 GRID = (2, 6, 5)  # of `inputs()`
-CROSS = ExpertConfig(
-    ("attention", "cross_attention"), 2, 1.0, FrequencyFilter("low", 0.3, ("t", "h"), "gaussian")
-)
+CROSS = ExpertConfig(("attention", "cross_attention"), 2, 1.0, FrequencyFilter("low", 0.3, ("t", "h"), "gaussian"))
 
 
 def with_experts(**experts: ExpertConfig) -> WanTransformer3DModel:
@@ -41,9 +39,7 @@ def with_experts(**experts: ExpertConfig) -> WanTransformer3DModel:
     return transformer
 
 
-def recorded(
-    transformer: WanTransformer3DModel, module: str
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def recorded(transformer: WanTransformer3DModel, module: str) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Inputs and outputs of a wrapped module of each block, and outputs of its expert layer, in one pass."""
     seen: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
 

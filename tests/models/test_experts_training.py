@@ -52,9 +52,7 @@ def two_passes(transformer: WanTransformer3DModel) -> list[Tensor]:
     second = output(transformer, inputs(size=(2, 10, 12)))
     activate(transformer, None)
     (first.square().mean() + second.square().mean()).backward()
-    return [
-        p.grad for name in ("lfe", "hfe") for p in expert_parameters(transformer, name) if p.grad is not None
-    ]
+    return [p.grad for name in ("lfe", "hfe") for p in expert_parameters(transformer, name) if p.grad is not None]
 
 
 @pytest.mark.parametrize("function", [None, all_but_attention], ids=["plain", "selective"])
@@ -138,14 +136,10 @@ def test_two_processes_give_the_gradients_of_one(function: Any, tmp_path: Path) 
     transformer = prepared()
     output(transformer, inputs()).square().mean().backward()
     for rank in range(2):
-        for got, want in zip(
-            torch.load(tmp_path / f"gradients-{rank}.pt"), gradients(transformer), strict=True
-        ):
+        for got, want in zip(torch.load(tmp_path / f"gradients-{rank}.pt"), gradients(transformer), strict=True):
             torch.testing.assert_close(got, want)
     if function is sharded_save:
         copy = tiny_transformer()
         load_expert(copy, tmp_path / "lfe")
-        for got, want in zip(
-            expert_parameters(copy, "lfe"), expert_parameters(transformer, "lfe"), strict=True
-        ):
+        for got, want in zip(expert_parameters(copy, "lfe"), expert_parameters(transformer, "lfe"), strict=True):
             assert torch.equal(got, want)

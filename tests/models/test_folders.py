@@ -18,9 +18,7 @@ from tests.helpers.tiny_wan import load_transformer
 
 
 def save_a_vluer(folder: Path) -> None:
-    VLUer(latent_channels=4, channels=8, pairs=1, hidden=8, layers=1, query_channels=8).save_pretrained(
-        folder
-    )
+    VLUer(latent_channels=4, channels=8, pairs=1, hidden=8, layers=1, query_channels=8).save_pretrained(folder)
 
 
 def modes(folder: Path) -> dict[str, int]:
@@ -78,15 +76,9 @@ class RepositoryNotFoundError(OSError):
 @pytest.mark.parametrize(
     ("cause", "expected"),
     [
-        (
-            LocalEntryNotFoundError("cannot find the files"),
-            "it cannot be reached (Name or service not known), and",
-        ),
+        (LocalEntryNotFoundError("cannot find the files"), "it cannot be reached (Name or service not known), and"),
         (RepositoryNotFoundError("404"), "it knows no such repository, or one that needs a login"),
-        (
-            PermissionError(13, "Permission denied", "/home/a/hub"),
-            "/home/a/hub: Permission denied (where downloads",
-        ),
+        (PermissionError(13, "Permission denied", "/home/a/hub"), "/home/a/hub: Permission denied (where downloads"),
         (KeyError("else"), "does not appear to have a file named config.json"),
     ],
 )
@@ -95,8 +87,6 @@ def test_why_the_hub_gave_nothing_is_said(cause: Exception, expected: str) -> No
     error = OSError("Wan-AI/Wan does not appear to have a file named config.json.")
     error.__cause__ = cause
     message = str(cannot_load("Wan-AI/Wan", "vae", error))
-    assert message.startswith(
-        "backbone Wan-AI/Wan: no such folder, and its vae/ is not available from the hub: "
-    )
+    assert message.startswith("backbone Wan-AI/Wan: no such folder, and its vae/ is not available from the hub: ")
     assert expected in message
     assert message.endswith("; a local pipeline folder works without the hub")

@@ -50,9 +50,7 @@ NET = trained()
 
 @settings(max_examples=25, deadline=None)
 @given(**SIZES)
-def test_gives_the_size_asked_for(
-    batch: int, given: tuple[int, int, int], wanted: tuple[int, int, int]
-) -> None:
+def test_gives_the_size_asked_for(batch: int, given: tuple[int, int, int], wanted: tuple[int, int, int]) -> None:
     with torch.inference_mode():
         out = NET(noise(batch, 3, *given), wanted)
     assert out.shape == (batch, 3, *wanted)
@@ -112,9 +110,7 @@ def unfolded(upsampler: ImplicitUpsampler, features: Tensor, size: tuple[int, in
     given=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5)),
     wanted=st.tuples(st.integers(1, 4), st.integers(1, 7), st.integers(1, 7)),
 )
-def test_equals_the_unfolded_form(
-    use_cell: bool, given: tuple[int, int, int], wanted: tuple[int, int, int]
-) -> None:
+def test_equals_the_unfolded_form(use_cell: bool, given: tuple[int, int, int], wanted: tuple[int, int, int]) -> None:
     upsampler, features = trained(use_cell=use_cell).upsampler, noise(2, 4, *given)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -246,9 +242,7 @@ def test_every_weight_has_a_gradient() -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no CUDA device is visible: VLUer ran on the CPU only"
-)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible: VLUer ran on the CPU only")
 def test_a_gpu_gives_the_cpus_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)

@@ -32,9 +32,7 @@ def test_runs_are_found_by_pattern_the_newest_first(tmp_path: Path) -> None:
     runs = find_runs(["runs/*/vluer*"], tmp_path)
     assert [run.name for run in runs] == ["runs/mini/vluer-gpu", "runs/mini/vluer"]
     assert curve(runs[1], "train/loss") == [(0, 2), (9, 1)]
-    assert [run.name for run in find_runs(["runs/*/experts*", "nothing*"], tmp_path)] == [
-        "runs/mini/experts/lfe"
-    ]
+    assert [run.name for run in find_runs(["runs/*/experts*", "nothing*"], tmp_path)] == ["runs/mini/experts/lfe"]
 
 
 def test_a_resume_replaces_what_came_after_its_start(tmp_path: Path) -> None:
@@ -72,9 +70,7 @@ def test_what_is_no_number_is_left_out(tmp_path: Path) -> None:
 
 
 def board(folders: list[str], max_runs: int = 24, **panels: Panel) -> Dashboard:
-    return Dashboard(
-        "A board", "Metric('Group') == 'a'", folders, {"All": Section(panels)}, max_runs=max_runs
-    )
+    return Dashboard("A board", "Metric('Group') == 'a'", folders, {"All": Section(panels)}, max_runs=max_runs)
 
 
 def test_panels_are_charts_of_each_metric_or_tables_of_last_values(tmp_path: Path) -> None:

@@ -40,11 +40,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tiny_run(
-    capsys: pytest.CaptureFixture[str],
-    patch: pytest.MonkeyPatch,
-    root: Path,
-    name: str,
-    tiny: dict[str, Path],
+    capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch, root: Path, name: str, tiny: dict[str, Path]
 ) -> None:
     """One step, validated, sampled and tested, of the experiment that a dashboard is for."""
     base, difference, folder = RUNS[name]
@@ -103,18 +99,13 @@ def test_results_are_metrics_of_the_tables() -> None:
     tables = [path.parent for path in (REPOSITORY / "experiments" / "ablations").glob("*/table.yaml")]
     known = {f"result/{metric}" for folder in tables for metric in read_table(folder).metrics}
     shown = {
-        metric
-        for _, panel in panels("ablations")
-        if panel.get("kind") == "results"
-        for metric in panel["metrics"]
+        metric for _, panel in panels("ablations") if panel.get("kind") == "results" for metric in panel["metrics"]
     }
     assert shown == known
 
 
 @pytest.mark.slow
-def test_workspaces_are_built_and_serialised(
-    capsys: pytest.CaptureFixture[str], offline: None, tmp_path: Path
-) -> None:
+def test_workspaces_are_built_and_serialised(capsys: pytest.CaptureFixture[str], offline: None, tmp_path: Path) -> None:
     configs = [word for path in DEFINITIONS.values() for word in ("--config", path)]
     outcome = run_luve(capsys, "dashboards", *configs, "--output", tmp_path / "out")
     assert outcome.code == 0, outcome.err
@@ -125,9 +116,7 @@ def test_workspaces_are_built_and_serialised(
         assert view["displayName"] == definition(name)["title"]
         section = view["spec"]["section"]
         built = section["panelBankConfig"]["sections"]
-        wanted = {
-            key: part for key, part in definition(name)["sections"].items() if not part.get("local_only")
-        }
+        wanted = {key: part for key, part in definition(name)["sections"].items() if not part.get("local_only")}
         assert [part["name"] for part in built] == list(wanted)
         for part, source in zip(built, wanted.values(), strict=True):
             for panel, (title, spec) in zip(part["panels"], source["panels"].items(), strict=True):
@@ -139,10 +128,7 @@ def test_workspaces_are_built_and_serialised(
                 assert line == (spec.get("kind", "lines") == "lines")
         [chosen] = section["runSets"][0]["filters"]["filters"]
         key, value = re.fullmatch(r"Metric\('(\w+)'\) == '(\w+)'", definition(name)["filter"]).groups()  # type: ignore[union-attr]
-        assert (chosen["key"]["name"], chosen["value"]) == (
-            {"Group": "group", "JobType": "jobType"}[key],
-            value,
-        )
+        assert (chosen["key"]["name"], chosen["value"]) == ({"Group": "group", "JobType": "jobType"}[key], value)
 
 
 def test_the_groups_are_those_of_the_experiments() -> None:
@@ -160,9 +146,7 @@ def test_with_an_account_the_workspace_is_saved(
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setattr(verb, "_own_entity", lambda: "me")
     saved = []
-    monkeypatch.setattr(
-        ws.Workspace, "save", lambda self: saved.append((self.entity, self.project, self.name))
-    )
+    monkeypatch.setattr(ws.Workspace, "save", lambda self: saved.append((self.entity, self.project, self.name)))
     outcome = run_luve(capsys, "dashboards", "--config", DEFINITIONS["experts"], "--output", tmp_path)
     assert outcome.code == 0, outcome.err
     assert saved == [("me", "luve-lightning", definition("experts")["title"])]

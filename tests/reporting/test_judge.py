@@ -14,14 +14,7 @@ from PIL import Image
 
 from luve_lightning.data.video_files import write_video
 from luve_lightning.evaluation.video_sets import VideoSets, find_video_sets
-from luve_lightning.reporting.judge import (
-    AXES,
-    KeyEntry,
-    QuestionOptions,
-    assign_ids,
-    read_key,
-    write_questions,
-)
+from luve_lightning.reporting.judge import AXES, KeyEntry, QuestionOptions, assign_ids, read_key, write_questions
 
 METHODS, NAMES = ("luve", "upscaled wan"), ("boat", "birds", "water")
 
@@ -42,9 +35,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> VideoSets:
 
 
 def read_questions(folder: Path) -> list[dict[str, Any]]:
-    return [
-        json.loads(line) for line in (folder / "questions.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    return [json.loads(line) for line in (folder / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_question_shows_the_videos_own_frames(sets: VideoSets, tmp_path: Path) -> None:
@@ -62,9 +53,7 @@ def test_a_question_shows_the_videos_own_frames(sets: VideoSets, tmp_path: Path)
         for path, index in zip(question["frames"], (0, 2, 4), strict=True):
             np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / path)), frames(seed)[index])
         text = question["question"]
-        assert all(
-            word in text for word in (entry.prompt, question["id"], "3 frames", "from 1 (worst) to 10")
-        )
+        assert all(word in text for word in (entry.prompt, question["id"], "3 frames", "from 1 (worst) to 10"))
         assert all(f"- {axis}: {meaning}" in text for axis, meaning in AXES.items())
 
 
@@ -72,9 +61,7 @@ def test_the_judge_cannot_tell_the_methods(sets: VideoSets, tmp_path: Path) -> N
     key = write_questions(sets, tmp_path, QuestionOptions(seed=4))
     shown = (tmp_path / "questions.jsonl").read_text()
     assert not any(word in shown for word in (*METHODS, ".mp4", str(tmp_path)))
-    assert not [
-        path for path in (tmp_path / "frames").iterdir() if path.name.split("-")[0] not in key.entries
-    ]
+    assert not [path for path in (tmp_path / "frames").iterdir() if path.name.split("-")[0] not in key.entries]
     order = [key.entries[question["id"]].method for question in read_questions(tmp_path)]
     assert order != sorted(order)
     again = assign_ids(sets, blind=True, seed=4)

@@ -117,9 +117,7 @@ def test_rows_and_means(tmp_path: Path) -> None:
     assert (only["method"], only["n"], only["realism"]) == ("a", 1, 10)
     assert math.isnan(only["realism_low"])
     assert (several["n"], several["realism"]) == (3, pytest.approx(14 / 3))
-    assert (several["detail"], several["detail_low"], several["detail_high"]) == mean_interval(
-        [5, 2, 9], 3, 500
-    )
+    assert (several["detail"], several["detail_low"], several["detail_high"]) == mean_interval([5, 2, 9], 3, 500)
 
 
 def test_bad_files_are_one_line(tmp_path: Path) -> None:

@@ -33,9 +33,7 @@ def test_the_policy_names_the_hash_of_what_is_in_the_page(tag: str) -> None:
     assert policy
     (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page(), re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    assert (
-        f"{tag}-src &#39;sha256-{digest}&#39;;" in policy[1] or f"{tag}-src 'sha256-{digest}';" in policy[1]
-    )
+    assert f"{tag}-src &#39;sha256-{digest}&#39;;" in policy[1] or f"{tag}-src 'sha256-{digest}';" in policy[1]
 
 
 def test_text_is_escaped() -> None:

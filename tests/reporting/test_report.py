@@ -49,9 +49,7 @@ def test_the_papers_digits_are_the_files(tmp_path: Path) -> None:
     assert table.notes == ("Not measured: fid: no network here", "Failed: odd: 1 out of memory")
     assert table.provenance is not None
     assert table.provenance.facts["settings"] == "steps 20"
-    assert table.provenance.stages == (
-        ("without_selection", "0", "lfe", "c0ffeec0ffee", "1.5"),
-    )  # the hash is cut
+    assert table.provenance.stages == (("without_selection", "0", "lfe", "c0ffeec0ffee", "1.5"),)  # the hash is cut
     assert [metric.has_paper for metric in table.metrics] == [True, False]
     assert table.directions() == {"same": 1, "none": 1}
 
@@ -68,26 +66,14 @@ def test_what_is_missing_or_unreadable_is_listed_and_the_rest_is_shown(tmp_path:
     (tmp_path / "no.mp4").write_bytes(b"no video")
     (tmp_path / "empty").mkdir()
     made = build(
-        results={
-            "experts": results,
-            "short": tmp_path / "short.csv",
-            "gone": tmp_path / "gone.csv",
-            "off": None,
-        },
+        results={"experts": results, "short": tmp_path / "short.csv", "gone": tmp_path / "gone.csv", "off": None},
         curves={"empty": tmp_path / "empty"},
         spectra={"short": tmp_path / "short.csv"},
         comparisons={"pair": Comparison(tmp_path / "no.mp4", tmp_path / "no2.mp4"), "off": None},
         videos={"no": tmp_path / "no.mp4", "empty": tmp_path / "empty"},
     )
     told = {line.key: line.reason for line in made.left_out}
-    assert made.counts == {
-        "tables": 1,
-        "curves": 0,
-        "dashboards": 0,
-        "spectra": 0,
-        "comparisons": 0,
-        "videos": 0,
-    }
+    assert made.counts == {"tables": 1, "curves": 0, "dashboards": 0, "spectra": 0, "comparisons": 0, "videos": 0}
     assert told["results.gone"] == "missing"
     assert told["results.short"].startswith("no table of results: the columns title, metric, unit")
     assert told["curves.empty"] == "no metrics.csv there: missing, or the run logged elsewhere"
@@ -240,15 +226,9 @@ def test_the_command_prints_what_it_left_out(capsys: pytest.CaptureFixture[str],
     ("options", "message"),
     [
         (["--output=HERE/report.csv"], "output: expected a file that ends in .html, got HERE/report.csv"),
-        (
-            ["--output=HERE/r.html", "--limit_mib=0", "--curves=a=HERE/no"],
-            "limit_mib: expected a number > 0, got 0",
-        ),
+        (["--output=HERE/r.html", "--limit_mib=0", "--curves=a=HERE/no"], "limit_mib: expected a number > 0, got 0"),
         (["--output=HERE/r.html", "--results=experts"], "--results: expected NAME=VALUE"),
-        (
-            ["--output=HERE/r.html"],
-            "nothing to show: give results, curves, dashboards, spectra, comparisons or videos",
-        ),
+        (["--output=HERE/r.html"], "nothing to show: give results, curves, dashboards, spectra, comparisons or videos"),
     ],
 )
 def test_errors_are_one_line(

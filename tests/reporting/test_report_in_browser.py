@@ -44,9 +44,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
         {"dark": dark, "light": light},
     )
     page = folder / "report.html"
-    text = PageText(
-        "A report", "mini numbers", {"date": "2026-11-22", "revision": "f00d", "command": "luve report"}
-    )
+    text = PageText("A report", "mini numbers", {"date": "2026-11-22", "revision": "f00d", "command": "luve report"})
     page.write_text(build_report(inputs, text, read_table).html)
     return page.as_uri()
 
@@ -115,9 +113,7 @@ def test_the_divider_is_moved_by_a_finger(page: Any) -> None:
     page.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
     try:
         page.execute_script("arguments[0].scrollIntoView({block: 'center'})", one(page, ".stage"))
-        box = page.execute_script(
-            "return arguments[0].getBoundingClientRect().toJSON()", one(page, ".viewport")
-        )
+        box = page.execute_script("return arguments[0].getBoundingClientRect().toJSON()", one(page, ".viewport"))
         y = box["y"] + box["height"] / 2
         for kind, share in (("touchStart", 0.5), ("touchMove", 0.3), ("touchMove", 0.2), ("touchEnd", None)):
             points = [] if share is None else [{"x": box["x"] + share * box["width"], "y": y}]
@@ -144,10 +140,7 @@ def test_the_divider_is_moved_by_keys(page: Any) -> None:
             handle.send_keys(key)
         assert divider(page) == expected
     assert page.execute_script("return document.activeElement.classList.contains('divider')")
-    assert (
-        page.execute_script("return getComputedStyle(document.querySelector('.grip')).outlineStyle")
-        == "solid"
-    )
+    assert page.execute_script("return getComputedStyle(document.querySelector('.grip')).outlineStyle") == "solid"
 
 
 def test_it_zooms_and_the_cut_stays_under_the_divider(page: Any) -> None:
@@ -187,9 +180,7 @@ def test_the_videos_play(page: Any) -> None:
     for video in videos:
         assert page.execute_script("return [arguments[0].muted, arguments[0].paused]", video) == [True, True]
         page.execute_script("arguments[0].play()", video)
-        begun = wait_for(
-            lambda video=video: page.execute_script("return arguments[0].currentTime > 0.2", video)
-        )
+        begun = wait_for(lambda video=video: page.execute_script("return arguments[0].currentTime > 0.2", video))
         assert begun, page.execute_script("return arguments[0].error?.message", video)
         assert page.execute_script("return arguments[0].playsInline && arguments[0].controls", video)
         page.execute_script("arguments[0].pause()", video)
@@ -199,14 +190,11 @@ def test_the_videos_play(page: Any) -> None:
 def test_a_table_is_sorted_by_its_heads(page: Any) -> None:
     def titles() -> list[str]:
         return [
-            cell.get_attribute("data-value")
-            for cell in one(page, ".results tbody").find_elements("css selector", "th")
+            cell.get_attribute("data-value") for cell in one(page, ".results tbody").find_elements("css selector", "th")
         ]
 
     assert titles() == ["bare & title", "a<b> & title", "full & title"]
-    paper = next(
-        b for b in page.find_elements("css selector", ".results .paper button") if b.text == "FID_patch"
-    )
+    paper = next(b for b in page.find_elements("css selector", ".results .paper button") if b.text == "FID_patch")
     paper.click()
     assert titles() == ["full & title", "bare & title", "a<b> & title"]
     head = paper.find_element("xpath", "..")

@@ -21,9 +21,7 @@ def every_file(folder: Path) -> dict[str, bytes]:
 
 
 def test_nothing_that_raters_get_names_a_method_or_a_source(tmp_path: Path) -> None:
-    built = build_study(
-        write_method_videos(tmp_path / "in", 5), tmp_path / "out", tmp_path / "key.json", OPTIONS
-    )
+    built = build_study(write_method_videos(tmp_path / "in", 5), tmp_path / "out", tmp_path / "key.json", OPTIONS)
     files = every_file(tmp_path / "out")
     assert len(files) == 1 + 5 * 4
     for name, content in files.items():
@@ -50,9 +48,7 @@ def test_the_key_says_which_video_is_which(tmp_path: Path) -> None:
     assert data["study"] == key.study
     for rater, plan in enumerate(key.plans):
         for trial, (item, order) in zip(plan, data["plans"][rater], strict=True):
-            assert [data["items"][item]["files"][n] for n in order] == [
-                key.files[item][m] for m in trial.order
-            ]
+            assert [data["items"][item]["files"][n] for n in order] == [key.files[item][m] for m in trial.order]
             assert data["items"][item]["files"] == sorted(key.files[item])
     assert data["items"][0]["prompt"].endswith("</script> & more")
 
@@ -87,10 +83,7 @@ def test_videos_that_not_every_method_has_are_left_out(tmp_path: Path) -> None:
         (["--items=9"], "items: 9, but only 2 videos are there"),
         (["--repeats=2"], "repeats: expected a share of the items from 0 to 1, got 2"),
         (["--raters=0"], "raters: expected at least 1"),
-        (
-            ["--axes=[details,beauty]"],
-            "axes: expected some of overall, details, temporal, text, got details, beauty",
-        ),
+        (["--axes=[details,beauty]"], "axes: expected some of overall, details, temporal, text, got details, beauty"),
         (["--title=Is OurMethod best?"], "the method ourmethod is named in a text that raters see"),
         (["--output=HERE/in"], "has files of something else"),
         (["--videos.interpolated=null", "--videos.ourmethod=null"], "expected 2 to 9 methods, got 1"),

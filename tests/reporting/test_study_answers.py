@@ -71,8 +71,7 @@ def test_methods_by_other_numbers_have_the_same_shares(order: list[int], seed: i
     files = tuple(tuple(files[m] for m in order) for files in key.files)
     back = [order.index(m) for m in range(4)]
     plans = tuple(
-        tuple(replace(trial, order=tuple(back[m] for m in trial.order)) for trial in plan)
-        for plan in key.plans
+        tuple(replace(trial, order=tuple(back[m] for m in trial.order)) for trial in plan) for plan in key.plans
     )
     other = replace(key, methods=tuple(key.methods[m] for m in order), files=files, plans=plans)
     contents = [rater_file(key, n, prefers(1, 0.5), seed) for n in (1, 2, 3)]
@@ -89,9 +88,7 @@ def test_positions_and_the_order_of_items_change_nothing(seed: int) -> None:
     assert _shares_of(first, contents[0]) == _shares_of(second, contents[1])
 
 
-def _shares_of(
-    key: StudyKey, contents: list[dict[str, Any]]
-) -> dict[tuple[str, str], tuple[float, float, float]]:
+def _shares_of(key: StudyKey, contents: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, float, float]]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -195,9 +192,7 @@ def test_wrong_answers_are_one_line(
 def test_two_files_of_one_rater_that_differ_are_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, study: StudyKey
 ) -> None:
-    write_answers(
-        tmp_path / "answers", {n: rater_file(study, 2, prefers(0, 0.5), seed=len(n)) for n in ("a", "bb")}
-    )
+    write_answers(tmp_path / "answers", {n: rater_file(study, 2, prefers(0, 0.5), seed=len(n)) for n in ("a", "bb")})
     outcome = tally(capsys, tmp_path)
     assert outcome.code == 2
     assert "a.json and bb.json are both of rater 2 and differ; remove one of them" in outcome.err

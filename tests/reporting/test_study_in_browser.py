@@ -162,12 +162,7 @@ def test_keys_are_enough(page: Any, built: Built) -> None:
         one(page, f"[name={axis}]").send_keys(Keys.SPACE, Keys.ARROW_RIGHT)
     assert [e.get_attribute("value") for e in page.find_elements("css selector", ":checked")] == ["1"] * 4
     one(page, "[data-enlarge]").send_keys(Keys.ENTER)
-    assert [v.is_displayed() for v in page.find_elements("css selector", "video")] == [
-        True,
-        False,
-        False,
-        False,
-    ]
+    assert [v.is_displayed() for v in page.find_elements("css selector", "video")] == [True, False, False, False]
     one(page, "[data-enlarge]").send_keys(Keys.ENTER)
     one(page, "#next").send_keys(Keys.ENTER)
     assert one(page, "#trial-heading").text.startswith("Group 2")
@@ -182,9 +177,7 @@ def served(built: Built) -> Iterator[str]:
             del format, args
 
     class Server(http.server.ThreadingHTTPServer):
-        request_queue_size = (
-            64  # over the usual five, the page's many questions at once would wait for seconds
-        )
+        request_queue_size = 64  # over the usual five, the page's many questions at once would wait for seconds
 
     server = Server(("127.0.0.1", 0), functools.partial(Quiet, directory=str(built.folder)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -194,9 +187,7 @@ def served(built: Built) -> Iterator[str]:
     server.server_close()
 
 
-def test_on_a_web_server_the_videos_play_and_nothing_names_a_method(
-    page: Any, built: Built, served: str
-) -> None:
+def test_on_a_web_server_the_videos_play_and_nothing_names_a_method(page: Any, built: Built, served: str) -> None:
     page.get(f"{served}?rater=1")
     one(page, "#begin").click()
     # What was played of each, seconds: they loop, so that where they are now says less.

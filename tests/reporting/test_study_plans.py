@@ -52,10 +52,7 @@ def test_no_position_is_a_methods_own(position: int) -> None:
     """Over raters, the partial block at the end favours no method."""
     rng = np.random.default_rng(0)
     counts = Counter(
-        trial.order[position]
-        for _ in range(400)
-        for trial in plan_rater(6, 4, 0, rng)[:6]
-        if trial.first is None
+        trial.order[position] for _ in range(400) for trial in plan_rater(6, 4, 0, rng)[:6] if trial.first is None
     )
     shares = np.array([counts[m] for m in range(4)]) / sum(counts.values())
     assert np.abs(shares - 0.25).max() < 0.02

@@ -26,9 +26,7 @@ PROMPTS = ["Coloured squares drift to the left.", "squares drift", "left"]
 def task(world: World, **changes: Any) -> BackboneTask:
     torch.manual_seed(0)
     options: dict[str, Any] = {"backbone": world.backbone, "length": 9, "shift": 3.0, "lr": 1e-2} | changes
-    return BackboneTask(
-        index=world.clips / "clips.csv", transformer=dict(NET), text_encoder=dict(TEXT), **options
-    )
+    return BackboneTask(index=world.clips / "clips.csv", transformer=dict(NET), text_encoder=dict(TEXT), **options)
 
 
 def samples(folder: Path) -> SampleMetrics:
@@ -69,10 +67,7 @@ def test_the_export_is_a_pipeline(trained: tuple[Path, BackboneTask], world: Wor
     pipeline = WanPipeline.from_pretrained(folder / "export", torch_dtype=torch.float32)
     assert pipeline.scheduler.config.flow_shift == 3.0
     assert pipeline.tokenizer.model_max_length == 9
-    for name, module in (
-        ("transformer", model.transformer),
-        ("text_encoder", model.text_encoder.encoder),
-    ):
+    for name, module in (("transformer", model.transformer), ("text_encoder", model.text_encoder.encoder)):
         loaded = getattr(pipeline, name).state_dict()
         assert all(torch.equal(v.half().float(), loaded[k]) for k, v in module.state_dict().items())
     assert sum(f.stat().st_size for f in (folder / "export" / "vae").iterdir()) == sum(
@@ -128,14 +123,10 @@ def test_samples_are_drawn_and_leave_training_alone(
     # Two steps without samples: the same weights, whatever drew from the random numbers in between.
     plain = task(world)
     options: dict[str, Any] = {"limit_val_batches": None, "val_check_interval": 1}
-    make_trainer(tmp_path, max_steps=2, callbacks=[EMA(0.5)], **options).fit(
-        plain, world.data(texts=None, passes=1)
-    )
+    make_trainer(tmp_path, max_steps=2, callbacks=[EMA(0.5)], **options).fit(plain, world.data(texts=None, passes=1))
     drawn = task(world)
     both = [samples(tmp_path), EMA(0.5)]
-    make_trainer(tmp_path, max_steps=2, callbacks=both, **options).fit(
-        drawn, world.data(texts=None, passes=1)
-    )
+    make_trainer(tmp_path, max_steps=2, callbacks=both, **options).fit(drawn, world.data(texts=None, passes=1))
     assert len(list(tmp_path.glob("step-*/*.mp4"))) == 6
     want = plain.state_dict()
     assert all(torch.equal(v, want[k]) for k, v in drawn.state_dict().items())

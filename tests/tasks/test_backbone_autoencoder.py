@@ -61,11 +61,7 @@ def test_a_step_learns() -> None:
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"all in pixel space; wrong: \['latent'\]"):
         AutoencoderTask(dict(TINY), {"latent": LatentL1()})
-    with pytest.raises(
-        ValueError, match=r"vae\.in_channels: expected 3, three colours in patches of 1x1, got 12"
-    ):
-        AutoencoderTask(
-            TINY | {"patch_size": None, "in_channels": 12, "out_channels": 12}, {"mse": PixelMSE()}
-        )
+    with pytest.raises(ValueError, match=r"vae\.in_channels: expected 3, three colours in patches of 1x1, got 12"):
+        AutoencoderTask(TINY | {"patch_size": None, "in_channels": 12, "out_channels": 12}, {"mse": PixelMSE()})
     with pytest.raises(FileNotFoundError, match="init_from"):
         task(init_from=str(tmp_path))

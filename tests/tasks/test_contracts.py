@@ -40,7 +40,5 @@ def tasks(tiny_backbone: Path, tiny_clips: Path) -> dict[str, Any]:
         ("vluer", {Exporting, Upsampling}),
     ],
 )
-def test_each_task_keeps_its_contracts_and_no_other(
-    tasks: dict[str, Any], name: str, kept: set[type]
-) -> None:
+def test_each_task_keeps_its_contracts_and_no_other(tasks: dict[str, Any], name: str, kept: set[type]) -> None:
     assert {contract for contract in CONTRACTS if isinstance(tasks[name], contract)} == kept

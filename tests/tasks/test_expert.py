@@ -215,10 +215,7 @@ def test_a_run_resumes_as_the_same_expert_only(capsys: pytest.CaptureFixture[str
     ("words", "message"),
     [
         (["--ckpt_path", "last"], "ckpt_path: no last checkpoint in "),
-        (
-            ["--model.init_args.backbone", "runs/a/export"],
-            "backbone runs/a/export: no such folder; expected a",
-        ),
+        (["--model.init_args.backbone", "runs/a/export"], "backbone runs/a/export: no such folder; expected a"),
         (["--model.init_args.dtype", "float16"], "dtype: expected float32 or bfloat16, got 'float16'"),
         (["--model.init_args.name", "lora_x"], "expert name 'lora_x': expected letters, digits"),
         (["--model.init_args.init_from", "nowhere"], "no expert in nowhere: expert.json is missing"),
@@ -227,14 +224,8 @@ def test_a_run_resumes_as_the_same_expert_only(capsys: pytest.CaptureFixture[str
         (["--data.init_args.variant", "sharper"], "1 of 1 clips have no latents in "),
         (["--data.init_args.texts", "nowhere"], "nowhere: no such embeddings for encoder any"),
         (["--data.init_args.columns", "[Title]"], "columns: 'Title' is no caption column; known: "),
-        (
-            ["--data.init_args.test_limit", "0"],
-            "test_limit: expected at least 1 clip, or null for all, got 0",
-        ),
-        (
-            ["--callbacks.losses.init_args.output", "l.md"],
-            "output: expected a file that ends in .csv, got l.md",
-        ),
+        (["--data.init_args.test_limit", "0"], "test_limit: expected at least 1 clip, or null for all, got 0"),
+        (["--callbacks.losses.init_args.output", "l.md"], "output: expected a file that ends in .csv, got l.md"),
     ],
 )
 def test_mistakes_are_one_line(

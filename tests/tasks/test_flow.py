@@ -23,15 +23,7 @@ from luve_lightning.tasks import FlowMatchingTask
 from luve_lightning.tasks.flow import clip_noise, sigma_edges
 from tests.helpers.processes import run_processes
 from tests.helpers.resumable import Run
-from tests.helpers.tiny_flow import (
-    Draws,
-    World,
-    make_trainer,
-    read_draws,
-    sigmas,
-    train_expert,
-    validate_and_train,
-)
+from tests.helpers.tiny_flow import Draws, World, make_trainer, read_draws, sigmas, train_expert, validate_and_train
 from tests.helpers.tiny_wan import load_transformer, tiny_transformer
 
 TINY = tiny_transformer()
@@ -67,9 +59,7 @@ def test_no_noise_level_outside_the_band(
     one=st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(0, 3)),
     other=st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(0, 3)),
 )
-def test_noise_follows_from_seed_step_and_part_alone(
-    one: tuple[int, int, int], other: tuple[int, int, int]
-) -> None:
+def test_noise_follows_from_seed_step_and_part_alone(one: tuple[int, int, int], other: tuple[int, int, int]) -> None:
     def drawn(seed: int, step: int, part: int) -> list[float]:
         return torch.randn(4, generator=task(seed=seed).generator(step, part)).tolist()
 

@@ -98,9 +98,7 @@ def test_a_run_stopped_again_and_again(tmp_path: Path, case: str, stride: int) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "workers", "accumulate"), [(1, 0, 2), (1, 2, 1), (2, 0, 1), (2, 2, 2)])
-def test_kill_and_terminate_in_real_processes(
-    tmp_path: Path, processes: int, workers: int, accumulate: int
-) -> None:
+def test_kill_and_terminate_in_real_processes(tmp_path: Path, processes: int, workers: int, accumulate: int) -> None:
     whole = Run(
         tmp_path / "whole", steps=10, processes=processes, workers=workers, accumulate=accumulate, every_n_steps=3
     )  # fmt: skip
@@ -190,9 +188,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     train(run)
     other = CropsTask()
     other.net.append(other.net[3])
-    with pytest.raises(
-        ValueError, match=r"does not fit CropsTask: 2 weights missing \(net.4.bias, net.4.weight\)"
-    ):
+    with pytest.raises(ValueError, match=r"does not fit CropsTask: 2 weights missing \(net.4.bias, net.4.weight\)"):
         train(run.with_(resume="last"), other)
 
 

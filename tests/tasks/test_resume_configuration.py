@@ -95,9 +95,7 @@ def test_the_schedule_is_the_new_configurations(
     assert said(caplog) == ([] if line is None else [f"resuming with {line}"])
 
 
-def test_settings_of_the_optimiser_are_not_the_checkpoints(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_settings_of_the_optimiser_are_not_the_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As after a change of the code: the configuration has no key for these."""
 
     def edit(checkpoint: dict[str, Any]) -> None:
@@ -118,9 +116,7 @@ def test_settings_of_the_optimiser_are_not_the_checkpoints(
     assert "lr 0.01 (the checkpoint had 1)" in line
 
 
-def test_settings_of_callbacks_are_not_the_checkpoints(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_settings_of_callbacks_are_not_the_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def stopper(patience: int) -> EarlyStopping:
         return EarlyStopping("val/error", patience=patience)
 
@@ -149,9 +145,7 @@ def test_weights_alone_are_not_resumed(tmp_path: Path, key: str, what: str) -> N
             del checkpoint[key]
 
     run = edited(stopped(tmp_path), edit)
-    with pytest.raises(
-        ValueError, match=rf"{run.last} cannot be resumed: it lacks {what}; expected a last\.ckpt"
-    ):
+    with pytest.raises(ValueError, match=rf"{run.last} cannot be resumed: it lacks {what}; expected a last\.ckpt"):
         train(run)
 
 
@@ -187,9 +181,7 @@ def test_losses_their_weights_and_phases_are_the_new_configurations(
             batch_size=1, passes=4,
         )  # fmt: skip
         net = VLUer(channels=8, pairs=1, hidden=8, layers=1, query_channels=8, decoder_layers=1)
-        task = VLUerTask(
-            net, str(tiny_backbone), losses, pixel_from_step=pixel_from_step, pixel_crop=crop, lr=1e-3
-        )
+        task = VLUerTask(net, str(tiny_backbone), losses, pixel_from_step=pixel_from_step, pixel_crop=crop, lr=1e-3)
         train(run, task, data)
         return task
 

@@ -65,11 +65,7 @@ def measure(device: torch.device, repeats: int = 2, videos: int = 100) -> Iterat
             evaluated.append(_evaluate(folder / "videos", folder / f"cache-{repeat}", device, threads))
     for what, seconds in (("decode", min(plain)), ("evaluate", min(evaluated))):
         row = {"subject": "evaluate", "what": what, "videos": videos, "size": [FRAMES, HEIGHT, WIDTH]}
-        row |= {
-            "threads": threads,
-            "seconds": round(seconds, 2),
-            "videos_per_second": round(videos / seconds, 3),
-        }
+        row |= {"threads": threads, "seconds": round(seconds, 2), "videos_per_second": round(videos / seconds, 3)}
         yield row | {"of_decode_speed": round(min(plain) / seconds, 3)}
 
 

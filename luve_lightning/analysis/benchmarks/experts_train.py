@@ -51,12 +51,7 @@ def measure(device: torch.device, repeats: int = 1) -> Iterator[dict[str, Any]]:
             "hfe": lambda: ExpertTask(folder, _HFE, "hfe", dtype=dtype, recompute=_RECOMPUTE),
         }
         for name, make in makers.items():
-            row = {
-                "subject": "experts-train",
-                "model": size.name,
-                "task": name,
-                "latents": list(size.latents),
-            }
+            row = {"subject": "experts-train", "model": size.name, "task": name, "latents": list(size.latents)}
             yield row | {"recompute": _RECOMPUTE} | _measure(make().to(device), size, device, repeats)
             gc.collect()
             if device.type == "cuda":
@@ -90,11 +85,7 @@ def _measure(task: FlowMatchingTask, size: BenchModel, device: torch.device, rep
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     step_ms = min(measure_ms(partial(step, batch), device)[1] for _ in range(repeats))
-    peak = (
-        {"peak_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 1)}
-        if device.type == "cuda"
-        else {}
-    )
+    peak = {"peak_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 1)} if device.type == "cuda" else {}
     return {
         "trained_parameters": sum(p.numel() for p in trained),
         "forward_s": round(forward_ms / 1e3, 3),

@@ -14,14 +14,7 @@ import torch
 from luve_lightning.analysis.benchmarks.experts import EXPERTS, randomize_expert
 from luve_lightning.analysis.cost import gpu_speed, measure_ms, measure_peak_mib
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE
-from luve_lightning.analysis.model_parts import (
-    PartConfigs,
-    Parts,
-    StepProgram,
-    decode,
-    encode_prompt,
-    wan_1_3b,
-)
+from luve_lightning.analysis.model_parts import PartConfigs, Parts, StepProgram, decode, encode_prompt, wan_1_3b
 from luve_lightning.analysis.plan import Planner, StagePlan
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.speed import SpeedOptions
@@ -72,14 +65,7 @@ def mini() -> Setup:
             "freq_dim": 64,
         },
         vae={"base_dim": 8, "num_res_blocks": 1},
-        text_encoder={
-            "vocab_size": 128,
-            "d_model": 64,
-            "d_kv": 16,
-            "d_ff": 128,
-            "num_layers": 2,
-            "num_heads": 4,
-        },
+        text_encoder={"vocab_size": 128, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4},
         vluer={"channels": 16, "pairs": 1, "hidden": 32, "query_channels": 16, "decoder_layers": 1},
         text_length=64,
     )
@@ -173,13 +159,7 @@ class _Bench:
         frames, height, width = self.setup.sizes[size]
         _, *motion = self.setup.sizes["720p"]
         options = CascadeOptions(
-            height,
-            width,
-            frames,
-            motion_height=motion[0],
-            motion_width=motion[1],
-            steps=STEPS,
-            skip_steps=SKIP,
+            height, width, frames, motion_height=motion[0], motion_width=motion[1], steps=STEPS, skip_steps=SKIP
         )
         running = SpeedOptions(decode_tile=tile, offload=True)
         workspace = CUBLAS_WORKSPACE if self.device.type == "cuda" else 0
@@ -197,9 +177,7 @@ class _Bench:
             torch.cuda.empty_cache()
         _prepare(part, self.parts)
 
-    def _row(
-        self, size: str, plan: StagePlan, run: Callable[[], object], inputs: list[torch.Tensor]
-    ) -> dict[str, Any]:
+    def _row(self, size: str, plan: StagePlan, run: Callable[[], object], inputs: list[torch.Tensor]) -> dict[str, Any]:
         row = {
             "subject": "generate",
             "model": self.setup.name,
@@ -220,9 +198,7 @@ class _Bench:
             errors["seconds_error"] = _relative(plan.seconds / plan.forwards, seconds)
         return row | {"seconds": round(seconds, 4), "peak_mib": round(peak / _MIB, 1)} | errors
 
-    def _measured(
-        self, run: Callable[[], object], plan: StagePlan, inputs: list[torch.Tensor]
-    ) -> tuple[float, float]:
+    def _measured(self, run: Callable[[], object], plan: StagePlan, inputs: list[torch.Tensor]) -> tuple[float, float]:
         """Seconds of a call, and bytes at its peak."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

@@ -120,9 +120,7 @@ def measure(
 
 def _refined(pipeline: LuVePipeline, latents: Tensor, guidance: Guidance, inputs: dict[str, Any]) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(0)
-    return refine(
-        pipeline, latents, skip_steps=SKIP, steps=STEPS, guidance=guidance, generator=generator, **inputs
-    )
+    return refine(pipeline, latents, skip_steps=SKIP, steps=STEPS, guidance=guidance, generator=generator, **inputs)
 
 
 def _pipeline(device: torch.device, backbone: str | None, refiner: str | None, offload: bool) -> LuVePipeline:

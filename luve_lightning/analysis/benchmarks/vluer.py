@@ -64,9 +64,7 @@ def require_gpu(device: torch.device) -> None:
         raise ValueError(f"device: expected a CUDA device, since figures are those of a GPU, got {device}")
 
 
-def time_on_gpu(
-    run: Callable[[], object], device: torch.device, repeats: int, warmup: int = 3
-) -> dict[str, float]:
+def time_on_gpu(run: Callable[[], object], device: torch.device, repeats: int, warmup: int = 3) -> dict[str, float]:
     """Median, least and most milliseconds by CUDA events, and peak allocated memory, everything resident included."""
     for _ in range(warmup):
         run()

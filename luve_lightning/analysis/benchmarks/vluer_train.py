@@ -62,13 +62,6 @@ def measure(
 
     rows = []
     for phase in (1, 2):
-        row = {
-            "subject": "vluer-train",
-            "phase": phase,
-            "batch_size": batch_size,
-            "crop": [frames, crop, crop],
-        }
-        rows.append(
-            row | {"pixel_crop": list(task.pixel_crop)} | time_on_gpu(partial(step, phase), device, repeats)
-        )
+        row = {"subject": "vluer-train", "phase": phase, "batch_size": batch_size, "crop": [frames, crop, crop]}
+        rows.append(row | {"pixel_crop": list(task.pixel_crop)} | time_on_gpu(partial(step, phase), device, repeats))
     return rows

@@ -83,9 +83,7 @@ def _paint_sprite(canvas: Tensor, scene: Scene, sprite: Sprite) -> None:
     # Graded like the whole picture, but never mirrored: the cut was chosen in the photograph itself.
     grade = replace(scene.grade, flip=False)
     picture = apply_grade(load_photograph(photograph_named(sprite.texture)), grade)
-    texture = _sample(
-        picture, torch.stack([cut_left + half + half * across, cut_top + half + half * down], dim=-1)
-    )
+    texture = _sample(picture, torch.stack([cut_left + half + half * across, cut_top + half + half * down], dim=-1))
     # One pixel of the finished clip, in radii: the edge fades over that distance.
     pixel = _per_frame(2 / (scene.size * radii))
     alpha = (0.5 - OUTLINES[sprite.shape](across, down) / pixel).clamp(0, 1).unsqueeze(1)
@@ -100,9 +98,7 @@ def apply_grade(picture: Tensor, grade: Grade) -> Tensor:
         return picture
     matrix = _hue_matrix(grade.hue)
     grey = _GREY.expand(3, 3)
-    matrix = (
-        torch.diag(torch.tensor(grade.balance)) @ (grey + grade.saturation * (torch.eye(3) - grey)) @ matrix
-    )
+    matrix = torch.diag(torch.tensor(grade.balance)) @ (grey + grade.saturation * (torch.eye(3) - grey)) @ matrix
     graded = torch.einsum("ij,jhw->ihw", matrix * (grade.contrast * grade.brightness), picture)
     graded = (graded + 0.45 * (1 - grade.contrast) * grade.brightness).clamp(0, 1)
     return graded.flip(-1) if grade.flip else graded
@@ -255,9 +251,7 @@ def _draw_camera(rng: np.random.Generator, photograph: Photograph, flip: bool) -
                 return camera
 
 
-def _try_camera(
-    rng: np.random.Generator, pixels: np.ndarray, kind: tuple[str, ...], speed: str
-) -> Camera | None:
+def _try_camera(rng: np.random.Generator, pixels: np.ndarray, kind: tuple[str, ...], speed: str) -> Camera | None:
     """Draws one camera over grey pixels `H x W`; None when the photograph is too small for its path."""
     height, width = pixels.shape
     short = min(height, width)

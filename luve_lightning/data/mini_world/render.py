@@ -82,13 +82,7 @@ def captions(scene: Scene) -> dict[str, str]:
 
 def vocabulary() -> tuple[str, ...]:
     """Returns every word that a caption can hold, including the full stop, sorted."""
-    phrases = [
-        *(f"{p.subject} {p.texture}" for p in PHOTOGRAPHS),
-        *DIRECTIONS,
-        *SHAPES,
-        *SPEEDS,
-        *SPRITE_SIZES,
-    ]
+    phrases = [*(f"{p.subject} {p.texture}" for p in PHOTOGRAPHS), *DIRECTIONS, *SHAPES, *SPEEDS, *SPRITE_SIZES]
     phrases += [*_ACTIONS.values(), *_LIGHTS, *_SHOTS, *_MOODS, _STYLE, _GREY_STYLE]
     phrases += [
         "a photograph of .",
@@ -190,9 +184,7 @@ def _matches(path: Path, expected: str | None) -> bool:
 
 
 def _check_same(output: Path, held: dict[str, int], asked: dict[str, int]) -> None:
-    other = [
-        f"{key}={held.get(key)} (asked {value})" for key, value in asked.items() if held.get(key) != value
-    ]
+    other = [f"{key}={held.get(key)} (asked {value})" for key, value in asked.items() if held.get(key) != value]
     if other:
         raise OtherWorldError(
             f"{output}: holds a mini world with {', '.join(other)}; choose another folder or remove this one"

@@ -51,22 +51,12 @@ class Photograph:
 
 PHOTOGRAPHS: tuple[Photograph, ...] = (
     Photograph("skimage-astronaut", "astronaut.png", "an astronaut", "astronaut", "train", 3, color=True),
+    Photograph("skimage-motorcycle-left", "motorcycle_left.png", "a motorcycle", "motorcycle", "train", 2, color=True),
     Photograph(
-        "skimage-motorcycle-left", "motorcycle_left.png", "a motorcycle", "motorcycle", "train", 2, color=True
-    ),
-    Photograph(
-        "skimage-motorcycle-right",
-        "motorcycle_right.png",
-        "a motorcycle",
-        "motorcycle",
-        "train",
-        2,
-        color=True,
+        "skimage-motorcycle-right", "motorcycle_right.png", "a motorcycle", "motorcycle", "train", 2, color=True
     ),
     Photograph("skimage-ihc", "ihc.png", "colored tissue", "tissue", "train", 2, color=True),
-    Photograph(
-        "skimage-hubble", "hubble_deep_field.jpg", "distant galaxies", "galaxy", "train", 2, color=True
-    ),
+    Photograph("skimage-hubble", "hubble_deep_field.jpg", "distant galaxies", "galaxy", "train", 2, color=True),
     Photograph("skimage-color", "color.png", "a color wheel", "rainbow", "train", color=True),
     Photograph("skimage-camera", "camera.png", "a man with a camera", "camera", "train", 2),
     Photograph("skimage-coins", "coins.png", "old coins", "coin", "train", 2),
@@ -112,9 +102,7 @@ def load_photograph(photograph: Photograph) -> Tensor:
     """
     path = _data_folder() / photograph.file
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: scikit-image's wheel should hold this photograph; reinstall scikit-image"
-        )
+        raise FileNotFoundError(f"{path}: scikit-image's wheel should hold this photograph; reinstall scikit-image")
     with Image.open(path) as image:
         picture = image.convert("RGB")
         if photograph.shrink > 1:
@@ -315,9 +303,7 @@ def motion_per_frame(scene: Scene) -> float:
     centers, windows, angles = camera_path(scene.camera, scene.frames)
     points = np.array([[0, 0], [-1, -1], [1, -1], [-1, 1], [1, 1]]) / 2
     cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
-    turned = np.stack(
-        [cos * points[:, 0] - sin * points[:, 1], sin * points[:, 0] + cos * points[:, 1]], axis=-1
-    )
+    turned = np.stack([cos * points[:, 0] - sin * points[:, 1], sin * points[:, 0] + cos * points[:, 1]], axis=-1)
     places = centers[:, None] + windows[:, None, None] * turned
     steps = np.linalg.norm(np.diff(places, axis=0), axis=-1) / windows[:-1, None] * scene.size
     return float(steps.mean()) if scene.frames > 1 else 0.0

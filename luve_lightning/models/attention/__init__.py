@@ -51,9 +51,7 @@ class Attention(ABC):
         settings = dict(record)
         name, known = settings.pop("name", None), {kind.__name__: kind for kind in _kinds()}
         if name not in known:
-            raise ValueError(
-                f"attention {name!r}: expected one of {', '.join(sorted(known)) or '(none is known)'}"
-            )
+            raise ValueError(f"attention {name!r}: expected one of {', '.join(sorted(known)) or '(none is known)'}")
         try:
             return known[name](**settings)
         except TypeError as error:

@@ -259,9 +259,7 @@ class Backbone(ABC):
         named = str(self.config("scheduler", "scheduler_config.json").get("_class_name"))
         kind = getattr(diffusers, named, None)
         if not isinstance(kind, type) or not issubclass(kind, SchedulerMixin):
-            raise ValueError(
-                f"backbone {self.path}: its scheduler/ is a {named}, which diffusers does not have"
-            )
+            raise ValueError(f"backbone {self.path}: its scheduler/ is a {named}, which diffusers does not have")
         with loading(self.path, "scheduler"):
             scheduler = getattr(diffusers, named).from_pretrained(
                 str(self.path), subfolder="scheduler", local_files_only=local
@@ -347,13 +345,7 @@ class Backbone(ABC):
     @classmethod
     @abstractmethod
     def save(
-        cls,
-        folder: Path,
-        denoiser: Denoiser,
-        text: TextConditioner,
-        schedule: Schedule,
-        vae: Path,
-        dtype: torch.dtype,
+        cls, folder: Path, denoiser: Denoiser, text: TextConditioner, schedule: Schedule, vae: Path, dtype: torch.dtype
     ) -> None:
         """Save a whole backbone folder; the schedule is that for sampling.
 

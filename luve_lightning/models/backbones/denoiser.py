@@ -208,9 +208,7 @@ class Denoiser(ABC):
             ValueError: for another word, or a useless number of blocks.
         """
         blocks = self.blocks
-        if keep_attention is not None and (
-            recompute != "all_but_attention" or not 0 <= keep_attention <= len(blocks)
-        ):
+        if keep_attention is not None and (recompute != "all_but_attention" or not 0 <= keep_attention <= len(blocks)):
             raise ValueError(
                 f"keep_attention: expected 0 to {len(blocks)} blocks, and recompute: all_but_attention; got "
                 f"{keep_attention} and {recompute}"
@@ -225,9 +223,7 @@ class Denoiser(ABC):
         elif recompute == "all_but_attention":
             self.module.enable_gradient_checkpointing(_keeping_attention)
         else:
-            raise ValueError(
-                f"recompute: expected 'nothing', 'blocks' or 'all_but_attention', got {recompute!r}"
-            )
+            raise ValueError(f"recompute: expected 'nothing', 'blocks' or 'all_but_attention', got {recompute!r}")
 
 
 class TaggedRotary(tuple[Tensor, ...]):
@@ -248,9 +244,7 @@ class TaggedRotary(tuple[Tensor, ...]):
         return tagged
 
 
-def _tag_rotary(
-    rotary: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, ...]
-) -> TaggedRotary:
+def _tag_rotary(rotary: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, ...]) -> TaggedRotary:
     tokens, grid = rotary.tokens_of(rotary, args, kwargs)
     state = getattr(rotary, "expert_state", None)
     return TaggedRotary(output, grid, None if state is None else state.call(grid, len(tokens), tokens.device))
@@ -287,9 +281,7 @@ def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> Checkpoin
     """Keep self-attention; repeating attention over a few hundred text tokens is cheap."""
     del context
     if operator in _ATTENTION:
-        query, key = (
-            kwargs.get(name, args[i] if i < len(args) else None) for i, name in enumerate(("query", "key"))
-        )
+        query, key = (kwargs.get(name, args[i] if i < len(args) else None) for i, name in enumerate(("query", "key")))
         if query is not None and key is not None and query.shape[-2] == key.shape[-2]:
             return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE

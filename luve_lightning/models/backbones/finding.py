@@ -24,13 +24,7 @@ GROUP = "luve_lightning.backbones"
 """Entry points of packages that bring a family: name = "package.module:Class"."""
 
 # Where to look for a class name, in this order: whole pipelines, a transformer's own folder, some of the parts.
-_FILES = (
-    "model_index.json",
-    "config.json",
-    "transformer/config.json",
-    "vae/config.json",
-    "text_encoder/config.json",
-)
+_FILES = ("model_index.json", "config.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json")
 
 
 def load_backbone(path: str | Path) -> Backbone:

@@ -90,9 +90,7 @@ class WanText(TextConditioner):
         if count <= self.length:
             return None
         words = [
-            offset
-            for offset, added in zip(whole.offset_mapping, whole.special_tokens_mask, strict=True)
-            if not added
+            offset for offset, added in zip(whole.offset_mapping, whole.special_tokens_mask, strict=True) if not added
         ]
         kept = max(0, self.length - (count - len(words)))  # the end token always stays
         return CutText(count, self.length, cleaned[words[kept][0] :].strip())
@@ -104,9 +102,7 @@ class WanText(TextConditioner):
     def fingerprint(self) -> str:
         """See TextConditioner; a sha256."""
         config: dict[str, Any] = self.encoder.config.to_diff_dict()
-        stable = {
-            k: v for k, v in config.items() if k not in ("dtype", "torch_dtype", "transformers_version")
-        }
+        stable = {k: v for k, v in config.items() if k not in ("dtype", "torch_dtype", "transformers_version")}
         digest = hashlib.sha256(json.dumps(stable, sort_keys=True, default=str).encode())
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
         # The last call's settings, not the tokenizer's: it would have another fingerprint after its first use.
@@ -133,11 +129,7 @@ def word_tokenizer(captions: Iterable[str], length: int) -> PreTrainedTokenizerF
         single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        model_max_length=length,
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=length
     )
 
 
@@ -177,9 +169,7 @@ class WanBackbone(Backbone):
                 str(self.path), subfolder="tokenizer", local_files_only=is_local(self.path)
             )
         if tokenizer.pad_token is None:
-            raise ValueError(
-                f"backbone {self.path}: its tokenizer/ has no padding token (tokenizer_config.json)"
-            )
+            raise ValueError(f"backbone {self.path}: its tokenizer/ has no padding token (tokenizer_config.json)")
         return tokenizer
 
     def text_encoder(self, dtype: torch.dtype | None = None) -> UMT5EncoderModel:
@@ -197,9 +187,7 @@ class WanBackbone(Backbone):
 
     def _needs_folder(self, part: str) -> None:
         if is_local(self.path) and not (Path(self.path) / part).is_dir():
-            raise FileNotFoundError(
-                f"backbone {self.path}: no {part}/ there; expected a diffusers pipeline folder"
-            )
+            raise FileNotFoundError(f"backbone {self.path}: no {part}/ there; expected a diffusers pipeline folder")
 
     def denoiser(self, dtype: torch.dtype | None = None, part: str = "transformer") -> WanDenoiser:
         """See Backbone. diffusers keeps norms and the time embedding in float32."""
@@ -219,11 +207,7 @@ class WanBackbone(Backbone):
                 )
         return WanDenoiser(
             load_whole(
-                WanTransformer3DModel,
-                self.path,
-                part,
-                torch_dtype=dtype or torch.float32,
-                local_files_only=local,
+                WanTransformer3DModel, self.path, part, torch_dtype=dtype or torch.float32, local_files_only=local
             )
         )
 
@@ -308,10 +292,7 @@ class WanBackbone(Backbone):
         """The scheduler of Wan2.1's pipelines at a shift."""
         return WanSchedule(
             UniPCMultistepScheduler(
-                prediction_type="flow_prediction",
-                use_flow_sigmas=True,
-                num_train_timesteps=1000,
-                flow_shift=shift,
+                prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=shift
             )
         )
 
@@ -326,13 +307,7 @@ class WanBackbone(Backbone):
 
     @classmethod
     def save(
-        cls,
-        folder: Path,
-        denoiser: Denoiser,
-        text: TextConditioner,
-        schedule: Schedule,
-        vae: Path,
-        dtype: torch.dtype,
+        cls, folder: Path, denoiser: Denoiser, text: TextConditioner, schedule: Schedule, vae: Path, dtype: torch.dtype
     ) -> None:
         """See Backbone."""
         net = denoiser.copy()

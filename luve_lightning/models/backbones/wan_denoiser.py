@@ -135,8 +135,7 @@ class _Attending:
         del attention_mask
         query, key, value = _get_qkv_projections(attention, hidden_states, encoder_hidden_states)
         query, key, value = (
-            x.unflatten(2, (attention.heads, -1))
-            for x in (attention.norm_q(query), attention.norm_k(key), value)
+            x.unflatten(2, (attention.heads, -1)) for x in (attention.norm_q(query), attention.norm_k(key), value)
         )
         query, key = (_rotated(x, *rotary_emb) for x in (query, key))
         output = self.attend(query, key, value, rotary_emb.grid).flatten(2, 3).type_as(query)

@@ -194,9 +194,7 @@ def bring_to_device(vae: AutoencoderKLWan) -> None:
 def refuse_residual(vae: AutoencoderKLWan) -> None:
     """Raise a ValueError for Wan2.2's VAE, whose blocks this package's forms do not know."""
     if vae.config.is_residual:
-        raise ValueError(
-            "this VAE has Wan2.2's residual blocks (is_residual=True); expected a Wan2.1 AutoencoderKLWan"
-        )
+        raise ValueError("this VAE has Wan2.2's residual blocks (is_residual=True); expected a Wan2.1 AutoencoderKLWan")
 
 
 def decoder_layers(vae: AutoencoderKLWan) -> tuple[list[Layer], list[Layer]]:
@@ -293,10 +291,7 @@ def _checked(out: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def dry_decode_tiled(
-    counted: Callable[[int], AbstractContextManager[Any]],
-    vae: AutoencoderKLWan,
-    latents: Tensor,
-    tile: tuple[int, int],
+    counted: Callable[[int], AbstractContextManager[Any]], vae: AutoencoderKLWan, latents: Tensor, tile: tuple[int, int]
 ) -> None:
     """Do what `decode_tiled(vae, latents, tile)` does, equal work once: 40 tiles of 13 chunks at 4K are a dozen kinds.
 

@@ -113,9 +113,7 @@ class WanLatentSpace(LatentSpace):
         whole = self._takes_whole(frames, height, width)
         means = []
         for part in video.to(self.dtype).split(self.clips_at_once(frames, height, width)):
-            moments = (
-                encode_whole_clip(self.vae, part) if whole else self.vae.encode(part).latent_dist.parameters
-            )
+            moments = encode_whole_clip(self.vae, part) if whole else self.vae.encode(part).latent_dist.parameters
             means.append(moments.chunk(2, dim=1)[0])
         return self.normalize(torch.cat(means).float())
 

@@ -7,13 +7,7 @@ checkpointing, compile the blocks (`transformer.compile_repeated_blocks()`), not
 
 from luve_lightning.models.experts.files import load_expert, save_expert
 from luve_lightning.models.experts.layer import add_expert, expert_parameters, experts_set_aside, train_only
-from luve_lightning.models.experts.routing import (
-    ExpertConfig,
-    activate,
-    choice_kept,
-    expert_names,
-    route_by_sigma,
-)
+from luve_lightning.models.experts.routing import ExpertConfig, activate, choice_kept, expert_names, route_by_sigma
 
 __all__ = [
     "ExpertConfig",

@@ -129,9 +129,7 @@ def _read_config(folder: Path) -> tuple[str, ExpertConfig, set[str]]:
         raise ValueError(f"{folder / EXPERT}: format {facts.get('format')!r}, expected {FORMAT}")
     for key, values in _UNUSED.items():
         if lora.get(key) not in values:
-            raise ValueError(
-                f"{folder / ADAPTER_CONFIG}: {key} is {lora[key]!r}, which an expert cannot have"
-            )
+            raise ValueError(f"{folder / ADAPTER_CONFIG}: {key} is {lora[key]!r}, which an expert cannot have")
     try:
         config = ExpertConfig(
             place=tuple(facts["place"]) if len(facts["place"]) > 1 else facts["place"][0],
@@ -148,9 +146,7 @@ def _read_config(folder: Path) -> tuple[str, ExpertConfig, set[str]]:
     return name, config, targets
 
 
-def _check_weights(
-    denoiser: Denoiser, config: ExpertConfig, weights: dict[str, Tensor], folder: Path
-) -> None:
+def _check_weights(denoiser: Denoiser, config: ExpertConfig, weights: dict[str, Tensor], folder: Path) -> None:
     """Check that the weights are exactly those this transformer needs, with its shapes, all of one float dtype."""
     needed: dict[str, tuple[int, ...]] = {}
     for layer_name, site in expert_layers(denoiser, config).items():

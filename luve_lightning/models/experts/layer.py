@@ -94,21 +94,14 @@ class ExpertLayer(nn.Module, LoraLayer):
         """Product and sum in one kernel; the correction itself is never stored."""
         weight = _weight(self.lora_B, name).to(output.dtype)
         flat = torch.addmm(
-            output.flatten(0, 1),
-            hidden.flatten(0, 1).to(output.dtype),
-            weight.t(),
-            alpha=self.scaling[name],
+            output.flatten(0, 1), hidden.flatten(0, 1).to(output.dtype), weight.t(), alpha=self.scaling[name]
         )
         return flat.view_as(output)
 
-    def update_layer(
-        self, adapter_name: str, r: int, lora_alpha: float, config: LoraConfig, **kwargs: Any
-    ) -> None:
+    def update_layer(self, adapter_name: str, r: int, lora_alpha: float, config: LoraConfig, **kwargs: Any) -> None:
         """Add one adapter to this layer (PEFT calls it)."""
         if config.use_dora or config.lora_bias or config.lora_dropout:
-            raise ValueError(
-                f"expert {adapter_name}: DoRA, bias and dropout do not go with a filter around a module"
-            )
+            raise ValueError(f"expert {adapter_name}: DoRA, bias and dropout do not go with a filter around a module")
         super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
@@ -248,16 +241,12 @@ def check_can_take(transformer: Any, name: str) -> None:
     if name in getattr(transformer, "peft_config", {}):
         raise ValueError(f"expert {name!r}: the transformer has an adapter of this name already")
     if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"expert name {name!r}: expected letters, digits, '_' and '-', not starting with lora_"
-        )
+        raise ValueError(f"expert name {name!r}: expected letters, digits, '_' and '-', not starting with lora_")
     floating = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
     kinds = {p.dtype for p in transformer.parameters()} - floating
     if kinds or getattr(transformer, "hf_quantizer", None) is not None:
         found = ", ".join(sorted(map(str, kinds))) or "a quantiser"
-        raise ValueError(
-            f"the transformer is quantised ({found}): experts need float16, bfloat16 or float32 weights"
-        )
+        raise ValueError(f"the transformer is quantised ({found}): experts need float16, bfloat16 or float32 weights")
 
 
 def expert_parameters(transformer: Any, name: str) -> list[nn.Parameter]:

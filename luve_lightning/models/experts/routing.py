@@ -42,11 +42,7 @@ class ExpertConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.place, str):
             object.__setattr__(self, "place", tuple(self.place))  # configuration files give lists
-        if (
-            not self.places
-            or len(set(self.places)) < len(self.places)
-            or not set(self.places) <= set(get_args(Place))
-        ):
+        if not self.places or len(set(self.places)) < len(self.places) or not set(self.places) <= set(get_args(Place)):
             raise ValueError(
                 f"expert place {self.place!r}: expected one or more of {', '.join(get_args(Place))}, each once"
             )
@@ -165,9 +161,7 @@ def state_of(transformer: Any, name: str | None = None) -> ExpertState:
     state: ExpertState | None = getattr(transformer, "expert_state", None)
     known = list(state.configs) if state is not None else []
     if state is None or (name is not None and name not in known):
-        wanted = (
-            f"no expert {name!r} here" if name is not None else f"{type(transformer).__name__} has no experts"
-        )
+        wanted = f"no expert {name!r} here" if name is not None else f"{type(transformer).__name__} has no experts"
         raise ValueError(f"{wanted}: its experts are {', '.join(known) or 'none, add one with add_expert'}")
     return state
 
@@ -204,9 +198,7 @@ def activate(transformer: Any, choice: str | Mapping[str, Weights] | None) -> No
         state_of(transformer, name)
         values = torch.as_tensor(weights, dtype=torch.float32, device="cpu").detach()
         if values.ndim != 1 or not len(values) or not values.isfinite().all():
-            raise ValueError(
-                f"weights of expert {name}: expected one finite number per sample, got {weights}"
-            )
+            raise ValueError(f"weights of expert {name}: expected one finite number per sample, got {weights}")
         lengths.add(len(values))
         if values.any():
             active[name] = None if (values == 1).all() else values
@@ -245,9 +237,7 @@ def route_by_sigma(transformer: Any, sigma: float | Tensor) -> None:
                 f"sigmas from {sigma.min():g} to {sigma.max():g}: expected [0, 1]; a timestep is 1000 times sigma"
             )
         if sigma.ndim == 1:
-            activate(
-                transformer, {name: config.band.contains(sigma) for name, config in state.configs.items()}
-            )
+            activate(transformer, {name: config.band.contains(sigma) for name, config in state.configs.items()})
             return
         if sigma.ndim > 1:
             raise ValueError(f"sigma of shape {tuple(sigma.shape)}: expected one per sample, shape (B,)")

@@ -90,9 +90,7 @@ class ImplicitUpsampler(nn.Module):
         self.last = nn.Linear(hidden, out_channels)
         self.use_cell, self.query_chunk = use_cell, query_chunk
 
-    def _axis_tables(
-        self, n_in: Size3d, n_out: Size3d, device: torch.device, dtype: torch.dtype
-    ) -> list[Tensor]:
+    def _axis_tables(self, n_in: Size3d, n_out: Size3d, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
         """For each axis, every output position's contribution to the first layer: (n, hidden)."""
         weight = self.coordinates.weight.to(torch.float32)
         tables = []
@@ -225,9 +223,7 @@ class VLUer(ModelMixin, ConfigMixin):
             ValueError: when files are damaged, or hold other weights than the configuration requires.
         """
         if kwargs.pop("output_loading_info", False):
-            return super().from_pretrained(
-                str(pretrained_model_name_or_path), output_loading_info=True, **kwargs
-            )
+            return super().from_pretrained(str(pretrained_model_name_or_path), output_loading_info=True, **kwargs)
         if (Path(pretrained_model_name_or_path) / "config.json").is_file():
             read_config(pretrained_model_name_or_path, "")
         return load_whole(cls, pretrained_model_name_or_path, kwargs.pop("subfolder", None) or "", **kwargs)

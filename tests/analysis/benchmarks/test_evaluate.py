@@ -11,9 +11,7 @@ from luve_lightning.cli.costs import bench
 
 
 @pytest.mark.slow
-def test_compares_evaluation_with_decoding(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compares_evaluation_with_decoding(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"HEIGHT": 256, "WIDTH": 320, "FRAMES": 5}.items():
         monkeypatch.setattr(benchmark, name, value)
     bench("evaluate", device="cpu", repeats=2, videos=6)

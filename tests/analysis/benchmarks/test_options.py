@@ -22,9 +22,7 @@ def rows_of(printed: str) -> dict[str, dict[str, Any]]:
 def test_every_option_that_a_cpu_has_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     bench("options", device="cpu", video=(5, 32, 32))
     rows = rows_of(capsys.readouterr().out)
-    assert {row["repeats"] for row in rows.values()} == {
-        1
-    }  # a run takes minutes on a GPU, 20 of them would take hours
+    assert {row["repeats"] for row in rows.values()} == {1}  # a run takes minutes on a GPU, 20 of them would take hours
     assert list(rows) == [variant.name for variant in VARIANTS if not variant.needs_gpu]
     assert rows["none"]["ratio"] == 1
     assert rows["none"]["difference"] == 0

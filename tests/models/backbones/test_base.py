@@ -25,8 +25,7 @@ def test_a_model_is_what_its_class_makes() -> None:
     direct = WanTransformer3DModel(**WAN, text_dim=16)
     assert built.config == direct.config
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(built.state_dict().values(), direct.state_dict().values(), strict=True)
+        torch.equal(a, b) for a, b in zip(built.state_dict().values(), direct.state_dict().values(), strict=True)
     )
 
 
@@ -45,10 +44,7 @@ def test_a_configuration_that_was_built_makes_its_model() -> None:
         ({"eps": float("nan")}, r"^transformer\.eps: expected a finite number, got nan$"),
         ({"no_such": 1}, r"^transformer: TypeError: .*no_such"),
         ({"patch_size": 5}, r"^transformer: "),
-        (
-            {"ffn_dim": 65_536, "num_attention_heads": 65_536},
-            r"^transformer: its .* weights would take at least",
-        ),
+        ({"ffn_dim": 65_536, "num_attention_heads": 65_536}, r"^transformer: its .* weights would take at least"),
     ],
 )
 def test_sizes_that_make_no_model_are_refused(changes: dict[str, Any], expected: str) -> None:
@@ -57,11 +53,5 @@ def test_sizes_that_make_no_model_are_refused(changes: dict[str, Any], expected:
 
 
 def test_an_autoencoder_keeps_its_signed_statistics() -> None:
-    sizes = {
-        "base_dim": 4,
-        "z_dim": 2,
-        "num_res_blocks": 1,
-        "latents_mean": [-1.0, 0.5],
-        "latents_std": [1.0, 2.0],
-    }
+    sizes = {"base_dim": 4, "z_dim": 2, "num_res_blocks": 1, "latents_mean": [-1.0, 0.5], "latents_std": [1.0, 2.0]}
     assert build("vae", AutoencoderKLWan, sizes).config.latents_mean == [-1.0, 0.5]

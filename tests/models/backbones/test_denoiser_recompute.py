@@ -79,9 +79,7 @@ def test_attention_is_kept_in_as_many_blocks_as_asked(expert: bool) -> None:
         assert repeated == again
         assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
     for recompute, kept in (("all_but_attention", 3), ("all_but_attention", -1), ("blocks", 1)):
-        with pytest.raises(
-            ValueError, match="keep_attention: expected 0 to 2 blocks, and recompute: all_but"
-        ):
+        with pytest.raises(ValueError, match="keep_attention: expected 0 to 2 blocks, and recompute: all_but"):
             step(recompute, expert, torch.float32, kept)
 
 

@@ -30,9 +30,7 @@ def write_index(folder: Path, **content: Any) -> Path:
 
 
 def test_a_family_is_found_by_pipeline_transformer_vae_or_text_encoder(tmp_path: Path) -> None:
-    theirs = write_index(
-        tmp_path / "a", _class_name="LuVePipeline", transformer=["x", "WanTransformer3DModel"]
-    )
+    theirs = write_index(tmp_path / "a", _class_name="LuVePipeline", transformer=["x", "WanTransformer3DModel"])
     assert type(load_backbone(theirs)) is WanBackbone
     for part, content in {
         "transformer": {"_class_name": "WanTransformer3DModel"},
@@ -57,9 +55,7 @@ def test_nothing_is_imported_because_a_file_names_it(tmp_path: Path, monkeypatch
     assert "named_by_a_file" not in sys.modules
 
 
-def test_another_package_brings_a_family_by_its_entry_point(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_package_brings_a_family_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_index(tmp_path / "folder", _class_name="ZLatePipeline")
     with pytest.raises(ValueError, match="no family of backbones is known for ZLatePipeline"):
         load_backbone(folder)

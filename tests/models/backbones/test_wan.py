@@ -103,9 +103,7 @@ def test_mistakes(backbone: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer").rename(tmp_path / "other")
     with pytest.raises(FileNotFoundError, match=f"backbone {tmp_path}: no tokenizer/ there"):
         load_backbone(tmp_path).text()
-    with pytest.raises(
-        FileNotFoundError, match="backbone runs/a/export: no such folder; expected a diffusers"
-    ):
+    with pytest.raises(FileNotFoundError, match="backbone runs/a/export: no such folder; expected a diffusers"):
         load_backbone("runs/a/export").text()
     (tmp_path / "other").rename(tmp_path / "tokenizer")
     (tmp_path / "text_encoder" / "model.safetensors").unlink()
@@ -141,9 +139,7 @@ def test_what_is_seen_and_what_is_cut_off_are_the_text(backbone: Path, text: str
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Metaspace()
     inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     conditioner = WanText(tokenizer, load_backbone(backbone).text_encoder(), length)
     cut, cleaned = conditioner.cut(text), prompt_clean(text)
     seen = tokenizer(cleaned, truncation=True, max_length=length).input_ids

@@ -35,12 +35,7 @@ from tests.helpers.live_memory import LiveMemory
 from tests.helpers.noise import noise
 
 MINI = Path(__file__).resolve().parents[3] / "data" / "mini" / "wan"
-SMALL = {
-    "base_dim": 4,
-    "z_dim": 4,
-    "latents_mean": [0.1, -0.2, 0.3, 0.0],
-    "latents_std": [1.1, 0.9, 1.2, 0.8],
-}
+SMALL = {"base_dim": 4, "z_dim": 4, "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.1, 0.9, 1.2, 0.8]}
 CONFIGS: dict[str, dict[str, Any]] = {
     "real blocks, few channels": {"base_dim": 4},
     "three levels": SMALL | {"num_res_blocks": 1, "dim_mult": [1, 2, 2, 2]},
@@ -91,9 +86,7 @@ def video_for(batch: int, latent_frames: int, size: tuple[int, int]) -> Tensor:
 
 @pytest.mark.parametrize(("batch", "frames", "size", "tile"), SIZES)
 @pytest.mark.parametrize("name", [*CONFIGS, "mini"])
-def test_equals_untiled(
-    name: str, batch: int, frames: int, size: tuple[int, int], tile: tuple[int, int]
-) -> None:
+def test_equals_untiled(name: str, batch: int, frames: int, size: tuple[int, int], tile: tuple[int, int]) -> None:
     vae = vae_of(name)
     latents, video = latents_for(vae, batch, frames, size), video_for(batch, frames, size)
     with torch.no_grad():
@@ -263,9 +256,7 @@ def test_what_is_refused() -> None:
     vae = vae_of("three levels")
     with pytest.raises(ValueError, match="tile 0x4: expected at least 1x1 latents"):
         decode_tiled(vae, noise(1, 4, 1, 4, 4), (0, 4))
-    with pytest.raises(
-        ValueError, match=r"out: torch.float32 1 x 3 x 1 x 8 x 8; expected .* 1 x 3 x 1 x 32 x 32"
-    ):
+    with pytest.raises(ValueError, match=r"out: torch.float32 1 x 3 x 1 x 8 x 8; expected .* 1 x 3 x 1 x 32 x 32"):
         decode_tiled(vae, noise(1, 4, 1, 4, 4), out=torch.empty(1, 3, 1, 8, 8))
     for shape in ((1, 3, 4, 16, 16), (1, 3, 5, 16, 20), (1, 3, 5, 0, 16)):
         with pytest.raises(ValueError, match=r"expected 4k \+ 1 frames, height and width multiples of 8"):

@@ -37,12 +37,8 @@ def test_sizes_there_and_back(codec: LatentSpace, t: int, h: int, w: int) -> Non
 
 @settings(max_examples=100, deadline=None)
 @given(frames=st.integers(-3, 60), height=st.integers(-9, 200), width=st.integers(1, 200))
-def test_sizes_that_the_vae_would_crop_are_refused(
-    codec: LatentSpace, frames: int, height: int, width: int
-) -> None:
-    possible = (
-        frames >= 1 and frames % 4 == 1 and height >= 8 and height % 8 == 0 and width >= 8 and width % 8 == 0
-    )
+def test_sizes_that_the_vae_would_crop_are_refused(codec: LatentSpace, frames: int, height: int, width: int) -> None:
+    possible = frames >= 1 and frames % 4 == 1 and height >= 8 and height % 8 == 0 and width >= 8 and width % 8 == 0
     if possible:
         assert codec.pixel_size(*codec.latent_size(frames, height, width)) == (frames, height, width)
         return
@@ -69,9 +65,7 @@ def test_sizes_that_the_vae_would_crop_are_refused(
         ((5, 64, 3), "width 3: expected a multiple of 8, nearest are 8 and 16"),
     ],
 )
-def test_messages_of_refused_sizes(
-    codec: LatentSpace, size: tuple[int, int, int], message: str | None
-) -> None:
+def test_messages_of_refused_sizes(codec: LatentSpace, size: tuple[int, int, int], message: str | None) -> None:
     if message is None:
         assert codec.latent_size(*size) == (2, 135, 240)
     else:

@@ -108,9 +108,7 @@ def test_checkpointing_keeps_less_for_the_backward_pass() -> None:
     kept = {}
     for checkpointed in (False, True):
         sizes: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda x, s=sizes: (s.append(x.numel()), x)[1], lambda x: x
-        ):  # type: ignore[misc]
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, s=sizes: (s.append(x.numel()), x)[1], lambda x: x):  # type: ignore[misc]
             decode_whole_clip(vae, latents, checkpointed=checkpointed)
         kept[checkpointed] = sum(sizes)
     assert kept[True] < kept[False] / 4
