@@ -169,7 +169,7 @@ class Attend(nn.Module):
 
     def __init__(self, width: int, other: int, heads: int) -> None:
         super().__init__()
-        self.heads, self.middle = heads, None
+        self.heads, self.middle, self.layer = heads, None, 0
         self.ask, self.offer = nn.Linear(width, width), nn.Linear(other, 2 * width)
         self.give = nn.Linear(width, width)
 
@@ -179,7 +179,9 @@ class Attend(nn.Module):
         if angles is not None:
             query, key = _turned(query, *angles), _turned(key, *angles)
         if self.middle is not None:
-            return self.give(self.middle(query, key, value, angles.grid).flatten(2))
+            return self.give(
+                self.middle(query, key, value, angles.where(self.layer), getattr(self, "branch", None)).flatten(2)
+            )
         taken = F.scaled_dot_product_attention(*(each.transpose(1, 2) for each in (query, key, value)))
         return self.give(taken.transpose(1, 2).flatten(2))
 
@@ -273,7 +275,7 @@ class RibbonDenoiser(Denoiser):
             return site.widen.in_features, site.narrow.out_features
         return site.ask.in_features, site.give.out_features
 
-    def velocity(self, latents: Tensor, timestep: Tensor, text: Tensor, **options: Any) -> Tensor:
+    def predict(self, latents: Tensor, timestep: Tensor, text: Tensor, **options: Any) -> Tensor:
         del options
         grid: Grid = latents.shape[2], latents.shape[3], latents.shape[4]
         packed = self.module(latents.flatten(2).transpose(1, 2), timestep, text, grid)
@@ -290,9 +292,9 @@ class RibbonDenoiser(Denoiser):
 
     def set_attention(self, attend: Callable[..., Tensor] | None) -> None:
         self.tag_passes()
-        for _, layer in self.blocks:
-            look: Any = layer.look
-            getattr(look, "base_layer", look).middle = attend
+        for layer, (_, site) in enumerate(self.attention_sites):
+            look: Any = site
+            look.middle, look.layer = attend, layer
 
 
 class RibbonBackbone(Backbone):

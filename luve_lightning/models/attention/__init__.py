@@ -6,11 +6,11 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from luve_lightning.functional.frequency import Grid
 
@@ -18,23 +18,58 @@ GROUP = "luve_lightning.attention"
 """Entry points of packages that bring an attention: name = "package.module:Class"."""
 
 
-class Attention(ABC):
-    """Self-attention of a token grid without weights of its own.
+@dataclass(frozen=True)
+class Where:
+    """Where in a forward pass an attention acts.
 
-    A subclass is a dataclass: its fields are its settings, plain JSON values. The transformer's `config.json`
+    Attributes:
+        grid: tokens along T, h, w.
+        layer: number of the block, from 0.
+        sigmas: noise level of each sample; None unless the attention `needs_sigma`.
+    """
+
+    grid: Grid
+    layer: int
+    sigmas: tuple[float, ...] | None = None
+
+
+class Attention(ABC):
+    """Self-attention of a token grid.
+
+    A subclass is a frozen dataclass: its fields are its settings, plain JSON values. The transformer's `config.json`
     keeps them with the class's name, so a loaded transformer attends as in training.
     """
 
     @abstractmethod
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, grid: Grid) -> Tensor:
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, where: Where, branch: nn.Module | None = None
+    ) -> Tensor:
         """What each token gathers, shaped like the queries.
 
         Args:
             query: B x N x heads x width, after norms and positions.
             key: likewise.
             value: likewise.
-            grid: tokens along T, h, w; N in all.
+            where: the block, the token grid (N tokens in all) and the noise levels.
+            branch: this block's parameters, made by `branch`.
         """
+
+    @abstractmethod
+    def pairs(self, grid: Grid, layer: int, sigma: float) -> int:
+        """Number of query-key products that one head computes for one sample; dense attention's is N * N."""
+
+    @property
+    def needs_sigma(self) -> bool:
+        """Whether it depends on the noise level."""
+        return False
+
+    def branch(self, heads: int, width: int) -> nn.Module | None:
+        """New parameters for one block, trained and saved with the transformer; None where there are none.
+
+        They must not change the output before training.
+        """
+        del heads, width
+        return None
 
     def record(self) -> dict[str, Any]:
         """Name and settings as JSON data."""
@@ -68,4 +103,5 @@ def _kinds() -> Iterator[Any]:
     while waiting:
         kind = waiting.pop()
         waiting += kind.__subclasses__()
-        yield kind
+        if not getattr(kind, "__abstractmethods__", None):
+            yield kind

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from luve_lightning.functional.flow_matching import sigma_of_timestep
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.models.attention import Attention
+from luve_lightning.models.attention import Attention, Where
 from luve_lightning.models.folders import saving
 
 Place = Literal["attention", "cross_attention", "feed_forward"]
@@ -24,6 +27,9 @@ Recompute = Literal["nothing", "blocks", "all_but_attention"]
 
 
 _ATTENTION_KEY = "luve_attention"  # in the transformer's configuration; diffusers keeps unknown keys
+BRANCH_WEIGHTS = "attention.safetensors"
+"""Weights of the branches, beside the transformer's own, which diffusers loads."""
+_BRANCH = "branch"  # submodule of a block's self-attention: parameters of a replaced attention
 
 
 class Denoiser(ABC):
@@ -46,7 +52,7 @@ class Denoiser(ABC):
     def __init__(self, module: Any) -> None:
         self.module = module
         saved = module.config.get(_ATTENTION_KEY)
-        if saved is not None and not getattr(module, "attention_is_replaced", False):
+        if saved is not None and self.attention is None:
             self.use_attention(Attention.from_record(saved))
 
     @property
@@ -89,7 +95,6 @@ class Denoiser(ABC):
     def widths(site: Any) -> tuple[int, int]:
         """Input and output channels of a module at one of the sites."""
 
-    @abstractmethod
     def velocity(self, latents: Tensor, timestep: Tensor, text: Tensor, **options: Any) -> Tensor:
         """Velocity noise - x0 of noised latents.
 
@@ -102,6 +107,15 @@ class Denoiser(ABC):
         Returns:
             B x C x t x h x w.
         """
+        attention = self.attention
+        if attention is not None and attention.needs_sigma:
+            # On the module that every pass goes through first; the pass carries them on from there.
+            self.rotary.pass_sigmas = tuple(sigma_of_timestep(timestep.float()).tolist())  # type: ignore[assignment]
+        return self.predict(latents, timestep, text, **options)
+
+    @abstractmethod
+    def predict(self, latents: Tensor, timestep: Tensor, text: Tensor, **options: Any) -> Tensor:
+        """What `velocity` returns: a forward pass of the transformer."""
 
     @property
     @abstractmethod
@@ -117,14 +131,48 @@ class Denoiser(ABC):
     def set_attention(self, attend: Callable[..., Tensor] | None) -> None:
         """Replace self-attention's function, see Attention; None restores the family's own.
 
-        Use `use_attention` for an attention that is saved with the transformer.
+        Block number n calls `attend(query, key, value, rotary.where(n), branch)`, where `rotary` is the pass's
+        TaggedRotary and `branch` the attribute of that name of its self-attention, or None. Use `use_attention` for
+        an attention that is saved with the transformer.
         """
 
+    @property
+    def attention(self) -> Attention | None:
+        """What replaces self-attention; None where it is the family's own."""
+        found: Attention | None = getattr(self.module, "replaced_attention", None)
+        return found
+
     def use_attention(self, attention: Attention | None) -> None:
-        """Replace self-attention; the transformer's configuration keeps it, and loading restores it."""
+        """Replace self-attention; the transformer's configuration keeps it, and loading restores it.
+
+        An attention with parameters gets new ones, on the device and in the dtype of the others.
+        """
         self.module.register_to_config(**{_ATTENTION_KEY: None if attention is None else attention.record()})
-        self.module.attention_is_replaced = attention is not None
+        self.module.replaced_attention = attention
+        for _, site in self.attention_sites:
+            if hasattr(site, _BRANCH):
+                delattr(site, _BRANCH)
+            parameter = next(site.parameters())
+            with parameter.device:
+                branch = None if attention is None else attention.branch(self.heads, self.widths(site)[0] // self.heads)
+            if branch is not None:
+                site.add_module(_BRANCH, branch.to(parameter.dtype))
         self.set_attention(attention)
+
+    @property
+    def attention_sites(self) -> Sequence[tuple[str, nn.Module]]:
+        """Self-attention of each block, below an expert, with the name that it has without one."""
+        sites = []
+        for name, block in self.blocks:
+            site: Any = block.get_submodule(self.sites["attention"])
+            sites.append((f"{name}.{self.sites['attention']}", getattr(site, "base_layer", site)))
+        return sites
+
+    @property
+    def branches(self) -> dict[str, nn.Module]:
+        """Parameters of the replaced attention by their name in the transformer without experts."""
+        found = ((f"{name}.{_BRANCH}", getattr(site, _BRANCH, None)) for name, site in self.attention_sites)
+        return {name: branch for name, branch in found if branch is not None}
 
     @staticmethod
     def original_name(name: str) -> str:
@@ -149,8 +197,43 @@ class Denoiser(ABC):
         for tensor in (*self.module.parameters(), *self.module.buffers()):
             if tensor.is_floating_point():
                 tensor.data = tensor.data.to(dtype)
+        branches = self.branches
+        weights = {f"{name}.{key}": x for name, part in branches.items() for key, x in part.state_dict().items()}
         with saving(folder) as new:
-            self.module.save_pretrained(new)
+            try:
+                for _, site in self.attention_sites:
+                    site._modules.pop(_BRANCH, None)
+                self.module.save_pretrained(new)
+            finally:
+                for name, site in self.attention_sites:
+                    if branch := branches.get(f"{name}.{_BRANCH}"):
+                        site.add_module(_BRANCH, branch)
+            if weights:
+                save_file({key: x.contiguous() for key, x in weights.items()}, new / BRANCH_WEIGHTS)
+
+    def load_branches(self, folder: str | Path) -> None:
+        """Load the parameters of the replaced attention from a transformer's folder; nothing where it has none.
+
+        Raises:
+            ValueError: for a file that is missing, damaged or of other parameters.
+        """
+        branches, file = self.branches, Path(folder) / BRANCH_WEIGHTS
+        if not branches and not file.is_file():
+            return
+        try:
+            weights = load_file(file)
+        except FileNotFoundError:
+            raise ValueError(f"{file}: missing; the transformer's attention has parameters of its own") from None
+        except SafetensorError as error:
+            raise ValueError(f"{file}: not a safetensors file: {error}") from error
+        wanted = {f"{name}.{key}": x for name, part in branches.items() for key, x in part.state_dict().items()}
+        shapes = [{key: tuple(x.shape) for key, x in some.items()} for some in (weights, wanted)]
+        if shapes[0] != shapes[1]:
+            odd = sorted(dict(shapes[0].items() ^ shapes[1].items()))
+            raise ValueError(f"{file}: does not fit the attention in config.json, for instance {odd[0]}")
+        with torch.no_grad():
+            for key, x in wanted.items():
+                x.copy_(weights[key])
 
     def token_grid(self, latents: Size3d) -> Grid:
         """Token frames, rows and columns of latents of this size.
@@ -232,22 +315,31 @@ class TaggedRotary(tuple[Tensor, ...]):
     Attributes:
         grid: tokens along T, h, w.
         call: information for the expert layers; None where the transformer has no experts.
+        sigmas: noise levels of the samples, where the attention needs them.
     """
 
     grid: Grid
     call: Any
+    sigmas: tuple[float, ...] | None
 
-    def __new__(cls, embedding: Iterable[Tensor], grid: Grid, call: Any) -> TaggedRotary:
+    def __new__(
+        cls, embedding: Iterable[Tensor], grid: Grid, call: Any, sigmas: tuple[float, ...] | None = None
+    ) -> TaggedRotary:
         """An embedding with its tags."""
         tagged = super().__new__(cls, embedding)
-        tagged.grid, tagged.call = grid, call
+        tagged.grid, tagged.call, tagged.sigmas = grid, call, sigmas
         return tagged
+
+    def where(self, layer: int) -> Where:
+        """What the attention of a block is told."""
+        return Where(self.grid, layer, self.sigmas)
 
 
 def _tag_rotary(rotary: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, ...]) -> TaggedRotary:
     tokens, grid = rotary.tokens_of(rotary, args, kwargs)
     state = getattr(rotary, "expert_state", None)
-    return TaggedRotary(output, grid, None if state is None else state.call(grid, len(tokens), tokens.device))
+    call = None if state is None else state.call(grid, len(tokens), tokens.device)
+    return TaggedRotary(output, grid, call, getattr(rotary, "pass_sigmas", None))
 
 
 def _tell_layers(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

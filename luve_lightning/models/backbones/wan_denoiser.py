@@ -81,8 +81,8 @@ class WanDenoiser(Denoiser):
             return site.to_q.in_features, site.to_out[0].out_features
         return site.net[0].proj.in_features, site.net[-1].out_features
 
-    def velocity(self, latents: Tensor, timestep: Tensor, text: Tensor, **options: Any) -> Tensor:
-        """Velocity noise - x0 of noised latents; see Denoiser."""
+    def predict(self, latents: Tensor, timestep: Tensor, text: Tensor, **options: Any) -> Tensor:
+        """See Denoiser."""
         velocity: Tensor = self.module(
             hidden_states=latents, timestep=timestep, encoder_hidden_states=text, return_dict=False, **options
         )[0]
@@ -105,10 +105,9 @@ class WanDenoiser(Denoiser):
     def set_attention(self, attend: Callable[..., Tensor] | None) -> None:
         """Replace what self-attention computes; see Denoiser."""
         self.tag_passes()
-        for _, block in self.blocks:
-            site: Any = block.get_submodule(self.sites["attention"])
-            attention = getattr(site, "base_layer", site)  # below an expert
-            attention.set_processor(WanAttnProcessor() if attend is None else _Attending(attend))
+        for layer, (_, site) in enumerate(self.attention_sites):
+            attention: Any = site
+            attention.set_processor(WanAttnProcessor() if attend is None else _Attending(attend, layer))
 
     @staticmethod
     def original_name(name: str) -> str:
@@ -121,8 +120,8 @@ class WanDenoiser(Denoiser):
 class _Attending:
     """Wan's self-attention with another function inside."""
 
-    def __init__(self, attend: Callable[..., Tensor]) -> None:
-        self.attend = attend
+    def __init__(self, attend: Callable[..., Tensor], layer: int) -> None:
+        self.attend, self.layer = attend, layer
 
     def __call__(
         self,
@@ -138,7 +137,8 @@ class _Attending:
             x.unflatten(2, (attention.heads, -1)) for x in (attention.norm_q(query), attention.norm_k(key), value)
         )
         query, key = (_rotated(x, *rotary_emb) for x in (query, key))
-        output = self.attend(query, key, value, rotary_emb.grid).flatten(2, 3).type_as(query)
+        branch = getattr(attention, "branch", None)
+        output = self.attend(query, key, value, rotary_emb.where(self.layer), branch).flatten(2, 3).type_as(query)
         for layer in attention.to_out:
             output = layer(output)
         return output

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from luve_lightning.functional.frequency import Grid
+from luve_lightning.models.attention import Where
 from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
 from luve_lightning.models.experts import add_expert
-from tests.helpers.attending import FrameAttention
+from tests.helpers.attending import FrameAttention, LearnedFrameAttention
 from tests.helpers.tiny_wan import LFE, flow_scheduler, inputs, load_transformer, output, tiny_transformer
 
 TINY = tiny_transformer()
@@ -115,16 +117,72 @@ def test_an_attention_is_saved_with_the_transformer(tmp_path: Path) -> None:
 def test_self_attention_can_be_replaced_and_put_back() -> None:
     """By the same arithmetic nothing changes, by another one it does; text is attended to as before."""
     transformer = tiny_transformer()
-    denoiser, want, grids = WanDenoiser(transformer), output(transformer, inputs()), []
+    denoiser, want, wheres = WanDenoiser(transformer), output(transformer, inputs()), []
 
-    def plain(query: Tensor, key: Tensor, value: Tensor, grid: Grid) -> Tensor:
-        grids.append(grid)
+    def plain(query: Tensor, key: Tensor, value: Tensor, where: Where, branch: None) -> Tensor:
+        assert branch is None
+        wheres.append(where)
         return scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2)
 
     denoiser.set_attention(plain)
     torch.testing.assert_close(output(transformer, inputs()), want)
-    assert grids == [(2, 6, 5)] * 2
-    denoiser.set_attention(lambda query, key, value, grid: value)
+    assert wheres == [Where((2, 6, 5), 0), Where((2, 6, 5), 1)]
+    denoiser.set_attention(lambda query, key, value, where, branch: value)
     assert not torch.allclose(output(transformer, inputs()), want, atol=1e-3)
     denoiser.set_attention(None)
     assert torch.equal(output(transformer, inputs()), want)
+
+
+@torch.no_grad()
+def test_parameters_of_an_attention_are_saved_beside_the_transformer(tmp_path: Path) -> None:
+    """They change nothing at first, are copied and loaded, and are refused where they do not fit."""
+    denoiser = WanDenoiser(tiny_transformer())
+    denoiser.use_attention(FrameAttention())
+    want = output(denoiser.module, inputs())
+    denoiser.use_attention(LearnedFrameAttention())
+    assert torch.equal(output(denoiser.module, inputs()), want)
+    assert list(denoiser.branches) == ["blocks.0.attn1.branch", "blocks.1.attn1.branch"]
+    for branch in denoiser.branches.values():
+        torch.nn.init.normal_(branch.weight)
+    want = output(denoiser.module, inputs())
+
+    denoiser.save(tmp_path, torch.float32)
+    assert torch.equal(output(denoiser.module, inputs()), want)  # saving takes nothing away
+    loaded = load_transformer(tmp_path)
+    assert torch.equal(output(loaded, inputs()), want)
+    add_expert(loaded, "lfe", LFE)
+    assert list(WanDenoiser(loaded).branches) == list(denoiser.branches)
+    assert torch.equal(output(loaded, inputs()), want)
+    other = denoiser.copy()
+    other.module.load_state_dict(denoiser.module.state_dict())
+    assert torch.equal(output(other.module.eval(), inputs()), want)
+
+    weights = tmp_path / "attention.safetensors"
+    save_file({"blocks.0.attn1.branch.weight": torch.zeros(3)}, weights)
+    with pytest.raises(ValueError, match="does not fit the attention"):
+        load_transformer(tmp_path)
+    weights.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        load_transformer(tmp_path)
+    weights.unlink()
+    with pytest.raises(ValueError, match="missing; the transformer's attention has parameters"):
+        load_transformer(tmp_path)
+
+
+@torch.no_grad()
+def test_an_attention_learns_each_samples_noise_level() -> None:
+    """Only where it asks for it; other passes are not told."""
+    seen = []
+
+    class Seeing(FrameAttention):
+        needs_sigma = True
+
+        def __call__(self, *args: Any, **options: Any) -> Tensor:
+            seen.append(args[3].sigmas)
+            return super().__call__(*args, **options)
+
+    denoiser = WanDenoiser(tiny_transformer())
+    denoiser.use_attention(Seeing())
+    latents, text = torch.randn(3, denoiser.channels, 2, 4, 4), torch.randn(3, 5, denoiser.text_dim)
+    denoiser.velocity(latents, torch.tensor([1000.0, 875.0, 250.0]), text)
+    assert seen == [(1.0, 0.875, 0.25)] * 2
