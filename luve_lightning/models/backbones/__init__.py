@@ -1,9 +1,10 @@
 """Backbones: one interface, and each family of diffusion models behind it."""
 
 from luve_lightning.models.backbones.base import Backbone, CutText, CutTextWarning, Schedule, TextConditioner
-from luve_lightning.models.backbones.denoiser import Denoiser, Place, Recompute
+from luve_lightning.models.backbones.denoiser import Denoiser, Place
 from luve_lightning.models.backbones.finding import denoiser_of, family_named, family_of, latent_space_of, load_backbone
 from luve_lightning.models.backbones.latents import LatentSpace, SizeRules
+from luve_lightning.models.backbones.recompute import Recompute
 
 __all__ = [
     "Backbone",

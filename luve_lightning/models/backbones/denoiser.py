@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,19 +11,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from luve_lightning.functional.flow_matching import sigma_of_timestep
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.attention import Attention, Where
+from luve_lightning.models.backbones.recompute import Recompute, set_recompute
 from luve_lightning.models.folders import saving
 
 Place = Literal["attention", "cross_attention", "feed_forward"]
 """Where in a block an expert can sit."""
-Recompute = Literal["nothing", "blocks", "all_but_attention"]
-"""What the backward pass computes again."""
-
 
 _ATTENTION_KEY = "luve_attention"  # in the transformer's configuration; diffusers keeps unknown keys
 BRANCH_WEIGHTS = "attention.safetensors"
@@ -275,38 +271,8 @@ class Denoiser(ABC):
             rotary.register_forward_hook(_tag_rotary, with_kwargs=True)
 
     def set_recompute(self, recompute: Recompute, keep_attention: int | None = None) -> None:
-        """Choose what training recomputes in the backward pass.
-
-        At 2K and 49 frames, self-attention over 191,000 tokens is 93 % of a forward pass of Wan2.1-1.3B.
-        Recomputing whole blocks would pay for it once more; keeping its outputs costs one tensor of the model's
-        width per block.
-
-        Args:
-            recompute: "nothing" keeps every activation; "blocks" keeps only each block's input;
-                "all_but_attention" also keeps the outputs of self-attention.
-            keep_attention: with "all_but_attention", in how many blocks; None is all. At 2K and 49 frames one
-                block's output is 0.55 GiB, and computing it again is 3 % of a forward pass.
-
-        Raises:
-            ValueError: for another word, or a useless number of blocks.
-        """
-        blocks = self.blocks
-        if keep_attention is not None and (recompute != "all_but_attention" or not 0 <= keep_attention <= len(blocks)):
-            raise ValueError(
-                f"keep_attention: expected 0 to {len(blocks)} blocks, and recompute: all_but_attention; got "
-                f"{keep_attention} and {recompute}"
-            )
-        for number, (_, block) in enumerate(blocks):
-            # On the block, so that a copy of the transformer behaves the same.
-            block.keeps_attention = keep_attention is None or number < keep_attention  # type: ignore[assignment]
-        if recompute == "nothing":
-            self.module.disable_gradient_checkpointing()
-        elif recompute == "blocks":
-            self.module.enable_gradient_checkpointing()
-        elif recompute == "all_but_attention":
-            self.module.enable_gradient_checkpointing(_keeping_attention)
-        else:
-            raise ValueError(f"recompute: expected 'nothing', 'blocks' or 'all_but_attention', got {recompute!r}")
+        """Choose what training recomputes in the backward pass; see `recompute.set_recompute`."""
+        set_recompute(self.module, [block for _, block in self.blocks], recompute, keep_attention)
 
 
 class TaggedRotary(tuple[Tensor, ...]):
@@ -349,31 +315,3 @@ def _tell_layers(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
         layer = block.get_submodule(name)
         if hasattr(layer, "expert_call"):
             layer.expert_call = call
-
-
-_ATTENTION = tuple(
-    getattr(torch.ops.aten, name).default
-    for name in (
-        "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_efficient_attention",
-        "_scaled_dot_product_cudnn_attention",
-        "_scaled_dot_product_flash_attention_for_cpu",
-    )
-)
-
-
-def _keeping_attention(block: Callable[..., Any], *args: Any) -> Any:
-    if not getattr(block, "keeps_attention", True):
-        return checkpoint(block, *args, use_reentrant=False)
-    contexts = partial(create_selective_checkpoint_contexts, _policy)
-    return checkpoint(block, *args, use_reentrant=False, context_fn=contexts)
-
-
-def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Keep self-attention; repeating attention over a few hundred text tokens is cheap."""
-    del context
-    if operator in _ATTENTION:
-        query, key = (kwargs.get(name, args[i] if i < len(args) else None) for i, name in enumerate(("query", "key")))
-        if query is not None and key is not None and query.shape[-2] == key.shape[-2]:
-            return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
