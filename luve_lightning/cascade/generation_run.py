@@ -28,7 +28,8 @@ from luve_lightning.cascade.stages import decode
 from luve_lightning.data.safetensors_window import DIGEST, tensor_digest
 from luve_lightning.data.store import ClaimedFiles
 from luve_lightning.files import text_digest
-from luve_lightning.models.backbones import CutText
+from luve_lightning.models.attention import Attention
+from luve_lightning.models.backbones import CutText, denoiser_of
 
 
 class StageLatents:
@@ -133,8 +134,9 @@ class CascadeRun:
     Args:
         pipeline: loaded and on its device.
         options: options of every video.
-        identity: what else the first stage depends on, for the names of stored latents: "dtype", "cache" and
-            "models", the models' identities by option name.
+        identity: what else the first stage depends on, for the names of stored latents: "dtype", "cache",
+            "models", the models' identities by option name, and "attention", the record of one that replaces the
+            saved one.
         kept: where latents of finished stages are stored and looked up; None stores none.
         watcher: receives every stage and step.
         agree: turns what this process would do into what all do, for processes that make one video together.
@@ -270,6 +272,8 @@ def latents_name(stage: Stage, job: VideoJob, options: CascadeOptions, identity:
         "backbone": models["backbone"],
         "lora": models.get("lora"),
     }
+    if "attention" in identity and "refiner" not in models:  # it may act in the first stage, too
+        recipe["attention"] = identity["attention"]
     if stage == "upsampled":
         size, method = (job.height, job.width), options.upsampling
         recipe = {"motion": recipe, "size": size, "method": method, "vluer": models.get("vluer")}
@@ -315,6 +319,7 @@ def load_pipeline(
     context_parallel: int,
     device: torch.device,
     lora: LoraFile | None = None,
+    attention: Attention | None = None,
 ) -> tuple[LuVePipeline, LoraSummary | None]:
     """The pipeline on its device with its options applied, and what part of the LoRA acts.
 
@@ -326,6 +331,7 @@ def load_pipeline(
         context_parallel: number of processes that share a video.
         device: device of the pipeline, unless parts of it are offloaded.
         lora: as `read_lora` read it.
+        attention: see `LuVePipeline.from_pretrained`.
     """
     experts = {name.removeprefix("experts."): path for name, path in sources.items() if name.startswith("experts.")}
     pipeline: LuVePipeline = LuVePipeline.from_pretrained(
@@ -334,6 +340,7 @@ def load_pipeline(
         experts=None if own_experts else experts,
         refiner=sources.get("refiner"),
         torch_dtype=getattr(torch, dtype),
+        attention=attention,
     )
     summary = None if lora is None else pipeline.load_lora_weights(lora)
     pipeline.set_progress_bar_config(disable=True)
@@ -343,6 +350,12 @@ def load_pipeline(
         enable_context_parallel(pipeline, context_parallel)
     pipeline.apply(speed)
     return pipeline, summary
+
+
+def attentions_of(pipeline: LuVePipeline) -> dict[str, Attention]:
+    """The self-attention in force in each transformer, by its name in the pipeline."""
+    parts = {"transformer": pipeline.transformer, "refiner": pipeline.refiner}
+    return {name: denoiser_of(part).attention_in_force for name, part in parts.items() if part is not None}
 
 
 def cuts_of(pipeline: LuVePipeline, job: VideoJob, length: int | None) -> dict[str, CutText]:

@@ -4,6 +4,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from luve_lightning.cascade.stages import (
     decode,
     upsample,
 )
+from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import (
     LatentSpace,
     Schedule,
@@ -40,6 +42,7 @@ from luve_lightning.models.backbones import (
     family_of,
     latent_space_of,
 )
+from luve_lightning.models.backbones.branches import branches_set_aside, load_branches, save_branches
 from luve_lightning.models.experts import expert_names, experts_set_aside, load_expert, save_expert
 from luve_lightning.models.folders import is_local, loading, saving
 from luve_lightning.models.vluer import VLUer
@@ -180,6 +183,7 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
         refiner: str | Path | nn.Module | None = None,
         torch_dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
         shift: float | None = None,
+        attention: Attention | None = None,
         **kwargs: Any,
     ) -> Any:
         """Load a backbone with its additions, or what `save_pretrained` wrote.
@@ -194,6 +198,8 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
                 the VLUer stay float32, as in Wan's own examples. A mapping from components to dtypes ("default"
                 for the others) overrides this.
             shift: shift of the schedule; None keeps the backbone's. LuVe, and Wan at 720p, use 5, Wan at 480p 3.
+            attention: replaces the self-attention of the third stage's transformer, whatever it and its experts were
+                trained with. None keeps what is saved with it, and refuses experts of another one.
             kwargs: options of diffusers' `from_pretrained`, for instance components themselves, or `dtype`, its
                 newer name for `torch_dtype`.
 
@@ -208,6 +214,11 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
         schedule = family_of(pipeline.transformer).schedule_class(pipeline.scheduler, backbone)
         if shift is not None:
             pipeline.scheduler = schedule.shifted(shift).scheduler
+        for name in ("transformer", "refiner"):
+            if name not in parts and getattr(pipeline, name) is not None:  # diffusers has loaded it
+                load_branches(denoiser_of(getattr(pipeline, name)), backbone, name)
+        if attention is not None:
+            denoiser_of(pipeline.refinement_transformer).use_attention(attention)
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.eval().requires_grad_(False)
@@ -215,7 +226,7 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
         if experts is None and local and own.is_dir():
             experts = own
         for name, folder in expert_folders(experts).items():
-            load_expert(pipeline.refinement_transformer, folder, name)
+            load_expert(pipeline.refinement_transformer, folder, name, any_attention=attention is not None)
         switch_expert(pipeline.refinement_transformer, None)
         return pipeline
 
@@ -236,7 +247,12 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
         if kwargs.get("push_to_hub"):
             kwargs.setdefault("repo_id", folder.name)
         with saving(folder) as new:
-            with experts_set_aside(transformer):
+            with experts_set_aside(transformer), ExitStack() as aside:
+                for name in ("transformer", "refiner"):
+                    if getattr(self, name) is not None:
+                        denoiser = denoiser_of(getattr(self, name))
+                        save_branches(denoiser, new / name)  # first: diffusers may push the folder to the hub
+                        aside.enter_context(branches_set_aside(denoiser))
                 super().save_pretrained(str(new), **kwargs)
             for name in expert_names(transformer):
                 save_expert(transformer, name, new / EXPERTS / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -9,7 +10,9 @@ import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig, FirstBlockCacheConfig, TaylorSeerCacheConfig
 from diffusers.models.attention_dispatch import attention_backend
+from torch import Tensor
 
+from luve_lightning.models.attention import Attention, Where
 from luve_lightning.models.backbones import Denoiser, denoiser_of
 from luve_lightning.models.experts import expert_names
 from luve_lightning.models.experts.routing import TokenSplit, state_of
@@ -30,7 +33,8 @@ class SpeedOptions:
     """Speed and memory of a pipeline; the defaults change nothing. `LuVePipeline.apply` applies them.
 
     Attributes:
-        attention: a diffusers backend, such as _native_cudnn or flash; None lets PyTorch choose.
+        attention_backend: a diffusers backend, such as _native_cudnn or flash; None lets PyTorch choose. It has no
+            effect on a replaced self-attention.
         cache: step-to-step cache: first_block skips a step's other blocks when the first one's output changed by
             less than `cache_threshold`; taylorseer computes every `cache_interval`-th step and extrapolates.
         cache_threshold: relative change, >= 0; 0 skips nothing.
@@ -40,7 +44,7 @@ class SpeedOptions:
         decode_tile: height and width in latents of the tiles to decode; None decodes whole frames.
     """
 
-    attention: str | None = None
+    attention_backend: str | None = None
     cache: CacheName | None = None
     cache_threshold: float = 0.05
     cache_interval: int = 3
@@ -78,8 +82,8 @@ def apply_speed(pipeline: LuVePipeline, options: SpeedOptions) -> None:
     Raises:
         ValueError: for options that do not exist or do not work here.
     """
-    if options.attention is not None:
-        set_attention_backend(pipeline, options.attention)
+    if options.attention_backend is not None:
+        set_attention_backend(pipeline, options.attention_backend)
     if options.cache is not None:
         enable_cache(pipeline, options.cache_config(denoiser_of(pipeline.transformer)))
     if options.compile:
@@ -93,7 +97,7 @@ def apply_speed(pipeline: LuVePipeline, options: SpeedOptions) -> None:
 
 
 def set_attention_backend(pipeline: LuVePipeline, backend: str) -> None:
-    """Choose diffusers' attention backend for every transformer.
+    """Choose diffusers' attention backend for every transformer; warns where self-attention is replaced.
 
     Raises:
         ValueError: for an unknown backend, or one whose package is not installed.
@@ -104,6 +108,12 @@ def set_attention_backend(pipeline: LuVePipeline, backend: str) -> None:
                 transformer.set_attention_backend(backend)
         except (RuntimeError, ValueError, ImportError) as error:
             raise ValueError(f"attention backend {backend!r}: {' '.join(str(error).split())}") from error
+        if (attention := denoiser_of(transformer).attention) is not None:
+            warnings.warn(
+                f"attention backend {backend!r}: of no effect on self-attention that is replaced by {attention}; "
+                "cross-attention uses it",
+                stacklevel=2,
+            )
 
 
 def enable_cache(pipeline: LuVePipeline, config: Any) -> None:
@@ -160,10 +170,17 @@ def enable_context_parallel(pipeline: LuVePipeline, degree: int) -> None:
             Wan2.1-1.3B).
 
     Raises:
-        ValueError: for a degree that does not divide the heads or is not the number of processes.
+        ValueError: for a degree that does not divide the heads or is not the number of processes, and an attention
+            with parameters of its own.
     """
     for transformer in pipeline.transformers:
-        heads = denoiser_of(transformer).heads
+        denoiser = denoiser_of(transformer)
+        heads = denoiser.heads
+        if denoiser.branches:
+            raise ValueError(
+                f"context parallelism spreads heads, and {denoiser.attention} has parameters for all of them: spread "
+                "prompts over the GPUs instead (context_parallel 1)"
+            )
         if degree < 2 or heads % degree:
             fits = ", ".join(str(n) for n in range(2, heads + 1) if heads % n == 0)
             raise ValueError(
@@ -181,9 +198,32 @@ def enable_context_parallel(pipeline: LuVePipeline, degree: int) -> None:
     for transformer in pipeline.transformers:
         config = ContextParallelConfig(ulysses_degree=degree)
         transformer.enable_parallelism(config=config)
+        split = TokenSplit(config._flattened_mesh.get_group())
         if expert_names(transformer):
-            state_of(transformer).split = TokenSplit(config._flattened_mesh.get_group())
+            state_of(transformer).split = split
+        denoiser = denoiser_of(transformer)
+        if denoiser.attention is not None:  # diffusers spreads its own only
+            denoiser.set_attention(_Spread(denoiser.attention, split.group))
     pipeline.context_parallel_degree = degree
+
+
+class _Spread:
+    """An attention of tokens split over processes: each process computes all tokens of its part of the heads."""
+
+    def __init__(self, attention: Attention, group: dist.ProcessGroup) -> None:
+        self.attention, self.group = attention, group
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, where: Where, branch: None) -> Tensor:
+        """See Attention; B x N/P x heads x width in and out, without gradient."""
+        query, key, value = (self._exchange(x, cut=2, join=1) for x in (query, key, value))
+        return self._exchange(self.attention(query, key, value, where, branch), cut=1, join=2)
+
+    def _exchange(self, x: Tensor, cut: int, join: int) -> Tensor:
+        """Send part i along axis `cut` to process i, and join what comes along axis `join`."""
+        parts = torch.stack(x.chunk(self.group.size(), cut))
+        received = torch.empty_like(parts)
+        dist.all_to_all_single(received, parts, group=self.group)
+        return torch.cat(received.unbind(), join)
 
 
 def _caches_something(transformer: Any) -> bool:

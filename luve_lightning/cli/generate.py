@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
@@ -21,6 +22,7 @@ from luve_lightning.cascade.generation_jobs import JobTotals, Processes, VideoFo
 from luve_lightning.cascade.generation_run import (
     CascadeRun,
     StageLatents,
+    attentions_of,
     cut_lines,
     cuts_of,
     find_models,
@@ -39,6 +41,7 @@ from luve_lightning.data.hashes import FileHashes
 from luve_lightning.data.video_files import MAX_FPS
 from luve_lightning.evaluation.sample_sources import write_generated
 from luve_lightning.machine import PACKAGE_ROOT, check_video, git_state
+from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import CutTextWarning, load_backbone
 from luve_lightning.terminal import Steps, say
 
@@ -81,6 +84,7 @@ def generate(
     refiner: Path | None = None,
     experts: dict[str, Path | None] | Path | None = None,
     lora: Path | None = None,
+    attention: Attention | None = None,
     fps: float = 16.0,
     lossless: bool = False,
     keep_stages: bool = False,
@@ -115,6 +119,8 @@ def generate(
             as lfe/ and hfe/.
         lora: File or folder of a plain LoRA for the backbone, loaded into both transformers at the scale its makers
             meant.
+        attention: Replaces the self-attention of the third stage's transformer, whatever it and its experts were
+            trained with; default the one saved with it.
         fps: Frames per second of the files.
         lossless: Keep every bit of the frames; many players cannot show such files.
         keep_stages: Keep the earlier stages: videos under motion/ and upsampled/, and latents under latents/,
@@ -150,19 +156,25 @@ def generate(
     if adapter is not None and adapter.configuration is not None:
         models["lora"] += " at its configuration's scale"  # videos made when that was not read differ
     stages = ("motion", "upsampled") if keep_stages and options.cascade else ()
-    recipe = recipe_settings(options, dtype, cache, models, fps, lossless)
+    recipe = recipe_settings(options, dtype, cache, models, fps, lossless, attention)
     folder = VideoFolder(output, recipe, overwrite, stages, contact_sheet)
     missing = [job for job in jobs if not folder.is_done(job)]
     if not missing:
         _tell(console, output, JobTotals(0, len(jobs)), started)
         return
     processes.begin(target)
-    pipeline, loaded = load_pipeline(sources, experts is None, dtype, speed, context_parallel, target, adapter)
+    pipeline, loaded = load_pipeline(
+        sources, experts is None, dtype, speed, context_parallel, target, adapter, attention
+    )
     cuts = {job.name: cuts_of(pipeline, job, options.length) for job in missing}
     if told := cut_lines({job.name: line.where for job, line in zip(jobs, lines, strict=True)}, cuts):
         say(Console(emoji=False, quiet=processes.rank > 0), told)
     command = {job.name: command_of(given, job) for job in jobs}
     facts = about_run(target, processes.count, speed)
+    in_force = attentions_of(pipeline)
+    facts["attention"] = {name: kind.record() for name, kind in in_force.items()}
+    if processes.rank == 0:
+        say(console, f"attention: {', '.join(f'{kind} in the {name}' for name, kind in in_force.items())}")
     if loaded is not None:
         facts["lora"] = loaded.record()
         if processes.rank == 0:
@@ -244,8 +256,11 @@ def recipe_settings(
     models: Mapping[str, str],
     fps: float,
     lossless: bool,
+    attention: Attention | None = None,
 ) -> dict[str, Any]:
     """Everything that decides a run's videos besides their prompts, seeds and sizes."""
+    # What is saved with a model belongs to the model's identity.
+    replaced = {} if attention is None else {"attention": attention.record()}
     return {
         "version": _VERSION,
         **options.recipe(),
@@ -254,6 +269,7 @@ def recipe_settings(
         "models": dict(models),
         "fps": fps,
         "lossless": lossless,
+        **replaced,
     }
 
 
@@ -289,6 +305,12 @@ def _as_word(value: object) -> str:
 
 def _leaves(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in options.items():
+        if isinstance(value, Attention):
+            settings = value.record()
+            settings.pop("name")
+            chosen = {"class_path": f"{type(value).__module__}.{type(value).__qualname__}", "init_args": settings}
+            yield f"{prefix}{key}", json.dumps(chosen)
+            continue
         if is_dataclass(value) and not isinstance(value, type):
             value = asdict(value)
         if isinstance(value, Mapping):

@@ -15,6 +15,7 @@ from luve_lightning.files import text_digest
 from luve_lightning.functional.fidelity import psnr
 from luve_lightning.functional.noise_bands import SigmaBand, Weighting
 from luve_lightning.losses import Loss
+from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import LatentSpace, family_named, load_backbone
 from luve_lightning.tasks.base import TrainingTask
 from luve_lightning.tasks.flow import FlowMatchingTask
@@ -154,6 +155,8 @@ class BackboneTask(FlowMatchingTask):
         weight_decay: see TrainingTask.
         warmup_steps: see TrainingTask.
         losses: see FlowMatchingTask.
+        attention: replaces the blocks' self-attention, also where the export is loaded; None is the family's own, or
+            that of `init_from`.
     """
 
     def __init__(
@@ -174,6 +177,7 @@ class BackboneTask(FlowMatchingTask):
         weight_decay: float = 0.01,
         warmup_steps: int = 200,
         losses: dict[str, Loss] | None = None,
+        attention: Attention | None = None,
     ) -> None:
         if not (Path(backbone) / "vae" / "config.json").is_file():
             raise FileNotFoundError(f"backbone: {backbone} has no vae/config.json")
@@ -187,6 +191,8 @@ class BackboneTask(FlowMatchingTask):
         else:
             start = load_backbone(init_from)
             net, encoder = start.denoiser(), start.text()
+        if attention is not None:
+            net.use_attention(attention)
         super().__init__(
             net.module, SigmaBand(), shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps, losses
         )

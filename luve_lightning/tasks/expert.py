@@ -42,7 +42,8 @@ class AdaptationTask(FlowMatchingTask):
 
     Args:
         backbone: backbone folder or hub id.
-        lora_rank: rank of a LoRA in every linear layer of the blocks; 0 trains all weights.
+        lora_rank: rank of a LoRA in every linear layer of the blocks; 0 trains all weights. The attention's own
+            parameters always train whole.
         recompute: see `Denoiser.set_recompute`.
         keep_attention: see `Denoiser.set_recompute`.
         export_dtype: dtype of the exported transformer, "float32", "float16" or "bfloat16".
@@ -55,8 +56,8 @@ class AdaptationTask(FlowMatchingTask):
         weight_decay: see TrainingTask.
         warmup_steps: see TrainingTask.
         losses: see FlowMatchingTask.
-        attention: replaces the blocks' self-attention, also where the export is loaded; None keeps the backbone's
-            own.
+        attention: replaces the blocks' self-attention, also where the export is loaded; None keeps the backbone's,
+            and so what it was adapted with before.
     """
 
     # Every process takes part in an export: the weights may be sharded.
@@ -92,6 +93,8 @@ class AdaptationTask(FlowMatchingTask):
             transformer.requires_grad_(False)
             targets = list(denoiser.lora_targets)
             transformer.add_adapter(LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=targets), _LORA_NAME)
+            for branch in denoiser.branches.values():  # new, so there is nothing to freeze
+                branch.requires_grad_(True)
         denoiser.set_recompute(recompute, keep_attention)
         super().__init__(
             transformer, SigmaBand(), shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps, losses
@@ -153,6 +156,8 @@ class ExpertTask(FlowMatchingTask):
         weight_decay: see TrainingTask.
         warmup_steps: see TrainingTask.
         losses: see FlowMatchingTask.
+        attention: replaces the backbone's self-attention, and the one that `init_from` was trained with; None keeps
+            the backbone's. The expert's folder keeps it.
     """
 
     def __init__(
@@ -173,15 +178,18 @@ class ExpertTask(FlowMatchingTask):
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
         losses: dict[str, Loss] | None = None,
+        attention: Attention | None = None,
     ) -> None:
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype: expected float32 or bfloat16, got {dtype!r}")
         denoiser = load_backbone(backbone).denoiser(getattr(torch, dtype))
         transformer = denoiser.module
+        if attention is not None:
+            denoiser.use_attention(attention)
         if init_from is None:
             add_expert(transformer, name, expert, dtype=torch.float32)
         else:
-            _continue_expert(transformer, name, expert, init_from)
+            _continue_expert(transformer, name, expert, init_from, any_attention=attention is not None)
         denoiser.set_recompute(recompute, keep_attention)
         super().__init__(
             transformer, expert.band, shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps, losses
@@ -239,9 +247,9 @@ class ExpertTask(FlowMatchingTask):
         save_expert(self.transformer, self.name, folder)
 
 
-def _continue_expert(transformer: Any, name: str, expert: ExpertConfig, folder: str) -> None:
+def _continue_expert(transformer: Any, name: str, expert: ExpertConfig, folder: str, any_attention: bool) -> None:
     """Load an expert to train on, in float32."""
-    load_expert(transformer, folder, name)
+    load_expert(transformer, folder, name, any_attention)
     found = state_of(transformer, name).configs[name]
     for key in ("places", "rank", "alpha", "filter", "band"):
         saved, wanted = getattr(found, key), getattr(expert, key)

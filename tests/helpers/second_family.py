@@ -36,6 +36,7 @@ from luve_lightning.models.backbones import (
     TextConditioner,
 )
 from luve_lightning.models.backbones.base import build
+from luve_lightning.models.backbones.branches import load_branches
 from luve_lightning.models.folders import load_whole, saving
 
 TIME, SPACE = 2, 4
@@ -315,8 +316,9 @@ class RibbonBackbone(Backbone):
 
     def denoiser(self, dtype: torch.dtype | None = None, part: str = "transformer") -> RibbonDenoiser:
         part = "" if (Path(self.path) / "config.json").is_file() else part
-        loaded = load_whole(RibbonTransformer, self.path, part, torch_dtype=dtype or torch.float32)
-        return RibbonDenoiser(loaded)
+        loaded = RibbonDenoiser(load_whole(RibbonTransformer, self.path, part, torch_dtype=dtype or torch.float32))
+        load_branches(loaded, self.path, part)
+        return loaded
 
     def size_rules(self) -> SizeRules:
         return SizeRules(SPACE, TIME)

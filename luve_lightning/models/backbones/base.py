@@ -249,7 +249,10 @@ class Backbone(ABC):
 
     @abstractmethod
     def denoiser(self, dtype: torch.dtype | None = None, part: str = "transformer") -> Denoiser:
-        """Load the transformer in the subfolder `part`, or in `path` itself where that is a transformer's own."""
+        """Load the transformer in the subfolder `part`, or in `path` itself where that is a transformer's own.
+
+        diffusers does not load the parameters of a replaced attention, see `load_branches`.
+        """
 
     def schedule(self) -> Schedule:
         """Load `scheduler/`, of whatever diffusers class its configuration names."""

@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from luve_lightning.functional.flow_matching import sigma_of_timestep
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.attention import Attention, Where
+from luve_lightning.models.attention.dense import Dense
+from luve_lightning.models.backbones.branches import (
+    BRANCH,
+    BRANCH_WEIGHTS,
+    branches_set_aside,
+    save_branches,
+    shapes_of,
+)
 from luve_lightning.models.backbones.recompute import Recompute, set_recompute
 from luve_lightning.models.folders import saving
 
@@ -23,9 +29,6 @@ Place = Literal["attention", "cross_attention", "feed_forward"]
 """Where in a block an expert can sit."""
 
 _ATTENTION_KEY = "luve_attention"  # in the transformer's configuration; diffusers keeps unknown keys
-BRANCH_WEIGHTS = "attention.safetensors"
-"""Weights of the branches, beside the transformer's own, which diffusers loads."""
-_BRANCH = "branch"  # submodule of a block's self-attention: parameters of a replaced attention
 
 
 class Denoiser(ABC):
@@ -50,6 +53,7 @@ class Denoiser(ABC):
         saved = module.config.get(_ATTENTION_KEY)
         if saved is not None and self.attention is None:
             self.use_attention(Attention.from_record(saved))
+            module.lacks_branches = bool(self.branches)  # until they are loaded
 
     @property
     def dtype(self) -> torch.dtype:
@@ -102,8 +106,16 @@ class Denoiser(ABC):
 
         Returns:
             B x C x t x h x w.
+
+        Raises:
+            ValueError: where the parameters of its attention were not loaded.
         """
         attention = self.attention
+        if getattr(self.module, "lacks_branches", False):
+            raise ValueError(
+                f"{BRANCH_WEIGHTS}: the transformer's attention has parameters, which were not loaded: load it by "
+                "load_backbone"
+            )
         if attention is not None and attention.needs_sigma:
             # On the module that every pass goes through first; the pass carries them on from there.
             self.rotary.pass_sigmas = tuple(sigma_of_timestep(timestep.float()).tolist())  # type: ignore[assignment]
@@ -138,21 +150,29 @@ class Denoiser(ABC):
         found: Attention | None = getattr(self.module, "replaced_attention", None)
         return found
 
+    @property
+    def attention_in_force(self) -> Attention:
+        """The attention, `Dense` where it is the family's own."""
+        return self.attention or Dense()
+
     def use_attention(self, attention: Attention | None) -> None:
         """Replace self-attention; the transformer's configuration keeps it, and loading restores it.
 
-        An attention with parameters gets new ones, on the device and in the dtype of the others.
+        An attention with parameters keeps those of the one before where they fit. Otherwise they are new, on the
+        device and in the dtype of the others.
         """
         self.module.register_to_config(**{_ATTENTION_KEY: None if attention is None else attention.record()})
         self.module.replaced_attention = attention
+        self.module.lacks_branches = False
         for _, site in self.attention_sites:
-            if hasattr(site, _BRANCH):
-                delattr(site, _BRANCH)
+            before = site._modules.pop(BRANCH, None)
             parameter = next(site.parameters())
             with parameter.device:
                 branch = None if attention is None else attention.branch(self.heads, self.widths(site)[0] // self.heads)
             if branch is not None:
-                site.add_module(_BRANCH, branch.to(parameter.dtype))
+                branch = branch.to(parameter.dtype)
+                fits = before is not None and type(before) is type(branch) and shapes_of(before) == shapes_of(branch)
+                site.add_module(BRANCH, before if fits else branch)
         self.set_attention(attention)
 
     @property
@@ -167,7 +187,7 @@ class Denoiser(ABC):
     @property
     def branches(self) -> dict[str, nn.Module]:
         """Parameters of the replaced attention by their name in the transformer without experts."""
-        found = ((f"{name}.{_BRANCH}", getattr(site, _BRANCH, None)) for name, site in self.attention_sites)
+        found = ((f"{name}.{BRANCH}", getattr(site, BRANCH, None)) for name, site in self.attention_sites)
         return {name: branch for name, branch in found if branch is not None}
 
     @staticmethod
@@ -193,43 +213,10 @@ class Denoiser(ABC):
         for tensor in (*self.module.parameters(), *self.module.buffers()):
             if tensor.is_floating_point():
                 tensor.data = tensor.data.to(dtype)
-        branches = self.branches
-        weights = {f"{name}.{key}": x for name, part in branches.items() for key, x in part.state_dict().items()}
         with saving(folder) as new:
-            try:
-                for _, site in self.attention_sites:
-                    site._modules.pop(_BRANCH, None)
+            save_branches(self, new, Path(folder))
+            with branches_set_aside(self):
                 self.module.save_pretrained(new)
-            finally:
-                for name, site in self.attention_sites:
-                    if branch := branches.get(f"{name}.{_BRANCH}"):
-                        site.add_module(_BRANCH, branch)
-            if weights:
-                save_file({key: x.contiguous() for key, x in weights.items()}, new / BRANCH_WEIGHTS)
-
-    def load_branches(self, folder: str | Path) -> None:
-        """Load the parameters of the replaced attention from a transformer's folder; nothing where it has none.
-
-        Raises:
-            ValueError: for a file that is missing, damaged or of other parameters.
-        """
-        branches, file = self.branches, Path(folder) / BRANCH_WEIGHTS
-        if not branches and not file.is_file():
-            return
-        try:
-            weights = load_file(file)
-        except FileNotFoundError:
-            raise ValueError(f"{file}: missing; the transformer's attention has parameters of its own") from None
-        except SafetensorError as error:
-            raise ValueError(f"{file}: not a safetensors file: {error}") from error
-        wanted = {f"{name}.{key}": x for name, part in branches.items() for key, x in part.state_dict().items()}
-        shapes = [{key: tuple(x.shape) for key, x in some.items()} for some in (weights, wanted)]
-        if shapes[0] != shapes[1]:
-            odd = sorted(dict(shapes[0].items() ^ shapes[1].items()))
-            raise ValueError(f"{file}: does not fit the attention in config.json, for instance {odd[0]}")
-        with torch.no_grad():
-            for key, x in wanted.items():
-                x.copy_(weights[key])
 
     def token_grid(self, latents: Size3d) -> Grid:
         """Token frames, rows and columns of latents of this size.

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.models.backbones.base import Backbone, CutText, Schedule, TextConditioner, build
-from luve_lightning.models.backbones.denoiser import BRANCH_WEIGHTS, Denoiser
+from luve_lightning.models.backbones.branches import load_branches
+from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import SizeRules
 from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
 from luve_lightning.models.backbones.wan_vae import WanLatentSpace
@@ -211,12 +211,7 @@ class WanBackbone(Backbone):
                 WanTransformer3DModel, self.path, part, torch_dtype=dtype or torch.float32, local_files_only=local
             )
         )
-        if local:
-            denoiser.load_branches(folder / part)
-        elif denoiser.branches:
-            with loading(self.path, part):
-                file = hf_hub_download(str(self.path), BRANCH_WEIGHTS, subfolder=part or None)
-            denoiser.load_branches(Path(file).parent)
+        load_branches(denoiser, self.path, part)
         return denoiser
 
     def serving(self) -> Mapping[str, SigmaBand]:

@@ -17,6 +17,8 @@ from torch.distributed.tensor import DTensor
 from luve_lightning.files import read_json
 from luve_lightning.functional.frequency import FrequencyFilter
 from luve_lightning.functional.noise_bands import SigmaBand
+from luve_lightning.models.attention import Attention
+from luve_lightning.models.attention.dense import Dense
 from luve_lightning.models.backbones import Denoiser, denoiser_of
 from luve_lightning.models.experts.layer import (
     check_can_take,
@@ -56,26 +58,29 @@ def save_expert(transformer: Any, name: str, folder: str | Path) -> None:
     weights = _weights(denoiser, name, config)
     if weights is None:
         return
-    facts = {
+    facts: dict[str, Any] = {
         "format": FORMAT,
         "name": name,
         "place": list(config.places),
         "filter": None if config.filter is None else asdict(config.filter),
         "band": asdict(config.band),
     }
+    if (attention := denoiser.attention_in_force) != Dense():
+        facts["attention"] = attention.record()
     with saving(folder) as new:
         lora_config(denoiser, config, inference_mode=True).save_pretrained(new)
         safetensors.torch.save_file(weights, new / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         (new / EXPERT).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def load_expert(transformer: Any, folder: str | Path, name: str | None = None) -> str:
+def load_expert(transformer: Any, folder: str | Path, name: str | None = None, any_attention: bool = False) -> str:
     """The name of a saved expert, added bit for bit. It is then active and frozen; other experts stay.
 
     Args:
         transformer: see `add_expert`; as wide and deep as the one the expert was trained on.
         folder: folder that `save_expert` wrote.
         name: new name; default its saved name.
+        any_attention: load it even if it was trained with another attention than the transformer's.
 
     Raises:
         FileNotFoundError: when one of the three files is missing.
@@ -89,6 +94,8 @@ def load_expert(transformer: Any, folder: str | Path, name: str | None = None) -
     name = name or saved_name
     check_can_take(transformer, name)
     denoiser = denoiser_of(transformer)
+    if not any_attention:
+        _check_attention(denoiser, folder / EXPERT)
     if targets != set(sites := site_names(denoiser, config)):
         raise ValueError(f"{folder}: {ADAPTER_CONFIG} is for modules {sorted(targets)}, {EXPERT} for {sites}")
     try:
@@ -144,6 +151,20 @@ def _read_config(folder: Path) -> tuple[str, ExpertConfig, set[str]]:
     except ValueError as error:  # a number out of range
         raise ValueError(f"{folder}: {EXPERT} or {ADAPTER_CONFIG}: {error}") from error
     return name, config, targets
+
+
+def _check_attention(denoiser: Denoiser, file: Path) -> None:
+    """Check that an expert's attention, dense where its file names none, is the transformer's."""
+    record = read_json(file).get("attention")
+    try:
+        trained = Dense() if record is None else Attention.from_record(record)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {error}") from error
+    if trained != (own := denoiser.attention_in_force):
+        raise ValueError(
+            f"{file}: the expert was trained with the attention {trained}, the transformer has {own}: load it on a "
+            "transformer adapted with its own, or ask for an attention by name (`attention`)"
+        )
 
 
 def _check_weights(denoiser: Denoiser, config: ExpertConfig, weights: dict[str, Tensor], folder: Path) -> None:
