@@ -120,7 +120,7 @@ def generate(
         lora: File or folder of a plain LoRA for the backbone, loaded into both transformers at the scale its makers
             meant.
         attention: Replaces the self-attention of the third stage's transformer, whatever it and its experts were
-            trained with; default the one saved with it.
+            trained with; default the one saved with it. Dense is the usual one.
         fps: Frames per second of the files.
         lossless: Keep every bit of the frames; many players cannot show such files.
         keep_stages: Keep the earlier stages: videos under motion/ and upsampled/, and latents under latents/,

@@ -16,9 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from luve_lightning.cascade import LuVePipeline
+from luve_lightning.models.attention.dense import Dense
+from luve_lightning.models.backbones import denoiser_of
 from luve_lightning.models.experts import expert_names, save_expert
 from luve_lightning.models.vluer import VLUer
-from tests.helpers.tiny_luve import EXPERTS, PLAIN, PROMPT, seeded, tiny_luve
+from tests.helpers.attending import LearnedFrameAttention
+from tests.helpers.tiny_luve import EXPERTS, PLAIN, PROMPT, add_experts, seeded, tiny_luve
 from tests.helpers.tiny_wan import load_transformer, randomise, tiny_transformer
 
 RUN: dict[str, Any] = {
@@ -67,6 +70,42 @@ def test_round_trip(tiny_backbone: Path, tmp_path: Path, refiner: bool) -> None:
     tiny_luve(tiny_backbone, {"lfe": EXPERTS["lfe"]}).save_pretrained(tmp_path)
     again = LuVePipeline.from_pretrained(tmp_path)
     assert expert_names(again.refinement_transformer) == ["lfe"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refiner", [False, True])
+def test_an_attention_is_saved_loaded_and_replaced_by_name(tiny_backbone: Path, tmp_path: Path, refiner: bool) -> None:
+    """With its parameters, whoever loads the transformer, and with experts of the same or, if asked for, another."""
+    pipeline = tiny_luve(tiny_backbone, refiner=refiner)
+    denoiser = denoiser_of(pipeline.refinement_transformer)
+    denoiser.use_attention(LearnedFrameAttention())
+    for branch in denoiser.branches.values():
+        nn.init.normal_(branch.weight, std=0.3)
+    add_experts(denoiser.module, EXPERTS)
+    want = pipeline(PROMPT, **RUN, generator=seeded()).frames
+    pipeline.save_pretrained(tmp_path)
+    assert torch.equal(pipeline(PROMPT, **RUN, generator=seeded()).frames, want)
+
+    def video(**options: Any) -> Tensor:
+        loaded = LuVePipeline.from_pretrained(tmp_path, **options)
+        loaded.set_progress_bar_config(disable=True)
+        frames: Tensor = loaded(PROMPT, **RUN, generator=seeded()).frames
+        return frames
+
+    assert torch.equal(video(), want)
+    assert torch.equal(video(use_safetensors=True), want)  # an option with which diffusers loads every part
+    assert torch.equal(video(attention=LearnedFrameAttention()), want)
+    dense = video(attention=Dense())
+    assert not torch.allclose(dense, want, atol=1e-3)
+    experts = {name: tmp_path / "experts" / name for name in EXPERTS}
+    with pytest.raises(ValueError, match=r"trained with the attention LearnedFrameAttention.*, the transformer has D"):
+        LuVePipeline.from_pretrained(tmp_path, experts=experts, refiner=tiny_backbone)
+    other = {"refiner": tiny_backbone, "attention": LearnedFrameAttention()}
+    assert expert_names(LuVePipeline.from_pretrained(tmp_path, experts=experts, **other).refiner) == ["lfe", "hfe"]
+    # Saved again with dense attention, nothing of it is left.
+    again = LuVePipeline.from_pretrained(tmp_path, attention=Dense())
+    again.save_pretrained(tmp_path)
+    assert torch.equal(video(), dense)
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from luve_lightning.cascade.speed import (
 )
 from luve_lightning.cascade.stages import decode, upsample
 from luve_lightning.models.backbones import denoiser_of
+from tests.helpers.attending import FrameAttention, LearnedFrameAttention
 from tests.helpers.processes import run_processes
 from tests.helpers.resumable import Run
 from tests.helpers.tiny_luve import EXPERTS, PROMPT, noise, seeded, tiny_luve
@@ -89,6 +90,34 @@ def test_an_attention_backend_is_that_of_these_transformers_alone(tiny_backbone:
         with pytest.raises(ValueError, match=f"attention backend '{name}': ") as error:
             set_attention_backend(pipeline, name)
         assert "\n" not in str(error.value)
+
+
+def test_a_backend_says_that_a_replaced_attention_ignores_it(pipeline: LuVePipeline) -> None:
+    denoiser_of(pipeline.transformer).use_attention(FrameAttention())
+    want = video(pipeline)
+    with pytest.warns(
+        UserWarning, match=r"'_native_math': of no effect on self-attention .* replaced by FrameAttention"
+    ):
+        pipeline.apply(SpeedOptions(attention_backend="_native_math"))
+    torch.testing.assert_close(video(pipeline), want, atol=1e-3, rtol=1e-3)
+
+
+def test_caches_and_a_replaced_attention(pipeline: LuVePipeline) -> None:
+    """They skip and extrapolate as with the family's own; what would skip nothing changes nothing."""
+    dense = video(pipeline)
+    denoiser_of(pipeline.transformer).use_attention(FrameAttention())
+    want = video(pipeline)
+    assert not torch.allclose(want, dense, atol=1e-3)
+    pipeline.apply(SpeedOptions(cache="first_block", cache_threshold=0.0))
+    assert torch.equal(video(pipeline), want)
+    disable_cache(pipeline)
+    pipeline.apply(SpeedOptions(cache="taylorseer", cache_interval=4))
+    with computed_blocks(pipeline) as counts:
+        got = video(pipeline, experts="none", guidance=1.0, steps=12)
+    assert counts == [2 * 5] * 2
+    disable_cache(pipeline)
+    assert not torch.equal(got, video(pipeline, experts="none", guidance=1.0, steps=12))
+    assert torch.equal(video(pipeline), want)
 
 
 @pytest.mark.slow
@@ -227,6 +256,7 @@ def spread(run: Run) -> None:
     torch.accelerator.device_count = lambda: 1
     dist.init_process_group("gloo", rank=rank, world_size=run.processes)
     pipeline = tiny_luve(run.task["backbone"], EXPERTS, refiner=True)
+    denoiser_of(pipeline.refiner).use_attention(run.task["attention"])
     enable_context_parallel(pipeline, run.processes)
     with pytest.raises(ValueError, match="needs a generator of the same seed on every process"):
         pipeline(PROMPT, **RUN)
@@ -238,12 +268,14 @@ def spread(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_make_one_video(tiny_backbone: Path, tmp_path: Path) -> None:
-    """With both experts, whose filters need the tokens of both processes."""
-    run = Run(tmp_path, processes=2, task={"backbone": tiny_backbone})
+@pytest.mark.parametrize("attention", [None, FrameAttention()], ids=repr)
+def test_two_processes_make_one_video(tiny_backbone: Path, tmp_path: Path, attention: FrameAttention | None) -> None:
+    """With both experts, whose filters need the tokens of both processes, and a refiner's replaced attention."""
+    run = Run(tmp_path, processes=2, task={"backbone": tiny_backbone, "attention": attention})
     statuses = run_processes(run, spread)
     assert statuses == [0, 0], "".join(file.read_text() for file in tmp_path.glob("output-*.txt"))
     alone = tiny_luve(tiny_backbone, EXPERTS, refiner=True)
+    denoiser_of(alone.refiner).use_attention(attention)
     want = alone(PROMPT, **RUN, generator=seeded(), keep_stages=True).stages
     for rank in (0, 1):
         got = torch.load(tmp_path / f"stages-{rank}.pt")
@@ -258,6 +290,9 @@ def test_a_degree_that_does_not_divide_the_heads_is_refused(pipeline: LuVePipeli
     with pytest.raises(ValueError, match=message):
         enable_context_parallel(pipeline, degree)
     with pytest.raises(ValueError, match="1 process here; start it with torchrun --nproc_per_node 4"):
+        enable_context_parallel(pipeline, 4)
+    denoiser_of(pipeline.transformer).use_attention(LearnedFrameAttention())
+    with pytest.raises(ValueError, match=r"spreads heads, and LearnedFrameAttention.* has parameters for all of them"):
         enable_context_parallel(pipeline, 4)
 
 

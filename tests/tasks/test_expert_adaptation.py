@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from luve_lightning.callbacks import AtomicCheckpointIO, Export
+from luve_lightning.callbacks import EMA, AtomicCheckpointIO, Export
+from luve_lightning.models.attention.dense import Dense
 from luve_lightning.tasks import AdaptationTask
-from tests.helpers.attending import FrameAttention
+from tests.helpers.attending import FrameAttention, LearnedFrameAttention
 from tests.helpers.processes import run_processes
 from tests.helpers.resumable import Run
 from tests.helpers.tiny_flow import World, adapt, make_trainer
@@ -57,6 +58,43 @@ def test_experts_are_trained_with_the_attention_of_their_base(world: World, tmp_
     got = predictions(expert.transformer)
     assert torch.equal(got, predictions(task.transformer))
     assert not torch.allclose(got, predictions(world.adaptation().transformer), atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [0, 3], ids=["all weights", "lora"])
+def test_an_attentions_own_parameters_are_trained_and_exported(world: World, tmp_path: Path, rank: int) -> None:
+    """Whole even beside a LoRA, averaged like the rest; a second adaptation goes on with them."""
+    torch.manual_seed(0)
+    task = world.adaptation(lora_rank=rank, lr=3e-2, attention=LearnedFrameAttention())
+    ema = EMA(0.5)
+    make_trainer(tmp_path, max_steps=2, callbacks=[ema, Export(tmp_path)]).fit(task, world.data())
+    own = {name: x for name, x in task.named_parameters() if ".branch." in name}
+    assert len(own) == len(task.denoiser.blocks)
+    assert all(x.requires_grad and x.any() for x in own.values())
+    assert own.keys() <= ema.average.keys()
+    with ema.averaged(task):
+        want = predictions(task.transformer)
+    exported = replace(world, backbone=tmp_path)
+    again = exported.adaptation()
+    assert again.denoiser.attention == LearnedFrameAttention()
+    torch.testing.assert_close(predictions(again.transformer), want, rtol=1e-4, atol=1e-5)
+    other = exported.adaptation(attention=LearnedFrameAttention(2))
+    assert all(branch.weight.any() for branch in other.denoiser.branches.values())
+    expert = exported.expert()
+    trained = {name for name, x in expert.named_parameters() if x.requires_grad}
+    assert trained
+    assert not any("branch" in name for name in trained)
+
+
+def test_another_attention_than_an_experts_is_asked_for_by_name(world: World, tmp_path: Path) -> None:
+    framed = world.expert(attention=FrameAttention())
+    framed.export(tmp_path, None)
+    with pytest.raises(ValueError, match=r"trained with the attention FrameAttention.*, the transformer has Dense"):
+        world.expert(init_from=str(tmp_path))
+    for attention in (FrameAttention(), FrameAttention(2), Dense()):
+        task = world.expert(init_from=str(tmp_path), attention=attention)
+        assert task.denoiser.attention == attention
+    want = predictions(world.adaptation().transformer)
+    torch.testing.assert_close(predictions(world.adaptation(attention=Dense()).transformer), want)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
