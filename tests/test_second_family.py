@@ -12,9 +12,10 @@ import yaml
 
 from luve_lightning.__main__ import main
 from luve_lightning.cascade import CascadeOptions, Guidance, LuVePipeline, SpeedOptions
-from luve_lightning.models.backbones import denoiser_of, family_of, latent_space_of, load_backbone
+from luve_lightning.models.backbones import Recompute, denoiser_of, family_of, latent_space_of, load_backbone
 from luve_lightning.models.experts import add_expert, load_expert, save_expert
 from luve_lightning.models.vluer import VLUer
+from tests.helpers.attending import LearnedFrameAttention
 from tests.helpers.run_luve import run_luve
 from tests.helpers.second_family import RibbonBackbone, write_ribbon
 from tests.helpers.tiny_luve import EXPERTS, seeded
@@ -150,6 +151,41 @@ def test_it_is_sped_up_as_every_family(backbone: Path, parts: Path) -> None:
     pipeline.apply(SpeedOptions(cache="taylorseer", cache_interval=2))
     cached = pipeline("squares", options, generator=seeded(), experts="none").frames
     assert abs(cached - want).max() > 0
+
+
+def test_its_attention_is_replaced_saved_and_kept_by_its_experts(backbone: Path, parts: Path, tmp_path: Path) -> None:
+    """A pipeline is saved with it, whose experts fit nothing else; recomputation keeps the gradients."""
+    pipeline = LuVePipeline.from_pretrained(backbone, parts / "vluer", {})
+    pipeline.set_progress_bar_config(disable=True)
+    denoiser = denoiser_of(pipeline.transformer)
+    denoiser.use_attention(LearnedFrameAttention())
+    for branch in denoiser.branches.values():
+        torch.nn.init.normal_(branch.weight)
+    for name, config in EXPERTS.items():
+        add_expert(denoiser.module, name, config)
+        randomise(denoiser.module, name)
+    options = CascadeOptions(16, 24, 5, steps=4, skip_steps=1)
+    want = pipeline("a red boat", options, generator=seeded()).frames
+    pipeline.save_pretrained(tmp_path)
+    again = LuVePipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert np.array_equal(again("a red boat", options, generator=seeded()).frames, want)
+    with pytest.raises(ValueError, match="trained with the attention LearnedFrameAttention"):
+        load_expert(load_backbone(backbone).denoiser().module, tmp_path / "experts" / "lfe")
+
+    def gradients(recompute: Recompute) -> list[torch.Tensor]:
+        trained = load_backbone(tmp_path).denoiser()
+        trained.module.train()
+        trained.set_recompute(recompute)
+        latents, text = torch.linspace(-1, 1, 6 * 3 * 4 * 5).view(1, 6, 3, 4, 5), torch.ones(1, 7, 10)
+        trained.velocity(latents, torch.tensor([900.0]), text).square().mean().backward()
+        assert all(branch.weight.grad is not None for branch in trained.branches.values())
+        return [p.grad for p in trained.module.parameters() if p.grad is not None]
+
+    whole = gradients("nothing")
+    choices: tuple[Recompute, ...] = ("blocks", "all_but_attention")
+    for recompute in choices:
+        assert all(torch.equal(a, b) for a, b in zip(gradients(recompute), whole, strict=True))
 
 
 def test_luve_generates_with_it_and_resumes(

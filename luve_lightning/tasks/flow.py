@@ -73,6 +73,10 @@ class FlowMatchingTask(TrainingTask):
         self._sums = torch.zeros(2, bins, dtype=torch.float64)
         self._scores: dict[tuple[str, int], float] = {}
 
+    def _schedule(self) -> dict[str, Any]:
+        """What a resumed run says when it differs: also the attention."""
+        return super()._schedule() | {"attention": str(self.denoiser.attention_in_force)}
+
     def text(self, batch: dict[str, Any]) -> Tensor:
         """Caption embeddings of a batch, B x L x D.
 

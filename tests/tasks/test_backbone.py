@@ -13,8 +13,10 @@ from diffusers import WanPipeline
 from luve_lightning.callbacks import EMA, Export, SampleMetrics
 from luve_lightning.data.video_files import read_video
 from luve_lightning.evaluation.sample_sources import GeneratedVideos
+from luve_lightning.models.attention.dense import Dense
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.tasks import BackboneTask
+from tests.helpers.attending import LearnedFrameAttention
 from tests.helpers.tiny_flow import World, make_trainer
 from tests.helpers.tiny_wan import flow_scheduler
 
@@ -146,6 +148,21 @@ def test_compiled_blocks_give_the_same_gradients_under_the_same_names(world: Wor
     for name, parameter in plain.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(found[name].grad, parameter.grad, msg=name)
+
+
+def test_another_attention_is_exported_with_its_parameters(world: World, tmp_path: Path) -> None:
+    """And continued with, unless another one is asked for."""
+    model = task(world, attention=LearnedFrameAttention())
+    make_trainer(tmp_path, max_steps=1).fit(model, world.data(texts=None, passes=1))
+    own = [branch.weight for branch in model.denoiser.branches.values()]
+    assert all(weight.any() for weight in own)
+    model.export(tmp_path / "export", None)
+    again = task(world, backbone=tmp_path / "export", init_from=str(tmp_path / "export"))
+    for branch, weight in zip(again.denoiser.branches.values(), own, strict=True):
+        torch.testing.assert_close(branch.weight, weight, atol=1e-3, rtol=1e-3)  # float16
+        assert branch.weight.requires_grad
+    dense = task(world, backbone=tmp_path / "export", init_from=str(tmp_path / "export"), attention=Dense())
+    assert dense.denoiser.attention == Dense()
 
 
 def test_mistakes(world: World, tmp_path: Path) -> None:
