@@ -11,7 +11,8 @@ the model's dtype, and two rotary factors of a head's width in float32: for Wan2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -273,16 +274,65 @@ def plan_text(stages: Sequence[StagePlan], speed: GpuSpeed | None) -> str:
             f"{stage.peak / _GIB:.2f}",
         ]
         rows.append(row if speed is None else [*row, duration(stage.seconds or 0.0)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [_aligned(rows, 2), "", "memory, GiB: weights + activations + workspace (the largest activations)"]
+    width = max(len(stage.stage) for stage in stages)
+    lines += [f"  {stage.stage.ljust(width)}  {_memory(stage)}" for stage in stages]
+    lines += ["", *_conclusion(stages, speed)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+# A stage's name in the record of a video that `luve generate` made, where the plan's is another.
+_MADE = {"upsample": "upsampled", "refine": "refined", "decode": "decoded"}
+
+
+def beside_made(stages: Sequence[StagePlan], made: Mapping[str, Any]) -> str:
+    """A table of the plan beside what a video took, stage by stage.
+
+    Args:
+        stages: the plan.
+        made: the video's record, the JSON file that lies beside it.
+
+    Raises:
+        ValueError: when the record is of another video: its stages or their latents are not the planned ones.
+    """
+    found = {stage["stage"]: stage for stage in made.get("stages", ())}
+    steps = Counter(step["stage"] for step in made.get("steps", ()))
+    rows = [["stage", "planned s", "took s", "error", "planned GiB", "peak GiB", "error"]]
+    total: list[tuple[float, float]] = []
+    for stage in stages:
+        if stage.stage == "text":  # the record has no such stage
+            continue
+        name = _MADE.get(stage.stage, stage.stage)
+        took = found.get(name)
+        if took is None or tuple(took["latents"][1:]) != stage.latents or steps[name] != stage.steps:
+            has = [f"{n} {s['latents'][1:]} in {steps[n]} steps" for n, s in found.items()]
+            planned = f"{name} {list(stage.latents or ())} in {stage.steps} steps"
+            raise ValueError(f"made: the plan has {planned}, the video's record {', '.join(has) or 'no stages'}")
+        peak = _compared(stage.peak / _GIB, took.get("peak_gib"))
+        rows.append([stage.stage, *_compared(stage.seconds, took["seconds"]), *peak])
+        if stage.seconds is not None and took["seconds"] is not None:
+            total.append((stage.seconds, took["seconds"]))
+    if total:
+        planned, taken = zip(*total, strict=True)
+        rows.append(["together", *_compared(sum(planned), sum(taken)), "", "", ""])
+    return _aligned(rows, 1)
+
+
+def _compared(planned: float | None, measured: float | None) -> list[str]:
+    """A planned value, the measured one, and by how much the plan is off; "-" for what is not known."""
+    error = f"{planned / measured - 1:+.1%}" if planned is not None and measured else "-"
+    return [*("-" if value is None else f"{value:.2f}" for value in (planned, measured)), error]
+
+
+def _aligned(rows: list[list[str]], left: int) -> str:
+    """Rows as lines of columns, of which the first `left` are flush left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
-            cell.ljust(n) if i < 2 else cell.rjust(n) for i, (cell, n) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(n) if i < left else cell.rjust(n) for i, (cell, n) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
     ]
-    lines += ["", "memory, GiB: weights + activations + workspace (the largest activations)"]
-    lines += [f"  {stage.stage.ljust(widths[0])}  {_memory(stage)}" for stage in stages]
-    lines += ["", *_conclusion(stages, speed)]
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -96,7 +96,7 @@ def overview() -> str:
     lines += ["Train, compare and run LuVe's video latent upsampler and experts", "(arXiv 2602.11564).", ""]
     for group in dict.fromkeys(verb.group for verb in verbs().values()):
         lines.append(f"{group}:")
-        lines += [f"  {name:<12}{verb.summary}" for name, verb in verbs().items() if verb.group == group]
+        lines += [f"  {name:<14}{verb.summary}" for name, verb in verbs().items() if verb.group == group]
         lines.append("")
     lines += [
         "Every verb takes:",

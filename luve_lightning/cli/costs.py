@@ -12,11 +12,12 @@ import torch
 
 from luve_lightning.analysis.cost import gpu_speed
 from luve_lightning.analysis.model_parts import PartConfigs, Parts
-from luve_lightning.analysis.plan import Planner, plan_dict, plan_text
+from luve_lightning.analysis.plan import Planner, beside_made, plan_dict, plan_text
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.pipeline_files import expert_folders
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.cli import Verb
+from luve_lightning.files import read_json
 from luve_lightning.machine import choose_device
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.experts import load_expert
@@ -43,6 +44,7 @@ def plan(
     offload: bool = False,
     gpu: str | None = None,
     gpu_tflops: float | None = None,
+    made: Path | None = None,
     output: Path | None = None,
 ) -> None:
     """Says what a video of some size takes: latents, tokens, steps, FLOPs, peak memory and time of each stage.
@@ -64,6 +66,8 @@ def plan(
         gpu: Estimate times for an h200; default the GPU of this machine, if any, whose speed is measured in a
             second.
         gpu_tflops: TFLOP/s that attention reaches on your GPU.
+        made: Record of such a video that `luve generate` made, the .json file beside it: also show its seconds and
+            memory beside the planned ones.
         output: Also write everything to this JSON file.
     """
     if tile is not None and min(tile) < 1:
@@ -78,6 +82,8 @@ def plan(
         load_expert(parts.refiner, folder, name)
     stages = Planner(parts, options, SpeedOptions(decode_tile=tile, offload=offload), speed).stages()
     print(plan_text(stages, speed))
+    if made is not None:
+        print(f"\n{beside_made(stages, read_json(made))}")
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(plan_dict(options, stages, speed), indent=2) + "\n", encoding="utf-8")
