@@ -304,7 +304,8 @@ def beside_made(stages: Sequence[StagePlan], made: Mapping[str, Any]) -> str:
             continue
         name = _MADE.get(stage.stage, stage.stage)
         took = found.get(name)
-        if took is None or tuple(took["latents"][1:]) != stage.latents or steps[name] != stage.steps:
+        ran = took is not None and took["seconds"] is not None  # or its latents were kept, and it has no steps
+        if took is None or tuple(took["latents"][1:]) != stage.latents or (ran and steps[name] != stage.steps):
             has = [f"{n} {s['latents'][1:]} in {steps[n]} steps" for n, s in found.items()]
             planned = f"{name} {list(stage.latents or ())} in {stage.steps} steps"
             raise ValueError(f"made: the plan has {planned}, the video's record {', '.join(has) or 'no stages'}")

@@ -37,6 +37,7 @@ def write_random_models(
     device: torch.device,
     attention: Attention | None = None,
     seed: int = 0,
+    refiner_alone: bool = False,
 ) -> Iterator[tuple[str, int]]:
     """Write a backbone, a VLUer, an adapted transformer and its two experts, each as training would export it.
 
@@ -50,6 +51,7 @@ def write_random_models(
         device: where the weights are drawn; a GPU takes seconds where a CPU takes minutes.
         attention: attention of the adapted transformer; None is the backbone's own.
         seed: seed of all weights.
+        refiner_alone: write only the adapted transformer and its experts, to use with another folder's models.
 
     Yields:
         Each subfolder that is written, and the number of its parameters.
@@ -62,8 +64,9 @@ def write_random_models(
     # A transformer of its own for the third stage, where `configs` has it share the first one's.
     parts = Parts(replace(configs, refiner=configs.refiner or configs.transformer), dtype, device)
     with _seeded(seed, device), torch.no_grad():
-        yield BACKBONE, _write_backbone(folder / BACKBONE, parts)
-        yield VLUER, _write_vluer(folder / VLUER, parts)
+        if not refiner_alone:
+            yield BACKBONE, _write_backbone(folder / BACKBONE, parts)
+            yield VLUER, _write_vluer(folder / VLUER, parts)
         adapted = denoiser_of(parts.refiner)
         if attention is not None:
             adapted.use_attention(attention)

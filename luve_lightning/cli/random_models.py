@@ -25,6 +25,7 @@ def random_models(
     attention: Attention | None = None,
     dtype: Literal["float32", "bfloat16"] = "bfloat16",
     seed: int = 0,
+    refiner_alone: bool = False,
     device: str = "auto",
 ) -> None:
     """Writes a backbone, a VLUer, an adapted transformer and both experts with random weights.
@@ -40,11 +41,13 @@ def random_models(
         attention: Attention of the adapted transformer; default the backbone's own.
         dtype: Dtype of the transformers and the text encoder; the others are float32.
         seed: Seed of the weights.
+        refiner_alone: Write only refiner/ and experts/, for instance with another attention for another size.
         device: Where they are drawn: auto (a GPU if there is one), cpu, cuda or cuda:N.
     """
     console, started = Console(emoji=False), time.perf_counter()
     configs = wan_1_3b() if backbone is None else PartConfigs.from_pretrained(backbone, vluer)
-    written = write_random_models(output, configs, getattr(torch, dtype), choose_device(device), attention, seed)
+    target, kind = choose_device(device), getattr(torch, dtype)
+    written = write_random_models(output, configs, kind, target, attention, seed, refiner_alone)
     for name, count in written:
         took = f"{time.perf_counter() - started:.0f} s"
         console.print(f"  {output / name}  {count:,} parameters  ({took})", soft_wrap=True)

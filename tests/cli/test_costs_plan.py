@@ -66,3 +66,41 @@ def test_a_backbone_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> Non
     assert outcome.code == 2
     [line] = outcome.error_lines
     assert "backbone nobody/nothing: no such folder" in line
+
+
+@pytest.mark.slow
+def test_beside_a_video_whose_first_stages_were_kept(
+    capsys: pytest.CaptureFixture[str], backbone: str, repository: Path, tmp_path: Path
+) -> None:
+    stages = {
+        "motion": (12, None, None),
+        "upsampled": (24, None, None),
+        "refined": (24, 2.0, 8.0),
+        "decoded": (24, 1.0, 0.5),
+    }
+    made = {
+        "stages": [
+            {"stage": name, "latents": [16, 5, side, side], "seconds": seconds, "peak_gib": peak}
+            for name, (side, seconds, peak) in stages.items()
+        ],
+        "steps": [{"stage": "refined"}] * 45,
+    }
+    record = tmp_path / "video.json"
+    record.write_text(json.dumps(made))
+    words = ["--vluer", repository / "data/mini/vluer", "--gpu", "h200", "--made", record]
+    outcome = run_luve(capsys, "plan", "--backbone", backbone, *SIZE, *words)
+    assert outcome.code == 0, outcome.err
+    table = outcome.out.partition("planned s")[2].splitlines()[1:]
+    rows = {line.split()[0]: line.split()[1:] for line in table}
+    assert list(rows) == ["motion", "upsample", "refine", "decode", "together"]
+    assert rows["motion"][1:3] == rows["upsample"][1:3] == ["-", "-"]
+    assert (rows["refine"][1], rows["refine"][4], rows["together"][1]) == ("2.00", "8.00", "3.00")
+    assert sum(float(rows[name][0]) for name in ("refine", "decode")) == pytest.approx(
+        float(rows["together"][0]), abs=0.011
+    ), "what was kept took no time that a plan could be compared with"
+    planned, took, error = rows["refine"][:3]
+    assert float(error.rstrip("%")) == pytest.approx(100 * (float(planned) / float(took) - 1), abs=0.5)
+    record.write_text("{}")
+    outcome = run_luve(capsys, "plan", "--backbone", backbone, *SIZE, *words)
+    assert outcome.code == 2
+    assert outcome.error_lines[-1].endswith("the plan has motion [5, 12, 12] in 50 steps, the video's record no stages")

@@ -68,6 +68,8 @@ def test_the_seed_decides_the_weights(tiny_cascade: Path, tmp_path: Path, capsys
         a, b, c = ((tmp_path / name / file).read_bytes() for name in "abc")
         assert a == b
         assert a != c
+    assert run_luve(capsys, *words, "--output", tmp_path / "d", "--refiner_alone", "true").code == 0
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["experts", "refiner"]
     refused = run_luve(capsys, *words, "--output", tmp_path / "a")
     assert refused.code == 2
     assert refused.error_lines[-1].endswith(f"output {tmp_path / 'a'}: expected a new or empty folder")
