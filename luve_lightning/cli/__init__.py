@@ -28,6 +28,7 @@ class Verb:
         examples: Configurations in the repository to start from.
         slow: Whether it imports PyTorch, which takes seconds.
         goes_on: Whether the same command, after an interruption, continues with what is there.
+        reads: Verb whose configuration files it reads, too; those of that verb's keys that it lacks are skipped.
         subjects: Package whose modules the option `subject` names; the parameters of the chosen one's function
             `measure` are options, too.
         trainer: Whether it is one of LightningCLI's, whose options are those of the Trainer, the model and the
@@ -42,6 +43,7 @@ class Verb:
     examples: tuple[str, ...] = ()
     slow: bool = True
     goes_on: bool = False
+    reads: str = ""
     subjects: str = ""
     trainer: bool = False
     module: str = ""
