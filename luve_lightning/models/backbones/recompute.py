@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from luve_lightning.models.attention.tiles import BLOCK_ATTENTION
+
 Recompute = Literal["nothing", "blocks", "all_but_attention"]
 """What the backward pass computes again."""
 
@@ -52,14 +54,17 @@ def set_recompute(
         raise ValueError(f"recompute: expected 'nothing', 'blocks' or 'all_but_attention', got {recompute!r}")
 
 
-_ATTENTION = tuple(
-    getattr(torch.ops.aten, name).default
-    for name in (
-        "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_efficient_attention",
-        "_scaled_dot_product_cudnn_attention",
-        "_scaled_dot_product_flash_attention_for_cpu",
-    )
+_ATTENTION = (
+    *(
+        getattr(torch.ops.aten, name).default
+        for name in (
+            "_scaled_dot_product_flash_attention",
+            "_scaled_dot_product_efficient_attention",
+            "_scaled_dot_product_cudnn_attention",
+            "_scaled_dot_product_flash_attention_for_cpu",
+        )
+    ),
+    BLOCK_ATTENTION,
 )
 
 

@@ -1,0 +1,209 @@
+"""What the sparse attentions share: where they stay dense, their linear branch, and tokens in another order."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from luve_lightning.functional.frequency import Grid
+from luve_lightning.models.attention import Attention, Where
+from luve_lightning.models.attention.dense import Dense
+from luve_lightning.models.attention.linear import LinearBranch
+
+IndexTable = np.ndarray[Any, np.dtype[Any]]
+"""Whole numbers or truth values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseAttention(Attention):
+    """Self-attention in which a token attends to some of the tokens.
+
+    Args:
+        dense_layers: numbers of the blocks that attend densely, from 0.
+        dense_above: noise level from which a sample attends densely, in (0, 1]; None is never. The layout of a
+            video is decided at high noise, in few steps.
+        linear: whether each block has a linear branch, see LinearBranch. It adds nothing where attention is dense.
+
+    Raises:
+        ValueError: for settings outside these.
+    """
+
+    dense_layers: tuple[int, ...] = ()
+    dense_above: float | None = None
+    linear: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the settings; JSON's lists become tuples."""
+        self._set("dense_layers", self._whole_numbers("dense_layers", self.dense_layers, 0, None))
+        above = self.dense_above
+        if above is not None and (not _is_number(above) or not 0 < above <= 1):
+            raise self._wrong("dense_above", "a noise level above 0 and at most 1, or null", above)
+        if not isinstance(self.linear, bool):
+            raise self._wrong("linear", "true or false", self.linear)
+
+    @abstractmethod
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, grid: Grid, layer: int) -> Tensor:
+        """The sparse attention alone, B x N x heads x width like its inputs."""
+
+    @abstractmethod
+    def sparse_pairs(self, grid: Grid, layer: int) -> int:
+        """Number of query-key products of one head of one sample in `attend`."""
+
+    @property
+    def needs_sigma(self) -> bool:
+        """Whether it depends on the noise levels."""
+        return self.dense_above is not None
+
+    def is_dense(self, layer: int, sigma: float | None) -> bool:
+        """Whether a sample at this noise level attends densely in this block.
+
+        Raises:
+            ValueError: where that depends on the noise level and there is none.
+        """
+        if layer in self.dense_layers:
+            return True
+        if self.dense_above is None:
+            return False
+        if sigma is None:
+            raise ValueError(f"attention {type(self).__name__}: dense_above needs the noise level of every sample")
+        return sigma >= self.dense_above
+
+    def pairs(self, grid: Grid, layer: int, sigma: float) -> int:
+        """Number of query-key products of one head of one sample."""
+        if self.is_dense(layer, sigma):
+            return Dense().pairs(grid, layer, sigma)
+        return self.sparse_pairs(grid, layer)
+
+    def branch(self, heads: int, width: int) -> LinearBranch | None:
+        """The linear branch of one block, if there is one."""
+        return LinearBranch(heads, width) if self.linear else None
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, where: Where, branch: nn.Module | None = None
+    ) -> Tensor:
+        """What each token gathers; see Attention.
+
+        The samples of a batch may differ in noise level, and so in attention.
+        """
+        sigmas = where.sigmas or (None,) * len(query)
+        dense = [self.is_dense(where.layer, sigma) for sigma in sigmas]
+        assert len(dense) == len(query), f"{len(dense)} noise levels of {len(query)} samples"
+        if len(set(dense)) == 1:
+            return self._alike(query, key, value, where, branch, dense[0])
+        samples = zip(query.split(1), key.split(1), value.split(1), dense, strict=True)
+        return torch.cat([self._alike(q, k, v, where, branch, is_dense) for q, k, v, is_dense in samples])
+
+    def _alike(
+        self, query: Tensor, key: Tensor, value: Tensor, where: Where, branch: nn.Module | None, dense: bool
+    ) -> Tensor:
+        """The attention of samples that are all dense or all sparse."""
+        if not dense:
+            output = self.attend(query, key, value, where.grid, where.layer)
+            return output if branch is None else output + branch(query, key, value)
+        output = Dense()(query, key, value, where)
+        if branch is None or not torch.is_grad_enabled():
+            return output
+        # Every parameter gets a gradient in every step, zero here: DDP waits for the gradients of all of them.
+        idle = [parameter.sum() for parameter in branch.parameters() if parameter.requires_grad]
+        return output + 0 * torch.stack(idle).sum().to(output.dtype) if idle else output
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # the one way to complete a frozen dataclass
+
+    def _wrong(self, name: str, expected: str, value: object) -> ValueError:
+        return ValueError(f"attention {type(self).__name__}: {name}: expected {expected}, got {value!r}")
+
+    def _whole_numbers(self, name: str, values: Any, least: int, length: int | None) -> tuple[int, ...]:
+        """A list of whole numbers as a tuple, checked."""
+        numbers = tuple(values) if isinstance(values, list | tuple) else (None,)
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+        if not whole or min(numbers, default=least) < least or length not in (None, len(numbers)):
+            count = "" if length is None else f"{length} "
+            raise self._wrong(name, f"{count}whole numbers of at least {least}", values)
+        return numbers
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def rows(tokens: Tensor) -> Tensor:
+    """B x N x heads x width as a matrix with one row a token of the batch."""
+    return tokens.reshape(-1, tokens.shape[-2] * tokens.shape[-1])
+
+
+def take(x: Tensor, index: Tensor, back: Tensor, kept: Tensor | None = None) -> Tensor:
+    """Rows `x[index]`, whose gradient is taken by an index as well.
+
+    That of `index_select` adds up with atomic operations, which is slow and differs from run to run.
+
+    Args:
+        x: matrix.
+        index: the row of `x` at each place of the result.
+        back: for each row of `x`, the one place of the result from which its gradient comes.
+        kept: whether that row is used at all, else its gradient is zero; None means each is.
+    """
+    taken: Tensor = _Take.apply(x, index, back, kept)
+    return taken
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor, kept: Tensor | None) -> Tensor:
+        ctx.save_for_backward(back, kept)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        back, kept = ctx.saved_tensors
+        gradient = gradient.index_select(0, back)
+        if kept is not None:
+            gradient = gradient.masked_fill_(~kept[:, None], 0)
+        return gradient, None, None, None
+
+
+def indices(make: Callable[..., list[IndexTable]], like: Tensor, settings: tuple[int, ...]) -> list[Tensor]:
+    """Tables of indices on the device of `like`, made once for the same settings.
+
+    Args:
+        make: function of a module in this folder that makes them from whole numbers.
+        like: a tensor on the device.
+        settings: its arguments.
+    """
+    if torch.compiler.is_compiling():
+        # An operator, because tracing would look through the cache and make the tables anew in every pass.
+        return list(_traced_indices(like, make.__module__, make.__name__, list(settings)))
+    return _on_device(make, settings, str(like.device))
+
+
+@lru_cache(maxsize=256)  # windows at 4K: 7 MB for each cut and way
+def _on_device(make: Callable[..., list[IndexTable]], settings: tuple[int, ...], device: str) -> list[Tensor]:
+    # Training may use what was made while a sample was drawn, and saves no tensors of inference mode.
+    with torch.inference_mode(False):
+        return [torch.from_numpy(table).to(device) for table in _made(make, settings)]
+
+
+@lru_cache(maxsize=256)
+def _made(make: Callable[..., list[IndexTable]], settings: tuple[int, ...]) -> list[IndexTable]:
+    return make(*settings)
+
+
+@torch.library.custom_op("luve_lightning::indices", mutates_args=())
+def _traced_indices(like: Tensor, module: str, make: str, settings: list[int]) -> list[Tensor]:
+    function = getattr(import_module(module), make)
+    # Copies, for what an operator returns belongs to the compiled function.
+    return [table.clone() for table in _on_device(function, tuple(settings), str(like.device))]
+
+
+@_traced_indices.register_fake
+def _(like: Tensor, module: str, make: str, settings: list[int]) -> list[Tensor]:
+    tables = _made(getattr(import_module(module), make), tuple(int(n) for n in settings))
+    return [like.new_empty(table.shape, dtype=torch.from_numpy(table[:0]).dtype) for table in tables]
