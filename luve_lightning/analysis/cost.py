@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +104,9 @@ class GpuSpeed:
         memory_gib: memory of the card.
         tflops: TFLOP/s in 16-bit by kind of operation.
         bandwidth: memory bandwidth, TB/s.
-        float32: share of `tflops` that remains in float32 (no TF32 except in convolutions, PyTorch's default).
+        float32: share of `tflops` that remains in float32 (no TF32 except in convolutions, PyTorch's default); 1 for
+            a kind that it leaves out.
+        by_keys: TFLOP/s of "attention" in 16-bit by keys of each query, the more precise; may be empty.
     """
 
     name: str
@@ -110,9 +114,12 @@ class GpuSpeed:
     tflops: Mapping[OperationKind, float]
     bandwidth: float
     float32: Mapping[OperationKind, float]
+    by_keys: Mapping[int, float] = field(default_factory=dict)
 
-    def seconds(self, operations: Mapping[Operation, int]) -> float:
-        """Time of operations, run one after another, in seconds."""
+    def seconds(self, operations: Mapping[Operation, int]) -> float | None:
+        """Time of operations, run one after another, in seconds; None where the rate of a kind is not known."""
+        if any(operation.flops and operation.kind not in self.tflops for operation in operations):
+            return None
         return sum(self._one(operation) * count for operation, count in operations.items())
 
     def _one(self, operation: Operation) -> float:
@@ -120,9 +127,19 @@ class GpuSpeed:
         if not operation.flops:
             return traffic
         rate = self.tflops[operation.kind]
+        if operation.kind == "attention" and operation.keys and self.by_keys:
+            rate = self._attention_over(operation.keys)
         if operation.dtype == torch.float32:
-            rate *= self.float32[operation.kind]
+            rate *= self.float32.get(operation.kind, 1)
         return max(traffic, operation.flops / (rate * _TERA))
+
+    def _attention_over(self, keys: int) -> float:
+        """TFLOP/s between the two nearest measured numbers of keys, on their logarithm."""
+        known = sorted(self.by_keys.items())
+        for (fewer, slow), (more, fast) in pairwise(known):
+            if fewer < keys < more:
+                return slow + (fast - slow) * math.log(keys / fewer) / math.log(more / fewer)
+        return known[0][1] if keys <= known[0][0] else known[-1][1]
 
 
 # H200, measured: attention 580 TFLOP/s (cuDNN); the others fitted to one forward pass of Wan2.1-1.3B (1.1 s at
@@ -171,23 +188,27 @@ def gpu_speed(gpu: str | None, tflops: float | None) -> GpuSpeed | None:
     """The GPU speed for estimates.
 
     Args:
-        gpu: the reference's name; None means the GPU that PyTorch sees here.
+        gpu: the reference's name, or a file that `luve bench --subject speed` wrote; None means the GPU that PyTorch
+            sees here.
         tflops: attention's rate; the other kinds of operation follow.
 
     Returns:
         None when neither is given and there is no GPU.
 
     Raises:
-        ValueError: another GPU's name, or a rate that is not positive.
+        ValueError: another GPU's name, a file without measurements, or a rate that is not positive.
     """
-    if gpu is not None and gpu.lower() != REFERENCE.name:
-        raise ValueError(
-            f"gpu: expected {REFERENCE.name}, got {gpu!r}; for another GPU give its speed as gpu_tflops, or run on it"
-        )
     if tflops is not None and not tflops > 0:
         raise ValueError(f"gpu_tflops: expected more than 0, got {tflops}")
-    if gpu is not None:
+    if gpu is not None and gpu.lower() == REFERENCE.name:
         found = REFERENCE
+    elif gpu is not None and Path(gpu).is_file():
+        found = read_speed(Path(gpu))
+    elif gpu is not None:
+        raise ValueError(
+            f"gpu: expected {REFERENCE.name}, got {gpu!r}; for another GPU give its speed as gpu_tflops, or as the "
+            "file that luve bench --subject speed --output FILE writes on it"
+        )
     elif torch.cuda.is_available():
         found = measured_gpu()
     elif tflops is not None:  # assume that its memory keeps up as the reference's does
@@ -198,10 +219,51 @@ def gpu_speed(gpu: str | None, tflops: float | None) -> GpuSpeed | None:
     return found if tflops is None else _with_attention(found, tflops)
 
 
+def read_speed(file: Path) -> GpuSpeed:
+    """The speed in the rows of `luve bench --subject speed`, of which the last of each kind counts.
+
+    Raises:
+        ValueError: for a file that is none of these, or lacks a kind that every plan needs.
+    """
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return speed_of([row for row in rows if row["subject"] == "speed"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"gpu: expected a file that luve bench --subject speed --output FILE wrote, {file} is none: {error!r}"
+        ) from None
+
+
+def speed_of(rows: Iterable[Mapping[str, Any]]) -> GpuSpeed:
+    """The speed in rows of `luve bench --subject speed`, of which the last of each kind counts.
+
+    Raises:
+        LookupError: when a row, or one of its values, is missing.
+    """
+    rates: dict[tuple[str, str], float] = {}
+    by_keys: dict[int, float] = {}
+    facts: Mapping[str, Any] = {}
+    for row in rows:
+        if row["kind"] == "rest":
+            facts = row
+            continue
+        rates[row["kind"], row["dtype"]] = row["tflops"]
+        if row["kind"] == "attention" and row["dtype"] == "bfloat16":
+            by_keys[row["keys"]] = row["tflops"]
+    tflops: Any = {kind: rate for (kind, dtype), rate in rates.items() if dtype == "bfloat16"}
+    for kind in REFERENCE.tflops:
+        if kind not in tflops:
+            raise LookupError(f"no row of {kind} in bfloat16")
+    tflops["attention"] = by_keys[max(by_keys)]
+    float32: Any = {kind: rate / tflops[kind] for (kind, dtype), rate in rates.items() if dtype == "float32"}
+    return GpuSpeed(facts["gpu"], facts["memory_gib"], tflops, facts["tb_per_second"], float32, by_keys)
+
+
 def _with_attention(speed: GpuSpeed, tflops: float) -> GpuSpeed:
     """This speed with another rate of attention, and the other rates in proportion."""
     ratio = tflops / speed.tflops["attention"]
-    return replace(speed, tflops={kind: rate * ratio for kind, rate in speed.tflops.items()})
+    by_keys = {keys: rate * ratio for keys, rate in speed.by_keys.items()}
+    return replace(speed, tflops={kind: rate * ratio for kind, rate in speed.tflops.items()}, by_keys=by_keys)
 
 
 def _seconds(operation: Callable[[], object], device: torch.device) -> float:

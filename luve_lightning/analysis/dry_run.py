@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,10 +22,16 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 
 class ModulePlaces:
-    """While entered: the running module, as its path in the outermost one, without indices."""
+    """While entered: the running module, as its path in the outermost one, without indices.
 
-    def __init__(self) -> None:
+    Args:
+        compiled: see `dry_run`.
+    """
+
+    def __init__(self, compiled: Collection[nn.Module] = ()) -> None:
         self.stack: list[str] = []
+        self.depth = 0  # of running compiled modules
+        self._compiled = frozenset(compiled)
         self._names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
         self._hooks: list[Any] = []
 
@@ -51,18 +57,24 @@ class ModulePlaces:
                 path = [type(module).__name__, *(part for part in name.split(".") if not part.isdigit())]
                 self._names.setdefault(child, ".".join(part for part in path if part))
         self.stack.append(self._names[module])
+        self.depth += module in self._compiled
 
-    def _end(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
+    def _end(self, module: nn.Module, _inputs: Any, _output: Any) -> None:
         self.stack.pop()
+        self.depth -= module in self._compiled
 
 
-OperationKind = Literal["attention", "wide attention", "matmul", "convolution", "converted convolution", "rest"]
+OperationKind = Literal[
+    "attention", "wide attention", "block-sparse attention", "matmul", "convolution", "converted convolution", "rest"
+]
 
 BLOCK = 512  # PyTorch's CUDA allocator rounds up to this many bytes
 CUBLAS_WORKSPACE = 32 * 2**20
 _ALLOCATIONS = frozenset(
     getattr(torch.ops.aten, name) for name in ("empty", "empty_like", "empty_strided", "new_empty")
 )
+# Compilers fuse no kernel across these: what they read lies elsewhere.
+_UNFUSED = frozenset(getattr(torch.ops.aten, name) for name in ("index", "index_select", "gather", "embedding"))
 WIDE_HEAD = 256  # no flash kernel takes wider heads
 
 
@@ -71,17 +83,19 @@ class Operation:
     """One operation's work.
 
     Attributes:
-        kind: what executes it; "wide attention" has heads that no flash kernel takes, "converted convolution" is
-            not channels last.
+        kind: what executes it; "wide attention" has heads that no flash kernel takes, "block-sparse attention" is a
+            kernel that skips pairs, "converted convolution" is not channels last.
         flops: floating-point operations, a multiply-add counted as two; 0 for "rest".
         bytes: bytes read and written.
         dtype: dtype of its result.
+        keys: keys of each query in "attention", else 0.
     """
 
     kind: OperationKind
     flops: int
     bytes: int
     dtype: torch.dtype
+    keys: int = 0
 
 
 @dataclass
@@ -97,6 +111,7 @@ class DryRun:
     peak: int = 0
     operations: Counter[Operation] = field(default_factory=Counter)
     terms: dict[str, int] = field(default_factory=dict)
+    in_attention: bool = False  # while a CountedAttention runs
     _weight: int = 1
 
     @contextmanager
@@ -106,30 +121,38 @@ class DryRun:
         yield
         self._weight = before
 
-    def add(self, kind: OperationKind, flops: int, moved: int, dtype: torch.dtype) -> None:
+    def add(self, kind: OperationKind, flops: int, moved: int, dtype: torch.dtype, keys: int = 0) -> None:
         """Record one operation."""
-        self.operations[Operation(kind, flops, moved, dtype)] += self._weight
+        self.operations[Operation(kind, flops, moved, dtype, keys)] += self._weight
 
     @property
     def flops(self) -> int:
         """Total floating-point operations."""
         return sum(operation.flops * count for operation, count in self.operations.items())
 
+    @property
+    def attended(self) -> int:
+        """Floating-point operations of attention."""
+        return sum(done.flops * count for done, count in self.operations.items() if done.kind.endswith("attention"))
+
 
 @contextmanager
-def dry_run(*, fused: bool = True, converts: bool = True) -> Iterator[DryRun]:
+def dry_run(*, fused: bool = True, converts: bool = True, compiled: Collection[nn.Module] = ()) -> Iterator[DryRun]:
     """Count what runs in this context, without gradients.
 
     Args:
-        fused: treat attention and RMS norm as a GPU runs them; False leaves them to the tensors' device.
+        fused: count as a GPU runs it: attention and RMS norm are one operation each, and what is computed on the
+            CPU counts nothing. False leaves all to the tensors' device.
         converts: convolutions need copies in another layout, see above.
+        compiled: modules that torch.compile compiles. There, operations between two matrix products or attentions
+            read and write only what is there before them and used after them. Memory is counted as without it.
 
     Yields:
         The counts, complete when the context ends.
     """
     run = DryRun()
-    with torch.no_grad(), ModulePlaces() as places:
-        watch = _Watch(run, places, converts)
+    with torch.no_grad(), ModulePlaces(compiled) as places:
+        watch = _Watch(run, places, fused, converts)
         with watch, _Fused(watch, fused):
             yield run
         watch.stop()
@@ -144,10 +167,11 @@ def weight_bytes(module: nn.Module) -> int:
 class _Watch(TorchDispatchMode):
     """Follows storages from the operation that makes them until they are freed, and records every operation."""
 
-    def __init__(self, run: DryRun, places: ModulePlaces, converts: bool) -> None:
+    def __init__(self, run: DryRun, places: ModulePlaces, fused: bool, converts: bool) -> None:
         super().__init__()
-        self.run, self.places, self.converts = run, places, converts
+        self.run, self.places, self.fused, self.converts = run, places, fused, converts
         self.live = 0
+        self.traffic = _FusedTraffic()
         self._alive: dict[int, tuple[weakref.ref[Any], int, str]] = {}
 
     def __torch_dispatch__(
@@ -155,14 +179,18 @@ class _Watch(TorchDispatchMode):
     ) -> Any:
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         for tensor in inputs:
-            self._follow(tensor, ours=False)  # weights and arguments, through whatever view they come
+            # Weights and arguments, through whatever view they come, are not ours; the tables of indices that an
+            # attention makes in its first pass, and keeps, are.
+            self._follow(tensor, ours=self.run.in_attention and not tensor.is_floating_point())
         result = func(*args, **(kwargs or {}))
         workspace = 0
         if func.overloadpacket is torch.ops.aten.convolution:
             result = result.contiguous(memory_format=suggest_memory_format(inputs[0]))
             if self.converts and not _is_channels_last(inputs[0]):
-                workspace = _touched(inputs[0]) + _touched(result)
+                workspace = touched_bytes(inputs[0]) + touched_bytes(result)
         outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        if self.fused and all(t.device.type == "cpu" for t in outputs):
+            return result
         made = [self._follow(t) for t in outputs]
         if (any(made) or func._schema.is_mutable) and func.overloadpacket not in _ALLOCATIONS:
             self._note(func, args, kwargs or {}, result, inputs, outputs)
@@ -185,6 +213,27 @@ class _Watch(TorchDispatchMode):
         """Forget the storages that outlive the run."""
         self._alive.clear()
 
+    def record(
+        self,
+        kind: OperationKind,
+        flops: int,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        *,
+        fuses: bool = False,
+        keys: int = 0,
+    ) -> None:
+        """Record one operation; `fuses` where a compiler would make it one with those beside it."""
+        dtype = outputs[0].dtype if outputs else torch.float32
+        if fuses and self.places.depth:
+            moved = self.traffic.inside(inputs, outputs)
+            if moved:
+                self.run.add(kind, 0, moved, dtype)
+            return
+        if written := self.traffic.outside(inputs):
+            self.run.add("rest", 0, written, dtype)
+        self.run.add(kind, flops, sum(map(touched_bytes, (*inputs, *outputs))), dtype, keys)
+
     def _follow(self, tensor: Tensor, ours: bool = True) -> bool:
         """Whether this is a new storage; if it is ours, it counts until it is freed."""
         storage = tensor.untyped_storage()
@@ -198,6 +247,7 @@ class _Watch(TorchDispatchMode):
 
     def _freed(self, key: int, _: Any) -> None:
         entry = self._alive.pop(key, None)
+        self.traffic.forget(key)
         if entry is not None:
             self.live -= entry[1]
 
@@ -206,9 +256,45 @@ class _Watch(TorchDispatchMode):
     ) -> None:
         formula = flop_registry.get(func.overloadpacket)
         flops = int(formula(*args, **kwargs, out_val=result)) if formula is not None else 0
-        moved = sum(_touched(t) for t in (*inputs, *outputs))
-        dtype = outputs[0].dtype if outputs else torch.float32
-        self.run.add(_kind(func, flops, args), flops, moved, dtype)
+        kind = _kind(func, flops, args)
+        if kind == "rest" and self.run.in_attention and func.namespace != "aten":
+            return  # a kernel that CountedAttention counts
+        self.record(kind, flops, inputs, outputs, fuses=kind == "rest" and func.overloadpacket not in _UNFUSED)
+
+
+class _FusedTraffic:
+    """Bytes that compiled operations read and write, of which those between two kernels of another kind are one."""
+
+    def __init__(self) -> None:
+        self._region = 0
+        self._read: set[int] = set()
+        self._unwritten: dict[int, tuple[int, int]] = {}  # region and bytes of what may never have to be written
+
+    def inside(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
+        """Bytes of one more operation of the current region."""
+        moved = 0
+        for tensor in inputs:
+            key = tensor.untyped_storage()._cdata
+            region, written = self._unwritten.get(key, (-1, 0))
+            if region == self._region or key in self._read:
+                continue
+            self._read.add(key)
+            self._unwritten.pop(key, None)
+            moved += written + touched_bytes(tensor)
+        for tensor in outputs:
+            self._unwritten[tensor.untyped_storage()._cdata] = self._region, touched_bytes(tensor)
+        return moved
+
+    def outside(self, inputs: Sequence[Tensor]) -> int:
+        """Bytes that regions write for another kernel, which also ends the current one."""
+        self._region += 1
+        self._read.clear()
+        return sum(self._unwritten.pop(t.untyped_storage()._cdata, (0, 0))[1] for t in inputs)
+
+    def forget(self, key: int) -> None:
+        """Forget a freed storage."""
+        self._unwritten.pop(key, None)
+        self._read.discard(key)
 
 
 class _Fused(TorchFunctionMode):
@@ -225,23 +311,26 @@ class _Fused(TorchFunctionMode):
         if self.fused and func is F.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
         if self.fused and func in (F.rms_norm, torch.rms_norm):
-            return torch.empty_like(args[0])
+            out = torch.empty_like(args[0])
+            self.watch.record("rest", 0, [args[0]], [out], fuses=True)
+            return out
         return func(*args, **kwargs)
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
         # Kernels give the output the memory layout of the query.
         same = query.shape[-1] == value.shape[-1]
         out = torch.empty_like(query) if same else query.new_empty(*query.shape[:-1], value.shape[-1])
-        batch, heads, tokens, width = query.shape
-        workspace = 4 * batch * heads * tokens  # float32 logarithms of the sums
+        tokens, width = query.shape[-2:]
+        heads = query.shape[:-2].numel()  # of the whole batch, which may have several dimensions
+        workspace = 4 * heads * tokens  # float32 logarithms of the sums
         kind: OperationKind = "attention"
         if width > WIDE_HEAD:
             kind = "wide attention"
             workspace += 0 if query.dtype == torch.float32 else 4 * out.numel()  # it accumulates in float32
         self.watch.peak(workspace)
-        flops = sdpa_flop_count(query.shape, key.shape, value.shape)
-        moved = sum(map(_touched, (query, key, value, out)))
-        self.watch.run.add(kind, flops, moved, query.dtype)
+        shapes = ((1, heads, *x.shape[-2:]) for x in (query, key, value))
+        flops = sdpa_flop_count(*shapes)
+        self.watch.record(kind, flops, (query, key, value), (out,), keys=key.shape[-2])
         return out
 
 
@@ -260,7 +349,7 @@ def _is_channels_last(tensor: Tensor) -> bool:
     return suggest_memory_format(tensor) in (torch.channels_last, torch.channels_last_3d)
 
 
-def _touched(tensor: Tensor) -> int:
+def touched_bytes(tensor: Tensor) -> int:
     """Bytes of a tensor that an operation reads or writes; expanded values are read once."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from luve_lightning.cascade.options import Guidance
 from luve_lightning.files import read_json
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.backbones import Backbone, LatentSpace, Schedule, denoiser_of, family_named, load_backbone
+from luve_lightning.models.backbones.denoiser import saved_attention
 from luve_lightning.models.vluer import VLUer
 
 
@@ -168,7 +169,11 @@ class Parts:
         return self._part("vluer", lambda: VLUer(**config), self.vae_dtype)
 
     def _new(self, part: str, config: dict[str, Any]) -> nn.Module:
-        return self.configs.family.from_config(part, config)
+        module = self.configs.family.from_config(part, config)
+        attention = saved_attention(config) if part == "transformer" else None
+        if attention is not None:
+            denoiser_of(module).use_attention(attention)
+        return module
 
     def names(self) -> list[str]:
         """Every existing part, whether made or not."""
@@ -227,6 +232,7 @@ class StepProgram:
         steps: steps of the whole schedule.
         skip: number of first steps left out.
         guidance: see Guidance.
+        among: places in the schedule from which the step is chosen; None means all from `skip` on.
     """
 
     def __init__(
@@ -237,6 +243,7 @@ class StepProgram:
         steps: int,
         skip: int = 0,
         guidance: Guidance | None = None,
+        among: Collection[int] | None = None,
     ) -> None:
         self.transformer = parts.transformer if stage == "motion" else parts.refiner
         self.guidance = guidance or Guidance()
@@ -249,7 +256,7 @@ class StepProgram:
         where = torch.device("cpu") if device.type == "meta" else device
         self.remembered, self.scheduler = parts.configs.schedule.remembered, parts.configs.schedule.scheduler
         self.scheduler.set_timesteps(steps, device=where)
-        self.index = self._place(skip, steps)
+        self.index = self._place(skip, range(skip, steps) if among is None else among)
         before = range(max(skip, self.index - self.remembered), self.index)
         self.scheduler.set_begin_index(before.start)
         for i in before:
@@ -282,14 +289,14 @@ class StepProgram:
         remembered = [tensor for tensor in outputs if tensor is not None]
         return [self.latents, self.embeds, self.negative, *remembered]
 
-    def _place(self, skip: int, steps: int) -> int:
+    def _place(self, skip: int, among: Collection[int]) -> int:
         """A guided step, if there is one, with as many steps before it as the scheduler remembers, if possible."""
         sigmas = self.scheduler.sigmas.tolist()
 
         def rank(i: int) -> tuple[bool, int, int]:
             return self.guidance.at(sigmas[i]), min(i - skip, self.remembered), -i
 
-        return max(range(skip, steps), key=rank)
+        return max(among, key=rank)
 
 
 def decode(parts: Parts, latents: Tensor, tile: tuple[int, int] | None) -> Tensor:

@@ -180,7 +180,9 @@ def denoise(
                 switch_expert(transformer, expert)
             guided = guidance if guidance.at(sigma) else None
             place = {"step_index": i, "sigma": sigma, "num_inference_steps": len(numbers)}
-            v = _velocity(denoiser, latents, t, embeds, negative_embeds, guided, place, attention_kwargs)
+            # Of the timestep, as for an expert's band: a sampler's timestep may be rounded.
+            level = sigma_of_timestep(float(numbers[i]), scheduler.config.num_train_timesteps)
+            v = _velocity(denoiser, latents, t, level, embeds, negative_embeds, guided, place, attention_kwargs)
             latents = scheduler.step(v, t, latents, return_dict=False)[0]
             if on_step is not None:
                 step = DenoisingStep(begin_index + i, numbers[i], sigma, expert, guided is not None)
@@ -230,13 +232,14 @@ def _velocity(
     denoiser: Denoiser,
     latents: Tensor,
     t: Tensor,
+    level: float,
     embeds: Tensor,
     negative_embeds: Tensor | None,
     guidance: Guidance | None,
     place: dict[str, Any],
     attention_kwargs: dict[str, Any] | None,
 ) -> Tensor:
-    """The predicted velocity at one step; `guidance` is None where it is not guided."""
+    """The predicted velocity at one step of noise level `level`; `guidance` is None where it is not guided."""
     dtype = denoiser.dtype
     model_input = latents.to(dtype)
 
@@ -244,7 +247,8 @@ def _velocity(
         with denoiser.module.cache_context(name, **place):
             # Where the model has no values, on the meta device, the timestep is elsewhere.
             times = t.expand(len(x)).to(x.device)
-            return denoiser.velocity(x, times, text.to(dtype), attention_kwargs=attention_kwargs)
+            sigmas = (level,) * len(x)
+            return denoiser.velocity(x, times, text.to(dtype), sigmas=sigmas, attention_kwargs=attention_kwargs)
 
     if guidance is None:
         return predict("cond", model_input, embeds)

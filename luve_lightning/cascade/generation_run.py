@@ -100,6 +100,8 @@ class StageReport:
         width: pixels.
         latents: shape of its latents, C x t x h x w.
         seconds: duration; None where stored latents were used.
+        peak_gib: most memory that PyTorch held on the GPU meanwhile, weights included; None without one, and where
+            stored latents were used.
     """
 
     stage: str
@@ -107,6 +109,7 @@ class StageReport:
     width: int
     latents: list[int]
     seconds: float | None
+    peak_gib: float | None
 
 
 @dataclass
@@ -200,6 +203,7 @@ class _Making:
             motion_width=job.motion_width,
         )
         self.generator = torch.Generator("cpu").manual_seed(job.seed)
+        self.device: torch.device = run.pipeline._execution_device
         self.reports: list[StageReport] = []
         self._started: float | None = None
 
@@ -217,7 +221,7 @@ class _Making:
                 self._started = None
                 return found["latents"]
         self.run.watcher.begin(stage, steps)
-        self._started = time.perf_counter()
+        self._started = self._start()
         return None
 
     def end(self, stage: Stage, latents: Tensor) -> None:
@@ -240,7 +244,7 @@ class _Making:
     def decode(self, latents: Tensor, report: bool = False) -> np.ndarray:
         """uint8 frames T x H x W x 3."""
         self.run.watcher.begin("decoding", 0)
-        started = time.perf_counter()
+        started = self._start()
         video = decode(self.run.pipeline, latents, "np")[0]
         # Frame by frame: a 4K video of 49 frames takes 5 GB in floating point, and each operation another 5.
         frames = np.stack([(frame * 255).round().astype(np.uint8) for frame in video])
@@ -248,10 +252,20 @@ class _Making:
             self._report("decoded", latents, time.perf_counter() - started)
         return frames
 
+    def _start(self) -> float:
+        """The time now, from which a stage's seconds and its peak memory count."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        return time.perf_counter()
+
     def _report(self, stage: str, latents: Tensor, seconds: float | None) -> None:
         _, height, width = self.options.motion if stage == "motion" else self.options.size
-        taken = None if seconds is None else round(seconds, 3)
-        self.reports.append(StageReport(stage, height, width, list(latents.shape[1:]), taken))
+        taken = peak = None
+        if seconds is not None:
+            taken = round(seconds, 3)
+            if self.device.type == "cuda":
+                peak = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 3)
+        self.reports.append(StageReport(stage, height, width, list(latents.shape[1:]), taken, peak))
 
 
 def latents_name(stage: Stage, job: VideoJob, options: CascadeOptions, identity: Mapping[str, Any]) -> str | None:

@@ -28,6 +28,7 @@ class Verb:
         examples: Configurations in the repository to start from.
         slow: Whether it imports PyTorch, which takes seconds.
         goes_on: Whether the same command, after an interruption, continues with what is there.
+        reads: Verb whose configuration files it reads, too; those of that verb's keys that it lacks are skipped.
         subjects: Package whose modules the option `subject` names; the parameters of the chosen one's function
             `measure` are options, too.
         trainer: Whether it is one of LightningCLI's, whose options are those of the Trainer, the model and the
@@ -42,6 +43,7 @@ class Verb:
     examples: tuple[str, ...] = ()
     slow: bool = True
     goes_on: bool = False
+    reads: str = ""
     subjects: str = ""
     trainer: bool = False
     module: str = ""
@@ -96,7 +98,7 @@ def overview() -> str:
     lines += ["Train, compare and run LuVe's video latent upsampler and experts", "(arXiv 2602.11564).", ""]
     for group in dict.fromkeys(verb.group for verb in verbs().values()):
         lines.append(f"{group}:")
-        lines += [f"  {name:<12}{verb.summary}" for name, verb in verbs().items() if verb.group == group]
+        lines += [f"  {name:<14}{verb.summary}" for name, verb in verbs().items() if verb.group == group]
         lines.append("")
     lines += [
         "Every verb takes:",

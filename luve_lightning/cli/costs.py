@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,23 +13,27 @@ import torch
 
 from luve_lightning.analysis.cost import gpu_speed
 from luve_lightning.analysis.model_parts import PartConfigs, Parts
-from luve_lightning.analysis.plan import Planner, plan_dict, plan_text
+from luve_lightning.analysis.plan import beside_made, plan_dict, plan_text
+from luve_lightning.analysis.planner import Planner
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.pipeline_files import expert_folders
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.cli import Verb
+from luve_lightning.files import read_json
 from luve_lightning.machine import choose_device
-from luve_lightning.models.backbones import load_backbone
+from luve_lightning.models.attention import Attention
+from luve_lightning.models.backbones import denoiser_of, load_backbone
 from luve_lightning.models.experts import load_expert
 
 VERBS = {
-    "plan": Verb("Generation", "estimate what generating a video takes, before anything runs"),
+    "plan": Verb("Generation", "estimate what generating a video takes, before anything runs", reads="generate"),
     "bench": Verb(
         "Measurement", "time the models and measure their memory", subjects="luve_lightning.analysis.benchmarks"
     ),
 }
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+_SPEED = SpeedOptions()
 
 
 def plan(
@@ -36,51 +41,66 @@ def plan(
     options: CascadeOptions,
     vluer: Path | None = None,
     refiner: str | None = None,
-    experts: Path | None = None,
+    experts: dict[str, Path | None] | Path | None = None,
+    attention: Attention | None = None,
     dtype: Dtype = "bfloat16",
     vae_dtype: Dtype = "float32",
-    tile: tuple[int, int] | None = None,
-    offload: bool = False,
+    speed: SpeedOptions = _SPEED,
     gpu: str | None = None,
     gpu_tflops: float | None = None,
+    made: Path | None = None,
     output: Path | None = None,
 ) -> None:
     """Says what a video of some size takes: latents, tokens, steps, FLOPs, peak memory and time of each stage.
 
     Only configuration files are read, no weights (except those of experts). The models' own code is traced without
     values, tensor by tensor. Memory is what PyTorch allocates for one video; the CUDA context, about half a GiB,
-    and fragmentation come on top. Times are estimates.
+    and fragmentation come on top. Times are estimates. A configuration of luve generate says all that is needed:
+    luve plan --config experiments/generate/2k.yaml; its keys that make no difference are skipped.
 
     Args:
         backbone: Folder of a diffusers pipeline, or a hub id whose configuration files are available.
         options: How the video is made.
         vluer: Folder of a VLUer; default the base size with Wan2.1's latents.
         refiner: Backbone or folder of the third stage's own transformer; default the first stage's.
-        experts: Folder of the experts' folders; default none.
+        experts: Folder of each expert by name, or one folder of all of them; default none.
+        attention: What replaces self-attention in the third stage's transformer; default what its configuration
+            says.
         dtype: Dtype of the transformers' and the text encoder's weights.
         vae_dtype: Dtype of the VAE's and the VLUer's weights.
-        tile: Height and width in latents of the tiles to decode; default whole frames.
-        offload: Keep only the model that runs on the GPU.
-        gpu: Estimate times for an h200; default the GPU of this machine, if any, whose speed is measured in a
-            second.
+        speed: Options of speed and memory, of which compile, offload and decode_tile are planned.
+        gpu: Estimate times for an h200, or by the speed in a file of luve bench --subject speed --output FILE;
+            default the GPU of this machine, if any, of which a second's measurement says less.
         gpu_tflops: TFLOP/s that attention reaches on your GPU.
-        output: Also write everything to this JSON file.
+        made: Record of such a video that `luve generate` made, the .json file beside it: also show its seconds and
+            memory beside the planned ones.
+        output: Also write everything to this file, FILE.json. Another path is luve generate's folder of videos.
     """
-    if tile is not None and min(tile) < 1:
-        raise ValueError(f"tile: expected a height and a width of at least 1, got {list(tile)}")
+    if speed.cache is not None:
+        raise ValueError(f"speed.cache: {speed.cache} skips work that depends on the video; expected null for a plan")
     rules = load_backbone(backbone).size_rules()
     options = options.resolved(rules)
     rules.check_cascade(options.motion[1:], options.size[1:])
-    speed = gpu_speed(gpu, gpu_tflops)
+    rates = gpu_speed(gpu, gpu_tflops)
     configs = PartConfigs.from_pretrained(backbone, vluer, refiner, options.shift)
     parts = Parts(configs, getattr(torch, dtype), vae_dtype=getattr(torch, vae_dtype))
-    for name, folder in expert_folders(experts).items():
-        load_expert(parts.refiner, folder, name)
-    stages = Planner(parts, options, SpeedOptions(decode_tile=tile, offload=offload), speed).stages()
-    print(plan_text(stages, speed))
-    if output is not None:
+    if attention is not None:
+        denoiser_of(parts.refiner).use_attention(attention)
+    given: Mapping[str, Path] | Path | None
+    given = {k: v for k, v in experts.items() if v is not None} if isinstance(experts, dict) else experts
+    for name, folder in expert_folders(given).items():
+        load_expert(parts.refiner, folder, name, any_attention=attention is not None)
+    planner = Planner(parts, options, speed, rates)
+    stages, passes = planner.stages(), planner.forward_passes()
+    print(plan_text(stages, rates, passes))
+    if made is not None:
+        print(f"\n{beside_made(stages, read_json(made))}")
+    if output is not None and output.suffix == ".json":
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(plan_dict(options, stages, speed), indent=2) + "\n", encoding="utf-8")
+        found = plan_dict(options, stages, rates, passes)
+        output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    elif output is not None:
+        print(f"nothing is written to {output}; --output FILE.json also writes the plan")
 
 
 def bench(

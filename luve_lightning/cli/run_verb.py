@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -84,6 +84,8 @@ def run_verb(verb: str, words: list[str], config: dict[str, Any]) -> None:
         keys = Keys(verb)
         options = compose.named_options(arguments.options, entry.named)
         config.update(compose.compose(arguments.files, options, keys))
+        if entry.reads:
+            _skip_keys(config, keys, Keys(entry.reads), {key.partition(".")[0] for key, _ in options})
         if not arguments.class_help:
             _refuse_early(verb, keys, config, bool(arguments.files))
     _say_loading(verb)
@@ -114,6 +116,13 @@ def _refuse_verb(verb: str) -> None:
     if verb in SYNONYMS:
         raise UsageError(f"no such verb; did you mean {SYNONYMS[verb]!r}?")
     raise UsageError(f"no such verb{did_you_mean(verb, {name.partition(' ')[0] for name in verbs()})}")
+
+
+def _skip_keys(config: dict[str, Any], own: Keys, other: Keys, given: Collection[str]) -> None:
+    """Removes keys of another verb's configuration files; on the command line, in `given`, they stay unknown."""
+    for key in list(config):
+        if own.root.get(key) is None and other.root.get(key) is not None and key not in given:
+            del config[key]
 
 
 def _refuse_early(verb: str, keys: Keys, config: Mapping[str, Any], from_file: bool) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from luve_lightning.analysis import cost
-from luve_lightning.analysis.cost import measure_ms, measure_peak_mib
+from luve_lightning.analysis.cost import REFERENCE, gpu_speed, measure_ms, measure_peak_mib, read_speed
+from luve_lightning.analysis.dry_run import Operation
 
 CPU = torch.device("cpu")
 
@@ -68,3 +72,50 @@ def test_on_a_gpu_memory_is_exact_and_time_waits_for_the_work() -> None:
     operation()
     torch.cuda.synchronize()
     assert ms == pytest.approx((time.perf_counter() - start) * 1e3, rel=0.5)
+
+
+RATES: dict[str, float] = dict.fromkeys((*REFERENCE.tflops, "block-sparse attention"), 100.0)
+
+
+def speed_rows() -> list[dict[str, Any]]:
+    rows = [
+        {"kind": kind, "dtype": dtype, "tflops": rate / (4 if dtype == "float32" else 1), "keys": 4096}
+        for kind, rate in RATES.items()
+        for dtype in ("bfloat16", "float32")
+    ]
+    rows += [{"kind": "attention", "dtype": "bfloat16", "tflops": 400.0, "keys": 65536}]
+    rows += [{"kind": "rest", "tb_per_second": 2.5, "memory_gib": 80.0}]
+    return [{"subject": "speed", "gpu": "card", **row} for row in rows]
+
+
+def written(file: Path, rows: list[dict[str, Any]]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_a_measured_speed_is_read_from_its_file(tmp_path: Path) -> None:
+    old = {"subject": "speed", "gpu": "card", "kind": "matmul", "dtype": "bfloat16", "tflops": 1.0}
+    rows = [{"subject": "vluer", "ms": 3}, old, *speed_rows()]
+    speed = gpu_speed(str(written(tmp_path / "speed.jsonl", rows)), None)
+    assert speed is not None
+    assert (speed.name, speed.memory_gib, speed.bandwidth) == ("card", 80.0, 2.5)
+
+    def seconds(kind: Any, dtype: torch.dtype = torch.bfloat16, keys: int = 0) -> float | None:
+        return speed.seconds({Operation(kind, 10**14, 10, dtype, keys): 1})
+
+    assert seconds("matmul") == 1
+    assert seconds("block-sparse attention") == 1
+    assert seconds("matmul", torch.float32) == 4
+    # Attention is faster the more keys there are: measured at 4,096 and 65,536, on a logarithmic scale between them.
+    rates = {keys: 100 / (seconds("attention", keys=keys) or 0) for keys in (100, 4096, 16384, 65536, 10**6)}
+    assert rates == pytest.approx({100: 100, 4096: 100, 16384: 250, 65536: 400, 10**6: 400})
+    twice = gpu_speed(str(tmp_path / "speed.jsonl"), 800)
+    assert twice is not None
+    assert (twice.tflops["matmul"], twice.by_keys[4096]) == (200, 200)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "nothing", "[1]", json.dumps(speed_rows()[0])])
+def test_a_file_of_something_else_is_no_speed(tmp_path: Path, text: str) -> None:
+    (tmp_path / "file").write_text(text)
+    with pytest.raises(ValueError, match="gpu: expected a file that luve bench --subject speed --output FILE wrote"):
+        read_speed(tmp_path / "file")

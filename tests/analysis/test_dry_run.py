@@ -180,3 +180,37 @@ def test_a_forward_uses_the_memory_that_was_planned() -> None:
         real()
         used = measure_peak_mib(real, CPU)
     assert run.peak / 2**20 == pytest.approx(used, rel=0.15)
+
+
+def test_compiled_modules_read_and_write_what_lies_outside_them() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(64, 64, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            normed = ((x - 1) * 2).exp()  # one kernel: reads x, writes `normed`
+            y = self.inner(normed)
+            return (x + y).sigmoid() * normed  # one kernel: reads x, y, `normed`, writes the result
+
+    net = nn.Sequential(Block(), nn.ReLU()).to("meta")
+    x = torch.empty(100, 64, device="meta")
+    with dry_run() as eager:
+        net(x)
+    with dry_run(compiled=[net[0]]) as run:
+        net(x)
+    assert (run.peak, run.flops) == (eager.peak, eager.flops)
+    traffic = {
+        name: sum(done.bytes * count for done, count in counts.operations.items() if done.kind == "rest") // x.nbytes
+        for name, counts in (("eager", eager), ("compiled", run))
+    }
+    # Outside the block the ReLU reads and writes as ever.
+    assert traffic == {"eager": 2 + 2 + 2 + 3 + 2 + 3 + 2, "compiled": 2 + 4 + 2}
+
+
+def test_what_runs_on_the_cpu_takes_nothing_of_a_gpu() -> None:
+    with dry_run() as run:
+        table = torch.arange(1000) * 2
+        table.to("meta")
+    assert run.peak == 8192
+    assert sum(run.operations.values()) == 1  # the copy

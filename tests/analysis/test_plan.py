@@ -12,7 +12,8 @@ import torch
 from luve_lightning.analysis.cost import REFERENCE, gpu_speed
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, Operation, dry_run, weight_bytes
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, decode, wan_1_3b
-from luve_lightning.analysis.plan import Planner, duration, plan_dict, plan_text
+from luve_lightning.analysis.plan import duration, plan_dict, plan_text
+from luve_lightning.analysis.planner import Planner
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.functional.frequency import FrequencyFilter

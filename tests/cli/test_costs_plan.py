@@ -22,7 +22,8 @@ def test_prints_a_table_and_writes_json(
     capsys: pytest.CaptureFixture[str], backbone: str, repository: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "new" / "plan.json"
-    options = ["--vluer", repository / "data/mini/vluer", "--gpu", "h200", "--tile", "[12,12]", "--output", file]
+    options = ["--vluer", repository / "data/mini/vluer", "--gpu", "h200", "--output", file]
+    options += ["--speed.decode_tile", "[12,12]"]
     options += ["--guidance.high", 0.5, "--refine_guidance.scale", 1]
     outcome = run_luve(capsys, "plan", "--backbone", backbone, *SIZE, *options)
     assert outcome.code == 0, outcome.err
@@ -46,7 +47,10 @@ def test_prints_a_table_and_writes_json(
         ((*SIZE[:4], "--num_frames", 16), "num_frames 16: expected 4k + 1, nearest are 13 and 17"),
         ((*SIZE, "--motion_height", 100), "motion_height 100: expected a multiple of 16"),
         ((*SIZE, "--motion_height", 256, "--motion_width", 256), "larger than the video's 192x192"),
-        ((*SIZE, "--tile", "[0,4]"), "tile: expected"),
+        ((*SIZE, "--speed.decode_tile", "[0,4]"), "decode_tile (0, 4): expected"),
+        ((*SIZE, "--speed.cache", "taylorseer"), "speed.cache: taylorseer skips work"),
+        ((*SIZE, "--attention", "Nothing"), "attention"),
+        ((*SIZE, "--prompt", "a boat"), "prompt: unknown key"),
         ((*SIZE, "--gpu", "k80"), "gpu: expected h200"),
         ((*SIZE, "--vluer", "/nowhere"), "vluer /nowhere: no config.json there"),
         ((*SIZE, "--skip_steps", 51), "skip_steps 51"),
@@ -66,3 +70,54 @@ def test_a_backbone_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> Non
     assert outcome.code == 2
     [line] = outcome.error_lines
     assert "backbone nobody/nothing: no such folder" in line
+
+
+@pytest.mark.slow
+def test_beside_a_video_whose_first_stages_were_kept(
+    capsys: pytest.CaptureFixture[str], backbone: str, repository: Path, tmp_path: Path
+) -> None:
+    stages = {
+        "motion": (12, None, None),
+        "upsampled": (24, None, None),
+        "refined": (24, 2.0, 8.0),
+        "decoded": (24, 1.0, 0.5),
+    }
+    made = {
+        "stages": [
+            {"stage": name, "latents": [16, 5, side, side], "seconds": seconds, "peak_gib": peak}
+            for name, (side, seconds, peak) in stages.items()
+        ],
+        "steps": [{"stage": "refined"}] * 45,
+    }
+    record = tmp_path / "video.json"
+    record.write_text(json.dumps(made))
+    words = ["--vluer", repository / "data/mini/vluer", "--gpu", "h200", "--made", record]
+    outcome = run_luve(capsys, "plan", "--backbone", backbone, *SIZE, *words)
+    assert outcome.code == 0, outcome.err
+    table = outcome.out.partition("planned s")[2].splitlines()[1:]
+    rows = {line.split()[0]: line.split()[1:] for line in table}
+    assert list(rows) == ["motion", "upsample", "refine", "decode", "together"]
+    assert rows["motion"][1:3] == rows["upsample"][1:3] == ["-", "-"]
+    assert (rows["refine"][1], rows["refine"][4], rows["together"][1]) == ("2.00", "8.00", "3.00")
+    assert sum(float(rows[name][0]) for name in ("refine", "decode")) == pytest.approx(
+        float(rows["together"][0]), abs=0.011
+    ), "what was kept took no time that a plan could be compared with"
+    planned, took, error = rows["refine"][:3]
+    assert float(error.rstrip("%")) == pytest.approx(100 * (float(planned) / float(took) - 1), abs=0.5)
+    record.write_text("{}")
+    outcome = run_luve(capsys, "plan", "--backbone", backbone, *SIZE, *words)
+    assert outcome.code == 2
+    assert outcome.error_lines[-1].endswith("the plan has motion [5, 12, 12] in 50 steps, the video's record no stages")
+
+
+@pytest.mark.slow
+def test_a_configuration_of_generate_is_planned(
+    capsys: pytest.CaptureFixture[str], repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(repository)
+    changed = ("--steps", 30, "--skip_steps", 5, "--output", tmp_path / "videos")
+    outcome = run_luve(capsys, "plan", "--config", "experiments/generate/mini.yaml", *changed)
+    assert outcome.code == 0, outcome.err
+    assert "experts: 8 steps lfe, 17 steps hfe" in outcome.out
+    assert outcome.out.splitlines()[-1].startswith(f"nothing is written to {tmp_path / 'videos'}")
+    assert not (tmp_path / "videos").exists()

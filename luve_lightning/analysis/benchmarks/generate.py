@@ -15,7 +15,7 @@ from luve_lightning.analysis.benchmarks.experts import EXPERTS, randomize_expert
 from luve_lightning.analysis.cost import gpu_speed, measure_ms, measure_peak_mib
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, StepProgram, decode, encode_prompt, wan_1_3b
-from luve_lightning.analysis.plan import Planner, StagePlan
+from luve_lightning.analysis.planner import Planner, StagePlan
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.functional.interpolation import Size3d

@@ -95,13 +95,23 @@ class Denoiser(ABC):
     def widths(site: Any) -> tuple[int, int]:
         """Input and output channels of a module at one of the sites."""
 
-    def velocity(self, latents: Tensor, timestep: Tensor, text: Tensor, **options: Any) -> Tensor:
+    def velocity(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        *,
+        sigmas: tuple[float, ...] | None = None,
+        **options: Any,
+    ) -> Tensor:
         """Velocity noise - x0 of noised latents.
 
         Args:
             latents: B x C x t x h x w, in `dtype`.
             timestep: shape (B,), see `Schedule.timestep_of`.
             text: embeddings, B x L x D, in `dtype`.
+            sigmas: each sample's noise level, for an attention that depends on it; None reads it from `timestep`,
+                which waits for the device.
             options: the family's own, such as diffusers' `attention_kwargs`.
 
         Returns:
@@ -118,7 +128,8 @@ class Denoiser(ABC):
             )
         if attention is not None and attention.needs_sigma:
             # On the module that every pass goes through first; the pass carries them on from there.
-            self.rotary.pass_sigmas = tuple(sigma_of_timestep(timestep.float()).tolist())  # type: ignore[assignment]
+            levels = tuple(map(sigma_of_timestep, timestep.tolist())) if sigmas is None else sigmas
+            self.rotary.pass_sigmas = levels  # type: ignore[assignment]
         return self.predict(latents, timestep, text, **options)
 
     @abstractmethod
@@ -260,6 +271,12 @@ class Denoiser(ABC):
     def set_recompute(self, recompute: Recompute, keep_attention: int | None = None) -> None:
         """Choose what training recomputes in the backward pass; see `recompute.set_recompute`."""
         set_recompute(self.module, [block for _, block in self.blocks], recompute, keep_attention)
+
+
+def saved_attention(config: Mapping[str, Any]) -> Attention | None:
+    """The attention that a transformer's configuration names, if any."""
+    record = config.get(_ATTENTION_KEY)
+    return None if record is None else Attention.from_record(record)
 
 
 class TaggedRotary(tuple[Tensor, ...]):

@@ -1,0 +1,285 @@
+"""The pre-flight plan: what making one video takes, from configuration files, before anything runs.
+
+A stage's peak memory is the weights on the device, what the stage's own code allocates (`dry_run`), and
+workspaces. In a denoising stage the peak is inside a block's feed-forward. With d the transformer's width and f
+the feed-forward's, a token then holds the block's input, its sum with both attentions, the cross-attention's
+output and the normed input (4 d), the feed-forward's hidden state before and after its activation (2 f), all in
+the model's dtype, and two rotary factors of a head's width in float32: for Wan2.1-1.3B in bfloat16 2 * (4 * 1536 +
+2 * 8960) + 2 * 4 * 128 = 49,152 bytes. At 2K with 49 frames (191,360 tokens) a forward pass comes to 8971 MiB;
+8973 MiB were measured on one H200. Attention over n tokens needs no n x n matrix.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from luve_lightning.analysis.attention_plan import DENSE, counting_attention, is_dense, pairs_by_block, step_groups
+from luve_lightning.analysis.cost import GpuSpeed
+from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, DryRun, dry_run, weight_bytes
+from luve_lightning.analysis.model_parts import DenoisingStage, Parts, StepProgram, decode, encode_prompt
+from luve_lightning.cascade.options import CascadeOptions, Guidance
+from luve_lightning.cascade.speed import SpeedOptions
+from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.models.backbones import Denoiser, denoiser_of
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage takes. Memory is in bytes.
+
+    Attributes:
+        stage: "text", "motion" (or "direct"), "upsample", "refine", "decode".
+        latents: frames, height and width of its result, or of what it decodes; None for text.
+        tokens: tokens in one forward pass of the transformer.
+        steps: number of denoising steps.
+        forwards: number of passes of the transformer, or of the text encoder.
+        flops_per_forward: floating-point operations of one pass.
+        flops: floating-point operations of the stage.
+        weights: weights on the device.
+        activations: the stage's own allocations at its peak.
+        workspace: workspace of cuBLAS and, where they count, of attention and convolutions.
+        peak: sum of the three.
+        terms: what makes up the activations, the largest first.
+        experts: denoising steps by expert; "none" where the transformer runs alone.
+        attention: denoising steps by self-attention: "dense", or the name of what replaces it.
+        pairs: query-key products of self-attention in all forward passes, as a share of those of dense attention.
+        seconds: estimated duration; None without a GPU's speed, or where it lacks the rate of an operation.
+    """
+
+    stage: str
+    latents: Size3d | None
+    tokens: int | None
+    steps: int
+    forwards: int
+    flops_per_forward: int
+    flops: int
+    weights: int
+    activations: int
+    workspace: int
+    peak: int
+    terms: dict[str, int]
+    experts: dict[str, int] = field(default_factory=dict)
+    attention: dict[str, int] = field(default_factory=dict)
+    pairs: float | None = None
+    seconds: float | None = None
+
+
+class Planner:
+    """Plans the stages of one cascade.
+
+    Args:
+        parts: the cascade's models, on the meta device.
+        options: options of the video, with every size given.
+        running: its `decode_tile`, `offload` and `compile` are planned.
+        speed: speed of the GPU, for estimates of time.
+        cublas: bytes of cuBLAS's workspace; 0 for a CPU.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        options: CascadeOptions,
+        running: SpeedOptions | None = None,
+        speed: GpuSpeed | None = None,
+        cublas: int = CUBLAS_WORKSPACE,
+    ) -> None:
+        self.parts, self.options, self.speed, self.cublas = parts, options, speed, cublas
+        self.running = running or SpeedOptions()
+        codec = parts.codec
+        self.grid = codec.latent_size(*options.size)
+        denoiser_of(parts.refiner).token_grid(self.grid)
+        self.low: Size3d | None = None
+        if options.cascade:
+            self.low = codec.latent_size(*options.motion)
+            denoiser_of(parts.transformer).token_grid(self.low)
+
+    def stages(self) -> list[StagePlan]:
+        """Every stage in order."""
+        planned = [self.text()]
+        if self.low is None:
+            return [*planned, self.denoising("motion", self.grid, name="direct"), self.decoding()]
+        planned += [self.denoising("motion", self.low), self.upsampling()]
+        if self.options.skip_steps < self.options.steps:
+            planned.append(self.denoising("refine", self.grid))
+        return [*planned, self.decoding()]
+
+    def text(self) -> StagePlan:
+        """Encoding the prompt, and the negative prompt unless nothing is guided."""
+        run = self._dry("text_encoder", lambda _: encode_prompt(self.parts))
+        guided = self.options.guidance.scale > 1 or self.options.refining.scale > 1
+        return self._stage("text", ["text_encoder"], run, forwards=2 if guided else 1)
+
+    def denoising(self, stage: DenoisingStage, grid: Size3d, name: str | None = None) -> StagePlan:
+        """The denoising steps of a stage."""
+        guidance = self._guidance(stage)
+        model = self.parts.transformer if stage == "motion" else self.parts.refiner
+        skip = self.options.skip_steps if stage == "refine" else 0
+        routed = stage == "refine" or not self.options.cascade
+        groups = step_groups(self.parts, stage, grid, self.options.steps, skip, guidance, routed)
+        runs = [self._step(stage, grid, skip, group.expert, group.steps) for group in groups]
+        counts = [len(group.steps) for group in groups]
+        predictions = [count * (1 + group.guided) for count, group in zip(counts, groups, strict=True)]
+        seconds = [None if self.speed is None else self.speed.seconds(run.operations) for run in runs]
+        experts: Counter[str] = Counter()
+        attention: Counter[str] = Counter()
+        for group, count in zip(groups, counts, strict=True):
+            experts[str(group.expert or "none")] += count
+            attention[DENSE if group.dense else type(denoiser_of(model).attention).__name__] += count
+        t, h, w = denoiser_of(model).token_grid(grid)
+        shares = (sum(group.pairs) / len(group.pairs) / (t * h * w) ** 2 for group in groups)
+        return self._stage(
+            name or stage,
+            [self._used(stage)],
+            max(runs, key=lambda run: run.peak),
+            latents=grid,
+            tokens=t * h * w,
+            steps=sum(counts),
+            forwards=sum(counts) if guidance.batched else sum(predictions),
+            flops=sum(run.flops * count for run, count in zip(runs, counts, strict=True)),
+            experts=dict(experts),
+            attention=dict(attention),
+            pairs=sum(share * n for share, n in zip(shares, predictions, strict=True)) / sum(predictions),
+            seconds=total(None if s is None else s * count for s, count in zip(seconds, counts, strict=True)),
+        )
+
+    def one_step(self, stage: DenoisingStage, grid: Size3d, expert: str | None = None) -> StagePlan:
+        """A single denoising step, a guided one if any is."""
+        skip = self.options.skip_steps if stage == "refine" else 0
+        run = self._step(stage, grid, skip, expert)
+        return self._stage(stage, [self._used(stage)], run, latents=grid, steps=1, experts={str(expert or "none"): 1})
+
+    def forward_passes(self) -> list[StagePlan]:
+        """One pass of the last stage's transformer at full size: with dense attention, and with what replaces it."""
+        stage: DenoisingStage = "refine" if self.options.cascade else "motion"
+        used = self._used(stage)
+        denoiser = denoiser_of(self.parts.module(used))
+        t, h, w = denoiser.token_grid(self.grid)
+        shape = (1, self.parts.configs.text_length, denoiser.text_dim)
+
+        def program(_: DryRun) -> object:
+            latents = torch.empty(1, denoiser.channels, *self.grid, device="meta", dtype=denoiser.dtype)
+            text = torch.empty(shape, device="meta", dtype=denoiser.dtype)
+            return denoiser.velocity(latents, torch.empty(1, device="meta"), text, sigmas=(0.0,))
+
+        own, found = denoiser.attention, []
+        for attention in dict.fromkeys((None, own)):
+            denoiser.use_attention(attention)
+            pairs = pairs_by_block(attention, (t, h, w), len(denoiser.blocks), 0.0)
+            found.append(
+                self._stage(
+                    "forward",
+                    [used],
+                    self._dry(used, program, denoiser),
+                    latents=self.grid,
+                    tokens=t * h * w,
+                    attention={DENSE if is_dense(pairs, (t, h, w)) else type(attention).__name__: 1},
+                    pairs=sum(pairs) / len(pairs) / (t * h * w) ** 2,
+                )
+            )
+        return found
+
+    def _step(
+        self, stage: DenoisingStage, grid: Size3d, skip: int, expert: str | None, among: Collection[int] | None = None
+    ) -> DryRun:
+        guidance, steps = self._guidance(stage), self.options.steps
+        denoiser = denoiser_of(self.parts.module(self._used(stage)))
+
+        def program(_: DryRun) -> object:
+            return StepProgram(self.parts, stage, grid, steps, skip, guidance, among)(expert)
+
+        return self._dry(self._used(stage), program, denoiser)
+
+    def _used(self, stage: DenoisingStage) -> str:
+        return "refiner" if stage == "refine" and self.parts.configs.refiner is not None else "transformer"
+
+    def _guidance(self, stage: DenoisingStage) -> Guidance:
+        return self.options.refining if stage == "refine" else self.options.guidance
+
+    def upsampling(self) -> StagePlan:
+        """From the first stage's latents to the video's."""
+        method, low = self.options.method, self.low
+        assert low is not None
+        used: list[str] = [] if method.model is None else [method.model]
+        shape = (1, self.parts.codec.channels, *low)
+        run = self._dry(used, lambda _: method(torch.empty(shape, device="meta"), self.grid, self.parts))
+        return self._stage("upsample", used, run, latents=self.grid)
+
+    def decoding(self) -> StagePlan:
+        """From latents to the video's pixels, float32 on the GPU."""
+        codec, tile = self.parts.codec, self.running.decode_tile
+
+        def program(run: DryRun) -> object:
+            latents = torch.empty(1, codec.channels, *self.grid, device="meta")
+            if tile is None:
+                return decode(self.parts, latents, None)
+            codec.dry_decode_in_tiles(latents, tile, run.times)
+            return None
+
+        return self._stage("decode", ["vae"], self._dry("vae", program), latents=self.grid)
+
+    def _dry(
+        self, used: str | Iterable[str], program: Callable[[DryRun], object], denoiser: Denoiser | None = None
+    ) -> DryRun:
+        for name in [used] if isinstance(used, str) else used:
+            self.parts.module(name)  # made before its stage, not in it
+        if denoiser is None:
+            with dry_run() as run:
+                program(run)
+            return run
+        compiled = [block for _, block in denoiser.blocks] if self.running.compile else []
+        with dry_run(compiled=compiled) as run, counting_attention(denoiser, run):
+            program(run)
+        return run
+
+    def _stage(
+        self,
+        name: str,
+        used: list[str],
+        run: DryRun,
+        *,
+        latents: Size3d | None = None,
+        tokens: int | None = None,
+        steps: int = 0,
+        forwards: int = 1,
+        flops: int | None = None,
+        experts: dict[str, int] | None = None,
+        attention: dict[str, int] | None = None,
+        pairs: float | None = None,
+        seconds: float | None = None,
+    ) -> StagePlan:
+        resident = used if self.running.offload else self.parts.names()
+        weights = sum(weight_bytes(self.parts.module(part)) for part in resident)
+        workspace = run.terms.get("workspace", 0)
+        activations = run.peak - workspace
+        workspace += self.cublas
+        flops = run.flops * forwards if flops is None else flops
+        if seconds is None and self.speed is not None:
+            seconds = total([self.speed.seconds(run.operations)] * forwards)
+        return StagePlan(
+            stage=name,
+            latents=latents,
+            tokens=tokens,
+            steps=steps,
+            forwards=forwards,
+            flops_per_forward=round(flops / forwards),
+            flops=flops,
+            weights=weights,
+            activations=activations,
+            workspace=workspace,
+            peak=weights + activations + workspace,
+            terms={term: size for term, size in run.terms.items() if term != "workspace"},
+            experts=experts or {},
+            attention=attention or {},
+            pairs=pairs,
+            seconds=seconds,
+        )
+
+
+def total(seconds: Iterable[float | None]) -> float | None:
+    """The sum of durations; None where one is not known."""
+    found = list(seconds)
+    return None if None in found else sum(one for one in found if one is not None)
