@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import yaml
 
 from luve_lightning.cli import verbs
 from luve_lightning.cli.compose import compose
+from luve_lightning.config_files import merge, read_config
 from luve_lightning.data.variants import variant_name
+from luve_lightning.models.attention.dense import Dense
+from luve_lightning.models.attention.windows import Windows
 from tests.helpers.run_luve import run_luve
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -52,12 +56,30 @@ def documented_command(file: Path) -> tuple[str, list[Path]]:
     raise AssertionError(f"{relative(file)}: its header names no command with --config {relative(file)}")
 
 
+def extended(file: Path) -> list[Path]:
+    """The experiments that a file extends, and those that they extend, first ones first."""
+    names = yaml.safe_load(file.read_text(encoding="utf-8")).get("extends", [])
+    direct = [(file.parent / name).resolve() for name in ([names] if isinstance(names, str) else names)]
+    return [one for other in direct if EXPERIMENTS / "base" not in other.parents for one in (*extended(other), other)]
+
+
 def overlays(verb: str, files: list[Path]) -> list[Path]:
-    """The tiny configurations to lay over: the common one, then that of each file that has one."""
+    """The tiny configurations to lay over: the common one, then that of each file, or of what it extends, with one."""
+    files = [one for file in files for one in (*extended(file), file)]
     own = [OVERLAYS / file.relative_to(EXPERIMENTS) for file in files]
     assert own[0].is_file(), f"add {own[0].relative_to(REPOSITORY)}: what makes {relative(files[0])} tiny"
     common = [OVERLAYS / "one_step.yaml"] if verb == "fit" else []
     return [*common, *(file for file in own if file.is_file())]
+
+
+def tiny_runs() -> list[Path]:
+    """The files whose tiny runs differ; experiments of two sizes are one when tiny."""
+    runs = {}
+    for file in FILES:
+        verb, files = documented_command(file)
+        laid = reduce(merge, (read_config(one) for one in (*files, *overlays(verb, files))), {})
+        runs.setdefault((verb, repr(laid)), file)
+    return list(runs.values())
 
 
 def leaves(tree: Any) -> int:
@@ -121,6 +143,10 @@ def test_it_fits_the_signatures(
 @pytest.mark.parametrize("file", FILES, ids=relative)
 def test_a_difference_changes_few_keys_or_says_why(file: Path) -> None:
     verb, files = documented_command(file)
+    if extended(file):
+        own = yaml.safe_load(file.read_text(encoding="utf-8"))
+        assert leaves({key: value for key, value in own.items() if key != "extends"}) <= 3 or "Why:" in header(file)
+        return
     if file == files[0]:
         assert verb in ("report", "dashboards") or "class_path" in file.read_text() or "backbone" in file.read_text()
         return
@@ -166,8 +192,34 @@ def test_the_mini_world_trains_with_a_fixed_number_of_threads(folder: str) -> No
             assert threads["class_path"] == "luve_lightning.callbacks.CPUThreads", relative(file)
 
 
+def test_what_trains_at_once_writes_to_folders_of_its_own() -> None:
+    """Dense and windowed, 2K and 4K, low and high frequencies."""
+    folders: dict[str, Path] = {}
+    for file in FILES:
+        verb, files = documented_command(file)
+        if file.name.endswith(("-2k.yaml", "-4k.yaml", "-windows.yaml")) and file == files[-1] and verb == "fit":
+            if file.name.startswith("metrics"):
+                continue
+            folder = compose(files)["trainer"]["default_root_dir"]
+            assert folder not in folders, f"{relative(file)} and {folders[folder]}"
+            folders[folder] = file
+    assert len(folders) >= 12
+
+
+@pytest.mark.parametrize(("name", "grid", "most"), [("2k", (13, 92, 160), 1 / 15), ("4k", (13, 136, 240), 1 / 28)])
+def test_windows_leave_the_share_of_the_pairs_that_the_time_allows(
+    name: str, grid: tuple[int, int, int], most: float
+) -> None:
+    """Over Wan2.1-1.3B's 30 layers; at 4K, 80 ms a layer of dense attention's 1893 (one H100)."""
+    config = compose([EXPERIMENTS / "experts" / f"adaptation-{name}-windows.yaml"])["model"]["init_args"]["attention"]
+    attention = Windows(**config["init_args"])
+    dense = 30 * Dense().pairs(grid, 0, 1.0)
+    share = sum(attention.pairs(grid, layer, sigma=0.5) for layer in range(30)) / dense
+    assert most / 1.5 < share <= most
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("file", FILES, ids=relative)
+@pytest.mark.parametrize("file", tiny_runs(), ids=relative)
 def test_one_step_runs(capsys: pytest.CaptureFixture[str], tiny_environment: Path, file: Path) -> None:
     verb, files = documented_command(file)
     outcome = run_luve(capsys, verb, *as_options([*files, *overlays(verb, files)]))

@@ -214,9 +214,9 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
         schedule = family_of(pipeline.transformer).schedule_class(pipeline.scheduler, backbone)
         if shift is not None:
             pipeline.scheduler = schedule.shifted(shift).scheduler
-        for name in ("transformer", "refiner"):
-            if name not in parts and getattr(pipeline, name) is not None:  # diffusers has loaded it
-                load_branches(denoiser_of(getattr(pipeline, name)), backbone, name)
+        for folder in ("transformer", "refiner"):
+            if folder not in parts and getattr(pipeline, folder) is not None:  # diffusers has loaded it
+                load_branches(denoiser_of(getattr(pipeline, folder)), backbone, folder)
         if attention is not None:
             denoiser_of(pipeline.refinement_transformer).use_attention(attention)
         for part in pipeline.components.values():
@@ -225,8 +225,8 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
         own = Path(backbone) / EXPERTS
         if experts is None and local and own.is_dir():
             experts = own
-        for name, folder in expert_folders(experts).items():
-            load_expert(pipeline.refinement_transformer, folder, name, any_attention=attention is not None)
+        for name, expert in expert_folders(experts).items():
+            load_expert(pipeline.refinement_transformer, expert, name, any_attention=attention is not None)
         switch_expert(pipeline.refinement_transformer, None)
         return pipeline
 

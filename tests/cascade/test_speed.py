@@ -25,6 +25,7 @@ from luve_lightning.cascade.speed import (
     set_attention_backend,
 )
 from luve_lightning.cascade.stages import decode, upsample
+from luve_lightning.models.attention.windows import Windows
 from luve_lightning.models.backbones import denoiser_of
 from tests.helpers.attending import FrameAttention, LearnedFrameAttention
 from tests.helpers.processes import run_processes
@@ -268,8 +269,8 @@ def spread(run: Run) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", [None, FrameAttention()], ids=repr)
-def test_two_processes_make_one_video(tiny_backbone: Path, tmp_path: Path, attention: FrameAttention | None) -> None:
+@pytest.mark.parametrize("attention", [None, Windows(((2, 2, 3), (1, 2, 2)), dense_above=0.9)], ids=repr)
+def test_two_processes_make_one_video(tiny_backbone: Path, tmp_path: Path, attention: Windows | None) -> None:
     """With both experts, whose filters need the tokens of both processes, and a refiner's replaced attention."""
     run = Run(tmp_path, processes=2, task={"backbone": tiny_backbone, "attention": attention})
     statuses = run_processes(run, spread)

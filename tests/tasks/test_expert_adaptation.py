@@ -104,7 +104,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_sharded_an_attentions_own_parameters_are_trained_and_exported(world: World, tmp_path: Path) -> None:
-    """FSDP2 on two processes; the run goes on from its checkpoint, and not with another attention's."""
+    """FSDP2 on two processes; the run goes on from its checkpoint."""
     task = {"world": world, "sharded": True, "attention": LearnedFrameAttention()}
     run = Run(tmp_path / "fsdp", steps=1, processes=2, task=task)
     assert run_processes(run, adapt) == [0, 0], (run.folder / "output-0.txt").read_text()
@@ -115,8 +115,6 @@ def test_sharded_an_attentions_own_parameters_are_trained_and_exported(world: Wo
     assert run_processes(run.with_(steps=2, resume="last"), adapt) == [0, 0]
     second = load_backbone(run.folder / "export").denoiser()
     assert all(not torch.equal(branch.weight, own[name]) for name, branch in second.branches.items())
-    other = run.with_(steps=3, resume="last", task=task | {"attention": FrameAttention()})
-    assert 0 not in run_processes(other, adapt)
 
 
 @pytest.mark.slow

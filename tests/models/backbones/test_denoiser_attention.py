@@ -14,12 +14,19 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from luve_lightning.models.attention import Attention
+from luve_lightning.models.attention.tiles import Tiles
+from luve_lightning.models.attention.windows import Windows
 from luve_lightning.models.backbones import Recompute, denoiser_of, load_backbone
 from luve_lightning.models.experts import activate, add_expert, expert_parameters, load_expert, save_expert
 from tests.helpers.attending import FrameAttention, LearnedFrameAttention
 from tests.helpers.tiny_wan import HFE, LFE, inputs, load_transformer, output, randomise, tiny_transformer
 
-KINDS = [FrameAttention(), LearnedFrameAttention()]
+KINDS = [
+    LearnedFrameAttention(),
+    Windows(((1, 4, 2), (2, 1, 1)), linear=True),
+    Windows(((1, 2, 1),), ways="alternate", dense_layers=(1,)),
+    Tiles((1, 4, 2), (1, 1, 2), linear=True),
+]
 
 
 def replaced(attention: Attention, dtype: torch.dtype = torch.float32, learned: bool = True) -> WanTransformer3DModel:
