@@ -93,8 +93,8 @@ def beside_made(stages: Sequence[StagePlan], made: Mapping[str, Any]) -> str:
         if stage.seconds is not None and took["seconds"] is not None:
             both.append((stage.seconds, took["seconds"]))
     if both:
-        planned, taken = zip(*both, strict=True)
-        rows.append(["together", *_compared(sum(planned), sum(taken)), "", "", ""])
+        estimates, taken = zip(*both, strict=True)
+        rows.append(["together", *_compared(sum(estimates), sum(taken)), "", "", ""])
     return _aligned(rows, 1)
 
 

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +47,8 @@ def plan(
     dtype: Dtype = "bfloat16",
     vae_dtype: Dtype = "float32",
     speed: SpeedOptions = _SPEED,
+    tile: tuple[int, int] | None = None,
+    offload: bool = False,
     gpu: str | None = None,
     gpu_tflops: float | None = None,
     made: Path | None = None,
@@ -69,6 +72,8 @@ def plan(
         dtype: Dtype of the transformers' and the text encoder's weights.
         vae_dtype: Dtype of the VAE's and the VLUer's weights.
         speed: Options of speed and memory, of which compile, offload and decode_tile are planned.
+        tile: Short for speed.decode_tile.
+        offload: Short for speed.offload.
         gpu: Estimate times for an h200, or by the speed in a file of luve bench --subject speed --output FILE;
             default the GPU of this machine, if any, of which a second's measurement says less.
         gpu_tflops: TFLOP/s that attention reaches on your GPU.
@@ -76,6 +81,9 @@ def plan(
             memory beside the planned ones.
         output: Also write everything to this file, FILE.json. Another path is luve generate's folder of videos.
     """
+    if tile is not None and min(tile) < 1:
+        raise ValueError(f"tile: expected a height and a width of at least 1, got {list(tile)}")
+    speed = replace(speed, decode_tile=tile or speed.decode_tile, offload=offload or speed.offload)
     if speed.cache is not None:
         raise ValueError(f"speed.cache: {speed.cache} skips work that depends on the video; expected null for a plan")
     rules = load_backbone(backbone).size_rules()

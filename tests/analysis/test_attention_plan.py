@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from luve_lightning.analysis.attention_plan import counting_attention
+from luve_lightning.analysis.attention_plan import CountedAttention, counting_attention
 from luve_lightning.analysis.cost import REFERENCE
 from luve_lightning.analysis.dry_run import DryRun, dry_run, weight_bytes
 from luve_lightning.analysis.model_parts import PartConfigs, Parts
@@ -22,6 +22,8 @@ from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.models.attention import Attention, Where
 from luve_lightning.models.attention.dense import Dense
+from luve_lightning.models.attention.tiles import Tiles
+from luve_lightning.models.attention.windows import Windows
 from luve_lightning.models.backbones import denoiser_of
 from tests.helpers.attending import FrameAttention, LearnedFrameAttention
 
@@ -97,7 +99,21 @@ def self_attention(attention: Attention, sigma: float = 0.8) -> int:
     return sum(2 * 4 * 2 * 24 * attention.pairs(TOKENS, layer, sigma) for layer in range(2))
 
 
-@pytest.mark.parametrize("attention", [Dense(), FrameAttention(), LearnedFrameAttention(), DenseAtFirst()])
+WINDOWS = Windows(cuts=((2, 3, 4), (1, 2, 1)), linear=True)  # of unequal sizes, another cut in each layer
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        Dense(),
+        FrameAttention(),
+        LearnedFrameAttention(),
+        DenseAtFirst(),
+        WINDOWS,
+        Windows(cuts=((3, 2, 2),), ways="remote", dense_layers=(1,)),
+        Windows(cuts=((3, 2, 2),), dense_above=0.7),
+    ],
+)
 def test_flops_are_those_that_pytorch_counts_of_the_real_computation(attention: Attention) -> None:
     real = parts(attention, "cpu")
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -109,9 +125,26 @@ def test_flops_are_those_that_pytorch_counts_of_the_real_computation(attention: 
 
 
 def test_pairs_are_the_products_that_pytorch_computes() -> None:
-    dense, sparse = Dense(), FrameAttention()
-    assert counted(dense).flops - counted(sparse).flops == self_attention(dense) - self_attention(sparse) > 0
+    dense = Dense()
+    for sparse in (FrameAttention(), Windows(cuts=((2, 3, 4), (1, 2, 1)))):
+        assert counted(dense).flops - counted(sparse).flops == self_attention(dense) - self_attention(sparse) > 0
     assert counted(dense).flops == counted(None).flops
+
+
+def test_tiles_of_many_tokens_count_by_their_pairs_and_make_no_mask() -> None:
+    grid, heads, width = (5, 32, 32), 2, 16
+    x = torch.empty(1, 5 * 32 * 32, heads, width, device="meta")
+    attention = Tiles(tile=(2, 8, 8), reach=(1, 3, 3))
+    peaks = []
+    for _ in range(2):  # the second finds the tables of the first
+        with dry_run() as run:
+            CountedAttention(attention, run)(x, x, x, Where(grid, 0))
+        peaks.append(run.peak)
+    assert run.flops == 4 * heads * width * attention.pairs(grid, 0, 0.5)
+    [kernel] = [operation for operation in run.operations if operation.flops]
+    assert (kernel.kind, kernel.bytes) == ("block-sparse attention", 4 * x.nbytes)
+    assert 3 * x.nbytes < peaks[0] < 10 * x.nbytes < (5 * 32 * 32) ** 2
+    assert peaks[1] == pytest.approx(peaks[0], rel=0.01)
 
 
 def test_a_kernel_that_pytorch_does_not_know_counts_by_its_pairs() -> None:

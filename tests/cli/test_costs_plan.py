@@ -22,8 +22,7 @@ def test_prints_a_table_and_writes_json(
     capsys: pytest.CaptureFixture[str], backbone: str, repository: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "new" / "plan.json"
-    options = ["--vluer", repository / "data/mini/vluer", "--gpu", "h200", "--output", file]
-    options += ["--speed.decode_tile", "[12,12]"]
+    options = ["--vluer", repository / "data/mini/vluer", "--gpu", "h200", "--tile", "[12,12]", "--output", file]
     options += ["--guidance.high", 0.5, "--refine_guidance.scale", 1]
     outcome = run_luve(capsys, "plan", "--backbone", backbone, *SIZE, *options)
     assert outcome.code == 0, outcome.err
@@ -47,7 +46,7 @@ def test_prints_a_table_and_writes_json(
         ((*SIZE[:4], "--num_frames", 16), "num_frames 16: expected 4k + 1, nearest are 13 and 17"),
         ((*SIZE, "--motion_height", 100), "motion_height 100: expected a multiple of 16"),
         ((*SIZE, "--motion_height", 256, "--motion_width", 256), "larger than the video's 192x192"),
-        ((*SIZE, "--speed.decode_tile", "[0,4]"), "decode_tile (0, 4): expected"),
+        ((*SIZE, "--tile", "[0,4]"), "tile: expected"),
         ((*SIZE, "--speed.cache", "taylorseer"), "speed.cache: taylorseer skips work"),
         ((*SIZE, "--attention", "Nothing"), "attention"),
         ((*SIZE, "--prompt", "a boat"), "prompt: unknown key"),
@@ -121,3 +120,40 @@ def test_a_configuration_of_generate_is_planned(
     assert "experts: 8 steps lfe, 17 steps hfe" in outcome.out
     assert outcome.out.splitlines()[-1].startswith(f"nothing is written to {tmp_path / 'videos'}")
     assert not (tmp_path / "videos").exists()
+
+
+@pytest.mark.slow
+def test_a_speed_that_was_measured_gives_times(
+    capsys: pytest.CaptureFixture[str], backbone: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "speed.jsonl"
+    measured = run_luve(capsys, "bench", "--subject", "speed", "--device", "cpu", "--repeats", 1, "--output", file)
+    assert measured.code == 0, measured.err
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert all(row.get("tflops", row.get("tb_per_second")) > 0 for row in rows)
+    outcome = run_luve(capsys, "plan", "--backbone", backbone, *SIZE, "--gpu", file)
+    assert outcome.code == 0, outcome.err
+    assert "on one cpu, without loading" in outcome.out
+
+
+@pytest.mark.slow
+def test_an_attention_by_name_and_compiled_blocks(
+    capsys: pytest.CaptureFixture[str], backbone: str, repository: Path, tmp_path: Path
+) -> None:
+    kind = "luve_lightning.models.attention.windows.Windows"
+    windows = ("--attention", kind, "--attention.cuts", "[[1, 2, 2]]", "--attention.dense_above", 0.9)
+    models = ("--backbone", backbone, "--refiner", repository / "data/mini/refiner")
+    seconds = {}
+    for name, options in {"dense": (), "windows": windows, "compiled": ("--speed.compile", "true")}.items():
+        file = tmp_path / f"{name}.json"
+        outcome = run_luve(capsys, "plan", *models, *SIZE, *options, "--gpu", "h200", "--output", file)
+        assert outcome.code == 0, outcome.err
+        plan = json.loads(file.read_text())
+        stages = {stage["stage"]: stage for stage in plan["stages"]}
+        assert stages["motion"]["attention"] == {"dense": 50}
+        assert stages["refine"]["attention"] == ({"dense": 13, "Windows": 32} if name == "windows" else {"dense": 45})
+        assert [list(one["attention"]) for one in plan["forward_passes"]] == [
+            ["dense"], *([["Windows"]] if name == "windows" else [])
+        ]  # fmt: skip
+        seconds[name] = plan["seconds"]
+    assert seconds["compiled"] < seconds["dense"]

@@ -1,0 +1,173 @@
+"""`luve bench --subject speed`: what a GPU reaches in each kind of operation, for the estimates of `luve plan`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from luve_lightning.analysis.attention_plan import CountedAttention
+from luve_lightning.analysis.cost import measure_ms
+from luve_lightning.analysis.dry_run import OperationKind, dry_run
+from luve_lightning.functional.frequency import Grid
+from luve_lightning.models.attention import Where
+from luve_lightning.models.attention.tiles import Tiles
+
+_TERA = 1e12
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the operations, those of Wan2.1-1.3B and its VAE on a GPU.
+
+    Attributes:
+        heads: attention heads.
+        width: channels of a head.
+        tokens: tokens of a matrix product and, in all windows together, of attention.
+        keys: lengths of the windows that attend to themselves.
+        grid: token grid of block-sparse attention.
+        hidden: width of the feed-forward.
+        wide: tokens and channels of the VAE's attention.
+        convolved: channels, frames, rows and columns of a convolution.
+        copied: numbers of a sum in memory.
+        seconds: least time of each measurement: a GPU slows down under load.
+    """
+
+    heads: int
+    width: int
+    tokens: int
+    keys: tuple[int, ...]
+    grid: Grid
+    hidden: int
+    wide: tuple[int, int]
+    convolved: tuple[int, int, int, int]
+    copied: int
+    seconds: float
+
+
+_WAN = Sizes(
+    12, 128, 2**16, (2**10, 2**12, 2**14, 2**16), (13, 92, 160), 8960, (14400, 384), (192, 6, 184, 320), 2**28, 0.5
+)
+_SMALL = Sizes(2, 24, 2**9, (2**6, 2**9), (2, 8, 8), 128, (64, 272), (8, 3, 8, 8), 2**12, 0.0)
+
+
+def measure(device: torch.device, repeats: int = 3) -> Iterator[dict[str, Any]]:
+    """Measure each kind of operation that `luve plan` distinguishes, at sizes of Wan2.1-1.3B.
+
+    Args:
+        device: a GPU; on a CPU, small sizes, whose speed says nothing.
+        repeats: timed rounds of at least half a second, after one to warm up; the median counts.
+
+    Returns:
+        Rows with `kind`, `dtype` and `tflops`, of attention also `keys`, the tokens that each query attends to; and
+        one row of the kind "rest" with the memory's bandwidth, `tb_per_second`, and its size.
+    """
+    sizes = _SMALL if device.type == "cpu" else _WAN
+    bench = _Bench(device, sizes, repeats)
+    traffic = bench.traffic()
+    yield traffic
+    for keys in sizes.keys:
+        yield bench.attention(keys, torch.bfloat16)
+    yield bench.attention(sizes.keys[1], torch.float32)
+    yield bench.block_sparse(traffic["tb_per_second"])
+    for dtype in (torch.bfloat16, torch.float32):
+        yield bench.wide_attention(dtype)
+        yield bench.matmul(dtype)
+        yield bench.convolution("convolution", dtype)
+        yield bench.convolution("converted convolution", dtype)
+
+
+class _Bench:
+    def __init__(self, device: torch.device, sizes: Sizes, repeats: int) -> None:
+        self.device, self.sizes, self.repeats = device, sizes, repeats
+        cuda = device.type == "cuda"
+        self.facts = {"gpu": torch.cuda.get_device_name(device) if cuda else "cpu"}
+        memory = torch.cuda.get_device_properties(device).total_memory if cuda else 0
+        self.memory_gib = round(memory / 2**30, 1)
+
+    def attention(self, keys: int, dtype: torch.dtype) -> dict[str, Any]:
+        """Windows that attend to themselves, as many as have `tokens` together."""
+        size = self.sizes
+        count = max(1, size.tokens // keys if dtype != torch.float32 else 1)
+        q, k, v = (self._random(dtype, count, size.heads, keys, size.width) for _ in range(3))
+        run = partial(F.scaled_dot_product_attention, q, k, v)
+        return self._row("attention", dtype, 4 * count * size.heads * keys**2 * size.width, run) | {"keys": keys}
+
+    def wide_attention(self, dtype: torch.dtype) -> dict[str, Any]:
+        """One head of more channels than a flash kernel takes, as in the VAE."""
+        tokens, width = self.sizes.wide
+        q, k, v = (self._random(dtype, 4, 1, tokens, width) for _ in range(3))
+        return self._row(
+            "wide attention", dtype, 4 * 4 * tokens**2 * width, partial(F.scaled_dot_product_attention, q, k, v)
+        )
+
+    def matmul(self, dtype: torch.dtype) -> dict[str, Any]:
+        """The first layer of a feed-forward."""
+        size = self.sizes
+        x = self._random(dtype, size.tokens, size.heads * size.width)
+        weight, bias = self._random(dtype, size.hidden, x.shape[1]), self._random(dtype, size.hidden)
+        return self._row("matmul", dtype, 2 * x.numel() * size.hidden, partial(F.linear, x, weight, bias))
+
+    def convolution(self, kind: OperationKind, dtype: torch.dtype) -> dict[str, Any]:
+        """A convolution of the VAE, channels last or not."""
+        layout = torch.channels_last_3d if kind == "convolution" else torch.contiguous_format
+        channels, *space = self.sizes.convolved
+        x = self._random(dtype, 1, channels, *space).contiguous(memory_format=layout)
+        weight = self._random(dtype, channels, channels, 3, 3, 3).contiguous(memory_format=layout)
+        outputs = (space[0] - 2) * (space[1] - 2) * (space[2] - 2)
+        return self._row(kind, dtype, 2 * 27 * channels**2 * outputs, partial(F.conv3d, x, weight))
+
+    def traffic(self) -> dict[str, Any]:
+        """A sum of two tensors."""
+        x, y = (self._random(torch.bfloat16, self.sizes.copied) for _ in range(2))
+        seconds = self._seconds(partial(torch.add, x, y))
+        rate = 3 * x.nbytes / seconds / _TERA
+        row = {"subject": "speed", "kind": "rest", "memory_gib": self.memory_gib, "ms": round(1e3 * seconds, 4)}
+        return row | {"tb_per_second": float(f"{rate:.4g}")} | self.facts
+
+    def block_sparse(self, bandwidth: float) -> dict[str, Any]:
+        """Tiles of 4 x 8 x 8 tokens that attend to the nearest 4 x 3 x 3, less the traffic of changing their order.
+
+        Args:
+            bandwidth: TB/s.
+        """
+        size = self.sizes
+        attention, where = Tiles(tile=(4, 8, 8), reach=(4, 3, 3)), Where(size.grid, 0)
+        shape = (1, prod(size.grid), size.heads, size.width)
+        q, k, v = (self._random(torch.bfloat16, *shape) for _ in range(3))
+        with dry_run() as run:
+            CountedAttention(attention, run)(q.to("meta"), k.to("meta"), v.to("meta"), where)
+        reordering = sum(done.bytes * count for done, count in run.operations.items() if done.kind == "rest")
+        seconds = self._seconds(partial(attention, q, k, v, where)) - reordering / (bandwidth * _TERA)
+        pairs = attention.pairs(size.grid, 0, 0.0)
+        return self._rated("block-sparse attention", torch.bfloat16, 4 * size.heads * size.width * pairs, seconds)
+
+    def _row(self, kind: OperationKind, dtype: torch.dtype, flops: int, run: Callable[[], Tensor]) -> dict[str, Any]:
+        return self._rated(kind, dtype, flops, self._seconds(run))
+
+    def _rated(self, kind: OperationKind, dtype: torch.dtype, flops: int, seconds: float) -> dict[str, Any]:
+        rate = float(f"{flops / seconds / _TERA:.4g}")
+        row = {"subject": "speed", "kind": kind, "dtype": str(dtype).removeprefix("torch."), "tflops": rate}
+        return row | {"ms": round(1e3 * seconds, 4)} | self.facts
+
+    def _seconds(self, run: Callable[[], Tensor]) -> float:
+        """Median seconds of one call among as many in a row as take `seconds`."""
+        one = min(measure_ms(run, self.device)[1] for _ in range(3)) / 1e3
+        calls = max(1, round(self.sizes.seconds / one))
+
+        def row() -> None:
+            for _ in range(calls):
+                run()
+
+        rounds = [measure_ms(row, self.device)[1] for _ in range(self.repeats + 1)]
+        return statistics.median(rounds[1:]) / 1e3 / calls
+
+    def _random(self, dtype: torch.dtype, *shape: int) -> Tensor:
+        return torch.randn(shape, device=self.device, dtype=dtype)
