@@ -11,6 +11,7 @@ import torch
 
 from luve_lightning.callbacks import EMA, AtomicCheckpointIO, Export
 from luve_lightning.models.attention.dense import Dense
+from luve_lightning.models.attention.windows import Windows
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.tasks import AdaptationTask
 from tests.helpers.attending import FrameAttention, LearnedFrameAttention
@@ -105,16 +106,16 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 def test_sharded_an_attentions_own_parameters_are_trained_and_exported(world: World, tmp_path: Path) -> None:
     """FSDP2 on two processes; the run goes on from its checkpoint."""
-    task = {"world": world, "sharded": True, "attention": LearnedFrameAttention()}
+    task = {"world": world, "sharded": True, "attention": Windows(((1, 2, 2),), linear=True)}
     run = Run(tmp_path / "fsdp", steps=1, processes=2, task=task)
     assert run_processes(run, adapt) == [0, 0], (run.folder / "output-0.txt").read_text()
     first = load_backbone(run.folder / "export").denoiser()
-    own = {name: branch.weight for name, branch in first.branches.items()}
+    own = {name: branch.projection for name, branch in first.branches.items()}
     assert len(own) == len(first.blocks)
     assert all(weight.any() for weight in own.values())
     assert run_processes(run.with_(steps=2, resume="last"), adapt) == [0, 0]
     second = load_backbone(run.folder / "export").denoiser()
-    assert all(not torch.equal(branch.weight, own[name]) for name, branch in second.branches.items())
+    assert all(not torch.equal(branch.projection, own[name]) for name, branch in second.branches.items())
 
 
 @pytest.mark.slow

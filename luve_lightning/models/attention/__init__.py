@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -70,6 +70,13 @@ class Attention(ABC):
         """
         del heads, width
         return None
+
+    def __str__(self) -> str:
+        """Name, and the settings that are not the default, for people."""
+        own: Any = self
+        settings = ((field.name, getattr(self, field.name), field.default) for field in fields(own))
+        told = ", ".join(f"{name}={value}" for name, value, default in settings if value != default)
+        return type(self).__name__ + (f"({told})" if told else "")
 
     def record(self) -> dict[str, Any]:
         """Name and settings as JSON data."""
