@@ -12,6 +12,7 @@ from luve_lightning.callbacks.repeatable import CPUThreads, RandomState
 from luve_lightning.callbacks.sample_metrics import SampleMetrics
 from luve_lightning.callbacks.sample_strips import SampleStrips
 from luve_lightning.callbacks.upsampler_comparison import UpsamplerComparison
+from luve_lightning.callbacks.validation_report import ValidationReport
 from luve_lightning.callbacks.weights import EMA, Export
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "StopRequested",
     "TrainingProgress",
     "UpsamplerComparison",
+    "ValidationReport",
     "WandbRecord",
 ]
