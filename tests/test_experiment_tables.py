@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from luve_lightning.ablations.results import collect, result_rows
 from luve_lightning.ablations.stage_process import write_done
 from luve_lightning.ablations.table import merged, read_table
 from luve_lightning.cli.compose import compose
+from luve_lightning.models.attention.tiles import Tiles
+from luve_lightning.models.attention.windows import Windows
 from tests.helpers.run_luve import run_luve
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -105,6 +109,19 @@ def test_every_row_is_another_run(name: str, tmp_path: Path, monkeypatch: pytest
     assert len(whole.stages) <= 20 * len(planner.table.seeds)
 
 
+@pytest.mark.parametrize("row", ["windows", "tiles"])
+def test_sparse_rows_compute_the_share_of_pairs_that_the_note_says(row: str) -> None:
+    """Close to windows of a sixteenth in two ways; of 17 frames of 192x192 there are 5 x 12 x 12 tokens."""
+    table, grid = read_table(TABLES / "attention"), (5, 12, 12)
+    attention = table.settings[row]
+    kind = {"windows": Windows, "tiles": Tiles}[row]
+    assert attention["class_path"] == f"{kind.__module__}.{kind.__qualname__}"
+    pairs = sum(kind(**attention["init_args"]).pairs(grid, layer, 0.5) for layer in range(6))
+    share = pairs / 6 / math.prod(grid) ** 2
+    assert 1 / 16 <= share <= 1 / 8
+    assert f"{row} {'compute ' if row == 'windows' else ''}{100 * share:.1f} %" in table.note
+
+
 def kinds(tmp_path: Path) -> dict[tuple[Any, ...], AblationStage]:
     """One stage of every table and row for each combination of verb, files and options, whatever their values."""
     found: dict[tuple[Any, ...], AblationStage] = {}
@@ -179,14 +196,19 @@ def tiny(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "rows"), [("experts", ["uhr_scaling_only", "full"]), ("vluer_parts", ["full"])])
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("experts", ["uhr_scaling_only", "full"]), ("vluer_parts", ["full"]), ("attention", ["dense", "windows_linear"])],
+)
 def test_a_tiny_run_of_all_stages(
     capsys: pytest.CaptureFixture[str], tiny: None, tmp_path: Path, name: str, rows: list[str]
 ) -> None:
     """The real commands in this process, with tests/conf/ablations laid over the table."""
-    base = "mini-cascade.yaml" if name == "experts" else "mini-vluer.yaml"
-    changes = yaml.safe_load((REPOSITORY / "tests" / "conf" / "ablations" / base).read_text())
-    if name == "experts":
+    bases = ["mini-vluer.yaml"] if name == "vluer_parts" else ["mini-cascade.yaml"]
+    bases += ["attention.yaml"] if name == "attention" else []
+    overlays = [yaml.safe_load((REPOSITORY / "tests" / "conf" / "ablations" / base).read_text()) for base in bases]
+    changes = reduce(merged, overlays)
+    if name != "vluer_parts":
         changes = merged(changes, {"settings": {"prompts": str(tmp_path / "prompts.jsonl")}})
     planner = planner_of(name, tmp_path / "runs", changes)
     plan = planner.plan({0: rows})
