@@ -225,7 +225,7 @@ class _Watch(TorchDispatchMode):
     ) -> None:
         """Record one operation; `fuses` where a compiler would make it one with those beside it."""
         dtype = outputs[0].dtype if outputs else torch.float32
-        if fuses and self.places.depth:
+        if fuses and self.places.depth and not self.run.in_attention:  # which is never compiled with its block
             moved = self.traffic.inside(inputs, outputs)
             if moved:
                 self.run.add(kind, 0, moved, dtype)

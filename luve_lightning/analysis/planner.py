@@ -17,7 +17,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from luve_lightning.analysis.attention_plan import DENSE, counting_attention, is_dense, pairs_by_block, step_groups
+from luve_lightning.analysis.attention_plan import (
+    DENSE,
+    StepGroup,
+    counting_attention,
+    is_dense,
+    pairs_by_block,
+    step_groups,
+)
 from luve_lightning.analysis.cost import GpuSpeed
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, DryRun, dry_run, weight_bytes
 from luve_lightning.analysis.model_parts import DenoisingStage, Parts, StepProgram, decode, encode_prompt
@@ -117,10 +124,8 @@ class Planner:
         """The denoising steps of a stage."""
         guidance = self._guidance(stage)
         model = self.parts.transformer if stage == "motion" else self.parts.refiner
-        skip = self.options.skip_steps if stage == "refine" else 0
-        routed = stage == "refine" or not self.options.cascade
-        groups = step_groups(self.parts, stage, grid, self.options.steps, skip, guidance, routed)
-        runs = [self._step(stage, grid, skip, group.expert, group.steps) for group in groups]
+        groups = self._groups(stage, grid)
+        runs = [self._step(stage, grid, group.expert, group.steps) for group in groups]
         counts = [len(group.steps) for group in groups]
         predictions = [count * (1 + group.guided) for count, group in zip(counts, groups, strict=True)]
         seconds = [None if self.speed is None else self.speed.seconds(run.operations) for run in runs]
@@ -146,10 +151,13 @@ class Planner:
             seconds=total(None if s is None else s * count for s, count in zip(seconds, counts, strict=True)),
         )
 
+    def steps_of(self, stage: DenoisingStage, grid: Size3d, expert: str | None) -> tuple[int, ...] | None:
+        """Places in the schedule of the steps that an expert takes; None where it takes none of its own."""
+        return tuple(i for group in self._groups(stage, grid) if group.expert == expert for i in group.steps) or None
+
     def one_step(self, stage: DenoisingStage, grid: Size3d, expert: str | None = None) -> StagePlan:
-        """A single denoising step, a guided one if any is."""
-        skip = self.options.skip_steps if stage == "refine" else 0
-        run = self._step(stage, grid, skip, expert)
+        """A single denoising step, a guided one if any is, among those that the expert takes."""
+        run = self._step(stage, grid, expert, self.steps_of(stage, grid, expert))
         return self._stage(stage, [self._used(stage)], run, latents=grid, steps=1, experts={str(expert or "none"): 1})
 
     def forward_passes(self) -> list[StagePlan]:
@@ -182,10 +190,15 @@ class Planner:
             )
         return found
 
-    def _step(
-        self, stage: DenoisingStage, grid: Size3d, skip: int, expert: str | None, among: Collection[int] | None = None
-    ) -> DryRun:
-        guidance, steps = self._guidance(stage), self.options.steps
+    def _groups(self, stage: DenoisingStage, grid: Size3d) -> list[StepGroup]:
+        skip, routed = self._skip(stage), stage == "refine" or not self.options.cascade
+        return step_groups(self.parts, stage, grid, self.options.steps, skip, self._guidance(stage), routed)
+
+    def _skip(self, stage: DenoisingStage) -> int:
+        return self.options.skip_steps if stage == "refine" else 0
+
+    def _step(self, stage: DenoisingStage, grid: Size3d, expert: str | None, among: Collection[int] | None) -> DryRun:
+        guidance, steps, skip = self._guidance(stage), self.options.steps, self._skip(stage)
         denoiser = denoiser_of(self.parts.module(self._used(stage)))
 
         def program(_: DryRun) -> object:

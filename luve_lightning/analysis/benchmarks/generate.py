@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,8 @@ from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.noise_bands import SigmaBand
+from luve_lightning.models.attention import Attention
+from luve_lightning.models.backbones import denoiser_of
 from luve_lightning.models.experts import add_expert, expert_names
 
 STEPS, SKIP = 50, 10
@@ -78,6 +81,9 @@ def measure(
     repeats: int = 3,
     sizes: str = "720p,2k,4k",
     vae_dtype: Literal["float32", "bfloat16"] = "float32",
+    attention: Attention | None = None,
+    compile: bool = False,
+    gpu: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Measure each stage of the cascade, only its own model on the device, beside what `luve plan` says.
 
@@ -88,6 +94,9 @@ def measure(
         sizes: some of 720p (text, motion, decoding), 2k and 4k (upsampling, refinement by each expert, decoding),
             separated by commas.
         vae_dtype: dtype of the VAE and the VLUer.
+        attention: what replaces self-attention in the third stage's transformer; None is its own.
+        compile: compile the transformer's blocks.
+        gpu: file of `luve bench --subject speed`, for the plan's seconds; None measures two rates.
 
     Returns:
         Rows with the seconds of one call (a denoising step with guidance is two forward passes), `peak_mib` of
@@ -103,7 +112,7 @@ def measure(
     unknown = [size for size in wanted if size not in setup.sizes]
     if unknown:
         raise ValueError(f"sizes: expected some of {', '.join(setup.sizes)}, got {', '.join(unknown)}")
-    bench = _Bench(setup, device, repeats, getattr(torch, vae_dtype))
+    bench = _Bench(setup, device, repeats, getattr(torch, vae_dtype), attention, compile, gpu)
     for size in wanted:
         yield from bench.first_stage(size) if size == "720p" else bench.later_stages(size)
 
@@ -111,12 +120,23 @@ def measure(
 class _Bench:
     """Runs stages on real models, and plans them on models without values."""
 
-    def __init__(self, setup: Setup, device: torch.device, repeats: int, vae_dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        device: torch.device,
+        repeats: int,
+        vae_dtype: torch.dtype,
+        attention: Attention | None = None,
+        compiles: bool = False,
+        gpu: Path | None = None,
+    ) -> None:
         self.setup, self.device, self.repeats = setup, device, repeats
+        self.attention, self.compiles = attention, compiles
         self.parts = Parts(setup.configs, setup.dtype, device, vae_dtype)
         self.planned = Parts(setup.configs, setup.dtype, "meta", vae_dtype)
         _prepare("transformer", self.planned)
-        self.speed = gpu_speed(None, None) if device.type == "cuda" else None
+        known = gpu is not None or device.type == "cuda"
+        self.speed = gpu_speed(None if gpu is None else str(gpu), None) if known else None
 
     def first_stage(self, size: str) -> Iterator[dict[str, Any]]:
         """Text, one step of the first stage, decoding."""
@@ -124,6 +144,7 @@ class _Bench:
         self._only("text_encoder")
         yield self._row(size, planner.text(), partial(encode_prompt, self.parts), [])
         self._only("transformer")
+        self._attend(None)
         step = StepProgram(self.parts, "motion", planner.grid, STEPS)
         yield self._row(size, planner.one_step("motion", planner.grid), step, step.tensors())
         del step
@@ -138,12 +159,28 @@ class _Bench:
         run = partial(planner.options.method, low, planner.grid, self.parts)
         yield self._row(size, planner.upsampling(), run, [low])
         self._only("transformer")
+        self._attend(self.attention)
+        record = None if self.attention is None else self.attention.record()
         for expert in EXPERTS:
-            step = StepProgram(self.parts, "refine", planner.grid, STEPS, SKIP)
+            among = planner.steps_of("refine", planner.grid, expert)
+            step = StepProgram(self.parts, "refine", planner.grid, STEPS, SKIP, among=among)
             plan = planner.one_step("refine", planner.grid, expert)
-            yield self._row(size, plan, partial(step, expert), step.tensors()) | {"expert": expert}
+            row = self._row(size, plan, partial(step, expert), step.tensors())
+            yield row | {"expert": expert, "attention": record, "compiled": self.compiles}
             del step
         yield from self._decoding(size)
+
+    def _attend(self, attention: Attention | None) -> None:
+        """Replace self-attention in the transformer, and in the one that is planned."""
+        for parts in (self.parts, self.planned):
+            denoiser = denoiser_of(parts.transformer)
+            denoiser.use_attention(attention)
+            for branch in denoiser.branches.values():
+                for parameter in branch.parameters():
+                    torch.nn.init.normal_(parameter, std=0.02)  # it starts at zero, too
+                branch.requires_grad_(False)
+        if self.compiles:
+            denoiser_of(self.parts.transformer).compile_blocks()
 
     def _decoding(self, size: str) -> Iterator[dict[str, Any]]:
         """Decoding in tiles, then whole."""
@@ -161,7 +198,7 @@ class _Bench:
         options = CascadeOptions(
             height, width, frames, motion_height=motion[0], motion_width=motion[1], steps=STEPS, skip_steps=SKIP
         )
-        running = SpeedOptions(decode_tile=tile, offload=True)
+        running = SpeedOptions(decode_tile=tile, offload=True, compile=self.compiles)
         workspace = CUBLAS_WORKSPACE if self.device.type == "cuda" else 0
         return Planner(self.planned, options, running, self.speed, workspace)
 
@@ -184,7 +221,7 @@ class _Bench:
             "size": size,
             "stage": plan.stage,
             "latents": plan.latents,
-            "tflop": round(plan.flops / plan.forwards / 1e12, 4),
+            "tflop": float(f"{plan.flops / plan.forwards / 1e12:.6g}"),
             "dtype": str(self.setup.dtype).removeprefix("torch."),
             "plan_peak_mib": round(plan.peak / _MIB, 1),
             "plan_seconds": None if plan.seconds is None else round(plan.seconds / plan.forwards, 4),

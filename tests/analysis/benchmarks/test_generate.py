@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from luve_lightning.analysis.benchmarks import generate
 from luve_lightning.analysis.benchmarks.generate import _Bench, mini
 from luve_lightning.cli.costs import bench
+from luve_lightning.models.attention.windows import Windows
 
 
 @pytest.mark.slow
@@ -31,6 +33,20 @@ def test_measures_each_stage_beside_its_plan(tmp_path: Path, capsys: pytest.Capt
         expected = row["plan_peak_mib"] / row["peak_mib"] - 1
         assert row["peak_error"] == pytest.approx(expected, abs=0.2)  # both are rounded to 0.1 MiB
         assert row["plan_seconds"] is None  # no speed is known of a CPU
+
+
+@pytest.mark.slow
+def test_a_replaced_attention_is_measured_in_the_third_stage_alone() -> None:
+    sparse = Windows(cuts=((1, 2, 2),), dense_above=0.9)
+    rows = list(generate.measure(torch.device("cpu"), 0, "720p,2k", attention=sparse))
+    refine = [row for row in rows if row["stage"] == "refine"]
+    assert [row["attention"] for row in refine] == [sparse.record()] * 2
+    plain = [row for row in generate.measure(torch.device("cpu"), 0, "2k") if row["stage"] == "refine"]
+    # The low-frequency expert's step is dense, the high-frequency one's is not.
+    assert refine[0]["tflop"] == plain[0]["tflop"]
+    assert refine[1]["tflop"] < plain[1]["tflop"]
+    (motion,) = (row for row in rows if row["stage"] == "motion")
+    assert "attention" not in motion
 
 
 @pytest.mark.slow
