@@ -22,7 +22,7 @@ from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.cli import Verb
 from luve_lightning.files import read_json
 from luve_lightning.machine import choose_device
-from luve_lightning.models.attention import Attention
+from luve_lightning.models.attention import Attention, named_attention
 from luve_lightning.models.backbones import denoiser_of, load_backbone
 from luve_lightning.models.experts import load_expert
 
@@ -43,7 +43,7 @@ def plan(
     vluer: Path | None = None,
     refiner: str | None = None,
     experts: dict[str, Path | None] | Path | None = None,
-    attention: Attention | None = None,
+    attention: Attention | str | None = None,
     dtype: Dtype = "bfloat16",
     vae_dtype: Dtype = "float32",
     speed: SpeedOptions = _SPEED,
@@ -93,7 +93,7 @@ def plan(
     configs = PartConfigs.from_pretrained(backbone, vluer, refiner, options.shift)
     parts = Parts(configs, getattr(torch, dtype), vae_dtype=getattr(torch, vae_dtype))
     if attention is not None:
-        denoiser_of(parts.refiner).use_attention(attention)
+        denoiser_of(parts.refiner).use_attention(named_attention(attention))
     given: Mapping[str, Path] | Path | None
     given = {k: v for k, v in experts.items() if v is not None} if isinstance(experts, dict) else experts
     for name, folder in expert_folders(given).items():

@@ -41,7 +41,7 @@ from luve_lightning.data.hashes import FileHashes
 from luve_lightning.data.video_files import MAX_FPS
 from luve_lightning.evaluation.sample_sources import write_generated
 from luve_lightning.machine import PACKAGE_ROOT, check_video, git_state
-from luve_lightning.models.attention import Attention
+from luve_lightning.models.attention import Attention, named_attention
 from luve_lightning.models.backbones import CutTextWarning, load_backbone
 from luve_lightning.terminal import Steps, say
 
@@ -84,7 +84,7 @@ def generate(
     refiner: Path | None = None,
     experts: dict[str, Path | None] | Path | None = None,
     lora: Path | None = None,
-    attention: Attention | None = None,
+    attention: Attention | str | None = None,
     fps: float = 16.0,
     lossless: bool = False,
     keep_stages: bool = False,
@@ -120,7 +120,7 @@ def generate(
         lora: File or folder of a plain LoRA for the backbone, loaded into both transformers at the scale its makers
             meant.
         attention: Replaces the self-attention of the third stage's transformer, whatever it and its experts were
-            trained with; default the one saved with it. Dense is the usual one.
+            trained with; default the one saved with it. A name, such as dense, or a class and its settings.
         fps: Frames per second of the files.
         lossless: Keep every bit of the frames; many players cannot show such files.
         keep_stages: Keep the earlier stages: videos under motion/ and upsampled/, and latents under latents/,
@@ -135,6 +135,7 @@ def generate(
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
     """
     given = dict(locals())
+    replacing = named_attention(attention)
     started, console = time.perf_counter(), Console(emoji=False)
     check_text(negative_prompt or "", "negative_prompt")
     processes = Processes.from_environment(os.environ, context_parallel)
@@ -156,7 +157,7 @@ def generate(
     if adapter is not None and adapter.configuration is not None:
         models["lora"] += " at its configuration's scale"  # videos made when that was not read differ
     stages = ("motion", "upsampled") if keep_stages and options.cascade else ()
-    recipe = recipe_settings(options, dtype, cache, models, fps, lossless, attention)
+    recipe = recipe_settings(options, dtype, cache, models, fps, lossless, replacing)
     folder = VideoFolder(output, recipe, overwrite, stages, contact_sheet)
     missing = [job for job in jobs if not folder.is_done(job)]
     if not missing:
@@ -164,7 +165,7 @@ def generate(
         return
     processes.begin(target)
     pipeline, loaded = load_pipeline(
-        sources, experts is None, dtype, speed, context_parallel, target, adapter, attention
+        sources, experts is None, dtype, speed, context_parallel, target, adapter, replacing
     )
     cuts = {job.name: cuts_of(pipeline, job, options.length) for job in missing}
     if told := cut_lines({job.name: line.where for job, line in zip(jobs, lines, strict=True)}, cuts):

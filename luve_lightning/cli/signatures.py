@@ -53,6 +53,7 @@ class Parameter:
     annotation: ast.expr | None = None
     source: Source | None = None
     required: bool = False
+    last: bool = False  # by keyword only, after those of subclasses
 
     @property
     def may_be_null(self) -> bool:
@@ -190,11 +191,14 @@ def _of_class(source: Source, node: ast.ClassDef, depth: int = 0) -> Signature |
     if len(bases) > 1 or not _is_dataclass(node):
         return Signature(inherited, opened or len(bases) > 1)
     own = {
-        field.target.id: Parameter(field.target.id, _unquoted(field.annotation), source, field.value is None)
+        field.target.id: Parameter(
+            field.target.id, _unquoted(field.annotation), source, field.value is None, _by_keyword(node)
+        )
         for field in node.body
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
     }
-    return Signature({**inherited, **own}, opened)
+    parameters = inherited | own
+    return Signature({name: parameters[name] for name in sorted(parameters, key=lambda n: parameters[n].last)}, opened)
 
 
 def _method(node: ast.ClassDef, name: str) -> ast.FunctionDef | None:
@@ -277,6 +281,12 @@ def _absolute(module: str, package: bool, node: ast.ImportFrom) -> str:
 def _is_dataclass(node: ast.ClassDef) -> bool:
     names = (_name(d.func if isinstance(d, ast.Call) else d) for d in node.decorator_list)
     return "dataclass" in names
+
+
+def _by_keyword(node: ast.ClassDef) -> bool:
+    """Whether a dataclass takes its own fields by keyword only."""
+    words = [word for one in node.decorator_list if isinstance(one, ast.Call) for word in one.keywords]
+    return any(word.arg == "kw_only" and ast.unparse(word.value) == "True" for word in words)
 
 
 def _unquoted(annotation: ast.expr | None) -> ast.expr | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def test_it_is_that_of_the_refiner_or_asked_for_by_name(
     alone = luve(**options | {"output": tmp_path / "alone"})
     assert "attention: FrameAttention in the transformer" in alone.out
     assert [stage["seconds"] is None for stage in made(tmp_path / "alone")[1]["stages"]] == [False] * 4
-    dense = luve(refiner=tmp_path / "framed", output=tmp_path / "dense", attention="Dense")
+    dense = luve(refiner=tmp_path / "framed", output=tmp_path / "dense", attention="dense")
     assert dense.code == 0, dense.err
     assert made(tmp_path / "dense")[0].read_bytes() != video.read_bytes()
     experts = {"experts": tiny_cascade / "experts", "refiner": tmp_path / "framed", "output": tmp_path / "experts"}
@@ -69,3 +70,10 @@ def test_it_is_that_of_the_refiner_or_asked_for_by_name(
     assert refused.code == 2
     assert "trained with the attention Dense, the transformer has FrameAttention:" in refused.err
     assert luve(**experts, attention=asked).code == 0
+    for name, message in (
+        ("windows", "attention Windows: .*'cuts'"),
+        ("none", "attention 'none': expected one of Dense, .*Tiles, Windows"),
+    ):
+        outcome = luve(attention=name, output=tmp_path / "wrong")
+        assert outcome.code == 2
+        assert re.search(message, outcome.err)

@@ -93,11 +93,23 @@ class Attention(ABC):
         settings = dict(record)
         name, known = settings.pop("name", None), {kind.__name__: kind for kind in _kinds()}
         if name not in known:
-            raise ValueError(f"attention {name!r}: expected one of {', '.join(sorted(known)) or '(none is known)'}")
+            raise ValueError(f"attention {name!r}: expected one of {', '.join(sorted(known))}")
         try:
             return known[name](**settings)
         except TypeError as error:
             raise ValueError(f"attention {name}: {error}") from None
+
+
+def named_attention(attention: Attention | str | None) -> Attention | None:
+    """An attention with its default settings, given by its name in small or capital letters; others as they are.
+
+    Raises:
+        ValueError: for an unknown name, or an attention with settings that must be given.
+    """
+    if not isinstance(attention, str):
+        return attention
+    names = {kind.__name__.lower(): kind.__name__ for kind in _kinds()}
+    return Attention.from_record({"name": names.get(attention.lower(), attention)})
 
 
 def _kinds() -> Iterator[Any]:
