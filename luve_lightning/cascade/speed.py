@@ -149,13 +149,9 @@ def disable_cache(pipeline: LuVePipeline) -> None:
 
 
 def compile_blocks(pipeline: LuVePipeline, **options: Any) -> None:
-    """Compile every block of every transformer with torch.compile.
-
-    Each size and each expert is a graph of its own, of which torch keeps 8 before it gives up compiling. Options are
-    torch.compile's.
-    """
+    """Compile every block of every transformer; see `Denoiser.compile_blocks`, whose options these are."""
     for transformer in pipeline.transformers:
-        transformer.compile_repeated_blocks(**options)
+        denoiser_of(transformer).compile_blocks(**options)
 
 
 def enable_context_parallel(pipeline: LuVePipeline, degree: int) -> None:

@@ -199,7 +199,7 @@ class BackboneTask(FlowMatchingTask):
         # Loaded modules come frozen and in evaluation mode.
         self.transformer.train()
         if compile is not None:
-            self.transformer.compile_repeated_blocks(backend=compile)
+            self.denoiser.compile_blocks(compile)
         self.text_encoder = encoder.requires_grad_(True).train()
         self.backbone = Path(backbone)
         self._tokens: dict[str, tuple[Tensor, Tensor]] = {}

@@ -46,6 +46,8 @@ class AdaptationTask(FlowMatchingTask):
             parameters always train whole.
         recompute: see `Denoiser.set_recompute`.
         keep_attention: see `Denoiser.set_recompute`.
+        offload: see `Denoiser.set_recompute`.
+        compile: torch.compile backend for the transformer's blocks, such as "inductor"; None compiles nothing.
         export_dtype: dtype of the exported transformer, "float32", "float16" or "bfloat16".
         shift: see FlowMatchingTask.
         weighting: see FlowMatchingTask.
@@ -69,6 +71,8 @@ class AdaptationTask(FlowMatchingTask):
         lora_rank: int = 0,
         recompute: Recompute = "nothing",
         keep_attention: int | None = None,
+        offload: bool = False,
+        compile: str | None = None,
         export_dtype: str = "float16",
         shift: float = 5.0,
         weighting: Weighting | None = None,
@@ -95,7 +99,9 @@ class AdaptationTask(FlowMatchingTask):
             transformer.add_adapter(LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=targets), _LORA_NAME)
             for branch in denoiser.branches.values():  # new, so there is nothing to freeze
                 branch.requires_grad_(True)
-        denoiser.set_recompute(recompute, keep_attention)
+        denoiser.set_recompute(recompute, keep_attention, offload)
+        if compile is not None:
+            denoiser.compile_blocks(compile)
         super().__init__(
             transformer, SigmaBand(), shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps, losses
         )
@@ -147,6 +153,8 @@ class ExpertTask(FlowMatchingTask):
         dtype: dtype of the frozen transformer, "float32" or "bfloat16"; the expert itself trains in float32.
         recompute: see `Denoiser.set_recompute`.
         keep_attention: see `Denoiser.set_recompute`.
+        offload: see `Denoiser.set_recompute`.
+        compile: torch.compile backend for the transformer's blocks, such as "inductor"; None compiles nothing.
         shift: see FlowMatchingTask.
         weighting: see FlowMatchingTask.
         bins: see FlowMatchingTask.
@@ -169,6 +177,8 @@ class ExpertTask(FlowMatchingTask):
         dtype: str = "float32",
         recompute: Recompute = "nothing",
         keep_attention: int | None = None,
+        offload: bool = False,
+        compile: str | None = None,
         shift: float = 5.0,
         weighting: Weighting | None = None,
         bins: int = 5,
@@ -190,7 +200,9 @@ class ExpertTask(FlowMatchingTask):
             add_expert(transformer, name, expert, dtype=torch.float32)
         else:
             _continue_expert(transformer, name, expert, init_from, any_attention=attention is not None)
-        denoiser.set_recompute(recompute, keep_attention)
+        denoiser.set_recompute(recompute, keep_attention, offload)
+        if compile is not None:
+            denoiser.compile_blocks(compile)
         super().__init__(
             transformer, expert.band, shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps, losses
         )

@@ -38,7 +38,7 @@ def test_help_lists_the_options_of_every_subject(capsys: pytest.CaptureFixture[s
     ("words", "message"),
     [
         ([], "subject: required, but not given"),
-        (["--subject", "vluers"], "subject: expected one of evaluate, experts, experts-train, "),
+        (["--subject", "vluers"], "subject: expected one of attention, evaluate, experts, experts-train, "),
         (["--subject", "unsharp", "--vidoes", "3"], "vidoes: unknown key; did you mean 'videos'?"),
         (["--subject", "unsharp", "--videos", "3", "--device", "cpu"], "videos"),
         (["--subject", "vluer", "--device", "cpu"], "device: expected a CUDA device"),

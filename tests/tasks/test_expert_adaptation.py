@@ -138,6 +138,24 @@ def test_sharded_over_two_processes_it_is_the_same_training(world: World, tmp_pa
     torch.testing.assert_close(update.norm(), reference.norm(), rtol=1e-3, atol=0)
 
 
+@pytest.mark.slow
+def test_compiled_on_two_processes_it_is_the_same_training(world: World, tmp_path: Path) -> None:
+    """DDP and FSDP2, with the blocks' inputs offloaded, against eager DDP."""
+    task = {"world": world, "sharded": False, "attention": Windows(((1, 2, 2),))}
+    eager = Run(tmp_path / "eager", steps=1, processes=2, task=task)
+    assert run_processes(eager, adapt) == [0, 0]
+    want, base = weights(eager.folder), load_transformer(world.backbone).state_dict()
+    reference = torch.cat([(want[name] - base[name]).flatten() for name in base])
+    for sharded in (False, True):
+        options = task | {"sharded": sharded, "compile": "aot_eager", "offload": True}
+        run = eager.with_(folder=tmp_path / f"compiled-{sharded}", task=options)
+        assert run_processes(run, adapt) == [0, 0], (run.folder / "output-0.txt").read_text()
+        got = weights(run.folder)
+        update = torch.cat([(got[name] - base[name]).flatten() for name in base])
+        assert torch.nn.functional.cosine_similarity(update, reference, dim=0) > 0.999
+        torch.testing.assert_close(update.norm(), reference.norm(), rtol=1e-3, atol=0)
+
+
 def test_mistakes(world: World) -> None:
     with pytest.raises(ValueError, match=r"lora_rank: expected 0 .* or a rank, got -1"):
         world.adaptation(lora_rank=-1)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
 
+from luve_lightning.analysis.benchmarks.attention import kinds
 from luve_lightning.analysis.cost import measure_ms, measure_peak_mib
 from luve_lightning.analysis.model_parts import cast_weights, wan_1_3b
 from luve_lightning.functional.frequency import FrequencyFilter
+from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import Denoiser, denoiser_of, family_named
 from luve_lightning.models.experts import ExpertConfig, activate, add_expert, expert_parameters
 
@@ -46,60 +55,87 @@ class BenchModel:
             return family_named("wan").from_config("transformer", self.sizes)
 
 
-def bench_model(device: torch.device) -> BenchModel:
-    """The mini backbone at 17 frames of 192x192 on a CPU, Wan2.1-1.3B at 49 of 1472x2560 (2K) on a GPU."""
+Size = Literal["2k", "4k"]
+_LATENTS: dict[Size, tuple[int, int, int]] = {"2k": (13, 184, 320), "4k": (13, 272, 480)}
+_SMALL: dict[Size, tuple[int, int, int]] = {"2k": (5, 24, 24), "4k": (5, 34, 36)}
+
+
+def bench_model(device: torch.device, size: Size = "2k") -> BenchModel:
+    """The mini backbone on a CPU, Wan2.1-1.3B at 49 frames of 1472x2560 (2K) or 2176x3840 (4K) on a GPU."""
     if device.type != "cpu":
-        return BenchModel("Wan2.1-1.3B", wan_1_3b().transformer, 512, (13, 184, 320), torch.bfloat16)
+        return BenchModel("Wan2.1-1.3B", wan_1_3b().transformer, 512, _LATENTS[size], torch.bfloat16)
     sizes = {
         "num_attention_heads": 4, "attention_head_dim": 48, "ffn_dim": 768, "num_layers": 6, "text_dim": 64
     }  # fmt: skip
-    return BenchModel("mini", sizes, 64, (5, 24, 24), torch.float32)
+    return BenchModel("mini", sizes, 64, _SMALL[size], torch.float32)
 
 
-def measure(device: torch.device, repeats: int = 20) -> list[dict[str, Any]]:
+def measure(
+    device: torch.device,
+    repeats: int = 20,
+    size: Size = "2k",
+    attention: str = "own",
+    compile: bool = False,
+    profile: Path | None = None,
+) -> list[dict[str, Any]]:
     """Time a forward pass of the transformer with and without each expert, in turn.
 
     Args:
-        device: a GPU runs Wan2.1-1.3B at 2K in bfloat16, a CPU the mini backbone in float32.
+        device: a GPU runs Wan2.1-1.3B in bfloat16, a CPU the mini backbone in float32.
         repeats: rounds.
+        size: 2k or 4k, 49 frames; on a CPU two small sizes.
+        attention: replaces the transformer's own self-attention: the beginning of a name of `--subject attention`,
+            such as windows or tiles, or a record such as '{"name": "Windows", "cuts": [[1, 4, 4]]}'.
+        compile: compile the transformer's blocks.
+        profile: file for a table of the kernels in one pass of the base.
 
     Returns:
         One row for the base and each expert: median, least and most milliseconds, peak MiB beyond what is
-        resident, and `ratio`, the median over rounds of its time to the base's in the same round.
+        resident, and `ratio`, the median over rounds of its time to the base's in the same round. With a replaced
+        attention `attention_share` is its share of the pass.
     """
-    size = bench_model(device)
-    denoiser = _denoiser(size, device)
+    model, replaced = bench_model(device, size), attention_named(attention, size)
+    denoiser = _denoiser(model, device, replaced, compile)
     transformer = denoiser.module
-    latents = torch.randn(1, denoiser.channels, *size.latents, device=device, dtype=size.dtype)
+    latents = torch.randn(1, denoiser.channels, *model.latents, device=device, dtype=model.dtype)
     timestep = torch.tensor([900.0], device=device)
-    text = torch.randn(1, size.text, denoiser.text_dim, device=device, dtype=size.dtype)
+    text = torch.randn(1, model.text, denoiser.text_dim, device=device, dtype=model.dtype)
     times: dict[str, list[float]] = {name: [] for name in ("base", *EXPERTS)}
-    peaks = {}
+    peaks, shares = {}, {}
 
     def forward() -> None:
         denoiser.velocity(latents, timestep, text)
 
     with torch.inference_mode():
-        activate(transformer, None)
-        forward()
+        for name in reversed(times):  # the base is the last, as in the rounds
+            activate(transformer, None if name == "base" else name)
+            if compile or name == "base":
+                forward()
+        if profile is not None:
+            write_profile(forward, device, profile)
         for repeat in range(-1, repeats):
             for name, measured in times.items():
                 activate(transformer, None if name == "base" else name)
                 if repeat < 0:
                     peaks[name] = measure_peak_mib(forward, device)
+                    shares[name] = attention_share(denoiser, forward, device)
                 else:
                     measured.append(measure_ms(forward, device)[1])
     return [
         {
             "subject": "experts",
-            "model": size.name,
-            "latents": list(size.latents),
-            "dtype": str(size.dtype).removeprefix("torch."),
+            "model": model.name,
+            "size": size,
+            "latents": list(model.latents),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "attention": attention_name(replaced),
+            "compile": compile,
             "expert": name,
             "rank": None if name == "base" else RANK,
             "ms": round(statistics.median(measured), 3),
             "ms_min": round(min(measured), 3),
             "ms_max": round(max(measured), 3),
+            "attention_share": shares[name],
             "peak_mib": round(peaks[name], 1),
             "ratio": round(statistics.median(t / b for t, b in zip(measured, times["base"], strict=True)), 4),
         }
@@ -107,13 +143,95 @@ def measure(device: torch.device, repeats: int = 20) -> list[dict[str, Any]]:
     ]
 
 
-def _denoiser(size: BenchModel, device: torch.device) -> Denoiser:
-    transformer = size.transformer(device).eval()
-    cast_weights(transformer, size.dtype)
+def attention_named(name: str, size: Size) -> Attention | None:
+    """The attention that an option names; None is the transformer's own.
+
+    Raises:
+        ValueError: for an unknown one.
+    """
+    if name == "own":
+        return None
+    if name.startswith("{"):
+        return Attention.from_record(json.loads(name))
+    known = kinds(size)
+    found = next((attention for kind, attention in known.items() if kind.startswith(name)), None)
+    if found is None:
+        raise ValueError(f"attention {name!r}: expected own, a record, or the beginning of {'; '.join(known)}")
+    return found
+
+
+def attention_name(attention: Attention | None) -> str:
+    """An attention in a row: "own", or the class with its settings."""
+    return "own" if attention is None else str(attention)
+
+
+def attention_share(denoiser: Denoiser, forward: Callable[[], object], device: torch.device) -> float | None:
+    """Share of a forward pass that a replaced attention takes; None where it is not replaced."""
+    attention = denoiser.attention
+    if attention is None:
+        return None
+    waits: list[Callable[[], float]] = []
+
+    def timed(*args: Any) -> Tensor:
+        begin = _mark(device)
+        output = attention(*args)
+        end = _mark(device)
+        waits.append(lambda: _elapsed(begin, end))
+        return output
+
+    denoiser.set_attention(timed)
+    try:
+        _, whole = measure_ms(forward, device)
+        return round(sum(wait() for wait in waits) / whole, 3)
+    finally:
+        denoiser.set_attention(attention)
+
+
+def _mark(device: torch.device) -> Any:
+    """Now, on the device."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _elapsed(begin: Any, end: Any) -> float:
+    """Milliseconds between two marks."""
+    return float((end - begin) * 1e3 if isinstance(begin, float) else begin.elapsed_time(end))
+
+
+def write_profile(run: Callable[[], object], device: torch.device, file: Path, rows: int = 25) -> None:
+    """Run once under torch.profiler, and write a table of the kernels (on a CPU: operators) that took most time."""
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with torch.profiler.profile(activities=kinds) as found:
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    order = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    averages = found.key_averages()
+    events: Any = [event for event in averages if device.type != "cuda" or event.device_type == DeviceType.CUDA]
+    total = sum(getattr(event, order) for event in events)
+    lines = [f"{total / 1e3:.1f} ms in all", "      ms  share  calls  name"]
+    for event in sorted(events, key=lambda event: -getattr(event, order))[:rows]:
+        took = getattr(event, order)
+        lines.append(f"{took / 1e3:8.1f} {took / total:6.1%} {event.count:6}  {event.key[:110]}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _denoiser(model: BenchModel, device: torch.device, attention: Attention | None, compile: bool) -> Denoiser:
+    transformer = model.transformer(device).eval()
+    cast_weights(transformer, model.dtype)
+    denoiser = denoiser_of(transformer)
+    if attention is not None:
+        denoiser.use_attention(attention)
     for name, config in EXPERTS.items():
         add_expert(transformer, name, config)
         randomize_expert(transformer, name)
-    return denoiser_of(transformer)
+    if compile:
+        denoiser.compile_blocks()
+    return denoiser
 
 
 def randomize_expert(transformer: Any, name: str, std: float = 0.02) -> None:

@@ -180,7 +180,7 @@ class _Bench:
                     torch.nn.init.normal_(parameter, std=0.02)  # it starts at zero, too
                 branch.requires_grad_(False)
         if self.compiles:
-            self.parts.transformer.compile_repeated_blocks(dynamic=False)
+            denoiser_of(self.parts.transformer).compile_blocks()
 
     def _decoding(self, size: str) -> Iterator[dict[str, Any]]:
         """Decoding in tiles, then whole."""

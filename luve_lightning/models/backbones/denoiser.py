@@ -30,6 +30,8 @@ Place = Literal["attention", "cross_attention", "feed_forward"]
 
 _ATTENTION_KEY = "luve_attention"  # in the transformer's configuration; diffusers keeps unknown keys
 
+_MOST_GRAPHS = 64  # of one part of a block: some sizes, with each expert, with and without gradients
+
 
 class Denoiser(ABC):
     """A transformer that predicts velocities of latents. It is not a module itself but represents one.
@@ -268,9 +270,26 @@ class Denoiser(ABC):
             rotary.tokens_of = self.tokens_of
             rotary.register_forward_hook(_tag_rotary, with_kwargs=True)
 
-    def set_recompute(self, recompute: Recompute, keep_attention: int | None = None) -> None:
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor", **options: Any) -> None:
+        """Compile every block with torch.compile; a replaced self-attention runs between the compiled halves.
+
+        All blocks share their graphs; each size, and each choice of experts, has its own. Add experts before. Two of
+        torch's settings change for the process: it would give up after 8 graphs, and cut up a block under DDP, which
+        fails where blocks are recomputed.
+
+        Args:
+            backend: torch.compile's.
+            options: torch.compile's; sizes are constants by default.
+        """
+        settings = torch._dynamo.config
+        settings.recompile_limit = max(settings.recompile_limit, _MOST_GRAPHS)
+        settings.optimize_ddp = False
+        for _, block in self.blocks:
+            block.compile(backend=backend, **{"dynamic": False} | options)
+
+    def set_recompute(self, recompute: Recompute, keep_attention: int | None = None, offload: bool = False) -> None:
         """Choose what training recomputes in the backward pass; see `recompute.set_recompute`."""
-        set_recompute(self.module, [block for _, block in self.blocks], recompute, keep_attention)
+        set_recompute(self.module, [block for _, block in self.blocks], recompute, keep_attention, offload)
 
 
 def saved_attention(config: Mapping[str, Any]) -> Attention | None:

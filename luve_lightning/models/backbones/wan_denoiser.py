@@ -10,6 +10,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, _get_qkv_projections
 from torch import Tensor, nn
+from torch.nn.functional import rms_norm
 
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.functional.interpolation import Size3d
@@ -108,6 +109,11 @@ class WanDenoiser(Denoiser):
         for layer, (_, site) in enumerate(self.attention_sites):
             attention: Any = site
             attention.set_processor(WanAttnProcessor() if attend is None else _Attending(attend, layer))
+        old, new = (_RMSNorm, nn.RMSNorm) if attend is None else (nn.RMSNorm, _RMSNorm)
+        for _, block in self.blocks:
+            for module in block.modules():
+                if type(module) is old:
+                    module.__class__ = new  # the same weights, names and hooks
 
     @staticmethod
     def original_name(name: str) -> str:
@@ -136,12 +142,31 @@ class _Attending:
         query, key, value = (
             x.unflatten(2, (attention.heads, -1)) for x in (attention.norm_q(query), attention.norm_k(key), value)
         )
-        query, key = (_rotated(x, *rotary_emb) for x in (query, key))
-        branch = getattr(attention, "branch", None)
-        output = self.attend(query, key, value, rotary_emb.where(self.layer), branch).flatten(2, 3).type_as(query)
+        query, key = (_rotated(x, *rotary_emb).type_as(value) for x in (query, key))
+        output = self._attended(attention, query, key, value, rotary_emb).flatten(2, 3)
         for layer in attention.to_out:
             output = layer(output)
         return output
+
+    # Never part of a compiled graph: a graph of it would hold for one layer, grid and noise level alone, and what
+    # training keeps of attention is known by its operators.
+    @torch.compiler.disable
+    def _attended(
+        self, attention: WanAttention, query: Tensor, key: Tensor, value: Tensor, rotary: TaggedRotary
+    ) -> Tensor:
+        branch = getattr(attention, "branch", None)
+        return self.attend(query, key, value, rotary.where(self.layer), branch).type_as(value)
+
+
+class _RMSNorm(nn.RMSNorm):
+    """RMSNorm in the dtype of its input.
+
+    PyTorch's own, given bfloat16 tokens and a float32 weight, leaves its fused kernel and returns float32.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        return rms_norm(x, list(self.normalized_shape), weight, self.eps)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from luve_lightning.models.backbones import denoiser_of
+from luve_lightning.models.backbones.recompute import _HostCopy
 from luve_lightning.models.experts import add_expert, expert_parameters
 from tests.helpers.tiny_wan import LFE, inputs, output, randomise, tiny_transformer
 
@@ -42,11 +45,11 @@ def prepared(expert: bool, dtype: torch.dtype) -> tuple[WanTransformer3DModel, l
 
 
 def step(
-    recompute: Any, expert: bool, dtype: torch.dtype, keep_attention: int | None = None
+    recompute: Any, expert: bool, dtype: torch.dtype, keep_attention: int | None = None, offload: bool = False
 ) -> tuple[list[Tensor], list[int], list[int]]:
     """Loss and gradients of one step; the attentions of its forward and of its backward pass."""
     transformer, trained = prepared(expert, dtype)
-    denoiser_of(transformer).set_recompute(recompute, keep_attention)
+    denoiser_of(transformer).set_recompute(recompute, keep_attention, offload)
     with AttentionCalls() as forward:
         loss = output(transformer, inputs(dtype=dtype)).float().square().mean()
     with AttentionCalls() as backward:
@@ -81,6 +84,51 @@ def test_attention_is_kept_in_as_many_blocks_as_asked(expert: bool) -> None:
     for recompute, kept in (("all_but_attention", 3), ("all_but_attention", -1), ("blocks", 1)):
         with pytest.raises(ValueError, match="keep_attention: expected 0 to 2 blocks, and recompute: all_but"):
             step(recompute, expert, torch.float32, kept)
+
+
+@pytest.mark.parametrize("recompute", ["blocks", "all_but_attention"])
+@pytest.mark.parametrize("expert", [False, True], ids=["all weights", "expert"])
+def test_inputs_on_the_host_give_the_same_numbers(recompute: str, expert: bool) -> None:
+    want = step(recompute, expert, torch.float32)
+    got = step(recompute, expert, torch.float32, offload=True)
+    assert got[1:] == want[1:]
+    assert all(torch.equal(g, w) for g, w in zip(got[0], want[0], strict=True))
+
+
+def test_inputs_lie_on_the_host_until_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each comes back one block before its turn; nothing stays of a pass whose graph is gone; a copy keeps its own."""
+    events: list[str] = []
+    fetch, tensor = _HostCopy.fetch, _HostCopy.tensor
+    alive: weakref.WeakSet[_HostCopy] = weakref.WeakSet()
+
+    def fetched(self: _HostCopy) -> None:
+        events.append("in time" if self.back is None else "already there")
+        alive.add(self)
+        fetch(self)
+
+    def used(self: _HostCopy) -> Tensor:
+        events.append("used")
+        return tensor(self)
+
+    monkeypatch.setattr(_HostCopy, "fetch", fetched)
+    monkeypatch.setattr(_HostCopy, "tensor", used)
+    monkeypatch.setattr("luve_lightning.models.backbones.recompute._PART", 100)  # many parts, the last one smaller
+    transformer = tiny_transformer(num_layers=3)
+    denoiser_of(transformer).set_recompute("blocks", offload=True)
+    copied = deepcopy(transformer)
+    assert copied.blocks[0].input_host is copied.blocks[2].input_host is not transformer.blocks[0].input_host
+    first, second = (output(model, inputs()).square().mean() for model in (transformer, copied))
+    assert events == []
+    second.backward()
+    first.backward()
+    one = ["used", "in time", "in time", "used", "already there", "in time", "used", "already there"]
+    assert events == one + one
+    for left, right in zip(transformer.parameters(), copied.parameters(), strict=True):
+        assert torch.equal(left.grad, right.grad)  # type: ignore[arg-type]
+    del first, second
+    assert not alive
+    with pytest.raises(ValueError, match="offload: the blocks' inputs are kept alone only with recompute: blocks or"):
+        denoiser_of(transformer).set_recompute("nothing", offload=True)
 
 
 def test_the_choice_can_be_taken_back_and_has_three_words() -> None:
