@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from luve_lightning.analysis.benchmarks.experts import EXPERTS, randomize_expert
+from luve_lightning.analysis.benchmarks.experts import EXPERTS, attention_name, attention_named, randomize_expert
 from luve_lightning.analysis.cost import gpu_speed, measure_ms, measure_peak_mib
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, StepProgram, decode, encode_prompt, wan_1_3b
@@ -81,7 +81,7 @@ def measure(
     repeats: int = 3,
     sizes: str = "720p,2k,4k",
     vae_dtype: Literal["float32", "bfloat16"] = "float32",
-    attention: Attention | None = None,
+    attention: str = "own",
     compile: bool = False,
     gpu: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -94,7 +94,8 @@ def measure(
         sizes: some of 720p (text, motion, decoding), 2k and 4k (upsampling, refinement by each expert, decoding),
             separated by commas.
         vae_dtype: dtype of the VAE and the VLUer.
-        attention: what replaces self-attention in the third stage's transformer; None is its own.
+        attention: replaces self-attention in the third stage: the beginning of a name of `--subject attention`, such
+            as windows or tiles, or a record such as '{"name": "Windows", "cuts": [[1, 4, 4]]}'.
         compile: compile the transformer's blocks.
         gpu: file of `luve bench --subject speed`, for the plan's seconds; None measures two rates.
 
@@ -126,7 +127,7 @@ class _Bench:
         device: torch.device,
         repeats: int,
         vae_dtype: torch.dtype,
-        attention: Attention | None = None,
+        attention: str = "own",
         compiles: bool = False,
         gpu: Path | None = None,
     ) -> None:
@@ -159,14 +160,14 @@ class _Bench:
         run = partial(planner.options.method, low, planner.grid, self.parts)
         yield self._row(size, planner.upsampling(), run, [low])
         self._only("transformer")
-        self._attend(self.attention)
-        record = None if self.attention is None else self.attention.record()
+        replaced = attention_named(self.attention, "4k" if size == "4k" else "2k")
+        self._attend(replaced)
         for expert in EXPERTS:
             among = planner.steps_of("refine", planner.grid, expert)
             step = StepProgram(self.parts, "refine", planner.grid, STEPS, SKIP, among=among)
             plan = planner.one_step("refine", planner.grid, expert)
             row = self._row(size, plan, partial(step, expert), step.tensors())
-            yield row | {"expert": expert, "attention": record, "compiled": self.compiles}
+            yield row | {"expert": expert, "attention": attention_name(replaced), "compiled": self.compiles}
             del step
         yield from self._decoding(size)
 
@@ -237,6 +238,8 @@ class _Bench:
 
     def _measured(self, run: Callable[[], object], plan: StagePlan, inputs: list[torch.Tensor]) -> tuple[float, float]:
         """Seconds of a call, and bytes at its peak."""
+        if self.compiles:
+            run()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
