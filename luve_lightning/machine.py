@@ -1,14 +1,18 @@
-"""What the program runs on: this machine's resources, and the checkout with its git revision."""
+"""What the program runs on: this machine's resources, its processes, and the checkout with its git revision."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 MANY_WORKERS = 16  # allowed anywhere; more than four per core only wait for each other
@@ -23,6 +27,26 @@ def cores() -> int:
 def decoding_threads() -> int:
     """Threads that decode videos: one per core, at most 8, since more decode faster than anything measures."""
     return min(8, cores())
+
+
+def gather_mappings(mapping: Mapping[K, V]) -> dict[K, V]:
+    """The union of all processes' mappings, sorted by key; every process must call it.
+
+    For results keyed by sample: means over the union are the same for any number of processes, even when shards
+    are uneven or a sampler gave one sample to two of them (the highest rank's value is kept). Without a process
+    group, the mapping itself.
+
+    Args:
+        mapping: this process's results, possibly empty; keys must be sortable, keys and values picklable.
+    """
+    import torch.distributed
+
+    shards: list[Any] = [dict(mapping)]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        shards = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(shards, dict(mapping))
+    union = {key: value for shard in shards for key, value in shard.items()}
+    return {key: union[key] for key in sorted(union)}
 
 
 def choose_device(name: str) -> torch.device:

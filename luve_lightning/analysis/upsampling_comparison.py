@@ -18,8 +18,8 @@ from luve_lightning.analysis.cost import Cost, measure_ms, measure_peak_mib
 from luve_lightning.cascade.upsampling import LatentUpsampler, baselines
 from luve_lightning.evaluation.tables import table_markdown
 from luve_lightning.functional.fidelity import frame_difference_error, psnr, ssim
-from luve_lightning.functional.gather import gather_mappings
 from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.machine import gather_mappings
 from luve_lightning.models.backbones import LatentSpace
 
 ComparisonRows = Sequence[dict[str, Any]]

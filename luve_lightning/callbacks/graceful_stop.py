@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from luve_lightning.callbacks.checkpoints import Checkpoints, accumulating
-from luve_lightning.functional.gather import gather_mappings
+from luve_lightning.machine import gather_mappings
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from luve_lightning.functional.gather import gather_mappings
+from luve_lightning.machine import gather_mappings
 
 
 class NonFiniteLoss(ValueError):

@@ -13,8 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from luve_lightning.callbacks.weights import averaged_weights
-from luve_lightning.functional.gather import gather_mappings
-from luve_lightning.machine import check_workers
+from luve_lightning.machine import check_workers, gather_mappings
 
 
 @contextmanager

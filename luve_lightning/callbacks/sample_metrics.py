@@ -23,7 +23,7 @@ from luve_lightning.evaluation.sample_scores import Measured, SampleMeter, Sampl
 from luve_lightning.evaluation.sample_sources import Samples, SampleSource, SampleVideo
 from luve_lightning.evaluation.tables import table_csv
 from luve_lightning.files import write_text
-from luve_lightning.functional.gather import gather_mappings
+from luve_lightning.machine import gather_mappings
 
 _COLUMNS = ("step", "n", "seconds")
 

@@ -1,21 +1,24 @@
-"""`luve plan` and `luve bench`: what generating a video takes, estimated before anything runs, and measured."""
+"""`luve plan`, `luve bench`, `luve random-models`: what generating a video takes, estimated and measured."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.console import Console
 
 from luve_lightning.analysis.cost import gpu_speed
-from luve_lightning.analysis.model_parts import PartConfigs, Parts
+from luve_lightning.analysis.model_parts import PartConfigs, Parts, wan_1_3b
 from luve_lightning.analysis.plan import beside_made, plan_dict, plan_text
 from luve_lightning.analysis.planner import Planner
+from luve_lightning.analysis.random_models import write_random_models
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.pipeline_files import expert_folders
 from luve_lightning.cascade.speed import SpeedOptions
@@ -31,6 +34,7 @@ VERBS = {
     "bench": Verb(
         "Measurement", "time the models and measure their memory", subjects="luve_lightning.analysis.benchmarks"
     ),
+    "random-models": Verb("Measurement", "write a cascade's models with random weights, at real size"),
 }
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -140,3 +144,38 @@ def bench(
             output.parent.mkdir(parents=True, exist_ok=True)
             with output.open("a") as file:
                 file.write(line + "\n")
+
+
+def random_models(
+    output: Path,
+    backbone: str | None = None,
+    vluer: Path | None = None,
+    attention: Attention | None = None,
+    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    seed: int = 0,
+    refiner_alone: bool = False,
+    device: str = "auto",
+) -> None:
+    """Writes a backbone, a VLUer, an adapted transformer and both experts with random weights.
+
+    Time and memory do not depend on the weights' values: with these folders `luve generate`, `luve precompute` and
+    `luve fit` can be tried and timed at real size before any training, and without a download. Videos are noise.
+
+    Args:
+        output: New folder; gets backbone/, vluer/, refiner/, experts/lfe/ and experts/hfe/.
+        backbone: Folder or hub id whose configuration files give the sizes; default those of Wan2.1-1.3B, 18 GB in
+            bfloat16.
+        vluer: Folder whose configuration gives the VLUer's size; default the base size.
+        attention: Attention of the adapted transformer; default the backbone's own.
+        dtype: Dtype of the transformers and the text encoder; the others are float32.
+        seed: Seed of the weights.
+        refiner_alone: Write only refiner/ and experts/, for instance with another attention for another size.
+        device: Where they are drawn: auto (a GPU if there is one), cpu, cuda or cuda:N.
+    """
+    console, started = Console(emoji=False), time.perf_counter()
+    configs = wan_1_3b() if backbone is None else PartConfigs.from_pretrained(backbone, vluer)
+    target, kind = choose_device(device), getattr(torch, dtype)
+    written = write_random_models(output, configs, kind, target, attention, seed, refiner_alone)
+    for name, count in written:
+        took = f"{time.perf_counter() - started:.0f} s"
+        console.print(f"  {output / name}  {count:,} parameters  ({took})", soft_wrap=True)

@@ -14,9 +14,9 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from luve_lightning.functional.gather import gather_mappings
 from luve_lightning.functional.noise_bands import SigmaBand, Weighting
 from luve_lightning.losses import Loss
+from luve_lightning.machine import gather_mappings
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import Recompute, load_backbone
 from luve_lightning.models.experts import (

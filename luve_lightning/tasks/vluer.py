@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from luve_lightning.functional.fidelity import psnr
-from luve_lightning.functional.gather import gather_mappings
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.losses import Loss
+from luve_lightning.machine import gather_mappings
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.vluer import VLUer
 from luve_lightning.tasks.base import TrainingTask

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luve_lightning.functional.gather import gather_mappings
+from luve_lightning.machine import gather_mappings
 
 
 def test_without_a_process_group_it_is_the_mapping_in_order() -> None:
