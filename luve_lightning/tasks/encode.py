@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 
@@ -131,19 +132,24 @@ class EncodeTask(L.LightningModule):
     def _encode(self, items: list[EncodeItem]) -> None:
         frames = [item.frames.to(self.device) for item in items if item.frames is not None]
         videos = torch.stack([resize_frames(clip, self.recipe.size) for clip in frames])
-        for variant, transform in zip(self.variants, self.transforms, strict=True):
-            changed: Tensor | None = None
-            for scale in (HIGH_RESOLUTION, *self.recipe.scales):
-                wanted = [i for i, item in enumerate(items) if (variant, scale) in item.missing]
-                if not wanted:
-                    continue
-                if changed is None:
-                    changed = transform(videos)
-                pixels = resize_video(changed[wanted], self.recipe.pixel_size(scale))
-                latents = self._latents(pixels)
-                for i, entry in zip(wanted, latents, strict=True):
-                    self.totals.bytes += self.store.write(items[i].missing[variant, scale], entry)
-                    self.totals.encoded += 1
+        del frames
+        written: list[Future[int]] = []
+        # One size is written while the next one is encoded.
+        with ThreadPoolExecutor(1) as writer:
+            for variant, transform in zip(self.variants, self.transforms, strict=True):
+                changed: Tensor | None = None
+                for scale in (HIGH_RESOLUTION, *self.recipe.scales):
+                    wanted = [i for i, item in enumerate(items) if (variant, scale) in item.missing]
+                    if not wanted:
+                        continue
+                    if changed is None:
+                        changed = transform(videos)
+                    latents = self._latents(resize_video(changed[wanted], self.recipe.pixel_size(scale)))
+                    for i, entry in zip(wanted, latents, strict=True):
+                        written.append(writer.submit(self.store.write, items[i].missing[variant, scale], entry))
+        for future in written:
+            self.totals.bytes += future.result()
+            self.totals.encoded += 1
 
     def _latents(self, pixels: Tensor) -> Tensor:
         count = len(pixels)

@@ -245,7 +245,7 @@ def decode_tiled(
     z = vae.post_quant_conv(latents.to(vae.post_quant_conv.weight))
     (h, w), patch = z.shape[3:], vae.config.patch_size or 1
     scale, size = _video_size(vae, tiled, z)
-    out = latents.new_empty(size, dtype=z.dtype) if out is None else _checked(out, size)
+    out = latents.new_empty(size, dtype=z.dtype) if out is None else check_room(out, size)
 
     features = whole_frames(whole, z.split(1, dim=2))
     for tile_rows, tile_columns in product(spread(h, tile[0]), spread(w, tile[1])):
@@ -255,7 +255,7 @@ def decode_tiled(
         start = 0
         for frame in features:
             part = run(frame[..., slice(*rows[0]), slice(*columns[0])])
-            start = _write(out, unpatchify(part, patch).clamp(-1, 1), start, place)
+            start = write_frames(out, unpatchify(part, patch).clamp(-1, 1), start, place)
     return out
 
 
@@ -267,8 +267,10 @@ def _video_size(vae: AutoencoderKLWan, tiled: list[Layer], z: Tensor) -> tuple[i
     return scale, (batch, vae.config.out_channels // patch**2, frames, h * scale * patch, w * scale * patch)
 
 
-def _write(out: Tensor, video: Tensor, start: int, place: tuple[slice, slice]) -> int:
-    """Put a tile's next frames, from `start`, into place; returns the frame after them."""
+def write_frames(
+    out: Tensor, video: Tensor, start: int, place: tuple[slice, slice] = (slice(None), slice(None))
+) -> int:
+    """Put the next frames of a clip or a tile, from `start`, into place; returns the frame after them."""
     stop = start + video.shape[2]
     if out.dtype == torch.uint8:
         out[:, start:stop, *place] = video_to_frames(video).to(out.device)
@@ -277,8 +279,8 @@ def _write(out: Tensor, video: Tensor, start: int, place: tuple[slice, slice]) -
     return stop
 
 
-def _checked(out: Tensor, size: tuple[int, ...]) -> Tensor:
-    """`out`, if it can hold a video of this size."""
+def check_room(out: Tensor, size: tuple[int, ...]) -> Tensor:
+    """`out`, if it can hold a video B x C x T x H x W of this size; else a ValueError."""
     batch, channels, *places = size
     expected = (batch, *places, channels) if out.dtype == torch.uint8 else size
     if tuple(out.shape) != expected or not (out.dtype == torch.uint8 or out.is_floating_point()):
@@ -317,7 +319,7 @@ def dry_decode_tiled(
         for index, frame in enumerate(features[:_DISTINCT]):
             with counted(count * (len(features) - index if index == _DISTINCT - 1 else 1)):
                 part = tile_run(frame[..., slice(*tile_run.rows[0]), slice(*tile_run.columns[0])])
-                _write(out, unpatchify(part, patch).clamp(-1, 1), 0, place)
+                write_frames(out, unpatchify(part, patch).clamp(-1, 1), 0, place)
         # Freed before the next tile starts, whose TileRun replaces this one there.
         tile_run.histories.clear()
 

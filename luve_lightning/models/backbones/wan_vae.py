@@ -24,19 +24,23 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchify, unpatchify
+from diffusers.models.autoencoders import autoencoder_kl_wan as wan
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from luve_lightning.functional.frames import Convolution, FrameLayer, Linear, Norm, kernels_suit
+from luve_lightning.functional.frames.codec import Down, FrameAttention, FrameCodec, Residual, Up
 from luve_lightning.models.backbones.latents import LatentSpace
 from luve_lightning.models.backbones.wan_tiles import (
     DEFAULT_TILE,
     bring_to_device,
+    check_room,
     decode_tiled,
     dry_decode_tiled,
     encode_tiled,
     refuse_residual,
-)
+    write_frames,
+)  # fmt: skip
 
 # Pixels (batch x frames x height x width) up to which a clip is encoded or decoded in one pass. Beyond it
 # diffusers' chunked form bounds memory; both give equal numbers up to rounding. 2**22 pixels are 114 frames at
@@ -70,11 +74,14 @@ class WanLatentSpace(LatentSpace):
             spatial_ratio=config.scale_factor_spatial,
             temporal_ratio=config.scale_factor_temporal,
         )
+        self._patch = config.patch_size or 1
+        self._streamed: tuple[Any, FrameCodec] | None = None
         self._lay_out_weights()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WanLatentSpace:
         """What `to`, `cuda`, `half` and the like call."""
         super()._apply(fn, recurse)
+        self._streamed = None
         self._lay_out_weights()
         return self
 
@@ -102,6 +109,20 @@ class WanLatentSpace(LatentSpace):
         fits = self.tile is None or (height <= self.tile[0] and width <= self.tile[1])
         return None if fits else self.tile
 
+    def _stream(self) -> FrameCodec | None:
+        """The form for a GPU where it is the fast one; None elsewhere."""
+        self.wake()
+        weight = next(self.vae.parameters())
+        kind, dtype = weight.device.type, weight.dtype
+        if kind != "meta" and torch.is_autocast_enabled(kind):  # which does not know it
+            dtype = torch.get_autocast_dtype(kind)
+        if self.vae.use_tiling or not suits(self.vae, weight.device, dtype):
+            return None
+        state = dtype, tuple((p.data_ptr(), p._version) for p in self.vae.parameters())
+        if self._streamed is None or self._streamed[0] != state:
+            self._streamed = state, frame_codec(self.vae, dtype)
+        return self._streamed[1]
+
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
         """See LatentSpace."""
@@ -111,6 +132,10 @@ class WanLatentSpace(LatentSpace):
             clips = [encode_tiled(self.vae, clip, tile) for clip in video.split(1)]
             return self.normalize(torch.cat(clips).chunk(2, dim=1)[0].float())
         whole = self._takes_whole(frames, height, width)
+        if not whole and (stream := self._stream()):
+            patches = (wan.patchify(clip.to(stream.device), self._patch)[0] for clip in video.split(1))
+            moments = torch.stack([stream.encode(clip) for clip in patches])
+            return self.normalize(moments.chunk(2, dim=1)[0].float())
         means = []
         for part in video.to(self.dtype).split(self.clips_at_once(frames, height, width)):
             moments = encode_whole_clip(self.vae, part) if whole else self.vae.encode(part).latent_dist.parameters
@@ -121,28 +146,40 @@ class WanLatentSpace(LatentSpace):
     def decode(self, latents: Tensor, *, out: Tensor | None = None) -> Tensor:
         """See LatentSpace."""
         size = self.pixel_size(latents.shape[2], latents.shape[3], latents.shape[4])
-        if out is not None or self._tile_for(latents.shape[3], latents.shape[4]):
-            return self._decode_tiles(latents, out, (len(latents), 3, *size))
+        tile = self._tile_for(latents.shape[3], latents.shape[4])
         whole = self._takes_whole(*size)
+        if tile is None and not whole and (stream := self._stream()):
+            return self._decode_stream(stream, latents, out, (len(latents), 3, *size))
+        if out is not None or tile:
+            return self._decode_tiles(latents, out, (len(latents), 3, *size))
         videos = []
         for part in self.denormalize(latents.float()).to(self.dtype).split(self.clips_at_once(*size)):
             video = decode_whole_clip(self.vae, part) if whole else self.vae.decode(part).sample
             videos.append(video.float().clamp(-1, 1))
         return torch.cat(videos)
 
+    def _decode_stream(self, stream: FrameCodec, latents: Tensor, out: Tensor | None, size: tuple[int, ...]) -> Tensor:
+        """Decode clip by clip, a few latent frames at a time, into one tensor."""
+        out = _room(latents, out, size)
+        for clip, place in zip(self.denormalize(latents.float()), out.split(1), strict=True):
+            start = 0
+            for part in stream.decode(clip):
+                start = write_frames(place, wan.unpatchify(part[None], self._patch).float().clamp_(-1, 1), start)
+        return out
+
     def _decode_tiles(self, latents: Tensor, out: Tensor | None, size: tuple[int, ...]) -> Tensor:
         """Decode clip by clip, in tiles, into one tensor."""
-        out = latents.new_empty(size, dtype=torch.float32) if out is None else out
-        if len(out) != len(latents):
-            raise ValueError(f"out: for {len(out)} clips; the latents are of {len(latents)}")
+        out = _room(latents, out, size)
         for clip, place in zip(self.denormalize(latents.float()).split(1), out.split(1), strict=True):
             decode_tiled(self.vae, clip, self.tile or DEFAULT_TILE, out=place)
         return out
 
     def decode_differentiable(self, latents: Tensor) -> Tensor:
         """See LatentSpace; peak memory is one decoder block's activations, because blocks are recomputed."""
-        z = self.denormalize(latents.float()).to(self.dtype)
-        return decode_whole_clip(self.vae, z, checkpointed=True)
+        z = self.denormalize(latents.float())
+        if stream := self._stream():
+            return wan.unpatchify(torch.stack([stream.decode_differentiable(clip) for clip in z]), self._patch)
+        return decode_whole_clip(self.vae, z.to(self.dtype), checkpointed=True)
 
     def decode_in_tiles(self, latents: Tensor, tile: tuple[int, int]) -> Tensor:
         """See LatentSpace."""
@@ -211,7 +248,77 @@ class WanLatentSpace(LatentSpace):
         vae.register_to_config(latents_mean=list(mean), latents_std=list(std))
 
 
-def _resample(resample: WanResample, x: Tensor) -> Tensor:
+def _room(latents: Tensor, out: Tensor | None, size: tuple[int, ...]) -> Tensor:
+    """`out`, or a new tensor for the video of latents.
+
+    Raises:
+        ValueError: `out` cannot hold it.
+    """
+    if out is None:
+        return latents.new_empty(size, dtype=torch.float32)
+    if len(out) != len(latents):
+        raise ValueError(f"out: for {len(out)} clips; the latents are of {len(latents)}")
+    return check_room(out, size)
+
+
+def suits(vae: AutoencoderKLWan, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `frame_codec` is the fast form of a VAE; its kernels move 8 channels."""
+    odd = vae.config.base_dim % 8 or (vae.config.decoder_base_dim or 8) % 8
+    return not odd and not vae.config.is_residual and kernels_suit(device, dtype)
+
+
+def frame_codec(vae: AutoencoderKLWan, dtype: torch.dtype) -> FrameCodec:
+    """The form for large clips on a GPU, equal up to rounding; frames are in patches where the VAE takes patches.
+
+    Raises:
+        ValueError: for a residual (Wan2.2) VAE.
+    """
+    refuse_residual(vae)
+    config, device = vae.config, vae.quant_conv.weight.device
+
+    def ends(net: Any) -> tuple[Convolution, Convolution]:
+        return Convolution.of(net.conv_in, dtype), Convolution.of(net.conv_out, dtype, Norm.of(net.norm_out, dtype))
+
+    def encoder() -> list[FrameLayer]:
+        first, last = ends(vae.encoder)
+        blocks = [*vae.encoder.down_blocks, *_mid_blocks(vae.encoder)]
+        return [first, *(_frame_layer(block, dtype) for block in blocks), last, Linear(vae.quant_conv, dtype)]
+
+    def decoder() -> list[FrameLayer]:
+        first, last = ends(vae.decoder)
+        blocks = _mid_blocks(vae.decoder)
+        for block in vae.decoder.up_blocks:
+            blocks += [*block.resnets, *(block.upsamplers or [])]
+        return [first, *(_frame_layer(block, dtype) for block in blocks), last]
+
+    ratio = config.scale_factor_spatial // (config.patch_size or 1)
+    before = Linear(vae.post_quant_conv, dtype)
+    return FrameCodec(encoder, decoder, before, config.scale_factor_temporal, ratio, dtype, device)
+
+
+def _mid_blocks(net: Any) -> list[Any]:
+    mid = net.mid_block
+    later = zip(mid.attentions, mid.resnets[1:], strict=True)
+    return [mid.resnets[0], *(block for pair in later for block in pair)]
+
+
+def _frame_layer(block: Any, dtype: torch.dtype) -> FrameLayer:
+    if isinstance(block, wan.WanResidualBlock):
+        first = Convolution.of(block.conv1, dtype, Norm.of(block.norm1, dtype))
+        second = Convolution.of(block.conv2, dtype, Norm.of(block.norm2, dtype))
+        short = block.conv_shortcut
+        return Residual(first, second, Linear(short, dtype) if isinstance(short, nn.Conv3d) else None)
+    if isinstance(block, wan.WanAttentionBlock):
+        norm = Norm.of(block.norm, dtype, active=False)
+        return FrameAttention(norm, Linear(block.to_qkv, dtype), Linear(block.proj, dtype))
+    assert isinstance(block, wan.WanResample)
+    conv: Any = block.resample[1]
+    time = Convolution.of(block.time_conv, dtype) if block.mode.endswith("3d") else None
+    up = block.mode.startswith("up")
+    return Up(Convolution.of(conv, dtype), time) if up else Down(conv.weight, conv.bias, dtype, time)
+
+
+def _resample(resample: wan.WanResample, x: Tensor) -> Tensor:
     """`WanResample` over a whole clip, with the first frame treated as in the chunked form."""
     if resample.mode == "upsample3d" and x.shape[2] > 1:
         rest = x[:, :, 1:]
@@ -256,10 +363,10 @@ def encode_whole_clip(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
     net = vae.encoder
     stages: list[_Stage] = [net.conv_in]
     for block in net.down_blocks:
-        stages.append(partial(_resample, block) if isinstance(block, WanResample) else block)
+        stages.append(partial(_resample, block) if isinstance(block, wan.WanResample) else block)
     stages += [net.mid_block, partial(_head, net), vae.quant_conv]
     if vae.config.patch_size is not None:
-        video = patchify(video, patch_size=vae.config.patch_size)
+        video = wan.patchify(video, patch_size=vae.config.patch_size)
     return _run(stages, video, checkpointed=False)
 
 
@@ -285,5 +392,5 @@ def decode_whole_clip(vae: AutoencoderKLWan, latents: Tensor, *, checkpointed: b
     stages.append(partial(_head, net))
     video = _run(stages, latents, checkpointed)
     if vae.config.patch_size is not None:
-        video = unpatchify(video, patch_size=vae.config.patch_size)
+        video = wan.unpatchify(video, patch_size=vae.config.patch_size)
     return video
