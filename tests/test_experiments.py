@@ -110,6 +110,7 @@ def tiny_environment(
     monkeypatch.setenv("TINY_CASCADE", str(tiny_cascade))
     monkeypatch.setenv("TINY_RUN", str(tmp_path / "run"))
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb"))  # where artifacts wait, by default at home
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # compiling takes a minute and is tested elsewhere
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "run"
