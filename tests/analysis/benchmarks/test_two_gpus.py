@@ -1,0 +1,53 @@
+"""`luve bench --subject two-gpus` with a tiny transformer: two processes of a CPU, and two GPUs where there are."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+
+import pytest
+import torch
+
+from luve_lightning.analysis.benchmarks import two_gpus
+from luve_lightning.analysis.benchmarks.experts import BenchModel
+from luve_lightning.cli.costs import bench
+from luve_lightning.models.attention.dense import Dense
+
+SIZES = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 2, "text_dim": 8}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"))],
+)
+def test_two_devices_make_the_step_of_one_with_twice_the_batch(
+    device: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = BenchModel("tiny", SIZES, 6, (2, 8, 8), torch.float32)
+    monkeypatch.setattr(two_gpus, "bench_model", lambda _: model)
+    bench("two-gpus", device=device, attention=Dense(), small=(3, 6, 8), precision="32-true")
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
+    assert [(row["task"], row["strategy"], row["what"]) for row in rows] == [
+        ("adaptation", "fsdp2", "swapped"),
+        ("lfe", "ddp", "swapped"),
+        ("adaptation", "fsdp2", "two devices"),
+        ("lfe", "ddp", "two devices"),
+        ("adaptation", "fsdp2", "step"),
+    ]
+    assert all(row["attention"] == {"name": "Dense"} for row in rows)
+    for row in rows[:4]:
+        # A gradient that is a sum instead of a mean differs by 1, one that lacks a sample by as much.
+        assert row["gradient"] < 1e-5
+        assert row["gradient_worst"] < 1e-4
+        assert row["weights"] < 1e-6
+        # AdamW's first step is the gradient's sign: rounding turns those of gradients near zero.
+        assert row["update"] < 1e-2
+    assert prod(rows[4]["latents"]) == 2 * 8 * 8
+    assert rows[4]["step_s"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 1, reason="there are two GPUs")
+def test_one_gpu_is_refused() -> None:
+    with pytest.raises(ValueError, match="two-gpus: expected 2 CUDA devices, found "):
+        next(two_gpus.measure(torch.device("cuda")))
