@@ -86,8 +86,8 @@ def beside_made(stages: Sequence[StagePlan], made: Mapping[str, Any]) -> str:
         ran = took is not None and took["seconds"] is not None  # or its latents were kept, and it has no steps
         if took is None or tuple(took["latents"][1:]) != stage.latents or (ran and steps[name] != stage.steps):
             has = [f"{n} {s['latents'][1:]} in {steps[n]} steps" for n, s in found.items()]
-            planned = f"{name} {list(stage.latents or ())} in {stage.steps} steps"
-            raise ValueError(f"made: the plan has {planned}, the video's record {', '.join(has) or 'no stages'}")
+            wanted = f"{name} {list(stage.latents or ())} in {stage.steps} steps"
+            raise ValueError(f"made: the plan has {wanted}, the video's record {', '.join(has) or 'no stages'}")
         peak = _compared(stage.peak / _GIB, took.get("peak_gib"))
         rows.append([stage.stage, *_compared(stage.seconds, took["seconds"]), *peak])
         if stage.seconds is not None and took["seconds"] is not None:

@@ -20,8 +20,9 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, multiprocessing
+from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import start_processes
 from torch.utils.data import DataLoader
 
 from luve_lightning.analysis.benchmarks.experts import bench_model, randomize_expert
@@ -113,7 +114,7 @@ def measure(
             _write(setup, name, setup.latents, {"what": "swapped"} | swapped.row())
             del one, swapped
             _free(device.type)
-        multiprocessing.start_processes(_shared, (setup,), nprocs=2, start_method="forkserver")
+        start_processes(_shared, (setup,), nprocs=2, start_method="forkserver")
         for line in (setup.folder / "rows.jsonl").read_text().splitlines():
             yield facts | json.loads(line)
 
