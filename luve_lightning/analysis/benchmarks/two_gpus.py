@@ -8,22 +8,17 @@ import math
 import os
 import socket
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import start_processes
-from torch.utils.data import DataLoader
 
 from luve_lightning.analysis.benchmarks.experts import bench_model, randomize_expert
 from luve_lightning.analysis.random_models import EXPERTS
@@ -31,10 +26,9 @@ from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import Recompute, denoiser_of
 from luve_lightning.tasks import AdaptationTask, ExpertTask, FlowMatchingTask
+from luve_lightning.tasks.watched_steps import StepPrecision, watched_steps
 
-Precision = Literal["32-true", "bf16-mixed"]
-
-_STRATEGIES = {"adaptation": "fsdp2", "lfe": "ddp"}
+_STRATEGIES: dict[str, Literal["fsdp2", "ddp"]] = {"adaptation": "fsdp2", "lfe": "ddp"}
 _LEVELS = {"adaptation": (0.4, 0.9), "lfe": (0.9, 0.97)}  # noise levels of the two samples
 _RECOMPUTE: Recompute = "all_but_attention"
 
@@ -44,12 +38,12 @@ class _Setup:
     """What all processes of a measurement share: plain values, which another process can be given."""
 
     folder: Path
-    device: str
+    device: Literal["cpu", "cuda"]
     latents: Size3d
     step_latents: Size3d
     text: tuple[int, int]
     channels: int
-    precision: Precision
+    precision: StepPrecision
     attention: dict[str, Any] | None
     repeats: int
     port: int
@@ -60,7 +54,7 @@ def measure(
     repeats: int = 1,
     attention: Attention | None = None,
     small: Size3d | None = None,
-    precision: Precision | None = None,
+    precision: StepPrecision | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Compare one training step on two GPUs with one GPU's on both samples, then time a step of full size.
 
@@ -100,9 +94,17 @@ def measure(
             listener.bind(("127.0.0.1", 0))
             port = int(listener.getsockname()[1])
         setup = _Setup(
-            Path(folder), device.type, small or default, model.latents, (model.text, model.sizes["text_dim"]), channels,
-            precision or ("32-true" if device.type == "cpu" else "bf16-mixed"), record, repeats, port,
-        )  # fmt: skip
+            folder=Path(folder),
+            device="cpu" if device.type == "cpu" else "cuda",
+            latents=small or default,
+            step_latents=model.latents,
+            text=(model.text, model.sizes["text_dim"]),
+            channels=channels,
+            precision=precision or ("32-true" if device.type == "cpu" else "bf16-mixed"),
+            attention=record,
+            repeats=repeats,
+            port=port,
+        )
         facts = {"subject": "two-gpus", "model": model.name, "attention": record}
         for name in _STRATEGIES:
             one = _one_device(setup, name, (0, 1))
@@ -135,48 +137,15 @@ class _GivenExpert(_Given, ExpertTask):
     """An expert on given noise."""
 
 
-class _Watch(L.Callback):
-    """Hands each gradient and each updated weight on, and times the steps."""
-
-    def __init__(self, device: str, see: Callable[[str, Tensor], None] | None = None) -> None:
-        self.device, self.see = device, see
-        self.seconds: list[float] = []
-
-    def on_train_batch_start(self, trainer: Any, task: Any, batch: Any, batch_idx: int) -> None:
-        self._began = self._now()
-
-    def on_train_start(self, trainer: Any, task: Any) -> None:
-        self._see("before", task)
-
-    def on_before_optimizer_step(self, trainer: Any, task: Any, optimizer: Any) -> None:
-        self._see("gradient", task)
-
-    def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.seconds.append(self._now() - self._began)
-        self._see("weights", task)
-
-    def _see(self, kind: str, task: Any) -> None:
-        if self.see is None:
-            return
-        for name, weight in task.named_parameters():
-            if weight.requires_grad:
-                tensor = weight.grad if kind == "gradient" else weight.detach()
-                # Put together from its shards, in which every process must take part.
-                whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-                self.see(f"{kind} {name}", whole)
-
-    def _now(self) -> float:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-
 def _one_device(setup: _Setup, name: str, samples: tuple[int, ...]) -> dict[str, Tensor]:
     """Weights before and after one step on one device, and gradients, on the CPU."""
     found: dict[str, Tensor] = {}
-    watch = _Watch(setup.device, lambda key, tensor: found.update({key: tensor.to("cpu", copy=True)}))
-    trainer = _trainer(setup, setup.precision, watch, 1, devices=1)
-    trainer.fit(_task(setup, name), _loader(_batch(setup, name, setup.latents, samples)))
+
+    def keep(key: str, tensor: Tensor) -> None:
+        found[key] = tensor.to("cpu", copy=True)
+
+    batch = _batch(setup, name, setup.latents, samples)
+    watched_steps(_task(setup, name), batch, setup.folder, setup.device, setup.precision, see=keep)
     return found
 
 
@@ -191,12 +160,12 @@ def _shared(rank: int, setup: _Setup) -> None:
     for name, strategy in _STRATEGIES.items():
         with safe_open(setup.folder / f"{name}.safetensors", "pt") as one:
             differences = _Differences(one)
-            watch = _Watch(setup.device, differences.see if rank == 0 else _nothing)
-            trainer = _trainer(setup, setup.precision, watch, 1, devices=2, strategy=_strategy(strategy))
-            trainer.fit(_task(setup, name), _loader(_batch(setup, name, setup.latents, (rank,))))
+            watched_steps(
+                _task(setup, name), _batch(setup, name, setup.latents, (rank,)), setup.folder, setup.device,
+                setup.precision, strategy, devices=2, see=differences.see if rank == 0 else _nothing,
+            )  # fmt: skip
         if rank == 0:
             _write(setup, name, setup.latents, {"what": "two devices"} | differences.row())
-        del trainer
         _free(setup.device)
     _time_a_step(rank, setup)
     dist.barrier()  # the first process holds the store that the other still uses
@@ -209,12 +178,11 @@ def _nothing(key: str, tensor: Tensor) -> None:
 
 def _time_a_step(rank: int, setup: _Setup) -> None:
     """The sharded adaptation at the full size, one sample a device."""
-    watch = _Watch(setup.device)
-    precision: Precision = "32-true" if setup.device == "cpu" else "bf16-mixed"
-    trainer = _trainer(setup, precision, watch, 1 + setup.repeats, devices=2, strategy=_strategy("fsdp2"))
-    batch = _batch(setup, "adaptation", setup.step_latents, (rank,))
-    trainer.fit(_task(setup, "adaptation"), _loader(batch, 1 + setup.repeats))
-    row: dict[str, Any] = {"what": "step", "precision": precision, "step_s": round(min(watch.seconds[1:]), 3)}
+    precision: StepPrecision = "32-true" if setup.device == "cpu" else "bf16-mixed"
+    task, batch = _task(setup, "adaptation"), _batch(setup, "adaptation", setup.step_latents, (rank,))
+    steps = 1 + setup.repeats
+    seconds = watched_steps(task, batch, setup.folder, setup.device, precision, "fsdp2", devices=2, steps=steps)
+    row: dict[str, Any] = {"what": "step", "precision": precision, "step_s": round(min(seconds[1:]), 3)}
     if setup.device == "cuda":
         row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     if rank == 0:
@@ -280,32 +248,6 @@ def _batch(setup: _Setup, name: str, latents: Size3d, samples: tuple[int, ...]) 
     both = {key: torch.randn(2, *shape, generator=generator) for key, shape in shapes.items()}
     both["sigma"] = torch.tensor(_LEVELS[name])
     return {key: value[list(samples)] for key, value in both.items()}
-
-
-def _loader(batch: dict[str, Tensor], times: int = 1) -> Any:
-    """What gives a batch a few times."""
-    return DataLoader([batch] * times, batch_size=None)  # type: ignore[arg-type]  # a list is a dataset
-
-
-def _trainer(setup: _Setup, precision: Precision, watch: _Watch, steps: int, **options: Any) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu" if setup.device == "cpu" else "gpu",
-        precision=precision,
-        max_steps=steps,
-        gradient_clip_val=1.0,
-        callbacks=[watch],
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=setup.folder,
-        **options,
-    )
-
-
-def _strategy(name: str) -> Any:
-    return name if name == "ddp" else ModelParallelStrategy(2, 1)
 
 
 def _write(setup: _Setup, task: str, latents: Size3d, row: dict[str, Any]) -> None:
