@@ -1,4 +1,4 @@
-"""`luve precompute` and `luve embed`: clips encoded into the latent store, captions into the text store."""
+"""`luve mini-world`, `luve precompute`, `luve embed`: clips rendered, and encoded; captions encoded."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clip_windows import ClipWindow, WindowReader, plan_windows, quarantine_path
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_store import LatentKey, LatentRecipe, LatentStore, check_scales
+from luve_lightning.data.mini_world import render_mini_world
 from luve_lightning.data.quarantine import Quarantine, TooManyBadClips
 from luve_lightning.data.text_store import TextSource, TextStore, captions_of, embed_captions
 from luve_lightning.data.variants import PixelTransform, Unchanged, variant_name
@@ -35,6 +36,7 @@ from luve_lightning.tasks.encode import EncodeTask
 from luve_lightning.terminal import Steps, say
 
 VERBS = {
+    "mini-world": Verb("Data", "render the mini world's clips and their CSV", goes_on=True),
     "precompute": Verb(
         "Data",
         "encode clips into the latent store, once per size",
@@ -45,6 +47,44 @@ VERBS = {
         "Data", "embed captions into the text store, once", examples=("experiments/embed/mini.yaml",), goes_on=True
     ),
 }
+
+
+def mini_world(
+    output: Path = Path("data/mini/world"),
+    seed: int = 0,
+    train: int = 200,
+    val: int = 24,
+    test: int = 24,
+    frames: int = 33,
+    size: int = 192,
+    fps: int = 16,
+    processes: int | None = None,
+) -> None:
+    """Renders the mini world: real photographs filmed by a moving camera, as clips with UltraVideo's CSV.
+
+    A complete world is left alone, an interrupted one is completed. Whole photographs are held out for validation
+    and test.
+
+    Args:
+        output: Folder to fill with clips/, clips.csv, splits.json and MANIFEST.json.
+        seed: Seed of everything random; the same seed gives the same bytes.
+        train: Number of training clips.
+        val: Number of validation clips.
+        test: Number of test clips.
+        frames: Frames per clip, 4k+1 and at least 5.
+        size: Side of the square frames in pixels, a multiple of 16.
+        fps: Frames per second.
+        processes: Worker processes; default one per CPU.
+    """
+    console = Console(emoji=False)
+    started = time.perf_counter()
+    report = render_mini_world(output, seed, train, val, test, frames, size, fps, processes)
+    seconds = time.perf_counter() - started
+    if report.rendered:
+        kept = f" ({report.kept} were there already)" if report.kept else ""
+        console.print(f"Rendered {len(report.rendered)} clips into {output} in {seconds:.0f} s{kept}.")
+    else:
+        console.print(f"{output} is complete: {report.kept} clips, nothing to render.")
 
 
 def precompute(

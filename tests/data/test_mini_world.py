@@ -16,7 +16,7 @@ import av
 import numpy as np
 import pytest
 
-from luve_lightning.cli.mini_world import mini_world
+from luve_lightning.cli.precompute import mini_world
 from luve_lightning.data.mini_world import OtherWorldError, render_mini_world, vocabulary
 from luve_lightning.data.mini_world.paint import draw_scene, paint_scene
 from luve_lightning.data.mini_world.render import CRF

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luve_lightning.callbacks.expert_losses import bootstrap_interval
+from luve_lightning.callbacks.reports import bootstrap_interval
 
 
 @pytest.mark.parametrize("count", [20, 60])

@@ -1,8 +1,10 @@
-"""An expert's gain: its loss in its own band, without and with it, on held-out clips."""
+"""What a run measured, in files that tables read: an expert's gain in its band, and a training's last validation."""
 
 from __future__ import annotations
 
 import csv
+import json
+import math
 import os
 import random
 import statistics
@@ -36,6 +38,7 @@ COLUMNS = (
 )
 _KEY = ("expert", "run", "variant")
 _RESAMPLES = 10_000
+_VALIDATION = "val/"
 
 
 class ExpertLosses(L.Callback):
@@ -120,3 +123,34 @@ def bootstrap_interval(values: Sequence[float], share: float = 0.95) -> tuple[fl
     means = sorted(statistics.fmean(rng.choices(values, k=len(values))) for _ in range(_RESAMPLES))
     cut = int((1 - share) / 2 * _RESAMPLES)
     return means[cut], means[-1 - cut]
+
+
+class ValidationReport(L.Callback):
+    """Writes what each validation logged as `val/...`, over the one before.
+
+    The JSON has the form of `luve evaluate`'s, with one method: a metric of a table names the training's stage, this
+    method and a number without `val/`, such as `loss` or `loss_sigma_0.000-0.556`. With `EMA` the numbers are the
+    averaged weights', which `Export` saves.
+
+    Args:
+        output: JSON file; `{out}/table.json` in a table.
+        method: name of the method.
+    """
+
+    def __init__(self, output: Path, method: str = "trained") -> None:
+        self.output, self.method = Path(output), method
+        if self.output.suffix != ".json":
+            raise ValueError(f"output: expected a file that ends in .json, got {output}")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write on the first process; sanity checks do not count."""
+        if not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        numbers = {
+            name.removeprefix(_VALIDATION): float(value)
+            for name, value in sorted(trainer.callback_metrics.items())
+            if name.startswith(_VALIDATION)
+        }
+        metrics = {name: {"value": value if math.isfinite(value) else None} for name, value in numbers.items()}
+        content: dict[str, Any] = {"methods": {self.method: {"metrics": metrics}}, "step": trainer.global_step}
+        write_text(self.output, json.dumps(content, indent=1) + "\n")
