@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -170,17 +169,15 @@ class _Take(torch.autograd.Function):
         return gradient, None, None, None
 
 
+@torch.compiler.disable  # tracing would look through the caches and make the tables anew in every pass
 def indices(make: Callable[..., list[IndexTable]], like: Tensor, settings: tuple[int, ...]) -> list[Tensor]:
     """Tables of indices on the device of `like`, made once for the same settings.
 
     Args:
-        make: function of a module in this folder that makes them from whole numbers.
+        make: what makes them from whole numbers.
         like: a tensor on the device.
-        settings: its arguments.
+        settings: the numbers.
     """
-    if torch.compiler.is_compiling():
-        # An operator, because tracing would look through the cache and make the tables anew in every pass.
-        return list(_traced_indices(like, make.__module__, make.__name__, list(settings)))
     return _on_device(make, settings, str(like.device))
 
 
@@ -188,22 +185,4 @@ def indices(make: Callable[..., list[IndexTable]], like: Tensor, settings: tuple
 def _on_device(make: Callable[..., list[IndexTable]], settings: tuple[int, ...], device: str) -> list[Tensor]:
     # Training may use what was made while a sample was drawn, and saves no tensors of inference mode.
     with torch.inference_mode(False):
-        return [torch.from_numpy(table).to(device) for table in _made(make, settings)]
-
-
-@lru_cache(maxsize=256)
-def _made(make: Callable[..., list[IndexTable]], settings: tuple[int, ...]) -> list[IndexTable]:
-    return make(*settings)
-
-
-@torch.library.custom_op("luve_lightning::indices", mutates_args=())
-def _traced_indices(like: Tensor, module: str, make: str, settings: list[int]) -> list[Tensor]:
-    function = getattr(import_module(module), make)
-    # Copies, for what an operator returns belongs to the compiled function.
-    return [table.clone() for table in _on_device(function, tuple(settings), str(like.device))]
-
-
-@_traced_indices.register_fake
-def _(like: Tensor, module: str, make: str, settings: list[int]) -> list[Tensor]:
-    tables = _made(getattr(import_module(module), make), tuple(int(n) for n in settings))
-    return [like.new_empty(table.shape, dtype=torch.from_numpy(table[:0]).dtype) for table in tables]
+        return [torch.from_numpy(table).to(device) for table in make(*settings)]

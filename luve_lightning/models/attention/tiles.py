@@ -176,17 +176,17 @@ def tables_of(attends: IndexTable, filled: IndexTable) -> list[IndexTable]:
     """
     full = filled == BLOCK
     partly, wholly = attends & ~full, attends & full
-    return [
-        filled.astype(np.int32),
-        *(table for pairs in (partly, wholly, partly.T, wholly.T) for table in _listed(pairs)),
-    ]
+    kinds = (partly, wholly, partly.T, wholly.T)
+    # One width: torch 2.11's kernels step through the tables of full blocks by the other tables' width.
+    width = max(1, *(int(pairs.sum(1).max()) for pairs in kinds))
+    return [filled.astype(np.int32), *(table for pairs in kinds for table in _listed(pairs, width))]
 
 
-def _listed(pairs: IndexTable) -> tuple[IndexTable, IndexTable]:
+def _listed(pairs: IndexTable, width: int) -> tuple[IndexTable, IndexTable]:
     """Count and columns of the true entries of each row, with the leading dimensions of a BlockMask."""
     row, column = pairs.nonzero()
     counts = pairs.sum(1)
-    columns = np.zeros((len(pairs), max(1, counts.max())), dtype=np.int32)
+    columns = np.zeros((len(pairs), width), dtype=np.int32)
     columns[row, np.arange(len(row)) - (counts.cumsum() - counts)[row]] = column
     return counts.astype(np.int32)[None, None], columns[None, None]
 
@@ -276,9 +276,16 @@ def _compiled(run: Callable[..., Any], backend: str = "inductor") -> Callable[..
     return limited
 
 
+# What the kernel computes of each pair: the score as it is, its gradient, and the mask of blocks that are not full.
+# Without annotations: as strings, which they are in this file, they break the keys of Inductor's cache.
+_SCORE = lambda score, sample, head, query, key: score  # noqa: E731
+_SCORE_GRADIENT = lambda score, sample, head, query, key, gradient: [gradient, None, None, None, None]  # noqa: E731
+_HAS_TOKEN = lambda sample, head, query, key, filled: key % BLOCK < filled[key // BLOCK]  # noqa: E731
+
+
 def _forward(query: Tensor, key: Tensor, value: Tensor, tables: list[Tensor]) -> tuple[Tensor, Tensor]:
     blocks, scale, options, buffers = _described(query, tables)
-    output, logsumexp, _ = flex_forward(query, key, value, _score, blocks, scale, options, (), buffers)
+    output, logsumexp, _ = flex_forward(query, key, value, _SCORE, blocks, scale, options, (), buffers)
     return output, logsumexp
 
 
@@ -287,9 +294,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     blocks, scale, options, buffers = _described(query, tables)
     of_logsumexp = torch.zeros_like(logsumexp)
-    of_score: Any = _score_gradient  # declared as a graph, where a function serves as well
+    of_score: Any = _SCORE_GRADIENT  # declared as a graph, where a function serves as well
     given = (query, key, value, output, logsumexp, gradient, of_logsumexp)
-    of_query, of_key, of_value, _ = flex_backward(*given, _score, of_score, blocks, scale, options, (), buffers)
+    of_query, of_key, of_value, _ = flex_backward(*given, _SCORE, of_score, blocks, scale, options, (), buffers)
     return of_query, of_key, of_value
 
 
@@ -306,12 +313,7 @@ def _described(query: Tensor, tables: list[Tensor]) -> tuple[tuple[Any, ...], fl
         "OUTPUT_LOGSUMEXP": True,
         "OUTPUT_MAX": False,
     }
-    return (length, length, *rest, BLOCK, BLOCK, _has_token), query.shape[-1] ** -0.5, options, (filled,)
-
-
-def _has_token(sample: Tensor, head: Tensor, query: Tensor, key: Tensor, filled: Tensor) -> Tensor:
-    del sample, head, query
-    return key % BLOCK < filled[key // BLOCK]
+    return (length, length, *rest, BLOCK, BLOCK, _HAS_TOKEN), query.shape[-1] ** -0.5, options, (filled,)
 
 
 def _logits(query: Tensor, key: Tensor, tables: list[Tensor]) -> Tensor:
@@ -325,18 +327,6 @@ def _logits(query: Tensor, key: Tensor, tables: list[Tensor]) -> Tensor:
     mask = attended.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1) & has_token.flatten()
     exact = _exact(query)
     return (query.to(exact) @ key.to(exact).mT * query.shape[-1] ** -0.5).masked_fill(~mask, -torch.inf)
-
-
-def _score(score: Tensor, sample: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    del sample, head, query, key
-    return score
-
-
-def _score_gradient(
-    score: Tensor, sample: Tensor, head: Tensor, query: Tensor, key: Tensor, gradient: Tensor
-) -> list[Tensor | None]:
-    del score, sample, head, query, key
-    return [gradient, None, None, None, None]
 
 
 def _exact(x: Tensor) -> torch.dtype:

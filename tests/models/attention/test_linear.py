@@ -43,3 +43,13 @@ def test_bfloat16_and_autocast_are_close() -> None:
     assert got.dtype == torch.bfloat16
     assert torch.equal(got, branch(*half))
     torch.testing.assert_close(got.double(), want, rtol=0.02, atol=0.02)
+
+
+def test_a_channel_that_no_key_uses() -> None:
+    query, key, value = (x.detach() for x in drawn((2, 3, 5)))
+    branch = LinearBranch(2, 4)
+    torch.nn.init.normal_(branch.projection)
+    key[..., 0] = -1000  # its weights vanish, in any precision
+    output = branch(query, key, value)
+    assert torch.isfinite(output).all()
+    torch.testing.assert_close(output, branch(query, key + 500, value))

@@ -25,6 +25,8 @@ def test_tables_list_full_and_other_blocks_both_ways() -> None:
         [row[:count] for row, count in zip(rows[0, 0].tolist(), counts[0, 0].tolist(), strict=True)]
         for counts, rows in zip(tables[::2], tables[1::2], strict=True)
     ]
+    # Kernels of torch 2.11 read all tables by the width of one.
+    assert len({rows.shape for rows in tables[1::2]}) == 1
     assert listed == [
         [[1], [1], []],  # blocks of queries: blocks of keys filled in part
         [[0], [2], [0, 2]],  # blocks of queries: full blocks of keys
