@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig, FirstBlockCacheConfig, TaylorSeerCacheConfig
 from diffusers.models.attention_dispatch import attention_backend
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from luve_lightning.models.attention import Attention, Where
 from luve_lightning.models.backbones import Denoiser, denoiser_of
@@ -167,12 +168,12 @@ def enable_context_parallel(pipeline: LuVePipeline, degree: int) -> None:
 
     Raises:
         ValueError: for a degree that does not divide the heads or is not the number of processes, and an attention
-            with parameters of its own.
+            with parameters that are not one for each head.
     """
     for transformer in pipeline.transformers:
         denoiser = denoiser_of(transformer)
         heads = denoiser.heads
-        if denoiser.branches:
+        if not all(getattr(branch, "by_head", False) for branch in denoiser.branches.values()):
             raise ValueError(
                 f"context parallelism spreads heads, and {denoiser.attention} has parameters for all of them: spread "
                 "prompts over the GPUs instead (context_parallel 1)"
@@ -203,16 +204,30 @@ def enable_context_parallel(pipeline: LuVePipeline, degree: int) -> None:
     pipeline.context_parallel_degree = degree
 
 
+class _OfHeads(nn.Module):
+    """A branch `by_head` of this process's part of the heads."""
+
+    def __init__(self, branch: nn.Module, group: dist.ProcessGroup) -> None:
+        super().__init__()
+        self._whole = (branch,)  # no submodule: its parameters are not this one's
+        self._own = {name: x.chunk(group.size())[group.rank()] for name, x in branch.named_parameters()}
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        output: Tensor = functional_call(self._whole[0], self._own, inputs)
+        return output
+
+
 class _Spread:
     """An attention of tokens split over processes: each process computes all tokens of its part of the heads."""
 
     def __init__(self, attention: Attention, group: dist.ProcessGroup) -> None:
         self.attention, self.group = attention, group
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, where: Where, branch: None) -> Tensor:
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, where: Where, branch: nn.Module | None) -> Tensor:
         """See Attention; B x N/P x heads x width in and out, without gradient."""
         query, key, value = (self._exchange(x, cut=2, join=1) for x in (query, key, value))
-        return self._exchange(self.attention(query, key, value, where, branch), cut=1, join=2)
+        part = None if branch is None else _OfHeads(branch, self.group)
+        return self._exchange(self.attention(query, key, value, where, part), cut=1, join=2)
 
     def _exchange(self, x: Tensor, cut: int, join: int) -> Tensor:
         """Send part i along axis `cut` to process i, and join what comes along axis `join`."""

@@ -249,6 +249,13 @@ def test_on_a_gpu_and_offloaded_from_it(tiny_backbone: Path) -> None:
 # Context parallelism
 
 
+def replace_attention(transformer: Any, attention: Windows | None) -> None:
+    denoiser = denoiser_of(transformer)
+    denoiser.use_attention(attention)
+    for branch in denoiser.branches.values():
+        branch.load_state_dict({name: noise(*x.shape, seed=7) for name, x in branch.state_dict().items()})
+
+
 def spread(run: Run) -> None:
     """What one of two processes does that make one video together; it leaves latents.pt in a folder of its own."""
     torch.set_num_threads(1)
@@ -257,7 +264,7 @@ def spread(run: Run) -> None:
     torch.accelerator.device_count = lambda: 1
     dist.init_process_group("gloo", rank=rank, world_size=run.processes)
     pipeline = tiny_luve(run.task["backbone"], EXPERTS, refiner=True)
-    denoiser_of(pipeline.refiner).use_attention(run.task["attention"])
+    replace_attention(pipeline.refiner, run.task["attention"])
     enable_context_parallel(pipeline, run.processes)
     with pytest.raises(ValueError, match="needs a generator of the same seed on every process"):
         pipeline(PROMPT, **RUN)
@@ -269,14 +276,14 @@ def spread(run: Run) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", [None, Windows(((2, 2, 3), (1, 2, 2)), dense_above=0.9)], ids=repr)
+@pytest.mark.parametrize("attention", [None, Windows(((2, 2, 3), (1, 2, 2)), dense_above=0.9, linear=True)], ids=repr)
 def test_two_processes_make_one_video(tiny_backbone: Path, tmp_path: Path, attention: Windows | None) -> None:
     """With both experts, whose filters need the tokens of both processes, and a refiner's replaced attention."""
     run = Run(tmp_path, processes=2, task={"backbone": tiny_backbone, "attention": attention})
     statuses = run_processes(run, spread)
     assert statuses == [0, 0], "".join(file.read_text() for file in tmp_path.glob("output-*.txt"))
     alone = tiny_luve(tiny_backbone, EXPERTS, refiner=True)
-    denoiser_of(alone.refiner).use_attention(attention)
+    replace_attention(alone.refiner, attention)
     want = alone(PROMPT, **RUN, generator=seeded(), keep_stages=True).stages
     for rank in (0, 1):
         got = torch.load(tmp_path / f"stages-{rank}.pt")

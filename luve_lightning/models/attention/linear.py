@@ -28,6 +28,9 @@ class LinearBranch(nn.Module):
         width: channels of a head.
     """
 
+    by_head = True
+    """The first axis of its parameters is the heads: part of them is the branch of part of the heads."""
+
     def __init__(self, heads: int, width: int) -> None:
         super().__init__()
         self.projection = nn.Parameter(torch.zeros(heads, width, width))
