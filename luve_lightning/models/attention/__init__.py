@@ -66,7 +66,8 @@ class Attention(ABC):
     def branch(self, heads: int, width: int) -> nn.Module | None:
         """New parameters for one block, trained and saved with the transformer; None where there are none.
 
-        They must not change the output before training.
+        They must not change the output before training. A module whose attribute `by_head` is true has one set of
+        parameters for each head, on their first axis, and is split with the heads by context parallelism.
         """
         del heads, width
         return None
