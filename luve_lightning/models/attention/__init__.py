@@ -63,6 +63,10 @@ class Attention(ABC):
         """Whether it depends on the noise level."""
         return False
 
+    def check(self, layers: int) -> None:
+        """Raise ValueError where the settings do not fit a transformer of so many blocks."""
+        del layers
+
     def branch(self, heads: int, width: int) -> nn.Module | None:
         """New parameters for one block, trained and saved with the transformer; None where there are none.
 

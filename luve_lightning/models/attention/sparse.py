@@ -81,6 +81,12 @@ class SparseAttention(Attention):
             return Dense().pairs(grid, layer, sigma)
         return self.sparse_pairs(grid, layer)
 
+    def check(self, layers: int) -> None:
+        """See Attention."""
+        if any(layer >= layers for layer in self.dense_layers):
+            expected = f"layers of a transformer of {layers}, 0 to {layers - 1}"
+            raise self._wrong("dense_layers", expected, list(self.dense_layers))
+
     def branch(self, heads: int, width: int) -> LinearBranch | None:
         """The linear branch of one block, if there is one."""
         return LinearBranch(heads, width) if self.linear else None

@@ -173,7 +173,12 @@ class Denoiser(ABC):
 
         An attention with parameters keeps those of the one before where they fit. Otherwise they are new, on the
         device and in the dtype of the others.
+
+        Raises:
+            ValueError: for one whose settings do not fit this transformer.
         """
+        if attention is not None:
+            attention.check(len(self.blocks))
         self.module.register_to_config(**{_ATTENTION_KEY: None if attention is None else attention.record()})
         self.module.replaced_attention = attention
         self.module.lacks_branches = False

@@ -80,6 +80,14 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
         Attention.from_record({"name": "Windows", "cuts": [[1, 2, 2]], **settings})
 
 
+def test_dense_layers_are_layers_of_the_transformer() -> None:
+    denoiser = denoiser_of(tiny_transformer())
+    denoiser.use_attention(changed(KINDS[0], dense_layers=(0, 1)))
+    with pytest.raises(ValueError, match=r"Windows: dense_layers: expected layers of a transformer of 2, 0 to 1, got"):
+        denoiser.use_attention(changed(KINDS[0], dense_layers=(1, 2)))
+    assert denoiser.attention == changed(KINDS[0], dense_layers=(0, 1))
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: type(kind).__name__)
 def test_the_linear_branch_is_added_to_sparse_samples_only(kind: SparseAttention) -> None:
     q, k, v = drawn(GRID, batch=2)
@@ -151,6 +159,6 @@ def test_compiled_blocks_give_the_same(
     if kernel == "blocks":
         monkeypatch.setattr(tiles, "_by_blocks", lambda query: True)
     want, _ = step(attention, "nothing")
-    got, _ = step(attention, "nothing", "aot_eager")
+    got, _ = step(attention, "nothing", "eager")
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w)

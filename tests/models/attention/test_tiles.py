@@ -79,6 +79,7 @@ def test_settings_are_checked(name: str) -> None:
         Attention.from_record({"name": "Tiles", "tile": [1, 2, 2]})
 
 
+@settings(max_examples=25, deadline=None)
 @given(SIZES, SIZES, st.lists(st.integers(0, 40), max_size=3), st.none() | st.floats(0.01, 1), st.booleans())
 def test_settings_survive_json(tile: Any, reach: Any, layers: Any, above: Any, linear: bool) -> None:
     attention = Tiles(list(tile), list(reach), dense_layers=layers, dense_above=above, linear=linear)  # type: ignore[arg-type]

@@ -99,6 +99,7 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
         Attention.from_record({"name": "Windows", **settings})
 
 
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(CUTS, min_size=1, max_size=4),
     st.sampled_from(["both", "close", "remote", "alternate"]),
