@@ -18,10 +18,10 @@ class LinearBranch(nn.Module):
         o_i = (φ(q_i) Σ_j φ(k_j)ᵀ v_j) / (φ(q_i) · Σ_j φ(k_j)) P
 
     It is added to a sparse attention's output, to carry what that leaves out, as in SLA (arXiv 2509.24006, whose φ
-    this is) and SALAD (arXiv 2601.16515). Unlike SLA, the sums run over all tokens, not over the pairs that the
-    sparse attention treats as marginal, so they cost one pass; and each head has its own P. Unlike SALAD, no gate
-    depends on the input, queries and keys are the rotated ones, and P starts at zero, so a transformer computes at
-    first what it computes without the branch. Time and memory grow with N.
+    this is) and SALAD (arXiv 2601.16515). P starts at zero, so a transformer computes at first what it computes
+    without the branch. Unlike SLA, the sums run over all tokens, not over the pairs that the sparse attention treats
+    as marginal, so they cost one pass; and each head has its own P. Unlike SALAD, no gate depends on the input. Time
+    and memory grow with N.
 
     Args:
         heads: attention heads.
