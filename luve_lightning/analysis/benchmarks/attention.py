@@ -135,12 +135,16 @@ class _Layer:
 
     def forward(self) -> None:
         with torch.no_grad():
-            self.attention(*self.inputs, self.where, self.branch)
+            self._output()
 
     def forward_and_backward(self) -> None:
-        output = self.attention(*self.inputs, self.where, self.branch)
+        output = self._output()
         parameters = [] if self.branch is None else list(self.branch.parameters())
         torch.autograd.grad(output, [*self.inputs, *parameters], self.gradient)
+
+    def _output(self) -> Tensor:
+        query, key, value = self.inputs
+        return self.attention(query, key, value, self.where, self.branch)
 
 
 def _least_ms(run: Callable[[], None], device: torch.device, repeats: int) -> float:
