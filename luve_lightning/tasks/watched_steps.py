@@ -23,7 +23,7 @@ with the whole tensor, which is the Trainer's own."""
 
 def watched_steps(
     task: L.LightningModule,
-    batch: dict[str, Tensor],
+    batches: list[dict[str, Tensor]],
     folder: Path,
     device: Literal["cpu", "cuda"],
     precision: StepPrecision,
@@ -32,11 +32,11 @@ def watched_steps(
     steps: int = 1,
     see: See | None = None,
 ) -> list[float]:
-    """Take optimiser steps on one batch, with gradients clipped to norm 1; the seconds of each.
+    """Take equal optimiser steps, with gradients clipped to norm 1; the seconds of each batch.
 
     Args:
         task: what is trained.
-        batch: this process's.
+        batches: this process's part of a step; the gradients of several are accumulated.
         folder: for the Trainer's files, of which there should be none.
         device: kind of the devices.
         precision: see StepPrecision.
@@ -52,6 +52,7 @@ def watched_steps(
         accelerator="gpu" if device == "cuda" else "cpu",
         precision=precision,
         max_steps=steps,
+        accumulate_grad_batches=len(batches),
         gradient_clip_val=1.0,
         callbacks=[watch],
         use_distributed_sampler=False,
@@ -62,7 +63,7 @@ def watched_steps(
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    trainer.fit(task, DataLoader([batch] * steps, batch_size=None))  # type: ignore[arg-type]  # a list is a dataset
+    trainer.fit(task, DataLoader(batches * steps, batch_size=None))  # type: ignore[arg-type]  # a list is a dataset
     return watch.seconds
 
 
@@ -84,7 +85,8 @@ class _Watch(L.Callback):
 
     def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.seconds.append(_now(task.device) - self._began)
-        self._see("weights", task)
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self._see("weights", task)
 
     def _see(self, kind: str, task: Any) -> None:
         if self.see is None:

@@ -30,6 +30,10 @@ from luve_lightning.tasks.watched_steps import StepPrecision, watched_steps
 
 _STRATEGIES: dict[str, Literal["fsdp2", "ddp"]] = {"adaptation": "fsdp2", "lfe": "ddp"}
 _LEVELS = {"adaptation": (0.4, 0.9), "lfe": (0.9, 0.97)}  # noise levels of the two samples
+_ROUNDING = {
+    "swapped": [(1, 0)],
+    "apart": [(0,), (1,)],
+}  # batches of one device's step, which differs by rounding alone
 _RECOMPUTE: Recompute = "all_but_attention"
 
 
@@ -71,11 +75,12 @@ def measure(
             32-true rounding is a thousand times smaller.
 
     Yields:
-        Two rows a task: `what` is "two devices", or "swapped", one device whose two samples changed places: what
-        rounding alone does. Differences from one device's step are ||a - b|| / ||b|| over all trained tensors:
-        `gradient` (before clipping), `update` (of the weights), `weights`; `gradient_worst` is of the worst tensor.
-        Then one row of the sharded adaptation at the full size (2K on a GPU, in bfloat16): seconds of a step, and
-        peak GiB of the first device.
+        Three rows a task. `what` is "two devices"; or what rounding alone does on one device: "swapped", whose two
+        samples changed places, and "apart", which takes one after the other and adds their gradients up, each
+        rounded by itself as on two devices. Differences from one device's step are ||a - b|| / ||b|| over all
+        trained tensors: `gradient` (before clipping), `update` (of the weights), `weights`; `gradient_worst` is of
+        the worst tensor. Then one row of the sharded adaptation at the full size (2K on a GPU, in bfloat16): seconds
+        of a step, and peak GiB of the first device.
 
     Raises:
         ValueError: when there is only one GPU.
@@ -107,14 +112,15 @@ def measure(
         )
         facts = {"subject": "two-gpus", "model": model.name, "attention": record}
         for name in _STRATEGIES:
-            one = _one_device(setup, name, (0, 1))
+            one = _one_device(setup, name, [(0, 1)])
             save_file(one, setup.folder / f"{name}.safetensors")
-            _free(device.type)
-            swapped = _Differences(one)
-            for key, tensor in _one_device(setup, name, (1, 0)).items():
-                swapped.see(key, tensor.to(device))
-            _write(setup, name, setup.latents, {"what": "swapped"} | swapped.row())
-            del one, swapped
+            for what, batches in _ROUNDING.items():
+                _free(device.type)
+                other = _Differences(one)
+                for key, tensor in _one_device(setup, name, batches).items():
+                    other.see(key, tensor.to(device))
+                _write(setup, name, setup.latents, {"what": what} | other.row())
+            del one, other
             _free(device.type)
         start_processes(_shared, (setup,), nprocs=2, start_method="forkserver")
         for line in (setup.folder / "rows.jsonl").read_text().splitlines():
@@ -137,15 +143,15 @@ class _GivenExpert(_Given, ExpertTask):
     """An expert on given noise."""
 
 
-def _one_device(setup: _Setup, name: str, samples: tuple[int, ...]) -> dict[str, Tensor]:
-    """Weights before and after one step on one device, and gradients, on the CPU."""
+def _one_device(setup: _Setup, name: str, samples: list[tuple[int, ...]]) -> dict[str, Tensor]:
+    """Weights before and after one step on one device, and gradients, on the CPU; `samples` by batch."""
     found: dict[str, Tensor] = {}
 
     def keep(key: str, tensor: Tensor) -> None:
         found[key] = tensor.to("cpu", copy=True)
 
-    batch = _batch(setup, name, setup.latents, samples)
-    watched_steps(_task(setup, name), batch, setup.folder, setup.device, setup.precision, see=keep)
+    batches = [_batch(setup, name, setup.latents, batch) for batch in samples]
+    watched_steps(_task(setup, name), batches, setup.folder, setup.device, setup.precision, see=keep)
     return found
 
 
@@ -161,7 +167,7 @@ def _shared(rank: int, setup: _Setup) -> None:
         with safe_open(setup.folder / f"{name}.safetensors", "pt") as one:
             differences = _Differences(one)
             watched_steps(
-                _task(setup, name), _batch(setup, name, setup.latents, (rank,)), setup.folder, setup.device,
+                _task(setup, name), [_batch(setup, name, setup.latents, (rank,))], setup.folder, setup.device,
                 setup.precision, strategy, devices=2, see=differences.see if rank == 0 else _nothing,
             )  # fmt: skip
         if rank == 0:
@@ -181,7 +187,7 @@ def _time_a_step(rank: int, setup: _Setup) -> None:
     precision: StepPrecision = "32-true" if setup.device == "cpu" else "bf16-mixed"
     task, batch = _task(setup, "adaptation"), _batch(setup, "adaptation", setup.step_latents, (rank,))
     steps = 1 + setup.repeats
-    seconds = watched_steps(task, batch, setup.folder, setup.device, precision, "fsdp2", devices=2, steps=steps)
+    seconds = watched_steps(task, [batch], setup.folder, setup.device, precision, "fsdp2", devices=2, steps=steps)
     row: dict[str, Any] = {"what": "step", "precision": precision, "step_s": round(min(seconds[1:]), 3)}
     if setup.device == "cuda":
         row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)

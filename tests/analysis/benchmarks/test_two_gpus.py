@@ -11,7 +11,7 @@ import torch
 from luve_lightning.analysis.benchmarks import two_gpus
 from luve_lightning.analysis.benchmarks.experts import BenchModel
 from luve_lightning.cli.costs import bench
-from luve_lightning.models.attention.dense import Dense
+from luve_lightning.models.attention.windows import Windows
 
 SIZES = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 2, "text_dim": 8}
 
@@ -26,25 +26,27 @@ def test_two_devices_make_the_step_of_one_with_twice_the_batch(
 ) -> None:
     model = BenchModel("tiny", SIZES, 6, (2, 8, 8), torch.float32)
     monkeypatch.setattr(two_gpus, "bench_model", lambda _: model)
-    bench("two-gpus", device=device, attention=Dense(), small=(3, 6, 8), precision="32-true")
+    bench("two-gpus", device=device, attention=Windows(((3, 1, 1), (1, 2, 2))), small=(3, 6, 8), precision="32-true")
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
     assert [(row["task"], row["strategy"], row["what"]) for row in rows] == [
-        ("adaptation", "fsdp2", "swapped"),
-        ("lfe", "ddp", "swapped"),
+        *(("adaptation", "fsdp2", what) for what in ("swapped", "apart")),
+        *(("lfe", "ddp", what) for what in ("swapped", "apart")),
         ("adaptation", "fsdp2", "two devices"),
         ("lfe", "ddp", "two devices"),
         ("adaptation", "fsdp2", "step"),
     ]
-    assert all(row["attention"] == {"name": "Dense"} for row in rows)
-    for row in rows[:4]:
+    assert all(
+        row["attention"] == Windows(((3, 1, 1), (1, 2, 2))).record() | {"cuts": [[3, 1, 1], [1, 2, 2]]} for row in rows
+    )
+    for row in rows[:6]:
         # A gradient that is a sum instead of a mean differs by 1, one that lacks a sample by as much.
         assert row["gradient"] < 1e-5
         assert row["gradient_worst"] < 1e-4
         assert row["weights"] < 1e-6
         # AdamW's first step is the gradient's sign: rounding turns those of gradients near zero.
         assert row["update"] < 1e-2
-    assert prod(rows[4]["latents"]) == 2 * 8 * 8
-    assert rows[4]["step_s"] > 0
+    assert prod(rows[6]["latents"]) == 2 * 8 * 8
+    assert rows[6]["step_s"] > 0
 
 
 @pytest.mark.skipif(torch.cuda.device_count() > 1, reason="there are two GPUs")
