@@ -35,9 +35,8 @@ def test_two_devices_make_the_step_of_one_with_twice_the_batch(
         ("lfe", "ddp", "two devices"),
         ("adaptation", "fsdp2", "step"),
     ]
-    assert all(
-        row["attention"] == Windows(((3, 1, 1), (1, 2, 2))).record() | {"cuts": [[3, 1, 1], [1, 2, 2]]} for row in rows
-    )
+    windows = {"name": "Windows", "cuts": [[3, 1, 1], [1, 2, 2]]}
+    assert all(windows.items() <= row["attention"].items() for row in rows)
     for row in rows[:6]:
         # A gradient that is a sum instead of a mean differs by 1, one that lacks a sample by as much.
         assert row["gradient"] < 1e-5
