@@ -81,7 +81,7 @@ class Planner:
     Args:
         parts: the cascade's models, on the meta device.
         options: options of the video, with every size given.
-        running: its `decode_tile`, `offload` and `compile` are planned.
+        running: its `decode_tile`, `decode_half`, `offload` and `compile` are planned.
         speed: speed of the GPU, for estimates of time.
         cublas: bytes of cuBLAS's workspace; 0 for a CPU.
     """
@@ -223,12 +223,15 @@ class Planner:
 
     def decoding(self) -> StagePlan:
         """From latents to the video's pixels, float32 on the GPU."""
-        codec, tile = self.parts.codec, self.running.decode_tile
+        parts, tile = self.parts, self.running.decode_tile
+        if self.running.decode_half and tile is None:
+            parts = Parts(parts.configs, parts.dtype, parts.device, torch.bfloat16)
+        codec = parts.codec
 
         def program(run: DryRun) -> object:
             latents = torch.empty(1, codec.channels, *self.grid, device="meta")
             if tile is None:
-                return decode(self.parts, latents, None)
+                return decode(parts, latents, None)
             codec.dry_decode_in_tiles(latents, tile, run.times)
             return None
 

@@ -92,6 +92,8 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
     decode_tile: tuple[int, int] | None = None
     """Height and width in latents of the tiles in which video is decoded and encoded: equal up to rounding, in much
     less memory. None uses whole frames."""
+    decode_half: bool = False
+    """Whether video is decoded in bfloat16."""
     context_parallel_degree: int = 1
 
     # diffusers' callbacks read these.

@@ -145,7 +145,8 @@ def decode(pipeline: LuVePipeline, latents: Tensor, output_type: VideoType = "np
     # In tiles the video may be gathered on the CPU.
     gathered = pipeline.decode_tile is not None and output_type != "pt"
     size = len(latents), 3, *codec.pixel_size(*latents.shape[2:])
-    video = codec.decode(latents, out=torch.empty(size) if gathered else None)
+    with torch.autocast(latents.device.type, torch.bfloat16, enabled=pipeline.decode_half):
+        video = codec.decode(latents, out=torch.empty(size) if gathered else None)
     pipeline.maybe_free_model_hooks()
     return pipeline.video_processor.postprocess_video(video, output_type)
 

@@ -157,7 +157,7 @@ def generate(
     if adapter is not None and adapter.configuration is not None:
         models["lora"] += " at its configuration's scale"  # videos made when that was not read differ
     stages = ("motion", "upsampled") if keep_stages and options.cascade else ()
-    recipe = recipe_settings(options, dtype, cache, models, fps, lossless, replacing)
+    recipe = recipe_settings(options, dtype, cache, models, fps, lossless, replacing, speed.decode_half)
     folder = VideoFolder(output, recipe, overwrite, stages, contact_sheet)
     missing = [job for job in jobs if not folder.is_done(job)]
     if not missing:
@@ -258,10 +258,12 @@ def recipe_settings(
     fps: float,
     lossless: bool,
     attention: Attention | None = None,
+    decode_half: bool = False,
 ) -> dict[str, Any]:
     """Everything that decides a run's videos besides their prompts, seeds and sizes."""
     # What is saved with a model belongs to the model's identity.
     replaced = {} if attention is None else {"attention": attention.record()}
+    halved = {"decode_half": True} if decode_half else {}
     return {
         "version": _VERSION,
         **options.recipe(),
@@ -271,11 +273,12 @@ def recipe_settings(
         "fps": fps,
         "lossless": lossless,
         **replaced,
+        **halved,
     }
 
 
 def cache_of(speed: SpeedOptions) -> dict[str, Any] | None:
-    """What decides the results of the step-to-step cache, the one option of speed that changes more than rounding."""
+    """What decides the results of the step-to-step cache, an option of speed that changes more than rounding."""
     if speed.cache is None:
         return None
     key = "cache_threshold" if speed.cache == "first_block" else "cache_interval"

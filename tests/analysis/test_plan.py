@@ -303,3 +303,15 @@ def test_text_and_dictionary() -> None:
     assert lines[-1].endswith("fits its 139 GiB")
     assert "no time estimate" in plan_text(stages, None)
     assert [duration(s) for s in (0.5, 600, 7200)] == ["0.5 s", "10.0 min", "2.0 h"]
+
+
+@pytest.mark.slow
+def test_decoding_in_half_precision_is_planned_by_the_form_that_runs(wan: Parts) -> None:
+    options = CascadeOptions(1472, 2560, 49, 720, 1280, skip_steps=10)
+    parts = Parts(wan.configs, torch.bfloat16)  # the VAE in float32
+    plain, half = (
+        Planner(parts, options, SpeedOptions(offload=True, decode_half=half)).decoding() for half in (False, True)
+    )
+    assert half.flops == pytest.approx(plain.flops, rel=0.05)
+    assert half.peak < plain.peak / 2
+    assert half.peak == pytest.approx(39 * 2**30, rel=0.05)  # 36.6 GiB on an H100 without the video's 2 GiB

@@ -66,11 +66,21 @@ def computed_blocks(pipeline: LuVePipeline) -> Iterator[list[int]]:
         handle.remove()
 
 
+def test_decoding_in_half_precision_is_near(pipeline: LuVePipeline) -> None:
+    latents = noise(1, 16, 2, 4, 6)
+    exact = decode(pipeline, latents)
+    pipeline.apply(SpeedOptions(decode_half=True))
+    half = decode(pipeline, latents)
+    assert half.dtype == exact.dtype
+    assert 1e-5 < np.abs(half - exact).mean() < 0.02
+
+
 @pytest.mark.slow
 def test_options_put_everything_into_force(pipeline: LuVePipeline) -> None:
     pipeline.apply(SpeedOptions())
     assert not pipeline.transformer.is_cache_enabled
     assert pipeline.decode_tile is None
+    assert not pipeline.decode_half
     options = SpeedOptions("_native_math", "first_block", 0.25, 3, True, False, (2, 3))
     pipeline.apply(options)
     assert pipeline.transformer._cache_config.threshold == 0.25

@@ -42,5 +42,6 @@ def test_a_norms_gradient_adds_what_it_is_given_and_has_no_border() -> None:
 
 def test_kernels_are_for_half_precision_on_a_gpu() -> None:
     assert not kernels_suit(torch.device("cpu"), torch.bfloat16)
-    assert not kernels_suit(torch.device("meta"), torch.bfloat16)
+    assert kernels_suit(torch.device("meta"), torch.bfloat16)
+    assert not kernels_suit(torch.device("meta"), torch.float32)
     assert not kernels_suit(torch.device("cuda"), torch.float32)

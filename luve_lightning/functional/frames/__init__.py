@@ -16,6 +16,7 @@ instead of the past before it. The border of a gradient is zero.
 from __future__ import annotations
 
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
@@ -56,11 +57,19 @@ def uses_kernels(x: Tensor) -> bool:
 
 
 def kernels_suit(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether they are the fast way there: in half precision on a GPU of Hopper's kind or later."""
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+    """Whether they are the fast way there: in half precision on a GPU of Hopper's kind or later.
+
+    The meta device stands for such a GPU.
+    """
+    if device.type not in ("cuda", "meta") or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    if device.type == "meta":
+        return True
+    if find_spec("triton") is None:
         return False
     properties = torch.cuda.get_device_properties(device)
-    return properties.major >= 9 and properties.shared_memory_per_block_optin >= _SHARED_MEMORY
+    # AMD's GPUs, which PyTorch calls cuda too, do not tell the second.
+    return properties.major >= 9 and getattr(properties, "shared_memory_per_block_optin", 0) >= _SHARED_MEMORY
 
 
 class Norm:
@@ -83,6 +92,8 @@ class Norm:
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
         """Write to `out`; bordered."""
+        if x.is_meta:  # the kernel allocates nothing
+            return
         if uses_kernels(x):
             from luve_lightning.functional.frames import kernels
 
@@ -193,8 +204,11 @@ class Convolution:
             taps = (self.times, self.rows, self.window)
             kernels.convolve(storage, self.matrix, self.bias, out, residual, taps, base)
             return out
-        x = inside(all_frames).permute(3, 0, 1, 2).unsqueeze(0)
         side = self.rows // 2
+        if all_frames.is_meta:  # counted as what the kernel does and allocates
+            y = F.conv3d(all_frames[None].permute(0, 4, 1, 2, 3), self.weight, None, padding=(0, side, side))
+            return y[0].permute(1, 2, 3, 0) if residual is None else residual
+        x = inside(all_frames).permute(3, 0, 1, 2).unsqueeze(0)
         y = F.conv3d(x, self.weight, self.bias.to(self.weight.dtype), padding=(0, side, side))
         y = y.squeeze(0).permute(1, 2, 3, 0)
         out = bordered(frames, height, width, self.outputs, all_frames)

@@ -8,6 +8,7 @@ Shapes: clips are C x T x H x W, frames with border T x (H + 1) x (W + 1) x C ("
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -176,6 +177,10 @@ class Up:
         return result
 
 
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 @dataclass
 class Chain:
     """Layers in order, which remember what they look back on.
@@ -202,7 +207,7 @@ class Chain:
 
     def __call__(self, clip: Tensor) -> Tensor:
         """C x T x H x W, the next frames, to C' x T' x H' x W'; autocast is off."""
-        with torch.autocast(clip.device.type, enabled=False):
+        with _without_autocast(clip.device):
             return self._next(clip)
 
     def _next(self, clip: Tensor) -> Tensor:
@@ -297,7 +302,7 @@ class FrameCodec:
             return torch.cat(list(self.decode(latents)), dim=1)
         z, chain = self._before(latents), Chain(self.decoder)
         x = F.pad(z, (0, chain.inputs - z.shape[3], 0, 1, 0, 1))
-        with torch.autocast(self.device.type, enabled=False):
+        with _without_autocast(self.device):
             for layer in self.decoder:
                 x = Through.apply(x, layer)
         return inside(x)[..., : chain.outputs].permute(3, 0, 1, 2)
@@ -319,7 +324,7 @@ class FrameCodec:
 
     def _before(self, latents: Tensor) -> Tensor:
         """T x H x W x C."""
-        with torch.autocast(self.device.type, enabled=False):
+        with _without_autocast(self.device):
             return self.before(latents.to(self.dtype).permute(1, 2, 3, 0))
 
     def _first_frame(self, latent: int) -> int:
