@@ -25,7 +25,7 @@ from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.variants import Unchanged
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.files import text_digest
-from luve_lightning.models.backbones import LatentSpace
+from luve_lightning.models.backbones import LatentSpace, latent_space_of
 from luve_lightning.tasks.encode import EncodeTask
 
 SCALES = (1.5, 2.0, 3.0)
@@ -146,7 +146,7 @@ class _Bench:
         """Bfloat16 here and in diffusers' form against float32, encoding and decoding."""
         half = self._half()
         exact = self._in(self._half().float())
-        fast, plain = type(self.codec)(self._in(self._half())), self._in(half)  # type: ignore[call-arg]
+        fast, plain = latent_space_of(self._half()).to(self.device), self._in(half)
         video, latents = self._video(frames, height, width), self._latents(frames, height, width)
         z = fast.denormalize(latents)
         mean = len(fast.latents_mean.flatten())
