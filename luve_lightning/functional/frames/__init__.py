@@ -30,14 +30,10 @@ Past = dict[int, Tensor]  # frames that a layer looks back on, by the layer's id
 
 
 class FrameLayer(Protocol):
-    """From the next frames to the next frames, bordered; a gradient is of a whole clip."""
+    """From the next frames to the next frames, bordered."""
 
     def __call__(self, x: Tensor, past: Past) -> Tensor:
         """The next frames; `past` is updated, and `x` may be written over."""
-        ...
-
-    def gradient(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient with respect to `x`."""
         ...
 
 
@@ -264,10 +260,10 @@ def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Through(torch.autograd.Function):
-    """A layer on a whole clip, with its gradient."""
+    """A layer on a whole clip, with the gradient that its `gradient` computes from the input and the output's."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: FrameLayer) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: Any) -> Tensor:
         """The layer's output."""
         ctx.save_for_backward(x)
         ctx.layer = layer

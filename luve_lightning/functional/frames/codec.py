@@ -55,7 +55,7 @@ class Residual:
         return self.second.run(*storage, x if self.shortcut is None else self.shortcut(x))
 
     def gradient(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """See FrameLayer."""
+        """The gradient with respect to `x`, a whole clip."""
         assert self.first.norm is not None
         assert self.second.norm is not None
         found = self.second.norm.gradient(self.first(x, {}), self.second.input_gradient(gradient))
@@ -83,7 +83,7 @@ class FrameAttention:
         return self.proj(attended(q, k, v)).view(normed.shape)
 
     def gradient(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """See FrameLayer; by PyTorch's operations."""
+        """The gradient with respect to `x`, by PyTorch's operations."""
         with torch.enable_grad():
             seen = inside(x).detach().requires_grad_()
             added = self.added(self.norm.values(seen).to(x.dtype))
@@ -162,7 +162,7 @@ class Up:
         return self.conv.run(storage, all_frames)
 
     def gradient(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """See FrameLayer."""
+        """The gradient with respect to `x`, a whole clip."""
         fine = inside(self.conv.input_gradient(gradient))
         summed = fine.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).sum((2, 4))
         result = bordered(x.shape[0], x.shape[1] - 1, x.shape[2] - 1, x.shape[3], x)
