@@ -31,8 +31,9 @@ TINY_SIZE = 64
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--numbers`: see tests/test_same_numbers.py."""
+    """`--numbers`: see tests/test_same_numbers.py; `--all-references`: tests/models/vluer/test_released.py."""
     parser.addoption("--numbers", help="a file of numbers that must stay the same; written where it is missing")
+    parser.addoption("--all-references", action="store_true", help="compare with every output of the released VLUer")
 
 
 @pytest.fixture(scope="session")

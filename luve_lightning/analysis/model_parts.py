@@ -17,7 +17,7 @@ from luve_lightning.files import read_json
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.backbones import Backbone, LatentSpace, Schedule, denoiser_of, family_named, load_backbone
 from luve_lightning.models.backbones.denoiser import saved_attention
-from luve_lightning.models.vluer import VLUer
+from luve_lightning.models.vluer import BaseVLUer, vluer_class
 
 
 @dataclass(frozen=True)
@@ -162,11 +162,12 @@ class Parts:
         return self._part("text_encoder", lambda: self._new("text_encoder", self.configs.text_encoder))
 
     @property
-    def vluer(self) -> VLUer:
+    def vluer(self) -> BaseVLUer:
         """The latent upsampler."""
-        known = VLUer._get_init_keys(VLUer)
+        kind = vluer_class(self.configs.vluer)
+        known = kind._get_init_keys(kind)
         config = {key: value for key, value in self.configs.vluer.items() if key in known}
-        return self._part("vluer", lambda: VLUer(**config), self.vae_dtype)
+        return self._part("vluer", lambda: kind(**config), self.vae_dtype)
 
     def _new(self, part: str, config: dict[str, Any]) -> nn.Module:
         module = self.configs.family.from_config(part, config)

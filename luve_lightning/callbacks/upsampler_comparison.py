@@ -34,7 +34,7 @@ from luve_lightning.evaluation.tables import table_csv, table_rich
 from luve_lightning.files import write_text
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.machine import revision_in_words
-from luve_lightning.models.vluer import VLUer
+from luve_lightning.models.vluer import BaseVLUer, load_vluer
 from luve_lightning.tasks.contracts import Upsampling
 from luve_lightning.terminal import say
 
@@ -45,7 +45,7 @@ class UpsamplerComparison(L.Callback):
     """Compares upsamplers in `trainer.validate` and `trainer.test` (not in the validation inside `fit`).
 
     Prints one table per scale, writes all of them as CSV and Markdown, and logs the numbers. Expects batches of
-    {"lr", "hr", "video", "scale", "clip_id"} and a module with `net` (VLUer) and `codec`. Numbers are the same for
+    {"lr", "hr", "video", "scale", "clip_id"} and a module with `net` (a VLUer) and `codec`. Numbers are the same for
     any number of processes; time and memory are the machine's.
 
     Args:
@@ -80,7 +80,7 @@ class UpsamplerComparison(L.Callback):
         codec, net = task.codec, task.net
         methods: dict[str, LatentUpsampler] = {"vluer": _in_precision(trainer, net)}
         for name, folder in self.extra.items():
-            other = VLUer.from_pretrained(folder).to(task.device).eval()
+            other = load_vluer(folder).to(task.device).eval()
             if other.config.latent_channels != codec.channels:
                 raise ValueError(
                     f"extra: {name}: {folder} takes {other.config.latent_channels} latent channels, "
@@ -158,7 +158,7 @@ class UpsamplerComparison(L.Callback):
             logger.log_metrics(values, step=trainer.global_step)
 
 
-def _in_precision(trainer: L.Trainer, net: VLUer) -> LatentUpsampler:
+def _in_precision(trainer: L.Trainer, net: BaseVLUer) -> LatentUpsampler:
     """The model in the Trainer's precision; callback hooks run outside its autocast."""
 
     def upsample(latents: Tensor, size: Size3d) -> Tensor:

@@ -135,7 +135,7 @@ class Export(L.Callback):
     The task writes into a new folder, which replaces `output` once it is complete; other files in `output` stay.
 
     Args:
-        output: folder to write, for example one that `VLUer.from_pretrained` reads.
+        output: folder to write, for example one that `load_vluer` reads.
         weights: "last" for the weights at the end of training, or "best" for the checkpoint that the validation
             metric of `Checkpoints` chose (which `luve test --ckpt_path best` measures); the last when none was
             validated.

@@ -45,7 +45,7 @@ from luve_lightning.models.backbones import (
 from luve_lightning.models.backbones.branches import branches_set_aside, load_branches, save_branches
 from luve_lightning.models.experts import expert_names, experts_set_aside, load_expert, save_expert
 from luve_lightning.models.folders import is_local, loading, saving
-from luve_lightning.models.vluer import VLUer
+from luve_lightning.models.vluer import BaseVLUer
 
 StageStart = Callable[[Stage, int], Tensor | None]
 StageEnd = Callable[[Stage, Tensor], None]
@@ -110,7 +110,7 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
         scheduler: SchedulerMixin,
         transformer: nn.Module,
         refiner: nn.Module | None = None,
-        vluer: VLUer | None = None,
+        vluer: BaseVLUer | None = None,
         transformer_2: nn.Module | None = None,
         boundary_ratio: float | None = None,
         expand_timesteps: bool = False,
@@ -180,7 +180,7 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
     def from_pretrained(
         cls,
         backbone: str | Path,
-        vluer: str | Path | VLUer | None = None,
+        vluer: str | Path | BaseVLUer | None = None,
         experts: str | Path | Mapping[str, str | Path] | None = None,
         refiner: str | Path | nn.Module | None = None,
         torch_dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
@@ -192,7 +192,7 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
 
         Args:
             backbone: pipeline folder or hub id.
-            vluer: folder written by `VLUer.save_pretrained`.
+            vluer: folder of a saved VLUer of any class; see `load_vluer`.
             experts: folder with one folder per expert (lfe/ and hfe/, as training exports them), or folders by the
                 experts' names. None uses those saved with the pipeline, {} none.
             refiner: the third stage's transformer: a folder written by its `save_pretrained`, or a backbone.
@@ -356,7 +356,8 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
         check_size(self, model, options.size)
         if cascade:
             check_size(self, self.transformer, motion, "motion_")
-            check_method(self, options.method)
+            if check_method(self, options.method).model == "vluer":
+                self.vluer.check_grids(self.codec.latent_size(*motion), self.codec.latent_size(*options.size))
         check_output_type(output_type)
         choose = chooser(self, model, experts, options.switch)
         run = begin(

@@ -15,7 +15,7 @@ from luve_lightning.files import listing_digest
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.experts.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERT
 from luve_lightning.models.folders import is_local, read_config
-from luve_lightning.models.vluer import VLUer
+from luve_lightning.models.vluer import BaseVLUer, load_vluer
 
 EXPERTS = "experts"  # the folder of a saved pipeline that holds one folder for each expert
 
@@ -28,7 +28,7 @@ _SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt")
 
 def load_parts(
     backbone: str | Path,
-    vluer: str | Path | VLUer | None,
+    vluer: str | Path | BaseVLUer | None,
     refiner: str | Path | torch.nn.Module | None,
     dtypes: Mapping[str, torch.dtype],
     given: Mapping[str, Any],
@@ -48,7 +48,7 @@ def load_parts(
     if isinstance(vluer, str | Path):
         if not (Path(vluer) / "config.json").is_file():
             raise FileNotFoundError(f"vluer {vluer}: no config.json there; expected a folder saved by VLUer")
-        vluer = VLUer.from_pretrained(vluer, dtype=dtypes.get("vluer", dtypes["default"]))
+        vluer = load_vluer(vluer, dtype=dtypes.get("vluer", dtypes["default"]))
     if isinstance(refiner, str | Path):
         refiner = load_backbone(refiner).denoiser(dtypes.get("refiner", dtypes["default"])).module
     own = {"vluer": vluer, "refiner": refiner}

@@ -63,7 +63,8 @@ def read_arguments(words: Sequence[str], positional: str | None = None) -> Argum
         words: For example `["--config", "a.yaml", "--model.lr=1e-4", "--flag"]`. An option without a value is
             true. A value that begins with `--` must hold a space or be given as `--key=--value`. Words after `--`
             are no options.
-        positional: The option whose value may be given without its name, once. None: there is none.
+        positional: The options whose values may be given without their names, once each and in this order,
+            separated by spaces. None: there are none.
 
     Raises:
         CompositionError: On a word that belongs to no option, or `--config` without a file.
@@ -107,9 +108,13 @@ def read_arguments(words: Sequence[str], positional: str | None = None) -> Argum
 def _add_positional(arguments: Arguments, positional: str | None, word: str) -> None:
     if positional is None:
         raise CompositionError(f"unexpected argument {word!r}; options look like --key value")
-    if any(key == positional for key, _ in arguments.options):
-        raise CompositionError(f"unexpected argument {word!r}; {positional} is given already, quote it")
-    arguments.options.append((positional, word))
+    given = {key for key, _ in arguments.options}
+    free = next((name for name in positional.split() if name not in given), None)
+    if free is None:
+        known = " and ".join(positional.split())
+        quote = "is given already, quote it" if known == positional else "are given already"
+        raise CompositionError(f"unexpected argument {word!r}; {known} {quote}")
+    arguments.options.append((free, word))
 
 
 def named_options(options: Iterable[tuple[str, str]], keys: Sequence[str]) -> list[tuple[str, str]]:

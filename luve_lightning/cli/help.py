@@ -90,7 +90,7 @@ class HelpFormatter(DefaultHelpFormatter):
 def usage(verb: str) -> str:
     """The usage line of a verb; the options are listed below it."""
     entry = verbs().get(verb)
-    first = f"[{entry.positional.upper()}] " if entry and entry.positional else ""
+    first = "".join(f"[{name.upper()}] " for name in (entry.positional or "").split()) if entry else ""
     return f"luve {verb} {first}[--config FILE]... [--key value]..."
 
 

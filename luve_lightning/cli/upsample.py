@@ -21,7 +21,7 @@ from luve_lightning.data.video_files import check_name
 from luve_lightning.data.video_index import CAPTIONS, Limits, Split
 from luve_lightning.machine import choose_device
 from luve_lightning.models.backbones import LatentSpace, load_backbone
-from luve_lightning.models.vluer import VLUer
+from luve_lightning.models.vluer import load_vluer
 from luve_lightning.terminal import Steps, say
 
 VERBS = {
@@ -118,7 +118,7 @@ def _load(name: str, folder: Path, codec: LatentSpace, device: torch.device) -> 
         raise ValueError(f"vluers: {name} is the name of another method")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"vluers.{name}: {folder} has no config.json; expected a saved VLUer")
-    net = VLUer.from_pretrained(folder, torch_dtype=torch.float32).to(device).eval()
+    net = load_vluer(folder, torch_dtype=torch.float32).to(device).eval()
     if net.config.latent_channels != codec.channels:
         raise ValueError(
             f"vluers.{name}: {folder} takes {net.config.latent_channels} latent channels, the VAE has {codec.channels}"

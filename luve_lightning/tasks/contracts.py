@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from luve_lightning.models.backbones import Denoiser, LatentSpace, TextConditioner
 from luve_lightning.models.experts import ExpertConfig
-from luve_lightning.models.vluer import VLUer
+from luve_lightning.models.vluer import BaseVLUer
 
 
 @runtime_checkable
@@ -68,7 +68,7 @@ class Upsampling(Protocol):
         device: device of both.
     """
 
-    net: VLUer
+    net: BaseVLUer
     codec: LatentSpace
     device: torch.device
 

@@ -15,7 +15,7 @@ from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.losses import Loss
 from luve_lightning.machine import gather_mappings
 from luve_lightning.models.backbones import load_backbone
-from luve_lightning.models.vluer import VLUer
+from luve_lightning.models.vluer import BaseVLUer, load_vluer
 from luve_lightning.tasks.base import TrainingTask
 
 
@@ -32,7 +32,7 @@ class VLUerTask(TrainingTask):
         losses: losses by name; each says its space.
         pixel_from_step: optimiser step at which phase 2 begins; -1 disables it.
         pixel_crop: latent frames, height and width of the decoded crop (cut to the available size).
-        init_from: folder saved by `VLUer.save_pretrained` whose weights to start from.
+        init_from: folder of a saved VLUer of the same class and sizes whose weights to start from.
         codec_dtype: dtype of the VAE's weights, "float32" or "bfloat16".
         seed: seed of the crops' positions.
         lr: see TrainingTask; the released code uses 2e-4.
@@ -43,7 +43,7 @@ class VLUerTask(TrainingTask):
 
     def __init__(
         self,
-        net: VLUer,
+        net: BaseVLUer,
         backbone: str,
         losses: dict[str, Loss],
         pixel_from_step: int = -1,
@@ -67,7 +67,7 @@ class VLUerTask(TrainingTask):
             raise ValueError(f"codec_dtype: expected float32 or bfloat16, got {codec_dtype!r}")
         self.net = net
         if init_from is not None:
-            self.net.load_state_dict(VLUer.from_pretrained(init_from).state_dict())
+            self.net.load_state_dict(_weights_for(net, init_from))
         self.codec = load_backbone(backbone).latent_space(getattr(torch, codec_dtype))
         if self.codec.channels != net.config.latent_channels:
             raise ValueError(
@@ -78,7 +78,7 @@ class VLUerTask(TrainingTask):
         self._scores: dict[tuple[float, str], tuple[float, float]] = {}  # from this process's validation clips
 
     def forward(self, latents: Tensor, size: Size3d) -> Tensor:
-        """Upsample normalised latents; see VLUer."""
+        """Upsample normalised latents; see BaseVLUer."""
         return self.net(latents, size)
 
     def phase(self, step: int) -> int:
@@ -149,10 +149,27 @@ class VLUerTask(TrainingTask):
         """Nothing: the UpsamplerComparison callback compares with interpolation."""
 
     def export(self, folder: Path, datamodule: Any) -> None:
-        """Save the model for `VLUer.from_pretrained`.
+        """Save the model for `load_vluer`.
 
         Args:
             folder: where to.
             datamodule: not needed.
         """
         self.net.save_pretrained(folder)
+
+
+def _weights_for(net: BaseVLUer, folder: str) -> dict[str, Tensor]:
+    """A saved VLUer's weights, if it is of the same class and sizes."""
+    given = load_vluer(folder)
+    if type(given) is not type(net):
+        raise ValueError(f"init_from: {folder} holds a {type(given).__name__}, net is a {type(net).__name__}")
+    weights = given.state_dict()
+    shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
+    differing = sorted(
+        name for name in weights.keys() | shapes if name not in weights or weights[name].shape != shapes.get(name)
+    )
+    if differing:
+        raise ValueError(
+            f"init_from: {folder} has other sizes than net: {len(differing)} weights, first {differing[0]}"
+        )
+    return weights

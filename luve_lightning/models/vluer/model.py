@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ModelMixin  # noqa: F401  # a saved pipeline looks for it in its part's module
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from luve_lightning.functional.interpolation import (
     Size3d,
     cell_size,
-    check_size,
     interpolate_latents,
     nearest_indices,
     relative_offsets,
 )
-from luve_lightning.models.folders import load_whole, read_config, saving
+from luve_lightning.models.vluer.base import BaseVLUer
 
 
 class ResidualPair(nn.Module):
@@ -160,7 +156,7 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(x))
 
 
-class VLUer(ModelMixin, ConfigMixin):
+class VLUer(BaseVLUer):
     """Upsamples normalised video latents to any size, in space and in time.
 
     The defaults are the base size (17.7 M parameters, for Wan2.1). The mini world's is in
@@ -178,8 +174,6 @@ class VLUer(ModelMixin, ConfigMixin):
         use_cell: tell the implicit upsampler the query's cell size.
         query_chunk: queries at a time when no gradient is needed.
     """
-
-    _supports_gradient_checkpointing = False
 
     @register_to_config
     def __init__(
@@ -214,27 +208,6 @@ class VLUer(ModelMixin, ConfigMixin):
             for parameter in self.upsampler.last.parameters():
                 nn.init.zeros_(parameter)
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """Load what `save_pretrained` wrote; see diffusers.
-
-        Raises:
-            FileNotFoundError: when it does not exist.
-            ValueError: when files are damaged, or hold other weights than the configuration requires.
-        """
-        if kwargs.pop("output_loading_info", False):
-            return super().from_pretrained(str(pretrained_model_name_or_path), output_loading_info=True, **kwargs)
-        if (Path(pretrained_model_name_or_path) / "config.json").is_file():
-            read_config(pretrained_model_name_or_path, "")
-        return load_whole(cls, pretrained_model_name_or_path, kwargs.pop("subfolder", None) or "", **kwargs)
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save the model for `from_pretrained`, atomically; see diffusers."""
-        if kwargs.get("push_to_hub"):
-            kwargs.setdefault("repo_id", Path(save_directory).name)
-        with saving(save_directory) as new:
-            super().save_pretrained(str(new), **kwargs)
-
     def forward(self, latents: Tensor, size: Size3d) -> Tensor:
         """Upsample (or resample) latents.
 
@@ -249,12 +222,7 @@ class VLUer(ModelMixin, ConfigMixin):
         Raises:
             ValueError: for a wrong rank, channel count or size.
         """
-        channels = self.config.latent_channels
-        if latents.ndim != 5 or latents.shape[1] != channels:
-            raise ValueError(f"latents must be B x {channels} x T x h x w, got shape {tuple(latents.shape)}")
-        if 0 in latents.shape:
-            raise ValueError(f"latents have an empty axis: shape {tuple(latents.shape)}")
-        size = check_size(size)
+        size = self.check_input(latents, size)
         x = latents.to(self.encoder.conv_in.weight.dtype)
         x = x.contiguous(memory_format=torch.channels_last_3d)
         x = self.decoder(self.upsampler(self.encoder(x), size))

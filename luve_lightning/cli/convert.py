@@ -1,0 +1,36 @@
+"""`luve convert vluer`: weights in the files of other programs, as folders that every verb reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from luve_lightning.cli import Verb
+from luve_lightning.cli.open_index import check_folder
+from luve_lightning.models.vluer.released_file import read_released
+from luve_lightning.terminal import say
+
+VERBS = {
+    "convert vluer": Verb("Generation", "make a VLUer's folder of the released VLUer's file", positional="file output")
+}
+
+
+def convert_vluer(file: Path, output: Path, crop: bool = False) -> None:
+    """Makes a folder of the released VLUer's model.pth, for --vluer, `luve upsample` and fine-tuning.
+
+    The file must hold exactly the released network's tensors; the optimiser's state beside them is ignored.
+
+    Args:
+        file: The released model.pth. It comes without a licence, and its network builds on VRT, which is licensed
+            CC-BY-NC-4.0 (not for commercial use). We ship none of these weights.
+        output: Folder to write, for instance data/released-vluer.
+        crop: Cut latents to multiples of 8 rows and columns and stretch the rest to the output, as the original
+            does (720p: 704 of 720 rows are kept); default refuse other sizes.
+    """
+    check_folder("output", output)
+    net = read_released(file, crop)
+    net.save_pretrained(output)
+    console = Console(emoji=False)
+    say(console, f"{output}: the released VLUer, {net.num_parameters():,} parameters, from {file}")
+    say(console, "licence: the file has none; the network builds on VRT, CC-BY-NC-4.0: not for commercial use")

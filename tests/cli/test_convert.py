@@ -1,0 +1,43 @@
+"""`luve convert`: what it writes and refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from luve_lightning.models.vluer import ReleasedVLUer, load_vluer
+from tests.helpers.released import released_content, released_state
+from tests.helpers.run_luve import run_luve
+
+
+def test_convert_vluer_writes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    net = ReleasedVLUer()
+    torch.save(released_content(released_state(net)), tmp_path / "model.pth")
+    done = run_luve(capsys, "convert", "vluer", tmp_path / "model.pth", tmp_path / "vluer", "--crop")
+    assert done.code == 0, done.err
+    assert "22,110,472 parameters" in done.out.replace("\n", " ")
+    loaded = load_vluer(tmp_path / "vluer")
+    assert loaded.config.crop
+    assert torch.equal(loaded.conv.weight, net.conv.weight)
+
+
+def test_convert_vluer_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "model.pth")
+    refused = run_luve(capsys, "convert", "vluer", tmp_path / "model.pth", tmp_path / "vluer")
+    assert refused.code == 2
+    assert [line.partition(": ")[2] for line in refused.error_lines if "expected the released" in line]
+    assert not (tmp_path / "vluer").exists()
+    third = run_luve(capsys, "convert", "vluer", "a", "b", "c")
+    assert third.code == 2
+    assert "unexpected argument 'c'; file and output are given already" in third.err
+
+
+def test_help_says_whose_licence(capsys: pytest.CaptureFixture[str]) -> None:
+    helped = run_luve(capsys, "convert", "vluer", "--help")
+    assert helped.code == 0
+    assert "CC-BY-NC-4.0" in "".join(helped.out.split())
+    assert "[FILE] [OUTPUT]" in helped.out
+    assert "convert vluer" in run_luve(capsys, "convert", "--help").out

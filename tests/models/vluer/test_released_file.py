@@ -1,0 +1,172 @@
+"""The released VLUer's file: converted, used, trained on, and refused when anything differs."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from luve_lightning.losses import LatentL1
+from luve_lightning.models.vluer import ReleasedVLUer, load_vluer
+from luve_lightning.models.vluer.released_file import buffer_names, read_released
+from luve_lightning.tasks import VLUerTask
+from tests.helpers.noise import noise
+from tests.helpers.released import reference, released_content, released_state, rule_weights
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    net = ReleasedVLUer()
+    rule_weights(net)
+    return released_state(net)
+
+
+@pytest.fixture(scope="module")
+def converted(state: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that a whole simulated file becomes."""
+    folder = tmp_path_factory.mktemp("released")
+    torch.save(released_content(state), folder / "model.pth")
+    read_released(folder / "model.pth").save_pretrained(folder / "vluer")
+    return folder / "vluer"
+
+
+def test_a_released_state_has_1724_tensors(state: State) -> None:
+    assert len(state) == 1724
+    shapes = reference()["parameters"] | reference()["buffers"]
+    assert {name: list(each.shape) for name, each in state.items()} == shapes
+    with torch.device("meta"):
+        assert set(buffer_names(ReleasedVLUer())) == set(reference()["buffers"])
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_converts_loads_and_upsamples(state: State, converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = load_vluer(converted).eval()
+    assert type(net) is ReleasedVLUer
+    assert json.loads((converted / "config.json").read_text())["_class_name"] == "ReleasedVLUer"
+    assert all(torch.equal(each, state[name]) for name, each in net.state_dict().items())
+    assert len(net.state_dict()) == 1592
+    latents = noise(1, 16, 2, 64, 64)
+    features = net.encoder(latents)  # the costly part, which does not know the scale
+    monkeypatch.setattr(net.encoder, "forward", lambda x: features)
+    for side in (96, 128, 192):
+        out = net(latents, (2, side, side))
+        assert out.shape == (1, 16, 2, side, side)
+        assert out.isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen encoder", "all weights"])
+def test_trains_a_step(converted: Path, tiny_backbone: Path, frozen: bool, request: pytest.FixtureRequest) -> None:
+    if not frozen and not request.config.getoption("--all-references"):
+        pytest.skip("half a minute on a quiet core: pytest --all-references")
+    task = VLUerTask(ReleasedVLUer(), str(tiny_backbone), {"latent": LatentL1()}, init_from=str(converted), lr=1e-4)
+    task.net.encoder.requires_grad_(not frozen)
+    before = {name: each.clone() for name, each in task.net.state_dict().items()}
+    low, high = noise(1, 16, 2, 64, 64), noise(1, 16, 2, 64, 72)
+    optimizer = torch.optim.Adam([each for each in task.net.parameters() if each.requires_grad], lr=1e-4)
+    task.losses["latent"](task(low, (2, 64, 72)), high).backward()
+    optimizer.step()
+    moved = [name for name, each in task.net.state_dict().items() if not torch.equal(each, before[name])]
+    trained = [name for name, each in task.net.named_parameters() if each.requires_grad]
+    assert moved == trained
+    assert not any(name.startswith("encoder") for name in trained) if frozen else len(trained) == 1592
+
+
+def light(state: State) -> State:
+    """The same names and shapes in a file of a few hundred KiB."""
+    return {name: each if name.endswith("position_bias") else _thin(name, each) for name, each in state.items()}
+
+
+def _thin(name: str, tensor: Tensor) -> Tensor:
+    if name.endswith("index"):
+        return tensor.to(torch.int16)
+    return torch.zeros(1).expand(tensor.shape)
+
+
+INDEX = "decoder.stage1.residual_group2.blocks.0.attn.relative_position_index"
+POSITIONS = "encoder.stage7.residual_group1.blocks.5.attn.position_bias"
+CHANGES: dict[str, tuple[Callable[[State], object], str]] = {
+    "missing": (
+        lambda state: state.pop("conv.bias"),
+        "1723 tensors, expected the released VLUer's 1724: 1 missing, such as conv.bias",
+    ),
+    "unknown": (lambda state: state.update(extra=torch.zeros(1)), "1 unknown, such as extra"),
+    "shape": (
+        lambda state: state.update({"conv.bias": torch.zeros(8)}),
+        "1 of another shape, such as conv.bias (8 instead of 16)",
+    ),
+    "not finite": (
+        lambda state: state.update({"conv.bias": torch.full((16,), torch.nan)}),
+        "1 not finite, such as conv.bias",
+    ),
+    "index": (
+        lambda state: state.update({INDEX: state[INDEX].flip(0)}),
+        f"{INDEX} differs from that of windows of 6 x 8 x 8",
+    ),
+    "positions": (
+        lambda state: state.update({POSITIONS: state[POSITIONS] + 0.01}),
+        f"{POSITIONS} differs from that of windows of 2 x 8 x 8",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES)
+def test_refuses_a_state_that_does_not_fit(
+    state: State, tmp_path: Path, change: Callable[[State], object], message: str
+) -> None:
+    other = light(state)
+    change(other)
+    torch.save(released_content(other), tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as refused:
+        read_released(tmp_path / "model.pth")
+    assert str(refused.value).startswith(f"{tmp_path / 'model.pth'}: ")
+    assert message in str(refused.value)
+
+
+def test_a_file_of_few_bytes_with_all_tensors_passes(state: State, tmp_path: Path) -> None:
+    """The refusals above are for their changes, not for how their files are made."""
+    torch.save(released_content(light(state)), tmp_path / "model.pth")
+    net = read_released(tmp_path / "model.pth", crop=True)
+    assert net.config.crop
+    assert not any(each.any() for each in net.parameters())
+
+
+class Harmful:
+    """Something that is no plain type."""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model": {"sd": [1]}}, "expected the released VLUer's file"),
+        ({"state_dict": {}, "epoch": 1}, "got a dictionary of state_dict, epoch"),
+        ([1, 2], "got list"),
+        (Harmful(), "cannot be read as a PyTorch file of plain tensors: "),
+    ],
+)
+def test_refuses_other_files(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as refused:
+        read_released(tmp_path / "model.pth")
+    assert message in str(refused.value)
+
+
+def test_refuses_what_is_no_pytorch_file(tmp_path: Path) -> None:
+    (tmp_path / "text.pth").write_text("hello")
+    with zipfile.ZipFile(tmp_path / "zip.pth", "w") as file:
+        file.writestr("a.txt", "hello")
+    (tmp_path / "empty.pth").touch()
+    for name in ("text.pth", "zip.pth", "empty.pth"):
+        with pytest.raises(ValueError, match=r"^[^\n]*: cannot be read as a PyTorch file of plain tensors: [^\n]+$"):
+            read_released(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_released(tmp_path / "none.pth")
