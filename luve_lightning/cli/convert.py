@@ -8,7 +8,7 @@ from rich.console import Console
 
 from luve_lightning.cli import Verb
 from luve_lightning.cli.open_index import check_folder
-from luve_lightning.models.vluer.released_file import read_released
+from luve_lightning.models.vluer.released import read_released
 from luve_lightning.terminal import say
 
 VERBS = {

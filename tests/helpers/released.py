@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from luve_lightning.models.vluer import ReleasedVLUer
-from luve_lightning.models.vluer.released_file import buffer_names
+from luve_lightning.models.vluer.released import buffer_names
 
 # Outputs of the released network itself with these weights, float32 on a CPU; see `ruled`.
 REFERENCE = Path(__file__).parents[1] / "models" / "vluer" / "released_vluer"

@@ -36,8 +36,7 @@ from luve_lightning.models.backbones import (
     TextConditioner,
 )
 from luve_lightning.models.backbones.base import build
-from luve_lightning.models.backbones.branches import load_branches
-from luve_lightning.models.folders import load_whole, saving
+from luve_lightning.models.folders import load_branches, load_whole, saving
 
 TIME, SPACE = 2, 4
 FOLDED = 3 * TIME * SPACE**2

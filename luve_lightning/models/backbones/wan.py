@@ -18,12 +18,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT
 
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.models.backbones.base import Backbone, CutText, Schedule, TextConditioner, build
-from luve_lightning.models.backbones.branches import load_branches
 from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import SizeRules
 from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
 from luve_lightning.models.backbones.wan_vae import WanLatentSpace
-from luve_lightning.models.folders import cannot_load, is_local, load_whole, loading, read_config, saving
+from luve_lightning.models.folders import cannot_load, is_local, load_branches, load_whole, loading, read_config, saving
 
 # Wan2.1 pads every prompt to 512 tokens. There is no text mask: another length gives other videos.
 MAX_LENGTH = 512

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from luve_lightning.losses import LatentL1
 from luve_lightning.models.vluer import ReleasedVLUer, load_vluer
-from luve_lightning.models.vluer.released_file import buffer_names, read_released
+from luve_lightning.models.vluer.released import buffer_names, read_released
 from luve_lightning.tasks import VLUerTask
 from tests.helpers.noise import noise
 from tests.helpers.released import reference, released_content, released_state, rule_weights

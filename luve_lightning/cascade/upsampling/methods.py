@@ -1,4 +1,4 @@
-"""Interpolation: of the latents themselves, or of the decoded pixels."""
+"""The paper's methods: the VLUer, and interpolation of the latents themselves or of the decoded pixels."""
 
 from __future__ import annotations
 
@@ -47,6 +47,23 @@ class RGBInterpolation(UpsamplingMethod):
         return codec.encode(video)
 
 
+@dataclass(frozen=True)
+class TrainedUpsampling(UpsamplingMethod):
+    """Runs the video latent upsampler."""
+
+    model: ClassVar[Literal["vluer"]] = "vluer"
+
+    def __call__(self, latents: Tensor, size: Size3d, models: UpsamplingModels) -> Tensor:
+        """See UpsamplingMethod.
+
+        Raises:
+            ValueError: there is no VLUer.
+        """
+        if models.vluer is None:
+            raise ValueError("upsampling: there is no VLUer; upsample by latent or rgb, which need none")
+        return models.vluer(latents, size)
+
+
 # "latent" and "rgb" are the paper's names: linear interpolation of latents, bicubic of pixels.
 METHODS = {
     "nearest": LatentInterpolation("nearest"),
@@ -55,4 +72,5 @@ METHODS = {
     "latent": LatentInterpolation("bilinear"),
     "rgb_bicubic": RGBInterpolation(),
     "rgb": RGBInterpolation(),
+    "vluer": TrainedUpsampling(),
 }

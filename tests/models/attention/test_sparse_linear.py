@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from luve_lightning.models.attention import linear
-from luve_lightning.models.attention.linear import LinearBranch
+from luve_lightning.models.attention.sparse import LinearBranch
 from tests.helpers.masked_attention import drawn
 
 
