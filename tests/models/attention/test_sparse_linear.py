@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from luve_lightning.models.attention import linear
+from luve_lightning.models.attention import sparse
 from luve_lightning.models.attention.sparse import LinearBranch
 from tests.helpers.masked_attention import drawn
 
 
 @pytest.mark.parametrize("chunk", [7, 1000])
 def test_it_is_softmax_linear_attention(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "_CHUNK", chunk)
+    monkeypatch.setattr(sparse, "_CHUNK", chunk)
     query, key, value = drawn((2, 3, 5))
     branch = LinearBranch(2, 4).double()
     torch.nn.init.normal_(branch.projection)
