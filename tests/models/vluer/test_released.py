@@ -204,5 +204,5 @@ def test_crop_cuts_the_end_and_stretches_the_rest(net: ReleasedVLUer) -> None:
 
 
 def test_refuses_impossible_widths() -> None:
-    with pytest.raises(ValueError, match=r"^channels: expected multiples of 12 with 6 heads, got \(18, 12\)$"):
+    with pytest.raises(ValueError, match=r"^channels: expected multiples of 4 with 2 heads, got \(18, 12\)$"):
         small_released(channels=18)
