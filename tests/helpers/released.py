@@ -20,8 +20,9 @@ from luve_lightning.models.vluer.released import buffer_names
 # Outputs of the released network itself with these weights, float32 on a CPU; see `ruled`.
 REFERENCE = Path(__file__).parents[1] / "models" / "vluer" / "released_vluer"
 SMALL: dict[str, Any] = {
-    "heads": 2, "channels": 12, "deep_channels": 18, "mutual_blocks": 2, "self_blocks": 1, "deep_groups": 2, "deep_blocks": 2,
-    "frame_groups": 1, "hidden": (9, 7), "decoder_channels": 12, "decoder_deep_channels": 12, "decoder_groups": 1,
+    "heads": 2, "channels": 12, "deep_channels": 18, "mutual_blocks": 2, "self_blocks": 1, "deep_groups": 2,
+    "deep_blocks": 2, "frame_groups": 1, "hidden": (9, 7), "decoder_channels": 12,
+    "decoder_deep_channels": 12, "decoder_groups": 1,
 }  # fmt: skip
 
 
