@@ -47,6 +47,7 @@ class AdaptationTask(FlowMatchingTask):
         recompute: see `Denoiser.set_recompute`.
         keep_attention: see `Denoiser.set_recompute`.
         offload: see `Denoiser.set_recompute`.
+        chunks: see `Denoiser.set_recompute`.
         compile: torch.compile backend for the transformer's blocks, such as "inductor"; None compiles nothing.
         export_dtype: dtype of the exported transformer, "float32", "float16" or "bfloat16".
         shift: see FlowMatchingTask.
@@ -72,6 +73,7 @@ class AdaptationTask(FlowMatchingTask):
         recompute: Recompute = "nothing",
         keep_attention: int | None = None,
         offload: bool = False,
+        chunks: int = 1,
         compile: str | None = None,
         export_dtype: str = "float16",
         shift: float = 5.0,
@@ -99,7 +101,7 @@ class AdaptationTask(FlowMatchingTask):
             transformer.add_adapter(LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=targets), _LORA_NAME)
             for branch in denoiser.branches.values():  # new, so there is nothing to freeze
                 branch.requires_grad_(True)
-        denoiser.set_recompute(recompute, keep_attention, offload)
+        denoiser.set_recompute(recompute, keep_attention, offload, chunks)
         if compile is not None:
             denoiser.compile_blocks(compile)
         super().__init__(
@@ -154,6 +156,7 @@ class ExpertTask(FlowMatchingTask):
         recompute: see `Denoiser.set_recompute`.
         keep_attention: see `Denoiser.set_recompute`.
         offload: see `Denoiser.set_recompute`.
+        chunks: see `Denoiser.set_recompute`.
         compile: torch.compile backend for the transformer's blocks, such as "inductor"; None compiles nothing.
         shift: see FlowMatchingTask.
         weighting: see FlowMatchingTask.
@@ -178,6 +181,7 @@ class ExpertTask(FlowMatchingTask):
         recompute: Recompute = "nothing",
         keep_attention: int | None = None,
         offload: bool = False,
+        chunks: int = 1,
         compile: str | None = None,
         shift: float = 5.0,
         weighting: Weighting | None = None,
@@ -200,7 +204,7 @@ class ExpertTask(FlowMatchingTask):
             add_expert(transformer, name, expert, dtype=torch.float32)
         else:
             _continue_expert(transformer, name, expert, init_from, any_attention=attention is not None)
-        denoiser.set_recompute(recompute, keep_attention, offload)
+        denoiser.set_recompute(recompute, keep_attention, offload, chunks)
         if compile is not None:
             denoiser.compile_blocks(compile)
         super().__init__(

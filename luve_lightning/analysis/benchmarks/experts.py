@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from luve_lightning.analysis.benchmarks.attention import kinds
@@ -210,7 +209,7 @@ def write_profile(run: Callable[[], object], device: torch.device, file: Path, r
             torch.cuda.synchronize(device)
     order = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     averages = found.key_averages()
-    events: Any = [event for event in averages if device.type != "cuda" or event.device_type == DeviceType.CUDA]
+    events: Any = [event for event in averages if device.type != "cuda" or event.device_type.name == "CUDA"]
     total = sum(getattr(event, order) for event in events)
     lines = [f"{total / 1e3:.1f} ms in all", "      ms  share  calls  name"]
     for event in sorted(events, key=lambda event: -getattr(event, order))[:rows]:

@@ -48,6 +48,7 @@ def measure(
     recompute: Recompute = "all_but_attention",
     keep_attention: int | None = None,
     offload: bool = False,
+    chunks: int = 1,
     profile: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Time one training step of the adaptation and of each expert beside the forward pass.
@@ -63,6 +64,7 @@ def measure(
         recompute: see `Denoiser.set_recompute`.
         keep_attention: see `Denoiser.set_recompute`; default all blocks, and 22 in the adaptation.
         offload: see `Denoiser.set_recompute`.
+        chunks: see `Denoiser.set_recompute`.
         profile: folder for a table of each task's kernels in one step.
 
     Yields:
@@ -80,7 +82,7 @@ def measure(
         kept = keep_attention
         if kept is None and recompute == "all_but_attention":
             kept = min(_KEPT_IN_ADAPTATION, model.sizes["num_layers"])
-        options: dict[str, Any] = {"recompute": recompute, "offload": offload, "attention": replaced}
+        options: dict[str, Any] = {"recompute": recompute, "offload": offload, "chunks": chunks, "attention": replaced}
         options["compile"] = "inductor" if compile else None
         frozen = options | {"dtype": dtype, "keep_attention": keep_attention}
         makers: dict[str, Callable[[], FlowMatchingTask]] = {
@@ -92,14 +94,14 @@ def measure(
             raise ValueError(f"tasks: expected some of {', '.join(makers)}, got {', '.join(unknown)}")
         for name in wanted:
             table = None if profile is None else profile / f"{name}.txt"
-            row = {"subject": "experts-train", "model": model.name, "task": name, "size": size}
+            row: dict[str, Any] = {"subject": "experts-train", "model": model.name, "task": name, "size": size}
             row |= {"latents": list(model.latents), "attention": attention_name(replaced), "compile": compile}
             row |= {"recompute": recompute, "keep_attention": kept if name == "adaptation" else keep_attention}
             try:
                 measured = _measure(makers[name]().to(device), model, device, repeats, compile, table)
             except torch.OutOfMemoryError as error:
                 measured = {"error": str(error).partition(". ")[0]}
-            yield row | {"offload": offload} | measured
+            yield row | {"offload": offload, "chunks": chunks} | measured
             gc.collect()
             if compile:
                 torch.compiler.reset()

@@ -279,15 +279,24 @@ class Denoiser(ABC):
             backend: torch.compile's.
             options: torch.compile's; sizes are constants by default.
         """
+        chosen: dict[str, Any] = {"dynamic": False}
+        if backend == "inductor" and "mode" not in options:
+            # torch 2.11 gives gradients of a wrong shape by these kernels (pytorch issue 178080).
+            chosen["options"] = {"triton.mix_order_reduction": False}
         settings = torch._dynamo.config
         settings.recompile_limit = max(settings.recompile_limit, _MOST_GRAPHS)
         settings.optimize_ddp = False
         for _, block in self.blocks:
-            block.compile(backend=backend, **{"dynamic": False} | options)
+            block.compile(backend=backend, **chosen | options)
 
-    def set_recompute(self, recompute: Recompute, keep_attention: int | None = None, offload: bool = False) -> None:
+    def set_recompute(
+        self, recompute: Recompute, keep_attention: int | None = None, offload: bool = False, chunks: int = 1
+    ) -> None:
         """Choose what training recomputes in the backward pass; see `recompute.set_recompute`."""
-        set_recompute(self.module, [block for _, block in self.blocks], recompute, keep_attention, offload)
+        blocks = [block for _, block in self.blocks]
+        sites: list[Any] = [block.get_submodule(self.sites["feed_forward"]) for block in blocks]
+        below = [getattr(site, "base_layer", site) for site in sites]  # an expert
+        set_recompute(self.module, blocks, recompute, keep_attention, offload, chunks, below)
 
 
 def saved_attention(config: Mapping[str, Any]) -> Attention | None:

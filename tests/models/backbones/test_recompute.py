@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from luve_lightning.models.backbones import denoiser_of
 from luve_lightning.models.backbones.recompute import _HostCopy
-from luve_lightning.models.experts import add_expert, expert_parameters
-from tests.helpers.tiny_wan import LFE, inputs, output, randomise, tiny_transformer
+from luve_lightning.models.experts import ExpertConfig, add_expert, expert_parameters
+from tests.helpers.tiny_wan import HFE, LFE, inputs, output, randomise, tiny_transformer
 
 BLOCKS, TOKENS, WORDS = 2, 60, 3
 
@@ -45,11 +45,11 @@ def prepared(expert: bool, dtype: torch.dtype) -> tuple[WanTransformer3DModel, l
 
 
 def step(
-    recompute: Any, expert: bool, dtype: torch.dtype, keep_attention: int | None = None, offload: bool = False
+    recompute: Any, expert: bool, dtype: torch.dtype, keep_attention: int | None = None, **options: Any
 ) -> tuple[list[Tensor], list[int], list[int]]:
     """Loss and gradients of one step; the attentions of its forward and of its backward pass."""
     transformer, trained = prepared(expert, dtype)
-    denoiser_of(transformer).set_recompute(recompute, keep_attention, offload)
+    denoiser_of(transformer).set_recompute(recompute, keep_attention, **options)
     with AttentionCalls() as forward:
         loss = output(transformer, inputs(dtype=dtype)).float().square().mean()
     with AttentionCalls() as backward:
@@ -93,6 +93,41 @@ def test_inputs_on_the_host_give_the_same_numbers(recompute: str, expert: bool) 
     got = step(recompute, expert, torch.float32, offload=True)
     assert got[1:] == want[1:]
     assert all(torch.equal(g, w) for g, w in zip(got[0], want[0], strict=True))
+
+
+@pytest.mark.parametrize("recompute", ["nothing", "blocks", "all_but_attention"])
+@pytest.mark.parametrize("config", [None, LFE, HFE], ids=["all weights", "lfe", "hfe"])
+def test_a_feed_forward_in_chunks_gives_the_same_numbers(recompute: Any, config: ExpertConfig | None) -> None:
+    def gradients(chunks: int) -> tuple[list[Tensor], list[Any]]:
+        transformer = tiny_transformer()
+        if config is not None:
+            add_expert(transformer, "expert", config)
+            randomise(transformer, "expert")
+        denoiser = denoiser_of(transformer)
+        denoiser.set_recompute(recompute, chunks=chunks)
+        lengths: list[int] = []
+        last = next(m for n, m in transformer.named_modules() if n.endswith("net.2"))
+        last.register_forward_hook(lambda module, args, out: lengths.append(out.shape[1]))
+        copied = deepcopy(transformer)
+        assert copied.state_dict().keys() == tiny_keys(config)
+        output(copied, inputs()).square().mean().backward()
+        with torch.no_grad():
+            output(copied, inputs())
+        return [p.grad for p in copied.parameters() if p.grad is not None], lengths
+
+    (want, whole), (got, parts) = gradients(1), gradients(7)
+    assert set(whole) == {TOKENS}
+    assert set(parts) == {9, 6, TOKENS}  # 7 parts of 9 but the last; whole where nothing is trained
+    assert len(got) == len(want)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-6)
+
+
+def tiny_keys(config: ExpertConfig | None) -> Any:
+    transformer = tiny_transformer()
+    if config is not None:
+        add_expert(transformer, "expert", config)
+    return transformer.state_dict().keys()
 
 
 def test_inputs_lie_on_the_host_until_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,3 +176,5 @@ def test_the_choice_can_be_taken_back_and_has_three_words() -> None:
     assert backward.keys == []
     with pytest.raises(ValueError, match=r"recompute: expected 'nothing', 'blocks' or .*, got 'all'"):
         denoiser_of(transformer).set_recompute("all")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="chunks: expected at least 1, got 0"):
+        denoiser_of(transformer).set_recompute("nothing", chunks=0)
