@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from luve_lightning.cascade.generation_jobs import VideoJob
-from luve_lightning.cascade.options import Guidance
+from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.cli.compose import compose, read_arguments
-from luve_lightning.cli.generate import command_of
+from luve_lightning.cli.generate import command_of, recipe_settings
 from luve_lightning.cli.keys import Keys
 from tests.cli.test_keys import NASTY, texts
 
@@ -70,3 +70,12 @@ def test_a_shell_passes_a_recorded_command_on_unchanged(shell: str) -> None:
         assert config["prompt"] == text
         assert config["negative_prompt"] == text
     assert done.stdout.count(b"\0next\0") == len(NASTY)
+
+
+def test_decoding_in_half_precision_makes_other_videos_and_leaves_earlier_ones_theirs() -> None:
+    def recipe(**changes: bool) -> dict[str, object]:
+        return recipe_settings(CascadeOptions(64, 96, 5, 32, 48), "float32", None, {}, 16, False, **changes)
+
+    assert recipe() == recipe(decode_half=False)
+    assert "decode_half" not in recipe()
+    assert recipe(decode_half=True) == recipe() | {"decode_half": True}

@@ -15,6 +15,8 @@ instead of the past before it. The border of a gradient is zero.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -66,6 +68,13 @@ def kernels_suit(device: torch.device, dtype: torch.dtype) -> bool:
     properties = torch.cuda.get_device_properties(device)
     # AMD's GPUs, which PyTorch calls cuda too, do not tell the second.
     return properties.major >= 9 and getattr(properties, "shared_memory_per_block_optin", 0) >= _SHARED_MEMORY
+
+
+@contextmanager
+def keeping() -> Iterator[None]:
+    """For weights that are kept: made in inference mode, they could not take part in a gradient later."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 class Norm:
@@ -214,8 +223,9 @@ class Convolution:
     @cached_property
     def mirrored(self) -> Convolution:
         """The convolution of gradients: weights transposed and mirrored, looking ahead."""
-        weight = self.source.detach()
-        return Convolution(weight.flip(tuple(range(2, weight.ndim))).transpose(0, 1), None, self.dtype)
+        with keeping():
+            weight = self.source.detach()
+            return Convolution(weight.flip(tuple(range(2, weight.ndim))).transpose(0, 1), None, self.dtype)
 
     def input_gradient(self, gradient: Tensor) -> Tensor:
         """The gradient with respect to what is convolved, after the norm; of a whole clip, bordered as its own."""

@@ -26,6 +26,7 @@ from luve_lightning.functional.frames import (
     attended,
     bordered,
     inside,
+    keeping,
 )  # fmt: skip
 
 _WHOLE = 2**31 - 1  # values in one call of cuDNN's
@@ -136,15 +137,14 @@ class Up:
 
     def __call__(self, x: Tensor, past: Past) -> Tensor:
         """The next frames; bordered."""
-        parts = [inside(x).unsqueeze(1)]
-        if self.time is not None:
+        if self.time is None:
+            parts = [inside(x).unsqueeze(1)]
+        else:
             # The clip's first frame is not doubled, and the others do not look back on it.
             first = id(self.time) not in past
             if first:
                 past[id(self.time)] = x.new_zeros(self.time.before, *x.shape[1:])
-            rest = x[1:] if first else x
-            parts = parts if first else []
-            parts[:] = [inside(x[:1]).unsqueeze(1)] if first else []
+            parts, rest = ([inside(x[:1]).unsqueeze(1)], x[1:]) if first else ([], x)
             if len(rest):
                 # frames x (height x width) x 2 channels: a pair of frames each
                 parts.append(inside(self.time(rest, past)).unflatten(-1, (2, -1)).permute(0, 3, 1, 2, 4))
@@ -255,12 +255,14 @@ class FrameCodec:
     @cached_property
     def encoder(self) -> list[FrameLayer]:
         """The encoder's layers: a convolution first, the mapping to moments last."""
-        return self._make_encoder()
+        with keeping():
+            return self._make_encoder()
 
     @cached_property
     def decoder(self) -> list[FrameLayer]:
         """The decoder's layers: a convolution first and last."""
-        return self._make_decoder()
+        with keeping():
+            return self._make_decoder()
 
     @torch.no_grad()
     def encode(self, clip: Tensor, latents_at_once: int | None = None) -> Tensor:

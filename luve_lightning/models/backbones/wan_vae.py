@@ -28,7 +28,7 @@ from diffusers.models.autoencoders import autoencoder_kl_wan as wan
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from luve_lightning.functional.frames import Convolution, FrameLayer, Linear, Norm, kernels_suit
+from luve_lightning.functional.frames import Convolution, FrameLayer, Linear, Norm, keeping, kernels_suit
 from luve_lightning.functional.frames.codec import Down, FrameAttention, FrameCodec, Residual, Up
 from luve_lightning.models.backbones.latents import LatentSpace
 from luve_lightning.models.backbones.wan_tiles import (
@@ -118,7 +118,7 @@ class WanLatentSpace(LatentSpace):
             dtype = torch.get_autocast_dtype(kind)
         if self.vae.use_tiling or not suits(self.vae, weight.device, dtype):
             return None
-        state = dtype, tuple((p.data_ptr(), p._version) for p in self.vae.parameters())
+        state = dtype, tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.vae.parameters())
         if self._streamed is None or self._streamed[0] != state:
             self._streamed = state, frame_codec(self.vae, dtype)
         return self._streamed[1]
@@ -292,7 +292,8 @@ def frame_codec(vae: AutoencoderKLWan, dtype: torch.dtype) -> FrameCodec:
         return [first, *(_frame_layer(block, dtype) for block in blocks), last]
 
     ratio = config.scale_factor_spatial // (config.patch_size or 1)
-    before = Linear(vae.post_quant_conv, dtype)
+    with keeping():
+        before = Linear(vae.post_quant_conv, dtype)
     return FrameCodec(encoder, decoder, before, config.scale_factor_temporal, ratio, dtype, device)
 
 

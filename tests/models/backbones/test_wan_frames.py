@@ -176,3 +176,17 @@ def test_the_codec_takes_gradients_through_it(monkeypatch: pytest.MonkeyPatch) -
     with torch.no_grad():
         assert torch.equal(codec.decode_differentiable(latents), pixels)
     assert all(p.grad is None and not p.requires_grad for p in codec.parameters())
+
+
+@pytest.mark.usefixtures("always")
+def test_validation_in_inference_mode_leaves_gradients_possible() -> None:
+    codec = latent_space_of(tiny_vae())
+    latents = noise(1, 4, 2, 2, 3).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):  # other weights than the VAE's own
+        with torch.inference_mode():
+            codec.decode(latents.detach())
+        [before] = torch.autograd.grad(codec.decode_differentiable(latents).sum(), latents)
+        with torch.inference_mode():
+            codec.decode(latents.detach())
+        [after] = torch.autograd.grad(codec.decode_differentiable(latents).sum(), latents)
+    assert torch.equal(before, after)
