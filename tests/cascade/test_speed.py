@@ -173,8 +173,11 @@ def test_a_cache_that_does_nothing_is_refused(pipeline: LuVePipeline) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_blocks(pipeline: LuVePipeline) -> None:
+@pytest.mark.parametrize("replaced", [False, True], ids=["own attention", "windows"])
+def test_compiled_blocks(pipeline: LuVePipeline, replaced: bool) -> None:
     options: dict[str, Any] = {"steps": 2, "skip_steps": 0, "switch": 0.9}
+    if replaced:
+        denoiser_of(pipeline.refinement_transformer).use_attention(Windows(((1, 2, 2), (2, 1, 2))))
     want = pipeline(PROMPT, **RUN | options, generator=seeded())
     torch._dynamo.reset()
     compile_blocks(pipeline, backend="eager")

@@ -203,7 +203,7 @@ def _elapsed(begin: Any, end: Any) -> float:
 def write_profile(run: Callable[[], object], device: torch.device, file: Path, rows: int = 25) -> None:
     """Run once under torch.profiler, and write a table of the kernels (on a CPU: operators) that took most time."""
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    with torch.profiler.profile(activities=kinds) as found:
+    with torch.profiler.profile(activities=kinds, acc_events=True) as found:
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
