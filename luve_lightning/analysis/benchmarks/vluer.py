@@ -51,26 +51,26 @@ def time_upsampler(
 ) -> Iterator[dict[str, Any]]:
     """Rows of one model in the latents' dtype and, for the same latents, of bilinear interpolation."""
     device = latents.device
-    net = net.to(device, latents.dtype).eval()
+    model: Any = net.to(device, latents.dtype).eval()
     about = {
         "subject": "vluer",
-        "model": type(net).__name__,
-        "parameters": net.num_parameters(),
+        "model": type(model).__name__,
+        "parameters": model.num_parameters(),
         "dtype": str(latents.dtype).removeprefix("torch."),
     }
     for name, size in TARGETS.items():
         row = {**about, "target": name}
         yield row | {"method": "bilinear"} | time_on_gpu(partial(interpolate_latents, latents, size), device, repeats)
-        yield row | {"method": "eager"} | time_on_gpu(partial(net, latents, size), device, repeats)
+        yield row | {"method": "eager"} | time_on_gpu(partial(model, latents, size), device, repeats)
     if not compiled:
         return
-    net.compile()
+    model.compile()
     for name, size in TARGETS.items():
         started = time.perf_counter()
-        net(latents, size)
+        model(latents, size)
         torch.cuda.synchronize(device)
         compile_s = round(time.perf_counter() - started, 1)
-        measured = time_on_gpu(partial(net, latents, size), device, repeats)
+        measured = time_on_gpu(partial(model, latents, size), device, repeats)
         yield {**about, "target": name, "method": "compiled", "compile_s": compile_s} | measured
 
 

@@ -65,12 +65,13 @@ class WindowUNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """B x in_channels x T x h x w to B x channels x T x h x w; rows and columns are multiples of 8."""
         first = self.conv_first(x).permute(0, 2, 3, 4, 1)
-        x1 = self.stage1(first)
-        x2 = self.stage2(x1)
-        x3 = self.stage3(x2)
-        x = self.stage5(self.stage4(x3))
-        x = self.stage6(x + x3)
-        x = self.stage7(x + x2) + x1
+        stages = [self.get_submodule(f"stage{i}") for i in range(1, len(_WAYS) + 1)]
+        x1 = stages[0](first)
+        x2 = stages[1](x1)
+        x3 = stages[2](x2)
+        x = stages[4](stages[3](x3))
+        x = stages[5](x + x3)
+        x = stages[6](x + x2) + x1
         del x1, x2, x3
         for group in self.stage8:
             x = group(x)
