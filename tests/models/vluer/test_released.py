@@ -172,9 +172,7 @@ def test_bfloat16_is_near(net: ReleasedVLUer) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no CUDA device is visible: ReleasedVLUer ran on the CPU only"
-)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible: it ran on the CPU only")
 def test_a_gpu_gives_what_the_cpu_gives() -> None:
     net, latents, size = small_released(), noise(3, 16, 7, 72, 64), (7, 112, 96)
     want = net(latents, size)
