@@ -85,7 +85,7 @@ def _checkpointed(block: Any, *args: Any) -> Any:
         {"context_fn": partial(create_selective_checkpoint_contexts, _policy)} if block.keeps_attention else {}
     )
     # The hooks act on what the checkpoint keeps of its arguments; inside it, its own do.
-    with nullcontext() if block.input_host is None else block.input_host.keeping(args[0]):
+    with nullcontext() if block.input_host is None else block.input_host.keeping(args[0].shape):
         return checkpoint(block, *args, use_reentrant=False, **kept)
 
 
@@ -113,7 +113,8 @@ def _set_chunks(module: Any, chunks: int) -> None:
     if not isinstance(module, _InChunks):
         if chunks == 1:
             return
-        module.__class__ = _in_chunks(type(module))
+        kind: Any = type(module)
+        module.__class__ = _in_chunks(kind)
     module.chunks = chunks
 
 
@@ -131,13 +132,17 @@ class _Host:
     def __reduce__(self) -> tuple[Any, ...]:
         return _Host, ()  # a copy of the transformer has passes of its own
 
-    def keeping(self, hidden: Tensor) -> saved_tensors_hooks:
-        """A context in which autograd keeps tensors of this one's shape on the host."""
+    def keeping(self, shape: torch.Size) -> saved_tensors_hooks:
+        """A context in which autograd keeps tensors of this shape on the host."""
 
+        # Autograd keeps both functions as long as what it saved: a tensor named in them would stay on the GPU.
         def pack(x: Tensor) -> Tensor | _HostCopy:
-            if x.shape != hidden.shape:
+            if x.shape != shape:
                 return x
+            before = self.last()
             copy = _HostCopy(x, self.last)
+            if before is not None:
+                before.release()
             self.last = weakref.ref(copy)
             return copy
 
@@ -147,6 +152,9 @@ class _Host:
 class _HostCopy:
     """A tensor in the host's memory, pinned for a GPU, and copied on a stream of its own.
 
+    The computation waits for a copy before its memory on the GPU is given back; a block takes longer than a copy.
+    `record_stream` would hold the memory for as long as the GPU is behind the program, which is a whole pass.
+
     Args:
         x: the tensor.
         before: the copy that the backward pass needs next: the one made before this.
@@ -155,23 +163,28 @@ class _HostCopy:
     def __init__(self, x: Tensor, before: Callable[[], _HostCopy | None]) -> None:
         self.shape, self.dtype, self.device, self.before = x.shape, x.dtype, x.device, before
         self.stream = torch.Stream(x.device) if x.is_cuda else None
-        self.back: Tensor | None = None
-        parts = x.detach().reshape(-1).split(_PART // x.itemsize)
+        self.back: Tensor | None = x.detach()  # on the device, until the next copy is made
+        parts = self.back.reshape(-1).split(_PART // x.itemsize)
         self.parts = [torch.empty_like(part, device="cpu", pin_memory=x.is_cuda) for part in parts]
-        self._copy(x, zip(self.parts, parts, strict=True))
+        self._copy(zip(self.parts, parts, strict=True))
+
+    def release(self) -> None:
+        """Give the memory on the device back."""
+        if self.back is not None:
+            self._wait()
+            self.back = None
 
     def fetch(self) -> None:
-        """Begin to copy it back."""
+        """Begin to copy it back, unless it is there."""
         if self.back is None:
             self.back = torch.empty(self.shape, dtype=self.dtype, device=self.device)
             parts = self.back.view(-1).split(_PART // self.back.itemsize)
-            self._copy(self.back, zip(parts, self.parts, strict=True))
+            self._copy(zip(parts, self.parts, strict=True))
 
     def tensor(self) -> Tensor:
         """It, on its device; the next one begins to be copied."""
         self.fetch()
-        if self.stream is not None:
-            torch.accelerator.current_stream(self.device).wait_stream(self.stream)
+        self._wait()
         following = self.before()
         if following is not None:
             following.fetch()
@@ -179,7 +192,15 @@ class _HostCopy:
         back, self.back = self.back, None
         return back
 
-    def _copy(self, on_device: Tensor, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def __del__(self) -> None:
+        self.release()  # a backward pass may have broken off during a copy
+
+    def _wait(self) -> None:
+        """Let the computation wait for the copy."""
+        if self.stream is not None:
+            torch.accelerator.current_stream(self.device).wait_stream(self.stream)
+
+    def _copy(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
         if self.stream is None:
             for target, source in pairs:
                 target.copy_(source)
@@ -188,7 +209,6 @@ class _HostCopy:
         with self.stream:
             for target, source in pairs:
                 target.copy_(source, non_blocking=True)
-        on_device.record_stream(self.stream)  # its memory is not given to others before
 
 
 _ATTENTION = (
@@ -208,8 +228,6 @@ _ATTENTION = (
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     """Keep self-attention; repeating attention over a few hundred text tokens is cheap."""
     del context
-    if operator == BLOCK_ATTENTION:
-        return CheckpointPolicy.MUST_SAVE
     if operator in _ATTENTION:
         query, key = (kwargs.get(name, args[i] if i < len(args) else None) for i, name in enumerate(("query", "key")))
         if query is not None and key is not None and query.shape[-2] == key.shape[-2]:
