@@ -37,7 +37,8 @@ def _pin(requirement: str) -> str:
     name, floor = _NAME.match(requirement), _FLOOR.search(requirement)
     if name is None or floor is None:
         raise ValueError(f"{requirement!r}: expected a lower bound such as >=1.2")
-    return f"{name.group()}=={floor.group(1)}"
+    marker = requirement[requirement.index(";") :] if ";" in requirement else ""
+    return f"{name.group()}=={floor.group(1)}{marker}"
 
 
 def main(arguments: list[str] | None = None) -> int:
