@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +140,7 @@ def parse_yaml(text: str, where: str) -> Any:
         CompositionError: on text that is not YAML, is nested too deeply or grows too large through its aliases.
     """
     try:
-        if "&" in text:
-            _check_aliases(text, where)
-        content = OmegaConf.load(io.StringIO(text)) if text.strip() else None
-        return None if content is None else OmegaConf.to_container(content, resolve=False)
+        return deepcopy(_parsed(text, where))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark and not where.startswith("--") else ""
@@ -153,6 +151,15 @@ def parse_yaml(text: str, where: str) -> Any:
     except (OSError, OmegaConfBaseException) as error:  # OSError: OmegaConf's error for a bare number or text
         problem = str(error).splitlines()[0]
         raise CompositionError(f"{where}: expected a mapping of keys: {problem}") from error
+
+
+# The stages of a table are composed from the same few files hundreds of times.
+@lru_cache(maxsize=256)
+def _parsed(text: str, where: str) -> Any:
+    if "&" in text:
+        _check_aliases(text, where)
+    content = OmegaConf.load(io.StringIO(text)) if text.strip() else None
+    return None if content is None else OmegaConf.to_container(content, resolve=False)
 
 
 def _check_aliases(text: str, where: str) -> None:

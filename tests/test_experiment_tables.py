@@ -105,8 +105,8 @@ def test_every_row_is_another_run(name: str, tmp_path: Path, monkeypatch: pytest
     for seed in (0, 1):
         own = {row: frozenset(s.digest for s in planner.before_gathering(row, seed)) for row in planner.table.rows}
         assert len(set(own.values())) == len(own), "two rows run the same"
-    whole = planner.plan({seed: list(planner.table.rows) for seed in planner.table.seeds})
-    assert len(whole.stages) <= 20 * len(planner.table.seeds)
+    whole = planner.plan({seed: list(planner.table.rows) for seed in (0, 1)})
+    assert len(whole.stages) <= 20 * 2
 
 
 @pytest.mark.parametrize("row", ["windows", "tiles"])
@@ -123,7 +123,7 @@ def test_sparse_rows_compute_the_share_of_pairs_that_the_note_says(row: str) -> 
 
 
 def kinds(tmp_path: Path) -> dict[tuple[Any, ...], AblationStage]:
-    """One stage of every table and row for each combination of verb, files and options, whatever their values."""
+    """Stages of every table and row in which each option, null or not, meets each verb and files once at least."""
     found: dict[tuple[Any, ...], AblationStage] = {}
     for name in NAMES:
         planner = planner_of(name, tmp_path)
@@ -137,6 +137,19 @@ def kinds(tmp_path: Path) -> dict[tuple[Any, ...], AblationStage]:
                 found.setdefault((words[0], *keys), stage)
             else:
                 found.setdefault((words[0], stage.name, name), stage)
+    seen: set[tuple[Any, ...]] = set()
+    for key in sorted(found, key=len, reverse=True):
+        stage = found[key]
+        if not stage.gathers:
+            files = tuple(word for before, word in pairwise(stage.words) if before == "--config")
+            options = [
+                (stage.words[0], files, word, value == "null")
+                for word, value in pairwise(stage.words)
+                if word.startswith("--") and word != "--config"
+            ]
+            if seen.issuperset(options):
+                del found[key]
+            seen.update(options)
     return found
 
 

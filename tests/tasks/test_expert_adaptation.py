@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,12 +104,20 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_transformer(folder / "export").state_dict()
 
 
-@pytest.mark.slow
-def test_sharded_an_attentions_own_parameters_are_trained_and_exported(world: World, tmp_path: Path) -> None:
-    """FSDP2 on two processes; the run goes on from its checkpoint."""
+@pytest.fixture(scope="module")
+def windowed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One step with windows and their own parameters, under FSDP2 on two processes."""
     task = {"world": world, "sharded": True, "attention": Windows(((1, 2, 2),), linear=True)}
-    run = Run(tmp_path / "fsdp", steps=1, processes=2, task=task)
+    run = Run(tmp_path_factory.mktemp("windowed") / "fsdp", steps=1, processes=2, task=task)
     assert run_processes(run, adapt) == [0, 0], (run.folder / "output-0.txt").read_text()
+    return run
+
+
+@pytest.mark.slow
+def test_sharded_an_attentions_own_parameters_are_trained_and_exported(windowed: Run, tmp_path: Path) -> None:
+    """FSDP2 on two processes; the run goes on from its checkpoint."""
+    run = windowed.with_(folder=tmp_path / "fsdp")
+    shutil.copytree(windowed.folder, run.folder)
     first = load_backbone(run.folder / "export").denoiser()
     own = {name: branch.projection for name, branch in first.branches.items()}
     assert len(own) == len(first.blocks)
@@ -139,16 +148,13 @@ def test_sharded_over_two_processes_it_is_the_same_training(world: World, tmp_pa
 
 
 @pytest.mark.slow
-def test_compiled_on_two_processes_it_is_the_same_training(world: World, tmp_path: Path) -> None:
-    """DDP and FSDP2, with the blocks' inputs offloaded, against eager DDP."""
-    task = {"world": world, "sharded": False, "attention": Windows(((1, 2, 2),))}
-    eager = Run(tmp_path / "eager", steps=1, processes=2, task=task)
-    assert run_processes(eager, adapt) == [0, 0]
-    want, base = weights(eager.folder), load_transformer(world.backbone).state_dict()
+def test_compiled_on_two_processes_it_is_the_same_training(world: World, windowed: Run, tmp_path: Path) -> None:
+    """DDP and FSDP2, with the blocks' inputs offloaded, against eager FSDP2."""
+    want, base = weights(windowed.folder), load_transformer(world.backbone).state_dict()
     reference = torch.cat([(want[name] - base[name]).flatten() for name in base])
     for sharded in (False, True):
-        options = task | {"sharded": sharded, "compile": "aot_eager", "offload": True}
-        run = eager.with_(folder=tmp_path / f"compiled-{sharded}", task=options)
+        options = windowed.task | {"sharded": sharded, "compile": "aot_eager", "offload": True}
+        run = windowed.with_(folder=tmp_path / f"compiled-{sharded}", task=options)
         assert run_processes(run, adapt) == [0, 0], (run.folder / "output-0.txt").read_text()
         got = weights(run.folder)
         update = torch.cat([(got[name] - base[name]).flatten() for name in base])
