@@ -1,4 +1,4 @@
-"""Videos to generate and their folder: which exist, and which process makes the next one.
+"""Videos to generate, their folder, and latents of finished stages: what exists, and who makes the next one.
 
 A video is `<name>.mp4` with `<name>.json` beside it. The JSON file is written last: where it exists, the video is
 complete. Any number of processes may share a folder. The process that makes a video holds a lock that the
@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import json
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,11 +18,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.prompts import PromptLine, check_distinct, check_seed
+from luve_lightning.data.safetensors_window import DIGEST, tensor_digest
 from luve_lightning.data.store import ClaimedFiles
 from luve_lightning.files import file_digest, find_json, remove_unfinished, text_digest
 from luve_lightning.locks import share_work
@@ -173,6 +178,55 @@ class VideoFolder:
                     for left in folder.glob(f".{glob.escape(job.name)}.*"):
                         left.unlink(missing_ok=True)
             yield mine
+
+
+class StageLatents:
+    """Latents of finished stages, stored by what they depend on: a later run reuses them.
+
+    The first write creates the folder `root`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._files = ClaimedFiles(root)
+        self._files.clean()
+
+    @staticmethod
+    def digest(recipe: Mapping[str, Any]) -> str:
+        """The name of a stage's latents: sha256 of everything they depend on."""
+        return text_digest(json.dumps(recipe, sort_keys=True, ensure_ascii=False))
+
+    def get(self, digest: str) -> dict[str, Tensor] | None:
+        """The tensors stored under a digest, on the CPU, or None; damaged ones are removed with a message."""
+        path = self._files.path(digest)
+        try:
+            with safe_open(path, framework="pt") as file:
+                known = (file.metadata() or {}).get(DIGEST)
+                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except FileNotFoundError:
+            return None
+        except SafetensorError as error:
+            damage = str(error)
+        else:
+            if known is None or known == _digest(tensors):
+                return tensors
+            damage = "its values are not what was stored (sha256 differs)"
+        warnings.warn(f"damaged latents of a stage are made again: {path}: {damage}", stacklevel=2)
+        path.unlink(missing_ok=True)
+        return None
+
+    def put(self, digest: str, tensors: Mapping[str, Tensor]) -> None:
+        """Store tensors atomically, unless they exist."""
+        whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        self._files.write(digest, safetensors.torch.save(whole, {DIGEST: _digest(whole)}))
+
+    def remove(self, digest: str) -> None:
+        """Remove the tensors stored under a digest, if there are any."""
+        self._files.path(digest).unlink(missing_ok=True)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    named = "".join(f"{name} {tensor_digest(tensor)}\n" for name, tensor in sorted(tensors.items()))
+    return text_digest(named)
 
 
 def _differences(found: Any, wanted: Any, key: str = "") -> list[str]:

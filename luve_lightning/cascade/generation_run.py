@@ -1,83 +1,32 @@
-"""The models of `luve generate`, the videos made with them, and latents of finished stages on disk."""
+"""The models of `luve generate`, and the videos made with them."""
 
 from __future__ import annotations
 
-import json
 import time
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from luve_lightning.cascade.generation_jobs import VideoJob
+from luve_lightning.cascade.generation_jobs import StageLatents, VideoJob
 from luve_lightning.cascade.lora_files import LoraFile
 from luve_lightning.cascade.lora_layers import LoraSummary
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.pipeline import LuVePipeline
-from luve_lightning.cascade.pipeline_files import expert_folders
 from luve_lightning.cascade.run import ExpertUse, LuVePipelineOutput, Stage
 from luve_lightning.cascade.speed import SpeedOptions, enable_context_parallel
-from luve_lightning.cascade.stages import decode
-from luve_lightning.data.safetensors_window import DIGEST, tensor_digest
-from luve_lightning.data.store import ClaimedFiles
-from luve_lightning.files import text_digest
+from luve_lightning.cascade.stages import decode_bytes
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import CutText, denoiser_of
 
-
-class StageLatents:
-    """Latents of finished stages, stored by what they depend on: a later run reuses them.
-
-    The first write creates the folder `root`.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._files = ClaimedFiles(root)
-        self._files.clean()
-
-    @staticmethod
-    def digest(recipe: Mapping[str, Any]) -> str:
-        """The name of a stage's latents: sha256 of everything they depend on."""
-        return text_digest(json.dumps(recipe, sort_keys=True, ensure_ascii=False))
-
-    def get(self, digest: str) -> dict[str, Tensor] | None:
-        """The tensors stored under a digest, on the CPU, or None; damaged ones are removed with a message."""
-        path = self._files.path(digest)
-        try:
-            with safe_open(path, framework="pt") as file:
-                known = (file.metadata() or {}).get(DIGEST)
-                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except FileNotFoundError:
-            return None
-        except SafetensorError as error:
-            damage = str(error)
-        else:
-            if known is None or known == _digest(tensors):
-                return tensors
-            damage = "its values are not what was stored (sha256 differs)"
-        warnings.warn(f"damaged latents of a stage are made again: {path}: {damage}", stacklevel=2)
-        path.unlink(missing_ok=True)
-        return None
-
-    def put(self, digest: str, tensors: Mapping[str, Tensor]) -> None:
-        """Store tensors atomically, unless they exist."""
-        whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        self._files.write(digest, safetensors.torch.save(whole, {DIGEST: _digest(whole)}))
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    named = "".join(f"{name} {tensor_digest(tensor)}\n" for name, tensor in sorted(tensors.items()))
-    return text_digest(named)
-
-
 _VERSION = 1  # version of stored latents; raise it when the same options give others
+
+# What a video's last latents do not depend on, among what its files do.
+_AFTER_THE_LATENTS = frozenset({"fps", "lossless", "decode_half"})
 
 
 class Watcher(Protocol):
@@ -121,12 +70,15 @@ class MadeVideo:
         stages: frames of the earlier stages by name, if requested.
         reports: every stage in order.
         steps: every denoising step in order, with its expert.
+        seconds: what was done beside the reported stages: "embedding" of the prompts, "storing" and reading latents,
+            "showing" earlier stages, and "making", the whole.
     """
 
     frames: np.ndarray
     stages: dict[str, np.ndarray]
     reports: list[StageReport]
     steps: list[ExpertUse]
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class CascadeRun:
@@ -143,6 +95,8 @@ class CascadeRun:
         kept: where latents of finished stages are stored and looked up; None stores none.
         watcher: receives every stage and step.
         agree: turns what this process would do into what all do, for processes that make one video together.
+        unfinished: where the last stage's latents are until `forget`, so that a video whose decoding or writing fails
+            goes on from there; None stores none.
     """
 
     def __init__(
@@ -153,9 +107,10 @@ class CascadeRun:
         kept: StageLatents | None,
         watcher: Watcher,
         agree: Callable[[bool], bool] = bool,
+        unfinished: StageLatents | None = None,
     ) -> None:
         self.pipeline, self.options, self.identity = pipeline, options, identity
-        self.kept, self.watcher, self.agree = kept, watcher, agree
+        self.kept, self.watcher, self.agree, self.unfinished = kept, watcher, agree, unfinished
 
     def make(self, job: VideoJob, show_stages: bool = False) -> MadeVideo:
         """Make one video.
@@ -165,9 +120,13 @@ class CascadeRun:
             show_stages: decode the earlier stages, too.
 
         Raises:
-            ValueError: when a stage gives values that are not finite.
+            ValueError: when a stage gives values that are not finite, and when decoding takes too much memory.
         """
         making = _Making(self, job)
+        last = making.last
+        if not show_stages and (latents := making.stored(last)) is not None:
+            frames = making.decode(latents, report=True)
+            return MadeVideo(frames, {}, making.reports, [], making.seconds())
         output = self.pipeline(
             job.prompt,
             making.options,
@@ -183,10 +142,16 @@ class CascadeRun:
         assert isinstance(output, LuVePipelineOutput)
         assert output.stages is not None
         assert output.experts_used is not None
-        *earlier, last = output.stages
+        earlier = [name for name in output.stages if name != last]
         shown = {name: making.decode(output.stages[name]) for name in earlier} if show_stages else {}
         frames = making.decode(output.stages[last], report=True)
-        return MadeVideo(frames, shown, making.reports, output.experts_used)
+        return MadeVideo(frames, shown, making.reports, output.experts_used, making.seconds())
+
+    def forget(self, job: VideoJob) -> None:
+        """Remove the last stage's latents of a video that is written."""
+        if self.unfinished is not None:
+            making = _Making(self, job)
+            self.unfinished.remove(last_latents_name(making.last, job, making.options, self.identity))
 
 
 class _Making:
@@ -204,25 +169,39 @@ class _Making:
         )
         self.generator = torch.Generator("cpu").manual_seed(job.seed)
         self.device: torch.device = run.pipeline._execution_device
+        self.last: Stage = "refined" if self.options.cascade else "direct"
         self.reports: list[StageReport] = []
         self._started: float | None = None
+        self._began, self._embedding = time.perf_counter(), 0.0
+        self._storing = self._showing = 0.0
+        self._embedded = False
 
     def start(self, stage: Stage, steps: int) -> Tensor | None:
         """Stored latents of a stage, if there are any."""
-        kept, digest = self.run.kept, latents_name(stage, self.job, self.options, self.run.identity)
-        if kept is not None and digest is not None:
-            found = kept.get(digest)
-            if self.run.agree(found is not None):
-                found = found or kept.get(digest)
-                assert found is not None, "processes that make one video together must see one folder"
-                # The noise of later stages continues where this stage left off.
-                self.generator.set_state(found["generator"])
-                self._report(stage, found["latents"], None)
-                self._started = None
-                return found["latents"]
+        if not self._embedded:
+            self._embedded, self._embedding = True, self._now() - self._began - self._storing
+        if (found := self.stored(stage)) is not None:
+            return found
         self.run.watcher.begin(stage, steps)
         self._started = self._start()
         return None
+
+    def stored(self, stage: Stage) -> Tensor | None:
+        """Stored latents of a stage, if there are any; the noise of later stages continues where it left off."""
+        shelf, digest = self._shelf(stage)
+        self._started = None
+        if shelf is None or digest is None:
+            return None
+        asked = time.perf_counter()
+        found = shelf.get(digest)
+        if not self.run.agree(found is not None):
+            return None
+        found = found or shelf.get(digest)
+        assert found is not None, "processes that make one video together must see one folder"
+        self.generator.set_state(found["generator"])
+        self._report(stage, found["latents"], None)
+        self._storing += time.perf_counter() - asked
+        return found["latents"]
 
     def end(self, stage: Stage, latents: Tensor) -> None:
         """Store the latents of a stage that was run."""
@@ -230,10 +209,12 @@ class _Making:
             return
         if not latents.isfinite().all():  # waits for the device, too
             raise ValueError(f"{self.job.name}: stage {stage} gave values that are not numbers; try --dtype float32")
-        self._report(stage, latents, time.perf_counter() - self._started)
-        kept, digest = self.run.kept, latents_name(stage, self.job, self.options, self.run.identity)
-        if kept is not None and digest is not None:
-            kept.put(digest, {"latents": latents, "generator": self.generator.get_state()})
+        done = time.perf_counter()
+        self._report(stage, latents, done - self._started)
+        shelf, digest = self._shelf(stage)
+        if shelf is not None and digest is not None:
+            shelf.put(digest, {"latents": latents, "generator": self.generator.get_state()})
+        self._storing += time.perf_counter() - done
 
     def step(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Report a denoising step."""
@@ -242,20 +223,49 @@ class _Making:
         return tensors
 
     def decode(self, latents: Tensor, report: bool = False) -> np.ndarray:
-        """uint8 frames T x H x W x 3."""
+        """uint8 frames T x H x W x 3.
+
+        Raises:
+            ValueError: when it takes more memory than the GPU has.
+        """
         self.run.watcher.begin("decoding", 0)
         started = self._start()
-        video = decode(self.run.pipeline, latents, "np")[0]
-        # Frame by frame: a 4K video of 49 frames takes 5 GB in floating point, and each operation another 5.
-        frames = np.stack([(frame * 255).round().astype(np.uint8) for frame in video])
+        try:
+            frames: np.ndarray = decode_bytes(self.run.pipeline, latents)[0]
+        except torch.OutOfMemoryError as error:
+            kept = "" if self.run.unfinished is None else "; its latents are stored, and decoding begins there"
+            raise ValueError(
+                f"{self.job.name}: decoding takes more memory than is free on the GPU: --speed.decode_tile '[64, 64]' "
+                f"or --speed.offload true takes less{kept}"
+            ) from error
+        seconds = time.perf_counter() - started
         if report:
-            self._report("decoded", latents, time.perf_counter() - started)
+            self._report("decoded", latents, seconds)
+        else:
+            self._showing += seconds
         return frames
+
+    def seconds(self) -> dict[str, float]:
+        """See MadeVideo."""
+        found = {"embedding": self._embedding, "storing": self._storing, "showing": self._showing}
+        return {**found, "making": time.perf_counter() - self._began}
+
+    def _shelf(self, stage: Stage) -> tuple[StageLatents | None, str | None]:
+        """Where a stage's latents are stored, and their name there; a part is None where they are not."""
+        if stage == self.last:
+            return self.run.unfinished, last_latents_name(stage, self.job, self.options, self.run.identity)
+        return self.run.kept, latents_name(stage, self.job, self.options, self.run.identity)
 
     def _start(self) -> float:
         """The time now, from which a stage's seconds and its peak memory count."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+        return self._now()
+
+    def _now(self) -> float:
+        """The time, when the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def _report(self, stage: str, latents: Tensor, seconds: float | None) -> None:
@@ -296,33 +306,11 @@ def latents_name(stage: Stage, job: VideoJob, options: CascadeOptions, identity:
     return StageLatents.digest({"stage": stage, **recipe})
 
 
-def find_models(
-    backbone: str,
-    vluer: Path | None,
-    needs_vluer: bool,
-    refiner: Path | None,
-    experts: dict[str, Path | None] | Path | None,
-    lora: Path | None,
-) -> dict[str, str | Path]:
-    """Where each model comes from, by the name of its option; unused models are left out.
-
-    Raises:
-        FileNotFoundError: for a missing folder.
-        ValueError: when a VLUer is needed and there is none.
-    """
-    if not needs_vluer:
-        vluer = None
-    elif vluer is None and not (Path(backbone) / "vluer").is_dir():  # a saved LuVePipeline has one
-        raise ValueError("vluer: required, but not given; --upsampling latent or rgb needs none")
-    found: dict[str, str | Path | None] = {"vluer": vluer, "refiner": refiner, "lora": lora}
-    if isinstance(experts, Path):
-        experts = {name or "expert": folder for name, folder in expert_folders(experts).items()}
-    found |= {f"experts.{name}": folder for name, folder in (experts or {}).items()}
-    given = {name: path for name, path in found.items() if path is not None}
-    for name, path in given.items():
-        if not Path(path).exists():
-            raise FileNotFoundError(f"{name}: {path}: no such file or folder")
-    return {"backbone": backbone, **given}
+def last_latents_name(stage: Stage, job: VideoJob, options: CascadeOptions, identity: Mapping[str, Any]) -> str:
+    """The name of the latents that are decoded, by all that a video depends on but how they are decoded and written."""
+    own = {key: value for key, value in asdict(job).items() if key != "name"}
+    rest = {key: value for key, value in identity.items() if key not in _AFTER_THE_LATENTS}
+    return StageLatents.digest({"stage": stage, "version": _VERSION, **own, **options.recipe(), **rest})
 
 
 def load_pipeline(

@@ -154,3 +154,32 @@ def _revision(hub_id: str) -> str:
         if isinstance(cached, str):
             return Path(cached).parents[len(Path(file).parts) - 1].name  # snapshots/<revision>/<file>
     raise FileNotFoundError(f"{hub_id}: not in the hub's cache on this machine")
+
+
+def find_models(
+    backbone: str,
+    vluer: Path | None,
+    needs_vluer: bool,
+    refiner: Path | None,
+    experts: dict[str, Path | None] | Path | None,
+    lora: Path | None,
+) -> dict[str, str | Path]:
+    """Where each model comes from, by the name of its option; unused models are left out.
+
+    Raises:
+        FileNotFoundError: for a missing folder.
+        ValueError: when a VLUer is needed and there is none.
+    """
+    if not needs_vluer:
+        vluer = None
+    elif vluer is None and not (Path(backbone) / "vluer").is_dir():  # a saved LuVePipeline has one
+        raise ValueError("vluer: required, but not given; --upsampling latent or rgb needs none")
+    found: dict[str, str | Path | None] = {"vluer": vluer, "refiner": refiner, "lora": lora}
+    if isinstance(experts, Path):
+        experts = {name or "expert": folder for name, folder in expert_folders(experts).items()}
+    found |= {f"experts.{name}": folder for name, folder in (experts or {}).items()}
+    given = {name: path for name, path in found.items() if path is not None}
+    for name, path in given.items():
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{name}: {path}: no such file or folder")
+    return {"backbone": backbone, **given}

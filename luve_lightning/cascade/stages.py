@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from luve_lightning.cascade.denoise import Experts, expert_chooser
 from luve_lightning.cascade.options import CascadeOptions
@@ -140,15 +143,78 @@ def decode(pipeline: LuVePipeline, latents: Tensor, output_type: VideoType = "np
     check_output_type(output_type)
     if output_type == "latent":
         return latents
-    pipeline.codec.wake()
-    codec, latents = pipeline.codec, latents.to(pipeline.vae.device, torch.float32)
-    # In tiles the video may be gathered on the CPU.
-    gathered = pipeline.decode_tile is not None and output_type != "pt"
-    size = len(latents), 3, *codec.pixel_size(*latents.shape[2:])
-    with torch.autocast(latents.device.type, torch.bfloat16, enabled=pipeline.decode_half):
-        video = codec.decode(latents, out=torch.empty(size) if gathered else None)
-    pipeline.maybe_free_model_hooks()
+    video = _decoded(pipeline, latents, gathered=output_type != "pt")
     return pipeline.video_processor.postprocess_video(video, output_type)
+
+
+@torch.no_grad()
+def decode_bytes(pipeline: LuVePipeline, latents: Tensor) -> np.ndarray:
+    """The videos of latents in whole levels, uint8 B x T x H x W x 3; see `decode`.
+
+    Rounded where they were decoded, frame by frame: a 4K video of 49 frames takes 5 GB in floating point.
+    """
+    video = _decoded(pipeline, latents, gathered=True)
+    batch, _, frames, height, width = video.shape
+    result = np.empty((batch, frames, height, width, 3), np.uint8)
+    for clip, into in zip(video, result, strict=True):
+        for number in range(frames):
+            levels = clip[:, number].mul(0.5).add_(0.5).clamp_(0, 1).mul_(255).round_()
+            into[number] = levels.to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return result
+
+
+def _decoded(pipeline: LuVePipeline, latents: Tensor, gathered: bool) -> Tensor:
+    """Pixels in [-1, 1], B x 3 x T x H x W; where they do not fit, the other models leave the GPU meanwhile.
+
+    `gathered`: whether a video decoded in tiles is put together on the CPU.
+    """
+
+    def decoded() -> Tensor:
+        pipeline.codec.wake()
+        codec, z = pipeline.codec, latents.to(pipeline.vae.device, torch.float32)
+        size = len(z), 3, *codec.pixel_size(*z.shape[2:])
+        out = torch.empty(size) if gathered and pipeline.decode_tile is not None else None
+        with torch.autocast(z.device.type, torch.bfloat16, enabled=pipeline.decode_half):
+            video = codec.decode(z, out=out)
+        pipeline.maybe_free_model_hooks()
+        return video
+
+    try:
+        return decoded()
+    except torch.OutOfMemoryError:
+        others = _beside_the_vae(pipeline)
+        if not others:
+            raise
+    # Here the exception is gone, and with it what its frames held.
+    with _on_cpu(others):
+        return decoded()
+
+
+def _beside_the_vae(pipeline: LuVePipeline) -> list[nn.Module]:
+    """The models on the VAE's device that decoding does not need; with offloading, none are there."""
+    if getattr(pipeline, "_all_hooks", None):
+        return []
+    others = [part for part in pipeline.components.values() if isinstance(part, nn.Module) and part is not pipeline.vae]
+    return [part for part in others if _device(part) == pipeline.vae.device]
+
+
+def _device(module: nn.Module) -> torch.device | None:
+    return next((parameter.device for parameter in module.parameters()), None)
+
+
+@contextmanager
+def _on_cpu(modules: list[nn.Module]) -> Iterator[None]:
+    """Modules are on the CPU inside, and afterwards where they were."""
+    devices = [_device(module) for module in modules]
+    for module in modules:
+        module.to("cpu")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        for module, device in zip(modules, devices, strict=True):
+            module.to(device)
 
 
 def check_size(pipeline: LuVePipeline, transformer: Any, size: Size3d, prefix: str = "") -> None:

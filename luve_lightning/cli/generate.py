@@ -18,19 +18,19 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from luve_lightning.cascade.generation_jobs import JobTotals, Processes, VideoFolder, VideoJob, make_jobs, run_jobs
-from luve_lightning.cascade.generation_run import (
-    CascadeRun,
+from luve_lightning.cascade.generation_jobs import (
+    JobTotals,
+    Processes,
     StageLatents,
-    attentions_of,
-    cut_lines,
-    cuts_of,
-    find_models,
-    load_pipeline,
+    VideoFolder,
+    VideoJob,
+    make_jobs,
+    run_jobs,
 )
+from luve_lightning.cascade.generation_run import CascadeRun, attentions_of, cut_lines, cuts_of, load_pipeline
 from luve_lightning.cascade.lora_files import read_lora
 from luve_lightning.cascade.options import CascadeOptions
-from luve_lightning.cascade.pipeline_files import model_identity
+from luve_lightning.cascade.pipeline_files import find_models, model_identity
 from luve_lightning.cascade.prompts import PromptLine, check_text, check_visible, read_prompt_file
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.cli import Verb
@@ -101,7 +101,7 @@ def generate(
     The prompt may be given without an option: luve generate --config FILE "a red boat". Beside each <name>.mp4
     lies <name>.json with everything needed to repeat it; the same seed gives the same video. Existing videos made
     with the same options are skipped, so an interrupted run continues. Under torchrun the processes share the
-    prompts.
+    prompts. A video whose decoding or writing fails goes on there: its latents wait in .claims/.
 
     Args:
         backbone: Folder or hub id of a diffusers pipeline.
@@ -164,14 +164,17 @@ def generate(
         _tell(console, output, JobTotals(0, len(jobs)), started)
         return
     processes.begin(target)
+    asked = time.perf_counter()
     pipeline, loaded = load_pipeline(
         sources, experts is None, dtype, speed, context_parallel, target, adapter, replacing
     )
+    loading = time.perf_counter() - asked
     cuts = {job.name: cuts_of(pipeline, job, options.length) for job in missing}
     if told := cut_lines({job.name: line.where for job, line in zip(jobs, lines, strict=True)}, cuts):
         say(Console(emoji=False, quiet=processes.rank > 0), told)
     command = {job.name: command_of(given, job) for job in jobs}
     facts = about_run(target, processes.count, speed)
+    facts["loading_seconds"] = round(loading, 3)  # once for all videos
     in_force = attentions_of(pipeline)
     facts["attention"] = {name: kind.record() for name, kind in in_force.items()}
     if processes.rank == 0:
@@ -185,7 +188,9 @@ def generate(
         watcher = _Watcher(bar)
         shelf = latents or (output / "latents" if keep_stages else None)
         kept = None if shelf is None else StageLatents(shelf)
-        run = CascadeRun(pipeline, options, recipe, kept, watcher, processes.shared)
+        run = CascadeRun(
+            pipeline, options, recipe, kept, watcher, processes.shared, unfinished=StageLatents(output / ".claims")
+        )
         show = bool(stages) or (contact_sheet and options.cascade)
 
         def make(job: VideoJob) -> None:
@@ -199,8 +204,11 @@ def generate(
             own = {"command": command[job.name], **facts}
             if cuts.get(job.name):
                 own["cut"] = {name: cut.rest for name, cut in cuts[job.name].items()}
+            written = time.perf_counter()
             write_generated(folder, job, made, fps, lossless, own)
+            run.forget(job)
             told = ", ".join(f"{r.stage} {_seconds(r.seconds)}" for r in made.reports)
+            told += f", written {_seconds(time.perf_counter() - written)}"
             took = f"{time.perf_counter() - began:.0f} s"
             say(console, f"{folder.video(job)}  {took} ({told})")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -41,8 +42,9 @@ def write_generated(
     """Write a video and its further files, each atomically, the JSON file last.
 
     The JSON file holds the prompt and fps (where `luve evaluate` looks for them), the `recipe` that decides the
-    pixels, every stage's size and seconds, every denoising step with its expert, the video file's sha256, and
-    `facts`.
+    pixels, every stage's size and seconds, the seconds of everything else, every denoising step with its expert, the
+    video file's sha256, and `facts`. `seconds` sums up: "whole" is "making" and "writing", and "making" is "embedding",
+    "storing", "showing" and the stages.
 
     Args:
         folder: target; knows which files are wanted.
@@ -55,7 +57,7 @@ def write_generated(
     Returns:
         The JSON file.
     """
-    video = folder.video(job)
+    started, video = time.perf_counter(), folder.video(job)
     about = video.with_suffix(".json")
     about.unlink(missing_ok=True)  # where it exists, the video is complete
     for stage in folder.stages:
@@ -65,13 +67,17 @@ def write_generated(
     if folder.sheet:
         with replacing(video.with_suffix(".jpg")) as temporary:
             sheet_of(job, made).save(temporary, format="JPEG", quality=92)
+    sha256 = file_digest(video)
+    writing = time.perf_counter() - started
+    seconds = {**made.seconds, "writing": writing, "whole": made.seconds.get("making", 0.0) + writing}
     content = {
         "prompt": job.prompt,
         "fps": fps,
         "recipe": folder.recipe(job),
         "stages": [asdict(report) for report in made.reports],
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "steps": [step._asdict() for step in made.steps],
-        "sha256": file_digest(video),
+        "sha256": sha256,
         **facts,
     }
     write_text(about, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from luve_lightning.cascade.generation_jobs import VideoFolder, VideoJob, make_jobs, run_jobs
-from luve_lightning.cascade.generation_run import StageLatents
+from luve_lightning.cascade.generation_jobs import StageLatents, VideoFolder, VideoJob, make_jobs, run_jobs
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.prompts import PromptLine
 from luve_lightning.models.backbones import SizeRules

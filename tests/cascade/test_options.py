@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from luve_lightning.cascade import CascadeOptions, Guidance
 from luve_lightning.cascade.generation_jobs import VideoJob
-from luve_lightning.cascade.generation_run import latents_name
+from luve_lightning.cascade.generation_run import last_latents_name, latents_name
 from luve_lightning.models.backbones import SizeRules
 
 RULES = SizeRules(16, 4)
@@ -94,6 +95,14 @@ def test_names_and_recipes_are_those_of_runs_stored_before() -> None:
     upsampled = latents_name("upsampled", job, options, identity)
     assert upsampled == "04433f8a5fdb23ba3e8043937c07296b28ff3874a75d096a5c9df3cac54a1dab"
     assert latents_name("refined", job, options, identity) is None
+    last = last_latents_name("refined", job, options, identity)
+    assert last == last_latents_name("refined", job, options, {**identity, "fps": 8, "decode_half": True})
+    others = [
+        last_latents_name("refined", job, replace(options, skip_steps=5), identity),
+        last_latents_name("refined", replace(job, seed=8), options, identity),
+        last_latents_name("refined", job, options, {**identity, "dtype": "bfloat16"}),
+    ]
+    assert len({last, *others}) == 4
     assert options.recipe() == {
         "upsampling": "latent",
         "cascade": True,

@@ -7,6 +7,7 @@ Shapes: clips are C x T x H x W, frames with border T x (H + 1) x (W + 1) x C ("
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -31,9 +32,26 @@ from luve_lightning.functional.frames import (
 
 _WHOLE = 2**31 - 1  # values in one call of cuDNN's
 
-# Memory for the features of one chunk and what they look back on. It is a constant, not what happens to be free, so
-# that numbers are the same on every machine.
+# Most memory for the features of one chunk and what they look back on; longer chunks are no faster.
 _CHUNK_BYTES = 40 * 2**30
+
+# The part of free memory that they may take; coarser features and gaps between allocations take the rest. Decoding at
+# 4K they are 44.8 GiB by the formula of `at_once`; beside weights and pixels 52 were allocated, and 6 lay between.
+_SHARE = 0.75
+
+
+def chunk_room(device: torch.device) -> float:
+    """Bytes that the features of a chunk may take on a device; no limit but a CPU's own."""
+    if device.type != "cuda":
+        return math.inf
+    free, _ = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if _SHARE * (free + held) < _CHUNK_BYTES:
+        # What PyTorch holds in pieces serves no larger tensor.
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(device)
+        held = 0
+    return _SHARE * (free + held)
 
 
 class Residual:
@@ -274,24 +292,28 @@ class FrameCodec:
         """
         chain, moments = Chain(self.encoder), []
         latents = (clip.shape[1] - 1) // self.per_latent + 1
-        length = latents_at_once or self.at_once(clip.shape[2], clip.shape[3], decoding=False)
+        length = latents_at_once or self.at_once(clip.shape[2], clip.shape[3], False, chunk_room(self.device))
         for start in range(0, latents, length):
             frames = clip[:, self._first_frame(start) : self._first_frame(start + length)]
             moments.append(chain(frames.to(self.dtype)))
         return torch.cat(moments, dim=1)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, latents_at_once: int | None = None) -> Iterator[Tensor]:
+    def decode(
+        self, latents: Tensor, latents_at_once: int | None = None, finest_at_once: int | None = None
+    ) -> Iterator[Tensor]:
         """The pixels of one clip, chunk by chunk, C x T x H x W each, not clamped.
 
         Args:
             latents: C x t x h x w, on the weights' device.
             latents_at_once: length of a chunk; default `at_once`.
+            finest_at_once: frames that go through the finest part at once; default `finest_at_once`.
         """
-        size = latents.shape[2] * self.ratio, latents.shape[3] * self.ratio
-        length = latents_at_once or self.at_once(*size, decoding=True)
+        size, room = (latents.shape[2] * self.ratio, latents.shape[3] * self.ratio), chunk_room(self.device)
+        length = latents_at_once or self.at_once(*size, True, room)
+        finest = finest_at_once or self.finest_at_once(*size, length, room)
         ups = [i for i, layer in enumerate(self.decoder) if isinstance(layer, Up) and layer.time is None]
-        chain = Chain(self.decoder, (ups[-1], length * self.per_latent if length > 1 else 2) if ups else None)
+        chain = Chain(self.decoder, (ups[-1], finest) if ups else None)
         for z in latents.split(length, dim=1):
             yield chain(self._before(z).permute(3, 0, 1, 2))
 
@@ -309,20 +331,38 @@ class FrameCodec:
                 x = Through.apply(x, layer)
         return inside(x)[..., : chain.outputs].permute(3, 0, 1, 2)
 
-    def at_once(self, height: int, width: int, decoding: bool) -> int:
-        """Latent frames of a chunk, for frames of this size.
+    def at_once(self, height: int, width: int, decoding: bool, room: float = math.inf) -> int:
+        """Latent frames of a chunk, for frames of this size; at least one.
 
         The finest features take nearly all memory. With f frames of them in a chunk, encoding holds 3 f + 2 at once
         (a block's input, the first convolution's output, normed with its past) and decoding 3.5 f (before, while and
-        after they are doubled); what the layers look back on takes 14 and 23 more. Where not even one latent frame
-        fits by that, decoding takes two frames at a time through its finest part.
+        after they are doubled); what the layers look back on takes 14 and 23 more.
+
+        Args:
+            height: pixels.
+            width: pixels.
+            decoding: or encoding.
+            room: bytes for these features, see `chunk_room`; no more than 40 GiB are used.
         """
+        each, past = (3.5, 23) if decoding else (3.0, 16)
+        frames = min(room, _CHUNK_BYTES) / self._frame_bytes(height, width, decoding)
+        return max(1, int((frames - past) / (each * self.per_latent)))
+
+    def finest_at_once(self, height: int, width: int, length: int, room: float = math.inf) -> int:
+        """Frames that go through the decoder's finest part at once, in chunks of `length` latent frames.
+
+        All of a chunk; of a single latent frame two, because perhaps not even one fits by `at_once`, or one where
+        two do not fit in `room`.
+        """
+        if length > 1:
+            return length * self.per_latent
+        return 2 if (2 * 3.5 + 23) * self._frame_bytes(height, width, True) <= room else 1
+
+    def _frame_bytes(self, height: int, width: int, decoding: bool) -> int:
+        """Bytes of a frame of the finest features."""
         layer = self.decoder[-1] if decoding else self.encoder[0]
         assert isinstance(layer, Convolution)
-        channels = layer.inputs if decoding else layer.outputs
-        frame = channels * height * width * self.dtype.itemsize
-        each, past = (3.5, 23) if decoding else (3.0, 16)
-        return max(1, int((_CHUNK_BYTES / frame - past) / (each * self.per_latent)))
+        return (layer.inputs if decoding else layer.outputs) * height * width * self.dtype.itemsize
 
     def _before(self, latents: Tensor) -> Tensor:
         """T x H x W x C."""

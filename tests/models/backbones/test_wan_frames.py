@@ -8,7 +8,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 from torch import Tensor, nn
 
-from luve_lightning.functional.frames.codec import FrameCodec
+from luve_lightning.functional.frames.codec import FrameCodec, chunk_room
 from luve_lightning.functional.pixels import video_to_frames
 from luve_lightning.models.backbones import latent_space_of, wan_vae
 from luve_lightning.models.backbones.wan_vae import decode_whole_clip, encode_whole_clip, frame_codec, suits
@@ -16,9 +16,9 @@ from tests.helpers.noise import noise
 from tests.models.backbones.test_wan_whole_clip import LEVELS, tiny_vae
 
 
-def streamed(vae: AutoencoderKLWan, latents: Tensor, at_once: int | None = None) -> Tensor:
+def streamed(vae: AutoencoderKLWan, latents: Tensor, at_once: int | None = None, finest: int | None = None) -> Tensor:
     codec = frame_codec(vae, latents.dtype)
-    parts = torch.cat(list(codec.decode(latents, at_once)), dim=1)
+    parts = torch.cat(list(codec.decode(latents, at_once, finest)), dim=1)
     return unpatchify(parts[None], vae.config.patch_size or 1)[0]
 
 
@@ -39,7 +39,8 @@ def test_equals_the_whole_clip_however_it_is_cut(levels: str, patch_size: int | 
         for at_once in (1, 2, 5):
             got = frame_codec(vae, dtype).encode(patchify(video, patch_size or 1)[0], at_once)
             torch.testing.assert_close(got, moments, **close)
-            torch.testing.assert_close(streamed(vae, latents[0], at_once), pixels, rtol=1e-5, atol=1e-5)
+            for finest in (None, 1, 3):
+                torch.testing.assert_close(streamed(vae, latents[0], at_once, finest), pixels, rtol=1e-5, atol=1e-5)
 
 
 def test_attention_in_the_encoders_levels_is_followed() -> None:
@@ -129,6 +130,40 @@ def test_chunks_follow_memory_alone() -> None:
     assert lengths[5:] == sorted(lengths[5:], reverse=True)
     assert lengths[4] == lengths[9] == 1  # 4K
     assert min(lengths[0], lengths[5]) >= 13  # 49 small frames in one
+
+
+def test_chunks_shorten_to_what_is_free() -> None:
+    stream = frame_codec(tiny_vae(base_dim=96, num_res_blocks=1), torch.bfloat16)
+    size, gib = (1472, 2560), 2**30
+    for decoding in (False, True):
+        lengths = [stream.at_once(*size, decoding, room * gib) for room in (80, 40, 30, 20, 10, 0)]
+        assert lengths[0] == lengths[1] == stream.at_once(*size, decoding)
+        assert lengths == sorted(lengths, reverse=True)
+        assert lengths[0] > lengths[-1] == 1
+    assert stream.finest_at_once(2176, 3840, 3, 0) == 12
+    assert [stream.finest_at_once(2176, 3840, 1, room * gib) for room in (80, 45, 44, 10)] == [2, 2, 1, 1]
+
+
+def test_room_is_what_is_free_after_what_pytorch_only_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    gib, emptied = 2**30, []
+    state = {"free": 60 * gib, "held": 10 * gib}  # 80 in all, 10 in use
+
+    def empty() -> None:
+        emptied.append(True)
+        state["free"] += state["held"] // 2  # the rest lies in pieces
+        state["held"] //= 2
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (state["free"], 80 * gib))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10 * gib + state["held"])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10 * gib)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty)
+    cuda = torch.device("cuda")
+    assert chunk_room(cuda) == pytest.approx(0.75 * 70 * gib)
+    assert not emptied, "clip after clip, PyTorch's own store is used"
+    state["free"] = 30 * gib
+    assert chunk_room(cuda) == pytest.approx(0.75 * 35 * gib)
+    assert emptied == [True]
+    assert chunk_room(torch.device("cpu")) == chunk_room(torch.device("meta")) == float("inf")
 
 
 def test_where_it_is_used() -> None:

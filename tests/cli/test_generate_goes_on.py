@@ -1,0 +1,95 @@
+"""`luve generate` when decoding or writing fails: nothing that was denoised is lost. And where a video's time goes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from luve_lightning.cascade import LuVePipeline
+from luve_lightning.data.video_files import read_video
+from luve_lightning.models.backbones.wan_vae import WanLatentSpace
+from tests.helpers.run_luve import Outcome, run_luve
+
+SIZES = {"height": 64, "width": 96, "motion_height": 32, "motion_width": 48, "num_frames": 5}
+
+
+def generate(capsys: pytest.CaptureFixture[str], cascade: Path, output: Path, **more: Any) -> Outcome:
+    parts = {"backbone": cascade / "wan", "vluer": cascade / "vluer", "output": output}
+    options = {**parts, "steps": 3, "skip_steps": 1, "device": "cpu", "lossless": "true", **SIZES, **more}
+    return run_luve(capsys, "generate", "a red boat", *(f"--{key}={value}" for key, value in options.items()))
+
+
+def made(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The only video of a folder and its JSON file's content."""
+    (video,) = folder.glob("*.mp4")
+    return video, json.loads(video.with_suffix(".json").read_text())
+
+
+def no_room(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("more", [{}, {"speed.decode_tile": "[64, 64]"}])
+def test_a_video_that_does_not_fit_goes_on_at_decoding(
+    capsys: pytest.CaptureFixture[str],
+    tiny_cascade: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: dict[str, str],
+) -> None:
+    """Without any option the denoised latents wait, however the next run decodes them, and go with the video."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(WanLatentSpace, "decode", no_room)
+        outcome = generate(capsys, tiny_cascade, out)
+    assert outcome.code == 2
+    assert "decoding takes more memory than is free on the GPU: --speed.decode_tile '[64, 64]' or" in outcome.err
+    assert len(list(out.rglob("*.safetensors"))) == 1
+    assert not list(out.glob("*.mp4"))
+    with monkeypatch.context() as patch:
+        patch.delattr(LuVePipeline, "__call__")  # nothing is denoised again
+        outcome = generate(capsys, tiny_cascade, out, **more)
+    assert outcome.code == 0, outcome.err
+    video, about = made(out)
+    assert [(s["stage"], s["seconds"] is None) for s in about["stages"]] == [("refined", True), ("decoded", False)]
+    assert not list(out.rglob("*.safetensors"))
+    assert generate(capsys, tiny_cascade, tmp_path / "alone", **more).code == 0
+    assert video.read_bytes() == made(tmp_path / "alone")[0].read_bytes()
+
+
+def test_a_video_that_cannot_be_written_goes_on_there_with_its_earlier_stages(
+    capsys: pytest.CaptureFixture[str], tiny_cascade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "x.mp4")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("luve_lightning.evaluation.sample_sources.write_video", full)
+        assert generate(capsys, tiny_cascade, out, keep_stages="true").code != 0
+    assert generate(capsys, tiny_cascade, out, keep_stages="true").code == 0
+    video, about = made(out)
+    assert [s["seconds"] is None for s in about["stages"]] == [True, True, True, False]
+    assert about["steps"] == []
+    assert len(list(out.rglob("*.safetensors"))) == 2
+    assert generate(capsys, tiny_cascade, tmp_path / "alone").code == 0
+    assert np.array_equal(read_video(video)[0], read_video(made(tmp_path / "alone")[0])[0])
+
+
+def test_a_videos_seconds_sum_up(capsys: pytest.CaptureFixture[str], tiny_cascade: Path, tmp_path: Path) -> None:
+    outcome = generate(capsys, tiny_cascade, tmp_path / "out", keep_stages="true")
+    _, about = made(tmp_path / "out")
+    seconds = about["seconds"]
+    assert seconds["whole"] == pytest.approx(seconds["making"] + seconds["writing"], abs=0.01)
+    parts = sum(seconds[name] for name in ("embedding", "storing", "showing"))
+    stages = sum(stage["seconds"] for stage in about["stages"])
+    assert 0 < parts + stages <= seconds["making"] + 0.01
+    assert min(seconds.values()) > 0
+    assert about["loading_seconds"] > 0
+    assert ", written " in outcome.out
