@@ -13,7 +13,7 @@ from luve_lightning.analysis.benchmarks.experts import BenchModel
 from luve_lightning.cli.costs import bench
 from luve_lightning.models.attention.windows import Windows
 
-SIZES = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 2, "text_dim": 8}
+SIZES = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 3, "text_dim": 8}
 
 
 @pytest.mark.slow
@@ -26,15 +26,24 @@ def test_two_devices_make_the_step_of_one_with_twice_the_batch(
 ) -> None:
     model = BenchModel("tiny", SIZES, 6, (2, 8, 8), torch.float32)
     monkeypatch.setattr(two_gpus, "bench_model", lambda _: model)
-    bench("two-gpus", device=device, attention=Windows(((3, 1, 1), (1, 2, 2))), small=(3, 6, 8), precision="32-true")
+    attention = Windows(((3, 1, 1), (1, 2, 2)))
+    bench(
+        "two-gpus",
+        device=device,
+        attention=attention,
+        small=(3, 6, 8),
+        precision="32-true",
+        blocks=2,
+        keep_attention=1,
+        compile=False,
+    )
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
     assert [(row["task"], row["strategy"], row["what"]) for row in rows] == [
-        *(("adaptation", "fsdp2", what) for what in ("swapped", "apart")),
-        *(("lfe", "ddp", what) for what in ("swapped", "apart")),
-        ("adaptation", "fsdp2", "two devices"),
-        ("lfe", "ddp", "two devices"),
+        *(("adaptation", "fsdp2", what) for what in ("swapped", "apart", "two devices")),
+        *(("lfe", "ddp", what) for what in ("swapped", "apart", "two devices")),
         ("adaptation", "fsdp2", "step"),
     ]
+    assert [row["model"] for row in rows] == ["tiny, 2 of 3 blocks"] * 6 + ["tiny"]
     windows = {"name": "Windows", "cuts": [[3, 1, 1], [1, 2, 2]]}
     assert all(windows.items() <= row["attention"].items() for row in rows)
     for row in rows[:6]:
