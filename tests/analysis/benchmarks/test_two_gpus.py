@@ -57,6 +57,22 @@ def test_two_devices_make_the_step_of_one_with_twice_the_batch(
     assert rows[6]["step_s"] > 0
 
 
+@pytest.mark.slow
+def test_what_fails_has_a_row_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(two_gpus, "bench_model", lambda _: BenchModel("tiny", SIZES, 6, (2, 8, 8), torch.float32))
+    odd = (3, 6, 7)  # the transformer takes even widths
+    *failed, step = two_gpus.measure(torch.device("cpu"), small=odd, blocks=1, keep_attention=1, compile=False)
+    assert [(row["task"], row["what"]) for row in failed] == [("adaptation", "comparison"), ("lfe", "comparison")]
+    assert all("latent width 7: the transformer takes multiples of 2" in row["error"] for row in failed)
+    assert step["step_s"] > 0
+
+
+@pytest.mark.parametrize("blocks", [0, 7])
+def test_a_depth_that_the_model_lacks_is_refused(blocks: int) -> None:
+    with pytest.raises(ValueError, match=f"blocks: expected 1 to 6, got {blocks}"):
+        next(two_gpus.measure(torch.device("cpu"), blocks=blocks))
+
+
 @pytest.mark.skipif(torch.cuda.device_count() > 1, reason="there are two GPUs")
 def test_one_gpu_is_refused() -> None:
     with pytest.raises(ValueError, match="two-gpus: expected 2 CUDA devices, found "):
