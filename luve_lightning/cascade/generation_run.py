@@ -26,7 +26,7 @@ from luve_lightning.models.backbones import CutText, denoiser_of
 _VERSION = 1  # version of stored latents; raise it when the same options give others
 
 # What a video's last latents do not depend on, among what its files do.
-_AFTER_THE_LATENTS = frozenset({"fps", "lossless", "decode_half"})
+_AFTER_THE_LATENTS = frozenset({"fps", "lossless", "encoder_threads", "decode_half"})
 
 
 class Watcher(Protocol):

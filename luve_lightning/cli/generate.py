@@ -40,7 +40,7 @@ from luve_lightning.cli.open_index import print_summary
 from luve_lightning.data.hashes import FileHashes
 from luve_lightning.data.video_files import MAX_FPS
 from luve_lightning.evaluation.sample_sources import write_generated
-from luve_lightning.machine import PACKAGE_ROOT, check_video, git_state
+from luve_lightning.machine import PACKAGE_ROOT, check_video, check_workers, git_state
 from luve_lightning.models.attention import Attention, named_attention
 from luve_lightning.models.backbones import CutTextWarning, load_backbone
 from luve_lightning.terminal import Steps, say
@@ -87,6 +87,7 @@ def generate(
     attention: Attention | str | None = None,
     fps: float = 16.0,
     lossless: bool = False,
+    encoder_threads: int = 1,
     keep_stages: bool = False,
     latents: Path | None = None,
     contact_sheet: bool = False,
@@ -123,6 +124,8 @@ def generate(
             trained with; default the one saved with it. A name, such as dense, or a class and its settings.
         fps: Frames per second of the files.
         lossless: Keep every bit of the frames; many players cannot show such files.
+        encoder_threads: Threads that write a video file. Several are faster; lossy frames of another number differ
+            slightly.
         keep_stages: Keep the earlier stages: videos under motion/ and upsampled/, and latents under latents/,
             which a later run reuses.
         latents: Folder for the latents of earlier stages, whatever keep_stages says: runs that differ in a later
@@ -144,6 +147,7 @@ def generate(
         raise ValueError(f"output: expected a folder, {output} is a file")
     if not 0 < fps <= MAX_FPS:
         raise ValueError(f"fps: expected a number in (0, {MAX_FPS}], got {fps}")
+    check_workers("encoder_threads", encoder_threads, least=1)
     cache = cache_of(speed)
     lines = _lines(prompt, prompts, limit)
     jobs = make_jobs(lines, options, load_backbone(backbone).size_rules(), negative_prompt, seed)
@@ -157,7 +161,9 @@ def generate(
     if adapter is not None and adapter.configuration is not None:
         models["lora"] += " at its configuration's scale"  # videos made when that was not read differ
     stages = ("motion", "upsampled") if keep_stages and options.cascade else ()
-    recipe = recipe_settings(options, dtype, cache, models, fps, lossless, replacing, speed.decode_half)
+    recipe = recipe_settings(
+        options, dtype, cache, models, fps, lossless, replacing, speed.decode_half, encoder_threads
+    )
     folder = VideoFolder(output, recipe, overwrite, stages, contact_sheet)
     missing = [job for job in jobs if not folder.is_done(job)]
     if not missing:
@@ -205,7 +211,7 @@ def generate(
             if cuts.get(job.name):
                 own["cut"] = {name: cut.rest for name, cut in cuts[job.name].items()}
             written = time.perf_counter()
-            write_generated(folder, job, made, fps, lossless, own)
+            write_generated(folder, job, made, fps, lossless, own, encoder_threads)
             run.forget(job)
             told = ", ".join(f"{r.stage} {_seconds(r.seconds)}" for r in made.reports)
             told += f", written {_seconds(time.perf_counter() - written)}"
@@ -267,11 +273,13 @@ def recipe_settings(
     lossless: bool,
     attention: Attention | None = None,
     decode_half: bool = False,
+    encoder_threads: int = 1,
 ) -> dict[str, Any]:
     """Everything that decides a run's videos besides their prompts, seeds and sizes."""
     # What is saved with a model belongs to the model's identity.
     replaced = {} if attention is None else {"attention": attention.record()}
     halved = {"decode_half": True} if decode_half else {}
+    encoded = {} if lossless or encoder_threads == 1 else {"encoder_threads": encoder_threads}
     return {
         "version": _VERSION,
         **options.recipe(),
@@ -282,6 +290,7 @@ def recipe_settings(
         "lossless": lossless,
         **replaced,
         **halved,
+        **encoded,
     }
 
 

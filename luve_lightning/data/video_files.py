@@ -14,22 +14,23 @@ from luve_lightning.data.clips import probe_clip, read_clip
 from luve_lightning.files import replacing
 
 # No mbtree: in x264 it reads uninitialised memory, and the bytes differ from run to run.
-_X264 = "threads=1:lookahead-threads=1:mbtree=0:open-gop=0:keyint=16:min-keyint=16:scenecut=0"
+_X264 = "lookahead-threads=1:mbtree=0:open-gop=0:keyint=16:min-keyint=16:scenecut=0"
 _BT709 = "colorprim=bt709:transfer=bt709:colormatrix=bt709:range=tv"
 
 
-def encode_h264(path: Path, frames: np.ndarray, fps: int | Fraction, crf: int | None) -> None:
+def encode_h264(path: Path, frames: np.ndarray, fps: int | Fraction, crf: int | None, threads: int = 1) -> None:
     """Encode frames into a file that is put in place atomically.
 
-    Closed groups of 16 frames, one thread, and no times or versions in the container, so equal frames give equal
-    bytes. Lossy: yuv420p as in UltraVideo, tagged bt709 limited range and converted with that matrix. Lossless:
-    RGB, without any conversion.
+    Closed groups of 16 frames, a given number of threads, and no times or versions in the container, so equal frames
+    give equal bytes. Lossy: yuv420p as in UltraVideo, tagged bt709 limited range and converted with that matrix.
+    Lossless: RGB, without any conversion.
 
     Args:
         path: target; its folder exists.
         frames: uint8 T x H x W x 3, H and W even when lossy.
         fps: frames per second.
         crf: x264's constant rate factor; None is lossless.
+        threads: threads of the encoder; another number gives slightly other lossy frames.
     """
     import av
     from av.video.reformatter import ColorRange, Colorspace
@@ -42,8 +43,8 @@ def encode_h264(path: Path, frames: np.ndarray, fps: int | Fraction, crf: int | 
         stream.width, stream.height = width, height
         stream.pix_fmt = "rgb24" if crf is None else "yuv420p"
         rate = {"qp": "0"} if crf is None else {"crf": str(crf)}
-        parameters = _X264 if crf is None else f"{_X264}:{_BT709}"
-        stream.options = {"preset": "medium", "threads": "1", "x264-params": parameters, **rate}
+        parameters = f"threads={threads}:{_X264}" if crf is None else f"threads={threads}:{_X264}:{_BT709}"
+        stream.options = {"preset": "medium", "threads": str(threads), "x264-params": parameters, **rate}
         if crf is not None:
             context = stream.codec_context
             context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU709
@@ -68,7 +69,7 @@ VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".ts")
 MAX_FPS = 240
 
 
-def write_video(path: str | Path, frames: np.ndarray, fps: float, lossless: bool = False) -> None:
+def write_video(path: str | Path, frames: np.ndarray, fps: float, lossless: bool = False, threads: int = 1) -> None:
     """Write frames as H.264 in mp4, atomically; equal frames give equal bytes.
 
     Lossy files are yuv420p tagged bt709, which every player shows. Lossless ones are RGB: `read_video` gives
@@ -79,6 +80,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, lossless: bool
         frames: uint8 T x H x W x 3, full-range sRGB; H and W even unless lossless.
         fps: frames per second, in (0, 240].
         lossless: whether to keep every bit.
+        threads: see `encode_h264`.
 
     Raises:
         ValueError: unsuitable frames, rates or file names.
@@ -98,7 +100,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, lossless: bool
     path.parent.mkdir(parents=True, exist_ok=True)
     # 30000/1001 and its like are within 1e-6 of their decimals.
     rate = Fraction(fps).limit_denominator(1001)
-    encode_h264(path, frames, rate, None if lossless else CRF)
+    encode_h264(path, frames, rate, None if lossless else CRF, threads)
 
 
 def read_video(path: str | Path) -> tuple[Frames, float]:

@@ -37,7 +37,13 @@ from luve_lightning.tasks.contracts import Denoising, Upsampling
 
 
 def write_generated(
-    folder: VideoFolder, job: VideoJob, made: MadeVideo, fps: float, lossless: bool, facts: Mapping[str, Any]
+    folder: VideoFolder,
+    job: VideoJob,
+    made: MadeVideo,
+    fps: float,
+    lossless: bool,
+    facts: Mapping[str, Any],
+    threads: int = 1,
 ) -> Path:
     """Write a video and its further files, each atomically, the JSON file last.
 
@@ -53,6 +59,7 @@ def write_generated(
         fps: frames per second.
         lossless: whether video files are lossless.
         facts: further information for the JSON file.
+        threads: threads that encode a video file.
 
     Returns:
         The JSON file.
@@ -62,8 +69,8 @@ def write_generated(
     about.unlink(missing_ok=True)  # where it exists, the video is complete
     for stage in folder.stages:
         if stage in made.stages:
-            write_video(folder.stage_video(job, stage), made.stages[stage], fps, lossless)
-    write_video(video, made.frames, fps, lossless)
+            write_video(folder.stage_video(job, stage), made.stages[stage], fps, lossless, threads)
+    write_video(video, made.frames, fps, lossless, threads)
     if folder.sheet:
         with replacing(video.with_suffix(".jpg")) as temporary:
             sheet_of(job, made).save(temporary, format="JPEG", quality=92)

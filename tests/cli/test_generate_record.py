@@ -79,3 +79,13 @@ def test_decoding_in_half_precision_makes_other_videos_and_leaves_earlier_ones_t
     assert recipe() == recipe(decode_half=False)
     assert "decode_half" not in recipe()
     assert recipe(decode_half=True) == recipe() | {"decode_half": True}
+
+
+def test_threads_of_the_encoder_make_other_lossy_videos_and_leave_earlier_ones_theirs() -> None:
+    def recipe(lossless: bool, threads: int) -> dict[str, object]:
+        options = CascadeOptions(64, 96, 5, 32, 48)
+        return recipe_settings(options, "float32", None, {}, 16, lossless, encoder_threads=threads)
+
+    assert "encoder_threads" not in recipe(False, 1)
+    assert recipe(False, 4) == recipe(False, 1) | {"encoder_threads": 4}
+    assert recipe(True, 4) == recipe(True, 1)

@@ -57,6 +57,19 @@ def test_lossy_files_are_close_tagged_and_of_the_same_bytes(tmp_path: Path) -> N
         assert (context.pix_fmt, int(context.colorspace), int(context.color_range)) == ("yuv420p", 1, 1)
 
 
+def test_files_of_several_threads_are_close_and_of_the_same_bytes(tmp_path: Path) -> None:
+    video = noise(12, 256, 256) // 16 + 100
+    for name, threads in (("one", 1), ("a", 3), ("b", 3)):
+        write_video(tmp_path / f"{name}.mp4", video, 24, threads=threads)
+    shown, other = (read_video(tmp_path / f"{name}.mp4")[0].astype(int) for name in ("one", "a"))
+    assert np.abs(shown - video).mean() < 4
+    assert np.abs(shown - other).mean() < 0.5
+    one, a, b = ((tmp_path / f"{name}.mp4").read_bytes() for name in ("one", "a", "b"))
+    assert a == b != one
+    write_video(tmp_path / "exact.mp4", video, 24, lossless=True, threads=3)
+    assert np.array_equal(read_video(tmp_path / "exact.mp4")[0], video)
+
+
 def test_views_of_frames_are_written_as_they_look(tmp_path: Path) -> None:
     video = noise(4, 20, 20)[::-1, ::-1, 2:18:2]
     write_video(tmp_path / "new" / "a.mp4", video, 8, lossless=True)
