@@ -230,8 +230,9 @@ def read_speed(file: Path) -> GpuSpeed:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         return speed_of([row for row in rows if row["subject"] == "speed"])
     except (ValueError, LookupError, TypeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
         raise ValueError(
-            f"gpu: expected a file that luve bench --subject speed --output FILE wrote, {file} is none: {error!r}"
+            f"gpu: expected a file that luve bench --subject speed --output FILE wrote, {file} is none: {reason}"
         ) from None
 
 
@@ -240,7 +241,15 @@ def speed_of(rows: Iterable[Mapping[str, Any]]) -> GpuSpeed:
 
     Raises:
         LookupError: when a row, or one of its values, is missing.
+        ValueError: for rows of several GPUs, or a value that is no number above 0.
     """
+    rows = list(rows)
+    if len(gpus := sorted({str(row["gpu"]) for row in rows})) > 1:
+        raise ValueError(f"rows of several GPUs, {' and '.join(gpus)}; a file holds one GPU's")
+    for row in rows:
+        for name in row.keys() & {"tflops", "tb_per_second"}:
+            if not isinstance(row[name], int | float) or not 0 < row[name] < math.inf:
+                raise ValueError(f"{row['kind']}: {name}: expected a number above 0, got {row[name]!r}")
     rates: dict[tuple[str, str], float] = {}
     by_keys: dict[int, float] = {}
     facts: Mapping[str, Any] = {}

@@ -68,7 +68,7 @@ class PartConfigs:
 
         Raises:
             FileNotFoundError: when one of the files is not available.
-            ValueError: for a shift that is not positive.
+            ValueError: for a shift that is not positive, or a damaged attention.
         """
         parts = load_backbone(backbone)
         shift = parts.shift() if shift is None else shift
@@ -79,12 +79,16 @@ class PartConfigs:
             if not (Path(vluer) / "config.json").is_file():
                 raise FileNotFoundError(f"vluer {vluer}: no config.json there; expected a folder saved by VLUer")
             upsampler = read_json(Path(vluer) / "config.json")
+        transformer = parts.config("transformer")
+        refining = None if refiner is None else load_backbone(refiner).config("transformer")
+        for folder, config in ((backbone, transformer), (refiner, refining)):
+            saved_attention(config or {}, folder)  # refused here, where its folder is known
         return cls(
-            transformer=parts.config("transformer"),
+            transformer=transformer,
             vae=parts.config("vae"),
             text_encoder=parts.config("text_encoder"),
             vluer=upsampler,
-            refiner=None if refiner is None else load_backbone(refiner).config("transformer"),
+            refiner=refining,
             shift=shift,
             text_length=parts.text_length(),
             family=type(parts),

@@ -72,10 +72,22 @@ def beside_made(stages: Sequence[StagePlan], made: Mapping[str, Any]) -> str:
         made: the video's record, the JSON file that lies beside it.
 
     Raises:
-        ValueError: when the record is of another video: its stages or their latents are not the planned ones.
+        ValueError: when it is no record, or that of another video: its stages or their latents are not the planned
+            ones.
     """
-    found = {stage["stage"]: stage for stage in made.get("stages", ())}
-    steps = Counter(step["stage"] for step in made.get("steps", ()))
+    try:
+        found = {stage["stage"]: stage for stage in made.get("stages", ())}
+        steps = Counter(step["stage"] for step in made.get("steps", ()))
+        whole = all(
+            isinstance(stage["latents"], list)
+            and isinstance(stage["seconds"], int | float | None)
+            and isinstance(stage.get("peak_gib"), int | float | None)
+            for stage in found.values()
+        )
+    except (TypeError, LookupError):
+        whole = False
+    if not whole:
+        raise ValueError("made: expected the record that luve generate writes beside a video, VIDEO.json")
     rows = [["stage", "planned s", "took s", "error", "planned GiB", "peak GiB", "error"]]
     both: list[tuple[float, float]] = []
     for stage in stages:

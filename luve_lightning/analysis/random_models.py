@@ -58,9 +58,12 @@ def write_random_models(
 
     Raises:
         FileExistsError: when the folder holds something.
+        ValueError: for an attention that does not fit the transformer.
     """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"output {folder}: expected a new or empty folder")
+    if attention is not None:  # refused before anything is written
+        denoiser_of(Parts(configs, dtype).refiner).use_attention(attention)
     # A transformer of its own for the third stage, where `configs` has it share the first one's.
     parts = Parts(replace(configs, refiner=configs.refiner or configs.transformer), dtype, device)
     with _seeded(seed, device), torch.no_grad():

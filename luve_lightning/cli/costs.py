@@ -94,6 +94,7 @@ def plan(
     options = options.resolved(rules)
     rules.check_cascade(options.motion[1:], options.size[1:])
     rates = gpu_speed(gpu, gpu_tflops)
+    record = None if made is None else read_json(made)
     configs = PartConfigs.from_pretrained(backbone, vluer, refiner, options.shift)
     parts = Parts(configs, getattr(torch, dtype), vae_dtype=getattr(torch, vae_dtype))
     if attention is not None:
@@ -105,8 +106,8 @@ def plan(
     planner = Planner(parts, options, speed, rates)
     stages, passes = planner.stages(), planner.forward_passes()
     print(plan_text(stages, rates, passes))
-    if made is not None:
-        print(f"\n{beside_made(stages, read_json(made))}")
+    if record is not None:
+        print(f"\n{beside_made(stages, record)}")
     if output is not None and output.suffix == ".json":
         output.parent.mkdir(parents=True, exist_ok=True)
         found = plan_dict(options, stages, rates, passes)

@@ -114,6 +114,15 @@ def test_a_measured_speed_is_read_from_its_file(tmp_path: Path) -> None:
     assert (twice.tflops["matmul"], twice.by_keys[4096]) == (200, 200)
 
 
+@pytest.mark.parametrize("wrong", [{"tflops": 0}, {"tflops": "fast"}, {"tflops": -1.0}, {"gpu": "another"}])
+def test_rows_of_two_gpus_and_rates_that_are_none_are_no_speed(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    first, *others = speed_rows()
+    file = written(tmp_path / "speed.jsonl", [first | wrong, *others])
+    message = "rows of several GPUs, another and card" if "gpu" in wrong else "tflops: expected a number above 0, got"
+    with pytest.raises(ValueError, match=message):
+        read_speed(file)
+
+
 @pytest.mark.parametrize("text", ["", "{}", "nothing", "[1]", json.dumps(speed_rows()[0])])
 def test_a_file_of_something_else_is_no_speed(tmp_path: Path, text: str) -> None:
     (tmp_path / "file").write_text(text)

@@ -103,6 +103,9 @@ def test_beside_a_video_whose_first_stages_were_kept(
     ), "what was kept took no time that a plan could be compared with"
     planned, took, error = rows["refine"][:3]
     assert float(error.rstrip("%")) == pytest.approx(100 * (float(planned) / float(took) - 1), abs=0.5)
+    record.write_text('{"stages": [{"stage": "motion", "latents": 5, "seconds": "fast"}]}')
+    outcome = run_luve(capsys, "plan", "--backbone", backbone, *SIZE, *words)
+    assert (outcome.code, "made: expected the record that luve generate writes" in outcome.error_lines[-1]) == (2, True)
     record.write_text("{}")
     outcome = run_luve(capsys, "plan", "--backbone", backbone, *SIZE, *words)
     assert outcome.code == 2

@@ -55,6 +55,18 @@ def test_a_video_from_random_models_and_its_plan(
     assert "made: the plan has motion [2, 4, 6] in 5 steps, the video's record motion [2, 4, 6] in 4 st" in outcome.err
 
 
+def test_an_attention_that_does_not_fit_writes_nothing(
+    tiny_cascade: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    windows = '{"class_path": "luve_lightning.models.attention.windows.Windows", "init_args": %s}'
+    wrong = windows % '{"cuts": [[1, 2, 2]], "dense_layers": [50]}'
+    words = ("--backbone", tiny_cascade / "wan", "--output", tmp_path / "new", "--attention", wrong)
+    outcome = run_luve(capsys, "random-models", *words)
+    assert outcome.code == 2
+    assert "dense_layers: expected layers of a transformer of" in outcome.error_lines[-1]
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.slow
 def test_the_seed_decides_the_weights(tiny_cascade: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("random-models", "--backbone", tiny_cascade / "wan", "--vluer", tiny_cascade / "vluer")

@@ -113,6 +113,7 @@ def measure(
     unknown = [size for size in wanted if size not in setup.sizes]
     if unknown:
         raise ValueError(f"sizes: expected some of {', '.join(setup.sizes)}, got {', '.join(unknown)}")
+    attention_named(attention, "2k")  # refused before anything runs
     bench = _Bench(setup, device, repeats, getattr(torch, vae_dtype), attention, compile, gpu)
     for size in wanted:
         yield from bench.first_stage(size) if size == "720p" else bench.later_stages(size)

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -93,12 +93,20 @@ class Attention(ABC):
         """The attention that `record` describes.
 
         Raises:
-            ValueError: for an unknown name or unknown settings.
+            ValueError: for anything but a record, an unknown name, or settings that are unknown, missing or wrong.
         """
+        if not isinstance(record, Mapping):
+            raise ValueError(f"attention: expected a name and settings, got {record!r}")
         settings = dict(record)
         name, known = settings.pop("name", None), {kind.__name__: kind for kind in _kinds()}
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise ValueError(f"attention {name!r}: expected one of {', '.join(sorted(known))}")
+        defaults = {field.name: field.default for field in fields(known[name])}
+        for setting in settings.keys() - defaults.keys():
+            raise ValueError(f"attention {name}: unknown setting {setting!r}; known: {', '.join(defaults) or 'none'}")
+        lacking = [setting for setting, default in defaults.items() if default is MISSING and setting not in settings]
+        if lacking:
+            raise ValueError(f"attention {name}: {', '.join(lacking)}: required; give it with class_path and init_args")
         try:
             return known[name](**settings)
         except TypeError as error:

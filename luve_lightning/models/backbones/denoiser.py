@@ -45,9 +45,8 @@ class Denoiser(ABC):
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        saved = module.config.get(_ATTENTION_KEY)
-        if saved is not None and self.attention is None:
-            self.use_attention(Attention.from_record(saved))
+        if self.attention is None and (saved := saved_attention(module.config)) is not None:
+            self.use_attention(saved)
             module.lacks_branches = bool(self.branches)  # until they are loaded
 
     @property
@@ -278,6 +277,9 @@ class Denoiser(ABC):
         Args:
             backend: torch.compile's.
             options: torch.compile's; sizes are constants by default.
+
+        Raises:
+            ValueError: for a backend that torch.compile does not know.
         """
         chosen: dict[str, Any] = {"dynamic": False}
         if backend == "inductor" and "mode" not in options:
@@ -286,8 +288,13 @@ class Denoiser(ABC):
         settings = torch._dynamo.config
         settings.recompile_limit = max(settings.recompile_limit, _MOST_GRAPHS)
         settings.optimize_ddp = False
-        for _, block in self.blocks:
-            block.compile(backend=backend, **chosen | options)
+        try:
+            for _, block in self.blocks:
+                block.compile(backend=backend, **chosen | options)
+        except torch._dynamo.exc.InvalidBackend:
+            raise ValueError(
+                f"compile: expected a backend of torch.compile such as inductor, got {backend!r}"
+            ) from None
 
     def set_recompute(
         self, recompute: Recompute, keep_attention: int | None = None, offload: bool = False, chunks: int = 1
@@ -299,10 +306,22 @@ class Denoiser(ABC):
         set_recompute(self.module, blocks, recompute, keep_attention, offload, chunks, below)
 
 
-def saved_attention(config: Mapping[str, Any]) -> Attention | None:
-    """The attention that a transformer's configuration names, if any."""
+def saved_attention(config: Mapping[str, Any], folder: str | Path | None = None) -> Attention | None:
+    """The attention that a transformer's configuration names, if any.
+
+    Args:
+        config: the configuration.
+        folder: where it was read, for errors; None is the folder from which diffusers loaded the transformer.
+
+    Raises:
+        ValueError: when it names none that there is; the message says where.
+    """
     record = config.get(_ATTENTION_KEY)
-    return None if record is None else Attention.from_record(record)
+    try:
+        return None if record is None else Attention.from_record(record)
+    except ValueError as error:
+        folder = folder or config.get("_name_or_path") or "the transformer"
+        raise ValueError(f"{folder}: config.json: {_ATTENTION_KEY}: {error}") from None
 
 
 class TaggedRotary(tuple[Tensor, ...]):

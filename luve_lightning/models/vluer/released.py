@@ -307,12 +307,15 @@ def buffer_names(net: ReleasedVLUer) -> dict[str, tuple[BlockGroup, str]]:
 
 def _state(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{path}: {'a folder, expected the file' if path.is_dir() else 'no such file'}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path}: cannot be read as a PyTorch file of plain tensors: {reason}") from error
+        # torch's own words are long, and advise to run whatever code the file holds.
+        raise ValueError(
+            f"{path}: cannot be read as a PyTorch file of plain tensors: it is damaged, of another kind, or "
+            "holds code, which is not run"
+        ) from error
     model = content.get("model") if isinstance(content, Mapping) else None
     state = model.get("sd") if isinstance(model, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

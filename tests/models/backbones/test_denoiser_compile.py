@@ -128,3 +128,10 @@ def test_a_compiled_step_is_the_eager_one(replaced: bool, expert: bool, mixed: b
 def distance(some: list[Tensor], others: list[Tensor]) -> float:
     squares = [((s - o).square().sum(), o.square().sum()) for s, o in zip(some, others, strict=True)]
     return float(torch.stack([a / b for a, b in squares]).mean().sqrt())
+
+
+def test_a_backend_that_torch_lacks_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"^compile: expected a backend of torch\.compile such as inductor, got 'indctr'"
+    ):
+        denoiser_of(tiny_transformer()).compile_blocks("indctr")

@@ -107,6 +107,9 @@ def test_an_attention_is_saved_with_the_transformer(tmp_path: Path) -> None:
     for record, message in (
         ({"name": "Unknown"}, "attention 'Unknown': expected one of .*FrameAttention"),
         ({"name": "FrameAttention", "rows": 3}, "attention FrameAttention: .*'rows'"),
+        ({"name": "Windows"}, "attention Windows: cuts: required"),
+        ("Windows", rf"{tmp_path}: config.json: luve_attention: .*expected a name and settings, got 'Windows'"),
+        ([1], r"expected a name and settings, got \[1\]"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | {"luve_attention": record}))
         with pytest.raises(ValueError, match=message):

@@ -183,5 +183,9 @@ def test_refuses_what_is_no_pytorch_file(tmp_path: Path) -> None:
     for name in ("text.pth", "zip.pth", "empty.pth"):
         with pytest.raises(ValueError, match=r"^[^\n]*: cannot be read as a PyTorch file of plain tensors: [^\n]+$"):
             read_released(tmp_path / name)
+        with pytest.raises(ValueError, match=r"holds code, which is not run$"):
+            read_released(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_released(tmp_path / "none.pth")
+    with pytest.raises(FileNotFoundError, match="a folder, expected the file"):
+        read_released(tmp_path)
