@@ -106,7 +106,8 @@ class Attention(ABC):
             raise ValueError(f"attention {name}: unknown setting {setting!r}; known: {', '.join(defaults) or 'none'}")
         lacking = [setting for setting, default in defaults.items() if default is MISSING and setting not in settings]
         if lacking:
-            raise ValueError(f"attention {name}: {', '.join(lacking)}: required; give it with class_path and init_args")
+            needed = " and ".join(map(repr, lacking))
+            raise ValueError(f"attention {name}: needs {needed}: give them by class_path and init_args")
         try:
             return known[name](**settings)
         except TypeError as error:

@@ -107,7 +107,7 @@ def test_an_attention_is_saved_with_the_transformer(tmp_path: Path) -> None:
     for record, message in (
         ({"name": "Unknown"}, "attention 'Unknown': expected one of .*FrameAttention"),
         ({"name": "FrameAttention", "rows": 3}, "attention FrameAttention: .*'rows'"),
-        ({"name": "Windows"}, "attention Windows: cuts: required"),
+        ({"name": "Windows"}, "attention Windows: needs 'cuts'"),
         ("Windows", rf"{tmp_path}: config.json: luve_attention: .*expected a name and settings, got 'Windows'"),
         ([1], r"expected a name and settings, got \[1\]"),
     ):
