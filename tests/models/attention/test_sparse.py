@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from luve_lightning.models.attention import Attention, Where, tiles
 from luve_lightning.models.attention.dense import Dense
@@ -15,29 +15,12 @@ from luve_lightning.models.attention.sparse import SparseAttention
 from luve_lightning.models.attention.tiles import Tiles
 from luve_lightning.models.attention.windows import Windows
 from luve_lightning.models.backbones import denoiser_of
+from tests.helpers.attention_calls import AttentionCalls
 from tests.helpers.masked_attention import drawn, with_gradients
 from tests.helpers.tiny_wan import inputs, output, tiny_transformer
 
 GRID = (2, 3, 5)
 KINDS = [Windows(((1, 2, 3), (2, 1, 2))), Tiles((1, 2, 2), (1, 2, 2))]
-
-
-class AttentionCalls(TorchDispatchMode):
-    """Numbers of keys of the attentions computed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.keys: list[int] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.__name__
-        if ("scaled_dot_product" in name or "block_attention" in name) and "backward" not in name:
-            self.keys.append(args[1].shape[-2])
-        return function(*args, **(kwargs or {}))
-
-
-def changed(kind: Any, **settings: Any) -> Any:
-    return type(kind)(**({**kind.__dict__} | settings))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: type(kind).__name__)
@@ -46,8 +29,8 @@ def test_layers_and_noise_levels_stay_dense(kind: SparseAttention) -> None:
     sparse = kind(q, k, v, Where(GRID, 0))
     dense = Dense()(q, k, v, Where(GRID, 0))
     assert not torch.allclose(sparse, dense)
-    assert torch.equal(changed(kind, dense_layers=(0, 3))(q, k, v, Where(GRID, 0)), dense)
-    mixed = changed(kind, dense_above=0.7, dense_layers=(3,))
+    assert torch.equal(replace(kind, dense_layers=(0, 3))(q, k, v, Where(GRID, 0)), dense)
+    mixed = replace(kind, dense_above=0.7, dense_layers=(3,))
     assert mixed.needs_sigma
     assert not kind.needs_sigma
     sigmas = (0.9, 0.1, 0.7, 0.69)
@@ -82,16 +65,16 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
 
 def test_dense_layers_are_layers_of_the_transformer() -> None:
     denoiser = denoiser_of(tiny_transformer())
-    denoiser.use_attention(changed(KINDS[0], dense_layers=(0, 1)))
+    denoiser.use_attention(replace(KINDS[0], dense_layers=(0, 1)))
     with pytest.raises(ValueError, match=r"Windows: dense_layers: expected layers of a transformer of 2, 0 to 1, got"):
-        denoiser.use_attention(changed(KINDS[0], dense_layers=(1, 2)))
-    assert denoiser.attention == changed(KINDS[0], dense_layers=(0, 1))
+        denoiser.use_attention(replace(KINDS[0], dense_layers=(1, 2)))
+    assert denoiser.attention == replace(KINDS[0], dense_layers=(0, 1))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: type(kind).__name__)
 def test_the_linear_branch_is_added_to_sparse_samples_only(kind: SparseAttention) -> None:
     q, k, v = drawn(GRID, batch=2)
-    attention = changed(kind, linear=True, dense_above=0.5)
+    attention = replace(kind, linear=True, dense_above=0.5)
     branch = attention.branch(2, 4)
     sparse, dense = kind(q, k, v, Where(GRID, 0)), Dense()(q, k, v, Where(GRID, 0))
     assert torch.equal(attention(q, k, v, Where(GRID, 0, (0.1, 0.1)), branch), sparse)
@@ -130,7 +113,7 @@ IN_BLOCKS = ("blocks", Tiles((1, 6, 5), (1, 1, 1), linear=True))
 
 @pytest.mark.parametrize(
     ("kernel", "attention"),
-    [("plain", KINDS[0]), ("plain", KINDS[1]), ("plain", changed(KINDS[0], linear=True)), IN_BLOCKS],
+    [("plain", KINDS[0]), ("plain", KINDS[1]), ("plain", replace(KINDS[0], linear=True)), IN_BLOCKS],
     ids=["windows", "tiles", "windows, linear", "tiles in blocks, linear"],
 )
 def test_recomputing_changes_no_number_and_keeps_attention(
@@ -150,7 +133,7 @@ def test_recomputing_changes_no_number_and_keeps_attention(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "attention"),
-    [("plain", changed(KINDS[0], linear=True)), ("plain", KINDS[1]), IN_BLOCKS],
+    [("plain", replace(KINDS[0], linear=True)), ("plain", KINDS[1]), IN_BLOCKS],
     ids=["windows, linear", "tiles", "tiles in blocks, linear"],
 )
 def test_compiled_blocks_give_the_same(

@@ -11,28 +11,14 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from luve_lightning.models.backbones import denoiser_of
 from luve_lightning.models.backbones.recompute import _HostCopy
 from luve_lightning.models.experts import ExpertConfig, add_expert, expert_parameters
+from tests.helpers.attention_calls import AttentionCalls
 from tests.helpers.tiny_wan import HFE, LFE, inputs, output, randomise, tiny_transformer
 
 BLOCKS, TOKENS, WORDS = 2, 60, 3
-
-
-class AttentionCalls(TorchDispatchMode):
-    """Numbers of keys of the attentions computed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.keys: list[int] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.__name__
-        if "scaled_dot_product" in name and "backward" not in name:
-            self.keys.append(args[1].shape[-2])
-        return function(*args, **(kwargs or {}))
 
 
 def prepared(expert: bool, dtype: torch.dtype) -> tuple[WanTransformer3DModel, list[Tensor]]:
