@@ -1,14 +1,16 @@
 """Folders of models: where a backbone's parts come from, and how a model is written.
 
-Also the parameters of a replaced attention, in a file beside the transformer's own weights, which diffusers loads.
+Also single files of weights, and the parameters of a replaced attention, in a file beside the transformer's own
+weights, which diffusers loads.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ import diffusers
 import torch
 import transformers
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -33,6 +35,8 @@ BRANCH = "branch"
 BRANCH_WEIGHTS = "attention.safetensors"
 """Name of their file."""
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # organisation/name
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
+_INDEX = ".safetensors.index.json"
 
 
 def is_local(backbone: str | Path) -> bool:
@@ -184,6 +188,113 @@ def saving(folder: str | Path) -> Iterator[Path]:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
+
+
+@dataclass(frozen=True)
+class WeightsHeader:
+    """What the headers of a `.safetensors` file, or of all its shards, say of its tensors.
+
+    Attributes:
+        path: the file that a user named.
+        files: the file, or every shard in order.
+        shapes: shape of each tensor by name.
+        dtypes: dtype of each tensor as the format spells it, such as "BF16" or "F8_E4M3".
+        metadata: further entries of the headers.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    dtypes: Mapping[str, str] = field(repr=False)
+    metadata: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class KnownWeights:
+    """What a weights file holds of a family of backbones, see `Backbone.recognise`.
+
+    Attributes:
+        family: the family's `name`.
+        part: "transformer", "vae" or "text_encoder".
+        layout: whose names the tensors have: "diffusers", "transformers", or "original", those of the family's own
+            code.
+        prefix: what stands before every name, such as "model.diffusion_model."; mostly empty.
+        sizes: the part's configuration as far as shapes, and a configuration in or beside the file, tell.
+        names: name of each tensor in the file by its name in the module.
+        refusal: why it cannot be used here and what could, in one line; None for what is taken.
+    """
+
+    family: str
+    part: str
+    layout: str
+    prefix: str
+    sizes: Mapping[str, Any]
+    names: Mapping[str, str] = field(repr=False)
+    refusal: str | None = None
+
+
+def read_header(path: str | Path) -> WeightsHeader:
+    """Names, shapes and dtypes of the tensors in a `.safetensors` file; no tensor is read.
+
+    Args:
+        path: the file. One shard (`...-00001-of-00002.safetensors`) stands for all of them, and so does their index
+            (`....safetensors.index.json`).
+
+    Raises:
+        FileNotFoundError: when it, or one of its shards, does not exist.
+        ValueError: for another kind of file, or one that was cut short.
+    """
+    path = Path(path)
+    files, shapes, dtypes, metadata = shards_of(path), {}, {}, {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as content:
+                metadata |= content.metadata() or {}
+                for name in content.keys():  # noqa: SIM118  # no mapping: it has no iterator
+                    if name in shapes:
+                        raise ValueError(f"{file}: holds {name}, as another shard does")
+                    part = content.get_slice(name)
+                    shapes[name], dtypes[name] = tuple(part.get_shape()), str(part.get_dtype())
+        except SafetensorError as error:
+            raise ValueError(f"{file}: {_not_safetensors(file, error)}") from error
+    return WeightsHeader(path, files, shapes, dtypes, metadata)
+
+
+def shards_of(path: Path) -> tuple[Path, ...]:
+    """The files that a weights file stands for: itself, or all shards where it is one of them or their index.
+
+    Raises:
+        FileNotFoundError: when one does not exist.
+        ValueError: for an index that lists no files.
+    """
+    if path.name.endswith(_INDEX):
+        listed = read_json(path).get("weight_map")
+        if not isinstance(listed, dict) or not listed or not all(isinstance(x, str) for x in listed.values()):
+            raise ValueError(f"{path}: expected the index of shards, with their names in its weight_map")
+        files = tuple(path.parent / name for name in sorted(set(listed.values())))
+    elif shard := _SHARD.fullmatch(path.name):
+        count = int(shard[3])
+        files = tuple(path.parent / f"{shard[1]}-{i:05d}-of-{shard[3]}.safetensors" for i in range(1, count + 1))
+    else:
+        files = (path,)
+    for file in files:
+        if not file.is_file():
+            what = "no such file" if len(files) == 1 else f"no such file; {path.name} is one of {len(files)} shards"
+            raise FileNotFoundError(f"{file}: {what}")
+    return files
+
+
+def _not_safetensors(file: Path, error: SafetensorError) -> str:
+    """What a file is that the format's library does not open."""
+    with file.open("rb") as stream:
+        start = stream.read(4)
+    if not start:
+        return "empty"
+    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        return "a pickle of PyTorch; expected a .safetensors file"
+    if start == b"GGUF":
+        return "quantised weights (GGUF); expected a .safetensors file with float32, float16 or bfloat16 weights"
+    return f"not a safetensors file, or cut short: {' '.join(str(error).split())[:120]}"
 
 
 def save_branches(denoiser: Denoiser, folder: Path, old: Path | None = None) -> None:

@@ -2,7 +2,14 @@
 
 from luve_lightning.models.backbones.base import Backbone, CutText, CutTextWarning, Schedule, TextConditioner
 from luve_lightning.models.backbones.denoiser import Denoiser, Place
-from luve_lightning.models.backbones.finding import denoiser_of, family_named, family_of, latent_space_of, load_backbone
+from luve_lightning.models.backbones.finding import (
+    denoiser_of,
+    family_named,
+    family_of,
+    latent_space_of,
+    load_backbone,
+    recognise,
+)
 from luve_lightning.models.backbones.latents import LatentSpace, SizeRules
 from luve_lightning.models.backbones.recompute import Recompute
 
@@ -22,4 +29,5 @@ __all__ = [
     "family_of",
     "latent_space_of",
     "load_backbone",
+    "recognise",
 ]

@@ -38,7 +38,7 @@ from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.machine import check_memory
 from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import LatentSpace, SizeRules
-from luve_lightning.models.folders import cannot_load, is_local, loading
+from luve_lightning.models.folders import KnownWeights, WeightsHeader, cannot_load, is_local, loading
 
 Built = TypeVar("Built")
 _MOST = 65_536  # most layers, heads or channels that a new model may have
@@ -272,6 +272,11 @@ class Backbone(ABC):
     def serving(self) -> Mapping[str, SigmaBand]:
         """The sigmas that each transformer serves, by subfolder; most families have one transformer."""
         return {"transformer": SigmaBand()}
+
+    @classmethod
+    def recognise(cls, header: WeightsHeader) -> KnownWeights | None:
+        """What a single weights file holds of this family; None where it is none of its parts."""
+        return None
 
     # Known from configuration files alone.
 

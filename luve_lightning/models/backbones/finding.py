@@ -18,7 +18,7 @@ from luve_lightning.models import backbones
 from luve_lightning.models.backbones.base import Backbone
 from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import LatentSpace
-from luve_lightning.models.folders import cannot_load, is_local, read_config
+from luve_lightning.models.folders import KnownWeights, WeightsHeader, cannot_load, is_local, read_config
 
 GROUP = "luve_lightning.backbones"
 """Entry points of packages that bring a family: name = "package.module:Class"."""
@@ -44,6 +44,19 @@ def load_backbone(path: str | Path) -> Backbone:
             return family(path)
     known = ", ".join(sorted(name for family in families() for name in family.class_names))
     raise ValueError(f"backbone {path}: no family of backbones is known for {names[0]}; known are {known}")
+
+
+def recognise(header: WeightsHeader) -> KnownWeights | None:
+    """What a single weights file holds of a backbone, by the names and shapes in its header alone.
+
+    Args:
+        header: from `models.folders.read_header(path)`, which reads no tensor.
+
+    Returns:
+        Family, part ("transformer", "vae", "text_encoder"), whose names it has, their prefix, the sizes, and why it
+        is refused where it cannot be used; None for what no family knows: LoRAs, experts, VLUers, other models.
+    """
+    return next((found for family in families() if (found := family.recognise(header)) is not None), None)
 
 
 def family_of(module: nn.Module) -> type[Backbone]:

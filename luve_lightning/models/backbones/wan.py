@@ -21,8 +21,19 @@ from luve_lightning.models.backbones.base import Backbone, CutText, Schedule, Te
 from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import SizeRules
 from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
+from luve_lightning.models.backbones.wan_files import FAMILY, wan_weights
 from luve_lightning.models.backbones.wan_vae import WanLatentSpace
-from luve_lightning.models.folders import cannot_load, is_local, load_branches, load_whole, loading, read_config, saving
+from luve_lightning.models.folders import (
+    KnownWeights,
+    WeightsHeader,
+    cannot_load,
+    is_local,
+    load_branches,
+    load_whole,
+    loading,
+    read_config,
+    saving,
+)
 
 # Wan2.1 pads every prompt to 512 tokens. There is no text mask: another length gives other videos.
 MAX_LENGTH = 512
@@ -142,12 +153,17 @@ class WanSchedule(Schedule):
 class WanBackbone(Backbone):
     """Wan2.1's pipeline folders."""
 
-    name = "wan"
+    name = FAMILY
     class_names = frozenset({"WanPipeline", "WanTransformer3DModel", "AutoencoderKLWan", "UMT5EncoderModel"})
     latent_space_class = WanLatentSpace
     denoiser_class = WanDenoiser
     text_class = WanText
     schedule_class = WanSchedule
+
+    @classmethod
+    def recognise(cls, header: WeightsHeader) -> KnownWeights | None:
+        """See Backbone."""
+        return wan_weights(header)
 
     def vae(self, dtype: torch.dtype | None = None) -> AutoencoderKLWan:
         """See Backbone."""
