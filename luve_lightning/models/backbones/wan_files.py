@@ -177,11 +177,10 @@ def _sizes(header: WeightsHeader, names: Mapping[str, str]) -> dict[str, Any]:
             raise ValueError(f"{where} says {ours} {given}, but the weights' shapes say {sizes[ours]}")
     heads = config.get("num_attention_heads", config.get("num_heads", width // HEAD_WIDTH))
     if not isinstance(heads, int) or heads < 1 or width % heads or (not config and width % HEAD_WIDTH):
-        expected = (
-            f"a whole number of heads of {HEAD_WIDTH}" if not config else f"a multiple of the {heads} heads in {where}"
-        )
+        given = f"the {heads} heads in {where}" if config else f"heads of {HEAD_WIDTH}"
         raise ValueError(
-            f"has width {width}, which is no multiple of {given}; another head width belongs in a config.json beside the file"
+            f"has width {width}, which is no multiple of {given}; another head width belongs in a config.json beside "
+            "the file"
         )
     given = config.get("attention_head_dim", width // heads)
     if given != width // heads or config.get("dim", width) != width:
