@@ -175,8 +175,12 @@ $(error TABLE=$(TABLE): expected one of $(patsubst experiments/ablations/%/table
 endif
 endif
 
+# Thirteen photographs are soon memorised, so the long table trains on collages of them, too.
+COLLAGES := $(LUVE) precompute $(foreach name,mini mini-experts mini-experts-gpu,--config experiments/precompute/$(name).yaml) --windows 1
+
 .PHONY: ablations
 ablations: $(if $(filter vluer_parts multi_scale,$(TABLE)),precompute,experts-data) ## Repeat the paper's TABLE (see experiments/ablations) on the mini world, all rows and seeds
+	$(if $(filter attention_long,$(TABLE)),$(COLLAGES))
 	$(LUVE) ablate $(call quoted,$(TABLE)) $(ARGS)
 
 .PHONY: sweep
