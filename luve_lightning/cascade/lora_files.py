@@ -38,10 +38,16 @@ _IDLE = {
 _HONOURED = {
     "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias",
 }  # fmt: skip
+# PEFT's other kinds that are honoured: names for messages, and keys that say how their factors came about.
+_KINDS = {"LORA": "LoRA", "LOKR": "LoKr", "LOHA": "LoHa"}
+_IDLE_FACTORS = {
+    "rank_dropout", "module_dropout", "rank_dropout_scale", "init_weights", "decompose_both", "decompose_factor",
+    "use_effective_conv2d",
+}  # fmt: skip
 # Other keys may have a value that means "not used".
 _UNUSED: tuple[Any, ...] = (None, False, {}, [], "")
 _PLAIN: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA", None),
+    "peft_type": (*_KINDS, None),
     "bias": ("none", None),
     # The others (pissa, olora, loftq, corda ...) remove a part of the base's weights.
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
@@ -61,6 +67,7 @@ class LoraConfiguration:
         dora: the weights hold a magnitude per layer.
         biases: the weights hold a bias per layer.
         where: file it was read from, for messages.
+        kind: LoRA, LoKr or LoHa.
     """
 
     rank: int
@@ -71,6 +78,7 @@ class LoraConfiguration:
     dora: bool
     biases: bool
     where: str = field(compare=False)
+    kind: str = "LoRA"
 
 
 @dataclass(frozen=True)
@@ -81,11 +89,14 @@ class LoraFile:
         name: name for messages.
         tensors: tensors under the file's names.
         configuration: None when only the tensors say anything.
+        trained_scale: ss_network_alpha / ss_network_dim of a kohya trainer's header; None without them. Their tensors
+            say the scale; this one tells whether those are missing.
     """
 
     name: str
     tensors: Mapping[str, Tensor]
     configuration: LoraConfiguration | None = None
+    trained_scale: float | None = None
 
 
 def read_lora(
@@ -120,7 +131,7 @@ def read_lora(
         raise ValueError(f"LoRA {name}: is an expert of LuVe (expert.json lies there); load it as an expert")
     if _SHARD.search(path.name):
         raise ValueError(f"LoRA {name}: {path.name} is one of several parts; expected one file that holds them all")
-    tensors, header = _read(path, name)
+    tensors, header, trained = _read(path, name)
     config = beside(path, ADAPTER_CONFIG)
     if config is not None:
         header.append((str(config), _text(config)))
@@ -128,7 +139,7 @@ def read_lora(
     for other in found[1:]:
         if other != found[0]:
             raise ValueError(f"LoRA {name}: {other.where} and {found[0].where} give it different scales")
-    return LoraFile(name, tensors, found[0] if found else None)
+    return LoraFile(name, tensors, found[0] if found else None, trained)
 
 
 def beside(path: str | Path, name: str) -> Path | None:
@@ -195,8 +206,8 @@ def _from_hub(name: str, weight_name: str | None, subfolder: str | None, hub: di
     return path
 
 
-def _read(path: Path, name: str) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
-    """A file's tensors, and the configurations in its header with their places."""
+def _read(path: Path, name: str) -> tuple[dict[str, Tensor], list[tuple[str, str]], float | None]:
+    """A file's tensors, the configurations in its header with their places, and `LoraFile.trained_scale`."""
     if path.stat().st_size == 0:
         raise ValueError(f"LoRA {name}: {path} is empty")
     try:
@@ -208,8 +219,18 @@ def _read(path: Path, name: str) -> tuple[dict[str, Tensor], list[tuple[str, str
             raise ValueError(
                 f"LoRA {name}: {path} is not a safetensors file, or was cut short: {_line(error)}"
             ) from error
-        return _unpickle(path, name), []
-    return tensors, [(f"{path}'s header", header[key]) for key in _HEADER if header.get(key)]
+        return _unpickle(path, name), [], None
+    found = [(f"{path}'s header", header[key]) for key in _HEADER if header.get(key)]
+    return tensors, found, _trained_scale(header)
+
+
+def _trained_scale(header: Mapping[str, str]) -> float | None:
+    """Alpha / dim of a kohya trainer's header; None where it says no numbers."""
+    try:
+        alpha, dim = (float(header[f"ss_network_{key}"]) for key in ("alpha", "dim"))
+        return alpha / dim
+    except (KeyError, ValueError, ZeroDivisionError):
+        return None
 
 
 def _is_pickle(path: Path) -> bool:
@@ -259,24 +280,28 @@ def _json(text: str, where: str) -> dict[str, Any]:
 
 def _configuration(content: Mapping[str, Any], where: str) -> LoraConfiguration:
     """Check a PEFT LoRA's configuration: every key is honoured, without effect here, or refused."""
+    factors = content.get("peft_type") in ("LOKR", "LOHA")
+    idle = _IDLE | _IDLE_FACTORS if factors else _IDLE
+    alpha_key = "alpha" if factors else "lora_alpha"
+    honoured = _HONOURED - {"lora_alpha", "use_rslora", "use_dora", "lora_bias"} | {alpha_key} if factors else _HONOURED
     for key, value in sorted(content.items(), key=lambda item: item[0] != "peft_type"):  # its type first
         allowed = _PLAIN.get(key, _UNUSED)
-        if key not in _IDLE | _HONOURED and not any(value == v and type(value) is type(v) for v in allowed):
+        if key not in idle | honoured and not any(value == v and type(value) is type(v) for v in allowed):
             raise ValueError(f"{where}: {key} is {json.dumps(value)}, which cannot be honoured: the LoRA is refused")
     flags = {key: content.get(key) or False for key in ("use_rslora", "use_dora", "lora_bias")}
-    rank, alpha = content.get("r"), content.get("lora_alpha")
+    rank, alpha = content.get("r"), content.get(alpha_key)
     patterns = {key: content.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}
     wrong = [key for key, value in flags.items() if not isinstance(value, bool)]
     wrong += [key for key, value in patterns.items() if not _is_pattern(value, whole=key == "rank_pattern")]
     wrong += [] if _is_number(rank, whole=True) else ["r"]
-    wrong += [] if _is_number(alpha) else ["lora_alpha"]
+    wrong += [] if _is_number(alpha) else [alpha_key]
     if wrong:
         raise ValueError(f"{where}: {wrong[0]}: no value of PEFT's LoRA: {json.dumps(content.get(wrong[0]))}")
     assert isinstance(rank, int)
     assert isinstance(alpha, int | float)
     return LoraConfiguration(
         rank, float(alpha), flags["use_rslora"], patterns["rank_pattern"], patterns["alpha_pattern"],
-        flags["use_dora"], flags["lora_bias"], where,
+        flags["use_dora"], flags["lora_bias"], where, _KINDS[content.get("peft_type") or "LORA"],
     )  # fmt: skip
 
 

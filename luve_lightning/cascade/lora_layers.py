@@ -119,6 +119,8 @@ def fit_lora(transformer: Any, file: LoraFile) -> FittedLora:
         )
     biases = [name for name, layer in layers.items() if {"bias", "difference"} & layer.parts.keys()]
     configured = file.configuration
+    if configured is not None and configured.kind != "LoRA":
+        raise ValueError(f"LoRA {file.name}: {configured.where} is of a {configured.kind}, the weights are a LoRA's")
     if configured is not None and configured.dora != bool(dora):
         raise ValueError(f"LoRA {file.name}: {configured.where} and the weights disagree on DoRA's magnitudes")
     if configured is not None and configured.biases and len(biases) < len(layers):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoHaConfig, LoKrConfig, LoraConfig
 from safetensors.torch import save_file
 
 from luve_lightning.cascade.lora_files import read_lora
@@ -55,7 +55,8 @@ def test_the_configuration_is_found_in_headers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"peft_type": "LOKR", "r": 3.5}, 'peft_type is "LOKR", which cannot be honoured'),
+        ({"peft_type": "OFT", "r": 3.5}, 'peft_type is "OFT", which cannot be honoured'),
+        ({"peft_type": "LOKR"}, "lora_alpha is 16, which cannot be honoured"),
         ({"bias": "all"}, 'bias is "all", which'),
         ({"modules_to_save": ["proj_out"]}, r'modules_to_save is \["proj_out"\], which'),
         ({"fan_in_fan_out": True}, "fan_in_fan_out is true, which"),
@@ -78,6 +79,24 @@ def test_a_configuration_that_cannot_be_honoured_is_refused_by_name(
     for source in (folder, folder / "adapter_model.safetensors"):
         with pytest.raises(ValueError, match=rf"adapter_config\.json: {message}"):
             read_lora(source)
+
+
+def test_the_configurations_of_other_kinds(tmp_path: Path) -> None:
+    folder = peft_folder(tmp_path / "peft")
+    for given, kind in ((LoKrConfig(r=4, alpha=3, decompose_both=True), "LoKr"), (LoHaConfig(r=4, alpha=3), "LoHa")):
+        content = given.to_dict()
+        (folder / "adapter_config.json").write_text(json.dumps(content, default=str))
+        found = read_lora(folder).configuration
+        assert found is not None
+        assert (found.kind, found.rank, found.alpha, found.rslora) == (kind, 4, 3, False)
+        for change, message in (
+            ({"alpha": 0}, "alpha: no value"),
+            ({"r": 3.5}, "r: no value"),
+            ({"use_rslora": True}, "use_rslora is true, which cannot be honoured"),
+        ):
+            (folder / "adapter_config.json").write_text(json.dumps(content | change, default=str))
+            with pytest.raises(ValueError, match=message):
+                read_lora(folder)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\xff", "[" * 100_000])
