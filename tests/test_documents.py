@@ -24,6 +24,7 @@ RESULTS = REPOSITORY / "experiments/results/mini"
 PAGES = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md", "data/mini/README.md")),
     REPOSITORY / "experiments/README.md",
+    REPOSITORY / "comfyui/README.md",
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
 ABLATIONS = (REPOSITORY / "docs/ablations.md").read_text(encoding="utf-8")

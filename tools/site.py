@@ -17,7 +17,12 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "luve_lightning"
 # The page of the site for each of these files of the repository.
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "data/mini/README.md": "mini-world.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "data/mini/README.md": "mini-world.md",
+    "comfyui/README.md": "comfyui.md",
+}
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
 
 
