@@ -6,13 +6,16 @@ from pathlib import Path
 
 from rich.console import Console
 
+from luve_lightning.cascade.lora_conversion import LoraNames
+from luve_lightning.cascade.lora_conversion import convert_lora as write_lora
 from luve_lightning.cli import Verb
 from luve_lightning.cli.open_index import check_folder
 from luve_lightning.models.vluer.released import read_released
 from luve_lightning.terminal import say
 
 VERBS = {
-    "convert vluer": Verb("Generation", "make a VLUer's folder of the released VLUer's file", positional="file output")
+    "convert vluer": Verb("Generation", "make a VLUer's folder of the released VLUer's file", positional="file output"),
+    "convert lora": Verb("Generation", "write a LoRA under another program's names", positional="source output"),
 }
 
 
@@ -34,3 +37,25 @@ def convert_vluer(file: Path, output: Path, crop: bool = False) -> None:
     console = Console(emoji=False)
     say(console, f"{output}: the released VLUer, {net.num_parameters():,} parameters, from {file}")
     say(console, "licence: the file has none; the network builds on VRT, CC-BY-NC-4.0: not for commercial use")
+
+
+def convert_lora(source: Path, output: Path, names: LoraNames = "comfyui", backbone: str | None = None) -> None:
+    """Writes a LoRA under the names that another program reads, at the same scale.
+
+    The LoRA of an adaptation (--model.init_args.lora_rank) lies in its export, in transformer/lora. Any other LoRA that
+    `luve generate --lora` loads can be converted, too. An expert cannot: it adds to the output of a whole attention or
+    feed-forward, not to weights.
+
+    Args:
+        source: File or folder of a LoRA, or an adaptation's export.
+        output: New .safetensors file; with --names peft, a new folder.
+        names: comfyui, diffsynth (DiffSynth-Studio), diffusers, or peft.
+        backbone: Backbone folder or hub id that it is for, of which only the configuration is read; not needed for an
+            adaptation's export.
+    """
+    done = write_lora(source, output, names, backbone)
+    console = Console(emoji=False)
+    say(console, f"{output}: {done.summary}")
+    if done.attention is not None:
+        name = done.attention.get("name")
+        say(console, f"attention: it was trained with {name}, which is lost where a program attends densely")

@@ -8,8 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -18,7 +22,8 @@ from luve_lightning.functional.noise_bands import SigmaBand, Weighting
 from luve_lightning.losses import Loss
 from luve_lightning.machine import gather_mappings
 from luve_lightning.models.attention import Attention
-from luve_lightning.models.backbones import Recompute, load_backbone
+from luve_lightning.models.attention.dense import Dense
+from luve_lightning.models.backbones import Denoiser, Recompute, load_backbone
 from luve_lightning.models.experts import (
     ExpertConfig,
     activate,
@@ -28,7 +33,9 @@ from luve_lightning.models.experts import (
     save_expert,
     train_only,
 )
+from luve_lightning.models.experts.files import ADAPTER_WEIGHTS
 from luve_lightning.models.experts.routing import state_of
+from luve_lightning.models.folders import saving
 from luve_lightning.tasks.flow import FlowMatchingTask
 
 _LORA_NAME = "adaptation"
@@ -121,6 +128,10 @@ class AdaptationTask(FlowMatchingTask):
     def export(self, folder: Path, datamodule: Any) -> None:
         """Save the adapted transformer for its class's `from_pretrained`; a LoRA is merged into it.
 
+        The LoRA is also saved by itself, in PEFT's layout and float32, in `lora/` inside the transformer's folder, so
+        that no later export can leave it beside another transformer. There is none where an attention's own
+        parameters were trained, which a LoRA cannot hold.
+
         Every process must call it; the first one writes.
 
         Args:
@@ -135,10 +146,38 @@ class AdaptationTask(FlowMatchingTask):
         if self.lora:
             adapted.module.add_adapter(self.transformer.peft_config[_LORA_NAME], _LORA_NAME)
         adapted.module.load_state_dict(weights)
+        lora = _lora_weights(adapted) if self.lora else {}
         if self.lora:
             adapted.module.fuse_lora()
             adapted.module.unload_lora()
         adapted.save(Path(folder) / "transformer", self.export_dtype)
+        if lora and adapted.branches:
+            rank_zero_info("no LoRA is saved beside the transformer: its attention's own parameters were trained, too")
+        elif lora:
+            _save_lora(adapted, self.transformer.peft_config[_LORA_NAME], lora, Path(folder) / "transformer" / "lora")
+
+
+def _lora_weights(denoiser: Denoiser) -> dict[str, Tensor]:
+    """The LoRA's weights, by the names that a PeftModel gives them."""
+    return {
+        f"base_model.model.{name}.{part}.weight": getattr(layer, part)[_LORA_NAME].weight.detach().float().clone()
+        for name, layer in denoiser.module.named_modules()
+        if isinstance(layer, LoraLayer)
+        for part in ("lora_A", "lora_B")
+    }
+
+
+def _save_lora(denoiser: Denoiser, config: LoraConfig, weights: dict[str, Tensor], folder: Path) -> None:
+    """Write a LoRA as PEFT does, with the attention that it was trained with in the weights' header."""
+    saved = LoraConfig(
+        r=config.r, lora_alpha=config.lora_alpha, target_modules=list(denoiser.lora_targets), inference_mode=True
+    )
+    header = {"format": "pt"}
+    if (attention := denoiser.attention_in_force) != Dense():
+        header["luve_attention"] = json.dumps(attention.record())
+    with saving(folder) as new:
+        saved.save_pretrained(new)
+        safetensors.torch.save_file(weights, new / ADAPTER_WEIGHTS, metadata=header)
 
 
 class ExpertTask(FlowMatchingTask):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from luve_lightning.callbacks import EMA, AtomicCheckpointIO, Export
+from luve_lightning.cascade.lora_files import read_lora
+from luve_lightning.cascade.lora_layers import load_lora
 from luve_lightning.models.attention.dense import Dense
 from luve_lightning.models.attention.windows import Windows
 from luve_lightning.models.backbones import load_backbone
@@ -50,8 +54,27 @@ def test_the_export_gives_what_the_trained_model_gives(world: World, tmp_path: P
     torch.testing.assert_close(predictions(exported), after, rtol=1e-4, atol=1e-5)
     assert exported.state_dict().keys() == base.state_dict().keys(), "adapters are merged, not saved beside"
     assert set(exported.config) - {"_name_or_path"} == set(base.config) - {"_name_or_path"}
+    lora = tmp_path / "transformer" / "lora"
+    assert lora.is_dir() == bool(rank)
+    if rank:
+        summary = load_lora([base], read_lora(lora), "again", None)
+        assert (summary.ranks, summary.scales, summary.layers) == ([rank], [1.0], linear_in_blocks)
+        torch.testing.assert_close(predictions(base), after, rtol=1e-5, atol=1e-6)
     # The base of the experts: a task takes the folder as it is.
     assert torch.equal(predictions(world.adaptation().transformer), before)
+
+
+def test_a_later_export_removes_the_lora_of_an_earlier_one(world: World, tmp_path: Path) -> None:
+    for rank in (2, 0):
+        export = Export(tmp_path)
+        make_trainer(tmp_path, max_steps=1, callbacks=[export]).fit(world.adaptation(lora_rank=rank), world.data())
+        assert (tmp_path / "transformer" / "lora").exists() == bool(rank)
+
+
+def test_a_lora_says_which_attention_it_was_trained_with(world: World, tmp_path: Path) -> None:
+    world.adaptation(lora_rank=2, attention=FrameAttention()).export(tmp_path, None)
+    with safe_open(tmp_path / "transformer/lora/adapter_model.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["luve_attention"]) == FrameAttention().record()
 
 
 def test_experts_are_trained_with_the_attention_of_their_base(world: World, tmp_path: Path) -> None:
@@ -77,6 +100,7 @@ def test_an_attentions_own_parameters_are_trained_and_exported(world: World, tmp
     with ema.averaged(task):
         want = predictions(task.transformer)
     exported = replace(world, backbone=tmp_path)
+    assert not (tmp_path / "transformer" / "lora").exists(), "it would lack the attention's parameters"
     again = exported.adaptation()
     assert again.denoiser.attention == LearnedFrameAttention()
     torch.testing.assert_close(predictions(again.transformer), want, rtol=1e-4, atol=1e-5)
