@@ -207,6 +207,45 @@ def test_what_trains_at_once_writes_to_folders_of_its_own() -> None:
     assert len(folders) >= 12
 
 
+def flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {key: value for name, each in tree.items() for key, value in flat(each, f"{path}.{name}").items()}
+
+
+def test_the_released_recipe_differs_from_the_papers_in_what_it_says() -> None:
+    """Each choice is one key: what differs is here, and `ours` stands beside it in the paper's file."""
+    paper, released = (compose([EXPERIMENTS / "vluer" / f"{name}.yaml"]) for name in ("wan2.1", "wan2.1-released"))
+    one, other = flat(paper), flat(released)
+    model, data = ".model.init_args", ".data.init_args"
+    differs = {key: other.get(key) for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
+    assert differs.pop(".trainer.default_root_dir") == "runs/wan2.1/vluer-released"
+    assert {key: differs.pop(key) for key in list(differs) if key.startswith((".callbacks.", ".loggers."))}.keys() == {
+        ".callbacks.ema.class_path", ".callbacks.ema.init_args.decay",
+        ".loggers.wandb.init_args.tags", ".callbacks.strips.init_args.output", ".callbacks.comparison.init_args.output",
+        ".callbacks.export.init_args.output", ".loggers.csv.init_args.save_dir", ".loggers.wandb.init_args.save_dir",
+    }  # fmt: skip
+    assert differs == {
+        ".trainer.max_steps": 400_000,
+        ".trainer.gradient_clip_val": None,
+        f"{model}.net.class_path": "luve_lightning.models.vluer.ReleasedVLUer",
+        f"{model}.pixel_from_step": 0,
+        f"{model}.pixel_frames": "first",
+        f"{model}.pixel_clamp": True,
+        f"{data}.scales": [1.5, 2.0],
+        f"{data}.crop_frames": "first",
+        f"{data}.video_crop": [6, 24, 24],
+        f"{data}.num_workers": 16,
+    }
+    for config in (one, other):
+        assert (config[f"{model}.lr"], config[f"{model}.min_lr"]) == (2e-4, 1e-7)
+        assert config[f"{model}.betas"] == [0.9, 0.999]
+        assert {config[f"{model}.losses.{name}.init_args.weight"] for name in ("latent", "pixel", "frame")} == {1.0}
+        assert (config[f"{data}.crop"], config[f"{data}.crop_at"]) == ([11, 64, 64], "low")
+        assert config[f"{data}.batch_size"] == 2
+    assert (one[".trainer.max_steps"], one[f"{model}.pixel_from_step"]) == (135_000, 101_250)
+
+
 @pytest.mark.parametrize(("name", "grid", "most"), [("2k", (13, 92, 160), 1 / 15), ("4k", (13, 136, 240), 1 / 28)])
 def test_windows_leave_the_share_of_the_pairs_that_the_time_allows(
     name: str, grid: tuple[int, int, int], most: float

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from luve_lightning.data.clip_windows import PairEntry, find_pair_keys
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.hashes import ClipHashes
-from luve_lightning.data.latent_store import LatentKey, LatentRecipe, LatentStore
+from luve_lightning.data.latent_store import LatentRecipe, LatentStore
 from luve_lightning.data.video_index import Limits, Split, VideoIndex
 from luve_lightning.datamodules.base import (
     ResumableDataModule,
@@ -24,96 +23,9 @@ from luve_lightning.datamodules.base import (
     tell_lookup,
     vae_fingerprint,
 )
+from luve_lightning.datamodules.latent_crops import CropRule, LatentPairCrops, aligned_windows
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import fit_frames
-
-CropWindow = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-
-
-def aligned_windows(
-    shape: Size3d, crop: Size3d, scale: float, rng: np.random.Generator
-) -> tuple[CropWindow, CropWindow]:
-    """A random window of high-resolution latents, and the low-resolution window of the same picture.
-
-    With scale p/q in lowest terms, positions agree only at multiples of p (high) and q (low).
-
-    Args:
-        shape: frames, height and width of the high-resolution latents.
-        crop: frames, height and width of the window; cut to `shape`. Height and width multiples of p.
-        scale: high over low resolution.
-        rng: decides the position.
-
-    Returns:
-        ((t0, t1), (y0, y1), (x0, x1)) in high- and in low-resolution latents.
-
-    Raises:
-        ValueError: when the crop or the shape is not a multiple of p.
-    """
-    ratio = Fraction(scale).limit_denominator(1000)
-    p, q = ratio.numerator, ratio.denominator
-    frames = min(crop[0], shape[0])
-    t = int(rng.integers(shape[0] - frames + 1))
-    high: list[tuple[int, int]] = [(t, t + frames)]
-    low: list[tuple[int, int]] = [(t, t + frames)]
-    for name, n, want in zip(("height", "width"), shape[1:], crop[1:], strict=True):
-        extent = min(n, want)
-        if extent % p or n % p:
-            raise ValueError(
-                f"{name}: a crop of {extent} in {n} latents is not a multiple of {p}, as scale {scale:g} needs"
-            )
-        start = int(rng.integers((n - extent) // p + 1))
-        high.append((start * p, start * p + extent))
-        low.append((start * q, start * q + extent // p * q))
-    return (high[0], high[1], high[2]), (low[0], low[1], low[2])
-
-
-class LatentPairCrops(Dataset[dict[str, Any]]):
-    """Random aligned crops, addressed by `SampleKey`s (index, bucket = scale, seed).
-
-    Args:
-        store: the latents.
-        pairs: pairs to draw from.
-        scales: scales in bucket order.
-        crop: high-resolution latent frames, height and width.
-        preload: keep all latents in memory.
-    """
-
-    def __init__(
-        self,
-        store: LatentStore,
-        pairs: Sequence[PairEntry],
-        scales: Sequence[float],
-        crop: Size3d,
-        preload: bool = False,
-    ) -> None:
-        self.store, self.pairs, self.scales, self.crop = store, list(pairs), list(scales), crop
-        self.loaded: dict[LatentKey, Tensor] = {}
-        if preload:
-            for pair in self.pairs:
-                for key in (pair.hr_key, *(pair.lr_keys[scale] for scale in self.scales)):
-                    self.loaded[key] = store.read(key)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def _read(self, key: LatentKey, window: CropWindow) -> Tensor:
-        t, y, x = window
-        if key in self.loaded:
-            return self.loaded[key][:, slice(*t), slice(*y), slice(*x)].float()
-        return self.store.read(key, t, y, x).float()
-
-    def __getitem__(self, key: Any) -> dict[str, Any]:
-        pair, scale = self.pairs[key.index], self.scales[key.bucket]
-        rng = np.random.default_rng(list(key.seed))
-        loaded = self.loaded.get(pair.hr_key)
-        shape = self.store.shape(pair.hr_key) if loaded is None else loaded.shape
-        high, low = aligned_windows((shape[1], shape[2], shape[3]), self.crop, scale, rng)
-        return {
-            "hr": self._read(pair.hr_key, high),
-            "lr": self._read(pair.lr_keys[scale], low),
-            "scale": torch.tensor(scale),
-            "clip_id": pair.entry.clip_id,
-        }
 
 
 class WholeLatentPairs(Dataset[dict[str, Any]]):
@@ -168,7 +80,14 @@ class LatentPairsDataModule(ResumableDataModule):
         frames: frames of each encoded window, 4k + 1.
         windows: windows per training clip; validation and test take the first.
         stride: every stride-th frame.
-        crop: latent frames, height and width of a training crop at high resolution.
+        crop: latent frames, height and width of a training crop; cut to what the clips have.
+        crop_at: resolution at which `crop` is counted. "high": crops of all scales show as large a part of the picture;
+            "low": the model's input is as large at all scales, and the target `scale` times as large.
+        crop_frames: "random" starts a crop at any latent frame, "first" takes the clip's first ones.
+        video_crop: latent frames, height and width, at high resolution, of a window in each crop whose own pixels come
+            with it, as the target of the losses in pixel space; it begins with the clip, so `crop_frames` is "first"
+            and `variants` are plain. Costs the decoding and resizing of whole frames for each sample. None: VLUerTask
+            decodes the target's latents.
         val_limit: at most this many validation clips at each scale.
         test_limit: at most this many test clips at each scale.
         variants: stored versions of the clips to train on, as precompute names them; validation and test use plain
@@ -192,6 +111,9 @@ class LatentPairsDataModule(ResumableDataModule):
         windows: int = 1,
         stride: int = 1,
         crop: tuple[int, int, int] = (11, 60, 60),
+        crop_at: Literal["high", "low"] = "high",
+        crop_frames: Literal["random", "first"] = "random",
+        video_crop: tuple[int, int, int] | None = None,
         val_limit: int | None = None,
         test_limit: int | None = None,
         variants: tuple[str, ...] = ("plain",),
@@ -205,14 +127,16 @@ class LatentPairsDataModule(ResumableDataModule):
         super().__init__(batch_size, num_workers, seed)
         if not scales:
             raise ValueError("scales: expected at least one")
+        self.crop = CropRule((crop[0], crop[1], crop[2]), crop_at, crop_frames)
         for scale in scales:
-            unit = Fraction(scale).limit_denominator(1000).numerator
-            if any(n < 1 or n % unit for n in crop[1:]):
-                raise ValueError(f"crop: height and width must be multiples of {unit} for scale {scale:g}, got {crop}")
+            self.crop.check(scale)
+        if video_crop is not None:
+            _check_video_crop(video_crop, crop_frames, variants)
+        self.video_crop = video_crop
         self.keep = keep
         self.index_path, self.store, self.backbone = Path(index), LatentStore(store), backbone
         self.size, self.scales, self.frames = size, list(scales), frames
-        self.windows, self.stride, self.crop = windows, stride, crop
+        self.windows, self.stride = windows, stride
         check_clip_limits(val_limit=val_limit, test_limit=test_limit)
         self.val_limit, self.test_limit = val_limit, test_limit
         self.variants = tuple(variants)
@@ -248,7 +172,33 @@ class LatentPairsDataModule(ResumableDataModule):
             self.pairs[split] = self._find(index, split, fingerprint)
         if "train" in missing:
             train = self.pairs["train"]
-            self.crops = LatentPairCrops(self.store, train, self.scales, self.crop, self.preload)
+            self.crops = LatentPairCrops(self.store, train, self.scales, self.crop, self.preload, self.video_crop)
+            self._tell_cut_crops()
+
+    def _tell_cut_crops(self) -> None:
+        """Say at which scales the clips are smaller than the crop that was asked for."""
+        shape = self.crops.shape(self.crops.pairs[0])
+        for scale in self.scales:
+            wanted = self.crop.high(scale)
+            if any(n < want for n, want in zip(shape, wanted, strict=True)):
+                cut = [min(n, want) for n, want in zip(shape, wanted, strict=True)]
+                rank_zero_info(
+                    f"crops at {scale:g}x: {_sides(cut)} high-resolution latents of {_sides(wanted)} asked for"
+                )
+
+    def grids(self, split: Split) -> list[tuple[Size3d, Size3d]]:
+        """Sizes of low- and high-resolution latents that a split brings, one pair for each scale.
+
+        Crops for training, whole clips otherwise; of the first clip, whose size all have.
+        """
+        pair, found = self.pairs[split][0], []
+        for scale in self.scales:
+            low, high = ((n[1], n[2], n[3]) for n in map(self.store.shape, (pair.lr_keys[scale], pair.hr_key)))
+            if split == "train":
+                windows = aligned_windows(high, self.crop, scale, np.random.default_rng(0))
+                high, low = ((t[1] - t[0], y[1] - y[0], x[1] - x[0]) for t, y, x in windows)
+            found.append((low, high))
+        return found
 
     def clip_counts(self) -> dict[str, int]:
         """Clips of each split; see ResumableDataModule."""
@@ -257,7 +207,11 @@ class LatentPairsDataModule(ResumableDataModule):
         return {split: min(count, limits.get(split) or count) for split, count in clips.items()}
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of {"hr", "lr", "scale", "clip_id"}, latents B x C x T x h x w, one scale per batch."""
+        """Batches of {"hr", "lr", "scale", "clip_id"}, latents B x C x T x h x w, one scale per batch.
+
+        With `video_crop` also "video", B x 3 x T x H x W in [-1, 1], and "window", where in "hr" that is: integers
+        B x 3 x 2, (start, stop) of latent frames, rows and columns.
+        """
         return self.training_loader(self.crops, len(self.crops), [1.0] * len(self.scales), self.passes)
 
     def _whole(self, split: str, limit: int | None) -> DataLoader[Any]:
@@ -270,3 +224,19 @@ class LatentPairsDataModule(ResumableDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         """Whole test clips at every scale, with "video" beside the latents."""
         return self._whole("test", self.test_limit)
+
+
+def _check_video_crop(video_crop: Size3d, crop_frames: str, variants: Sequence[str]) -> None:
+    if min(video_crop) < 1:
+        raise ValueError(f"video_crop: expected three extents >= 1, got {tuple(video_crop)}")
+    if crop_frames != "first":
+        raise ValueError(
+            f"video_crop: expected crop_frames: first, got {crop_frames}: without a clip's first latents, later ones "
+            "decode to other frames"
+        )
+    if tuple(variants) != ("plain",):
+        raise ValueError(f"video_crop: expected variants: [plain], whose pixels are the clip's, got {list(variants)}")
+
+
+def _sides(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))

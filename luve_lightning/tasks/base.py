@@ -25,10 +25,15 @@ class TrainingTask(L.LightningModule):
         min_lr: learning rate at the end of the cosine, in [0, lr].
         weight_decay: AdamW's weight decay, for weights of two dimensions or more, at most 1e6.
         warmup_steps: steps of linear warm-up from 0.
+        betas: AdamW's decays of the first and second moment, each in [0, 1).
     """
 
-    def __init__(self, lr: float, min_lr: float, weight_decay: float, warmup_steps: int) -> None:
+    def __init__(
+        self, lr: float, min_lr: float, weight_decay: float, warmup_steps: int, betas: tuple[float, float] = (0.9, 0.99)
+    ) -> None:
         super().__init__()
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {betas}")
         if not 0 <= min_lr <= lr or not 0 < lr <= _MOST:
             raise ValueError(f"expected 0 <= min_lr <= lr and 0 < lr <= {_MOST:g}, got lr={lr}, min_lr={min_lr}")
         if warmup_steps < 0 or not 0 <= weight_decay <= _MOST:
@@ -37,6 +42,7 @@ class TrainingTask(L.LightningModule):
             )
         self.lr, self.min_lr = lr, min_lr
         self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
+        self.betas = (betas[0], betas[1])
         self.strict_loading = False
         self._steps = 0  # the run's, once it has an optimiser
         self._settings = Settings()
@@ -56,7 +62,7 @@ class TrainingTask(L.LightningModule):
             {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=(0.9, 0.99))
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas)
         steps = self.trainer.estimated_stepping_batches
         if steps == math.inf:
             raise ValueError(

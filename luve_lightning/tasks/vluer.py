@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +25,9 @@ class VLUerTask(TrainingTask):
 
     Phase 1 uses the losses in latent space. From `pixel_from_step` on, phase 2 adds those in pixel space, on a
     crop decoded from both the prediction and the target, so that the decoder's effects at a crop's border are the
-    same on both sides. The VAE is frozen; gradients flow through it.
+    same on both sides. Where the data bring the clip's own pixels (`video_crop` of LatentPairsDataModule), as in the
+    released code, those are the target, and `pixel_crop` and `pixel_frames` are not used. The VAE is frozen; gradients
+    flow through it.
 
     Args:
         net: the model.
@@ -32,13 +35,17 @@ class VLUerTask(TrainingTask):
         losses: losses by name; each says its space.
         pixel_from_step: optimiser step at which phase 2 begins; -1 disables it.
         pixel_crop: latent frames, height and width of the decoded crop (cut to the available size).
+        pixel_frames: "random" decodes any frames of the training crop, "first" its first ones.
+        pixel_clamp: clamp decoded predictions to [-1, 1], as the VAE's own decoding does: a pixel out of range then
+            has no gradient.
         init_from: folder of a saved VLUer of the same class and sizes whose weights to start from.
         codec_dtype: dtype of the VAE's weights, "float32" or "bfloat16".
-        seed: seed of the crops' positions.
+        seed: seed of the decoded crops' positions.
         lr: see TrainingTask; the released code uses 2e-4.
         min_lr: see TrainingTask.
         weight_decay: see TrainingTask.
         warmup_steps: see TrainingTask.
+        betas: see TrainingTask; the released code uses (0.9, 0.999).
     """
 
     def __init__(
@@ -48,6 +55,8 @@ class VLUerTask(TrainingTask):
         losses: dict[str, Loss],
         pixel_from_step: int = -1,
         pixel_crop: tuple[int, int, int] = (6, 24, 24),
+        pixel_frames: Literal["random", "first"] = "random",
+        pixel_clamp: bool = False,
         init_from: str | None = None,
         codec_dtype: str = "float32",
         seed: int = 0,
@@ -55,8 +64,9 @@ class VLUerTask(TrainingTask):
         min_lr: float = 1e-7,
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
+        betas: tuple[float, float] = (0.9, 0.99),
     ) -> None:
-        super().__init__(lr, min_lr, weight_decay, warmup_steps)
+        super().__init__(lr, min_lr, weight_decay, warmup_steps, betas)
         if not any(loss.space == "latent" for loss in losses.values()):
             raise ValueError("losses: expected at least one in latent space, phase 1 has nothing else")
         if pixel_from_step < -1:
@@ -75,6 +85,7 @@ class VLUerTask(TrainingTask):
             )
         self.losses = torch.nn.ModuleDict(losses)
         self.pixel_from_step, self.pixel_crop, self.seed = pixel_from_step, pixel_crop, seed
+        self.pixel_frames, self.pixel_clamp = pixel_frames, pixel_clamp
         self._scores: dict[tuple[float, str], tuple[float, float]] = {}  # from this process's validation clips
 
     def forward(self, latents: Tensor, size: Size3d) -> Tensor:
@@ -90,25 +101,56 @@ class VLUerTask(TrainingTask):
         """The decoded crop's position in latents of this size: a function of (seed, step) alone."""
         rng = np.random.default_rng([self.seed, step])
         slices = []
-        for n, want in zip(size, self.pixel_crop, strict=True):
+        for axis, (n, want) in enumerate(zip(size, self.pixel_crop, strict=True)):
             extent = min(n, want)
-            start = int(rng.integers(n - extent + 1))
+            start = 0 if axis == 0 and self.pixel_frames == "first" else int(rng.integers(n - extent + 1))
             slices.append(slice(start, start + extent))
         return slices[0], slices[1], slices[2]
 
-    def decoded_crops(self, prediction: Tensor, target: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Phase 2's pixels: the same window of prediction and target, decoded (the target without gradients)."""
-        t, y, x = self.crop_window((target.shape[2], target.shape[3], target.shape[4]), step)
-        with torch.no_grad():
-            pixels = self.codec.decode_differentiable(target[:, :, t, y, x])
-        return self.codec.decode_differentiable(prediction[:, :, t, y, x]), pixels
+    def decoded_crops(self, prediction: Tensor, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
+        """Phase 2's pixels: windows of the prediction, decoded, and the same windows of the target.
+
+        Args:
+            prediction: B x C x T x h x w.
+            batch: "hr", latents of the same shape; perhaps "video" and "window", see LatentPairsDataModule.
+            step: optimiser step, which decides the window of a batch without "window".
+
+        Returns:
+            The prediction's and the target's, B x 3 x T x H x W; the latter without gradients.
+        """
+        if "video" in batch:
+            pixels = batch["video"]
+            windows = [[slice(*axis) for axis in window] for window in batch["window"].tolist()]
+            crops = torch.stack([each[:, t, y, x] for each, (t, y, x) in zip(prediction, windows, strict=True)])
+        else:
+            target = batch["hr"]
+            t, y, x = self.crop_window((target.shape[2], target.shape[3], target.shape[4]), step)
+            with torch.no_grad():
+                pixels = self.codec.decode_differentiable(target[:, :, t, y, x])
+            crops = prediction[:, :, t, y, x]
+        decoded = self.codec.decode_differentiable(crops)
+        return decoded.clamp(-1, 1) if self.pixel_clamp else decoded, pixels
+
+    def on_fit_start(self) -> None:
+        """Refuse sizes that the model cannot take, those of held-out clips too, before the first step."""
+        super().on_fit_start()
+        data = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "grids"):
+            return
+        for split in ("train", "val") if self.trainer.limit_val_batches else ("train",):
+            for low, high in data.grids(split):
+                try:
+                    self.net.check_grids(low, high)
+                except ValueError as error:
+                    what = "crops" if split == "train" else "held-out clips"
+                    raise ValueError(f"{what} of {_sides(low)} latents, {_sides(high)} wanted: {error}") from error
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Weighted sum of the active losses."""
         low, high = batch["lr"], batch["hr"]
         prediction = self(low, tuple(high.shape[2:]))
         phase = self.phase(self.global_step)
-        pixels = self.decoded_crops(prediction, high, self.global_step) if phase == 2 else None
+        pixels = self.decoded_crops(prediction, batch, self.global_step) if phase == 2 else None
         terms = {}
         for name, loss in self.losses.items():
             if loss.space == "latent":
@@ -173,3 +215,7 @@ def _weights_for(net: BaseVLUer, folder: str) -> dict[str, Tensor]:
             f"init_from: {folder} has other sizes than net: {len(differing)} weights, first {differing[0]}"
         )
     return weights
+
+
+def _sides(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))

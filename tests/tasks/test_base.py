@@ -24,3 +24,9 @@ from luve_lightning.tasks.base import TrainingTask
 def test_rates_that_cannot_train_are_refused(values: tuple[float, float, float, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainingTask(*values)
+
+
+@pytest.mark.parametrize("betas", [(1.0, 0.9), (0.9, -0.1), (0.9, float("nan"))])
+def test_moments_that_never_decay_are_refused(betas: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match=r"betas: expected two numbers in \[0, 1\), got"):
+        TrainingTask(1e-3, 0.0, 0.0, 0, betas)

@@ -117,6 +117,10 @@ def test_kill_and_terminate_in_real_processes(tmp_path: Path, processes: int, wo
             assert run.trained(rank)[before[rank] :] == whole.trained(rank)[batches:]
 
 
+# As the released configuration trains: sizes at low resolution, first frames, the clip's own pixels.
+RELEASED = {"crop": (3, 2, 2), "crop_at": "low", "crop_frames": "first", "video_crop": (2, 2, 2)}
+
+
 def vluer_task(backbone: Path) -> VLUerTask:
     return VLUerTask(
         VLUer(channels=8, pairs=1, hidden=8, layers=1, query_channels=8, decoder_layers=1),
@@ -139,14 +143,16 @@ class Phases(L.Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop_at", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("stop_at", "crops"), [(1, {"crop": (3, 6, 6)}), (2, {"crop": (3, 6, 6)}), (4, {"crop": (3, 6, 6)}), (4, RELEASED)]
+)
 def test_the_vluer_across_the_change_of_phase(
-    tmp_path: Path, tiny_backbone: Path, tiny_clips: Path, tiny_latents: Path, stop_at: int
+    tmp_path: Path, tiny_backbone: Path, tiny_clips: Path, tiny_latents: Path, stop_at: int, crops: dict[str, Any]
 ) -> None:
     def fit(run: Run) -> None:
         data = LatentPairsDataModule(
             tiny_clips / "clips.csv", tiny_latents, str(tiny_backbone), (48, 48), [1.5, 2.0, 3.0], 9,
-            crop=(3, 6, 6), batch_size=1, passes=2, seed=1, val_limit=1,
+            batch_size=1, passes=2, seed=1, val_limit=1, **crops,
         )  # fmt: skip
         L.seed_everything(0, verbose=False)
         train(run, vluer_task(tiny_backbone), data)
