@@ -28,6 +28,7 @@ from luve_lightning.models.backbones import family_named
 from luve_lightning.models.vluer import BaseVLUer, ReleasedVLUer, VLUer
 from luve_lightning.tasks.vluer import VLUerTask
 
+Upsampler = Callable[[Tensor, Size3d], Tensor]
 # What a CPU trains: the same forms, narrow.
 _NARROW = {"channels": 16, "pairs": 1, "hidden": 16, "layers": 1, "query_channels": 16, "decoder_layers": 1}
 _NARROW_RELEASED: dict[str, Any] = {
@@ -55,15 +56,15 @@ def measure(
         crop: high-resolution latent height and width, twice the low resolution's; 128 is the released recipe's at 2x,
             and the least that the released network takes. It has no row for smaller crops and no multiples of 16.
         frames: latent frames.
-        experiment: configuration of a training of the VLUer, such as experiments/vluer/wan2.1-released.yaml. Both networks
+        experiment: configuration of a training of the VLUer, such as experiments/vluer/wan2.1.yaml. Both networks
             train from scratch on its latents: the same crops in the same order, with its optimiser and batch size,
             latent L1 alone. Then crops of its held-out clips are upsampled, beside bilinear interpolation and the
             ceiling, the high-resolution latents themselves.
         steps: their optimiser steps.
 
     Yields:
-        One row for each network's steps, in phase 1 and phase 2, with a random Wan2.1 VAE. Then, for each scale and method,
-        mean latent L1 and PSNR of the decoded crops against the clips' own pixels, and the seconds of the training.
+        One row for each network's steps, in phase 1 and phase 2, with a random Wan2.1 VAE. Then, for each scale and
+        method, mean latent L1 and PSNR of the decoded crops against the clips' own pixels, and seconds of training.
 
     Raises:
         ValueError: a CPU without `experiment`; `steps` below 1.
@@ -133,7 +134,7 @@ def compare_learning(experiment: Path, steps: int, device: torch.device) -> Iter
         about = {"subject": "vluer-train", "steps": steps, "samples": steps * data.batch_size}
         seconds = _train(task, data, steps)
         learnt = {"parameters": task.net.num_parameters(), "train_s": round(seconds, 2)}
-        methods: dict[str, Callable[[Tensor, Size3d], Tensor]] = {}
+        methods: dict[str, Upsampler] = {}
         if first == 0:
             methods["bilinear"] = interpolate_latents
         methods[type(task.net).__name__] = task
