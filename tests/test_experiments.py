@@ -116,6 +116,15 @@ def tiny_environment(
     return tmp_path / "run"
 
 
+@pytest.mark.parametrize("file", [file for file in FILES if file.parent.name == "experts"], ids=relative)
+def test_experts_of_real_size_say_how_noise_levels_are_weighted(file: Path) -> None:
+    """Those of the mini world keep the uniform weight that its numbers were made with."""
+    _, files = documented_command(file)
+    options = reduce(merge, map(read_config, files), {}).get("model", {}).get("init_args", {})
+    real = "mini" not in file.name
+    assert options.get("loss_weight", {}).get("class_path", "").endswith(".BellLossWeight") == real
+
+
 def test_there_are_experiments() -> None:
     assert len(FILES) >= 2
 

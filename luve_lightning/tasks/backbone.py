@@ -13,7 +13,7 @@ from torch import Tensor
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.files import text_digest
 from luve_lightning.functional.fidelity import psnr
-from luve_lightning.functional.noise_bands import SigmaBand, Weighting
+from luve_lightning.functional.noise_bands import LossWeight, SigmaBand, Weighting
 from luve_lightning.losses import Loss
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import LatentSpace, family_named, load_backbone
@@ -155,6 +155,7 @@ class BackboneTask(FlowMatchingTask):
         weight_decay: see TrainingTask.
         warmup_steps: see TrainingTask.
         losses: see FlowMatchingTask.
+        loss_weight: see FlowMatchingTask.
         attention: replaces the blocks' self-attention, also where the export is loaded; None is the family's own, or
             that of `init_from`.
     """
@@ -177,6 +178,7 @@ class BackboneTask(FlowMatchingTask):
         weight_decay: float = 0.01,
         warmup_steps: int = 200,
         losses: dict[str, Loss] | None = None,
+        loss_weight: LossWeight | None = None,
         attention: Attention | None = None,
     ) -> None:
         if not (Path(backbone) / "vae" / "config.json").is_file():
@@ -194,8 +196,9 @@ class BackboneTask(FlowMatchingTask):
         if attention is not None:
             net.use_attention(attention)
         super().__init__(
-            net.module, SigmaBand(), shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps, losses
-        )
+            net.module, SigmaBand(), shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps, losses,
+            loss_weight,
+        )  # fmt: skip
         # Loaded modules come frozen and in evaluation mode.
         self.transformer.train()
         if compile is not None:

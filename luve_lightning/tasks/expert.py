@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from luve_lightning.functional.noise_bands import SigmaBand, Weighting
+from luve_lightning.functional.noise_bands import LossWeight, SigmaBand, Weighting
 from luve_lightning.losses import Loss
 from luve_lightning.machine import gather_mappings
 from luve_lightning.models.attention import Attention
@@ -66,6 +66,7 @@ class AdaptationTask(FlowMatchingTask):
         weight_decay: see TrainingTask.
         warmup_steps: see TrainingTask.
         losses: see FlowMatchingTask.
+        loss_weight: see FlowMatchingTask.
         attention: replaces the blocks' self-attention, also where the export is loaded; None keeps the backbone's,
             and so what it was adapted with before.
     """
@@ -92,6 +93,7 @@ class AdaptationTask(FlowMatchingTask):
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
         losses: dict[str, Loss] | None = None,
+        loss_weight: LossWeight | None = None,
         attention: Attention | None = None,
     ) -> None:
         if export_dtype not in ("float32", "float16", "bfloat16"):
@@ -112,8 +114,9 @@ class AdaptationTask(FlowMatchingTask):
         if compile is not None:
             denoiser.compile_blocks(compile)
         super().__init__(
-            transformer, SigmaBand(), shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps, losses
-        )
+            transformer, SigmaBand(), shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps, losses,
+            loss_weight,
+        )  # fmt: skip
         self.lora, self.export_dtype = lora_rank > 0, getattr(torch, export_dtype)
 
     def configure_model(self) -> None:
@@ -206,6 +209,7 @@ class ExpertTask(FlowMatchingTask):
         weight_decay: see TrainingTask.
         warmup_steps: see TrainingTask.
         losses: see FlowMatchingTask.
+        loss_weight: see FlowMatchingTask.
         attention: replaces the backbone's self-attention, and the one that `init_from` was trained with; None keeps
             the backbone's. The expert's folder keeps it.
     """
@@ -231,6 +235,7 @@ class ExpertTask(FlowMatchingTask):
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
         losses: dict[str, Loss] | None = None,
+        loss_weight: LossWeight | None = None,
         attention: Attention | None = None,
     ) -> None:
         if dtype not in ("float32", "bfloat16"):
@@ -247,8 +252,9 @@ class ExpertTask(FlowMatchingTask):
         if compile is not None:
             denoiser.compile_blocks(compile)
         super().__init__(
-            transformer, expert.band, shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps, losses
-        )
+            transformer, expert.band, shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps, losses,
+            loss_weight,
+        )  # fmt: skip
         self.name, self.expert = name, expert
         self._before: dict[tuple[str, int], float] = {}
         self._after: dict[tuple[str, int], float] = {}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from luve_lightning.functional.flow_matching import noised, sigma_of_index_fraction, velocity
-from luve_lightning.functional.noise_bands import SigmaBand, Weighting
+from luve_lightning.functional.noise_bands import LossWeight, SigmaBand, UniformLossWeight, Weighting
 from luve_lightning.losses import Loss, VelocityLoss, VelocityMSE
 from luve_lightning.machine import gather_mappings
 from luve_lightning.models.backbones import denoiser_of, family_of
@@ -25,7 +25,8 @@ class FlowMatchingTask(TrainingTask):
     Batches hold "latents" (B x C x t x h x w, normalised), "clip_id" (unique), and "text" (B x L x D) or what
     `text` turns into it. Noise levels and noise of a training step are functions of (seed, step, process) alone.
     Validation uses fixed noise levels, evenly spaced in the band's part of the schedule, and noise that depends
-    only on the clip, so that two models are compared on the same samples.
+    only on the clip, so that two models are compared on the same samples. Its losses are unweighted, like those
+    logged for parts of the band.
 
     Args:
         transformer: the model.
@@ -40,6 +41,7 @@ class FlowMatchingTask(TrainingTask):
         weight_decay: see TrainingTask.
         warmup_steps: see TrainingTask.
         losses: losses in velocity space by name; None is flow matching's own, the mean squared error.
+        loss_weight: factor of a sample's loss by its noise level, in training alone; None is uniform.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class FlowMatchingTask(TrainingTask):
         weight_decay: float,
         warmup_steps: int,
         losses: dict[str, Loss] | None = None,
+        loss_weight: LossWeight | None = None,
     ) -> None:
         super().__init__(lr, min_lr, weight_decay, warmup_steps)
         if bins < 1 or seed < 0:
@@ -67,15 +70,17 @@ class FlowMatchingTask(TrainingTask):
         self.denoiser = denoiser_of(transformer)
         self.band, self.shift, self.weighting = band, shift, weighting
         self.bins, self.seed = bins, seed
+        self.loss_weight = UniformLossWeight() if loss_weight is None else loss_weight
         self.losses = nn.ModuleDict(chosen)
         self.edges = sigma_edges(band, shift, bins)
         self.schedule = family_of(transformer).build_schedule(shift)
-        self._sums = torch.zeros(2, bins, dtype=torch.float64)
+        self._sums = torch.zeros(3, bins, dtype=torch.float64)
         self._scores: dict[tuple[str, int], float] = {}
 
     def _schedule(self) -> dict[str, Any]:
-        """What a resumed run says when it differs: also the attention."""
-        return super()._schedule() | {"attention": str(self.denoiser.attention_in_force)}
+        """What a resumed run says when it differs: also the attention and the loss weight."""
+        own = {"attention": str(self.denoiser.attention_in_force), "loss_weight": str(self.loss_weight)}
+        return super()._schedule() | own
 
     def text(self, batch: dict[str, Any]) -> Tensor:
         """Caption embeddings of a batch, B x L x D.
@@ -122,32 +127,41 @@ class FlowMatchingTask(TrainingTask):
         return torch.stack([loss.weight * loss.per_sample(prediction, target) for loss in losses]).sum(0)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Mean loss at random noise levels of the band."""
+        """Mean weighted loss at random noise levels of the band."""
         latents = batch["latents"].float()
         parts = int(getattr(self.trainer, "accumulate_grad_batches", 1))
         generator = self.generator(self.global_step, batch_idx % parts)
         sigma = self.band.sample(len(latents), self.shift, generator, weighting=self.weighting)
         noise = torch.randn(latents.shape, generator=generator, device=self.device)
         losses = self.losses_of(latents, self.text(batch), sigma, noise)
-        self._count(sigma, losses.detach(), ends_step=(batch_idx + 1) % parts == 0)
-        loss = losses.mean()
+        weights = self.loss_weight(sigma, self.shift)
+        self._count(sigma, losses.detach(), weights, ends_step=(batch_idx + 1) % parts == 0)
+        loss = (losses * weights).mean()
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
-    def _count(self, sigma: Tensor, losses: Tensor, ends_step: bool) -> None:
-        """Add to the sums of the band's parts; log and reset them as often as the Trainer logs."""
+    def _count(self, sigma: Tensor, losses: Tensor, weights: Tensor, ends_step: bool) -> None:
+        """Add to the sums of the band's parts; log and reset them as often as the Trainer logs.
+
+        Losses are logged unweighted, and where the weight is not uniform its mean beside them.
+        """
         part = torch.bucketize(sigma, self.edges[1:-1].to(sigma.device))
         sums = self._sums = self._sums.to(sigma.device)
         sums[0].index_add_(0, part, losses.double())
         sums[1].index_add_(0, part, torch.ones_like(losses, dtype=torch.float64))
+        sums[2].index_add_(0, part, weights.double())
         interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         # Lightning keeps what the last part of an accumulated step logs; an interval of 0 disables logging.
         if not ends_step or not interval or (self.global_step + 1) % interval:
             return
-        total, count = sums.tolist()
-        # nan where there was no sample: Lightning would repeat an earlier value.
-        means = [t / n if n else math.nan for t, n in zip(total, count, strict=True)]
-        self.log_dict({f"train/loss_{self._name(part)}": mean for part, mean in enumerate(means)})
+        total, count, weight = sums.tolist()
+        logged = {"loss": total}
+        if not isinstance(self.loss_weight, UniformLossWeight):
+            logged["weight"] = weight
+        for name, values in logged.items():
+            # nan where there was no sample: Lightning would repeat an earlier value.
+            means = [value / n if n else math.nan for value, n in zip(values, count, strict=True)]
+            self.log_dict({f"train/{name}_{self._name(part)}": mean for part, mean in enumerate(means)})
         self._sums = torch.zeros_like(sums)
 
     def _name(self, part: int) -> str:

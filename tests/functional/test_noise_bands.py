@@ -11,7 +11,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from luve_lightning.functional.flow_matching import index_fraction_of_sigma
-from luve_lightning.functional.noise_bands import LogitNormalWeighting, SigmaBand
+from luve_lightning.functional.noise_bands import (
+    BellLossWeight,
+    LogitNormalWeighting,
+    LossWeight,
+    SigmaBand,
+    UniformLossWeight,
+)
 from tests.helpers.sampling_sigmas import sampling_sigmas
 
 SHIFTS = st.floats(0.2, 20)
@@ -146,3 +152,54 @@ def test_wrong_bands_and_arguments_name_what_was_expected() -> None:
         LOW_FREQUENCY.sample(2, 5.0, generator(), weighting=torch.zeros_like)
     with pytest.raises(ValueError, match="one finite density >= 0"):
         LOW_FREQUENCY.sample(2, 5.0, generator(), weighting=lambda fraction: -fraction)
+
+
+def diffsynth_weights(shift: float, steps: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """Timesteps of the schedule and their weights, number by number as DiffSynth-Studio's scheduler makes them."""
+    s = [1 - i / steps for i in range(steps)]
+    x = np.array([steps * shift * v / (1 + (shift - 1) * v) for v in s])
+    y = np.exp(-2 * ((x - steps / 2) / steps) ** 2)
+    return x, (y - y.min()) * steps / (y - y.min()).sum()
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 12.0])
+def test_the_bell_weight_is_diffsynths_at_the_steps_of_its_schedule(shift: float) -> None:
+    x, want = diffsynth_weights(shift)
+    got = BellLossWeight()(torch.from_numpy(x / 1000), shift)
+    assert got.dtype == torch.float32
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-5, atol=1e-6)
+    few, of_few = diffsynth_weights(shift, 10)
+    np.testing.assert_allclose(BellLossWeight(10)(torch.from_numpy(few / 10), shift).numpy(), of_few, rtol=1e-5)
+
+
+def test_what_the_bell_weight_does_to_the_papers_experts() -> None:
+    """Of levels as training draws them: the means in both bands, and what the highest noise carries."""
+    weight = BellLossWeight()
+    drawn = {band: band.sample(200_000, 5.0, generator(1)) for band in (LOW_FREQUENCY, HIGH_FREQUENCY)}
+    low, high = (weight(sigmas, 5.0).double() for sigmas in drawn.values())
+    assert low.mean().item() == pytest.approx(0.34, abs=0.005)
+    assert high.mean().item() == pytest.approx(1.47, abs=0.005)
+    highest = drawn[LOW_FREQUENCY] >= 0.975
+    assert highest.double().mean().item() == pytest.approx(0.27, abs=0.005)
+    assert (low[highest].sum() / low.sum()).item() == pytest.approx(0.06, abs=0.005)
+    x, want = diffsynth_weights(5.0)
+    for sigmas, weights in ((x >= 875, low), (x < 875, high)):
+        assert weights.mean().item() == pytest.approx(want[sigmas].mean(), rel=0.01)
+
+
+@given(sigmas=st.lists(st.floats(0, 1), min_size=1, max_size=20), shift=SHIFTS)
+def test_loss_weights_are_finite_and_never_negative(sigmas: list[float], shift: float) -> None:
+    drawn = torch.tensor(sigmas)
+    for weight in (UniformLossWeight(), BellLossWeight()):
+        found = weight(drawn, shift)
+        assert found.shape == drawn.shape
+        assert found.isfinite().all()
+        assert (found >= 0).all()
+    assert torch.equal(UniformLossWeight()(drawn, shift), torch.ones_like(drawn))
+
+
+def test_mistakes_in_loss_weights() -> None:
+    with pytest.raises(ValueError, match="steps: expected at least 2, got 1"):
+        BellLossWeight(1)
+    with pytest.raises(NotImplementedError, match="LossWeight weighs nothing"):
+        LossWeight()(torch.ones(1), 5.0)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
-from luve_lightning.functional.noise_bands import LogitNormalWeighting, SigmaBand
+from luve_lightning.functional.noise_bands import BellLossWeight, LogitNormalWeighting, SigmaBand
 from luve_lightning.losses import Loss, PixelL1, VelocityLoss, VelocityMSE
 from luve_lightning.models.experts import ExpertConfig
 from luve_lightning.tasks import FlowMatchingTask
@@ -127,10 +127,20 @@ def test_runs_in_one_and_two_processes(world: World, tmp_path: Path) -> None:
     assert [draw["sigma"][0] for draw in single] == [draw["sigma"][0] for draw in draws[0]]
 
 
-@pytest.mark.parametrize(("interval", "accumulate"), [(1, 1), (2, 1), (2, 2)])
+def bell(sigma: float) -> float:
+    """DiffSynth-Studio's weight of a level at shift 5, in plain numbers."""
+    x = [5000 * (1 - i / 1000) / (1 + 4 * (1 - i / 1000)) for i in range(1000)]
+    y = [float(np.exp(-2 * ((t - 500) / 1000) ** 2)) for t in (*x, 1000 * sigma)]
+    return (y[-1] - min(y)) * 1000 / sum(value - min(y) for value in y[:-1])
+
+
+@pytest.mark.parametrize(
+    ("interval", "accumulate", "weighted"), [(1, 1, False), (2, 1, False), (2, 2, False), (1, 1, True), (2, 2, True)]
+)
 def test_losses_by_noise_level_are_those_since_the_last_line(
-    world: World, tmp_path: Path, interval: int, accumulate: int
+    world: World, tmp_path: Path, interval: int, accumulate: int, weighted: bool
 ) -> None:
+    """Unweighted; the weight's mean stands beside them, and only where it is not 1."""
     draws, logger = Draws(tmp_path), CSVLogger(tmp_path, name="", version="")
     trainer = make_trainer(
         tmp_path,
@@ -141,11 +151,12 @@ def test_losses_by_noise_level_are_those_since_the_last_line(
         callbacks=[draws],
     )
     expert = ExpertConfig("attention", 2, 2, None, SigmaBand(0.0, 1.0))
-    model = world.expert(expert, bins=3, lr=1e-2)
+    model = world.expert(expert, bins=3, lr=1e-2, loss_weight=BellLossWeight() if weighted else None)
     trainer.fit(model, world.data(passes=4))
     logger.save()
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     names = lines[0].split(",")
+    assert any("weight" in name for name in names) == weighted
     logged = [dict(zip(names, line.split(","), strict=True)) for line in lines[1:]]
     assert len(logged) == 4 // interval
     for row, line in enumerate(logged):
@@ -160,9 +171,45 @@ def test_losses_by_noise_level_are_those_since_the_last_line(
             shown = float(line[f"train/loss_sigma_{edges[part]:.3f}-{edges[part + 1]:.3f}"])
             assert shown == pytest.approx(np.mean(inside) if inside else np.nan, rel=1e-5, nan_ok=True)
             total += shown * len(inside) if inside else 0
+            if weighted:
+                own = [bell(sigma) for sigma, _ in pairs if edges[part] < sigma <= edges[part + 1]]
+                shown = float(line[f"train/weight_sigma_{edges[part]:.3f}-{edges[part + 1]:.3f}"])
+                assert shown == pytest.approx(np.mean(own) if own else np.nan, rel=1e-4, nan_ok=True)
         assert total / len(pairs) == pytest.approx(np.mean([loss for _, loss in pairs]), rel=1e-5)
         if accumulate == 1:
-            assert float(line["train/loss"]) == pytest.approx(np.mean(since[-1]["losses"]), rel=1e-5)
+            weights = [bell(sigma) if weighted else 1.0 for sigma in since[-1]["sigma"]]
+            assert float(line["train/loss"]) == pytest.approx(
+                np.mean(weights * np.array(since[-1]["losses"])), rel=1e-4
+            )
+
+
+def test_the_weight_is_in_the_gradient_and_not_in_validation(world: World, tmp_path: Path) -> None:
+    model, plain = world.expert(loss_weight=BellLossWeight()), world.expert()
+    data = world.data()
+    data.setup("validate")
+    (batch,) = data.val_dataloader()
+    with torch.no_grad():
+        assert model.fixed_losses(batch) == plain.fixed_losses(batch)
+    gradients, draws = {}, Draws(tmp_path)
+    for name, chosen in (("weighted", model), ("plain", plain)):
+        chosen.load_state_dict(plain.state_dict())
+        trainer = make_trainer(tmp_path, max_steps=1, callbacks=[draws] if name == "plain" else [])
+
+        def keep(optimizer: torch.optim.Optimizer, name: str = name, chosen: Any = chosen) -> None:
+            del optimizer
+            gradients[name] = [p.grad.clone() for p in chosen.parameters() if p.grad is not None]
+
+        chosen.on_before_optimizer_step = keep
+        trainer.fit(chosen, world.data(batch_size=1))
+    [sigma] = sigmas(draws.seen)
+    assert any(gradient.any() for gradient in gradients["plain"])
+    for got, want in zip(gradients["weighted"], gradients["plain"], strict=True):
+        torch.testing.assert_close(got, bell(sigma) * want, rtol=1e-4, atol=1e-9)
+
+
+def test_a_resumed_run_says_that_the_weight_differs(world: World) -> None:
+    assert world.expert()._schedule()["loss_weight"] == "UniformLossWeight()"
+    assert world.expert(loss_weight=BellLossWeight(500))._schedule()["loss_weight"] == "BellLossWeight(steps=500)"
 
 
 def test_a_run_without_logging(world: World, tmp_path: Path) -> None:
