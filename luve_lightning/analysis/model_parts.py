@@ -15,7 +15,15 @@ from luve_lightning.cascade.denoise import denoise
 from luve_lightning.cascade.options import Guidance
 from luve_lightning.files import read_json
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.models.backbones import Backbone, LatentSpace, Schedule, denoiser_of, family_named, load_backbone
+from luve_lightning.models.backbones import (
+    Backbone,
+    LatentSpace,
+    Sampler,
+    Schedule,
+    denoiser_of,
+    family_named,
+    load_backbone,
+)
 from luve_lightning.models.backbones.denoiser import saved_attention
 from luve_lightning.models.vluer import BaseVLUer, vluer_class
 
@@ -33,6 +41,7 @@ class PartConfigs:
         shift: shift of the scheduler.
         text_length: tokens per prompt, padding included.
         family: the family they belong to.
+        sampler: what steps through the schedule, see CascadeOptions.
     """
 
     transformer: dict[str, Any]
@@ -43,11 +52,12 @@ class PartConfigs:
     shift: float = 5.0
     text_length: int = 512
     family: type[Backbone] = field(default_factory=lambda: family_named("wan"))
+    sampler: Sampler = "backbone"
 
     @property
     def schedule(self) -> Schedule:
-        """A new schedule with the shift."""
-        return self.family.build_schedule(self.shift)
+        """A new schedule with the shift, as the sampler steps through it."""
+        return self.family.build_schedule(self.shift).sampled_by(self.sampler)
 
     @classmethod
     def from_pretrained(
@@ -56,6 +66,7 @@ class PartConfigs:
         vluer: str | Path | None = None,
         refiner: str | Path | None = None,
         shift: float | None = None,
+        sampler: Sampler = "backbone",
     ) -> PartConfigs:
         """Read the configurations; weights are not needed.
 
@@ -65,6 +76,7 @@ class PartConfigs:
             vluer: folder of a saved VLUer; None means the base size.
             refiner: another backbone, whose transformer refines; or a transformer's own folder.
             shift: shift of the schedule; None means the backbone's.
+            sampler: what steps through it.
 
         Raises:
             FileNotFoundError: when one of the files is not available.
@@ -92,6 +104,7 @@ class PartConfigs:
             shift=shift,
             text_length=parts.text_length(),
             family=type(parts),
+            sampler=sampler,
         )
 
 
@@ -259,7 +272,9 @@ class StepProgram:
         self.negative = torch.randn(text, device=device).to(denoiser.dtype)
         # Timesteps have values, which the meta device lacks.
         where = torch.device("cpu") if device.type == "meta" else device
-        self.remembered, self.scheduler = parts.configs.schedule.remembered, parts.configs.schedule.scheduler
+        schedule = parts.configs.schedule
+        self.remembered, self.scheduler = schedule.remembered, schedule.scheduler
+        self.timestep_dtype = schedule.timestep_dtype
         self.scheduler.set_timesteps(steps, device=where)
         self.index = self._place(skip, range(skip, steps) if among is None else among)
         before = range(max(skip, self.index - self.remembered), self.index)
@@ -286,6 +301,7 @@ class StepProgram:
             self.guidance,
             begin_index=self.index,
             choose_expert=None if expert is None else lambda _: expert,
+            timestep_dtype=self.timestep_dtype,
         )
 
     def tensors(self) -> list[Tensor]:

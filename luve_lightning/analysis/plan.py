@@ -25,6 +25,7 @@ def plan_dict(
         "motion_frames_height_width": list(options.motion) if options.cascade else None,
         "steps": options.steps,
         "skip_steps": options.skip_steps,
+        "sampler": options.sampler,
         "peak": max(stage.peak for stage in stages),
         "flops": sum(stage.flops for stage in stages),
         "seconds": seconds,

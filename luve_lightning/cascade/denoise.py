@@ -134,6 +134,7 @@ def denoise(
     on_step: Callable[[DenoisingStep, Tensors], Tensors | None] | None = None,
     interrupted: Callable[[], bool] | None = None,
     attention_kwargs: dict[str, Any] | None = None,
+    timestep_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Denoise latents from one place in the schedule to its end.
 
@@ -155,6 +156,7 @@ def denoise(
         on_step: called after each step; a tensor that it returns replaces its argument.
         interrupted: called before each step; true ends the run.
         attention_kwargs: for the transformer; `{"scale": 0.5}` scales LoRAs.
+        timestep_dtype: the schedule's, see Schedule.
 
     Returns:
         float32, B x C x t x h x w.
@@ -182,7 +184,8 @@ def denoise(
             place = {"step_index": i, "sigma": sigma, "num_inference_steps": len(numbers)}
             # Of the timestep, as for an expert's band: a sampler's timestep may be rounded.
             level = sigma_of_timestep(float(numbers[i]), scheduler.config.num_train_timesteps)
-            v = _velocity(denoiser, latents, t, level, embeds, negative_embeds, guided, place, attention_kwargs)
+            told = t if timestep_dtype is None else t.to(timestep_dtype).float()
+            v = _velocity(denoiser, latents, told, level, embeds, negative_embeds, guided, place, attention_kwargs)
             latents = scheduler.step(v, t, latents, return_dict=False)[0]
             if on_step is not None:
                 step = DenoisingStep(begin_index + i, numbers[i], sigma, expert, guided is not None)
@@ -217,6 +220,7 @@ def from_noise(
     shape = (len(embeds), denoiser_of(transformer).channels, *size)
     noise = randn_tensor(shape, generator=generator, device=embeds.device, dtype=torch.float32)
     timesteps = schedule.scheduler.timesteps
+    options = {"timestep_dtype": schedule.timestep_dtype} | options
     return denoise(transformer, schedule.scheduler, noise, timesteps, embeds, negative_embeds, guidance, **options)
 
 

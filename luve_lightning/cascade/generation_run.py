@@ -295,6 +295,7 @@ def latents_name(stage: Stage, job: VideoJob, options: CascadeOptions, identity:
         "cache": identity["cache"],
         "backbone": models["backbone"],
         "lora": models.get("lora"),
+        **options.own_sampler,
     }
     if "attention" in identity and "refiner" not in models:  # it may act in the first stage, too
         recipe["attention"] = identity["attention"]

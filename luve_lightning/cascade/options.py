@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from luve_lightning.cascade.upsampling import UpsamplingMethod, upsampling_method
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.models.backbones import SizeRules
+from luve_lightning.models.backbones import Sampler, SizeRules
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class CascadeOptions:
         guidance: Classifier-free guidance of all stages: scale (1 is none), the interval of sigma, batched or not.
         refine_guidance: Guidance of the third stage, if different.
         shift: Shift of the schedule; default the backbone's own.
+        sampler: What steps through the schedule: backbone is its own scheduler, for Wan2.1 UniPC; euler is that of
+            DiffSynth-Studio, first-order steps from shift(1 - i / steps) with the transformer's timesteps in bfloat16.
         switch: Sigma at which the low-frequency expert hands over; default where the experts' own bands meet.
         length: Number of tokens to pad or cut a prompt to; default the tokenizer's own, at most Wan's 512.
     """
@@ -89,6 +91,7 @@ class CascadeOptions:
     guidance: Guidance = field(default_factory=Guidance)
     refine_guidance: Guidance | None = None
     shift: float | None = None
+    sampler: Sampler = "backbone"
     switch: float | None = None
     length: int | None = None
 
@@ -106,6 +109,8 @@ class CascadeOptions:
             raise ValueError(f"switch: expected a sigma between 0 and 1, got {self.switch}")
         if self.shift is not None and not 0 < self.shift < math.inf:
             raise ValueError(f"shift: expected a number greater than 0, got {self.shift}")
+        if self.sampler not in (known := get_args(Sampler)):
+            raise ValueError(f"sampler: expected one of {', '.join(known)}, got {self.sampler!r}")
         upsampling_method(self.upsampling)
 
     @property
@@ -168,4 +173,10 @@ class CascadeOptions:
             "shift": self.shift,
             "switch": self.switch,
             "length": self.length,
+            **self.own_sampler,
         }
+
+    @property
+    def own_sampler(self) -> dict[str, Any]:
+        """The sampler, where it is not the backbone's: what was stored before there were others is found again."""
+        return {} if self.sampler == "backbone" else {"sampler": self.sampler}

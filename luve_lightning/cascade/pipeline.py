@@ -35,6 +35,7 @@ from luve_lightning.cascade.stages import (
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import (
     LatentSpace,
+    Sampler,
     Schedule,
     SizeRules,
     TextConditioner,
@@ -162,10 +163,9 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
         """The text encoder with its tokenizer; every prompt has `length` tokens, default the backbone's own."""
         return family_of(self.transformer).text_class(self.tokenizer, self.text_encoder, length)
 
-    def schedule(self, shift: float | None = None) -> Schedule:
-        """The schedule, or a copy with another shift."""
-        schedule = family_of(self.transformer).schedule_class(self.scheduler)
-        return schedule if shift is None else schedule.shifted(shift)
+    def schedule(self, shift: float | None = None, sampler: Sampler = CascadeOptions.sampler) -> Schedule:
+        """The schedule, or a copy with another shift, or another sampler's."""
+        return family_of(self.transformer).schedule_class(self.scheduler).sampled_by(sampler, shift)
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str | list[str], length: int | None = None) -> Tensor:
@@ -361,7 +361,7 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
         choose = chooser(self, model, experts, options.switch)
         run = begin(
             self, prompt, cascade and options.refining.scale > 1, steps=steps, guidance=options.guidance,
-            shift=options.shift, length=options.length, **more,
+            shift=options.shift, sampler=options.sampler, length=options.length, **more,
         )  # fmt: skip
         stages: dict[str, Tensor] = {}
 

@@ -29,6 +29,7 @@ _KEYS: dict[str, type] = {
 _ULTRAVIDEO = {"prompt": "Summarized Description", "name": "clip_id"}
 # Unicode's categories of separators, control and format characters.
 _INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
+_LONGEST_FILE = 2**16  # bytes of a negative prompt's file; a text encoder reads 512 tokens
 _LARGEST_SEED = 2**63 - 1  # the range of torch.Generator.manual_seed
 
 
@@ -97,6 +98,29 @@ def read_prompt_file(path: Path) -> list[PromptLine]:
     if not lines:
         raise ValueError(f"prompts: {path}: no prompt in it")
     return lines
+
+
+def read_negative_prompt(path: Path) -> str:
+    """The text of a file that holds one negative prompt: all of it, but the spaces and line ends around it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a text, or nothing visible in it.
+    """
+    where = f"negative_prompt_file: {path}"
+    if not path.exists():
+        raise FileNotFoundError(f"{where}: no such file")
+    if path.is_dir():
+        raise ValueError(f"{where}: expected a text file, this is a folder")
+    if path.stat().st_size > _LONGEST_FILE:
+        raise ValueError(f"{where}: expected a short text, this file has {path.stat().st_size:,} bytes")
+    try:
+        text = path.read_bytes().decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8: {error.reason} at byte {error.start}") from None
+    check_text(text, where)
+    check_visible(text, where)
+    return text
 
 
 def check_distinct(names: Iterable[tuple[str, str]]) -> None:

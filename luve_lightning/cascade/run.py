@@ -17,7 +17,7 @@ from luve_lightning.cascade.denoise import DenoisingStep, Tensors, denoise
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.functional.flow_matching import noised
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.models.backbones import Schedule
+from luve_lightning.models.backbones import Sampler, Schedule
 
 if TYPE_CHECKING:
     from luve_lightning.cascade.pipeline import LuVePipeline
@@ -73,6 +73,7 @@ class RunOptions(TypedDict, total=False):
         steps: steps of the whole schedule, >= 1; default that of CascadeOptions, as for `guidance`.
         guidance: a Guidance, or its scale.
         shift: shift of the schedule; default the backbone's own.
+        sampler: "backbone" or "euler", see CascadeOptions.
         generator: one, or one for each prompt. Drawn from once for the motion's noise and once for the
             refinement's, each of the size of its latents: calling the stages one by one with the same generator
             gives the result of a single call. Default PyTorch's own.
@@ -91,6 +92,7 @@ class RunOptions(TypedDict, total=False):
     steps: int
     guidance: Guidance | float
     shift: float | None
+    sampler: Sampler
     generator: Generators
     attention_kwargs: dict[str, Any] | None
     callback_on_step_end: Callable[..., dict[str, Tensor] | None] | None
@@ -162,7 +164,7 @@ def begin(
         raise ValueError(f"{len(generator)} generators for {len(embeds)} prompts: expected one, or one for each")
     given = options.get("record")
     record: list[ExpertUse] = [] if given is None else given
-    schedule = pipeline.schedule(options.get("shift"))
+    schedule = pipeline.schedule(options.get("shift"), options.get("sampler", CascadeOptions.sampler))
     return Run(embeds, negative_embeds, guidance, steps, schedule, inputs, record, options)
 
 
@@ -237,6 +239,7 @@ def _denoised(
             on_step=on_step,
             interrupted=lambda: bool(pipeline.interrupt),
             attention_kwargs=run.options.get("attention_kwargs"),
+            timestep_dtype=run.schedule.timestep_dtype,
         )
     pipeline.maybe_free_model_hooks()
     return latents

@@ -95,7 +95,7 @@ def plan(
     rules.check_cascade(options.motion[1:], options.size[1:])
     rates = gpu_speed(gpu, gpu_tflops)
     record = None if made is None else read_json(made)
-    configs = PartConfigs.from_pretrained(backbone, vluer, refiner, options.shift)
+    configs = PartConfigs.from_pretrained(backbone, vluer, refiner, options.shift, options.sampler)
     parts = Parts(configs, getattr(torch, dtype), vae_dtype=getattr(torch, vae_dtype))
     if attention is not None:
         denoiser_of(parts.refiner).use_attention(named_attention(attention))

@@ -31,7 +31,7 @@ from luve_lightning.cascade.generation_run import CascadeRun, attentions_of, cut
 from luve_lightning.cascade.lora_files import read_lora
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.pipeline_files import find_models, model_identity
-from luve_lightning.cascade.prompts import PromptLine, check_text, check_visible, read_prompt_file
+from luve_lightning.cascade.prompts import PromptLine, check_text, check_visible, read_negative_prompt, read_prompt_file
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.cli import Verb
 from luve_lightning.cli.compose import escaped
@@ -61,6 +61,7 @@ _VERSION = 1  # version of the recipe; raise it when the same recipe gives other
 _NOT_REPEATED = (
     "prompts",
     "limit",
+    "negative_prompt_file",
     "overwrite",
     "keep_stages",
     "latents",
@@ -79,6 +80,7 @@ def generate(
     prompts: Path | None = None,
     limit: int | None = None,
     negative_prompt: str | None = None,
+    negative_prompt_file: Path | None = None,
     seed: int = 0,
     vluer: Path | None = None,
     refiner: Path | None = None,
@@ -112,7 +114,8 @@ def generate(
         prompts: File of prompts instead: .txt, one per line; .jsonl, objects with prompt and any of seed, height,
             width, num_frames, negative_prompt and name; .csv with these columns or UltraVideo's.
         limit: Use only the file's first prompts, this many.
-        negative_prompt: What not to show.
+        negative_prompt: What not to show, unless a line in the file of prompts says.
+        negative_prompt_file: Text file that holds it instead, such as Wan's published one.
         seed: Seed of every video whose line in the file has none.
         vluer: Folder of the VLUer.
         refiner: Folder of the transformer of the third stage, or of the only one; default the backbone's.
@@ -140,7 +143,7 @@ def generate(
     given = dict(locals())
     replacing = named_attention(attention)
     started, console = time.perf_counter(), Console(emoji=False)
-    check_text(negative_prompt or "", "negative_prompt")
+    negative_prompt = _negative_prompt(negative_prompt, negative_prompt_file)
     processes = Processes.from_environment(os.environ, context_parallel)
     target = processes.device(device)
     if output.exists() and not output.is_dir():
@@ -155,6 +158,10 @@ def generate(
         check_video(job.num_frames, job.height, job.width)
     needs_vluer = options.cascade and options.method.model == "vluer"
     sources = find_models(backbone, vluer, needs_vluer, refiner, experts, lora)
+    if (options.shift, options.sampler) != (None, CascadeOptions.sampler):
+        load_backbone(backbone).schedule().sampled_by(
+            options.sampler, options.shift
+        )  # refused before weights are loaded
     adapter = None if lora is None else read_lora(lora)
     hashes = FileHashes(output)
     models = {name: model_identity(source, hashes) for name, source in sources.items()}
@@ -253,6 +260,17 @@ def _lines(prompt: str | None, prompts: Path | None, limit: int | None) -> list[
     check_text(prompt, "prompt")
     check_visible(prompt, "prompt")
     return [PromptLine(prompt.strip())]
+
+
+def _negative_prompt(text: str | None, file: Path | None) -> str | None:
+    if text is not None and file is not None:
+        raise ValueError(
+            f"negative_prompt_file: {file}: negative_prompt is given, too; expected one of them, and null for the other"
+        )
+    if file is not None:
+        return read_negative_prompt(file)
+    check_text(text or "", "negative_prompt")
+    return text
 
 
 def _seconds(seconds: float | None) -> str:

@@ -55,6 +55,7 @@ def test_an_impossible_guidance_is_refused(changes: dict[str, float]) -> None:
         ({"length": 0}, "length: expected at least 1 token, got 0"),
         ({"switch": 1.0}, "switch: expected a sigma between 0 and 1, got 1.0"),
         ({"shift": -1.0}, "shift: expected a number greater than 0, got -1.0"),
+        ({"sampler": "heun"}, "sampler: expected one of backbone, euler, got 'heun'"),
         ({"upsampling": "lanczos"}, "upsampling: expected one of .*nearest, .* got 'lanczos'"),
     ],
 )
@@ -97,12 +98,17 @@ def test_names_and_recipes_are_those_of_runs_stored_before() -> None:
     assert latents_name("refined", job, options, identity) is None
     last = last_latents_name("refined", job, options, identity)
     assert last == last_latents_name("refined", job, options, {**identity, "fps": 8, "decode_half": True})
+    sampled = replace(options, sampler="euler")
+    assert sampled.recipe() == options.recipe() | {"sampler": "euler"}
+    assert len({motion, latents_name("motion", job, sampled, identity)}) == 2
+    assert len({upsampled, latents_name("upsampled", job, sampled, identity)}) == 2
     others = [
+        last_latents_name("refined", job, sampled, identity),
         last_latents_name("refined", job, replace(options, skip_steps=5), identity),
         last_latents_name("refined", replace(job, seed=8), options, identity),
         last_latents_name("refined", job, options, {**identity, "dtype": "bfloat16"}),
     ]
-    assert len({last, *others}) == 4
+    assert len({last, *others}) == 5
     assert options.recipe() == {
         "upsampling": "latent",
         "cascade": True,

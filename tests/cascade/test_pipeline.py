@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,25 @@ def test_refinement_written_out(pipeline: LuVePipeline) -> None:
             v, other = (net(x, t.expand(1), e, return_dict=False)[0] for e in (cond, uncond))
             x = scheduler.step(other + 3.0 * (v - other), t, x, return_dict=False)[0]
     assert torch.equal(got, x)
+
+
+def test_refinement_by_euler_written_out(pipeline: LuVePipeline) -> None:
+    """DiffSynth-Studio's levels and steps; the expert is that of the timestep before bfloat16 rounds it."""
+    latents = noise(1, 16, 2, 4, 6, seed=3)
+    options = {"skip_steps": 2, "steps": 5, "guidance": 3.0, "shift": 4.0}
+    got = refine(pipeline, latents, PROMPT, generator=seeded(), sampler="euler", **options)
+    sigmas, net = torch.linspace(1, 0, 6), pipeline.refiner
+    sigmas = 4.0 * sigmas / (1 + 3.0 * sigmas)
+    x = (1 - sigmas[2]) * latents + sigmas[2] * noise(*latents.shape)
+    cond, uncond = (pipeline.encode_prompt(text, 16) for text in (PROMPT, ""))
+    with torch.no_grad():
+        for sigma, following in pairwise(sigmas[2:]):
+            net.set_adapter("lfe" if 1000 * sigma >= 875 else "hfe")
+            t = (1000 * sigma).bfloat16().float().expand(1)
+            v, other = (net(x, t, e, return_dict=False)[0] for e in (cond, uncond))
+            x = x + (other + 3.0 * (v - other)) * (following - sigma)
+    assert torch.equal(got, x)
+    assert not torch.equal(got, refine(pipeline, latents, PROMPT, generator=seeded(), **options))
 
 
 def test_skipping_every_step_leaves_the_latents_as_they_are(pipeline: LuVePipeline) -> None:

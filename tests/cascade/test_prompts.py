@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luve_lightning.cascade.prompts import PromptLine, check_distinct, read_prompt_file, slug
+from luve_lightning.cascade.prompts import PromptLine, check_distinct, read_negative_prompt, read_prompt_file, slug
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -129,6 +129,44 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ValueError, match="not UTF-8"):
         read_prompt_file(tmp_path / "b.txt")
+
+
+@pytest.mark.parametrize(
+    "text", ["blurry", "色调艳丽, 过曝, 静态", "null", "${oc.env:HOME} <b>{x}</b> # no comment", "- a\n\nb, \u2028c"]
+)
+def test_a_negative_prompts_file_is_its_text(tmp_path: Path, text: str) -> None:
+    assert read_negative_prompt(write(tmp_path, "any name", f"\ufeff \n{text}\r\n")) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected some words, got invisible characters only: ''"),
+        (" \u200b\n".encode(), "expected some words, got invisible characters only"),
+        (b"caf\xe9", "not UTF-8: unexpected end of data at byte 3"),
+        (b"a\0b", "a NUL character after 'a'"),
+        (b"x" * 70_000, "expected a short text, this file has 70,000 bytes"),
+    ],
+)
+def test_a_negative_prompts_file_that_is_none_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "n.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"negative_prompt_file: {path}: {message}")) as error:
+        read_negative_prompt(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_negative_prompts_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"negative_prompt_file: .*gone.txt: no such file"):
+        read_negative_prompt(tmp_path / "gone.txt")
+    with pytest.raises(ValueError, match="expected a text file, this is a folder"):
+        read_negative_prompt(tmp_path)
+
+
+def test_the_negative_prompt_of_the_repository_is_short_english() -> None:
+    text = read_negative_prompt(Path(__file__).parents[2] / "data" / "prompts" / "not-wanted.txt")
+    assert text.isascii()
+    assert 20 < len(text.split()) < 100
 
 
 def test_names_can_be_read_and_tell_videos_apart() -> None:

@@ -1,6 +1,6 @@
 """Backbones: one interface, and each family of diffusion models behind it."""
 
-from luve_lightning.models.backbones.base import Backbone, CutText, CutTextWarning, Schedule, TextConditioner
+from luve_lightning.models.backbones.base import Backbone, CutText, CutTextWarning, TextConditioner
 from luve_lightning.models.backbones.denoiser import Denoiser, Place
 from luve_lightning.models.backbones.finding import (
     denoiser_of,
@@ -12,6 +12,7 @@ from luve_lightning.models.backbones.finding import (
 )
 from luve_lightning.models.backbones.latents import LatentSpace, SizeRules
 from luve_lightning.models.backbones.recompute import Recompute
+from luve_lightning.models.backbones.schedule import Sampler, Schedule
 
 __all__ = [
     "Backbone",
@@ -21,6 +22,7 @@ __all__ = [
     "LatentSpace",
     "Place",
     "Recompute",
+    "Sampler",
     "Schedule",
     "SizeRules",
     "TextConditioner",

@@ -6,7 +6,7 @@ A backbone is a diffusers pipeline folder or hub id. A family of backbones is fi
 - a `Denoiser` around its transformer: velocities, the sites where experts sit, what training recomputes
   (`denoiser.py`);
 - a `TextConditioner` around its tokenizer and text encoder: captions to embeddings;
-- a `Schedule` around its scheduler: noise levels and time steps;
+- a `Schedule` around its scheduler: noise levels and time steps (`schedule.py`);
 - a `Backbone`, which knows the class names of its folders, and loads and builds the other four.
 
 Everything else in the package uses only these classes. The modules inside stay reachable because pipelines,
@@ -20,7 +20,6 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -33,11 +32,11 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from torch import Tensor, nn
 
 from luve_lightning.files import read_json
-from luve_lightning.functional.flow_matching import timestep_of_sigma
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.machine import check_memory
 from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import LatentSpace, SizeRules
+from luve_lightning.models.backbones.schedule import Schedule
 from luve_lightning.models.folders import KnownWeights, WeightsHeader, cannot_load, is_local, loading
 
 Built = TypeVar("Built")
@@ -140,66 +139,6 @@ class TextConditioner(nn.Module, ABC):
             more = f" (the first of {len(cuts)})" if len(cuts) > 1 else ""
             warnings.warn(f"the prompt {text[:_SHOWN]!r}... has {cut}{more}", CutTextWarning, stacklevel=3)
         return bool(cuts)
-
-
-class Schedule:
-    """Noise levels and time steps of a diffusers scheduler for flow matching.
-
-    Args:
-        scheduler: has `sigmas`, `timesteps`, `set_timesteps`, `set_begin_index` and `step`, like diffusers'; a
-            pipeline holds and saves it.
-        backbone: its origin, for messages.
-
-    Raises:
-        ValueError: when it is not for flow matching, like a `scheduler_config.json` without values.
-    """
-
-    remembered: ClassVar[int] = 0
-    """Earlier velocities that a step looks back on."""
-
-    def __init__(self, scheduler: Any, backbone: str | Path = "") -> None:
-        if not (scheduler.config.get("use_flow_sigmas") or type(scheduler).__name__.startswith("FlowMatch")):
-            raise ValueError(
-                f"backbone {backbone}: its scheduler/ is {type(scheduler).__name__} without use_flow_sigmas; expected "
-                "one of flow matching"
-            )
-        self.scheduler = scheduler
-
-    @property
-    def shift(self) -> float:
-        """Shift towards more noise, see `functional.flow_matching.shift_sigma`; 1 changes nothing."""
-        return float(self.scheduler.config.get(self._shift_key) or 1.0)
-
-    def shifted(self, shift: float) -> Schedule:
-        """A copy of the schedule with another shift.
-
-        Raises:
-            ValueError: for a shift that is not positive.
-        """
-        if not 0 < shift < float("inf"):
-            raise ValueError(f"shift: expected a number greater than 0, got {shift}")
-        config = self.scheduler.config
-        return type(self)(type(self.scheduler).from_config(config, **{self._shift_key: shift}))
-
-    def steps(self, count: int) -> list[tuple[float, float]]:
-        """Timestep and sigma of each of `count` sampling steps; the scheduler is unchanged."""
-        scheduler = deepcopy(self.scheduler)
-        scheduler.set_timesteps(count)
-        # Not strict: the sigmas end at 0.
-        return list(zip(scheduler.timesteps.tolist(), scheduler.sigmas.tolist(), strict=False))
-
-    @property
-    def train_timesteps(self) -> int:
-        """The timestep of sigma 1."""
-        return int(self.scheduler.config.num_train_timesteps)
-
-    def timestep_of(self, sigma: Tensor) -> Tensor:
-        """The transformer's timestep at a sigma; a sampler's own may be rounded."""
-        return timestep_of_sigma(sigma, self.train_timesteps)
-
-    @property
-    def _shift_key(self) -> str:
-        return "flow_shift" if "flow_shift" in self.scheduler.config else "shift"
 
 
 class Backbone(ABC):

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from luve_lightning.functional.noise_bands import SigmaBand
-from luve_lightning.models.backbones.base import Backbone, CutText, Schedule, TextConditioner, build
+from luve_lightning.models.backbones.base import Backbone, CutText, TextConditioner, build
 from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import SizeRules
+from luve_lightning.models.backbones.schedule import Schedule
 from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
 from luve_lightning.models.backbones.wan_files import FAMILY, wan_weights
 from luve_lightning.models.backbones.wan_vae import WanLatentSpace

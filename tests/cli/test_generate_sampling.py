@@ -1,0 +1,120 @@
+"""`luve generate`: the sampler, the shift and the negative prompt, as they reach the videos and their records."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from luve_lightning.cascade import LuVePipeline
+from luve_lightning.data.video_files import read_video
+from tests.helpers.run_luve import Outcome, run_luve
+
+Luve = Callable[..., Outcome]
+PROMPT = "a red boat sails slowly"
+SIZES = {"height": 64, "width": 96, "motion_height": 32, "motion_width": 48, "num_frames": 5}
+
+
+@pytest.fixture
+def luve(capsys: pytest.CaptureFixture[str], tiny_cascade: Path, tmp_path: Path) -> Luve:
+    """Runs the verb with options."""
+
+    def run(**options: Any) -> Outcome:
+        given: dict[str, Any] = {
+            "backbone": tiny_cascade / "wan",
+            "vluer": tiny_cascade / "vluer",
+            "output": tmp_path / "out",
+            "steps": 3,
+            "skip_steps": 1,
+            "device": "cpu",
+            "lossless": "true",
+            **SIZES,
+            **options,
+        }
+        return run_luve(capsys, "generate", PROMPT, *(f"--{key}={value}" for key, value in given.items()))
+
+    return run
+
+
+def made(folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """The frames of the only video of a folder, and its record."""
+    (video,) = folder.glob("*.mp4")
+    return read_video(video)[0], json.loads(video.with_suffix(".json").read_text())
+
+
+def want(cascade: Path, **options: Any) -> np.ndarray:
+    """The frames that the pipeline makes."""
+    pipeline = LuVePipeline.from_pretrained(cascade / "wan", cascade / "vluer")
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    frames = pipeline(PROMPT, **SIZES, steps=3, skip_steps=1, generator=generator, **options).frames[0]
+    return (frames * 255).round().astype(np.uint8)
+
+
+def test_the_sampler_is_one_key_and_part_of_the_record(luve: Luve, tiny_cascade: Path, tmp_path: Path) -> None:
+    assert (outcome := luve(sampler="euler", shift=4.0)).code == 0, outcome.err
+    frames, about = made(tmp_path / "out")
+    assert np.array_equal(frames, want(tiny_cascade, sampler="euler", shift=4.0))
+    assert about["recipe"]["sampler"] == "euler"
+    assert "--sampler=euler" in about["command"]
+    levels = [4 * s / (1 + 3 * s) for s in (1, 2 / 3, 1 / 3)]
+    assert [step["sigma"] for step in about["steps"]] == pytest.approx([*levels, *levels[1:]])
+    outcome = luve(shift=4.0)
+    assert outcome.code == 2
+    assert "was made differently (sampler 'euler', now None)" in outcome.err
+    assert luve(shift=4.0, output=tmp_path / "unipc").code == 0
+    frames, about = made(tmp_path / "unipc")
+    assert np.array_equal(frames, want(tiny_cascade, shift=4.0))
+    assert "sampler" not in about["recipe"], "videos made before there was a choice are found again"
+
+
+def test_a_negative_prompt_from_a_file_is_that_text(luve: Luve, tiny_cascade: Path, tmp_path: Path) -> None:
+    file = tmp_path / "not.txt"
+    file.write_text("red boat\n")
+    shelf = tmp_path / "shelf"
+    assert (outcome := luve(negative_prompt_file=file, latents=shelf)).code == 0, outcome.err
+    frames, about = made(tmp_path / "out")
+    assert np.array_equal(frames, want(tiny_cascade, negative_prompt="red boat"))
+    assert about["recipe"]["negative_prompt"] == "red boat"
+    assert "negative_prompt_file" not in about["command"], "the file may change"
+    assert "--negative_prompt=red boat" in about["command"]
+
+    assert "already there  1\n" in luve(negative_prompt="red boat").out
+    stored = set(shelf.rglob("*.safetensors"))
+    file.write_text("boat slowly")
+    assert "was made differently (negative_prompt" in luve(negative_prompt_file=file).err
+    assert luve(negative_prompt_file=file, latents=shelf, output=tmp_path / "other").code == 0
+    assert len(set(shelf.rglob("*.safetensors")) - stored) == 2, "latents of another negative prompt were taken"
+    other, _ = made(tmp_path / "other")
+    assert not np.array_equal(other, frames)
+
+
+def test_impossible_wishes_are_one_line_before_anything_is_loaded(
+    luve: Luve, monkeypatch: pytest.MonkeyPatch, tiny_cascade: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_cascade / "wan", backbone := tmp_path / "wan")
+    place = backbone / "scheduler" / "scheduler_config.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "use_dynamic_shifting": True}))
+    (tmp_path / "n.txt").write_text("blur")
+    monkeypatch.setattr(LuVePipeline, "from_pretrained", None)
+    wishes = [
+        ({"negative_prompt": "a", "negative_prompt_file": tmp_path / "n.txt"}, "negative_prompt is given, too"),
+        ({"negative_prompt_file": tmp_path / "gone.txt"}, "gone.txt: no such file"),
+        ({"sampler": "heun"}, "sampler"),
+        (
+            {"backbone": backbone, "shift": 5.0},
+            "shift: the backbone's scheduler, UniPCMultistepScheduler, does not follow it with use_dynamic_shifting",
+        ),
+        ({"backbone": backbone, "sampler": "euler"}, "does not follow it with use_dynamic_shifting"),
+    ]
+    for options, message in wishes:
+        outcome = luve(**options)
+        assert outcome.code == 2, message
+        (line,) = outcome.error_lines
+        assert message in line
