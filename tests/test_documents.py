@@ -123,7 +123,10 @@ def test_every_luve_command_exists(page: Path) -> None:
             keys = Keys(verb)
             given = named_options(arguments.options, verbs()[verb].named)
             composed = compose([REPOSITORY / file for file in arguments.files], given, keys)
-            assert not [leaf.key for leaf in keys.leaves(composed) if leaf.known is not None]
+            unknown = [leaf.key for leaf in keys.leaves(composed) if leaf.known is not None]
+            if reads := verbs()[verb].reads:  # that verb's keys are skipped
+                unknown = [key for key in unknown if Keys(reads).root.get(key.partition(".")[0]) is None]
+            assert not unknown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
