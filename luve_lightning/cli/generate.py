@@ -265,7 +265,8 @@ def _lines(prompt: str | None, prompts: Path | None, limit: int | None) -> list[
 def _negative_prompt(text: str | None, file: Path | None) -> str | None:
     if text is not None and file is not None:
         raise ValueError(
-            f"negative_prompt_file: {file}: negative_prompt is given, too; expected one of them, and null for the other"
+            f"negative_prompt: given as a text and by the file {file}; expected one of them: "
+            "--negative_prompt_file null drops the file"
         )
     if file is not None:
         return read_negative_prompt(file)

@@ -39,6 +39,20 @@ def test_prints_a_table_and_writes_json(
     assert found["seconds"] > 0
 
 
+@pytest.mark.slow
+def test_steps_are_the_samplers(capsys: pytest.CaptureFixture[str], backbone: str, tmp_path: Path) -> None:
+    """Euler's first sigma is 1, UniPC's a millionth less: above that, one guided step of 50 or none."""
+    found = {}
+    for sampler in ("backbone", "euler"):
+        options = ["--guidance.low", 0.9999995, "--upsampling", "latent", "--sampler", sampler]
+        outcome = run_luve(capsys, "plan", "--backbone", backbone, *SIZE, *options, "--output", tmp_path / "plan.json")
+        assert outcome.code == 0, outcome.err
+        plan = json.loads((tmp_path / "plan.json").read_text())
+        assert plan["sampler"] == sampler
+        found[sampler] = next(stage["forwards"] for stage in plan["stages"] if stage["stage"] == "motion")
+    assert found == {"backbone": 50, "euler": 51}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -53,6 +67,7 @@ def test_prints_a_table_and_writes_json(
         ((*SIZE, "--gpu", "k80"), "gpu: expected h200"),
         ((*SIZE, "--vluer", "/nowhere"), "vluer /nowhere: no config.json there"),
         ((*SIZE, "--skip_steps", 51), "skip_steps 51"),
+        ((*SIZE, "--sampler", "heun"), "sampler"),
     ],
 )  # fmt: skip
 def test_one_line_for_what_is_impossible(

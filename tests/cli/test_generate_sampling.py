@@ -104,7 +104,10 @@ def test_impossible_wishes_are_one_line_before_anything_is_loaded(
     (tmp_path / "n.txt").write_text("blur")
     monkeypatch.setattr(LuVePipeline, "from_pretrained", None)
     wishes = [
-        ({"negative_prompt": "a", "negative_prompt_file": tmp_path / "n.txt"}, "negative_prompt is given, too"),
+        (
+            {"negative_prompt": "a", "negative_prompt_file": tmp_path / "n.txt"},
+            "negative_prompt: given as a text and by the file",
+        ),
         ({"negative_prompt_file": tmp_path / "gone.txt"}, "gone.txt: no such file"),
         ({"sampler": "heun"}, "sampler"),
         (

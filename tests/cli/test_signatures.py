@@ -58,7 +58,8 @@ def test_texts_paths_and_null_are_told_apart() -> None:
     texts = {name for name, one in read.parameters.items() if one.is_text}
     assert texts == {"backbone", "prompt", "negative_prompt", "device"}
     paths = {name for name, one in read.parameters.items() if one.is_path}
-    assert paths == {"backbone", "output", "prompts", "vluer", "refiner", "experts", "lora", "latents"}
+    models = {"backbone", "vluer", "refiner", "experts", "lora"}
+    assert paths == models | {"output", "prompts", "negative_prompt_file", "latents"}
     assert {name for name, one in read.parameters.items() if one.is_prompt} == {"prompt", "negative_prompt"}
     assert read.parameters["prompt"].may_be_null
     assert not read.parameters["backbone"].may_be_null
