@@ -33,7 +33,7 @@ def script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
         ("luve study b", {"build"}),
         ("luve fit --trainer.max_st", {"--trainer.max_steps"}),
         ("luve fit --ck", {"--ckpt_path"}),
-        ("luve generate --negative", {"--negative_prompt"}),
+        ("luve generate --negative", {"--negative_prompt", "--negative_prompt_file"}),
         ("luve generate --hei", {"--height"}),
     ],
 )

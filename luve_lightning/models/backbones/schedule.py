@@ -125,12 +125,12 @@ class FlowMatchLinearEuler(FlowMatchEulerDiscreteScheduler):
     twice; here it is given the levels. Latents stay float32, whatever the velocities are.
     """
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:  # type: ignore[override]
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Prepare a run of some steps; see diffusers' schedulers."""
         levels = torch.linspace(1, 0, num_inference_steps + 1)[:-1]
         super().set_timesteps(sigmas=levels.tolist(), device=device)
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:  # type: ignore[override]
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:
         """One step; see diffusers' schedulers."""
         return super().step(model_output.float(), timestep, sample, **options)
 
