@@ -144,8 +144,8 @@ def model_identity(source: str | Path, hashes: FileHashes) -> str:
     )
     if not files:
         raise FileNotFoundError(f"{source}: no model files there")
-    named = ((path.relative_to(folder).as_posix(), hashes.digest(path)) for path in files)
-    return f"sha256:{listing_digest(named)}"
+    names = [path.relative_to(folder).as_posix() for path in files]
+    return f"sha256:{listing_digest(zip(names, hashes.digests(files), strict=True))}"
 
 
 def _revision(hub_id: str) -> str:

@@ -41,6 +41,18 @@ def test_digest_is_sha256_of_the_bytes(tmp_path: Path) -> None:
     assert FileHashes(tmp_path).digest(file) == hashlib.sha256(b"some bytes" * 1000).hexdigest()
 
 
+def test_many_files_are_hashed_in_their_order(tmp_path: Path) -> None:
+    files = [settled_file(tmp_path / f"{i}.safetensors", b"%d" % (i % 9) * (i + 1)) for i in range(20)]
+    hashes = FileHashes(tmp_path / "store")
+    hashes.digest(files[3])
+    asked = [*files, files[5]]
+    assert hashes.digests(asked) == [hashlib.sha256(file.read_bytes()).hexdigest() for file in asked]
+    assert len((tmp_path / "store" / "file_hashes.jsonl").read_text().splitlines()) == len(files)
+    assert hashes.digests([]) == []
+    with pytest.raises(FileNotFoundError, match="missing"):
+        hashes.digests([*files, tmp_path / "missing.safetensors"])
+
+
 def test_bytes_are_read_once(tmp_path: Path) -> None:
     file = settled_file(tmp_path / "a.mp4", b"x")
     digest = FileHashes(tmp_path / "store").digest(file)

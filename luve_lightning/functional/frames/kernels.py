@@ -14,7 +14,9 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 
-@triton.jit
+# Sizes are not specialised: Triton would build every kernel anew for each divisibility of a size by 16, which gains
+# nothing here and takes longer than a video at 2K takes to decode.
+@triton.jit(do_not_specialize=("frame_rows", "row_length", "height", "width"))
 def _convolve(
     windows,
     weights,
@@ -68,7 +70,7 @@ def _convolve(
         out.store([first, column], tl.where(inside, part, 0.0).to(DTYPE))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows", "frame_rows", "row_length", "height", "width"))
 def _activate(
     x,
     out,
@@ -100,7 +102,7 @@ def _activate(
     tl.store(out + at, v, mask=(m < rows)[:, None] & known)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("tokens",))
 def _attend(q, k, v, out, tokens, scale, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):
     """Softmax attention with heads of 3 x BD channels; q, k, v, out are frames x tokens x 3 BD, descriptors 2-D."""
     frame = tl.program_id(1)
@@ -268,7 +270,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows", "frame_rows", "row_length", "height", "width"))
 def _activate_gradient(
     x,
     gamma,
