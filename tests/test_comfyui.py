@@ -229,6 +229,21 @@ def test_memory_is_made_free_and_given_back(comfy: ComfyUI, upsample: Upsample) 
     assert comfy.freed == [(weights + 2 * 8 * 11 * 2400, torch.device("cpu"))]
 
 
+@pytest.mark.parametrize("moved", [{"result"}, {"weights"}, {"run", "result", "weights"}], ids=str)
+def test_weights_and_results_go_where_comfyui_keeps_them(
+    comfy: ComfyUI, nodes: dict[str, Any], moved: set[str]
+) -> None:
+    """The meta device stands in for a GPU: it shows where tensors are, and holds none."""
+    comfy.devices |= dict.fromkeys(moved, torch.device("meta"))
+    (loaded,) = call(nodes["LuVeLoadVLUer"], vluer="wan", dtype="float32")
+    samples = {"samples": raw_latents(0, 2, 16, 2, 5, 7)}
+    (out,) = call(nodes["LuVeUpsampleLatentBy"], samples=samples, vluer=loaded, factor=2.0)
+    assert out["samples"].shape == (2, 16, 2, 10, 14)
+    assert out["samples"].device == comfy.devices["result"]
+    kept = {each.device for each in (*loaded.net.parameters(), *loaded.space.buffers())}
+    assert kept == {comfy.devices["weights"]}
+
+
 def test_a_stopped_run_gives_its_memory_back(comfy: ComfyUI, upsample: Upsample) -> None:
     comfy.samples_before_stop = 1
     with pytest.raises(Interrupted):
@@ -266,16 +281,21 @@ def test_folders_of_vluers_are_listed_and_loaded_again_after_a_change(comfy: Com
     tiny_vluer(5).save_pretrained(elsewhere / "fifth")
     (elsewhere / "no_vluer").mkdir()
     comfy.paths["vluer"].append(str(elsewhere))
-    assert loader.INPUT_TYPES()["required"]["vluer"][0] == ["four", "four_with_vae", "wan", "fifth"]
+    (elsewhere / "linked").symlink_to(elsewhere / "fifth")
+    names = ["four", "four_with_vae", "wan", "fifth", "linked"]
+    assert loader.INPUT_TYPES()["required"]["vluer"][0] == names
     (loaded,) = call(loader, vluer="wan", dtype="float32")
     first = load_vluer(comfy.folder / "models/vluer/wan").state_dict()
     assert all(torch.equal(x, first[name]) for name, x in loaded.net.state_dict().items())
 
-    before = loader.IS_CHANGED(vluer="fifth", dtype="auto")
-    assert before == loader.IS_CHANGED(vluer="fifth", dtype="auto")
+    before = {name: loader.IS_CHANGED(vluer=name, dtype="auto") for name in ("fifth", "linked")}
+    assert before == {name: loader.IS_CHANGED(vluer=name, dtype="auto") for name in ("fifth", "linked")}
     tiny_vluer(6).save_pretrained(elsewhere / "fifth")
-    assert before != loader.IS_CHANGED(vluer="fifth", dtype="auto")
-    with pytest.raises(FileNotFoundError, match=r"no VLUer sixth in .*; there are four, four_with_vae, wan, fifth"):
+    for name, text in before.items():
+        assert text != loader.IS_CHANGED(vluer=name, dtype="auto")
+    with pytest.raises(
+        FileNotFoundError, match=r"no VLUer sixth in .*; there are four, four_with_vae, wan, fifth, linked"
+    ):
         call(loader, vluer="sixth", dtype="float32")
 
 

@@ -28,6 +28,7 @@ class ComfyUI:
         calls: what its memory management was asked, in order.
         progress: done and total of each step of a progress bar.
         bf16: whether the device is good at bfloat16.
+        devices: where models run, where results wait, and where weights wait.
         samples_before_stop: samples until a user stops the run; None never stops.
     """
 
@@ -37,6 +38,7 @@ class ComfyUI:
         self.freed: list[tuple[float, torch.device]] = []
         self.progress: list[tuple[int, int]] = []
         self.bf16 = False
+        self.devices = dict.fromkeys(("run", "result", "weights"), torch.device("cpu"))
         self.samples_before_stop: int | None = None
         self.paths: dict[str, list[str]] = {}
         comfy = _module("comfy")
@@ -76,8 +78,6 @@ class ComfyUI:
         return {"add_model_folder_path": add_model_folder_path, "get_folder_paths": lambda name: list(self.paths[name])}
 
     def _model_management(self) -> dict[str, Callable[..., Any]]:
-        cpu = torch.device("cpu")
-
         def free_memory(memory_required: float, device: torch.device, keep_loaded: tuple[Any, ...] = ()) -> None:
             del keep_loaded
             self.calls.append("free_memory")
@@ -89,9 +89,9 @@ class ComfyUI:
                 raise Interrupted
 
         return {
-            "get_torch_device": lambda: cpu,
-            "intermediate_device": lambda: cpu,
-            "unet_offload_device": lambda: cpu,
+            "get_torch_device": lambda: self.devices["run"],
+            "intermediate_device": lambda: self.devices["result"],
+            "unet_offload_device": lambda: self.devices["weights"],
             "should_use_bf16": lambda device: self.bf16,
             "free_memory": free_memory,
             "soft_empty_cache": lambda: self.calls.append("soft_empty_cache"),
