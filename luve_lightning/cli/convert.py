@@ -10,6 +10,7 @@ from luve_lightning.cascade.lora_conversion import LoraNames
 from luve_lightning.cascade.lora_conversion import convert_lora as write_lora
 from luve_lightning.cli import Verb
 from luve_lightning.cli.open_index import check_folder
+from luve_lightning.files import write_text
 from luve_lightning.models.vluer.released import read_released
 from luve_lightning.terminal import say
 
@@ -17,6 +18,15 @@ VERBS = {
     "convert vluer": Verb("Generation", "make a VLUer's folder of the released VLUer's file", positional="file output"),
     "convert lora": Verb("Generation", "write a LoRA under another program's names", positional="source output"),
 }
+
+
+# Lies beside the converted weights, so that whoever gets the folder reads it.
+_NOTICE = """\
+# The released VLUer, converted
+
+Made by `luve convert vluer` of the authors' model.pth. That file comes without a licence. Its network builds on VRT,
+which is licensed CC-BY-NC-4.0: not for commercial use. Weights that are fine-tuned from these derive from them.
+"""
 
 
 def convert_vluer(file: Path, output: Path, crop: bool = False) -> None:
@@ -34,6 +44,7 @@ def convert_vluer(file: Path, output: Path, crop: bool = False) -> None:
     check_folder("output", output)
     net = read_released(file, crop)
     net.save_pretrained(output)
+    write_text(output / "README.md", _NOTICE)
     console = Console(emoji=False)
     say(console, f"{output}: the released VLUer, {net.num_parameters():,} parameters, from {file}")
     say(console, "licence: the file has none; the network builds on VRT, CC-BY-NC-4.0: not for commercial use")

@@ -134,7 +134,7 @@ class VLUerTask(TrainingTask):
     def on_fit_start(self) -> None:
         """Refuse sizes that the model cannot take, those of held-out clips too, before the first step."""
         super().on_fit_start()
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "grids"):
             return
         for split in ("train", "val") if self.trainer.limit_val_batches else ("train",):

@@ -22,6 +22,8 @@ def test_convert_vluer_writes_a_folder(tmp_path: Path, capsys: pytest.CaptureFix
     done = run_luve(capsys, "convert", "vluer", tmp_path / "model.pth", tmp_path / "vluer", "--crop")
     assert done.code == 0, done.err
     assert "22,110,472 parameters" in done.out.replace("\n", " ")
+    for said in (done.out, (tmp_path / "vluer" / "README.md").read_text()):
+        assert "CC-BY-NC-4.0: not for commercial use" in " ".join(said.split())
     loaded = load_vluer(tmp_path / "vluer")
     assert loaded.config.crop
     assert torch.equal(loaded.conv.weight, net.conv.weight)

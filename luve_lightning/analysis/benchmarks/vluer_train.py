@@ -152,7 +152,9 @@ def _data_of(config: Mapping[str, Any], experiment: Path) -> LatentPairsDataModu
         raise ValueError(
             f"experiment: {experiment}: data: expected LatentPairsDataModule, got {data.get('class_path')}"
         )
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in data["init_args"].items()}
+    options: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in data["init_args"].items()
+    }
     keep = Limits(**options.pop("keep", {}))
     return LatentPairsDataModule(**options | {"scales": list(options["scales"]), "video_crop": None}, keep=keep)
 
