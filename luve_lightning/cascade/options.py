@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from luve_lightning.cascade.upsampling import UpsamplingMethod, upsampling_method
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.models.backbones import Sampler, SizeRules
+from luve_lightning.models.backbones import Sampler, SizeRules, check_sampler
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,7 @@ class CascadeOptions:
             raise ValueError(f"switch: expected a sigma between 0 and 1, got {self.switch}")
         if self.shift is not None and not 0 < self.shift < math.inf:
             raise ValueError(f"shift: expected a number greater than 0, got {self.shift}")
-        if self.sampler not in (known := get_args(Sampler)):
-            raise ValueError(f"sampler: expected one of {', '.join(known)}, got {self.sampler!r}")
+        check_sampler(self.sampler)
         upsampling_method(self.upsampling)
 
     @property

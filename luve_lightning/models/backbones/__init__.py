@@ -12,7 +12,7 @@ from luve_lightning.models.backbones.finding import (
 )
 from luve_lightning.models.backbones.latents import LatentSpace, SizeRules
 from luve_lightning.models.backbones.recompute import Recompute
-from luve_lightning.models.backbones.schedule import Sampler, Schedule
+from luve_lightning.models.backbones.schedule import Sampler, Schedule, check_sampler
 
 __all__ = [
     "Backbone",
@@ -26,6 +26,7 @@ __all__ = [
     "Schedule",
     "SizeRules",
     "TextConditioner",
+    "check_sampler",
     "denoiser_of",
     "family_named",
     "family_of",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -17,6 +17,16 @@ Sampler = Literal["backbone", "euler"]
 
 # Options of diffusers' schedulers that put the noise levels elsewhere, whatever the shift.
 _INSTEAD_OF_SHIFT = ("use_dynamic_shifting", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+
+
+def check_sampler(sampler: str) -> None:
+    """Refuse an unknown sampler.
+
+    Raises:
+        ValueError: names the known ones.
+    """
+    if sampler not in (known := get_args(Sampler)):
+        raise ValueError(f"sampler: expected one of {', '.join(known)}, got {sampler!r}")
 
 
 class Schedule:
@@ -68,8 +78,9 @@ class Schedule:
             shift: its shift; None keeps this one's.
 
         Raises:
-            ValueError: for a shift that is impossible, and where there is none.
+            ValueError: for an unknown sampler, a shift that is impossible, and where there is none.
         """
+        check_sampler(sampler)
         if sampler == "backbone":
             return self if shift is None else self.shifted(shift)
         if shift is None:

@@ -23,7 +23,7 @@ class ExpertConfig:
 
     LuVe's (arXiv 2602.11564) low-frequency expert has place "attention", a low-pass filter and the band above its
     t_switch; the high-frequency expert "feed_forward", a high-pass and the band below. The paper publishes neither
-    rank nor alpha nor filter.
+    rank nor alpha nor filter, and its "attention modules" may also mean ("attention", "cross_attention").
 
     Attributes:
         place: module of each block, one or several: self-attention, cross-attention, feed-forward.

@@ -158,6 +158,11 @@ def test_a_shift_that_would_be_ignored_is_refused(scheduler: Any, why: str) -> N
     assert schedule.sampled_by("euler", 5.0).steps(4) == euler().steps(4)
 
 
+def test_an_unknown_sampler_is_refused() -> None:
+    with pytest.raises(ValueError, match="sampler: expected one of backbone, euler, got 'heun'"):
+        Schedule(flow_scheduler(5.0)).sampled_by("heun")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("shift", [0.0, -1.0, math.inf, math.nan])
 def test_an_impossible_shift_is_refused(shift: float) -> None:
     for sampler in ("backbone", "euler"):
