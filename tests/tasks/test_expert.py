@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from luve_lightning.callbacks import EMA, AtomicCheckpointIO, Checkpoints, Export
 from luve_lightning.models.experts import expert_parameters, load_expert
@@ -53,6 +54,25 @@ def test_only_the_expert_is_trained_saved_and_exported(world: World, tmp_path: P
         assert not torch.equal(output(copy, arguments), output(task.transformer, arguments))
         with ema.averaged(task):
             assert torch.equal(output(copy, arguments), output(task.transformer, arguments))
+
+
+def test_the_paper_may_mean_both_attentions(capsys: pytest.CaptureFixture[str], world: World, tmp_path: Path) -> None:
+    """One key of the configuration of real size; each block then has an expert in both, and both are trained."""
+    words = ("--config", REPOSITORY / "experiments/experts/lfe-2k.yaml", "--print_config")
+    places = {}
+    for given in ((), ("--model.init_args.expert.place", "[attention, cross_attention]")):
+        outcome = run_luve(capsys, "fit", *words, *given)
+        assert outcome.code == 0, outcome.err
+        places[len(given)] = yaml.safe_load(outcome.out)["model"]["init_args"]["expert"]["place"]
+    assert places == {0: "attention", 2: ["attention", "cross_attention"]}
+    task = world.expert(replace(LFE, place=tuple(places[2])), lr=1e-2)
+    names = [name for name, p in task.transformer.named_parameters() if p.requires_grad]
+    sites = {(name.split(".")[1], name.split(".")[2]) for name in names}
+    blocks = range(len(task.denoiser.blocks))
+    assert sites == {(str(block), site) for block in blocks for site in ("attn1", "attn2")}
+    first = weights(task)
+    make_trainer(tmp_path, max_steps=3).fit(task, world.data())
+    assert all(not torch.equal(a, b) for a, b in zip(weights(task), first, strict=True))
 
 
 def sample() -> dict[str, Any]:
