@@ -8,7 +8,7 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,45 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "expected one that `luve fit` wrote"
             )
         return checkpoint
+
+
+def read_pickle(path: Path) -> Any:
+    """The content of a file of `torch.save`, as far as it is tensors, which stay on disk, and plain types.
+
+    Raises:
+        pickle.UnpicklingError: when it asks for anything else, which could run code.
+        CheckpointError: when it is damaged, or no such file.
+    """
+    for mapped in (True, False):  # files from before PyTorch 1.6 cannot be mapped
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except Exception as error:  # whatever comes first
+            if mapped and "mmap" in str(error):
+                continue
+            if isinstance(error, pickle.UnpicklingError) and ("GLOBAL" in str(error) or "Unsupported" in str(error)):
+                raise
+            cut = "PytorchStreamReader" in str(error) or isinstance(error, EOFError)
+            raise CheckpointError(f"{path}: {_CUT if cut else 'not a file of torch.save'}") from error
+
+
+def describe_checkpoint(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a Lightning checkpoint holds besides its weights, for people; None for another program's file.
+
+    Args:
+        content: of the file.
+    """
+    if _MARK not in content or "state_dict" not in content:
+        return None
+    facts: dict[str, Any] = {key: content.get(f"global_{key}", content.get(key)) for key in ("step", "epoch")}
+    facts["written by"] = "luve fit" if "trained_weights" in content else f"Lightning {content[_MARK]}, another program"
+    if isinstance(content.get("expert"), str):
+        facts["expert"] = content["expert"]
+    for key in ("schedule", "callbacks"):
+        if isinstance(content.get(key), Mapping) and content[key]:
+            entries = content[key].items()
+            facts[key] = [str(k).partition("{")[0] if key == "callbacks" else f"{k} {v}" for k, v in entries]
+    facts["weights of"] = sorted({str(key).partition(".")[0] for key in content["state_dict"]})
+    return facts
 
 
 def _not_written(path: Path, checkpoint: dict[str, Any], error: Exception) -> CheckpointError:

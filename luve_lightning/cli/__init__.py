@@ -24,7 +24,8 @@ class Verb:
         group: Heading in `luve --help`.
         summary: What it does, in one line.
         named: Options that are dictionaries by name and may be given as `--option NAME=VALUE`, repeated.
-        positional: Options whose values may be given without `--option` before them, in order, separated by spaces.
+        positional: Options whose values may be given without `--option` before them, in order, separated by spaces;
+            `paths...` at the end takes all further words as a list.
         examples: Configurations in the repository to start from.
         slow: Whether it imports PyTorch, which takes seconds.
         goes_on: Whether the same command, after an interruption, continues with what is there.

@@ -12,6 +12,7 @@ where the type allows it, but in a prompt it is a word: only a file disables a p
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,6 +31,7 @@ _OPTION = re.compile(r"--[^\s=]+(=|$)")  # a key holds no space, so `--a cat` is
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
 # OmegaConf's words around a resolver's error, such as "Environment variable 'X' not found".
 _RAISED = re.compile(r"\w+ raised while resolving interpolation: [\"']?(.*?)[\"']?")
+_LISTED = "..."  # after the name of a positional option that is a list
 _MISSING = "${oc.decode:\"'???'\"}"  # the text ???, which OmegaConf would read as a missing value
 
 
@@ -47,6 +49,7 @@ class Arguments:
         help: Whether `--help` was given.
         class_help: `(key, class path)` when `--KEY.help CLASS` was given.
         print_config: Whether `--print_config` was given.
+        listed: Words for the positional option that takes any number of them.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -54,6 +57,7 @@ class Arguments:
     help: bool = False
     class_help: tuple[str, str] | None = None
     print_config: bool = False
+    listed: list[str] = field(default_factory=list)
 
 
 def read_arguments(words: Sequence[str], positional: str | None = None) -> Arguments:
@@ -64,7 +68,7 @@ def read_arguments(words: Sequence[str], positional: str | None = None) -> Argum
             true. A value that begins with `--` must hold a space or be given as `--key=--value`. Words after `--`
             are no options.
         positional: The options whose values may be given without their names, once each and in this order,
-            separated by spaces. None: there are none.
+            separated by spaces; `paths...` at the end takes all further words as a list. None: there are none.
 
     Raises:
         CompositionError: On a word that belongs to no option, or `--config` without a file.
@@ -102,6 +106,11 @@ def read_arguments(words: Sequence[str], positional: str | None = None) -> Argum
             result.files.append(Path(value))
         else:
             result.options.append((key, value if equals or takes_next else Flag("true")))
+    if result.listed and positional is not None:
+        name = positional.split()[-1].removesuffix(_LISTED)
+        if name in {key for key, _ in result.options}:
+            raise CompositionError(f"unexpected argument {result.listed[0]!r}; {name} is given already")
+        result.options.append((name, escaped(json.dumps(result.listed, ensure_ascii=False))))
     return result
 
 
@@ -110,6 +119,9 @@ def _add_positional(arguments: Arguments, positional: str | None, word: str) -> 
         raise CompositionError(f"unexpected argument {word!r}; options look like --key value")
     given = {key for key, _ in arguments.options}
     free = next((name for name in positional.split() if name not in given), None)
+    if free is not None and free.endswith(_LISTED):
+        arguments.listed.append(word)
+        return
     if free is None:
         known = " and ".join(positional.split())
         quote = "is given already, quote it" if known == positional else "are given already"

@@ -90,7 +90,8 @@ class HelpFormatter(DefaultHelpFormatter):
 def usage(verb: str) -> str:
     """The usage line of a verb; the options are listed below it."""
     entry = verbs().get(verb)
-    first = "".join(f"[{name.upper()}] " for name in (entry.positional or "").split()) if entry else ""
+    names = (entry.positional or "").split() if entry else []
+    first = "".join(f"[{name.removesuffix('...').upper()}]{'...' * name.endswith('...')} " for name in names)
     return f"luve {verb} {first}[--config FILE]... [--key value]..."
 
 

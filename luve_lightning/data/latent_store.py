@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from luve_lightning.data.safetensors_window import DTYPE_NAMES, Range
+from luve_lightning.data.safetensors_window import DTYPE_NAMES, Range, SafetensorsWindow
 from luve_lightning.data.store import StoreError, TensorStore
 from luve_lightning.files import text_digest
 
@@ -23,6 +26,7 @@ from luve_lightning.files import text_digest
 # then simply not found.
 ENCODER_VERSION = 1
 
+_READ_AT_MOST = 100  # headers, to describe a store
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -279,3 +283,46 @@ def check_scales(size: tuple[int, int], scales: Sequence[float], spatial_ratio: 
         f"size {size[0]}x{size[1]}: scales {listed} and a VAE of {spatial_ratio} pixels per latent need "
         f"multiples of {unit}, not {wrong}"
     )
+
+
+def describe_store(folder: Path) -> tuple[str, dict[str, Any]]:
+    """What a store holds, in a few words, and facts for people; of at most 100 entries the headers are read.
+
+    Args:
+        folder: of latents or embeddings, with at least one entry.
+
+    Raises:
+        ValueError: when an entry is no complete safetensors file with a key.
+    """
+    entries = list(folder.glob("[0-9a-f][0-9a-f]/*.safetensors"))
+    total = sum(file.stat().st_size for file in entries)
+    facts: dict[str, Any] = {"entries": f"{len(entries):,}, {total / 1e6:,.1f} MB"}
+    seen = [describe_entry(file) for file in sorted(entries)[:_READ_AT_MOST]]
+    if len(entries) > len(seen):
+        facts["read"] = f"the first {len(seen)} headers"
+    for key in dict.fromkeys(key for _, found in seen for key in found if key not in ("caption", "shape")):
+        values = Counter(str(found[key]) for _, found in seen if key in found)
+        shown = [f"{value} ({number})" if len(values) > 1 else value for value, number in values.most_common(5)]
+        facts[key] = [*shown, f"and {len(values) - 5} more"] if len(values) > 5 else shown
+    kinds = sorted({kind.removeprefix("stored ") for kind, _ in seen})
+    return f"store of {' and '.join(kinds)}", facts
+
+
+def describe_entry(path: Path) -> tuple[str, dict[str, Any]]:
+    """What one file of a store is, in a few words, and its key for people.
+
+    Raises:
+        ValueError: when it is no complete safetensors file with a key.
+    """
+    with SafetensorsWindow(path) as file:
+        (name,) = file.names
+        shape, text = file.shape(name), file.metadata.get("key", "")
+    try:
+        key = json.loads(text)
+        facts = {"shape": " x ".join(map(str, shape))} | {k: v for k, v in key.items() if k not in ("clip", "version")}
+    except (ValueError, AttributeError):
+        raise ValueError(f"{path}: its header has no key of an entry") from None
+    for fact in ("size", "resized_from", "frames"):
+        if isinstance(facts.get(fact), list):
+            facts[fact] = (" to " if fact == "frames" else "x").join(map(str, facts[fact]))
+    return f"stored {'embeddings' if name == 'embedding' else name}", facts

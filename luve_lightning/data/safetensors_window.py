@@ -117,6 +117,11 @@ class SafetensorsWindow:
             raise ValueError(f"{self.path} is cut short: {size} bytes, expected {8 + length + end}")
         return header, 8 + length
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the tensors."""
+        return list(self._header)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor.
 

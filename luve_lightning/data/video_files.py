@@ -65,6 +65,16 @@ def encode_h264(path: Path, frames: np.ndarray, fps: int | Fraction, crf: int | 
 
 # Visually lossless: measures on such a file concern the frames, not the encoder.
 CRF = 10
+GIT_LFS = "pointer of Git LFS"
+"""What `kind_of_file` calls the small file that stands for one that was not downloaded."""
+_LFS_START = "version https://git-lfs.github.com/spec/"
+# Where in a file what stands, and what it then is.
+_MAGIC = (
+    (0, b"\x89PNG", "image (PNG)"), (0, b"\xff\xd8\xff", "image (JPEG)"), (0, b"GIF8", "image (GIF)"),
+    (8, b"WEBP", "image (WebP)"), (4, b"ftyp", "video (MP4 or MOV)"), (0, b"\x1a\x45\xdf\xa3", "video (MKV or WebM)"),
+    (8, b"AVI ", "video (AVI)"), (0, b"GGUF", "quantised weights (GGUF)"), (0, b"\x89HDF", "HDF5 file"),
+    (0, b"PK", "zip archive"),
+)  # fmt: skip
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".ts")
 MAX_FPS = 240
 
@@ -182,3 +192,26 @@ def video_name(path: str | Path) -> str:
     File systems differ in how they store accents; a copied name must stay the same.
     """
     return unicodedata.normalize("NFC", Path(path).stem)
+
+
+def kind_of_file(path: Path) -> tuple[str, dict[str, str]]:
+    """What a file that holds no weights is by its first bytes, in a few words, and its beginning.
+
+    Raises:
+        OSError: when it cannot be read.
+    """
+    with path.open("rb") as stream:
+        start = stream.read(4096)
+    for offset, magic, kind in _MAGIC:
+        if start[offset:].startswith(magic):
+            return kind, {}
+    try:  # a character may be cut
+        text = start.decode("utf-8", errors="strict" if len(start) < 4096 else "ignore")
+    except UnicodeDecodeError:
+        text = "\0"
+    if text.startswith(_LFS_START):
+        return GIT_LFS, {}
+    if "\0" in text:
+        return "unknown file", {"first bytes": start[:16].hex(" ")}
+    lines = text.strip().splitlines()
+    return "text file", {"first line": lines[0][:80] if lines else ""}

@@ -284,6 +284,30 @@ def shards_of(path: Path) -> tuple[Path, ...]:
     return files
 
 
+def weights_file(folder: Path) -> Path | None:
+    """A model folder's `.safetensors` file, or the first of its shards; None where there is none."""
+    files = sorted(file for file in folder.glob("*.safetensors") if file.name != BRANCH_WEIGHTS)
+    usual = [file for file in files if file.stem in ("diffusion_pytorch_model", "model")]
+    return next(iter(usual or files), None)
+
+
+def odd_weights(shapes: Mapping[str, tuple[int, ...]], module: nn.Module) -> dict[str, list[str]]:
+    """Names of a model's weights that files lack, do not need or have in another shape; nothing for what fits.
+
+    Args:
+        shapes: of the tensors in the files.
+        module: the model; may be without values (on the device "meta").
+    """
+    tied = getattr(module, "_tied_weights_keys", None) or ()  # saved once
+    wanted = {name: tuple(x.shape) for name, x in module.state_dict().items()}
+    found = {
+        "missing": sorted(name for name in wanted.keys() - shapes.keys() if name not in tied),
+        "not used": sorted(shapes.keys() - wanted.keys()),
+        "other shapes": sorted(name for name in wanted.keys() & shapes.keys() if wanted[name] != shapes[name]),
+    }
+    return {what: names for what, names in found.items() if names}
+
+
 def _not_safetensors(file: Path, error: SafetensorError) -> str:
     """What a file is that the format's library does not open."""
     with file.open("rb") as stream:

@@ -111,6 +111,29 @@ def load_expert(transformer: Any, folder: str | Path, name: str | None = None, a
     return name
 
 
+def describe_expert(folder: str | Path) -> dict[str, Any]:
+    """What a saved expert is, by its two JSON files, in words for people; its weights are not looked at.
+
+    Raises:
+        FileNotFoundError: when one of the two is missing.
+        ValueError: when they do not describe an expert.
+    """
+    name, config, targets = _read_config(Path(folder))
+    kept, record = config.filter, read_json(Path(folder) / EXPERT).get("attention")
+    return {
+        "name": name,
+        "place": list(config.places),
+        "modules": sorted(targets),
+        "rank": config.rank,
+        "scale": f"{config.alpha / config.rank:g} (alpha {config.alpha:g})",
+        "filter": "none"
+        if kept is None
+        else f"{kept.band}-pass, cutoff {kept.cutoff:g} of Nyquist, {kept.window}, along {' '.join(kept.axes)}",
+        "band": f"sigma {config.band.low:g} to {config.band.high:g}",
+        "attention": str(Dense() if record is None else Attention.from_record(record)),
+    }
+
+
 def _key(layer: str, part: str) -> str:
     return f"base_model.model.{layer}.{part}.weight"  # as a PeftModel writes it
 

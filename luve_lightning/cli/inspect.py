@@ -1,0 +1,390 @@
+"""`luve inspect`: what files and folders of weights are, by their names and headers."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luve_lightning.callbacks.checkpoint_io import describe_checkpoint, read_pickle
+from luve_lightning.cascade.lora_conversion import empty_denoiser
+from luve_lightning.cascade.lora_files import ADAPTER_CONFIG, LoraFile, read_lora
+from luve_lightning.cascade.lora_layers import fit_lora
+from luve_lightning.cascade.lora_names import describe_lora
+from luve_lightning.cascade.pipeline_files import expert_folders
+from luve_lightning.cli import Verb
+from luve_lightning.data.latent_store import describe_entry, describe_store
+from luve_lightning.data.video_files import GIT_LFS, kind_of_file
+from luve_lightning.files import find_json, read_json
+from luve_lightning.models.backbones import Denoiser, denoiser_of, recognise
+from luve_lightning.models.backbones.denoiser import saved_attention
+from luve_lightning.models.backbones.finding import families
+from luve_lightning.models.experts.files import ADAPTER_WEIGHTS, EXPERT, describe_expert
+from luve_lightning.models.folders import BRANCH_WEIGHTS, odd_weights, read_header, weights_file
+from luve_lightning.models.vluer import BaseVLUer, ReleasedVLUer
+from luve_lightning.models.vluer.released import buffer_names
+
+VERBS = {"inspect": Verb("Generation", "say what files and folders of weights are", positional="paths...")}
+
+_SHOWN = 3  # names of examples
+_WEIGHTS = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
+
+
+@dataclass
+class Found:
+    """What a path is.
+
+    Attributes:
+        path: as it was given.
+        kind: what it is, in a few words.
+        facts: more of it, in the order to print.
+        damaged: whether it cannot be read.
+    """
+
+    path: str
+    kind: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    damaged: bool = False
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.kind}"]
+        for name, value in self.facts.items():
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            lines.append(f"  {name:<14} {shown}")
+        return "\n".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines)
+
+
+def inspect(paths: list[Path], backbone: str | None = None, json: bool = False) -> None:
+    """Says what files and folders of weights are: family, layout, ranks, scales, and what of them LuVe uses.
+
+    Names, shapes and headers are read. Values are read only of LoRAs, which are small and whose scales are values; a
+    pickle runs no code. The exit code is 0 for whatever could be told, also that something is unknown, and 2 where a
+    path does not exist or a file is damaged.
+
+    Args:
+        paths: Files and folders: backbones, transformers, VAEs, text encoders, VLUers, experts, LoRAs, checkpoints,
+            stores of latents; anything else is told as such.
+        backbone: Backbone folder or hub id for which LoRAs are judged: whether every layer fits it.
+        json: Print a JSON list of {path, kind, facts, damaged}.
+    """
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise FileNotFoundError(f"{missing[0]}: no such file or folder")
+    if not paths:
+        raise ValueError("paths: expected at least one file or folder")
+    denoiser = None if backbone is None else empty_denoiser(backbone)
+    found = [one for path in paths for one in _look(path, denoiser, backbone)]
+    print(dumps([asdict(one) for one in found], indent=2) if json else "\n\n".join(map(str, found)))
+    damaged = [one for one in found if one.damaged]
+    if damaged:
+        raise ValueError(f"{damaged[0].path}: {damaged[0].kind}: {next(iter(damaged[0].facts.values()))}")
+
+
+def _look(path: Path, denoiser: Denoiser | None, backbone: str | None) -> Iterator[Found]:
+    looked = _folder(path) if path.is_dir() else [_file(path)]
+    for one in looked:
+        if one.kind.startswith("LoRA") and denoiser is not None:
+            one.facts |= _in_backbone(Path(one.path), denoiser, str(backbone))
+        yield one
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model by its configuration: class, what it is, where it is used, and how to build it."""
+
+    name: str
+    kind: str
+    use: str
+    facts: dict[str, Any]
+    build: Callable[[], nn.Module]
+
+
+def _guarded(path: Path, look: Callable[[Path], Found | None]) -> Found | None:
+    """What `look` finds; damage where reading fails."""
+    try:
+        return look(path)
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).removeprefix(f"{path}: ") or type(error).__name__
+        return Found(str(path), "damaged", {"why": reason}, damaged=True)
+
+
+# Folders.
+
+
+def _folder(path: Path) -> list[Found]:
+    if not any(path.iterdir()):
+        return [Found(str(path), "empty folder", {"used": "nowhere"})]
+    looks: tuple[tuple[bool, Callable[[Path], Found | None]], ...] = (
+        ((path / "model_index.json").is_file(), _backbone),
+        ((path / EXPERT).is_file(), _expert),
+        ((path / ADAPTER_CONFIG).is_file() or (path / ADAPTER_WEIGHTS).is_file(), _lora),
+        ((path / "config.json").is_file(), _component),
+        (any((path / part / "config.json").is_file() for part in ("transformer", "vae", "text_encoder")), _backbone),
+        (any(path.glob("[0-9a-f][0-9a-f]/" + "[0-9a-f]" * 64 + ".safetensors")), _store),
+        ((path / "scheduler_config.json").is_file(), _scheduler),
+        ((path / "tokenizer_config.json").is_file(), _tokenizer),
+    )
+    for is_there, look in looks:
+        if is_there and (found := _guarded(path, look)) is not None:
+            return [found]
+    if any(path.glob(f"*/{EXPERT}")):
+        return [one for folder in expert_folders(path).values() for one in _folder(folder)]
+    weights = sorted(file for file in path.iterdir() if file.is_file() and file.suffix in _WEIGHTS)
+    if len(weights) == 1:
+        return [_file(weights[0])]
+    below = list(islice((file for file in sorted(path.rglob("*")) if file.suffix in _WEIGHTS), 100))
+    kinds = Counter(file.suffix or "without a suffix" for file in path.iterdir() if file.is_file())
+    facts: dict[str, Any] = {"files": [f"{number} {suffix}" for suffix, number in kinds.most_common(5)] or "none"}
+    if below:
+        facts["weights below"] = [str(file.relative_to(path)) for file in below[:_SHOWN]]
+        facts["hint"] = "give one of them, or its folder"
+    return [Found(str(path), "unknown folder", facts)]
+
+
+def _backbone(path: Path) -> Found:
+    """A pipeline folder, or one with some of its parts."""
+    index = find_json(path / "model_index.json")
+    facts: dict[str, Any] = {"pipeline": index.get("_class_name", "none: no model_index.json")}
+    strange = []
+    for folder in sorted(one for one in path.iterdir() if one.is_dir() and not one.name.startswith(".")):
+        part = next(iter(_folder(folder)), None)
+        if folder.name == "experts" and part is not None:
+            facts["experts"] = list(map(str, expert_folders(folder)))
+        elif part is not None and part.kind.startswith("unknown"):
+            strange.append(folder.name)
+        elif part is not None:
+            facts[folder.name] = _brief(part)
+    missing = [name for name, value in index.items() if isinstance(value, list) and None not in value]
+    missing = [name for name in missing if name not in facts and not (path / name).is_dir()]
+    facts |= {"missing": missing} if missing else {}
+    facts |= {"not used": [f"{name}/" for name in strange]} if strange else {}
+    whole = {"transformer", "vae", "text_encoder", "tokenizer", "scheduler"} <= facts.keys()
+    facts["used"] = "as --backbone" if whole else "as far as a command needs these parts alone, such as --refiner"
+    return Found(str(path), "backbone" if whole else "parts of a backbone", facts)
+
+
+def _brief(part: Found) -> str:
+    """A part in one line of its backbone."""
+    keys = ("class", "sizes", "shift", "weights", "attention", "missing", "not used", "why")
+    return ", ".join([part.kind] * part.damaged + [str(part.facts[key]) for key in keys if key in part.facts])
+
+
+def _model_of(config: Mapping[str, Any]) -> _Model | None:
+    """The model that a configuration is of; None for one that LuVe does not use."""
+    name = str(config.get("_class_name") or next(iter(config.get("architectures") or []), ""))
+    vluer = next((kind for kind in BaseVLUer.__subclasses__() if kind.__name__ == name), None)
+    if vluer is not None:
+        use = "as --vluer, by luve upsample, and to train on from"
+        return _Model(name, "VLUer", use, {}, lambda: vluer.from_config(config))
+    family = next((family for family in families() if name in family.class_names), None)
+    if family is None:
+        return None
+    part = "text_encoder" if config.get("architectures") else "vae"
+    part = "transformer" if name == family.denoiser_class.module_class.__name__ else part
+    use = "as --refiner, or a backbone's transformer/" if part == "transformer" else f"as a backbone's {part}/"
+    kind = "VAE" if part == "vae" else part.replace("_", " ")
+    return _Model(name, kind, use, {"family": family.name}, lambda: family.from_config(part, config))
+
+
+def _component(path: Path) -> Found | None:
+    """A model's folder: its configuration, and whether the weights are those that it requires."""
+    config = read_json(path / "config.json")
+    weights, model = weights_file(path), _model_of(config)
+    if model is None:
+        return None if weights is None else replace(_safetensors(weights), path=str(path))
+    kind = model.kind
+    facts = {"class": model.name} | model.facts
+    with torch.device("meta"):
+        module = model.build()
+    if kind == "transformer":
+        denoiser = denoiser_of(module)
+        denoiser.use_attention(saved_attention(config, path))
+        facts["sizes"] = (
+            f"{len(denoiser.blocks)} layers, {denoiser.heads} heads, {denoiser.channels} latent channels, "
+            f"text {denoiser.text_dim}, patch {' x '.join(map(str, denoiser.patch))}"
+        )
+        if denoiser.attention is not None:
+            facts["attention"] = f"{denoiser.attention}"
+    elif kind == "VLUer":
+        facts["config"] = [f"{key} {value}" for key, value in config.items() if not key.startswith("_")]
+    if weights is None:
+        return Found(str(path), f"{kind} without weights", facts | {"used": "nowhere: no .safetensors file"})
+    header = read_header(weights)
+    branches = read_header(path / BRANCH_WEIGHTS).shapes if (path / BRANCH_WEIGHTS).is_file() else {}
+    facts |= _tensors(header.shapes, header.dtypes) | {
+        key: _examples(names) for key, names in odd_weights({**header.shapes, **branches}, module).items()
+    }
+    if kind == "transformer" and (path / "lora" / ADAPTER_WEIGHTS).is_file():
+        facts["lora"] = "lora/, merged into these weights already"
+    fits = not facts.keys() & {"missing", "other shapes"} and ("not used" not in facts or kind == "text encoder")
+    facts["used"] = model.use if fits else "nowhere: refused, since the weights are not those of the configuration"
+    return Found(str(path), kind, facts)
+
+
+def _scheduler(path: Path) -> Found:
+    config = read_json(path / "scheduler_config.json")
+    shift = config.get("flow_shift") or config.get("shift") or 1.0
+    return Found(str(path), "scheduler", {"class": config.get("_class_name"), "shift": f"shift {shift:g}"})
+
+
+def _tokenizer(path: Path) -> Found:
+    config = read_json(path / "tokenizer_config.json")
+    return Found(str(path), "tokenizer", {"class": config.get("tokenizer_class")})
+
+
+def _store(path: Path) -> Found:
+    kind, facts = describe_store(path)
+    return Found(str(path), kind, facts | {"used": "as the store of a datamodule"})
+
+
+def _expert(path: Path) -> Found:
+    facts, header = describe_expert(path), read_header(path / ADAPTER_WEIGHTS)
+    facts |= _tensors(header.shapes, header.dtypes)
+    facts["used"] = f"as --experts.{facts['name']}, on the transformer of its training"
+    return Found(str(path), "expert", facts)
+
+
+# Files.
+
+
+def _file(path: Path) -> Found:
+    if path.stat().st_size == 0:
+        return Found(str(path), "empty file", {"size": "0 bytes"}, damaged=True)
+    with path.open("rb") as stream:
+        start = stream.read(4096)
+    if path.suffix == ".safetensors" and (path.parent / EXPERT).is_file() and path.name == ADAPTER_WEIGHTS:
+        look: Callable[[Path], Found | None] = lambda file: replace(_expert(file.parent), path=str(file))  # noqa: E731
+    elif path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json") or start[8:10] == b'{"':
+        look = _other if kind_of_file(path)[0] == GIT_LFS else _safetensors
+    else:
+        look = _pickle if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") else _other
+    found = _guarded(path, look)
+    assert found is not None
+    return found
+
+
+def _safetensors(path: Path) -> Found:
+    header = read_header(path)
+    if "key" in header.metadata and len(header.shapes) == 1:
+        kind, entry = describe_entry(path)
+        return Found(str(path), kind, entry | {"used": "by its store, the folder above"})
+    beside = find_json(path.parent / "config.json")
+    known = recognise(header)
+    own = beside and (known is None or known.layout != "original") and weights_file(path.parent) == path
+    if own and _model_of(beside) is not None and (found := _component(path.parent)) is not None:
+        return replace(found, path=str(path))
+    shown = _tensors(header.shapes, header.dtypes)
+    if known is not None:
+        facts: dict[str, Any] = {"family": known.family, "layout": f"{known.layout} names"}
+        facts |= {"prefix": known.prefix} if known.prefix else {}
+        facts |= {"sizes": [f"{key} {value}" for key, value in known.sizes.items()]} if known.sizes else {}
+        use = "as --backbone's transformer or --refiner" if known.refusal is None else f"nowhere: {known.refusal}"
+        kind = "VAE" if known.part == "vae" else known.part.replace("_", " ")
+        return Found(str(path), kind, facts | shown | {"used": use})
+    return _lora(path) or _unknown(path, list(header.shapes), shown)
+
+
+def _unknown(path: Path, names: Sequence[str], shown: Mapping[str, Any]) -> Found:
+    return Found(str(path), "unknown weights", {**shown, "first keys": list(names[:5]), "used": "nowhere"})
+
+
+def _lora(path: Path) -> Found | None:
+    file = read_lora(path)
+    about = describe_lora(file)
+    if not about.layers:
+        return None
+    facts: dict[str, Any] = {
+        "names": about.writers,
+        "layers": f"{about.layers}" + (f" in {about.blocks} blocks" if about.blocks else ""),
+        "updates": [f"{number} {kind}" for kind, number in about.kinds.items()],
+        "rank": about.ranks,
+        "scale": [f"{scale:g}" for scale in about.scales] or ["1"],
+        "scale from": about.scale_from,
+    }
+    facts |= {"unknown": _examples(about.unknown)} if about.unknown else {}
+    facts |= _tensors_of(file.tensors)
+    facts["used"] = f"nowhere: {about.refused}" if about.refused else "as --lora, on a transformer that has its layers"
+    return Found(str(path), "LoRA", facts)
+
+
+def _in_backbone(path: Path, denoiser: Denoiser, backbone: str) -> dict[str, str]:
+    """Whether a LoRA fits a backbone, for its facts."""
+    try:
+        return {"used": f"as --lora with {backbone}: {fit_lora(denoiser.module, read_lora(path)).summary}"}
+    except ValueError as error:
+        return {"used": f"not with {backbone}: {error}"}
+
+
+def _pickle(path: Path) -> Found:
+    """A file of torch.save, of which only tensors and plain types are read."""
+    try:
+        content = read_pickle(path)
+    except pickle.UnpicklingError:
+        return Found(str(path), "pickle of code", {"used": "nowhere: only tensors and plain types are read"})
+    if not isinstance(content, Mapping):
+        return Found(str(path), f"pickle of a {type(content).__name__}", {"used": "nowhere"})
+    if (facts := describe_checkpoint(content)) is not None:
+        ours = facts["written by"] == "luve fit"
+        use = "as --ckpt_path, with the configuration of its run" if ours else "nowhere"
+        return Found(str(path), "checkpoint", facts | _tensors_of(content["state_dict"]) | {"used": use})
+    model = content.get("model")
+    if isinstance(model, Mapping) and isinstance(model.get("sd"), Mapping):
+        return _released(path, content, model)
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if tensors and len(tensors) == len(content):
+        lora = _lora(path) if describe_lora(LoraFile(str(path), tensors)).layers else None
+        return lora or _unknown(path, list(tensors), _tensors_of(tensors))
+    return _unknown(path, list(map(str, content)), {"entries": len(content)})
+
+
+def _released(path: Path, content: Mapping[str, Any], model: Mapping[str, Any]) -> Found:
+    state = model["sd"]
+    with torch.device("meta"):
+        net = ReleasedVLUer()
+    wanted = {name for name, _ in net.named_parameters()} | set(buffer_names(net))
+    facts: dict[str, Any] = {"model": str(model.get("name")), "iteration": content.get("iter")}
+    facts |= _tensors_of(state)
+    wrong = {"missing": sorted(wanted - state.keys()), "unknown": sorted(map(str, state.keys() - wanted))}
+    facts |= {key: _examples(names) for key, names in wrong.items() if names}
+    beside = [str(key) for key in content if key not in ("model", "iter")]
+    facts |= {"not used": beside} if beside else {}
+    facts["licence"] = "none in the file; its network builds on VRT, CC-BY-NC-4.0"
+    whole = not any(wrong.values())
+    facts["used"] = "by luve convert vluer" if whole else "nowhere: not the released VLUer's names"
+    return Found(str(path), "released VLUer's file" if whole else "file in the released VLUer's layout", facts)
+
+
+def _other(path: Path) -> Found:
+    kind, facts = kind_of_file(path)
+    if kind == GIT_LFS:
+        raise ValueError(f"{kind}: the file itself was not downloaded (git lfs pull)")
+    return Found(str(path), kind, {"size": _bytes(path.stat().st_size), **facts, "used": "not as weights"})
+
+
+def _tensors(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> dict[str, str]:
+    numbers = sum(math.prod(shape) for shape in shapes.values())
+    kinds = " and ".join(kind for kind, _ in Counter(dtypes.values()).most_common())
+    return {"weights": f"{len(shapes):,} tensors, {numbers:,} numbers, {kinds}"}
+
+
+def _tensors_of(content: Mapping[str, Any]) -> dict[str, str]:
+    tensors = {str(key): x for key, x in content.items() if isinstance(x, Tensor)}
+    dtypes = {key: str(x.dtype).removeprefix("torch.") for key, x in tensors.items()}
+    return _tensors({key: tuple(x.shape) for key, x in tensors.items()}, dtypes)
+
+
+def _examples(names: Sequence[str]) -> str:
+    return f"{len(names):,} tensors, for instance {', '.join(names[:_SHOWN])}"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"
