@@ -19,7 +19,7 @@ from luve_lightning.callbacks.checkpoint_io import describe_checkpoint, read_pic
 from luve_lightning.cascade.lora_conversion import empty_denoiser
 from luve_lightning.cascade.lora_files import ADAPTER_CONFIG, LoraFile, read_lora
 from luve_lightning.cascade.lora_layers import fit_lora
-from luve_lightning.cascade.lora_names import describe_lora
+from luve_lightning.cascade.lora_names import describe_lora, parse_name
 from luve_lightning.cascade.pipeline_files import expert_folders
 from luve_lightning.cli import Verb
 from luve_lightning.data.latent_store import describe_entry, describe_store
@@ -90,8 +90,7 @@ def inspect(paths: list[Path], backbone: str | None = None, json: bool = False) 
 
 
 def _look(path: Path, denoiser: Denoiser | None, backbone: str | None) -> Iterator[Found]:
-    looked = _folder(path) if path.is_dir() else [_file(path)]
-    for one in looked:
+    for one in _folder(path) if path.is_dir() else [_file(path)]:
         if one.kind.startswith("LoRA") and denoiser is not None:
             one.facts |= _in_backbone(Path(one.path), denoiser, str(backbone))
         yield one
@@ -117,9 +116,6 @@ def _guarded(path: Path, look: Callable[[Path], Found | None]) -> Found | None:
         return Found(str(path), "damaged", {"why": reason}, damaged=True)
 
 
-# Folders.
-
-
 def _folder(path: Path) -> list[Found]:
     if not any(path.iterdir()):
         return [Found(str(path), "empty folder", {"used": "nowhere"})]
@@ -141,7 +137,7 @@ def _folder(path: Path) -> list[Found]:
     weights = sorted(file for file in path.iterdir() if file.is_file() and file.suffix in _WEIGHTS)
     if len(weights) == 1:
         return [_file(weights[0])]
-    below = list(islice((file for file in sorted(path.rglob("*")) if file.suffix in _WEIGHTS), 100))
+    below = sorted(file for file in islice(path.rglob("*"), 10_000) if file.suffix in _WEIGHTS)
     kinds = Counter(file.suffix or "without a suffix" for file in path.iterdir() if file.is_file())
     facts: dict[str, Any] = {"files": [f"{number} {suffix}" for suffix, number in kinds.most_common(5)] or "none"}
     if below:
@@ -163,8 +159,8 @@ def _backbone(path: Path) -> Found:
             strange.append(folder.name)
         elif part is not None:
             facts[folder.name] = _brief(part)
-    missing = [name for name, value in index.items() if isinstance(value, list) and None not in value]
-    missing = [name for name in missing if name not in facts and not (path / name).is_dir()]
+    needed = [name for name, value in index.items() if isinstance(value, list) and None not in value]
+    missing = [name for name in needed if not (path / name).is_dir()]
     facts |= {"missing": missing} if missing else {}
     facts |= {"not used": [f"{name}/" for name in strange]} if strange else {}
     whole = {"transformer", "vae", "text_encoder", "tokenizer", "scheduler"} <= facts.keys()
@@ -206,18 +202,12 @@ def _component(path: Path) -> Found | None:
     with torch.device("meta"):
         module = model.build()
     if kind == "transformer":
-        denoiser = denoiser_of(module)
-        denoiser.use_attention(saved_attention(config, path))
-        facts["sizes"] = (
-            f"{len(denoiser.blocks)} layers, {denoiser.heads} heads, {denoiser.channels} latent channels, "
-            f"text {denoiser.text_dim}, patch {' x '.join(map(str, denoiser.patch))}"
-        )
-        if denoiser.attention is not None:
-            facts["attention"] = f"{denoiser.attention}"
+        facts |= _about_transformer(denoiser_of(module), config, path)
     elif kind == "VLUer":
         facts["config"] = [f"{key} {value}" for key, value in config.items() if not key.startswith("_")]
     if weights is None:
-        return Found(str(path), f"{kind} without weights", facts | {"used": "nowhere: no .safetensors file"})
+        why = "not known: there is no .safetensors file, whose header could be read"
+        return Found(str(path), f"{kind} without weights", facts | {"used": why})
     header = read_header(weights)
     branches = read_header(path / BRANCH_WEIGHTS).shapes if (path / BRANCH_WEIGHTS).is_file() else {}
     facts |= _tensors(header.shapes, header.dtypes) | {
@@ -226,8 +216,21 @@ def _component(path: Path) -> Found | None:
     if kind == "transformer" and (path / "lora" / ADAPTER_WEIGHTS).is_file():
         facts["lora"] = "lora/, merged into these weights already"
     fits = not facts.keys() & {"missing", "other shapes"} and ("not used" not in facts or kind == "text encoder")
-    facts["used"] = model.use if fits else "nowhere: refused, since the weights are not those of the configuration"
+    why = "nowhere: refused, since the weights are not those of the configuration"
+    facts["used"] = facts.pop("used", model.use) if fits else why
     return Found(str(path), kind, facts)
+
+
+def _about_transformer(denoiser: Denoiser, config: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """Sizes and attention of a transformer, and why it is used nowhere, if so."""
+    denoiser.use_attention(saved_attention(config, path))
+    facts = {"sizes": f"{len(denoiser.blocks)} layers, {denoiser.heads} heads, text {denoiser.text_dim}"}
+    facts["sizes"] += f", patch {' x '.join(map(str, denoiser.patch))}"
+    try:
+        facts["sizes"] += f", {denoiser.channels} latent channels"
+    except ValueError as error:  # for image to video
+        facts["used"] = f"nowhere: {error}"
+    return facts | ({} if denoiser.attention is None else {"attention": str(denoiser.attention)})
 
 
 def _scheduler(path: Path) -> Found:
@@ -237,8 +240,8 @@ def _scheduler(path: Path) -> Found:
 
 
 def _tokenizer(path: Path) -> Found:
-    config = read_json(path / "tokenizer_config.json")
-    return Found(str(path), "tokenizer", {"class": config.get("tokenizer_class")})
+    name = read_json(path / "tokenizer_config.json").get("tokenizer_class")
+    return Found(str(path), "tokenizer", {"class": name})
 
 
 def _store(path: Path) -> Found:
@@ -251,9 +254,6 @@ def _expert(path: Path) -> Found:
     facts |= _tensors(header.shapes, header.dtypes)
     facts["used"] = f"as --experts.{facts['name']}, on the transformer of its training"
     return Found(str(path), "expert", facts)
-
-
-# Files.
 
 
 def _file(path: Path) -> Found:
@@ -298,7 +298,16 @@ def _unknown(path: Path, names: Sequence[str], shown: Mapping[str, Any]) -> Foun
 
 
 def _lora(path: Path) -> Found | None:
-    file = read_lora(path)
+    """A LoRA, also one whose configuration or layout is refused; None for other weights."""
+    weights = path
+    if path.is_dir():
+        weights = path / ADAPTER_WEIGHTS if (path / ADAPTER_WEIGHTS).is_file() else weights_file(path) or path
+    try:
+        file = read_lora(path)
+    except ValueError as error:
+        if weights.suffix == ".safetensors" and not any(map(parse_name, read_header(weights).shapes)):
+            return None
+        return Found(str(path), "LoRA", {"used": f"nowhere: {error}"})
     about = describe_lora(file)
     if not about.layers:
         return None

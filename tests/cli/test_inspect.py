@@ -56,7 +56,7 @@ def saved_checkpoint(task: Any, path: Path) -> Path:
 def test_backbones_and_their_parts(tiny_cascade: Path, told: Inspect) -> None:
     whole = told(tiny_cascade / "wan")
     assert (whole["kind"], whole["pipeline"], whole["used"]) == ("backbone", "LuVePipeline", "as --backbone")
-    assert whole["transformer"].startswith("WanTransformer3DModel, 2 layers, 2 heads, 16 latent channels, text 16")
+    assert whole["transformer"].startswith("WanTransformer3DModel, 2 layers, 2 heads, text 16, patch 1 x 2 x 2, 16")
     assert "shift 5" in whole["scheduler"]
     assert not {"missing", "not used", "damaged"} & whole.keys()
     transformer = told(tiny_cascade / "refiner")
@@ -82,6 +82,9 @@ def test_weights_that_are_not_those_of_the_configuration(tiny_cascade: Path, tmp
     assert found["used"] == "nowhere: refused, since the weights are not those of the configuration"
     file.unlink()
     assert told(folder)["kind"] == "transformer without weights"
+    tiny_transformer(in_channels=8).save_pretrained(tmp_path / "image-to-video")
+    found = told(tmp_path / "image-to-video")
+    assert found["used"] == "nowhere: the transformer takes 8 latent channels and gives 4"
 
 
 def test_wans_own_layout(tmp_path: Path, told: Inspect) -> None:
@@ -156,6 +159,12 @@ def test_loras(tiny_backbone: Path, tmp_path: Path, told: Inspect) -> None:
     strange = told(tmp_path / "kohya.safetensors", "--backbone", tiny_backbone)
     assert strange["used"].startswith(f"not with {tiny_backbone}: LoRA ")
     assert "blocks_9_self_attn_q" in strange["used"]
+    shutil.copytree(tmp_path / "transformer" / "lora", tmp_path / "pissa")
+    config = json.loads((tmp_path / "pissa" / "adapter_config.json").read_text()) | {"init_lora_weights": "pissa"}
+    (tmp_path / "pissa" / "adapter_config.json").write_text(json.dumps(config))
+    for path in (tmp_path / "pissa", tmp_path / "pissa" / "adapter_model.safetensors"):
+        refused = told(path)
+        assert (refused["kind"], "cannot be honoured" in refused["used"]) == ("LoRA", True)
     torch.save(kohya, tmp_path / "kohya.pt")
     assert told(tmp_path / "kohya.pt")["kind"] == "LoRA"
     kohya |= {"blocks.0.oft": torch.ones(2)}
@@ -200,6 +209,9 @@ def test_what_holds_no_weights_of_ours(tiny_clips: Path, tmp_path: Path, told: I
     other = told(tmp_path / "other.safetensors")
     assert other["kind"] == "unknown weights"
     assert other["first keys"] == [f"encoder.{n}" for n in range(5)]
+    for n in (1, 2):
+        save_file({f"part.{n}": torch.ones(2)}, tmp_path / f"llm-0000{n}-of-00002.safetensors")
+    assert told(tmp_path / "llm-00002-of-00002.safetensors")["first keys"] == ["part.1", "part.2"]
     torch.save({"x": torch.ones(2), "more": 3}, tmp_path / "other.pt")
     assert told(tmp_path / "other.pt")["first keys"] == ["x", "more"]
     (tmp_path / "code.pt").write_bytes(pickle.dumps(Path("x"), protocol=2))
