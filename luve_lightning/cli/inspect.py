@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from json import dumps
@@ -79,21 +79,15 @@ def inspect(paths: list[Path], backbone: str | None = None, json: bool = False) 
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise FileNotFoundError(f"{missing[0]}: no such file or folder")
-    if not paths:
-        raise ValueError("paths: expected at least one file or folder")
     denoiser = None if backbone is None else empty_denoiser(backbone)
-    found = [one for path in paths for one in _look(path, denoiser, backbone)]
+    found = [one for path in paths for one in (_folder(path) if path.is_dir() else [_file(path)])]
+    for one in found:
+        if denoiser is not None and one.kind == "LoRA":
+            one.facts |= _in_backbone(Path(one.path), denoiser, str(backbone))
     print(dumps([asdict(one) for one in found], indent=2) if json else "\n\n".join(map(str, found)))
     damaged = [one for one in found if one.damaged]
     if damaged:
         raise ValueError(f"{damaged[0].path}: {damaged[0].kind}: {next(iter(damaged[0].facts.values()))}")
-
-
-def _look(path: Path, denoiser: Denoiser | None, backbone: str | None) -> Iterator[Found]:
-    for one in _folder(path) if path.is_dir() else [_file(path)]:
-        if one.kind.startswith("LoRA") and denoiser is not None:
-            one.facts |= _in_backbone(Path(one.path), denoiser, str(backbone))
-        yield one
 
 
 @dataclass(frozen=True)
@@ -156,13 +150,12 @@ def _backbone(path: Path) -> Found:
         if folder.name == "experts" and part is not None:
             facts["experts"] = list(map(str, expert_folders(folder)))
         elif part is not None and part.kind.startswith("unknown"):
-            strange.append(folder.name)
+            strange.append(f"{folder.name}/")
         elif part is not None:
             facts[folder.name] = _brief(part)
     needed = [name for name, value in index.items() if isinstance(value, list) and None not in value]
     missing = [name for name in needed if not (path / name).is_dir()]
-    facts |= {"missing": missing} if missing else {}
-    facts |= {"not used": [f"{name}/" for name in strange]} if strange else {}
+    facts |= {key: names for key, names in (("missing", missing), ("not used", strange)) if names}
     whole = {"transformer", "vae", "text_encoder", "tokenizer", "scheduler"} <= facts.keys()
     facts["used"] = "as --backbone" if whole else "as far as a command needs these parts alone, such as --refiner"
     return Found(str(path), "backbone" if whole else "parts of a backbone", facts)
@@ -180,7 +173,8 @@ def _model_of(config: Mapping[str, Any]) -> _Model | None:
     vluer = next((kind for kind in BaseVLUer.__subclasses__() if kind.__name__ == name), None)
     if vluer is not None:
         use = "as --vluer, by luve upsample, and to train on from"
-        return _Model(name, "VLUer", use, {}, lambda: vluer.from_config(config))
+        sizes = {key: value for key, value in config.items() if key in vluer._get_init_keys(vluer)}
+        return _Model(name, "VLUer", use, {}, lambda: vluer(**sizes))
     family = next((family for family in families() if name in family.class_names), None)
     if family is None:
         return None
@@ -199,15 +193,13 @@ def _component(path: Path) -> Found | None:
         return None if weights is None else replace(_safetensors(weights), path=str(path))
     kind = model.kind
     facts = {"class": model.name} | model.facts
-    with torch.device("meta"):
-        module = model.build()
+    module = _built(model, path)
     if kind == "transformer":
         facts |= _about_transformer(denoiser_of(module), config, path)
     elif kind == "VLUer":
         facts["config"] = [f"{key} {value}" for key, value in config.items() if not key.startswith("_")]
     if weights is None:
-        why = "not known: there is no .safetensors file, whose header could be read"
-        return Found(str(path), f"{kind} without weights", facts | {"used": why})
+        return Found(str(path), f"{kind} without weights", facts | {"used": "not known: no .safetensors file there"})
     header = read_header(weights)
     branches = read_header(path / BRANCH_WEIGHTS).shapes if (path / BRANCH_WEIGHTS).is_file() else {}
     facts |= _tensors(header.shapes, header.dtypes) | {
@@ -221,11 +213,21 @@ def _component(path: Path) -> Found | None:
     return Found(str(path), kind, facts)
 
 
+def _built(model: _Model, path: Path) -> nn.Module:
+    """The model without values."""
+    try:
+        with torch.device("meta"):
+            return model.build()
+    except Exception as error:  # anything at all: libraries divide by sizes and unpack them unchecked
+        raise ValueError(f"its config.json makes no {model.name}: {type(error).__name__}: {error}") from error
+
+
 def _about_transformer(denoiser: Denoiser, config: Mapping[str, Any], path: Path) -> dict[str, str]:
     """Sizes and attention of a transformer, and why it is used nowhere, if so."""
     denoiser.use_attention(saved_attention(config, path))
-    facts = {"sizes": f"{len(denoiser.blocks)} layers, {denoiser.heads} heads, text {denoiser.text_dim}"}
-    facts["sizes"] += f", patch {' x '.join(map(str, denoiser.patch))}"
+    patch = " x ".join(map(str, denoiser.patch))
+    sizes = f"{len(denoiser.blocks)} layers, {denoiser.heads} heads, text {denoiser.text_dim}, patch {patch}"
+    facts = {"sizes": sizes}
     try:
         facts["sizes"] += f", {denoiser.channels} latent channels"
     except ValueError as error:  # for image to video
@@ -287,7 +289,7 @@ def _safetensors(path: Path) -> Found:
         facts: dict[str, Any] = {"family": known.family, "layout": f"{known.layout} names"}
         facts |= {"prefix": known.prefix} if known.prefix else {}
         facts |= {"sizes": [f"{key} {value}" for key, value in known.sizes.items()]} if known.sizes else {}
-        use = "as --backbone's transformer or --refiner" if known.refusal is None else f"nowhere: {known.refusal}"
+        use = f"nowhere: {known.refusal}" if known.refusal else "as --refiner, or wherever a transformer's folder is"
         kind = "VAE" if known.part == "vae" else known.part.replace("_", " ")
         return Found(str(path), kind, facts | shown | {"used": use})
     return _lora(path) or _unknown(path, list(header.shapes), shown)

@@ -7,13 +7,18 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from luve_lightning.__main__ import main
 from luve_lightning.callbacks import AtomicCheckpointIO
 from luve_lightning.models.vluer import ReleasedVLUer
 from luve_lightning.tasks import AdaptationTask, ExpertTask
@@ -92,7 +97,7 @@ def test_wans_own_layout(tmp_path: Path, told: Inspect) -> None:
     bare = write_weights(tmp_path / "bare.safetensors", own_weights(transformer))
     found = told(bare)
     assert (found["kind"], found["family"], found["layout"]) == ("transformer", "wan", "original names")
-    assert found["used"] == "as --backbone's transformer or --refiner"
+    assert found["used"] == "as --refiner, or wherever a transformer's folder is"
     assert "num_layers 2" in found["sizes"]
     prefixed = own_weights(transformer, "model.diffusion_model.", torch.bfloat16)
     found = told(write_weights(tmp_path / "comfyui.safetensors", prefixed))
@@ -240,6 +245,54 @@ def test_damaged_files(tiny_cascade: Path, tmp_path: Path, told: Inspect) -> Non
         found = told(tmp_path / name, code=2)
         assert why in next(value for key, value in found.items() if key != "kind")
     assert "expert.json: not JSON" in told(expert, code=2)["why"]
+
+
+@pytest.fixture(scope="module")
+def originals(tiny_cascade: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a VLUer, an expert, a transformer, a VAE, a text encoder, a LoRA and a checkpoint."""
+    folder = tmp_path_factory.mktemp("originals")
+    AdaptationTask(str(tiny_cascade / "wan"), lora_rank=2).export(folder, None)
+    saved_checkpoint(ExpertTask(str(tiny_cascade / "wan"), LFE, "lfe"), folder / "last.ckpt")
+    for part in ("vluer", "experts/lfe", "wan/text_encoder", "wan/vae"):
+        shutil.copytree(tiny_cascade / part, folder / part)
+    return folder
+
+
+VALUES = st.sampled_from([None, -1, 0, 0.5, "x", "../..", [], [1, 2], {}, {"a": 1}, True, 1e30])
+
+
+@pytest.mark.slow
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(draw=st.data())
+def test_damage_is_told_in_one_line(originals: Path, tmp_path: Path, draw: st.DataObject) -> None:
+    """Files cut short, with flipped bytes, swapped, or with other values in their JSON: never a bug's traceback."""
+    names = sorted(str(path.relative_to(originals)) for path in originals.rglob("*") if path.is_file())
+    name = draw.draw(st.sampled_from(names))
+    content = bytearray((originals / name).read_bytes())
+    how = draw.draw(st.sampled_from(["cut", "flip", "swap", "value"]))
+    if how == "value" and name.endswith(".json"):
+        settled = json.loads(content)
+        settled[draw.draw(st.sampled_from(sorted(settled)))] = draw.draw(VALUES)
+        content = bytearray(json.dumps(settled).encode())
+    elif how == "flip":
+        for place in draw.draw(st.lists(st.integers(0, min(len(content), 3000) - 1), min_size=1, max_size=9)):
+            content[place] = draw.draw(st.integers(0, 255))
+    elif how == "swap":
+        content = bytearray((originals / draw.draw(st.sampled_from(names))).read_bytes())
+    else:
+        del content[draw.draw(st.integers(0, len(content) - 1)) :]
+    folder = tmp_path / "files"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree((originals / name).parent, folder)
+    changed = folder / Path(name).name
+    changed.write_bytes(content)
+    for path in (changed, changed.parent):
+        words = ["inspect", str(path)]
+        with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+            code = main(words)
+        assert code in (0, 2), err.getvalue()
+        assert out.getvalue().startswith(str(path))
+        assert len(err.getvalue().splitlines()) <= (1 if code == 2 else 0)
 
 
 def test_several_paths_and_mistakes(tiny_cascade: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
