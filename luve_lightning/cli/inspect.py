@@ -237,8 +237,8 @@ def _about_transformer(denoiser: Denoiser, config: Mapping[str, Any], path: Path
 
 def _scheduler(path: Path) -> Found:
     config = read_json(path / "scheduler_config.json")
-    shift = config.get("flow_shift") or config.get("shift") or 1.0
-    return Found(str(path), "scheduler", {"class": config.get("_class_name"), "shift": f"shift {shift:g}"})
+    shift = f"shift {config.get('flow_shift') or config.get('shift') or 1.0:g}"
+    return Found(str(path), "scheduler", {"class": config.get("_class_name"), "shift": shift})
 
 
 def _tokenizer(path: Path) -> Found:
@@ -301,9 +301,7 @@ def _unknown(path: Path, names: Sequence[str], shown: Mapping[str, Any]) -> Foun
 
 def _lora(path: Path) -> Found | None:
     """A LoRA, also one whose configuration or layout is refused; None for other weights."""
-    weights = path
-    if path.is_dir():
-        weights = path / ADAPTER_WEIGHTS if (path / ADAPTER_WEIGHTS).is_file() else weights_file(path) or path
+    weights = next(path.glob(ADAPTER_WEIGHTS), weights_file(path) or path) if path.is_dir() else path
     try:
         file = read_lora(path)
     except ValueError as error:
@@ -336,9 +334,8 @@ def _in_backbone(path: Path, denoiser: Denoiser, backbone: str) -> dict[str, str
 
 
 def _pickle(path: Path) -> Found:
-    """A file of torch.save, of which only tensors and plain types are read."""
     try:
-        content = read_pickle(path)
+        content = read_pickle(path)  # only tensors and plain types
     except pickle.UnpicklingError:
         return Found(str(path), "pickle of code", {"used": "nowhere: only tensors and plain types are read"})
     if not isinstance(content, Mapping):
