@@ -138,7 +138,7 @@ class FlowMatchLinearEuler(FlowMatchEulerDiscreteScheduler):
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Prepare a run of some steps; see diffusers' schedulers."""
-        levels = torch.linspace(1, 0, num_inference_steps + 1)[:-1]
+        levels = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float32)[:-1]
         super().set_timesteps(sigmas=levels.tolist(), device=device)
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:
