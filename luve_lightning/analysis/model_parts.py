@@ -67,6 +67,7 @@ class PartConfigs:
         refiner: str | Path | None = None,
         shift: float | None = None,
         sampler: Sampler = "backbone",
+        transformer: str | Path | None = None,
     ) -> PartConfigs:
         """Read the configurations; weights are not needed.
 
@@ -74,9 +75,10 @@ class PartConfigs:
             backbone: pipeline folder, or a hub id whose configuration files are available (from the cache,
                 offline).
             vluer: folder of a saved VLUer; None means the base size.
-            refiner: another backbone, whose transformer refines; or a transformer's own folder.
+            refiner: another backbone, whose transformer refines; or a transformer's own folder or file.
             shift: shift of the schedule; None means the backbone's.
             sampler: what steps through it.
+            transformer: the first stage's transformer instead of the backbone's, as `refiner`.
 
         Raises:
             FileNotFoundError: when one of the files is not available.
@@ -91,12 +93,13 @@ class PartConfigs:
             if not (Path(vluer) / "config.json").is_file():
                 raise FileNotFoundError(f"vluer {vluer}: no config.json there; expected a folder saved by VLUer")
             upsampler = read_json(Path(vluer) / "config.json")
-        transformer = parts.config("transformer")
+        first = backbone if transformer is None else transformer
+        config = load_backbone(first).config("transformer")
         refining = None if refiner is None else load_backbone(refiner).config("transformer")
-        for folder, config in ((backbone, transformer), (refiner, refining)):
-            saved_attention(config or {}, folder)  # refused here, where its folder is known
+        for folder, found in ((first, config), (refiner, refining)):
+            saved_attention(found or {}, folder)  # refused here, where its folder is known
         return cls(
-            transformer=transformer,
+            transformer=config,
             vae=parts.config("vae"),
             text_encoder=parts.config("text_encoder"),
             vluer=upsampler,

@@ -297,6 +297,8 @@ def latents_name(stage: Stage, job: VideoJob, options: CascadeOptions, identity:
         "lora": models.get("lora"),
         **options.own_sampler,
     }
+    if "transformer" in models:
+        recipe["transformer"] = models["transformer"]
     if "attention" in identity and "refiner" not in models:  # it may act in the first stage, too
         recipe["attention"] = identity["attention"]
     if stage == "upsampled":
@@ -342,6 +344,7 @@ def load_pipeline(
         vluer=sources.get("vluer"),
         experts=None if own_experts else experts,
         refiner=sources.get("refiner"),
+        transformer=sources.get("transformer"),
         torch_dtype=getattr(torch, dtype),
         attention=attention,
     )

@@ -20,7 +20,7 @@ from luve_lightning.cascade.denoise import Experts, switch_expert
 from luve_lightning.cascade.lora_files import LoraFile, read_lora
 from luve_lightning.cascade.lora_layers import LoraSummary, load_lora, plain_loras
 from luve_lightning.cascade.options import CascadeOptions, Guidance
-from luve_lightning.cascade.pipeline_files import EXPERTS, dtypes_of, expert_folders, load_parts
+from luve_lightning.cascade.pipeline_files import EXPERTS, check_fit, dtypes_of, expert_folders, load_parts
 from luve_lightning.cascade.run import LuVePipelineOutput, Stage, begin, from_noise, refined
 from luve_lightning.cascade.speed import SpeedOptions, apply_speed
 from luve_lightning.cascade.stages import (
@@ -194,15 +194,15 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
             vluer: folder of a saved VLUer of any class; see `load_vluer`.
             experts: folder with one folder per expert (lfe/ and hfe/, as training exports them), or folders by the
                 experts' names. None uses those saved with the pipeline, {} none.
-            refiner: the third stage's transformer: a folder written by its `save_pretrained`, or a backbone.
+            refiner: the third stage's transformer: a folder written by its `save_pretrained`, a file, or a backbone.
             torch_dtype: dtype of the transformers' and the text encoder's weights; float32 when None. The VAE and
                 the VLUer stay float32, as in Wan's own examples. A mapping from components to dtypes ("default"
                 for the others) overrides this.
             shift: shift of the schedule; None keeps the backbone's. LuVe, and Wan at 720p, use 5, Wan at 480p 3.
             attention: replaces the self-attention of the third stage's transformer, whatever it and its experts were
                 trained with. None keeps what is saved with it, and refuses experts of another one.
-            kwargs: options of diffusers' `from_pretrained`, for instance components themselves, or `dtype`, its
-                newer name for `torch_dtype`.
+            kwargs: options of diffusers' `from_pretrained`, for instance components themselves (`transformer` may be
+                given as `refiner` is), or `dtype`, its newer name for `torch_dtype`.
 
         Raises:
             FileNotFoundError: when something is missing.
@@ -212,6 +212,7 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
         parts = load_parts(backbone, vluer, refiner, dtypes, kwargs)
         with loading(backbone, "components"):
             pipeline = super().from_pretrained(str(backbone), dtype=dtypes, local_files_only=local, **parts)
+        check_fit(latent_space_of(pipeline.vae), pipeline.text(), pipeline.transformer, pipeline.refiner)
         schedule = family_of(pipeline.transformer).schedule_class(pipeline.scheduler, backbone)
         if shift is not None:
             pipeline.scheduler = schedule.shifted(shift).scheduler

@@ -12,9 +12,9 @@ from huggingface_hub import try_to_load_from_cache
 from luve_lightning.cascade.lora_files import beside
 from luve_lightning.data.hashes import FileHashes
 from luve_lightning.files import listing_digest
-from luve_lightning.models.backbones import load_backbone
+from luve_lightning.models.backbones import LatentSpace, TextConditioner, denoiser_of, load_backbone, recognise
 from luve_lightning.models.experts.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERT
-from luve_lightning.models.folders import is_local, read_config
+from luve_lightning.models.folders import is_local, read_config, read_header, shards_of
 from luve_lightning.models.vluer import BaseVLUer, load_vluer
 
 EXPERTS = "experts"  # the folder of a saved pipeline that holds one folder for each expert
@@ -36,7 +36,7 @@ def load_parts(
     """The arguments for diffusers' `from_pretrained`: parts, and whatever else is given.
 
     The first three arguments are those of `LuVePipeline.from_pretrained`. `dtypes` is from `dtypes_of`; `given` holds
-    parts that exist already, and options of diffusers.
+    parts that exist already, the first stage's transformer perhaps as a path, and options of diffusers.
 
     Raises:
         FileNotFoundError: when something is not there.
@@ -51,9 +51,29 @@ def load_parts(
         vluer = load_vluer(vluer, dtype=dtypes.get("vluer", dtypes["default"]))
     if isinstance(refiner, str | Path):
         refiner = load_backbone(refiner).denoiser(dtypes.get("refiner", dtypes["default"])).module
-    own = {"vluer": vluer, "refiner": refiner}
-    parts = dict(given) | {name: part for name, part in own.items() if part is not None}
+    transformer = given.get("transformer")
+    if isinstance(transformer, str | Path):
+        transformer = load_backbone(transformer).denoiser(dtypes.get("transformer", dtypes["default"])).module
+    own = {"vluer": vluer, "refiner": refiner, "transformer": transformer}
+    rest = {name: part for name, part in given.items() if name not in own}
+    parts = rest | {name: part for name, part in own.items() if part is not None}
     return (_whole_parts(Path(backbone), dtypes, parts) | parts) if local else parts
+
+
+def check_fit(space: LatentSpace, text: TextConditioner, *transformers: torch.nn.Module | None) -> None:
+    """Refuse transformers that take other latents or texts than the backbone gives.
+
+    Raises:
+        ValueError: names the transformer's origin.
+    """
+    for denoiser in [denoiser_of(part) for part in transformers if part is not None]:
+        for what, taken, given in (
+            ("latent channels", denoiser.channels, space.channels),
+            ("channels of a text embedding", denoiser.text_dim, text.dim),
+        ):
+            if taken != given:
+                origin = denoiser.module.config.get("_name_or_path") or "the transformer"
+                raise ValueError(f"{origin}: takes {taken} {what}, the backbone gives {given}")
 
 
 def dtypes_of(torch_dtype: torch.dtype | Mapping[str, torch.dtype] | None) -> dict[str, torch.dtype]:
@@ -124,16 +144,20 @@ def model_identity(source: str | Path, hashes: FileHashes) -> str:
         hashes: remembers the hashes of files, so that gigabytes are read once.
 
     Returns:
-        `sha256:` and 64 hex digits, of a folder's files and their names or of the file (followed by "+" and those
-        of a LoRA's configuration beside it); or `hub:` with the id and its revision.
+        `sha256:` and 64 hex digits, of a folder's files and their names, of shards likewise or of the file (followed
+        by "+" and those of a LoRA's or a transformer's configuration beside it); or `hub:` with the id and its
+        revision.
 
     Raises:
         FileNotFoundError: when it is neither a folder with model files nor a cached hub id.
     """
     if Path(source).is_file():
-        config = beside(source, ADAPTER_CONFIG)  # a LoRA's scale
-        more = "" if config is None else f"+{hashes.digest(config)}"
-        return f"sha256:{hashes.digest(source)}{more}"
+        files = shards_of(Path(source))
+        own = hashes.digest(files[0])
+        if len(files) > 1:
+            own = listing_digest((file.name, hashes.digest(file)) for file in files)
+        configs = (beside(source, ADAPTER_CONFIG), _transformer_config(source))  # a LoRA's scale, or sizes
+        return f"sha256:{own}" + "".join(f"+{hashes.digest(config)}" for config in configs if config is not None)
     if not is_local(source):
         return f"hub:{source}@{_revision(str(source))}"
     folder = Path(source)
@@ -146,6 +170,15 @@ def model_identity(source: str | Path, hashes: FileHashes) -> str:
         raise FileNotFoundError(f"{source}: no model files there")
     names = [path.relative_to(folder).as_posix() for path in files]
     return f"sha256:{listing_digest(zip(names, hashes.digests(files), strict=True))}"
+
+
+def _transformer_config(source: str | Path) -> Path | None:
+    """The configuration beside a transformer's own file that its weights need."""
+    try:
+        known = recognise(read_header(source))
+    except ValueError:  # no safetensors file, such as a LoRA in a pickle
+        return None
+    return None if known is None else known.config_file
 
 
 def _revision(hub_id: str) -> str:
@@ -163,6 +196,7 @@ def find_models(
     refiner: Path | None,
     experts: dict[str, Path | None] | Path | None,
     lora: Path | None,
+    transformer: Path | None = None,
 ) -> dict[str, str | Path]:
     """Where each model comes from, by the name of its option; unused models are left out.
 
@@ -175,6 +209,7 @@ def find_models(
     elif vluer is None and not (Path(backbone) / "vluer").is_dir():  # a saved LuVePipeline has one
         raise ValueError("vluer: required, but not given; --upsampling latent or rgb needs none")
     found: dict[str, str | Path | None] = {"vluer": vluer, "refiner": refiner, "lora": lora}
+    found["transformer"] = transformer
     if isinstance(experts, Path):
         experts = {name or "expert": folder for name, folder in expert_folders(experts).items()}
     found |= {f"experts.{name}": folder for name, folder in (experts or {}).items()}

@@ -46,6 +46,7 @@ def plan(
     options: CascadeOptions,
     vluer: Path | None = None,
     refiner: str | None = None,
+    transformer: Path | None = None,
     experts: dict[str, Path | None] | Path | None = None,
     attention: Attention | str | None = None,
     dtype: Dtype = "bfloat16",
@@ -69,7 +70,8 @@ def plan(
         backbone: Folder of a diffusers pipeline, or a hub id whose configuration files are available.
         options: How the video is made.
         vluer: Folder of a VLUer; default the base size with Wan2.1's latents.
-        refiner: Backbone or folder of the third stage's own transformer; default the first stage's.
+        refiner: Backbone, folder or file of the third stage's own transformer; default the first stage's.
+        transformer: That of the first stage; default the backbone's.
         experts: Folder of each expert by name, or one folder of all of them; default none.
         attention: What replaces self-attention in the third stage's transformer; default what its configuration
             says.
@@ -95,7 +97,7 @@ def plan(
     rules.check_cascade(options.motion[1:], options.size[1:])
     rates = gpu_speed(gpu, gpu_tflops)
     record = None if made is None else read_json(made)
-    configs = PartConfigs.from_pretrained(backbone, vluer, refiner, options.shift, options.sampler)
+    configs = PartConfigs.from_pretrained(backbone, vluer, refiner, options.shift, options.sampler, transformer)
     parts = Parts(configs, getattr(torch, dtype), vae_dtype=getattr(torch, vae_dtype))
     if attention is not None:
         denoiser_of(parts.refiner).use_attention(named_attention(attention))

@@ -84,6 +84,7 @@ def generate(
     seed: int = 0,
     vluer: Path | None = None,
     refiner: Path | None = None,
+    transformer: Path | None = None,
     experts: dict[str, Path | None] | Path | None = None,
     lora: Path | None = None,
     attention: Attention | str | None = None,
@@ -118,7 +119,9 @@ def generate(
         negative_prompt_file: Text file that holds it instead, such as Wan's published one.
         seed: Seed of every video whose line in the file has none.
         vluer: Folder of the VLUer.
-        refiner: Folder of the transformer of the third stage, or of the only one; default the backbone's.
+        refiner: Transformer of the third stage, or of the only one; default the backbone's. A folder, or a
+            .safetensors file with diffusers' or Wan's own names.
+        transformer: Transformer of the first stage instead of the backbone's, likewise.
         experts: Folder of each expert of the third stage by name; null disables one. Or one folder that holds them all,
             as lfe/ and hfe/.
         lora: File or folder of a plain LoRA for the backbone, loaded into both transformers at the scale its makers
@@ -157,7 +160,7 @@ def generate(
     for job in jobs:
         check_video(job.num_frames, job.height, job.width)
     needs_vluer = options.cascade and options.method.model == "vluer"
-    sources = find_models(backbone, vluer, needs_vluer, refiner, experts, lora)
+    sources = find_models(backbone, vluer, needs_vluer, refiner, experts, lora, transformer)
     if (options.shift, options.sampler) != (None, CascadeOptions.sampler):
         load_backbone(backbone).schedule().sampled_by(
             options.sampler, options.shift

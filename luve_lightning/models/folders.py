@@ -40,12 +40,12 @@ _INDEX = ".safetensors.index.json"
 
 
 def is_local(backbone: str | Path) -> bool:
-    """Whether a backbone is a local folder; otherwise it has the form of a hub id.
+    """Whether a backbone is a local folder or file; otherwise it has the form of a hub id.
 
     Raises:
         FileNotFoundError: when it is neither.
     """
-    local = Path(backbone).is_dir()
+    local = Path(backbone).exists()
     if not local and not _HUB_ID.fullmatch(str(backbone)):
         raise FileNotFoundError(
             f"backbone {backbone}: no such folder; expected a diffusers pipeline folder or a hub id"
@@ -70,7 +70,7 @@ def cannot_load(backbone: str | Path, part: str, error: BaseException) -> FileNo
     reason = reason or "no reason given"
     name = part if "." in part else f"{part}/"
     where = f"backbone {backbone}: cannot load its {name}" if part else f"{backbone}: cannot be loaded"
-    if part and not Path(backbone).is_dir():
+    if part and not Path(backbone).exists():
         where = f"backbone {backbone}: no such folder, and its {name} is not available from the hub"
         reason = f"{_hubs_reason(error) or reason}; a local pipeline folder works without the hub"
     kind = FileNotFoundError if isinstance(error, OSError) else ValueError
@@ -222,6 +222,7 @@ class KnownWeights:
         sizes: the part's configuration as far as shapes, and a configuration in or beside the file, tell.
         names: name of each tensor in the file by its name in the module.
         refusal: why it cannot be used here and what could, in one line; None for what is taken.
+        config_file: the `config.json` beside the file that gave some of the sizes; None where shapes gave all.
     """
 
     family: str
@@ -231,6 +232,7 @@ class KnownWeights:
     sizes: Mapping[str, Any]
     names: Mapping[str, str] = field(repr=False)
     refusal: str | None = None
+    config_file: Path | None = None
 
 
 def read_header(path: str | Path) -> WeightsHeader:

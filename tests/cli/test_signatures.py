@@ -58,7 +58,7 @@ def test_texts_paths_and_null_are_told_apart() -> None:
     texts = {name for name, one in read.parameters.items() if one.is_text}
     assert texts == {"backbone", "prompt", "negative_prompt", "device"}
     paths = {name for name, one in read.parameters.items() if one.is_path}
-    models = {"backbone", "vluer", "refiner", "experts", "lora"}
+    models = {"backbone", "vluer", "refiner", "transformer", "experts", "lora"}
     assert paths == models | {"output", "prompts", "negative_prompt_file", "latents"}
     assert {name for name, one in read.parameters.items() if one.is_prompt} == {"prompt", "negative_prompt"}
     assert read.parameters["prompt"].may_be_null

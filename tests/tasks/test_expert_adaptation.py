@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 from safetensors import safe_open
 
 from luve_lightning.callbacks import EMA, AtomicCheckpointIO, Export
@@ -24,6 +25,7 @@ from tests.helpers.processes import run_processes
 from tests.helpers.resumable import Run
 from tests.helpers.tiny_flow import World, adapt, make_trainer
 from tests.helpers.tiny_wan import load_transformer, output
+from tests.helpers.wan_files import own_config, own_weights, write_weights
 
 
 def predictions(transformer: Any) -> torch.Tensor:
@@ -75,6 +77,23 @@ def test_a_lora_says_which_attention_it_was_trained_with(world: World, tmp_path:
     world.adaptation(lora_rank=2, attention=FrameAttention()).export(tmp_path, None)
     with safe_open(tmp_path / "transformer/lora/adapter_model.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["luve_attention"]) == FrameAttention().record()
+
+
+def test_it_starts_from_a_file_of_wans_own_names_as_from_its_folder(world: World, tmp_path: Path) -> None:
+    transformer = load_transformer(world.backbone)
+    file = write_weights(
+        tmp_path / "wan.safetensors",
+        own_weights(transformer, "pipe.dit."),
+        {"config": json.dumps(own_config(transformer))},
+    )
+    for name, backbone in (("file", file), ("folder", world.backbone)):
+        task = replace(world, backbone=backbone).adaptation(lr=3e-2)
+        make_trainer(tmp_path, max_steps=2, callbacks=[Export(tmp_path / name)]).fit(task, world.data())
+    exported = WanTransformer3DModel.from_pretrained(tmp_path / "file", subfolder="transformer")
+    assert torch.equal(predictions(exported), predictions(load_transformer(tmp_path / "folder")))
+    assert not torch.equal(predictions(exported), predictions(transformer))
+    expert = replace(world, backbone=file).expert()
+    assert torch.equal(predictions(expert.transformer), predictions(transformer)), "a new expert changes nothing"
 
 
 def test_experts_are_trained_with_the_attention_of_their_base(world: World, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ class Backbone(ABC):
     model's. `dtype` is the dtype of the weights; default float32, whatever is on disk.
 
     Args:
-        path: local pipeline folder, a folder with some of its parts, a transformer's own folder, or a hub id.
+        path: local pipeline folder, a folder with some of its parts, a transformer's own folder or file, or a hub id.
     """
 
     name: ClassVar[str]

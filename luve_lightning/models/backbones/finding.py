@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import entry_points
@@ -18,10 +19,12 @@ from luve_lightning.models import backbones
 from luve_lightning.models.backbones.base import Backbone
 from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import LatentSpace
-from luve_lightning.models.folders import KnownWeights, WeightsHeader, cannot_load, is_local, read_config
+from luve_lightning.models.folders import KnownWeights, WeightsHeader, cannot_load, is_local, read_config, read_header
 
 GROUP = "luve_lightning.backbones"
 """Entry points of packages that bring a family: name = "package.module:Class"."""
+
+_LORA = re.compile(r"lora|lokr|hada|\.diff(_b|_m)?$")
 
 # Where to look for a class name, in this order: whole pipelines, a transformer's own folder, some of the parts.
 _FILES = ("model_index.json", "config.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json")
@@ -31,13 +34,15 @@ def load_backbone(path: str | Path) -> Backbone:
     """The backbone of a pipeline folder or a hub id; no weights are loaded yet.
 
     Args:
-        path: local pipeline folder, a folder with its transformer/ or its vae/, a transformer's own folder, or a
-            hub id such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers".
+        path: local pipeline folder, a folder with its transformer/ or its vae/, a transformer's own folder or
+            `.safetensors` file, or a hub id such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers".
 
     Raises:
         FileNotFoundError: when it is neither, or holds no such file.
-        ValueError: for an unknown family.
+        ValueError: for an unknown family, or a file that is damaged or of something else.
     """
+    if Path(path).is_file():
+        return _of_file(Path(path))
     names = _class_names(path)
     for family in families():
         if family.class_names & set(names):
@@ -111,6 +116,22 @@ def families() -> list[type[Backbone]]:
     """
     _import_families()
     return list(_subclasses(Backbone))  # type: ignore[type-abstract]  # its subclasses are wanted, not the class itself
+
+
+def _of_file(path: Path) -> Backbone:
+    """The backbone of a transformer's own file."""
+    try:
+        header = read_header(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"backbone {error}") from error
+    known = recognise(header)
+    if known is None:
+        kind = "a LoRA" if any(map(_LORA.search, header.shapes)) else "nothing that a family of backbones knows"
+        first = next(iter(header.shapes), "no weights at all")
+        raise ValueError(f"backbone {path}: holds {kind}, for instance {first}; expected a transformer's weights")
+    if known.refusal is not None:
+        raise ValueError(f"backbone {path}: {known.refusal}")
+    return family_named(known.family)(path)
 
 
 @cache

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import SizeRules
 from luve_lightning.models.backbones.schedule import Schedule
 from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
-from luve_lightning.models.backbones.wan_files import FAMILY, wan_weights
+from luve_lightning.models.backbones.wan_files import (
+    FAMILY,
+    ORIGINAL_CLASS,
+    aligned,
+    load_transformer,
+    single_file,
+    wan_weights,
+)
 from luve_lightning.models.backbones.wan_vae import WanLatentSpace
 from luve_lightning.models.folders import (
     KnownWeights,
@@ -33,6 +41,7 @@ from luve_lightning.models.folders import (
     load_whole,
     loading,
     read_config,
+    read_header,
     saving,
 )
 
@@ -152,10 +161,12 @@ class WanSchedule(Schedule):
 
 
 class WanBackbone(Backbone):
-    """Wan2.1's pipeline folders."""
+    """Wan2.1's pipeline folders, and its transformers in files or folders of Wan's own layout."""
 
     name = FAMILY
-    class_names = frozenset({"WanPipeline", "WanTransformer3DModel", "AutoencoderKLWan", "UMT5EncoderModel"})
+    class_names = frozenset(
+        {"WanPipeline", "WanTransformer3DModel", "AutoencoderKLWan", "UMT5EncoderModel", ORIGINAL_CLASS}
+    )
     latent_space_class = WanLatentSpace
     denoiser_class = WanDenoiser
     text_class = WanText
@@ -166,21 +177,28 @@ class WanBackbone(Backbone):
         """See Backbone."""
         return wan_weights(header)
 
+    @cached_property
+    def _single(self) -> tuple[WeightsHeader, KnownWeights] | None:
+        """What the file that `path` stands for holds; None for diffusers' folders and hub ids."""
+        if (file := single_file(self.path)) is None:
+            return None
+        header = read_header(file)
+        known = wan_weights(header)
+        if known is None or known.refusal is not None:
+            raise ValueError(f"backbone {file}: {'holds no part of Wan' if known is None else known.refusal}")
+        return header, known
+
     def vae(self, dtype: torch.dtype | None = None) -> AutoencoderKLWan:
         """See Backbone."""
-        local = is_local(self.path)
-        if local and not (Path(self.path) / "vae" / "config.json").is_file():
-            raise FileNotFoundError(
-                f"backbone {self.path}: no vae/config.json there; expected a diffusers pipeline folder"
-            )
+        self._needs("vae", "vae/config.json")
         vae: AutoencoderKLWan = load_whole(
-            AutoencoderKLWan, self.path, "vae", torch_dtype=dtype or torch.float32, local_files_only=local
+            AutoencoderKLWan, self.path, "vae", torch_dtype=dtype or torch.float32, local_files_only=is_local(self.path)
         )
         return vae
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """See Backbone."""
-        self._needs_folder("tokenizer")
+        self._needs("tokenizer", "tokenizer")
         with loading(self.path, "tokenizer"):
             tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(
                 str(self.path), subfolder="tokenizer", local_files_only=is_local(self.path)
@@ -191,7 +209,7 @@ class WanBackbone(Backbone):
 
     def text_encoder(self, dtype: torch.dtype | None = None) -> UMT5EncoderModel:
         """See Backbone."""
-        self._needs_folder("text_encoder")
+        self._needs("text_encoder", "text_encoder")
         encoder: UMT5EncoderModel = load_whole(
             UMT5EncoderModel,
             self.path,
@@ -202,12 +220,28 @@ class WanBackbone(Backbone):
         )
         return encoder
 
-    def _needs_folder(self, part: str) -> None:
-        if is_local(self.path) and not (Path(self.path) / part).is_dir():
-            raise FileNotFoundError(f"backbone {self.path}: no {part}/ there; expected a diffusers pipeline folder")
+    def _needs(self, part: str, path: str) -> None:
+        """Refuse a local backbone without a file or folder."""
+        if is_local(self.path) and not (Path(self.path) / path).exists():
+            lacks = f"no {path}{'' if '.' in path else '/'} there; expected a diffusers pipeline folder"
+            if single_file(self.path) is not None:
+                lacks = f"holds a transformer, but no {part}/; expected a diffusers pipeline folder as the backbone, "
+                lacks += "and this as its transformer or refiner"
+            raise FileNotFoundError(f"backbone {self.path}: {lacks}")
+
+    def config(self, part: str, name: str = "config.json") -> dict[str, Any]:
+        """See Backbone; a single file's is told by its weights."""
+        if part != "transformer" or self._single is None:
+            return super().config(part, name)
+        return {"_class_name": WanTransformer3DModel.__name__} | dict(self._single[1].sizes)
 
     def denoiser(self, dtype: torch.dtype | None = None, part: str = "transformer") -> WanDenoiser:
         """See Backbone. diffusers keeps norms and the time embedding in float32."""
+        if self._single is not None:
+            denoiser = WanDenoiser(load_transformer(*self._single, dtype or torch.float32))
+            if denoiser.branches:
+                load_branches(denoiser, self._single[0].path.parent, "")
+            return denoiser
         folder, local = Path(self.path), is_local(self.path)
         own = local and (folder / "config.json").is_file()
         if local and not own and not (folder / part / "config.json").is_file():
@@ -223,8 +257,10 @@ class WanBackbone(Backbone):
                     f"backbone {self.path}: holds a {kind}, expected a {WanTransformer3DModel.__name__}"
                 )
         denoiser = WanDenoiser(
-            load_whole(
-                WanTransformer3DModel, self.path, part, torch_dtype=dtype or torch.float32, local_files_only=local
+            aligned(
+                load_whole(
+                    WanTransformer3DModel, self.path, part, torch_dtype=dtype or torch.float32, local_files_only=local
+                )
             )
         )
         load_branches(denoiser, self.path, part)
@@ -242,6 +278,7 @@ class WanBackbone(Backbone):
     def size_rules(self) -> SizeRules:
         """See Backbone."""
         local = is_local(self.path)
+        self._needs("vae", "vae/config.json")
         found = {}
         for part, kind in (("vae", AutoencoderKLWan), ("transformer", WanTransformer3DModel)):
             if local and (Path(self.path) / part / "config.json").is_file():

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
-from luve_lightning.models.folders import KnownWeights, WeightsHeader
+from luve_lightning.files import read_json
+from luve_lightning.models.folders import KnownWeights, WeightsHeader, shards_of
 
 FAMILY = "wan"
 ORIGINAL_CLASS = "WanModel"
@@ -46,6 +48,7 @@ _OTHERS = {
     "img_emb.": "image to video",
     "condition_embedder.image_embedder.": "image to video",
 }
+_ALIGNMENT = 64  # bytes, as PyTorch allocates
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 # What scales quantised weights, in ComfyUI's files and others'.
 _SCALE = re.compile(
@@ -72,11 +75,30 @@ def wan_weights(header: WeightsHeader) -> KnownWeights | None:
     return None
 
 
+def single_file(path: str | Path) -> Path | None:
+    """The weights file that a path stands for: itself, or that in a folder of Wan's own layout; None for others.
+
+    Raises:
+        ValueError: when such a folder does not hold exactly one transformer.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        return folder
+    config = folder / "config.json"
+    if not config.is_file() or read_json(config).get("_class_name") != ORIGINAL_CLASS:
+        return None
+    files = sorted(folder.glob("*.safetensors"))
+    standing = {shards_of(file): file for file in files}
+    if len(standing) != 1:
+        found = ", ".join(file.name for file in standing.values()) or "none"
+        raise ValueError(f"{folder}: expected one file of weights or its shards (.safetensors), found {found}")
+    return files[0]
+
+
 def load_transformer(header: WeightsHeader, known: KnownWeights, dtype: torch.dtype) -> WanTransformer3DModel:
     """The transformer in a file, as diffusers' `from_pretrained` gives it from a folder of the same weights.
 
-    Tensors are read one by one from the mapped file. Weights that have the dtype already stay mapped; no others are
-    held twice.
+    Tensors are read one by one from the mapped file: none is held twice, and what has the dtype already stays there.
 
     Args:
         header: the file's.
@@ -102,8 +124,19 @@ def load_transformer(header: WeightsHeader, known: KnownWeights, dtype: torch.dt
                 kept = wide.intersection(ours.split("."))
                 weights[ours] = content.get_tensor(name).to(torch.float32 if kept else dtype).contiguous()
     model.load_state_dict(weights, assign=True)
-    loaded: WanTransformer3DModel = model.eval()
+    loaded: WanTransformer3DModel = aligned(model.eval())
     return loaded
+
+
+def aligned(model: nn.Module) -> nn.Module:
+    """The model, with memory of their own for weights that a mapped file has at an odd address.
+
+    There CPU kernels add up in another order: the same weights would give other last bits from every file.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
+            tensor.data = tensor.data.clone()
+    return model
 
 
 def _transformer(header: WeightsHeader, layout: str, prefix: str) -> KnownWeights:
@@ -116,13 +149,15 @@ def _transformer(header: WeightsHeader, layout: str, prefix: str) -> KnownWeight
         else:
             names[ours] = name
     sizes, refusal = {}, _other(header, prefix)
+    config, where = _configuration(header)
     if refusal is None:
         try:
-            sizes = _sizes(header, names)
+            sizes = _sizes(header, names, config, where)
             _check(header, names, foreign, sizes)
         except ValueError as error:
             refusal = str(error)
-    return KnownWeights(FAMILY, "transformer", layout, prefix, sizes, names, refusal)
+    used = where if config and isinstance(where, Path) else None
+    return KnownWeights(FAMILY, "transformer", layout, prefix, sizes, names, refusal, used)
 
 
 def _diffusers_name(name: str, layout: str) -> str:
@@ -148,8 +183,10 @@ def _other(header: WeightsHeader, prefix: str) -> str | None:
     return None
 
 
-def _sizes(header: WeightsHeader, names: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments of diffusers' class, by the tensors' shapes and by what configuration there is."""
+def _sizes(
+    header: WeightsHeader, names: Mapping[str, str], config: dict[str, Any], where: str | Path
+) -> dict[str, Any]:
+    """Arguments of diffusers' class, by the tensors' shapes and what a configuration says, which is from `where`."""
 
     def shape(name: str, axes: int = 2) -> tuple[int, ...]:
         if name not in names:
@@ -170,7 +207,6 @@ def _sizes(header: WeightsHeader, names: Mapping[str, str]) -> dict[str, Any]:
         "num_layers": 1 + max(int(name.split(".")[1]) for name in names if re.match(r"blocks\.\d+\.", name)),
         "cross_attn_norm": "blocks.0.norm2.weight" in names,
     }
-    config, where = _configuration(header)
     for ours, theirs in _SIZES:
         given = config.get(ours, config.get(theirs))
         if given is not None and given != sizes[ours]:
@@ -195,27 +231,17 @@ def _sizes(header: WeightsHeader, names: Mapping[str, str]) -> dict[str, Any]:
     return sizes
 
 
-def _configuration(header: WeightsHeader) -> tuple[dict[str, Any], str]:
-    """The configuration in a file's header, or the `config.json` of a Wan beside it; and where it is."""
+def _configuration(header: WeightsHeader) -> tuple[dict[str, Any], str | Path]:
+    """The configuration in a file's header, or that of a Wan in the `config.json` beside it; and where it is."""
+    where: str | Path = header.path.parent / "config.json"
     if (text := header.metadata.get("config")) is not None:
-        where, config = "the configuration in its header", _json(text)
-    else:
-        place = header.path.parent / "config.json"
-        where = str(place)
-        try:
-            config = _json(place.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError):
-            return {}, where
-    known = config is not None and config.get("_class_name") in (ORIGINAL_CLASS, WanTransformer3DModel.__name__)
-    return config if config is not None and known else {}, where
-
-
-def _json(text: str) -> dict[str, Any] | None:
+        where = "the configuration in its header"
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
+        config = json.loads(where.read_text(encoding="utf-8") if isinstance(where, Path) else str(text))
+    except (OSError, ValueError, RecursionError):
+        return {}, where
+    known = (ORIGINAL_CLASS, WanTransformer3DModel.__name__)
+    return config if isinstance(config, dict) and config.get("_class_name") in known else {}, where
 
 
 def _check(header: WeightsHeader, names: Mapping[str, str], foreign: list[str], sizes: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from luve_lightning.models.backbones import recognise
+from luve_lightning.models.attention.windows import Windows
+from luve_lightning.models.backbones import load_backbone, recognise
+from luve_lightning.models.backbones.wan import WanBackbone
+from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
 from luve_lightning.models.backbones.wan_files import load_transformer
 from luve_lightning.models.folders import KnownWeights, read_header
+from tests.helpers.attending import LearnedFrameAttention
 from tests.helpers.tiny_wan import inputs, output, tiny_transformer
 from tests.helpers.tiny_wan import load_transformer as from_folder
 from tests.helpers.wan_files import own_config, own_name, own_weights, write_weights
@@ -209,3 +213,114 @@ def test_the_tests_own_names_are_those_that_wan_uses() -> None:
     sites = {f"{site}.{name}" for site in ("self_attn", "cross_attn") for name in attention}
     rest = {"modulation", "norm3.weight", "norm3.bias", "ffn.0.weight", "ffn.0.bias", "ffn.2.weight", "ffn.2.bias"}
     assert block == sites | rest
+
+
+def test_a_file_stands_where_a_transformers_folder_does(tmp_path: Path) -> None:
+    transformer = tiny_transformer(**WHOLE_HEADS)
+    file = write_weights(tmp_path / "wan.safetensors", own_weights(transformer, "model.diffusion_model.", torch.half))
+    backbone = load_backbone(file)
+    assert isinstance(backbone, WanBackbone)
+    denoiser = backbone.denoiser()
+    assert (denoiser.channels, denoiser.text_dim, denoiser.heads, denoiser.patch) == (4, 8, 1, (1, 2, 2))
+    rebuilt = backbone.from_config("transformer", backbone.config("transformer"))
+    shapes = [{n: x.shape for n, x in module.state_dict().items()} for module in (rebuilt, denoiser.module)]
+    assert shapes[0] == shapes[1]
+    denoiser.use_attention(Windows(cuts=((1, 2, 2), (1, 1, 1))))
+    denoiser.save(tmp_path / "saved", torch.float32)
+    again = load_backbone(tmp_path / "saved").denoiser()
+    assert again.attention == denoiser.attention
+    assert_same(again.module, denoiser.module, torch.float32)
+    lacking: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("vae", backbone.latent_space),
+        ("vae", backbone.size_rules),
+        ("tokenizer", backbone.text),
+        ("text_encoder", backbone.text_encoder),
+    )
+    for part, ask in lacking:
+        with pytest.raises(FileNotFoundError, match=f"wan.safetensors: holds a transformer, but no {part}/; expected"):
+            ask()
+    with pytest.raises(FileNotFoundError, match=r"no scheduler/scheduler_config\.json there"):
+        backbone.schedule()
+
+
+def test_a_configuration_that_names_an_attention_brings_it(tmp_path: Path) -> None:
+    """As in the folder that an adaptation with it was exported to, where the file is named instead."""
+    denoiser = WanDenoiser(tiny_transformer())
+    for attention in (Windows(cuts=((1, 2, 2),)), LearnedFrameAttention()):
+        denoiser.use_attention(attention)
+        for branch in denoiser.branches.values():
+            for parameter in branch.parameters():
+                torch.nn.init.normal_(parameter)
+        denoiser.save(tmp_path / "folder", torch.float32)
+        loaded = load_backbone(tmp_path / "folder" / "diffusion_pytorch_model.safetensors").denoiser()
+        assert loaded.attention == attention
+        x = inputs()
+        with torch.no_grad():
+            got, expected = (d.velocity(*x.values()) for d in (loaded, denoiser))
+        assert torch.equal(got, expected)
+
+
+def test_a_folder_of_wans_own_layout_is_a_transformers_folder(tmp_path: Path) -> None:
+    transformer = tiny_transformer(rope_max_seq_len=1024)
+    (tmp_path / "config.json").write_text(json.dumps(own_config(transformer)))
+    with pytest.raises(ValueError, match=r"expected one file of weights or its shards \(\.safetensors\), found none"):
+        load_backbone(tmp_path).denoiser()
+    weights = list(own_weights(transformer).items())
+    for i in (0, 1):
+        save_file(dict(weights[i::2]), tmp_path / f"diffusion_pytorch_model-{i + 1:05d}-of-00002.safetensors")
+    assert_same(load_backbone(tmp_path).denoiser().module, transformer, torch.float32)
+    save_file(dict(weights), tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"found .*-00002-of-00002\.safetensors, other\.safetensors"):
+        load_backbone(tmp_path).denoiser()
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"lora_unet_blocks_0_self_attn_q.lora_down.weight": (4, 8)}, "holds a LoRA, for instance lora_unet_blocks"),
+        ({"blocks.0.norm3.diff_b": (4,)}, "holds a LoRA, for instance blocks.0.norm3.diff_b"),
+        ({"encoder.conv_first.weight": (4, 8)}, "holds nothing that a family of backbones knows, for instance encoder"),
+        ({"decoder.middle.0.residual.0.gamma": (4,)}, "holds Wan's VAE"),
+        ({"shared.weight": (4, 4), "encoder.block.0.layer.1.DenseReluDense.wi_0.weight": (4,)}, "text encoder"),
+        ({"blocks.0.self_attn.q.weight": (4, 4)}, "a part of a Wan transformer only: patch_embedding.weight"),
+    ],
+)
+def test_a_backbone_of_something_else_is_one_line(
+    tmp_path: Path, weights: dict[str, tuple[int, ...]], message: str
+) -> None:
+    file = write_weights(tmp_path / "file.safetensors", {name: torch.zeros(shape) for name, shape in weights.items()})
+    with pytest.raises(ValueError, match=message) as caught:
+        load_backbone(file)
+    assert str(caught.value).startswith(f"backbone {file}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_backbone_file_is_one_line(tmp_path: Path) -> None:
+    for name, content, message in (
+        ("a.safetensors", b"prompts", "not a safetensors file"),
+        ("b.pth", b"PK\3\4", "pickle"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"backbone .*{name}: .*{message}"):
+            load_backbone(tmp_path / name)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's list of mapped files")
+def test_weights_of_the_wanted_dtype_stay_in_the_file_where_kernels_read_them_alike(tmp_path: Path) -> None:
+    """A header's length shifts all that follows; the same weights at an odd address would give other last bits."""
+    transformer, stayed = tiny_transformer(**WHOLE_HEADS), set()
+    for length in range(8, 72, 8):
+        header = {"note": "x" * length}
+        file = write_weights(tmp_path / f"{length}.safetensors", own_weights(transformer), header)
+        assert_same(loaded := from_file(file), transformer, torch.float32)
+        lines = [
+            line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(file))
+        ]
+        mapped = [tuple(int(end, 16) for end in ends.split("-")) for ends in lines]
+        stayed |= {any(low <= p.data_ptr() < high for low, high in mapped) for p in loaded.parameters()}
+    assert stayed == {True, False}
+    folder = tmp_path / "folder"
+    transformer.save_pretrained(folder)
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    save_file(transformer.state_dict(), weights, {"note": "odd" * 5})
+    assert_same(from_folder(folder), transformer, torch.float32)
