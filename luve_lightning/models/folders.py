@@ -317,7 +317,7 @@ def _not_safetensors(file: Path, error: SafetensorError) -> str:
     if not start:
         return "empty"
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        return "a pickle of PyTorch; expected a .safetensors file"
+        return "a pickle of PyTorch (.pth), which is not read; expected a .safetensors file or a diffusers folder"
     if start == b"GGUF":
         return "quantised weights (GGUF); expected a .safetensors file with float32, float16 or bfloat16 weights"
     return f"not a safetensors file, or cut short: {' '.join(str(error).split())[:120]}"

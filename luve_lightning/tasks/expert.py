@@ -48,7 +48,7 @@ class AdaptationTask(FlowMatchingTask):
     block.
 
     Args:
-        backbone: backbone folder or hub id.
+        backbone: backbone folder, a transformer's own folder or `.safetensors` file, or a hub id.
         lora_rank: rank of a LoRA in every linear layer of the blocks; 0 trains all weights. The attention's own
             parameters always train whole.
         recompute: see `Denoiser.set_recompute`.
@@ -190,7 +190,7 @@ class ExpertTask(FlowMatchingTask):
     base, expert disabled, on the same clips, noise levels and noise.
 
     Args:
-        backbone: backbone folder, a transformer's own (as the adaptation exports it), or a hub id.
+        backbone: backbone folder, a transformer's own (as the adaptation exports it) or its file, or a hub id.
         expert: the expert's place, rank, filter and band.
         name: name of the PEFT adapter: "lfe", "hfe" or your own.
         init_from: folder saved by `save_expert` to continue from; its configuration must equal `expert`.

@@ -97,8 +97,10 @@ def test_an_attention_of_the_configuration_acts_on_a_file(
         outcome = luve(name, refiner=refiner, **options)
         assert outcome.code == 0, outcome.err
         assert "Windows" in outcome.out
+    assert luve("only", transformer=files / "refiner.safetensors", **options).code == 0
     assert luve("dense", refiner=tiny_cascade / "refiner", **options | {"attention": None}).code == 0
-    assert made(tmp_path / "file")[0] == made(tmp_path / "folder")[0] != made(tmp_path / "dense")[0]
+    frames = {path.name: made(path)[0] for path in tmp_path.iterdir()}
+    assert frames["file"] == frames["folder"] == frames["only"] != frames["dense"]
 
 
 def test_a_plan_reads_a_files_header_alone(
