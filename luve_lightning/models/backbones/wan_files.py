@@ -69,7 +69,7 @@ def wan_weights(header: WeightsHeader) -> KnownWeights | None:
             continue
         if part == "transformer":
             return _transformer(header, layout, found[1])
-        what = "Wan's VAE" if part == "vae" else "a UMT5 text encoder"
+        what = "Wan's VAE" if part == "vae" else "a T5 text encoder"
         refusal = f"holds {what}, which is taken from {part}/ of a diffusers pipeline folder"
         return KnownWeights(FAMILY, part, layout, found[1], {}, {}, refusal)
     return None

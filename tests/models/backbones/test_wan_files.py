@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from luve_lightning.models.backbones import load_backbone, recognise
 from luve_lightning.models.backbones.wan import WanBackbone
 from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
 from luve_lightning.models.backbones.wan_files import load_transformer
-from luve_lightning.models.folders import KnownWeights, read_header
+from luve_lightning.models.folders import KnownWeights, WeightsHeader, read_header
 from tests.helpers.attending import LearnedFrameAttention
 from tests.helpers.tiny_wan import inputs, output, tiny_transformer
 from tests.helpers.tiny_wan import load_transformer as from_folder
@@ -151,6 +153,36 @@ def test_what_is_missing_foreign_or_of_another_shape_is_named(tmp_path: Path) ->
     assert "for instance vae.blocks.0.modulation" in refusal(tmp_path, under | twice)
     longer = whole | {"blocks.0.ffn.0.bias": torch.zeros(33)}
     assert "for instance blocks.0.ffn.0.bias: expected (32,), got (33,)" in refusal(tmp_path, longer)
+
+
+SHAPES = {own_name(n): tuple(x.shape) for n, x in tiny_transformer(**WHOLE_HEADS).state_dict().items()}
+some_names = st.sets(st.sampled_from(sorted(SHAPES)), max_size=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    prefix=st.lists(st.sampled_from(["model.", "diffusion_model.", "pipe.dit.", "_orig_mod."]), max_size=3).map(
+        "".join
+    ),
+    dropped=some_names,
+    moved=some_names,
+    longer=some_names,
+    extra=st.sampled_from([None, "blocks.0.ffn.4.weight", "blocks.7.modulation", "vae.conv1.weight", "scaled_fp8"]),
+)
+def test_a_file_is_taken_whole_or_not_at_all(
+    prefix: str, dropped: set[str], moved: set[str], longer: set[str], extra: str | None
+) -> None:
+    shapes = {name: (shape[0] + (name in longer), *shape[1:]) for name, shape in SHAPES.items() if name not in dropped}
+    placed = {("other." if name in moved else prefix) + name: shape for name, shape in shapes.items()}
+    placed |= {prefix + extra: (1,)} if extra else {}
+    header = WeightsHeader(Path("a"), (Path("a"),), placed, dict.fromkeys(placed, "F32"), {})
+    found = recognise(header)
+    if dropped | moved | longer or extra:
+        assert found is None or found.refusal
+    else:
+        assert found is not None
+        assert found.refusal is None
+        assert sorted(found.names.values()) == sorted(placed)
 
 
 def test_transformers_for_other_tasks_are_refused_by_what_they_are(tmp_path: Path) -> None:
