@@ -23,14 +23,7 @@ from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import SizeRules
 from luve_lightning.models.backbones.schedule import Schedule
 from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
-from luve_lightning.models.backbones.wan_files import (
-    FAMILY,
-    ORIGINAL_CLASS,
-    aligned,
-    load_transformer,
-    single_file,
-    wan_weights,
-)
+from luve_lightning.models.backbones.wan_files import FAMILY, ORIGINAL_CLASS, load_transformer, single_file, wan_weights
 from luve_lightning.models.backbones.wan_vae import WanLatentSpace
 from luve_lightning.models.folders import (
     KnownWeights,
@@ -257,10 +250,8 @@ class WanBackbone(Backbone):
                     f"backbone {self.path}: holds a {kind}, expected a {WanTransformer3DModel.__name__}"
                 )
         denoiser = WanDenoiser(
-            aligned(
-                load_whole(
-                    WanTransformer3DModel, self.path, part, torch_dtype=dtype or torch.float32, local_files_only=local
-                )
+            load_whole(
+                WanTransformer3DModel, self.path, part, torch_dtype=dtype or torch.float32, local_files_only=local
             )
         )
         load_branches(denoiser, self.path, part)

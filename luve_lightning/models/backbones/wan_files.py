@@ -14,7 +14,7 @@ from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from luve_lightning.files import read_json
 from luve_lightning.models.folders import KnownWeights, WeightsHeader, shards_of
@@ -98,7 +98,9 @@ def single_file(path: str | Path) -> Path | None:
 def load_transformer(header: WeightsHeader, known: KnownWeights, dtype: torch.dtype) -> WanTransformer3DModel:
     """The transformer in a file, as diffusers' `from_pretrained` gives it from a folder of the same weights.
 
-    Tensors are read one by one from the mapped file: none is held twice, and what has the dtype already stays there.
+    Tensors are read one by one from the mapped file. Those that have the dtype already stay there, unless their
+    address is an odd one: then CPU kernels add up in another order, and the last bits would depend on the file's
+    header.
 
     Args:
         header: the file's.
@@ -122,21 +124,11 @@ def load_transformer(header: WeightsHeader, known: KnownWeights, dtype: torch.dt
             for name in content.keys():  # noqa: SIM118  # no mapping: it has no iterator
                 ours = names[name]
                 kept = wide.intersection(ours.split("."))
-                weights[ours] = content.get_tensor(name).to(torch.float32 if kept else dtype).contiguous()
+                weight = content.get_tensor(name).to(torch.float32 if kept else dtype)
+                weights[ours] = weight.clone() if weight.data_ptr() % _ALIGNMENT else weight
     model.load_state_dict(weights, assign=True)
-    loaded: WanTransformer3DModel = aligned(model.eval())
+    loaded: WanTransformer3DModel = model.eval()
     return loaded
-
-
-def aligned(model: nn.Module) -> nn.Module:
-    """The model, with memory of their own for weights that a mapped file has at an odd address.
-
-    There CPU kernels add up in another order: the same weights would give other last bits from every file.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
-            tensor.data = tensor.data.clone()
-    return model
 
 
 def _transformer(header: WeightsHeader, layout: str, prefix: str) -> KnownWeights:
