@@ -152,10 +152,10 @@ def model_identity(source: str | Path, hashes: FileHashes) -> str:
         FileNotFoundError: when it is neither a folder with model files nor a cached hub id.
     """
     if Path(source).is_file():
-        files = shards_of(Path(source))
-        own = hashes.digest(files[0])
-        if len(files) > 1:
-            own = listing_digest((file.name, hashes.digest(file)) for file in files)
+        shards = shards_of(Path(source))
+        own = hashes.digest(shards[0])
+        if len(shards) > 1:
+            own = listing_digest((shard.name, hashes.digest(shard)) for shard in shards)
         configs = (beside(source, ADAPTER_CONFIG), _transformer_config(source))  # a LoRA's scale, or sizes
         return f"sha256:{own}" + "".join(f"+{hashes.digest(config)}" for config in configs if config is not None)
     if not is_local(source):

@@ -247,7 +247,8 @@ def read_header(path: str | Path) -> WeightsHeader:
         ValueError: for another kind of file, or one that was cut short.
     """
     path = Path(path)
-    files, shapes, dtypes, metadata = shards_of(path), {}, {}, {}
+    files, shapes, dtypes = shards_of(path), dict[str, tuple[int, ...]](), dict[str, str]()
+    metadata: dict[str, str] = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as content:
