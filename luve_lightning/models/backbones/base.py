@@ -155,6 +155,8 @@ class Backbone(ABC):
     """What configurations of new models call the family."""
     class_names: ClassVar[frozenset[str]]
     """Class names in `model_index.json` and `config.json` by which the family's folders and modules are known."""
+    original_names: ClassVar[frozenset[str]] = frozenset()
+    """Class names in the `config.json` of transformers in the family's own layout, which is not diffusers'."""
     latent_space_class: ClassVar[type[LatentSpace]]
     denoiser_class: ClassVar[type[Denoiser]]
     text_class: ClassVar[type[TextConditioner]]

@@ -45,7 +45,7 @@ def load_backbone(path: str | Path) -> Backbone:
         return _of_file(Path(path))
     names = _class_names(path)
     for family in families():
-        if family.class_names & set(names):
+        if (family.class_names | family.original_names) & set(names):
             return family(path)
     known = ", ".join(sorted(name for family in families() for name in family.class_names))
     raise ValueError(f"backbone {path}: no family of backbones is known for {names[0]}; known are {known}")

@@ -157,9 +157,8 @@ class WanBackbone(Backbone):
     """Wan2.1's pipeline folders, and its transformers in files or folders of Wan's own layout."""
 
     name = FAMILY
-    class_names = frozenset(
-        {"WanPipeline", "WanTransformer3DModel", "AutoencoderKLWan", "UMT5EncoderModel", ORIGINAL_CLASS}
-    )
+    class_names = frozenset({"WanPipeline", "WanTransformer3DModel", "AutoencoderKLWan", "UMT5EncoderModel"})
+    original_names = frozenset({ORIGINAL_CLASS})
     latent_space_class = WanLatentSpace
     denoiser_class = WanDenoiser
     text_class = WanText
