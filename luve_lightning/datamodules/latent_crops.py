@@ -16,7 +16,7 @@ from luve_lightning.data.clip_windows import PairEntry
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.latent_store import LatentKey, LatentStore
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.functional.pixels import fit_frames
+from luve_lightning.functional.pixels import fit_window
 
 CropWindow = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -107,12 +107,12 @@ def own_pixels(pair: PairEntry, shape: Size3d, window: CropWindow) -> Tensor:
     frames = (stop - start - 1) // key.stride + 1
     per_latent = (frames - 1) // max(1, shape[0] - 1)
     wanted = 1 + (window[0][1] - 1) * per_latent
-    # The same crop and resize as in precompute, so that pixels and latents show the same picture.
-    video = fit_frames(torch.from_numpy(read_clip(pair.entry.path, start, wanted, stride=key.stride)), key.size)
-    y, x = (
-        slice(a * size // n, b * size // n) for (a, b), size, n in zip(window[1:], key.size, shape[1:], strict=True)
+    frames = torch.from_numpy(read_clip(pair.entry.path, start, wanted, stride=key.stride))
+    rows, columns = (
+        (a * size // n, b * size // n) for (a, b), size, n in zip(window[1:], key.size, shape[1:], strict=True)
     )
-    return video[:, :, y, x].clone()
+    # The same crop and resize as in precompute, so that pixels and latents show the same picture.
+    return fit_window(frames, key.size, rows, columns)
 
 
 class LatentPairCrops(Dataset[dict[str, Any]]):

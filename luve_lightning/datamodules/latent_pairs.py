@@ -86,7 +86,7 @@ class LatentPairsDataModule(ResumableDataModule):
         crop_frames: "random" starts a crop at any latent frame, "first" takes the clip's first ones.
         video_crop: latent frames, height and width, at high resolution, of a window in each crop whose own pixels come
             with it, as the target of the losses in pixel space; it begins with the clip, so `crop_frames` is "first"
-            and `variants` are plain. Costs the decoding and resizing of whole frames for each sample. None: VLUerTask
+            and `variants` are plain. Costs the decoding of whole frames for each sample. None: VLUerTask
             decodes the target's latents.
         val_limit: at most this many validation clips at each scale.
         test_limit: at most this many test clips at each scale.

@@ -175,6 +175,41 @@ def fit_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
     return resize_frames(crop_frames(frames, size), size)
 
 
+def fit_window(frames: Tensor, size: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+    """A window of `fit_frames`, equal to it up to float32's rounding, without resampling the rest.
+
+    Args:
+        frames: uint8 T x H x W x C, at least `size`.
+        size: (height, width) of the whole.
+        rows: (start, stop) of the window's rows, inside `size`.
+        columns: (start, stop) of its columns.
+
+    Returns:
+        float32 C x T x rows x columns in [-1, 1].
+
+    Raises:
+        ValueError: when the frames are smaller than `size`.
+    """
+    cropped = crop_frames(frames, size)
+    (y, down), (x, across) = (
+        _resampling(n, wanted, *window)
+        for n, wanted, window in zip(cropped.shape[1:3], size, (rows, columns), strict=True)
+    )
+    video = frames_to_video(cropped[:, y, x])
+    return (down @ video @ across.mT).clamp(-1, 1)
+
+
+def _resampling(n_in: int, n_out: int, start: int, stop: int) -> tuple[slice, Tensor]:
+    """The inputs that some outputs of `resize_video` along an axis depend on, and their weights, outputs x inputs."""
+    # The filter is separable and linear, so it shows its weights on the columns of the identity.
+    identity = torch.eye(n_in)[None, None]
+    every = F.interpolate(identity, size=(n_out, n_in), mode="bicubic", align_corners=False, antialias=True)
+    weights = every[0, 0, start:stop]
+    used = weights.any(dim=0).nonzero().flatten().tolist()
+    inputs = slice(used[0], used[-1] + 1)
+    return inputs, weights[:, inputs].contiguous()
+
+
 # The views below are those that VBench 0.1.5 (arXiv 2311.17982, its `utils.py`) shows its networks: torchvision's
 # `antialias=False` on floats of 0 .. 255. Bilinear reads 2 x 2, bicubic 4 x 4 source pixels per output pixel, whatever
 # the scale: from 3840x2160 to 512 wide 4 of 56. Aliasing enters, most detail does not. Neither rounds nor clamps.

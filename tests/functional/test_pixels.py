@@ -14,6 +14,7 @@ from luve_lightning.functional.pixels import (
     center_crop_box,
     crop_frames,
     fit_frames,
+    fit_window,
     frames_to_video,
     resize_frames,
     resize_video,
@@ -228,3 +229,24 @@ def test_fit_crops_then_downscales() -> None:
     assert torch.equal(crop_frames(frames, (20, 30)), frames[:, :, 15:75])
     middle = frames[:, :, 15:75].permute(3, 0, 1, 2).unsqueeze(0) / 127.5 - 1
     torch.testing.assert_close(got, resize_video(middle, (20, 30))[0], atol=1e-6, rtol=0)
+
+
+@given(
+    frame=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    shares=st.tuples(*(st.floats(0, 1) for _ in range(6))),
+    seed=st.integers(0, 2**31),
+)
+def test_a_window_is_that_of_the_whole(frame: tuple[int, int], shares: tuple[float, ...], seed: int) -> None:
+    height, width = (1 + round(share * (n - 1)) for share, n in zip(shares, frame, strict=False))
+    frames = torch.from_numpy(random_frames(seed, 2, *frame, 3))
+    rows, columns = (
+        (start := round(a * (n - 1)), start + 1 + round(b * (n - 1 - start)))
+        for a, b, n in ((shares[2], shares[3], height), (shares[4], shares[5], width))
+    )
+    want = fit_frames(frames, (height, width))[:, :, slice(*rows), slice(*columns)]
+    torch.testing.assert_close(fit_window(frames, (height, width), rows, columns), want, rtol=0, atol=1e-5)
+
+
+def test_a_window_of_frames_that_are_too_small_is_refused() -> None:
+    with pytest.raises(ValueError, match="frames are 4x8, expected at least 8x8"):
+        fit_window(torch.zeros(1, 4, 8, 3, dtype=torch.uint8), (8, 8), (0, 2), (0, 2))
