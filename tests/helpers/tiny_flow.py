@@ -151,7 +151,7 @@ def adapt(run: Run) -> None:
         plugins=AtomicCheckpointIO(),
         callbacks=[Checkpoints(100), RandomState(), Export(run.folder / "export")],
     )
-    options = {name: run.task[name] for name in ("attention", "compile", "offload") if name in run.task}
+    options = {name: run.task[name] for name in ("attention", "compile", "offload", "lora_rank") if name in run.task}
     task: FlowMatchingTask = world.adaptation(recompute="all_but_attention", lr=1e-3, warmup_steps=100, **options)
     trainer.fit(task, world.data(batch_size=1), ckpt_path=run.resume)
     if os.environ.get("LOCAL_RANK") == "0":

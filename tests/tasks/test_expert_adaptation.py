@@ -194,6 +194,19 @@ def test_sharded_over_two_processes_it_is_the_same_training(world: World, tmp_pa
 
 
 @pytest.mark.slow
+def test_sharded_a_lora_is_merged_and_saved_whole(world: World, tmp_path: Path) -> None:
+    """FSDP2 on two processes: the LoRA on the base gives what the merged transformer gives."""
+    run = Run(tmp_path / "fsdp", steps=2, processes=2, task={"world": world, "sharded": True, "lora_rank": 3})
+    assert run_processes(run, adapt) == [0, 0], (run.folder / "output-0.txt").read_text()
+    base = load_transformer(world.backbone)
+    before = predictions(base)
+    load_lora([base], read_lora(run.folder / "export" / "transformer" / "lora"), "again", None)
+    merged = predictions(load_transformer(run.folder / "export"))
+    assert (merged - before).abs().max() > 5e-5
+    torch.testing.assert_close(predictions(base), merged, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_compiled_on_two_processes_it_is_the_same_training(world: World, windowed: Run, tmp_path: Path) -> None:
     """DDP and FSDP2, with the blocks' inputs offloaded, against eager FSDP2."""
     want, base = weights(windowed.folder), load_transformer(world.backbone).state_dict()
