@@ -21,6 +21,7 @@ from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
 from luve_lightning.models.experts import add_expert, save_expert
 from tests.helpers.tiny_luve import EXPERTS, PLAIN
 from tests.helpers.tiny_wan import load_transformer, output
+from tests.helpers.wan_files import own_config, own_weights, write_weights
 
 NAMES: tuple[LoraNames, ...] = ("comfyui", "diffsynth", "diffusers", "peft")
 SCALES = {"attn1.to_q": 0.5, "ffn.net.0.proj": 3.0}
@@ -144,6 +145,18 @@ def test_an_adaptations_lora_needs_no_backbone(tiny_backbone: Path, lora: Path, 
             assert json.loads(written.metadata()["luve_attention"]) == {"name": "X"}
         tensors = safetensors.torch.load_file(tmp_path / f"{number}.safetensors")
         assert sum("lora_down" in key for key in tensors) == 4
+
+
+def test_the_backbone_may_be_a_single_file(tiny_backbone: Path, lora: Path, tmp_path: Path) -> None:
+    """Wan's own names, with the width of a head in a config.json beside it; its weights are not read."""
+    transformer = load_transformer(tiny_backbone)
+    file = write_weights(tmp_path / "wan" / "wan.safetensors", own_weights(transformer))
+    (tmp_path / "wan" / "config.json").write_text(json.dumps(own_config(transformer)))
+    for number, backbone in enumerate((file, tiny_backbone)):
+        convert_lora(lora, tmp_path / f"{number}.safetensors", "comfyui", backbone)
+    first, second = (safetensors.torch.load_file(tmp_path / f"{number}.safetensors") for number in (0, 1))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.parametrize("name", ["lfe", "hfe"])
