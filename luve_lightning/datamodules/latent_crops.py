@@ -107,12 +107,12 @@ def own_pixels(pair: PairEntry, shape: Size3d, window: CropWindow) -> Tensor:
     frames = (stop - start - 1) // key.stride + 1
     per_latent = (frames - 1) // max(1, shape[0] - 1)
     wanted = 1 + (window[0][1] - 1) * per_latent
-    frames = torch.from_numpy(read_clip(pair.entry.path, start, wanted, stride=key.stride))
+    pixels = torch.from_numpy(read_clip(pair.entry.path, start, wanted, stride=key.stride))
     rows, columns = (
         (a * size // n, b * size // n) for (a, b), size, n in zip(window[1:], key.size, shape[1:], strict=True)
     )
     # The same crop and resize as in precompute, so that pixels and latents show the same picture.
-    return fit_window(frames, key.size, rows, columns)
+    return fit_window(pixels, key.size, rows, columns)
 
 
 class LatentPairCrops(Dataset[dict[str, Any]]):
