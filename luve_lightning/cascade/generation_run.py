@@ -14,7 +14,7 @@ from torch import Tensor
 
 from luve_lightning.cascade.generation_jobs import StageLatents, VideoJob
 from luve_lightning.cascade.lora_files import LoraFile
-from luve_lightning.cascade.lora_layers import LoraSummary
+from luve_lightning.cascade.lora_names import LoraSummary
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.pipeline import LuVePipeline
 from luve_lightning.cascade.run import ExpertUse, LuVePipelineOutput, Stage

@@ -2,84 +2,82 @@
 
 from __future__ import annotations
 
-import math
 import re
-import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from luve_lightning.cascade.lora_files import ADAPTER_CONFIG, LoraConfiguration, LoraFile
-from luve_lightning.models.backbones import Denoiser, denoiser_of
-from luve_lightning.models.experts import expert_names, experts_set_aside
-
-# Prefixes that wrappers and trainers put before a layer's name.
-_WRAPPER = re.compile(
-    r"^(?:base_model\.model\.|pipe\.dit\.|dit\.|module\.|model\.|_orig_mod\.|transformer\.|diffusion_model\.)+"
+from luve_lightning.cascade.lora_files import LoraFile
+from luve_lightning.cascade.lora_names import (
+    LOHA,
+    LOKR,
+    PEFT_PREFIX,
+    LoraLayer,
+    LoraSummary,
+    check_whole,
+    parse_name,
+    set_scales,
 )
-_PEFT = "base_model.model."
-_KOHYA = re.compile(r"^lora_unet[_.]+")
-# Ends of names, and the part of the layer that they mean. `adapter` is PEFT's name of the adapter, which some
-# leave in.
-_PARTS = (
-    ("A", re.compile(r"\.(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down)(?:\.(?P<adapter>[^.]+))?\.weight$")),
-    ("B", re.compile(r"\.(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up)(?:\.(?P<adapter>[^.]+))?\.weight$")),
-    ("bias", re.compile(r"\.lora_B(?:\.(?P<adapter>[^.]+))?\.bias$")),
-    ("magnitude", re.compile(r"\.lora_magnitude_vector(?:\.(?!weight$)(?P<adapter>[^.]+))?(?:\.weight)?$")),
-    ("alpha", re.compile(r"\.alpha$")),
-    ("difference", re.compile(r"\.diff_b$")),
-)  # fmt: skip
+from luve_lightning.models.backbones import Denoiser, denoiser_of
 
 
 @dataclass(frozen=True)
-class LoraSummary:
-    """What part of a LoRA acts, for people and records.
+class WeightDifference:
+    """What an update adds to one parameter at strength 1, made anew each time from the tensors of its file.
 
     Attributes:
-        name: name of the LoRA.
-        layers: number of layers that it changes.
-        ranks: all ranks that occur, ascending.
-        scales: all values of alpha / rank that occur, ascending; 1 where nothing gives alpha.
-        dora: whether it holds magnitudes.
-        biases: number of layers whose biases it changes.
-        assumed: PEFT's weights without the file that gives their scale; taken as 1.
+        parts: tensors by part: `diff`, or those of a LoKr, a LoHa, or a LoRA of convolutions with a middle (Tucker).
+        scale: factor.
+        shape: the parameter's shape.
     """
 
-    name: str
-    layers: int
-    ranks: list[int]
-    scales: list[float]
-    dora: bool = False
-    biases: int = 0
-    assumed: bool = False
+    parts: Mapping[str, Tensor]
+    scale: float
+    shape: torch.Size
 
-    def __str__(self) -> str:
-        more = ", DoRA" if self.dora else ""
-        more += f", {self.biases} biases" if self.biases else ""
-        more += f" (assumed: no {ADAPTER_CONFIG} beside it)" if self.assumed else ""
-        return (
-            f"LoRA {self.name}: {self.layers} layers, {_several('rank', self.ranks)}, "
-            f"{_several('scale', self.scales)}{more}"
-        )
+    def tensor(self, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+        """The difference, of the parameter's shape.
 
-    def record(self) -> dict[str, Any]:
-        """The summary as JSON."""
-        return asdict(self)
+        Raises:
+            ValueError: where the tensors do not give that shape; on the device "meta" nothing is computed.
+        """
+        try:
+            found = self._update({part: tensor.to(device, dtype) for part, tensor in self.parts.items()})
+        except (RuntimeError, IndexError) as error:  # shapes that cannot be multiplied
+            raise ValueError("shapes do not fit each other") from error
+        if found.shape != self.shape:
+            raise ValueError(f"gives shape {tuple(found.shape)}")
+        return found if self.scale == 1 else self.scale * found
+
+    def _update(self, t: Mapping[str, Tensor]) -> Tensor:
+        if "diff" in t:
+            return t["diff"]
+        if "mid" in t:
+            return torch.einsum("oa,ab...,bi->oi...", t["B"].flatten(1), t["mid"], t["A"].flatten(1))
+        if "hada_w1_a" in t:
+            first, second = (_factor(t, f"hada_w{n}", t.get(f"hada_t{n}")) for n in (1, 2))
+            return self._unflattened(first * second)
+        first, second = _factor(t, "lokr_w1", None), _factor(t, "lokr_w2", t.get("lokr_t2"))
+        kernel = self.shape[2:]
+        second = second if second.ndim == len(self.shape) else second.reshape(len(second), -1, *kernel)
+        return torch.kron(first.reshape(*first.shape, *(1 for _ in kernel)), second)
+
+    def _unflattened(self, update: Tensor) -> Tensor:
+        """An update of a convolution, whose kernel may be flattened into the columns."""
+        return update.unflatten(1, (-1, *self.shape[2:])) if update.ndim < len(self.shape) else update
 
 
-@dataclass
-class _Layer:
-    """The parts of one layer and their keys in the file; a configuration's patterns match `names`."""
-
-    parts: dict[str, Tensor]
-    keys: dict[str, str]
-    names: tuple[str, ...]
-    scale: float = 1.0
+def _factor(t: Mapping[str, Tensor], name: str, core: Tensor | None) -> Tensor:
+    """A factor of a LoKr or LoHa: whole, a product of two, or of two and a core."""
+    if name in t:
+        return t[name]
+    a, b = t[f"{name}_a"], t[f"{name}_b"]
+    return a @ b if core is None else torch.einsum("ij...,ip,jr->pr...", core, a, b)
 
 
 @dataclass(frozen=True)
@@ -87,15 +85,17 @@ class FittedLora:
     """A LoRA for one transformer.
 
     Attributes:
-        state_dict: PEFT's names with diffusers' prefix "transformer.".
+        state_dict: halves of LoRA layers: PEFT's names with diffusers' prefix "transformer.".
         metadata: the arguments of PEFT's LoraConfig with the same prefix.
-        scales: by module.
+        scales: of the LoRA layers, by module.
+        differences: everything else, by the parameter that it is added to.
         summary: for people.
     """
 
     state_dict: dict[str, Tensor]
     metadata: dict[str, Any]
     scales: dict[str, float]
+    differences: dict[str, WeightDifference]
     summary: LoraSummary
 
 
@@ -104,145 +104,141 @@ def fit_lora(transformer: Any, file: LoraFile) -> FittedLora:
 
     The names of diffusers, the family's own code (ComfyUI, DiffSynth-Studio) and kohya's trainers are known, for
     all layers or some. `W + scale * B A` with scale alpha / rank, from tensors `alpha` or the configuration; 1
-    without either. The transformer has no experts' layers, but may have other LoRAs.
+    without either. LoKr and LoHa likewise; full-rank differences of weights, biases and tables as they are. The
+    transformer has no experts' layers, but may have other LoRAs.
 
     Raises:
         ValueError: when a tensor has no place, does not fit, or lacks its counterpart; nothing is ever left out.
     """
     layers = _layers(denoiser_of(transformer), file)
-    _scale(layers, file)
-    dora = [name for name, layer in layers.items() if "magnitude" in layer.parts]
-    if dora and len(dora) < len(layers):
-        lacks = next(name for name in layers if name not in dora)
-        raise ValueError(
-            f"LoRA {file.name}: {len(dora)} of its {len(layers)} layers have DoRA's magnitude, {lacks} has none"
-        )
-    biases = [name for name, layer in layers.items() if {"bias", "difference"} & layer.parts.keys()]
-    configured = file.configuration
-    if configured is not None and configured.kind != "LoRA":
-        raise ValueError(f"LoRA {file.name}: {configured.where} is of a {configured.kind}, the weights are a LoRA's")
-    if configured is not None and configured.dora != bool(dora):
-        raise ValueError(f"LoRA {file.name}: {configured.where} and the weights disagree on DoRA's magnitudes")
-    if configured is not None and configured.biases and len(biases) < len(layers):
-        raise ValueError(f"LoRA {file.name}: {configured.where} has lora_bias, and biases are missing in the weights")
-    found: dict[str, Tensor] = {}
+    set_scales({name: layer for name, layer in layers.items() if layer.low_rank}, file)
+    loras = {name: layer for name, layer in layers.items() if "A" in layer.parts and "mid" not in layer.parts}
+    _check_configuration(file, layers, loras)
+    differences: dict[str, WeightDifference] = {}
     for name, layer in layers.items():
+        differences |= _differences(transformer, file.name, name, layer)
+    dora = any("magnitude" in layer.parts for layer in loras.values())
+    biases = [name for name, layer in loras.items() if "bias" in layer.parts]
+    found: dict[str, Tensor] = {}
+    for name, layer in loras.items():
         found[f"{name}.lora_A.weight"], found[f"{name}.lora_B.weight"] = layer.parts["A"], layer.parts["B"]
         if dora:
             found[f"{name}.lora_magnitude_vector"] = layer.parts["magnitude"].flatten()
         if biases:  # PEFT has them in all layers or in none, and scales them
-            zero = torch.zeros(len(layer.parts["B"]))
-            bias = layer.parts.get("bias", zero) + layer.parts.get("difference", zero) / layer.scale
-            found[f"{name}.lora_B.bias"] = bias
-    ranks = {name: len(layer.parts["A"]) for name, layer in layers.items()}
-    scales = {name: layer.scale for name, layer in layers.items()}
-    exact = {f"^{re.escape(name)}": name for name in layers}
-    settings = {
+            found[f"{name}.lora_B.bias"] = layer.parts.get("bias", torch.zeros(len(layer.parts["B"])))
+    return FittedLora(
+        {f"transformer.{key}": tensor for key, tensor in found.items()},
+        {f"transformer.{key}": value for key, value in _settings(loras, dora, bool(biases)).items()},
+        {name: layer.scale for name, layer in loras.items()},
+        differences,
+        _summary(file, layers, dora),
+    )
+
+
+def _check_configuration(file: LoraFile, layers: Mapping[str, LoraLayer], loras: Mapping[str, LoraLayer]) -> None:
+    """Check that the configuration is for weights of this kind, and that DoRA's magnitudes and biases are whole."""
+    dora = [name for name, layer in loras.items() if "magnitude" in layer.parts]
+    if dora and len(dora) < len(loras):
+        lacks = next(name for name in loras if name not in dora)
+        raise ValueError(
+            f"LoRA {file.name}: {len(dora)} of its {len(loras)} layers have DoRA's magnitude, {lacks} has none"
+        )
+    configured = file.configuration
+    if configured is None:
+        return
+    others = {kind for layer in layers.values() for kind in layer.kinds if layer.low_rank} - {configured.kind}
+    if strange := sorted(others & {"LoRA", "LoKr", "LoHa"}):
+        raise ValueError(
+            f"LoRA {file.name}: {configured.where} is of a {configured.kind}, the weights are a {strange[0]}'s"
+        )
+    if configured.dora != bool(dora):
+        raise ValueError(f"LoRA {file.name}: {configured.where} and the weights disagree on DoRA's magnitudes")
+    if configured.biases and not all({"bias", "diff_b"} & layer.parts.keys() for layer in loras.values()):
+        raise ValueError(f"LoRA {file.name}: {configured.where} has lora_bias, and biases are missing in the weights")
+
+
+def _differences(transformer: Any, lora: str, name: str, layer: LoraLayer) -> dict[str, WeightDifference]:
+    """What a layer adds to parameters, by their names; shapes are checked."""
+    parts = layer.parts
+    factors = [part for part in (*LOKR, *LOHA, *(("A", "B", "mid") if "mid" in parts else ())) if part in parts]
+    found: dict[str, WeightDifference] = {}
+    for end, wanted, scale in (("weight", factors, layer.scale), ("weight", ["diff"], 1.0), ("bias", ["diff_b"], 1.0)):
+        if not wanted or not set(wanted) <= parts.keys():
+            continue
+        keys = ", ".join(layer.keys[part] for part in wanted)
+        target = name if _is_parameter(transformer, name) else f"{name}.{end}"
+        try:
+            shape = parameter_of(transformer, target).shape
+        except AttributeError:
+            raise ValueError(f"LoRA {lora}: {keys}: {name} of this transformer has no {end}") from None
+        tensors = {"diff": parts["diff_b"]} if wanted == ["diff_b"] else {part: parts[part] for part in wanted}
+        found[target] = WeightDifference(tensors, scale, shape)
+        try:
+            found[target].tensor("meta", torch.float32)
+        except ValueError as error:
+            raise ValueError(
+                f"LoRA {lora}: {keys}: {error}, {target} of this transformer takes {tuple(shape)}"
+            ) from None
+    return found
+
+
+def _settings(loras: Mapping[str, LoraLayer], dora: bool, biases: bool) -> dict[str, Any]:
+    """The arguments of PEFT's LoraConfig."""
+    if not loras:
+        return {}
+    ranks = {name: len(layer.parts["A"]) for name, layer in loras.items()}
+    exact = {f"^{re.escape(name)}": name for name in loras}
+    return {
         "r": next(iter(ranks.values())),
         "lora_alpha": next(iter(ranks.values())),
         "rank_pattern": {pattern: ranks[name] for pattern, name in exact.items()},
-        "alpha_pattern": {pattern: scales[name] * ranks[name] for pattern, name in exact.items()},
-        "target_modules": list(layers),
-        "use_dora": bool(dora),
-        "lora_bias": bool(biases),
+        "alpha_pattern": {pattern: loras[name].scale * ranks[name] for pattern, name in exact.items()},
+        "target_modules": list(loras),
+        "use_dora": dora,
+        "lora_bias": biases,
     }
-    alphas = any("alpha" in layer.parts for layer in layers.values())
-    summary = LoraSummary(
+
+
+def _summary(file: LoraFile, layers: Mapping[str, LoraLayer], dora: bool) -> LoraSummary:
+    low_rank = [layer for layer in layers.values() if layer.low_rank]
+    kinds = Counter(kind for layer in layers.values() for kind in layer.kinds)
+    unscaled = file.configuration is None and not any("alpha" in layer.parts for layer in low_rank)
+    return LoraSummary(
         file.name,
         len(layers),
-        sorted(set(ranks.values())),
-        sorted(set(scales.values())),
-        dora=bool(dora),
-        biases=len(biases),
-        assumed=configured is None and not alphas and any(key.startswith(_PEFT) for key in file.tensors),
-    )
-    return FittedLora(
-        {f"transformer.{key}": tensor for key, tensor in found.items()},
-        {f"transformer.{key}": value for key, value in settings.items()},
-        scales,
-        summary,
+        sorted({layer.rank for layer in low_rank if layer.rank is not None}),
+        sorted({layer.scale for layer in low_rank}),
+        dora=dora,
+        biases=sum(bool({"bias", "diff_b"} & layer.parts.keys()) for layer in layers.values()),
+        assumed=bool(low_rank) and unscaled and any(key.startswith(PEFT_PREFIX) for key in file.tensors),
+        kinds={kind: kinds[kind] for kind in ("LoKr", "LoHa", "weight difference") if kinds[kind]},
     )
 
 
-def load_lora(transformers: Sequence[Any], file: LoraFile, adapter_name: str | None, pipeline: Any) -> LoraSummary:
-    """Load a LoRA whole into every transformer, or into none; returns what was loaded, at which scale.
-
-    The default of `adapter_name` is diffusers' choice; diffusers handles the offloading of `pipeline`.
-
-    Raises:
-        ValueError: for a LoRA that cannot be loaded whole.
-    """
-    fitted = []
-    for transformer in transformers:  # all of them before the first is touched
-        with experts_set_aside(transformer):
-            fitted.append(fit_lora(transformer, file))
-    for transformer, lora in zip(transformers, fitted, strict=True):
-        with experts_set_aside(transformer), warnings.catch_warnings():
-            there = set(getattr(transformer, "peft_config", {}))
-            # Several adapters are intended.
-            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-            transformer.load_lora_adapter(
-                dict(lora.state_dict),
-                network_alphas=None,
-                adapter_name=adapter_name,
-                metadata=lora.metadata,
-                _pipeline=pipeline,
-            )
-            (new,) = set(transformer.peft_config) - there
-            _check_loaded(transformer, new, lora)
-    return fitted[0].summary
-
-
-def plain_loras(transformer: Any) -> list[str]:
-    """Names of the transformer's adapters that are not experts."""
-    experts = expert_names(transformer)
-    return [name for name in getattr(transformer, "peft_config", {}) if name not in experts]
-
-
-def _check_loaded(transformer: Any, adapter: str, fitted: FittedLora) -> None:
-    """Assert that PEFT loaded a LoRA as fitted: the same layers at the same scales."""
-    there = {
-        name: module.scaling[adapter]
-        for name, module in transformer.named_modules()
-        if isinstance(module, LoraLayer) and adapter in module.scaling
-    }
-    assert there.keys() == fitted.scales.keys(), "PEFT took other layers"
-    assert all(math.isclose(there[name], scale, rel_tol=1e-6) for name, scale in fitted.scales.items())
-
-
-def _layers(denoiser: Denoiser, file: LoraFile) -> dict[str, _Layer]:
-    """Every tensor under its module and part, all shapes checked."""
-    modules = {
-        name: module
-        for name, module in denoiser.module.named_modules()
-        if name and not re.search(r"\.(base_layer|lora_\w+)(\.|$)", name)
-    }
-    # Every name that a LoRA may use for a module, with underscores for dots as in kohya's trainers.
-    places = {denoiser.original_name(name).replace(".", "_"): name for name in modules}
-    places |= {name.replace(".", "_"): name for name in modules}
-    layers: dict[str, _Layer] = {}
+def _layers(denoiser: Denoiser, file: LoraFile) -> dict[str, LoraLayer]:
+    """Every tensor under its module, or parameter that is in none of torch's own, and part; all shapes checked."""
+    places = _places(denoiser)
+    layers: dict[str, LoraLayer] = {}
     strange: list[str] = []
     elsewhere: list[str] = []
     adapters: set[str] = set()
     for key, tensor in file.tensors.items():
-        part, end = next(((part, found) for part, end in _PARTS if (found := end.search(key))), (None, None))
-        if part is None or end is None:
+        parsed = parse_name(key)
+        if parsed is None:
             strange.append(key)
             continue
-        if adapter := end.groupdict().get("adapter"):
-            adapters.add(adapter)
-        raw = key[: end.start()]
-        short = _KOHYA.sub("", _WRAPPER.sub("", raw))
-        name = places.get(short.replace(".", "_"))
+        adapters |= {parsed.adapter} - {""}
+        part = "diff" if parsed.part == "diff_m" else parsed.part
+        name = places.get(f"{parsed.place}_{denoiser.modulation}" if parsed.part == "diff_m" else parsed.place)
         if name is None:
-            elsewhere.append(short)
+            elsewhere.append(parsed.layer)
             continue
         own = (
             (name, denoiser.original_name(name))
-            if _KOHYA.match(_WRAPPER.sub("", raw))
-            else (raw.removeprefix(_PEFT), short)
+            if parsed.underscored
+            else (parsed.raw.removeprefix(PEFT_PREFIX), parsed.layer)
         )
-        layer = layers.setdefault(name, _Layer({}, {}, own))
+        layer = layers.setdefault(name, LoraLayer(names=own))
         if part in layer.keys:
             raise ValueError(f"LoRA {file.name}: {layer.keys[part]} and {key} are the same part of {name}")
         layer.parts[part], layer.keys[part] = _checked(tensor, key, file.name), key
@@ -250,9 +246,42 @@ def _layers(denoiser: Denoiser, file: LoraFile) -> dict[str, _Layer]:
     if len(adapters) > 1:
         raise ValueError(f"LoRA {file.name}: holds several adapters: {', '.join(sorted(adapters))}")
     for name, layer in layers.items():
-        _check_layer(file.name, name, layer, modules[name])
+        _check_layer(file.name, name, layer, denoiser.module)
     # In the transformer's order: the same LoRA gives the same summary whatever the file's order.
-    return {name: layers[name] for name in modules if name in layers}
+    return {name: layers[name] for name in dict.fromkeys(places.values()) if name in layers}
+
+
+def _places(denoiser: Denoiser) -> dict[str, str]:
+    """Modules and parameters by every name that a LoRA may use for them, with underscores for dots.
+
+    Where two share a name, the one with parameters counts: diffusers' norm3 of a Wan block has none, Wan's own norm3
+    is diffusers' norm2.
+    """
+    modules = {
+        name: module
+        for name, module in denoiser.module.named_modules()
+        if name and not re.search(r"(^|\.)(base_layer|lora_\w+)(\.|$)", name)
+    }
+    names: dict[str, bool] = {}  # in the transformer's order, with whether there is something to change
+    for prefix, module in {"": denoiser.module, **modules}.items():
+        own = [name for name, _ in below(module).named_parameters(recurse=False)]
+        if prefix:
+            names[prefix] = bool(own)
+        names |= {f"{prefix}.{name}".removeprefix("."): True for name in own if name not in ("weight", "bias")}
+    places: dict[str, str] = {}
+    for has_parameters in (False, True):
+        chosen = [name for name, has in names.items() if has == has_parameters]
+        places |= {denoiser.original_name(name).replace(".", "_"): name for name in chosen}
+        places |= {name.replace(".", "_"): name for name in chosen}
+    order = {name: index for index, name in enumerate(names)}
+    return dict(sorted(places.items(), key=lambda item: order[item[1]]))
+
+
+def _is_parameter(transformer: Any, name: str) -> bool:
+    try:
+        return isinstance(parameter_of(transformer, name), nn.Parameter)
+    except AttributeError:
+        return False
 
 
 def _refuse_strangers(
@@ -264,7 +293,7 @@ def _refuse_strangers(
         raise ValueError(f"LoRA {file.name}: holds no weights of a LoRA for a {kind}{example}")
     if strange:
         raise ValueError(
-            f"LoRA {file.name}: {len(strange)} of its {len(file.tensors)} tensors are no parts of a plain LoRA and "
+            f"LoRA {file.name}: {len(strange)} of its {len(file.tensors)} tensors are no parts of a LoRA and "
             f"cannot be honoured, for instance {', '.join(sorted(strange)[:3])}"
         )
     if elsewhere:
@@ -286,17 +315,23 @@ def _checked(tensor: Tensor, key: str, lora: str) -> Tensor:
     return tensor
 
 
-def _check_layer(lora: str, name: str, layer: _Layer, module: nn.Module) -> None:
-    """Check that both halves exist, each of the shape that the module needs."""
-    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+def _check_layer(lora: str, name: str, layer: LoraLayer, transformer: nn.Module) -> None:
+    """Check that the update is whole, and its halves each of the shape that the module needs."""
+    check_whole(lora, name, layer)
+    if not layer.low_rank:
+        return
+    if _is_parameter(transformer, name):
+        base: Any = parameter_of(transformer, name)
+    else:
+        base = below(transformer)
+        for part in name.split("."):
+            base = below(getattr(base, part))
     if not isinstance(base, nn.Linear | nn.Conv3d):
         raise ValueError(
             f"LoRA {lora}: {name} is not a linear layer but a {type(base).__name__}: {layer.keys.popitem()[1]}"
         )
-    for part, other in (("A", "B"), ("B", "A")):
-        if part not in layer.parts:
-            there = layer.keys.get(other) or next(iter(layer.keys.values()))
-            raise ValueError(f"LoRA {lora}: {name} has {there} without its other half: the LoRA is incomplete")
+    if "A" not in layer.parts or "mid" in layer.parts:
+        return  # see _differences
     a, b, width = layer.parts["A"], layer.parts["B"], base.weight.shape
     rank, rank_b = len(a) if a.ndim else 0, b.shape[1] if b.ndim > 1 else 0
     if rank != rank_b or rank < 1:
@@ -306,7 +341,6 @@ def _check_layer(lora: str, name: str, layer: _Layer, module: nn.Module) -> None
         "A": (rank, *width[1:]),
         "B": (width[0], rank) if linear else (width[0], rank, 1, 1, 1),
         "bias": (width[0],),
-        "difference": (width[0],),
     }
     for part, shape in wanted.items():
         if part in layer.parts and tuple(layer.parts[part].shape) != shape:
@@ -314,54 +348,47 @@ def _check_layer(lora: str, name: str, layer: _Layer, module: nn.Module) -> None
                 f"LoRA {lora}: {layer.keys[part]} has shape {tuple(layer.parts[part].shape)}, "
                 f"{name} of this transformer takes {shape}"
             )
-    if "magnitude" in layer.parts and layer.parts["magnitude"].numel() != width[0]:
+    _check_dora(lora, name, layer, width[0], linear)
+
+
+def _check_dora(lora: str, name: str, layer: LoraLayer, rows: int, linear: bool) -> None:
+    """Check DoRA's magnitude, and bring LyCORIS' to PEFT's form, one value for each output."""
+    if "dora_scale" in layer.parts:
+        if "magnitude" in layer.parts:
+            raise ValueError(f"LoRA {lora}: {name} has both {layer.keys['magnitude']} and {layer.keys['dora_scale']}")
+        given = layer.parts["dora_scale"]
+        if given.shape[1:].numel() != 1 or given.ndim < 2:
+            raise ValueError(
+                f"LoRA {lora}: {layer.keys['dora_scale']} has shape {tuple(given.shape)}: magnitudes of inputs are not "
+                f"honoured, expected ({rows}, 1), one for each output (LyCORIS' wd_on_output)"
+            )
+        layer.parts["magnitude"], layer.keys["magnitude"] = given, layer.keys["dora_scale"]
+    if "magnitude" in layer.parts and layer.parts["magnitude"].numel() != rows:
         raise ValueError(
-            f"LoRA {lora}: {layer.keys['magnitude']} has {layer.parts['magnitude'].numel()} values, expected {width[0]}"
+            f"LoRA {lora}: {layer.keys['magnitude']} has {layer.parts['magnitude'].numel()} values, expected {rows}"
         )
     if "magnitude" in layer.parts and not linear:
         raise ValueError(f"LoRA {lora}: {name}: DoRA is honoured for linear layers only")
 
 
-def _scale(layers: Mapping[str, _Layer], file: LoraFile) -> None:
-    """Set each layer's scale."""
-    configured = file.configuration
-    used: set[str] = set()
-    for name, layer in layers.items():
-        alpha, rank = layer.parts.get("alpha"), len(layer.parts["A"])
-        if alpha is not None:
-            if alpha.numel() != 1 or not alpha.item():
-                raise ValueError(f"LoRA {file.name}: {layer.keys['alpha']}: expected one number other than 0")
-            layer.scale = alpha.item() / rank
-        if configured is not None:
-            scale = _configured_scale(configured, layer.names, rank, name, file.name, used)
-            if alpha is not None and not math.isclose(scale, layer.scale, rel_tol=1e-6):
-                raise ValueError(
-                    f"LoRA {file.name}: {layer.keys['alpha']} scales {name} by {layer.scale:g}, "
-                    f"{configured.where} by {scale:g}"
-                )
-            layer.scale = scale
-    for pattern in () if configured is None else (*configured.ranks, *configured.alphas):
-        if configured is not None and pattern not in used:
-            raise ValueError(f"LoRA {file.name}: {configured.where}: the pattern {pattern!r} fits none of its layers")
+def parameter_of(transformer: Any, name: str) -> nn.Parameter:
+    """A parameter by the name that it has in the transformer without experts and other adapters.
+
+    Raises:
+        AttributeError: where there is none.
+    """
+    module = transformer
+    *path, last = name.split(".")
+    for part in path:
+        module = below(getattr(module, part))
+    found = getattr(module, last)
+    if not isinstance(found, nn.Parameter):
+        raise AttributeError(f"{name} is no parameter")
+    return found
 
 
-def _configured_scale(
-    configured: LoraConfiguration, names: Sequence[str], rank: int, layer: str, lora: str, used: set[str]
-) -> float:
-    """A layer's scale by PEFT's configuration, whose rank must be that of the weights."""
-    values: list[float] = []
-    for patterns, other in ((configured.ranks, configured.rank), (configured.alphas, configured.alpha)):
-        # Like peft.utils.other.get_pattern_key: the first pattern that matches the name's end counts.
-        hits = [p for p in patterns if any(re.match(rf"(.*\.)?({p})$", name) for name in names)]
-        used.update(hits)
-        values.append(patterns[hits[0]] if hits else other)
-    if values[0] != rank:
-        raise ValueError(
-            f"LoRA {lora}: {layer} has rank {rank}, {configured.where} says {values[0]:g}: they do not belong together"
-        )
-    return values[1] / (math.sqrt(rank) if configured.rslora else rank)
-
-
-def _several(word: str, values: Sequence[float]) -> str:
-    first, last = values[0], values[-1]
-    return f"{word} {first:g}" if len(values) == 1 else f"{word}s {first:g} to {last:g}"
+def below(module: Any) -> Any:
+    """The transformer's own module, below any adapters."""
+    while isinstance(module, BaseTunerLayer):
+        module = module.base_layer
+    return module

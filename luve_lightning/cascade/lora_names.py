@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from luve_lightning.cascade.lora_files import LoraConfiguration, LoraFile
+from luve_lightning.cascade.lora_files import ADAPTER_CONFIG, LoraConfiguration, LoraFile
 
 # Prefixes that wrappers and trainers put before a layer's name, in any nesting; after those that spell the name with
 # underscores, more of them with underscores. Not "transformer_", with which other families' blocks begin.
@@ -135,6 +135,44 @@ class LoraLayer:
             if tensor is not None and tensor.ndim > axis:
                 return int(tensor.shape[axis])
         return None
+
+
+@dataclass(frozen=True)
+class LoraSummary:
+    """What part of a LoRA acts, for people and records.
+
+    Attributes:
+        name: name of the LoRA.
+        layers: number of layers that it changes.
+        ranks: all ranks that occur, ascending.
+        scales: all values of alpha / rank that occur, ascending; 1 where nothing gives alpha. Differences act at 1 and
+            are not among them.
+        dora: whether it holds magnitudes.
+        biases: number of layers whose biases it changes.
+        assumed: PEFT's weights without the file that gives their scale; taken as 1.
+        kinds: number of layers of each other kind: LoKr, LoHa, weight difference.
+    """
+
+    name: str
+    layers: int
+    ranks: list[int]
+    scales: list[float]
+    dora: bool = False
+    biases: int = 0
+    assumed: bool = False
+    kinds: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        more = ", DoRA" if self.dora else ""
+        more += f", {self.biases} biases" if self.biases else ""
+        more += "".join(f", {number} {kind}{_plural(kind, number)}" for kind, number in self.kinds.items())
+        more += f" (assumed: no {ADAPTER_CONFIG} beside it)" if self.assumed else ""
+        sizes = [_several(word, values) for word, values in (("rank", self.ranks), ("scale", self.scales)) if values]
+        return f"LoRA {self.name}: {', '.join([f'{self.layers} layers', *sizes])}{more}"
+
+    def record(self) -> dict[str, Any]:
+        """The summary as JSON."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -330,3 +368,12 @@ def _scale_from(file: LoraFile, layers: Iterable[LoraLayer]) -> str:
     if all(given):
         return "its alpha tensors"
     return "its alpha tensors, 1 without one" if any(given) else "nothing in the file: taken as 1"
+
+
+def _several(word: str, values: Sequence[float]) -> str:
+    first, last = values[0], values[-1]
+    return f"{word} {first:g}" if len(values) == 1 else f"{word}s {first:g} to {last:g}"
+
+
+def _plural(kind: str, number: int) -> str:
+    return "s" if kind.endswith("difference") and number > 1 else ""

@@ -11,14 +11,12 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
-from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from luve_lightning.cascade.denoise import Experts, switch_expert
-from luve_lightning.cascade.lora_files import LoraFile, read_lora
-from luve_lightning.cascade.lora_layers import LoraSummary, load_lora, plain_loras
+from luve_lightning.cascade.lora_loading import LoraLoading, plain_loras
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.cascade.pipeline_files import EXPERTS, check_fit, dtypes_of, expert_folders, load_parts
 from luve_lightning.cascade.run import LuVePipelineOutput, Stage, begin, from_noise, refined
@@ -51,7 +49,7 @@ StageStart = Callable[[Stage, int], Tensor | None]
 StageEnd = Callable[[Stage, Tensor], None]
 
 
-class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
+class LuVePipeline(DiffusionPipeline, LoraLoading):
     """Text to video at high resolution by LuVe (arXiv 2602.11564), on any backbone of `models.backbones`.
 
     1. `generate_motion`: the backbone as it is, at a low resolution.
@@ -262,52 +260,6 @@ class LuVePipeline(DiffusionPipeline, LoraBaseMixin):
                 (new / EXPERTS).mkdir(exist_ok=True)
         if (folder / EXPERTS).is_dir() and not expert_names(transformer):
             shutil.rmtree(folder / EXPERTS)
-
-    def load_lora_weights(
-        self,
-        pretrained_model_name_or_path_or_dict: str | Path | dict[str, Tensor] | LoraFile,
-        adapter_name: str | None = None,
-        into: str = "both",
-        **kwargs: Any,
-    ) -> LoraSummary:
-        """Load a LoRA for the backbone beside the experts, for instance UltraWan's, and activate it.
-
-        Layers may have diffusers' names, or the original model's as written by ComfyUI, kohya's trainers and
-        DiffSynth-Studio. A LoRA is loaded whole, at the scale given by its tensors, its file's header or PEFT's
-        `adapter_config.json` beside it, or not at all. `set_adapters`, `delete_adapters` and the like are
-        diffusers'; the stages choose experts independently of them.
-
-        Args:
-            pretrained_model_name_or_path_or_dict: file, folder, hub id, the weights or what `read_lora` read.
-            adapter_name: default diffusers' choice.
-            into: "transformer" (first stage, direct generation), "refiner" (third stage), or "both".
-            kwargs: options of `read_lora`, such as `weight_name`.
-
-        Returns:
-            What was loaded, and at which scale.
-
-        Raises:
-            FileNotFoundError: when it does not exist.
-            ValueError: for a LoRA that cannot be loaded whole, and an unknown `into`.
-        """
-        chosen = {
-            "both": self.transformers,
-            "transformer": [self.transformer],
-            "refiner": [self.refinement_transformer],
-        }
-        if into not in chosen:
-            raise ValueError(f"into: expected both, transformer or refiner, got {into!r}")
-        file = read_lora(pretrained_model_name_or_path_or_dict, **kwargs)
-        summary = load_lora(chosen[into], file, adapter_name, self)
-        for transformer in chosen[into]:
-            switch_expert(transformer, None)
-        return summary
-
-    def unload_lora_weights(self) -> None:
-        """Remove every LoRA; the experts stay."""
-        for transformer in self.transformers:
-            with experts_set_aside(transformer):
-                transformer.unload_lora()
 
     def apply(self, options: SpeedOptions) -> None:
         """Apply options of speed and memory; see `apply_speed`."""

@@ -138,7 +138,7 @@ def write_folder(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any
     return folder / "adapter_model.safetensors"
 
 
-BREAKS = (None, None, None, "half", "full difference", "norm", "bias alone", "stranger", "two adapters",
+BREAKS = (None, None, None, "half", "full difference", "norm", "bias of what has none", "stranger", "two adapters",
           "not a number", "twice", "rank of the configuration", "alpha 0", "lokr")  # fmt: skip
 
 
@@ -205,9 +205,9 @@ def break_it(
     elif how == "full difference":
         more = {f"{key}.diff": torch.zeros(2, 2)}
     elif how == "norm":
-        more = {"diffusion_model.blocks.0.self_attn.norm_q.diff": torch.zeros(24)}
-    elif how == "bias alone":
-        more = {"diffusion_model.blocks.0.norm3.diff_b": torch.zeros(24)}
+        more = {"diffusion_model.blocks.0.self_attn.norm_q.diff": torch.zeros(20)}
+    elif how == "bias of what has none":
+        more = {"diffusion_model.blocks.0.self_attn.norm_q.diff_b": torch.zeros(24)}
     elif how == "stranger":
         more = {name.replace(key, f"{key}_9"): tensors[name] for name in names}
     elif how == "two adapters":
@@ -282,11 +282,11 @@ def test_what_is_refused_is_named(pipeline: LuVePipeline) -> None:
     key = "diffusion_model.blocks.0.self_attn.q.lora_up.weight"
     for tensors, message in (
         (
-            found | {f"diffusion_model.blocks.{n}.modulation.diff": torch.zeros(1, 6, 24) for n in range(2)},
-            "2 of its 54 tensors are no parts of a plain LoRA and cannot be honoured, "
-            "for instance diffusion_model.blocks.0.modulation.diff, ",
+            found | {f"diffusion_model.blocks.{n}.modulation.set_weight": torch.zeros(1, 6, 24) for n in range(2)},
+            "2 of its 54 tensors are no parts of a LoRA and cannot be honoured, "
+            "for instance diffusion_model.blocks.0.modulation.set_weight, ",
         ),
-        (found | {"diffusion_model.blocks.0.diff_m": torch.zeros(2)}, "1 of its 53 tensors .* instance .*diff_m"),
+        (found | {"diffusion_model.blocks.0.diff_n": torch.zeros(2)}, "1 of its 53 tensors .* instance .*diff_n"),
         ({k: v for k, v in found.items() if k != key}, r"self_attn\.q\.lora_down\.weight without its other half"),
         (found | {key: torch.zeros(24, 3)}, r"the halves of blocks\.0\.attn1\.to_q have ranks 2 and 3"),
         (found | {key: torch.zeros(20, 2)}, r"lora_up\.weight has shape \(20, 2\), .* takes \(24, 2\)"),

@@ -42,6 +42,8 @@ class Denoiser(ABC):
     """What a plain LoRA of every linear layer of the blocks adapts, as PEFT's `target_modules`."""
     cached: ClassVar[Sequence[str]]
     """Regular expressions of the modules whose outputs a step-to-step cache may extrapolate."""
+    modulation: ClassVar[str] = ""
+    """Name, in the family's own code, of the table of modulations of a block and of the head; "" without one."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -202,7 +204,10 @@ class Denoiser(ABC):
 
     @staticmethod
     def original_name(name: str) -> str:
-        """A module's name in the family's own code, by which other trainers' LoRAs know it."""
+        """A module's name in the family's own code, by which other trainers' LoRAs know it.
+
+        So is that of a parameter which is no module's weight or bias.
+        """
         return name
 
     def copy(self) -> Denoiser:

@@ -23,12 +23,18 @@ _ORIGINAL = (
     (r"_attn\.to_(q|k|v)$", r"_attn.\1"),
     (r"_attn\.to_out\.0$", "_attn.o"),
     (r"_attn\.add_(k|v)_proj$", r"_attn.\1_img"),
+    (r"_attn\.norm_added_k$", "_attn.norm_k_img"),
+    (r"^(blocks\.\d+)\.norm2$", r"\1.norm3"),
+    (r"^(blocks\.\d+)\.scale_shift_table$", r"\1.modulation"),
+    (r"^scale_shift_table$", "head.modulation"),
     (r"^(blocks\.\d+)\.ffn\.net\.0\.proj$", r"\1.ffn.0"),
     (r"^(blocks\.\d+)\.ffn\.net\.2$", r"\1.ffn.2"),
     (r"^proj_out$", "head.head"),
     (r"^condition_embedder\.time_proj$", "time_projection.1"),
     (r"^condition_embedder\.(text|time)_embedder\.linear_1$", r"\1_embedding.0"),
     (r"^condition_embedder\.(text|time)_embedder\.linear_2$", r"\1_embedding.2"),
+    (r"^condition_embedder\.image_embedder\.norm1$", "img_emb.proj.0"),
+    (r"^condition_embedder\.image_embedder\.norm2$", "img_emb.proj.4"),
     (r"^condition_embedder\.image_embedder\.ff\.net\.0\.proj$", "img_emb.proj.1"),
     (r"^condition_embedder\.image_embedder\.ff\.net\.2$", "img_emb.proj.3"),
 )
@@ -40,6 +46,7 @@ class WanDenoiser(Denoiser):
     module_class = WanTransformer3DModel
     sites = {"attention": "attn1", "cross_attention": "attn2", "feed_forward": "ffn"}  # noqa: RUF012
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
+    modulation = "modulation"
     # diffusers' own patterns ("blocks.*attn", matched in full) name no module of Wan, so its cache would do
     # nothing.
     cached = (r"blocks\.\d+\.(attn1|attn2|ffn)",)
@@ -117,7 +124,7 @@ class WanDenoiser(Denoiser):
 
     @staticmethod
     def original_name(name: str) -> str:
-        """A module's name in Wan's own code."""
+        """A module's or parameter's name in Wan's own code."""
         for ours, theirs in _ORIGINAL:
             name = re.sub(ours, theirs, name)
         return name
