@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from luve_lightning.cascade.lora_files import LoraFile, read_lora
-from luve_lightning.cascade.lora_layers import FittedLora, LoraSummary, fit_lora
-from luve_lightning.cascade.lora_names import parse_name
+from luve_lightning.cascade.lora_layers import FittedLora, fit_lora
+from luve_lightning.cascade.lora_names import LoraSummary, parse_name
 from luve_lightning.files import read_json, replacing
 from luve_lightning.models.backbones import Denoiser, denoiser_of, load_backbone
 from luve_lightning.models.experts.files import ADAPTER_WEIGHTS, EXPERT

@@ -335,7 +335,9 @@ def _check_layer(lora: str, name: str, layer: LoraLayer, transformer: nn.Module)
     a, b, width = layer.parts["A"], layer.parts["B"], base.weight.shape
     rank, rank_b = len(a) if a.ndim else 0, b.shape[1] if b.ndim > 1 else 0
     if rank != rank_b or rank < 1:
-        raise ValueError(f"LoRA {lora}: the halves of {name} have ranks {rank} and {rank_b}")
+        raise ValueError(
+            f"LoRA {lora}: the halves of {name} have ranks {rank} and {rank_b}: {layer.keys['A']}, {layer.keys['B']}"
+        )
     linear = isinstance(base, nn.Linear)
     wanted = {
         "A": (rank, *width[1:]),

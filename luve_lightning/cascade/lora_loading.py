@@ -42,7 +42,7 @@ class LoraAdditions(nn.Module, BaseTunerLayer):
         self._strengths: dict[str, float] = {}
         self._in_force: dict[str, float] = {}
         self._before: dict[str, Tensor] = {}
-        self._active_adapter = []
+        self._active_adapter: str | list[str] = []
         self.lora_A: dict[str, Any] = {}  # none, for those who move adapters
         self.lora_B: dict[str, Any] = {}
 
@@ -56,6 +56,10 @@ class LoraAdditions(nn.Module, BaseTunerLayer):
         """The weights from before, by the parameter's name without adapters, of all that are changed now."""
         return dict(self._before)
 
+    @property
+    def _active(self) -> list[str]:
+        return [self._active_adapter] if isinstance(self._active_adapter, str) else self._active_adapter
+
     def add(self, adapter: str, differences: Mapping[str, WeightDifference]) -> None:
         """Add an adapter's differences, by the names of parameters, at strength 1; it alone is active then.
 
@@ -67,7 +71,7 @@ class LoraAdditions(nn.Module, BaseTunerLayer):
     def sync(self) -> None:
         """Bring the weights to the strengths that are asked for now; adapters that were unloaded are dropped."""
         there = getattr(self._transformer[0], "peft_config", {})
-        asked = [] if self.disable_adapters else [name for name in self.active_adapters if name in there]
+        asked = [] if self.disable_adapters else [name for name in self._active if name in there]
         wanted = {
             name: strength for name, strength in self._strengths.items() if name in asked and strength != 0
         }  # in the order of loading, whatever that of activation
@@ -110,7 +114,7 @@ class LoraAdditions(nn.Module, BaseTunerLayer):
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter (PEFT calls it for every layer)."""
-        self._active_adapter = [name for name in self.active_adapters if name != adapter_name]
+        self._active_adapter = [name for name in self._active if name != adapter_name]
         self.sync()
         self._differences.pop(adapter_name, None)
         self._strengths.pop(adapter_name, None)
@@ -123,13 +127,13 @@ class LoraAdditions(nn.Module, BaseTunerLayer):
 
     def scale_layer(self, scale: float) -> None:
         """Multiply the strength of the active adapters."""
-        for name in self._strengths.keys() & set(self.active_adapters):
+        for name in self._strengths.keys() & set(self._active):
             self._strengths[name] *= scale
         self.sync()
 
     def unscale_layer(self, scale: float | None = None) -> None:
         """Undo `scale_layer`; None sets the strength to 1."""
-        for name in self._strengths.keys() & set(self.active_adapters):
+        for name in self._strengths.keys() & set(self._active):
             self._strengths[name] = 1.0 if scale is None else self._strengths[name] / scale
         self.sync()
 
@@ -265,8 +269,16 @@ class LoraLoading(LoraBaseMixin):
     """Loading other people's LoRAs; the mixin of LuVePipeline for that. The rest is diffusers'."""
 
     transformer: Any
-    transformers: list[Any]
-    refinement_transformer: Any
+
+    @property
+    def transformers(self) -> list[Any]:
+        """Every transformer once."""
+        raise NotImplementedError
+
+    @property
+    def refinement_transformer(self) -> Any:
+        """The transformer of the third stage."""
+        raise NotImplementedError
 
     def load_lora_weights(
         self,

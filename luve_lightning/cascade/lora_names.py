@@ -227,8 +227,8 @@ def describe_lora(file: LoraFile) -> LoraContents:
     refused = f"{len(unknown)} tensors are no part of a LoRA, for instance {unknown[0]}" if unknown else ""
     scaled = {name: layer for name, layer in layers.items() if layer.low_rank}
     try:
-        for name, layer in layers.items():
-            check_whole(file.name, name, layer)
+        for place, layer in layers.items():
+            check_whole(file.name, place, layer)
         set_scales(scaled, file)
     except ValueError as error:
         refused = refused or str(error)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from luve_lightning.functional.frechet import FrechetTarget
+from luve_lightning.functional.patches import FrechetTarget
 from luve_lightning.metrics.feature_moments import FeatureMoments, GroupedMoments
 
 LEVEL = 0.95

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from luve_lightning.evaluation.sample_sources import SampleVideo
-from luve_lightning.functional.frechet import frechet_distance
+from luve_lightning.functional.patches import frechet_distance
 from luve_lightning.metrics.base import Unavailable, VideoMetric
 from luve_lightning.metrics.feature_moments import FeatureMoments
 from luve_lightning.metrics.frechet_patch import FrechetPatchDistance

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from luve_lightning.functional.frechet import FrechetTarget
-from luve_lightning.functional.patches import PatchPlan, cut_patches
+from luve_lightning.functional.patches import FrechetTarget, PatchPlan, cut_patches
 from luve_lightning.metrics.base import check_frames
 from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureMoments, FeatureStatistics, checked_features
 from luve_lightning.metrics.frame_networks import InceptionFeatures

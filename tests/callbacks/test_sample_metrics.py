@@ -22,7 +22,7 @@ from luve_lightning.callbacks import EMA, AtomicCheckpointIO, SampleMetrics, Sto
 from luve_lightning.callbacks.repeatable import undisturbed
 from luve_lightning.data.video_files import read_video
 from luve_lightning.evaluation.sample_sources import GeneratedVideos, Samples, SampleVideo, UpsampledVideos
-from luve_lightning.functional.frechet import frechet_distance
+from luve_lightning.functional.patches import frechet_distance
 from tests.helpers.processes import run_processes
 from tests.helpers.resumable import Run, difference, load_final, train
 from tests.helpers.sampling import (

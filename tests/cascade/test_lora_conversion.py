@@ -16,7 +16,7 @@ from torch import Tensor
 
 from luve_lightning.cascade.lora_conversion import LoraNames, convert_lora
 from luve_lightning.cascade.lora_files import read_lora
-from luve_lightning.cascade.lora_layers import load_lora
+from luve_lightning.cascade.lora_loading import load_lora
 from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
 from luve_lightning.models.experts import add_expert, save_expert
 from tests.helpers.tiny_luve import EXPERTS, PLAIN

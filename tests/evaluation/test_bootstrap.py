@@ -20,7 +20,7 @@ from luve_lightning.evaluation.bootstrap import (
     paired_difference,
     resampled_means,
 )
-from luve_lightning.functional.frechet import FrechetTarget, frechet_distance
+from luve_lightning.functional.patches import FrechetTarget, frechet_distance
 
 VALUES = np.random.default_rng(5).gamma(2.0, 3.0, 40)
 

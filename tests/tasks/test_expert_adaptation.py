@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from luve_lightning.callbacks import EMA, AtomicCheckpointIO, Export
 from luve_lightning.cascade.lora_files import read_lora
-from luve_lightning.cascade.lora_layers import load_lora
+from luve_lightning.cascade.lora_loading import load_lora
 from luve_lightning.models.attention.dense import Dense
 from luve_lightning.models.attention.windows import Windows
 from luve_lightning.models.backbones import load_backbone

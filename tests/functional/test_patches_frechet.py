@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from luve_lightning.functional.frechet import FrechetTarget, frechet_distance
+from luve_lightning.functional.patches import FrechetTarget, frechet_distance
 
 SEEDS = st.integers(0, 2**31)
 
