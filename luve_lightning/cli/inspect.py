@@ -315,7 +315,7 @@ def _lora(path: Path) -> Found | None:
         "names": about.writers,
         "layers": f"{about.layers}" + (f" in {about.blocks} blocks" if about.blocks else ""),
         "updates": [f"{number} {kind}" for kind, number in about.kinds.items()],
-        "rank": about.ranks,
+        "rank": about.ranks or "none",
         "scale": [f"{scale:g}" for scale in about.scales] or ["1"],
         "scale from": about.scale_from,
     }

@@ -172,6 +172,11 @@ def test_loras(tiny_backbone: Path, tmp_path: Path, told: Inspect) -> None:
         assert (refused["kind"], "cannot be honoured" in refused["used"]) == ("LoRA", True)
     torch.save(kohya, tmp_path / "kohya.pt")
     assert told(tmp_path / "kohya.pt")["kind"] == "LoRA"
+    difference = {"diffusion_model.blocks.0.self_attn.q.diff_b": torch.ones(24)}
+    save_file(difference, tmp_path / "difference.safetensors")
+    found = told(tmp_path / "difference.safetensors", "--backbone", tiny_backbone)
+    assert (found["updates"], found["rank"]) == (["1 bias difference"], "none")
+    assert found["used"].startswith(f"as --lora with {tiny_backbone}: LoRA ")
     kohya |= {"blocks.0.oft": torch.ones(2)}
     save_file(kohya, tmp_path / "more.safetensors")
     more = told(tmp_path / "more.safetensors")
