@@ -131,11 +131,13 @@ def read_lora(
         raise ValueError(f"LoRA {name}: is an expert of LuVe (expert.json lies there); load it as an expert")
     if _SHARD.search(path.name):
         raise ValueError(f"LoRA {name}: {path.name} is one of several parts; expected one file that holds them all")
-    tensors, header, trained = _read(path, name)
+    tensors, header, trained, alone = _read(path, name)
     config = beside(path, ADAPTER_CONFIG)
     if config is not None:
         header.append((str(config), _text(config)))
     found = [_configuration(_json(text, where), where) for where, text in header]
+    if not found and alone is not None:
+        found = [_configuration(alone, f"{path}'s header")]
     for other in found[1:]:
         if other != found[0]:
             raise ValueError(f"LoRA {name}: {other.where} and {found[0].where} give it different scales")
@@ -206,8 +208,10 @@ def _from_hub(name: str, weight_name: str | None, subfolder: str | None, hub: di
     return path
 
 
-def _read(path: Path, name: str) -> tuple[dict[str, Tensor], list[tuple[str, str]], float | None]:
-    """A file's tensors, the configurations in its header with their places, and `LoraFile.trained_scale`."""
+def _read(
+    path: Path, name: str
+) -> tuple[dict[str, Tensor], list[tuple[str, str]], float | None, dict[str, Any] | None]:
+    """A file's tensors, and what its header says: configurations with their places, kohya's scale, alpha alone."""
     if path.stat().st_size == 0:
         raise ValueError(f"LoRA {name}: {path} is empty")
     try:
@@ -219,9 +223,30 @@ def _read(path: Path, name: str) -> tuple[dict[str, Tensor], list[tuple[str, str
             raise ValueError(
                 f"LoRA {name}: {path} is not a safetensors file, or was cut short: {_line(error)}"
             ) from error
-        return _unpickle(path, name), [], None
+        return _unpickle(path, name), [], None, None
     found = [(f"{path}'s header", header[key]) for key in _HEADER if header.get(key)]
-    return tensors, found, _trained_scale(header)
+    return tensors, found, _trained_scale(header), _alone(header, tensors)
+
+
+def _alone(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """PEFT's keys of a header that holds them as entries of their own; a rank that it lacks is that of the tensors."""
+    if "lora_alpha" not in header:
+        return None
+    given: dict[str, Any] = {key: _number(header[key]) for key in ("r", "lora_alpha") if key in header}
+    for other in ("lora_rank", "rank"):
+        if other in header:
+            given.setdefault("r", _number(header[other]))
+    ranks = {len(t) for key, t in tensors.items() if re.search(r"\.lora_(A|down)\.", key) and t.ndim}
+    if "r" not in given and len(ranks) == 1:
+        given["r"] = ranks.pop()
+    return given
+
+
+def _number(text: str) -> int | float | str:
+    try:
+        return int(float(text)) if float(text).is_integer() else float(text)
+    except (ValueError, OverflowError):
+        return text
 
 
 def _trained_scale(header: Mapping[str, str]) -> float | None:
@@ -296,7 +321,7 @@ def _configuration(content: Mapping[str, Any], where: str) -> LoraConfiguration:
     wrong += [] if _is_number(rank, whole=True) else ["r"]
     wrong += [] if _is_number(alpha) else [alpha_key]
     if wrong:
-        raise ValueError(f"{where}: {wrong[0]}: no value of PEFT's LoRA: {json.dumps(content.get(wrong[0]))}")
+        raise ValueError(f"{where}: {wrong[0]}: no value of PEFT's: {json.dumps(content.get(wrong[0]))}")
     assert isinstance(rank, int)
     assert isinstance(alpha, int | float)
     return LoraConfiguration(

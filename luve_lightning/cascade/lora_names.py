@@ -277,6 +277,11 @@ def check_whole(lora: str, name: str, layer: LoraLayer) -> None:
         if kind in kinds and not complete:
             there = ", ".join(sorted(key for part, key in layer.keys.items() if part in _KINDS[kind]))
             raise ValueError(f"LoRA {lora}: {name} is an incomplete {kind}: it has only {there}")
+    inner = [f"{factor}_b" for factor in ("lokr_w1", "lokr_w2", "hada_w1", "hada_w2") if f"{factor}_b" in parts]
+    if len({layer.parts[part].shape[:1] for part in inner}) > 1:
+        raise ValueError(
+            f"LoRA {lora}: the factors of {name} have different ranks: {', '.join(layer.keys[part] for part in inner)}"
+        )
     if "alpha" in parts and not layer.low_rank:
         raise ValueError(f"LoRA {lora}: {layer.keys['alpha']} scales nothing: {name} has no low-rank update")
     of_weight = [kind for kind in kinds if kind not in ("bias difference", "modulation difference")]

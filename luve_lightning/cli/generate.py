@@ -124,7 +124,7 @@ def generate(
         transformer: Transformer of the first stage instead of the backbone's, likewise.
         experts: Folder of each expert of the third stage by name; null disables one. Or one folder that holds them all,
             as lfe/ and hfe/.
-        lora: File or folder of a plain LoRA for the backbone, loaded into both transformers at the scale its makers
+        lora: File or folder of a LoRA for the backbone, loaded into both transformers at the scale its makers
             meant.
         attention: Replaces the self-attention of the third stage's transformer, whatever it and its experts were
             trained with; default the one saved with it. A name, such as dense, or a class and its settings.

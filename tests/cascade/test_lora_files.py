@@ -48,6 +48,22 @@ def test_the_configuration_is_found_in_headers(tmp_path: Path) -> None:
         found = read_lora(file).configuration
         assert found is not None
         assert (found.rank, found.alpha) == (4, 16)
+    for header, rank in (({}, 4), ({"r": "4"}, 4), ({"lora_rank": "8"}, 8), ({"rank": "4.0"}, 4)):
+        save_file(WEIGHTS, file, metadata={"lora_alpha": "16.0", **header})
+        found = read_lora(file).configuration
+        assert found is not None
+        assert (found.rank, found.alpha) == (rank, 16)
+    for header, message in (
+        ({"lora_alpha": "much"}, 'lora_alpha: no value of PEFT\'s: "much"'),
+        ({"lora_alpha": "nan"}, "lora_alpha: no value"),
+        ({"lora_alpha": "4", "r": "2.5"}, "r: no value"),
+    ):
+        save_file(WEIGHTS, file, metadata=header)
+        with pytest.raises(ValueError, match=f"header: {message}"):
+            read_lora(file)
+    save_file(WEIGHTS | {"x.lora_down.weight": torch.zeros(2, 24)}, file, metadata={"lora_alpha": "16"})
+    with pytest.raises(ValueError, match="header: r: no value"):
+        read_lora(file)
     save_file(WEIGHTS, file, metadata={"ss_network_alpha": "8"})  # kohya's: its tensors say alpha
     assert read_lora(file).configuration is None
 
@@ -63,7 +79,7 @@ def test_the_configuration_is_found_in_headers(tmp_path: Path) -> None:
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is "),
         ({"layer_replication": [[0, 2]]}, "layer_replication is "),
         ({"some_later_key": 1}, "some_later_key is 1, which"),
-        ({"lora_alpha": None}, "lora_alpha: no value of PEFT's LoRA: null"),
+        ({"lora_alpha": None}, "lora_alpha: no value of PEFT's: null"),
         ({"lora_alpha": 0}, "lora_alpha: "),
         ({"r": True}, "r: no value"),
         ({"r": 0}, "r: no value"),

@@ -62,8 +62,15 @@ STYLES = {
     "DiffSynth": ("pipe.dit.", True, "lora_A.default.weight", "lora_B.default.weight"),
     "kohya": ("lora_unet_", True, "lora_down.weight", "lora_up.weight"),
     "kohya with dots": ("lora_unet_", True, "lora_down.weight", "lora_up.weight"),
+    "VideoX-Fun": ("lora_unet__", True, "lora_down.weight", "lora_up.weight"),
+    "VideoX-Fun with dots": ("lora_unet__", True, "lora_down.weight", "lora_up.weight"),
+    "LyCORIS": ("lycoris_", False, "lora_down.weight", "lora_up.weight"),
+    "OneTrainer": ("lora_transformer_", False, "lora_down.weight", "lora_up.weight"),
+    "compiled": ("model.diffusion_model._orig_mod.", True, "lora_A.weight", "lora_B.weight"),
     "kohya of diffusers": ("lora_unet_", False, "lora_down.weight", "lora_up.weight"),
 }  # fmt: skip
+# Names with underscores for dots, of Wan's own code and of diffusers.
+UNDERSCORED = {"kohya": True, "VideoX-Fun": True, "LyCORIS": False, "OneTrainer": False, "kohya of diffusers": False}
 
 Halves = dict[str, tuple[Tensor, Tensor]]
 
@@ -83,7 +90,7 @@ def halves(transformer: Any, ranks: Mapping[str, int], seed: int = 0) -> Halves:
 def key_of(name: str, style: str) -> str:
     prefix, original, _, _ = STYLES[style]
     own = LAYERS[name] if original else name
-    return prefix + (own.replace(".", "_") if style in ("kohya", "kohya of diffusers") else own)
+    return prefix + (own.replace(".", "_") if style in UNDERSCORED else own)
 
 
 def written(found: Halves, style: str, alphas: Mapping[str, float] | None = None) -> dict[str, Tensor]:
@@ -157,10 +164,8 @@ def test_equal_to_the_update_by_hand_or_refused(pipeline: LuVePipeline, folder: 
     elif said == "config":
         rslora, alpha = data.draw(st.booleans()), data.draw(st.sampled_from([1, 4, 16, 2.5]))
         own = {name: re.escape(key_of(name, style).removeprefix(STYLES[style][0])) for name in ranks}
-        if style == "kohya of diffusers":
-            own = {name: re.escape(name) for name in ranks}
-        elif style == "kohya":
-            own = {name: re.escape(LAYERS[name]) for name in ranks}
+        if style in UNDERSCORED:
+            own = {name: re.escape(LAYERS[name] if UNDERSCORED[style] else name) for name in ranks}
         config = {"r": 4, "lora_alpha": alpha, "use_rslora": rslora}
         config["rank_pattern"] = {own[name]: rank for name, rank in ranks.items() if rank != 4}
         doubled = {name for name in sorted(ranks) if data.draw(st.booleans())}

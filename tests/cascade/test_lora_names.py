@@ -91,6 +91,10 @@ def test_a_summary_says_where_the_scale_comes_from(tmp_path: Path) -> None:
         ({"x.lokr_w1": A, "x.lokr_w1_a": A, "x.lokr_w1_b": A, "x.lokr_w2": A}, "x is an incomplete LoKr"),
         ({"x.lokr_w1": A, "x.lokr_w2": A, "x.lokr_t2": A}, "x is an incomplete LoKr"),
         ({"x.hada_w1_a": A, "x.hada_w1_b": A, "x.hada_w2_a": A}, "x is an incomplete LoHa"),
+        (
+            {"x.hada_w1_a": B, "x.hada_w1_b": A, "x.hada_w2_a": B[:, :2], "x.hada_w2_b": A[:2]},
+            "the factors of x have different ranks: x.hada_w1_b, x.hada_w2_b",
+        ),
         ({"x.diff": A, "x.dora_scale": B}, "has both|without its other half"),
     ],
 )

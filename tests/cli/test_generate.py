@@ -250,6 +250,7 @@ def test_a_plain_lora_changes_both_stages(luve: Luve, tiny_cascade: Path, tmp_pa
     generator = torch.Generator().manual_seed(0)
     layer = "diffusion_model.blocks.0.self_attn.q"
     shapes = {f"{layer}.lora_down.weight": (2, 24), f"{layer}.lora_up.weight": (24, 2)}
+    shapes |= {"diffusion_model.blocks.1.norm3.diff": (24,), "diffusion_model.blocks.1.norm3.diff_b": (24,)}
     weights = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
     file = tmp_path / "lora.safetensors"
     save_file(weights, file)
@@ -259,7 +260,7 @@ def test_a_plain_lora_changes_both_stages(luve: Luve, tiny_cascade: Path, tmp_pa
         assert outcome.code == 0, outcome.err
         video, about = made(tmp_path / name)
         assert ("lora" in about["recipe"]["models"]) == (name == "with")
-        line = f"LoRA {file}: 1 layers, rank 2, scale 1"
+        line = f"LoRA {file}: 2 layers, rank 2, scale 1, 1 biases, 1 weight difference"
         assert (line in outcome.out.splitlines()) == (name == "with")
         assert about.get("lora", {}).get("scales") == ([1.0] if name == "with" else None)
         videos[name] = [read_video(path)[0] for path in (video.parent / "motion" / video.name, video)]
@@ -289,10 +290,10 @@ def test_a_lora_acts_at_the_scale_beside_it(luve: Luve, tiny_cascade: Path, tmp_
     assert f"LoRA {file}: 1 layers, rank 4, scale 4\n" in other.out
     (one,), (two,) = (tmp_path / "out").glob("*.mp4"), (tmp_path / "other").glob("*.mp4")
     assert not np.array_equal(read_video(one)[0], read_video(two)[0])
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LOHA", "r": 4}))
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "OFT", "r": 4}))
     refused = luve(PROMPT, lora=folder, output=tmp_path / "refused")
     assert (refused.code, len(refused.error_lines)) == (2, 1)
-    assert 'peft_type is "LOHA", which cannot be honoured' in refused.err
+    assert 'peft_type is "OFT", which cannot be honoured' in refused.err
     expert = luve(PROMPT, lora=tiny_cascade / "experts" / "lfe", output=tmp_path / "refused")
     assert (expert.code, len(expert.error_lines)) == (2, 1)
     assert "is an expert of LuVe" in expert.err
