@@ -59,14 +59,17 @@ class ClipEntry:
     """One clip.
 
     Attributes:
-        clip_id: names the clip and its file.
-        path: file of the clip, `<clip_id>.mp4`.
-        url: id of its source video.
-        fps: frames per second.
-        total_frames: number of frames, by the CSV.
-        width: pixels.
-        height: pixels.
-        captions: captions by column name (`CAPTIONS`).
+        clip_id: names the clip, in an index once; a valid file name (`CLIP_ID`).
+        path: file of the clip.
+        url: id of its source video; clips of one source are in the same split.
+        fps: frames per second; 0 for a still and where the file does not say.
+        total_frames: number of frames, by the index; 1 for a still.
+        width: pixels, as shown.
+        height: pixels, as shown.
+        captions: captions by column name: UltraVideo's `CAPTIONS`, or "caption" for clips of one's own.
+        still: whether it is a picture.
+        uneven: whether its frame rate varies; UltraVideo's CSV does not say.
+        duration: seconds; None where the index does not say, and for a still.
     """
 
     clip_id: str
@@ -77,6 +80,9 @@ class ClipEntry:
     width: int
     height: int
     captions: dict[str, str] = field(repr=False, hash=False)
+    still: bool = False
+    uneven: bool = False
+    duration: float | None = None
 
 
 @dataclass(frozen=True)
