@@ -16,7 +16,9 @@ import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
 
+from luve_lightning.data.safetensors_window import DTYPES
 from luve_lightning.files import replacing
+from luve_lightning.models.folders import WeightsHeader
 
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -123,6 +125,14 @@ def read_pickle(path: Path) -> Any:
                 raise
             cut = "PytorchStreamReader" in str(error) or isinstance(error, EOFError)
             raise CheckpointError(f"{path}: {_CUT if cut else 'not a file of torch.save'}") from error
+
+
+def header_of(path: Path, content: Mapping[Any, Any]) -> WeightsHeader:
+    """Names, shapes and dtypes of the tensors among a file's content, as a `.safetensors` file's header has them."""
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    spelt = {dtype: name for name, dtype in DTYPES.items()}
+    dtypes = {key: spelt.get(x.dtype, str(x.dtype).removeprefix("torch.")) for key, x in tensors.items()}
+    return WeightsHeader(path, (path,), {key: tuple(x.shape) for key, x in tensors.items()}, dtypes, {})
 
 
 def describe_checkpoint(content: Mapping[str, Any]) -> dict[str, Any] | None:

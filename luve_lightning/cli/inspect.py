@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from luve_lightning.callbacks.checkpoint_io import describe_checkpoint, read_pickle
+from luve_lightning.callbacks.checkpoint_io import describe_checkpoint, header_of, read_pickle
 from luve_lightning.cascade.lora_conversion import empty_denoiser
-from luve_lightning.cascade.lora_files import ADAPTER_CONFIG, LoraFile, read_lora
+from luve_lightning.cascade.lora_files import ADAPTER_CONFIG, read_lora
 from luve_lightning.cascade.lora_layers import fit_lora
 from luve_lightning.cascade.lora_names import describe_lora, parse_name
 from luve_lightning.cascade.pipeline_files import expert_folders
@@ -29,12 +29,13 @@ from luve_lightning.models.backbones import Denoiser, denoiser_of, recognise
 from luve_lightning.models.backbones.denoiser import saved_attention
 from luve_lightning.models.backbones.finding import families
 from luve_lightning.models.experts.files import ADAPTER_WEIGHTS, EXPERT, describe_expert
-from luve_lightning.models.folders import BRANCH_WEIGHTS, odd_weights, read_header, weights_file
+from luve_lightning.models.folders import BRANCH_WEIGHTS, WeightsHeader, odd_weights, read_header, weights_file
 from luve_lightning.models.vluer import BaseVLUer, ReleasedVLUer
 from luve_lightning.models.vluer.released import buffer_names
 
 VERBS = {"inspect": Verb("Generation", "say what files and folders of weights are", positional="paths...")}
 
+_TRANSFORMER = "as --refiner or --transformer, or the backbone of a task that needs a transformer alone"
 _SHOWN = 3  # names of examples
 _WEIGHTS = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
 
@@ -180,7 +181,7 @@ def _model_of(config: Mapping[str, Any]) -> _Model | None:
         return None
     part = "text_encoder" if config.get("architectures") else "vae"
     part = "transformer" if name == family.denoiser_class.module_class.__name__ else part
-    use = "as --refiner, or a backbone's transformer/" if part == "transformer" else f"as a backbone's {part}/"
+    use = _TRANSFORMER if part == "transformer" else f"as a backbone's {part}/"
     kind = "VAE" if part == "vae" else part.replace("_", " ")
     return _Model(name, kind, use, {"family": family.name}, lambda: family.from_config(part, config))
 
@@ -202,7 +203,7 @@ def _component(path: Path) -> Found | None:
         return Found(str(path), f"{kind} without weights", facts | {"used": "not known: no .safetensors file there"})
     header = read_header(weights)
     branches = read_header(path / BRANCH_WEIGHTS).shapes if (path / BRANCH_WEIGHTS).is_file() else {}
-    facts |= _tensors(header.shapes, header.dtypes) | {
+    facts |= _tensors(header) | {
         key: _examples(names) for key, names in odd_weights({**header.shapes, **branches}, module).items()
     }
     if kind == "transformer" and (path / "lora" / ADAPTER_WEIGHTS).is_file():
@@ -253,7 +254,7 @@ def _store(path: Path) -> Found:
 
 def _expert(path: Path) -> Found:
     facts, header = describe_expert(path), read_header(path / ADAPTER_WEIGHTS)
-    facts |= _tensors(header.shapes, header.dtypes)
+    facts |= _tensors(header)
     facts["used"] = f"as --experts.{facts['name']}, on the transformer of its training"
     return Found(str(path), "expert", facts)
 
@@ -284,15 +285,20 @@ def _safetensors(path: Path) -> Found:
     own = beside and (known is None or known.layout != "original") and weights_file(path.parent) == path
     if own and _model_of(beside) is not None and (found := _component(path.parent)) is not None:
         return replace(found, path=str(path))
-    shown = _tensors(header.shapes, header.dtypes)
-    if known is not None:
-        facts: dict[str, Any] = {"family": known.family, "layout": f"{known.layout} names"}
-        facts |= {"prefix": known.prefix} if known.prefix else {}
-        facts |= {"sizes": [f"{key} {value}" for key, value in known.sizes.items()]} if known.sizes else {}
-        use = f"nowhere: {known.refusal}" if known.refusal else "as --refiner, or wherever a transformer's folder is"
-        kind = "VAE" if known.part == "vae" else known.part.replace("_", " ")
-        return Found(str(path), kind, facts | shown | {"used": use})
-    return _lora(path) or _unknown(path, list(header.shapes), shown)
+    return _told(header)
+
+
+def _told(header: WeightsHeader) -> Found:
+    """A file of weights by its names: a backbone's part, a LoRA, or unknown."""
+    path, known = header.path, recognise(header)
+    if known is None:
+        return _lora(path) or _unknown(path, list(header.shapes), _tensors(header))
+    facts: dict[str, Any] = {"family": known.family, "layout": f"{known.layout} names"}
+    facts |= {"prefix": known.prefix} if known.prefix else {}
+    facts |= {"sizes": [f"{key} {value}" for key, value in known.sizes.items()]} if known.sizes else {}
+    use = f"nowhere: {known.refusal}" if known.refusal else _TRANSFORMER
+    kind = "VAE" if known.part == "vae" else known.part.replace("_", " ")
+    return Found(str(path), kind, facts | _tensors(header) | {"used": use})
 
 
 def _unknown(path: Path, names: Sequence[str], shown: Mapping[str, Any]) -> Found:
@@ -320,7 +326,7 @@ def _lora(path: Path) -> Found | None:
         "scale from": about.scale_from,
     }
     facts |= {"unknown": _examples(about.unknown)} if about.unknown else {}
-    facts |= _tensors_of(file.tensors)
+    facts |= _tensors(header_of(path, file.tensors))
     facts["used"] = f"nowhere: {about.refused}" if about.refused else "as --lora, on a transformer that has its layers"
     return Found(str(path), "LoRA", facts)
 
@@ -343,14 +349,16 @@ def _pickle(path: Path) -> Found:
     if (facts := describe_checkpoint(content)) is not None:
         ours = facts["written by"] == "luve fit"
         use = "as --ckpt_path, with the configuration of its run" if ours else "nowhere"
-        return Found(str(path), "checkpoint", facts | _tensors_of(content["state_dict"]) | {"used": use})
+        return Found(str(path), "checkpoint", facts | _tensors(header_of(path, content["state_dict"])) | {"used": use})
     model = content.get("model")
     if isinstance(model, Mapping) and isinstance(model.get("sd"), Mapping):
         return _released(path, content, model)
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    if tensors and len(tensors) == len(content):
-        lora = _lora(path) if describe_lora(LoraFile(str(path), tensors)).layers else None
-        return lora or _unknown(path, list(tensors), _tensors_of(tensors))
+    header = header_of(path, content)
+    if header.shapes and len(header.shapes) == len(content):
+        found = _told(header)
+        if found.facts["used"] == _TRANSFORMER:
+            found.facts["used"] = "nowhere: a pickle; expected a .safetensors file"
+        return found
     return _unknown(path, list(map(str, content)), {"entries": len(content)})
 
 
@@ -360,7 +368,7 @@ def _released(path: Path, content: Mapping[str, Any], model: Mapping[str, Any]) 
         net = ReleasedVLUer()
     wanted = {name for name, _ in net.named_parameters()} | set(buffer_names(net))
     facts: dict[str, Any] = {"model": str(model.get("name")), "iteration": content.get("iter")}
-    facts |= _tensors_of(state)
+    facts |= _tensors(header_of(path, state))
     wrong = {"missing": sorted(wanted - state.keys()), "unknown": sorted(map(str, state.keys() - wanted))}
     facts |= {key: _examples(names) for key, names in wrong.items() if names}
     beside = [str(key) for key in content if key not in ("model", "iter")]
@@ -378,16 +386,10 @@ def _other(path: Path) -> Found:
     return Found(str(path), kind, {"size": _bytes(path.stat().st_size), **facts, "used": "not as weights"})
 
 
-def _tensors(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> dict[str, str]:
-    numbers = sum(math.prod(shape) for shape in shapes.values())
-    kinds = " and ".join(kind for kind, _ in Counter(dtypes.values()).most_common())
-    return {"weights": f"{len(shapes):,} tensors, {numbers:,} numbers, {kinds}"}
-
-
-def _tensors_of(content: Mapping[str, Any]) -> dict[str, str]:
-    tensors = {str(key): x for key, x in content.items() if isinstance(x, Tensor)}
-    dtypes = {key: str(x.dtype).removeprefix("torch.") for key, x in tensors.items()}
-    return _tensors({key: tuple(x.shape) for key, x in tensors.items()}, dtypes)
+def _tensors(header: WeightsHeader) -> dict[str, str]:
+    numbers = sum(map(math.prod, header.shapes.values()))
+    kinds = " and ".join(kind for kind, _ in Counter(header.dtypes.values()).most_common())
+    return {"weights": f"{len(header.shapes):,} tensors, {numbers:,} numbers, {kinds}"}
 
 
 def _examples(names: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ from tests.helpers.tiny_wan import LFE, tiny_transformer
 from tests.helpers.wan_files import own_config, own_weights, write_weights
 
 Inspect = Callable[..., dict[str, Any]]
+TRANSFORMER = "as --refiner or --transformer, or the backbone of a task that needs a transformer alone"
 FACT = re.compile(r"  (\S.{13}) (.*)")
 
 
@@ -66,7 +67,7 @@ def test_backbones_and_their_parts(tiny_cascade: Path, told: Inspect) -> None:
     assert not {"missing", "not used", "damaged"} & whole.keys()
     transformer = told(tiny_cascade / "refiner")
     assert (transformer["kind"], transformer["family"]) == ("transformer", "wan")
-    assert transformer["used"] == "as --refiner, or a backbone's transformer/"
+    assert transformer["used"] == TRANSFORMER
     for part, kind in (("vae", "VAE"), ("text_encoder", "text encoder"), ("tokenizer", "tokenizer")):
         assert told(tiny_cascade / "wan" / part)["kind"] == kind
     file = told(tiny_cascade / "wan" / "vae" / "diffusion_pytorch_model.safetensors")
@@ -97,7 +98,7 @@ def test_wans_own_layout(tmp_path: Path, told: Inspect) -> None:
     bare = write_weights(tmp_path / "bare.safetensors", own_weights(transformer))
     found = told(bare)
     assert (found["kind"], found["family"], found["layout"]) == ("transformer", "wan", "original names")
-    assert found["used"] == "as --refiner, or wherever a transformer's folder is"
+    assert found["used"] == TRANSFORMER
     assert "num_layers 2" in found["sizes"]
     prefixed = own_weights(transformer, "model.diffusion_model.", torch.bfloat16)
     found = told(write_weights(tmp_path / "comfyui.safetensors", prefixed))
@@ -106,6 +107,13 @@ def test_wans_own_layout(tmp_path: Path, told: Inspect) -> None:
     prefixed.popitem()
     found = told(write_weights(tmp_path / "part.safetensors", prefixed))
     assert found["used"].startswith("nowhere: 1 weights are missing")
+    torch.save(own_weights(transformer), tmp_path / "wan.pth")
+    assert told(tmp_path / "wan.pth")["used"] == "nowhere: a pickle; expected a .safetensors file"
+    vae = {"decoder.middle.0.residual.0.gamma": torch.ones(4, 1, 1, 1), "conv1.bias": torch.ones(4)}
+    torch.save(vae, tmp_path / "Wan2.1_VAE.pth")
+    found = told(tmp_path / "Wan2.1_VAE.pth")
+    assert (found["kind"], found["layout"]) == ("VAE", "original names")
+    assert found["used"] == "nowhere: holds Wan's VAE, which is taken from vae/ of a diffusers pipeline folder"
     folder = tmp_path / "folder"
     write_weights(folder / "diffusion_pytorch_model.safetensors", own_weights(transformer))
     (folder / "config.json").write_text(json.dumps(own_config(transformer)))
@@ -331,4 +339,4 @@ def test_an_attentions_parameters_belong_to_the_transformer(tiny_backbone: Path,
     AdaptationTask(str(tiny_backbone), attention=LearnedFrameAttention()).export(tmp_path, None)
     found = told(tmp_path / "transformer")
     assert found["attention"].startswith("LearnedFrameAttention")
-    assert found["used"] == "as --refiner, or a backbone's transformer/"
+    assert found["used"] == TRANSFORMER
