@@ -88,7 +88,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     reference = (tmp_path / "api/functional.html").read_text(encoding="utf-8")
-    assert 'id="luve_lightning.functional.frechet.frechet_distance"' in reference
+    assert 'id="luve_lightning.functional.patches.frechet_distance"' in reference
     assert "docs/training.md" not in (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
