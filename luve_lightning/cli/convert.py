@@ -9,7 +9,7 @@ from rich.console import Console
 from luve_lightning.cascade.lora_conversion import LoraNames
 from luve_lightning.cascade.lora_conversion import convert_lora as write_lora
 from luve_lightning.cli import Verb
-from luve_lightning.cli.open_index import check_folder
+from luve_lightning.cli.index import check_folder
 from luve_lightning.files import write_text
 from luve_lightning.models.vluer.released import read_released
 from luve_lightning.terminal import say

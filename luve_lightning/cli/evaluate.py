@@ -15,7 +15,7 @@ from rich.console import Console
 from torchmetrics import Metric
 
 from luve_lightning.cli import Verb
-from luve_lightning.cli.open_index import print_summary
+from luve_lightning.cli.index import print_summary
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.evaluation.prepared_metrics import Skipped, prepare_metrics
 from luve_lightning.evaluation.report import (

@@ -35,8 +35,8 @@ from luve_lightning.cascade.prompts import PromptLine, check_text, check_visible
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.cli import Verb
 from luve_lightning.cli.compose import escaped
+from luve_lightning.cli.index import print_summary
 from luve_lightning.cli.keys import Keys
-from luve_lightning.cli.open_index import print_summary
 from luve_lightning.data.hashes import FileHashes
 from luve_lightning.data.video_files import MAX_FPS
 from luve_lightning.evaluation.sample_sources import write_generated

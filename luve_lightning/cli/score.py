@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from luve_lightning.cli import Verb
-from luve_lightning.cli.open_index import entries_of, open_index, print_summary
+from luve_lightning.cli.index import entries_of, open_index, print_summary
 from luve_lightning.data.clip_scores import read_rows
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.score_clips import FrameChoice, ScoreTotals, Shard, parse_shard, score_clips

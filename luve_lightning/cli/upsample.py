@@ -15,7 +15,7 @@ from luve_lightning.analysis.upsampling_comparison import method_names
 from luve_lightning.cascade import upsampling
 from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels
 from luve_lightning.cli import Verb
-from luve_lightning.cli.open_index import check_folder, entries_of, open_index, print_summary, uneven_line
+from luve_lightning.cli.index import check_folder, entries_of, open_index, print_summary, uneven_line
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_files import check_name
 from luve_lightning.data.video_index import CAPTIONS, Limits, Split

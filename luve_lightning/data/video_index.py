@@ -1,24 +1,22 @@
-"""The index of clips, UltraVideo's CSV, and their split by source video: clips of one look alike and would leak."""
+"""The index of clips: UltraVideo's CSV, or the Parquet file that `luve index` writes from files of one's own."""
 
 from __future__ import annotations
 
 import csv
 import difflib
-import hashlib
-import json
 import math
 import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-NAMED = 5  # most urls named in a message
+from luve_lightning.data.splits import FRACTIONS, hashed_split, read_splits
+from luve_lightning.data.splits import SPLITS as SPLITS
+from luve_lightning.data.splits import Split as Split
+from luve_lightning.data.splits import VideoIndexError as VideoIndexError
 
 CAPTIONS = (
     "Brief Description",
@@ -32,7 +30,10 @@ CAPTIONS = (
     "Video Atmosphere",
     "Summarized Description",
 )
-"""The columns that hold text about the clip."""
+"""UltraVideo's columns that hold text about the clip."""
+
+CAPTION = "caption"
+"""The column of the captions of clips of one's own."""
 
 COLUMNS = (
     *("clip_id", "url", "frame_width", "frame_height", "fps", "start_frame", "end_frame", "total_frames"),
@@ -46,11 +47,7 @@ MAX_SIDE = 16384  # pixels; UltraVideo's widest frame has 7680
 MAX_FPS = 240
 
 
-class VideoIndexError(ValueError):
-    """A CSV or splits.json that cannot be used; the message is one line that says why."""
-
-
-class _RowError(ValueError):
+class RowError(ValueError):
     """What is wrong with a row: "what: details"."""
 
 
@@ -87,13 +84,14 @@ class ClipEntry:
 
 @dataclass(frozen=True)
 class Limits:
-    """Which clips to take, by the CSV. It is no part of a stored latent's address.
+    """Which clips to take, by the index. It is no part of a stored latent's address.
 
     Attributes:
-        min_frames: take clips of at least this many frames.
+        min_frames: take clips of at least this many frames; stills are taken whatever it says.
         min_height: take clips at least this high as they are shown, pixels.
         min_width: take clips at least this wide as they are shown, pixels.
-        fps_range: take clips with a frame rate within, both ends included; null takes all.
+        fps_range: take clips with a frame rate within, both ends included; null takes all. Stills have none and are
+            taken.
     """
 
     min_frames: int = 1
@@ -113,98 +111,25 @@ class Limits:
 
     def check(self, entry: ClipEntry) -> None:
         """Raise when the clip should not be taken."""
-        if entry.total_frames < self.min_frames:
-            raise _RowError(f"too few frames: {entry.total_frames}, at least {self.min_frames} wanted")
+        if entry.total_frames < self.min_frames and not entry.still:
+            raise RowError(f"too few frames: {entry.total_frames}, at least {self.min_frames} wanted")
         if entry.height < self.min_height or entry.width < self.min_width:
             wanted = f"{self.min_width}x{self.min_height}"
-            raise _RowError(f"frame too small: {entry.width}x{entry.height}, at least {wanted} wanted")
+            raise RowError(f"frame too small: {entry.width}x{entry.height}, at least {wanted} wanted")
         low, high = self.fps_range or (0, math.inf)
-        if not low <= entry.fps <= high:
-            raise _RowError(f"frame rate not wanted: {entry.fps:g}, {low:g} to {high:g} wanted")
-
-
-def hashed_split(url: str, fractions: tuple[float, float, float]) -> Split:
-    """The split of a source video: the same on every machine, whatever other videos there are.
-
-    SHA-256 of the url, as a number in [0, 1), falls into the share of train, val or test.
-
-    Args:
-        url: id of the source video.
-        fractions: shares of train, val and test; they sum to 1.
-    """
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(f"fractions: expected three shares >= 0 that sum to 1, got {fractions}")
-    place = int.from_bytes(hashlib.sha256(url.encode()).digest()[:8], "big") / 2**64
-    if place < fractions[0]:
-        return "train"
-    return "val" if place < fractions[0] + fractions[1] else "test"
-
-
-def read_splits(path: Path, used: Iterable[str], known: Iterable[str]) -> dict[str, Split] | None:
-    """The split of each url in a `splits.json`, or None where there is no such file.
-
-    Args:
-        path: the file: {"train": [url, ...], "val": [...], "test": [...]}.
-        used: urls that must be in it.
-        known: urls that may be in it; others cause a warning, which names them.
-
-    Raises:
-        VideoIndexError: not such a file, a url that is listed twice, or one that is not listed.
-    """
-    if not os.path.lexists(path):
-        return None
-    if not path.is_file():  # otherwise the hash would decide, and clips of the test split would train
-        raise VideoIndexError(f"{path}: {'a link to nothing' if path.is_symlink() else 'not a file'}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise VideoIndexError(f"{path}: not JSON ({error})") from None
-    split_of: dict[str, Split] = {}
-    for split, urls in _lists(path, content).items():
-        for url in urls:
-            if url in split_of:
-                raise VideoIndexError(f"{path}: {url!r} is listed twice, in {split_of[url]} and in {split}")
-            split_of[url] = split
-    missing = sorted(set(used) - split_of.keys())
-    if missing:
-        raise VideoIndexError(f"{path}: {len(missing)} urls of the CSV are not listed: {_some(missing)}")
-    unknown = sorted(split_of.keys() - set(known))
-    if unknown:
-        warnings.warn(f"{path}: {len(unknown)} urls are not in the CSV: {_some(unknown)}", stacklevel=2)
-    return split_of
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object with unique keys; `json` keeps the last of equal ones."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice")
-    return content
-
-
-def _lists(path: Path, content: Any) -> dict[Split, list[str]]:
-    if not isinstance(content, dict) or set(content) != set(SPLITS):
-        keys = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise VideoIndexError(f"{path}: expected the keys {', '.join(SPLITS)}, got {keys}")
-    for split, urls in content.items():
-        if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
-            raise VideoIndexError(f"{path}: {split}: expected a list of urls")
-    return content
-
-
-def _some(urls: list[str]) -> str:
-    return ", ".join(urls[:NAMED]) + (f" and {len(urls) - NAMED} more" if len(urls) > NAMED else "")
+        if not low <= entry.fps <= high and not entry.still:
+            raise RowError(f"frame rate not wanted: {entry.fps:g}, {low:g} to {high:g} wanted")
 
 
 class VideoIndex:
-    """The usable clips of a CSV, and why the others are not.
+    """The usable clips of an index, and why the others are not.
 
     Args:
-        entries: the clips, in the CSV's order.
+        entries: the clips, in the index's order.
         dropped: (clip_id, reason) of every row left out; a reason is "what: details".
-        source: the CSV, for messages.
+        source: the file, for messages.
         splits: the split of each url, if given; None computes it from the url.
+        own: whether `luve index` made it, with splits of which some may be empty.
     """
 
     def __init__(
@@ -213,9 +138,37 @@ class VideoIndex:
         dropped: Sequence[tuple[str, str]] = (),
         source: Path | None = None,
         splits: Mapping[str, Split] | None = None,
+        own: bool = False,
     ) -> None:
-        self.entries, self.dropped, self.source = list(entries), list(dropped), source
+        self.entries, self.dropped, self.source, self.own = list(entries), list(dropped), source, own
         self.splits = None if splits is None else dict(splits)
+
+    @classmethod
+    def open(cls, path: str | Path, folder: str | Path | None = None, keep: Limits = Limits()) -> VideoIndex:
+        """Open UltraVideo's CSV or an index that `luve index` wrote.
+
+        Args:
+            path: the file.
+            folder: folder of the clips; default `clips/` beside a CSV, else the file's own folder, to which a Parquet
+                index's paths are relative.
+            keep: which clips to take.
+
+        Raises:
+            FileNotFoundError: no such file or folder.
+            VideoIndexError: no index, or no usable row.
+        """
+        path, clips = Path(path), None if folder is None else Path(folder)
+        if path.is_dir():
+            raise VideoIndexError(
+                f"{path}: a folder, not an index; make one: luve index {path} --output {path.name}.parquet"
+            )
+        if not path.is_file() or not is_parquet(path):
+            return cls.from_csv(path, clips, keep)
+        if clips is not None and not clips.is_dir():
+            raise FileNotFoundError(f"{clips}: no such folder of clips")
+        from luve_lightning.data.index_file import open_own_index  # which needs this module
+
+        return open_own_index(path, clips, keep)
 
     @classmethod
     def from_csv(
@@ -250,10 +203,14 @@ class VideoIndex:
         except UnicodeDecodeError as error:
             raise VideoIndexError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
         index.splits = read_splits(path.with_name("splits.json"), {entry.url for entry in index.entries}, urls)
-        if not index.entries:
-            counts = ", ".join(f"{count} {what}" for what, count in index._counts()) or "it has no rows"
-            raise VideoIndexError(f"{path}: no clip can be used: {counts} (folder {clips})")
-        return index
+        return index.checked(clips)
+
+    def checked(self, folder: Path) -> VideoIndex:
+        """The index itself; VideoIndexError, which names the folder of its clips, when it has none."""
+        if not self.entries:
+            counts = ", ".join(f"{count} {what}" for what, count in self._counts()) or "it has no rows"
+            raise VideoIndexError(f"{self.source}: no clip can be used: {counts} (folder {folder})")
+        return self
 
     def _read(self, path: Path, folder: Path, keep: Limits, urls: set[str]) -> None:
         """Take the rows of a CSV that are clips, note why the others are not, and collect the urls of all."""
@@ -267,20 +224,20 @@ class VideoIndex:
             try:
                 entry = _entry(row, clip_id, url, folder)
                 if clip_id in seen:
-                    raise _RowError("duplicate clip_id: an earlier row has it")
+                    raise RowError("duplicate clip_id: an earlier row has it")
                 seen.add(clip_id)
                 if entry.path.name not in files:
                     other = f" ({stems[clip_id]} is there)" if clip_id in stems else ""
-                    raise _RowError(f"file missing: {entry.path}{other}")
+                    raise RowError(f"file missing: {entry.path}{other}")
                 keep.check(entry)
                 self.entries.append(entry)
-            except _RowError as error:
+            except RowError as error:
                 self.dropped.append((clip_id, str(error)))
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def split(self, name: Split, fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)) -> list[ClipEntry]:
+    def split(self, name: Split, fractions: tuple[float, float, float] = FRACTIONS) -> list[ClipEntry]:
         """The clips of one split. All clips of a source video are in the same one.
 
         Args:
@@ -307,6 +264,12 @@ class VideoIndex:
 
     def _counts(self) -> list[tuple[str, int]]:
         return Counter(_what(reason) for _, reason in self.dropped).most_common()
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file is Parquet, by its first bytes."""
+    with path.open("rb") as stream:
+        return stream.read(4) == b"PAR1"
 
 
 def _how_to_get(path: Path) -> str:
@@ -361,11 +324,11 @@ def _with_guess(name: str, missing: list[str]) -> str:
 
 def _entry(row: dict[str, str], clip_id: str, url: str, folder: Path) -> ClipEntry:
     if not row:
-        raise _RowError("malformed row: too few or too many fields")
+        raise RowError("malformed row: too few or too many fields")
     if not CLIP_ID.fullmatch(clip_id):
-        raise _RowError(f"bad clip_id: {clip_id!r}, letters, digits, '.', '_' and '-' expected")
+        raise RowError(f"bad clip_id: {clip_id!r}, letters, digits, '.', '_' and '-' expected")
     if not url:
-        raise _RowError("no url")
+        raise RowError("no url")
     return ClipEntry(
         clip_id=clip_id,
         path=folder / f"{clip_id}.mp4",
@@ -383,14 +346,14 @@ def _number(row: dict[str, str], column: str, low: float, high: float) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise _RowError(f"bad {column}: {text!r} is not a number") from None
+        raise RowError(f"bad {column}: {text!r} is not a number") from None
     if not low <= value <= high or math.isinf(value):
-        raise _RowError(f"bad {column}: {text}, {low:g} to {high:g} expected")
+        raise RowError(f"bad {column}: {text}, {low:g} to {high:g} expected")
     return value
 
 
 def _whole(row: dict[str, str], column: str, low: float, high: float) -> int:
     value = _number(row, column, low, high)
     if value != int(value):
-        raise _RowError(f"bad {column}: {row[column]}, a whole number expected")
+        raise RowError(f"bad {column}: {row[column]}, a whole number expected")
     return int(value)

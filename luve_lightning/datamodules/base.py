@@ -177,8 +177,8 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 def open_index(csv: Path, keep: Limits) -> VideoIndex:
-    """Open a CSV; the first process says how many of its rows are clips and why the others are not."""
-    index = VideoIndex.from_csv(csv, keep=keep)
+    """Open an index; the first process says how many of its rows are clips and why the others are not."""
+    index = VideoIndex.open(csv, keep=keep)
     rank_zero_info(index.summary())
     return index
 

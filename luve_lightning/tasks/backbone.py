@@ -184,7 +184,7 @@ class BackboneTask(FlowMatchingTask):
         if not (Path(backbone) / "vae" / "config.json").is_file():
             raise FileNotFoundError(f"backbone: {backbone} has no vae/config.json")
         if init_from is None:
-            captions = [text for entry in VideoIndex.from_csv(index).entries for text in entry.captions.values()]
+            captions = [text for entry in VideoIndex.open(index).entries for text in entry.captions.values()]
             family = load_backbone(backbone)
             with torch.device("meta"):  # the transformer needs its width, and is the first to draw weights
                 width = family.build_text(captions, length, text_encoder).dim

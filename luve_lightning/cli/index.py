@@ -15,15 +15,15 @@ from luve_lightning.terminal import Steps, say
 
 
 def open_index(console: Console, csv: Path, clips: Path | None, keep: Limits) -> VideoIndex:
-    """Open a CSV and print how many of its rows are clips, and why the others are not.
+    """Open an index and print how many of its rows are clips, and why the others are not.
 
     Args:
         console: a quiet one in all processes but the first.
-        csv: with UltraVideo's columns.
-        clips: folder of the clips; None looks beside the CSV.
+        csv: UltraVideo's CSV, or the index that `luve index` wrote.
+        clips: folder of the clips; None looks beside the index.
         keep: which clips to take.
     """
-    index = VideoIndex.from_csv(csv, clips, keep)
+    index = VideoIndex.open(csv, clips, keep)
     say(console, index.summary())
     return index
 

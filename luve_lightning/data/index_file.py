@@ -1,0 +1,181 @@
+"""The Parquet index that `luve index` writes: one row a file, with what was found in it or why it is left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from luve_lightning.data.splits import SPLITS, Split, VideoIndexError
+from luve_lightning.data.video_index import CAPTION, CAPTIONS, ClipEntry, Limits, RowError, VideoIndex
+from luve_lightning.files import replacing
+
+_FORM = b"luve_index"  # key of the version in the file's own metadata
+_VERSION = b"1"
+
+_FIELDS: dict[str, pa.DataType] = {
+    "clip_id": pa.string(),
+    "path": pa.string(),
+    "source": pa.string(),
+    "split": pa.string(),
+    "still": pa.bool_(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "frames": pa.int64(),
+    "fps": pa.float64(),
+    "uneven": pa.bool_(),
+    "duration": pa.float64(),
+    "reason": pa.string(),
+    "note": pa.string(),
+}
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """One row: a clip, or a file that is left out.
+
+    Attributes:
+        path: the file; absolute, without links in its folder, where it is written.
+        entry: the clip; None where it is left out.
+        split: where the clip belongs.
+        reason: why it is left out, "what: details"; empty for a clip.
+        note: what is worth knowing about a clip that is taken, "what: details".
+    """
+
+    path: Path
+    entry: ClipEntry | None = None
+    split: Split = "train"
+    reason: str = ""
+    note: str = ""
+
+
+def write_index(path: Path, rows: Sequence[IndexRow]) -> None:
+    """Write an index atomically.
+
+    Files below the index's folder are written by their path from there, so that the folder can be moved.
+
+    Raises:
+        OSError: it cannot be written; an older index is unchanged.
+    """
+    base = path.parent.resolve()
+    entries = [row.entry for row in rows if row.entry is not None]
+    texts = [CAPTION, *(name for name in CAPTIONS if any(name in entry.captions for entry in entries))]
+    values = [_values(row, base, texts) for row in rows]
+    schema = pa.schema([*_FIELDS.items(), *((name, pa.string()) for name in texts)], metadata={_FORM: _VERSION})
+    table = pa.Table.from_pylist(values, schema=schema)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def _values(row: IndexRow, base: Path, texts: Sequence[str]) -> dict[str, Any]:
+    where = row.path.relative_to(base) if row.path.is_relative_to(base) else row.path
+    values: dict[str, Any] = {"path": where.as_posix(), "reason": row.reason or None, "note": row.note or None}
+    if (entry := row.entry) is None:
+        return values
+    values |= {"clip_id": entry.clip_id, "source": entry.url, "split": row.split, "still": entry.still}
+    values |= {"width": entry.width, "height": entry.height, "frames": entry.total_frames, "fps": entry.fps}
+    values |= {"uneven": entry.uneven, "duration": entry.duration}
+    return values | {name: entry.captions.get(name) for name in texts}
+
+
+def read_rows(path: Path, folder: Path | None = None) -> list[IndexRow]:
+    """The rows of an index.
+
+    Args:
+        path: the file.
+        folder: what relative paths are relative to; default the index's folder.
+
+    Raises:
+        VideoIndexError: it is damaged, or no index.
+    """
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise VideoIndexError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    version = (table.schema.metadata or {}).get(_FORM)
+    if version is None:
+        raise VideoIndexError(
+            f"{path}: a Parquet file, but no index; make one: luve index {path.name} --output INDEX.parquet"
+        )
+    missing = [name for name in _FIELDS if name not in table.column_names]
+    if version != _VERSION or missing:
+        what = f"it lacks {', '.join(missing)}" if missing else f"version {version.decode(errors='replace')}"
+        raise VideoIndexError(f"{path}: an index of another version ({what}); make it again with luve index")
+    base = path.parent if folder is None else folder
+    texts = [name for name in table.column_names if name == CAPTION or name in CAPTIONS]
+    return [_row(values, base, texts) for values in table.to_pylist()]
+
+
+def _row(values: Mapping[str, Any], base: Path, texts: Sequence[str]) -> IndexRow:
+    path, reason = base / values["path"], values["reason"] or ""
+    if reason:
+        return IndexRow(path, reason=reason)
+    entry = ClipEntry(
+        clip_id=values["clip_id"],
+        path=path,
+        url=values["source"],
+        fps=values["fps"],
+        total_frames=values["frames"],
+        width=values["width"],
+        height=values["height"],
+        captions={name: values[name] for name in texts if values[name] is not None},
+        still=values["still"],
+        uneven=values["uneven"],
+        duration=values["duration"],
+    )
+    return IndexRow(path, entry, values["split"], note=values["note"] or "")
+
+
+def open_own_index(path: Path, folder: Path | None, keep: Limits) -> VideoIndex:
+    """An index of `luve index` with the clips that are still there.
+
+    Args:
+        path: the file.
+        folder: what relative paths are relative to; default the index's folder.
+        keep: which clips to take.
+
+    Raises:
+        VideoIndexError: no such index, or no usable clip in it.
+    """
+    index, there = VideoIndex([], source=path, splits={}, own=True), _Folders()
+    assert index.splits is not None
+    for row in read_rows(path, folder):
+        if row.entry is None:
+            index.dropped.append((row.path.name, row.reason))
+            continue
+        index.splits[row.entry.url] = row.split
+        try:
+            if row.path.name not in there.names(row.path.parent):
+                raise RowError(f"file missing: {row.path}; run luve index again")
+            keep.check(row.entry)
+            index.entries.append(row.entry)
+        except RowError as error:
+            index.dropped.append((row.entry.clip_id, str(error)))
+    return index.checked(folder or path.parent)
+
+
+@dataclass
+class _Folders:
+    """The names in folders, each listed once: asking for each of 100,000 files takes minutes on a network disk."""
+
+    known: dict[Path, frozenset[str]] = field(default_factory=dict)
+
+    def names(self, folder: Path) -> frozenset[str]:
+        if folder not in self.known:
+            try:
+                with os.scandir(folder) as found:
+                    self.known[folder] = frozenset(item.name for item in found)
+            except OSError:
+                self.known[folder] = frozenset()
+        return self.known[folder]
+
+
+def count_by_split(rows: Iterable[IndexRow]) -> dict[Split, int]:
+    """Number of clips in each split."""
+    taken = [row.split for row in rows if row.entry is not None]
+    return {split: taken.count(split) for split in SPLITS}
