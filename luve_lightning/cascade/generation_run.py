@@ -19,7 +19,7 @@ from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.pipeline import LuVePipeline
 from luve_lightning.cascade.run import ExpertUse, LuVePipelineOutput, Stage
 from luve_lightning.cascade.speed import SpeedOptions, enable_context_parallel
-from luve_lightning.cascade.stages import decode_bytes
+from luve_lightning.cascade.stages import decode_bytes, kernels_being_built
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import CutText, denoiser_of
 
@@ -127,6 +127,7 @@ class CascadeRun:
         if not show_stages and (latents := making.stored(last)) is not None:
             frames = making.decode(latents, report=True)
             return MadeVideo(frames, {}, making.reports, [], making.seconds())
+        building = kernels_being_built(self.pipeline)
         output = self.pipeline(
             job.prompt,
             making.options,
@@ -139,6 +140,8 @@ class CascadeRun:
             callback_on_stage_end=making.end,
             callback_on_step_end=making.step,
         )
+        if building is not None:
+            building.join()
         assert isinstance(output, LuVePipelineOutput)
         assert output.stages is not None
         assert output.experts_used is not None

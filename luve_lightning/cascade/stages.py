@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import numpy as np
@@ -163,6 +164,25 @@ def decode_bytes(pipeline: LuVePipeline, latents: Tensor) -> np.ndarray:
     return result
 
 
+def kernels_being_built(pipeline: LuVePipeline) -> Thread | None:
+    """A thread that builds what decoding on a GPU would wait for at its first use; None elsewhere.
+
+    Join it before decoding. Building takes seconds of a processor's time that denoising does not need.
+    """
+    device = pipeline.vae.device
+    if device.type != "cuda":
+        return None
+
+    def build() -> None:
+        # What fails here fails in decoding, where it is told. Autocast is a thread's own.
+        with suppress(Exception), torch.autocast(device.type, torch.bfloat16, enabled=pipeline.decode_half):
+            pipeline.codec.build_kernels()
+
+    thread = Thread(target=build, daemon=True)
+    thread.start()
+    return thread
+
+
 def _decoded(pipeline: LuVePipeline, latents: Tensor, gathered: bool) -> Tensor:
     """Pixels in [-1, 1], B x 3 x T x H x W; where they do not fit, the other models leave the GPU meanwhile.
 
@@ -174,6 +194,8 @@ def _decoded(pipeline: LuVePipeline, latents: Tensor, gathered: bool) -> Tensor:
         codec, z = pipeline.codec, latents.to(pipeline.vae.device, torch.float32)
         size = len(z), 3, *codec.pixel_size(*z.shape[2:])
         out = torch.empty(size) if gathered and pipeline.decode_tile is not None else None
+        if z.device.type == "cuda":  # memory that denoising leaves in pieces is too small for frames
+            torch.cuda.empty_cache()
         with torch.autocast(z.device.type, torch.bfloat16, enabled=pipeline.decode_half):
             video = codec.decode(z, out=out)
         pipeline.maybe_free_model_hooks()

@@ -172,6 +172,9 @@ class LatentSpace(nn.Module, ABC):
     def forget_decoder(self) -> None:
         """Free what only decoding needs, where that is possible."""
 
+    def build_kernels(self) -> None:  # most families need nothing here
+        """Build what decoding on this device would build at its first use, which may take longer than decoding."""
+
     def wake(self) -> None:  # most families need nothing here
         """Move a VAE that a pipeline has offloaded to the device where it will run."""
 

@@ -1,8 +1,8 @@
 """Wan2.1's latent space: AutoencoderKLWan in whole-clip form, and in tiles where frames are large.
 
 diffusers runs the Wan VAE chunk by chunk and carries the causal convolutions' history in a cache on the module.
-That bounds memory for long clips, but it is slow for short ones (Python work per chunk), it cannot be checkpointed
-(recomputation would find a changed cache), and `decode` ends in a clamp that stops gradients.
+That bounds memory for long clips, but it is slow for short ones, it cannot be checkpointed, because recomputation
+would find a changed cache, and `decode` ends in a clamp that stops gradients.
 
 The convolutions are causal with zero padding, so one pass over the whole clip gives the same numbers. Only the
 temporal resampling treats the first frame separately:
@@ -42,9 +42,8 @@ from luve_lightning.models.backbones.wan_tiles import (
     write_frames,
 )  # fmt: skip
 
-# Pixels (batch x frames x height x width) up to which a clip is encoded or decoded in one pass. Beyond it
-# diffusers' chunked form bounds memory; both give equal numbers up to rounding. 2**22 pixels are 114 frames at
-# 192x192.
+# Pixels (batch x frames x height x width) of a clip that takes one pass, such as 114 frames at 192x192. Beyond it
+# diffusers' chunked form bounds memory; both give equal numbers up to rounding.
 WHOLE_CLIP_PIXELS = 2**22
 
 _Stage = Callable[[Tensor], Tensor]
@@ -157,6 +156,13 @@ class WanLatentSpace(LatentSpace):
             video = decode_whole_clip(self.vae, part) if whole else self.vae.decode(part).sample
             videos.append(video.float().clamp(-1, 1))
         return torch.cat(videos)
+
+    @torch.no_grad()
+    def build_kernels(self) -> None:
+        """See LatentSpace; a VAE that is offloaded stays where it is."""
+        device = next(self.vae.parameters()).device
+        if device.type == "cuda" and (stream := self._stream()):  # kernels are the same for all sizes
+            list(stream.decode(torch.zeros(self.channels, 2, 8, 8, device=device), 1, 1))
 
     def _decode_stream(self, stream: FrameCodec, latents: Tensor, out: Tensor | None, size: tuple[int, ...]) -> Tensor:
         """Decode clip by clip, a few latent frames at a time, into one tensor."""
@@ -343,10 +349,7 @@ def _head(net: Any, x: Tensor) -> Tensor:
 def _run(stages: list[_Stage], x: Tensor, checkpointed: bool) -> Tensor:
     """Run the stages in turn; with `checkpointed`, keep only their inputs for the backward pass."""
     for stage in stages:
-        if checkpointed and torch.is_grad_enabled():
-            x = checkpoint(stage, x, use_reentrant=False)
-        else:
-            x = stage(x)
+        x = checkpoint(stage, x, use_reentrant=False) if checkpointed and torch.is_grad_enabled() else stage(x)
     return x
 
 
