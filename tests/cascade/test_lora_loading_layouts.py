@@ -205,7 +205,7 @@ def by_hand(transformer: Any, *updates: tuple[float, Update]) -> Any:
 
 
 def close(got: Tensor, want: Tensor) -> None:
-    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")

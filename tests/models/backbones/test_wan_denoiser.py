@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -189,3 +191,19 @@ def test_an_attention_learns_each_samples_noise_level() -> None:
     latents, text = torch.randn(3, denoiser.channels, 2, 4, 4), torch.randn(3, 5, denoiser.text_dim)
     denoiser.velocity(latents, torch.tensor([1000.0, 875.0, 250.0]), text)
     assert seen == [(1.0, 0.875, 0.25)] * 2
+
+
+def test_the_original_names_are_those_that_diffusers_converts() -> None:
+    """Of every parameter of an image-to-video transformer, which has all modules that Wan2.1 has."""
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 2, "text_dim": 16}
+    image = {"in_channels": 36, "image_dim": 20, "added_kv_proj_dim": 24}
+    with torch.device("meta"):
+        ours = list(WanTransformer3DModel(**sizes, **image, cross_attn_norm=True).state_dict())
+    original = {}
+    for number, name in enumerate(ours):
+        module, _, leaf = name.rpartition(".")
+        parts = (module, f".{leaf}") if leaf in ("weight", "bias") else (name, "")
+        original[WanDenoiser.original_name(parts[0]) + parts[1]] = torch.tensor(number)
+    assert len(original) == len(ours)
+    converted = convert_wan_transformer_to_diffusers(original)
+    assert {name: int(number) for name, number in converted.items()} == {name: n for n, name in enumerate(ours)}
