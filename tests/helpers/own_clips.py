@@ -16,6 +16,7 @@ from PIL import Image, ImageCms
 from luve_lightning.data.mini_world.paint import draw_scene, paint_scene
 from luve_lightning.data.mini_world.render import captions
 from luve_lightning.data.video_files import encode_h264
+from luve_lightning.functional.pixels import frames_to_video, resize_video, video_to_frames
 from tests.helpers.video_files import QUARTER_TURNS, set_matrix, write_sound
 
 Pixels = NDArray[np.uint8]
@@ -23,6 +24,7 @@ Pixels = NDArray[np.uint8]
 CHINESE = "一只橘猫在窗台上慢慢地伸了个懒腰，阳光照在它的毛上。"
 LONG = "a photograph of a coffee cup . the camera pans left slowly . " * 400
 LETTERS_200 = "abcdefghij" * 20
+PAINTED = 256  # pixels; larger clips are enlarged, because painting takes most of the time
 EXIF_ORIENTATION = 0x0112
 
 
@@ -52,7 +54,7 @@ class Nasty:
         return [*self.clips, *self.stills]
 
 
-def write_phone_clips(folder: Path, long: int = 256, frames: int = 34) -> list[Path]:
+def write_phone_clips(folder: Path, long: int = 384, frames: int = 34) -> list[Path]:
     """Ten clips as a phone names and turns them, each with a caption in a `.txt` beside it.
 
     Six are landscape, one of 60 frames a second among them, three portrait, one of them turned by the file's display
@@ -72,9 +74,9 @@ def write_phone_clips(folder: Path, long: int = 256, frames: int = 34) -> list[P
     paths = []
     for number, (height, width) in enumerate(shapes):
         fps, turned = (60 if number == 0 else 30), number == 8
-        scene = draw_scene(0, "train", number, frames * fps // 30, long, fps)
-        pixels = paint_scene(scene).numpy()
-        pixels = _middle(pixels, height, width)
+        scene = draw_scene(0, "train", number, frames * fps // 30, PAINTED, fps)
+        video = resize_video(frames_to_video(paint_scene(scene))[None], (max(height, width),) * 2)
+        pixels = _middle(video_to_frames(video)[0].numpy(), height, width)
         path = folder / f"IMG_{4711 + number}.{'MOV' if turned else 'mp4'}"
         encode_h264(path, np.rot90(pixels, 1, axes=(1, 2)) if turned else pixels, fps, crf=14)
         if turned:
@@ -112,19 +114,19 @@ def _write_clips(nasty: Nasty) -> None:
     """Height, width, frame rate and length of every kind; the names are what people, phones and cameras give."""
     uneven = np.cumsum([0, *([1, 1, 3, 1, 2] * 8)])[:36].tolist()
     kinds: list[tuple[str, int, int, int, int, Sequence[int] | None]] = [
-        ("landscape.mp4", 144, 256, 24, 30, None),
-        ("portrait 25.mp4", 256, 144, 25, 40, None),
-        ("square.mkv", 192, 192, 30, 44, None),
-        ("sixty.mov", 144, 256, 60, 90, None),
-        ("variable.mp4", 192, 192, 30, 36, uneven),
-        ("two frames.mp4", 144, 256, 30, 2, None),
-        ("three hundred.MP4", 96, 96, 30, 300, None),
-        (f"{LETTERS_200}.mp4", 192, 192, 24, 25, None),
-        ("夕焼け 🎬 猫.mp4", 256, 144, 30, 48, None),
-        ('it\'s a "clip", 100% & more; $HOME.mp4', 192, 192, 25, 30, None),
-        ("holiday/day 1/IMG_0001.mp4", 144, 256, 30, 33, None),
-        ("holiday/day 2/IMG_0001.mp4", 144, 256, 30, 34, None),
-        ("phone photo.mov", 144, 256, 30, 45, None),  # beside a still of its name, as "live" photographs are kept
+        ("landscape.mp4", 216, 384, 24, 30, None),
+        ("portrait 25.mp4", 384, 216, 25, 40, None),
+        ("square.mkv", 240, 240, 30, 44, None),
+        ("sixty.mov", 216, 384, 60, 90, None),
+        ("variable.mp4", 240, 240, 30, 36, uneven),
+        ("two frames.mp4", 216, 384, 30, 2, None),
+        ("three hundred.MP4", 208, 208, 30, 300, None),
+        (f"{LETTERS_200}.mp4", 240, 240, 24, 25, None),
+        ("夕焼け 🎬 猫.mp4", 384, 216, 30, 48, None),
+        ('it\'s a "clip", 100% & more; $HOME.mp4', 240, 240, 25, 30, None),
+        ("holiday/day 1/IMG_0001.mp4", 216, 384, 30, 33, None),
+        ("holiday/day 2/IMG_0001.mp4", 216, 384, 30, 34, None),
+        ("phone photo.mov", 216, 384, 30, 45, None),  # beside a still of its name, as "live" photographs are kept
     ]
     for seed, (name, height, width, fps, frames, times) in enumerate(kinds):
         write_clip(nasty.folder / name, seed, height, width, fps, frames, times)
@@ -132,7 +134,7 @@ def _write_clips(nasty: Nasty) -> None:
 
 
 def _write_stills(nasty: Nasty) -> None:
-    folder, pictures = nasty.folder, [texture(seed, 192, 256) for seed in range(20, 26)]
+    folder, pictures = nasty.folder, [texture(seed, 216, 288) for seed in range(20, 26)]
     turned = Image.Exif()
     turned[EXIF_ORIENTATION] = 6
     Image.fromarray(pictures[0]).save(folder / "phone photo.jpg", quality=92, exif=turned)
@@ -143,7 +145,7 @@ def _write_stills(nasty: Nasty) -> None:
     nasty.stills.extend(
         ["phone photo.jpg", "wide gamut.png", "from the web.webp", "holiday/day 2/scan 16 bit.tiff", "grey.png"]
     )
-    alpha = np.dstack([pictures[5], np.linspace(0, 255, 192 * 256).reshape(192, 256).astype(np.uint8)])
+    alpha = np.dstack([pictures[5], np.linspace(0, 255, 216 * 288).reshape(216, 288).astype(np.uint8)])
     Image.fromarray(alpha).save(folder / "cut out.png")
     nasty.broken["cut out.png"] = ("alpha", "transparen")
 
