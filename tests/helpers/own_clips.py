@@ -24,7 +24,7 @@ Pixels = NDArray[np.uint8]
 CHINESE = "一只橘猫在窗台上慢慢地伸了个懒腰，阳光照在它的毛上。"
 LONG = "a photograph of a coffee cup . the camera pans left slowly . " * 400
 LETTERS_200 = "abcdefghij" * 20
-PAINTED = 256  # pixels; larger clips are enlarged, because painting takes most of the time
+PAINTED = 192  # pixels; larger clips are enlarged, because painting takes most of the time
 EXIF_ORIENTATION = 0x0112
 
 
