@@ -118,6 +118,9 @@ def opened(path: Path, stream_index: int | None = None) -> Iterator[tuple[InputC
         with av.open(os.fspath(path.absolute()), metadata_errors="replace") as container:
             if not _LISTS.isdisjoint(container.format.name.split(",")):
                 raise RefusedClip(path, f"is a list of other files ({container.format.name}), not a video")
+            if container.format.name.endswith("_pipe"):  # a picture by its content, which FFmpeg decodes as stored
+                kind = container.format.name.removesuffix("_pipe")
+                raise RefusedClip(path, f"is a picture of a kind that is not read ({kind}); save it as PNG")
             stream = _video_stream(path, container, stream_index)
             if stream.codec_context is None:
                 raise ClipError(path, "has a codec that FFmpeg does not know here, or is encrypted")

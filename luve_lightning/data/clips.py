@@ -1,7 +1,8 @@
 """Reading clips: exactly the requested frames, or a ClipError that says why not.
 
 Frames are what a player shows: turned and mirrored as the file says, with square pixels, in SDR. What cannot be
-shown exactly is refused by name (`luve_lightning.data.clip_presentation`).
+shown exactly is refused by name (`luve_lightning.data.clip_presentation`). A picture is a clip of one frame
+(`luve_lightning.data.stills`).
 
 decord reads the files that it reads exactly, PyAV all others; a scan of the file decides, and is kept for the next
 read. Both give the same pixels, bit for bit. PyAV also notices damage inside a frame, which decord hides: use
@@ -27,6 +28,8 @@ import numpy as np
 from luve_lightning.data.clip_container import ClipError, ClipInfo, Frames, decode, has_pyav, opened
 from luve_lightning.data.clip_presentation import presentation_of
 from luve_lightning.data.clip_scan import Scan, scan
+from luve_lightning.data.still_files import still_kind
+from luve_lightning.data.stills import probe_still, read_still
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -37,7 +40,7 @@ Backend = Literal["auto", "decord", "pyav"]
 
 
 def probe_clip(path: str | Path) -> ClipInfo:
-    """Facts about a video file.
+    """Facts about a video file or a still, which has one frame and no frame rate.
 
     Reads every packet of the file but decodes only one frame; files with useless times (.avi, .ts) are decoded.
 
@@ -46,12 +49,16 @@ def probe_clip(path: str | Path) -> ClipInfo:
             player shows it in a way that cannot be reproduced.
         ModuleNotFoundError: PyAV is not installed.
     """
+    path = Path(path)
+    if still_kind(path) is not None:
+        still = probe_still(path)
+        return ClipInfo(1, 0.0, still.width, still.height, still.kind.lower(), False, "it is a still")
     _require_pyav()
-    return scan(Path(path)).info
+    return scan(path).info
 
 
 def read_clip(path: str | Path, start: int, count: int, *, stride: int = 1, backend: Backend = "auto") -> Frames:
-    """Read frames of a video file, exactly those requested.
+    """Read frames of a video file or a still, exactly those requested.
 
     Args:
         path: the file.
@@ -73,10 +80,14 @@ def read_clip(path: str | Path, start: int, count: int, *, stride: int = 1, back
         raise ValueError(f"start >= 0, count >= 1 and stride >= 1 expected, got {start}, {count}, {stride}")
     if backend not in ("auto", "decord", "pyav"):
         raise ValueError(f'backend: expected "auto", "decord" or "pyav", got {backend!r}')
-    _require_pyav()
     path = Path(path)
-    found = scan(path)
     indices = range(start, start + count * stride, stride)
+    if still_kind(path) is not None:
+        if indices[-1] > 0:
+            raise ClipError(path, f"too short: frames {start} to {indices[-1]} asked for, a still has 1")
+        return read_still(path)
+    _require_pyav()
+    found = scan(path)
     if indices[-1] >= found.info.frames:
         raise ClipError(path, f"too short: frames {start} to {indices[-1]} asked for, it has {found.info.frames}")
     if backend == "decord":

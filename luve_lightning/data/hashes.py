@@ -25,6 +25,8 @@ import numpy as np
 from luve_lightning.data.clip_container import MP4, ClipError, RefusedClip, may_interlace, opened
 from luve_lightning.data.clip_presentation import decode_leniently, presentation_of, require_progressive
 from luve_lightning.data.clip_scan import codec_of
+from luve_lightning.data.still_files import still_kind
+from luve_lightning.data.stills import still_label
 from luve_lightning.files import file_digest, text_digest, warn_kept_in_memory
 from luve_lightning.locks import JsonLines
 
@@ -165,14 +167,21 @@ class Reading:
     uneven: bool = False
 
 
-def look(path: Path) -> Reading:
+def look(path: Path, matte: str | None = None) -> Reading:
     """Find out how a file is read, from its header and its first picture.
+
+    Args:
+        path: the file.
+        matte: colour behind the transparent parts of a still; see `luve_lightning.data.stills.read_still`.
 
     Raises:
         ClipError: nothing in it can be decoded.
+        ValueError: for an unknown colour.
     """
     uneven = False
     try:
+        if still_kind(path) is not None:
+            return Reading(still_label(path, matte))
         with opened(path) as (container, stream):
             if container.format.name == MP4:
                 uneven = _uneven(stream)
@@ -220,6 +229,11 @@ def _digest_of(path: Path, digest: str, reading: Reading) -> str:
     return text_digest(f"{digest}\nshown as: {reading.label}")
 
 
+def _on(digest: str, matte: str | None) -> str:
+    """The name under which a file's reading is remembered: its sha256, or that and the colour behind it."""
+    return digest if matte is None else text_digest(f"{digest}\nmatte: {matte}")
+
+
 class ClipHashes:
     """Hashes of clips as they are shown, and how each is read, remembered so that a file is looked at once.
 
@@ -233,8 +247,12 @@ class ClipHashes:
         self._lines = JsonLines(Path(root) / "clip_readings.jsonl")
         self._known: dict[str, Reading] = {}
 
-    def digest(self, path: str | Path) -> str:
+    def digest(self, path: str | Path, matte: str | None = None) -> str:
         """The hash of a clip, 64 hex digits; the sha256 of its bytes when it is ordinary or cannot be decoded.
+
+        Args:
+            path: the file.
+            matte: colour behind the transparent parts of a still; None refuses such a still.
 
         Raises:
             FileNotFoundError: when there is no file.
@@ -243,10 +261,10 @@ class ClipHashes:
         """
         file = Path(path)
         before, digest = stamp(file), self.files.digest(file)
-        reading = self._remembered(digest)
+        reading = self._remembered(_on(digest, matte))
         if reading is None:
             try:
-                reading = look(file)
+                reading = look(file, matte)
             except ClipError as error:
                 if isinstance(error.__cause__, (OSError, MemoryError)):
                     # Perhaps temporary: must not be read as if ordinary.
@@ -254,17 +272,21 @@ class ClipHashes:
                 return digest  # whoever reads it finds out
             if stamp(file) != before:
                 raise OSError(f"{file} changed while it was read")
-            self._remember(digest, reading)
+            self._remember(_on(digest, matte), reading)
         return _digest_of(file, digest, reading)
 
-    def known(self, path: str | Path) -> str | None:
+    def known(self, path: str | Path, matte: str | None = None) -> str | None:
         """The remembered hash of the current file, or None; also None when it is refused. Reads none of it.
+
+        Args:
+            path: the file.
+            matte: as for `digest`.
 
         Raises:
             FileNotFoundError: when there is no file.
         """
         digest = self.files.known(path)
-        reading = None if digest is None else self._remembered(digest)
+        reading = None if digest is None else self._remembered(_on(digest, matte))
         if digest is None or reading is None or reading.refused:
             return None
         return _digest_of(Path(path), digest, reading)

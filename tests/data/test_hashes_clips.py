@@ -107,7 +107,7 @@ def test_a_file_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert again.known(refused) is None
     with pytest.raises(RefusedClip, match="quarter turns"):
         again.digest(refused)
-    monkeypatch.setattr(clip_hashes, "look", lambda path: Reading())
+    monkeypatch.setattr(clip_hashes, "look", lambda path, matte: Reading())
     monkeypatch.setattr(clip_hashes, "_RULES", clip_hashes._RULES + 1)
     assert ClipHashes(tmp_path / "store").digest(mirrored) == sha256(mirrored)  # the old rules count no more
 
