@@ -18,7 +18,7 @@ from luve_lightning.cascade.upsampling import LatentUpsampler
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.hashes import ClipHashes
-from luve_lightning.data.video_files import write_video
+from luve_lightning.data.video_files import write_picture, write_video
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.files import find_json, write_text
 from luve_lightning.functional.interpolation import Size3d
@@ -80,6 +80,7 @@ class Totals:
 class ClipUpsampler:
     """Writes each method's version of a clip, as `folder/<method>/<clip_id>.mp4` with a JSON file beside it.
 
+    A still's version is `<clip_id>.png`.
     `reference` is the clip's own pixels at the high resolution, `vae` the VAE's reconstruction of them, the
     ceiling for upsamplers of latents. The others get the VAE's latents of the downscaled clip. A video is finished
     when its JSON file exists with the recipe; that one is written last.
@@ -187,16 +188,23 @@ class ClipUpsampler:
         return latents
 
     def _write(self, entry: ClipEntry, name: str, digest: str, video: Tensor) -> None:
-        path = self.folder / name / f"{entry.clip_id}.mp4"
+        path = self._path(entry, name)
         fps = entry.fps / self.recipe.stride
         # First of all: an existing recipe vouches for the video.
         path.with_suffix(".json").unlink(missing_ok=True)
-        write_video(path, video_to_frames(video)[0].cpu().numpy(), fps, lossless=True)
+        frames = video_to_frames(video)[0].cpu().numpy()
+        if entry.still:
+            write_picture(path, frames[0])
+        else:
+            write_video(path, frames, fps, lossless=True)
         about = {"prompt": entry.captions[self.recipe.caption], "fps": fps, "recipe": self._recipe(name, digest)}
         write_text(path.with_suffix(".json"), json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
+    def _path(self, entry: ClipEntry, name: str) -> Path:
+        return self.folder / name / f"{entry.clip_id}{'.png' if entry.still else '.mp4'}"
+
     def _finished(self, entry: ClipEntry, name: str, digest: str) -> bool:
-        path = self.folder / name / f"{entry.clip_id}.mp4"
+        path = self._path(entry, name)
         about = find_json(path.with_suffix(".json"))
         return about.get("recipe") == self._recipe(name, digest) and path.is_file()
 

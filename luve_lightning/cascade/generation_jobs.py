@@ -1,8 +1,9 @@
 """Videos to generate, their folder, and latents of finished stages: what exists, and who makes the next one.
 
-A video is `<name>.mp4` with `<name>.json` beside it. The JSON file is written last: where it exists, the video is
-complete. Any number of processes may share a folder. The process that makes a video holds a lock that the
-operating system drops when the process dies, so no two make the same one, and none waits for a dead one.
+A video is `<name>.mp4`, or `<name>.png` where it has one frame, with `<name>.json` beside it. The JSON file is written
+last: where it exists, the video is complete. Any number of processes may share a folder. The process that makes a video
+holds a lock that the operating system drops when the process dies, so no two make the same one, and none waits for a
+dead one.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class VideoJob:
         width: width of the video, pixels.
         motion_height: height of the first stage, pixels.
         motion_width: width of the first stage, pixels.
-        num_frames: 4k + 1.
+        num_frames: 4k + 1; 1 is a picture.
     """
 
     name: str
@@ -59,6 +60,11 @@ class VideoJob:
     motion_height: int
     motion_width: int
     num_frames: int
+
+    @property
+    def suffix(self) -> str:
+        """How its file's name ends: .mp4, or .png for a picture."""
+        return ".png" if self.num_frames == 1 else ".mp4"
 
 
 def make_jobs(
@@ -111,7 +117,7 @@ class VideoFolder:
         root: the folder; created by the first write.
         settings: what the videos depend on besides their jobs: options, and the models' identities.
         overwrite: replace a video of the same name made differently, instead of refusing.
-        stages: further files of each video, `<stage>/<name>.mp4`, without which it is not finished.
+        stages: further files of each video, `<stage>/<name>.mp4` or .png, without which it is not finished.
         sheet: likewise `<name>.jpg`.
     """
 
@@ -133,12 +139,12 @@ class VideoFolder:
         return {**asdict(job), **self.settings}
 
     def video(self, job: VideoJob) -> Path:
-        """The file of a video."""
-        return self.root / f"{job.name}.mp4"
+        """The file of a video, or of a picture."""
+        return self.root / f"{job.name}{job.suffix}"
 
     def stage_video(self, job: VideoJob, stage: str) -> Path:
         """The file of an earlier stage's video."""
-        return self.root / stage / f"{job.name}.mp4"
+        return self.root / stage / f"{job.name}{job.suffix}"
 
     def is_done(self, job: VideoJob) -> bool:
         """Whether a video, with its further files, exists and was made by its recipe.

@@ -95,7 +95,7 @@ def read_still(path: Path, matte: str | None = None) -> Frames:
         shown, alpha = _decoded(path, picture)
         rgb = _to_srgb(path, shown, profile)
         if (cover := _cover(alpha)) is not None:
-            rgb = (rgb * cover + np.float32(_behind(path, colour)) * (1 - cover) + 0.5).astype(np.uint8)
+            rgb = (rgb * cover + np.array(_behind(path, colour)) * (1 - cover) + 0.5).astype(np.uint8)
     return np.ascontiguousarray(rgb)[None]
 
 
@@ -103,7 +103,7 @@ def _cover(alpha: NDArray[np.uint8] | None) -> NDArray[np.float32] | None:
     """How much of each pixel covers what is behind, H x W x 1 in [0, 1]; None where all do wholly."""
     if alpha is None or alpha.min() == 255:
         return None
-    return alpha[..., None].astype(np.float32) / 255
+    return alpha[..., None].astype(np.float32) / np.float32(255)
 
 
 def _behind(path: Path, colour: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -180,7 +180,7 @@ def _decoded(path: Path, picture: Any) -> tuple[Image.Image, NDArray[np.uint8] |
 def _verify(path: Path) -> None:
     """Compare a PNG's checksums, which Pillow does not when it decodes."""
     with path.open("rb") as file:
-        Image.OPEN["PNG"][0](file, str(path)).verify()  # type: ignore[attr-defined]
+        Image.OPEN["PNG"][0](file, str(path)).verify()
 
 
 def _rounded(path: Path, picture: Any) -> Image.Image:
@@ -188,6 +188,7 @@ def _rounded(path: Path, picture: Any) -> Image.Image:
     info, grey = dict(picture.info), picture.mode.startswith("I;16")
     inverted = grey and picture.format == "TIFF" and picture.tag_v2.get(PHOTOMETRIC) == 0
     raw = {_raw_mode(tile) for tile in picture.tile}
+    deep: NDArray[Any]
     if grey:
         deep = np.asarray(picture).astype(np.uint16)[..., None]
     elif raw == {"LA;16B"}:  # PNG's: as four bytes
@@ -204,7 +205,7 @@ def _rounded(path: Path, picture: Any) -> Image.Image:
             lower = np.asarray(low)
         deep = np.asarray(picture).astype(np.uint16) << 8 | lower
     if inverted:
-        deep = 65535 - deep
+        deep = np.uint16(65535) - deep
     if (clear := info.get("transparency")) is not None:  # PNG's one transparent colour
         alpha = np.where((deep == np.asarray(clear, np.uint16)).all(axis=-1, keepdims=True), 0, 65535)
         deep = np.concatenate([deep, alpha.astype(np.uint16)], axis=-1)

@@ -1,4 +1,4 @@
-"""Video files: writing frames as H.264 in mp4, the same bytes every time, and reading and finding them."""
+"""Video and picture files: writing frames as H.264 in mp4 or PNG, the same bytes every time, and finding them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from luve_lightning.data.clip_container import Frames
 from luve_lightning.data.clips import probe_clip, read_clip
@@ -76,6 +77,7 @@ _MAGIC = (
     (0, b"PK", "zip archive"),
 )  # fmt: skip
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".ts")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".avif", ".heic")
 MAX_FPS = 240
 
 
@@ -113,6 +115,25 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, lossless: bool
     encode_h264(path, frames, rate, None if lossless else CRF, threads)
 
 
+def write_picture(path: Path, frame: np.ndarray) -> None:
+    """Write a frame as PNG, atomically and without loss; equal frames give equal bytes.
+
+    Args:
+        path: target, ending in .png; its folder is created.
+        frame: uint8 H x W x 3, sRGB.
+
+    Raises:
+        ValueError: unsuitable frames or file names.
+    """
+    if path.suffix != ".png":
+        raise ValueError(f"pictures are written as .png, got {path}")
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3 or 0 in frame.shape:
+        raise ValueError(f"{path}: expected uint8 H x W x 3, got {frame.dtype} {' x '.join(map(str, frame.shape))}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        Image.fromarray(np.ascontiguousarray(frame)).save(temporary, format="PNG")
+
+
 def read_video(path: str | Path) -> tuple[Frames, float]:
     """Every frame of a video file.
 
@@ -133,8 +154,13 @@ def read_video(path: str | Path) -> tuple[Frames, float]:
     return read_clip(path, 0, info.frames, backend="pyav"), info.fps
 
 
-def find_videos(folder: str | Path) -> list[Path]:
+def find_videos(folder: str | Path, pictures: bool = False) -> list[Path]:
     """The video files of a folder by name, without those of subfolders and hidden ones.
+
+    Args:
+        folder: the folder.
+        pictures: take pictures, too. Beside videos these are only those that `luve generate` or `luve upsample`
+            made: with a JSON file of the same name.
 
     Raises:
         FileNotFoundError: when there is no such folder, or no video in it.
@@ -144,11 +170,13 @@ def find_videos(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of videos")
-    found = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
-    )
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    found = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    if pictures:
+        found = sorted([*found, *_pictures(files, beside={path.stem for path in found})])
     if not found:
-        raise FileNotFoundError(f"{folder}: no videos there ({', '.join(VIDEO_SUFFIXES)})")
+        known = VIDEO_SUFFIXES + (PICTURE_SUFFIXES if pictures else ())
+        raise FileNotFoundError(f"{folder}: no videos there{', nor pictures' if pictures else ''} ({', '.join(known)})")
     stems: dict[str, Path] = {}
     for path in found:
         if any("\ud800" <= sign <= "\udfff" for sign in path.name):
@@ -157,6 +185,15 @@ def find_videos(folder: str | Path) -> list[Path]:
         if first != path:
             raise ValueError(f"{folder}: {first.name} and {path.name} have the same name")
     return found
+
+
+def _pictures(files: list[Path], beside: set[str]) -> list[Path]:
+    """Those of some files that stand for themselves; `beside` are the stems of the videos among them."""
+    made = {path.stem for path in files if path.suffix == ".json"} - beside if beside else None
+    found = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES and (made is None or path.stem in made)]
+    # A JPEG beside a PNG of the same name is its contact sheet.
+    stored = {path.stem for path in found if path.suffix == ".png"}
+    return [path for path in found if path.suffix != ".jpg" or path.stem not in stored]
 
 
 NAME_BYTES = 255  # limit of a file name, on nearly every file system

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -22,7 +23,7 @@ from luve_lightning.cascade.generation_run import MadeVideo
 from luve_lightning.cascade.options import Guidance
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.latent_store import LatentKey
-from luve_lightning.data.video_files import write_video
+from luve_lightning.data.video_files import write_picture, write_video
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.datamodules import CaptionLatentsDataModule, LatentPairsDataModule
 from luve_lightning.datamodules.caption_latents import Embed
@@ -45,7 +46,7 @@ def write_generated(
     facts: Mapping[str, Any],
     threads: int = 1,
 ) -> Path:
-    """Write a video and its further files, each atomically, the JSON file last.
+    """Write a video or a picture and its further files, each atomically, the JSON file last.
 
     The JSON file holds the prompt and fps (where `luve evaluate` looks for them), the `recipe` that decides the
     pixels, every stage's size and seconds, the seconds of everything else, every denoising step with its expert, the
@@ -66,11 +67,21 @@ def write_generated(
     """
     started, video = time.perf_counter(), folder.video(job)
     about = video.with_suffix(".json")
-    about.unlink(missing_ok=True)  # where it exists, the video is complete
+    if about.exists():  # where it exists, the video is complete
+        about.unlink()
+        # What it was about until now, where a picture replaces a video or the other way round.
+        video.with_suffix(".mp4" if video.suffix == ".png" else ".png").unlink(missing_ok=True)
+
+    def write(path: Path, frames: np.ndarray) -> None:
+        if path.suffix == ".png":
+            write_picture(path, frames[0])
+        else:
+            write_video(path, frames, fps, lossless, threads)
+
     for stage in folder.stages:
         if stage in made.stages:
-            write_video(folder.stage_video(job, stage), made.stages[stage], fps, lossless, threads)
-    write_video(video, made.frames, fps, lossless, threads)
+            write(folder.stage_video(job, stage), made.stages[stage])
+    write(video, made.frames)
     if folder.sheet:
         with replacing(video.with_suffix(".jpg")) as temporary:
             sheet_of(job, made).save(temporary, format="JPEG", quality=92)

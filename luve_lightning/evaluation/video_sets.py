@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luve_lightning.data.video_files import VIDEO_SUFFIXES, check_name, find_videos, video_name
+from luve_lightning.data.video_files import PICTURE_SUFFIXES, VIDEO_SUFFIXES, check_name, find_videos, video_name
 
 _NAMES = ("name", "video", "clip_id")
 
@@ -106,7 +106,7 @@ def read_prompts(path: Path) -> dict[str, str]:
                 f"prompts: {path}: row {number}: more cells than columns; put a text with commas in double quotes"
             )
         name = unicodedata.normalize("NFC", str(row[key]))
-        name = video_name(name) if Path(name).suffix.lower() in VIDEO_SUFFIXES else name
+        name = video_name(name) if Path(name).suffix.lower() in (*VIDEO_SUFFIXES, *PICTURE_SUFFIXES) else name
         if prompts.setdefault(name, row["prompt"]) != row["prompt"]:
             raise ValueError(f"prompts: {path}: row {number}: {name} has another prompt in an earlier row")
     return prompts
@@ -123,7 +123,7 @@ def _json_rows(text: str) -> Iterable[Any]:
 
 def _by_name(key: str, folder: Path) -> dict[str, Path]:
     try:
-        return {video_name(path): path for path in find_videos(folder)}
+        return {video_name(path): path for path in find_videos(folder, pictures=True)}
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{key}: {error}") from None
     except ValueError as error:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clips import read_clip
-from luve_lightning.data.video_files import find_videos, read_video, write_video
+from luve_lightning.data.video_files import find_videos, read_video, write_picture, write_video
 from tests.helpers.waiting import wait_for
 
 
@@ -140,6 +140,37 @@ def test_damage_inside_a_frame_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ClipError, match="is damaged"):
         read_video(path)
+
+
+def test_a_picture_is_written_without_loss_and_always_the_same(tmp_path: Path) -> None:
+    frame = noise()[0]
+    write_picture(tmp_path / "new" / "a.png", frame)
+    write_picture(tmp_path / "b.png", frame)
+    assert (tmp_path / "new" / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    frames, fps = read_video(tmp_path / "b.png")
+    assert np.array_equal(frames, frame[None])
+    assert fps == 0
+    with pytest.raises(ValueError, match=r"pictures are written as \.png"):
+        write_picture(tmp_path / "a.jpg", frame)
+    with pytest.raises(ValueError, match="expected uint8 H x W x 3, got float32"):
+        write_picture(tmp_path / "a.png", frame.astype(np.float32))
+
+
+def test_pictures_of_a_folder_where_they_are_wanted(tmp_path: Path) -> None:
+    for name in ("b.png", "b.jpg", "b.json", "a.JPG", "c.txt"):
+        (tmp_path / name).touch()
+    # b.jpg is the contact sheet of b.png.
+    assert [path.name for path in find_videos(tmp_path, pictures=True)] == ["a.JPG", "b.png"]
+    with pytest.raises(FileNotFoundError, match="no videos there"):
+        find_videos(tmp_path)
+    for name in ("d.mp4", "d.json", "d.jpg"):
+        (tmp_path / name).touch()
+    # Beside videos, only pictures that were generated.
+    assert [path.name for path in find_videos(tmp_path, pictures=True)] == ["b.png", "d.mp4"]
+    assert [path.name for path in find_videos(tmp_path)] == ["d.mp4"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no videos there, nor pictures"):
+        find_videos(tmp_path / "empty", pictures=True)
 
 
 def test_videos_of_a_folder_by_name(tmp_path: Path) -> None:
