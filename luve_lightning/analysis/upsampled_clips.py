@@ -17,6 +17,7 @@ from luve_lightning.analysis.upsampling_comparison import CEILING, DECODED_TOGET
 from luve_lightning.cascade.upsampling import LatentUpsampler
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clips import read_clip
+from luve_lightning.data.frame_times import exact_rate, refusal
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_files import write_picture, write_video
 from luve_lightning.data.video_index import ClipEntry
@@ -40,6 +41,7 @@ class UpsamplingRecipe:
         start: first of them.
         stride: read every stride-th frame.
         caption: column of the index that becomes the prompt.
+        fps: read clips as ones of this many frames a second, see `read_clip`; None takes their frames as they are.
     """
 
     size: tuple[int, int]
@@ -48,6 +50,11 @@ class UpsamplingRecipe:
     start: int = 0
     stride: int = 1
     caption: str = "Summarized Description"
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.fps is not None:
+            exact_rate(self.fps)
 
     def low_size(self, codec: LatentSpace) -> tuple[int, int]:
         """Height and width of the low resolution.
@@ -153,7 +160,9 @@ class ClipUpsampler:
         missing = [name for name in self.names if not self._finished(entry, name, digest)]
         if not missing:
             return 0
-        frames = read_clip(entry.path, recipe.start, recipe.frames, stride=recipe.stride)
+        if recipe.fps is not None and (reason := refusal(entry.total_frames, entry.fps, recipe.fps)):
+            raise ClipError(entry.path, reason)
+        frames = read_clip(entry.path, recipe.start, recipe.frames, stride=recipe.stride, fps=recipe.fps)
         if min(frames.shape[1] - recipe.size[0], frames.shape[2] - recipe.size[1]) < 0:
             raise ClipError(
                 entry.path,
@@ -189,7 +198,7 @@ class ClipUpsampler:
 
     def _write(self, entry: ClipEntry, name: str, digest: str, video: Tensor) -> None:
         path = self._path(entry, name)
-        fps = entry.fps / self.recipe.stride
+        fps = (self.recipe.fps or entry.fps) / self.recipe.stride
         # First of all: an existing recipe vouches for the video.
         path.with_suffix(".json").unlink(missing_ok=True)
         frames = video_to_frames(video)[0].cpu().numpy()
@@ -211,6 +220,8 @@ class ClipUpsampler:
     def _recipe(self, name: str, digest: str) -> dict[str, Any]:
         recipe: dict[str, Any] = {"version": _VERSION, "method": name, "clip": digest, **asdict(self.recipe)}
         recipe["size"] = list(self.recipe.size)
+        if self.recipe.fps is None:
+            del recipe["fps"]  # videos made before there was such a thing
         if name in (REFERENCE, CEILING):
             del recipe["scale"]
         if name != REFERENCE:

@@ -21,7 +21,7 @@ from luve_lightning.cli import Verb
 from luve_lightning.cli.index import check_folder, check_stored, entries_of, open_index, print_summary, uneven_line
 from luve_lightning.cli.parsing import check_trainer
 from luve_lightning.data.clip_container import ClipError
-from luve_lightning.data.clip_windows import ClipWindow, WindowReader, plan_windows, quarantine_path
+from luve_lightning.data.clip_windows import ClipWindow, WindowReader, plan_windows, quarantine_path, repeated_clips
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_store import LatentKey, LatentRecipe, LatentStore, check_scales
 from luve_lightning.data.mini_world import render_mini_world
@@ -100,6 +100,7 @@ def precompute(
     start: int = 0,
     windows: int = 1,
     stride: int = 1,
+    fps: float | None = None,
     variants: dict[str, PixelTransform] | None = None,
     dtype: Literal["float16", "bfloat16", "float32"] = "float16",
     batch_size: int = 4,
@@ -129,6 +130,9 @@ def precompute(
         start: First frame of the first window.
         windows: Windows per clip, equally spaced from start to its end.
         stride: Read every stride-th frame.
+        fps: Read every clip as one of this many frames a second, by the times of its frames; start, frames and stride
+            then count these. Slower clips repeat frames and are counted; below half of it they are left out. Default:
+            the frames as they are.
         variants: Transforms of the pixels, by name; default {plain: unchanged}.
         dtype: Dtype on disk.
         batch_size: Windows encoded at once.
@@ -151,13 +155,14 @@ def precompute(
     codec.latent_size(frames, *size)
     transforms = variants or {"plain": Unchanged()}
     names = tuple(variant_name(name, transform) for name, transform in transforms.items())
-    recipe = LatentRecipe(codec.fingerprint(), size, tuple(scales), frames, start, windows, stride, names, dtype)
+    recipe = LatentRecipe(codec.fingerprint(), size, tuple(scales), frames, start, windows, stride, names, dtype, fps)
     latents = LatentStore(store)
     read = WindowReader(recipe, latents, ClipHashes(latents.root))
     entries = entries_of(open_index(console, index, clips, keep), splits)
     planned, short = plan_windows(entries, recipe)
     if not planned:
-        raise ValueError(f"{index}: all of {len(entries)} clips are too short, first {short[0]}")
+        why = "too short" if fps is None else "too short or too slow"
+        raise ValueError(f"{index}: all of {len(entries)} clips are {why}, first {short[0]}")
     if check:
         _check(Console(emoji=False), planned, read, max(1, num_workers), started)
         return
@@ -171,12 +176,14 @@ def precompute(
     there = (len(planned) - task.totals.bad) * recipe.count - task.totals.encoded
     listed = bad.bad()
     where = f", listed in {bad.path}" if listed else ""
-    uneven = uneven_line(read.hashes, entries) if runner.is_global_zero else ""
+    uneven = uneven_line(read.hashes, entries) if fps is None and runner.is_global_zero else ""
+    slow = repeated_clips((window.clip for window in planned), recipe)
     lines = [
         f"  encoded        {task.totals.encoded} latents, {task.totals.bytes / 2**20:.1f} MiB",
         f"  already there  {there}",
         f"  quarantined    {len(listed)}{where}",
-        f"  too short      {len(short)}, first {short[0]}" if short else "",
+        f"  {'too short' if fps is None else 'left out '}      {len(short)}, first {short[0]}" if short else "",
+        f"  repeat frames  {len(slow)}, slower than {fps:g} a second, first {slow[0].clip_id}" if slow else "",
         f"  variable rate  {uneven}" if uneven else "",
     ]
     print_summary(console, store, lines, started)

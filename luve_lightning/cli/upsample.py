@@ -48,6 +48,7 @@ def upsample(
     keep: Limits = Limits(),  # noqa: B008  # frozen
     start: int = 0,
     stride: int = 1,
+    fps: float | None = None,
     caption: str = "Summarized Description",
     limit: int | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
@@ -73,6 +74,8 @@ def upsample(
         keep: Which clips of the index to take.
         start: First frame.
         stride: Read every stride-th frame.
+        fps: Read every clip as one of this many frames a second, by the times of its frames; start, frames and stride
+            then count these. Default: the frames as they are.
         caption: Column of the CSV that becomes the prompt.
         limit: Use only the first clips of each split, this many; default all.
         dtype: Dtype of the VAE's weights.
@@ -95,7 +98,7 @@ def upsample(
         check_name(name, "vluers:")
     entries = entries_of(open_index(console, index, clips, keep), splits, limit)
     codec = load_backbone(backbone).latent_space(getattr(torch, dtype)).to(target)
-    recipe = UpsamplingRecipe((size[0], size[1]), scale, frames, start, stride, caption)
+    recipe = UpsamplingRecipe((size[0], size[1]), scale, frames, start, stride, caption, fps)
     methods: dict[str, LatentUpsampler] = {
         name: method.of(LooseModels(codec)) for name, method in known.items() if baselines is None or name in baselines
     }
@@ -107,7 +110,8 @@ def upsample(
     with Steps(console) as steps:
         steps.begin("clips", len(entries))
         totals = upsampler.run(entries, steps.advance)
-    _tell(console, output, totals, uneven_line(upsampler.hashes, entries), started)
+    uneven = uneven_line(upsampler.hashes, entries) if fps is None else ""
+    _tell(console, output, totals, uneven, started)
     if len(totals.unreadable) == len(entries):
         raise ValueError(f"none of the {len(entries)} clips of {index} could be read")
 

@@ -30,6 +30,7 @@ from luve_lightning.data.clip_container import (
     steady_parameters,
 )
 from luve_lightning.data.clip_presentation import Presentation, presentation_of, refuse_interlaced, require_progressive
+from luve_lightning.data.frame_times import FrameTimes
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -44,6 +45,7 @@ class Packet:
     Attributes:
         pts: when its picture is shown, in the stream's time base.
         end: when the next one is, seconds; `pts` when the file does not say how long it lasts.
+        lasts: how long it is shown, in the stream's time base; 0 when the file does not say.
         hidden: whether an edit list leaves it out.
         start: how decoding may start here; None when it is not a keyframe.
         steady: whether it keeps the parameters of an H.264 stream, for keyframes.
@@ -54,6 +56,7 @@ class Packet:
     hidden: bool
     start: Start | None
     steady: bool = True
+    lasts: int = 0
 
 
 def read_packets(path: Path, container: InputContainer, stream: VideoStream) -> list[Packet]:
@@ -74,7 +77,7 @@ def read_packets(path: Path, container: InputContainer, stream: VideoStream) -> 
         if packet.is_keyframe:
             start = random_access(codec, bytes(packet), extradata)
             steady = codec != "h264" or steady_parameters(bytes(packet), extradata)
-        found.append(Packet(packet.pts, end, packet.is_discard, start, steady))
+        found.append(Packet(packet.pts, end, packet.is_discard, start, steady, packet.duration or 0))
     if not found:
         raise ClipError(path, "has a video stream without a single frame")
     _check_whole(path, container, stream, found, end_of_all)
@@ -138,6 +141,8 @@ class Scan:
         show: how its pictures are shown.
         shape: a pixel's width over its height, from the codec at the first frame; 1 when it does not say.
         solid_from: pts from which on every frame must decode.
+        tick: the stream's time base, seconds.
+        last: how long the last frame is shown, ticks.
     """
 
     info: ClipInfo
@@ -147,6 +152,22 @@ class Scan:
     show: Presentation
     shape: Fraction | int
     solid_from: int | None
+    tick: Fraction
+    last: int
+
+    @property
+    def shown(self) -> FrameTimes:
+        """When its frames are shown; counted frames are equally far apart.
+
+        Raises:
+            ValueError: frames are counted, and the file does not say how many a second it shows.
+        """
+        if len(self.times):
+            return FrameTimes(self.times, int(self.times[-1]) + self.last, self.tick)
+        if not self.info.fps:
+            raise ValueError("does not say how many frames a second it shows")
+        every = 1 / Fraction(self.info.fps).limit_denominator(1001)
+        return FrameTimes(np.arange(self.info.frames), self.info.frames, every)
 
 
 def scan(path: Path) -> Scan:
@@ -199,7 +220,16 @@ def _conclude(path: Path, container: InputContainer, stream: VideoStream, packet
     height, width = show.size
     fps = _fps(stream, times, exact=frames == len(packets))
     info = ClipInfo(frames, fps, width, height, codec_of(stream), not doubt, doubt)
-    return Scan(info, times, starts, stream.index, show, shape, solid_from)
+    tick, last = stream.time_base or Fraction(1), _last(packets, times)
+    return Scan(info, times, starts, stream.index, show, shape, solid_from, tick, last)
+
+
+def _last(packets: list[Packet], times: NDArray[np.int64]) -> int:
+    """How long the last frame is shown, in ticks: by its packet, or else as long as most of the others."""
+    if not len(times):
+        return 0
+    said = next(p.lasts for p in packets if p.pts == times[-1])
+    return said or max(1, round(float(np.median(np.diff(times))))) if len(times) > 1 else max(1, said)
 
 
 def _head(

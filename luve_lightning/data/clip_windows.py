@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from luve_lightning.data.clip_container import ClipError, RefusedClip
+from luve_lightning.data.clip_container import ClipError, Frames, RefusedClip
 from luve_lightning.data.clips import read_clip
+from luve_lightning.data.frame_times import slower
 from luve_lightning.data.hashes import ClipHashes, stamp
 from luve_lightning.data.latent_store import HIGH_RESOLUTION, LatentKey, LatentRecipe, LatentStore
 from luve_lightning.data.quarantine import Quarantine
@@ -22,7 +23,7 @@ from luve_lightning.functional.pixels import crop_frames
 
 @dataclass(frozen=True)
 class ClipWindow:
-    """A clip and the frames of one latent, (start, stop)."""
+    """A clip and the frames of one latent, (start, stop); at the recipe's frame rate where it has one."""
 
     clip: ClipEntry
     frames: tuple[int, int]
@@ -53,15 +54,22 @@ class EncodeItem:
 
 
 def plan_windows(entries: Iterable[ClipEntry], recipe: LatentRecipe) -> tuple[list[ClipWindow], list[ClipError]]:
-    """All windows of all clips, from the index alone, and the clips that are too short for one."""
+    """All windows of all clips, from the index alone, and the clips that are too short for one, or too slow."""
     windows: list[ClipWindow] = []
     short: list[ClipError] = []
     for entry in entries:
-        ranges = recipe.frame_ranges(entry.total_frames)
+        ranges, reason = recipe.clip_ranges(entry.total_frames, entry.fps)
         windows += [ClipWindow(entry, frames) for frames in ranges]
-        if not ranges:
-            short.append(ClipError(entry.path, recipe.too_short(entry.total_frames)))
+        if reason:
+            short.append(ClipError(entry.path, reason))
     return windows, short
+
+
+def repeated_clips(entries: Iterable[ClipEntry], recipe: LatentRecipe) -> list[ClipEntry]:
+    """The clips that are slower than the recipe's frame rate, each once; none where it has no frame rate."""
+    fps = recipe.fps
+    unique = {entry.path: entry for entry in entries}.values()
+    return [] if fps is None else [e for e in unique if e.total_frames > 1 and slower(e.fps, fps)]
 
 
 class WindowReader:
@@ -98,7 +106,8 @@ class WindowReader:
             raise StoreError(f"{error.filename}: {error.strerror}") from None
         if item.missing:
             before = stamp(path)
-            frames = read_clip(path, window.frames[0], self.recipe.frames, stride=self.recipe.stride)
+            recipe = self.recipe
+            frames = read_clip(path, window.frames[0], recipe.frames, stride=recipe.stride, fps=recipe.fps)
             # The frames must be those of the hashed bytes.
             if stamp(path) != before or self.hashes.digest(path) != digest:
                 raise ClipError(path, "changed while it was read")
@@ -111,6 +120,11 @@ class WindowReader:
             return crop_frames(frames, self.recipe.size).clone(memory_format=torch.contiguous_format)
         except ValueError as error:
             raise ClipError(path, str(error)) from None
+
+
+def read_frames(path: Path, key: LatentKey, count: int | None = None) -> Frames:
+    """The frames that a stored latent shows, or the first of them, as `read_clip` gives them."""
+    return read_clip(path, key.frames[0], count or key.count, stride=key.stride, fps=key.fps)
 
 
 def pending_windows(windows: Sequence[ClipWindow], read: WindowReader) -> list[int]:
@@ -149,12 +163,14 @@ class PairLookup:
         pairs: windows whose latents all exist, in the order of the index.
         dropped: (clip id, reason) of clips without expected latents: too short, shown in a way that cannot be
             reproduced, or set aside by precompute.
-        uneven: clip ids of those with a variable frame rate.
+        uneven: clip ids of those with a variable frame rate; none where frames are timed.
+        repeated: clip ids of those slower than the recipe's frame rate, so that some of their frames come twice.
     """
 
     pairs: list[PairEntry] = field(default_factory=list)
     dropped: list[tuple[str, str]] = field(default_factory=list)
     uneven: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
 
 
 def find_pair_keys(
@@ -198,7 +214,9 @@ def find_pair_keys(
             lacking[window.clip.clip_id] = window.clip
     if lacking or not lookup.pairs:
         raise StoreError(_complaint(store, recipe, variant, list(lacking), len(entries)))
-    lookup.uneven = [path.stem for path in hashes.uneven(dict.fromkeys(p.entry.path for p in lookup.pairs))]
+    if recipe.fps is None:
+        lookup.uneven = [path.stem for path in hashes.uneven(dict.fromkeys(p.entry.path for p in lookup.pairs))]
+    lookup.repeated = [clip.clip_id for clip in repeated_clips((pair.entry for pair in lookup.pairs), recipe)]
     lookup.dropped = [(entry.clip_id, reasons[entry.path]) for entry in entries if entry.path in reasons]
     return lookup
 
@@ -209,7 +227,8 @@ def quarantine_path(store: LatentStore, recipe: LatentRecipe) -> Path:
     One list per size and choice of frames: a clip too small or short for one recipe can do for another.
     """
     height, width = recipe.size
-    name = f"{height}x{width}-{recipe.frames}-from-{recipe.start}-by-{recipe.stride}.jsonl"
+    at = "" if recipe.fps is None else f"-at-{recipe.fps:g}"
+    name = f"{height}x{width}-{recipe.frames}-from-{recipe.start}-by-{recipe.stride}{at}.jsonl"
     return store.root / "quarantine" / name
 
 
@@ -229,9 +248,10 @@ def _complaint(store: LatentStore, recipe: LatentRecipe, variant: str, lacking: 
     scales = ", ".join(f"{scale:g}" for scale in recipe.scales) or "none"
     many = f"{len(lacking)} of {total} clips have no" if lacking else f"none of {total} clips has"
     which = f" (first {lacking[0]})" if lacking else ""
+    at = "" if recipe.fps is None else f", {recipe.fps:g} frames a second"
     of = "" if variant == "plain" else f"variant {variant}, "
     return (
         f"{many} latents in {store.root}{which} for {of}size {recipe.size[0]}x{recipe.size[1]}, "
         f"scales {scales}, {recipe.frames} frames from {recipe.start} (windows {recipe.windows}, stride "
-        f"{recipe.stride}), VAE {recipe.vae[:12]}: run `luve precompute` with these values on this index"
+        f"{recipe.stride}{at}), VAE {recipe.vae[:12]}: run `luve precompute` with these values on this index"
     )

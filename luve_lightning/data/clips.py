@@ -15,7 +15,7 @@ how a file is shown; decord is optional.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
@@ -57,7 +57,9 @@ def probe_clip(path: str | Path) -> ClipInfo:
     return scan(path).info
 
 
-def read_clip(path: str | Path, start: int, count: int, *, stride: int = 1, backend: Backend = "auto") -> Frames:
+def read_clip(
+    path: str | Path, start: int, count: int, *, stride: int = 1, fps: float | None = None, backend: Backend = "auto"
+) -> Frames:
     """Read frames of a video file or a still, exactly those requested.
 
     Args:
@@ -65,6 +67,9 @@ def read_clip(path: str | Path, start: int, count: int, *, stride: int = 1, back
         start: number of the first frame, from 0 in presentation order.
         count: number of frames.
         stride: distance between frames; 2 takes every other one.
+        fps: read the clip as one of this many frames a second, by the times at which a player shows its frames
+            (`luve_lightning.data.frame_times`); `start` and `stride` then count these. None takes the frames as they
+            are.
         backend: "decord" and "pyav" insist on one library. "auto" uses decord where it is exact, and PyAV
             elsewhere or where decord fails or is missing.
 
@@ -81,15 +86,39 @@ def read_clip(path: str | Path, start: int, count: int, *, stride: int = 1, back
     if backend not in ("auto", "decord", "pyav"):
         raise ValueError(f'backend: expected "auto", "decord" or "pyav", got {backend!r}')
     path = Path(path)
-    indices = range(start, start + count * stride, stride)
+    samples = range(start, start + count * stride, stride)
     if still_kind(path) is not None:
-        if indices[-1] > 0:
-            raise ClipError(path, f"too short: frames {start} to {indices[-1]} asked for, a still has 1")
+        if samples[-1] > 0:
+            raise ClipError(path, f"too short: frames {start} to {samples[-1]} asked for, a still has 1")
         return read_still(path)
     _require_pyav()
     found = scan(path)
-    if indices[-1] >= found.info.frames:
-        raise ClipError(path, f"too short: frames {start} to {indices[-1]} asked for, it has {found.info.frames}")
+    indices = _indices(path, found, samples, fps)
+    if fps is None:
+        return _read(path, found, indices, backend)
+    # What is shown twice is decoded once.
+    once = sorted(set(indices))
+    frames = _read(path, found, once, backend)
+    return frames if len(once) == len(indices) else frames[np.searchsorted(once, indices)]
+
+
+def _indices(path: Path, found: Scan, samples: range, fps: float | None) -> Sequence[int]:
+    """Frame numbers of samples, ascending; ClipError when the clip has fewer."""
+    asked = f"frames {samples[0]} to {samples[-1]}"
+    if fps is None:
+        if samples[-1] >= found.info.frames:
+            raise ClipError(path, f"too short: {asked} asked for, it has {found.info.frames}")
+        return samples
+    try:
+        shown = found.shown
+    except ValueError as error:
+        raise ClipError(path, str(error)) from None
+    if samples[-1] >= (total := shown.count(fps)):
+        raise ClipError(path, f"too short: {asked} at {fps:g} frames a second asked for, it has {total}")
+    return shown.frames(samples, fps)
+
+
+def _read(path: Path, found: Scan, indices: Sequence[int], backend: Backend) -> Frames:
     if backend == "decord":
         if not found.show.by_decord:
             raise ClipError(path, found.info.doubt)
@@ -110,7 +139,7 @@ def _require_pyav() -> None:
 TRIES = 2  # number of keyframes to try before decoding from the file's beginning
 
 
-def read_with_pyav(path: Path, scan: Scan, indices: range) -> Frames:
+def read_with_pyav(path: Path, scan: Scan, indices: Sequence[int]) -> Frames:
     """Read frames by number, in presentation order.
 
     A frame is identified by its time. The scan lists the times of all frames; decoding starts at a keyframe before
@@ -120,7 +149,7 @@ def read_with_pyav(path: Path, scan: Scan, indices: range) -> Frames:
     Args:
         path: the file.
         scan: what `luve_lightning.data.clip_scan.scan` found in the file.
-        indices: frame numbers, ascending, within the clip.
+        indices: frame numbers, each above the one before it, within the clip.
 
     Returns:
         uint8, len(indices) x height x width x 3, as a player shows it.
@@ -159,13 +188,13 @@ def _read_from(path: Path, scan: Scan, start: int | None, wanted: dict[int, int]
     return None if result.missing else result.frames
 
 
-def _read_counting(path: Path, scan: Scan, indices: range) -> Frames:
+def _read_counting(path: Path, scan: Scan, indices: Sequence[int]) -> Frames:
     """Read by counting frames from the file's beginning, for files with useless times."""
-    result = _Result(path, scan, len(indices))
+    result, places = _Result(path, scan, len(indices)), {index: place for place, index in enumerate(indices)}
     with opened(path, scan.stream) as (container, stream):
         for number, frame in enumerate(decode(path, container.demux(stream), scan.solid_from)):
-            if number in indices:
-                result.put(indices.index(number), frame, stream)
+            if number in places:
+                result.put(places[number], frame, stream)
             if number == indices[-1]:
                 return result.frames
     raise ClipError(path, f"ends before frame {indices[-1]}")
@@ -222,12 +251,12 @@ def load_decord() -> ModuleType | None:
     return decord
 
 
-def read_with_decord(path: Path, indices: range, info: ClipInfo) -> Frames:
+def read_with_decord(path: Path, indices: Sequence[int], info: ClipInfo) -> Frames:
     """Read frames by number.
 
     Args:
         path: the file.
-        indices: frame numbers, ascending, within the clip.
+        indices: frame numbers, each above the one before it, within the clip.
         info: facts about the file; the frames must agree with them.
 
     Returns:
@@ -236,7 +265,7 @@ def read_with_decord(path: Path, indices: range, info: ClipInfo) -> Frames:
     with _opened(path) as reader:
         if len(reader) != info.frames:
             raise ClipError(path, f"has {info.frames} frames, but decord sees {len(reader)}")
-        if info.trusted_by_decord or indices.step == 1:
+        if info.trusted_by_decord or indices[-1] - indices[0] == len(indices) - 1:
             frames: Frames = reader.get_batch(indices).asnumpy()
         else:
             # On open GOPs a seek per step lands unevenly; one unbroken run from the start of the range does not.
@@ -246,13 +275,13 @@ def read_with_decord(path: Path, indices: range, info: ClipInfo) -> Frames:
     return frames
 
 
-def _every(reader: Any, indices: range) -> Frames:
-    """Frames `indices.step` apart out of an unbroken run, a chunk at a time to bound memory."""
-    kept = []
+def _every(reader: Any, indices: Sequence[int]) -> Frames:
+    """Some frames out of an unbroken run, a chunk at a time to bound memory."""
+    kept, wanted = [], set(indices)
     for low in range(indices[0], indices[-1] + 1, CHUNK):
         chunk = range(low, min(low + CHUNK, indices[-1] + 1))
         frames = reader.get_batch(chunk).asnumpy()
-        kept.append(frames[[i - low for i in chunk if i in indices]])
+        kept.append(frames[[i - low for i in chunk if i in wanted]])
     return np.concatenate(kept)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luve_lightning.data.frame_times import exact_rate, planned_samples, refusal
 from luve_lightning.data.safetensors_window import DTYPE_NAMES, Range, SafetensorsWindow
 from luve_lightning.data.store import StoreError, TensorStore
 from luve_lightning.files import text_digest
@@ -46,6 +47,7 @@ class LatentKey:
             Downscaling in two steps gives other pixels than in one.
         dtype: dtype on disk: "float16", "bfloat16" or "float32".
         version: `ENCODER_VERSION` of the code that encoded it.
+        fps: the clip was read as one of this many frames a second, which `frames` and `stride` count; None: as it is.
     """
 
     clip: str
@@ -57,6 +59,7 @@ class LatentKey:
     resized_from: tuple[int, int] | None = None
     dtype: str = "float16"
     version: int = ENCODER_VERSION
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         if not _SHA256.fullmatch(self.clip):
@@ -78,11 +81,22 @@ class LatentKey:
             raise ValueError(f"frames must be (start, stop) with 0 <= start < stop, got {self.frames}")
         if self.dtype not in DTYPE_NAMES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPE_NAMES)}, got {self.dtype!r}")
+        if self.fps is not None:
+            exact_rate(self.fps)
+            object.__setattr__(self, "fps", float(self.fps))  # 16 and 16.0 are equal but write other JSON
+
+    @property
+    def count(self) -> int:
+        """Number of frames that were encoded."""
+        return (self.frames[1] - self.frames[0] - 1) // self.stride + 1
 
     @cached_property
     def json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, ASCII. Two keys are equal exactly when their JSON is."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        facts = asdict(self)
+        if self.fps is None:
+            del facts["fps"]  # entries made before there was such a thing
+        return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
     @cached_property
     def digest(self) -> str:
@@ -156,6 +170,8 @@ class LatentRecipe:
         windows: windows per clip, equally spaced from `start` to the end of the clip. A single window begins at
             `start`.
         stride: read every stride-th frame.
+        fps: read clips as ones of this many frames a second, which `frames`, `start` and `stride` then count; None
+            reads their frames as they are.
         variants: transforms of the high-resolution pixels, before all else; names of `LatentKey.variant`.
         dtype: dtype on disk.
     """
@@ -169,6 +185,7 @@ class LatentRecipe:
     stride: int = 1
     variants: tuple[str, ...] = ("plain",)
     dtype: str = "float16"
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         # YAML gives lists and integers; equal recipes must be equal objects.
@@ -180,6 +197,8 @@ class LatentRecipe:
                 f"expected frames, windows, stride >= 1 and start >= 0, got {self.frames}, {self.windows}, "
                 f"{self.stride} and {self.start}"
             )
+        if self.fps is not None:
+            exact_rate(self.fps)
         _refuse_odd_scales(self.scales)
         if not self.variants or len(set(self.variants)) != len(self.variants):
             raise ValueError(f"variants must be one or more different names, got {list(self.variants)}")
@@ -196,8 +215,27 @@ class LatentRecipe:
         """Number of clip frames from the first to the last that a window reads, both included."""
         return (self.frames - 1) * self.stride + 1
 
+    def clip_ranges(self, total_frames: int, clip_fps: float) -> tuple[list[tuple[int, int]], str]:
+        """The windows of a clip, by its index, and why there are none; see `frame_ranges`.
+
+        Args:
+            total_frames: number of frames in the file.
+            clip_fps: frames a second.
+        """
+        found = total_frames
+        if self.fps is not None:
+            if reason := refusal(total_frames, clip_fps, self.fps):
+                return [], reason
+            found = planned_samples(total_frames, clip_fps, self.fps)
+        ranges = self.frame_ranges(found)
+        return ranges, "" if ranges else self.too_short(found)
+
     def frame_ranges(self, total_frames: int) -> list[tuple[int, int]]:
-        """The windows of a clip, (start, stop) with stop exclusive; none when the clip is too short."""
+        """The windows of a clip, (start, stop) with stop exclusive; none when the clip is too short.
+
+        Args:
+            total_frames: number of its frames, at `fps` where there is one.
+        """
         last = total_frames - self.span
         if last < self.start:
             return []
@@ -208,8 +246,9 @@ class LatentRecipe:
         return [(start, start + self.span) for start in starts]
 
     def too_short(self, total_frames: int) -> str:
-        """Why a clip has no window."""
-        return f"{total_frames} frames, expected at least {self.start + self.span}"
+        """Why a clip of so many frames, at `fps` where there is one, has no window."""
+        at = "" if self.fps is None else f" at {self.fps:g} frames a second"
+        return f"{total_frames} frames{at}, expected at least {self.start + self.span}"
 
     def pixel_size(self, scale: float) -> tuple[int, int]:
         """(height, width) of the pixels at a scale; `check_scales` ensures that they are integers."""
@@ -236,6 +275,7 @@ class LatentRecipe:
             stride=self.stride,
             resized_from=self.size,
             dtype=self.dtype,
+            fps=self.fps,
         )
 
     def keys(self, clip: str, frames: tuple[int, int]) -> dict[tuple[str, float], LatentKey]:

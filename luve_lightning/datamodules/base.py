@@ -193,6 +193,11 @@ def tell_lookup(split: str, lookup: PairLookup) -> None:
             f"{split}: {len(lookup.uneven)} clips have a variable frame rate, first {lookup.uneven[0]}: frames are "
             "counted, not timed"
         )
+    if lookup.repeated:
+        rank_zero_info(
+            f"{split}: {len(lookup.repeated)} clips are slower than the frame rate that is read, first "
+            f"{lookup.repeated[0]}: some of their frames come twice"
+        )
 
 
 def vae_fingerprint(backbone: str | Path, root: str | Path) -> str:

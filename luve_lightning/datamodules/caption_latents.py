@@ -119,6 +119,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
         scale: which of the stored sizes; 1 is the high resolution, 2 half of it.
         windows: windows per training clip; validation takes the first.
         stride: every stride-th frame.
+        fps: the frame rate at which precompute read the clips; None where it took their frames as they are.
         variant: stored version of the clips, as precompute names it.
         uncaptioned: further versions, which training sees with the empty caption, all together as often as
             `variant`. The captions no longer describe them (mirrored, other colours), but they keep a model of few
@@ -150,6 +151,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
         scale: float = HIGH_RESOLUTION,
         windows: int = 1,
         stride: int = 1,
+        fps: float | None = None,
         variant: str = "plain",
         uncaptioned: tuple[str, ...] = (),
         texts: Path | None = None,
@@ -170,7 +172,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
         self.keep = keep
         self.index_path, self.store, self.backbone = Path(index), LatentStore(store), backbone
         self.size, self.frames, self.scale = size, frames, float(scale)
-        self.windows, self.stride, self.variant = windows, stride, variant
+        self.windows, self.stride, self.fps, self.variant = windows, stride, fps, variant
         self.uncaptioned = tuple(uncaptioned)
         self.texts, self.text_encoder, self.selection = texts, text_encoder, selection
         self.limits = {"val": val_limit, "test": test_limit}
@@ -187,6 +189,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
             frames=self.frames,
             windows=self.windows if split == "train" else 1,
             stride=self.stride,
+            fps=self.fps,
             variants=(variant,),
         )
         lookup = find_pair_keys(self.store, ClipHashes(self.store.root), entries, recipe, variant)

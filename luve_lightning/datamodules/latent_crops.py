@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from luve_lightning.data.clip_windows import PairEntry
-from luve_lightning.data.clips import read_clip
+from luve_lightning.data.clip_windows import PairEntry, read_frames
 from luve_lightning.data.latent_store import LatentKey, LatentStore
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import fit_window
@@ -103,11 +102,9 @@ def own_pixels(pair: PairEntry, shape: Size3d, window: CropWindow) -> Tensor:
     """
     assert window[0][0] == 0
     key = pair.hr_key
-    start, stop = key.frames
-    frames = (stop - start - 1) // key.stride + 1
-    per_latent = (frames - 1) // max(1, shape[0] - 1)
+    per_latent = (key.count - 1) // max(1, shape[0] - 1)
     wanted = 1 + (window[0][1] - 1) * per_latent
-    pixels = torch.from_numpy(read_clip(pair.entry.path, start, wanted, stride=key.stride))
+    pixels = torch.from_numpy(read_frames(pair.entry.path, key, wanted))
     rows, columns = (
         (a * size // n, b * size // n) for (a, b), size, n in zip(window[1:], key.size, shape[1:], strict=True)
     )

@@ -11,8 +11,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
-from luve_lightning.data.clip_windows import PairEntry, find_pair_keys
-from luve_lightning.data.clips import read_clip
+from luve_lightning.data.clip_windows import PairEntry, find_pair_keys, read_frames
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_store import LatentRecipe, LatentStore
 from luve_lightning.data.video_index import Limits, Split, VideoIndex
@@ -51,9 +50,7 @@ class WholeLatentPairs(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair, scale = self.items[index]
-        start, stop = pair.hr_key.frames
-        stride = pair.hr_key.stride
-        frames = read_clip(pair.entry.path, start, (stop - start - 1) // stride + 1, stride=stride)
+        frames = read_frames(pair.entry.path, pair.hr_key)
         # The same crop and resize as in precompute, so that pixels and latents show the same picture.
         video = fit_frames(torch.from_numpy(frames), pair.hr_key.size)
         return {
@@ -80,6 +77,7 @@ class LatentPairsDataModule(ResumableDataModule):
         frames: frames of each encoded window, 4k + 1.
         windows: windows per training clip; validation and test take the first.
         stride: every stride-th frame.
+        fps: the frame rate at which precompute read the clips; None where it took their frames as they are.
         crop: latent frames, height and width of a training crop; cut to what the clips have.
         crop_at: resolution at which `crop` is counted. "high": crops of all scales show as large a part of the picture;
             "low": the model's input is as large at all scales, and the target `scale` times as large.
@@ -110,6 +108,7 @@ class LatentPairsDataModule(ResumableDataModule):
         frames: int,
         windows: int = 1,
         stride: int = 1,
+        fps: float | None = None,
         crop: tuple[int, int, int] = (11, 60, 60),
         crop_at: Literal["high", "low"] = "high",
         crop_frames: Literal["random", "first"] = "random",
@@ -136,7 +135,7 @@ class LatentPairsDataModule(ResumableDataModule):
         self.keep = keep
         self.index_path, self.store, self.backbone = Path(index), LatentStore(store), backbone
         self.size, self.scales, self.frames = size, list(scales), frames
-        self.windows, self.stride = windows, stride
+        self.windows, self.stride, self.fps = windows, stride, fps
         check_clip_limits(val_limit=val_limit, test_limit=test_limit)
         self.val_limit, self.test_limit = val_limit, test_limit
         self.variants = tuple(variants)
@@ -152,6 +151,7 @@ class LatentPairsDataModule(ResumableDataModule):
             frames=self.frames,
             windows=self.windows if split == "train" else 1,
             stride=self.stride,
+            fps=self.fps,
             variants=variants,
         )
         hashes, entries, pairs = ClipHashes(self.store.root), self.clips_of(index, split), []

@@ -21,7 +21,7 @@ from luve_lightning.cascade.denoise import expert_chooser, from_noise
 from luve_lightning.cascade.generation_jobs import VideoFolder, VideoJob
 from luve_lightning.cascade.generation_run import MadeVideo
 from luve_lightning.cascade.options import Guidance
-from luve_lightning.data.clips import read_clip
+from luve_lightning.data.clip_windows import read_frames
 from luve_lightning.data.latent_store import LatentKey
 from luve_lightning.data.video_files import write_picture, write_video
 from luve_lightning.data.video_index import ClipEntry
@@ -317,7 +317,7 @@ class UpsampledVideos(SampleSource):
             names=names,
             captions=[entry.clip_id for entry in entries],
             make=make,
-            fps=(entries[0].fps if entries else 16.0) / datamodule.stride,
+            fps=(datamodule.fps or (entries[0].fps if entries else 16.0)) / datamodule.stride,
             real_names=names,
             real=lambda index: _frames(held_out[index]["video"].unsqueeze(0)),
         )
@@ -332,8 +332,7 @@ def _embedded(task: Denoising, embed: Embed | None, text: str) -> Tensor:
 
 def _read_real(entry: ClipEntry, key: LatentKey, size: tuple[int, int]) -> Tensor:
     """The frames of a stored latent, at another size."""
-    start, stop = key.frames
-    frames = read_clip(entry.path, start, (stop - start - 1) // key.stride + 1, stride=key.stride)
+    frames = read_frames(entry.path, key)
     return _frames(fit_frames(torch.from_numpy(frames), size).unsqueeze(0))
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +17,12 @@ from safetensors.torch import save
 
 from luve_lightning.__main__ import main
 from luve_lightning.data.clip_windows import PairLookup, find_pair_keys
-from luve_lightning.data.clips import read_clip
+from luve_lightning.data.clips import probe_clip, read_clip
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_store import LatentRecipe, LatentStore
 from luve_lightning.data.store import StoreError
-from luve_lightning.data.video_index import VideoIndex
-from luve_lightning.functional.pixels import frames_to_video
+from luve_lightning.data.video_index import ClipEntry, VideoIndex
+from luve_lightning.functional.pixels import fit_frames, frames_to_video
 from luve_lightning.models.backbones import load_backbone
 from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.small_world import add_row, change_rows, write_backbone, write_world
@@ -248,6 +251,43 @@ def test_clips_are_encoded_as_they_are_shown(luve, world: Path, tiny_backbone: P
     video = frames_to_video(upright[:, :, ::-1]).unsqueeze(0)
     high = load_backbone(tiny_backbone).latent_space().encode(video)[0]
     torch.testing.assert_close(LatentStore(tmp_path / "store").read(lookup.pairs[0].hr_key), high, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_clips_are_read_by_time(luve, world: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    """Every frame at 16 a second is the one on screen then, in a slow, a fast and an uneven clip."""
+    slow, fast, uneven = VideoIndex.from_csv(world).entries
+    milliseconds = [0, 40, 80, 120, 160, 290, 330, 550, 590, 640]
+    files: dict[ClipEntry, tuple[Fraction, Sequence[int]]] = {
+        slow: (Fraction(1, 12), range(8)),
+        fast: (Fraction(1, 24), range(14)),
+        uneven: (Fraction(1, 1000), milliseconds),
+    }
+    for number, (entry, (unit, pts)) in enumerate(files.items()):
+        info = probe_clip(write_video(entry.path.parent, count=len(pts), name=entry.clip_id, pts=pts, unit=unit))
+        change_rows(world, number, fps=f"{info.fps:.6g}", total_frames=str(info.frames))
+    outcome = luve(fps=16, dtype="float32", scales="[]")
+    assert summary(outcome) == (3, 0, 0)
+    assert f"repeat frames  2, slower than 16 a second, first {slow.clip_id}" in outcome.out
+    assert "variable rate" not in outcome.out
+    assert summary(luve(fps=16, dtype="float32", scales="[]")) == (0, 3, 0)
+    store, codec = LatentStore(tmp_path / "store"), load_backbone(tiny_backbone).latent_space()
+    what = recipe(tiny_backbone, scales=(), dtype="float32", fps=16)
+    lookup = find(store.root, world, what)
+    assert (lookup.repeated, lookup.uneven) == ([slow.clip_id, uneven.clip_id], [])
+    expected = {
+        slow.clip_id: [0, 0, 1, 2, 3, 3, 4, 5, 6],
+        fast.clip_id: [0, 1, 3, 4, 6, 7, 9, 10, 12],
+        uneven.clip_id: [0, 1, 3, 4, 4, 5, 6, 6, 6],  # at 0, 62.5, 125, ... ms
+    }
+    for pair in lookup.pairs:
+        frames = read_clip(pair.entry.path, 0, pair.entry.total_frames)[expected[pair.entry.clip_id]]
+        video = fit_frames(torch.from_numpy(frames), (48, 48)).unsqueeze(0)
+        torch.testing.assert_close(store.read(pair.hr_key), codec.encode(video)[0], atol=1e-4, rtol=1e-3)
+    with pytest.raises(StoreError, match=r"stride 1, 24 frames a second\), VAE"):
+        find(store.root, world, replace(what, frames=5, fps=24))
+    outcome = luve(fps=32, frames=17, scales="[]")
+    assert f"left out       2, first {slow.path}: 12 frames a second, less than half of 32" in outcome.out
 
 
 @pytest.mark.slow

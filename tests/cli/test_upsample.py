@@ -99,6 +99,17 @@ def test_every_folder_holds_what_its_method_makes(
     assert about["recipe"]["scale"] == 2
 
 
+def test_clips_are_read_by_time(luve: Luve, tmp_path: Path, world: Path) -> None:
+    assert totals(luve(fps=8, frames=5)) == (10, 0, 0)
+    entry = VideoIndex.from_csv(world).entries[0]
+    frames, fps = read_video(tmp_path / "out" / "reference" / f"{entry.clip_id}.mp4")
+    assert np.array_equal(frames, read_clip(entry.path, 0, 5, stride=2))
+    assert fps == 8
+    assert totals(luve(fps=8, frames=5)) == (0, 10, 0)
+    assert totals(luve(frames=5)) == (10, 0, 0)
+    assert "16 frames a second, less than half of 33" in luve(fps=33, frames=5).out
+
+
 def test_what_is_there_and_was_made_so_is_skipped(luve: Luve, tmp_path: Path) -> None:
     luve()
     folder = tmp_path / "out"

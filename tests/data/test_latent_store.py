@@ -46,6 +46,7 @@ OTHERS = {
     "resized_from": (384, 256),
     "dtype": "float32",
     "version": ENCODER_VERSION + 1,
+    "fps": 16.0,
 }
 
 
@@ -72,6 +73,7 @@ keys = st.builds(
     stride=st.integers(1, 3),
     resized_from=st.none() | st.tuples(st.integers(1, 3), st.integers(1, 3)),
     dtype=st.sampled_from(["float16", "bfloat16", "float32"]),
+    fps=st.sampled_from([None, 16, 16.0, 23.976]),
 )
 
 
@@ -97,6 +99,7 @@ def test_addresses_are_equal_when_keys_are(one: LatentKey, other: LatentKey) -> 
         {"stride": 0},
         {"stride": True},
         {"dtype": "float64"},
+        {"fps": 0},
     ],
 )
 def test_impossible_keys_are_refused(change: dict[str, object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -40,6 +41,47 @@ def test_windows_lie_in_the_clip_and_spread_over_it(
         assert max(gaps) - min(gaps) <= 1
     if not ranges:
         assert recipe.too_short(total) == f"{total} frames, expected at least {start + (frames - 1) * stride + 1}"
+
+
+@given(
+    windows=st.integers(1, 5),
+    stride=st.integers(1, 2),
+    total=st.integers(1, 300),
+    rate=st.sampled_from([24, 29.97, 60]),
+)
+def test_windows_at_a_frame_rate_are_equally_long_in_seconds(
+    windows: int, stride: int, total: int, rate: float
+) -> None:
+    recipe = replace(RECIPE, windows=windows, stride=stride, start=4, fps=16)
+    ranges, reason = recipe.clip_ranges(total, rate)
+    # Without the time that the last frame is shown, which an index does not say.
+    seconds = Fraction(total - 1) / Fraction(str(rate))
+    assert all((b - 1) / Fraction(16) <= seconds for _, b in ranges)
+    assert {b - a for a, b in ranges} <= {recipe.span}
+    if ranges:
+        assert ranges[0][0] == 4
+        assert windows == 1 or (ranges[-1][1] / Fraction(16) > seconds)
+        assert not reason
+    else:
+        assert (4 + recipe.span - 1) / Fraction(16) > seconds
+        assert re.fullmatch(rf"\d+ frames at 16 frames a second, expected at least {4 + recipe.span}", reason)
+
+
+def test_slow_clips_have_no_window_at_a_frame_rate() -> None:
+    recipe = replace(RECIPE, fps=16)
+    assert recipe.clip_ranges(200, 7.9)[1].startswith("7.9 frames a second, less than half of 16")
+    assert recipe.clip_ranges(200, 8) == ([(0, 9)], "")
+    assert replace(recipe, frames=1).clip_ranges(1, 0) == ([(0, 1)], "")  # a still
+    assert RECIPE.clip_ranges(200, 7.9) == ([(0, 9)], "")
+    with pytest.raises(ValueError, match="fps: expected frames a second above 0"):
+        replace(RECIPE, fps=-1)
+
+
+def test_a_frame_rate_makes_other_keys() -> None:
+    plain, timed = (replace(RECIPE, fps=fps).key("a" * 64, (0, 9)) for fps in (None, 16))
+    assert "fps" not in plain.json
+    assert '"fps":16.0' in timed.json
+    assert timed.count == plain.count == 9
 
 
 def test_keys_name_every_scale_and_variant() -> None:

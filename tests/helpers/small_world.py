@@ -77,11 +77,11 @@ def add_row(index: Path, **changes: str) -> None:
         csv.DictWriter(stream, COLUMNS).writerow(rows[0] | changes)
 
 
-def change_rows(index: Path, **changes: str) -> None:
-    """Change columns of a CSV's first row."""
+def change_rows(index: Path, number: int = 0, **changes: str) -> None:
+    """Change columns of one row of a CSV, the first unless told otherwise."""
     with index.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    rows[0] |= changes
+    rows[number] |= changes
     with index.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, COLUMNS)
         writer.writeheader()

@@ -130,31 +130,33 @@ def write_video(
     pts: Sequence[int] | None = None,
     rotation: int = 0,
     mux: dict[str, str] | None = None,
+    unit: Fraction = Fraction(1, 24),
 ) -> Path:
-    """Write ``count`` numbered frames at 24 frames a second and return the file's path.
+    """Write ``count`` numbered frames, at 24 frames a second unless told otherwise, and return the file's path.
 
     Args:
         folder: where to; the file's name is ``name`` and the kind's suffix.
         kind: how to code it.
         count: how many frames.
         name: the file's stem.
-        pts: the time of each frame in units of 1/24 s; ``range(count)`` when left out.
+        pts: the time of each frame in ``unit``; ``range(count)`` when left out.
         rotation: degrees to write into the display matrix.
         mux: options of the container.
+        unit: the unit of the frames' times, seconds.
     """
     path = folder / f"{name}{kind.suffix}"
     os.environ.setdefault("SVT_LOG", "1")  # or SVT-AV1 prints its settings
     with ordinary_scheduling(), av.open(path, "w", options=mux or {}) as container:
-        stream = container.add_stream(kind.encoder, rate=24, options=dict(kind.options))
+        stream = container.add_stream(kind.encoder, rate=1 / unit, options=dict(kind.options))
         assert isinstance(stream, av.VideoStream)
         stream.width = stream.height = SIZE
         stream.pix_fmt = kind.pix_fmt
-        stream.codec_context.time_base = Fraction(1, 24)
+        stream.codec_context.time_base = unit
         stream.codec_context.thread_count = 1
         for index in range(count):
             frame = av.VideoFrame.from_ndarray(numbered_frame(index), format="rgb24")
             frame.pts = index if pts is None else pts[index]
-            frame.time_base = Fraction(1, 24)
+            frame.time_base = unit
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     if rotation:
