@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,7 +135,42 @@ def opened(path: Path, stream_index: int | None = None) -> Iterator[tuple[InputC
         raise
     # PyAV raises IndexError on audio-only files and UnicodeDecodeError (a ValueError) on some corrupt ones.
     except (av.error.FFmpegError, OSError, ValueError, LookupError, RuntimeError, MemoryError) as error:
-        raise ClipError(path, f"cannot be read: {_words(error)}") from error
+        raise ClipError(path, f"cannot be read: {_words(error)}{_look(path, error)}") from error
+
+
+def _look(path: Path, error: BaseException) -> str:
+    """What a file that FFmpeg does not know looks like, in brackets; empty when its first bytes do not tell."""
+    import av
+
+    if not isinstance(error, av.error.InvalidDataError):
+        return ""
+    with suppress(OSError), path.open("rb") as file:
+        start = file.read(4096)
+        if start[4:8] == b"ftyp":
+            return "" if _has_index(file) else " (cut short: its index, the moov box, is missing)"
+        if not any(start):
+            return " (zeros instead of a video: an unfinished download?)"
+        with suppress(UnicodeDecodeError):
+            text = start.decode(
+                "utf-8-sig", errors="strict" if len(start) < 4096 else "ignore"
+            )  # a character may be cut
+            if all(letter.isprintable() or letter in "\r\n\t" for letter in text):
+                return " (it is text)"
+    return ""
+
+
+def _has_index(file: BinaryIO) -> bool:
+    """Whether an mp4 has a box of frames' places and times."""
+    at = 0
+    while True:
+        file.seek(at)
+        head = file.read(16)
+        if len(head) < 8 or head[4:8] == b"moov":
+            return len(head) >= 8
+        size = int.from_bytes(head[8:16] if head[:4] == b"\0\0\0\1" else head[:4])
+        if size < 8:  # up to the file's end
+            return False
+        at += size
 
 
 def _video_stream(path: Path, container: InputContainer, index: int | None) -> VideoStream:

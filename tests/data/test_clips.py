@@ -231,6 +231,23 @@ def test_files_that_are_no_clips(backend: Backend, tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
+def test_what_is_no_video_is_told_by_its_first_bytes(tmp_path: Path) -> None:
+    whole = write_video(tmp_path, count=COUNT).read_bytes()
+    contents = {
+        b"Things to film:\r\n\t- the harbour\n" * 200: "(it is text)",
+        "\ufeffзаметки, 笔记".encode(): "(it is text)",
+        bytes(10_000): "(zeros instead of a video: an unfinished download?)",
+        whole[: len(whole) // 2]: "(cut short: its index, the moov box, is missing)",
+        b"\x8f\x00\x1b" * 3000: "",
+    }
+    for content, words in contents.items():
+        (tmp_path / "clip.mp4").write_bytes(content)
+        with pytest.raises(ClipError, match="cannot be read") as error:
+            read_clip(tmp_path / "clip.mp4", 0, 1)
+        told = "cannot be read: Invalid data found when processing input"
+        assert error.value.reason == f"{told} {words}".strip()
+
+
 @pytest.mark.parametrize("backend", ["auto", "pyav", "decord"])
 def test_too_short(backend: Backend, videos: dict[str, Path]) -> None:
     assert len(read_clip(videos["h264"], 0, 14, stride=3, backend=backend)) == 14  # frames 0 to 39
