@@ -217,13 +217,15 @@ def captions_of(entries: Iterable[ClipEntry], columns: Sequence[str]) -> list[st
     """Every caption once, in order, after the empty one, which classifier-free guidance needs.
 
     Raises:
-        ValueError: for a column that is not one of UltraVideo's caption columns, or no column.
+        ValueError: for a column that some clip's captions do not have, or no column.
     """
-    unknown = [column for column in columns if column not in CAPTIONS]
+    texts = [entry.captions for entry in entries]
+    known = [name for name in (texts[0] if texts else CAPTIONS) if all(name in captions for captions in texts)]
+    unknown = [column for column in columns if column not in known]
     if unknown or not columns:
         what = f"{unknown[0]!r} is no caption column" if unknown else "at least one is needed"
-        raise ValueError(f"columns: {what}; known: {', '.join(CAPTIONS)}")
-    return list(dict.fromkeys(["", *(entry.captions[column] for entry in entries for column in columns)]))
+        raise ValueError(f"columns: {what}; known: {', '.join(known)}")
+    return list(dict.fromkeys(["", *(captions[column] for captions in texts for column in columns)]))
 
 
 def embed_captions(

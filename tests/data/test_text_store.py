@@ -21,7 +21,8 @@ from safetensors.torch import save
 
 from luve_lightning.data.safetensors_window import tensor_digest
 from luve_lightning.data.store import StoreError
-from luve_lightning.data.text_store import TEXT_VERSION, StoredEmbeddings, TextKey, TextSource, TextStore
+from luve_lightning.data.text_store import TEXT_VERSION, StoredEmbeddings, TextKey, TextSource, TextStore, captions_of
+from luve_lightning.data.video_index import ClipEntry
 from tests.helpers.store_size import StoreSize, store_size
 
 SOURCE = TextSource(encoder="e" * 64, length=8, dtype="float32")
@@ -256,3 +257,14 @@ def test_processes_never_write_one_entry_twice(store: TextStore) -> None:
     assert store_size(store.root).unfinished == 0
     for n in wins:
         assert torch.equal(store.read(SOURCE.key(f"caption {n}"))[:5], embedding(seed=n))
+
+
+def test_captions_of_an_index_are_those_that_all_its_clips_have() -> None:
+    """Own clips have the column caption; of an index of those and UltraVideo's only that one is in all."""
+    own = ClipEntry("a", Path("a.mp4"), "a", 30, 9, 64, 64, {"caption": "一只猫"})
+    mixed = replace(own, captions={"Style": "plain", "caption": "a cat"})
+    assert captions_of([own, mixed, own], ["caption"]) == ["", "一只猫", "a cat"]
+    assert captions_of([mixed], ["Style", "caption"]) == ["", "plain", "a cat"]
+    for columns, what in ((["Style"], "'Style' is no caption column"), ([], "at least one is needed")):
+        with pytest.raises(ValueError, match=f"^columns: {what}; known: caption$"):
+            captions_of([mixed, own], columns)
