@@ -15,7 +15,7 @@ from luve_lightning.data.clip_scores import read_rows
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.score_clips import FrameChoice, ScoreTotals, Shard, parse_shard, score_clips
 from luve_lightning.data.scorers import Scorer
-from luve_lightning.data.video_index import CAPTIONS, Limits, Split
+from luve_lightning.data.video_index import CAPTION, CAPTIONS, Limits, Split
 from luve_lightning.terminal import Steps
 
 VERBS = {
@@ -64,8 +64,10 @@ def score(
     """
     if batch_size < 1 or num_workers < 0:
         raise ValueError(f"expected batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}")
-    if caption not in CAPTIONS:
-        raise ValueError(f"caption: expected one of {', '.join(CAPTIONS)}, got {caption!r}")
+    if caption not in (*CAPTIONS, CAPTION):
+        raise ValueError(
+            f"caption: expected one of {', '.join(CAPTIONS)}, or {CAPTION} for clips of one's own, got {caption!r}"
+        )
     choice = FrameChoice(frames, None if indices is None else tuple(indices))
     own = parse_shard(shard, os.environ)
     # Under torchrun the first process speaks for all.

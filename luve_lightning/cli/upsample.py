@@ -18,7 +18,7 @@ from luve_lightning.cli import Verb
 from luve_lightning.cli.index import check_folder, entries_of, open_index, print_summary, uneven_line
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_files import check_name
-from luve_lightning.data.video_index import CAPTIONS, Limits, Split
+from luve_lightning.data.video_index import CAPTION, CAPTIONS, Limits, Split
 from luve_lightning.machine import choose_device
 from luve_lightning.models.backbones import LatentSpace, load_backbone
 from luve_lightning.models.vluer import load_vluer
@@ -87,8 +87,10 @@ def upsample(
     target = choose_device(device)
     if start < 0 or stride < 1 or (limit is not None and limit < 1):
         raise ValueError(f"expected start >= 0, stride >= 1 and limit >= 1, got {start}, {stride} and {limit}")
-    if caption not in CAPTIONS:
-        raise ValueError(f"caption: expected one of {', '.join(CAPTIONS)}, got {caption!r}")
+    if caption not in (*CAPTIONS, CAPTION):
+        raise ValueError(
+            f"caption: expected one of {', '.join(CAPTIONS)}, or {CAPTION} for clips of one's own, got {caption!r}"
+        )
     known = upsampling.baselines()
     unknown = [name for name in baselines or () if name not in known]
     if unknown:

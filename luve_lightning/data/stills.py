@@ -96,7 +96,7 @@ def read_still(path: Path, matte: str | None = None) -> Frames:
         rgb = _to_srgb(path, shown, profile)
         if (cover := _cover(alpha)) is not None:
             rgb = (rgb * cover + np.array(_behind(path, colour)) * (1 - cover) + 0.5).astype(np.uint8)
-    return np.ascontiguousarray(rgb)[None]
+    return np.array(rgb)[None]  # a copy: Pillow's memory may not be written
 
 
 def _cover(alpha: NDArray[np.uint8] | None) -> NDArray[np.float32] | None:
