@@ -259,7 +259,8 @@ def check_groups(config: Mapping[str, Any], function: Callable[..., Any]) -> Non
         types |= get_type_hints(kind)
     for key, value in config.items():
         kind = types.get(key)
-        group = any(map(is_dataclass, (kind, *get_args(kind))))
+        choices = (kind, *get_args(kind))
+        group = any(map(is_dataclass, choices)) and not any(get_origin(choice) in (list, tuple) for choice in choices)
         if group and value is not None and not isinstance(value, Mapping):
             told = f"expected keys inside, such as --{key}.KEY VALUE, or a file of them, got {value!r}"
             raise UsageError(f"{key}: {told}")

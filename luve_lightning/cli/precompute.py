@@ -7,6 +7,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,16 +24,17 @@ from luve_lightning.cli.parsing import check_trainer
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clip_windows import ClipWindow, WindowReader, plan_windows, quarantine_path, repeated_clips
 from luve_lightning.data.hashes import ClipHashes
-from luve_lightning.data.latent_store import LatentKey, LatentRecipe, LatentStore, check_scales
+from luve_lightning.data.latent_store import LatentKey, LatentRecipe, LatentStore
 from luve_lightning.data.mini_world import render_mini_world
 from luve_lightning.data.quarantine import Quarantine, TooManyBadClips
 from luve_lightning.data.text_store import TextSource, TextStore, captions_of, embed_captions
 from luve_lightning.data.variants import PixelTransform, Unchanged, variant_name
-from luve_lightning.data.video_index import Limits, Split
+from luve_lightning.data.video_index import ClipEntry, Limits, Split
+from luve_lightning.datamodules.buckets import Bucket, Buckets, LengthChoice, SizeChoice
 from luve_lightning.datamodules.clips import EncodeDataModule
 from luve_lightning.machine import choose_device, decoding_threads
 from luve_lightning.models.backbones import load_backbone
-from luve_lightning.tasks.encode import EncodeTask
+from luve_lightning.tasks.encode import EncodeTask, EncodeTotals
 from luve_lightning.terminal import Steps, say
 
 VERBS = {
@@ -91,9 +93,9 @@ def precompute(
     backbone: str,
     index: Path,
     store: Path,
-    size: tuple[int, int],
+    size: SizeChoice,
     scales: list[float],
-    frames: int,
+    frames: LengthChoice,
     splits: list[Split] | None = None,
     clips: Path | None = None,
     keep: Limits = Limits(),  # noqa: B008  # frozen
@@ -121,9 +123,10 @@ def precompute(
         index: CSV with UltraVideo's columns.
         store: Folder of the latent store.
         size: Height and width of the high-resolution pixels; larger clips are cropped to this aspect ratio around
-            their centre and downscaled.
+            their centre and downscaled. Several such sizes, or an area, make buckets: each clip goes to the size of the
+            nearest aspect ratio.
         scales: How many times smaller each low-resolution version is, e.g. [1.5, 2, 3].
-        frames: Frames per window, 4k+1.
+        frames: Frames per window, 4k+1. Of several such lengths, each clip takes the longest that it fills.
         splits: Splits to encode, of train, val and test; default all clips.
         clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
         keep: Which clips of the index to take.
@@ -151,50 +154,84 @@ def precompute(
     runner = _trainer(trainer, threads)
     console = Console(emoji=False, quiet=not runner.is_global_zero)
     codec = load_backbone(backbone).latent_space()
-    check_scales(size, scales, codec.spatial_ratio)
-    codec.latent_size(frames, *size)
+    buckets = Buckets.chosen(size, frames, lambda: load_backbone(backbone).size_rules().step)
+    buckets.check_scales(scales, codec.spatial_ratio, size)
+    for bucket in buckets:
+        codec.latent_size(bucket.frames, *bucket.size)
     transforms = variants or {"plain": Unchanged()}
     names = tuple(variant_name(name, transform) for name, transform in transforms.items())
-    recipe = LatentRecipe(codec.fingerprint(), size, tuple(scales), frames, start, windows, stride, names, dtype, fps)
+    first, lower, vae = next(iter(buckets)), tuple(scales), codec.fingerprint()
+    recipe = LatentRecipe(vae, first.size, lower, first.frames, start, windows, stride, names, dtype, fps)
     latents = LatentStore(store)
-    read = WindowReader(recipe, latents, ClipHashes(latents.root))
+    hashes = ClipHashes(latents.root)
     entries = entries_of(open_index(console, index, clips, keep), splits)
-    planned, short = plan_windows(entries, recipe)
-    if not planned:
-        why = "too short" if fps is None else "too short or too slow"
-        raise ValueError(f"{index}: all of {len(entries)} clips are {why}, first {short[0]}")
+    assigned, left = buckets.assign(entries, recipe)
+    several = len(buckets) > 1
+    if not assigned:
+        why = "fit no bucket" if several else "are too short" if fps is None else "are too short or too slow"
+        raise ValueError(f"{index}: all of {len(entries)} clips {why}, first {left[0]}")
+    shares = [_Share.of(bucket, some, recipe, latents, hashes) for bucket, some in assigned.items()]
+    count = sum(len(share.planned) for share in shares)
     if check:
-        _check(Console(emoji=False), planned, read, max(1, num_workers), started)
+        _check(Console(emoji=False), shares, count * recipe.count, max(1, num_workers), started)
         return
-    console.print(f"{len(entries)} clips, {len(planned)} windows of {recipe.count} latents, VAE {recipe.vae[:12]}")
-    usable = dict.fromkeys(window.clip.path for window in planned)
-    bad = Quarantine(quarantine_path(latents, recipe), max_bad_fraction, len(usable), usable)
+    console.print(f"{len(entries)} clips, {count} windows of {recipe.count} latents, VAE {recipe.vae[:12]}")
     if runner.is_global_zero:
         latents.clean()
-    task = EncodeTask(codec, read, transforms, bad, batch_size)
-    _predict(runner, task, EncodeDataModule(planned, read, batch_size, num_workers))
-    there = (len(planned) - task.totals.bad) * recipe.count - task.totals.encoded
-    listed = bad.bad()
-    where = f", listed in {bad.path}" if listed else ""
-    uneven = uneven_line(read.hashes, entries) if fps is None and runner.is_global_zero else ""
-    slow = repeated_clips((window.clip for window in planned), recipe)
+    usable = sum(len(share.clips) for share in shares)
+    totals, listed = EncodeTotals(), 0
+    for number, share in enumerate(shares):
+        if several:
+            console.print(f"  bucket {number + 1} of {len(shares)}, {share.bucket}: {len(share.planned)} windows")
+        bad = Quarantine(quarantine_path(latents, share.read.recipe), max_bad_fraction, usable, share.clips)
+        task = EncodeTask(codec, share.read, transforms, bad, batch_size)
+        _predict(runner, task, EncodeDataModule(share.planned, share.read, batch_size, num_workers))
+        totals = totals + task.totals
+        listed += len(bad.bad())
+        if listed > bad.allowed:  # in several buckets together
+            raise TooManyBadClips(f"{listed} of {usable} clips cannot be read, in several buckets: {bad.describe()}")
+    there = (count - totals.bad) * recipe.count - totals.encoded
+    where = f", listed in {bad.path.parent if several else bad.path}" if listed and bad.path else ""
+    uneven = uneven_line(hashes, entries) if fps is None and runner.is_global_zero else ""
+    slow = [one for share in shares for one in repeated_clips((window.clip for window in share.planned), recipe)]
+    label = "in no bucket" if several else "too short   " if fps is None else "left out    "
     lines = [
-        f"  encoded        {task.totals.encoded} latents, {task.totals.bytes / 2**20:.1f} MiB",
+        f"  encoded        {totals.encoded} latents, {totals.bytes / 2**20:.1f} MiB",
         f"  already there  {there}",
-        f"  quarantined    {len(listed)}{where}",
-        f"  {'too short' if fps is None else 'left out '}      {len(short)}, first {short[0]}" if short else "",
+        f"  quarantined    {listed}{where}",
+        f"  {label}   {len(left)}, first {left[0]}" if left else "",
         f"  repeat frames  {len(slow)}, slower than {fps:g} a second, first {slow[0].clip_id}" if slow else "",
         f"  variable rate  {uneven}" if uneven else "",
     ]
     print_summary(console, store, lines, started)
 
 
-def _check(console: Console, planned: Sequence[ClipWindow], read: WindowReader, threads: int, started: float) -> None:
-    """Read all latents of windows; raises StoreError when some are damaged."""
+@dataclass(frozen=True)
+class _Share:
+    """One bucket's part of a run."""
+
+    bucket: Bucket
+    planned: list[ClipWindow]
+    read: WindowReader
+
+    @classmethod
+    def of(
+        cls, bucket: Bucket, clips: Sequence[ClipEntry], recipe: LatentRecipe, store: LatentStore, hashes: ClipHashes
+    ) -> _Share:
+        own = bucket.recipe(recipe)
+        return cls(bucket, plan_windows(clips, own)[0], WindowReader(own, store, hashes))
+
+    @property
+    def clips(self) -> dict[Path, None]:
+        return dict.fromkeys(window.clip.path for window in self.planned)
+
+
+def _check(console: Console, shares: Sequence[_Share], total: int, threads: int, started: float) -> None:
+    """Read all latents of windows, about `total`; raises StoreError when some are damaged."""
     unreadable: dict[Path, str] = {}
 
     def keys() -> Iterator[LatentKey]:
-        for window in planned:
+        for read, window in ((share.read, window) for share in shares for window in share.planned):
             try:
                 yield from read.recipe.keys(read.hashes.digest(window.clip.path), window.frames).values()
             except OSError as error:
@@ -202,7 +239,7 @@ def _check(console: Console, planned: Sequence[ClipWindow], read: WindowReader, 
             except ClipError as error:
                 unreadable[window.clip.path] = error.reason
 
-    found = check_stored(console, read.store, keys(), len(planned) * read.recipe.count, threads, started)
+    found = check_stored(console, shares[0].read.store, keys(), total, threads, started)
     for path, reason in list(unreadable.items())[:1]:
         say(
             console,

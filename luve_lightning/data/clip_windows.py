@@ -174,7 +174,12 @@ class PairLookup:
 
 
 def find_pair_keys(
-    store: LatentStore, hashes: ClipHashes, entries: Iterable[ClipEntry], recipe: LatentRecipe, variant: str = "plain"
+    store: LatentStore,
+    hashes: ClipHashes,
+    entries: Iterable[ClipEntry],
+    recipe: LatentRecipe,
+    variant: str = "plain",
+    may_be_empty: bool = False,
 ) -> PairLookup:
     """Find the latents of clips, and refuse to continue when any are missing.
 
@@ -186,6 +191,7 @@ def find_pair_keys(
         entries: the clips.
         recipe: which latents; must agree with precompute's configuration.
         variant: one of the recipe's variants.
+        may_be_empty: whether all clips may be known as bad.
 
     Raises:
         StoreError: in one line, when clips lack latents without being known as bad.
@@ -212,7 +218,7 @@ def find_pair_keys(
             reasons.setdefault(window.clip.path, bad[real])
         else:
             lacking[window.clip.clip_id] = window.clip
-    if lacking or not lookup.pairs:
+    if lacking or not (lookup.pairs or may_be_empty):
         raise StoreError(_complaint(store, recipe, variant, list(lacking), len(entries)))
     if recipe.fps is None:
         lookup.uneven = [path.stem for path in hashes.uneven(dict.fromkeys(p.entry.path for p in lookup.pairs))]

@@ -12,21 +12,28 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from luve_lightning.data.clip_windows import PairLookup
 from luve_lightning.data.hashes import FileHashes
 from luve_lightning.data.video_index import SPLITS, ClipEntry, Limits, Split, VideoIndex
+from luve_lightning.datamodules.buckets import Bucket, Buckets, LengthChoice, SizeChoice
+from luve_lightning.datamodules.sampling import (
+    BatchOrder,
+    BucketBatchSampler,
+    ResumableBatchSampler,
+    batch_groups,
+    evaluation_batches,
+)
 from luve_lightning.files import text_digest, warn_kept_in_memory, write_text
 from luve_lightning.machine import check_workers
 from luve_lightning.models.backbones import load_backbone
@@ -78,99 +85,6 @@ def _print_unless_hung_up(kind: type[BaseException], error: BaseException, trace
     """The hook of the thread that hands over a worker's tensors; a run that ends takes what it needs and hangs up."""
     if not isinstance(error, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
-
-
-@dataclass(frozen=True)
-class SampleKey:
-    """What a dataset needs to build one training sample.
-
-    Attributes:
-        index: which item.
-        bucket: bucket (a scale, a view) that the whole batch shares.
-        seed: run seed, epoch and position; `numpy.random.default_rng(list(key.seed))` is the sample's generator.
-    """
-
-    index: int
-    bucket: int
-    seed: tuple[int, int, int]
-
-
-class ResumableBatchSampler(Sampler[list[SampleKey]]):
-    """Shuffled batches for one rank; all ranks agree on each step's bucket.
-
-    Each epoch visits every item `passes` times in a new order, cut to whole global batches: every rank gets the
-    same number of full batches.
-
-    Args:
-        num_items: number of items in the dataset.
-        batch_size: samples per batch on one rank.
-        seed: run seed, >= 0.
-        bucket_weights: relative frequency of each bucket, at least one, all > 0.
-        passes: visits of each item per epoch.
-        rank: rank of this process.
-        world_size: processes.
-
-    Raises:
-        ValueError: when the items do not fill one global batch.
-    """
-
-    def __init__(
-        self,
-        num_items: int,
-        batch_size: int,
-        seed: int,
-        bucket_weights: Sequence[float] = (1.0,),
-        passes: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if batch_size < 1 or passes < 1:
-            raise ValueError(f"batch_size and passes must be >= 1, got {batch_size} and {passes}")
-        if not bucket_weights or min(bucket_weights) <= 0:
-            raise ValueError(f"bucket weights must be positive, got {list(bucket_weights)}")
-        if num_items * passes < batch_size * world_size:
-            raise ValueError(
-                f"{num_items} items x {passes} passes do not fill one batch of {batch_size} on {world_size} process(es)"
-            )
-        self.num_items, self.batch_size, self.seed, self.passes = num_items, batch_size, seed, passes
-        weights = np.asarray(bucket_weights, dtype=np.float64)
-        self.bucket_probabilities = weights / float(np.sum(bucket_weights))
-        self.rank, self.world_size = rank, world_size
-        self.epoch = self.start = 0
-
-    @property
-    def sampler(self) -> ResumableBatchSampler:
-        """The object on which Lightning calls `set_epoch`: it looks for `batch_sampler.sampler`."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration takes."""
-        self.epoch = epoch
-
-    def resume_at(self, batch: int) -> None:
-        """Skip this many batches of the next iteration, once."""
-        self.start = batch
-
-    def __len__(self) -> int:
-        return self.num_items * self.passes // (self.batch_size * self.world_size)
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        # Read epoch and start now, not at the first `next`, which comes later without workers.
-        return self._batches(self.epoch, self.start)
-
-    def _batches(self, epoch: int, start: int) -> Iterator[list[SampleKey]]:
-        # Not in __iter__: a DataLoader with workers calls that twice and uses the second iterator.
-        self.start = 0
-        rng = np.random.default_rng([self.seed, epoch])
-        order = np.concatenate([rng.permutation(self.num_items) for _ in range(self.passes)])
-        buckets = rng.choice(len(self.bucket_probabilities), size=len(self), p=self.bucket_probabilities)
-        for step in range(start, len(self)):
-            first = (step * self.world_size + self.rank) * self.batch_size
-            yield [
-                # 1 + p: numpy treats [seed, epoch] and [seed, epoch, 0] as the same seed.
-                SampleKey(int(order[p]), int(buckets[step]), (self.seed, epoch, 1 + p))
-                for p in range(first, first + self.batch_size)
-            ]
 
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
@@ -251,8 +165,52 @@ class ResumableDataModule(L.LightningDataModule):
             )
         check_workers("num_workers", num_workers)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.fill_batches = False
+        self.stills_share: float | None = None
+        self._choice: tuple[SizeChoice, LengthChoice, str] | None = None
+        self._bucket_of: dict[str, list[Bucket]] = {}
         self._resume: dict[str, Any] = {}
-        self._sampler: ResumableBatchSampler | None = None
+        self._sampler: BatchOrder | None = None
+
+    def choose_buckets(
+        self,
+        size: SizeChoice,
+        frames: LengthChoice,
+        backbone: str | Path,
+        fill_batches: bool = False,
+        stills_share: float | None = None,
+    ) -> None:
+        """Say which buckets the items are in, for a module whose items have some; see `batch_groups`."""
+        if stills_share is not None and not 0 <= stills_share <= 1:
+            raise ValueError(f"stills_share: expected a share in [0, 1], or null, got {stills_share}")
+        if stills_share is not None and (isinstance(frames, int) or 1 not in frames or len(frames) == 1):
+            raise ValueError(f"stills_share: expected several lengths in frames, one of them 1, got {frames}")
+        self.fill_batches, self.stills_share = fill_batches, stills_share
+        self._choice = size, frames, str(backbone)
+
+    @cached_property
+    def buckets(self) -> Buckets:
+        """All buckets of the configuration, largest first."""
+        # Not before the clips are looked up: an area's sizes need the backbone, which need not be there earlier.
+        assert self._choice is not None
+        size, frames, backbone = self._choice
+        return Buckets.chosen(size, frames, lambda: load_backbone(backbone).size_rules().step)
+
+    def note_buckets(self, split: str, buckets: Sequence[Bucket]) -> None:
+        """Remember the bucket of each item of a split."""
+        self._bucket_of[split] = list(buckets)
+
+    def buckets_of(self, split: str) -> list[Bucket] | None:
+        """The bucket of each item of a split; None where the configuration has a single one, or none."""
+        if self._choice is None or len(self.buckets) == 1:
+            return None
+        return self._bucket_of[split]
+
+    def bucket_numbers(self, split: str) -> list[int] | None:
+        """Number of each item's bucket among all, or None; see `buckets_of`."""
+        numbers = {bucket: number for number, bucket in enumerate(self.buckets)}
+        found = self.buckets_of(split)
+        return None if found is None else [numbers[bucket] for bucket in found]
 
     def splits_of(self, stage: str) -> tuple[Split, ...]:
         """The splits that a stage reads; no validation clips where the Trainer runs no validation."""
@@ -289,23 +247,42 @@ class ResumableDataModule(L.LightningDataModule):
         return entries
 
     def training_loader(
-        self, dataset: Dataset[Any], num_items: int, bucket_weights: Sequence[float] = (1.0,), passes: int = 1
+        self,
+        dataset: Dataset[Any],
+        num_items: int,
+        kind_weights: Sequence[float] = (1.0,),
+        passes: int = 1,
+        volume_of: Callable[[int], int] | None = None,
     ) -> DataLoader[Any]:
         """The loader of the training split; starts where the loaded checkpoint stopped.
+
+        Args:
+            dataset: gives a sample for a `SampleKey`.
+            num_items: its length.
+            kind_weights: see BatchOrder.
+            passes: visits of each item per epoch.
+            volume_of: latents of an item's sample, frames x height x width; asked for one item of each bucket. None
+                where all items have one size.
 
         Raises:
             ValueError: when the checkpoint is from the middle of an epoch whose order this run cannot repeat.
         """
         trainer = self.trainer
-        sampler = ResumableBatchSampler(
-            num_items,
-            self.batch_size,
-            self.seed,
-            bucket_weights,
-            passes,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-        )
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        sampler: BatchOrder
+        buckets = self.buckets_of("train")
+        if buckets is None:
+            sampler = ResumableBatchSampler(
+                num_items, self.batch_size, self.seed, kind_weights, passes, rank, world_size
+            )
+        else:
+            assert volume_of is not None
+            volumes = {bucket: volume_of(buckets.index(bucket)) for bucket in dict.fromkeys(buckets)}
+            groups = batch_groups(
+                self.buckets, buckets, volumes, self.batch_size, passes, self.fill_batches, self.stills_share
+            )
+            sampler = BucketBatchSampler(groups, self.seed, kind_weights, rank, world_size)
+            rank_zero_info(sampler.table())
         resume, self._resume = self._resume, {}
         if resume:
             _check_order(resume, sampler)
@@ -324,23 +301,35 @@ class ResumableDataModule(L.LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed),
         )
 
-    def evaluation_loader(self, dataset: Dataset[Any], batch_size: int = 1) -> DataLoader[Any]:
+    def evaluation_loader(
+        self, dataset: Dataset[Any], batch_size: int = 1, buckets: Sequence[Bucket] | None = None
+    ) -> DataLoader[Any]:
         """A loader in the dataset's own order, sharded over processes by taking every n-th item.
 
         With fewer items than processes some items come twice: gather results by item, do not count them.
+
+        Args:
+            dataset: gives an item for its place.
+            batch_size: items per batch on one process.
+            buckets: the bucket of each item; then a batch comes from one bucket, the same on every process, and buckets
+                come one after another. None where all items have one size.
         """
         trainer = self.trainer
-        if trainer is not None and trainer.world_size > 1:
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        loading: dict[str, Any] = {
+            "num_workers": min(self.num_workers, 4),
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
+        if buckets is not None and batch_size > 1:
+            return OutlivingLoader(
+                dataset, batch_sampler=evaluation_batches(buckets, batch_size, rank, world_size), **loading
+            )
+        if world_size > 1:
             size = len(dataset)  # type: ignore[arg-type]
             # A process without an item would skip the loop's hooks, where the others wait for it; it repeats one.
-            items = range(trainer.global_rank, size, trainer.world_size) or [trainer.global_rank % size]
+            items = range(rank, size, world_size) or [rank % size]
             dataset = Subset(dataset, items)
-        return OutlivingLoader(
-            dataset,
-            batch_size=batch_size,
-            num_workers=min(self.num_workers, 4),
-            generator=torch.Generator().manual_seed(self.seed),
-        )
+        return OutlivingLoader(dataset, batch_size=batch_size, **loading)
 
     def clip_counts(self) -> dict[str, int]:
         """How many clips each split that was set up has, by name; for people."""
@@ -359,7 +348,7 @@ class ResumableDataModule(L.LightningDataModule):
         return {
             "epoch": sampler.epoch + ended,
             "batches": 0 if ended else progress.current.processed,
-            "order": _order(sampler),
+            "order": sampler.order(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -374,20 +363,11 @@ def check_clip_limits(**limits: int | None) -> None:
             raise ValueError(f"{name}: expected at least 1 clip, or null for all, got {limit}")
 
 
-def _order(sampler: ResumableBatchSampler) -> dict[str, int]:
-    """What decides which samples a batch holds, under the configuration's names."""
-    return {
-        "seed": sampler.seed,
-        "items": sampler.num_items,
-        "passes": sampler.passes,
-        "batch_size": sampler.batch_size,
-        "processes": sampler.world_size,
-    }
-
-
-def _check_order(resume: dict[str, Any], sampler: ResumableBatchSampler) -> None:
-    then, now = resume["order"], _order(sampler)
-    changed = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]]
+def _check_order(resume: dict[str, Any], sampler: BatchOrder) -> None:
+    then, now = resume["order"], sampler.order()
+    # A run of one size has no buckets, one of several no passes and one batch size.
+    names = {**then, **now}
+    changed = [f"{name} was {then.get(name)}, is {now.get(name)}" for name in names if then.get(name) != now.get(name)]
     if changed and resume["batches"]:
         raise ValueError(
             f"the checkpoint is {resume['batches']} batches into epoch {resume['epoch']} of another order of the data "

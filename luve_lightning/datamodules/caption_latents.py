@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from luve_lightning.data.clip_scores import ClipScores
-from luve_lightning.data.clip_windows import find_pair_keys
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_store import HIGH_RESOLUTION, LatentKey, LatentRecipe, LatentStore
 from luve_lightning.data.text_store import StoredEmbeddings, TextStore
@@ -25,6 +26,7 @@ from luve_lightning.datamodules.base import (
     tell_lookup,
     vae_fingerprint,
 )
+from luve_lightning.datamodules.buckets import Bucket, LengthChoice, SizeChoice, find_bucketed_pairs
 
 Embed = Callable[[str], Tensor]
 """From a caption to its embedding, L x D."""
@@ -41,6 +43,7 @@ class CaptionLatents(Dataset[dict[str, Any]]):
         drop: probability that a sample's caption is empty, for classifier-free guidance.
         embed: looks embeddings up; None leaves captions as text.
         preload: keep all latents in memory.
+        numbers: number of each item's bucket, which a sample then brings; None where all have one size.
     """
 
     def __init__(
@@ -51,11 +54,13 @@ class CaptionLatents(Dataset[dict[str, Any]]):
         drop: float = 0.0,
         embed: Embed | None = None,
         preload: bool = False,
+        numbers: Sequence[int] | None = None,
     ) -> None:
         if not 0 <= drop <= 1:
             raise ValueError(f"drop: expected a chance in [0, 1], got {drop}")
         self.store, self.items, self.columns = store, list(items), list(columns)
         self.drop, self.embed = drop, embed
+        self.numbers = None if numbers is None else list(numbers)
         for entry, _ in self.items:
             missing = [column for column in self.columns if column not in entry.captions]
             if missing:
@@ -84,10 +89,12 @@ class CaptionLatents(Dataset[dict[str, Any]]):
         caption = self._caption(index, key)
         # Clips have several windows; what is fixed by name is fixed for each.
         item: dict[str, Any] = {"latents": latents, "clip_id": f"{entry.clip_id}@{latent_key.frames[0]}"}
+        if self.numbers is not None:
+            item["bucket"] = torch.tensor(self.numbers[index])
         return item | ({"caption": caption} if self.embed is None else {"text": self.embed(caption)})
 
 
-Items = list[tuple[ClipEntry, LatentKey]]
+Items = list[tuple[ClipEntry, LatentKey, Bucket]]
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ class Selection:
 
 
 class CaptionLatentsDataModule(ResumableDataModule):
-    """Whole latents of one size with their captions, as text or as stored embeddings.
+    """Whole latents with their captions, as text or as stored embeddings; a batch comes from one bucket.
 
     Reads what `luve precompute` wrote with the same index, store, backbone, size, scales and frames.
 
@@ -114,8 +121,8 @@ class CaptionLatentsDataModule(ResumableDataModule):
         index: CSV with UltraVideo's columns.
         store: folder of latents.
         backbone: backbone folder or hub id whose VAE made them.
-        size: height and width of the high-resolution pixels, as given to precompute.
-        frames: frames of each encoded window, 4k + 1.
+        size: height and width of the high-resolution pixels, several of them, or an area, as given to precompute.
+        frames: frames of each encoded window, 4k + 1, or several such lengths.
         scale: which of the stored sizes; 1 is the high resolution, 2 half of it.
         windows: windows per training clip; validation takes the first.
         stride: every stride-th frame.
@@ -134,6 +141,10 @@ class CaptionLatentsDataModule(ResumableDataModule):
             every sample, held-out ones too, has the empty caption.
         drop_caption: probability that a training sample's caption is empty.
         passes: visits of each training window per epoch.
+        fill_batches: `batch_size` counts samples of the largest bucket, and smaller buckets take as many as hold no
+            more latents.
+        stills_share: share of the training samples from buckets of one frame; None takes them as they come. 0 trains on
+            clips alone, 1 on stills alone.
         preload: keep the training latents in memory.
         keep: which clips of the index to take.
         batch_size: see ResumableDataModule.
@@ -146,8 +157,8 @@ class CaptionLatentsDataModule(ResumableDataModule):
         index: Path,
         store: Path,
         backbone: str,
-        size: tuple[int, int],
-        frames: int,
+        size: SizeChoice,
+        frames: LengthChoice,
         scale: float = HIGH_RESOLUTION,
         windows: int = 1,
         stride: int = 1,
@@ -162,6 +173,8 @@ class CaptionLatentsDataModule(ResumableDataModule):
         columns: tuple[str, ...] = ("Summarized Description",),
         drop_caption: float = 0.1,
         passes: int = 1,
+        fill_batches: bool = False,
+        stills_share: float | None = None,
         preload: bool = False,
         keep: Limits = Limits(),  # noqa: B008  # frozen
         batch_size: int = 1,
@@ -171,7 +184,8 @@ class CaptionLatentsDataModule(ResumableDataModule):
         super().__init__(batch_size, num_workers, seed)
         self.keep = keep
         self.index_path, self.store, self.backbone = Path(index), LatentStore(store), backbone
-        self.size, self.frames, self.scale = size, frames, float(scale)
+        self.choose_buckets(size, frames, backbone, fill_batches, stills_share)
+        self.scale = float(scale)
         self.windows, self.stride, self.fps, self.variant = windows, stride, fps, variant
         self.uncaptioned = tuple(uncaptioned)
         self.texts, self.text_encoder, self.selection = texts, text_encoder, selection
@@ -184,19 +198,19 @@ class CaptionLatentsDataModule(ResumableDataModule):
     def _items(self, entries: list[ClipEntry], split: Split, variant: str, fingerprint: str) -> Items:
         recipe = LatentRecipe(
             vae=fingerprint,
-            size=self.size,
+            size=self.buckets.sizes[0],
             scales=() if self.scale == HIGH_RESOLUTION else (self.scale,),
-            frames=self.frames,
+            frames=self.buckets.lengths[0],
             windows=self.windows if split == "train" else 1,
             stride=self.stride,
             fps=self.fps,
             variants=(variant,),
         )
-        lookup = find_pair_keys(self.store, ClipHashes(self.store.root), entries, recipe, variant)
-        tell_lookup(split, lookup)
+        found = find_bucketed_pairs(self.store, ClipHashes(self.store.root), entries, recipe, self.buckets, variant)
+        tell_lookup(split, found.lookup)
         return [
-            (pair.entry, pair.hr_key if self.scale == HIGH_RESOLUTION else pair.lr_keys[self.scale])
-            for pair in lookup.pairs
+            (pair.entry, pair.hr_key if self.scale == HIGH_RESOLUTION else pair.lr_keys[self.scale], bucket)
+            for pair, bucket in zip(found.pairs, found.buckets, strict=True)
         ]
 
     def _training_items(self, entries: list[ClipEntry], fingerprint: str) -> Items:
@@ -240,13 +254,16 @@ class CaptionLatentsDataModule(ResumableDataModule):
                 items = self._training_items(self._selected(entries), fingerprint)
             else:
                 items = self._items(entries, split, self.variant, fingerprint)
+            items = items[: self.limits.get(split)]
+            self.note_buckets(split, [bucket for *_, bucket in items])
             dataset = self.datasets[split] = CaptionLatents(
                 self.store,
-                items[: self.limits.get(split)],
+                [(entry, key) for entry, key, _ in items],
                 self.columns,
                 self.drop_caption if train else 0.0,
                 embed,
                 preload=self.preload and train,
+                numbers=self.bucket_numbers(split),
             )
             if embed is not None:
                 self._check_captions(embed, dataset)
@@ -257,14 +274,21 @@ class CaptionLatentsDataModule(ResumableDataModule):
         return {split: len({entry.clip_id for entry, _ in some}) for split, some in items.items()}
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of {"latents": B x C x t x h x w, "caption" or "text", "clip_id"}."""
+        """Batches of {"latents": B x C x t x h x w, "caption" or "text", "clip_id"}.
+
+        With several buckets also "bucket", its number.
+        """
         dataset = self.datasets["train"]
-        return self.training_loader(dataset, len(dataset), passes=self.passes)
+        return self.training_loader(dataset, len(dataset), passes=self.passes, volume_of=self._volume)
+
+    def _volume(self, item: int) -> int:
+        """Latents of a training item, frames x height x width."""
+        return math.prod(self.store.shape(self.datasets["train"].items[item][1])[1:])
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Held-out clips in the index's order."""
-        return self.evaluation_loader(self.datasets["val"], self.batch_size)
+        """Held-out clips in the index's order; with several buckets, in that of the buckets."""
+        return self.evaluation_loader(self.datasets["val"], self.batch_size, self.buckets_of("val"))
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Test clips in the index's order."""
-        return self.evaluation_loader(self.datasets["test"], self.batch_size)
+        """Test clips in the same order."""
+        return self.evaluation_loader(self.datasets["test"], self.batch_size, self.buckets_of("test"))

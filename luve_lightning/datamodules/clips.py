@@ -74,11 +74,11 @@ def augmented(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 class ClipViews(Dataset[dict[str, Any]]):
-    """Random crops of clips, addressed by `SampleKey`s (index, bucket = view, seed).
+    """Random crops of clips, addressed by `SampleKey`s (index, kind = view, seed).
 
     Args:
         entries: clips to draw from.
-        views: kinds of crop, in bucket order.
+        views: kinds of crop, in order.
         quarantine: records unreadable clips.
         preload: decode every clip once into memory, for worlds that fit.
         augment: see `augmented`.
@@ -118,7 +118,7 @@ class ClipViews(Dataset[dict[str, Any]]):
         return read_clip(entry.path, start, count)
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
-        view = self.views[key.bucket]
+        view = self.views[key.kind]
         rng = np.random.default_rng(list(key.seed))
         index, frames = first_readable(
             key.index, len(self), lambda i: self._read(i, view.frames, key.seed), self.quarantine

@@ -113,16 +113,17 @@ def own_pixels(pair: PairEntry, shape: Size3d, window: CropWindow) -> Tensor:
 
 
 class LatentPairCrops(Dataset[dict[str, Any]]):
-    """Random aligned crops, addressed by `SampleKey`s (index, bucket = scale, seed).
+    """Random aligned crops, addressed by `SampleKey`s (index, kind = scale, seed).
 
     Args:
         store: the latents.
         pairs: pairs to draw from.
-        scales: scales in bucket order.
+        scales: scales in the order of kinds.
         crop: which windows.
         preload: keep all latents in memory.
         video_crop: latent frames, height and width of the window whose own pixels come with each crop, at high
             resolution; cut to the crop. None brings no pixels.
+        numbers: number of each pair's bucket, which a sample then brings; None where all have one size.
     """
 
     def __init__(
@@ -133,9 +134,11 @@ class LatentPairCrops(Dataset[dict[str, Any]]):
         crop: CropRule,
         preload: bool = False,
         video_crop: Size3d | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> None:
         self.store, self.pairs, self.scales, self.crop = store, list(pairs), list(scales), crop
         self.video_crop = video_crop
+        self.numbers = None if numbers is None else list(numbers)
         self.loaded: dict[LatentKey, Tensor] = {}
         if preload:
             for pair in self.pairs:
@@ -152,7 +155,7 @@ class LatentPairCrops(Dataset[dict[str, Any]]):
         return self.store.read(key, t, y, x).float()
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
-        pair, scale = self.pairs[key.index], self.scales[key.bucket]
+        pair, scale = self.pairs[key.index], self.scales[key.kind]
         rng = np.random.default_rng(list(key.seed))
         shape = self.shape(pair)
         high, low = aligned_windows(shape, self.crop, scale, rng)
@@ -162,6 +165,8 @@ class LatentPairCrops(Dataset[dict[str, Any]]):
             "scale": torch.tensor(scale),
             "clip_id": pair.entry.clip_id,
         }
+        if self.numbers is not None:
+            item["bucket"] = torch.tensor(self.numbers[key.index])
         if self.video_crop is not None:
             # Drawn after the crop, whose position does not depend on whether pixels are wanted.
             t, y, x = self._window(high, self.video_crop, rng)

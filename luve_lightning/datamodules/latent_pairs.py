@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
-from luve_lightning.data.clip_windows import PairEntry, find_pair_keys, read_frames
+from luve_lightning.data.clip_windows import PairEntry, read_frames
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_store import LatentRecipe, LatentStore
 from luve_lightning.data.video_index import Limits, Split, VideoIndex
@@ -22,6 +23,7 @@ from luve_lightning.datamodules.base import (
     tell_lookup,
     vae_fingerprint,
 )
+from luve_lightning.datamodules.buckets import Bucket, LengthChoice, SizeChoice, find_bucketed_pairs
 from luve_lightning.datamodules.latent_crops import CropRule, LatentPairCrops, aligned_windows
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import fit_frames
@@ -66,15 +68,15 @@ class LatentPairsDataModule(ResumableDataModule):
     """Random aligned crops of precomputed latents; whole latents with their pixels for validation and test.
 
     Reads what `luve precompute` wrote with the same index, store, backbone, size, scales and frames; each training
-    batch has one scale.
+    batch has one scale and comes from one bucket.
 
     Args:
         index: CSV with UltraVideo's columns.
         store: folder of latents.
         backbone: backbone folder or hub id whose VAE made them.
-        size: height and width of the high-resolution pixels.
+        size: height and width of the high-resolution pixels, several of them, or an area, as given to precompute.
         scales: high over low resolution, each > 1.
-        frames: frames of each encoded window, 4k + 1.
+        frames: frames of each encoded window, 4k + 1, or several such lengths.
         windows: windows per training clip; validation and test take the first.
         stride: every stride-th frame.
         fps: the frame rate at which precompute read the clips; None where it took their frames as they are.
@@ -91,6 +93,8 @@ class LatentPairsDataModule(ResumableDataModule):
         variants: stored versions of the clips to train on, as precompute names them; validation and test use plain
             ones.
         passes: visits of each training window per epoch.
+        fill_batches: see CaptionLatentsDataModule.
+        stills_share: see CaptionLatentsDataModule.
         preload: keep the training latents in memory.
         keep: which clips of the index to take.
         batch_size: see ResumableDataModule.
@@ -103,9 +107,9 @@ class LatentPairsDataModule(ResumableDataModule):
         index: Path,
         store: Path,
         backbone: str,
-        size: tuple[int, int],
+        size: SizeChoice,
         scales: list[float],
-        frames: int,
+        frames: LengthChoice,
         windows: int = 1,
         stride: int = 1,
         fps: float | None = None,
@@ -117,6 +121,8 @@ class LatentPairsDataModule(ResumableDataModule):
         test_limit: int | None = None,
         variants: tuple[str, ...] = ("plain",),
         passes: int = 1,
+        fill_batches: bool = False,
+        stills_share: float | None = None,
         preload: bool = False,
         keep: Limits = Limits(),  # noqa: B008  # frozen
         batch_size: int = 2,
@@ -134,7 +140,8 @@ class LatentPairsDataModule(ResumableDataModule):
         self.video_crop = video_crop
         self.keep = keep
         self.index_path, self.store, self.backbone = Path(index), LatentStore(store), backbone
-        self.size, self.scales, self.frames = size, list(scales), frames
+        self.choose_buckets(size, frames, backbone, fill_batches, stills_share)
+        self.scales = list(scales)
         self.windows, self.stride, self.fps = windows, stride, fps
         check_clip_limits(val_limit=val_limit, test_limit=test_limit)
         self.val_limit, self.test_limit = val_limit, test_limit
@@ -146,19 +153,23 @@ class LatentPairsDataModule(ResumableDataModule):
         variants = self.variants if split == "train" else ("plain",)
         recipe = LatentRecipe(
             vae=fingerprint,
-            size=self.size,
+            size=self.buckets.sizes[0],
             scales=tuple(self.scales),
-            frames=self.frames,
+            frames=self.buckets.lengths[0],
             windows=self.windows if split == "train" else 1,
             stride=self.stride,
             fps=self.fps,
             variants=variants,
         )
-        hashes, entries, pairs = ClipHashes(self.store.root), self.clips_of(index, split), []
+        hashes, entries = ClipHashes(self.store.root), self.clips_of(index, split)
+        pairs: list[PairEntry] = []
+        buckets: list[Bucket] = []
         for variant in variants:
-            lookup = find_pair_keys(self.store, hashes, entries, recipe, variant)
-            tell_lookup(split, lookup)
-            pairs += lookup.pairs
+            found = find_bucketed_pairs(self.store, hashes, entries, recipe, self.buckets, variant)
+            tell_lookup(split, found.lookup)
+            pairs += found.pairs
+            buckets += found.buckets
+        self.note_buckets(split, buckets)
         return pairs
 
     def open_splits(self, *splits: Split) -> None:
@@ -172,32 +183,44 @@ class LatentPairsDataModule(ResumableDataModule):
             self.pairs[split] = self._find(index, split, fingerprint)
         if "train" in missing:
             train = self.pairs["train"]
-            self.crops = LatentPairCrops(self.store, train, self.scales, self.crop, self.preload, self.video_crop)
+            self.crops = LatentPairCrops(
+                self.store, train, self.scales, self.crop, self.preload, self.video_crop, self.bucket_numbers("train")
+            )
             self._tell_cut_crops()
+
+    def _firsts(self, split: str) -> list[tuple[str, PairEntry]]:
+        """The first pair of each bucket of a split, whose sizes all have, with words for a message."""
+        pairs, buckets = self.pairs[split], self.buckets_of(split)
+        if buckets is None:
+            return [("", pairs[0])]
+        return [(f" in bucket {bucket}", pairs[buckets.index(bucket)]) for bucket in self.buckets if bucket in buckets]
 
     def _tell_cut_crops(self) -> None:
         """Say at which scales the clips are smaller than the crop that was asked for."""
-        shape = self.crops.shape(self.crops.pairs[0])
-        for scale in self.scales:
-            wanted = self.crop.high(scale)
-            if any(n < want for n, want in zip(shape, wanted, strict=True)):
-                cut = [min(n, want) for n, want in zip(shape, wanted, strict=True)]
-                rank_zero_info(
-                    f"crops at {scale:g}x: {_sides(cut)} high-resolution latents of {_sides(wanted)} asked for"
-                )
+        for where, pair in self._firsts("train"):
+            shape = self.crops.shape(pair)
+            for scale in self.scales:
+                wanted = self.crop.high(scale)
+                if any(n < want for n, want in zip(shape, wanted, strict=True)):
+                    cut = [min(n, want) for n, want in zip(shape, wanted, strict=True)]
+                    at = f"{scale:g}x{where}"
+                    rank_zero_info(
+                        f"crops at {at}: {_sides(cut)} high-resolution latents of {_sides(wanted)} asked for"
+                    )
 
     def grids(self, split: Split) -> list[tuple[Size3d, Size3d]]:
-        """Sizes of low- and high-resolution latents that a split brings, one pair for each scale.
+        """Sizes of low- and high-resolution latents that a split brings, one pair for each bucket and scale.
 
-        Crops for training, whole clips otherwise; of the first clip, whose size all have.
+        Crops for training, whole clips otherwise.
         """
-        pair, found = self.pairs[split][0], []
-        for scale in self.scales:
-            low, high = ((n[1], n[2], n[3]) for n in map(self.store.shape, (pair.lr_keys[scale], pair.hr_key)))
-            if split == "train":
-                windows = aligned_windows(high, self.crop, scale, np.random.default_rng(0))
-                high, low = ((t[1] - t[0], y[1] - y[0], x[1] - x[0]) for t, y, x in windows)
-            found.append((low, high))
+        found = []
+        for _, pair in self._firsts(split):
+            for scale in self.scales:
+                low, high = ((n[1], n[2], n[3]) for n in map(self.store.shape, (pair.lr_keys[scale], pair.hr_key)))
+                if split == "train":
+                    windows = aligned_windows(high, self.crop, scale, np.random.default_rng(0))
+                    high, low = ((t[1] - t[0], y[1] - y[0], x[1] - x[0]) for t, y, x in windows)
+                found.append((low, high))
         return found
 
     def clip_counts(self) -> dict[str, int]:
@@ -210,9 +233,15 @@ class LatentPairsDataModule(ResumableDataModule):
         """Batches of {"hr", "lr", "scale", "clip_id"}, latents B x C x T x h x w, one scale per batch.
 
         With `video_crop` also "video", B x 3 x T x H x W in [-1, 1], and "window", where in "hr" that is: integers
-        B x 3 x 2, (start, stop) of latent frames, rows and columns.
+        B x 3 x 2, (start, stop) of latent frames, rows and columns. With several buckets also "bucket", its number.
         """
-        return self.training_loader(self.crops, len(self.crops), [1.0] * len(self.scales), self.passes)
+        weights = [1.0] * len(self.scales)
+        return self.training_loader(self.crops, len(self.crops), weights, self.passes, self._volume)
+
+    def _volume(self, item: int) -> int:
+        """High-resolution latents of an item's largest crop."""
+        shape = self.crops.shape(self.crops.pairs[item])
+        return max(math.prod(map(min, shape, self.crop.high(scale))) for scale in self.scales)
 
     def _whole(self, split: str, limit: int | None) -> DataLoader[Any]:
         return self.evaluation_loader(WholeLatentPairs(self.store, self.pairs[split], self.scales, limit))

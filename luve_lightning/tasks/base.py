@@ -94,6 +94,11 @@ class TrainingTask(L.LightningModule):
         differs = {name: (now[name], before[name]) for name in now if name in before and before[name] != now[name]}
         say(changes | differs)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Log which bucket a step used, where the data have several; the run's first lines say what each is."""
+        if isinstance(batch, dict) and "bucket" in batch:
+            self.log("train/bucket", batch["bucket"][0].float())
+
     def _trainable_keys(self) -> set[str]:
         frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
         frozen_modules = {f"{prefix}." for prefix, module in self.named_modules() if prefix and _is_frozen(module)}

@@ -36,6 +36,9 @@ class EncodeTotals:
     bytes: int = 0
     bad: int = 0
 
+    def __add__(self, other: EncodeTotals) -> EncodeTotals:
+        return EncodeTotals(self.encoded + other.encoded, self.bytes + other.bytes, self.bad + other.bad)
+
 
 class EncodeTask(L.LightningModule):
     """Encodes batches of windows at every scale and variant, and writes what is missing.

@@ -12,8 +12,8 @@ import torch
 from luve_lightning.data.latent_store import LatentRecipe, LatentStore
 from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import CAPTIONS, ClipEntry
-from luve_lightning.datamodules.base import SampleKey
 from luve_lightning.datamodules.caption_latents import CaptionLatents
+from luve_lightning.datamodules.sampling import SampleKey
 
 COLUMNS = ("Summarized Description", "Brief Description", "Style")
 

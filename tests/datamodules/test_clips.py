@@ -13,8 +13,8 @@ from luve_lightning.data.clips import read_clip
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.datamodules import ClipsDataModule
-from luve_lightning.datamodules.base import SampleKey
 from luve_lightning.datamodules.clips import ClipViews, View, augmented
+from luve_lightning.datamodules.sampling import SampleKey
 
 VIEWS = {"one": View(frames=1, size=32), "half": View(frames=5, size=32, scale=2.0)}
 
@@ -24,18 +24,18 @@ def views(world: Path, preload: bool, augment: bool = False) -> ClipViews:
     return ClipViews(entries, VIEWS, Quarantine(None, 0.0, len(entries)), preload=preload, augment=augment)
 
 
-@pytest.mark.parametrize("bucket", [0, 1])
-def test_preloaded_and_read_views_are_the_same(tiny_clips: Path, bucket: int) -> None:
-    key = SampleKey(index=2, bucket=bucket, seed=(0, 3, 11))
+@pytest.mark.parametrize("kind", [0, 1])
+def test_preloaded_and_read_views_are_the_same(tiny_clips: Path, kind: int) -> None:
+    key = SampleKey(index=2, kind=kind, seed=(0, 3, 11))
     read, kept = views(tiny_clips, preload=False)[key], views(tiny_clips, preload=True)[key]
     assert torch.equal(read["video"], kept["video"])
-    assert read["video"].shape == (3, (1, 5)[bucket], 32, 32)
+    assert read["video"].shape == (3, (1, 5)[kind], 32, 32)
     assert read["video"].abs().max() <= 1
 
 
 def test_a_full_scale_view_is_a_window_of_the_clip(tiny_clips: Path) -> None:
     data = views(tiny_clips, preload=False)
-    item = data[SampleKey(index=0, bucket=0, seed=(1, 0, 0))]
+    item = data[SampleKey(index=0, kind=0, seed=(1, 0, 0))]
     clip = torch.from_numpy(read_clip(data.entries[0].path, 0, 9)).permute(3, 0, 1, 2) / 127.5 - 1
     windows = clip.unfold(2, 32, 1).unfold(3, 32, 1)  # 3 x 9 x 33 x 33 x 32 x 32
     difference = (windows - item["video"][:, 0, None, None, None]).abs().amax(dim=(0, 4, 5))
@@ -49,7 +49,7 @@ def test_views_reach_every_corner_and_both_ends_of_a_clip(tiny_clips: Path) -> N
     data.loaded[0] = np.stack(np.meshgrid(np.arange(6), np.arange(6), np.arange(7), indexing="ij"), -1).astype(np.uint8)
     found = set()
     for n in range(300):
-        video = data[SampleKey(index=0, bucket=0, seed=(0, 0, n))]["video"]
+        video = data[SampleKey(index=0, kind=0, seed=(0, 0, n))]["video"]
         assert video.shape == (3, 3, 5, 5)
         found.add(tuple(video[:, 0, 0, 0].add(1).mul(127.5).round().int().tolist()))
     assert found == {(start, top, left) for start in range(4) for top in (0, 1) for left in (0, 1, 2)}
@@ -67,7 +67,7 @@ def test_a_view_larger_than_the_clip_is_refused(tiny_clips: Path) -> None:
     data = views(tiny_clips, preload=False)
     data.views = [View(frames=1, size=48, scale=2.0)]
     with pytest.raises(ValueError, match=r"is 64x64; a view of size 48 at scale 2\.0 needs 96x96"):
-        data[SampleKey(index=0, bucket=0, seed=(0, 0, 0))]
+        data[SampleKey(index=0, kind=0, seed=(0, 0, 0))]
 
 
 def test_unreadable_clips_are_replaced_and_listed(tiny_clips: Path, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_unreadable_clips_are_replaced_and_listed(tiny_clips: Path, tmp_path: Pa
     for preload in (False, True):
         listed = Quarantine(None, 0.5, len(entries))
         data = ClipViews(entries, VIEWS, listed, preload=preload, augment=False)
-        item = data[SampleKey(index=0, bucket=1, seed=(0, 0, 0))]
+        item = data[SampleKey(index=0, kind=1, seed=(0, 0, 0))]
         assert item["clip_id"] == entries[1].clip_id
         assert [bad.path for bad in listed.bad()] == [str(broken)]
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luve_lightning.datamodules import LatentPairsDataModule
-from luve_lightning.datamodules.base import SampleKey
 from luve_lightning.datamodules.latent_crops import CropRule, aligned_windows
 from luve_lightning.datamodules.latent_pairs import WholeLatentPairs
+from luve_lightning.datamodules.sampling import SampleKey
 
 SCALES = [1.5, 2.0, 3.0]
 At = Literal["high", "low"]
@@ -91,9 +91,9 @@ def test_crops_are_windows_of_the_whole(opened: Any) -> None:
     options = {"scales": [1.5, 3.0], "crop": (3, 3, 3)}
     data, kept = opened(**options), opened(**options, preload=True)
     whole = WholeLatentPairs(data.store, data.pairs["train"], data.scales)
-    for bucket, scale in enumerate(data.scales):
-        key = SampleKey(index=1, bucket=bucket, seed=(0, 0, 7))
-        item, full = data.crops[key], whole[bucket * len(data.pairs["train"]) + 1]
+    for kind, scale in enumerate(data.scales):
+        key = SampleKey(index=1, kind=kind, seed=(0, 0, 7))
+        item, full = data.crops[key], whole[kind * len(data.pairs["train"]) + 1]
         assert item["clip_id"] == full["clip_id"]
         high, low = aligned_windows((3, 6, 6), CropRule((3, 3, 3)), scale, np.random.default_rng([0, 0, 7]))
         for name, (t, y, x) in (("hr", high), ("lr", low)):
@@ -108,15 +108,15 @@ def test_a_crop_brings_the_clips_own_pixels(opened: Any, frames: int) -> None:
     data, without = opened(**options, video_crop=(frames, 2, 3)), opened(**options)
     whole = WholeLatentPairs(data.store, data.pairs["train"], data.scales)
     starts = set()
-    for bucket, seed in ((0, 1), (0, 2), (0, 3), (1, 4)):
-        key = SampleKey(index=2, bucket=bucket, seed=(0, 0, seed))
-        item, full = data.crops[key], whole[bucket * len(data.pairs["train"]) + 2]
+    for kind, seed in ((0, 1), (0, 2), (0, 3), (1, 4)):
+        key = SampleKey(index=2, kind=kind, seed=(0, 0, seed))
+        item, full = data.crops[key], whole[kind * len(data.pairs["train"]) + 2]
         assert torch.equal(item["hr"], without.crops[key]["hr"])  # pixels change nothing else
         t, y, x = item["window"].tolist()
         assert (t, y[1] - y[0], x[1] - x[0]) == ([0, frames], 2, 3)
         starts.add((y[0], x[0]))
         ((t0, _), (y0, _), (x0, _)), _ = aligned_windows(
-            (3, 6, 6), data.crop, data.scales[bucket], np.random.default_rng([0, 0, seed])
+            (3, 6, 6), data.crop, data.scales[kind], np.random.default_rng([0, 0, seed])
         )
         assert t0 == 0
         rows, columns = (slice(8 * (at + a), 8 * (at + b)) for at, (a, b) in ((y0, y), (x0, x)))

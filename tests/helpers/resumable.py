@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from luve_lightning.callbacks import EMA, AtomicCheckpointIO, Checkpoints, GracefulStop, NaNGuard, RandomState
-from luve_lightning.datamodules.base import ResumableDataModule, SampleKey
+from luve_lightning.datamodules.base import ResumableDataModule
+from luve_lightning.datamodules.sampling import SampleKey
 from luve_lightning.tasks.base import TrainingTask
 
 
@@ -37,7 +38,7 @@ class Crops(Dataset[dict[str, Any]]):
 
 
 class CropsDataModule(ResumableDataModule):
-    """Twelve items (6 batches an epoch), two buckets; validation in the items' order."""
+    """Twelve items (6 batches an epoch), two kinds; validation in the items' order."""
 
     def __init__(self, num_workers: int = 0, batch_size: int = 2, passes: int = 1) -> None:
         super().__init__(batch_size, num_workers, seed=3)

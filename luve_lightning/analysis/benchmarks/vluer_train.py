@@ -19,8 +19,8 @@ from luve_lightning.analysis.benchmarks.vluer import require_gpu, time_on_gpu
 from luve_lightning.config_files import read_config
 from luve_lightning.data.video_index import Limits
 from luve_lightning.datamodules import LatentPairsDataModule
-from luve_lightning.datamodules.base import SampleKey
 from luve_lightning.datamodules.latent_crops import CropRule, LatentPairCrops
+from luve_lightning.datamodules.sampling import SampleKey
 from luve_lightning.functional.fidelity import psnr
 from luve_lightning.functional.interpolation import Size3d, interpolate_latents
 from luve_lightning.losses import FrameDifferenceL1, LatentL1, PixelL1
@@ -215,8 +215,8 @@ def _held_out(
     crops = LatentPairCrops(data.store, pairs, data.scales, rule, video_crop=largest)
     task.eval()
     found: dict[tuple[float, str], list[tuple[float, float]]] = defaultdict(list)
-    for bucket, index in itertools.product(range(len(data.scales)), range(len(pairs))):
-        item = crops[SampleKey(index, bucket, (0, 0, index))]
+    for kind, index in itertools.product(range(len(data.scales)), range(len(pairs))):
+        item = crops[SampleKey(index, kind, (0, 0, index))]
         low, high = item["lr"][None].to(task.device), item["hr"][None].to(task.device)
         video = item["video"][None].to(task.device)
         made = {}
@@ -225,7 +225,7 @@ def _held_out(
                 made[name] = method(low, (high.shape[2], high.shape[3], high.shape[4])).float()
         for name, latents in (made | ({"vae": high} if ceiling else {})).items():
             fidelity = psnr(task.codec.decode(latents), video).item()
-            found[data.scales[bucket], name].append(((latents - high).abs().mean().item(), fidelity))
+            found[data.scales[kind], name].append(((latents - high).abs().mean().item(), fidelity))
     return {
         key: (len(scores), sum(one for one, _ in scores) / len(scores), sum(two for _, two in scores) / len(scores))
         for key, scores in found.items()

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from luve_lightning.datamodules.base import ResumableBatchSampler, SampleKey
+from luve_lightning.datamodules.sampling import ResumableBatchSampler, SampleKey
 
 SIZES = st.integers(1, 5)
 
@@ -44,7 +44,7 @@ def test_ranks_share_the_epochs_order(items: int, batch: int, world: int, passes
     assert max(Counter(key.index for key in dealt).values()) <= passes
     assert len({key.seed for key in dealt}) == len(dealt)
     for step in range(steps):
-        assert len({key.bucket for rank in ranks for key in rank[step]}) == 1
+        assert len({key.kind for rank in ranks for key in rank[step]}) == 1
 
 
 @settings(max_examples=40, deadline=None)
@@ -73,9 +73,9 @@ def test_no_sample_shares_its_generator_with_its_epochs_order() -> None:
     assert not np.array_equal(of_sample, np.random.default_rng([0, 0]).integers(1 << 30, size=4))
 
 
-def test_buckets_come_as_often_as_their_weights() -> None:
+def test_kinds_come_as_often_as_their_weights() -> None:
     sampler = ResumableBatchSampler(1000, 1, 0, (1.0, 2.0, 5.0), passes=4)
-    counts = Counter(b[0].bucket for b in batches(sampler))
+    counts = Counter(b[0].kind for b in batches(sampler))
     shares = [counts[i] / len(sampler) for i in range(3)]
     np.testing.assert_allclose(shares, [1 / 8, 2 / 8, 5 / 8], atol=0.03)
 
@@ -85,13 +85,13 @@ class Keys(Dataset[list[int]]):
         return 12
 
     def __getitem__(self, key: Any) -> Any:
-        return torch.tensor([key.index, key.bucket, *key.seed])
+        return torch.tensor([key.index, key.kind, *key.seed])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_starts_where_it_is_told_with_and_without_workers(workers: int) -> None:
     sampler = ResumableBatchSampler(12, 2, 0)
-    expected = [[[k.index, k.bucket, *k.seed] for k in b] for b in batches(sampler, 4, 3)]
+    expected = [[[k.index, k.kind, *k.seed] for k in b] for b in batches(sampler, 4, 3)]
     loader = DataLoader(Keys(), batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0)
     sampler.set_epoch(4)
     sampler.resume_at(3)
@@ -106,7 +106,7 @@ def test_a_loader_starts_where_it_is_told_with_and_without_workers(workers: int)
     [
         ((10, 0, 0), "batch_size and passes must be >= 1, got 0 and 1"),
         ((10, 1, 0, (1.0,), 0), "got 1 and 0"),
-        ((10, 1, 0, ()), r"bucket weights must be positive, got \[\]"),
+        ((10, 1, 0, ()), r"kinds' weights must be positive, got \[\]"),
         ((10, 1, 0, (1.0, 0.0)), r"got \[1.0, 0.0\]"),
         ((3, 2, 0, (1.0,), 1, 0, 2), r"3 items x 1 passes do not fill one batch of 2 on 2 process\(es\)"),
     ],
