@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,10 +32,42 @@ def hashed_split(url: str, fractions: tuple[float, float, float]) -> Split:
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions: expected three shares >= 0 that sum to 1, got {fractions}")
-    place = int.from_bytes(hashlib.sha256(url.encode()).digest()[:8], "big") / 2**64
+    place = _place(url)
     if place < fractions[0]:
         return "train"
     return "val" if place < fractions[0] + fractions[1] else "test"
+
+
+def place_sources(
+    sources: Iterable[str], fixed: Mapping[str, Split], fractions: tuple[float, float, float] = FRACTIONS
+) -> dict[str, Split]:
+    """The split of each source: the fixed one, else the hashed one, with at least one for training and validation.
+
+    A small set's hashes may leave training or validation without a source. The one whose hash is nearest then moves
+    there, from test first; a fixed source never does. With a single source there is no validation.
+
+    Args:
+        sources: ids of the sources.
+        fixed: splits that are given.
+        fractions: see `hashed_split`.
+    """
+    split_of = {source: fixed.get(source) or hashed_split(source, fractions) for source in dict.fromkeys(sources)}
+    free = sorted((source for source in split_of if source not in fixed), key=_place)
+    wanted: tuple[tuple[Split, tuple[Split, ...]], ...] = (("train", ("val", "test")), ("val", ("test", "train")))
+    for split, others in wanted:
+        counts = Counter(split_of.values())
+        # Of train only what another one remains beside; of val and test any, as both may be made anew.
+        movable = [s for s in free if split_of[s] in others and (split_of[s] != "train" or counts["train"] > 1)]
+        if counts[split] or not movable:
+            continue
+        nearest = movable if split == "train" else movable[::-1]
+        split_of[min(nearest, key=lambda source: others.index(split_of[source]))] = split
+    return split_of
+
+
+def _place(source: str) -> float:
+    """A source's number in [0, 1): the lowest ones train."""
+    return int.from_bytes(hashlib.sha256(source.encode()).digest()[:8], "big") / 2**64
 
 
 def read_splits(
