@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import re
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 
 from luve_lightning.cli import Verb
+from luve_lightning.cli.index_probes import ProbeCache, ProbedFile, find_probes
+from luve_lightning.cli.index_sources import SourceFile, find_files
 from luve_lightning.data.hashes import ClipHashes, FileHashes
-from luve_lightning.data.index_file import IndexRow, make_rows, read_rows, write_index
-from luve_lightning.data.index_probes import ProbeCache, find_probes
-from luve_lightning.data.index_sources import find_files
-from luve_lightning.data.splits import SPLITS, Split, VideoIndexError, read_splits
+from luve_lightning.data.index_file import IndexRow, index_lines, read_rows, write_index
+from luve_lightning.data.splits import SPLITS, Split, VideoIndexError, place_sources, read_splits
 from luve_lightning.data.store import EntryCheck, K, TensorStore
 from luve_lightning.data.video_index import CAPTION, ClipEntry, Limits, VideoIndex, is_parquet
+from luve_lightning.files import text_digest
 from luve_lightning.machine import cores
 from luve_lightning.terminal import Steps, say
 
@@ -26,7 +30,9 @@ VERBS = {
     )
 }
 
-_SHOWN = 6  # sizes, rates and the like in one line
+_SCENE = re.compile(r"[-_. ]*scene[-_. ]*\d+$", re.IGNORECASE)  # PySceneDetect's names: clips of one video
+_NO_SIGNS = re.compile(r"[^A-Za-z0-9]+")
+_SLUG, _HASH = 40, 12  # characters of a clip's id
 
 
 def index(
@@ -122,85 +128,117 @@ def _rows_of(path: Path) -> list[IndexRow]:
     return rows + [IndexRow(path.parent / clip_id, reason=reason) for clip_id, reason in index.dropped]
 
 
-def index_lines(rows: Sequence[IndexRow]) -> list[str]:
-    """What an index holds, in lines of text."""
-    entries = [row.entry for row in rows if row.entry is not None]
-    clips, stills = [e for e in entries if not e.still], [e for e in entries if e.still]
-    seconds = sum(e.duration or (e.total_frames / e.fps if e.fps else 0) for e in clips)
-    uneven = sum(e.uneven for e in clips)
-    lines = [f"  clips          {len(clips)}, {_time(seconds)}"] if clips else ["  clips          none"]
-    lines += [f"  stills         {len(stills)}"] if stills else []
-    lines += [f"  sizes          {_most(f'{e.width}x{e.height}' for e in entries)}"] if entries else []
-    if clips:
-        varying = f"; {uneven} of them varying" if uneven else ""
-        rates = _most(f"{e.fps:.4g}" if e.fps else "not said" for e in clips)
-        lines += [f"  frames/s       {rates}{varying}", f"  frames         {_spread([e.total_frames for e in clips])}"]
-    lines += _caption_lines(rows) + _split_lines(rows)
-    lines += _counted("worth knowing", [(row, row.note) for row in rows if row.note])
-    return lines + _counted("left out", [(row, row.reason) for row in rows if row.entry is None])
+def make_rows(
+    files: Sequence[SourceFile],
+    found: Mapping[Path, ProbedFile],
+    hashes: FileHashes,
+    by: str | None = None,
+    fixed: Callable[[Sequence[str]], Mapping[str, Split]] = lambda sources: {},
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[IndexRow]:
+    """The rows of an index, in the order of the files: a clip's id, its source, its split, or why it is left out.
+
+    Args:
+        files: what the sources name.
+        found: what the files hold, where they are not left out already.
+        hashes: of files of equal size, to find those of equal bytes.
+        by: "file" or "folder" makes each file or folder a source of its own; None takes what tables say, else files.
+        fixed: splits that are given, of these sources.
+        advance: called with the number of files that were compared.
+
+    Raises:
+        VideoIndexError: a table puts one source into two splits.
+    """
+    reasons = {file.path: file.reason or found[file.path][0].reason for file in files}
+    usable = [file for file in files if not reasons[file.path]]
+    reasons |= _duplicates([(file.path, found[file.path][1]) for file in usable], hashes, advance)
+    usable = [file for file in usable if not reasons[file.path]]
+    sources = {file.path: _source(file, by) for file in usable}
+    given = _given_splits(usable, sources)
+    split_of = place_sources(sources.values(), {**given, **fixed(list(dict.fromkeys(sources.values())))})
+    ids, taken = clip_ids(usable), {file.path for file in usable}
+    rows = []
+    for file in files:
+        if file.path not in taken:
+            rows.append(IndexRow(file.path, reason=reasons[file.path]))
+            continue
+        probe, source = found[file.path][0], sources[file.path]
+        entry = ClipEntry(
+            clip_id=ids[file.path],
+            path=file.path,
+            url=source,
+            fps=probe.fps,
+            total_frames=probe.frames,
+            width=probe.width,
+            height=probe.height,
+            captions={CAPTION: "", **file.captions},
+            still=probe.still,
+            uneven=probe.uneven,
+            duration=probe.duration,
+        )
+        rows.append(IndexRow(file.path, entry, split_of[source], note=file.note))
+    return rows
 
 
-def _caption_lines(rows: Sequence[IndexRow]) -> list[str]:
-    texts = {row.path.name: row.entry.captions.get(CAPTION) for row in rows if row.entry is not None}
-    if all(text is None for text in texts.values()):  # UltraVideo's CSV, with columns of its own
-        return []
-    lengths = [len(text) for text in texts.values() if text]
-    without = [name for name, text in texts.items() if not text]
-    lines = [f"  captions       {len(lengths)}" + (f", of {_spread(lengths)} characters" if lengths else "")]
-    return lines + ([f"  no caption     {len(without)} (first: {without[0]})"] if without else [])
+def clip_ids(files: Iterable[SourceFile]) -> dict[Path, str]:
+    """An id for each file, unique and a valid file name: some letters of its name, and a hash.
+
+    The hash is of the path from the source's folder, so that an id stays when the folder is moved; of two that are
+    equal in this, the second's takes the folder's name in, too, or its whole path.
+    """
+    ids: dict[Path, str] = {}
+    used: set[str] = set()
+    for file in files:
+        letters = unicodedata.normalize("NFKD", file.path.stem).encode("ascii", "ignore").decode()
+        slug = _NO_SIGNS.sub("-", letters)[:_SLUG].strip("-")
+        names = (file.name, f"{file.root}/{file.name}", str(file.path))
+        hashed = (text_digest(unicodedata.normalize("NFC", name))[:_HASH] for name in names)
+        choices = [file.clip_id, *("-".join(filter(None, (slug, end))) for end in hashed)]
+        ids[file.path] = next(choice for choice in choices if choice and choice not in used)
+        used.add(ids[file.path])
+    return ids
 
 
-def _split_lines(rows: Sequence[IndexRow]) -> list[str]:
-    of: dict[Split, list[str]] = {split: [] for split in SPLITS}
-    for row in rows:
-        if row.entry is not None:
-            of[row.split].append(row.entry.url)
-    lines = [
-        f"  {split:<14} {len(urls)} of {len(set(urls))} source{'s' * (len(set(urls)) != 1)}"
-        if urls
-        else f"  {split:<14} none"
-        for split, urls in of.items()
-    ]
-    if not of["val"] and of["train"]:
-        only = len({url for urls in of.values() for url in urls}) == 1
-        why = f"there is one source only, {of['train'][0]}" if only else "the splits given say so"
-        lines[1] += f": {why}; training goes on without validation"
-    return lines
+def _source(file: SourceFile, by: str | None) -> str:
+    if file.source and by is None:
+        return file.source
+    whole = Path(file.root, file.name)
+    return (whole.parent if by == "folder" else whole.with_name(_SCENE.sub("", whole.stem) or whole.name)).as_posix()
 
 
-def _counted(head: str, named: Sequence[tuple[IndexRow, str]]) -> list[str]:
-    """How many rows there are of each kind, with the first's file and details."""
-    kinds = Counter(text.partition(": ")[0] for _, text in named)
-    lines = [f"  {head:<14} {len(named)}"] if named else []
-    for kind, count in kinds.most_common():
-        row, text = next((row, text) for row, text in named if text.partition(": ")[0] == kind)
-        details = text.partition(": ")[2]
-        first = details if row.path.name in details else ": ".join(filter(None, (row.path.name, details)))
-        lines.append(f"    {count:6d}  {kind} (first: {first})")
-    return lines
+def _given_splits(files: Iterable[SourceFile], sources: Mapping[Path, str]) -> dict[str, Split]:
+    given: dict[str, Split] = {}
+    for file in files:
+        if file.split is not None and given.setdefault(sources[file.path], file.split) != file.split:
+            raise VideoIndexError(
+                f"{file.path}: split: its source {sources[file.path]!r} is in {given[sources[file.path]]} and in "
+                f"{file.split}: clips of one source video would leak from one to the other"
+            )
+    return given
 
 
-def _most(values: Iterable[str]) -> str:
-    """The most frequent values with their number."""
-    counts = Counter(values).most_common()
-    more = f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else ""
-    return ", ".join(f"{count} of {value}" for value, count in counts[:_SHOWN]) + more
-
-
-def _spread(numbers: Sequence[int]) -> str:
-    """From the least to the most, and the middle one."""
-    low, middle, high = min(numbers), sorted(numbers)[len(numbers) // 2], max(numbers)
-    return str(low) if low == high else f"{low} to {high}, half of them {middle} or more"
-
-
-def _time(seconds: float) -> str:
-    return (
-        f"{seconds / 3600:.1f} hours"
-        if seconds >= 3600
-        else f"{seconds / 60:.1f} minutes"
-        if seconds >= 60
-        else f"{seconds:.1f} s"
-    )
+def _duplicates(
+    files: Sequence[tuple[Path, os.stat_result | None]], hashes: FileHashes, advance: Callable[[int], None]
+) -> dict[Path, str]:
+    """Why files are left out that are another one's link or copy: on two sides of a split they would leak."""
+    reasons, same = dict[Path, str](), dict[tuple[int, int], Path]()
+    by_size: dict[int, list[Path]] = {}
+    for path, facts in files:
+        assert facts is not None  # only a file that cannot be opened has none
+        first = same.setdefault((facts.st_dev, facts.st_ino), path)
+        if first != path:
+            reasons[path] = f"link to another file: {path.name} is {first}"
+        else:
+            by_size.setdefault(facts.st_size, []).append(path)
+    for paths in by_size.values():
+        known: dict[str, Path] = {}
+        for path in paths if len(paths) > 1 else ():
+            with suppress(OSError):  # whoever reads it finds out
+                first = known.setdefault(hashes.digest(path), path)
+                if first != path:
+                    reasons[path] = f"copy of another file: {path.name} is equal to {first}"
+        advance(len(paths))
+    return reasons
 
 
 def open_index(console: Console, csv: Path, clips: Path | None, keep: Limits) -> VideoIndex:

@@ -59,7 +59,7 @@ class ClipEntry:
         clip_id: names the clip, in an index once; a valid file name (`CLIP_ID`).
         path: file of the clip.
         url: id of its source video; clips of one source are in the same split.
-        fps: frames per second; 0 for a still and where the file does not say.
+        fps: frames per second, on average; 0 for a still.
         total_frames: number of frames, by the index; 1 for a still.
         width: pixels, as shown.
         height: pixels, as shown.

@@ -9,12 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from luve_lightning.data import index_probes
+from luve_lightning.cli import index_probes
+from luve_lightning.cli.index import clip_ids
+from luve_lightning.cli.index_probes import PROBES
+from luve_lightning.cli.index_sources import SourceFile
 from luve_lightning.data.index_file import read_rows
-from luve_lightning.data.index_probes import PROBES
-from luve_lightning.data.video_index import SPLITS, VideoIndex
+from luve_lightning.data.video_index import CLIP_ID, SPLITS, VideoIndex
 from tests.helpers.luve_process import LuveProcess
+from tests.helpers.own_clips import write_nasty_folder
 from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.small_world import write_clip, write_world
 from tests.helpers.waiting import wait_for
@@ -65,7 +70,7 @@ def test_a_folder_to_an_index(luve: Luve, folder: Path) -> None:
         "left out 5",
     ]
     assert "1 is empty (0 bytes) (first: empty.mp4)" in lines
-    assert "1 cannot be read (first: text.mp4: Invalid data found when processing input)" in lines
+    assert any(line.startswith("1 cannot be read (first: text.mp4: ") for line in lines)
     assert f"1 copy of another file (first: copy.mp4 is equal to {folder}/beach day.mp4)" in lines
     assert f"1 link to another file (first: link.mp4 is {folder}/beach day.mp4)" in lines
     assert "1 link to a folder that is there already (first: loop)" in lines
@@ -79,6 +84,33 @@ def test_a_folder_to_an_index(luve: Luve, folder: Path) -> None:
     assert [len(index.split(split)) for split in SPLITS] == [2, 1, 0]
     shown = luve("--show", folder / "index.parquet")
     assert shown.out.splitlines()[1:] == outcome.out.splitlines()[2:-1]
+
+
+def test_a_folder_in_which_much_is_wrong(luve: Luve, tmp_path: Path) -> None:
+    """Everything usable is taken, and everything else named with its reason."""
+    nasty = write_nasty_folder(tmp_path / "nasty")
+    outcome = luve(nasty.folder, "--output", tmp_path / "index.parquet")
+    assert outcome.code == 0, outcome.err
+    rows = {row.path.relative_to(nasty.folder).as_posix(): row for row in read_rows(tmp_path / "index.parquet")}
+    taken = {name: row.entry for name, row in rows.items() if row.entry is not None}
+    # What only decoding shows is found when the clips are encoded.
+    assert set(taken) == {*nasty.usable, *nasty.damaged}
+    assert {name: taken[name].total_frames for name in nasty.clips} == nasty.clips
+    assert {name for name, entry in taken.items() if entry.still} == set(nasty.stills)
+    assert {name for name, entry in taken.items() if entry.uneven} == {"variable.mp4"}
+    assert (taken["phone photo.jpg"].width, taken["phone photo.jpg"].height) == (216, 288), "turned"
+    captions = {name: entry.captions["caption"] for name, entry in taken.items()}
+    live = {"phone photo.mov": nasty.captions["phone photo.jpg"]}  # a clip and a still with one text
+    assert {name: text for name, text in captions.items() if text} == nasty.captions | live
+    for name, words in nasty.broken.items():
+        assert any(word in rows[name].reason for word in words), rows[name].reason
+    lines = outcome.out.splitlines()
+    assert any(line.startswith(f"  stills         {len(nasty.stills)}") for line in lines)
+    left_out = len(rows) - len(taken)
+    assert f"  left out       {left_out}" in lines
+    counts = [int(line.split()[0]) for line in lines[lines.index(f"  left out       {left_out}") + 1 : -1]]
+    assert sum(counts) == left_out
+    assert {".DS_Store", "._landscape.mp4", "Thumbs.db", "shopping list.txt"} <= rows.keys() - taken.keys()
 
 
 def test_again_and_changed(luve: Luve, folder: Path) -> None:
@@ -249,3 +281,19 @@ def test_killed_and_gone_on_beside_another(luve: Luve, folder: Path, tmp_path: P
     assert before >= known
     assert output.read_bytes() == (tmp_path / "other.parquet").read_bytes()
     assert len(VideoIndex.open(output)) == 4
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=60)
+
+
+@given(st.lists(st.tuples(NAMES.filter(lambda name: name not in (".", "..")), st.sampled_from(["", "id", "../x"]))))
+def test_ids_are_unique_stable_and_file_names(named: list[tuple[str, str]]) -> None:
+    paths = {Path(f"/{number}/{name}"): (name, own) for number, (name, own) in enumerate(named)}
+    files = [
+        SourceFile(path, name, "root", clip_id=own if CLIP_ID.fullmatch(own) else "")
+        for path, (name, own) in paths.items()
+    ]
+    ids = clip_ids(files)
+    assert len(set(ids.values())) == len(files)
+    assert all(CLIP_ID.fullmatch(name) for name in ids.values())
+    assert clip_ids(files[:1]).items() <= ids.items()

@@ -8,12 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from luve_lightning.data.index_file import IndexRow, clip_ids, read_rows, write_index
-from luve_lightning.data.index_sources import SourceFile
-from luve_lightning.data.video_index import CLIP_ID, ClipEntry, Limits, VideoIndex, VideoIndexError
+from luve_lightning.data.index_file import IndexRow, read_rows, write_index
+from luve_lightning.data.video_index import ClipEntry, Limits, VideoIndex, VideoIndexError
 
 CLIP = ClipEntry("a-1", Path("a.mp4"), "one", 24.0, 33, 192, 108, {"caption": "河边的老人"}, False, True, 1.375)
 STILL = ClipEntry("b-2", Path("b.png"), "two", 0.0, 1, 640, 480, {"caption": ""}, still=True)
@@ -102,19 +99,3 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     rows = [IndexRow(tmp_path / "a.mp4", replace(CLIP, path=tmp_path / "a.mp4"), "test", note="caption cut: at 4096")]
     write_index(path, rows)
     assert read_rows(path) == rows
-
-
-NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=60)
-
-
-@given(st.lists(st.tuples(NAMES.filter(lambda name: name not in (".", "..")), st.sampled_from(["", "id", "../x"]))))
-def test_ids_are_unique_stable_and_file_names(named: list[tuple[str, str]]) -> None:
-    paths = {Path(f"/{number}/{name}"): (name, own) for number, (name, own) in enumerate(named)}
-    files = [
-        SourceFile(path, name, "root", clip_id=own if CLIP_ID.fullmatch(own) else "")
-        for path, (name, own) in paths.items()
-    ]
-    ids = clip_ids(files)
-    assert len(set(ids.values())) == len(files)
-    assert all(CLIP_ID.fullmatch(name) for name in ids.values())
-    assert clip_ids(files[:1]).items() <= ids.items()

@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from luve_lightning.data.index_probes import Probe, probe_file
+from luve_lightning.cli.index_probes import Probe, probe_file
 
 
 def die_at_four(path: Path) -> tuple[Probe, bool]:

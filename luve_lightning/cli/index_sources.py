@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from luve_lightning.data.index_probes import PROBES
+from luve_lightning.cli.index_probes import PROBES
 from luve_lightning.data.splits import SPLITS, Split, VideoIndexError
 from luve_lightning.data.video_index import CAPTION, CAPTIONS, CLIP_ID, VideoIndex, is_parquet
 

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clip_scan import scan
 from luve_lightning.data.hashes import Stamp, stamp
+from luve_lightning.data.still_files import still_kind
+from luve_lightning.data.stills import read_still
 from luve_lightning.files import warn_kept_in_memory
 from luve_lightning.locks import JsonLines
 
@@ -40,12 +42,11 @@ class Probe:
         width: as shown, pixels.
         height: as shown, pixels.
         frames: number of frames; 1 for a still.
-        fps: frames per second on average; 0 for a still, and when the file does not say.
+        fps: frames per second on average; 0 for a still.
         uneven: whether the frames are unevenly spaced in time (variable frame rate).
-        duration: seconds; None for a still, and when the file does not say.
+        duration: seconds; None for a still.
         still: whether it is a picture.
         reason: why it cannot be used, "what: details"; empty for a clip or still.
-        note: what is worth knowing when it is used, "what: details".
     """
 
     width: int = 0
@@ -56,7 +57,10 @@ class Probe:
     duration: float | None = None
     still: bool = False
     reason: str = ""
-    note: str = ""
+
+
+ProbedFile = tuple[Probe, os.stat_result | None]
+"""What `find_probes` says of a file."""
 
 
 def probe_file(path: Path) -> Probe:
@@ -66,15 +70,18 @@ def probe_file(path: Path) -> Probe:
         OSError: the disk's fault or the machine's, perhaps temporary.
     """
     try:
+        if still_kind(path) is not None:
+            _, height, width, _ = read_still(path).shape  # decoded, as only that shows what is cut short or transparent
+            return Probe(width, height, 1, still=True)
         found = scan(path)
     except ClipError as error:
         if isinstance(error.__cause__, OSError | MemoryError):
             raise OSError(error.reason) from None
         return Probe(reason=error.reason)
     info = found.info
-    if not info.frames:
-        return Probe(reason="has no frame that can be decoded")
-    lasts = info.frames / info.fps if info.fps else None
+    if not info.frames or not info.fps:
+        return Probe(reason="does not say how many frames a second it shows" if info.frames else "has no frame")
+    lasts = float(found.shown.seconds)
     return Probe(info.width, info.height, info.frames, info.fps, uneven(found.times), lasts)
 
 
@@ -146,7 +153,7 @@ def find_probes(
     processes: int,
     begin: Callable[[int, int], None],
     advance: Callable[[], None],
-) -> dict[Path, tuple[Probe, os.stat_result | None]]:
+) -> dict[Path, ProbedFile]:
     """The probe of each file, and its stat: from the cache, else by looking into it.
 
     Args:
@@ -157,7 +164,7 @@ def find_probes(
         advance: called after each of them.
     """
     cache.load()
-    found: dict[Path, tuple[Probe, os.stat_result | None]] = {}
+    found: dict[Path, ProbedFile] = {}
     todo: dict[Path, os.stat_result] = {}
     for path in paths:
         try:

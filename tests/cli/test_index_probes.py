@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from luve_lightning.data import index_probes
-from luve_lightning.data.index_probes import PROBES, Probe, ProbeCache, find_probes, probe_file
+from luve_lightning.cli import index_probes
+from luve_lightning.cli.index_probes import PROBES, Probe, ProbeCache, find_probes, probe_file
 from tests.helpers.dying_probe import die_at_four
 from tests.helpers.small_world import write_clip
 from tests.helpers.video_files import write_video

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from luve_lightning.data.index_sources import SourceFile, find_files
+from luve_lightning.cli.index_sources import SourceFile, find_files
 from luve_lightning.data.splits import VideoIndexError
 from luve_lightning.data.video_index import CAPTIONS
 from tests.helpers.small_world import write_index
