@@ -154,7 +154,7 @@ class ClipUpsampler:
         """
         recipe = self.recipe
         try:
-            digest = self.hashes.digest(entry.path)
+            digest = self.hashes.digest(entry.path, entry.matte)
         except OSError as error:
             raise ClipError(entry.path, error.strerror or str(error)) from error
         missing = [name for name in self.names if not self._finished(entry, name, digest)]
@@ -162,7 +162,9 @@ class ClipUpsampler:
             return 0
         if recipe.fps is not None and (reason := refusal(entry.total_frames, entry.fps, recipe.fps)):
             raise ClipError(entry.path, reason)
-        frames = read_clip(entry.path, recipe.start, recipe.frames, stride=recipe.stride, fps=recipe.fps)
+        frames = read_clip(
+            entry.path, recipe.start, recipe.frames, stride=recipe.stride, fps=recipe.fps, matte=entry.matte
+        )
         if min(frames.shape[1] - recipe.size[0], frames.shape[2] - recipe.size[1]) < 0:
             raise ClipError(
                 entry.path,

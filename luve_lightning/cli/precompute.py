@@ -233,7 +233,9 @@ def _check(console: Console, shares: Sequence[_Share], total: int, threads: int,
     def keys() -> Iterator[LatentKey]:
         for read, window in ((share.read, window) for share in shares for window in share.planned):
             try:
-                yield from read.recipe.keys(read.hashes.digest(window.clip.path), window.frames).values()
+                yield from read.recipe.keys(
+                    read.hashes.digest(window.clip.path, window.clip.matte), window.frames
+                ).values()
             except OSError as error:
                 unreadable[window.clip.path] = error.strerror or str(error)
             except ClipError as error:

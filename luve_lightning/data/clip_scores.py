@@ -237,7 +237,7 @@ class ClipScores:
                 missing.append(f"{entry.clip_id} has no score")
                 continue
             caption = text_digest(entry.captions[self.settings.caption_column])
-            digest = _digest_or_empty(entry.path, hashes)
+            digest = _digest_or_empty(entry, hashes)
             row = self._rows.get((entry.clip_id, digest, caption))
             if row is not None:
                 found.append(row)
@@ -255,8 +255,8 @@ class ClipScores:
         return found
 
 
-def _digest_or_empty(path: Path, hashes: ClipHashes) -> str:
+def _digest_or_empty(entry: ClipEntry, hashes: ClipHashes) -> str:
     try:
-        return hashes.digest(path)
+        return hashes.digest(entry.path, entry.matte)
     except (OSError, ClipError):
         return ""  # like the row of a clip that could not be read

@@ -97,8 +97,8 @@ class WindowReader:
             return EncodeItem(window, error=error.strerror or str(error))
 
     def _read(self, window: ClipWindow) -> EncodeItem:
-        path = window.clip.path
-        digest = self.hashes.digest(path)
+        path, matte = window.clip.path, window.clip.matte
+        digest = self.hashes.digest(path, matte)
         keys = self.recipe.keys(digest, window.frames)
         try:
             item = EncodeItem(window, {name: key for name, key in keys.items() if not self.store.has(key)})
@@ -107,9 +107,9 @@ class WindowReader:
         if item.missing:
             before = stamp(path)
             recipe = self.recipe
-            frames = read_clip(path, window.frames[0], recipe.frames, stride=recipe.stride, fps=recipe.fps)
+            frames = read_clip(path, window.frames[0], recipe.frames, stride=recipe.stride, fps=recipe.fps, matte=matte)
             # The frames must be those of the hashed bytes.
-            if stamp(path) != before or self.hashes.digest(path) != digest:
+            if stamp(path) != before or self.hashes.digest(path, matte) != digest:
                 raise ClipError(path, "changed while it was read")
             item.frames = self._crop(path, torch.from_numpy(frames))
         return item
@@ -122,9 +122,9 @@ class WindowReader:
             raise ClipError(path, str(error)) from None
 
 
-def read_frames(path: Path, key: LatentKey, count: int | None = None) -> Frames:
+def read_frames(clip: ClipEntry, key: LatentKey, count: int | None = None) -> Frames:
     """The frames that a stored latent shows, or the first of them, as `read_clip` gives them."""
-    return read_clip(path, key.frames[0], count or key.count, stride=key.stride, fps=key.fps)
+    return read_clip(clip.path, key.frames[0], count or key.count, stride=key.stride, fps=key.fps, matte=clip.matte)
 
 
 def pending_windows(windows: Sequence[ClipWindow], read: WindowReader) -> list[int]:
@@ -132,7 +132,7 @@ def pending_windows(windows: Sequence[ClipWindow], read: WindowReader) -> list[i
     pending = []
     for position, window in enumerate(windows):
         try:
-            digest = read.hashes.known(window.clip.path)
+            digest = read.hashes.known(window.clip.path, window.clip.matte)
         except OSError:
             digest = None
         if digest is None or not all(map(read.store.has, read.recipe.keys(digest, window.frames).values())):
@@ -242,7 +242,7 @@ def _find(
     store: LatentStore, hashes: ClipHashes, clip: ClipEntry, frames: tuple[int, int], recipe: LatentRecipe, variant: str
 ) -> PairEntry | None:
     try:
-        digest = hashes.digest(clip.path)
+        digest = hashes.digest(clip.path, clip.matte)
     except OSError:
         return None
     high = recipe.key(digest, frames, HIGH_RESOLUTION, variant)

@@ -58,7 +58,14 @@ def probe_clip(path: str | Path) -> ClipInfo:
 
 
 def read_clip(
-    path: str | Path, start: int, count: int, *, stride: int = 1, fps: float | None = None, backend: Backend = "auto"
+    path: str | Path,
+    start: int,
+    count: int,
+    *,
+    stride: int = 1,
+    fps: float | None = None,
+    backend: Backend = "auto",
+    matte: str | None = None,
 ) -> Frames:
     """Read frames of a video file or a still, exactly those requested.
 
@@ -72,6 +79,7 @@ def read_clip(
             are.
         backend: "decord" and "pyav" insist on one library. "auto" uses decord where it is exact, and PyAV
             elsewhere or where decord fails or is missing.
+        matte: colour behind the transparent parts of a still, see `luve_lightning.data.stills.read_still`.
 
     Returns:
         uint8, count x height x width x 3, red first, as a player shows them.
@@ -90,7 +98,7 @@ def read_clip(
     if still_kind(path) is not None:
         if samples[-1] > 0:
             raise ClipError(path, f"too short: frames {start} to {samples[-1]} asked for, a still has 1")
-        return read_still(path)
+        return read_still(path, matte)
     _require_pyav()
     found = scan(path)
     indices = _indices(path, found, samples, fps)

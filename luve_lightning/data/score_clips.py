@@ -126,7 +126,7 @@ class FrameReader:
             return ReadClip(job, reason=job.row.error)
         path, indices = job.entry.path, self.choice.of(job.entry.total_frames)
         try:
-            frames = np.concatenate([read_clip(path, index, 1) for index in indices])
+            frames = np.concatenate([read_clip(path, index, 1, matte=job.entry.matte) for index in indices])
             if stamp(path) != job.seen:
                 return ReadClip(job, reason="changed while it was read")
         except ClipError as error:
@@ -244,7 +244,7 @@ def _jobs(
         caption, digest, seen, error = text_digest(entry.captions[settings.caption_column]), "", None, None
         try:
             seen = stamp(entry.path)
-            digest = hashes.digest(entry.path)
+            digest = hashes.digest(entry.path, entry.matte)
         except OSError as problem:
             error = problem.strerror or str(problem)
         except ClipError as problem:

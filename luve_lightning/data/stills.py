@@ -108,7 +108,7 @@ def _cover(alpha: NDArray[np.uint8] | None) -> NDArray[np.float32] | None:
 
 def _behind(path: Path, colour: tuple[int, ...] | None) -> tuple[int, ...]:
     if colour is None:
-        raise RefusedClip(path, "has transparent parts; name a colour behind them (matte), or save it without")
+        raise RefusedClip(path, "has transparent parts; name a colour behind them (keep.matte), or save it without")
     return colour
 
 

@@ -10,7 +10,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from luve_lightning.data.splits import FRACTIONS, hashed_split, read_splits
@@ -67,6 +67,7 @@ class ClipEntry:
         still: whether it is a picture.
         uneven: whether its frame rate varies; UltraVideo's CSV does not say.
         duration: seconds; None where the index does not say, and for a still.
+        matte: colour behind the transparent parts of a still, `Limits.matte`; None refuses it when it is read.
     """
 
     clip_id: str
@@ -80,11 +81,12 @@ class ClipEntry:
     still: bool = False
     uneven: bool = False
     duration: float | None = None
+    matte: str | None = None
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Which clips to take, by the index. It is no part of a stored latent's address.
+    """Which clips to take, by the index. It is no part of a stored latent's address, but for `matte`.
 
     Attributes:
         min_frames: take clips of at least this many frames; stills are taken whatever it says.
@@ -92,12 +94,15 @@ class Limits:
         min_width: take clips at least this wide as they are shown, pixels.
         fps_range: take clips with a frame rate within, both ends included; null takes all. Stills have none and are
             taken.
+        matte: take stills with transparent parts, and lay them on this colour: a name such as white, or "#rrggbb". Null
+            refuses them when they are read. What is stored of such a still is stored under its colour, too.
     """
 
     min_frames: int = 1
     min_height: int = 1
     min_width: int = 1
     fps_range: tuple[float, float] | None = None
+    matte: str | None = None
 
     def __post_init__(self) -> None:
         if min(self.min_frames, self.min_height, self.min_width) < 1:
@@ -108,6 +113,10 @@ class Limits:
         low, high = self.fps_range or (0, math.inf)
         if not 0 <= low <= high:
             raise ValueError(f"fps_range: expected the lowest and the highest rate, got {low:g} and {high:g}")
+        if self.matte is not None:
+            from luve_lightning.data.stills import matte_colour  # which needs this module
+
+            matte_colour(self.matte)
 
     def check(self, entry: ClipEntry) -> None:
         """Raise when the clip should not be taken."""
@@ -168,7 +177,10 @@ class VideoIndex:
             raise FileNotFoundError(f"{clips}: no such folder of clips")
         from luve_lightning.data.index_file import open_own_index  # which needs this module
 
-        return open_own_index(path, clips, keep)
+        index = open_own_index(path, clips, keep)
+        if keep.matte is not None:
+            index.entries = [replace(entry, matte=keep.matte) if entry.still else entry for entry in index.entries]
+        return index
 
     @classmethod
     def from_csv(

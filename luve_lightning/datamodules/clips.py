@@ -98,7 +98,7 @@ class ClipViews(Dataset[dict[str, Any]]):
         self.unreadable: dict[int, str] = {}
         for i, entry in enumerate(self.entries if preload else ()):
             try:
-                self.loaded[i] = read_clip(entry.path, 0, entry.total_frames)
+                self.loaded[i] = read_clip(entry.path, 0, entry.total_frames, matte=entry.matte)
             except ClipError as error:
                 self.unreadable[i] = error.reason
                 quarantine.add(error)
@@ -115,7 +115,7 @@ class ClipViews(Dataset[dict[str, Any]]):
         start = int(np.random.default_rng([*seed, 1]).integers(entry.total_frames - count + 1))
         if index in self.loaded:
             return self.loaded[index][start : start + count]
-        return read_clip(entry.path, start, count)
+        return read_clip(entry.path, start, count, matte=entry.matte)
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
         view = self.views[key.kind]
@@ -157,7 +157,7 @@ class WholeClips(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         entry = self.entries[index]
-        video = frames_to_video(read_clip(entry.path, 0, self.frames))
+        video = frames_to_video(read_clip(entry.path, 0, self.frames, matte=entry.matte))
         return {"video": torch.as_tensor(video), "clip_id": entry.clip_id}
 
 

@@ -104,7 +104,7 @@ def own_pixels(pair: PairEntry, shape: Size3d, window: CropWindow) -> Tensor:
     key = pair.hr_key
     per_latent = (key.count - 1) // max(1, shape[0] - 1)
     wanted = 1 + (window[0][1] - 1) * per_latent
-    pixels = torch.from_numpy(read_frames(pair.entry.path, key, wanted))
+    pixels = torch.from_numpy(read_frames(pair.entry, key, wanted))
     rows, columns = (
         (a * size // n, b * size // n) for (a, b), size, n in zip(window[1:], key.size, shape[1:], strict=True)
     )

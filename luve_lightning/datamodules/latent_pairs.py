@@ -52,7 +52,7 @@ class WholeLatentPairs(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair, scale = self.items[index]
-        frames = read_frames(pair.entry.path, pair.hr_key)
+        frames = read_frames(pair.entry, pair.hr_key)
         # The same crop and resize as in precompute, so that pixels and latents show the same picture.
         video = fit_frames(torch.from_numpy(frames), pair.hr_key.size)
         return {

@@ -332,7 +332,7 @@ def _embedded(task: Denoising, embed: Embed | None, text: str) -> Tensor:
 
 def _read_real(entry: ClipEntry, key: LatentKey, size: tuple[int, int]) -> Tensor:
     """The frames of a stored latent, at another size."""
-    frames = read_frames(entry.path, key)
+    frames = read_frames(entry, key)
     return _frames(fit_frames(torch.from_numpy(frames), size).unsqueeze(0))
 
 

@@ -128,6 +128,18 @@ def test_beside_a_video_whose_first_stages_were_kept(
 
 
 @pytest.mark.slow
+def test_a_picture_is_planned(capsys: pytest.CaptureFixture[str], repository: Path, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    words = ["--backbone", repository / "data/mini/wan", "--vluer", repository / "data/mini/vluer", *SIZE[:4]]
+    outcome = run_luve(capsys, "plan", *words, "--num_frames", 1, "--output", file)
+    assert outcome.code == 0, outcome.err
+    stages = {stage["stage"]: stage for stage in json.loads(file.read_text())["stages"]}
+    assert stages["motion"]["latents"] == [1, 12, 12]
+    assert stages["refine"]["tokens"] == 144
+    assert stages["upsample"]["latents"] == stages["decode"]["latents"] == [1, 24, 24]
+
+
+@pytest.mark.slow
 def test_a_configuration_of_generate_is_planned(
     capsys: pytest.CaptureFixture[str], repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
