@@ -323,15 +323,16 @@ class StepProgram:
         return max(among, key=rank)
 
 
-def decode(parts: Parts, latents: Tensor, tile: tuple[int, int] | None) -> Tensor:
+def decode(parts: Parts, latents: Tensor, tile: tuple[int, int] | None, out: Tensor | None = None) -> Tensor:
     """The video of normalised latents.
 
     Args:
         parts: its VAE decodes.
         latents: float32, B x C x t x h x w.
         tile: greatest height and width of a tile in latents; None decodes whole frames.
+        out: where whole frames go, see `LatentSpace.decode`.
     """
     codec = parts.codec
     if tile is None:
-        return codec.decode(latents)
+        return codec.decode(latents, out=out)
     return codec.decode_in_tiles(latents, tile)

@@ -222,16 +222,20 @@ class Planner:
         return self._stage("upsample", used, run, latents=self.grid)
 
     def decoding(self) -> StagePlan:
-        """From latents to the video's pixels, float32 on the GPU."""
+        """From latents to the video's pixels: float32 on the GPU, unless they leave it part by part."""
         parts, tile = self.parts, self.running.decode_tile
         if self.running.decode_half and tile is None:
             parts = Parts(parts.configs, parts.dtype, parts.device, torch.bfloat16)
         codec = parts.codec
+        shape, size = (1, codec.channels, *self.grid), (1, 3, *codec.pixel_size(*self.grid))
+        # Made before the dry run, `out` is not counted there.
+        elsewhere = tile is None and codec.streams(torch.empty(shape, device="meta"))
+        out = torch.empty(size, device="meta") if elsewhere else None
 
         def program(run: DryRun) -> object:
-            latents = torch.empty(1, codec.channels, *self.grid, device="meta")
+            latents = torch.empty(shape, device="meta")
             if tile is None:
-                return decode(parts, latents, None)
+                return decode(parts, latents, None, out)
             codec.dry_decode_in_tiles(latents, tile, run.times)
             return None
 

@@ -152,9 +152,11 @@ def decode(pipeline: LuVePipeline, latents: Tensor, output_type: VideoType = "np
 def decode_bytes(pipeline: LuVePipeline, latents: Tensor) -> np.ndarray:
     """The videos of latents in whole levels, uint8 B x T x H x W x 3; see `decode`.
 
-    Rounded where they were decoded, frame by frame: a 4K video of 49 frames takes 5 GB in floating point.
+    Rounded where they were decoded, part by part: a 4K video of 49 frames takes 5 GB in floating point.
     """
-    video = _decoded(pipeline, latents, gathered=True)
+    video = _decoded(pipeline, latents, gathered=True, levels=True)
+    if video.dtype == torch.uint8:
+        return video.numpy()
     batch, _, frames, height, width = video.shape
     result = np.empty((batch, frames, height, width, 3), np.uint8)
     for clip, into in zip(video, result, strict=True):
@@ -183,10 +185,11 @@ def kernels_being_built(pipeline: LuVePipeline) -> Thread | None:
     return thread
 
 
-def _decoded(pipeline: LuVePipeline, latents: Tensor, gathered: bool) -> Tensor:
+def _decoded(pipeline: LuVePipeline, latents: Tensor, gathered: bool, levels: bool = False) -> Tensor:
     """Pixels in [-1, 1], B x 3 x T x H x W; where they do not fit, the other models leave the GPU meanwhile.
 
-    `gathered`: whether a video decoded in tiles is put together on the CPU.
+    `gathered`: whether a video decoded in tiles is put together on the CPU. `levels`: whether one decoded in parts
+    may come as uint8 B x T x H x W x 3, on the CPU.
     """
 
     def decoded() -> Tensor:
@@ -197,6 +200,8 @@ def _decoded(pipeline: LuVePipeline, latents: Tensor, gathered: bool) -> Tensor:
         if z.device.type == "cuda":  # memory that denoising leaves in pieces is too small for frames
             torch.cuda.empty_cache()
         with torch.autocast(z.device.type, torch.bfloat16, enabled=pipeline.decode_half):
+            if levels and codec.streams(z):
+                out = torch.empty(len(z), *size[2:], 3, dtype=torch.uint8)
             video = codec.decode(z, out=out)
         pipeline.maybe_free_model_hooks()
         return video

@@ -11,8 +11,27 @@ from torch import Tensor
 
 from luve_lightning.cascade import LuVePipeline
 from luve_lightning.cascade.stages import decode, decode_bytes
+from luve_lightning.models.backbones import wan_vae
 from luve_lightning.models.backbones.wan_vae import WanLatentSpace
 from tests.helpers.noise import noise
+
+
+def test_a_video_decoded_in_parts_leaves_as_levels(tiny_cascade: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = LuVePipeline.from_pretrained(tiny_cascade / "wan", tiny_cascade / "vluer")
+    latents = noise(2, 16, 3, 8, 12)
+    want = decode_bytes(pipeline, latents)
+    # As on a GPU of Hopper's kind, for clips of any size.
+    monkeypatch.setattr(wan_vae, "suits", lambda *_: True)
+    monkeypatch.setattr(wan_vae, "WHOLE_CLIP_PIXELS", 0)
+    assert pipeline.codec.streams(latents)
+    levels = decode_bytes(pipeline, latents)
+    assert levels.shape == (2, 9, 64, 96, 3)
+    # The two forms agree up to float32's rounding, which moves a value from one level to the next.
+    assert np.abs(levels.astype(int) - want).max() <= 1
+    assert (levels != want).mean() < 1e-3
+    assert np.abs(decode(pipeline, latents) * 255 - levels).max() < 0.51
+    pipeline.decode_tile = (4, 4)
+    assert not pipeline.codec.streams(latents)
 
 
 def test_other_models_make_room_for_decoding(tiny_cascade: Path, monkeypatch: pytest.MonkeyPatch) -> None:

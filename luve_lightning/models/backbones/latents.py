@@ -172,6 +172,11 @@ class LatentSpace(nn.Module, ABC):
     def forget_decoder(self) -> None:
         """Free what only decoding needs, where that is possible."""
 
+    def streams(self, latents: Tensor) -> bool:
+        """Whether these latents are decoded a few at a time, so that `out` may be elsewhere without tiles."""
+        del latents
+        return False
+
     def build_kernels(self) -> None:  # most families need nothing here
         """Build what decoding on this device would build at its first use, which may take longer than decoding."""
 

@@ -4,13 +4,12 @@ diffusers runs the Wan VAE chunk by chunk and carries the causal convolutions' h
 That bounds memory for long clips, but it is slow for short ones, it cannot be checkpointed, because recomputation
 would find a changed cache, and `decode` ends in a clamp that stops gradients.
 
-The convolutions are causal with zero padding, so one pass over the whole clip gives the same numbers. Only the
-temporal resampling treats the first frame separately:
+The convolutions are causal with zero padding: one pass gives the same numbers, if temporal resampling spares frame 0:
 
 - down: the first frame skips `time_conv`; the stride-2 convolution then runs over all frames, including the first;
 - up: the first frame is not doubled; the others go through `time_conv`, whose history starts after it.
 
-Shapes: x is B x C x T x H x W throughout.
+x is B x C x T x H x W throughout.
 """
 
 from __future__ import annotations
@@ -42,8 +41,7 @@ from luve_lightning.models.backbones.wan_tiles import (
     write_frames,
 )  # fmt: skip
 
-# Pixels (batch x frames x height x width) of a clip that takes one pass, such as 114 frames at 192x192. Beyond it
-# diffusers' chunked form bounds memory; both give equal numbers up to rounding.
+# Pixels (batch x frames x height x width) of a clip that takes one pass, such as 114 frames at 192x192.
 WHOLE_CLIP_PIXELS = 2**22
 
 _Stage = Callable[[Tensor], Tensor]
@@ -147,8 +145,8 @@ class WanLatentSpace(LatentSpace):
         size = self.pixel_size(latents.shape[2], latents.shape[3], latents.shape[4])
         tile = self._tile_for(latents.shape[3], latents.shape[4])
         whole = self._takes_whole(*size)
-        if tile is None and not whole and (stream := self._stream()):
-            return self._decode_stream(stream, latents, out, (len(latents), 3, *size))
+        if self.streams(latents):
+            return self._decode_stream(latents, out, (len(latents), 3, *size))
         if out is not None or tile:
             return self._decode_tiles(latents, out, (len(latents), 3, *size))
         videos = []
@@ -157,6 +155,11 @@ class WanLatentSpace(LatentSpace):
             videos.append(video.float().clamp(-1, 1))
         return torch.cat(videos)
 
+    def streams(self, latents: Tensor) -> bool:
+        """See LatentSpace."""
+        tile, whole = self._tile_for(*latents.shape[3:]), self._takes_whole(*self.pixel_size(*latents.shape[2:]))
+        return tile is None and not whole and self._stream() is not None
+
     @torch.no_grad()
     def build_kernels(self) -> None:
         """See LatentSpace; a VAE that is offloaded stays where it is."""
@@ -164,9 +167,10 @@ class WanLatentSpace(LatentSpace):
         if device.type == "cuda" and (stream := self._stream()):  # kernels are the same for all sizes
             list(stream.decode(torch.zeros(self.channels, 2, 8, 8, device=device), 1, 1))
 
-    def _decode_stream(self, stream: FrameCodec, latents: Tensor, out: Tensor | None, size: tuple[int, ...]) -> Tensor:
+    def _decode_stream(self, latents: Tensor, out: Tensor | None, size: tuple[int, ...]) -> Tensor:
         """Decode clip by clip, a few latent frames at a time, into one tensor."""
-        out = _room(latents, out, size)
+        out, stream = _room(latents, out, size), self._stream()
+        assert stream is not None
         for clip, place in zip(self.denormalize(latents.float()), out.split(1), strict=True):
             start = 0
             for part in stream.decode(clip):
@@ -255,11 +259,7 @@ class WanLatentSpace(LatentSpace):
 
 
 def _room(latents: Tensor, out: Tensor | None, size: tuple[int, ...]) -> Tensor:
-    """`out`, or a new tensor for the video of latents.
-
-    Raises:
-        ValueError: `out` cannot hold it.
-    """
+    """`out`, or a new tensor for the video of latents; ValueError where `out` cannot hold it."""
     if out is None:
         return latents.new_empty(size, dtype=torch.float32)
     if len(out) != len(latents):
