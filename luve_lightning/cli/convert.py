@@ -1,4 +1,4 @@
-"""`luve convert vluer`: weights in the files of other programs, as folders that every verb reads."""
+"""`luve convert`: weights from and for other programs: the released VLUer as a folder, LoRAs under other names."""
 
 from __future__ import annotations
 
@@ -37,11 +37,14 @@ def convert_vluer(file: Path, output: Path, crop: bool = False) -> None:
     Args:
         file: The released model.pth. It comes without a licence, and its network builds on VRT, which is licensed
             CC-BY-NC-4.0 (not for commercial use). We ship none of these weights.
-        output: Folder to write, for instance data/released-vluer.
+        output: New folder, for instance data/released-vluer.
         crop: Cut latents to multiples of 8 rows and columns and stretch the rest to the output, as the original
             does (720p: 704 of 720 rows are kept); default refuse other sizes.
     """
     check_folder("output", output)
+    # Its config.json, weights and README.md would replace those of another VLUer, or of a project.
+    if output.is_dir() and any(output.iterdir()):
+        raise FileExistsError(f"output: {output} holds files already: choose a new folder")
     net = read_released(file, crop)
     net.save_pretrained(output)
     write_text(output / "README.md", _NOTICE)

@@ -39,6 +39,7 @@ _GPU_MEMORY = (
     "use a smaller batch_size, size or number of frames, tiles, a smaller dtype (trainer.precision bf16-mixed), or "
     "recompute activations where the model has that key"
 )
+_LONG_WORD = re.compile(r"(\S{200})\S{900,}")
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 _WORKER = re.compile(r"Caught \w+ in \w+ worker process")
 
@@ -49,7 +50,12 @@ class UsageError(Exception):
 
 def one_line(text: object) -> str:
     """A message of several lines as one."""
-    return " ".join(str(text).split())
+    return legible(" ".join(str(text).split()))
+
+
+def legible(text: str) -> str:
+    """A text whose words, such as names in a file that a stranger made, are short enough to read."""
+    return _LONG_WORD.sub(lambda found: f"{found[1]}... ({len(found[0]):,} characters)", text)
 
 
 def describe_constructor_error(error: BaseException, config: Mapping[str, Any]) -> str | None:

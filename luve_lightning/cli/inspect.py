@@ -22,6 +22,7 @@ from luve_lightning.cascade.lora_layers import fit_lora
 from luve_lightning.cascade.lora_names import describe_lora, parse_name
 from luve_lightning.cascade.pipeline_files import expert_folders
 from luve_lightning.cli import Verb
+from luve_lightning.cli.errors import legible
 from luve_lightning.data.latent_store import describe_entry, describe_store
 from luve_lightning.data.video_files import GIT_LFS, kind_of_file
 from luve_lightning.files import find_json, read_json
@@ -31,7 +32,7 @@ from luve_lightning.models.backbones.finding import families
 from luve_lightning.models.experts.files import ADAPTER_WEIGHTS, EXPERT, describe_expert
 from luve_lightning.models.folders import BRANCH_WEIGHTS, WeightsHeader, odd_weights, read_header, weights_file
 from luve_lightning.models.vluer import BaseVLUer, ReleasedVLUer
-from luve_lightning.models.vluer.released import buffer_names
+from luve_lightning.models.vluer.released import buffer_names, state_mismatch
 
 VERBS = {"inspect": Verb("Generation", "say what files and folders of weights are", positional="paths...")}
 
@@ -60,7 +61,7 @@ class Found:
         lines = [f"{self.path}: {self.kind}"]
         for name, value in self.facts.items():
             shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            lines.append(f"  {name:<14} {shown}")
+            lines.append(f"  {name:<14} {legible(shown)}")
         return "\n".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines)
 
 
@@ -192,8 +193,7 @@ def _component(path: Path) -> Found | None:
     weights, model = weights_file(path), _model_of(config)
     if model is None:
         return None if weights is None else replace(_safetensors(weights), path=str(path))
-    kind = model.kind
-    facts = {"class": model.name} | model.facts
+    kind, facts = model.kind, {"class": model.name} | model.facts
     module = _built(model, path)
     if kind == "transformer":
         facts |= _about_transformer(denoiser_of(module), config, path)
@@ -369,14 +369,14 @@ def _released(path: Path, content: Mapping[str, Any], model: Mapping[str, Any]) 
     wanted = {name for name, _ in net.named_parameters()} | set(buffer_names(net))
     facts: dict[str, Any] = {"model": str(model.get("name")), "iteration": content.get("iter")}
     facts |= _tensors(header_of(path, state))
-    wrong = {"missing": sorted(wanted - state.keys()), "unknown": sorted(map(str, state.keys() - wanted))}
-    facts |= {key: _examples(names) for key, names in wrong.items() if names}
-    beside = [str(key) for key in content if key not in ("model", "iter")]
-    facts |= {"not used": beside} if beside else {}
+    odd = {"missing": sorted(wanted - state.keys()), "unknown": sorted(map(str, state.keys() - wanted))}
+    facts |= {key: _examples(names) for key, names in odd.items() if names}
+    if beside := [str(key) for key in content if key not in ("model", "iter")]:
+        facts["not used"] = beside
     facts["licence"] = "none in the file; its network builds on VRT, CC-BY-NC-4.0"
-    whole = not any(wrong.values())
-    facts["used"] = "by luve convert vluer" if whole else "nowhere: not the released VLUer's names"
-    return Found(str(path), "released VLUer's file" if whole else "file in the released VLUer's layout", facts)
+    wrong = "not the released VLUer's names" if any(odd.values()) else state_mismatch(state, net)
+    facts["used"] = f"nowhere: {wrong}" if wrong else "by luve convert vluer"
+    return Found(str(path), "file in the released VLUer's layout" if wrong else "released VLUer's file", facts)
 
 
 def _other(path: Path) -> Found:

@@ -35,6 +35,10 @@ def test_convert_vluer_refuses_in_one_line(tmp_path: Path, capsys: pytest.Captur
     assert refused.code == 2
     assert [line.partition(": ")[2] for line in refused.error_lines if "expected the released" in line]
     assert not (tmp_path / "vluer").exists()
+    (tmp_path / "README.md").write_text("of a project")
+    taken = run_luve(capsys, "convert", "vluer", tmp_path / "model.pth", tmp_path)
+    assert taken.code == 2
+    assert "holds files already: choose a new folder" in taken.err
     third = run_luve(capsys, "convert", "vluer", "a", "b", "c")
     assert third.code == 2
     assert "unexpected argument 'c'; file and output are given already" in third.err

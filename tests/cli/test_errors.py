@@ -317,5 +317,10 @@ def test_suggestions() -> None:
     assert did_you_mean("zzz", [f"key{n}" for n in range(100)]) == ""
 
 
+def test_a_name_of_many_characters_is_cut_in_the_message() -> None:
+    message = one_line(f"file: 1 unknown, such as {'x' * 100_000}; {'y' * 1000}")
+    assert message == f"file: 1 unknown, such as {'x' * 200}... (100,001 characters) {'y' * 1000}"
+
+
 def test_one_line() -> None:
     assert one_line("a\n   b\tc ") == "a b c"

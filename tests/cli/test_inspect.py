@@ -140,6 +140,9 @@ def test_vluers(tiny_cascade: Path, tmp_path: Path, told: Inspect) -> None:
     part = told(tmp_path / "part.pth")
     assert part["missing"].startswith("1,723 tensors")
     assert part["used"] == "nowhere: not the released VLUer's names"
+    short = released_content({**released_state(net), "conv.bias": torch.zeros(8)})
+    torch.save(short, tmp_path / "short.pth")
+    assert "1 of another shape, such as conv.bias (8 instead of 16)" in told(tmp_path / "short.pth")["used"]
 
 
 def test_experts(tiny_cascade: Path, capsys: pytest.CaptureFixture[str], told: Inspect) -> None:

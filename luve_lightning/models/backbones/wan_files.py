@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import torch
@@ -57,8 +58,8 @@ _SCALE = re.compile(
 # Sizes by their names in diffusers' configuration and in Wan's own.
 _SIZES = (("num_layers", "num_layers"), ("ffn_dim", "ffn_dim"), ("freq_dim", "freq_dim"), ("text_dim", "text_dim"),
           ("in_channels", "in_dim"), ("out_channels", "out_dim"))  # fmt: skip
-# What shapes do not tell.
-_KEPT = ("eps", "rope_max_seq_len", "luve_attention")
+# What shapes do not tell, and its type.
+_KEPT: dict[str, type | UnionType] = {"eps": int | float, "rope_max_seq_len": int, "luve_attention": dict}
 
 
 def wan_weights(header: WeightsHeader) -> KnownWeights | None:
@@ -214,7 +215,10 @@ def _sizes(
     if given != width // heads or config.get("dim", width) != width:
         raise ValueError(f"{where} says another width than the weights' shapes, {width}")
     sizes |= {"num_attention_heads": heads, "attention_head_dim": width // heads}
-    sizes |= {key: config[key] for key in _KEPT if config.get(key) is not None}
+    kept = {key: config[key] for key in _KEPT if config.get(key) is not None}
+    if odd := next((key for key, value in kept.items() if not isinstance(value, _KEPT[key])), None):
+        raise ValueError(f"{where} says {odd} {kept[odd]!r}: no value of a Wan transformer's")
+    sizes |= kept
     if in_channels != sizes["out_channels"]:
         raise ValueError(
             f"holds a Wan transformer that takes {in_channels} latent channels and gives {sizes['out_channels']}, as "

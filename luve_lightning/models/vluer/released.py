@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ MULTIPLE = 8  # rows and columns: the U-Nets halve them three times
 WINDOW = (6, 8, 8)
 # What `position_bias` may differ by: sines of float32 angles on another machine.
 _TOLERANCE = 1e-4
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _WAYS = ("same", "down", "down", "down", "up", "up", "up")
 
 
@@ -316,6 +318,7 @@ def _state(path: Path) -> Mapping[str, Tensor]:
             f"{path}: cannot be read as a PyTorch file of plain tensors: it is damaged, of another kind, or "
             "holds code, which is not run"
         ) from error
+    _check_sums(path)
     model = content.get("model") if isinstance(content, Mapping) else None
     state = model.get("sd") if isinstance(model, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -327,28 +330,52 @@ def _state(path: Path) -> Mapping[str, Tensor]:
     return state
 
 
-def _check(path: str | Path, state: Mapping[str, Tensor], net: ReleasedVLUer) -> None:
-    """Refuse a state of other names, shapes or values than the released one's."""
+def _check_sums(path: Path) -> None:
+    """Refuse a file whose checksums differ, which torch.load does not compare."""
+    if not zipfile.is_zipfile(path):  # before PyTorch 1.6: without checksums
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{path}: damaged: {error}") from error
+    if damaged is not None:
+        raise ValueError(f"{path}: damaged: the checksum of {damaged} in it differs; download the file again")
+
+
+def state_mismatch(state: Mapping[str, Tensor], net: ReleasedVLUer) -> str:
+    """How a state's names, shapes and types differ from the released one's, in one line; "" where they do not."""
     expected: dict[str, tuple[int, ...]] = {name: tuple(each.shape) for name, each in net.named_parameters()}
     parameters = set(expected)
     for name, (group, buffer) in buffer_names(net).items():
         shape = tuple(getattr(group, buffer).shape)
         expected[name] = shape if buffer == "index" else (1, shape[0] * shape[1], shape[2])
+    there = {name: state[name] for name in expected if isinstance(state.get(name), Tensor)}
     wrong = {
-        "missing": [name for name in expected if name not in state],
-        "unknown": [name for name in state if name not in expected],
+        "missing": [name for name in expected if name not in there],
+        "unknown": [str(name) for name in state if name not in expected],
         "of another shape": [
-            f"{name} ({_sides(state[name].shape)} instead of {_sides(shape)})"
-            for name, shape in expected.items()
-            if name in state and tuple(state[name].shape) != shape
+            f"{name} ({_sides(each.shape)} instead of {_sides(expected[name])})"
+            for name, each in there.items()
+            if tuple(each.shape) != expected[name]
         ],
-        "not finite": [name for name in parameters & state.keys() if not state[name].isfinite().all()],
+        "not plain numbers": [
+            f"{name} ({each.dtype}, {each.layout}, {each.device})"
+            for name, each in there.items()
+            if not (each.layout == torch.strided and each.is_cpu and not each.is_complex())
+            or (name in parameters and each.dtype not in _FLOATS)
+        ],
     }
-    parts = [f"{len(names)} {what}, such as {sorted(names)[0]}" for what, names in wrong.items() if names]
-    if parts:
-        raise ValueError(
-            f"{path}: {len(state)} tensors, expected the released VLUer's {len(expected)}: " + "; ".join(parts)
-        )
+    parts = [f"{len(names)} {what}, such as {min(names)}" for what, names in wrong.items() if names]
+    return f"{len(state)} tensors, expected the released VLUer's {len(expected)}: {'; '.join(parts)}" if parts else ""
+
+
+def _check(path: str | Path, state: Mapping[str, Tensor], net: ReleasedVLUer) -> None:
+    """Refuse a state of other names, shapes, types or values than the released one's."""
+    wrong = state_mismatch(state, net)
+    odd = [] if wrong else [name for name, _ in net.named_parameters() if not state[name].isfinite().all()]
+    if wrong or odd:
+        raise ValueError(f"{path}: {wrong or f'{len(odd)} not finite, such as {min(odd)}'}")
 
 
 def _check_buffers(path: str | Path, state: Mapping[str, Tensor], net: ReleasedVLUer) -> None:

@@ -131,6 +131,9 @@ def test_other_heads_stand_in_a_configuration_beside_the_file_or_in_its_header(t
     [
         ({"num_layers": 3}, "says num_layers 3, but the weights' shapes say 2"),
         ({"num_heads": 7}, "has width 24, which is no multiple of the 7 heads"),
+        ({"eps": "1e-6"}, "says eps '1e-6': no value of a Wan transformer's"),
+        ({"rope_max_seq_len": [1024]}, "says rope_max_seq_len [1024]: no value"),
+        ({"luve_attention": "windows"}, "says luve_attention 'windows': no value"),
         ({"dim": 48}, "says another width than the weights' shapes, 24"),
     ],
 )

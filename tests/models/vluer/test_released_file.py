@@ -123,6 +123,19 @@ CHANGES: dict[str, tuple[Callable[[State], object], str]] = {
         lambda state: state.update({"conv.bias": torch.full((16,), torch.nan)}),
         "1 not finite, such as conv.bias",
     ),
+    "number": (lambda state: state.update({3: torch.zeros(1), "extra": torch.zeros(1)}), "2 unknown, such as 3"),  # type: ignore[dict-item]
+    "float8": (
+        lambda state: state.update({"conv.bias": torch.zeros(16, dtype=torch.float8_e4m3fn)}),
+        "1 not plain numbers, such as conv.bias (torch.float8_e4m3fn, torch.strided, cpu)",
+    ),
+    "integers": (
+        lambda state: state.update({"conv.bias": torch.zeros(16, dtype=torch.int64)}),
+        "1 not plain numbers, such as conv.bias (torch.int64",
+    ),
+    "complex": (
+        lambda state: state.update({"conv.bias": torch.zeros(16, dtype=torch.complex64)}),
+        "1 not plain numbers, such as conv.bias (torch.complex64",
+    ),
     "index": (
         lambda state: state.update({INDEX: state[INDEX].flip(0)}),
         f"{INDEX} differs from that of windows of 6 x 8 x 8",
@@ -153,6 +166,18 @@ def test_a_file_of_few_bytes_with_all_tensors_passes(state: State, tmp_path: Pat
     net = read_released(tmp_path / "model.pth", crop=True)
     assert net.config.crop
     assert not any(each.any() for each in net.parameters())
+
+
+def test_refuses_a_file_with_a_wrong_byte(state: State, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    other = light(state)
+    torch.save(released_content({**other, "conv.bias": torch.full((16,), 7.5)}), path)
+    content = path.read_bytes()
+    changed = content.replace(torch.full((16,), 7.5).numpy().tobytes(), torch.full((16,), 7.25).numpy().tobytes())
+    assert changed != content
+    path.write_bytes(changed)
+    with pytest.raises(ValueError, match=r"damaged: the checksum of \S+ in it differs; download the file again$"):
+        read_released(path)
 
 
 class Harmful:
