@@ -173,6 +173,10 @@ class PairLookup:
     repeated: list[str] = field(default_factory=list)
 
 
+class NoUsableClips(StoreError):
+    """No clip has latents, and of each it is known why."""
+
+
 def find_pair_keys(
     store: LatentStore,
     hashes: ClipHashes,
@@ -195,6 +199,7 @@ def find_pair_keys(
 
     Raises:
         StoreError: in one line, when clips lack latents without being known as bad.
+        NoUsableClips: all are known as bad.
     """
     if variant not in recipe.variants:
         raise ValueError(f"variant {variant!r} is not among the recipe's, {list(recipe.variants)}")
@@ -219,7 +224,11 @@ def find_pair_keys(
         else:
             lacking[window.clip.clip_id] = window.clip
     if lacking or not (lookup.pairs or may_be_empty):
-        raise StoreError(_complaint(store, recipe, variant, list(lacking), len(entries)))
+        first = next(((e.clip_id, reasons[e.path]) for e in entries if e.path in reasons), None)
+        complaint = _complaint(store, recipe, variant, list(lacking), len(entries))
+        if lacking or first is None:
+            raise StoreError(f"{complaint}: run `luve precompute` with these values on this index")
+        raise NoUsableClips(f"{complaint}; first {first[0]}: {first[1]}")
     if recipe.fps is None:
         lookup.uneven = [path.stem for path in hashes.uneven(dict.fromkeys(p.entry.path for p in lookup.pairs))]
     lookup.repeated = [clip.clip_id for clip in repeated_clips((pair.entry for pair in lookup.pairs), recipe)]
@@ -259,5 +268,5 @@ def _complaint(store: LatentStore, recipe: LatentRecipe, variant: str, lacking: 
     return (
         f"{many} latents in {store.root}{which} for {of}size {recipe.size[0]}x{recipe.size[1]}, "
         f"scales {scales}, {recipe.frames} frames from {recipe.start} (windows {recipe.windows}, stride "
-        f"{recipe.stride}{at}), VAE {recipe.vae[:12]}: run `luve precompute` with these values on this index"
+        f"{recipe.stride}{at}), VAE {recipe.vae[:12]}"
     )

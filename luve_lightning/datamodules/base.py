@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -20,10 +20,11 @@ from typing import Any, TypeVar
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from luve_lightning.data.clip_windows import PairLookup
+from luve_lightning.data.clip_windows import NoUsableClips
 from luve_lightning.data.hashes import FileHashes
 from luve_lightning.data.video_index import SPLITS, ClipEntry, Limits, Split, VideoIndex
 from luve_lightning.datamodules.buckets import Bucket, Buckets, LengthChoice, SizeChoice
@@ -97,23 +98,6 @@ def open_index(csv: Path, keep: Limits) -> VideoIndex:
     return index
 
 
-def tell_lookup(split: str, lookup: PairLookup) -> None:
-    """Say, on the first process, which clips have no latents, and which have a varying frame rate."""
-    if lookup.dropped:
-        clip, reason = lookup.dropped[0]
-        rank_zero_info(f"{split}: {len(lookup.dropped)} clips have no latents, first {clip}: {reason}")
-    if lookup.uneven:
-        rank_zero_info(
-            f"{split}: {len(lookup.uneven)} clips have a variable frame rate, first {lookup.uneven[0]}: frames are "
-            "counted, not timed"
-        )
-    if lookup.repeated:
-        rank_zero_info(
-            f"{split}: {len(lookup.repeated)} clips are slower than the frame rate that is read, first "
-            f"{lookup.repeated[0]}: some of their frames come twice"
-        )
-
-
 def vae_fingerprint(backbone: str | Path, root: str | Path) -> str:
     """`LatentSpace.fingerprint()` of a backbone's VAE; remembered while the bytes of its files are the same.
 
@@ -146,6 +130,10 @@ def vae_fingerprint(backbone: str | Path, root: str | Path) -> str:
     return fingerprint
 
 
+class EmptySplit(ValueError):
+    """A split without a clip."""
+
+
 class ResumableDataModule(L.LightningDataModule):
     """A DataModule whose training order is a function of (seed, epoch, step) and is part of the checkpoint.
 
@@ -165,6 +153,8 @@ class ResumableDataModule(L.LightningDataModule):
             )
         check_workers("num_workers", num_workers)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.validates = True
+        """Whether there are validation clips, as far as splits were opened."""
         self.fill_batches = False
         self.stills_share: float | None = None
         self._choice: tuple[SizeChoice, LengthChoice, str] | None = None
@@ -229,20 +219,53 @@ class ResumableDataModule(L.LightningDataModule):
         Called by `setup` for a stage, and directly by what looks at held-out clips in a run without validation.
         """
 
+    def look_up(self, index: VideoIndex, splits: Iterable[Split], find: Callable[[Split], None]) -> None:
+        """Call `find` for each split. Where an index of one's own has nothing to validate on, say so and go on.
+
+        Raises:
+            EmptySplit: see `clips_of`.
+            NoUsableClips: none of a split's clips has latents.
+        """
+        for split in splits:
+            try:
+                find(split)
+            except (EmptySplit, NoUsableClips) as error:
+                trainer = self.trainer
+                if not index.own or split != "val" or (trainer and trainer.state.fn == TrainerFn.VALIDATING):
+                    raise
+                rank_zero_info(f"training goes on without validation: {error}")
+                self.validates = False
+                if trainer is not None:
+                    trainer.limit_val_batches = 0
+
+    def unopened(self, splits: Iterable[Split], opened: Container[str]) -> list[Split]:
+        """The splits that are still to be opened; not validation where there is none."""
+        return [split for split in splits if split not in opened and (split != "val" or self.validates)]
+
+    def open_held_out(self) -> Split:
+        """Open the validation split, in a run without validation too, and name it; training where there is none."""
+        self.open_splits("val")
+        if self.validates:
+            return "val"
+        self.open_splits("train")
+        return "train"
+
     @staticmethod
     def clips_of(index: VideoIndex, split: Split) -> list[ClipEntry]:
         """The clips of a split, at least one.
 
         Raises:
-            ValueError: when there is none; says how many clips the other splits have and what to do.
+            EmptySplit: when there is none; says how many clips the other splits have and what to do.
         """
         entries = index.split(split)
         if not entries:
             counts = ", ".join(f"{len(index.split(name))} {name}" for name in SPLITS)
             way_out = " or train without validation (--trainer.limit_val_batches 0)" if split == "val" else ""
-            raise ValueError(
-                f"the split {split} of {index.source} is empty: {counts}; give its source videos in splits.json beside "
-                f"the CSV{way_out}"
+            where = "splits.json beside the CSV"
+            if index.own:
+                where, way_out = "a file for luve index --splits", ""
+            raise EmptySplit(
+                f"the split {split} of {index.source} is empty: {counts}; give its source videos in {where}{way_out}"
             )
         return entries
 

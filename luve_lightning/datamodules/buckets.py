@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
 from luve_lightning.data.clip_container import ClipError
-from luve_lightning.data.clip_windows import PairEntry, PairLookup, find_pair_keys, plan_windows
+from luve_lightning.data.clip_windows import NoUsableClips, PairEntry, PairLookup, find_pair_keys, plan_windows
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_store import LatentRecipe, LatentStore, check_scales
-from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import ClipEntry
 
 PixelSize = tuple[int, int]
@@ -238,7 +239,8 @@ def find_bucketed_pairs(
     """Find the latents of clips, each in its bucket; see `find_pair_keys`.
 
     Raises:
-        StoreError: clips lack latents without being known as bad, or no clip has any.
+        StoreError: clips lack latents without being known as bad.
+        NoUsableClips: no clip has any.
     """
     if len(buckets) == 1:
         [bucket] = buckets
@@ -256,12 +258,29 @@ def find_bucketed_pairs(
         lookup.uneven += here.uneven
     if not found:
         why = f", first {lookup.dropped[0][0]}: {lookup.dropped[0][1]}" if lookup.dropped else ""
-        raise StoreError(
+        raise NoUsableClips(
             f"none of {len(entries)} clips has latents in {store.root} in any of {len(buckets)} buckets{why}"
         )
     found.sort(key=lambda pair: places[pair[0].entry.clip_id])  # windows keep their order: sorting is stable
     lookup.pairs = [pair for pair, _ in found]
     return BucketedPairs(lookup.pairs, [bucket for _, bucket in found], lookup)
+
+
+def tell_lookup(split: str, lookup: PairLookup) -> None:
+    """Say, on the first process, which clips have no latents, and which have a varying frame rate."""
+    if lookup.dropped:
+        clip, reason = lookup.dropped[0]
+        rank_zero_info(f"{split}: {len(lookup.dropped)} clips have no latents, first {clip}: {reason}")
+    if lookup.uneven:
+        rank_zero_info(
+            f"{split}: {len(lookup.uneven)} clips have a variable frame rate, first {lookup.uneven[0]}: frames are "
+            "counted, not timed"
+        )
+    if lookup.repeated:
+        rank_zero_info(
+            f"{split}: {len(lookup.repeated)} clips are slower than the frame rate that is read, first "
+            f"{lookup.repeated[0]}: some of their frames come twice"
+        )
 
 
 def _by(size: PixelSize) -> str:

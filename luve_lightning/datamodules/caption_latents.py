@@ -19,14 +19,8 @@ from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_store import HIGH_RESOLUTION, LatentKey, LatentRecipe, LatentStore
 from luve_lightning.data.text_store import StoredEmbeddings, TextStore
 from luve_lightning.data.video_index import ClipEntry, Limits, Split
-from luve_lightning.datamodules.base import (
-    ResumableDataModule,
-    check_clip_limits,
-    open_index,
-    tell_lookup,
-    vae_fingerprint,
-)
-from luve_lightning.datamodules.buckets import Bucket, LengthChoice, SizeChoice, find_bucketed_pairs
+from luve_lightning.datamodules.base import ResumableDataModule, check_clip_limits, open_index, vae_fingerprint
+from luve_lightning.datamodules.buckets import Bucket, LengthChoice, SizeChoice, find_bucketed_pairs, tell_lookup
 
 Embed = Callable[[str], Tensor]
 """From a caption to its embedding, L x D."""
@@ -241,14 +235,15 @@ class CaptionLatentsDataModule(ResumableDataModule):
 
     def open_splits(self, *splits: Split) -> None:
         """Look up every latent and embedding; for a missing one, raise an error that says how to make it."""
-        missing = [split for split in splits if split not in self.datasets]
+        missing = self.unopened(splits, self.datasets)
         if not missing:
             return
         index = open_index(self.index_path, self.keep)
         fingerprint = vae_fingerprint(self.backbone, self.store.root)
         store = None if self.texts is None else TextStore(self.texts)
         embed = None if store is None else StoredEmbeddings(store, store.source(self.text_encoder))
-        for split in missing:
+
+        def find(split: Split) -> None:
             train, entries = split == "train", self.clips_of(index, split)
             if train:
                 items = self._training_items(self._selected(entries), fingerprint)
@@ -267,6 +262,8 @@ class CaptionLatentsDataModule(ResumableDataModule):
             )
             if embed is not None:
                 self._check_captions(embed, dataset)
+
+        self.look_up(index, missing, find)
 
     def clip_counts(self) -> dict[str, int]:
         """Clips of each split; see ResumableDataModule."""

@@ -208,12 +208,15 @@ class ClipsDataModule(ResumableDataModule):
 
     def open_splits(self, *splits: Split) -> None:
         """Read the index and, if training keeps the clips in memory, the clips."""
-        missing = [split for split in splits if split not in self.entries]
+        missing = self.unopened(splits, self.entries)
         if not missing:
             return
         index = open_index(self.index_path, self.keep)
-        for split in missing:
+
+        def find(split: Split) -> None:
             self.entries[split] = self.clips_of(index, split)
+
+        self.look_up(index, missing, find)
         if "train" in missing:
             train = self.entries["train"]
             quarantine = Quarantine(self.quarantine_path, self.max_bad_fraction, len(train))

@@ -16,14 +16,8 @@ from luve_lightning.data.clip_windows import PairEntry, read_frames
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_store import LatentRecipe, LatentStore
 from luve_lightning.data.video_index import Limits, Split, VideoIndex
-from luve_lightning.datamodules.base import (
-    ResumableDataModule,
-    check_clip_limits,
-    open_index,
-    tell_lookup,
-    vae_fingerprint,
-)
-from luve_lightning.datamodules.buckets import Bucket, LengthChoice, SizeChoice, find_bucketed_pairs
+from luve_lightning.datamodules.base import ResumableDataModule, check_clip_limits, open_index, vae_fingerprint
+from luve_lightning.datamodules.buckets import Bucket, LengthChoice, SizeChoice, find_bucketed_pairs, tell_lookup
 from luve_lightning.datamodules.latent_crops import CropRule, LatentPairCrops, aligned_windows
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import fit_frames
@@ -174,13 +168,16 @@ class LatentPairsDataModule(ResumableDataModule):
 
     def open_splits(self, *splits: Split) -> None:
         """Look up every latent; for a missing one, raise an error that says how to make it."""
-        missing = [split for split in splits if split not in self.pairs]
+        missing = self.unopened(splits, self.pairs)
         if not missing:
             return
         index = open_index(self.index_path, self.keep)
         fingerprint = vae_fingerprint(self.backbone, self.store.root)
-        for split in missing:
+
+        def find(split: Split) -> None:
             self.pairs[split] = self._find(index, split, fingerprint)
+
+        self.look_up(index, missing, find)
         if "train" in missing:
             train = self.pairs["train"]
             self.crops = LatentPairCrops(

@@ -227,8 +227,7 @@ class GeneratedVideos(SampleSource):
                 f"source: GeneratedVideos needs a task that generates and data with captions, got "
                 f"{type(task).__name__} and {type(datamodule).__name__}; a VLUer has UpsampledVideos"
             )
-        datamodule.open_splits("val")  # a run without validation has not
-        held_out = datamodule.datasets["val"]
+        held_out = datamodule.datasets[datamodule.open_held_out()]
         items = held_out.items[: self.clips]
         # Equal captions stay: each has its own noise.
         prompts = self.prompts or self._captions([entry for entry, _ in items], held_out.columns)
@@ -300,8 +299,8 @@ class UpsampledVideos(SampleSource):
         if self.scale not in datamodule.scales:
             known = ", ".join(f"{scale:g}" for scale in datamodule.scales)
             raise ValueError(f"source: scale {self.scale:g} is none of the data's: {known}")
-        datamodule.open_splits("val")  # a run without validation has not
-        held_out = WholeLatentPairs(datamodule.store, datamodule.pairs["val"], [self.scale], self.clips)
+        pairs = datamodule.pairs[datamodule.open_held_out()]
+        held_out = WholeLatentPairs(datamodule.store, pairs, [self.scale], self.clips)
         entries = [pair.entry for pair, _ in held_out.items]
         names = [_file_name(i, f"{entry.clip_id}_x{self.scale:g}") for i, entry in enumerate(entries)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,10 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from luve_lightning.datamodules import CaptionLatentsDataModule, ClipsDataModule, LatentPairsDataModule
+from luve_lightning.data.index_file import IndexRow, read_rows, write_index
+from luve_lightning.data.store import StoreError
+from luve_lightning.data.video_index import VideoIndex
+from luve_lightning.datamodules import CaptionLatentsDataModule, ClipsDataModule, LatentPairsDataModule, base
 from luve_lightning.datamodules.base import ResumableDataModule
 from luve_lightning.datamodules.clips import View
 from tests.helpers.run_luve import run_luve
@@ -35,6 +39,15 @@ def only_train(tiny_clips: Path, tmp_path: Path) -> Path:
     urls = [url for split in json.loads((tiny_clips / "splits.json").read_text()).values() for url in split]
     (world / "splits.json").write_text(json.dumps({"train": urls, "val": [], "test": []}))
     return world / "clips.csv"
+
+
+@pytest.fixture
+def own_index(only_train: Path) -> Path:
+    """The same as an index of one's own."""
+    index = VideoIndex.open(only_train)
+    path = only_train.with_name("index.parquet")
+    write_index(path, [IndexRow(entry.path.resolve(), entry) for entry in index.entries])
+    return path
 
 
 def make(number: int, index: Path, store: Path, backbone: Path, **changes: Any) -> ResumableDataModule:
@@ -79,6 +92,70 @@ def test_training_needs_no_validation_clips(
     trained = run_luve(capsys, *words, "--trainer.limit_val_batches", 0)
     assert trained.code == 0, trained.err
     assert (tiny_environment / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_an_index_of_ones_own_trains_without_validation(
+    own_index: Path, tiny_latents: Path, tiny_backbone: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(base, "rank_zero_info", told.append)
+    module = make(number, own_index, tiny_latents, tiny_backbone)
+    module.setup("fit")
+    assert module.clip_counts() == {"train": 6}
+    lines = [line for line in told if line.startswith("training goes on without validation: ")]
+    counts = f"the split val of {own_index} is empty: 6 train, 0 val, 0 test"
+    assert lines == [
+        f"training goes on without validation: {counts}; give its source videos in a file for luve index --splits"
+    ]
+    before = len(told)
+    assert module.open_held_out() == "train"
+    assert len(told) == before, "the index is not opened again"
+    module = make(number, own_index, tiny_latents, tiny_backbone)
+    with pytest.raises(ValueError, match=f"^the split test of {own_index} is empty"):
+        module.setup("test")
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_validation_clips_that_are_all_too_short_are_none(
+    own_index: Path, tiny_latents: Path, tiny_backbone: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(base, "rank_zero_info", told.append)
+    first, *others = read_rows(own_index)
+    assert first.entry is not None
+    entry = replace(first.entry, total_frames=4, url="short")
+    write_index(own_index, [IndexRow(first.path, entry, "val"), *others])
+    module = make(number, own_index, tiny_latents, tiny_backbone)
+    module.setup("fit")
+    assert module.clip_counts() == {"train": 5}
+    (line,) = [line for line in told if line.startswith("training goes on without validation: ")]
+    assert f"none of 1 clips has latents in {tiny_latents}" in line
+    assert f"first {entry.clip_id}: 4 frames, expected at least 9" in line
+    validating = make(number, own_index, tiny_latents, tiny_backbone)
+    validating.trainer = SimpleNamespace(state=SimpleNamespace(fn="validate"))  # type: ignore[assignment]
+    with pytest.raises(StoreError, match="none of 1 clips has latents"):
+        validating.setup("validate")
+
+
+@pytest.mark.slow
+def test_a_run_on_an_index_of_ones_own_without_validation(
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    own_index: Path,
+    tiny_environment: Path,  # noqa: F811
+) -> None:
+    verb, files = documented_command(EXPERIMENTS / "vluer" / "mini.yaml")
+    words = [verb, *as_options([*files, *overlays(verb, files)]), "--data.init_args.index", own_index]
+    trained = run_luve(
+        capsys, *words, "--trainer.num_sanity_val_steps", 2, "--callbacks.strips.init_args.every_n_steps", 1
+    )
+    assert trained.code == 0, trained.err
+    assert caplog.text.count("training goes on without validation: the split val of") == 1
+    assert (tiny_environment / "checkpoints" / "last.ckpt").is_file()
+    refused = run_luve(capsys, "validate", *words[1:])
+    assert refused.code == 2
+    assert "the split val of" in refused.err
 
 
 @pytest.mark.parametrize("number", range(3))
