@@ -6,23 +6,30 @@ import os
 import re
 import time
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from luve_lightning.cli import Verb
 from luve_lightning.cli.index_probes import ProbeCache, ProbedFile, find_probes
 from luve_lightning.cli.index_sources import SourceFile, find_files
+from luve_lightning.config_files import read_config
 from luve_lightning.data.hashes import ClipHashes, FileHashes
-from luve_lightning.data.index_file import IndexRow, index_lines, read_rows, write_index
+from luve_lightning.data.index_file import IndexRow, counted, index_lines, read_rows, write_index
 from luve_lightning.data.splits import SPLITS, Split, VideoIndexError, place_sources, read_splits
 from luve_lightning.data.store import EntryCheck, K, TensorStore
-from luve_lightning.data.video_index import CAPTION, ClipEntry, Limits, VideoIndex, is_parquet
+from luve_lightning.data.video_index import CAPTION, ClipEntry, Limits, RowError, VideoIndex, is_parquet
 from luve_lightning.files import text_digest
 from luve_lightning.machine import cores
 from luve_lightning.terminal import Steps, say
+
+if TYPE_CHECKING:
+    from luve_lightning.data.latent_store import LatentRecipe
+    from luve_lightning.datamodules.buckets import Buckets
 
 VERBS = {
     "index": Verb(
@@ -42,6 +49,7 @@ def index(
     splits: Path | None = None,
     processes: int | None = None,
     show: Path | None = None,
+    used_by: Path | None = None,
 ) -> None:
     """Makes an index of clips and stills, which every other verb takes as its index, or shows one.
 
@@ -62,13 +70,20 @@ def index(
             and a hash of the source's name.
         processes: Processes that look into files; default one per core.
         show: Only print what this index holds.
+        used_by: Also print what this configuration of luve precompute, or of a training on latents, would use of it.
     """
     console, started = Console(emoji=False), time.perf_counter()
     if show is not None:
         if sources or output:
             raise ValueError("show: takes no sources and no output; it only reads an index")
-        say(console, "\n".join([str(show), *index_lines(_rows_of(show))]))
+        rows = _rows_of(show)
+        say(
+            console,
+            "\n".join([str(show), *index_lines(rows), *([] if used_by is None else _used_lines(rows, used_by))]),
+        )
         return
+    if used_by is not None:
+        raise ValueError("used_by: expected --show INDEX beside it")
     if not sources or output is None:
         raise ValueError("expected sources and --output INDEX.parquet, or --show INDEX")
     if output.suffix != ".parquet":
@@ -126,6 +141,61 @@ def _rows_of(path: Path) -> list[IndexRow]:
     split_of = {entry.clip_id: split for split in SPLITS for entry in index.split(split)}
     rows = [IndexRow(entry.path, entry, split_of[entry.clip_id]) for entry in index.entries]
     return rows + [IndexRow(path.parent / clip_id, reason=reason) for clip_id, reason in index.dropped]
+
+
+def _used_lines(rows: Sequence[IndexRow], file: Path) -> list[str]:
+    """What a configuration would use of an index, in lines of text."""
+    config = read_config(file, "used_by")
+    data = config.get("data") or {}
+    options: dict[str, Any] = {**config, **(data.get("init_args") or {})}
+    if "size" not in options or "frames" not in options:
+        raise ValueError(f"used_by: {file} has no size and frames, for precompute or as data.init_args")
+    try:
+        buckets, recipe, keep = _choice(options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"used_by: {file}: {error}") from None
+    entries, left = [], list[tuple[IndexRow, str]]()
+    for row in rows:
+        if row.entry is not None:
+            try:
+                keep.check(row.entry)
+                entries.append(row.entry)
+            except RowError as error:
+                left.append((row, str(error)))
+    assigned, no_bucket = buckets.assign(entries, recipe)
+    reasons = {error.path: error.reason for error in no_bucket}
+    for bucket, clips in assigned.items():  # a single size is every clip's bucket
+        for entry in clips:
+            if entry.height < bucket.size[0] or entry.width < bucket.size[1]:
+                reasons[entry.path] = f"{entry.height}x{entry.width} pixels, smaller than {bucket}"
+        assigned[bucket] = [entry for entry in clips if entry.path not in reasons]
+    left += [(row, f"fits no bucket: {reasons[row.path]}") for row in rows if row.path in reasons]
+    split_of = {row.entry.clip_id: row.split for row in rows if row.entry is not None}
+    used = [entry for clips in assigned.values() for entry in clips]
+    by_split = Counter(split_of[entry.clip_id] for entry in used)
+    splits = ", ".join(f"{by_split[split]} {split}" for split in SPLITS)
+    lines = [f"  used by        {file}: {len(used)} of {len(used) + len(left)}: {splits}"]
+    lines += [f"    {len(clips):6d}  in {bucket}" for bucket, clips in assigned.items() if clips]
+    return lines + counted("not used", left)
+
+
+def _choice(options: Mapping[str, Any]) -> tuple[Buckets, LatentRecipe, Limits]:
+    """The buckets, the recipe and the limits of a configuration."""
+    # Here: `luve score`, which opens indexes as this module does, runs without Lightning and diffusers.
+    from luve_lightning.data.latent_store import LatentRecipe
+    from luve_lightning.datamodules.buckets import AreaSizes, Buckets
+    from luve_lightning.models.backbones import load_backbone
+
+    size, frames = options["size"], options["frames"]
+    size = AreaSizes(**size) if isinstance(size, Mapping) else size
+    buckets = Buckets.chosen(size, frames, lambda: load_backbone(options["backbone"]).size_rules().step)
+    times = {name: options[name] for name in ("start", "windows", "stride", "fps") if name in options}
+    first = next(iter(buckets))
+    recipe = LatentRecipe(vae="0" * 64, size=first.size, scales=(), frames=first.frames, **times)
+    keep = dict(options.get("keep") or {})
+    if keep.get("fps_range"):
+        keep["fps_range"] = tuple(keep["fps_range"])
+    return buckets, recipe, Limits(**keep)
 
 
 def make_rows(

@@ -200,8 +200,8 @@ def index_lines(rows: Sequence[IndexRow]) -> list[str]:
         rates = _most(f"{e.fps:.4g}" if e.fps else "not said" for e in clips)
         lines += [f"  frames/s       {rates}{varying}", f"  frames         {_spread([e.total_frames for e in clips])}"]
     lines += _caption_lines(rows) + _split_lines(rows)
-    lines += _counted("worth knowing", [(row, row.note) for row in rows if row.note])
-    return lines + _counted("left out", [(row, row.reason) for row in rows if row.entry is None])
+    lines += counted("worth knowing", [(row, row.note) for row in rows if row.note])
+    return lines + counted("left out", [(row, row.reason) for row in rows if row.entry is None])
 
 
 def _caption_lines(rows: Sequence[IndexRow]) -> list[str]:
@@ -232,7 +232,7 @@ def _split_lines(rows: Sequence[IndexRow]) -> list[str]:
     return lines
 
 
-def _counted(head: str, named: Sequence[tuple[IndexRow, str]]) -> list[str]:
+def counted(head: str, named: Sequence[tuple[IndexRow, str]]) -> list[str]:
     """How many rows there are of each kind, with the first's file and details."""
     kinds = Counter(text.partition(": ")[0] for _, text in named)
     lines = [f"  {head:<14} {len(named)}"] if named else []

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from luve_lightning.cli import index_probes
 from luve_lightning.cli.index import clip_ids
@@ -203,6 +204,39 @@ def test_several_sources_and_the_index_itself(luve: Luve, folder: Path, tmp_path
     assert again.splits == index.splits
     assert [entry.captions for entry in again.entries] == [entry.captions for entry in index.entries]
     assert "clips          2," in luve("--show", csv).out
+
+
+def test_what_a_configuration_would_use(luve: Luve, folder: Path, tmp_path: Path) -> None:
+    index = folder / "index.parquet"
+    Image.new("RGB", (96, 96)).save(folder / "still.png")
+    assert luve(folder, "--output", index).code == 0
+    single, several, limited = (tmp_path / name for name in ("single.yaml", "several.yaml", "limited.yaml"))
+    single.write_text("backbone: none\nsize: [48, 64]\nframes: 9\n")
+    several.write_text(
+        "data:\n  class_path: X\n  init_args: {size: [[48, 64], [80, 48], [48, 48]], frames: [1, 9, 17], fps: 8}\n"
+    )
+    limited.write_text("size: {area: 2304, multiple: 16}\nframes: 9\nkeep: {min_frames: 17, fps_range: [10, 20]}\n")
+
+    def used(config: Path) -> list[str]:
+        lines = luve("--show", index, "--used_by", config).out.splitlines()
+        start = next(number for number, line in enumerate(lines) if line.startswith("  used by "))
+        return [" ".join(line.split()) for line in lines[start:]]
+
+    head, *lines = used(single)
+    assert head.startswith(f"used by {single}: 1 of 4: ")
+    assert lines[:2] == ["1 in 48x64x9", "not used 3"]
+    # Two clips are narrower, and the picture has one frame.
+    assert len(lines) == 3
+    assert lines[2].startswith("3 fits no bucket (first: ")
+    head, *lines = used(several)
+    assert head.startswith(f"used by {several}: 4 of 4: ")
+    # At 8 frames a second 17 frames of 16 are 9, and 9 are 5.
+    assert lines == ["1 in 48x48x17", "1 in 80x48x9", "1 in 48x64x1", "1 in 48x48x1"]
+    head, *lines = used(limited)
+    assert "1 too few frames (first: beach day.mp4: 9, at least 17 wanted)" in lines
+    outcome = luve("--show", index, "--used_by", "experiments/generate/mini.yaml")
+    assert outcome.code == 2
+    assert "has no size and frames" in outcome.error_lines[0]
 
 
 def test_files_of_equal_names_have_ids_of_their_own(luve: Luve, tmp_path: Path) -> None:
