@@ -23,6 +23,7 @@ from luve_lightning.cli.index import check_folder, check_stored, entries_of, ope
 from luve_lightning.cli.parsing import check_trainer
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clip_windows import ClipWindow, WindowReader, plan_windows, quarantine_path, repeated_clips
+from luve_lightning.data.clips import require_hardware
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_store import LatentKey, LatentRecipe, LatentStore
 from luve_lightning.data.mini_world import render_mini_world
@@ -107,6 +108,7 @@ def precompute(
     dtype: Literal["float16", "bfloat16", "float32"] = "float16",
     batch_size: int = 4,
     num_workers: int = 0,
+    hardware: str | None = None,
     threads: int = 2,
     max_bad_fraction: float = 0.05,
     trainer: dict[str, Any] | None = None,
@@ -140,6 +142,8 @@ def precompute(
         dtype: Dtype on disk.
         batch_size: Windows encoded at once.
         num_workers: Processes that decode ahead; 0 decodes between the encodes.
+        hardware: What decodes the codecs that it knows, such as cuda; default software. Each clip's first frame must
+            equal software's, or the clip is set aside.
         threads: CPU threads for encoding. Fixed, because the last digit of latents depends on it, and a training
             on them then differs visibly.
         max_bad_fraction: Share of clips that may be unreadable before the run stops; two always may, unless it is
@@ -151,6 +155,8 @@ def precompute(
     started = time.perf_counter()
     check_trainer(trainer or {})
     check_folder("store", store)
+    if hardware is not None:
+        require_hardware(hardware)
     runner = _trainer(trainer, threads)
     console = Console(emoji=False, quiet=not runner.is_global_zero)
     codec = load_backbone(backbone).latent_space()
@@ -170,7 +176,7 @@ def precompute(
     if not assigned:
         why = "fit no bucket" if several else "are too short" if fps is None else "are too short or too slow"
         raise ValueError(f"{index}: all of {len(entries)} clips {why}, first {left[0]}")
-    shares = [_Share.of(bucket, some, recipe, latents, hashes) for bucket, some in assigned.items()]
+    shares = [_Share.of(bucket, some, recipe, latents, hashes, hardware) for bucket, some in assigned.items()]
     count = sum(len(share.planned) for share in shares)
     if check:
         _check(Console(emoji=False), shares, count * recipe.count, max(1, num_workers), started)
@@ -216,10 +222,16 @@ class _Share:
 
     @classmethod
     def of(
-        cls, bucket: Bucket, clips: Sequence[ClipEntry], recipe: LatentRecipe, store: LatentStore, hashes: ClipHashes
+        cls,
+        bucket: Bucket,
+        clips: Sequence[ClipEntry],
+        recipe: LatentRecipe,
+        store: LatentStore,
+        hashes: ClipHashes,
+        hardware: str | None,
     ) -> _Share:
         own = bucket.recipe(recipe)
-        return cls(bucket, plan_windows(clips, own)[0], WindowReader(own, store, hashes))
+        return cls(bucket, plan_windows(clips, own)[0], WindowReader(own, store, hashes, hardware))
 
     @property
     def clips(self) -> dict[Path, None]:

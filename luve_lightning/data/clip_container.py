@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
+    from av.codec.hwaccel import HWAccel
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
@@ -103,19 +104,22 @@ def file_facts(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def opened(path: Path, stream_index: int | None = None) -> Iterator[tuple[InputContainer, VideoStream]]:
+def opened(
+    path: Path, stream_index: int | None = None, accelerator: HWAccel | None = None
+) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file for strict decoding on one thread; every error inside becomes a ClipError.
 
     Args:
         path: the file.
         stream_index: stream to read; None takes the first that is neither cover art nor anything but video.
+        accelerator: hardware that decodes the codecs that it knows; None decodes all in software.
     """
     import av
 
     try:
         # Absolute, so that a name with a colon is not taken for a protocol. Titles in an unknown encoding are no
         # failure.
-        with av.open(os.fspath(path.absolute()), metadata_errors="replace") as container:
+        with av.open(os.fspath(path.absolute()), metadata_errors="replace", hwaccel=accelerator) as container:
             if not _LISTS.isdisjoint(container.format.name.split(",")):
                 raise RefusedClip(path, f"is a list of other files ({container.format.name}), not a video")
             if container.format.name.endswith("_pipe"):  # a picture by its content, which FFmpeg decodes as stored

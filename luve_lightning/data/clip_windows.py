@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from luve_lightning.data.clip_container import ClipError, Frames, RefusedClip
 from luve_lightning.data.clips import read_clip
@@ -79,10 +81,13 @@ class WindowReader:
         recipe: which latents to make.
         store: where they go.
         hashes: hashes of the clips.
+        hardware: what decodes, see `read_clip`; the frames are the same, and so are the latents' addresses.
     """
 
-    def __init__(self, recipe: LatentRecipe, store: LatentStore, hashes: ClipHashes) -> None:
-        self.recipe, self.store, self.hashes = recipe, store, hashes
+    def __init__(
+        self, recipe: LatentRecipe, store: LatentStore, hashes: ClipHashes, hardware: str | None = None
+    ) -> None:
+        self.recipe, self.store, self.hashes, self.hardware = recipe, store, hashes, hardware
 
     def __call__(self, window: ClipWindow) -> EncodeItem:
         """What is missing and, if anything is, the frames.
@@ -106,8 +111,14 @@ class WindowReader:
             raise StoreError(f"{error.filename}: {error.strerror}") from None
         if item.missing:
             before = stamp(path)
-            recipe = self.recipe
-            frames = read_clip(path, window.frames[0], recipe.frames, stride=recipe.stride, fps=recipe.fps, matte=matte)
+            recipe, count = self.recipe, self.recipe.frames
+            how: dict[str, Any] = {
+                "stride": recipe.stride,
+                "fps": recipe.fps,
+                "hardware": self.hardware,
+                "matte": matte,
+            }
+            frames = read_clip(path, window.frames[0], count, **how)
             # The frames must be those of the hashed bytes.
             if stamp(path) != before or self.hashes.digest(path, matte) != digest:
                 raise ClipError(path, "changed while it was read")
@@ -116,8 +127,10 @@ class WindowReader:
 
     def _crop(self, path: Path, frames: Tensor) -> Tensor:
         try:
-            # A copy, so that the other decoded frames are freed and do not cross to another process.
-            return crop_frames(frames, self.recipe.size).clone(memory_format=torch.contiguous_format)
+            # A copy, so that the other decoded pixels are freed and do not cross to another process. A loader's worker
+            # makes it in shared memory, on its way to that process.
+            copied: Tensor = default_collate([crop_frames(frames, self.recipe.size)])[0]
+            return copied
         except ValueError as error:
             raise ClipError(path, str(error)) from None
 

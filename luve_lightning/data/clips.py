@@ -14,6 +14,7 @@ how a file is shown; decord is optional.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from luve_lightning.data.stills import probe_still, read_still
 
 if TYPE_CHECKING:
     from av import VideoFrame
+    from av.codec.hwaccel import HWAccel
     from av.video.stream import VideoStream
 
 
@@ -66,6 +68,7 @@ def read_clip(
     fps: float | None = None,
     backend: Backend = "auto",
     matte: str | None = None,
+    hardware: str | None = None,
 ) -> Frames:
     """Read frames of a video file or a still, exactly those requested.
 
@@ -80,6 +83,8 @@ def read_clip(
         backend: "decord" and "pyav" insist on one library. "auto" uses decord where it is exact, and PyAV
             elsewhere or where decord fails or is missing.
         matte: colour behind the transparent parts of a still, see `luve_lightning.data.stills.read_still`.
+        hardware: "cuda", or another name of FFmpeg's: PyAV decodes by it the codecs that it knows. The file's first
+            frame must equal software's, or the clip is refused. None decodes in software.
 
     Returns:
         uint8, count x height x width x 3, red first, as a player shows them.
@@ -88,6 +93,7 @@ def read_clip(
         ClipError: the file is missing, empty, corrupt, cut short, has no video, or too few frames; RefusedClip
             when a player shows it in a way that cannot be reproduced.
         ModuleNotFoundError: the required library is not installed.
+        ValueError: no such hardware can be used here.
     """
     if start < 0 or count < 1 or stride < 1:
         raise ValueError(f"start >= 0, count >= 1 and stride >= 1 expected, got {start}, {count}, {stride}")
@@ -103,10 +109,10 @@ def read_clip(
     found = scan(path)
     indices = _indices(path, found, samples, fps)
     if fps is None:
-        return _read(path, found, indices, backend)
+        return _read(path, found, indices, backend, hardware)
     # What is shown twice is decoded once.
     once = sorted(set(indices))
-    frames = _read(path, found, once, backend)
+    frames = _read(path, found, once, backend, hardware)
     return frames if len(once) == len(indices) else frames[np.searchsorted(once, indices)]
 
 
@@ -126,7 +132,11 @@ def _indices(path: Path, found: Scan, samples: range, fps: float | None) -> Sequ
     return shown.frames(samples, fps)
 
 
-def _read(path: Path, found: Scan, indices: Sequence[int], backend: Backend) -> Frames:
+def _read(path: Path, found: Scan, indices: Sequence[int], backend: Backend, hardware: str | None) -> Frames:
+    if hardware is not None:
+        require_hardware(hardware)
+        _check_hardware(path, found, hardware)
+        return read_with_pyav(path, found, indices, hardware)
     if backend == "decord":
         if not found.show.by_decord:
             raise ClipError(path, found.info.doubt)
@@ -139,6 +149,52 @@ def _read(path: Path, found: Scan, indices: Sequence[int], backend: Backend) -> 
     return read_with_pyav(path, found, indices)
 
 
+@lru_cache(maxsize=8)
+def require_hardware(kind: str) -> None:
+    """Raise ValueError, in one line, where video cannot be decoded by this kind of hardware.
+
+    Args:
+        kind: FFmpeg's name of it, such as "cuda".
+    """
+    import av
+    from av.codec.hwaccel import hwdevices_available
+
+    if kind not in (known := hwdevices_available()):
+        raise ValueError(f"hardware: expected one of {', '.join(known) or 'none, in this build of PyAV'}, got {kind!r}")
+    try:
+        found = av.CodecContext.create("h264", "r", _accelerator(kind)).is_hwaccel
+        reason = "FFmpeg has no H.264 decoder for it"
+    except (av.error.FFmpegError, OSError, RuntimeError) as error:
+        found, reason = False, str(getattr(error, "strerror", None) or error)
+    if not found:
+        raise ValueError(f"hardware: {kind} cannot decode here ({reason}); expected null, which decodes in software")
+
+
+def _accelerator(kind: str | None) -> HWAccel | None:
+    if kind is None:
+        return None
+    from av.codec.hwaccel import HWAccel
+
+    # Of several processes on a machine, each decodes on the GPU on which it encodes.
+    return HWAccel(kind, os.environ.get("LOCAL_RANK") if kind == "cuda" else None)
+
+
+def _check_hardware(path: Path, found: Scan, hardware: str) -> None:
+    """Refuse a clip whose first frame is another one by this hardware than in software."""
+    first = []
+    for by in (None, hardware):
+        with opened(path, found.stream, _accelerator(by)) as (container, stream):
+            result = _Result(path, found, 1)
+            for frame in decode(path, container.demux(stream), found.solid_from):
+                result.put(0, frame, stream)
+                break
+        if result.missing:
+            raise ClipError(path, f"gives no frame by {by}")
+        first.append(result.frames.astype(np.int16))
+    if differs := int(abs(first[0] - first[1]).max()):
+        raise ClipError(path, f"is decoded differently by {hardware}, by up to {differs} of 255 levels")
+
+
 def _require_pyav() -> None:
     if not has_pyav():
         raise ModuleNotFoundError("reading video needs PyAV: pip install av")
@@ -147,7 +203,7 @@ def _require_pyav() -> None:
 TRIES = 2  # number of keyframes to try before decoding from the file's beginning
 
 
-def read_with_pyav(path: Path, scan: Scan, indices: Sequence[int]) -> Frames:
+def read_with_pyav(path: Path, scan: Scan, indices: Sequence[int], hardware: str | None = None) -> Frames:
     """Read frames by number, in presentation order.
 
     A frame is identified by its time. The scan lists the times of all frames; decoding starts at a keyframe before
@@ -158,26 +214,29 @@ def read_with_pyav(path: Path, scan: Scan, indices: Sequence[int]) -> Frames:
         path: the file.
         scan: what `luve_lightning.data.clip_scan.scan` found in the file.
         indices: frame numbers, each above the one before it, within the clip.
+        hardware: what decodes, see `read_clip`.
 
     Returns:
         uint8, len(indices) x height x width x 3, as a player shows it.
     """
     if not len(scan.times):
-        return _read_counting(path, scan, indices)
+        return _read_counting(path, scan, indices, hardware)
     wanted = {int(scan.times[index]): place for place, index in enumerate(indices)}
     before = [start for start in scan.starts if start <= min(wanted)]
     for start in [*reversed(before[-TRIES:]), None]:
-        frames = _read_from(path, scan, start, wanted)
+        frames = _read_from(path, scan, start, wanted, hardware)
         if frames is not None:
             return frames
     raise ClipError(path, f"has frames between {indices[0]} and {indices[-1]} that cannot be decoded")
 
 
-def _read_from(path: Path, scan: Scan, start: int | None, wanted: dict[int, int]) -> Frames | None:
+def _read_from(
+    path: Path, scan: Scan, start: int | None, wanted: dict[int, int], hardware: str | None
+) -> Frames | None:
     """The frames at the requested times, decoding from `start` or the beginning; None if one did not come."""
     result = _Result(path, scan, len(wanted))
     last = max(wanted)
-    with opened(path, scan.stream) as (container, stream):
+    with opened(path, scan.stream, _accelerator(hardware)) as (container, stream):
         if start is not None:
             container.seek(start, stream=stream, backward=True)
         packets = container.demux(stream)
@@ -196,16 +255,20 @@ def _read_from(path: Path, scan: Scan, start: int | None, wanted: dict[int, int]
     return None if result.missing else result.frames
 
 
-def _read_counting(path: Path, scan: Scan, indices: Sequence[int]) -> Frames:
+def _read_counting(path: Path, scan: Scan, indices: Sequence[int], hardware: str | None) -> Frames:
     """Read by counting frames from the file's beginning, for files with useless times."""
     result, places = _Result(path, scan, len(indices)), {index: place for place, index in enumerate(indices)}
-    with opened(path, scan.stream) as (container, stream):
+    with opened(path, scan.stream, _accelerator(hardware)) as (container, stream):
         for number, frame in enumerate(decode(path, container.demux(stream), scan.solid_from)):
             if number in places:
                 result.put(places[number], frame, stream)
             if number == indices[-1]:
                 return result.frames
     raise ClipError(path, f"ends before frame {indices[-1]}")
+
+
+# Hardware gives the same values in other orders. Back in software's, they are converted to RGB by the same code.
+PLANAR = {"nv12": "yuv420p", "p010le": "yuv420p10le", "p016le": "yuv420p16le", "nv16": "yuv422p", "nv24": "yuv444p"}
 
 
 class _Result:
@@ -219,10 +282,12 @@ class _Result:
         self.missing = set(range(count))
         self._checked: tuple[object, ...] | None = None
         # One for all: each sets up a scaler, a third of the time for small frames.
-        self._convert = VideoReformatter()
+        self._convert, self._separate = VideoReformatter(), VideoReformatter()
 
     def put(self, place: int, frame: VideoFrame, stream: VideoStream) -> None:
         self._check(frame, stream)
+        if (planar := PLANAR.get(frame.format.name)) is not None:
+            frame = self._separate.reformat(frame, format=planar, threads=1)
         self.frames[place] = self.scan.show.apply(frame, self._convert)
         self.missing.discard(place)
 

@@ -306,7 +306,15 @@ class EncodeDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[list[EncodeItem]]:
         """Batches of this process's share."""
         dataset = ClipsToEncode(self.shard, self.batch_size, self.read, self.batches)
-        return OutlivingLoader(dataset, batch_size=None, num_workers=self.num_workers, collate_fn=_as_it_is)
+        # A process forked from one that uses a GPU cannot use it.
+        context = "spawn" if self.read.hardware and self.num_workers else None
+        return OutlivingLoader(
+            dataset,
+            batch_size=None,
+            num_workers=self.num_workers,
+            collate_fn=_as_it_is,
+            multiprocessing_context=context,
+        )
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Leave the frames on the CPU: the task moves and converts one clip at a time."""

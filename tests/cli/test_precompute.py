@@ -379,6 +379,8 @@ def checked(outcome: Outcome) -> tuple[int, int, int, int]:
         ("trainer.logger", "true", "trainer: logger cannot be set here; known: accelerator,"),
         ("trainer.devises", "2", "trainer: devises cannot be set here"),
         ("batchsize", "2", "batchsize"),
+        ("hardware", "abacus", "hardware: expected one of"),
+        ("fps", "0", "fps: expected frames a second above 0, or null, got 0"),
         ("keep", "null", "keep: expected Limits, got null"),
         ("store", __file__, f"store: {__file__} is not a folder"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,19 @@ def test_short_share_is_filled_up_with_empty_batches(window: ClipWindow, reader:
     assert len(dataset) == 4
     # One frame of nine: the recipe reads what it wants from each window's start.
     assert [len(dataset[n]) for n in range(4)] == [2, 1, 0, 0]
+
+
+def test_hardware_decodes_in_processes_of_their_own_start(window: ClipWindow, reader: WindowReader) -> None:
+    """A forked process cannot use the GPU that its parent uses; a spawned one gets the reader as a pickle."""
+    for hardware, workers, method in ((None, 1, None), ("cuda", 0, None), ("cuda", 1, "spawn")):
+        reader.hardware = hardware
+        loader = EncodeDataModule([window], reader, 1, workers).predict_dataloader()
+        context = loader.multiprocessing_context
+        assert (context and context.get_start_method()) == method
+    copy = pickle.loads(pickle.dumps(reader))
+    assert copy.hardware == "cuda"
+    copy.hardware = None
+    assert copy(window).frames.shape == (1, 48, 48, 3)
 
 
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(0, 0), (1, -1)])

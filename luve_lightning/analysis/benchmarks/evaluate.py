@@ -72,7 +72,8 @@ def measure(device: torch.device, repeats: int = 2, videos: int = 100) -> Iterat
 def _write_videos(folder: Path, videos: int) -> None:
     rng = np.random.default_rng(0)
     for number in range(min(DISTINCT, videos)):
-        write_video(folder / f"{number:04d}.mp4", _drifting(rng), FPS)
+        frames = np.stack([*drifting_texture(rng, FRAMES, HEIGHT, WIDTH)])
+        write_video(folder / f"{number:04d}.mp4", frames, FPS)
     for number in range(DISTINCT, videos):
         # A box that players skip: the same frames in a file of other contents.
         box = b"\0\0\0\x0cfree" + number.to_bytes(4, "big")
@@ -80,16 +81,21 @@ def _write_videos(folder: Path, videos: int) -> None:
         (folder / f"{number:04d}.mp4").write_bytes(content + box)
 
 
-def _drifting(rng: np.random.Generator) -> np.ndarray:
-    """A moving texture with detail at every size, so that the file is as large as a camera's."""
-    margin = 2 * FRAMES
-    picture = np.zeros((HEIGHT + margin, WIDTH + margin, 3))
+def drifting_texture(rng: np.random.Generator, frames: int, height: int, width: int) -> Iterator[np.ndarray]:
+    """Frames of a moving texture with detail at every size, so that their file is as large as a camera's.
+
+    Yields:
+        uint8 height x width x 3.
+    """
+    margin = 2 * frames
+    picture = np.zeros((height + margin, width + margin, 3))
     for cell in (2, 6, 24, 96):
         shape = (-(-picture.shape[0] // cell), -(-picture.shape[1] // cell), 3)
         coarse = rng.normal(0, cell**0.5, shape).repeat(cell, 0).repeat(cell, 1)
         picture += coarse[: picture.shape[0], : picture.shape[1]]
     pixels = (128 + picture * 4).clip(0, 255).astype(np.uint8)
-    return np.stack([pixels[t : t + HEIGHT, 2 * t : 2 * t + WIDTH] for t in range(FRAMES)])
+    for t in range(frames):
+        yield pixels[t : t + height, 2 * t : 2 * t + width]
 
 
 def _decode(folder: Path, threads: int) -> float:
