@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from luve_lightning.cli import Verb
-from luve_lightning.cli.index_probes import ProbeCache, ProbedFile, find_probes
+from luve_lightning.cli.index_probes import ProbeCache, ProbedFile, find_probes, stamp_of
 from luve_lightning.cli.index_sources import SourceFile, find_files
 from luve_lightning.config_files import read_config
-from luve_lightning.data.hashes import ClipHashes, FileHashes
+from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.index_file import IndexRow, counted, index_lines, read_rows, write_index
 from luve_lightning.data.splits import SPLITS, Split, VideoIndexError, place_sources, read_splits
 from luve_lightning.data.store import EntryCheck, K, TensorStore
@@ -26,10 +26,6 @@ from luve_lightning.data.video_index import CAPTION, ClipEntry, Limits, RowError
 from luve_lightning.files import text_digest
 from luve_lightning.machine import cores
 from luve_lightning.terminal import Steps, say
-
-if TYPE_CHECKING:
-    from luve_lightning.data.latent_store import LatentRecipe
-    from luve_lightning.datamodules.buckets import Buckets
 
 VERBS = {
     "index": Verb(
@@ -114,7 +110,7 @@ def index(
         found = find_probes(paths, cache, processes or cores(), begin, steps.advance)
         steps.begin("compared", len(files))
         by = None if split_by == column else split_by
-        rows = make_rows(files, found, FileHashes(output.parent), by, fixed, steps.advance)
+        rows = make_rows(files, found, cache, by, fixed, steps.advance)
     write_index(output, rows)
     again = f", {known} as before" if known else ""
     print_summary(console, output, [f"  looked into    {looked} files{again}", *index_lines(rows)], started)
@@ -179,9 +175,9 @@ def _used_lines(rows: Sequence[IndexRow], file: Path) -> list[str]:
     return lines + counted("not used", left)
 
 
-def _choice(options: Mapping[str, Any]) -> tuple[Buckets, LatentRecipe, Limits]:
-    """The buckets, the recipe and the limits of a configuration."""
-    # Here: `luve score`, which opens indexes as this module does, runs without Lightning and diffusers.
+def _choice(options: Mapping[str, Any]) -> tuple[Any, Any, Limits]:
+    """The Buckets, the LatentRecipe and the limits of a configuration."""
+    # Here: `luve score`, which needs this module, runs without Lightning and diffusers.
     from luve_lightning.data.latent_store import LatentRecipe
     from luve_lightning.datamodules.buckets import AreaSizes, Buckets
     from luve_lightning.models.backbones import load_backbone
@@ -201,7 +197,7 @@ def _choice(options: Mapping[str, Any]) -> tuple[Buckets, LatentRecipe, Limits]:
 def make_rows(
     files: Sequence[SourceFile],
     found: Mapping[Path, ProbedFile],
-    hashes: FileHashes,
+    cache: ProbeCache,
     by: str | None = None,
     fixed: Callable[[Sequence[str]], Mapping[str, Split]] = lambda sources: {},
     advance: Callable[[int], None] = lambda count: None,
@@ -211,7 +207,7 @@ def make_rows(
     Args:
         files: what the sources name.
         found: what the files hold, where they are not left out already.
-        hashes: of files of equal size, to find those of equal bytes.
+        cache: hashes files of equal size, to find those of equal bytes.
         by: "file" or "folder" makes each file or folder a source of its own; None takes what tables say, else files.
         fixed: splits that are given, of these sources.
         advance: called with the number of files that were compared.
@@ -221,7 +217,7 @@ def make_rows(
     """
     reasons = {file.path: file.reason or found[file.path][0].reason for file in files}
     usable = [file for file in files if not reasons[file.path]]
-    reasons |= _duplicates([(file.path, found[file.path][1]) for file in usable], hashes, advance)
+    reasons |= _duplicates([(file.path, found[file.path][1]) for file in usable], cache, advance)
     usable = [file for file in usable if not reasons[file.path]]
     sources = {file.path: _source(file, by) for file in usable}
     given = _given_splits(usable, sources)
@@ -272,8 +268,10 @@ def clip_ids(files: Iterable[SourceFile]) -> dict[Path, str]:
 def _source(file: SourceFile, by: str | None) -> str:
     if file.source and by is None:
         return file.source
-    whole = Path(file.root, file.name)
-    return (whole.parent if by == "folder" else whole.with_name(_SCENE.sub("", whole.stem) or whole.name)).as_posix()
+    folder, _, name = f"{file.root}/{file.name}".rpartition("/")
+    if by == "folder":
+        return folder
+    return f"{folder}/{_SCENE.sub('', Path(name).stem) or name}"
 
 
 def _given_splits(files: Iterable[SourceFile], sources: Mapping[Path, str]) -> dict[str, Split]:
@@ -288,26 +286,26 @@ def _given_splits(files: Iterable[SourceFile], sources: Mapping[Path, str]) -> d
 
 
 def _duplicates(
-    files: Sequence[tuple[Path, os.stat_result | None]], hashes: FileHashes, advance: Callable[[int], None]
+    files: Sequence[tuple[Path, os.stat_result | None]], cache: ProbeCache, advance: Callable[[int], None]
 ) -> dict[Path, str]:
     """Why files are left out that are another one's link or copy: on two sides of a split they would leak."""
     reasons, same = dict[Path, str](), dict[tuple[int, int], Path]()
-    by_size: dict[int, list[Path]] = {}
+    by_size: dict[int, list[tuple[Path, os.stat_result]]] = {}
     for path, facts in files:
         assert facts is not None  # only a file that cannot be opened has none
         first = same.setdefault((facts.st_dev, facts.st_ino), path)
         if first != path:
             reasons[path] = f"link to another file: {path.name} is {first}"
         else:
-            by_size.setdefault(facts.st_size, []).append(path)
-    for paths in by_size.values():
+            by_size.setdefault(facts.st_size, []).append((path, facts))
+    for alike in by_size.values():
         known: dict[str, Path] = {}
-        for path in paths if len(paths) > 1 else ():
+        for path, facts in alike if len(alike) > 1 else ():
             with suppress(OSError):  # whoever reads it finds out
-                first = known.setdefault(hashes.digest(path), path)
+                first = known.setdefault(cache.digest(path, stamp_of(facts)), path)
                 if first != path:
                     reasons[path] = f"copy of another file: {path.name} is equal to {first}"
-        advance(len(paths))
+        advance(len(alike))
     return reasons
 
 

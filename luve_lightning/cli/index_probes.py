@@ -23,7 +23,7 @@ from luve_lightning.data.clip_scan import scan
 from luve_lightning.data.hashes import Stamp, stamp
 from luve_lightning.data.still_files import still_kind
 from luve_lightning.data.stills import read_still
-from luve_lightning.files import warn_kept_in_memory
+from luve_lightning.files import file_digest, warn_kept_in_memory
 from luve_lightning.locks import JsonLines
 
 PROBES = "clip_probes.jsonl"
@@ -92,7 +92,7 @@ def uneven(times: NDArray[np.int64]) -> bool:
 
 
 class ProbeCache:
-    """Probes by path and stamp, in a JSON-lines file that any number of processes may append to.
+    """Probes and hashes by path and stamp, in a JSON-lines file that any number of processes may append to.
 
     Files below the cache's folder are remembered by their path from there, so that the folder can be moved.
 
@@ -104,6 +104,7 @@ class ProbeCache:
         self.root = root.resolve()
         self._lines = JsonLines(root / PROBES)
         self._known: dict[str, tuple[Stamp, str, Probe]] = {}
+        self._digests: dict[str, tuple[Stamp, str]] = {}
         self._writable, self._by = True, _readers()
 
     def load(self) -> None:
@@ -112,10 +113,12 @@ class ProbeCache:
         with suppress(OSError):
             for record in self._lines.new():
                 with suppress(KeyError, TypeError, ValueError):  # from another version
-                    if record["rules"] == _RULES and set(record["probe"]) == names:
-                        size, mtime, ctime = record["stamp"]
-                        probe = Probe(**record["probe"])
-                        self._known[record["path"]] = ((size, mtime, ctime), record["by"], probe)
+                    size, mtime, ctime = record["stamp"]
+                    seen = (size, mtime, ctime)
+                    if "sha256" in record:
+                        self._digests[record["path"]] = (seen, str(record["sha256"]))
+                    elif record["rules"] == _RULES and set(record["probe"]) == names:
+                        self._known[record["path"]] = (seen, record["by"], Probe(**record["probe"]))
 
     def find(self, path: Path, now: Stamp) -> Probe | None:
         """The probe of a file with this stamp, or None; what other versions of the readers refused is tried again."""
@@ -124,17 +127,35 @@ class ProbeCache:
 
     def remember(self, path: Path, seen: Stamp, probe: Probe) -> None:
         """Keep a probe, unless the file changed so recently that its stamp may be that of other bytes."""
-        if time.time_ns() - max(seen[1:]) <= _SETTLED_NS:
-            return
         key = self._key(path)
-        self._known[key] = (seen, self._by, probe)
+        if self._append(seen, {"path": key, "stamp": seen, "rules": _RULES, "by": self._by, "probe": asdict(probe)}):
+            self._known[key] = (seen, self._by, probe)
+
+    def digest(self, path: Path, now: Stamp) -> str:
+        """sha256 of the bytes of a file with this stamp.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        key = self._key(path)
+        then, digest = self._digests.get(key, (None, ""))
+        if then != now:
+            digest = file_digest(path)
+            if self._append(now, {"path": key, "stamp": now, "sha256": digest}):
+                self._digests[key] = (now, digest)
+        return digest
+
+    def _append(self, seen: Stamp, record: dict[str, Any]) -> bool:
+        """Write down what was found in a file with this stamp; whether it may be remembered at all."""
+        if time.time_ns() - max(seen[1:]) <= _SETTLED_NS:
+            return False
         if self._writable:
             try:
-                record = {"path": key, "stamp": seen, "rules": _RULES, "by": self._by, "probe": asdict(probe)}
                 self._lines.append(record)
             except OSError as error:
                 self._writable = False
                 warn_kept_in_memory(self.root, error)
+        return True
 
     def _key(self, path: Path) -> str:
         return str(path).removeprefix(f"{self.root}{os.sep}")
@@ -176,14 +197,14 @@ def find_probes(
         except (OSError, ValueError) as error:
             found[path] = (Probe(reason=f"cannot be opened: {getattr(error, 'strerror', None) or error}"), None)
             continue
-        probe = cache.find(path, _stamp_of(facts))
+        probe = cache.find(path, stamp_of(facts))
         if probe is None:
             todo[path] = facts
         else:
             found[path] = (probe, facts)
     begin(len(todo), sum(facts is not None for _, facts in found.values()))
     for path, probe, lasting in _probed(list(todo), processes):
-        seen, now = _stamp_of(todo[path]), _stamp_now(path)
+        seen, now = stamp_of(todo[path]), _stamp_now(path)
         if now != seen:
             probe = Probe(reason="changed while it was looked into: run the command again")
         elif lasting:
@@ -193,7 +214,8 @@ def find_probes(
     return found
 
 
-def _stamp_of(facts: os.stat_result) -> Stamp:
+def stamp_of(facts: os.stat_result) -> Stamp:
+    """What tells that a file has changed; see `luve_lightning.data.hashes.stamp`."""
     return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
 

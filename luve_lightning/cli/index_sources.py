@@ -34,7 +34,6 @@ _NO_CLIPS = frozenset({
     ".pt", ".pth", ".py", ".rar", ".safetensors", ".sh", ".srt", ".tar", ".tmp", ".toml", ".torrent", ".tsv", ".txt",
     ".url", ".vtt", ".xml", ".xmp", ".yaml", ".yml", ".zip",
 })  # fmt: skip
-_OURS = (PROBES, "file_hashes.jsonl")
 
 
 @dataclass(frozen=True)
@@ -107,17 +106,23 @@ def _files_of(source: Path, column: str | None) -> Iterator[SourceFile]:
     path = source.parent.resolve() / source.name
     if path.suffix.lower() in (".csv", ".jsonl", ".json", ".parquet") or (path.is_file() and is_parquet(path)):
         return iter(_Table(path, column).files())
-    return iter([_Folder(path.parent).file(path, path.parent)])
+    return iter([_Folder(path.parent).file(path.name)])
 
 
 # Folders -----------------------------------------------------------------------------------------------------
 
 
 class _Folder:
-    """One folder's entries, listed once: names are compared with accents composed, as file systems differ in them."""
+    """One folder's entries, listed once: names are compared with accents composed, as file systems differ in them.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: the folder.
+        root: the source that it is in; default the folder itself.
+    """
+
+    def __init__(self, path: Path, root: Path | None = None) -> None:
+        self.path, self.root = path, root or path
+        self._inside = "" if self.root == path else f"{path.relative_to(self.root).as_posix()}/"
         with os.scandir(path) as found:
             items = sorted(found, key=lambda item: item.name)
         self.folders = [item.name for item in items if _is_folder(item)]
@@ -133,19 +138,27 @@ class _Folder:
         stem = name.rpartition(".")[0] or name
         return self.named(f"{stem}.txt") or self.named(f"{name}.txt")
 
-    def file(self, path: Path, root: Path) -> SourceFile:
+    def file(self, name: str) -> SourceFile:
         """A file of the folder with the caption beside it."""
-        file = SourceFile(path, path.relative_to(root).as_posix(), root.name)
-        if any("\ud800" <= sign <= "\udfff" for sign in str(path)):
+        file = SourceFile(self.path / name, f"{self._inside}{name}", self.root.name)
+        if any(map(_is_no_utf8, (str(self.path), name))):
             return replace(file, reason="name not in UTF-8: rename it")
-        if path.name.startswith("."):
-            return replace(file, reason=f"hidden: {path.name}")
-        if path.suffix.lower() in _NO_CLIPS:
-            return replace(file, reason=f"no clip or still by its name: {path.name}")
-        if (text := self.caption_name(path.name)) is None:
+        if name.startswith("."):
+            return replace(file, reason=f"hidden: {name}")
+        if Path(name).suffix.lower() in _NO_CLIPS:
+            return replace(file, reason=f"no clip or still by its name: {name}")
+        if (text := self.caption_name(name)) is None:
             return file
         caption, problem = _read_caption(self.path / text)
         return replace(file, captions={} if problem else {CAPTION: caption}, note=problem)
+
+
+def _is_no_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # Python keeps other bytes as surrogates
+        return True
+    return False
 
 
 def _is_folder(item: os.DirEntry[str]) -> bool:
@@ -169,33 +182,32 @@ def _in_folder(root: Path, column: str | None) -> Iterator[SourceFile]:
             continue
         seen.add(real)
         try:
-            folder = _Folder(path)
+            folder = _Folder(path, root)
         except OSError as error:
             yield replace(as_file, reason=f"folder cannot be opened: {error.strerror}")
             continue
         waiting += [path / name for name in reversed(folder.folders)]
-        yield from _of_one_folder(folder, root, column)
+        yield from _of_one_folder(folder, column)
 
 
-def _of_one_folder(folder: _Folder, root: Path, column: str | None) -> Iterator[SourceFile]:
+def _of_one_folder(folder: _Folder, column: str | None) -> Iterator[SourceFile]:
     tables = [name for name in TABLES if name in folder.files]
     by_table: dict[Path, SourceFile] = {}
     for name in tables:
-        for file in _Table(folder.path / name, column, root).files():
+        for file in _Table(folder.path / name, column, folder.root).files():
             by_table[file.path] = _together(by_table[file.path], file) if file.path in by_table else file
     texts = dict.fromkeys(name for name in folder.files if name.lower().endswith(".txt"))
     captions: set[str | None] = set()
     for name in folder.files:
-        path = folder.path / name
-        if name in tables or name in _OURS or name in texts:
+        if name in tables or name == PROBES or name in texts:
             continue
-        file = folder.file(path, root)
+        file = folder.file(name)
         captions.add(None if file.reason else folder.caption_name(name))
-        yield _together(by_table.pop(path), file) if path in by_table else file
+        yield _together(by_table.pop(file.path), file) if file.path in by_table else file
     yield from by_table.values()  # in subfolders or missing
     for name in texts:
         if name not in captions:
-            yield replace(folder.file(folder.path / name, root), reason=f"text without a clip: {name}")
+            yield replace(folder.file(name), reason=f"text without a clip: {name}")
 
 
 def _read_caption(path: Path) -> tuple[str, str]:

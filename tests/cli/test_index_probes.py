@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -176,3 +177,16 @@ def test_ctrl_c_keeps_what_was_found(tmp_path: Path) -> None:
     counts = []
     find_probes(clips, ProbeCache(tmp_path), 2, lambda *count: counts.append(count), lambda: None)
     assert counts == [(3, 3)]
+
+
+def test_bytes_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = write_clip(tmp_path / "a.mp4", 0)
+    facts = index_probes.stamp_of(clip.stat())
+    digest = ProbeCache(tmp_path).digest(clip, facts)
+    assert digest == hashlib.sha256(clip.read_bytes()).hexdigest()
+    monkeypatch.setattr(index_probes, "file_digest", None)
+    again = ProbeCache(tmp_path)
+    again.load()
+    assert again.digest(clip, facts) == digest
+    with pytest.raises(TypeError):
+        again.digest(clip, (*facts[:2], facts[2] + 1))
