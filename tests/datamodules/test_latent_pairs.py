@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from luve_lightning.data.clips import read_clip
+from luve_lightning.data.hashes import ClipHashes
+from luve_lightning.data.latent_store import LatentRecipe, LatentStore
 from luve_lightning.data.store import StoreError
+from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.datamodules import LatentPairsDataModule
+from luve_lightning.functional.pixels import frames_to_video
+from luve_lightning.models.backbones import load_backbone
+from tests.helpers.small_world import write_world
 
 SCALES = [1.5, 2.0, 3.0]
 
@@ -84,6 +93,29 @@ def test_missing_latents_are_one_clear_line(tiny_clips: Path, tmp_path: Path, ti
     with pytest.raises(StoreError, match="run `luve precompute`") as error:
         module(tiny_clips, tmp_path / "empty", tiny_backbone).setup("fit")
     assert "\n" not in str(error.value)
+
+
+def test_pixels_are_those_of_latents_made_at_a_frame_rate(tmp_path: Path, tiny_backbone: Path) -> None:
+    """Clips of 16 frames a second read at 8: whole videos and the windows of crops take every other frame."""
+    index = write_world(tmp_path, 2, frames=18)
+    (tmp_path / "splits.json").write_text(json.dumps({"train": ["source-0"], "val": ["source-1"], "test": []}))
+    store, hashes = LatentStore(tmp_path / "store"), ClipHashes(tmp_path / "store")
+    vae = load_backbone(tiny_backbone).latent_space().fingerprint()
+    recipe = LatentRecipe(vae, (48, 48), (2.0,), frames=9, fps=8)
+    entries = VideoIndex.from_csv(index).entries
+    for entry in entries:
+        for key in recipe.keys(hashes.digest(entry.path), (0, 9)).values():
+            store.write(key, torch.zeros(16, 3, key.size[0] // 8, key.size[1] // 8))
+    options: dict[str, Any] = {"crop": 6, "scales": (2.0,), "crop_frames": "first", "video_crop": (2, 6, 6)}
+    data = module(tmp_path, store.root, tiny_backbone, fps=8, batch_size=1, **options)
+    data.setup("fit")
+    train, val = ({entry.url: entry for entry in entries}[f"source-{n}"] for n in (0, 1))
+    (batch,) = data.val_dataloader()
+    torch.testing.assert_close(batch["video"][0], frames_to_video(read_clip(val.path, 0, 9, stride=2)))
+    (batch,) = data.train_dataloader()
+    torch.testing.assert_close(batch["video"][0], frames_to_video(read_clip(train.path, 0, 5, stride=2)))
+    with pytest.raises(StoreError, match="clips have no latents"):
+        module(tmp_path, store.root, tiny_backbone, **options).setup("fit")
 
 
 def test_a_crop_that_no_scale_divides_is_refused_before_anything_is_read(tmp_path: Path) -> None:
