@@ -22,9 +22,9 @@ from luve_lightning.data.store import StoreError, TensorStore
 from luve_lightning.files import text_digest
 
 # Raise it when the same clip and the same VAE would give other latents: another decoder or colour conversion
-# in data/clips.py (for clips that are converted, another `Presentation.label` is enough), another crop or
-# filter in functional/pixels.py, another posterior or normalisation in models/backbones. Every older entry is
-# then simply not found.
+# in data/clips.py (for clips that are converted, another `Presentation.label` is enough), another choice of
+# frames in data/frame_times.py, another crop or filter in functional/pixels.py, another posterior or
+# normalisation in models/backbones. Every older entry is then simply not found.
 ENCODER_VERSION = 1
 
 _READ_AT_MOST = 100  # headers, to describe a store
