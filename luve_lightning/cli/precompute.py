@@ -122,7 +122,7 @@ def precompute(
 
     Args:
         backbone: Folder or hub id of the diffusers pipeline with the VAE.
-        index: CSV with UltraVideo's columns.
+        index: UltraVideo's CSV, or an index that luve index made.
         store: Folder of the latent store.
         size: Height and width of the high-resolution pixels; larger clips are cropped to this aspect ratio around
             their centre and downscaled. Several such sizes, or an area, make buckets: each clip goes to the size of the
@@ -130,7 +130,7 @@ def precompute(
         scales: How many times smaller each low-resolution version is, e.g. [1.5, 2, 3].
         frames: Frames per window, 4k+1. Of several such lengths, each clip takes the longest that it fills.
         splits: Splits to encode, of train, val and test; default all clips.
-        clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
+        clips: Folder of the clips; default clips/ beside a CSV, else the index's own folder.
         keep: Which clips of the index to take.
         start: First frame of the first window.
         windows: Windows per clip, equally spaced from start to its end.
@@ -326,11 +326,11 @@ def embed(
 
     Args:
         backbone: Folder or hub id of the diffusers pipeline with the tokenizer and text encoder.
-        index: CSV with UltraVideo's columns.
+        index: UltraVideo's CSV, or an index that luve index made.
         store: Folder of the caption embeddings.
         columns: Caption columns; default ["Summarized Description"].
         splits: Splits to embed, of train, val and test; default all clips.
-        clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
+        clips: Folder of the clips; default clips/ beside a CSV, else the index's own folder.
         keep: Which clips of the index to take.
         length: Number of tokens to pad or cut a caption to; default the backbone's own, at most 512 for Wan.
         batch_size: Captions embedded at once.

@@ -46,14 +46,14 @@ def score(
     reason, in the Parquet files, too. Under torchrun the processes share the clips.
 
     Args:
-        index: CSV with UltraVideo's columns.
+        index: UltraVideo's CSV, or an index that luve index made.
         output: Folder of the scores, one Parquet file per shard.
         scorer: Rates a frame, e.g. {class_path: luve_lightning.data.scorers.HPSv3Scorer}.
-        caption: Column of the CSV that frames are scored against.
+        caption: Column of the index that frames are scored against.
         frames: Frames per clip, equally spaced; the score is their mean.
         indices: Frame numbers, counted from 0, instead of equally spaced ones.
         splits: Splits to score, of train, val and test; default all clips.
-        clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
+        clips: Folder of the clips; default clips/ beside a CSV, else the index's own folder.
         keep: Which clips of the index to take.
         shard: This process's share of the clips: i/n, counted from 0. Default RANK/WORLD_SIZE as set by torchrun,
             else all clips.

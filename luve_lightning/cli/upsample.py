@@ -62,7 +62,7 @@ def upsample(
 
     Args:
         backbone: Folder or hub id of the diffusers pipeline with the VAE.
-        index: CSV with UltraVideo's columns.
+        index: UltraVideo's CSV, or an index that luve index made.
         output: Folder of the methods' folders.
         size: Height and width of the high resolution; larger clips are cropped to its shape and downscaled.
         scale: How many times smaller the low resolution is.
@@ -70,13 +70,13 @@ def upsample(
         vluers: VLUer folders by name.
         baselines: Methods without a VLUer: some of nearest, bilinear, bicubic and rgb_bicubic; default all.
         splits: Splits to upsample, of train, val and test; default all clips.
-        clips: Folder of the clips; default clips/ beside the CSV, else the CSV's own folder.
+        clips: Folder of the clips; default clips/ beside a CSV, else the index's own folder.
         keep: Which clips of the index to take.
         start: First frame.
         stride: Read every stride-th frame.
         fps: Read every clip as one of this many frames a second, by the times of its frames; start, frames and stride
             then count these. Default: the frames as they are.
-        caption: Column of the CSV that becomes the prompt.
+        caption: Column of the index that becomes the prompt.
         limit: Use only the first clips of each split, this many; default all.
         dtype: Dtype of the VAE's weights.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.

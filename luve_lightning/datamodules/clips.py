@@ -165,7 +165,7 @@ class ClipsDataModule(ResumableDataModule):
     """Random views of training clips; whole clips for validation and test.
 
     Args:
-        index: CSV with UltraVideo's columns.
+        index: UltraVideo's CSV, or an index that luve index made.
         views: kinds of training crop by name; each batch uses one.
         val_frames: frames of each validation clip.
         val_limit: at most this many validation clips.

@@ -65,7 +65,7 @@ class LatentPairsDataModule(ResumableDataModule):
     batch has one scale and comes from one bucket.
 
     Args:
-        index: CSV with UltraVideo's columns.
+        index: UltraVideo's CSV, or an index that luve index made.
         store: folder of latents.
         backbone: backbone folder or hub id whose VAE made them.
         size: height and width of the high-resolution pixels, several of them, or an area, as given to precompute.
