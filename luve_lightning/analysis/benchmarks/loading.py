@@ -228,7 +228,11 @@ def _reading(
         # Both sides smaller and another shape, as UltraVideo's clips are cropped.
         size = (clip.height * 2 // 3 // 16 * 16, clip.width * 2 // 3 // 16 * 16 - 16)
         bits = clip.path.stat().st_size * 8 * FPS / clip.total_frames
-        row = {"subject": "loading", "codec": codec, "size": [clip.total_frames, clip.height, clip.width]}
+        row: dict[str, Any] = {
+            "subject": "loading",
+            "codec": codec,
+            "size": [clip.total_frames, clip.height, clip.width],
+        }
         row |= {"megabit_per_s": round(bits / 1e6, 1)}
         decode = partial(read_clip, clip.path, 0, clip.total_frames)
         decord = scan(clip.path).info.trusted_by_decord and load_decord() is not None
@@ -247,7 +251,7 @@ def _reading(
         seconds = min(_precompute_seconds(clip, size) for _ in range(repeats))
     finally:
         torch.set_num_threads(threads)
-    bound = {"cores": cores, "seconds_a_window": round(seconds / cores, 3), "gpu_seconds": gpu_seconds}
+    bound: dict[str, Any] = {"cores": cores, "seconds_a_window": round(seconds / cores, 3), "gpu_seconds": gpu_seconds}
     bound |= {"of_gpu_time": round(seconds / cores / gpu_seconds, 3)}
     bound |= {"bound": "gpu" if seconds / cores < gpu_seconds else "reading"}
     yield row | {"what": "precompute", "to": list(size)} | _rate(clip, seconds) | bound
