@@ -91,7 +91,9 @@ class PartConfigs:
         upsampler: dict[str, Any] = {}
         if vluer is not None:
             if not (Path(vluer) / "config.json").is_file():
-                raise FileNotFoundError(f"vluer {vluer}: no config.json there; expected a folder saved by VLUer")
+                raise FileNotFoundError(
+                    f"vluer {vluer}: no config.json there; expected a folder saved by VLUer or `luve convert vluer`"
+                )
             upsampler = read_json(Path(vluer) / "config.json")
         first = backbone if transformer is None else transformer
         config = load_backbone(first).config("transformer")

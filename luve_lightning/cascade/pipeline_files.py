@@ -47,7 +47,9 @@ def load_parts(
         raise FileNotFoundError(f"backbone {backbone}: no model_index.json there; expected a diffusers pipeline folder")
     if isinstance(vluer, str | Path):
         if not (Path(vluer) / "config.json").is_file():
-            raise FileNotFoundError(f"vluer {vluer}: no config.json there; expected a folder saved by VLUer")
+            raise FileNotFoundError(
+                f"vluer {vluer}: no config.json there; expected a folder saved by VLUer or `luve convert vluer`"
+            )
         vluer = load_vluer(vluer, dtype=dtypes.get("vluer", dtypes["default"]))
     if isinstance(refiner, str | Path):
         refiner = load_backbone(refiner).denoiser(dtypes.get("refiner", dtypes["default"])).module

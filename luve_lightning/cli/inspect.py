@@ -146,7 +146,7 @@ def _backbone(path: Path) -> Found:
     """A pipeline folder, or one with some of its parts."""
     index = find_json(path / "model_index.json")
     facts: dict[str, Any] = {"pipeline": index.get("_class_name", "none: no model_index.json")}
-    strange = []
+    strange, odd = [], []
     for folder in sorted(one for one in path.iterdir() if one.is_dir() and not one.name.startswith(".")):
         part = next(iter(_folder(folder)), None)
         if folder.name == "experts" and part is not None:
@@ -155,10 +155,10 @@ def _backbone(path: Path) -> Found:
             strange.append(f"{folder.name}/")
         elif part is not None:
             facts[folder.name] = _brief(part)
-    needed = [name for name, value in index.items() if isinstance(value, list) and None not in value]
-    missing = [name for name in needed if not (path / name).is_dir()]
-    facts |= {key: names for key, names in (("missing", missing), ("not used", strange)) if names}
-    whole = {"transformer", "vae", "text_encoder", "tokenizer", "scheduler"} <= facts.keys()
+            odd += [folder.name] * (part.damaged or str(part.facts.get("used")).startswith(("nowhere", "not known")))
+    missing = [k for k, v in index.items() if isinstance(v, list) and None not in v and not (path / k).is_dir()]
+    facts |= {k: v for k, v in (("missing", missing), ("incomplete", odd), ("not used", strange)) if v}
+    whole = not odd and {"transformer", "vae", "text_encoder", "tokenizer", "scheduler"} <= facts.keys()
     facts["used"] = "as --backbone" if whole else "as far as a command needs these parts alone, such as --refiner"
     return Found(str(path), "backbone" if whole else "parts of a backbone", facts)
 

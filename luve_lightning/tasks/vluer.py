@@ -202,6 +202,10 @@ class VLUerTask(TrainingTask):
 
 def _weights_for(net: BaseVLUer, folder: str) -> dict[str, Tensor]:
     """A saved VLUer's weights, if it is of the same class and sizes."""
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"init_from: {folder}: no config.json there; expected a folder saved by VLUer or `luve convert vluer`"
+        )
     given = load_vluer(folder)
     if type(given) is not type(net):
         raise ValueError(f"init_from: {folder} holds a {type(given).__name__}, net is a {type(net).__name__}")

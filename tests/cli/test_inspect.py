@@ -88,6 +88,12 @@ def test_weights_that_are_not_those_of_the_configuration(tiny_cascade: Path, tmp
     assert found["used"] == "nowhere: refused, since the weights are not those of the configuration"
     file.unlink()
     assert told(folder)["kind"] == "transformer without weights"
+    backbone = shutil.copytree(tiny_cascade / "wan", tmp_path / "wan")
+    assert told(backbone)["used"] == "as --backbone"
+    for weights_there in (backbone / "transformer").glob("*.safetensors"):
+        weights_there.unlink()
+    found = told(backbone)
+    assert (found["kind"], found["incomplete"]) == ("parts of a backbone", ["transformer"])
     tiny_transformer(in_channels=8).save_pretrained(tmp_path / "image-to-video")
     found = told(tmp_path / "image-to-video")
     assert found["used"] == "nowhere: the transformer takes 8 latent channels and gives 4"

@@ -86,6 +86,8 @@ def test_training_starts_from_the_same_class_and_sizes(tiny_backbone: Path, fold
     loss.backward()
     torch.optim.Adam(started.net.parameters(), lr=1e-4).step()
     assert not any(torch.equal(a, b) for a, b in zip(started.net.parameters(), saved.parameters(), strict=True))
+    with pytest.raises(FileNotFoundError, match=r"init_from: .*: no config\.json there; .* `luve convert vluer`$"):
+        task(small_released(), folders[1] / "model.pth")
     with pytest.raises(ValueError, match=r"init_from: .* holds a VLUer, net is a ReleasedVLUer$"):
         task(small_released(), folders[0])
     with pytest.raises(ValueError, match=r"init_from: .* has other sizes than net: 3 weights, first imnet"):
