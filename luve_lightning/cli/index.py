@@ -15,12 +15,13 @@ from typing import Any
 from rich.console import Console
 
 from luve_lightning.cli import Verb
-from luve_lightning.cli.index_probes import ProbeCache, ProbedFile, find_probes, stamp_of
+from luve_lightning.cli.index_probes import Probe, ProbeCache, ProbedFile, find_probes, stamp_of
 from luve_lightning.cli.index_sources import SourceFile, find_files
 from luve_lightning.config_files import read_config
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.index_file import IndexRow, counted, index_lines, read_rows, write_index
 from luve_lightning.data.splits import SPLITS, Split, VideoIndexError, place_sources, read_splits
+from luve_lightning.data.stills import TRANSPARENT, matte_colour
 from luve_lightning.data.store import EntryCheck, K, TensorStore
 from luve_lightning.data.video_index import CAPTION, ClipEntry, Limits, RowError, VideoIndex, is_parquet
 from luve_lightning.files import text_digest
@@ -43,6 +44,7 @@ def index(
     output: Path | None = None,
     split_by: str | None = None,
     splits: Path | None = None,
+    matte: str | None = None,
     processes: int | None = None,
     show: Path | None = None,
     used_by: Path | None = None,
@@ -64,6 +66,8 @@ def index(
         splits: JSON file that says which sources train, validate and test: {"train": [name, ...], "val": [...],
             "test": [...]}. Default the column split of tables that have it, the splits of the index that is replaced,
             and a hash of the source's name.
+        matte: Colour to lay the transparent parts of stills on, such as white, grey or "#20a0ff"; default leaves such
+            stills out.
         processes: Processes that look into files; default one per core.
         show: Only print what this index holds.
         used_by: Also print what this configuration of luve precompute, or of a training on latents, would use of it.
@@ -86,6 +90,8 @@ def index(
         raise ValueError(f"output: expected a name that ends in .parquet, got {output}")
     if processes is not None and processes < 1:
         raise ValueError(f"processes: expected at least 1, got {processes}")
+    if matte is not None:
+        matte_colour(matte)
     if splits is not None and not splits.is_file():
         raise FileNotFoundError(f"splits: no such file: {splits}")
     before = _splits_before(output)
@@ -110,7 +116,7 @@ def index(
         found = find_probes(paths, cache, processes or cores(), begin, steps.advance)
         steps.begin("compared", len(files))
         by = None if split_by == column else split_by
-        rows = make_rows(files, found, cache, by, fixed, steps.advance)
+        rows = make_rows(files, found, cache, by, fixed, steps.advance, matte)
     write_index(output, rows)
     again = f", {known} as before" if known else ""
     print_summary(console, output, [f"  looked into    {looked} files{again}", *index_lines(rows)], started)
@@ -201,6 +207,7 @@ def make_rows(
     by: str | None = None,
     fixed: Callable[[Sequence[str]], Mapping[str, Split]] = lambda sources: {},
     advance: Callable[[int], None] = lambda count: None,
+    matte: str | None = None,
 ) -> list[IndexRow]:
     """The rows of an index, in the order of the files: a clip's id, its source, its split, or why it is left out.
 
@@ -211,11 +218,12 @@ def make_rows(
         by: "file" or "folder" makes each file or folder a source of its own; None takes what tables say, else files.
         fixed: splits that are given, of these sources.
         advance: called with the number of files that were compared.
+        matte: colour behind the transparent parts of stills; None leaves such stills out.
 
     Raises:
         VideoIndexError: a table puts one source into two splits.
     """
-    reasons = {file.path: file.reason or found[file.path][0].reason for file in files}
+    reasons = {file.path: file.reason or _reason(found[file.path][0], matte) for file in files}
     usable = [file for file in files if not reasons[file.path]]
     reasons |= _duplicates([(file.path, found[file.path][1]) for file in usable], cache, advance)
     usable = [file for file in usable if not reasons[file.path]]
@@ -241,9 +249,14 @@ def make_rows(
             still=probe.still,
             uneven=probe.uneven,
             duration=probe.duration,
+            matte=matte if probe.transparent else None,
         )
         rows.append(IndexRow(file.path, entry, split_of[source], note=file.note))
     return rows
+
+
+def _reason(probe: Probe, matte: str | None) -> str:
+    return TRANSPARENT if probe.transparent and matte is None else probe.reason
 
 
 def clip_ids(files: Iterable[SourceFile]) -> dict[Path, str]:

@@ -22,7 +22,7 @@ from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clip_scan import scan
 from luve_lightning.data.hashes import Stamp, stamp
 from luve_lightning.data.still_files import still_kind
-from luve_lightning.data.stills import read_still
+from luve_lightning.data.stills import check_still
 from luve_lightning.files import file_digest, warn_kept_in_memory
 from luve_lightning.locks import JsonLines
 
@@ -46,6 +46,7 @@ class Probe:
         uneven: whether the frames are unevenly spaced in time (variable frame rate).
         duration: seconds; None for a still.
         still: whether it is a picture.
+        transparent: whether parts of it are transparent.
         reason: why it cannot be used, "what: details"; empty for a clip or still.
     """
 
@@ -56,6 +57,7 @@ class Probe:
     uneven: bool = False
     duration: float | None = None
     still: bool = False
+    transparent: bool = False
     reason: str = ""
 
 
@@ -71,8 +73,9 @@ def probe_file(path: Path) -> Probe:
     """
     try:
         if still_kind(path) is not None:
-            _, height, width, _ = read_still(path).shape  # decoded, as only that shows what is cut short or transparent
-            return Probe(width, height, 1, still=True)
+            # Decoded, as only that shows what is cut short or transparent.
+            height, width, transparent = check_still(path)
+            return Probe(width, height, 1, still=True, transparent=transparent)
         found = scan(path)
     except ClipError as error:
         if isinstance(error.__cause__, OSError | MemoryError):

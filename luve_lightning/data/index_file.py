@@ -31,6 +31,7 @@ _FIELDS: dict[str, pa.DataType] = {
     "fps": pa.float64(),
     "uneven": pa.bool_(),
     "duration": pa.float64(),
+    "matte": pa.string(),
     "reason": pa.string(),
     "note": pa.string(),
 }
@@ -80,7 +81,7 @@ def _values(row: IndexRow, base: Path, texts: Sequence[str]) -> dict[str, Any]:
         return values
     values |= {"clip_id": entry.clip_id, "source": entry.url, "split": row.split, "still": entry.still}
     values |= {"width": entry.width, "height": entry.height, "frames": entry.total_frames, "fps": entry.fps}
-    values |= {"uneven": entry.uneven, "duration": entry.duration}
+    values |= {"uneven": entry.uneven, "duration": entry.duration, "matte": entry.matte}
     return values | {name: entry.captions.get(name) for name in texts}
 
 
@@ -133,6 +134,7 @@ def _row(values: Mapping[str, Any], base: Path, texts: Sequence[str]) -> IndexRo
         still=values["still"],
         uneven=values["uneven"],
         duration=values["duration"],
+        matte=values["matte"],
     )
     return IndexRow(path, entry, values["split"], note=values["note"] or "")
 

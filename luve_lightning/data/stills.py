@@ -20,6 +20,9 @@ from PIL import Image, ImageCms, ImageColor, ImageOps
 from luve_lightning.data.clip_container import Frames, RefusedClip
 from luve_lightning.data.still_files import ORIENTATION, PHOTOMETRIC, opened_still
 
+TRANSPARENT = "has transparent parts; name a colour behind them (luve index --matte white), or save it without"
+"""Why a still is refused where no colour is named."""
+
 _LOW_BYTES = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B" if np.little_endian else ";16L"}
 
 
@@ -51,6 +54,19 @@ def probe_still(path: Path) -> StillInfo:
             width, height = height, width
         _profile(path, picture)
         return StillInfo(str(picture.format), width, height)
+
+
+def check_still(path: Path) -> tuple[int, int, bool]:
+    """Height and width of a still as it is shown, and whether parts of it are transparent, from decoding it.
+
+    Raises:
+        ClipError: as `read_still`, except that transparent parts are no reason.
+    """
+    with opened_still(path) as picture:
+        profile = _profile(path, picture)
+        shown, alpha = _decoded(path, picture)
+        height, width, _ = _to_srgb(path, shown, profile).shape
+        return height, width, _cover(alpha) is not None
 
 
 def still_label(path: Path, matte: str | None = None) -> str:
@@ -108,7 +124,7 @@ def _cover(alpha: NDArray[np.uint8] | None) -> NDArray[np.float32] | None:
 
 def _behind(path: Path, colour: tuple[int, ...] | None) -> tuple[int, ...]:
     if colour is None:
-        raise RefusedClip(path, "has transparent parts; name a colour behind them (keep.matte), or save it without")
+        raise RefusedClip(path, TRANSPARENT)
     return colour
 
 

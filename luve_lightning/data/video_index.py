@@ -10,7 +10,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from luve_lightning.data.splits import FRACTIONS, hashed_split, read_splits
@@ -67,7 +67,7 @@ class ClipEntry:
         still: whether it is a picture.
         uneven: whether its frame rate varies; UltraVideo's CSV does not say.
         duration: seconds; None where the index does not say, and for a still.
-        matte: colour behind the transparent parts of a still, `Limits.matte`; None refuses it when it is read.
+        matte: colour behind the transparent parts of a still; None refuses such a still when it is read.
     """
 
     clip_id: str
@@ -86,7 +86,7 @@ class ClipEntry:
 
 @dataclass(frozen=True)
 class Limits:
-    """Which clips to take, by the index. It is no part of a stored latent's address, but for `matte`.
+    """Which clips to take, by the index. It is no part of a stored latent's address.
 
     Attributes:
         min_frames: take clips of at least this many frames; stills are taken whatever it says.
@@ -94,15 +94,12 @@ class Limits:
         min_width: take clips at least this wide as they are shown, pixels.
         fps_range: take clips with a frame rate within, both ends included; null takes all. Stills have none and are
             taken.
-        matte: take stills with transparent parts, and lay them on this colour: a name such as white, or "#rrggbb". Null
-            refuses them when they are read. What is stored of such a still is stored under its colour, too.
     """
 
     min_frames: int = 1
     min_height: int = 1
     min_width: int = 1
     fps_range: tuple[float, float] | None = None
-    matte: str | None = None
 
     def __post_init__(self) -> None:
         if min(self.min_frames, self.min_height, self.min_width) < 1:
@@ -113,10 +110,6 @@ class Limits:
         low, high = self.fps_range or (0, math.inf)
         if not 0 <= low <= high:
             raise ValueError(f"fps_range: expected the lowest and the highest rate, got {low:g} and {high:g}")
-        if self.matte is not None:
-            from luve_lightning.data.stills import matte_colour  # which needs this module
-
-            matte_colour(self.matte)
 
     def check(self, entry: ClipEntry) -> None:
         """Raise when the clip should not be taken."""
@@ -177,10 +170,7 @@ class VideoIndex:
             raise FileNotFoundError(f"{clips}: no such folder of clips")
         from luve_lightning.data.index_file import open_own_index  # which needs this module
 
-        index = open_own_index(path, clips, keep)
-        if keep.matte is not None:
-            index.entries = [replace(entry, matte=keep.matte) if entry.still else entry for entry in index.entries]
-        return index
+        return open_own_index(path, clips, keep)
 
     @classmethod
     def from_csv(

@@ -17,11 +17,11 @@ from luve_lightning.data.clips import read_clip
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_store import LatentRecipe, LatentStore
 from luve_lightning.data.variants import Sharpened, variant_name
-from luve_lightning.data.video_index import Limits, VideoIndex
+from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.functional.pixels import fit_frames
 from luve_lightning.models.backbones import load_backbone
 from tests.helpers.run_luve import Outcome, run_luve
-from tests.helpers.stills import write_still_index
+from tests.helpers.stills import write_still_index, write_stills
 from tests.helpers.upsampling import tiny_vluer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -78,32 +78,39 @@ def test_unreadable_stills_are_quarantined_like_clips(luve: Luve, tmp_path: Path
     (listed,) = (tmp_path / "latents" / "quarantine").iterdir()
     reasons = {Path(line["path"]).suffix: line["reason"] for line in map(json.loads, listed.read_text().splitlines())}
     assert "truncated" in reasons[".jpg"]
-    assert "has transparent parts; name a colour behind them (keep.matte)" in reasons[".png"]
+    assert "has transparent parts; name a colour behind them (luve index --matte white)" in reasons[".png"]
 
 
 def test_transparent_stills_are_taken_on_a_colour_and_stored_under_it(
     luve: Luve, tmp_path: Path, tiny_backbone: Path
 ) -> None:
-    index, store = write_still_index(tmp_path, transparent=True), LatentStore(tmp_path / "latents")
-    for matte, told in (("white", "encoded        24"), ("black", "encoded        4"), ("#ffffff", "encoded        0")):
-        outcome = encode(luve, tiny_backbone, index, store.root, **{"keep.matte": matte})
-        assert outcome.code == 0, outcome.err
-        assert f"{told} latents" in outcome.out
+    write_stills(tmp_path / "stills", transparent=True)
+    index, store = tmp_path / "index.parquet", LatentStore(tmp_path / "latents")
+    outcome = luve("index", tmp_path / "stills", output=index, processes=1)
+    assert "1  has transparent parts; name a colour behind them (luve index --matte white)" in outcome.out
+    assert len(VideoIndex.open(index)) == 5
     recipe = LatentRecipe(load_backbone(tiny_backbone).latent_space().fingerprint(), (48, 48), (1.5, 2.0, 3.0), 1)
     latents = {}
-    for matte in ("white", "black"):
-        entries = VideoIndex.open(index, keep=Limits(matte=matte)).entries
+    for matte, new in (("white", 24), ("black", 4), ("#ffffff", 0)):
+        outcome = luve("index", tmp_path / "stills", output=index, matte=matte)
+        assert outcome.code == 0, outcome.err
+        outcome = encode(luve, tiny_backbone, index, store.root)
+        assert outcome.code == 0, outcome.err
+        assert f"encoded        {new} latents" in outcome.out
+        entries = VideoIndex.open(index).entries
         lookup = find_pair_keys(store, ClipHashes(store.root), entries, recipe)
         assert len(lookup.pairs) == 6
-        latents[matte] = store.read(lookup.pairs[4].hr_key)
-        assert np.array_equal(read_frames(entries[4], lookup.pairs[4].hr_key)[0, 0, 0], [255 * (matte == "white")] * 3)
+        (pair,) = [pair for pair in lookup.pairs if pair.entry.matte is not None]
+        assert pair.entry.path.name == "still 4 ünd.png"
+        assert np.array_equal(read_frames(pair.entry, pair.hr_key)[0, 0, 0], [0 if matte == "black" else 255] * 3)
+        latents[matte] = store.read(pair.hr_key)
+    assert torch.equal(latents["white"], latents["#ffffff"])
     assert not torch.equal(latents["white"], latents["black"])
-    refused = encode(luve, tiny_backbone, index, store.root, **{"keep.matte": "whit"})
+    scorer = {"caption": "caption", "scorer": "luve_lightning.data.scorers.SharpnessExposure"}
+    assert "scored         6 clips" in luve("score", index=index, output=tmp_path / "scores", **scorer).out
+    refused = luve("index", tmp_path / "stills", output=index, matte="whit")
     assert (refused.code, len(refused.error_lines)) == (2, 1)
     assert "matte: expected a colour such as white" in refused.err
-    scorer = {"caption": "caption", "scorer": "luve_lightning.data.scorers.SharpnessExposure"}
-    outcome = luve("score", index=index, output=tmp_path / "scores", **scorer, **{"keep.matte": "white"})
-    assert "scored         6 clips" in outcome.out
 
 
 @pytest.mark.slow

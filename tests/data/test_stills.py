@@ -205,7 +205,8 @@ def test_transparency_is_refused_unless_a_colour_is_named(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(rgba).save(path)
     with pytest.raises(
-        RefusedClip, match=r"transparent parts; name a colour behind them \(keep.matte\), or save it without"
+        RefusedClip,
+        match=r"transparent parts; name a colour behind them \(luve index --matte white\), or save it without",
     ):
         read_still(path)
     read = read_still(path, matte="white")[0].astype(int)
