@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.functional.pixels import fit_frames
 from luve_lightning.models.backbones import load_backbone
 from tests.helpers.run_luve import Outcome, run_luve
+from tests.helpers.small_world import write_clip
 from tests.helpers.stills import write_still_index, write_stills
 from tests.helpers.upsampling import tiny_vluer
 
@@ -113,40 +115,79 @@ def test_transparent_stills_are_taken_on_a_colour_and_stored_under_it(
     assert "matte: expected a colour such as white" in refused.err
 
 
-@pytest.mark.slow
-def test_models_train_on_images_alone(
-    luve: Luve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_backbone: Path
-) -> None:
-    """The VLUer with its losses of pixels and motion, the adaptation, and both experts, the HFE on sharpened ones."""
-    index, store, texts = write_still_index(tmp_path), tmp_path / "latents", tmp_path / "texts"
-    variants = {"variants.plain": "luve_lightning.data.variants.Unchanged", "variants.sharp": SHARPENED}
-    outcome = encode(luve, tiny_backbone, index, store, **variants)
-    assert outcome.code == 0, outcome.err
-    options = {"columns": "[caption]", "length": 16, "dtype": "float32", "device": "cpu"}
-    outcome = luve("embed", backbone=tiny_backbone, index=index, store=texts, **options)
-    assert outcome.code == 0, outcome.err
-    for name, value in (("BACKBONE", tiny_backbone), ("WORLD", tmp_path), ("LATENTS", store), ("TEXTS", texts)):
-        monkeypatch.setenv(f"TINY_{name}", str(value))
-    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb"))
-    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
-    monkeypatch.chdir(tmp_path)
-    sharp = variant_name("sharp", Sharpened())
-    own = {"data.init_args.index": index, "data.init_args.frames": 1}
-    for experiment, more in {
-        "vluer/mini": {"data.init_args.crop": "[1, 6, 6]"},
-        "experts/mini-adaptation": {"data.init_args.columns": "[caption]"},
-        "experts/mini-lfe": {"data.init_args.columns": "[caption]"},
-        "experts/mini-hfe": {"data.init_args.columns": "[caption]", "data.init_args.variant": sharp},
-    }.items():
-        run = tmp_path / "runs" / experiment
-        monkeypatch.setenv("TINY_RUN", str(run))
+class Training:
+    """Runs `luve fit` of the mini world's experiments on an index of one's own, laid over with tiny configurations."""
+
+    def __init__(self, luve: Luve, folder: Path, backbone: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.luve, self.folder, self.backbone, self.index, self.patch = luve, folder, backbone, index, monkeypatch
+        self.store, self.texts = folder / "latents", folder / "texts"
+
+    def prepare(self, frames: object) -> None:
+        """Encode the clips, plain and sharpened, and their captions."""
+        variants = {"variants.plain": "luve_lightning.data.variants.Unchanged", "variants.sharp": SHARPENED}
+        outcome = encode(self.luve, self.backbone, self.index, self.store, frames=frames, **variants)
+        assert outcome.code == 0, outcome.err
+        options = {"columns": "[caption]", "length": 16, "dtype": "float32", "device": "cpu"}
+        outcome = self.luve("embed", backbone=self.backbone, index=self.index, store=self.texts, **options)
+        assert outcome.code == 0, outcome.err
+        places = {"BACKBONE": self.backbone, "WORLD": self.folder, "LATENTS": self.store, "TEXTS": self.texts}
+        for name, value in places.items():
+            self.patch.setenv(f"TINY_{name}", str(value))
+        self.patch.setenv("WANDB_DATA_DIR", str(self.folder / "wandb"))
+        self.patch.setenv("TORCHDYNAMO_DISABLE", "1")
+        self.patch.chdir(self.folder)
+
+    def run(self, experiment: str, **options: object) -> None:
+        """Train, and check that a checkpoint came of it."""
+        folder = self.folder / "runs" / experiment
+        self.patch.setenv("TINY_RUN", str(folder))
         names = [*(["experts/mini-lfe"] if experiment.endswith("hfe") else []), experiment]
         files = [f"experiments/{name}.yaml" for name in names] + ["tests/conf/one_step.yaml"]
         files += [f"tests/conf/{name}.yaml" for name in names]
         words = [word for file in files for word in ("--config", REPOSITORY / file)]
-        outcome = luve("fit", *words, **own, **more)
+        data = {"index": self.index, **({"columns": "[caption]"} if experiment != "vluer/mini" else {})}
+        own = {f"data.init_args.{key}": value for key, value in data.items()}
+        outcome = self.luve("fit", *words, **own, **options)
         assert outcome.code == 0, f"{experiment}: {outcome.err}"
-        assert list((run / "checkpoints").glob("*.ckpt")), experiment
+        assert list((folder / "checkpoints").glob("*.ckpt")), experiment
+
+
+@pytest.mark.slow
+def test_models_train_on_images_alone(
+    luve: Luve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_backbone: Path
+) -> None:
+    """The VLUer with its losses of pixels and motion, the adaptation, and an expert on sharpened ones."""
+    training = Training(luve, tmp_path, tiny_backbone, write_still_index(tmp_path), monkeypatch)
+    training.prepare(frames=1)
+    one = {"data.init_args.frames": 1}
+    training.run("vluer/mini", **one, **{"data.init_args.crop": "[1, 6, 6]"})
+    training.run("experts/mini-adaptation", **one)
+    training.run("experts/mini-hfe", **one, **{"data.init_args.variant": variant_name("sharp", Sharpened())})
+
+
+@pytest.mark.slow
+def test_models_train_on_images_and_clips_at_a_share(
+    luve: Luve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_backbone: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_stills(tmp_path / "own")
+    for number in range(4):
+        write_clip(tmp_path / "own" / f"clip {number}.mp4", number, frames=9, height=60, width=64)
+        (tmp_path / "own" / f"clip {number}.txt").write_text("text")
+    index = tmp_path / "index.parquet"
+    outcome = luve("index", tmp_path / "own", output=index)
+    assert outcome.code == 0, outcome.err
+    training = Training(luve, tmp_path, tiny_backbone, index, monkeypatch)
+    training.prepare(frames="[1, 9]")
+    mixed = {"data.init_args.frames": "[1, 9]", "data.init_args.stills_share": 0.5}
+    mixed |= {"trainer.max_steps": 4, "trainer.limit_train_batches": 4, "trainer.limit_val_batches": 2}
+    for experiment in ("vluer/mini", "experts/mini-adaptation", "experts/mini-lfe"):
+        caplog.clear()
+        training.run(experiment, **mixed, **{"trainer.val_check_interval": 4})
+        # Twice as many stills as clips: at a share of one half, each still comes half as often.
+        found = dict(re.findall(r"48x48x(\d): (\d+ samples of \d)", caplog.text))
+        (clips, of_clips), (stills, of_stills) = (map(int, found[n].split(" samples of ")) for n in "91")
+        assert clips == stills
+        assert (of_clips, of_stills) == (3, 6)
 
 
 def test_a_still_is_upsampled_to_pngs(luve: Luve, tmp_path: Path, tiny_backbone: Path) -> None:
