@@ -60,7 +60,7 @@ class CascadeOptions:
     Attributes:
         height: Height of the video in pixels; a multiple of 16 for Wan2.1.
         width: Width of the video in pixels; likewise.
-        num_frames: Number of frames; 4k + 1 for Wan2.1.
+        num_frames: Number of frames; 4k + 1 for Wan2.1. 1 makes a picture, a PNG.
         motion_height: Height of the first stage; default height / scale, rounded to a possible size.
         motion_width: Width of the first stage; default width / scale, rounded to a possible size.
         scale: How many times smaller the first stage is, unless its size is given.

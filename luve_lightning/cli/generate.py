@@ -102,10 +102,11 @@ def generate(
 ) -> None:
     """Makes a video of each prompt: motion at a low resolution, upsampled latents, refinement at full size.
 
-    The prompt may be given without an option: luve generate --config FILE "a red boat". Beside each <name>.mp4
-    lies <name>.json with everything needed to repeat it; the same seed gives the same video. Existing videos made
-    with the same options are skipped, so an interrupted run continues. Under torchrun the processes share the
-    prompts. A video whose decoding or writing fails goes on there: its latents wait in .claims/.
+    The prompt may be given without an option: luve generate --config FILE "a red boat". Beside each <name>.mp4, or
+    <name>.png where there is one frame, lies <name>.json with everything needed to repeat it; the same seed gives the
+    same video. Existing videos made with the same options are skipped, so an interrupted run continues. Under
+    torchrun the processes share the prompts. A video whose decoding or writing fails goes on there: its latents wait
+    in .claims/.
 
     Args:
         backbone: Folder or hub id of a diffusers pipeline.
