@@ -24,7 +24,7 @@ Pixels = NDArray[np.uint8]
 CHINESE = "一只橘猫在窗台上慢慢地伸了个懒腰，阳光照在它的毛上。"
 LONG = "a photograph of a coffee cup . the camera pans left slowly . " * 400
 LETTERS_200 = "abcdefghij" * 20
-PAINTED = 192  # pixels; larger clips are enlarged, because painting takes most of the time
+PAINTED = 96  # pixels; larger clips are enlarged, because painting takes most of the time
 EXIF_ORIENTATION = 0x0112
 
 
@@ -36,16 +36,17 @@ class Nasty:
         folder: the folder.
         clips: usable clips, and how many frames each has.
         stills: usable stills.
-        broken: files that look like media and hold none, or not all of it, and words of which the reason has one.
-        damaged: likewise, but only decoding them shows it: opened, they say how many frames they have.
+        broken: files that look like media and hold none, or not all of it, or should not be there, and words of the
+            reason.
+        damaged: clips that open and say how many frames they have, but cannot be decoded, and words of the reason.
         captions: captions of the files that have one.
     """
 
     folder: Path
     clips: dict[str, int] = field(default_factory=dict)
     stills: list[str] = field(default_factory=list)
-    broken: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    damaged: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
     captions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -105,8 +106,10 @@ def write_nasty_folder(folder: Path) -> Nasty:
     }
     for name, text in texts.items():
         nasty.folder.joinpath(name).with_suffix(".txt").write_text(text, encoding="utf-8")
-        if text.strip():
-            nasty.captions[name] = text.removeprefix("\ufeff").strip()
+        if told := text.removeprefix("\ufeff").strip():
+            # A text is every file's of its name: a still and the clip beside it share one.
+            of = [other for other in nasty.usable if Path(other).with_suffix("") == Path(name).with_suffix("")]
+            nasty.captions.update(dict.fromkeys(of, told))
     return nasty
 
 
@@ -147,7 +150,7 @@ def _write_stills(nasty: Nasty) -> None:
     )
     alpha = np.dstack([pictures[5], np.linspace(0, 255, 216 * 288).reshape(216, 288).astype(np.uint8)])
     Image.fromarray(alpha).save(folder / "cut out.png")
-    nasty.broken["cut out.png"] = ("alpha", "transparen")
+    nasty.broken["cut out.png"] = "transparent"
 
 
 def _write_broken(nasty: Nasty) -> None:
@@ -164,22 +167,26 @@ def _write_broken(nasty: Nasty) -> None:
     third = media + (index - media) // 3
     garbled[third : third + 600] = bytes(byte ^ 0xA5 for byte in garbled[third : third + 600])
     (folder / "garbled.mov").write_bytes(garbled)
-    nasty.damaged["garbled.mov"] = ("damaged",)
-    nasty.broken.update(
-        {
-            "cut off.mp4": ("cut", "damaged", "not a video", "no video"),
-            "empty.mp4": ("empty",),
-            "notes.mp4": ("not a video", "no video", "text"),
-            "cut off.jpg": ("cut", "damaged", "truncated"),
-            "empty.png": ("empty",),
-            "only sound.mp4": ("no video",),
-        }
-    )
+    nasty.damaged["garbled.mov"] = "is damaged near second 0.40"
     # What file managers leave behind, and a caption of nothing.
     (folder / ".DS_Store").write_bytes(b"\x00\x00\x00\x01Bud1" + bytes(64))
     (folder / "._landscape.mp4").write_bytes(b"\x00\x05\x16\x07" + bytes(4092))
     (folder / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0" + bytes(508))
     (folder / "shopping list.txt").write_text("milk, bread\n")
+    nasty.broken.update(
+        {
+            "cut off.mp4": "cut short",
+            "empty.mp4": "is empty",
+            "notes.mp4": "it is text",
+            "cut off.jpg": "truncated",
+            "empty.png": "is empty",
+            "only sound.mp4": "has no video stream",
+            ".DS_Store": "hidden",
+            "._landscape.mp4": "hidden",
+            "Thumbs.db": "no clip or still by its name",
+            "shopping list.txt": "text without a clip",
+        }
+    )
 
 
 def write_clip(
