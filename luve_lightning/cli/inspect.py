@@ -78,8 +78,7 @@ def inspect(paths: list[Path], backbone: str | None = None, json: bool = False) 
         backbone: Backbone folder or hub id for which LoRAs are judged: whether every layer fits it.
         json: Print a JSON list of {path, kind, facts, damaged}.
     """
-    missing = [path for path in paths if not path.exists()]
-    if missing:
+    if missing := [path for path in paths if not path.exists()]:
         raise FileNotFoundError(f"{missing[0]}: no such file or folder")
     denoiser = None if backbone is None else empty_denoiser(backbone)
     found = [one for path in paths for one in (_folder(path) if path.is_dir() else [_file(path)])]
@@ -108,7 +107,8 @@ def _guarded(path: Path, look: Callable[[Path], Found | None]) -> Found | None:
     try:
         return look(path)
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).removeprefix(f"{path}: ") or type(error).__name__
+        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        reason = text.removeprefix(f"{path}: ") or type(error).__name__
         return Found(str(path), "damaged", {"why": reason}, damaged=True)
 
 
@@ -227,8 +227,7 @@ def _about_transformer(denoiser: Denoiser, config: Mapping[str, Any], path: Path
     """Sizes and attention of a transformer, and why it is used nowhere, if so."""
     denoiser.use_attention(saved_attention(config, path))
     patch = " x ".join(map(str, denoiser.patch))
-    sizes = f"{len(denoiser.blocks)} layers, {denoiser.heads} heads, text {denoiser.text_dim}, patch {patch}"
-    facts = {"sizes": sizes}
+    facts = {"sizes": f"{len(denoiser.blocks)} layers, {denoiser.heads} heads, text {denoiser.text_dim}, patch {patch}"}
     try:
         facts["sizes"] += f", {denoiser.channels} latent channels"
     except ValueError as error:  # for image to video

@@ -92,6 +92,9 @@ def run_function(
         group = parser.add_argument_group(title, (part.__doc__ or "").strip().partition("\n")[0])
         known |= set(group.add_function_arguments(part, as_group=False, skip=known))
     if arguments.help:
+        for action in parser._actions:  # jsonargparse also names files that list paths, twice
+            if "LIST_OF_PATHS" in str(action.metavar):
+                action.metavar = "[PATH,...]"
         parser.print_help()
         return
     checked = check(parser, config, function)

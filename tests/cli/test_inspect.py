@@ -267,6 +267,13 @@ def test_damaged_files(tiny_cascade: Path, tmp_path: Path, told: Inspect) -> Non
         found = told(tmp_path / name, code=2)
         assert why in next(value for key, value in found.items() if key != "kind")
     assert "expert.json: not JSON" in told(expert, code=2)["why"]
+    (expert / "expert.json").write_text("{}")
+    (expert / "adapter_config.json").unlink()
+    assert told(expert, code=2)["why"] == f"{expert / 'adapter_config.json'}: No such file or directory"
+
+
+def test_help_says_how_to_give_paths(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--paths [PATH,...]  " in run_luve(capsys, "inspect", "--help").out.replace("\n", "  ")
 
 
 @pytest.fixture(scope="module")
