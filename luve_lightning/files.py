@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import hashlib
 import json
@@ -109,6 +110,25 @@ def replacing(path: Path) -> Iterator[Path]:
         follow_umask(temporary)
         temporary.replace(path)
     _sync(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Make a file beside `path` and remove it: what will be written there in the end should fail in the beginning.
+
+    Args:
+        path: a file, there or not; its folder is created.
+
+    Raises:
+        OSError: which names `path`.
+    """
+    temporary = unfinished_path(path)
+    with naming(path, temporary):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # a file where a folder is wanted
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
+        with _claimed(temporary, directory=False):
+            pass
 
 
 def write_text(path: Path, text: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from luve_lightning.files import (
+    check_writable,
     follow_umask,
     new_file_mode,
     remove_unfinished,
@@ -28,6 +29,7 @@ from luve_lightning.files import (
     write_text,
 )
 from luve_lightning.locks import Busy, Owner, locked
+from tests.helpers.unwritable import forbid_writing
 
 _HOLDS = """
 import os, sys, time
@@ -235,3 +237,17 @@ def test_a_kill_at_any_moment_leaves_old_or_new(tmp_path: Path, foreign: bool) -
         if (tmp_path / "file").exists():
             assert len((tmp_path / "file").read_text().split()) == 2000
     assert cut, "no kill fell into a write: the test shows nothing"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_what_cannot_be_written_is_told_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    check_writable(tmp_path / "new" / "file")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "new" / "old").write_text("as it was")
+    check_writable(tmp_path / "new" / "old")
+    with pytest.raises(NotADirectoryError, match="old/file"):
+        check_writable(tmp_path / "new" / "old" / "file")
+    forbid_writing(monkeypatch, tmp_path / "new", number)
+    with pytest.raises(OSError, match=f"{os.strerror(number)}: .*new/old'$"):
+        check_writable(tmp_path / "new" / "old")
+    assert (tmp_path / "new" / "old").read_text() == "as it was"

@@ -24,7 +24,7 @@ from luve_lightning.data.splits import SPLITS, Split, VideoIndexError, place_sou
 from luve_lightning.data.stills import TRANSPARENT, matte_colour
 from luve_lightning.data.store import EntryCheck, K, TensorStore
 from luve_lightning.data.video_index import CAPTION, ClipEntry, Limits, RowError, VideoIndex, is_parquet
-from luve_lightning.files import text_digest
+from luve_lightning.files import check_writable, text_digest
 from luve_lightning.machine import cores
 from luve_lightning.terminal import Steps, say
 
@@ -95,8 +95,11 @@ def index(
     if splits is not None and not splits.is_file():
         raise FileNotFoundError(f"splits: no such file: {splits}")
     before = _splits_before(output)
+    check_writable(output)
     place, column = output.parent.resolve() / output.name, None if split_by in (None, "file", "folder") else split_by
     files = find_files(sources, column, place)
+    if column is not None and not any(file.source for file in files):
+        raise ValueError(f"split_by: expected file, folder or a column of the tables, which has values, got {column!r}")
 
     def fixed(names: Sequence[str]) -> Mapping[str, Split]:
         if splits is None:
@@ -130,7 +133,10 @@ def _splits_before(output: Path) -> dict[str, Split]:
         return {}
     if not output.is_file() or not is_parquet(output):
         raise ValueError(f"output: {output} is there and is no index; it is left as it is")
-    return {row.entry.url: row.split for row in read_rows(output) if row.entry is not None}
+    try:
+        return {row.entry.url: row.split for row in read_rows(output) if row.entry is not None}
+    except VideoIndexError as error:
+        raise VideoIndexError(f"output: {error}; delete it first: its splits, which are kept, will be others") from None
 
 
 def _rows_of(path: Path) -> list[IndexRow]:

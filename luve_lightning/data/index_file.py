@@ -207,11 +207,11 @@ def index_lines(rows: Sequence[IndexRow]) -> list[str]:
 
 
 def _caption_lines(rows: Sequence[IndexRow]) -> list[str]:
-    texts = {row.path.name: row.entry.captions.get(CAPTION) for row in rows if row.entry is not None}
-    if all(text is None for text in texts.values()):  # UltraVideo's CSV, with columns of its own
+    texts = [(row.path.name, row.entry.captions.get(CAPTION)) for row in rows if row.entry is not None]
+    if all(text is None for _, text in texts):  # UltraVideo's CSV, with columns of its own
         return []
-    lengths = [len(text) for text in texts.values() if text]
-    without = [name for name, text in texts.items() if not text]
+    lengths = [len(text) for _, text in texts if text]
+    without = [name for name, text in texts if not text]
     lines = [f"  captions       {len(lengths)}" + (f", of {_spread(lengths)} characters" if lengths else "")]
     return lines + ([f"  no caption     {len(without)} (first: {without[0]})"] if without else [])
 

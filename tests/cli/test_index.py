@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,11 +106,14 @@ def test_a_folder_in_which_much_is_wrong(luve: Luve, tmp_path: Path) -> None:
     live = {"phone photo.mov": nasty.captions["phone photo.jpg"]}  # a clip and a still with one text
     assert {name: text for name, text in captions.items() if text} == nasty.captions | live
     for name, words in nasty.broken.items():
-        assert any(word in rows[name].reason for word in words), rows[name].reason
+        assert words in rows[name].reason
     lines = outcome.out.splitlines()
     assert any(line.startswith(f"  stills         {len(nasty.stills)}") for line in lines)
     left_out = len(rows) - len(taken)
     assert f"  left out       {left_out}" in lines
+    counted = re.search(r"captions +(\d+).*\n +no caption +(\d+)", outcome.out)
+    assert counted
+    assert [int(count) for count in counted.groups()] == [len(nasty.captions), len(taken) - len(nasty.captions)]
     counts = [int(line.split()[0]) for line in lines[lines.index(f"  left out       {left_out}") + 1 : -1]]
     assert sum(counts) == left_out
     assert {".DS_Store", "._landscape.mp4", "Thumbs.db", "shopping list.txt"} <= rows.keys() - taken.keys()
@@ -272,6 +277,9 @@ def test_an_unreadable_file(luve: Luve, folder: Path) -> None:
         (("{folder}", "--output", "{folder}/i.parquet", "--splits", "no.json"), "splits: no such file: no.json"),
         (("{folder}", "--output", "{folder}/i.parquet", "--processes", 0), "processes: expected at least 1, got 0"),
         (("{folder}/text.mp4", "--output", "{folder}/i.parquet"), "holds no clip that can be used"),
+        (("{folder}", "--output", "{folder}/i.parquet", "--split_by", "scene"), "a column of the tables, which has v"),
+        (("{folder}", "--output", "/proc/i.parquet"), "/proc/i.parquet: No such file or directory"),
+        (("{folder}", "--output", "{folder}/text.mp4/i.parquet"), "text.mp4/i.parquet: Not a directory"),
     ],
 )
 def test_errors_are_one_line(words: tuple[object, ...], message: str, luve: Luve, folder: Path) -> None:
@@ -287,6 +295,27 @@ def test_another_file_is_not_overwritten(luve: Luve, folder: Path) -> None:
     assert outcome.code == 2
     assert "is there and is no index; it is left as it is" in outcome.err
     assert (folder / "mine.parquet").read_bytes() == b"something else"
+
+
+def test_an_index_that_cannot_be_read_is_not_replaced(luve: Luve, folder: Path) -> None:
+    """It may say what validates: another split would let a training see it."""
+    output = folder / "index.parquet"
+    assert luve(folder, "--output", output).code == 0
+    table, whole = pq.read_table(output), output.read_bytes()
+    later = table.replace_schema_metadata({b"luve_index": b"999"})
+    pq.write_table(later, folder / "later.parquet")
+    for content, why in (
+        (whole[: len(whole) // 2], "cannot be read: "),
+        ((folder / "later.parquet").read_bytes(), "an index of another version (version 999); make it again"),
+    ):
+        output.write_bytes(content)
+        outcome = luve(folder, "--output", output)
+        assert outcome.code == 2
+        assert f"output: {output}: {why}" in outcome.err
+        assert "; delete it first" in outcome.err
+        assert output.read_bytes() == content
+    output.unlink()
+    assert luve(folder / "sub", "--output", output).code == 0
 
 
 def _settled() -> None:
