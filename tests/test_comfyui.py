@@ -229,9 +229,9 @@ def test_memory_is_made_free_and_given_back(comfy: ComfyUI, upsample: Upsample) 
     assert comfy.freed == [(weights + 2 * 8 * 11 * 2400, torch.device("cpu"))]
 
 
-@pytest.mark.parametrize("moved", [{"result"}, {"weights"}, {"run", "result", "weights"}], ids=str)
+@pytest.mark.parametrize("moved", [("result",), ("weights",), ("run", "result", "weights")], ids="-".join)
 def test_weights_and_results_go_where_comfyui_keeps_them(
-    comfy: ComfyUI, nodes: dict[str, Any], moved: set[str]
+    comfy: ComfyUI, nodes: dict[str, Any], moved: tuple[str, ...]
 ) -> None:
     """The meta device stands in for a GPU: it shows where tensors are, and holds none."""
     comfy.devices |= dict.fromkeys(moved, torch.device("meta"))

@@ -29,7 +29,7 @@ ELSEWHERE = {Path("luve_lightning/data/scorers.py"): {"hpsv3", "huggingface_hub"
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = [Requirement(r) for r in [*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["docs"]]]
 # Extras that set-up does not install: what imports them says how to get them where they are missing.
-OPTIONAL = [Requirement(r) for extra in ("iqa", "slurm") for r in EXTRAS[extra]]
+OPTIONAL = [Requirement(r) for extra in ("heic", "iqa", "slurm") for r in EXTRAS[extra]]
 
 
 def constraints() -> dict[str, str]:
@@ -85,7 +85,7 @@ def test_every_import_is_declared() -> None:
     third_party = imported - set(sys.stdlib_module_names) - {"luve_lightning"}
     assert {"torch", "lightning", "yaml"} <= third_party
     # They are not installed: a name is all there is to compare.
-    third_party -= {requirement.name for requirement in OPTIONAL}
+    third_party -= {requirement.name.replace("-", "_") for requirement in OPTIONAL}
     third_party -= {r.name for r in REQUIREMENTS if r.marker and not r.marker.evaluate()}
     for module in third_party:
         assert {canonicalize_name(name) for name in distributions.get(module, [])} & declared, module

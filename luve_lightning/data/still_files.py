@@ -63,7 +63,7 @@ def opened_still(path: Path) -> Iterator[Image.Image]:
     _load_formats(kind)
     if kind not in Image.OPEN:
         called = _KINDS.get(kind, kind)
-        more = "install pillow-heif" if kind == "HEIF" else "install a Pillow with it"
+        more = "pip install 'luve-lightning[heic]'" if kind == "HEIF" else "install a Pillow with it"
         raise RefusedClip(path, f"is {called}, which Pillow does not read here; {more}, or save it as PNG")
     try:
         with path.open("rb") as file:

@@ -150,7 +150,7 @@ def test_heic_is_named(tmp_path, monkeypatch):
     path.write_bytes(struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heic", 0, b"mif1", b"heic") + bytes(100))
     assert still_kind(path) == "HEIF"
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(RefusedClip, match="is HEIC, which Pillow does not read here; install pillow-heif, or save it"):
+    with pytest.raises(RefusedClip, match=r"Pillow does not read here; pip install 'luve-lightning\[heic\]', or save"):
         read_clip(path, 0, 1)
 
 
