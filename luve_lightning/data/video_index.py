@@ -44,6 +44,7 @@ COLUMNS = (
 
 CLIP_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")  # a valid file name on any system, never a path
 MAX_SIDE = 16384  # pixels; UltraVideo's widest frame has 7680
+_EXPECTED = "UltraVideo's CSV, or the index that luve index makes of your own clips"
 MAX_FPS = 240
 
 
@@ -194,7 +195,8 @@ class VideoIndex:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such CSV{_how_to_get(path)}")
+            what = "index" if path.suffix == ".parquet" else "CSV"
+            raise FileNotFoundError(f"{path}: no such {what}{_how_to_get(path)}")
         beside = path.parent / "clips"
         clips = Path(folder) if folder is not None else beside if beside.is_dir() else path.parent
         if not clips.is_dir():
@@ -203,7 +205,9 @@ class VideoIndex:
         try:
             index._read(path, clips, keep, urls)
         except UnicodeDecodeError as error:
-            raise VideoIndexError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+            raise VideoIndexError(
+                f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); expected {_EXPECTED}"
+            ) from None
         index.splits = read_splits(path.with_name("splits.json"), {entry.url for entry in index.entries}, urls)
         return index.checked(clips)
 
@@ -211,7 +215,8 @@ class VideoIndex:
         """The index itself; VideoIndexError, which names the folder of its clips, when it has none."""
         if not self.entries:
             counts = ", ".join(f"{count} {what}" for what, count in self._counts()) or "it has no rows"
-            raise VideoIndexError(f"{self.source}: no clip can be used: {counts} (folder {folder})")
+            first = f"; first {self.dropped[0][1]}" if self.own and self.dropped else ""
+            raise VideoIndexError(f"{self.source}: no clip can be used: {counts} (folder {folder}){first}")
         return self
 
     def _read(self, path: Path, folder: Path, keep: Limits, urls: set[str]) -> None:
@@ -261,7 +266,8 @@ class VideoIndex:
         for what, count in self._counts():
             clip_id, reason = next(pair for pair in self.dropped if _what(pair[1]) == what)
             details = reason.partition(": ")[2]
-            lines.append(f"  {count:6d}  {what} (first: {' '.join(filter(None, (clip_id, details)))})")
+            first = " ".join(filter(None, dict.fromkeys((clip_id, details))))
+            lines.append(f"  {count:6d}  {what} (first: {first})")
         return "\n".join(lines)
 
     def _counts(self) -> list[tuple[str, int]]:
@@ -312,6 +318,8 @@ def _check_columns(csv_path: Path, header: list[str]) -> None:
         parts += [f"columns given twice: {', '.join(repeated)}"] if repeated else []
         if unknown:
             parts.append(f"unknown columns: {', '.join(_with_guess(name, missing) for name in unknown)}")
+        if header and len(missing) == len(COLUMNS):
+            raise VideoIndexError(f"{csv_path}: none of UltraVideo's columns is there; expected {_EXPECTED}")
         raise VideoIndexError(f"{csv_path}: {'; '.join(parts)} (expected UltraVideo's {len(COLUMNS)} columns)")
     if unknown:
         names = ", ".join(name or "one without a name" for name in unknown)

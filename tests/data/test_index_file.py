@@ -39,13 +39,24 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert "2 clips of 2 source videos, 1 rows dropped" in index.summary()
 
 
+def test_a_reason_that_is_a_name_is_told_once(tmp_path: Path) -> None:
+    left_out = [IndexRow(tmp_path / name, reason=f"hidden: {name}") for name in (".a", ".b")]
+    index = VideoIndex.open(write(tmp_path / "index.parquet", [CLIP], left_out))
+    assert index.summary().endswith("hidden (first: .a)")
+
+
+def test_a_missing_index_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.parquet: no such index$"):
+        VideoIndex.open(tmp_path / "none.parquet")
+
+
 def test_the_folder_can_be_moved(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     write(tmp_path / "here" / "index.parquet", [CLIP])
     shutil.move(tmp_path / "here", tmp_path / "there")
     assert VideoIndex.open(tmp_path / "there" / "index.parquet").entries[0].path == tmp_path / "there" / "a.mp4"
     shutil.move(tmp_path / "there" / "index.parquet", tmp_path / "index.parquet")
-    with pytest.raises(VideoIndexError, match="no clip can be used: 1 file missing"):
+    with pytest.raises(VideoIndexError, match=r"no clip can be used: 1 file missing.*a\.mp4; run luve index again$"):
         VideoIndex.open(tmp_path / "index.parquet")
     assert VideoIndex.open(tmp_path / "index.parquet", tmp_path / "there").entries[0].path.is_file()
     with pytest.raises(FileNotFoundError, match="no such folder of clips"):

@@ -238,6 +238,9 @@ def test_files_that_are_no_csv(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe" + "clip_id,url".encode("utf-16-le"))
     with pytest.raises(VideoIndexError, match=r"clips\.csv: not UTF-8 text"):
         VideoIndex.from_csv(path)
+    path.write_text("file_name,caption\na.mp4,a cat\n")
+    with pytest.raises(VideoIndexError, match=r"none of UltraVideo's columns is there; expected .* luve index makes"):
+        VideoIndex.from_csv(path)
     path = write(tmp_path, [row("c1")])
     path.write_text(path.read_text() + '"' + "x" * 200_000)  # a quote that is never closed
     with pytest.raises(VideoIndexError, match=r"line \d+: not CSV"):
