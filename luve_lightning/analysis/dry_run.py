@@ -158,6 +158,25 @@ def dry_run(*, fused: bool = True, converts: bool = True, compiled: Collection[n
         watch.stop()
 
 
+@contextmanager
+def dry_training(functions: TorchFunctionMode, compiled: Collection[nn.Module] = ()) -> Iterator[DryRun]:
+    """Count what runs in this context on the meta device with gradients, the backward pass too; see `dry_run`.
+
+    Args:
+        functions: replaces what a GPU runs otherwise, attention first of all.
+        compiled: see `dry_run`.
+
+    Yields:
+        The counts, complete when the context ends. Gradients are part of the peak.
+    """
+    run = DryRun()
+    with torch.enable_grad(), ModulePlaces(compiled) as places:
+        watch = _Watch(run, places, fused=True, converts=True)
+        with watch, functions:
+            yield run
+        watch.stop()
+
+
 def weight_bytes(module: nn.Module) -> int:
     """Bytes of a module's parameters and buffers, rounded as the allocator rounds; tied weights count once."""
     storages = [tensor.untyped_storage() for tensor in (*module.parameters(), *module.buffers())]

@@ -9,6 +9,7 @@ from typing import Any
 
 from luve_lightning.analysis.cost import GpuSpeed
 from luve_lightning.analysis.planner import StagePlan, total
+from luve_lightning.analysis.transformer_plan import TrainingStep
 from luve_lightning.cascade.options import CascadeOptions
 
 _GIB = 2**30
@@ -127,6 +128,30 @@ def _aligned(rows: list[list[str]], left: int) -> str:
         for row in rows
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def training_plan_text(steps: Sequence[TrainingStep], speed: GpuSpeed | None) -> str:
+    """A table of the buckets' steps, and whether the largest fits the GPU."""
+    head = ["bucket", "latents", "tokens", "batch", "TFLOP", "passes GiB", "peak GiB"]
+    rows = [head if speed is None else [*head, "step"]]
+    for step in steps:
+        row = [step.name, "x".join(map(str, step.latents)), f"{step.tokens:,}", str(step.batch)]
+        row += [f"{step.flops / 1e12:,.3g}", f"{step.passes / _GIB:.2f}", f"{step.peak / _GIB:.2f}"]
+        if speed is not None:
+            row.append("unknown" if step.seconds is None else duration(step.seconds))
+        rows.append(row)
+    most = max(steps, key=lambda step: step.peak)
+    held = f"{most.weights / _GIB:.2f} weights, {most.optimizer / _GIB:.2f} AdamW's state"
+    lines = [
+        _aligned(rows, 2),
+        "",
+        f"peak {most.peak / _GIB:.2f} GiB in {most.name}: {held}, {most.passes / _GIB:.2f} forward and backward pass "
+        "with gradients; on one GPU, nothing sharded",
+    ]
+    if speed is not None:
+        fits = "fits" if most.peak < speed.memory_gib * _GIB else "does not fit"
+        lines.append(f"{fits} one {speed.name}'s {speed.memory_gib:g} GiB; the CUDA context, half a GiB, comes on top")
+    return "\n".join(lines)
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from luve_lightning.analysis.attention_plan import (
+from luve_lightning.analysis.cost import GpuSpeed
+from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, DryRun, dry_run, weight_bytes
+from luve_lightning.analysis.model_parts import DenoisingStage, Parts, StepProgram, decode, encode_prompt
+from luve_lightning.analysis.transformer_plan import (
     DENSE,
     StepGroup,
     counting_attention,
@@ -25,9 +28,6 @@ from luve_lightning.analysis.attention_plan import (
     pairs_by_block,
     step_groups,
 )
-from luve_lightning.analysis.cost import GpuSpeed
-from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, DryRun, dry_run, weight_bytes
-from luve_lightning.analysis.model_parts import DenoisingStage, Parts, StepProgram, decode, encode_prompt
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.functional.interpolation import Size3d

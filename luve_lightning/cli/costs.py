@@ -7,36 +7,43 @@ import inspect
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from luve_lightning.analysis.cost import gpu_speed
+from luve_lightning.analysis.cost import GpuSpeed, gpu_speed
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, wan_1_3b
-from luve_lightning.analysis.plan import beside_made, plan_dict, plan_text
+from luve_lightning.analysis.plan import beside_made, plan_dict, plan_text, training_plan_text
 from luve_lightning.analysis.planner import Planner
 from luve_lightning.analysis.random_models import write_random_models
+from luve_lightning.analysis.transformer_plan import TrainingStep, plan_step
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.pipeline_files import expert_folders
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.cli import Verb
+from luve_lightning.data.latent_store import LatentRecipe
 from luve_lightning.files import read_json
 from luve_lightning.machine import choose_device
 from luve_lightning.models.attention import Attention, named_attention
 from luve_lightning.models.backbones import denoiser_of, load_backbone
-from luve_lightning.models.experts import load_expert
+from luve_lightning.models.experts import add_expert, load_expert
 
 VERBS = {
     "plan": Verb("Generation", "estimate what generating a video takes, before anything runs", reads="generate"),
+    "plan-training": Verb("Training", "estimate what a training step takes in each bucket", reads="fit"),
     "bench": Verb(
         "Measurement", "time the models and measure their memory", subjects="luve_lightning.analysis.benchmarks"
     ),
     "random-models": Verb("Measurement", "write a cascade's models with random weights, at real size"),
 }
 
+# Dtype of autocast by the Trainer's precision.
+_AUTOCAST = {"32-true": None, "32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 Dtype = Literal["float32", "bfloat16", "float16"]
 _SPEED = SpeedOptions()
 
@@ -116,6 +123,117 @@ def plan(
         output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     elif output is not None:
         print(f"nothing is written to {output}; --output FILE.json also writes the plan")
+
+
+def plan_training(
+    model: dict[str, Any],
+    data: dict[str, Any],
+    trainer: dict[str, Any] | None = None,
+    gpu: str | None = None,
+    gpu_tflops: float | None = None,
+    output: Path | None = None,
+) -> None:
+    """Says what a training step takes in each bucket: tokens, batch, FLOPs, peak memory and time.
+
+    Only configuration files are read: the model's own code is traced without values, forward and backward. A
+    configuration of luve fit says all that is needed: luve plan-training --config experiments/experts/lfe-2k.yaml; what
+    makes no difference is skipped. It is for the adaptation and the experts; memory is that of one GPU with nothing
+    sharded, without the CUDA context, fragmentation and what callbacks keep, and as without compiling.
+
+    Args:
+        model: The task, AdaptationTask or ExpertTask, as luve fit takes it.
+        data: The data, CaptionLatentsDataModule, as luve fit takes it.
+        trainer: Of the Trainer's options precision counts.
+        gpu: Estimate times for an h200, or by the speed in a file of luve bench --subject speed --output FILE;
+            default the GPU of this machine, if any, of which a second's measurement says less.
+        gpu_tflops: TFLOP/s that attention reaches on your GPU.
+        output: Also write everything to this file, FILE.json.
+    """
+    # Imported here: they bring Lightning, without which the other verbs begin two seconds earlier.
+    from luve_lightning.datamodules import CaptionLatentsDataModule
+    from luve_lightning.tasks import AdaptationTask, ExpertTask
+
+    rates = gpu_speed(gpu, gpu_tflops)
+    kind, task = _typed("model", model, (AdaptationTask, ExpertTask))
+    _, source = _typed("data", data, (CaptionLatentsDataModule,))
+    precision = str((trainer or {}).get("precision") or "32-true")
+    if precision not in _AUTOCAST:
+        raise ValueError(f"trainer.precision: expected one of {', '.join(_AUTOCAST)} for a plan, got {precision!r}")
+    steps = _training_steps(kind is ExpertTask, task, source, _AUTOCAST[precision], rates)
+    print(training_plan_text(steps, rates))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        found = {"gpu": None if rates is None else rates.name, "buckets": [asdict(step) for step in steps]}
+        output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _training_steps(
+    expert: bool,
+    task: Mapping[str, Any],
+    data: Mapping[str, Any],
+    autocast: torch.dtype | None = None,
+    speed: GpuSpeed | None = None,
+) -> list[TrainingStep]:
+    """A step of every bucket, the largest bucket first.
+
+    Args:
+        expert: whether an expert is trained, and not the adaptation.
+        task: arguments of ExpertTask or AdaptationTask, defaults included.
+        data: arguments of CaptionLatentsDataModule, defaults included.
+        autocast: see `plan_step`.
+        speed: see `plan_step`.
+    """
+    from luve_lightning.datamodules.buckets import Buckets
+    from luve_lightning.datamodules.sampling import batch_groups
+    from luve_lightning.tasks.expert import add_lora
+
+    dtype = getattr(torch, task["dtype"]) if expert else torch.float32
+    configs = PartConfigs.from_pretrained(data["backbone"], transformer=task["backbone"])
+    parts = Parts(configs, dtype)
+    denoiser = denoiser_of(parts.transformer)
+    denoiser.module.train()
+    if task["attention"] is not None:
+        denoiser.use_attention(task["attention"])
+    if expert:
+        add_expert(denoiser.module, task["name"], task["expert"], dtype=torch.float32)
+    elif task["lora_rank"]:
+        add_lora(denoiser, task["lora_rank"])
+    else:
+        denoiser.module.requires_grad_(True)
+    denoiser.set_recompute(task["recompute"], task["keep_attention"], task["offload"], task["chunks"])
+    buckets = Buckets.chosen(data["size"], data["frames"], lambda: load_backbone(data["backbone"]).size_rules().step)
+    grids = {}
+    for bucket in buckets:
+        recipe = LatentRecipe("plan", bucket.size, () if data["scale"] == 1 else (data["scale"],), bucket.frames)
+        grids[bucket] = parts.codec.latent_size(bucket.frames, *recipe.pixel_size(data["scale"]))
+    volumes = {bucket: prod(grid) for bucket, grid in grids.items()}
+    groups = batch_groups(buckets, list(buckets), volumes, data["batch_size"], fill_batches=data["fill_batches"])
+    return [
+        plan_step(
+            denoiser,
+            str(group.bucket),
+            grids[group.bucket],
+            group.batch_size,
+            configs.text_length,
+            autocast,
+            speed,
+            compiled=task["compile"] is not None,
+        )
+        for group in groups
+    ]
+
+
+def _typed(key: str, given: Mapping[str, Any], kinds: tuple[type[Any], ...]) -> tuple[type[Any], dict[str, Any]]:
+    """A component's class and its arguments as the class takes them, defaults included; it is not made."""
+    path = given.get("class_path")
+    kind = next((kind for kind in kinds if str(path).rpartition(".")[2] == kind.__name__), None)
+    if kind is None:
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{key}.class_path: a plan is for {names}, got {path}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, key, instantiate=False)
+    values = parser.instantiate(parser.parse_object({key: dict(given.get("init_args") or {})}))
+    return kind, vars(values[key])
 
 
 def bench(

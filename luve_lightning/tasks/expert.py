@@ -105,11 +105,7 @@ class AdaptationTask(FlowMatchingTask):
         if attention is not None:
             denoiser.use_attention(attention)
         if lora_rank:
-            transformer.requires_grad_(False)
-            targets = list(denoiser.lora_targets)
-            transformer.add_adapter(LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=targets), _LORA_NAME)
-            for branch in denoiser.branches.values():  # new, so there is nothing to freeze
-                branch.requires_grad_(True)
+            add_lora(denoiser, lora_rank)
         denoiser.set_recompute(recompute, keep_attention, offload, chunks)
         if compile is not None:
             denoiser.compile_blocks(compile)
@@ -158,6 +154,15 @@ class AdaptationTask(FlowMatchingTask):
             rank_zero_info("no LoRA is saved beside the transformer: its attention's own parameters were trained, too")
         elif lora:
             _save_lora(adapted, self.transformer.peft_config[_LORA_NAME], lora, Path(folder) / "transformer" / "lora")
+
+
+def add_lora(denoiser: Denoiser, rank: int) -> None:
+    """Freeze a transformer but for a new LoRA in its linear layers, and its attention's own parameters."""
+    denoiser.module.requires_grad_(False)
+    targets = list(denoiser.lora_targets)
+    denoiser.module.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), _LORA_NAME)
+    for branch in denoiser.branches.values():  # new, so there is nothing to freeze
+        branch.requires_grad_(True)
 
 
 def _lora_weights(denoiser: Denoiser) -> dict[str, Tensor]:

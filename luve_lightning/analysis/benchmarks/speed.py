@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luve_lightning.analysis.attention_plan import CountedAttention
 from luve_lightning.analysis.cost import measure_ms
 from luve_lightning.analysis.dry_run import OperationKind, dry_run
+from luve_lightning.analysis.transformer_plan import CountedAttention
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.models.attention import Where
 from luve_lightning.models.attention.tiles import Tiles

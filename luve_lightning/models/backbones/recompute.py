@@ -165,7 +165,11 @@ class _HostCopy:
         self.stream = torch.Stream(x.device) if x.is_cuda else None
         self.back: Tensor | None = x.detach()  # on the device, until the next copy is made
         parts = self.back.reshape(-1).split(_PART // x.itemsize)
-        self.parts = [torch.empty_like(part, device="cpu", pin_memory=x.is_cuda) for part in parts]
+        # What is only counted takes no memory on the host either.
+        host = "meta" if x.is_meta else "cpu"
+        self.parts = [
+            torch.empty_like(part[:0] if x.is_meta else part, device=host, pin_memory=x.is_cuda) for part in parts
+        ]
         self._copy(zip(self.parts, parts, strict=True))
 
     def release(self) -> None:
@@ -201,6 +205,8 @@ class _HostCopy:
             torch.accelerator.current_stream(self.device).wait_stream(self.stream)
 
     def _copy(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        if self.device.type == "meta":
+            return
         if self.stream is None:
             for target, source in pairs:
                 target.copy_(source)
