@@ -33,6 +33,7 @@ from luve_lightning.datamodules.sampling import (
     BucketBatchSampler,
     ResumableBatchSampler,
     batch_groups,
+    check_order,
     evaluation_batches,
 )
 from luve_lightning.files import text_digest, warn_kept_in_memory, write_text
@@ -276,6 +277,7 @@ class ResumableDataModule(L.LightningDataModule):
         kind_weights: Sequence[float] = (1.0,),
         passes: int = 1,
         volume_of: Callable[[int], int] | None = None,
+        first_kind: int | None = None,
     ) -> DataLoader[Any]:
         """The loader of the training split; starts where the loaded checkpoint stopped.
 
@@ -286,6 +288,7 @@ class ResumableDataModule(L.LightningDataModule):
             passes: visits of each item per epoch.
             volume_of: latents of an item's sample, frames x height x width; asked for one item of each bucket. None
                 where all items have one size.
+            first_kind: see BucketBatchSampler.
 
         Raises:
             ValueError: when the checkpoint is from the middle of an epoch whose order this run cannot repeat.
@@ -304,11 +307,11 @@ class ResumableDataModule(L.LightningDataModule):
             groups = batch_groups(
                 self.buckets, buckets, volumes, self.batch_size, passes, self.fill_batches, self.stills_share
             )
-            sampler = BucketBatchSampler(groups, self.seed, kind_weights, rank, world_size)
+            sampler = BucketBatchSampler(groups, self.seed, kind_weights, rank, world_size, first_kind)
             rank_zero_info(sampler.table())
         resume, self._resume = self._resume, {}
         if resume:
-            _check_order(resume, sampler)
+            check_order(resume, sampler)
             # Lightning makes the first iterator before it sets the epoch, and workers read ahead from it.
             sampler.set_epoch(resume["epoch"])
             sampler.resume_at(resume["batches"])
@@ -384,15 +387,3 @@ def check_clip_limits(**limits: int | None) -> None:
     for name, limit in limits.items():
         if limit is not None and limit < 1:
             raise ValueError(f"{name}: expected at least 1 clip, or null for all, got {limit}")
-
-
-def _check_order(resume: dict[str, Any], sampler: BatchOrder) -> None:
-    then, now = resume["order"], sampler.order()
-    # A run of one size has no buckets, one of several no passes and one batch size.
-    names = {**then, **now}
-    changed = [f"{name} was {then.get(name)}, is {now.get(name)}" for name in names if then.get(name) != now.get(name)]
-    if changed and resume["batches"]:
-        raise ValueError(
-            f"the checkpoint is {resume['batches']} batches into epoch {resume['epoch']} of another order of the data "
-            f"({'; '.join(changed)}): resume with the same values, or start a new run from its weights"
-        )

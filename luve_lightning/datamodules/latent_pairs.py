@@ -233,7 +233,11 @@ class LatentPairsDataModule(ResumableDataModule):
         B x 3 x 2, (start, stop) of latent frames, rows and columns. With several buckets also "bucket", its number.
         """
         weights = [1.0] * len(self.scales)
-        return self.training_loader(self.crops, len(self.crops), weights, self.passes, self._volume)
+        # The smallest scale has the largest input for high-resolution crops of one size; else the largest has more.
+        largest = (max if self.crop.at == "low" else min)(self.scales)
+        return self.training_loader(
+            self.crops, len(self.crops), weights, self.passes, self._volume, self.scales.index(largest)
+        )
 
     def _volume(self, item: int) -> int:
         """High-resolution latents of an item's largest crop."""

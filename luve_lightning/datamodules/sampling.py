@@ -200,6 +200,7 @@ class BucketBatchSampler(BatchOrder):
         kind_weights: see BatchOrder.
         rank: see BatchOrder.
         world_size: see BatchOrder.
+        first_kind: kind of each epoch's first batch; None leaves it to chance.
     """
 
     def __init__(
@@ -209,11 +210,12 @@ class BucketBatchSampler(BatchOrder):
         kind_weights: Sequence[float] = (1.0,),
         rank: int = 0,
         world_size: int = 1,
+        first_kind: int | None = None,
     ) -> None:
         super().__init__(seed, kind_weights, rank, world_size)
         if not groups or min(min(len(g.items), g.batch_size, g.draws) for g in groups) < 1:
             raise ValueError(f"expected buckets with items, batches and draws, got {list(groups)}")
-        self.groups = list(groups)
+        self.groups, self.first_kind = list(groups), first_kind
         # Of each batch: its group, the samples of the group before it, and its samples on one rank.
         self.plan: list[tuple[int, int, int]] = []
         self.filled = 0
@@ -244,6 +246,8 @@ class BucketBatchSampler(BatchOrder):
         shuffled = rng.permutation(len(self.plan))
         steps = [self._largest, *(int(batch) for batch in shuffled if batch != self._largest)]
         kinds = rng.choice(len(self.kind_probabilities), size=len(self), p=self.kind_probabilities)
+        if self.first_kind is not None:
+            kinds[0] = self.first_kind
         drawn = [group.drawn(self.seed, epoch) for group in self.groups]
         for step in range(start, len(steps)):
             number, first, size = self.plan[steps[step]]
@@ -356,3 +360,16 @@ def evaluation_batches(
         own = [items[(rank + i * world_size) % len(items)] for i in range(each)]
         found += [own[i : i + batch_size] for i in range(0, each, batch_size)]
     return found
+
+
+def check_order(resume: Mapping[str, Any], sampler: BatchOrder) -> None:
+    """Raise ValueError when a checkpoint from the middle of an epoch is of another order than the sampler's."""
+    then, now = resume["order"], sampler.order()
+    # A run of one size has no buckets, one of several no passes and one batch size.
+    names = {**then, **now}
+    changed = [f"{name} was {then.get(name)}, is {now.get(name)}" for name in names if then.get(name) != now.get(name)]
+    if changed and resume["batches"]:
+        raise ValueError(
+            f"the checkpoint is {resume['batches']} batches into epoch {resume['epoch']} of another order of the data "
+            f"({'; '.join(changed)}): resume with the same values, or start a new run from its weights"
+        )

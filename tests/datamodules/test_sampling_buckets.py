@@ -138,6 +138,16 @@ def test_the_table_says_what_an_epoch_takes() -> None:
     ]
 
 
+def test_the_first_batch_has_the_kind_that_takes_most() -> None:
+    groups = batch_groups(BUCKETS, BUCKETS * 3, VOLUMES, 2)
+    chance = BucketBatchSampler(groups, 0, (1.0, 1.0, 1.0))
+    chosen = BucketBatchSampler(groups, 0, (1.0, 1.0, 1.0), first_kind=2)
+    for epoch in range(4):
+        free, fixed = batches(chance, epoch), batches(chosen, epoch)
+        assert {key.kind for key in fixed[0]} == {2}
+        assert fixed[1:] == free[1:]
+
+
 def test_no_generator_of_a_bucket_is_a_samples() -> None:
     sampler = ranks(BUCKETS * 3, 1, 1)[0]
     of_samples = {tuple(np.random.default_rng(list(b[0].seed)).integers(1 << 30, size=2)) for b in batches(sampler)}
