@@ -139,7 +139,7 @@ class Buckets:
         if isinstance(size, AreaSizes):
             return cls(size.sizes(size.multiple or multiple()), lengths)
         several = [tuple(one) for one in size if isinstance(one, list | tuple)]
-        return cls(several or [tuple(size)], lengths)  # type: ignore[arg-type]
+        return cls(several or ([tuple(size)] if size else []), lengths)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Bucket]:
         return iter(self._buckets)

@@ -133,6 +133,7 @@ def test_equal_shapes_go_to_the_larger_size() -> None:
     ("size", "frames", "message"),
     [
         ([(8, 8), (8, 8)], 1, r"^size: expected one or more, all different, got \[\(8, 8\), \(8, 8\)\]"),
+        ([], 1, r"^size: expected one or more, all different, got \[\]"),
         ((8, 8), [1, 1], r"^frames: expected one or more, all different, got \[1, 1\]"),
         ((8, 8), [], r"^frames: expected one or more"),
     ],
