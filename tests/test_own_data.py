@@ -89,6 +89,8 @@ def test_five_commands_make_a_vluer_and_an_lfe_from_ten_phone_clips(
         train, val = run.clips_in(name)
         assert train + val == 10
         assert val >= 1
+        assert not any(row.split == "test" for row in run.rows)
+        assert re.search(r"next +luve validate --config", run.outcomes[name].out), "there are no clips to test on"
     assert Path("runs/own/vluer/vluer/config.json").is_file()
     assert Path("runs/own/lfe/adapter_model.safetensors").is_file()
 

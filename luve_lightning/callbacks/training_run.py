@@ -197,10 +197,12 @@ class RunSummary(Callback):
             return None
         if stopped:
             return _with_last_checkpoint(self.command, "fit")
-        for verb, step, loader in (
-            ("test", "test_step", "test_dataloader"),
-            ("validate", "validation_step", "val_dataloader"),
+        for verb, step, loader, there in (
+            ("test", "test_step", "test_dataloader", "tests"),
+            ("validate", "validation_step", "val_dataloader", "validates"),
         ):
+            if not getattr(data, there, True):  # a small index of one's own
+                continue
             if is_overridden(step, module, LightningModule) and is_overridden(loader, data, LightningDataModule):
                 return _with_last_checkpoint(self.command, verb)
         return None

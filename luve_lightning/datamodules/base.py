@@ -156,6 +156,8 @@ class ResumableDataModule(L.LightningDataModule):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.validates = True
         """Whether there are validation clips, as far as splits were opened."""
+        self.tests = True
+        """Whether the index has test clips, once it was opened."""
         self.fill_batches = False
         self.stills_share: float | None = None
         self._choice: tuple[SizeChoice, LengthChoice, str] | None = None
@@ -227,6 +229,7 @@ class ResumableDataModule(L.LightningDataModule):
             EmptySplit: see `clips_of`.
             NoUsableClips: none of a split's clips has latents.
         """
+        self.tests = bool(index.split("test"))
         for split in splits:
             try:
                 find(split)

@@ -153,6 +153,7 @@ def test_a_run_on_an_index_of_ones_own_without_validation(
     assert trained.code == 0, trained.err
     assert caplog.text.count("training goes on without validation: the split val of") == 1
     assert (tiny_environment / "checkpoints" / "last.ckpt").is_file()
+    assert "  next " not in trained.out, "nothing to validate or test on"
     refused = run_luve(capsys, "validate", *words[1:])
     assert refused.code == 2
     assert "the split val of" in refused.err
