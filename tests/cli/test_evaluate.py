@@ -139,7 +139,7 @@ def test_results_of_another_reading_are_not_used(
     """A mirrored video that was measured under the hash of its bytes alone, and one that is refused."""
     set_matrix(folders["near"] / "video-1.mp4", -1, 0, 0, 1)
     with monkeypatch.context() as before:
-        before.setattr(clip_hashes, "look", lambda path: clip_hashes.Reading())
+        before.setattr(clip_hashes, "look", lambda path, matte: clip_hashes.Reading())
         assert totals(luve()) == (3 * COUNT, 0, 0)
     (tmp_path / "out" / "cache" / "clip_readings.jsonl").unlink()
     set_matrix(folders["far"] / "video-2.mp4", 1, 1, -1, 1)

@@ -68,7 +68,10 @@ def test_the_grid_and_the_metric_shown_are_the_tables() -> None:
     known = {folder.name: configuration(folder) for folder in FOLDERS}
     assert known["multi_scale"]["metric"] == {"name": "result/psnr_rgb_x1_5", "goal": "maximize"}
     assert known["experts"]["metric"] == {"name": "result/fd_patch_vae", "goal": "minimize"}
-    assert known["placement"]["parameters"] == {"rows": {"values": ["full", "swapped"]}, "seeds": {"values": [1, 2, 3]}}
+    assert known["placement"]["parameters"] == {
+        "rows": {"values": ["full", "attention_modules", "swapped"]},
+        "seeds": {"values": [1, 2, 3]},
+    }
     assert known["rank"]["description"].startswith("Rank of the experts")
     assert "mini world" in known["rank"]["description"]
 
@@ -97,7 +100,7 @@ def test_without_an_account_the_grid_runs_here(
 ) -> None:
     outcome = run_luve(capsys, "sweep", "placement")
     assert outcome.code == 0, outcome.err
-    assert calls == [{"table": "placement", "rows": ["full", "swapped"], "seeds": [1, 2, 3]}]
+    assert calls == [{"table": "placement", "rows": ["full", "attention_modules", "swapped"], "seeds": [1, 2, 3]}]
     assert outcome.out == (
         "no sweep, no account: neither WANDB_API_KEY nor a netrc entry of api.wandb.ai: "
         "the same 6 rows and seeds run here\n"
@@ -107,7 +110,7 @@ def test_without_an_account_the_grid_runs_here(
 def test_a_dry_run_prints_the_commands(
     capsys: pytest.CaptureFixture[str], no_account: None, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    together = "luve ablate placement --rows=full,swapped --seeds=1,2,3"
+    together = "luve ablate placement --rows=full,attention_modules,swapped --seeds=1,2,3"
     lines = run_luve(capsys, "sweep", "placement", "--dry_run", "true").out.splitlines()
     assert lines[1:] == [together], "without an account, the one command that runs"
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
