@@ -348,6 +348,16 @@ def test_an_interrupted_verb_that_keeps_its_work_says_so(
     monkeypatch.setattr("luve_lightning.__main__.run_verb", interrupt)
     outcome = run_luve(capsys, *verb.split(), "--anything", "1")
     assert outcome.code == 130
-    keeps = verb in "mini-world index precompute embed score generate upsample evaluate ablate".split()
+    keeps = verb in [
+        "mini-world",
+        "index",
+        "precompute",
+        "embed",
+        "score",
+        "generate",
+        "upsample",
+        "evaluate",
+        "ablate",
+    ]
     hint = "; run the same command again to continue" if keeps else ""
     assert outcome.error_lines == [f"luve {verb}: interrupted{hint}"]

@@ -103,7 +103,7 @@ def test_without_an_account_the_grid_runs_here(
     assert calls == [{"table": "placement", "rows": ["full", "attention_modules", "swapped"], "seeds": [1, 2, 3]}]
     assert outcome.out == (
         "no sweep, no account: neither WANDB_API_KEY nor a netrc entry of api.wandb.ai: "
-        "the same 6 rows and seeds run here\n"
+        "the same 9 rows and seeds run here\n"
     )
 
 
@@ -116,7 +116,7 @@ def test_a_dry_run_prints_the_commands(
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     lines = run_luve(capsys, "sweep", "placement", "--dry_run", "true").out.splitlines()
     assert lines[1] == "luve ablate placement --rows=full --seeds=1"
-    assert (len(lines), lines[-1]) == (1 + 6 + 1, together)
+    assert (len(lines), lines[-1]) == (1 + 9 + 1, together)
     assert not calls
 
 
