@@ -12,7 +12,6 @@ import safetensors.torch
 import torch
 from diffusers import WanPipeline
 from safetensors import safe_open
-from torch import Tensor
 
 from luve_lightning.cascade.lora_conversion import LoraNames, convert_lora
 from luve_lightning.cascade.lora_files import read_lora
@@ -20,23 +19,12 @@ from luve_lightning.cascade.lora_loading import load_lora
 from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
 from luve_lightning.models.experts import add_expert, save_expert
 from tests.helpers.tiny_luve import EXPERTS, PLAIN
-from tests.helpers.tiny_wan import load_transformer, output
+from tests.helpers.tiny_wan import load_transformer, prediction
 from tests.helpers.wan_files import own_config, own_weights, write_weights
 
 NAMES: tuple[LoraNames, ...] = ("comfyui", "diffsynth", "diffusers", "peft")
 SCALES = {"attn1.to_q": 0.5, "ffn.net.0.proj": 3.0}
 """By layer: rank 4 and alpha 2, and rank 2 with alpha 6."""
-
-
-def velocity(transformer: Any) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    arguments = {
-        "hidden_states": torch.randn(2, 16, 2, 4, 6, generator=generator),
-        "timestep": torch.tensor([900.0, 100.0]),
-        "encoder_hidden_states": torch.randn(2, 16, 16, generator=generator),
-    }
-    with torch.no_grad():
-        return output(transformer, arguments)
 
 
 @pytest.fixture
@@ -77,21 +65,21 @@ def target(folder: Path, names: str) -> Path:
 
 @pytest.mark.parametrize("names", NAMES)
 def test_a_converted_lora_is_the_same_lora(tiny_backbone: Path, lora: Path, tmp_path: Path, names: LoraNames) -> None:
-    want = velocity(merged(tiny_backbone, lora))
+    want = prediction(merged(tiny_backbone, lora))
     done = convert_lora(lora, target(tmp_path, names), names, tiny_backbone)
     assert (done.summary.layers, done.summary.ranks, done.summary.scales) == (4, [2, 4], [0.5, 3.0])
     transformer = load_transformer(tiny_backbone).eval()
-    before = velocity(transformer)
+    before = prediction(transformer)
     summary = load_lora([transformer], read_lora(target(tmp_path, names)), "again", None)
     assert summary.layers == 4
-    torch.testing.assert_close(velocity(transformer), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(prediction(transformer), want, rtol=1e-5, atol=1e-5)
     assert (want - before).abs().max() > 0.05
     # Any of them can be converted again.
     second = tmp_path / "second.safetensors"
     convert_lora(target(tmp_path, names), second, "comfyui", tiny_backbone)
     other = load_transformer(tiny_backbone).eval()
     load_lora([other], read_lora(second), "again", None)
-    torch.testing.assert_close(velocity(other), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(prediction(other), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("names", ["comfyui", "diffusers", "peft"])
@@ -106,7 +94,7 @@ def test_diffusers_itself_reads_it(tiny_backbone: Path, lora: Path, tmp_path: Pa
     else:
         pipeline = WanPipeline(None, None, None, None, transformer)
         pipeline.load_lora_weights(str(tmp_path), weight_name="converted.safetensors")
-    torch.testing.assert_close(velocity(transformer), velocity(merged(tiny_backbone, lora)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(prediction(transformer), prediction(merged(tiny_backbone, lora)), rtol=1e-5, atol=1e-5)
 
 
 def test_names_and_scales_in_the_file(tiny_backbone: Path, lora: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +18,14 @@ from safetensors.torch import save_file
 from luve_lightning.cascade import LuVePipeline
 from luve_lightning.data.video_files import read_video
 from luve_lightning.evaluation.video_sets import find_video_sets
-from tests.helpers.run_luve import Outcome, run_luve
-
-Luve = Callable[..., Outcome]
-PROMPT = "a red boat sails slowly"
-SIZES = {"height": 64, "width": 96, "motion_height": 32, "motion_width": 48, "num_frames": 5}
+from tests.helpers.generating import PROMPT, SIZES, Luve, generating
+from tests.helpers.run_luve import run_luve
 
 
 @pytest.fixture
 def luve(capsys: pytest.CaptureFixture[str], tiny_cascade: Path, tmp_path: Path) -> Luve:
     """Runs the verb; keyword arguments replace options, or remove them when None."""
-
-    def run(*words: object, **options: Any) -> Outcome:
-        given: dict[str, Any] = {
-            "backbone": tiny_cascade / "wan",
-            "vluer": tiny_cascade / "vluer",
-            "output": tmp_path / "out",
-            "steps": 3,
-            "skip_steps": 1,
-            "device": "cpu",
-            "lossless": "true",
-            **SIZES,
-            **options,
-        }
-        return run_luve(capsys, "generate", *words, *(f"--{k}={v}" for k, v in given.items() if v is not None))
-
-    return run
+    return generating(capsys, tiny_cascade, tmp_path / "out", lossless="true")
 
 
 def made(folder: Path) -> tuple[Path, dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +13,17 @@ import torch
 from PIL import Image
 
 from luve_lightning.cascade.pipeline import LuVePipeline
-from tests.helpers.run_luve import Outcome, run_luve
-
-PROMPT = "a red boat sails slowly"
-SIZES = {"height": 64, "width": 96, "motion_height": 32, "motion_width": 48, "num_frames": 1}
+from tests.helpers.generating import PROMPT, SIZES, Luve, generating
+from tests.helpers.run_luve import run_luve
 
 KINDS = "luve_lightning.models.attention"
-
-Luve = Callable[..., Outcome]
 
 
 @pytest.fixture
 def luve(capsys: pytest.CaptureFixture[str], tiny_cascade: Path, tmp_path: Path) -> Luve:
     """Runs the verb; keyword arguments replace options, or remove them when None."""
-
-    def run(**options: Any) -> Outcome:
-        given: dict[str, Any] = {
-            "backbone": tiny_cascade / "wan",
-            "vluer": tiny_cascade / "vluer",
-            "output": tmp_path / "out",
-            "steps": 3,
-            "skip_steps": 1,
-            "device": "cpu",
-            **SIZES,
-            **options,
-        }
-        words = [] if "prompts" in options else [PROMPT]
-        return run_luve(capsys, "generate", *words, *(f"--{k}={v}" for k, v in given.items() if v is not None))
-
-    return run
+    run = generating(capsys, tiny_cascade, tmp_path / "out", num_frames=1)
+    return lambda **options: run(*([] if "prompts" in options else [PROMPT]), **options)
 
 
 def made(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -65,7 +46,9 @@ def test_one_frame_is_the_picture_that_the_pipeline_makes(luve: Luve, tiny_casca
     pipeline = LuVePipeline.from_pretrained(tiny_cascade / "wan", tiny_cascade / "vluer")
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(4)
-    want = pipeline(PROMPT, **SIZES, steps=3, skip_steps=1, guidance=3.0, generator=generator).frames[0]
+    want = pipeline(
+        PROMPT, **SIZES | {"num_frames": 1}, steps=3, skip_steps=1, guidance=3.0, generator=generator
+    ).frames[0]
     assert want.shape == (1, 64, 96, 3)
     assert np.array_equal(pixels(picture), (want[0] * 255).round().astype(np.uint8))
     assert [stage["latents"] for stage in about["stages"]] == [[16, 1, 4, 6], *[[16, 1, 8, 12]] * 3]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +14,13 @@ import torch
 
 from luve_lightning.cascade import LuVePipeline
 from luve_lightning.data.video_files import read_video
-from tests.helpers.run_luve import Outcome, run_luve
-
-Luve = Callable[..., Outcome]
-PROMPT = "a red boat sails slowly"
-SIZES = {"height": 64, "width": 96, "motion_height": 32, "motion_width": 48, "num_frames": 5}
+from tests.helpers.generating import PROMPT, SIZES, Luve, generating
 
 
 @pytest.fixture
 def luve(capsys: pytest.CaptureFixture[str], tiny_cascade: Path, tmp_path: Path) -> Luve:
     """Runs the verb with options."""
-
-    def run(**options: Any) -> Outcome:
-        given: dict[str, Any] = {
-            "backbone": tiny_cascade / "wan",
-            "vluer": tiny_cascade / "vluer",
-            "output": tmp_path / "out",
-            "steps": 3,
-            "skip_steps": 1,
-            "device": "cpu",
-            "lossless": "true",
-            **SIZES,
-            **options,
-        }
-        return run_luve(capsys, "generate", PROMPT, *(f"--{key}={value}" for key, value in given.items()))
-
-    return run
+    return partial(generating(capsys, tiny_cascade, tmp_path / "out", lossless="true"), PROMPT)
 
 
 def made(folder: Path) -> tuple[np.ndarray, dict[str, Any]]:

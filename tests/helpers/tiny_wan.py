@@ -65,6 +65,18 @@ def output(transformer: Any, arguments: dict[str, Any]) -> Tensor:
     return result
 
 
+def prediction(transformer: Any) -> Tensor:
+    """The velocity of two samples of noise at two noise levels, the same in every call."""
+    generator = torch.Generator().manual_seed(0)
+    arguments = {
+        "hidden_states": torch.randn(2, 16, 2, 4, 6, generator=generator),
+        "timestep": torch.tensor([900.0, 100.0]),
+        "encoder_hidden_states": torch.randn(2, 16, 16, generator=generator),
+    }
+    with torch.no_grad():
+        return output(transformer, arguments)
+
+
 def randomise(transformer: WanTransformer3DModel, *names: str, scale: float = 0.3) -> None:
     """Give experts corrections that are not zero, as training would."""
     generator = torch.Generator().manual_seed(2)

@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,19 +23,8 @@ from tests.helpers.attending import FrameAttention, LearnedFrameAttention
 from tests.helpers.processes import run_processes
 from tests.helpers.resumable import Run
 from tests.helpers.tiny_flow import World, adapt, make_trainer
-from tests.helpers.tiny_wan import load_transformer, output
+from tests.helpers.tiny_wan import load_transformer, prediction
 from tests.helpers.wan_files import own_config, own_weights, write_weights
-
-
-def predictions(transformer: Any) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    arguments = {
-        "hidden_states": torch.randn(2, 16, 2, 4, 6, generator=generator),
-        "timestep": torch.tensor([900.0, 100.0]),
-        "encoder_hidden_states": torch.randn(2, 16, 16, generator=generator),
-    }
-    with torch.no_grad():
-        return output(transformer, arguments)
 
 
 @pytest.mark.parametrize("rank", [0, 3], ids=["all weights", "lora"])
@@ -44,16 +32,16 @@ def test_the_export_gives_what_the_trained_model_gives(world: World, tmp_path: P
     torch.manual_seed(0)
     task = world.adaptation(lora_rank=rank, lr=3e-2, recompute="blocks")
     base = load_transformer(world.backbone)
-    before = predictions(task.transformer)
-    assert torch.equal(before, predictions(base)), "a new LoRA is nothing"
+    before = prediction(task.transformer)
+    assert torch.equal(before, prediction(base)), "a new LoRA is nothing"
     linear_in_blocks = sum(isinstance(m, torch.nn.Linear) for m in base.blocks.modules())
     trained = sum(p.requires_grad for p in task.parameters())
     assert trained == (2 * linear_in_blocks if rank else len(list(base.parameters())))
     make_trainer(tmp_path, max_steps=3, callbacks=[Export(tmp_path)]).fit(task, world.data())
-    after = predictions(task.transformer)
+    after = prediction(task.transformer)
     assert (after - before).abs().max() > 1e-2
     exported = load_transformer(tmp_path)
-    torch.testing.assert_close(predictions(exported), after, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(prediction(exported), after, rtol=1e-4, atol=1e-5)
     assert exported.state_dict().keys() == base.state_dict().keys(), "adapters are merged, not saved beside"
     assert set(exported.config) - {"_name_or_path"} == set(base.config) - {"_name_or_path"}
     lora = tmp_path / "transformer" / "lora"
@@ -61,9 +49,9 @@ def test_the_export_gives_what_the_trained_model_gives(world: World, tmp_path: P
     if rank:
         summary = load_lora([base], read_lora(lora), "again", None)
         assert (summary.ranks, summary.scales, summary.layers) == ([rank], [1.0], linear_in_blocks)
-        torch.testing.assert_close(predictions(base), after, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(prediction(base), after, rtol=1e-5, atol=1e-6)
     # The base of the experts: a task takes the folder as it is.
-    assert torch.equal(predictions(world.adaptation().transformer), before)
+    assert torch.equal(prediction(world.adaptation().transformer), before)
 
 
 def test_a_later_export_removes_the_lora_of_an_earlier_one(world: World, tmp_path: Path) -> None:
@@ -93,19 +81,19 @@ def test_it_starts_from_a_file_of_wans_own_names_as_from_its_folder(world: World
         task = replace(world, backbone=backbone).adaptation(lr=3e-2)
         make_trainer(tmp_path, max_steps=2, callbacks=[Export(tmp_path / name)]).fit(task, world.data())
     exported = WanTransformer3DModel.from_pretrained(tmp_path / "file", subfolder="transformer")
-    assert torch.equal(predictions(exported), predictions(load_transformer(tmp_path / "folder")))
-    assert not torch.equal(predictions(exported), predictions(transformer))
+    assert torch.equal(prediction(exported), prediction(load_transformer(tmp_path / "folder")))
+    assert not torch.equal(prediction(exported), prediction(transformer))
     expert = replace(world, backbone=file).expert()
-    assert torch.equal(predictions(expert.transformer), predictions(transformer)), "a new expert changes nothing"
+    assert torch.equal(prediction(expert.transformer), prediction(transformer)), "a new expert changes nothing"
 
 
 def test_experts_are_trained_with_the_attention_of_their_base(world: World, tmp_path: Path) -> None:
     task = world.adaptation(attention=FrameAttention())
     task.export(tmp_path, None)
     expert = replace(world, backbone=tmp_path).expert()
-    got = predictions(expert.transformer)
-    assert torch.equal(got, predictions(task.transformer))
-    assert not torch.allclose(got, predictions(world.adaptation().transformer), atol=1e-4)
+    got = prediction(expert.transformer)
+    assert torch.equal(got, prediction(task.transformer))
+    assert not torch.allclose(got, prediction(world.adaptation().transformer), atol=1e-4)
 
 
 @pytest.mark.parametrize("rank", [0, 3], ids=["all weights", "lora"])
@@ -120,12 +108,12 @@ def test_an_attentions_own_parameters_are_trained_and_exported(world: World, tmp
     assert all(x.requires_grad and x.any() for x in own.values())
     assert own.keys() <= ema.average.keys()
     with ema.averaged(task):
-        want = predictions(task.transformer)
+        want = prediction(task.transformer)
     exported = replace(world, backbone=tmp_path)
     assert not (tmp_path / "transformer" / "lora").exists(), "it would lack the attention's parameters"
     again = exported.adaptation()
     assert again.denoiser.attention == LearnedFrameAttention()
-    torch.testing.assert_close(predictions(again.transformer), want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(prediction(again.transformer), want, rtol=1e-4, atol=1e-5)
     other = exported.adaptation(attention=LearnedFrameAttention(2))
     assert all(branch.weight.any() for branch in other.denoiser.branches.values())
     expert = exported.expert()
@@ -142,8 +130,8 @@ def test_another_attention_than_an_experts_is_asked_for_by_name(world: World, tm
     for attention in (FrameAttention(), FrameAttention(2), Dense()):
         task = world.expert(init_from=str(tmp_path), attention=attention)
         assert task.denoiser.attention == attention
-    want = predictions(world.adaptation().transformer)
-    torch.testing.assert_close(predictions(world.adaptation(attention=Dense()).transformer), want)
+    want = prediction(world.adaptation().transformer)
+    torch.testing.assert_close(prediction(world.adaptation(attention=Dense()).transformer), want)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -199,11 +187,11 @@ def test_sharded_a_lora_is_merged_and_saved_whole(world: World, tmp_path: Path) 
     run = Run(tmp_path / "fsdp", steps=2, processes=2, task={"world": world, "sharded": True, "lora_rank": 3})
     assert run_processes(run, adapt) == [0, 0], (run.folder / "output-0.txt").read_text()
     base = load_transformer(world.backbone)
-    before = predictions(base)
+    before = prediction(base)
     load_lora([base], read_lora(run.folder / "export" / "transformer" / "lora"), "again", None)
-    merged = predictions(load_transformer(run.folder / "export"))
+    merged = prediction(load_transformer(run.folder / "export"))
     assert (merged - before).abs().max() > 5e-5
-    torch.testing.assert_close(predictions(base), merged, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(prediction(base), merged, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -251,10 +251,19 @@ def _reading(
         seconds = min(_precompute_seconds(clip, size) for _ in range(repeats))
     finally:
         torch.set_num_threads(threads)
-    bound: dict[str, Any] = {"cores": cores, "seconds_a_window": round(seconds / cores, 3), "gpu_seconds": gpu_seconds}
-    bound |= {"of_gpu_time": round(seconds / cores / gpu_seconds, 3)}
-    bound |= {"bound": "gpu" if seconds / cores < gpu_seconds else "reading"}
-    yield row | {"what": "precompute", "to": list(size)} | _rate(clip, seconds) | bound
+    yield row | {"what": "precompute", "to": list(size)} | _rate(clip, seconds) | bound(seconds, cores, gpu_seconds)
+
+
+def bound(core_seconds: float, cores: int, gpu_seconds: float) -> dict[str, Any]:
+    """What `luve precompute` waits for: reading a window on so many cores, or encoding it on the GPU."""
+    seconds = core_seconds / cores
+    return {
+        "cores": cores,
+        "seconds_a_window": round(seconds, 3),
+        "gpu_seconds": gpu_seconds,
+        "of_gpu_time": round(seconds / gpu_seconds, 3),
+        "bound": "gpu" if seconds < gpu_seconds else "reading",
+    }
 
 
 def _rate(clip: ClipEntry, seconds: float) -> dict[str, Any]:

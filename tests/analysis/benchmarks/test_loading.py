@@ -39,6 +39,13 @@ def test_rows_of_training_and_of_reading(capsys: pytest.CaptureFixture[str]) -> 
         assert precompute["bound"] == ("reading" if precompute["of_gpu_time"] >= 1 else "gpu")
 
 
+def test_the_slower_of_reading_and_encoding_is_what_is_waited_for() -> None:
+    assert loading.bound(4.0, 4, 0.5)["bound"] == "reading"
+    assert loading.bound(4.0, 8, 4.25) == {
+        "cores": 8, "seconds_a_window": 0.5, "gpu_seconds": 4.25, "of_gpu_time": 0.118, "bound": "gpu"
+    }  # fmt: skip
+
+
 def test_clips_are_what_the_rows_say(tmp_path: Path) -> None:
     for codec in loading.ENCODERS:
         clip = loading._write_clip(tmp_path / f"{codec}.mp4", codec, 144, 9)
