@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +91,10 @@ def _resident_bytes(field: str) -> int:
     raise LookupError(field)
 
 
+FirstUse = Literal["compiler", "forward", "training", "kernels"]
+"""What takes a process longer once: starting torch.compile; compiling a block's graph for the forward pass, or for
+forward and backward pass; building the kernels of the VAE's frames."""
+
 _TERA = 1e12
 _LAUNCH = 5e-6  # least seconds from one kernel's start to the next one's
 
@@ -107,6 +111,7 @@ class GpuSpeed:
         float32: share of `tflops` that remains in float32 (no TF32 except in convolutions, PyTorch's default); 1 for
             a kind that it leaves out.
         by_keys: TFLOP/s of "attention" in 16-bit by keys of each query, the more precise; may be empty.
+        first_use: seconds of each first use; those that were not measured are missing.
     """
 
     name: str
@@ -115,6 +120,12 @@ class GpuSpeed:
     bandwidth: float
     float32: Mapping[OperationKind, float]
     by_keys: Mapping[int, float] = field(default_factory=dict)
+    first_use: Mapping[FirstUse, float] = field(default_factory=dict)
+
+    def first_uses(self, uses: Iterable[FirstUse]) -> float | None:
+        """Seconds of first uses, one after another; None where one was not measured."""
+        found = list(uses)
+        return sum(self.first_use[one] for one in found) if all(one in self.first_use for one in found) else None
 
     def seconds(self, operations: Mapping[Operation, int]) -> float | None:
         """Time of operations, run one after another, in seconds; None where the rate of a kind is not known."""
@@ -247,13 +258,20 @@ def speed_of(rows: Iterable[Mapping[str, Any]]) -> GpuSpeed:
     if len(gpus := sorted({str(row["gpu"]) for row in rows})) > 1:
         raise ValueError(f"rows of several GPUs, {' and '.join(gpus)}; a file holds one GPU's")
     for row in rows:
-        for name in row.keys() & {"tflops", "tb_per_second"}:
-            if not isinstance(row[name], int | float) or not 0 < row[name] < math.inf:
-                raise ValueError(f"{row['kind']}: {name}: expected a number above 0, got {row[name]!r}")
+        for name in row.keys() & {"tflops", "tb_per_second", "seconds"}:
+            value, least = row[name], 0 if name == "seconds" else math.ulp(0)
+            if not isinstance(value, int | float) or not least <= value < math.inf:
+                above = "at least" if name == "seconds" else "above"
+                raise ValueError(f"{row['kind']}: {name}: expected a number {above} 0, got {value!r}")
     rates: dict[tuple[str, str], float] = {}
     by_keys: dict[int, float] = {}
+    first_use: dict[FirstUse, float] = {}
     facts: Mapping[str, Any] = {}
     for row in rows:
+        if row["kind"] == "first use":
+            if row["of"] in get_args(FirstUse):  # another version of this package may know more
+                first_use[row["of"]] = row["seconds"]
+            continue
         if row["kind"] == "rest":
             facts = row
             continue
@@ -266,7 +284,7 @@ def speed_of(rows: Iterable[Mapping[str, Any]]) -> GpuSpeed:
             raise LookupError(f"no row of {kind} in bfloat16")
     tflops["attention"] = by_keys[max(by_keys)]
     float32: Any = {kind: rate / tflops[kind] for (kind, dtype), rate in rates.items() if dtype == "float32"}
-    return GpuSpeed(facts["gpu"], facts["memory_gib"], tflops, facts["tb_per_second"], float32, by_keys)
+    return GpuSpeed(facts["gpu"], facts["memory_gib"], tflops, facts["tb_per_second"], float32, by_keys, first_use)
 
 
 def _with_attention(speed: GpuSpeed, tflops: float) -> GpuSpeed:

@@ -19,8 +19,11 @@ _TERMS = 3
 def plan_dict(
     options: CascadeOptions, stages: Sequence[StagePlan], speed: GpuSpeed | None, passes: Sequence[StagePlan] = ()
 ) -> dict[str, Any]:
-    """The whole plan in plain types; `passes` are single forward passes."""
-    seconds = None if speed is None else total(stage.seconds for stage in stages)
+    """The whole plan in plain types; `passes` are single forward passes.
+
+    `seconds` is that of a process's first video where what its first uses take is known, else of a later one.
+    """
+    seconds = None if speed is None else total(_with_first_use(stage) for stage in stages)
     return {
         "frames_height_width": list(options.size),
         "motion_frames_height_width": list(options.motion) if options.cascade else None,
@@ -30,6 +33,7 @@ def plan_dict(
         "peak": max(stage.peak for stage in stages),
         "flops": sum(stage.flops for stage in stages),
         "seconds": seconds,
+        "first_use_seconds": total(stage.first_use_seconds for stage in stages),
         "gpu": None if speed is None else speed.name,
         "stages": [asdict(stage) for stage in stages],
         "forward_passes": [asdict(one) for one in passes],
@@ -40,6 +44,9 @@ def plan_text(stages: Sequence[StagePlan], speed: GpuSpeed | None, passes: Seque
     """A table of the stages, then what makes up their memory, single forward passes, and the totals."""
     head = ["stage", "latents", "tokens", "steps", "forwards", "TFLOP each", "TFLOP", "peak GiB", "estimated"]
     rows = [head if speed else head[:-1]]
+    first_uses = speed is not None and any(stage.first_use_seconds != 0 for stage in stages)
+    if first_uses:
+        rows[0].append("first use s")
     for stage in stages:
         row = [
             stage.stage,
@@ -51,7 +58,8 @@ def plan_text(stages: Sequence[StagePlan], speed: GpuSpeed | None, passes: Seque
             _three(stage.flops / 1e12),
             f"{stage.peak / _GIB:.2f}",
         ]
-        rows.append(row if speed is None else [*row, _seconds(stage)])
+        row += [] if speed is None else [_seconds(stage)]
+        rows.append([*row, _first_use(stage)] if first_uses else row)
     lines = [_aligned(rows, 2), "", "memory, GiB: weights + activations + workspace (the largest activations)"]
     width = max(len(stage.stage) for stage in stages)
     lines += [f"  {stage.stage.ljust(width)}  {_memory(stage)}" for stage in stages]
@@ -67,7 +75,7 @@ _MADE = {"upsample": "upsampled", "refine": "refined", "decode": "decoded"}
 
 
 def beside_made(stages: Sequence[StagePlan], made: Mapping[str, Any]) -> str:
-    """A table of the plan beside what a video took, stage by stage.
+    """A table of the plan, first uses included where they are known, beside what a video took, stage by stage.
 
     Args:
         stages: the plan.
@@ -103,9 +111,10 @@ def beside_made(stages: Sequence[StagePlan], made: Mapping[str, Any]) -> str:
             wanted = f"{name} {list(stage.latents or ())} in {stage.steps} steps"
             raise ValueError(f"made: the plan has {wanted}, the video's record {', '.join(has) or 'no stages'}")
         peak = _compared(stage.peak / _GIB, took.get("peak_gib"))
-        rows.append([stage.stage, *_compared(stage.seconds, took["seconds"]), *peak])
-        if stage.seconds is not None and took["seconds"] is not None:
-            both.append((stage.seconds, took["seconds"]))
+        seconds = _with_first_use(stage)
+        rows.append([stage.stage, *_compared(seconds, took["seconds"]), *peak])
+        if seconds is not None and took["seconds"] is not None:
+            both.append((seconds, took["seconds"]))
     if both:
         estimates, taken = zip(*both, strict=True)
         rows.append(["together", *_compared(sum(estimates), sum(taken)), "", "", ""])
@@ -180,6 +189,16 @@ def _pass(one: StagePlan, speed: GpuSpeed | None) -> str:
     return f"{name}{share}: {_three(one.flops / 1e12)} TFLOP" + ("" if speed is None else f", {_seconds(one)}")
 
 
+def _first_use(stage: StagePlan) -> str:
+    if stage.first_use_seconds is None:
+        return "unknown"
+    return f"{stage.first_use_seconds:.1f}" if stage.first_use_seconds else ""
+
+
+def _with_first_use(stage: StagePlan) -> float | None:
+    return None if stage.seconds is None else stage.seconds + (stage.first_use_seconds or 0.0)
+
+
 def _seconds(stage: StagePlan) -> str:
     return "unknown" if stage.seconds is None else duration(stage.seconds)
 
@@ -191,9 +210,15 @@ def _conclusion(stages: Sequence[StagePlan], speed: GpuSpeed | None) -> list[str
     if speed is None:
         return [*lines, "no time estimate: give --gpu h200, or your GPU's speed with --gpu FILE or --gpu_tflops"]
     fits = "fits" if peak < speed.memory_gib else "does not fit"
-    seconds = total(stage.seconds for stage in stages)
-    time = f"estimated time {duration(seconds)}" if seconds is not None else "no time estimate"
-    lines.append(f"{time} on one {speed.name}, without loading; {fits} its {speed.memory_gib:g} GiB")
+    seconds, first = total(map(_with_first_use, stages)), total(stage.first_use_seconds for stage in stages)
+    time, without = "no time estimate", "loading"
+    if seconds is not None:
+        time = f"estimated time {duration(seconds)}"
+        time += f", {duration(first)} of it for first uses (compiling, kernels)," if first else ""
+        without += " and first uses (compiling, kernels)" if first is None else ""
+    lines.append(f"{time} on one {speed.name}, without {without}; {fits} its {speed.memory_gib:g} GiB")
+    if first is None:
+        lines.append("what a first use takes is unknown: luve bench --subject speed --output FILE measures it")
     if seconds is None:
         lines.append(
             f"{speed.name}: the rate of an attention that skips pairs was not measured: on the GPU, luve bench "

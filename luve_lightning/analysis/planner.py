@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from luve_lightning.analysis.cost import GpuSpeed
+from luve_lightning.analysis.cost import FirstUse, GpuSpeed
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, DryRun, dry_run, weight_bytes
 from luve_lightning.analysis.model_parts import DenoisingStage, Parts, StepProgram, decode, encode_prompt
 from luve_lightning.analysis.transformer_plan import (
@@ -55,6 +55,8 @@ class StagePlan:
         attention: denoising steps by self-attention: "dense", or the name of what replaces it.
         pairs: query-key products of self-attention in all forward passes, as a share of those of dense attention.
         seconds: estimated duration; None without a GPU's speed, or where it lacks the rate of an operation.
+        first_use_seconds: what the first video of a process takes longer: compiling the transformer's blocks, a graph
+            for each expert (and batch) in force, and building the kernels that decode. None where that is not known.
     """
 
     stage: str
@@ -73,6 +75,7 @@ class StagePlan:
     attention: dict[str, int] = field(default_factory=dict)
     pairs: float | None = None
     seconds: float | None = None
+    first_use_seconds: float | None = 0.0
 
 
 class Planner:
@@ -108,11 +111,19 @@ class Planner:
         """Every stage in order."""
         planned = [self.text()]
         if self.low is None:
-            return [*planned, self.denoising("motion", self.grid, name="direct"), self.decoding()]
-        planned += [self.denoising("motion", self.low), self.upsampling()]
-        if self.options.skip_steps < self.options.steps:
-            planned.append(self.denoising("refine", self.grid))
-        return [*planned, self.decoding()]
+            planned.append(self.denoising("motion", self.grid, name="direct"))
+        else:
+            planned += [self.denoising("motion", self.low), self.upsampling()]
+            if self.options.skip_steps < self.options.steps:
+                planned.append(self.denoising("refine", self.grid))
+        return [*planned, self._after(planned, self.decoding())]
+
+    @staticmethod
+    def _after(planned: Iterable[StagePlan], decoding: StagePlan) -> StagePlan:
+        """Decoding whose kernels are built while the stages before it run."""
+        building, before = decoding.first_use_seconds, total(stage.seconds for stage in planned)
+        rest = None if building is None or before is None else max(0.0, building - before)
+        return replace(decoding, first_use_seconds=rest if building != 0 else 0.0)
 
     def text(self) -> StagePlan:
         """Encoding the prompt, and the negative prompt unless nothing is guided."""
@@ -134,6 +145,10 @@ class Planner:
         for group, count in zip(groups, counts, strict=True):
             experts[str(group.expert or "none")] += count
             attention[DENSE if group.dense else type(denoiser_of(model).attention).__name__] += count
+        graphs = {(group.expert, guidance.batched and group.guided) for group in groups}
+        uses: list[FirstUse] = ["forward" for _ in graphs] if self.running.compile else []
+        if uses and stage == "motion":  # which starts the compiler
+            uses.append("compiler")
         t, h, w = denoiser_of(model).token_grid(grid)
         shares = (sum(group.pairs) / len(group.pairs) / (t * h * w) ** 2 for group in groups)
         return self._stage(
@@ -149,6 +164,7 @@ class Planner:
             attention=dict(attention),
             pairs=sum(share * n for share, n in zip(shares, predictions, strict=True)) / sum(predictions),
             seconds=total(None if s is None else s * count for s, count in zip(seconds, counts, strict=True)),
+            uses=uses,
         )
 
     def steps_of(self, stage: DenoisingStage, grid: Size3d, expert: str | None) -> tuple[int, ...] | None:
@@ -222,7 +238,10 @@ class Planner:
         return self._stage("upsample", used, run, latents=self.grid)
 
     def decoding(self) -> StagePlan:
-        """From latents to the video's pixels: float32 on the GPU, unless they leave it part by part."""
+        """From latents to the video's pixels: float32 on the GPU, unless they leave it part by part.
+
+        Its first use is all of building its kernels.
+        """
         parts, tile = self.parts, self.running.decode_tile
         if self.running.decode_half and tile is None:
             parts = Parts(parts.configs, parts.dtype, parts.device, torch.bfloat16)
@@ -239,7 +258,8 @@ class Planner:
             codec.dry_decode_in_tiles(latents, tile, run.times)
             return None
 
-        return self._stage("decode", ["vae"], self._dry("vae", program), latents=self.grid)
+        uses: list[FirstUse] = ["kernels"] if elsewhere else []
+        return self._stage("decode", ["vae"], self._dry("vae", program), latents=self.grid, uses=uses)
 
     def _dry(
         self, used: str | Iterable[str], program: Callable[[DryRun], object], denoiser: Denoiser | None = None
@@ -270,6 +290,7 @@ class Planner:
         attention: dict[str, int] | None = None,
         pairs: float | None = None,
         seconds: float | None = None,
+        uses: Collection[FirstUse] = (),
     ) -> StagePlan:
         resident = used if self.running.offload else self.parts.names()
         weights = sum(weight_bytes(self.parts.module(part)) for part in resident)
@@ -296,6 +317,7 @@ class Planner:
             attention=attention or {},
             pairs=pairs,
             seconds=seconds,
+            first_use_seconds=self.speed.first_uses(uses) if self.speed is not None else (None if uses else 0.0),
         )
 
 

@@ -74,6 +74,7 @@ def test_on_a_gpu_memory_is_exact_and_time_waits_for_the_work() -> None:
     assert ms == pytest.approx((time.perf_counter() - start) * 1e3, rel=0.5)
 
 
+FIRST = (("compiler", 3), ("forward", 5), ("training", 0), ("something newer", 1))
 RATES: dict[str, float] = dict.fromkeys((*REFERENCE.tflops, "block-sparse attention"), 100.0)
 
 
@@ -112,6 +113,18 @@ def test_a_measured_speed_is_read_from_its_file(tmp_path: Path) -> None:
     twice = gpu_speed(str(tmp_path / "speed.jsonl"), 800)
     assert twice is not None
     assert (twice.tflops["matmul"], twice.by_keys[4096]) == (200, 200)
+
+
+def test_first_uses_are_read_and_unknown_where_they_were_not_measured(tmp_path: Path) -> None:
+    first = [{"subject": "speed", "gpu": "card", "kind": "first use", "of": of, "seconds": s} for of, s in FIRST]
+    new = read_speed(written(tmp_path / "new.jsonl", [*speed_rows(), *first]))
+    assert new.first_uses(["compiler", "forward", "forward"]) == 13
+    assert new.first_uses([]) == 0
+    assert new.first_uses(["forward", "kernels"]) is None
+    old = read_speed(written(tmp_path / "old.jsonl", speed_rows()))
+    assert (old.first_uses([]), old.first_uses(["forward"])) == (0, None)
+    with pytest.raises(ValueError, match="first use: seconds: expected a number at least 0, got -1"):
+        read_speed(written(tmp_path / "wrong.jsonl", [*speed_rows(), first[0] | {"seconds": -1}]))
 
 
 @pytest.mark.parametrize("wrong", [{"tflops": 0}, {"tflops": "fast"}, {"tflops": -1.0}, {"gpu": "another"}])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from luve_lightning.analysis.cost import REFERENCE, gpu_speed
+from luve_lightning.analysis.cost import REFERENCE, GpuSpeed, gpu_speed
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, Operation, dry_run, weight_bytes
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, decode, wan_1_3b
 from luve_lightning.analysis.plan import duration, plan_dict, plan_text
@@ -152,6 +153,35 @@ def test_experts_take_the_published_steps() -> None:
     alone = planner.one_step("refine", planner.grid)
     assert planner.one_step("refine", planner.grid, "lfe").flops > alone.flops
     assert refine.flops > 40 * alone.flops
+
+
+def test_first_uses_are_one_graph_for_each_expert_and_batch() -> None:
+    parts = small()
+    for name, band in (("lfe", (0.875, 1.0)), ("hfe", (0.0, 0.875))):
+        low = FrequencyFilter("low", 0.25)
+        add_expert(parts.transformer, name, ExpertConfig("attention", 8, 8, low, SigmaBand(*band)))
+    speed = replace(REFERENCE, first_use={"compiler": 100.0, "forward": 10.0, "kernels": 1000.0})
+    compiled = SpeedOptions(compile=True)
+
+    def first_uses(options: CascadeOptions, running: SpeedOptions, speed: GpuSpeed | None = speed) -> list[Any]:
+        return [stage.first_use_seconds for stage in Planner(parts, options, running, speed).stages()]
+
+    assert first_uses(cascade(), compiled) == [0, 110, 0, 20, 0]  # the compiler starts once; two experts refine
+    assert first_uses(cascade(), SpeedOptions()) == [0, 0, 0, 0, 0]
+    assert first_uses(cascade(), compiled, REFERENCE) == [0, None, 0, None, 0]  # never measured
+    some = cascade(guidance=Guidance(5.0, 0.2, 0.9, batched=True))  # steps of one sample and of two
+    assert first_uses(some, compiled) == [0, 120, 0, 40, 0]
+    # Kernels are built while denoising runs: what that does not cover is waited for.
+    planner = Planner(parts, cascade(), SpeedOptions(), speed)
+    planned = planner.stages()
+    decoding = replace(planned[-1], first_use_seconds=1000.0)
+    waits = planner._after(planned[:-1], decoding).first_use_seconds
+    assert waits == pytest.approx(1000 - sum(stage.seconds or 0 for stage in planned[:-1]))
+    text = plan_text([*planned[:1], decoding], speed)
+    assert "first use s" in text.splitlines()[0]
+    assert "16.7 min of it for first uses" in text
+    unknown = plan_text([replace(decoding, first_use_seconds=None)], speed)
+    assert "without loading and first uses" in unknown
 
 
 def test_offload_keeps_what_runs() -> None:

@@ -160,10 +160,19 @@ def test_a_speed_that_was_measured_gives_times(
     measured = run_luve(capsys, "bench", "--subject", "speed", "--device", "cpu", "--repeats", 1, "--output", file)
     assert measured.code == 0, measured.err
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert all(row.get("tflops", row.get("tb_per_second")) > 0 for row in rows)
-    outcome = run_luve(capsys, "plan", "--backbone", backbone, *SIZE, "--gpu", file)
+    first = {row["of"]: row["seconds"] for row in rows if row["kind"] == "first use"}
+    assert first.keys() == {"compiler", "forward", "training"}
+    assert all(row.get("tflops", row.get("tb_per_second")) > 0 for row in rows if row["kind"] != "first use")
+    plan = ("plan", "--backbone", backbone, *SIZE, "--gpu", file)
+    outcome = run_luve(capsys, *plan)
     assert outcome.code == 0, outcome.err
     assert "on one cpu, without loading" in outcome.out
+    assert "first use" not in outcome.out
+    outcome = run_luve(capsys, *plan, "--speed.compile", "true", "--output", tmp_path / "plan.json")
+    assert "of it for first uses" in outcome.out
+    stages = {stage["stage"]: stage for stage in json.loads((tmp_path / "plan.json").read_text())["stages"]}
+    assert stages["motion"]["first_use_seconds"] == pytest.approx(first["compiler"] + first["forward"])
+    assert stages["refine"]["first_use_seconds"] == first["forward"]
 
 
 @pytest.mark.slow

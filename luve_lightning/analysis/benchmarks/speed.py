@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -13,12 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luve_lightning.analysis.cost import measure_ms
+from luve_lightning.analysis.cost import FirstUse, measure_ms
 from luve_lightning.analysis.dry_run import OperationKind, dry_run
+from luve_lightning.analysis.model_parts import Parts, wan_1_3b
 from luve_lightning.analysis.transformer_plan import CountedAttention
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.models.attention import Where
 from luve_lightning.models.attention.tiles import Tiles
+from luve_lightning.models.attention.windows import Windows
+from luve_lightning.models.backbones import denoiser_of
 
 _TERA = 1e12
 
@@ -67,7 +71,10 @@ def measure(device: torch.device, repeats: int = 3) -> Iterator[dict[str, Any]]:
 
     Returns:
         Rows with `kind`, `dtype` and `tflops`, of attention also `keys`, the tokens that each query attends to; and
-        one row of the kind "rest" with the memory's bandwidth, `tb_per_second`, and its size.
+        one row of the kind "rest" with the memory's bandwidth, `tb_per_second`, and its size. Rows of the kind
+        "first use" have `seconds` beyond those of a later use, and `of`: "kernels" of the VAE's frames, where the GPU
+        takes them; "compiler", "forward" and "training" of one transformer block, compiled with nothing in
+        torch.compile's caches.
     """
     sizes = _SMALL if device.type == "cpu" else _WAN
     bench = _Bench(device, sizes, repeats)
@@ -81,7 +88,8 @@ def measure(device: torch.device, repeats: int = 3) -> Iterator[dict[str, Any]]:
         yield bench.matmul(dtype)
         yield bench.convolution("convolution", dtype)
         yield bench.convolution("converted convolution", dtype)
-    yield bench.block_sparse(traffic["tb_per_second"])  # last: it compiles, and the others serve without it
+    yield from bench.first_uses()
+    yield bench.block_sparse(traffic["tb_per_second"])  # after what shows the first use of torch.compile
 
 
 class _Bench:
@@ -148,6 +156,66 @@ class _Bench:
         seconds = self._seconds(partial(attention, q, k, v, where)) - reordering / (bandwidth * _TERA)
         pairs = attention.pairs(size.grid, 0, 0.0)
         return self._rated("block-sparse attention", torch.bfloat16, 4 * size.heads * size.width * pairs, seconds)
+
+    def first_uses(self) -> Iterator[dict[str, Any]]:
+        """What takes longer once, with empty caches of compiled kernels.
+
+        A block of the transformer is compiled on small latents: compiling takes as long for all sizes. Self-attention
+        is replaced, as where blocks are compiled for large ones.
+        """
+        from torch._inductor.utils import fresh_cache  # imports the compiler
+
+        with fresh_cache():
+            if (seconds := self._building_kernels()) is not None:
+                yield self._first("kernels", seconds)
+            started = self._compiling((2, 8, 8), train=False)
+            forward = self._compiling((2, 8, 12), train=False)
+            yield self._first("compiler", max(0.0, started - forward))
+            yield self._first("forward", forward)
+            yield self._first("training", self._compiling((2, 12, 12), train=True))
+        torch.compiler.reset()
+
+    def _building_kernels(self) -> float | None:
+        """Of a VAE of Wan2.1's; None where no kernels are built for this device."""
+        if self.device.type != "cuda":
+            return None
+        codec = Parts(wan_1_3b(), torch.bfloat16, self.device, torch.bfloat16).codec
+        if not codec.streams(torch.empty(1, codec.channels, 13, 90, 160, device="meta")):
+            return None
+        seconds = [self._wall_seconds(codec.build_kernels) for _ in range(2)]
+        return max(0.0, seconds[0] - seconds[1])
+
+    def _compiling(self, grid: Grid, train: bool) -> float:
+        """Seconds that a block's first run with these latents takes beyond its second one."""
+        size, cpu = self.sizes, self.device.type == "cpu"
+        heads = {"num_attention_heads": size.heads, "attention_head_dim": size.width, "ffn_dim": size.hidden}
+        configs = replace(wan_1_3b(), transformer=wan_1_3b().transformer | heads | {"num_layers": 1})
+        denoiser = denoiser_of(Parts(configs, torch.float32 if cpu else torch.bfloat16, self.device).transformer)
+        denoiser.module.requires_grad_(train)
+        denoiser.use_attention(Windows(cuts=((1, 2, 2),)))
+        denoiser.compile_blocks("aot_eager" if cpu else "inductor")
+        latents = self._random(denoiser.dtype, 1, denoiser.channels, *grid)
+        text = self._random(denoiser.dtype, 1, 16, denoiser.text_dim)
+
+        def run() -> None:
+            with torch.set_grad_enabled(train):
+                velocity = denoiser.velocity(latents, torch.full((1,), 500.0, device=self.device), text)
+            if train:
+                velocity.float().square().mean().backward()
+
+        first, second = (self._wall_seconds(run) for _ in range(2))
+        return max(0.0, first - second)
+
+    def _wall_seconds(self, run: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        run()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
+
+    def _first(self, use: FirstUse, seconds: float) -> dict[str, Any]:
+        row = {"subject": "speed", "kind": "first use", "of": use, "seconds": round(seconds, 2)}
+        return row | self.facts
 
     def _row(self, kind: OperationKind, dtype: torch.dtype, flops: int, run: Callable[[], Tensor]) -> dict[str, Any]:
         return self._rated(kind, dtype, flops, self._seconds(run))
