@@ -1,19 +1,30 @@
-"""The models of a whole cascade with random weights, on disk: what runs at real size without anyone's weights."""
+"""What runs at real size without anyone's weights or data: random models of a whole cascade, and painted clips."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from luve_lightning.analysis.model_parts import PartConfigs, Parts
 from luve_lightning.data.mini_world import vocabulary
+from luve_lightning.data.mini_world.paint import OUTLINES
+from luve_lightning.data.mini_world.scene import DIRECTIONS, SPLITS, Photograph, load_photograph, photographs_of
+from luve_lightning.data.video_files import MAX_FPS, encode_h264, write_picture
+from luve_lightning.files import replacing, write_text
 from luve_lightning.functional.frequency import FrequencyFilter
 from luve_lightning.functional.noise_bands import SigmaBand
+from luve_lightning.machine import check_video
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import denoiser_of
 from luve_lightning.models.experts import ExpertConfig, add_expert, expert_parameters, save_expert
@@ -127,3 +138,139 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed)
         yield
+
+
+# Clips and stills ----------------------------------------------------------------------------------------------------
+
+_CRF, _THREADS = 18, 4  # of x264; another number of threads would give other bytes
+_JPEG_QUALITY = 92
+_PAN, _REACH = 0.15, 0.3  # camera's way over a clip and a shape's way from the middle, in short sides of the frame
+_RADIUS = (0.1, 0.2)  # of a shape, in short sides
+_SHOWN = (0.75, 1.0)  # how much of a photograph is seen, a side
+# Detail that an enlarged photograph lacks: noise in cells of so many pixels, each as strong as an octave of a picture.
+_CELLS, _OCTAVE = (1, 2, 4, 8), 0.012
+
+
+def make_material(
+    folder: Path, *, size: tuple[int, int], clips: int, frames: int, fps: float, stills: int, seed: int
+) -> list[Path]:
+    """Paint clips and stills of any size, with captions, as `luve index` takes them: the same bytes for the same seed.
+
+    A clip is a photograph of the mini world, enlarged and with fine detail added, over which a camera pans and a shape
+    moves: it compresses like video. The first clip trains, the second validates, the third tests, all others train, and
+    so with the stills.
+
+    Args:
+        folder: gets `clip-000.mp4` (H.264) and its like, `still-000.png`, `still-001.jpg` and so on, and at last
+            `metadata.csv` with caption and split of each.
+        size: height and width in pixels, both even and at least 32.
+        clips: number of clips, >= 0.
+        frames: length of a clip, >= 1.
+        fps: frames per second, in (0, 240].
+        stills: number of stills, PNG and JPEG in turn, >= 0.
+        seed: seed of everything random, >= 0.
+
+    Returns:
+        The clips, then the stills.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    _check_material(size, clips, frames, fps, stills, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for kind, count, length in (("clip", clips, frames), ("still", stills, 1)):
+        for number in range(count):
+            split = SPLITS[number] if number < len(SPLITS) else SPLITS[0]
+            rng = np.random.default_rng([seed, length == 1, number])
+            painted, caption = _paint(rng, split, size, length)
+            suffix = "mp4" if kind == "clip" else ("png", "jpg")[number % 2]
+            path = folder / f"{kind}-{number:03d}.{suffix}"
+            _write(path, painted, fps)
+            rows.append((path, caption, split))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file_name", "text", "split"])
+    writer.writerows((path.name, caption, split) for path, caption, split in rows)
+    write_text(folder / "metadata.csv", text.getvalue())
+    return [path for path, _, _ in rows]
+
+
+def _check_material(size: tuple[int, int], clips: int, frames: int, fps: float, stills: int, seed: int) -> None:
+    height, width = size
+    if min(size) < 32 or height % 2 or width % 2:
+        raise ValueError(f"size: expected even sides of at least 32 pixels, got {height}x{width}")
+    for name, value, least in (("clips", clips, 0), ("frames", frames, 1), ("stills", stills, 0), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name}: expected {least} or more, got {value}")
+    if not 0 < fps <= MAX_FPS:
+        raise ValueError(f"fps: expected a number in (0, {MAX_FPS}], got {fps}")
+    check_video(frames, height, width)
+
+
+def _write(path: Path, frames: np.ndarray, fps: float) -> None:
+    if path.suffix == ".mp4":
+        encode_h264(path, frames, Fraction(fps).limit_denominator(1001), _CRF, _THREADS)
+    elif path.suffix == ".png":
+        write_picture(path, frames[0])
+    else:
+        with replacing(path) as temporary:
+            Image.fromarray(frames[0]).save(temporary, format="JPEG", quality=_JPEG_QUALITY)
+
+
+def _paint(rng: np.random.Generator, split: str, size: tuple[int, int], frames: int) -> tuple[np.ndarray, str]:
+    """A clip, uint8 T x H x W x 3, and its caption, in the mini world's words."""
+    height, width = size
+    short = min(size)
+    behind, before = (photographs_of(split)[i] for i in rng.choice(len(photographs_of(split)), 2, replace=False))
+    pan, way, shape = (str(rng.choice(list(names))) for names in (DIRECTIONS, DIRECTIONS, OUTLINES))
+    travel = round(short * _PAN)
+    picture = _enlarged(behind, (height + travel, width + travel), rng)
+    radius = round(short * rng.uniform(*_RADIUS))
+    texture = _enlarged(before, (2 * radius, 2 * radius), rng).astype(np.uint16)
+    place = (np.arange(2 * radius, dtype=np.float32) + 0.5) / radius - 1
+    y, x = torch.meshgrid(torch.from_numpy(place), torch.from_numpy(place), indexing="ij")
+    # In steps of 1/255; the edge fades over a pixel.
+    cover = ((0.5 - OUTLINES[shape](x, y) * radius).clamp(0, 1) * 255).round().numpy().astype(np.uint16)[..., None]
+    seen = np.empty((frames, height, width, 3), np.uint8)
+    time = np.linspace(-1, 1, frames) if frames > 1 else rng.uniform(-1, 1, 1)
+    corners = _path(time, DIRECTIONS[pan], (travel / 2, travel / 2), travel / 2)
+    spots = _path(time, DIRECTIONS[way], (height / 2 - radius, width / 2 - radius), short * _REACH)
+    for frame, (top, left), (row, column) in zip(seen, corners, spots, strict=True):
+        frame[:] = picture[top : top + height, left : left + width]
+        region = frame[row : row + 2 * radius, column : column + 2 * radius]
+        region[:] = (region * (255 - cover) + texture * cover) // 255
+    article = "an" if before.texture[0] in "aeiou" else "a"
+    background, front = f"a photograph of {behind.subject} .", f"{article} {before.texture} {shape}"
+    if frames == 1:
+        return seen, f"{background} {front} stands still ."
+    return seen, f"{background} the camera pans {pan} . {front} moves {way} ."
+
+
+def _path(
+    time: np.ndarray, direction: tuple[int, int], middle: tuple[float, float], reach: float
+) -> list[tuple[int, int]]:
+    """Whole rows and columns of something that is `reach` pixels from its middle at times -1 and 1."""
+    across, down = direction
+    rows, columns = np.rint(middle[0] + time * down * reach), np.rint(middle[1] + time * across * reach)
+    return list(zip(rows.astype(int).tolist(), columns.astype(int).tolist(), strict=True))
+
+
+def _enlarged(photograph: Photograph, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Most of a photograph in another size, with detail down to a pixel, uint8 H x W x 3."""
+    height, width = size
+    picture = load_photograph(photograph)
+    scale = min(picture.shape[1] / height, picture.shape[2] / width) * rng.uniform(*_SHOWN)
+    rows, columns = max(1, int(height * scale)), max(1, int(width * scale))
+    top, left = (
+        int(rng.integers(has - takes + 1)) for has, takes in zip(picture.shape[1:], (rows, columns), strict=True)
+    )
+    cut = picture[None, :, top : top + rows, left : left + columns]
+    grown = F.interpolate(cut, size, mode="bicubic", antialias=scale > 1, align_corners=False)
+    for cell in _CELLS if scale < 1 else ():
+        shape = (1, 1, -(-height // cell) + 1, -(-width // cell) + 1)
+        noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).mul_(_OCTAVE)
+        if cell > 1:
+            noise = F.interpolate(noise, scale_factor=cell, mode="bilinear", align_corners=False)
+        grown += noise[..., :height, :width]
+    return grown[0].clamp_(0, 1).mul_(255).round_().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
