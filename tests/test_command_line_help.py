@@ -25,9 +25,13 @@ def test_overview_lists_every_verb_and_needs_no_torch(repository: Path) -> None:
         "assert not heavy, heavy\n"
         # Set before PyTorch is loaded, or OpenMP does not see it: its threads are not to spin while they wait.
         "import os; assert os.environ['OMP_WAIT_POLICY'] == 'PASSIVE'\n"
+        "assert os.environ['PYTORCH_CUDA_ALLOC_CONF'] == 'expandable_segments:True'\n"
         "sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False)
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTORCH_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False, env=own
+    )
     assert done.returncode == 0, done.stderr
     for name, verb in verbs().items():
         assert f"  {name}" in done.stdout

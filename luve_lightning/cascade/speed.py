@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from importlib import import_module
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -99,6 +101,18 @@ def apply_speed(pipeline: LuVePipeline, options: SpeedOptions) -> None:
         if not torch.accelerator.is_available():
             raise ValueError("offload: models are kept off a GPU, and there is none here")
         pipeline.enable_model_cpu_offload()
+
+
+def compiler_being_loaded(options: SpeedOptions) -> Thread | None:
+    """A thread that imports torch.compile's packages, which takes seconds; None where they are not needed.
+
+    Nobody has to join it: who imports them, too, waits.
+    """
+    if not options.compile:
+        return None
+    thread = Thread(target=import_module, args=("torch._inductor.compile_fx",), daemon=True)
+    thread.start()
+    return thread
 
 
 def set_attention_backend(pipeline: LuVePipeline, backend: str) -> None:

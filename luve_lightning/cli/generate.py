@@ -32,7 +32,7 @@ from luve_lightning.cascade.lora_files import read_lora
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.pipeline_files import find_models, model_identity
 from luve_lightning.cascade.prompts import PromptLine, check_text, check_visible, read_negative_prompt, read_prompt_file
-from luve_lightning.cascade.speed import SpeedOptions
+from luve_lightning.cascade.speed import SpeedOptions, compiler_being_loaded
 from luve_lightning.cli import Verb
 from luve_lightning.cli.compose import escaped
 from luve_lightning.cli.index import print_summary
@@ -166,6 +166,7 @@ def generate(
         load_backbone(backbone).schedule().sampled_by(
             options.sampler, options.shift
         )  # refused before weights are loaded
+    compiler_being_loaded(speed)
     adapter = None if lora is None else read_lora(lora)
     hashes = FileHashes(output)
     models = {name: model_identity(source, hashes) for name, source in sources.items()}

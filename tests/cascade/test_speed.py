@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from luve_lightning.cascade import Guidance, LuVePipeline, SpeedOptions
 from luve_lightning.cascade.speed import (
     compile_blocks,
+    compiler_being_loaded,
     disable_cache,
     enable_cache,
     enable_context_parallel,
@@ -76,6 +78,14 @@ def test_decoding_in_half_precision_is_near(pipeline: LuVePipeline) -> None:
 
 
 @pytest.mark.slow
+def test_the_compiler_is_loaded_where_it_is_needed() -> None:
+    assert compiler_being_loaded(SpeedOptions()) is None
+    thread = compiler_being_loaded(SpeedOptions(compile=True))
+    assert thread is not None
+    thread.join()
+    assert "torch._inductor.compile_fx" in sys.modules
+
+
 def test_options_put_everything_into_force(pipeline: LuVePipeline) -> None:
     pipeline.apply(SpeedOptions())
     assert not pipeline.transformer.is_cache_enabled
