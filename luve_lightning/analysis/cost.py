@@ -6,7 +6,8 @@ import ctypes
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -15,8 +16,11 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
-from luve_lightning.analysis.dry_run import Operation, OperationKind
+from luve_lightning.analysis.dry_run import DryRun, Operation, OperationKind, touched_bytes
+from luve_lightning.models.attention import Attention, Where
+from luve_lightning.models.backbones import Denoiser
 
 _MIB = 2**20
 
@@ -151,6 +155,12 @@ class GpuSpeed:
             if fewer < keys < more:
                 return slow + (fast - slow) * math.log(keys / fewer) / math.log(more / fewer)
         return known[0][1] if keys <= known[0][0] else known[-1][1]
+
+
+def total(seconds: Iterable[float | None]) -> float | None:
+    """The sum of durations; None where one is not known."""
+    found = list(seconds)
+    return None if None in found else sum(one for one in found if one is not None)
 
 
 # H200, measured: attention 580 TFLOP/s (cuDNN); the others fitted to one forward pass of Wan2.1-1.3B (1.1 s at
@@ -297,3 +307,47 @@ def _with_attention(speed: GpuSpeed, tflops: float) -> GpuSpeed:
 def _seconds(operation: Callable[[], object], device: torch.device) -> float:
     """The fastest of a few calls, in seconds."""
     return min(measure_ms(operation, device)[1] for _ in range(10)) / 1e3
+
+
+@contextmanager
+def counting_attention(denoiser: Denoiser, run: DryRun) -> Iterator[None]:
+    """Count a replaced attention's own kernels, which leave no number of operations, by its `pairs`."""
+    attention = denoiser.attention
+    if attention is None:
+        yield
+        return
+    denoiser.set_attention(CountedAttention(attention, run))
+    try:
+        yield
+    finally:
+        denoiser.set_attention(attention)
+
+
+class CountedAttention:
+    """An attention whose pairs that PyTorch's attention did not compute count as a kernel's that skips pairs.
+
+    Args:
+        attention: runs, on the meta device.
+        run: counts it.
+    """
+
+    def __init__(self, attention: Attention, run: DryRun) -> None:
+        self.attention, self.run = attention, run
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, where: Where, branch: nn.Module | None = None
+    ) -> Tensor:
+        """See Attention."""
+        batch, _, heads, width = query.shape
+        sigmas = where.sigmas or (0.0,) * batch
+        pairs = sum(self.attention.pairs(where.grid, where.layer, sigma) for sigma in sigmas)
+        before, self.run.in_attention = self.run.attended, True
+        try:
+            output = self.attention(query, key, value, where, branch)
+        finally:
+            self.run.in_attention = False
+        missing = 4 * heads * width * pairs - (self.run.attended - before)
+        if missing > 0:
+            moved = sum(map(touched_bytes, (query, key, value, output)))
+            self.run.add("block-sparse attention", missing, moved, query.dtype)
+        return output

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from luve_lightning.analysis.cost import GpuSpeed
-from luve_lightning.analysis.planner import StagePlan, total
-from luve_lightning.analysis.transformer_plan import TrainingStep
+from luve_lightning.analysis.cost import GpuSpeed, total
+from luve_lightning.analysis.planner import StagePlan
+from luve_lightning.analysis.recipe_plan import RecipePlan
 from luve_lightning.cascade.options import CascadeOptions
 
 _GIB = 2**30
@@ -139,28 +139,102 @@ def _aligned(rows: list[list[str]], left: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def training_plan_text(steps: Sequence[TrainingStep], speed: GpuSpeed | None) -> str:
-    """A table of the buckets' steps, and whether the largest fits the GPU."""
-    head = ["bucket", "latents", "tokens", "batch", "TFLOP", "passes GiB", "peak GiB"]
-    rows = [head if speed is None else [*head, "step"]]
-    for step in steps:
-        row = [step.name, "x".join(map(str, step.latents)), f"{step.tokens:,}", str(step.batch)]
-        row += [f"{step.flops / 1e12:,.3g}", f"{step.passes / _GIB:.2f}", f"{step.peak / _GIB:.2f}"]
-        if speed is not None:
-            row.append("unknown" if step.seconds is None else duration(step.seconds))
-        rows.append(row)
-    most = max(steps, key=lambda step: step.peak)
-    held = f"{most.weights / _GIB:.2f} weights, {most.optimizer / _GIB:.2f} AdamW's state"
-    lines = [
-        _aligned(rows, 2),
-        "",
-        f"peak {most.peak / _GIB:.2f} GiB in {most.name}: {held}, {most.passes / _GIB:.2f} forward and backward pass "
-        "with gradients; on one GPU, nothing sharded",
-    ]
-    if speed is not None:
-        fits = "fits" if most.peak < speed.memory_gib * _GIB else "does not fit"
-        lines.append(f"{fits} one {speed.name}'s {speed.memory_gib:g} GiB; the CUDA context, half a GiB, comes on top")
+def recipe_dict(plan: RecipePlan, speed: GpuSpeed | None) -> dict[str, Any]:
+    """A stage of the recipe in plain types."""
+    return {
+        "kind": plan.kind,
+        "unit": plan.unit,
+        "seconds_per_unit": plan.seconds,
+        "first_use_seconds": plan.first_use,
+        "peak_gib": None if plan.peak is None else plan.peak / _GIB,
+        "units": plan.units,
+        "hours": plan.hours,
+        "gpu_hours": plan.gpu_hours,
+        "terabytes": plan.terabytes,
+        "bytes_per_unit": plan.stored,
+        "strategy": plan.strategy,
+        "processes": plan.processes,
+        "gpu": None if speed is None else speed.name,
+        "buckets": [dict(row) for row in plan.rows],
+        "notes": list(plan.notes),
+    }
+
+
+def recipe_text(plan: RecipePlan, speed: GpuSpeed | None) -> str:
+    """A table of what takes part in a stage of the recipe, then what a unit and all of them take."""
+    rows = _training_rows(plan.rows) if plan.kind == "training" else _size_rows(plan.rows)
+    lines = [_aligned(rows, 2), ""] if len(rows) > 1 else []
+    if plan.peak is not None:
+        lines.append(_held(plan, speed))
+    if plan.seconds is not None:
+        lines.append(f"{_an(plan.unit)} takes {duration(plan.seconds)}{_first(plan)}")
+    elif plan.peak is not None:  # the scorer's note says it otherwise
+        why = "give --gpu h200, or your GPU's speed with --gpu FILE" if speed is None else "a rate was not measured"
+        lines.append(f"no time estimate: {why}")
+    lines += [_whole(plan), *plan.notes]
     return "\n".join(lines)
+
+
+def _an(unit: str) -> str:
+    return f"a {unit}"
+
+
+def _first(plan: RecipePlan) -> str:
+    if plan.first_use is None:
+        return "; what a first use takes is unknown: luve bench --subject speed --output FILE measures it"
+    return f", and once {duration(plan.first_use)} for first uses (compiling, kernels)" if plan.first_use else ""
+
+
+def _held(plan: RecipePlan, speed: GpuSpeed | None) -> str:
+    assert plan.peak is not None
+    where = f"by {plan.strategy} over {plan.processes} GPUs, each" if plan.processes > 1 else "on one GPU"
+    text = f"peak {plan.peak / _GIB:.2f} GiB {where}"
+    most = max(plan.rows, key=lambda row: row["peak"], default={"peak": 0})
+    if plan.kind == "training" and most["peak"] == plan.peak:  # else a note says what takes more
+        shared = f", {most['shared'] / _GIB:.2f} shared between GPUs" if most["shared"] else ""
+        text += (
+            f", in {most['name']}: {most['weights'] / _GIB:.2f} weights, {most['optimizer'] / _GIB:.2f} AdamW's state"
+            f"{shared}, {most['passes'] / _GIB:.2f} forward and backward pass with gradients"
+        )
+    if speed is not None:
+        fits = "fits" if plan.peak < speed.memory_gib * _GIB else "does not fit"
+        text += f"; {fits} {speed.name}'s {speed.memory_gib:g} GiB; the CUDA context, half a GiB, comes on top"
+    return text
+
+
+def _whole(plan: RecipePlan) -> str:
+    """What all units take; of a thousand where their number is not known."""
+    count = plan.units or 1000
+    found = replace(plan, units=count)
+    parts = [] if found.hours is None else [duration(found.hours * 3600), f"{_three(found.gpu_hours or 0)} GPU-hours"]
+    parts += [] if found.terabytes is None else [f"{_three(found.terabytes)} TB"]
+    each = f"{count:,} {plan.unit}{'' if count == 1 else 's'}"
+    unknown = "" if plan.units is not None else "how many there are is unknown; "
+    return f"{unknown}{each}: {', '.join(parts) or 'unknown'}"
+
+
+def _training_rows(steps: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    rows = [["bucket", "latents", "tokens", "batch", "TFLOP", "passes GiB", "peak GiB", "step"]]
+    for step in steps:
+        row = [step["name"], "x".join(map(str, step["latents"])), f"{step['tokens']:,}" if step["tokens"] else ""]
+        row += [str(step["batch"]), _three(step["flops"] / 1e12)]
+        row += [f"{step['passes'] / _GIB:.2f}", f"{step['peak'] / _GIB:.2f}", _seconds_of(step)]
+        rows.append(row)
+    return rows
+
+
+def _size_rows(buckets: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    rows = [["bucket", "pixels", "latents", "TFLOP", "MiB stored", "encoding"]]
+    for bucket in buckets:
+        for size in bucket["sizes"]:
+            row = [bucket["bucket"], "x".join(map(str, size["pixels"])), "x".join(map(str, size["latents"]))]
+            row += [_three(size["flops"] / 1e12), f"{size['stored'] / 2**20:.1f}", _seconds_of(size)]
+            rows.append(row)
+    return rows
+
+
+def _seconds_of(row: Mapping[str, Any]) -> str:
+    return "unknown" if row["seconds"] is None else duration(row["seconds"])
 
 
 def duration(seconds: float) -> str:

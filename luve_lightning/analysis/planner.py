@@ -1,12 +1,13 @@
 """The pre-flight plan: what making one video takes, from configuration files, before anything runs.
 
-A stage's peak memory is the weights on the device, what the stage's own code allocates (`dry_run`), and
-workspaces. In a denoising stage the peak is inside a block's feed-forward. With d the transformer's width and f
-the feed-forward's, a token then holds the block's input, its sum with both attentions, the cross-attention's
-output and the normed input (4 d), the feed-forward's hidden state before and after its activation (2 f), all in
-the model's dtype, and two rotary factors of a head's width in float32: for Wan2.1-1.3B in bfloat16 2 * (4 * 1536 +
-2 * 8960) + 2 * 4 * 128 = 49,152 bytes. At 2K with 49 frames (191,360 tokens) a forward pass comes to 8971 MiB;
-8973 MiB were measured on one H200. Attention over n tokens needs no n x n matrix.
+A stage's peak memory is the weights on the device, what the stage's own code allocates (`dry_run`), and workspaces.
+What an attention costs may depend on the noise level, so denoising steps are grouped by it. In a denoising stage the
+peak is inside a block's feed-forward. With d the transformer's width and f the feed-forward's, a token then holds the
+block's input, its sum with both attentions, the cross-attention's output and the normed input (4 d), the feed-
+forward's hidden state before and after its activation (2 f), all in the model's dtype, and two rotary factors of a
+head's width in float32: for Wan2.1-1.3B in bfloat16 2 * (4 * 1536 + 2 * 8960) + 2 * 4 * 128 = 49,152 bytes. At 2K with
+49 frames (191,360 tokens) a forward pass comes to 8971 MiB; 8973 MiB were measured on one H200. Attention over n
+tokens needs no n x n matrix.
 """
 
 from __future__ import annotations
@@ -14,24 +15,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
 
 import torch
 
-from luve_lightning.analysis.cost import FirstUse, GpuSpeed
+from luve_lightning.analysis.cost import FirstUse, GpuSpeed, counting_attention, total
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, DryRun, dry_run, weight_bytes
 from luve_lightning.analysis.model_parts import DenoisingStage, Parts, StepProgram, decode, encode_prompt
-from luve_lightning.analysis.transformer_plan import (
-    DENSE,
-    StepGroup,
-    counting_attention,
-    is_dense,
-    pairs_by_block,
-    step_groups,
-)
+from luve_lightning.cascade.denoise import expert_chooser
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.cascade.speed import SpeedOptions
+from luve_lightning.functional.flow_matching import sigma_of_timestep
+from luve_lightning.functional.frequency import Grid
 from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import Denoiser, denoiser_of
+from luve_lightning.models.experts import expert_names
+
+DENSE = "dense"
 
 
 @dataclass(frozen=True)
@@ -321,7 +323,62 @@ class Planner:
         )
 
 
-def total(seconds: Iterable[float | None]) -> float | None:
-    """The sum of durations; None where one is not known."""
-    found = list(seconds)
-    return None if None in found else sum(one for one in found if one is not None)
+@dataclass(frozen=True)
+class StepGroup:
+    """Steps that cost the same.
+
+    Attributes:
+        expert: the active expert, or None.
+        pairs: query-key products of one head and sample, by block.
+        dense: whether these are all pairs of tokens in every block.
+        guided: whether each step has two predictions.
+        steps: places in the schedule, skipped steps included.
+    """
+
+    expert: str | None
+    pairs: tuple[int, ...]
+    dense: bool
+    guided: bool
+    steps: tuple[int, ...]
+
+
+def step_groups(
+    parts: Parts, stage: DenoisingStage, grid: Size3d, steps: int, skip: int, guidance: Guidance, routed: bool
+) -> list[StepGroup]:
+    """The steps of a stage by what they cost, in the order in which they first occur.
+
+    Args:
+        parts: its transformer, or its refiner, runs.
+        stage: "motion" or "refine".
+        grid: latent frames, height and width.
+        steps: steps of the whole schedule.
+        skip: number of first steps left out.
+        guidance: see Guidance.
+        routed: whether experts act in their bands.
+    """
+    model = parts.transformer if stage == "motion" else parts.refiner
+    denoiser, schedule = denoiser_of(model), parts.configs.schedule
+    tokens = denoiser.token_grid(grid)
+    choose = expert_chooser(model) if routed and expert_names(model) else None
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for place, (timestep, sigma) in list(enumerate(schedule.steps(steps)))[skip:]:
+        expert = None if choose is None else choose(timestep)
+        level = sigma_of_timestep(float(timestep), schedule.train_timesteps)
+        pairs = pairs_by_block(denoiser.attention, tokens, len(denoiser.blocks), level)
+        found.setdefault((expert, pairs, guidance.at(sigma)), []).append(place)
+    return [
+        StepGroup(expert, pairs, is_dense(pairs, tokens), guided, tuple(places))
+        for (expert, pairs, guided), places in found.items()
+    ]
+
+
+def pairs_by_block(attention: Attention | None, tokens: Grid, blocks: int, sigma: float) -> tuple[int, ...]:
+    """Query-key products of one head and sample in each block; None is dense attention."""
+    if attention is None:
+        return (prod(tokens) ** 2,) * blocks
+    return tuple(attention.pairs(tokens, layer, sigma) for layer in range(blocks))
+
+
+def is_dense(pairs: tuple[int, ...], tokens: Grid) -> bool:
+    """Whether every block computes all pairs of tokens."""
+    return pairs == pairs_by_block(None, tokens, len(pairs), 0.0)

@@ -30,6 +30,7 @@ class Verb:
         slow: Whether it imports PyTorch, which takes seconds.
         goes_on: Whether the same command, after an interruption, continues with what is there.
         reads: Verb whose configuration files it reads, too; those of that verb's keys that it lacks are skipped.
+        kinds: Verbs whose configurations it takes instead: the keys say which, and its function `NAME_KIND` runs.
         subjects: Package whose modules the option `subject` names; the parameters of the chosen one's function
             `measure` are options, too.
         trainer: Whether it is one of LightningCLI's, whose options are those of the Trainer, the model and the
@@ -45,6 +46,7 @@ class Verb:
     slow: bool = True
     goes_on: bool = False
     reads: str = ""
+    kinds: tuple[str, ...] = ()
     subjects: str = ""
     trainer: bool = False
     module: str = ""

@@ -1,49 +1,60 @@
-"""`luve plan`, `luve bench`, `luve random-models`: what generating a video takes, estimated and measured."""
+"""`luve plan`, `luve bench`: what a configuration takes, estimated before it runs, and what models take, measured."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import json
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
-from math import prod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from luve_lightning.analysis.cost import GpuSpeed, gpu_speed
-from luve_lightning.analysis.model_parts import PartConfigs, Parts, wan_1_3b
-from luve_lightning.analysis.plan import beside_made, plan_dict, plan_text, training_plan_text
+from luve_lightning.analysis.dry_run import weight_bytes
+from luve_lightning.analysis.model_parts import PartConfigs, Parts
+from luve_lightning.analysis.plan import beside_made, plan_dict, plan_text, recipe_dict, recipe_text
 from luve_lightning.analysis.planner import Planner
-from luve_lightning.analysis.random_models import write_random_models
-from luve_lightning.analysis.transformer_plan import TrainingStep, plan_step
+from luve_lightning.analysis.recipe_plan import (
+    RecipePlan,
+    clips_there,
+    plan_captions_embedded,
+    plan_clips_upsampled,
+    plan_scores,
+    plan_windows_encoded,
+)
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.pipeline_files import expert_folders
 from luve_lightning.cascade.speed import SpeedOptions
+from luve_lightning.cascade.upsampling import LooseModels
+from luve_lightning.cascade.upsampling import baselines as known_baselines
 from luve_lightning.cli import Verb
 from luve_lightning.data.latent_store import LatentRecipe
+from luve_lightning.data.text_store import captions_of
+from luve_lightning.data.variants import PixelTransform, Unchanged, variant_name
+from luve_lightning.data.video_index import Limits, Split
+from luve_lightning.datamodules.buckets import Buckets, LengthChoice, SizeChoice
 from luve_lightning.files import read_json
 from luve_lightning.machine import choose_device
 from luve_lightning.models.attention import Attention, named_attention
 from luve_lightning.models.backbones import denoiser_of, load_backbone
-from luve_lightning.models.experts import add_expert, load_expert
+from luve_lightning.models.experts import load_expert
 
 VERBS = {
-    "plan": Verb("Generation", "estimate what generating a video takes, before anything runs", reads="generate"),
-    "plan-training": Verb("Training", "estimate what a training step takes in each bucket", reads="fit"),
+    "plan": Verb(
+        "Measurement",
+        "estimate what a configuration takes, before anything runs",
+        examples=("experiments/generate/mini.yaml", "experiments/vluer/mini.yaml"),
+        reads="generate",
+        kinds=("fit", "precompute", "embed", "score", "upsample"),
+    ),
     "bench": Verb(
         "Measurement", "time the models and measure their memory", subjects="luve_lightning.analysis.benchmarks"
     ),
-    "random-models": Verb("Measurement", "write a cascade's models with random weights, at real size"),
 }
 
-# Dtype of autocast by the Trainer's precision.
-_AUTOCAST = {"32-true": None, "32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 Dtype = Literal["float32", "bfloat16", "float16"]
 _SPEED = SpeedOptions()
 
@@ -117,15 +128,10 @@ def plan(
     print(plan_text(stages, rates, passes))
     if record is not None:
         print(f"\n{beside_made(stages, record)}")
-    if output is not None and output.suffix == ".json":
-        output.parent.mkdir(parents=True, exist_ok=True)
-        found = plan_dict(options, stages, rates, passes)
-        output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    elif output is not None:
-        print(f"nothing is written to {output}; --output FILE.json also writes the plan")
+    _write(output, plan_dict(options, stages, rates, passes))
 
 
-def plan_training(
+def plan_fit(
     model: dict[str, Any],
     data: dict[str, Any],
     trainer: dict[str, Any] | None = None,
@@ -133,107 +139,233 @@ def plan_training(
     gpu_tflops: float | None = None,
     output: Path | None = None,
 ) -> None:
-    """Says what a training step takes in each bucket: tokens, batch, FLOPs, peak memory and time.
+    """Says what a training takes: memory of a step in each bucket by strategy, seconds, GPU-hours.
 
-    Only configuration files are read: the model's own code is traced without values, forward and backward. A
-    configuration of luve fit says all that is needed: luve plan-training --config experiments/experts/lfe-2k.yaml; what
-    makes no difference is skipped. It is for the adaptation and the experts; memory is that of one GPU with nothing
-    sharded, without the CUDA context, fragmentation and what callbacks keep, and as without compiling.
+    Only configuration files are read: the models' own code is traced without values, forward and backward. A
+    configuration of luve fit says all that is needed: luve plan --config experiments/experts/lfe-2k.yaml; what makes no
+    difference is skipped. It is for the VLUer, the adaptation and the experts. A step holds forward and backward pass,
+    what is recomputed, clipping and AdamW. It leaves out loading, validation's time, checkpoints, callbacks (an EMA is
+    a copy of what is trained) and what GPUs tell each other, most of which runs beside the backward pass.
 
     Args:
-        model: The task, AdaptationTask or ExpertTask, as luve fit takes it.
-        data: The data, CaptionLatentsDataModule, as luve fit takes it.
-        trainer: Of the Trainer's options precision counts.
+        model: The task, as luve fit takes it. A backbone that is not there yet, such as an adaptation's export, is
+            planned with the data's.
+        data: The data, as luve fit takes it.
+        trainer: Of the Trainer's options those count that decide steps, precision, strategy and devices.
         gpu: Estimate times for an h200, or by the speed in a file of luve bench --subject speed --output FILE;
             default the GPU of this machine, if any, of which a second's measurement says less.
         gpu_tflops: TFLOP/s that attention reaches on your GPU.
         output: Also write everything to this file, FILE.json.
     """
-    # Imported here: they bring Lightning, without which the other verbs begin two seconds earlier.
-    from luve_lightning.datamodules import CaptionLatentsDataModule
-    from luve_lightning.tasks import AdaptationTask, ExpertTask
+    # Imported here: it brings Lightning, without which the other verbs begin two seconds earlier.
+    from luve_lightning.analysis.fit_plan import plan_training
 
     rates = gpu_speed(gpu, gpu_tflops)
-    kind, task = _typed("model", model, (AdaptationTask, ExpertTask))
-    _, source = _typed("data", data, (CaptionLatentsDataModule,))
-    precision = str((trainer or {}).get("precision") or "32-true")
-    if precision not in _AUTOCAST:
-        raise ValueError(f"trainer.precision: expected one of {', '.join(_AUTOCAST)} for a plan, got {precision!r}")
-    steps = _training_steps(kind is ExpertTask, task, source, _AUTOCAST[precision], rates)
-    print(training_plan_text(steps, rates))
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        found = {"gpu": None if rates is None else rates.name, "buckets": [asdict(step) for step in steps]}
-        output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    _tell(plan_training(model, data, trainer or {}, rates), rates, output)
 
 
-def _training_steps(
-    expert: bool,
-    task: Mapping[str, Any],
-    data: Mapping[str, Any],
-    autocast: torch.dtype | None = None,
-    speed: GpuSpeed | None = None,
-) -> list[TrainingStep]:
-    """A step of every bucket, the largest bucket first.
+def plan_precompute(
+    backbone: str,
+    size: SizeChoice,
+    scales: list[float],
+    frames: LengthChoice,
+    index: Path | None = None,
+    splits: list[Split] | None = None,
+    clips: Path | None = None,
+    keep: Limits = Limits(),  # noqa: B008  # frozen
+    start: int = 0,
+    windows: int = 1,
+    stride: int = 1,
+    fps: float | None = None,
+    variants: dict[str, PixelTransform] | None = None,
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16",
+    batch_size: int = 4,
+    trainer: dict[str, Any] | None = None,
+    gpu: str | None = None,
+    gpu_tflops: float | None = None,
+    output: Path | None = None,
+) -> None:
+    """Says what encoding clips takes: seconds, memory and bytes of a clip; hours and terabytes of the index.
+
+    It takes a configuration of luve precompute, and counts nothing as stored already. Without the index it says what a
+    thousand clips take.
 
     Args:
-        expert: whether an expert is trained, and not the adaptation.
-        task: arguments of ExpertTask or AdaptationTask, defaults included.
-        data: arguments of CaptionLatentsDataModule, defaults included.
-        autocast: see `plan_step`.
-        speed: see `plan_step`.
+        backbone: As luve precompute takes it, of which configuration files are read.
+        size: See luve precompute, as for what follows.
+        scales: How many times smaller each low resolution is.
+        frames: Frames per window.
+        index: The clips; those that fit no bucket are left out.
+        splits: Splits to encode.
+        clips: Folder of the clips.
+        keep: Which clips to take.
+        start: First frame of the first window.
+        windows: Windows per clip.
+        stride: Read every stride-th frame.
+        fps: Frames a second that are read.
+        variants: Transforms of the pixels, by name.
+        dtype: Dtype on disk.
+        batch_size: Windows encoded at once.
+        trainer: Of the Trainer's options precision and devices count.
+        gpu: See luve plan.
+        gpu_tflops: See luve plan.
+        output: Also write everything to this file, FILE.json.
     """
-    from luve_lightning.datamodules.buckets import Buckets
-    from luve_lightning.datamodules.sampling import batch_groups
-    from luve_lightning.tasks.expert import add_lora
+    from luve_lightning.analysis.fit_plan import encoding_buckets, precision_of, processes_of
 
-    dtype = getattr(torch, task["dtype"]) if expert else torch.float32
-    configs = PartConfigs.from_pretrained(data["backbone"], transformer=task["backbone"])
-    parts = Parts(configs, dtype)
-    denoiser = denoiser_of(parts.transformer)
-    denoiser.module.train()
-    if task["attention"] is not None:
-        denoiser.use_attention(task["attention"])
-    if expert:
-        add_expert(denoiser.module, task["name"], task["expert"], dtype=torch.float32)
-    elif task["lora_rank"]:
-        add_lora(denoiser, task["lora_rank"])
-    else:
-        denoiser.module.requires_grad_(True)
-    denoiser.set_recompute(task["recompute"], task["keep_attention"], task["offload"], task["chunks"])
-    buckets = Buckets.chosen(data["size"], data["frames"], lambda: load_backbone(data["backbone"]).size_rules().step)
-    grids = {}
-    for bucket in buckets:
-        recipe = LatentRecipe("plan", bucket.size, () if data["scale"] == 1 else (data["scale"],), bucket.frames)
-        grids[bucket] = parts.codec.latent_size(bucket.frames, *recipe.pixel_size(data["scale"]))
-    volumes = {bucket: prod(grid) for bucket, grid in grids.items()}
-    groups = batch_groups(buckets, list(buckets), volumes, data["batch_size"], fill_batches=data["fill_batches"])
-    return [
-        plan_step(
-            denoiser,
-            str(group.bucket),
-            grids[group.bucket],
-            group.batch_size,
-            configs.text_length,
-            autocast,
-            speed,
-            compiled=task["compile"] is not None,
-        )
-        for group in groups
-    ]
+    rates = gpu_speed(gpu, gpu_tflops)
+    options = {"precision": "32-true"} | (trainer or {})
+    half = precision_of(options)
+    parts = Parts(PartConfigs.from_pretrained(backbone), torch.bfloat16, vae_dtype=half or torch.float32)
+    transforms = variants or {"plain": Unchanged()}
+    names = tuple(variant_name(name, transform) for name, transform in transforms.items())
+    rules = load_backbone(backbone).size_rules()
+    buckets = Buckets.chosen(size, frames, lambda: rules.step)
+    buckets.check_scales(scales, parts.codec.spatial_ratio, size)
+    first = next(iter(buckets))
+    recipe = LatentRecipe("plan", first.size, tuple(scales), first.frames, start, windows, stride, names, dtype, fps)
+    entries = clips_there(index, clips, keep, splits)
+    shares, counts = encoding_buckets(buckets, recipe, entries)
+    kept = weight_bytes(parts.codec) * 2 if half is not None else 0
+    found = plan_windows_encoded(
+        parts, shares, list(transforms.values()), batch_size, getattr(torch, dtype), rates, counts,
+        processes_of(options), kept,
+    )  # fmt: skip
+    _tell(found, rates, output)
 
 
-def _typed(key: str, given: Mapping[str, Any], kinds: tuple[type[Any], ...]) -> tuple[type[Any], dict[str, Any]]:
-    """A component's class and its arguments as the class takes them, defaults included; it is not made."""
-    path = given.get("class_path")
-    kind = next((kind for kind in kinds if str(path).rpartition(".")[2] == kind.__name__), None)
-    if kind is None:
-        names = " or ".join(kind.__name__ for kind in kinds)
-        raise ValueError(f"{key}.class_path: a plan is for {names}, got {path}")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, key, instantiate=False)
-    values = parser.instantiate(parser.parse_object({key: dict(given.get("init_args") or {})}))
-    return kind, vars(values[key])
+def plan_embed(
+    backbone: str,
+    index: Path | None = None,
+    columns: list[str] | None = None,
+    splits: list[Split] | None = None,
+    clips: Path | None = None,
+    keep: Limits = Limits(),  # noqa: B008  # frozen
+    length: int | None = None,
+    batch_size: int = 8,
+    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    gpu: str | None = None,
+    gpu_tflops: float | None = None,
+    output: Path | None = None,
+) -> None:
+    """Says what embedding captions takes: seconds, memory and bytes of a caption, and of the index.
+
+    It takes a configuration of luve embed, and counts nothing as stored already.
+
+    Args:
+        backbone: As luve embed takes it, of which configuration files are read.
+        index: The clips; without it, a thousand captions are told.
+        columns: Caption columns.
+        splits: Splits to embed.
+        clips: Folder of the clips.
+        keep: Which clips to take.
+        length: Tokens that a caption is padded to.
+        batch_size: Captions embedded at once.
+        dtype: Dtype of the text encoder's weights and on disk.
+        gpu: See luve plan.
+        gpu_tflops: See luve plan.
+        output: Also write everything to this file, FILE.json.
+    """
+    rates = gpu_speed(gpu, gpu_tflops)
+    entries = clips_there(index, clips, keep, splits)
+    count = None if entries is None else len(captions_of(entries, columns or ["Summarized Description"]))
+    configs = PartConfigs.from_pretrained(backbone)
+    _tell(plan_captions_embedded(configs, length, batch_size, dtype, rates, count), rates, output)
+
+
+def plan_score(
+    scorer: dict[str, Any],
+    index: Path | None = None,
+    frames: int = 4,
+    indices: list[int] | None = None,
+    splits: list[Split] | None = None,
+    clips: Path | None = None,
+    keep: Limits = Limits(),  # noqa: B008  # frozen
+    output: Path | None = None,
+) -> None:
+    """Says how many clips and frames luve score has to rate; what its scorer takes is unknown before it runs.
+
+    Args:
+        scorer: As luve score takes it.
+        index: The clips.
+        frames: Frames per clip.
+        indices: Frame numbers instead.
+        splits: Splits to score.
+        clips: Folder of the clips.
+        keep: Which clips to take.
+        output: Also write everything to this file, FILE.json.
+    """
+    entries = clips_there(index, clips, keep, splits)
+    name = str(scorer.get("class_path")).rpartition(".")[2]
+    found = plan_scores(name, len(indices or ()) or frames, None if entries is None else len(entries))
+    _tell(found, None, output)
+
+
+def plan_upsample(
+    backbone: str,
+    size: tuple[int, int],
+    scale: float,
+    frames: int,
+    index: Path | None = None,
+    vluers: dict[str, Path | None] | None = None,
+    baselines: list[str] | None = None,
+    splits: list[Split] | None = None,
+    clips: Path | None = None,
+    keep: Limits = Limits(),  # noqa: B008  # frozen
+    limit: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    gpu: str | None = None,
+    gpu_tflops: float | None = None,
+    output: Path | None = None,
+) -> None:
+    """Says what upsampling clips by several methods takes: seconds and memory of a clip, and hours of the index.
+
+    Args:
+        backbone: As luve upsample takes it, of which configuration files are read.
+        size: Height and width of the high resolution.
+        scale: How many times smaller the low resolution is.
+        frames: Frames per clip.
+        index: The clips; without it, a thousand are told.
+        vluers: VLUer folders by name, of which configuration files are read.
+        baselines: Methods without a VLUer; default all.
+        splits: Splits to upsample.
+        clips: Folder of the clips.
+        keep: Which clips to take.
+        limit: The first clips of each split.
+        dtype: Dtype of the VAE's weights.
+        gpu: See luve plan.
+        gpu_tflops: See luve plan.
+        output: Also write everything to this file, FILE.json.
+    """
+    rates = gpu_speed(gpu, gpu_tflops)
+    entries = clips_there(index, clips, keep, splits, limit)
+    parts = Parts(PartConfigs.from_pretrained(backbone), torch.bfloat16, vae_dtype=getattr(torch, dtype))
+    models = LooseModels(parts.codec)
+    methods: dict[str, Any] = {
+        name: method.of(models) for name, method in known_baselines().items() if baselines is None or name in baselines
+    }
+    nets = {
+        name: Parts(PartConfigs.from_pretrained(backbone, folder), torch.float32).vluer
+        for name, folder in (vluers or {}).items()
+        if folder is not None
+    }
+    recipe = LatentRecipe("plan", (size[0], size[1]), (scale,), frames)
+    count = None if entries is None else len(entries)
+    _tell(plan_clips_upsampled(parts, recipe, methods | nets, list(nets.values()), rates, count), rates, output)
+
+
+def _tell(plan: RecipePlan, speed: GpuSpeed | None, output: Path | None) -> None:
+    """Print a plan, and write it where a file is meant."""
+    print(recipe_text(plan, speed))
+    _write(output, recipe_dict(plan, speed))
+
+
+def _write(output: Path | None, found: Mapping[str, Any]) -> None:
+    if output is not None and output.suffix == ".json":
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    elif output is not None:
+        print(f"nothing is written to {output}; --output FILE.json also writes the plan")
 
 
 def bench(
@@ -265,38 +397,3 @@ def bench(
             output.parent.mkdir(parents=True, exist_ok=True)
             with output.open("a") as file:
                 file.write(line + "\n")
-
-
-def random_models(
-    output: Path,
-    backbone: str | None = None,
-    vluer: Path | None = None,
-    attention: Attention | None = None,
-    dtype: Literal["float32", "bfloat16"] = "bfloat16",
-    seed: int = 0,
-    refiner_alone: bool = False,
-    device: str = "auto",
-) -> None:
-    """Writes a backbone, a VLUer, an adapted transformer and both experts with random weights.
-
-    Time and memory do not depend on the weights' values: with these folders `luve generate`, `luve precompute` and
-    `luve fit` can be tried and timed at real size before any training, and without a download. Videos are noise.
-
-    Args:
-        output: New folder; gets backbone/, vluer/, refiner/, experts/lfe/ and experts/hfe/.
-        backbone: Folder or hub id whose configuration files give the sizes; default those of Wan2.1-1.3B, 18 GB in
-            bfloat16.
-        vluer: Folder whose configuration gives the VLUer's size; default the base size.
-        attention: Attention of the adapted transformer; default the backbone's own.
-        dtype: Dtype of the transformers and the text encoder; the others are float32.
-        seed: Seed of the weights.
-        refiner_alone: Write only refiner/ and experts/, for instance with another attention for another size.
-        device: Where they are drawn: auto (a GPU if there is one), cpu, cuda or cuda:N.
-    """
-    console, started = Console(emoji=False), time.perf_counter()
-    configs = wan_1_3b() if backbone is None else PartConfigs.from_pretrained(backbone, vluer)
-    target, kind = choose_device(device), getattr(torch, dtype)
-    written = write_random_models(output, configs, kind, target, attention, seed, refiner_alone)
-    for name, count in written:
-        took = f"{time.perf_counter() - started:.0f} s"
-        console.print(f"  {output / name}  {count:,} parameters  ({took})", soft_wrap=True)

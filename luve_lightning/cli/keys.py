@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from luve_lightning.cli import function_name, verbs
-from luve_lightning.cli.errors import entries
+from luve_lightning.cli.errors import UsageError, entries
 from luve_lightning.cli.signatures import SPREAD, Parameter, Signature, class_signature, function_signature
 
 COMPONENT_KEYS = {"class_path", "init_args", "dict_kwargs"}
@@ -51,11 +51,16 @@ class Leaf:
 
 
 class Keys:
-    """The keys of one verb."""
+    """The keys of one verb.
 
-    def __init__(self, verb: str) -> None:
+    Args:
+        verb: Its name.
+        kind: One of its `kinds`; empty for its own configurations.
+    """
+
+    def __init__(self, verb: str, kind: str = "") -> None:
         self.training = verbs()[verb].trainer
-        self.root = _training(verb) if self.training else _function(verb)
+        self.root = _training(verb) if self.training else _function(verb, kind)
         self.trainer = _trainer() if self.training else None
 
     def at(self, config: Mapping[str, Any], parts: Sequence[str]) -> Parameter | None:
@@ -149,9 +154,33 @@ def _path(key: str, value: str) -> str:
     return f"./{value}" if value.startswith(_SYNTAX) else value
 
 
-def _function(verb: str) -> Signature:
+def kind_of(verb: str, given: Mapping[str, Any]) -> str:
+    """Which of a verb's kinds a configuration is, by its top-level keys; empty for the verb's own.
+
+    Raises:
+        UsageError: For a configuration of another verb.
+    """
     entry = verbs()[verb]
-    found = function_signature(entry.module, function_name(verb))
+
+    def strange(kind: str) -> set[str]:
+        known = Keys(kind or entry.reads).root.parameters.keys() | Keys(verb, kind).root.parameters.keys()
+        return given.keys() - known
+
+    def misfit(kind: str) -> tuple[int, int]:
+        return len(strange(kind)), len(Keys(kind or entry.reads).missing(given))
+
+    kind = min(("", *entry.kinds), key=misfit) if given else ""
+    if len(none := strange(kind)) > 1:  # a single one is a slip, whose message says more
+        raise UsageError(
+            f"expected a configuration of luve {', '.join((entry.reads, *entry.kinds))}; {', '.join(sorted(none))} "
+            "are keys of none"
+        )
+    return kind
+
+
+def _function(verb: str, kind: str = "") -> Signature:
+    entry = verbs()[verb]
+    found = function_signature(entry.module, function_name(f"{verb} {kind}".rstrip()))
     if found is None:
         return Signature(open=True)
     parameters = dict(found.parameters)

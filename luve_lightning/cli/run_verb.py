@@ -8,9 +8,10 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luve_lightning.cli import SYNONYMS, examples_of, function_name, verbs
@@ -80,12 +81,15 @@ def run_verb(verb: str, words: list[str], config: dict[str, Any]) -> None:
 
     entry = verbs()[verb]
     arguments = compose.read_arguments(words, entry.positional)
+    options = compose.named_options(arguments.options, entry.named)
+    kind = _kind(verb, arguments.files, options) if entry.kinds else ""
     if not arguments.help:
-        keys = Keys(verb)
-        options = compose.named_options(arguments.options, entry.named)
+        keys = Keys(verb, kind)
         config.update(compose.compose(arguments.files, options, keys))
-        if entry.reads:
-            _skip_keys(config, keys, Keys(entry.reads), {key.partition(".")[0] for key, _ in options})
+        if reads := kind or entry.reads:
+            # What is given to a command of that kind may be given here; words of the verb's own are more likely slips.
+            given = () if kind else {key.partition(".")[0] for key, _ in options}
+            _skip_keys(config, keys, Keys(reads), given)
         if not arguments.class_help:
             _refuse_early(verb, keys, config, bool(arguments.files))
     _say_loading(verb)
@@ -106,7 +110,19 @@ def run_verb(verb: str, words: list[str], config: dict[str, Any]) -> None:
             for name, subject in entry.modules().items()
             if arguments.help or name == config["subject"]
         }
-        parsing.run_function(verb, getattr(module, function_name(verb)), arguments, config, parts)
+        function = getattr(module, function_name(f"{verb} {kind}".rstrip()))
+        parsing.run_function(verb, function, arguments, config, parts)
+
+
+def _kind(verb: str, files: Iterable[Path], options: Iterable[tuple[str, str]]) -> str:
+    """Which of a verb's kinds files and options are."""
+    from luve_lightning.cli.keys import kind_of
+    from luve_lightning.config_files import read_config
+
+    given: dict[str, Any] = {key.partition(".")[0]: text for key, text in options}
+    for file in files:
+        given |= read_config(file)
+    return kind_of(verb, given)
 
 
 def _refuse_verb(verb: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +45,8 @@ def unsharp_mask(video: Tensor, radius: float, amount: float) -> Tensor:
     height, width = video.shape[3:]
     rows, columns = _blocks(height, radius, video.device), _blocks(width, radius, video.device)
     # Autocast would run matrix products in bfloat16, whose 8 bits are no more than a level's.
-    with torch.autocast(video.device.type, enabled=False):
+    # What is only counted, on the meta device, has no autocast.
+    with nullcontext() if video.is_meta else torch.autocast(video.device.type, enabled=False):
         # Clip by clip: the rounding of a matrix product may change with its size.
         for clip, target in zip(video, sharp, strict=True):
             _sharpen_planes(clip.reshape(-1, height, width), target.view(-1, height, width), rows, columns, amount)

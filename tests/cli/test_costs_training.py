@@ -1,4 +1,4 @@
-"""`luve plan-training` as a user calls it."""
+"""`luve plan` of trainings, as a user calls it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from luve_lightning.data.video_index import COLUMNS
 from tests.helpers.run_luve import run_luve
 
 CONFIG = "experiments/experts/mini-adaptation.yaml"
@@ -16,9 +17,7 @@ CONFIG = "experiments/experts/mini-adaptation.yaml"
 def plan(capsys: pytest.CaptureFixture[str], repository: Path, config: str = CONFIG, **options: Any) -> Any:
     words = [word for key, value in options.items() for word in (f"--{key.replace('__', '.')}", value)]
     backbone = ["--data.init_args.backbone", repository / "data/mini/wan", "--model.init_args.backbone"]
-    return run_luve(
-        capsys, "plan-training", "--config", repository / config, *backbone, repository / "data/mini/wan", *words
-    )
+    return run_luve(capsys, "plan", "--config", repository / config, *backbone, repository / "data/mini/wan", *words)
 
 
 @pytest.mark.slow
@@ -42,7 +41,14 @@ def test_each_bucket_has_its_line_largest_first(
     ]  # fmt: skip
     assert buckets[0]["tokens"] == 5 * 9 * 16
     assert all(one["peak"] > one["weights"] + one["optimizer"] and one["seconds"] > 0 for one in buckets)
-    assert "fits one h200" in outcome.out
+    assert "fits h200's 139 GiB" in outcome.out
+    whole = json.loads(file.read_text())
+    assert (whole["kind"], whole["unit"], whole["units"], whole["first_use_seconds"]) == ("training", "step", 200, 0)
+    seconds = [one["seconds"] for one in buckets]
+    assert min(seconds) < whole["seconds_per_unit"] < max(seconds)
+    assert whole["gpu_hours"] == pytest.approx(200 * whole["seconds_per_unit"] / 3600)
+    assert whole["peak_gib"] * 2**30 == max(one["peak"] for one in buckets)
+    assert whole["terabytes"] is None
 
 
 @pytest.mark.slow
@@ -65,7 +71,12 @@ def test_a_lora_and_an_expert_keep_less_than_all_weights(
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
-        ("experiments/vluer/mini.yaml", {}, "model.class_path: a plan is for AdaptationTask or ExpertTask, got"),
+        (
+            "experiments/mini/backbone.yaml",
+            {},
+            "model.class_path: a plan is for VLUerTask, AdaptationTask or ExpertTask, got",
+        ),
+        (CONFIG, {"trainer__strategy": "deepspeed"}, "trainer.strategy: a plan is for auto, ddp or"),
         (
             CONFIG,
             {"trainer__precision": "64-true"},
@@ -81,3 +92,69 @@ def test_what_cannot_be_planned_is_told_in_a_line(
     assert outcome.code == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_vluers_phases_and_an_expert_whose_base_is_not_trained_yet(
+    capsys: pytest.CaptureFixture[str], repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository)
+    file = tmp_path / "plan.json"
+    words = ("--gpu", "h200", "--output", file)
+    outcome = run_luve(capsys, "plan", "--config", "experiments/vluer/mini.yaml", "--callbacks.ema", "null", *words)
+    assert outcome.code == 0, outcome.err
+    found = json.loads(file.read_text())
+    names = [row["name"] for row in found["buckets"]]
+    assert names == [f"192x192x9, {scale}x, phase {phase}" for phase in (1, 2) for scale in ("1.5", "2", "3")]
+    by_phase = [sum(row["seconds"] for row in found["buckets"][part]) / 3 for part in (slice(3), slice(3, 6))]
+    assert found["seconds_per_unit"] == pytest.approx((2100 * by_phase[0] + 100 * by_phase[1]) / 2200)
+
+    words = ("--model.backbone", "runs/wan2.1/adaptation-2k-windows/export", *words)
+    outcome = run_luve(capsys, "plan", "--config", "experiments/experts/mini-lfe.yaml", *words)
+    assert outcome.code == 0, outcome.err
+    assert "experiments/experts/adaptation-2k-windows.yaml will export it" in outcome.out
+    windows = json.loads(file.read_text())["buckets"][0]["flops"]
+    outcome = run_luve(
+        capsys, "plan", "--config", "experiments/experts/mini-lfe.yaml", *words, "--model.backbone", "data/mini/wan"
+    )
+    assert json.loads(file.read_text())["buckets"][0]["flops"] > windows
+
+
+@pytest.mark.slow
+def test_data_are_planned_by_their_configurations(
+    capsys: pytest.CaptureFixture[str], repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository)
+
+    def planned(config: str, *words: Any) -> tuple[Any, str]:
+        file = tmp_path / "plan.json"
+        outcome = run_luve(capsys, "plan", "--config", f"experiments/{config}.yaml", *words, "--output", file)
+        assert outcome.code == 0, outcome.err
+        return json.loads(file.read_text()), outcome.out
+
+    index = tmp_path / "clips.csv"
+    (tmp_path / "clips").mkdir()
+    for clip in ("a1", "a2", "b1"):
+        (tmp_path / "clips" / f"{clip}.mp4").touch()  # never read
+    rows = "".join(f"{c},v{c},192,192,16,0,33,33,0,2,2,1,1,1{',text ' + c[:1]}{',' * 9}\n" for c in ("a1", "a2", "b1"))
+    index.write_text(",".join(COLUMNS) + "\n" + rows)
+    here = ("--index", index, "--gpu", "h200", "--num_workers", 0)
+    found, text = planned("precompute/mini", *here, "--windows", 2)
+    assert (found["kind"], found["unit"], found["units"]) == ("precompute", "clip", 6)
+    stored = 2 * 16 * sum(3 * side**2 for side in (24, 16, 12, 8))  # float16, at every size
+    assert found["terabytes"] == pytest.approx(6 * stored / 1e12)
+    assert found["gpu_hours"] == pytest.approx(6 * found["seconds_per_unit"] / 3600)
+    assert found["first_use_seconds"] == 0  # small clips need no kernels
+
+    found, text = planned("embed/mini", "--index", index, "--columns", "[Brief Description]", "--gpu", "h200")
+    assert (found["kind"], found["unit"], found["units"]) == ("embed", "text", 3)  # two texts and the empty one
+    found, text = planned("score/mini", "--index", index)
+    assert (found["kind"], found["units"], found["seconds_per_unit"], found["peak_gib"]) == ("score", 3, None, None)
+    assert "SharpnessExposure scores 4 frames of each clip, 12 in all; its seconds and memory are unknown" in text
+    found, text = planned("upsample/mini", "--index", tmp_path / "none.csv", "--gpu", "h200")
+    assert (found["kind"], found["unit"], found["units"], found["gpu_hours"]) == ("upsample", "video", None, None)
+    assert "how many there are is unknown; 1,000 videos: " in text
+
+    outcome = run_luve(capsys, "plan", "--config", "experiments/evaluate/mini.yaml")
+    assert outcome.code == 2
+    assert "expected a configuration of luve generate, fit, precompute, embed, score, upsample; " in outcome.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from math import prod
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from luve_lightning.analysis.cost import gpu_speed
 from luve_lightning.analysis.dry_run import BLOCK
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, wan_1_3b
-from luve_lightning.analysis.plan import training_plan_text
-from luve_lightning.analysis.transformer_plan import TrainingStep, plan_step
+from luve_lightning.analysis.plan import recipe_text
+from luve_lightning.analysis.recipe_plan import RecipePlan
+from luve_lightning.analysis.training_plan import TrainingStep, plan_step
 from luve_lightning.functional.frequency import FrequencyFilter
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.models.backbones import Denoiser, denoiser_of
@@ -107,15 +109,15 @@ def test_a_larger_batch_takes_as_much_more_and_the_optimiser_needs_room() -> Non
 def test_the_text_names_the_largest_bucket_and_whether_it_fits() -> None:
     def step(name: str, peak: int, seconds: float | None) -> TrainingStep:
         values: dict[str, Any] = {"latents": (3, 4, 4), "tokens": 12_345, "batch": 2, "flops": 10**13}
-        return TrainingStep(
-            name, weights=GIB, optimizer=0, passes=peak - GIB, peak=peak, terms={}, seconds=seconds, **values
-        )
+        held = {"weights": GIB, "optimizer": 0, "shared": 0}
+        return TrainingStep(name, passes=peak - GIB, peak=peak, terms={}, seconds=seconds, **held, **values)
 
-    lines = training_plan_text(
-        [step("a", 30 * GIB, 2.0), step("b", 200 * GIB, None)], gpu_speed("h200", None)
-    ).splitlines()
+    rows = tuple(asdict(one) for one in (step("a", 30 * GIB, 2.0), step("b", 200 * GIB, None)))
+    plan = RecipePlan("training", "step", None, 0.0, 200 * GIB, 3000, rows=rows)
+    lines = recipe_text(plan, gpu_speed("h200", None)).splitlines()
     assert lines[0].split() == ["bucket", "latents", "tokens", "batch", "TFLOP", "passes", "GiB", "peak", "GiB", "step"]
     assert lines[1].split() == ["a", "3x4x4", "12,345", "2", "10", "29.00", "30.00", "2", "s"]
     assert lines[2].split()[-2:] == ["200.00", "unknown"]
-    assert lines[4].startswith("peak 200.00 GiB in b: 1.00 weights")
-    assert lines[5].startswith("does not fit one ")
+    assert lines[4].startswith("peak 200.00 GiB on one GPU, in b: 1.00 weights")
+    assert "; does not fit h200's 139 GiB" in lines[4]
+    assert lines[6] == "3,000 steps: unknown"

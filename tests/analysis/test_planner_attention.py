@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from luve_lightning.analysis.cost import REFERENCE
+from luve_lightning.analysis.cost import REFERENCE, CountedAttention, counting_attention
 from luve_lightning.analysis.dry_run import DryRun, dry_run, weight_bytes
 from luve_lightning.analysis.model_parts import PartConfigs, Parts
 from luve_lightning.analysis.plan import plan_text
 from luve_lightning.analysis.planner import Planner
-from luve_lightning.analysis.transformer_plan import CountedAttention, counting_attention
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.models.attention import Attention, Where
