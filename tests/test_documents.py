@@ -18,6 +18,7 @@ import pytest
 from luve_lightning.cli import verbs
 from luve_lightning.cli.compose import compose, named_options, read_arguments
 from luve_lightning.cli.keys import Keys
+from luve_lightning.cli.run_verb import given_kind
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "experiments/results/mini"
@@ -66,9 +67,11 @@ def options(words: list[str]) -> list[str]:
     return [word[2:].partition("=")[0] for word in words if re.match(r"--[a-z]", word)]
 
 
-def known(verb: str, option: str) -> bool:
+def known(verb: str, option: str, kind: str = "") -> bool:
     """Whether a verb has an option, by what the source shows; keys inside a component are its class's affair."""
-    keys = Keys(verb)
+    if kind and known(kind, option):  # whose options it skips
+        return True
+    keys = Keys(verb, kind)
     first, _, rest = option.removesuffix(".help").partition(".")
     if first == "trainer" and keys.trainer is not None:
         return not rest or rest.partition(".")[0] in keys.trainer.parameters
@@ -116,15 +119,18 @@ def test_every_luve_command_exists(page: Path) -> None:
         if verb in firsts:
             continue
         assert verb in verbs(), words
-        for option in options(words):
-            assert PLACEHOLDER.search(option) or known(verb, option), f"luve {verb} has no --{option}"
         arguments = read_arguments(words[len(verb.split()) :], verbs()[verb].positional)
-        if arguments.files and not any(PLACEHOLDER.search(str(file)) for file in arguments.files):
-            keys = Keys(verb)
-            given = named_options(arguments.options, verbs()[verb].named)
-            composed = compose([REPOSITORY / file for file in arguments.files], given, keys)
+        given = named_options(arguments.options, verbs()[verb].named)
+        whole = not any(PLACEHOLDER.search(str(file)) for file in arguments.files)
+        files = [REPOSITORY / file for file in arguments.files if whole]
+        kind = given_kind(verb, files, given)
+        for option in options(words):
+            assert PLACEHOLDER.search(option) or known(verb, option, kind), f"luve {verb} has no --{option}"
+        if files:
+            keys = Keys(verb, kind)
+            composed = compose(files, given, keys)
             unknown = [leaf.key for leaf in keys.leaves(composed) if leaf.known is not None]
-            if reads := verbs()[verb].reads:  # that verb's keys are skipped
+            if reads := kind or verbs()[verb].reads:  # that verb's keys are skipped
                 unknown = [key for key in unknown if Keys(reads).root.get(key.partition(".")[0]) is None]
             assert not unknown
 

@@ -82,7 +82,7 @@ def run_verb(verb: str, words: list[str], config: dict[str, Any]) -> None:
     entry = verbs()[verb]
     arguments = compose.read_arguments(words, entry.positional)
     options = compose.named_options(arguments.options, entry.named)
-    kind = _kind(verb, arguments.files, options) if entry.kinds else ""
+    kind = given_kind(verb, arguments.files, options)
     if not arguments.help:
         keys = Keys(verb, kind)
         config.update(compose.compose(arguments.files, options, keys))
@@ -114,8 +114,10 @@ def run_verb(verb: str, words: list[str], config: dict[str, Any]) -> None:
         parsing.run_function(verb, function, arguments, config, parts)
 
 
-def _kind(verb: str, files: Iterable[Path], options: Iterable[tuple[str, str]]) -> str:
-    """Which of a verb's kinds files and options are."""
+def given_kind(verb: str, files: Iterable[Path], options: Iterable[tuple[str, str]]) -> str:
+    """Which of a verb's kinds files and options are; empty for the verb's own."""
+    if not verbs()[verb].kinds:
+        return ""
     from luve_lightning.cli.keys import kind_of
     from luve_lightning.config_files import read_config
 
