@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import statistics
 import subprocess
+import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +20,8 @@ V = TypeVar("V")
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 MANY_WORKERS = 16  # allowed anywhere; more than four per core only wait for each other
+_RECENT = 64  # units whose median is the pace
+_EXACT = 8  # units at whose end the GPU is waited for; more would slow down training
 _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -81,6 +87,87 @@ def memory() -> int:
         return min(total, int(_CGROUP_MEMORY.read_text()))
     except (OSError, ValueError):  # not in a container, or one without a limit ("max")
         return total
+
+
+class UnitTimes:
+    """How long a run's steps, clips or captions take, and the most memory on the GPU meanwhile.
+
+    The first one tells what happens once: kernels that are compiled, buffers, processes that start. What comes
+    between two counts towards the second, such as waiting for data.
+
+    Args:
+        unit: What is counted: "step", "clip", "caption", "video".
+        device: What computes; None before it is known.
+    """
+
+    def __init__(self, unit: str, device: torch.device | None = None) -> None:
+        self.unit, self.device = unit, device
+        self.done = 0
+        self._born, self._since = time.perf_counter(), time.perf_counter()
+        self._first: float | None = None
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._peak: int | None = None
+
+    def begin(self) -> None:
+        """The next one begins now: what went on since the last, such as a validation, does not count."""
+        self._since = time.perf_counter()
+
+    def advance(self, count: int = 1) -> None:
+        """Count this many as done, together."""
+        if self.device is not None and self.device.type == "cuda":
+            import torch
+
+            if self.done < _EXACT:
+                torch.cuda.synchronize(self.device)
+            self._peak = torch.cuda.max_memory_allocated(self.device)
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = now - self._since
+        else:
+            self._recent.append((now - self._since) / count)
+        self._since = now
+        self.done += count
+
+    def record(self) -> dict[str, Any]:
+        """Plain values: `unit`, `done`, `seconds` since it was made, `first_seconds` of the first one or those done
+        together with it, `seconds_per_unit` of the later ones (median; None where there were none) and `peak_gib`
+        that PyTorch allocated (None without a GPU).
+        """
+        return {
+            "unit": self.unit,
+            "done": self.done,
+            "seconds": round(time.perf_counter() - self._born, 3),
+            "first_seconds": None if self._first is None else round(self._first, 4),
+            "seconds_per_unit": round(statistics.median(self._recent), 4) if self._recent else None,
+            "peak_gib": None if self._peak is None else round(self._peak / 2**30, 3),
+        }
+
+
+    def write(self, path: Path | None, **facts: Any) -> None:
+        """Write `record` and further facts as a JSON file, whole or not at all; nothing without a path.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        unfinished.write_text(json.dumps({**self.record(), **facts}, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+
+
+def visible_gpus() -> list[str]:
+    """Names of the NVIDIA GPUs that a program would see, without loading PyTorch or touching one of them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    names = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    return names if given is None else names[: len([one for one in given.split(",") if one.strip()])]
 
 
 def check_workers(name: str, number: int, least: int = 0) -> None:

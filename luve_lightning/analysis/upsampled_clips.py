@@ -24,6 +24,7 @@ from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.files import find_json, write_text
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import fit_frames, resize_video, video_to_frames
+from luve_lightning.machine import UnitTimes
 from luve_lightning.models.backbones import LatentSpace
 
 REFERENCE = "reference"
@@ -127,17 +128,27 @@ class ClipUpsampler:
         """The names of the folders."""
         return [REFERENCE, *self.methods, CEILING]
 
-    def run(self, entries: Sequence[ClipEntry], advance: Callable[[], None] = lambda: None) -> Totals:
+    def run(
+        self,
+        entries: Sequence[ClipEntry],
+        advance: Callable[[], None] = lambda: None,
+        times: UnitTimes | None = None,
+    ) -> Totals:
         """Write what is missing for each clip.
 
         Args:
             entries: the clips.
             advance: called for every finished clip.
+            times: counts those of which something was missing.
         """
+        times = times or UnitTimes("clip")
         totals = Totals(0, 0, [])
         for entry in entries:
+            times.begin()
             try:
                 written = self.write(entry)
+                if written:
+                    times.advance()
                 totals.written += written
                 totals.there += len(self.names) - written
             except ClipError as error:

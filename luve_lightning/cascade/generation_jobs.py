@@ -186,6 +186,10 @@ class VideoFolder:
             yield mine
 
 
+REPORT = "report"
+"""In the metadata of a stage's latents: its StageReport as JSON, since a run that reuses them measures nothing."""
+
+
 class StageLatents:
     """Latents of finished stages, stored by what they depend on: a later run reuses them.
 
@@ -220,10 +224,11 @@ class StageLatents:
         path.unlink(missing_ok=True)
         return None
 
-    def put(self, digest: str, tensors: Mapping[str, Tensor]) -> None:
-        """Store tensors atomically, unless they exist."""
+    def put(self, digest: str, tensors: Mapping[str, Tensor], report: Mapping[str, Any] | None = None) -> None:
+        """Store tensors atomically, unless they exist; `report`, what the stage took, stands in the file's metadata."""
         whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        self._files.write(digest, safetensors.torch.save(whole, {DIGEST: _digest(whole)}))
+        told = {} if report is None else {REPORT: json.dumps(report)}
+        self._files.write(digest, safetensors.torch.save(whole, {DIGEST: _digest(whole), **told}))
 
     def remove(self, digest: str) -> None:
         """Remove the tensors stored under a digest, if there are any."""

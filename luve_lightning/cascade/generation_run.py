@@ -216,7 +216,8 @@ class _Making:
         self._report(stage, latents, done - self._started)
         shelf, digest = self._shelf(stage)
         if shelf is not None and digest is not None:
-            shelf.put(digest, {"latents": latents, "generator": self.generator.get_state()})
+            tensors = {"latents": latents, "generator": self.generator.get_state()}
+            shelf.put(digest, tensors, asdict(self.reports[-1]))
         self._storing += time.perf_counter() - done
 
     def step(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from luve_lightning.callbacks.graceful_stop import StopPredictionOnSigterm
-from luve_lightning.callbacks.progress import TrainingProgress
+from luve_lightning.callbacks.progress import ClipTimes, TrainingProgress
 from luve_lightning.callbacks.repeatable import CPUThreads, cpu_threads
 from luve_lightning.cli import Verb
 from luve_lightning.cli.index import check_folder, check_stored, entries_of, open_index, print_summary, uneven_line
@@ -33,7 +33,7 @@ from luve_lightning.data.variants import PixelTransform, Unchanged, variant_name
 from luve_lightning.data.video_index import ClipEntry, Limits, Split
 from luve_lightning.datamodules.buckets import Bucket, Buckets, LengthChoice, SizeChoice
 from luve_lightning.datamodules.clips import EncodeDataModule
-from luve_lightning.machine import choose_device, decoding_threads
+from luve_lightning.machine import UnitTimes, choose_device, decoding_threads
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.tasks.encode import EncodeTask, EncodeTotals
 from luve_lightning.terminal import Steps, say
@@ -113,6 +113,7 @@ def precompute(
     max_bad_fraction: float = 0.05,
     trainer: dict[str, Any] | None = None,
     check: bool = False,
+    measured: Path | None = None,
 ) -> None:
     """Encodes clips at high resolution and at each lower one, and stores the latents.
 
@@ -151,13 +152,16 @@ def precompute(
         trainer: Lightning Trainer options, e.g. {accelerator: gpu, devices: 8, strategy: ddp}.
         check: Encode nothing; read every stored latent of this configuration and name the damaged ones. The exit
             code is 2 when there are any.
+        measured: Also write what it took to this file, FILE.json: seconds in all, of the first clip and of each later
+            one, and GPU memory.
     """
     started = time.perf_counter()
     check_trainer(trainer or {})
     check_folder("store", store)
     if hardware is not None:
         require_hardware(hardware)
-    runner = _trainer(trainer, threads)
+    times = UnitTimes("clip")
+    runner = _trainer(trainer, threads, times)
     console = Console(emoji=False, quiet=not runner.is_global_zero)
     codec = load_backbone(backbone).latent_space()
     buckets = Buckets.chosen(size, frames, lambda: load_backbone(backbone).size_rules().step)
@@ -210,6 +214,9 @@ def precompute(
         f"  variable rate  {uneven}" if uneven else "",
     ]
     print_summary(console, store, lines, started)
+    if runner.is_global_zero:
+        made = {"total": count, "there": there // recipe.count, "bytes": totals.bytes, "latents": totals.encoded}
+        times.write(measured, processes=runner.world_size, **made)
 
 
 @dataclass(frozen=True)
@@ -263,7 +270,7 @@ def _check(console: Console, shares: Sequence[_Share], total: int, threads: int,
     found.complain()
 
 
-def _trainer(options: dict[str, Any] | None, threads: int) -> L.Trainer:
+def _trainer(options: dict[str, Any] | None, threads: int, times: UnitTimes) -> L.Trainer:
     """A Trainer that predicts and leaves nothing behind."""
     fixed: dict[str, Any] = {
         "logger": False,
@@ -271,7 +278,7 @@ def _trainer(options: dict[str, Any] | None, threads: int) -> L.Trainer:
         "enable_model_summary": False,
         # The DataModule shards by itself, and each process must reach the end of the loop.
         "use_distributed_sampler": False,
-        "callbacks": [StopPredictionOnSigterm(), CPUThreads(threads)],
+        "callbacks": [StopPredictionOnSigterm(), CPUThreads(threads), ClipTimes(times)],
     }
     given = options or {}
     if given.get("enable_progress_bar", True):
@@ -317,6 +324,7 @@ def embed(
     threads: int = 2,
     device: str = "auto",
     check: bool = False,
+    measured: Path | None = None,
 ) -> None:
     """Embeds captions with the backbone's text encoder and stores them, so that training needs no text encoder.
 
@@ -339,6 +347,8 @@ def embed(
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
         check: Embed nothing; read every stored embedding of these captions and name the damaged ones. The exit
             code is 2 when there are any.
+        measured: Also write what it took to this file, FILE.json: seconds in all, of the first batch of captions and of each later
+            one, and GPU memory.
     """
     started = time.perf_counter()
     console = Console(emoji=False)
@@ -358,9 +368,12 @@ def embed(
         check_stored(console, texts, keys, len(keys), decoding_threads(), started).complain()
         return
     texts.clean()
+    times = UnitTimes("caption", target)
     with cpu_threads(threads), Steps(console) as steps:
         steps.begin("captions", len(captions))
-        report = embed_captions(encoder.to(target), texts, source, captions, batch_size, steps.advance)
+        report = embed_captions(
+            encoder.to(target), texts, source, captions, batch_size, steps.advance, times
+        )
     # Last: whoever finds a record finds all its captions.
     texts.record(source, backbone)
     cut = ""
@@ -369,3 +382,4 @@ def embed(
         cut = f"  cut            {report.cut} captions, for instance {caption[:40]!r}...: {first}"
     embedded = f"  embedded       {report.embedded} captions, {report.bytes / 2**20:.1f} MiB"
     print_summary(console, store, [embedded, cut, f"  already there  {report.there}"], started)
+    times.write(measured, processes=1, total=len(captions), there=report.there, bytes=report.bytes)

@@ -16,6 +16,7 @@ from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.score_clips import FrameChoice, ScoreTotals, Shard, parse_shard, score_clips
 from luve_lightning.data.scorers import Scorer
 from luve_lightning.data.video_index import CAPTION, CAPTIONS, Limits, Split
+from luve_lightning.machine import UnitTimes
 from luve_lightning.terminal import Steps
 
 VERBS = {
@@ -39,6 +40,7 @@ def score(
     batch_size: int = 8,
     num_workers: int = 0,
     max_bad_fraction: float = 0.05,
+    measured: Path | None = None,
 ) -> None:
     """Scores several frames of each clip against its caption, into Parquet files.
 
@@ -61,6 +63,8 @@ def score(
         num_workers: Threads that decode ahead; 0 decodes between the batches.
         max_bad_fraction: Share of clips that may be unreadable before the run stops; two always may, unless it is
             0.
+        measured: Also write what it took to this file, FILE.json: seconds in all, of the first batch and of each later
+            clip, and GPU memory. Under torchrun the first process's.
     """
     if batch_size < 1 or num_workers < 0:
         raise ValueError(f"expected batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}")
@@ -76,10 +80,16 @@ def score(
     )
     bad = Quarantine(output / "unreadable.jsonl", max_bad_fraction, len(entries), [entry.path for entry in entries])
     console, started = Console(emoji=False), time.perf_counter()
+    times = UnitTimes("clip")
     with Steps(Console(emoji=False, quiet=own.index > 0)) as steps:
         steps.begin("clips", len(entries[own.index :: own.count]))
-        totals = score_clips(entries, scorer, output, caption, choice, own, batch_size, num_workers, bad, steps.advance)
+        totals = score_clips(
+            entries, scorer, output, caption, choice, own, batch_size, num_workers, bad, steps.advance, times
+        )
     _report(console, output, own, scorer, totals, started)
+    if own.index == 0:
+        there = {"total": len(entries[:: own.count]), "there": totals.there}
+        times.write(measured, processes=own.count, **there)
 
 
 def _report(console: Console, output: Path, shard: Shard, scorer: Scorer, totals: ScoreTotals, started: float) -> None:

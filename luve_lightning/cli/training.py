@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from luve_lightning.callbacks.graceful_stop import StopPredictionOnSigterm, StopRequested
-from luve_lightning.callbacks.progress import TrainingProgress
+from luve_lightning.callbacks.progress import StepTimes, TrainingProgress
 from luve_lightning.callbacks.provenance import Provenance
 from luve_lightning.callbacks.training_run import RunSummary, SetAside, owned, refuse_only_earlier
 from luve_lightning.cli import RUNS, Verb
@@ -199,8 +199,7 @@ class LuveCLI(LightningCLI):
         """Makes the trainer with the named callbacks and loggers, and those that every run has."""
         named = {key: {n: self.config_init[key][n] for n in self.composed.get(key, {})} for key in NAMED_COMPONENTS}
         own: list[Callback] = [Provenance(self.verb, self.dump(), self.command)]
-        if self.verb != "fit":
-            own.append(StopPredictionOnSigterm())
+        own.append(StepTimes() if self.verb == "fit" else StopPredictionOnSigterm())
         self.summary = RunSummary(self.verb, named["callbacks"], self.command, self.config["seed_everything"])
         options = {**self.config_init["trainer"].as_dict(), **kwargs}
         # RunSummary replaces Lightning's summary.

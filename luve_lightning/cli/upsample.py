@@ -19,7 +19,7 @@ from luve_lightning.cli.index import check_folder, entries_of, open_index, print
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_files import check_name
 from luve_lightning.data.video_index import CAPTION, CAPTIONS, Limits, Split
-from luve_lightning.machine import choose_device
+from luve_lightning.machine import UnitTimes, choose_device
 from luve_lightning.models.backbones import LatentSpace, load_backbone
 from luve_lightning.models.vluer import load_vluer
 from luve_lightning.terminal import Steps, say
@@ -53,6 +53,7 @@ def upsample(
     limit: int | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: str = "auto",
+    measured: Path | None = None,
 ) -> None:
     """Upsamples clips from a low resolution by several methods, into one folder of lossless videos per method.
 
@@ -80,6 +81,8 @@ def upsample(
         limit: Use only the first clips of each split, this many; default all.
         dtype: Dtype of the VAE's weights.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
+        measured: Also write what it took to this file, FILE.json: seconds in all, of the first clip and of each later
+            one, by every method, and GPU memory.
     """
     started = time.perf_counter()
     console = Console(emoji=False)
@@ -109,11 +112,14 @@ def upsample(
         methods[name], identities[name] = _load(name, folder, codec, target)
     upsampler = ClipUpsampler(codec, methods, identities, recipe, output, ClipHashes(output), target)
     say(console, f"{len(entries)} clips by {', '.join(upsampler.names)} on {target}")
+    times = UnitTimes("clip", target)
     with Steps(console) as steps:
         steps.begin("clips", len(entries))
-        totals = upsampler.run(entries, steps.advance)
+        totals = upsampler.run(entries, steps.advance, times)
     uneven = uneven_line(upsampler.hashes, entries) if fps is None else ""
     _tell(console, output, totals, uneven, started)
+    there = len(entries) - times.done - len(totals.unreadable)
+    times.write(measured, processes=1, total=len(entries), there=there)
     if len(totals.unreadable) == len(entries):
         raise ValueError(f"none of the {len(entries)} clips of {index} could be read")
 

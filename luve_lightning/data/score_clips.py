@@ -22,6 +22,7 @@ from luve_lightning.data.scorers import Scorer
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.files import text_digest
 from luve_lightning.locks import Busy, locked
+from luve_lightning.machine import UnitTimes
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ def score_clips(
     num_workers: int,
     quarantine: Quarantine,
     advance: Callable[[int], None] = lambda clips: None,
+    times: UnitTimes | None = None,
 ) -> ScoreTotals:
     """Score one shard's clips that have no score yet, and write each batch before the next is scored.
 
@@ -185,6 +187,7 @@ def score_clips(
         num_workers: threads that decode ahead; 0 decodes between the batches.
         quarantine: names unreadable clips.
         advance: called with the number of clips finished since the last call.
+        times: counts those that are scored.
 
     Raises:
         ScoresError: the folder holds scores of other settings, or another process is scoring this shard.
@@ -198,6 +201,8 @@ def score_clips(
         share = entries[shard.index :: shard.count]
         jobs = _jobs(share, settings, ClipHashes(folder), there, totals, advance)
         clips = read_ahead(FrameReader(choice), jobs, num_workers, batch_size)
+        times = times or UnitTimes("clip")
+        times.begin()
         while batch := list(islice(clips, batch_size)):
             scored = _score(scorer, batch)
             rows |= {row.clip_id: row for row in scored}
@@ -207,6 +212,7 @@ def score_clips(
             totals.unreadable += [(entry.clip_id, reason) for entry, reason in bad]
             for entry, reason in bad:
                 quarantine.add(ClipError(entry.path, reason))
+            times.advance(len(batch))
             advance(len(batch))
     return totals
 

@@ -19,6 +19,7 @@ from luve_lightning.data.store import StoreError, TensorStore
 from luve_lightning.data.video_index import CAPTIONS, ClipEntry
 from luve_lightning.files import text_digest, write_text
 from luve_lightning.locks import share_work
+from luve_lightning.machine import UnitTimes
 from luve_lightning.models.backbones import CutText, TextConditioner
 
 # Raise it when the same caption and the same text encoder would give another embedding: another cleaning of
@@ -235,6 +236,7 @@ def embed_captions(
     captions: Sequence[str],
     batch_size: int,
     advance: Callable[[int], None],
+    times: UnitTimes | None = None,
 ) -> EmbedReport:
     """Embed captions and store them. When it returns, the store has every one.
 
@@ -247,13 +249,14 @@ def embed_captions(
         captions: each once.
         batch_size: captions encoded at once, >= 1.
         advance: called with the number of further captions that are finished.
+        times: counts those that are embedded.
 
     Raises:
         ValueError: for a tokenizer that pads in front of captions.
         StoreError: when an embedding cannot be stored.
     """
     keys = [source.key(caption) for caption in captions]
-    work = _Work(encoder, store, EmbedReport(), advance)
+    work = _Work(encoder, store, EmbedReport(), advance, times or UnitTimes("caption"))
     share_work(keys, store.has, store.claim, work.embed, batch_size, work.found)
     return work.report
 
@@ -264,6 +267,7 @@ class _Work:
     store: TextStore
     report: EmbedReport
     advance: Callable[[int], None]
+    times: UnitTimes
 
     def found(self, key: TextKey) -> None:
         self.report.there += 1
@@ -271,6 +275,7 @@ class _Work:
 
     @torch.inference_mode()
     def embed(self, batch: Sequence[TextKey]) -> None:
+        self.times.begin()
         ids, mask = self.encoder.tokenize([key.caption for key in batch])
         counts = mask.sum(1).tolist()
         if any(row[:count].sum() != count for row, count in zip(mask, counts, strict=True)):
@@ -281,6 +286,7 @@ class _Work:
             self.report.embedded += 1
             if count == mask.shape[1]:
                 self._look_at(key.caption)
+        self.times.advance(len(batch))
         self.advance(len(batch))
 
     def _look_at(self, caption: str) -> None:
