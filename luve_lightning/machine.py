@@ -20,6 +20,9 @@ V = TypeVar("V")
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 MANY_WORKERS = 16  # allowed anywhere; more than four per core only wait for each other
+MEASURED = "measured.json"
+"""In a training's folder: what its steps take, see UnitTimes."""
+
 _RECENT = 64  # units whose median is the pace
 _EXACT = 8  # units at whose end the GPU is waited for; more would slow down training
 _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")

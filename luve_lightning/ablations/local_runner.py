@@ -118,7 +118,7 @@ class LocalRunner:
         """
         plan = self.make_plan(())
         self._look(plan)
-        with _raising_signals():
+        with raising_signals():
             try:
                 while True:
                     if self._collect():
@@ -223,7 +223,7 @@ class LocalRunner:
 
 
 @contextmanager
-def _raising_signals() -> Iterator[None]:
+def raising_signals() -> Iterator[None]:
     """SIGINT raises, even where a background shell ignores it; so do SIGTERM and SIGHUP."""
 
     def stop(number: int, _: FrameType | None) -> None:

@@ -16,15 +16,11 @@ from rich.console import Console
 from torch import Tensor
 
 from luve_lightning.files import warn_kept_in_memory
-from luve_lightning.machine import UnitTimes
+from luve_lightning.machine import MEASURED, UnitTimes
 from luve_lightning.terminal import StatusLine, StatusLines, duration, is_live, say
 
 _READ_EVERY = 0.25  # seconds: reading a loss waits for the device
 _PACE_OVER = 60.0  # seconds from which the remaining time is estimated
-
-
-MEASURED = "measured.json"
-"""In a training's folder: what `StepTimes` writes."""
 
 
 class StepTimes(L.Callback):

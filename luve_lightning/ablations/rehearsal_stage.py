@@ -1,0 +1,387 @@
+"""One stage of a rehearsal: its command, run in a process group of its own, stopped once as SLURM does, and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from luve_lightning.files import find_json, write_text
+from luve_lightning.locks import try_lock
+
+Values = Mapping[str, Any]
+"""Values of a configuration by dotted key."""
+
+PROGRAM = (sys.executable, "-m", "luve_lightning")
+# `make_material` is no verb: nobody needs it for clips of one's own.
+MAKE = "import json, sys; from luve_lightning.data.mini_world import make_material; make_material(**json.loads(sys.argv[1]))"
+OVERRIDES = "overrides.yaml"
+_LAST = "last"
+_POLL_SECONDS = 0.1
+_TAIL = 8
+_KILL_AFTER = 60.0  # seconds in which a stage must end after SIGTERM when there is no time left
+# What a program that SIGTERM ended leaves: a shell's number for it, Python's own for the signal.
+_STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class RehearsalStage:
+    """One step of the recipe.
+
+    Attributes:
+        name: its row.
+        verb: of the `luve` command; empty for the clips that are made.
+        configs: the configuration files that the recipe has for it.
+        values: what differs from them, by dotted key; may name what earlier stages made.
+        needs: names of what must be there.
+        without: for what it can do without, by name, the values where it is not there.
+        gives: what it makes, paths by name.
+        begun: pattern of files under the rehearsal's folder. When `least` of them are there, it has begun and can be
+            stopped; empty for what is not stopped.
+        least: see `begun`.
+        record: file that says what it took, relative to the folder; empty when there is none.
+        bulky: folders that are removed when it is done.
+        unit: what it repeats: "step", "clip", "caption", "video".
+        units: how many of them the whole recipe has; None when it is done once.
+        steps: optimiser steps of a training.
+        gpus: how many GPUs work on one unit.
+        note: said in its row.
+    """
+
+    name: str
+    verb: str
+    configs: tuple[Path, ...] = ()
+    values: Values = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    without: Mapping[str, Values] = field(default_factory=dict)
+    gives: Mapping[str, str] = field(default_factory=dict)
+    begun: str = ""
+    least: int = 1
+    record: str = ""
+    bulky: tuple[str, ...] = ()
+    unit: str = ""
+    units: int | None = None
+    steps: int = 0
+    gpus: int = 1
+    note: str = ""
+
+    def tree(self, there: Mapping[str, str]) -> dict[str, Any]:
+        """Its values as a configuration, with the paths of what is there."""
+        values = dict(self.values)
+        for name, other in self.without.items():
+            if name not in there:
+                values = {key: value for key, value in values.items() if f"{{{name}}}" not in str(value)} | dict(other)
+        return nested({key: _filled(value, there) for key, value in values.items()})
+
+
+def _filled(value: Any, there: Mapping[str, str]) -> Any:
+    """A value with the paths of what it names."""
+    if isinstance(value, list):
+        return [_filled(one, there) for one in value]
+    if isinstance(value, str):
+        for name, path in there.items():
+            value = value.replace(f"{{{name}}}", path)
+    return value
+
+
+def nested(values: Values) -> dict[str, Any]:
+    """A configuration of values by dotted key."""
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *parts, last = key.split(".")
+        node = tree
+        for part in parts:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return tree
+
+
+def laid_over(tree: Any, other: Any) -> Any:
+    """A configuration with another's values in place of its own."""
+    if not isinstance(tree, Mapping) or not isinstance(other, Mapping):
+        return other
+    return {**tree, **{key: laid_over(tree[key], value) if key in tree else value for key, value in other.items()}}
+
+
+class GroupProcess:
+    """A command in a session of its own, whose output goes to the end of a log.
+
+    Args:
+        words: of the command.
+        log: file.
+        environment: variables that differ from this process's.
+        hold: descriptor of a lock that the command holds, too: it may outlive this process.
+    """
+
+    def __init__(
+        self, words: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, hold: int | None = None
+    ) -> None:
+        self.log, self.started = log, time.monotonic()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as out:
+            out.write(f"$ {shlex.join(words)}\n".encode())
+            out.flush()
+            self._log_from = out.tell()
+            self.process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                pass_fds=() if hold is None else (hold,),
+                start_new_session=True,
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since it was started."""
+        return time.monotonic() - self.started
+
+    def code(self) -> int | None:
+        """Its exit status, minus a signal's number; None while it runs."""
+        return self.process.poll()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to it and to all that it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
+        """Wait so long for its end, or until something is so; returns whether one of them came."""
+        deadline = time.monotonic() + seconds
+        while self.code() is None and not until():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_SECONDS)
+        return True
+
+    def end(self, seconds: float) -> int:
+        """SIGTERM, and SIGKILL if it still runs after so many seconds; returns its exit status."""
+        self.signal(signal.SIGTERM)
+        if not self.wait(seconds):
+            self.signal(signal.SIGKILL)
+        self.process.wait()
+        self.signal(signal.SIGKILL)  # what it left behind
+        return self.process.returncode
+
+    def tail(self) -> list[str]:
+        """The last lines that it printed."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_from)
+            lines = log.read().decode(errors="replace").replace("\r", "\n").splitlines()
+        return [line.rstrip() for line in lines if line.strip()][-_TAIL:]
+
+
+@dataclass
+class StageResult:
+    """What came of a stage, as it is kept in `stages/NAME/row.json`.
+
+    Attributes:
+        name: of the stage.
+        command: as typed.
+        status: "done", "failed", "interrupted" by whoever ended the rehearsal, "needs" with the stages that it needs
+            and that are not done.
+        digest: of what it was run with.
+        seconds: of each of its processes, the stopped one first.
+        records: what each of them says that it took; the stopped one may say nothing.
+        stopped: whether one was stopped.
+        code: exit status of a failure.
+        lines: last lines of its log then.
+        note: what else there is to say.
+        finished: UTC, ISO 8601.
+        bytes: size of what it left.
+    """
+
+    name: str
+    command: str = ""
+    status: str = ""
+    digest: str = ""
+    seconds: list[float] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    stopped: bool = False
+    code: int | None = None
+    lines: list[str] = field(default_factory=list)
+    note: str = ""
+    finished: str = ""
+    bytes: int | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> StageResult | None:
+        """The kept one, if there is one."""
+        found = find_json(path)
+        try:
+            return cls(**found) if found else None
+        except TypeError:  # of another version
+            return None
+
+
+class StageRun:
+    """Runs one stage to its end.
+
+    Args:
+        stage: what to run.
+        root: the rehearsal's folder.
+        tree: its values, with the paths of what is there.
+        stop: whether to stop it once.
+        limit: seconds for all of it.
+        program: words before the verb.
+    """
+
+    def __init__(
+        self,
+        stage: RehearsalStage,
+        root: Path,
+        tree: Mapping[str, Any],
+        stop: bool,
+        limit: float,
+        program: Sequence[str] = PROGRAM,
+    ) -> None:
+        self.stage, self.root, self.tree, self.stop, self.limit = stage, root, tree, stop, limit
+        self.folder = root / "stages" / stage.name
+        self.program = program
+        self.record = root / stage.record if stage.record else None
+        self._process: GroupProcess | None = None
+
+    def words(self) -> list[str]:
+        """The command."""
+        stage = self.stage
+        if not stage.verb:
+            return [sys.executable, "-c", MAKE, json.dumps(self.tree)]
+        words = [*self.program, stage.verb, *self.configs()]
+        if stage.verb == "fit":
+            words += ["--ckpt_path", _LAST]  # begins where there is none
+        elif self.record is not None:
+            words += ["--measured", str(self.record)]
+        return words
+
+    def configs(self) -> list[str]:
+        """The configuration files of its command."""
+        files = [*self.stage.configs, self.folder / OVERRIDES]
+        return [word for file in files for word in ("--config", str(file))]
+
+    def run(self, result: StageResult) -> None:
+        """Run it, to be stopped unless `result` says that it was; fills `result` in.
+
+        Raises:
+            KeyboardInterrupt: or SystemExit, what a signal to this process raises; the stage was stopped then.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / OVERRIDES, yaml.safe_dump(dict(self.tree), sort_keys=False, allow_unicode=True))
+        deadline = time.monotonic() + self.limit
+        lock = self._lock()
+        if lock is None:
+            result.status, result.note = "failed", "another process is still running it"
+            return
+        try:
+            if self.stop and self.stage.begun and not result.stopped and not self._stopped(result, lock, deadline):
+                return
+            self._finish(result, lock, deadline)
+        except BaseException:
+            if self._process is not None and self._process.code() is None:
+                code = self._process.end(_KILL_AFTER)
+                result.status = "interrupted"
+                self._note(result, self._process, stopped=code in _STOPPED and self._begun() > 0)
+            raise
+        finally:
+            os.close(lock)
+
+    def _lock(self) -> int | None:
+        """The lock on the folder, which a run holds that was left behind; it may take so long as a stage may."""
+        deadline = time.monotonic() + self.limit
+        while (lock := try_lock(self.folder / ".lock")) is None and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        return lock
+
+    def _start(self, lock: int) -> GroupProcess:
+        if self.record is not None:
+            self.record.unlink(missing_ok=True)
+        self._process = GroupProcess(self.words(), self.folder / "log.txt", hold=lock)
+        return self._process
+
+    def _begun(self) -> int:
+        return sum(1 for _ in self.root.glob(self.stage.begun)) if self.stage.begun else 0
+
+    def _stopped(self, result: StageResult, lock: int, deadline: float) -> bool:
+        """Start it and stop it once it has begun; returns whether it is to be resumed."""
+        process = self._start(lock)
+        least = self.stage.least
+        came = process.wait(deadline - time.monotonic(), lambda: self._begun() >= least)
+        if not came:
+            self._late(result, process)
+            return False
+        code = process.code()
+        if code is None:
+            process.signal(signal.SIGTERM)
+            if not process.wait(deadline - time.monotonic()):
+                self._late(result, process, "did not end after SIGTERM")
+                return False
+            code = process.code()
+            assert code is not None
+        self._note(result, process, stopped=code in _STOPPED)
+        if code == 0:
+            result.note = _joined(result.note, "ended before it could be stopped")
+            result.status = "done"
+            return False
+        if code not in _STOPPED:
+            self._fail(result, process, code)
+            return False
+        return True
+
+    def _finish(self, result: StageResult, lock: int, deadline: float) -> None:
+        process = self._start(lock)
+        if not process.wait(deadline - time.monotonic()):
+            self._late(result, process)
+            return
+        code = process.code()
+        assert code is not None
+        self._note(result, process, stopped=False)
+        if code:
+            self._fail(result, process, code)
+            return
+        wrong = self._not_resumed(result) if result.stopped else ""
+        result.status = "failed" if wrong else "done"
+        result.note = _joined(result.note, wrong)
+
+    def _note(self, result: StageResult, process: GroupProcess, stopped: bool) -> None:
+        result.seconds.append(round(process.seconds, 1))
+        found = find_json(self.record) if self.record is not None else {}
+        result.records.append(found)
+        result.stopped |= stopped
+
+    def _late(self, result: StageResult, process: GroupProcess, why: str = "") -> None:
+        process.end(_KILL_AFTER)
+        self._note(result, process, stopped=False)
+        self._fail(result, process, None)
+        result.note = _joined(result.note, why or f"ran longer than {self.limit:g} s")
+
+    def _fail(self, result: StageResult, process: GroupProcess, code: int | None) -> None:
+        result.status, result.code, result.lines = "failed", code, process.tail()
+
+    def _not_resumed(self, result: StageResult) -> str:
+        """Why it did not go on where it was stopped; empty when it did."""
+        before, after = result.records[-2:] if len(result.records) > 1 else ({}, {})
+        if self.stage.verb == "fit":
+            if after.get("began") != before.get("step") or after.get("step") != self.stage.steps:
+                return (
+                    f"stopped after step {before.get('step')}, resumed at {after.get('began')}, ended at "
+                    f"{after.get('step')} of {self.stage.steps}"
+                )
+        elif "total" in after:
+            if not after["there"] or after["there"] + after["done"] != after["total"]:
+                return f"resumed with {after['there']} of {after['total']} there and made {after['done']}"
+        return ""
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
