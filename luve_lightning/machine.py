@@ -132,9 +132,12 @@ class UnitTimes:
         self.done += count
 
     def record(self) -> dict[str, Any]:
-        """Plain values: `unit`, `done`, `seconds` since it was made, `first_seconds` of the first one or those done
-        together with it, `seconds_per_unit` of the later ones (median; None where there were none) and `peak_gib`
-        that PyTorch allocated (None without a GPU).
+        """What was measured, as plain values.
+
+        Returns:
+            `unit`, `done`, `seconds` since it was made, `first_seconds` of the first one and those done together with
+            it, `seconds_per_unit` of the later ones (the median; None where there were none) and `peak_gib` that
+            PyTorch allocated (None without a GPU).
         """
         return {
             "unit": self.unit,
@@ -144,7 +147,6 @@ class UnitTimes:
             "seconds_per_unit": round(statistics.median(self._recent), 4) if self._recent else None,
             "peak_gib": None if self._peak is None else round(self._peak / 2**30, 3),
         }
-
 
     def write(self, path: Path | None, **facts: Any) -> None:
         """Write `record` and further facts as a JSON file, whole or not at all; nothing without a path.

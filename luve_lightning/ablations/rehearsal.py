@@ -1,7 +1,7 @@
 """The stages of a rehearsal: each step of the recipe as the command that its user runs, with few clips and steps.
 
-What a stage makes has a name, such as "base", the adapted transformer; later stages need it by that name, as `{base}` in
-their values. Several may make the same: what was trained here comes before random weights.
+What a stage makes has a name, such as "base", the adapted transformer; later stages need it by that name, as `{base}`
+in their values. Several may make the same: what was trained here comes before random weights.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ LOCAL_SCORER = "luve_lightning.data.scorers.SharpnessExposure"
 # The VLUer's steps are short: enough of them that one can be stopped in their middle.
 _VLUER_STEPS = {1: 10, 2: 2}
 _CLIPS = {"mini": 12, "2k": 6, "4k": 6}
+_HELD_OUT = 2  # of the made clips: one validates, one tests
 # The mini world's, and the paper's.
 _RECIPE_CLIPS = {"mini": 248, "2k": 20_000, "4k": 20_000}
 
@@ -124,7 +125,8 @@ class Rehearsal:
         if self.data is None:
             size = {"mini": [192, 192]}.get(self.size, [2160, 3840])
             frames, fps = (33, 16) if self.mini else (53, 24)
-            values = {"folder": self.path("clips"), "size": size, "clips": _CLIPS[self.size], "frames": frames}
+            clips = max(_CLIPS[self.size], _HELD_OUT + 2 * self.devices)  # a batch of the VLUer's for each
+            values = {"folder": self.path("clips"), "size": size, "clips": clips, "frames": frames}
             values |= {"fps": fps, "stills": 2, "seed": 0}
             found.append(RehearsalStage("material", "", values=values, gives={"clips": self.path("clips")}))
         return found
@@ -139,7 +141,8 @@ class Rehearsal:
             found.append(RehearsalStage("index", "index", values=values, needs=("clips",), gives={"index": index}))
         if self.mini:
             found.append(self._precompute("vluer", "pairs", "precompute/mini"))
-            found.append(self._precompute("variants", "variants", "precompute/mini", "precompute/mini-variants"))
+            variants = self._precompute("variants", "variants", "precompute/mini", "precompute/mini-variants")
+            found.append(self._stored_with(variants, "vluer"))
             found.append(self._precompute("experts", "latents", "precompute/mini", "precompute/mini-experts"))
         else:
             more = "precompute/wan2.1-experts" + "-4k" * (self.size == "4k")
@@ -165,6 +168,13 @@ class Rehearsal:
             unit="clip",
             units=self.recipe_clips,
         )
+
+    def _stored_with(self, stage: RehearsalStage, other: str) -> RehearsalStage:
+        """A stage of precompute with the store of another one."""
+        store = self.path("latents", other)
+        gives = dict.fromkeys(stage.gives, store)
+        begun = f"latents/{other}/*/*.safetensors"
+        return replace(stage, values={**stage.values, "store": store}, gives=gives, begun=begun)
 
     def _embed(self) -> RehearsalStage:
         values = {"backbone": "{backbone}", "index": "{index}", "store": self.path("texts"), "columns": [self.caption]}
@@ -215,12 +225,11 @@ class Rehearsal:
         real = not self.mini and not self.gpu
         found = []
         for phase in (1, 2):
-            # The variants of the mini world are a store of their own here.
             values = {**pairs, "model.init_args.pixel_from_step": 10**9 if phase == 1 else 0}
-            values |= {f"{data}.variants": ["plain"]} if self.mini else {}
             values |= {"model.init_args.codec_dtype": "float32"} if real else {}
             config = self.config("vluer/mini" if self.mini else "vluer/wan2.1")
-            stage = self._fit(f"vluer-{phase}", config, values, ("pairs",), {"vluer": "vluer"})
+            needs = ("pairs", "variants") if self.mini else ("pairs",)
+            stage = self._fit(f"vluer-{phase}", config, values, needs, {"vluer": "vluer"})
             steps, last = self.steps * _VLUER_STEPS[phase], self._at(config, "model.init_args.pixel_from_step")
             units = last if phase == 1 else (stage.units or 0) - last
             found.append(replace(stage, steps=steps, units=units, values=stage.values | self._steps(steps)))
@@ -241,7 +250,11 @@ class Rehearsal:
     def _fit(
         self, name: str, configs: tuple[Path, ...], values: Values, needs: tuple[str, ...], gives: Mapping[str, str]
     ) -> RehearsalStage:
-        own = {"trainer.default_root_dir": self.path("runs", name), **self._trainer("trainer"), **self._steps(self.steps)}
+        own = {
+            "trainer.default_root_dir": self.path("runs", name),
+            **self._trainer("trainer"),
+            **self._steps(self.steps),
+        }
         if not self.wandb:
             own |= {"loggers.wandb": None, "callbacks.record": None}
         return RehearsalStage(
@@ -322,7 +335,12 @@ class Rehearsal:
 
     def _measured(self) -> list[RehearsalStage]:
         made, table = self.path("upsampled"), self.path("table.csv")
-        values: dict[str, Any] = {"backbone": "{backbone}", "index": "{index}", "output": made, "vluers.vluer": "{vluer}"}
+        values: dict[str, Any] = {
+            "backbone": "{backbone}",
+            "index": "{index}",
+            "output": made,
+            "vluers.vluer": "{vluer}",
+        }
         values |= {"splits": ["val"], "limit": 1, "caption": self.caption, "device": "cuda" if self.gpu else "cpu"}
         if not (self.mini or self.gpu):
             values["dtype"] = "float32"
@@ -350,13 +368,7 @@ class Rehearsal:
         values = {"output": page, "title": "A rehearsal", "videos.generated": "{videos}"}
         names = ("vluer-1", "vluer-2", "adaptation", "lfe", "hfe")
         values |= {f"curves.{name}": self.path("runs", name) for name in names}
-        report = RehearsalStage(
-            "report",
-            "report",
-            values=values,
-            without={"videos": {}},
-            gives={"report": page},
-        )
+        report = RehearsalStage("report", "report", values=values, without={"videos": {}}, gives={"report": page})
         return [upsample, evaluate, report]
 
     def _at(self, configs: tuple[Path, ...], key: str) -> int:

@@ -25,7 +25,10 @@ Values = Mapping[str, Any]
 
 PROGRAM = (sys.executable, "-m", "luve_lightning")
 # `make_material` is no verb: nobody needs it for clips of one's own.
-MAKE = "import json, sys; from luve_lightning.data.mini_world import make_material; make_material(**json.loads(sys.argv[1]))"
+MAKE = (
+    "import json, pathlib, sys; from luve_lightning.analysis.random_models import make_material as make; "
+    "make(pathlib.Path(sys.argv[1]), **json.loads(sys.argv[2]))"
+)
 OVERRIDES = "overrides.yaml"
 _LAST = "last"
 _POLL_SECONDS = 0.1
@@ -257,7 +260,8 @@ class StageRun:
         """The command."""
         stage = self.stage
         if not stage.verb:
-            return [sys.executable, "-c", MAKE, json.dumps(self.tree)]
+            given = dict(self.tree)
+            return [sys.executable, "-c", MAKE, str(given.pop("folder")), json.dumps(given)]
         words = [*self.program, stage.verb, *self.configs()]
         if stage.verb == "fit":
             words += ["--ckpt_path", _LAST]  # begins where there is none
@@ -315,7 +319,7 @@ class StageRun:
     def _stopped(self, result: StageResult, lock: int, deadline: float) -> bool:
         """Start it and stop it once it has begun; returns whether it is to be resumed."""
         process = self._start(lock)
-        least = self.stage.least
+        least = max(self.stage.least, self._begun() + 1)  # a failed run may have left something
         came = process.wait(deadline - time.monotonic(), lambda: self._begun() >= least)
         if not came:
             self._late(result, process)
@@ -377,9 +381,8 @@ class StageRun:
                     f"stopped after step {before.get('step')}, resumed at {after.get('began')}, ended at "
                     f"{after.get('step')} of {self.stage.steps}"
                 )
-        elif "total" in after:
-            if not after["there"] or after["there"] + after["done"] != after["total"]:
-                return f"resumed with {after['there']} of {after['total']} there and made {after['done']}"
+        elif "total" in after and (not after["there"] or after["there"] + after["made"] != after["total"]):
+            return f"resumed with {after['there']} of {after['total']} there and made {after['made']}"
         return ""
 
 

@@ -129,10 +129,7 @@ class ClipUpsampler:
         return [REFERENCE, *self.methods, CEILING]
 
     def run(
-        self,
-        entries: Sequence[ClipEntry],
-        advance: Callable[[], None] = lambda: None,
-        times: UnitTimes | None = None,
+        self, entries: Sequence[ClipEntry], advance: Callable[[], None] = lambda: None, times: UnitTimes | None = None
     ) -> Totals:
         """Write what is missing for each clip.
 

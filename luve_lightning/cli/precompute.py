@@ -215,8 +215,8 @@ def precompute(
     ]
     print_summary(console, store, lines, started)
     if runner.is_global_zero:
-        made = {"total": count, "there": there // recipe.count, "bytes": totals.bytes, "latents": totals.encoded}
-        times.write(measured, processes=runner.world_size, **made)
+        made = {"total": count * recipe.count, "there": there, "made": totals.encoded, "bytes": totals.bytes}
+        times.write(measured, processes=runner.world_size, units=count, **made)
 
 
 @dataclass(frozen=True)
@@ -347,8 +347,8 @@ def embed(
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
         check: Embed nothing; read every stored embedding of these captions and name the damaged ones. The exit
             code is 2 when there are any.
-        measured: Also write what it took to this file, FILE.json: seconds in all, of the first batch of captions and of each later
-            one, and GPU memory.
+        measured: Also write what it took to this file, FILE.json: seconds in all, of the first batch and of each later
+            caption, and GPU memory.
     """
     started = time.perf_counter()
     console = Console(emoji=False)
@@ -371,9 +371,7 @@ def embed(
     times = UnitTimes("caption", target)
     with cpu_threads(threads), Steps(console) as steps:
         steps.begin("captions", len(captions))
-        report = embed_captions(
-            encoder.to(target), texts, source, captions, batch_size, steps.advance, times
-        )
+        report = embed_captions(encoder.to(target), texts, source, captions, batch_size, steps.advance, times)
     # Last: whoever finds a record finds all its captions.
     texts.record(source, backbone)
     cut = ""
@@ -382,4 +380,5 @@ def embed(
         cut = f"  cut            {report.cut} captions, for instance {caption[:40]!r}...: {first}"
     embedded = f"  embedded       {report.embedded} captions, {report.bytes / 2**20:.1f} MiB"
     print_summary(console, store, [embedded, cut, f"  already there  {report.there}"], started)
-    times.write(measured, processes=1, total=len(captions), there=report.there, bytes=report.bytes)
+    made = {"total": len(captions), "there": report.there, "made": report.embedded, "bytes": report.bytes}
+    times.write(measured, processes=1, units=len(captions), **made)

@@ -88,8 +88,10 @@ def score(
         )
     _report(console, output, own, scorer, totals, started)
     if own.index == 0:
-        there = {"total": len(entries[:: own.count]), "there": totals.there}
-        times.write(measured, processes=own.count, **there)
+        count = len(entries[:: own.count])
+        times.write(
+            measured, processes=own.count, units=count, total=count, there=totals.there, made=count - totals.there
+        )
 
 
 def _report(console: Console, output: Path, shard: Shard, scorer: Scorer, totals: ScoreTotals, started: float) -> None:

@@ -1,34 +1,50 @@
-"""`luve sweep` and `luve dashboards`: ablation tables as Weights & Biases sweeps, and its workspaces from YAML."""
+"""`luve sweep`, `luve dashboards`, `luve rehearse`: tables as wandb sweeps, its workspaces, the whole recipe in small."""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import netrc
 import os
+import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 from rich.console import Console
 
+from luve_lightning.ablations.rehearsal import EXPERIMENTS, Rehearsal, RehearsalSize
+from luve_lightning.ablations.rehearsal_run import RehearsalRun
+from luve_lightning.ablations.rehearsal_stage import StageResult
+from luve_lightning.ablations.rehearsal_table import TABLE, rehearsal_rows, terminal_lines, write_table
 from luve_lightning.ablations.table import Table, read_table
 from luve_lightning.cli import Verb
 from luve_lightning.cli.ablate import TABLES, ablate, find_table
-from luve_lightning.cli.errors import UsageError
+from luve_lightning.cli.compose import compose
+from luve_lightning.cli.errors import UsageError, did_you_mean
 from luve_lightning.data.video_files import check_name
-from luve_lightning.files import write_text
+from luve_lightning.files import check_writable, write_text
+from luve_lightning.machine import PACKAGE_ROOT, cores, revision_in_words, visible_gpus
 from luve_lightning.reporting.dashboard import PREFIX_OF_RESULTS, Dashboard, build_workspace, serialised
 from luve_lightning.terminal import say
 
 VERBS = {
     "sweep": Verb("Tables", "run an ablation table's rows and seeds as a wandb sweep, or here", positional="table"),
     "dashboards": Verb("Tables", "build wandb workspaces from definitions"),
+    "rehearse": Verb(
+        "Measurement", "run the whole recipe with a few clips and steps, beside its plan", slow=False, goes_on=True
+    ),
 }
 
+_PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft", "triton", "numpy", "av", "luve-lightning")
+_LOG_WIDTH = 200
 _PROJECT = "luve-lightning"
 _HOST = "https://api.wandb.ai"
 
@@ -72,6 +88,140 @@ def sweep(
         return
     _run_agent(_create(sweep_configuration(found, name), entity, project), count)
     ablate(name, rows=rows, seeds=seeds)
+
+
+def rehearse(
+    backbone: str = "mini",
+    size: RehearsalSize | None = None,
+    attention: Literal["dense", "windows"] = "dense",
+    data: Path | None = None,
+    devices: int = 1,
+    steps: int = 4,
+    video_steps: int | None = None,
+    clips: int | None = None,
+    stages: str | list[str] | None = None,
+    again: bool = False,
+    stop: bool = True,
+    validate: bool = True,
+    limit: float = 1200.0,
+    gpu: str | None = None,
+    output: Path | None = None,
+    options: dict[str, dict[str, Any]] | None = None,
+) -> None:
+    """Runs every stage of the recipe with a few clips and steps, and sets what each takes beside its plan.
+
+    From clips to a generated video: precompute, embed, score, both phases of the VLUer, adaptation, LFE, HFE, generate,
+    upsample, evaluate, report, each by its own configuration in a process of its own. Each is stopped once by SIGTERM,
+    as SLURM does, and resumed, and must reach the same step. What fails is reported with the end of its log, and stops
+    only what needs it; the exit code is 1 then. The table is written after each stage: rehearsal.md and .json in the
+    output, beside each stage's log in stages/. The same command later goes on: what is done stays.
+
+    Args:
+        backbone: mini; wan2.1-1.3b, random weights of that size; a folder, or a hub id.
+        size: Of the videos, which chooses the configurations: mini, 2k or 4k. Default mini with the mini backbone, else
+            2k.
+        attention: Dense, or in windows; the mini world's is dense.
+        data: Folder of clips, or an index; default a few painted ones.
+        devices: GPUs of trainings and precompute, or processes on a CPU.
+        steps: Steps of each training; the VLUer's, which are short, take more.
+        video_steps: Denoising steps of the video; default as configured.
+        clips: Number of clips of the whole recipe, which GPU-hours and terabytes are for. Default 20,000, the paper's;
+            the mini world's 248.
+        stages: Run only these, separated by commas, and what is missing of what they need.
+        again: Run them even if they are done.
+        stop: Stop each stage once.
+        validate: Let each training validate on one batch at its end.
+        limit: Seconds for one stage.
+        gpu: The GPU's speed for the plans, a file of luve bench --subject speed, or h200. Default it is measured first;
+            without a GPU, nothing is planned.
+        output: Folder for everything; with random weights of Wan2.1-1.3B's size some 60 GB. Default
+            runs/rehearsal/<backbone>-<size>-<attention>-<devices>.
+        options: More values of a stage by its name, for its configuration: --options.lfe '{data: {init_args:
+            {num_workers: 0}}}'.
+    """
+    if devices < 1 or steps < 2 or limit <= 0 or (video_steps or 1) < 1 or (clips or 1) < 1:
+        raise ValueError(
+            "expected devices, video_steps and clips of at least 1, steps of at least 2 and a limit above 0"
+        )
+    names = visible_gpus()
+    size = size or ("mini" if backbone == "mini" else "2k")
+    if size == "mini" and attention == "windows":
+        raise ValueError("attention: the mini world has no configurations with windows; expected dense, or --size 2k")
+    if names and devices > len(names):
+        raise ValueError(f"devices: {len(names)} GPUs are here, got {devices}")
+    if data is not None and not data.exists():
+        raise FileNotFoundError(f"data: no such file or folder: {data}")
+    if not EXPERIMENTS.is_dir():
+        raise FileNotFoundError(f"the recipe's configurations are not here: expected {EXPERIMENTS}/ in {Path.cwd()}")
+    kind = f"{Path(backbone).name}-{size}-{attention}-{devices}"
+    root = output or Path("runs/rehearsal") / kind
+    check_writable(root / TABLE)
+    scorer = PACKAGE_ROOT / ".venv-hpsv3/bin/luve"
+    recipe = Rehearsal(
+        root,
+        compose,
+        backbone,
+        size,
+        attention == "windows",
+        data,
+        devices,
+        bool(names),
+        steps,
+        video_steps,
+        clips,
+        validate,
+        scorer if scorer.is_file() else None,
+        importlib.util.find_spec("wandb") is not None,
+        bool(names) and gpu is None,
+    )
+    found, console = recipe.stages(), Console(emoji=False)
+    chosen = _chosen(stages, [stage.name for stage in found], options or {})
+    facts = rehearsal_facts(f"Rehearsal: {backbone}, {size}, {attention}", names[:devices], devices)
+
+    def updated(results: Mapping[str, StageResult]) -> None:
+        write_table(root, rehearsal_rows(found, results, root), results, facts)
+
+    def tell(text: str) -> None:
+        say(console, f"[{datetime.now():%H:%M:%S}] {text}")
+
+    run = RehearsalRun(found, recipe.given(), root, options or {}, stop, limit, gpu, updated, tell)
+    try:
+        run.run(chosen, again)
+    finally:
+        wide = console if console.is_terminal else Console(emoji=False, width=_LOG_WIDTH)
+        for line in terminal_lines(rehearsal_rows(found, run.results, root), run.results):
+            wide.print(line, soft_wrap=isinstance(line, str), highlight=False, markup=False)
+        say(console, f"{root / TABLE}.md and .json; logs in {root / 'stages'}")
+    if any(result.status != "done" for name, result in run.results.items() if name in run.wanted(chosen)):
+        raise SystemExit(1)
+
+
+def _chosen(stages: str | list[str] | None, known: list[str], options: Mapping[str, object]) -> list[str]:
+    """Names of stages, as given or all."""
+    words = stages.strip("[] ").split(",") if isinstance(stages, str) else stages
+    names = known if words is None else [word.strip() for word in words]
+    for key, some in (("stages", names), ("options", list(options))):
+        for name in some:
+            if name not in known:
+                raise ValueError(f"{key}: no stage {name!r}{did_you_mean(name, known)}")
+    return [name for name in known if name in names]
+
+
+def rehearsal_facts(title: str, gpus: Sequence[str], devices: int) -> dict[str, str]:
+    """What a table of measurements was made on."""
+    versions = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
+    packages = [f"{name} {versions[name]}" for name in _PACKAGES if name in versions]
+    device = f"{len(gpus)} x {gpus[0]}" if gpus else f"{platform.machine()} CPU, {cores()} cores, {devices} processes"
+    return {
+        "title": title,
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "device": device,
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "versions": ", ".join(packages),
+        "revision": revision_in_words(),
+        "command": shlex.join(["luve", *sys.argv[1:]]),
+    }
 
 
 def sweep_configuration(table: Table, name: str) -> dict[str, Any]:

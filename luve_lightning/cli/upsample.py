@@ -118,8 +118,8 @@ def upsample(
         totals = upsampler.run(entries, steps.advance, times)
     uneven = uneven_line(upsampler.hashes, entries) if fps is None else ""
     _tell(console, output, totals, uneven, started)
-    there = len(entries) - times.done - len(totals.unreadable)
-    times.write(measured, processes=1, total=len(entries), there=there)
+    made = {"total": totals.written + totals.there, "there": totals.there, "made": totals.written}
+    times.write(measured, processes=1, units=len(entries), **made)
     if len(totals.unreadable) == len(entries):
         raise ValueError(f"none of the {len(entries)} clips of {index} could be read")
 

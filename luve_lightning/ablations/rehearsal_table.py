@@ -1,0 +1,247 @@
+"""The table of a rehearsal: what each stage was planned to take and took, and what the whole recipe would take here."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table as RichTable
+
+from luve_lightning.ablations.rehearsal_run import plan_of
+from luve_lightning.ablations.rehearsal_stage import RehearsalStage, StageResult
+from luve_lightning.evaluation.tables import table_markdown, table_rich
+from luve_lightning.files import find_json, write_text
+
+TABLE = "rehearsal"
+_REPORT = "report"  # in the metadata of a stage's latents, see StageLatents
+# A stage's name in the record of a video, where the plan's is another.
+_MADE = {"upsample": "upsampled", "refine": "refined", "decode": "decoded"}
+_HEADER_BYTES = 8  # of a safetensors file: the length of its header
+
+
+@dataclass
+class RehearsalRow:
+    """A line of the table; None where nothing is known.
+
+    Attributes:
+        stage: name of the stage; "generate: refined" for a part of it.
+        status: see StageResult.
+        seconds: of the stage, all its processes together.
+        unit: what the next figures count: a step, a clip, a caption; a part of a video as a whole.
+        planned_first, measured_first: seconds that the first one takes beyond the others.
+        planned_seconds, measured_seconds: of one unit, once it runs.
+        planned_gib, measured_gib: most memory that PyTorch allocated on one GPU.
+        rate: units a second.
+        gpu_hours: of the whole recipe, from the measured seconds.
+        terabytes: that the whole recipe leaves, from what was measured.
+        resumed: where it was stopped and went on.
+        note: what else there is to say.
+    """
+
+    stage: str
+    status: str
+    seconds: float | None = None
+    unit: str = ""
+    planned_first: float | None = None
+    measured_first: float | None = None
+    planned_seconds: float | None = None
+    measured_seconds: float | None = None
+    planned_gib: float | None = None
+    measured_gib: float | None = None
+    rate: float | None = None
+    gpu_hours: float | None = None
+    terabytes: float | None = None
+    resumed: str = ""
+    note: str = ""
+
+
+def rehearsal_rows(
+    stages: Sequence[RehearsalStage], results: Mapping[str, StageResult], root: Path
+) -> list[RehearsalRow]:
+    """The lines of those stages that have a result."""
+    rows: list[RehearsalRow] = []
+    for stage in stages:
+        if (result := results.get(stage.name)) is not None:
+            plan = plan_of(root, stage.name)
+            rows.append(_row(stage, result, plan))
+            if stage.unit == "video":
+                rows += _parts(stage, result, plan)
+    return rows
+
+
+def _row(stage: RehearsalStage, result: StageResult, plan: Mapping[str, Any]) -> RehearsalRow:
+    seconds = round(sum(result.seconds), 1) if result.seconds else None
+    row = RehearsalRow(stage.name, result.status, seconds, note=result.note, resumed=_resumed(stage, result))
+    records = [record for record in result.records if record]
+    if not stage.unit:
+        return row
+    row.unit = stage.unit
+    row.planned_first, row.planned_seconds = _number(plan, "first_use_seconds"), _number(plan, "seconds_per_unit")
+    row.planned_gib = _number(plan, "peak_gib")
+    later = [record["seconds_per_unit"] for record in records if record.get("seconds_per_unit") is not None]
+    if later:
+        row.measured_seconds = statistics.fmean(later)
+        row.rate = 1 / row.measured_seconds if row.measured_seconds else None
+        # The first process compiles; the resumed one finds what it compiled.
+        if stage.verb == "fit" and (first := records[0].get("first_seconds")) is not None:
+            row.measured_first = max(0.0, first - row.measured_seconds)
+    row.measured_gib = max(
+        (record["peak_gib"] for record in records if record.get("peak_gib") is not None), default=None
+    )
+    if row.measured_seconds is not None and stage.units is not None:
+        row.gpu_hours = row.measured_seconds * stage.units * stage.gpus / 3600
+    last = records[-1] if records else {}
+    if stage.verb == "fit" and result.status == "done":
+        row.terabytes = None if result.bytes is None else result.bytes / 1e12
+    elif stage.units is not None and last.get("bytes") and last.get("made") and last.get("units"):
+        row.terabytes = last["bytes"] / last["made"] * last["total"] / last["units"] * stage.units / 1e12
+    return row
+
+
+def _resumed(stage: RehearsalStage, result: StageResult) -> str:
+    if not result.stopped:
+        return ""
+    first, last = result.records[0], result.records[-1]
+    if stage.verb == "fit" and first and len(result.records) > 1:
+        return f"at step {last.get('began')} of {last.get('step')}"
+    if "total" in last and len(result.records) > 1:
+        return f"with {last['there']} of {last['total']}"
+    return "yes" if result.status == "done" else "stopped"
+
+
+def _parts(stage: RehearsalStage, result: StageResult, plan: Mapping[str, Any]) -> list[RehearsalRow]:
+    """A video's own stages."""
+    planned = {_MADE.get(part["stage"], part["stage"]): part for part in plan.get("stages", ())}
+    rows = []
+    for part in video_parts(Path(stage.gives["videos"])) if result.status == "done" else ():
+        name, ahead = part["stage"], planned.get(part["stage"], {})
+        peak = ahead.get("peak")
+        rows.append(
+            RehearsalRow(
+                f"{stage.name}: {name}",
+                result.status,
+                unit=name,
+                planned_first=_number(ahead, "first_use_seconds"),
+                planned_seconds=_number(ahead, "seconds"),
+                measured_seconds=part.get("seconds"),
+                planned_gib=peak / 2**30 if isinstance(peak, int | float) else None,
+                measured_gib=part.get("peak_gib"),
+            )
+        )
+    return rows
+
+
+def video_parts(folder: Path) -> list[dict[str, Any]]:
+    """What each stage of a folder's first video took; of a stage whose latents were reused, what it took then."""
+    for path in sorted(folder.glob("*.json")):
+        parts = find_json(path).get("stages", [])
+        kept = {part["stage"]: part for part in _kept_reports(folder / "latents")}
+        return [kept.get(part["stage"], part) if part.get("seconds") is None else part for part in parts]
+    return []
+
+
+def _kept_reports(folder: Path) -> Iterable[dict[str, Any]]:
+    for path in sorted(folder.glob("*/*.safetensors")):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_HEADER_BYTES), "little")
+            told = json.loads(file.read(length)).get("__metadata__", {}).get(_REPORT)
+        if told is not None:
+            yield json.loads(told)
+
+
+def _number(plan: Mapping[str, Any], key: str) -> float | None:
+    value = plan.get(key)
+    return float(value) if isinstance(value, int | float) else None
+
+
+# Shown -------------------------------------------------------------------------------------------------------------
+
+
+def _cells(row: RehearsalRow) -> dict[str, str]:
+    """A line as people read it; planned / measured where there are both."""
+    unit = f" a {row.unit}" if row.unit and ":" not in row.stage else ""
+    each = _both(row.planned_seconds, row.measured_seconds)
+    return {
+        "stage": row.stage,
+        "": {"done": "ok"}.get(row.status, row.status),
+        "seconds": _text(row.seconds, 0),
+        "planned / took, s": each and each + unit,
+        "first one more, s": _both(row.planned_first, row.measured_first, 0),
+        "GiB": _both(row.planned_gib, row.measured_gib, 1),
+        "a second": _text(row.rate),
+        "GPU-hours": _text(row.gpu_hours, 1),
+        "TB": _text(row.terabytes),
+        "resumed": row.resumed,
+    }
+
+
+def _both(planned: float | None, measured: float | None, digits: int | None = None) -> str:
+    if planned is None and measured is None:
+        return ""
+    return f"{_text(planned, digits) or '-'} / {_text(measured, digits) or '-'}"
+
+
+def _text(value: float | None, digits: int | None = None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if digits is None or 0 < abs(value) < 10**-digits else f"{value:,.{digits}f}"
+
+
+def failures(results: Mapping[str, StageResult]) -> list[str]:
+    """What failed or could not be run, with the last lines of each log."""
+    lines = []
+    for result in results.values():
+        if result.status == "done":
+            continue
+        how = "" if result.code is None else f", exit status {result.code}"
+        lines.append(f"{result.name}: {result.status}{how}" + f"; {result.note}" * bool(result.note))
+        lines += [f"    {line}" for line in result.lines]
+    return lines
+
+
+def notes(results: Mapping[str, StageResult]) -> list[str]:
+    """What there is to say of stages that are done."""
+    return [f"{one.name}: {one.note}" for one in results.values() if one.status == "done" and one.note]
+
+
+def whole(rows: Sequence[RehearsalRow]) -> str:
+    """What the whole recipe would take, as far as it was measured."""
+    hours = sum(row.gpu_hours for row in rows if row.gpu_hours is not None)
+    terabytes = sum(row.terabytes for row in rows if row.terabytes is not None)
+    without = [row.stage for row in rows if row.unit and row.gpu_hours is None and ":" not in row.stage]
+    missing = f"; without {', '.join(without)}" if without else ""
+    return f"the whole recipe at this pace: {hours:,.1f} GPU-hours, {terabytes:.3g} TB{missing}"
+
+
+def terminal_lines(rows: Sequence[RehearsalRow], results: Mapping[str, StageResult]) -> list[str | RichTable]:
+    """The table for a terminal, and what stands below it."""
+    cells = [_cells(row) for row in rows]
+    shown = [column for column in (cells[0] if cells else ()) if any(row[column] for row in cells)]
+    table = table_rich(shown, [{column: row[column] for column in shown} for row in cells])
+    return [table, whole(rows), *notes(results), *failures(results)]
+
+
+def markdown(rows: Sequence[RehearsalRow], results: Mapping[str, StageResult], facts: Mapping[str, Any]) -> str:
+    """The whole table as a page."""
+    cells = [_cells(row) for row in rows]
+    lines = [f"# {facts['title']}", "", *(f"- {key}: {value}" for key, value in facts.items() if key != "title"), ""]
+    lines += [table_markdown(list(cells[0]), cells)] if cells else []
+    lines += [f"{whole(rows)}.", ""]
+    lines += [f"- {note}" for note in notes(results)]
+    if bad := failures(results):
+        lines += ["", "## Failed", "", "```", *bad, "```"]
+    lines += ["", "## Commands", "", "```", *(r.command for r in results.values() if r.command), "```", ""]
+    return "\n".join(lines)
+
+
+def write_table(
+    root: Path, rows: Sequence[RehearsalRow], results: Mapping[str, StageResult], facts: Mapping[str, Any]
+) -> None:
+    """Write `rehearsal.json` and `rehearsal.md`."""
+    content = {**facts, "rows": [asdict(row) for row in rows], "stages": [asdict(one) for one in results.values()]}
+    write_text(root / f"{TABLE}.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(root / f"{TABLE}.md", markdown(rows, results, facts))
