@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from luve_lightning.ablations.stage_process import GroupProcess
 from luve_lightning.files import find_json, write_text
 from luve_lightning.locks import try_lock
 
@@ -32,7 +30,6 @@ MAKE = (
 OVERRIDES = "overrides.yaml"
 _LAST = "last"
 _POLL_SECONDS = 0.1
-_TAIL = 8
 _KILL_AFTER = 60.0  # seconds in which a stage must end after SIGTERM when there is no time left
 # What a program that SIGTERM ended leaves: a shell's number for it, Python's own for the signal.
 _STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
@@ -115,75 +112,6 @@ def laid_over(tree: Any, other: Any) -> Any:
     if not isinstance(tree, Mapping) or not isinstance(other, Mapping):
         return other
     return {**tree, **{key: laid_over(tree[key], value) if key in tree else value for key, value in other.items()}}
-
-
-class GroupProcess:
-    """A command in a session of its own, whose output goes to the end of a log.
-
-    Args:
-        words: of the command.
-        log: file.
-        environment: variables that differ from this process's.
-        hold: descriptor of a lock that the command holds, too: it may outlive this process.
-    """
-
-    def __init__(
-        self, words: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, hold: int | None = None
-    ) -> None:
-        self.log, self.started = log, time.monotonic()
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as out:
-            out.write(f"$ {shlex.join(words)}\n".encode())
-            out.flush()
-            self._log_from = out.tell()
-            self.process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **(environment or {})},
-                pass_fds=() if hold is None else (hold,),
-                start_new_session=True,
-            )
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since it was started."""
-        return time.monotonic() - self.started
-
-    def code(self) -> int | None:
-        """Its exit status, minus a signal's number; None while it runs."""
-        return self.process.poll()
-
-    def signal(self, number: int) -> None:
-        """Send a signal to it and to all that it started."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
-
-    def wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
-        """Wait so long for its end, or until something is so; returns whether one of them came."""
-        deadline = time.monotonic() + seconds
-        while self.code() is None and not until():
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(_POLL_SECONDS)
-        return True
-
-    def end(self, seconds: float) -> int:
-        """SIGTERM, and SIGKILL if it still runs after so many seconds; returns its exit status."""
-        self.signal(signal.SIGTERM)
-        if not self.wait(seconds):
-            self.signal(signal.SIGKILL)
-        self.process.wait()
-        self.signal(signal.SIGKILL)  # what it left behind
-        return self.process.returncode
-
-    def tail(self) -> list[str]:
-        """The last lines that it printed."""
-        with self.log.open("rb") as log:
-            log.seek(self._log_from)
-            lines = log.read().decode(errors="replace").replace("\r", "\n").splitlines()
-        return [line.rstrip() for line in lines if line.strip()][-_TAIL:]
 
 
 @dataclass
@@ -359,6 +287,7 @@ class StageRun:
 
     def _note(self, result: StageResult, process: GroupProcess, stopped: bool) -> None:
         result.seconds.append(round(process.seconds, 1))
+        process.clear()
         found = find_json(self.record) if self.record is not None else {}
         result.records.append(found)
         result.stopped |= stopped

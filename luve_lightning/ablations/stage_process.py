@@ -1,4 +1,4 @@
-"""The folder of a stage's result: whether it is finished, and which process is working in it."""
+"""The folder of a stage's result: whether it is finished, and which process is working in it; groups of processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +23,9 @@ _DONE = "done.json"
 _LOCK = ".lock"
 _TAIL = 5
 _POLL_SECONDS = 0.5
+_SOON_SECONDS = 0.1
+_GROUP_TAIL = 8
+_LEFTOVERS_SECONDS = 3.0  # in which what a process started must end after it
 
 
 def done_record(stage: AblationStage) -> dict[str, Any] | None:
@@ -167,3 +170,83 @@ def run_stage(
         process.signal(signal.SIGTERM)
         raise
     return process.finish()
+
+
+class GroupProcess:
+    """A command in a session of its own, whose output goes to the end of a log.
+
+    Args:
+        words: of the command.
+        log: file.
+        environment: variables that differ from this process's.
+        hold: descriptor of a lock that the command holds, too: it may outlive this process.
+    """
+
+    def __init__(
+        self, words: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, hold: int | None = None
+    ) -> None:
+        self.log, self.started = log, time.monotonic()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as out:
+            out.write(f"$ {shlex.join(words)}\n".encode())
+            out.flush()
+            self._log_from = out.tell()
+            self.process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                pass_fds=() if hold is None else (hold,),
+                start_new_session=True,
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since it was started."""
+        return time.monotonic() - self.started
+
+    def code(self) -> int | None:
+        """Its exit status, minus a signal's number; None while it runs."""
+        return self.process.poll()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to it and to all that it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
+        """Wait so long for its end, or until something is so; returns whether one of them came."""
+        deadline = time.monotonic() + seconds
+        while self.code() is None and not until():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_SOON_SECONDS)
+        return True
+
+    def end(self, seconds: float) -> int:
+        """SIGTERM, and SIGKILL if it still runs after so many seconds; returns its exit status."""
+        self.signal(signal.SIGTERM)
+        if not self.wait(seconds):
+            self.signal(signal.SIGKILL)
+        self.process.wait()
+        self.clear()
+        return self.process.returncode
+
+    def clear(self) -> None:
+        """Once it has ended: let what it started end, too; what does not is killed, for it may hold a GPU's memory."""
+        deadline = time.monotonic() + _LEFTOVERS_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                os.killpg(self.process.pid, 0)
+            except ProcessLookupError:
+                return
+            time.sleep(_SOON_SECONDS)
+        self.signal(signal.SIGKILL)
+
+    def tail(self) -> list[str]:
+        """The last lines that it printed."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_from)
+            lines = log.read().decode(errors="replace").replace("\r", "\n").splitlines()
+        return [line.rstrip() for line in lines if line.strip()][-_GROUP_TAIL:]

@@ -1,4 +1,4 @@
-"""`luve sweep`, `luve dashboards`, `luve rehearse`: tables as wandb sweeps, its workspaces, the whole recipe in small."""
+"""`luve sweep`, `luve dashboards`, `luve rehearse`: tables as wandb sweeps, its workspaces; the recipe in small."""
 
 from __future__ import annotations
 

@@ -1,0 +1,191 @@
+"""A rehearsal of small real processes: stopped and resumed, failing in every way, interrupted and called again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luve_lightning.ablations.rehearsal_run import RehearsalRun
+from luve_lightning.ablations.rehearsal_stage import RehearsalStage, StageResult
+
+PROGRAM = (sys.executable, str(Path(__file__).resolve().parents[1] / "helpers/fake_stage.py"))
+STEPS = 12
+
+
+def training(root: Path, name: str, **values: Any) -> RehearsalStage:
+    """A training of some steps, which gives and needs what is said in `gives` and `needs`."""
+    record = f"runs/{name}/measured.json"
+    own = {"record": str(root / record), "steps": STEPS, **values}
+    needs, gives = own.pop("needs", ()), own.pop("gives", name)
+    return RehearsalStage(
+        name,
+        "fit",
+        values=own,
+        needs=needs,
+        gives={gives: str(root / "runs" / name)},
+        begun=record,
+        record=record,
+        unit="step",
+        steps=STEPS,
+    )
+
+
+def command(name: str, **values: Any) -> RehearsalStage:
+    needs, gives = values.pop("needs", ()), values.pop("gives", {})
+    return RehearsalStage(name, "score", values=values, needs=needs, gives=gives)
+
+
+def rehearse(
+    root: Path,
+    *stages: RehearsalStage,
+    chosen: list[str] | None = None,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+    again: bool = False,
+    stop: bool = True,
+    limit: float = 60.0,
+    told: list[str] | None = None,
+) -> dict[str, StageResult]:
+    tell = (told if told is not None else []).append
+    run = RehearsalRun(stages, {}, root, changes or {}, stop, limit, None, lambda results: None, tell, program=PROGRAM)
+    return run.run(chosen or [stage.name for stage in stages], again)
+
+
+def alive(pid: str) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split()
+    except FileNotFoundError:
+        return False
+
+
+def test_a_training_is_stopped_with_all_it_started_and_goes_on_at_the_same_step(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    result = rehearse(tmp_path, training(tmp_path, "lfe", child=str(child)))["lfe"]
+    before, after = result.records
+    assert result.status == "done"
+    assert result.stopped
+    assert 0 < before["step"] < STEPS
+    assert (after["began"], after["step"]) == (before["step"], STEPS)
+    assert len(result.seconds) == 2
+    pids = child.read_text().split()
+    assert len(pids) == 2
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_what_begins_again_after_a_stop_has_failed(tmp_path: Path) -> None:
+    result = rehearse(tmp_path, training(tmp_path, "lfe", forget=True))["lfe"]
+    assert result.status == "failed"
+    assert f"stopped after step {result.records[0]['step']}, resumed at 0" in result.note
+
+
+def test_what_ends_before_it_can_be_stopped_is_done(tmp_path: Path) -> None:
+    stage = RehearsalStage("embed", "embed", values={}, begun="never")
+    result = rehearse(tmp_path, stage)["embed"]
+    assert (result.status, result.note) == ("done", "ended before it could be stopped")
+
+
+def test_without_stops_each_is_run_once(tmp_path: Path) -> None:
+    result = rehearse(tmp_path, training(tmp_path, "lfe"), stop=False)["lfe"]
+    assert (result.status, result.stopped, len(result.seconds)) == ("done", False, 1)
+
+
+def test_failures_stop_only_what_needs_their_result(tmp_path: Path) -> None:
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages/no-disk").touch()  # a folder that cannot be written, whoever one is
+    stages = [
+        command("no-disk"),
+        command("memory", say="OutOfMemoryError: CUDA out of memory", code=2, gives={"latents": "x"}),
+        command("killed", kill=True),
+        command("slow", files=str(tmp_path / "slow"), count=1000),
+        command("lfe", needs=("latents",)),
+        command("report"),
+    ]
+    told: list[str] = []
+    results = rehearse(tmp_path, *stages, limit=1.0, told=told)
+    assert [result.status for result in results.values()] == [*["failed"] * 4, "needs", "done"]
+    assert "stages/no-disk" in results["no-disk"].lines[-1]
+    assert results["memory"].code == 2
+    assert results["memory"].lines == ["OutOfMemoryError: CUDA out of memory"]
+    assert results["killed"].code == -signal.SIGKILL
+    assert results["slow"].note == "ran longer than 1 s"
+    assert results["lfe"].note == "needs memory"
+    assert any("FAILED, exit status 2" in line and "CUDA out of memory" in line for line in told)
+
+
+def test_the_same_call_runs_what_is_missing_and_keeps_the_rest(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    stages = [training(tmp_path, "vluer"), command("score", ask=str(there))]
+    first = rehearse(tmp_path, *stages)
+    assert [result.status for result in first.values()] == ["done", "failed"]
+    there.touch()
+    second = rehearse(tmp_path, *stages)
+    assert second["vluer"] == first["vluer"]
+    assert second["score"].status == "done"
+    changed = rehearse(tmp_path, *stages, changes={"vluer": {"steps": STEPS - 1}})
+    assert changed["vluer"].records[-1]["step"] == STEPS - 1, "other values are another run"
+    log = tmp_path / "stages/score/log.txt"
+    before = log.read_text().count("$ ")
+    again = rehearse(tmp_path, *stages, chosen=["score"], again=True)
+    assert again["score"].status == "done"
+    assert log.read_text().count("$ ") == before + 1
+    assert again["vluer"] == changed["vluer"]
+
+
+def test_random_weights_stand_in_for_what_was_not_trained(tmp_path: Path) -> None:
+    models = command("models", gives={"base": "random"})
+    adaptation = training(tmp_path, "adaptation", gives="base")
+    lfe = RehearsalStage("lfe", "fit", values={"base": "{base}"}, needs=("base",))
+    run = RehearsalRun([models, adaptation, lfe], {}, tmp_path, {}, True, 9.0, None, lambda _: None, lambda _: None)
+    assert run.wanted(["lfe"]) == {"models", "lfe"}
+    assert run.wanted(["adaptation", "lfe"]) == {"adaptation", "lfe"}
+    results = rehearse(tmp_path, models, adaptation, lfe)
+    assert results["lfe"].status == "done"
+    assert (tmp_path / "stages/lfe/overrides.yaml").read_text() == f"base: {tmp_path}/runs/adaptation\n"
+    results = rehearse(tmp_path, models, adaptation, lfe, changes={"adaptation": {"kill": True}})
+    assert results["adaptation"].status == "failed"
+    assert (tmp_path / "stages/lfe/overrides.yaml").read_text() == "base: random\n"
+
+
+def test_an_interrupted_rehearsal_stops_its_stage_and_goes_on_from_there(tmp_path: Path) -> None:
+    record = tmp_path / "runs/lfe/measured.json"
+
+    def interrupt() -> None:
+        while not record.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stages = [training(tmp_path, "lfe"), command("report")]
+    sender = threading.Thread(target=interrupt)
+    sender.start()
+    with pytest.raises(SystemExit) as stopped:
+        rehearse(tmp_path, *stages, stop=False)
+    sender.join()
+    assert stopped.value.code == 128 + signal.SIGTERM
+    kept = StageResult.read(tmp_path / "stages/lfe/row.json")
+    assert kept is not None
+    assert (kept.status, kept.stopped) == ("interrupted", True)
+    results = rehearse(tmp_path, *stages)
+    assert [result.status for result in results.values()] == ["done", "done"]
+    before, after = results["lfe"].records
+    assert after["began"] == before["step"] > 0
+
+
+def test_only_the_rehearsals_own_folder_is_cleared(tmp_path: Path) -> None:
+    outside, inside = tmp_path / "data", tmp_path / "rehearsal/clips"
+    for folder in (outside, inside):
+        folder.mkdir(parents=True)
+        (folder / "clip.mp4").touch()
+    stage = command("index", gives={"index": str(outside), "clips": str(inside)}, say="one")
+    root = tmp_path / "rehearsal"
+    rehearse(root, stage)
+    assert (inside / "clip.mp4").exists(), "a first run may find what a killed one left"
+    rehearse(root, stage, again=True)
+    assert (outside / "clip.mp4").exists()
+    assert not inside.exists()
