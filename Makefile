@@ -183,6 +183,10 @@ ablations: $(if $(filter vluer_parts multi_scale,$(TABLE)),precompute,experts-da
 	$(if $(filter attention_long,$(TABLE)),$(COLLAGES))
 	$(LUVE) ablate $(call quoted,$(TABLE)) $(ARGS)
 
+.PHONY: rehearse
+rehearse: $(STAMP) ## Run every command of the recipe once, in small, stopped and resumed, into runs/rehearsal
+	$(LUVE) rehearse $(ARGS)
+
 .PHONY: sweep
 sweep: $(STAMP) ## Run TABLE as a wandb sweep; without an account the same rows and seeds here
 	$(LUVE) sweep $(call quoted,$(TABLE)) $(ARGS)

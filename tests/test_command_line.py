@@ -237,7 +237,11 @@ def test_a_later_file_adds_and_switches_off(
     assert {name: loss["class_path"] for name, loss in losses.items()} == {"mse": "torch.nn.MSELoss"}
     assert not (tmp_path / "run").exists()
     assert run_luve(capsys, "fit", *base, "--config", later).code == 0
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "provenance.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "config.yaml",
+        "measured.json",
+        "provenance.json",
+    ]
 
 
 def test_texts_are_literal_and_what_is_written_down_repeats_them(
@@ -358,6 +362,7 @@ def test_an_interrupted_verb_that_keeps_its_work_says_so(
         "upsample",
         "evaluate",
         "ablate",
+        "rehearse",
     ]
     hint = "; run the same command again to continue" if keeps else ""
     assert outcome.error_lines == [f"luve {verb}: interrupted{hint}"]

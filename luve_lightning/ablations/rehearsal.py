@@ -12,10 +12,11 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
-from luve_lightning.ablations.rehearsal_stage import RehearsalStage, Values
+from luve_lightning.ablations.rehearsal_stage import RehearsalStage, StageValues
 from luve_lightning.machine import MEASURED
 
 RehearsalSize = Literal["mini", "2k", "4k"]
+Needs = tuple[str, ...]
 Composer = Callable[[Sequence[Path], Sequence[tuple[str, str]]], dict[str, Any]]
 """Composes configuration files and options into one mapping, as the command line does."""
 
@@ -137,7 +138,7 @@ class Rehearsal:
         found = []
         if self.data is None or self.data.is_dir():
             index = self.path("index.parquet")
-            values: Values = {"sources": ["{clips}"], "output": index}
+            values: StageValues = {"sources": ["{clips}"], "output": index}
             found.append(RehearsalStage("index", "index", values=values, needs=("clips",), gives={"index": index}))
         if self.mini:
             found.append(self._precompute("vluer", "pairs", "precompute/mini"))
@@ -248,7 +249,12 @@ class Rehearsal:
         return found
 
     def _fit(
-        self, name: str, configs: tuple[Path, ...], values: Values, needs: tuple[str, ...], gives: Mapping[str, str]
+        self,
+        name: str,
+        configs: tuple[Path, ...],
+        values: StageValues,
+        needs: tuple[str, ...],
+        gives: Mapping[str, str],
     ) -> RehearsalStage:
         own = {
             "trainer.default_root_dir": self.path("runs", name),

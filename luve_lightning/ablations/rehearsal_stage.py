@@ -18,8 +18,8 @@ from luve_lightning.ablations.stage_process import GroupProcess
 from luve_lightning.files import find_json, write_text
 from luve_lightning.locks import try_lock
 
-Values = Mapping[str, Any]
-"""Values of a configuration by dotted key."""
+StageValues = Mapping[str, Any]
+"""StageValues of a configuration by dotted key."""
 
 PROGRAM = (sys.executable, "-m", "luve_lightning")
 # `make_material` is no verb: nobody needs it for clips of one's own.
@@ -62,9 +62,9 @@ class RehearsalStage:
     name: str
     verb: str
     configs: tuple[Path, ...] = ()
-    values: Values = field(default_factory=dict)
+    values: StageValues = field(default_factory=dict)
     needs: tuple[str, ...] = ()
-    without: Mapping[str, Values] = field(default_factory=dict)
+    without: Mapping[str, StageValues] = field(default_factory=dict)
     gives: Mapping[str, str] = field(default_factory=dict)
     begun: str = ""
     least: int = 1
@@ -95,7 +95,7 @@ def _filled(value: Any, there: Mapping[str, str]) -> Any:
     return value
 
 
-def nested(values: Values) -> dict[str, Any]:
+def nested(values: StageValues) -> dict[str, Any]:
     """A configuration of values by dotted key."""
     tree: dict[str, Any] = {}
     for key, value in values.items():

@@ -106,7 +106,7 @@ def rehearse(
     limit: float = 1200.0,
     gpu: str | None = None,
     output: Path | None = None,
-    options: dict[str, dict[str, Any]] | None = None,
+    changes: dict[str, dict[str, Any]] | None = None,
 ) -> None:
     """Runs every stage of the recipe with a few clips and steps, and sets what each takes beside its plan.
 
@@ -136,8 +136,8 @@ def rehearse(
             without a GPU, nothing is planned.
         output: Folder for everything; with random weights of Wan2.1-1.3B's size some 60 GB. Default
             runs/rehearsal/<backbone>-<size>-<attention>-<devices>.
-        options: More values of a stage by its name, for its configuration: --options.lfe '{data: {init_args:
-            {num_workers: 0}}}'.
+        changes: More values of a stage's configuration, by its name: --changes.lfe '{data: {init_args: {num_workers:
+            0}}}'.
     """
     if devices < 1 or steps < 2 or limit <= 0 or (video_steps or 1) < 1 or (clips or 1) < 1:
         raise ValueError(
@@ -175,7 +175,7 @@ def rehearse(
         bool(names) and gpu is None,
     )
     found, console = recipe.stages(), Console(emoji=False)
-    chosen = _chosen(stages, [stage.name for stage in found], options or {})
+    chosen = _chosen(stages, [stage.name for stage in found], changes or {})
     facts = rehearsal_facts(f"Rehearsal: {backbone}, {size}, {attention}", names[:devices], devices)
 
     def updated(results: Mapping[str, StageResult]) -> None:
@@ -184,7 +184,7 @@ def rehearse(
     def tell(text: str) -> None:
         say(console, f"[{datetime.now():%H:%M:%S}] {text}")
 
-    run = RehearsalRun(found, recipe.given(), root, options or {}, stop, limit, gpu, updated, tell)
+    run = RehearsalRun(found, recipe.given(), root, changes or {}, stop, limit, gpu, updated, tell)
     try:
         run.run(chosen, again)
     finally:
@@ -196,11 +196,11 @@ def rehearse(
         raise SystemExit(1)
 
 
-def _chosen(stages: str | list[str] | None, known: list[str], options: Mapping[str, object]) -> list[str]:
+def _chosen(stages: str | list[str] | None, known: list[str], changes: Mapping[str, object]) -> list[str]:
     """Names of stages, as given or all."""
     words = stages.strip("[] ").split(",") if isinstance(stages, str) else stages
     names = known if words is None else [word.strip() for word in words]
-    for key, some in (("stages", names), ("options", list(options))):
+    for key, some in (("stages", names), ("changes", list(changes))):
         for name in some:
             if name not in known:
                 raise ValueError(f"{key}: no stage {name!r}{did_you_mean(name, known)}")
