@@ -162,6 +162,16 @@ class UnitTimes:
         unfinished.replace(path)
 
 
+def package_version() -> str:
+    """This package's version, or "not installed" where it runs from a checkout alone."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("luve-lightning")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def visible_gpus() -> list[str]:
     """Names of the NVIDIA GPUs that a program would see, without loading PyTorch or touching one of them."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")

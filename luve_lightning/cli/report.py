@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +15,7 @@ from rich.console import Console
 from luve_lightning.ablations.results import read_results
 from luve_lightning.cli import Verb
 from luve_lightning.files import write_text
-from luve_lightning.machine import revision_in_words
+from luve_lightning.machine import package_version, revision_in_words
 from luve_lightning.reporting.dashboard import Dashboard
 from luve_lightning.reporting.report import PageText, ReportInputs, ResultTable, build_report, result_table
 from luve_lightning.reporting.videos import Comparison
@@ -100,7 +99,7 @@ def _facts() -> dict[str, str]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "revision": revision_in_words(),
-        "version": f"luve-lightning {version('luve-lightning')}",
+        "version": f"luve-lightning {package_version()}",
         "python": platform.python_version(),
         "command": shlex.join(["luve", *sys.argv[1:]]),
     }

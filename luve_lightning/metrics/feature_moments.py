@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from luve_lightning.files import replacing
 from luve_lightning.functional.patches import PatchPlan
+from luve_lightning.machine import package_version
 
 
 class FeatureExtractor(nn.Module):
@@ -240,7 +240,7 @@ class FeatureStatistics:
 
     def __post_init__(self) -> None:
         if not self.package:
-            object.__setattr__(self, "package", version("luve-lightning"))
+            object.__setattr__(self, "package", package_version())
 
     def check(self, plan: PatchPlan, extractor: str) -> None:
         """Refuse a comparison with features made differently.
