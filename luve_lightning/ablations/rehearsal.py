@@ -29,7 +29,7 @@ LOCAL_SCORER = "luve_lightning.data.scorers.SharpnessExposure"
 
 # The VLUer's steps are short: enough of them that one can be stopped in their middle.
 _VLUER_STEPS = {1: 10, 2: 2}
-_CLIPS = {"mini": 12, "2k": 6, "4k": 6}
+_CLIPS = {"mini": 10, "2k": 6, "4k": 6}
 _HELD_OUT = 2  # of the made clips: one validates, one tests
 # The mini world's, and the paper's.
 _RECIPE_CLIPS = {"mini": 248, "2k": 20_000, "4k": 20_000}

@@ -161,7 +161,7 @@ def _number(plan: Mapping[str, Any], key: str) -> float | None:
 # Shown -------------------------------------------------------------------------------------------------------------
 
 
-def _cells(row: RehearsalRow) -> dict[str, str]:
+def _cells(row: RehearsalRow, hours: str) -> dict[str, str]:
     """A line as people read it; planned / measured where there are both."""
     unit = f" a {row.unit}" if row.unit and ":" not in row.stage else ""
     each = _both(row.planned_seconds, row.measured_seconds)
@@ -173,7 +173,7 @@ def _cells(row: RehearsalRow) -> dict[str, str]:
         "first one more, s": _both(row.planned_first, row.measured_first, 0),
         "GiB": _both(row.planned_gib, row.measured_gib, 1),
         "a second": _text(row.rate),
-        "GPU-hours": _text(row.gpu_hours, 1),
+        hours: _text(row.gpu_hours, 1),
         "TB": _text(row.terabytes),
         "resumed": row.resumed,
     }
@@ -208,29 +208,35 @@ def notes(results: Mapping[str, StageResult]) -> list[str]:
     return [f"{one.name}: {one.note}" for one in results.values() if one.status == "done" and one.note]
 
 
-def whole(rows: Sequence[RehearsalRow]) -> str:
+def whole(rows: Sequence[RehearsalRow], hours: str) -> str:
     """What the whole recipe would take, as far as it was measured."""
-    hours = sum(row.gpu_hours for row in rows if row.gpu_hours is not None)
+    spent = sum(row.gpu_hours for row in rows if row.gpu_hours is not None)
     terabytes = sum(row.terabytes for row in rows if row.terabytes is not None)
     without = [row.stage for row in rows if row.unit and row.gpu_hours is None and ":" not in row.stage]
     missing = f"; without {', '.join(without)}" if without else ""
-    return f"the whole recipe at this pace: {hours:,.1f} GPU-hours, {terabytes:.3g} TB{missing}"
+    return f"the whole recipe at this pace: {spent:,.1f} {hours}, {terabytes:.3g} TB{missing}"
 
 
-def terminal_lines(rows: Sequence[RehearsalRow], results: Mapping[str, StageResult]) -> list[str | RichTable]:
+def terminal_lines(
+    rows: Sequence[RehearsalRow], results: Mapping[str, StageResult], facts: Mapping[str, Any]
+) -> list[str | RichTable]:
     """The table for a terminal, and what stands below it."""
-    cells = [_cells(row) for row in rows]
+    cells = [_cells(row, _hours(facts)) for row in rows]
     shown = [column for column in (cells[0] if cells else ()) if any(row[column] for row in cells)]
     table = table_rich(shown, [{column: row[column] for column in shown} for row in cells])
-    return [table, whole(rows), *notes(results), *failures(results)]
+    return [table, whole(rows, _hours(facts)), *notes(results), *failures(results)]
+
+
+def _hours(facts: Mapping[str, Any]) -> str:
+    return "hours" if "CPU" in facts["device"] else "GPU-hours"
 
 
 def markdown(rows: Sequence[RehearsalRow], results: Mapping[str, StageResult], facts: Mapping[str, Any]) -> str:
     """The whole table as a page."""
-    cells = [_cells(row) for row in rows]
+    cells = [_cells(row, _hours(facts)) for row in rows]
     lines = [f"# {facts['title']}", "", *(f"- {key}: {value}" for key, value in facts.items() if key != "title"), ""]
     lines += [table_markdown(list(cells[0]), cells)] if cells else []
-    lines += [f"{whole(rows)}.", ""]
+    lines += [f"{whole(rows, _hours(facts))}.", ""]
     lines += [f"- {note}" for note in notes(results)]
     if bad := failures(results):
         lines += ["", "## Failed", "", "```", *bad, "```"]

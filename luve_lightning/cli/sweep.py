@@ -189,7 +189,7 @@ def rehearse(
         run.run(chosen, again)
     finally:
         wide = console if console.is_terminal else Console(emoji=False, width=_LOG_WIDTH)
-        for line in terminal_lines(rehearsal_rows(found, run.results, root), run.results):
+        for line in terminal_lines(rehearsal_rows(found, run.results, root), run.results, facts):
             wide.print(line, soft_wrap=isinstance(line, str), highlight=False, markup=False)
         say(console, f"{root / TABLE}.md and .json; logs in {root / 'stages'}")
     if any(result.status != "done" for name, result in run.results.items() if name in run.wanted(chosen)):

@@ -56,7 +56,7 @@ def test_each_stage_needs_what_an_earlier_one_gives(tmp_path: Path, name: str) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["2k, windows, one GPU", "4k, own data"])
+@pytest.mark.parametrize("name", ["2k, windows, one GPU"])
 def test_each_command_fits_its_verb(tmp_path: Path, name: str) -> None:
     rehearsal = recipe(name, tmp_path)
     there = everything(rehearsal)

@@ -17,7 +17,7 @@ from luve_lightning.ablations.rehearsal_run import RehearsalRun
 from luve_lightning.ablations.rehearsal_stage import RehearsalStage, StageResult
 
 PROGRAM = (sys.executable, str(Path(__file__).resolve().parents[1] / "helpers/fake_stage.py"))
-STEPS = 12
+STEPS = 8
 
 
 def training(root: Path, name: str, **values: Any) -> RehearsalStage:

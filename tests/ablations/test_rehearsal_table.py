@@ -97,7 +97,7 @@ def test_the_page_and_the_terminal_say_what_failed_and_what_is_left_out_of_the_s
     rows = rehearsal_rows(stages, results, tmp_path)
     page = markdown(rows, results, FACTS)
     console = Console(width=160, record=True, file=io.StringIO())
-    for line in terminal_lines(rows, results):
+    for line in terminal_lines(rows, results, FACTS):
         console.print(line, markup=False)
     for text in (page, console.export_text()):
         assert "2.0 GPU-hours" in text

@@ -219,3 +219,25 @@ def test_without_a_sweep_nothing_is_started(monkeypatch: pytest.MonkeyPatch, tmp
     with sweep_run("experts", ["full"], [1], "result/") as log:
         log({"full": {1: {"psnr_rgb": 2.0}}})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_rehearsal_runs_stops_and_resumes_stages_of_the_recipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_clips: Path
+) -> None:
+    """Two of its stages, by the real command: all of them are `make rehearse`."""
+    monkeypatch.chdir(REPOSITORY)
+    root = tmp_path / "rehearsal"
+    words = ["rehearse", "--data", tiny_clips / "clips", "--stages", "score", "--output", root]
+    outcome = run_luve(capsys, *words, "--changes.score", "{batch_size: 1}")
+    assert outcome.code == 0, outcome.out + outcome.err
+    rows = {row["stage"]: row for row in json.loads((root / "rehearsal.json").read_text())["rows"]}
+    assert [row["status"] for row in rows.values()] == ["done", "done"]
+    assert rows["score"]["measured_seconds"] > 0
+    page = (root / "rehearsal.md").read_text()
+    assert "| index | ok |" in page
+    assert "luve score --config experiments/score/mini.yaml" in page
+    assert run_luve(capsys, *words, "--changes.score", "{batch_size: 1}").out.count("done already") == 1
+    refused = run_luve(capsys, *words, "--changes.scores", "{}")
+    assert refused.code == 2
+    assert "changes: no stage 'scores'; did you mean 'score'?" in refused.err
