@@ -200,7 +200,8 @@ class RehearsalRun:
             return
         target = self._file(stage, PLAN)
         target.unlink(missing_ok=True)
-        words = [*self.program, "plan", *run.configs(), "--gpu", speed, "--output", str(target)]
+        gpu = [] if stage.verb == "score" else ["--gpu", speed]  # whose plan knows of no GPU
+        words = [*self.program, "plan", *run.configs(), *gpu, "--output", str(target)]
         self._plans[stage.name] = GroupProcess(words, target.with_suffix(".txt"), _NO_GPU)
 
     def _await_plans(self) -> None:
