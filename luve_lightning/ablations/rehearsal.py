@@ -178,8 +178,8 @@ class Rehearsal:
         return replace(stage, values={**stage.values, "store": store}, gives=gives, begun=begun)
 
     def _embed(self) -> RehearsalStage:
-        values = {"backbone": "{backbone}", "index": "{index}", "store": self.path("texts"), "columns": [self.caption]}
-        values |= {"batch_size": 2, "device": "cuda" if self.gpu else "cpu"}
+        values: dict[str, Any] = {"backbone": "{backbone}", "index": "{index}", "store": self.path("texts")}
+        values |= {"columns": [self.caption], "batch_size": 2, "device": "cuda" if self.gpu else "cpu"}
         if not self.gpu:
             values["dtype"] = "float32"
         return RehearsalStage(
@@ -233,7 +233,7 @@ class Rehearsal:
             stage = self._fit(f"vluer-{phase}", config, values, needs, {"vluer": "vluer"})
             steps, last = self.steps * _VLUER_STEPS[phase], self._at(config, "model.init_args.pixel_from_step")
             units = last if phase == 1 else (stage.units or 0) - last
-            found.append(replace(stage, steps=steps, units=units, values=stage.values | self._steps(steps)))
+            found.append(replace(stage, steps=steps, units=units, values={**stage.values, **self._steps(steps)}))
         captions = {**texts, f"{data}.columns": [self.caption]}
         compiled = {"model.init_args.compile": None} if real else {}
         adaptation = {**captions, "model.init_args.backbone": "{backbone}", **compiled}
@@ -318,7 +318,7 @@ class Rehearsal:
     def _used(self) -> list[RehearsalStage]:
         config = self.config(f"generate/{'mini' if self.mini else self._kind}")
         output, kept = self.path("videos"), self.path("videos", "latents")
-        values = {"backbone": "{backbone}", "vluer": "{vluer}", "refiner": "{base}", "prompt": PROMPT}
+        values: dict[str, Any] = {"backbone": "{backbone}", "vluer": "{vluer}", "refiner": "{base}", "prompt": PROMPT}
         values |= {"experts.lfe": "{lfe}", "experts.hfe": "{hfe}", "output": output, "latents": kept}
         values |= {"contact_sheet": True, "keep_stages": False, "device": "cuda" if self.gpu else "cpu"}
         if self.video_steps is not None:

@@ -17,10 +17,8 @@ from luve_lightning.evaluation.tables import table_markdown, table_rich
 from luve_lightning.files import find_json, write_text
 
 TABLE = "rehearsal"
-_REPORT = "report"  # in the metadata of a stage's latents, see StageLatents
 # A stage's name in the record of a video, where the plan's is another.
 _MADE = {"upsample": "upsampled", "refine": "refined", "decode": "decoded"}
-_HEADER_BYTES = 8  # of a safetensors file: the length of its header
 
 
 @dataclass
@@ -145,12 +143,8 @@ def video_parts(folder: Path) -> list[dict[str, Any]]:
 
 
 def _kept_reports(folder: Path) -> Iterable[dict[str, Any]]:
-    for path in sorted(folder.glob("*/*.safetensors")):
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(_HEADER_BYTES), "little")
-            told = json.loads(file.read(length)).get("__metadata__", {}).get(_REPORT)
-        if told is not None:
-            yield json.loads(told)
+    """What StageLatents keeps beside a stage's latents."""
+    yield from (told for path in sorted(folder.glob("*/*.json")) if (told := find_json(path)))
 
 
 def _number(plan: Mapping[str, Any], key: str) -> float | None:

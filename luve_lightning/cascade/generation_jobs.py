@@ -29,7 +29,7 @@ from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.prompts import PromptLine, check_distinct, check_seed
 from luve_lightning.data.safetensors_window import DIGEST, tensor_digest
 from luve_lightning.data.store import ClaimedFiles
-from luve_lightning.files import file_digest, find_json, remove_unfinished, text_digest
+from luve_lightning.files import file_digest, find_json, remove_unfinished, text_digest, write_text
 from luve_lightning.locks import share_work
 from luve_lightning.machine import choose_device
 from luve_lightning.models.backbones import SizeRules
@@ -186,10 +186,6 @@ class VideoFolder:
             yield mine
 
 
-REPORT = "report"
-"""In the metadata of a stage's latents: its StageReport as JSON, since a run that reuses them measures nothing."""
-
-
 class StageLatents:
     """Latents of finished stages, stored by what they depend on: a later run reuses them.
 
@@ -225,14 +221,22 @@ class StageLatents:
         return None
 
     def put(self, digest: str, tensors: Mapping[str, Tensor], report: Mapping[str, Any] | None = None) -> None:
-        """Store tensors atomically, unless they exist; `report`, what the stage took, stands in the file's metadata."""
+        """Store tensors atomically, unless they exist.
+
+        Args:
+            digest: their name.
+            tensors: by name.
+            report: what the stage took, for a JSON file beside them: a run that reuses them measures nothing.
+        """
+        if report is not None:
+            write_text(self._files.path(digest).with_suffix(".json"), json.dumps(report) + "\n")
         whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        told = {} if report is None else {REPORT: json.dumps(report)}
-        self._files.write(digest, safetensors.torch.save(whole, {DIGEST: _digest(whole), **told}))
+        self._files.write(digest, safetensors.torch.save(whole, {DIGEST: _digest(whole)}))
 
     def remove(self, digest: str) -> None:
         """Remove the tensors stored under a digest, if there are any."""
-        self._files.path(digest).unlink(missing_ok=True)
+        for path in (self._files.path(digest), self._files.path(digest).with_suffix(".json")):
+            path.unlink(missing_ok=True)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
