@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import json
 import os
+import time
 from pathlib import Path
 
-from luve_lightning.machine import git_state, revision_in_words
+import pytest
+
+from luve_lightning.machine import UnitTimes, git_state, package_version, revision_in_words, visible_gpus
 from tests.helpers.git import git
 
 
@@ -45,3 +49,53 @@ def test_git_state_ignores_a_repository_around_the_folder(tmp_path: Path) -> Non
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "first")
     assert git_state(tmp_path / "site-packages") is None
+
+
+def test_units_are_timed_from_the_end_of_one_to_the_end_of_the_next(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock = iter([0.0, 0.0, 10.0, 50.0, 52.0, 55.0, 100.0, 108.0, 110.0])
+    monkeypatch.setattr(time, "perf_counter", clock.__next__)
+    times = UnitTimes("step")
+    times.begin()  # at 10
+    times.advance()  # 40 s: the first one
+    times.advance()  # 2 s
+    times.advance()  # 3 s
+    times.begin()  # a validation until 100
+    times.advance(2)  # 8 s, two together
+    times.write(tmp_path / "new" / "measured.json", step=5)
+    assert json.loads((tmp_path / "new" / "measured.json").read_text()) == {
+        "unit": "step",
+        "done": 5,
+        "seconds": 110.0,
+        "first_seconds": 40.0,
+        "seconds_per_unit": 3.0,
+        "peak_gib": None,
+        "step": 5,
+    }
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["measured.json"]
+
+
+def test_nothing_is_said_of_units_that_were_not(tmp_path: Path) -> None:
+    found = UnitTimes("clip").record()
+    assert (found["done"], found["first_seconds"], found["seconds_per_unit"]) == (0, None, None)
+    UnitTimes("clip").write(None)
+
+
+def test_gpus_are_listed_without_one_being_touched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho NVIDIA H100\necho NVIDIA H100\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for visible, count in ((None, 2), ("1", 1), ("", 0)):
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert visible_gpus() == ["NVIDIA H100"] * count
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert visible_gpus() == []
+
+
+def test_the_package_has_a_version() -> None:
+    assert package_version()[0].isdigit()

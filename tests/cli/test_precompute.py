@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Sequence
@@ -400,3 +401,23 @@ def test_latents_beyond_float16_are_refused_in_one_line(luve, tiny_backbone: Pat
     (line,) = outcome.error_lines
     assert "store them as float32" in line
     assert summary(luve(backbone=backbone, dtype="float32")) == (12, 0, 0)
+
+
+def test_what_it_took_is_written_on_request(luve, tmp_path: Path) -> None:
+    path = tmp_path / "measured.json"
+    assert summary(luve(measured=path, batch_size=1)) == (12, 0, 0)
+    found = json.loads(path.read_text())
+    assert {key: found[key] for key in ("unit", "done", "units", "total", "made", "there", "processes")} == {
+        "unit": "clip",
+        "done": 3,
+        "units": 3,
+        "total": 12,
+        "made": 12,
+        "there": 0,
+        "processes": 1,
+    }
+    assert found["seconds_per_unit"] > 0
+    assert found["bytes"] > 0
+    luve(measured=path)
+    found = json.loads(path.read_text())
+    assert (found["done"], found["made"], found["there"], found["seconds_per_unit"]) == (0, 0, 12, None)

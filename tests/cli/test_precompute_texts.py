@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import re
 import threading
@@ -231,3 +232,23 @@ def test_rows_left_out_are_told(luve: Luve, index: Path, tmp_path: Path) -> None
     assert outcome.code == 0, outcome.err
     assert f"{copy}: 4 clips of 4 source videos, 1 rows dropped" in outcome.out
     assert "1  bad clip_id (first: a boat 'a boat'" in outcome.out
+
+
+def test_what_it_took_is_written_on_request(luve: Luve, tmp_path: Path) -> None:
+    path = tmp_path / "measured.json"
+    embedded, _ = summary(luve(measured=path, batch_size=1))
+    found = json.loads(path.read_text())
+    assert (found["unit"], found["done"], found["total"], found["made"], found["there"]) == (
+        "caption",
+        embedded,
+        embedded,
+        embedded,
+        0,
+    )
+    assert found["first_seconds"] > 0
+    assert found["seconds_per_unit"] > 0
+    assert found["bytes"] > 0
+    luve(measured=path)
+    found = json.loads(path.read_text())
+    assert (found["done"], found["made"], found["there"]) == (0, 0, embedded)
+    assert found["seconds_per_unit"] is None
