@@ -51,6 +51,13 @@ class WanDenoiser(Denoiser):
     # nothing.
     cached = (r"blocks\.\d+\.(attn1|attn2|ffn)",)
 
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        for _, block in self.blocks:
+            for part in block.modules():
+                if type(part) is nn.RMSNorm:
+                    part.__class__ = _RMSNorm  # the same weights, names and hooks
+
     @property
     def channels(self) -> int:
         """See Denoiser."""
@@ -116,11 +123,6 @@ class WanDenoiser(Denoiser):
         for layer, (_, site) in enumerate(self.attention_sites):
             attention: Any = site
             attention.set_processor(WanAttnProcessor() if attend is None else _Attending(attend, layer))
-        old, new = (_RMSNorm, nn.RMSNorm) if attend is None else (nn.RMSNorm, _RMSNorm)
-        for _, block in self.blocks:
-            for module in block.modules():
-                if type(module) is old:
-                    module.__class__ = new  # the same weights, names and hooks
 
     @staticmethod
     def original_name(name: str) -> str:
@@ -168,7 +170,8 @@ class _Attending:
 class _RMSNorm(nn.RMSNorm):
     """RMSNorm in the dtype of its input.
 
-    PyTorch's own, given bfloat16 tokens and a float32 weight, leaves its fused kernel and returns float32.
+    PyTorch's own, given bfloat16 tokens and a float32 weight, as under autocast, leaves its fused kernel with a warning
+    and keeps float32 copies for the backward pass. Where the dtypes are the same, so are the two.
     """
 
     def forward(self, x: Tensor) -> Tensor:
