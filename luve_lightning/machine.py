@@ -7,8 +7,9 @@ import os
 import statistics
 import subprocess
 import time
+import traceback
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 K = TypeVar("K")
 V = TypeVar("V")
+T = TypeVar("T")
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 MANY_WORKERS = 16  # allowed anywhere; more than four per core only wait for each other
@@ -56,6 +58,48 @@ def gather_mappings(mapping: Mapping[K, V]) -> dict[K, V]:
         torch.distributed.all_gather_object(shards, dict(mapping))
     union = {key: value for shard in shards for key, value in shard.items()}
     return {key: union[key] for key in sorted(union)}
+
+
+class RankError(RuntimeError):
+    """An error on another rank; the text holds its traceback."""
+
+
+def on_every_rank(rank: int, action: Callable[[], T]) -> T:
+    """Run an action on every rank; when it fails on one, the run ends on all, and rank zero says why.
+
+    An exception on one rank alone would leave the others waiting, and one on all of them would be told by each. The
+    action must hold no collective operation that an error could keep a rank from. The forward pass of sharded weights
+    (FSDP2) is one: there, only an error that all ranks have ends the run at once.
+
+    Args:
+        rank: this process's.
+        action: what to run.
+
+    Returns:
+        The action's result on this rank.
+
+    Raises:
+        Exception: on rank zero, the action's own.
+        RankError: on rank zero, when only another rank failed.
+        SystemExit: on other ranks, with status 0: rank zero speaks for the run, and Lightning's launcher kills rank
+            zero when a child reports a failure.
+    """
+    error: Exception | None = None
+    try:
+        result = action()
+    except Exception as caught:
+        error = caught
+    # As text: not every exception can be pickled.
+    text = "" if error is None else "".join(traceback.format_exception(error))
+    failed = {rank: told for rank, told in gather_mappings({rank: text}).items() if told}
+    if not failed:
+        return result
+    if rank != 0:
+        raise SystemExit(0)
+    if error is not None:
+        raise error
+    other, told = next(iter(failed.items()))
+    raise RankError(f"rank {other} failed:\n{told}")
 
 
 def choose_device(name: str) -> torch.device:

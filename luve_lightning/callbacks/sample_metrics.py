@@ -16,14 +16,14 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torchmetrics import Metric
 
-from luve_lightning.callbacks.graceful_stop import GracefulStop, on_every_rank
+from luve_lightning.callbacks.graceful_stop import GracefulStop
 from luve_lightning.callbacks.repeatable import undisturbed
 from luve_lightning.data.video_files import write_video
 from luve_lightning.evaluation.sample_scores import Measured, SampleMeter, SampleTotals
 from luve_lightning.evaluation.sample_sources import Samples, SampleSource, SampleVideo
 from luve_lightning.evaluation.tables import table_csv
 from luve_lightning.files import write_text
-from luve_lightning.machine import gather_mappings
+from luve_lightning.machine import gather_mappings, on_every_rank
 
 _COLUMNS = ("step", "n", "seconds")
 
@@ -92,17 +92,17 @@ class SampleMetrics(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Load what is needed, and find out now what cannot be made or measured."""
-        rows = on_every_rank(trainer, lambda: self._read(trainer.global_step))
+        rows = on_every_rank(trainer.global_rank, lambda: self._read(trainer.global_step))
         # Rank zero's file counts: other ranks may see another disk.
         self._rows = gather_mappings({trainer.global_rank: rows})[0]
         self._steps = {row["step"] for row in self._rows}
         with undisturbed(trainer, pl_module):
-            missing = on_every_rank(trainer, lambda: self.meter.prepare(pl_module.device))
+            missing = on_every_rank(trainer.global_rank, lambda: self.meter.prepare(pl_module.device))
             for name, reason in gather_mappings(missing).items():
                 rank_zero_warn(f"{self.output.name}: {name} is left out: {reason}")
                 self.meter.leave_out(name)
             if not self._idle:
-                shares = on_every_rank(trainer, lambda: self._measure_real(trainer, pl_module))
+                shares = on_every_rank(trainer.global_rank, lambda: self._measure_real(trainer, pl_module))
                 self._real = SampleTotals()
                 for measured in gather_mappings(shares).values():
                     self._real.add(measured)
@@ -170,18 +170,18 @@ class SampleMetrics(L.Callback):
                 stack.callback(self.meter.prepare, torch.device("cpu"))  # frees memory for training
                 return stack.enter_context(self._open(trainer, pl_module))
 
-            samples = on_every_rank(trainer, begin)
+            samples = on_every_rank(trainer.global_rank, begin)
             totals = self._make_all(trainer, samples, self.output / f"step-{step:06d}", started)
         if totals is not None:
             seconds = time.monotonic() - started
-            on_every_rank(trainer, lambda: self._report(trainer, samples, totals, step, seconds))
+            on_every_rank(trainer.global_rank, lambda: self._report(trainer, samples, totals, step, seconds))
 
     def _make_all(self, trainer: L.Trainer, samples: Samples, folder: Path, started: float) -> SampleTotals | None:
         """Rounds in which each rank makes a video; None when the run should stop."""
         totals, count = SampleTotals(), len(samples.names)
         for start in range(0, count, trainer.world_size):
             index = start + trainer.global_rank
-            measured = on_every_rank(trainer, partial(self._make, trainer, samples, index, folder))
+            measured = on_every_rank(trainer.global_rank, partial(self._make, trainer, samples, index, folder))
             over = self.budget_seconds is not None and time.monotonic() - started > self.budget_seconds
             ranks = gather_mappings({trainer.global_rank: (measured, over, _stop_requested(trainer))})
             for one, _, _ in ranks.values():

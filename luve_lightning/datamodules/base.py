@@ -37,7 +37,7 @@ from luve_lightning.datamodules.sampling import (
     evaluation_batches,
 )
 from luve_lightning.files import text_digest, warn_kept_in_memory, write_text
-from luve_lightning.machine import check_workers
+from luve_lightning.machine import check_workers, on_every_rank
 from luve_lightning.models.backbones import load_backbone
 
 T = TypeVar("T", covariant=True)
@@ -213,8 +213,9 @@ class ResumableDataModule(L.LightningDataModule):
         return stages.get(stage, ())
 
     def setup(self, stage: str) -> None:
-        """Open the splits that a stage reads."""
-        self.open_splits(*self.splits_of(stage))
+        """Open the splits that a stage reads; what is missing there ends all processes, and the first one says it."""
+        rank = 0 if self.trainer is None else self.trainer.global_rank
+        on_every_rank(rank, lambda: self.open_splits(*self.splits_of(stage)))
 
     def open_splits(self, *splits: Split) -> None:
         """Look up the clips of splits, unless that was done; here there is nothing to look up.

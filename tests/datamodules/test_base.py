@@ -19,7 +19,10 @@ from luve_lightning.data.video_index import VideoIndex
 from luve_lightning.datamodules import CaptionLatentsDataModule, ClipsDataModule, LatentPairsDataModule, base
 from luve_lightning.datamodules.base import ResumableDataModule
 from luve_lightning.datamodules.clips import View
+from tests.helpers.processes import run_processes
+from tests.helpers.resumable import Run
 from tests.helpers.run_luve import run_luve
+from tests.helpers.tiny_flow import World, train_without_latents
 from tests.test_experiments import (
     EXPERIMENTS,
     as_options,
@@ -133,7 +136,7 @@ def test_validation_clips_that_are_all_too_short_are_none(
     assert f"none of 1 clips has latents in {tiny_latents}" in line
     assert f"first {entry.clip_id}: 4 frames, expected at least 9" in line
     validating = make(number, own_index, tiny_latents, tiny_backbone)
-    validating.trainer = SimpleNamespace(state=SimpleNamespace(fn="validate"))  # type: ignore[assignment]
+    validating.trainer = SimpleNamespace(state=SimpleNamespace(fn="validate"), global_rank=0)  # type: ignore[assignment]
     with pytest.raises(StoreError, match="none of 1 clips has latents"):
         validating.setup("validate")
 
@@ -179,3 +182,16 @@ def test_every_item_is_seen_and_no_process_is_idle(world_size: int, items: int) 
     seen = [i for part in shares for i in part]
     assert sorted(set(seen)) == list(range(items))
     assert len(seen) == max(items, world_size)  # twice only where there are too few
+
+
+@pytest.mark.parametrize(("ranks", "message"), [((0, 1), "StoreError: "), ((1,), "RankError: rank 1 failed:")])
+def test_what_is_missing_is_told_by_one_of_two_processes(
+    world: World, tmp_path: Path, ranks: tuple[int, ...], message: str
+) -> None:
+    run = Run(tmp_path, steps=1, processes=2, task={"world": world, "ranks": ranks})
+    assert run_processes(run, train_without_latents) == [1, 0]
+    first, second = ((tmp_path / f"output-{rank}.txt").read_text() for rank in (0, 1))
+    assert message in first
+    assert "have no latents in" in first
+    assert "have no latents in" not in second
+    assert "Traceback" not in second

@@ -135,6 +135,14 @@ def train_expert(run: Run) -> None:
     train(run, world.expert(seed=1, lr=1e-2), world.data(batch_size=1))
 
 
+def train_without_latents(run: Run) -> None:
+    """A run whose latents are missing, on the ranks of `run.task["ranks"]`."""
+    world: World = run.task["world"]
+    if int(os.environ["LOCAL_RANK"]) in run.task["ranks"]:
+        world = replace(world, latents=run.folder / "empty")
+    train(run, world.expert(), world.data(batch_size=1))
+
+
 def adapt(run: Run) -> None:
     """A resumable run of the adaptation, sharded or not, with its export."""
     torch.set_num_threads(1)
