@@ -23,6 +23,8 @@ _SHORTEST_BAR, _LONGEST_BAR = 10, 40
 _REFRESHES_PER_SECOND = 4
 _FREE_COLUMNS = len("^C")  # a terminal shows it behind the line as typed, and must not continue below it
 _LAST_LINE = b"\0\n"
+_LONG = 4.0  # seconds that a phase takes before it is worth a line
+_LONG_IN_ALL = 20.0  # of several phases together
 
 
 @dataclass(frozen=True)
@@ -294,6 +296,54 @@ class Steps:
         now = time.monotonic()
         left = self._left(now) if self.done else None
         return [StatusLine(self.what, self.done, self.total, now - self._started, left)]
+
+
+class Phases:
+    """Says what a command is busy with, phase by phase: a line as soon as a phase has taken a while.
+
+    Args:
+        tell: prints a line; called from another thread.
+        after: seconds from which a phase is told.
+        clock: the time in seconds.
+    """
+
+    def __init__(
+        self, tell: Callable[[str], None], after: float = _LONG, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.tell, self.after, self.clock = tell, after, clock
+        self.taken: dict[str, float] = {}
+        self._now: tuple[str, float] | None = None
+        self._timer: threading.Timer | None = None
+
+    def begin(self, what: str) -> None:
+        """End the phase before, and begin one that this says, such as "loading the model"."""
+        self.end()
+        self._now = what, self.clock()
+        self._timer = threading.Timer(self.after, self.tell, [f"{what} ..."])
+        self._timer.daemon = True
+        self._timer.start()
+
+    def end(self) -> None:
+        """End the phase, if there is one."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._now is not None:
+            what, since = self._now
+            self.taken[what] = self.taken.get(what, 0.0) + self.clock() - since
+        self._now = self._timer = None
+
+    def close(self, what: str) -> None:
+        """End the last phase; when all took long, say in a line what this took, such as "first step", and each."""
+        self.end()
+        seconds = sum(self.taken.values())
+        if seconds >= _LONG_IN_ALL:
+            parts = [f"{name} {duration(taken)}" for name, taken in self.taken.items() if taken >= 1]
+            self.tell(f"{what} after {duration(seconds)}: {', '.join(parts)}")
+        self.taken = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the timer, which a process started by pickling cannot be given."""
+        return {**vars(self), "_timer": None}
 
 
 def _in_words(seconds: float) -> str:

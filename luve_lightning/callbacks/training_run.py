@@ -42,7 +42,7 @@ def owned(folder: Path, what: str = "run folder") -> Iterator[None]:
     Raises:
         ValueError: Another run is using it; the text names its process, machine and start. Or it is no folder.
     """
-    if not _is_first_process() or "://" in str(folder):
+    if not is_first_process() or "://" in str(folder):
         yield
         return
     made = not folder.exists()
@@ -60,7 +60,7 @@ def owned(folder: Path, what: str = "run folder") -> Iterator[None]:
                 folder.rmdir()
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
     """Whether this process is rank zero, as far as its environment says before there is a Trainer."""
     node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
     return getattr(rank_zero_only, "rank", 0) == 0 and node.strip() in ("", "0")

@@ -40,6 +40,8 @@ _MESSAGES = (
     "Restored all states from the checkpoint",
     "Loaded model weights from the checkpoint",
     "Loading `train_dataloader` to estimate",
+    "Initializing distributed: GLOBAL_RANK:",
+    f"{'-' * 100}\ndistributed_backend=",
 )
 _WARNINGS = (
     # Lightning 2.6 still calls PyTorch's pytree as before 2.12.
@@ -57,7 +59,12 @@ _WARNINGS = (
 )
 _LOGGERS = tuple(
     f"lightning.{name}"
-    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.seed")
+    for name in (
+        "pytorch.utilities.rank_zero",
+        "fabric.utilities.rank_zero",
+        "fabric.utilities.seed",
+        "fabric.utilities.distributed",
+    )
 )
 _RANK = re.compile(r"\[rank: \d+\] ")
 

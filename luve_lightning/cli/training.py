@@ -7,6 +7,7 @@ Unlike plain LightningCLI it has one parser for the requested verb, composes fil
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,18 +19,21 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from luve_lightning.callbacks.graceful_stop import StopPredictionOnSigterm, StopRequested
 from luve_lightning.callbacks.progress import StepTimes, TrainingProgress
 from luve_lightning.callbacks.provenance import Provenance
-from luve_lightning.callbacks.training_run import RunSummary, SetAside, owned, refuse_only_earlier
+from luve_lightning.callbacks.training_run import RunSummary, SetAside, is_first_process, owned, refuse_only_earlier
 from luve_lightning.cli import RUNS, Verb
 from luve_lightning.cli.compose import Arguments, drop_nulls
 from luve_lightning.cli.errors import UsageError
 from luve_lightning.cli.parsing import MOST, check, check_limits, check_trainer, constructor_errors, dump, make_parser
 from luve_lightning.cli.run_verb import quiet_wandb
+from luve_lightning.tasks.watched_steps import Preparing
+from luve_lightning.terminal import Phases
 
 VERBS = {
     "fit": Verb("Training", "train a model, or resume with --ckpt_path last", examples=RUNS, trainer=True),
@@ -180,11 +184,24 @@ class LuveCLI(LightningCLI):
         if self.verb == "fit":  # the others only read what a run keeps there
             root = Path(self.config["trainer"]["default_root_dir"] or ".").expanduser()
             self.held.enter_context(owned(root))
-        with constructor_errors(self.composed):
-            self.config_init = self.parser.instantiate(self.config)
-            self.datamodule, self.model = self.config_init["data"], self.config_init["model"]
-            self.trainer = self.instantiate_trainer()
+        phases = Phases(self._tell)
+        phases.begin("loading the model")
+        try:
+            with constructor_errors(self.composed):
+                self.config_init = self.parser.instantiate(self.config)
+                self.datamodule, self.model = self.config_init["data"], self.config_init["model"]
+                self.trainer = self.instantiate_trainer()
+        finally:
+            phases.end()
+        if type(self.trainer.profiler) is PassThroughProfiler:  # none was configured
+            self.trainer.profiler = Preparing(self.trainer, phases)
+        self.phases = phases
         self._refuse_processes_apart()
+
+    def _tell(self, what: str) -> None:
+        """A line on standard error, by the first process."""
+        if is_first_process():
+            print(f"luve {self.verb}: {what}", file=sys.stderr, flush=True)
 
     def _refuse_processes_apart(self) -> None:
         """Refuses to be one of several processes unknown to the Trainer: all would write the run's files."""
@@ -237,6 +254,8 @@ class LuveCLI(LightningCLI):
             options["ckpt_path"] = self._best_checkpoint(folder)
         refused: CheckpointError | None = None
         try:
+            if isinstance(self.trainer.profiler, Preparing):
+                self.trainer.profiler.begin()
             getattr(self.trainer, self.verb)(model=self.model, datamodule=self.datamodule, **options)
         except CheckpointError as error:
             self._end_other_processes(signal.SIGKILL)  # they wait for this one and react to nothing else
@@ -248,6 +267,8 @@ class LuveCLI(LightningCLI):
             if self.verb != "fit":
                 self._end_other_processes(signal.SIGTERM)
             raise
+        finally:
+            self.phases.end()
         if refused is not None:
             # It names the file, which is no key's fault, and says more than the system's error behind it.
             raise UsageError(str(refused))

@@ -1,4 +1,4 @@
-"""Training steps by the Trainer outside a run, watched: what measurements of training are made of."""
+"""The Trainer, watched: what it does before the first step, and steps outside a run, for measurements."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
+
+from luve_lightning.terminal import Phases
+
+_STEPS = ("run_training_batch", "validation_step", "test_step", "predict_step")  # as the Trainer's profiler names them
 
 StepPrecision = Literal["32-true", "bf16-mixed"]
 """The Trainer's precision."""
@@ -104,3 +109,61 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+class Preparing(PassThroughProfiler):
+    """Says what a Trainer does until it has taken the first step; nothing is measured after that.
+
+    A profiler, because the Trainer tells its profiler, and nobody else, what it is doing.
+
+    Args:
+        trainer: the Trainer whose profiler this will be.
+        phases: says it.
+    """
+
+    def __init__(self, trainer: L.Trainer, phases: Phases) -> None:
+        super().__init__()
+        self.trainer, self.phases = trainer, phases
+        self._ready = False
+
+    def begin(self) -> None:
+        """Called before the Trainer is: it starts the other processes first, and waits for them."""
+        count = self.trainer.world_size
+        self.phases.begin("setting up" if count == 1 else f"starting {count} processes, each of which loads the model")
+
+    def setup(self, stage: str, local_rank: int | None = None, log_dir: str | None = None) -> None:
+        """The processes are there; the loggers are next."""
+        super().setup(stage, local_rank, log_dir)
+        if not self._ready:
+            self.phases.begin("starting the loggers")
+
+    def start(self, action_name: str) -> None:
+        """What the Trainer begins."""
+        if self._ready:
+            return
+        kind, _, hook = action_name.rpartition(".")
+        if kind.startswith("[LightningDataModule]") and hook == "setup":
+            self.phases.begin("looking up clips, latents and captions")
+        elif kind.startswith("[LightningModule]") and hook == "configure_model":
+            self.phases.begin("distributing the model")
+        elif hook == "run_training_epoch":
+            self.phases.begin("loading the first batch")
+        elif hook in _STEPS and not self.trainer.sanity_checking:
+            compiled = any(module._compiled_call_impl is not None for module in self.trainer.lightning_module.modules())
+            first = "first step" if hook == _STEPS[0] else "first batch"
+            self.phases.begin(f"compiling the blocks ({first})" if compiled else first)
+
+    def stop(self, action_name: str) -> None:
+        """What the Trainer has done."""
+        if self._ready:
+            return
+        kind, _, hook = action_name.rpartition(".")
+        if kind.startswith("[LightningDataModule]") and hook == "setup":
+            self.phases.begin("setting up callbacks")
+        elif kind.startswith("[LightningModule]") and hook in ("setup", "configure_model"):
+            self.phases.begin(f"moving the model to {self.trainer.strategy.root_device.type}")
+        elif kind.startswith("[LightningModule]") and hook == "on_fit_start" and self.trainer.ckpt_path:
+            self.phases.begin("resuming from the checkpoint")
+        elif hook in _STEPS and not self.trainer.sanity_checking:
+            self._ready = True
+            self.phases.close("first step done" if hook == _STEPS[0] else "first batch done")

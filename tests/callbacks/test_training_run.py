@@ -6,7 +6,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from luve_lightning.callbacks.provenance import Provenance, configuration_changes
 from luve_lightning.callbacks.training_run import LOCK, owned, set_aside
+from luve_lightning.cli import training
+from luve_lightning.terminal import Phases
 from tests.helpers.resumable import CropsTask
 from tests.helpers.run_luve import run_luve
 
@@ -278,3 +280,30 @@ def test_a_run_cannot_start_from_other_weights_on_resume() -> None:
         Provenance("fit", yaml.safe_dump(after)).on_load_checkpoint(trainer, module, checkpoint)
     after["model"]["init_args"]["init_from"] = None  # type: ignore[assignment]
     Provenance("fit", yaml.safe_dump(after)).on_load_checkpoint(trainer, module, checkpoint)
+
+
+def test_luve_fit_tells_its_phases_and_stops_when_one_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, config: list[str]
+) -> None:
+    begun, made = list[str](), list[Phases]()
+
+    class Told(Phases):
+        def __init__(self, tell: Callable[[str], None]) -> None:
+            super().__init__(tell, after=3600)
+            made.append(self)
+
+        def begin(self, what: str) -> None:
+            super().begin(what)
+            begun.append(what)
+            self.tell(f"{what} ...")
+
+    monkeypatch.setattr(training, "Phases", Told)
+    outcome = run_luve(capsys, "fit", *config)
+    assert outcome.code == 0
+    assert begun[:2] == ["loading the model", "setting up"]
+    assert begun[-2:] == ["loading the first batch", "first step"]
+    assert [line for line in outcome.err.splitlines() if line.endswith(" ...")] == [f"luve fit: {x} ..." for x in begun]
+    begun.clear()
+    assert run_luve(capsys, "fit", *config, "--model.init_args.lr", "-1").code == 2
+    assert begun == ["loading the model"]
+    assert made[-1]._timer is None

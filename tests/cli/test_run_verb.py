@@ -38,6 +38,8 @@ def test_a_library_shows_a_bar_when_something_is_slow(repository: Path, seconds:
         ("TPU available: False, using: 0 TPU cores", False),
         ("[rank: 1] Seed set to 0", False),
         ("`Trainer.fit` stopped: `max_steps=12` reached.", False),
+        ("Initializing distributed: GLOBAL_RANK: 1, MEMBER: 2/2", False),
+        (f"{'-' * 100}\ndistributed_backend=gloo\nAll distributed processes registered.", False),
         ("Time limit reached. Elapsed time is 0:08:00. Signaling Trainer to stop.", True),
         ("train: 3 clips have no latents, first abc", True),
     ],
