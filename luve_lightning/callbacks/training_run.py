@@ -17,10 +17,13 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.console import Console
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from luve_lightning.callbacks.progress import named_numbers, number
 from luve_lightning.locks import Busy, locked
@@ -64,6 +67,23 @@ def is_first_process() -> bool:
     """Whether this process is rank zero, as far as its environment says before there is a Trainer."""
     node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
     return getattr(rank_zero_only, "rank", 0) == 0 and node.strip() in ("", "0")
+
+
+class OneStreamDDP(DDPStrategy):
+    """DDP whose gradients arrive on the stream that trains.
+
+    Lightning wraps the model on a stream of its own, for CUDA graphs of whole passes, which nothing here records.
+    PyTorch then warns in the middle of the first step, and gradients wait for that stream.
+    """
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        return DistributedDataParallel(module=model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
+
+
+def use_one_stream(strategy: Strategy) -> None:
+    """Make Lightning's DDP, however it was chosen, a OneStreamDDP; others stay as they are."""
+    if type(strategy) is DDPStrategy:
+        strategy.__class__ = OneStreamDDP  # it has the same state, and is not set up yet
 
 
 class SetAside(Callback):

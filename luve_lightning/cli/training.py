@@ -26,7 +26,14 @@ from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, Checkpoin
 from luve_lightning.callbacks.graceful_stop import StopPredictionOnSigterm, StopRequested
 from luve_lightning.callbacks.progress import StepTimes, TrainingProgress
 from luve_lightning.callbacks.provenance import Provenance
-from luve_lightning.callbacks.training_run import RunSummary, SetAside, is_first_process, owned, refuse_only_earlier
+from luve_lightning.callbacks.training_run import (
+    RunSummary,
+    SetAside,
+    is_first_process,
+    owned,
+    refuse_only_earlier,
+    use_one_stream,
+)
 from luve_lightning.cli import RUNS, Verb
 from luve_lightning.cli.compose import Arguments, drop_nulls
 from luve_lightning.cli.errors import UsageError
@@ -229,6 +236,7 @@ class LuveCLI(LightningCLI):
         elif not bars:
             callbacks.append(TrainingProgress())
         trainer = Trainer(**options, callbacks=callbacks, logger=list(named["loggers"].values()) or False)
+        use_one_stream(trainer.strategy)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none was configured
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer

@@ -15,10 +15,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from luve_lightning.callbacks import training_run
 from luve_lightning.callbacks.provenance import Provenance, configuration_changes
-from luve_lightning.callbacks.training_run import LOCK, owned, set_aside
+from luve_lightning.callbacks.training_run import LOCK, owned, set_aside, use_one_stream
 from luve_lightning.cli import training
 from luve_lightning.terminal import Phases
 from tests.helpers.resumable import CropsTask
@@ -307,3 +310,21 @@ def test_luve_fit_tells_its_phases_and_stops_when_one_fails(
     assert run_luve(capsys, "fit", *config, "--model.init_args.lr", "-1").code == 2
     assert begun == ["loading the model"]
     assert made[-1]._timer is None
+
+
+def test_ddp_wraps_the_model_on_the_stream_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(strategy="ddp_find_unused_parameters_true", devices=2, accelerator="cpu", logger=False)
+    use_one_stream(trainer.strategy)
+    monkeypatch.setattr(trainer.strategy, "determine_ddp_device_ids", lambda: [1])  # as on GPUs
+    monkeypatch.setattr(training_run, "DistributedDataParallel", lambda **arguments: arguments)
+
+    def no_stream(*args: Any) -> None:
+        raise AssertionError("another stream")
+
+    monkeypatch.setattr(torch.cuda, "Stream", no_stream)
+    module = torch.nn.Linear(2, 2)
+    wrapped = trainer.strategy._setup_model(module)
+    assert wrapped == {"module": module, "device_ids": [1], "find_unused_parameters": True}
+    alone = Trainer(accelerator="cpu", logger=False).strategy
+    use_one_stream(alone)
+    assert type(alone) is SingleDeviceStrategy
