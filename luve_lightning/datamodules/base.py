@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -332,11 +333,12 @@ class ResumableDataModule(L.LightningDataModule):
         )
 
     def evaluation_loader(
-        self, dataset: Dataset[Any], batch_size: int = 1, buckets: Sequence[Bucket] | None = None
+        self, dataset: Dataset[Any], batch_size: int = 1, buckets: Sequence[Bucket | int] | None = None
     ) -> DataLoader[Any]:
         """A loader in the dataset's own order, sharded over processes by taking every n-th item.
 
-        With fewer items than processes some items come twice: gather results by item, do not count them.
+        With fewer items than processes some items come twice: gather results by item, do not count them. So they do
+        where the model is sharded and the items do not divide: every process must take part in each pass.
 
         Args:
             dataset: gives an item for its place.
@@ -350,7 +352,10 @@ class ResumableDataModule(L.LightningDataModule):
             "num_workers": min(self.num_workers, 4),
             "generator": torch.Generator().manual_seed(self.seed),
         }
-        if buckets is not None and batch_size > 1:
+        strategy = getattr(trainer, "strategy", None)
+        sharded = world_size > 1 and isinstance(strategy, FSDPStrategy | ModelParallelStrategy)
+        if sharded or (buckets is not None and batch_size > 1):
+            buckets = buckets or [0] * len(dataset)  # type: ignore[arg-type]
             return OutlivingLoader(
                 dataset, batch_sampler=evaluation_batches(buckets, batch_size, rank, world_size), **loading
             )

@@ -341,14 +341,14 @@ def _shared(counts: Mapping[Bucket, int], passes: int, share: float) -> dict[Buc
 
 
 def evaluation_batches(
-    buckets: Sequence[Bucket], batch_size: int, rank: int = 0, world_size: int = 1
+    buckets: Sequence[Bucket | int], batch_size: int, rank: int = 0, world_size: int = 1
 ) -> list[list[int]]:
     """Places of items for evaluation: each batch from one bucket, as many and as large ones on every rank.
 
     Some items come twice where a bucket does not divide among the ranks.
 
     Args:
-        buckets: the bucket of each item.
+        buckets: the bucket of each item, or its number.
         batch_size: items per batch on one rank.
         rank: rank of this process.
         world_size: processes.

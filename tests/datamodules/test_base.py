@@ -22,7 +22,7 @@ from luve_lightning.datamodules.clips import View
 from tests.helpers.processes import run_processes
 from tests.helpers.resumable import Run
 from tests.helpers.run_luve import run_luve
-from tests.helpers.tiny_flow import World, train_without_latents
+from tests.helpers.tiny_flow import World, train_without_latents, validate_sharded
 from tests.test_experiments import (
     EXPERIMENTS,
     as_options,
@@ -195,3 +195,17 @@ def test_what_is_missing_is_told_by_one_of_two_processes(
     assert "have no latents in" in first
     assert "have no latents in" not in second
     assert "Traceback" not in second
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_where_the_model_is_sharded_every_process_takes_part_in_each_batch(
+    world: World, tmp_path: Path, batch_size: int
+) -> None:
+    """Three clips, two processes: one that had fewer batches would leave the other waiting for its shards."""
+    uneven = world.resplit(tmp_path / "uneven", train="val", val="train", test="test")
+    found = []
+    for processes in (1, 2):
+        run = Run(tmp_path / f"{processes}", processes=processes, task={"world": uneven, "batch_size": batch_size})
+        assert run_processes(run, validate_sharded) == [0] * processes
+        found.append(json.loads((run.folder / "validation.json").read_text()))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)

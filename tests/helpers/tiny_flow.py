@@ -143,6 +143,19 @@ def train_without_latents(run: Run) -> None:
     train(run, world.expert(), world.data(batch_size=1))
 
 
+def validate_sharded(run: Run) -> None:
+    """Validation of the transformer, sharded over the processes; its losses to validation.json."""
+    torch.set_num_threads(1)
+    world: World = run.task["world"]
+    strategy = ModelParallelStrategy(run.processes, 1) if run.processes > 1 else "auto"
+    trainer = make_trainer(run.folder, limit_val_batches=None, devices=run.processes, strategy=strategy)
+    (found,) = trainer.validate(
+        world.adaptation(), world.data(batch_size=run.task["batch_size"], val_limit=3), verbose=False
+    )
+    if trainer.is_global_zero:
+        (run.folder / "validation.json").write_text(json.dumps(found))
+
+
 def adapt(run: Run) -> None:
     """A resumable run of the adaptation, sharded or not, with its export."""
     torch.set_num_threads(1)
