@@ -126,6 +126,9 @@ class Provenance(Callback):
         return target
 
 
+_TOLD_BY_TASKS = ("lr", "min_lr", "weight_decay", "warmup_steps", "attention", "loss_weight")
+
+
 def configuration_changes(before: Any, now: Any) -> dict[str, Change]:
     """The dotted keys in which two configurations differ, each with the values of `now` and `before`.
 
@@ -150,8 +153,8 @@ def _differences(before: Any, now: Any, key: str) -> Iterator[tuple[str, Any, An
 
 def _told_by(module: LightningModule, key: str) -> bool:
     """Whether the task itself reports that this value changed."""
-    group, _, name = key.rpartition(".")
-    own = group == "model.init_args" and name in ("lr", "min_lr", "weight_decay", "warmup_steps")
+    *group, name = key.split(".")[:3]
+    own = group == ["model", "init_args"] and name in _TOLD_BY_TASKS
     return isinstance(module, TrainingTask) and (own or key in ("trainer.max_steps", "trainer.max_epochs"))
 
 

@@ -123,15 +123,23 @@ def load_whole(kind: Any, source: str | Path, part: str, **options: Any) -> Any:
             logger.set_verbosity(verbosity)
     if issubclass(kind, transformers.PreTrainedModel):
         about["unexpected_keys"] = ()  # only the encoder of a whole model is loaded
+    about["not_finite"] = not_finite(model)
     for key, wrong in (
         ("missing_keys", "are missing"),
         ("mismatched_keys", "have another shape than its config.json says"),
         ("unexpected_keys", "are not this model's"),
+        ("not_finite", "hold values that are not finite"),
     ):
         if found := sorted(map(str, about.get(key, ()))):
             where = f"backbone {source}: its {part}/" if part else str(source)
             raise ValueError(f"{where}: {len(found)} weights {wrong}, for instance {found[0]}")
     return model
+
+
+def not_finite(model: nn.Module) -> list[str]:
+    """Names of weights with a NaN or an infinity; a sum, which is several times quicker, exempts most of them."""
+    weights = ((name, x) for name, x in model.state_dict().items() if x.is_floating_point() and not x.is_meta)
+    return [name for name, x in weights if not x.sum(dtype=torch.float32).isfinite() and not x.isfinite().all()]
 
 
 def read_config(backbone: str | Path, part: str, name: str = "config.json") -> dict[str, Any]:
@@ -216,8 +224,7 @@ class KnownWeights:
     Attributes:
         family: the family's `name`.
         part: "transformer", "vae" or "text_encoder".
-        layout: whose names the tensors have: "diffusers", "transformers", or "original", those of the family's own
-            code.
+        layout: whose names the tensors have: "diffusers", "transformers", or "original", the family's own code's.
         prefix: what stands before every name, such as "model.diffusion_model."; mostly empty.
         sizes: the part's configuration as far as shapes, and a configuration in or beside the file, tell.
         names: name of each tensor in the file by its name in the module.

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from luve_lightning.cli import training
 from luve_lightning.terminal import Phases
 from tests.helpers.resumable import CropsTask
 from tests.helpers.run_luve import run_luve
+from tests.helpers.tiny_flow import FRAMES, LFE, SIZE, World
 
 _HOLDS = """
 import sys, time
@@ -181,6 +183,38 @@ def test_every_value_that_a_resume_changes_is_told_or_refused(
         "callbacks.random none (the checkpoint had RandomState), callbacks.ema.init_args.decay 0.9 (the checkpoint had "
         "0.5), callbacks.nan NaNGuard (the checkpoint had none)"
     )
+
+
+@pytest.mark.slow
+def test_another_loss_weight_and_attention_are_told_once(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, tmp_path: Path, world: World
+) -> None:
+    expert = {"backbone": str(world.backbone), "expert": asdict(LFE), "name": "lfe"}
+    data = {
+        "index": str(world.clips / "clips.csv"), "store": str(world.latents), "backbone": str(world.backbone),
+        "size": list(SIZE), "frames": FRAMES, "texts": str(world.texts),
+    }  # fmt: skip
+    file = tmp_path / "expert.yaml"
+    config: dict[str, Any] = {
+        "trainer": {"default_root_dir": str(tmp_path / "run"), "max_steps": 1, "accelerator": "cpu",
+                    "limit_val_batches": 0, "use_distributed_sampler": False},
+        "model": {"class_path": "luve_lightning.tasks.ExpertTask", "init_args": expert},
+        "data": {"class_path": "luve_lightning.datamodules.CaptionLatentsDataModule", "init_args": data},
+        "callbacks": {"keep": {"class_path": "luve_lightning.callbacks.Checkpoints"}},
+    }  # fmt: skip
+    file.write_text(yaml.safe_dump(config))
+    assert (outcome := run_luve(capsys, "fit", "--config", file)).code == 0, outcome.err
+    expert["loss_weight"] = {
+        "class_path": "luve_lightning.functional.noise_bands.BellLossWeight", "init_args": {"steps": 500},
+    }  # fmt: skip
+    expert["attention"] = {"class_path": "tests.helpers.attending.FrameAttention"}
+    file.write_text(yaml.safe_dump(config))
+    with caplog.at_level("INFO"):
+        outcome = run_luve(capsys, "fit", "--config", file, "--ckpt_path", "last", "--trainer.max_steps", 2)
+    assert outcome.code == 0, outcome.err
+    (line,) = [message for message in caplog.messages if message.startswith("resuming with")]
+    assert "loss_weight BellLossWeight(steps=500) (the checkpoint had UniformLossWeight())" in line
+    assert line.count("loss_weight") == line.count("attention ") == 1
 
 
 @pytest.mark.slow

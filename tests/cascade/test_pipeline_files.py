@@ -206,6 +206,13 @@ def with_another(file: Path) -> None:
     save_file(load_file(file) | {"strange": torch.zeros(2)}, file, metadata={"format": "pt"})
 
 
+def with_nan(file: Path) -> None:
+    weights = load_file(file)
+    name = next(name for name, weight in weights.items() if weight.dtype == torch.float32 and weight.numel() > 3)
+    weights[name].view(-1)[3] = torch.nan
+    save_file(weights, file, metadata={"format": "pt"})
+
+
 def without_values(file: Path) -> None:
     file.write_text("{}")
 
@@ -234,6 +241,9 @@ def a_list(file: Path) -> None:
         ("wan/tokenizer/tokenizer_config.json", without_values, "/wan: its tokenizer/ has no padding token"),
         ("wan/transformer/diffusion_pytorch_model.safetensors", cut, "/wan: cannot load its transformer/: "),
         ("wan/transformer/diffusion_pytorch_model.safetensors", without_one, "/wan: its transformer/: 1 weights are"),
+        ("wan/transformer/diffusion_pytorch_model.safetensors", with_nan, "/wan: its transformer/: 1 weights hold"),
+        ("wan/vae/diffusion_pytorch_model.safetensors", with_nan, "/wan: its vae/: 1 weights hold values that are not"),
+        ("vluer/diffusion_pytorch_model.safetensors", with_nan, "/vluer: 1 weights hold values that are not finite, f"),
         ("wan/vae/diffusion_pytorch_model.safetensors", without_one, "/wan: its vae/: 1 weights are missing"),
         ("wan/scheduler/scheduler_config.json", a_list, r"scheduler_config\.json: expected a JSON object, got a list"),
         ("wan/model_index.json", nested, r"/wan/model_index\.json: not JSON: "),

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from luve_lightning.files import read_json
-from luve_lightning.models.folders import KnownWeights, WeightsHeader, shards_of
+from luve_lightning.models.folders import KnownWeights, WeightsHeader, not_finite, shards_of
 
 FAMILY = "wan"
 ORIGINAL_CLASS = "WanModel"
@@ -128,6 +128,8 @@ def load_transformer(header: WeightsHeader, known: KnownWeights, dtype: torch.dt
                 weight = content.get_tensor(name).to(torch.float32 if kept else dtype)
                 weights[ours] = weight.clone() if weight.data_ptr() % _ALIGNMENT else weight
     model.load_state_dict(weights, assign=True)
+    if odd := not_finite(model):
+        raise ValueError(f"{header.path}: {len(odd)} weights hold values that are not finite, for instance {odd[0]}")
     loaded: WanTransformer3DModel = model.eval()
     return loaded
 

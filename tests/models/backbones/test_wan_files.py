@@ -160,6 +160,20 @@ def test_what_is_missing_foreign_or_of_another_shape_is_named(tmp_path: Path) ->
     assert "for instance blocks.0.ffn.0.bias: expected (32,), got (33,)" in refusal(tmp_path, longer)
 
 
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, value: float) -> None:
+    weights = own_weights(tiny_transformer(**WHOLE_HEADS))
+    file = write_weights(tmp_path / "wan.safetensors", weights)
+    weights["blocks.0.ffn.0.bias"][2] = 3e38  # large, and finite
+    weights["blocks.0.ffn.0.bias"][3] = 3e38
+    from_file(write_weights(file, weights))
+    weights["blocks.0.ffn.0.weight"][2, 3] = value
+    with pytest.raises(
+        ValueError, match=r"1 weights hold values that are not finite, for instance blocks\.0\.ffn\.net"
+    ):
+        from_file(write_weights(file, weights))
+
+
 SHAPES = {own_name(n): tuple(x.shape) for n, x in tiny_transformer(**WHOLE_HEADS).state_dict().items()}
 some_names = st.sets(st.sampled_from(sorted(SHAPES)), max_size=3)
 
