@@ -15,7 +15,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchmetrics import Metric
 
+from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.hashes import FileHashes, shown_digest
+from luve_lightning.data.still_files import ORIENTATION, opened_still, still_kind
+from luve_lightning.data.stills import read_still, still_label
 from luve_lightning.data.video_files import VIDEO_SUFFIXES, read_video
 from luve_lightning.evaluation.result_cache import code_digest, describe_metric, digest_of
 from luve_lightning.files import file_digest, listing_digest, text_digest, warn_kept_in_memory
@@ -55,22 +58,42 @@ def source_hash(folder: str | Path, files: Sequence[Path]) -> str:
 
     def digest(path: Path) -> str:
         content = file_digest(path)
-        return content if path.suffix.lower() in IMAGE_SUFFIXES else shown_digest(path, content)
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            return shown_digest(path, content)
+        # Statistics of images that are shown as they are stored, which were always read as now, stay valid.
+        shown = _shown(path)
+        return text_digest(f"{content}\nshown as: {shown}") if shown else content
 
     return listing_digest((path.relative_to(folder).as_posix(), digest(path)) for path in files)
 
 
+def _shown(path: Path) -> str:
+    """How an image is shown, where not as it is stored, in words."""
+    if still_kind(path) is None:
+        return ""
+    try:
+        with opened_still(path) as picture:
+            turned = picture.getexif().get(ORIENTATION, 1) in range(2, 9)
+        return ", ".join(filter(None, ("turned" * turned, still_label(path))))
+    except ClipError as error:
+        raise ValueError(f"reference image {error}") from error
+
+
 def read_frames(path: Path) -> Tensor:
-    """Frames of a video, or the single one of an image, uint8 T x H x W x 3.
+    """Frames of a video, or the single one of an image as a viewer shows it, uint8 T x H x W x 3.
 
     Raises:
-        ValueError: an unreadable image; a video's error is `read_video`'s own.
+        ValueError: an image that is unreadable or refused, see `read_still`; a video's error is `read_video`'s own.
     """
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return torch.from_numpy(read_video(path)[0])
     try:
+        if still_kind(path) is not None:
+            return torch.from_numpy(read_still(path))
         with Image.open(path) as image:
             return torch.from_numpy(np.array(image.convert("RGB")))[None]
+    except ClipError as error:
+        raise ValueError(f"reference image {error}") from error
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"reference image {path}: cannot be read ({error})") from error
 

@@ -7,13 +7,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
+from luve_lightning.data.still_files import ORIENTATION
+from luve_lightning.data.stills import read_still
 from luve_lightning.data.video_files import write_video
 from luve_lightning.evaluation import prepared_metrics as reference_statistics
-from luve_lightning.evaluation.prepared_metrics import folder_statistics, prepare_reference, read_frames
+from luve_lightning.evaluation.prepared_metrics import folder_statistics, prepare_reference, read_frames, source_hash
+from luve_lightning.files import file_digest, listing_digest
 from luve_lightning.metrics.frechet_patch import FrechetPatchDistance
 from tests.helpers.patch_features import PLAN, StubFeatures, stub_metric, stub_video
 from tests.helpers.unwritable import forbid_writing
@@ -56,6 +60,39 @@ def test_grey_and_transparent_pictures_are_rgb(tmp_path: Path) -> None:
         frames = read_frames(path)
         assert frames.shape == (1, 50, 77, 3)
         assert frames.dtype == torch.uint8
+
+
+def test_an_image_is_read_as_it_is_shown_and_hashed_as_it_is_read(tmp_path: Path) -> None:
+    """A turned or converted image has a hash of its own: statistics made of its stored pixels are not found again."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    picture = Image.fromarray(stub_video(0)[0].numpy())
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6
+    wide = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    picture.save(folder / "plain.jpg", quality=95)
+    picture.save(folder / "plain.bmp")
+    picture.save(folder / "turned.jpg", quality=95, exif=turned)
+    picture.convert("LAB").save(folder / "lab.tif", icc_profile=wide)
+    for name in ("turned.jpg", "lab.tif", "plain.jpg"):
+        assert np.array_equal(read_frames(folder / name), read_still(folder / name))
+    assert read_frames(folder / "turned.jpg").shape == (1, 77, 50, 3)
+    assert (read_frames(folder / "lab.tif")[0].int() - stub_video(0)[0].int()).abs().float().mean() < 8
+    with Image.open(folder / "plain.jpg") as image:
+        assert np.array_equal(read_frames(folder / "plain.jpg")[0], np.asarray(image.convert("RGB")))
+
+    def as_stored(*names: str) -> bool:
+        files = [folder / name for name in names]
+        return source_hash(folder, files) == listing_digest((file.name, file_digest(file)) for file in files)
+
+    assert as_stored("plain.jpg", "plain.bmp")
+    assert not as_stored("turned.jpg")
+    assert not as_stored("lab.tif")
+    picture.convert("CMYK").save(folder / "cmyk.jpg")
+    with pytest.raises(ValueError, match=r"^reference image .*cmyk\.jpg.*CMYK without an ICC profile"):
+        read_frames(folder / "cmyk.jpg")
+    with pytest.raises(ValueError, match=r"^reference image .*cmyk\.jpg.*CMYK without an ICC profile"):
+        source_hash(folder, [folder / "cmyk.jpg"])
 
 
 def test_files_that_cannot_be_used_are_named(folder: Path, tmp_path: Path) -> None:
