@@ -26,6 +26,7 @@ from luve_lightning.machine import check_workers, cores
 Parser = TypeVar("Parser", bound=ArgumentParser)
 
 _LONGEST = 1000  # characters of a message from jsonargparse, which may end in a whole component
+_NO_NUMBERS = {f"{sign}{name}" for sign in ("", "+", "-") for name in ("nan", "inf", "infinity")}  # text in YAML
 _LEAST = {"gradient_clip_val": 0, "log_every_n_steps": 0}
 # Far above any real training. Whether a size fits into memory is checked where it is used.
 MOST = {
@@ -126,7 +127,7 @@ def check(parser: ArgumentParser, config: Mapping[str, Any], function: Callable[
     try:
         checked = parser.parse_object(deepcopy(hidden))  # it replaces nested values in place
     except Exception as error:
-        raise UsageError(literal.show(_misfit(parser, hidden, error))) from error
+        raise UsageError(literal.show(_misfit(parser, hidden, error, function))) from error
     check_nulls(checked.as_dict(), function)
     return map_leaves(literal.show(checked), lambda leaf: str(leaf) if isinstance(leaf, Text) else leaf)
 
@@ -175,7 +176,9 @@ def constructor_errors(config: Mapping[str, Any]) -> Iterator[None]:
         raise UsageError(line) from error
 
 
-def _misfit(parser: ArgumentParser, config: Mapping[str, Any], error: Exception) -> str:
+def _misfit(
+    parser: ArgumentParser, config: Mapping[str, Any], error: Exception, function: Callable[..., Any] | None
+) -> str:
     """What does not fit, in one line: the innermost component at fault, and jsonargparse's own words.
 
     Its words are no interface and are not parsed. So that they concern one component and not everything around it,
@@ -194,8 +197,43 @@ def _misfit(parser: ArgumentParser, config: Mapping[str, Any], error: Exception)
         try:
             own.parse_object(dict(arguments))
         except Exception as wrong:
-            return f"{key}.init_args: {_cut(one_line(wrong))}"
-    return _unknown_key(parser, config) or _cut(one_line(error))
+            inside = _misfit_inside(_import_class(class_path).__init__, arguments)
+            return f"{key}.init_args.{inside}" if inside else f"{key}.init_args: {_cut(one_line(wrong))}"
+    kinds = [] if function is None else [kind for kind in (function, spread_options(function)) if kind]
+    inside = next(filter(None, (_misfit_inside(kind, config) for kind in kinds)), None)
+    return _unknown_key(parser, config) or inside or _cut(one_line(error))
+
+
+def _misfit_inside(function: Any, arguments: Mapping[str, Any]) -> str | None:
+    """What does not fit in a group of keys, or is no number, where jsonargparse would list every type it tried."""
+    try:
+        types = get_type_hints(function)
+    except (NameError, TypeError):  # annotations that cannot be resolved say nothing
+        return None
+    for name, value in arguments.items():
+        choices = list(_choices(types.get(name)))
+        groups = [kind for kind in choices if is_dataclass(kind)]
+        if isinstance(value, Mapping) and "class_path" not in value and len(groups) == 1:
+            own = ArgumentParser(exit_on_error=False)
+            own.add_class_arguments(groups[0], fail_untyped=False)
+            if unknown := _unknown_key(own, value):
+                return f"{name}.{unknown}"
+            try:
+                own.parse_object(dict(value))
+            except Exception as wrong:
+                return f"{name}: {_cut(one_line(wrong))}"
+        elif isinstance(value, str) and value.lower() in _NO_NUMBERS and float in choices:
+            return f"{name}: expected a number, got {value}"
+    return None
+
+
+def _choices(kind: Any) -> Iterator[Any]:
+    """The types of a union, or the type itself."""
+    if get_origin(kind) in (Union, UnionType):
+        for choice in get_args(kind):
+            yield from _choices(choice)
+    else:
+        yield kind
 
 
 def _unknown_key(parser: ArgumentParser, config: Mapping[str, Any]) -> str | None:

@@ -108,6 +108,58 @@ def test_a_value_that_does_not_fit_is_told_without_what_is_around_it() -> None:
         run_function("count", with_module, Arguments(), {"module": {"class_path": "torch.nn.L3Loss"}})
 
 
+def sized(size: int | tuple[int, int] | View, shift: float | None = None, name: str = "") -> None:
+    """Takes a group of keys, or something shorter.
+
+    Args:
+        size: How large.
+        shift: How far.
+        name: Text.
+    """
+    calls.append({"size": size, "shift": shift, "name": name})
+
+
+class Sized:
+    """Takes the same."""
+
+    def __init__(self, size: int | View = 1, shift: float = 1.0) -> None:
+        self.size, self.shift = size, shift
+
+
+def with_sized(module: Sized) -> None:
+    """Takes a component.
+
+    Args:
+        module: Any.
+    """
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"size": {"frame": 3}}, "size.frame: unknown key; did you mean 'frames'?"),
+        ({"size": {"frames": "long"}}, 'size: .*"frames".*long'),
+        ({"size": 3, "shift": "nan"}, "shift: expected a number, got nan"),
+        ({"size": 3, "shift": "-Inf"}, "shift: expected a number, got -Inf"),
+    ],
+)
+def test_a_wrong_group_of_keys_and_no_number_are_told_without_the_types_that_were_tried(
+    values: dict[str, Any], message: str
+) -> None:
+    pattern = message.replace("?", r"\?")
+    with pytest.raises(UsageError, match=f"^{pattern}") as caught:
+        run_function("count", sized, Arguments(), values)
+    assert "Union" not in str(caught.value)
+    component = {"class_path": f"{Sized.__module__}.Sized", "init_args": values}
+    with pytest.raises(UsageError, match=rf"^module\.init_args\.{pattern}"):
+        run_function("count", with_sized, Arguments(), {"module": component})
+
+
+def test_a_group_of_keys_and_a_name_like_no_number_fit() -> None:
+    run_function("count", sized, Arguments(), {"size": {"frames": 3}, "name": "nan"})
+    assert calls == [{"size": View(3), "shift": None, "name": "nan"}]
+
+
 def test_help_shows_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
     run_function("count", verb, Arguments(help=True), {})
     text = capsys.readouterr().out
