@@ -280,7 +280,9 @@ class Rehearsal:
 
     def _steps(self, steps: int) -> dict[str, Any]:
         checks = {"trainer.val_check_interval": steps, "trainer.limit_val_batches": 1 if self.validate else 0}
-        return {"trainer.max_steps": steps, "trainer.log_every_n_steps": 1, **checks}
+        # One epoch: where a few clips make epochs of two steps, starting the loader's processes would count.
+        epoch = {} if self.mini else {"data.init_args.passes": steps}
+        return {"trainer.max_steps": steps, **checks, **epoch}
 
     def _trainer(self, key: str) -> dict[str, Any]:
         if self.gpu:

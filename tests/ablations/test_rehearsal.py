@@ -16,8 +16,15 @@ from luve_lightning.cli.run_verb import refusal
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES: dict[str, dict[str, Any]] = {
     "mini": {},
-    "2k, windows, one GPU": {"backbone": RANDOM, "size": "2k", "windows": True, "gpu": True, "measure": True},
-    "2k, two GPUs": {"backbone": RANDOM, "size": "2k", "gpu": True, "devices": 2, "wandb": False},
+    "2k, windows, one GPU": {
+        "backbone": RANDOM,
+        "size": "2k",
+        "windows": True,
+        "gpu": True,
+        "measure": True,
+        "wandb": False,
+    },
+    "2k, two GPUs": {"backbone": RANDOM, "size": "2k", "gpu": True, "devices": 2},
     "4k, own data": {"backbone": "folder", "size": "4k", "data": Path("own.csv"), "hpsv3": Path("luve")},
 }
 
