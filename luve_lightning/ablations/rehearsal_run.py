@@ -90,7 +90,7 @@ class RehearsalRun:
                     self.results[stage.name] = result
                     if result.status == "done":
                         there |= stage.gives
-                    self.updated(self.results)
+                    self._update()
                 self._await_plans()
             finally:
                 for plan in self._plans.values():
@@ -135,14 +135,14 @@ class RehearsalRun:
         self.tell(f"{stage.name}: {result.command}")
         result.status = "interrupted"  # as long as nothing else is known: this process may be killed
         self._keep(stage, result)
-        self._plan(stage, run, there)
         try:
+            self._plan(stage, run, there)
             run.run(result)
         except OSError as error:  # its own folder cannot be written
             result.status, result.lines = "failed", [f"{type(error).__name__}: {error}"]
         except BaseException:
             self.results[stage.name] = self._keep(stage, result)
-            self.updated(self.results)
+            self._update()
             raise
         if result.status == "done":
             result.bytes = _size(self.root, stage)
@@ -150,6 +150,12 @@ class RehearsalRun:
                 shutil.rmtree(self.root / folder, ignore_errors=True)
         self._say(result)
         return self._keep(stage, result)
+
+    def _update(self) -> None:
+        try:
+            self.updated(self.results)
+        except OSError as error:
+            self.tell(f"the table cannot be written: {error}")
 
     def _say(self, result: StageResult) -> None:
         took = f"{sum(result.seconds):.0f} s" + f"; {result.note}" * bool(result.note)
@@ -208,7 +214,7 @@ class RehearsalRun:
             lines = plan.tail()
             self.tell(f"{name}: no plan: {lines[-1] if lines else 'it took too long'}")
         if self._plans:
-            self.updated(self.results)
+            self._update()
 
 
 def plan_of(root: Path, name: str) -> dict[str, Any]:

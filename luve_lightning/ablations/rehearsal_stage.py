@@ -303,8 +303,9 @@ class StageRun:
 
     def _not_resumed(self, result: StageResult) -> str:
         """Why it did not go on where it was stopped; empty when it did."""
-        before, after = result.records[-2:] if len(result.records) > 1 else ({}, {})
-        if self.stage.verb == "fit":
+        *earlier, after = result.records
+        before = next((record for record in reversed(earlier) if record), {})
+        if self.stage.verb == "fit" and before:
             if after.get("began") != before.get("step") or after.get("step") != self.stage.steps:
                 return (
                     f"stopped after step {before.get('step')}, resumed at {after.get('began')}, ended at "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -189,3 +190,14 @@ def test_only_the_rehearsals_own_folder_is_cleared(tmp_path: Path) -> None:
     rehearse(root, stage, again=True)
     assert (outside / "clip.mp4").exists()
     assert not inside.exists()
+
+
+def test_a_table_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+    def full(results: Mapping[str, StageResult]) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "rehearsal.md")
+
+    told: list[str] = []
+    stages = [command("index"), command("report")]
+    run = RehearsalRun(stages, {}, tmp_path, {}, True, 60.0, None, full, told.append, program=PROGRAM)
+    assert [result.status for result in run.run(["index", "report"]).values()] == ["done", "done"]
+    assert sum("the table cannot be written" in line for line in told) == 2
