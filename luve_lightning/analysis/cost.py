@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luve_lightning.analysis.dry_run import DryRun, Operation, OperationKind, touched_bytes
+from luve_lightning.analysis.compiled import touched_bytes
+from luve_lightning.analysis.dry_run import DryRun, Operation, OperationKind
 from luve_lightning.models.attention import Attention, Where
 from luve_lightning.models.backbones import Denoiser
 
@@ -100,6 +101,8 @@ FirstUse = Literal["compiler", "forward", "training", "kernels"]
 forward and backward pass; building the kernels of the VAE's frames."""
 
 _TERA = 1e12
+# Where a speed's file does not say: 352 ms forward, 1384 ms forward and backward on one H100 (experiments/README.md).
+_BACKWARD = 352 / (1384 - 352) * 2.5
 _LAUNCH = 5e-6  # least seconds from one kernel's start to the next one's
 
 
@@ -115,6 +118,7 @@ class GpuSpeed:
         float32: share of `tflops` that remains in float32 (no TF32 except in convolutions, PyTorch's default); 1 for
             a kind that it leaves out.
         by_keys: TFLOP/s of "attention" in 16-bit by keys of each query, the more precise; may be empty.
+        backward: rate of attention's backward pass, as a share of the forward pass's.
         first_use: seconds of each first use; those that were not measured are missing.
     """
 
@@ -124,6 +128,7 @@ class GpuSpeed:
     bandwidth: float
     float32: Mapping[OperationKind, float]
     by_keys: Mapping[int, float] = field(default_factory=dict)
+    backward: float = _BACKWARD
     first_use: Mapping[FirstUse, float] = field(default_factory=dict)
 
     def first_uses(self, uses: Iterable[FirstUse]) -> float | None:
@@ -133,7 +138,7 @@ class GpuSpeed:
 
     def seconds(self, operations: Mapping[Operation, int]) -> float | None:
         """Time of operations, run one after another, in seconds; None where the rate of a kind is not known."""
-        if any(operation.flops and operation.kind not in self.tflops for operation in operations):
+        if any(operation.flops and _forward(operation.kind) not in self.tflops for operation in operations):
             return None
         return sum(self._one(operation) * count for operation, count in operations.items())
 
@@ -141,11 +146,13 @@ class GpuSpeed:
         traffic = max(_LAUNCH, operation.bytes / (self.bandwidth * _TERA))
         if not operation.flops:
             return traffic
-        rate = self.tflops[operation.kind]
-        if operation.kind == "attention" and operation.keys and self.by_keys:
+        kind = _forward(operation.kind)
+        rate = self.tflops[kind]
+        if kind == "attention" and operation.keys and self.by_keys:
             rate = self._attention_over(operation.keys)
+        rate *= self.backward if kind != operation.kind else 1
         if operation.dtype == torch.float32:
-            rate *= self.float32.get(operation.kind, 1)
+            rate *= self.float32.get(kind, 1)
         return max(traffic, operation.flops / (rate * _TERA))
 
     def _attention_over(self, keys: int) -> float:
@@ -157,6 +164,11 @@ class GpuSpeed:
         return known[0][1] if keys <= known[0][0] else known[-1][1]
 
 
+def _forward(kind: OperationKind) -> OperationKind:
+    """The kind of operation whose rate is known: that of the forward pass."""
+    return "attention" if kind == "attention backward" else kind
+
+
 def total(seconds: Iterable[float | None]) -> float | None:
     """The sum of durations; None where one is not known."""
     found = list(seconds)
@@ -165,7 +177,8 @@ def total(seconds: Iterable[float | None]) -> float | None:
 
 # H200, measured: attention 580 TFLOP/s (cuDNN); the others fitted to one forward pass of Wan2.1-1.3B (1.1 s at
 # 720p, 12.6 s at 2K, 61 s at 4K), the VLUer (18.5 ms to 2K) and the VAE in training (339 ms a step), all bfloat16.
-# In float32, converted convolutions are fitted to decoding 720p in tiles (4.28 s).
+# In float32, converted convolutions are fitted to decoding 720p in tiles (4.28 s); attention's backward pass to a
+# step of the LFE at 2K (46.0 s).
 REFERENCE = GpuSpeed(
     "h200",
     memory_gib=139.0,
@@ -178,6 +191,7 @@ REFERENCE = GpuSpeed(
         "convolution": 0.4,
         "converted convolution": 0.585,
     },
+    backward=0.95,
 )
 
 
@@ -277,6 +291,7 @@ def speed_of(rows: Iterable[Mapping[str, Any]]) -> GpuSpeed:
     by_keys: dict[int, float] = {}
     first_use: dict[FirstUse, float] = {}
     facts: Mapping[str, Any] = {}
+    backward: Mapping[str, Any] | None = None
     for row in rows:
         if row["kind"] == "first use":
             if row["of"] in get_args(FirstUse):  # another version of this package may know more
@@ -284,6 +299,9 @@ def speed_of(rows: Iterable[Mapping[str, Any]]) -> GpuSpeed:
             continue
         if row["kind"] == "rest":
             facts = row
+            continue
+        if row["kind"] == "attention backward":
+            backward = row
             continue
         rates[row["kind"], row["dtype"]] = row["tflops"]
         if row["kind"] == "attention" and row["dtype"] == "bfloat16":
@@ -294,7 +312,9 @@ def speed_of(rows: Iterable[Mapping[str, Any]]) -> GpuSpeed:
             raise LookupError(f"no row of {kind} in bfloat16")
     tflops["attention"] = by_keys[max(by_keys)]
     float32: Any = {kind: rate / tflops[kind] for (kind, dtype), rate in rates.items() if dtype == "float32"}
-    return GpuSpeed(facts["gpu"], facts["memory_gib"], tflops, facts["tb_per_second"], float32, by_keys, first_use)
+    share = _BACKWARD if backward is None else backward["tflops"] / by_keys[backward["keys"]]
+    memory, bandwidth = facts["memory_gib"], facts["tb_per_second"]
+    return GpuSpeed(facts["gpu"], memory, tflops, bandwidth, float32, by_keys, share, first_use)
 
 
 def _with_attention(speed: GpuSpeed, tflops: float) -> GpuSpeed:
@@ -323,6 +343,22 @@ def counting_attention(denoiser: Denoiser, run: DryRun) -> Iterator[None]:
         denoiser.set_attention(attention)
 
 
+class _Boundary(torch.autograd.Function):
+    """Leaves tensors as they are; its backward pass enters that of an attention, with a kernel, or leaves it."""
+
+    @staticmethod
+    def forward(ctx: Any, run: DryRun, enters: bool, kernel: tuple[Any, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.run, ctx.enters, ctx.kernel = run, enters, kernel
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        ctx.run.in_attention = ctx.enters
+        if ctx.kernel:
+            ctx.run.add(*ctx.kernel)
+        return None, None, None, *gradients
+
+
 class CountedAttention:
     """An attention whose pairs that PyTorch's attention did not compute count as a kernel's that skips pairs.
 
@@ -343,11 +379,16 @@ class CountedAttention:
         pairs = sum(self.attention.pairs(where.grid, where.layer, sigma) for sigma in sigmas)
         before, self.run.in_attention = self.run.attended, True
         try:
+            query, key, value = _Boundary.apply(self.run, False, (), query, key, value)
             output = self.attention(query, key, value, where, branch)
+            missing = 4 * heads * width * pairs - (self.run.attended - before)
+            kernel: tuple[Any, ...] = ()
+            if missing > 0:
+                moved = sum(map(touched_bytes, (query, key, value, output)))
+                self.run.add("block-sparse attention", missing, moved, query.dtype)
+                # Of two products the backward pass computes one again, and two gradients of each.
+                kernel = "block-sparse attention", missing * 5 // 2, 2 * moved, query.dtype
+            (output,) = _Boundary.apply(self.run, True, kernel, output)
         finally:
             self.run.in_attention = False
-        missing = 4 * heads * width * pairs - (self.run.attended - before)
-        if missing > 0:
-            moved = sum(map(touched_bytes, (query, key, value, output)))
-            self.run.add("block-sparse attention", missing, moved, query.dtype)
         return output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,58 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-
-class ModulePlaces:
-    """While entered: the running module, as its path in the outermost one, without indices.
-
-    Args:
-        compiled: see `dry_run`.
-    """
-
-    def __init__(self, compiled: Collection[nn.Module] = ()) -> None:
-        self.stack: list[str] = []
-        self.depth = 0  # of running compiled modules
-        self._compiled = frozenset(compiled)
-        self._names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
-        self._hooks: list[Any] = []
-
-    def __enter__(self) -> ModulePlaces:
-        self._hooks = [
-            register_module_forward_pre_hook(self._begin),
-            register_module_forward_hook(self._end, always_call=True),
-        ]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    @property
-    def current(self) -> str:
-        """The innermost running module."""
-        return self.stack[-1] if self.stack else "outside modules"
-
-    def _begin(self, module: nn.Module, _: Any) -> None:
-        if module not in self._names:
-            for name, child in module.named_modules():
-                path = [type(module).__name__, *(part for part in name.split(".") if not part.isdigit())]
-                self._names.setdefault(child, ".".join(part for part in path if part))
-        self.stack.append(self._names[module])
-        self.depth += module in self._compiled
-
-    def _end(self, module: nn.Module, _inputs: Any, _output: Any) -> None:
-        self.stack.pop()
-        self.depth -= module in self._compiled
-
+from luve_lightning.analysis.compiled import FusedTraffic, ModulePlaces, UnwrittenResults, touched_bytes
 
 OperationKind = Literal[
-    "attention", "wide attention", "block-sparse attention", "matmul", "convolution", "converted convolution", "rest"
+    "attention",
+    "attention backward",
+    "wide attention",
+    "block-sparse attention",
+    "matmul",
+    "convolution",
+    "converted convolution",
+    "rest",
 ]
 
 BLOCK = 512  # PyTorch's CUDA allocator rounds up to this many bytes
@@ -88,7 +52,7 @@ class Operation:
         flops: floating-point operations, a multiply-add counted as two; 0 for "rest".
         bytes: bytes read and written.
         dtype: dtype of its result.
-        keys: keys of each query in "attention", else 0.
+        keys: keys of each query in "attention" and its backward pass, else 0.
     """
 
     kind: OperationKind
@@ -112,6 +76,7 @@ class DryRun:
     operations: Counter[Operation] = field(default_factory=Counter)
     terms: dict[str, int] = field(default_factory=dict)
     in_attention: bool = False  # while a CountedAttention runs
+    compiled_backward: bool = False  # while compiled modules' backward pass runs
     _weight: int = 1
 
     @contextmanager
@@ -145,7 +110,7 @@ def dry_run(*, fused: bool = True, converts: bool = True, compiled: Collection[n
             CPU counts nothing. False leaves all to the tensors' device.
         converts: convolutions need copies in another layout, see above.
         compiled: modules that torch.compile compiles. There, operations between two matrix products or attentions
-            read and write only what is there before them and used after them. Memory is counted as without it.
+            read and write only what is there before them and used after them, and the others have no memory.
 
     Yields:
         The counts, complete when the context ends.
@@ -190,8 +155,10 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.run, self.places, self.fused, self.converts = run, places, fused, converts
         self.live = 0
-        self.traffic = _FusedTraffic()
+        self.traffic = FusedTraffic()
         self._alive: dict[int, tuple[weakref.ref[Any], int, str]] = {}
+        self.unwritten = UnwrittenResults(self._count)
+        places.left = self._left
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -201,6 +168,13 @@ class _Watch(TorchDispatchMode):
             # Weights and arguments, through whatever view they come, are not ours; the tables of indices that an
             # attention makes in its first pass, and keeps, are.
             self._follow(tensor, ours=self.run.in_attention and not tensor.is_floating_point())
+        fuses = self._fuses(func)
+        if not fuses:
+            attention = self.run.in_attention or "attention" in str(func.overloadpacket)
+            for tensor in inputs:
+                # What the backward pass of a product reads is kept: computed again it would have to be written again.
+                saved = torch.is_grad_enabled() and any(o.requires_grad for o in inputs if o is not tensor)
+                self.unwritten.read(_keys([tensor]), keep=attention or saved)
         result = func(*args, **(kwargs or {}))
         workspace = 0
         if func.overloadpacket is torch.ops.aten.convolution:
@@ -210,7 +184,7 @@ class _Watch(TorchDispatchMode):
         outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         if self.fused and all(t.device.type == "cpu" for t in outputs):
             return result
-        made = [self._follow(t) for t in outputs]
+        made = [self._follow(t, sources=_keys(inputs) if fuses else None) for t in outputs]
         if (any(made) or func._schema.is_mutable) and func.overloadpacket not in _ALLOCATIONS:
             self._note(func, args, kwargs or {}, result, inputs, outputs)
         self.peak(workspace)
@@ -223,8 +197,8 @@ class _Watch(TorchDispatchMode):
             return
         self.run.peak = now
         terms: Counter[str] = Counter()
-        for _, size, place in self._alive.values():
-            terms[place] += size
+        for key, (_, size, place) in self._alive.items():
+            terms[place] += 0 if key in self.unwritten.counted_out else size
         terms["workspace"] += workspace
         self.run.terms = {place: size for place, size in terms.most_common() if size}
 
@@ -244,7 +218,7 @@ class _Watch(TorchDispatchMode):
     ) -> None:
         """Record one operation; `fuses` where a compiler would make it one with those beside it."""
         dtype = outputs[0].dtype if outputs else torch.float32
-        if fuses and self.places.depth and not self.run.in_attention:  # which is never compiled with its block
+        if fuses and self._compiled:
             moved = self.traffic.inside(inputs, outputs)
             if moved:
                 self.run.add(kind, 0, moved, dtype)
@@ -253,8 +227,28 @@ class _Watch(TorchDispatchMode):
             self.run.add("rest", 0, written, dtype)
         self.run.add(kind, flops, sum(map(touched_bytes, (*inputs, *outputs))), dtype, keys)
 
-    def _follow(self, tensor: Tensor, ours: bool = True) -> bool:
-        """Whether this is a new storage; if it is ours, it counts until it is freed."""
+    @property
+    def _compiled(self) -> bool:
+        # Attention is never compiled with its block.
+        return bool(self.places.depth or self.run.compiled_backward) and not self.run.in_attention
+
+    def _fuses(self, func: Any) -> bool:
+        return self._compiled and func.overloadpacket not in _UNFUSED | flop_registry.keys()
+
+    def _left(self, output: Any) -> None:
+        """A compiled module has returned: its outputs are written; what only its backward pass reads is not."""
+        self.unwritten.read(_keys(t for t in tree_leaves(output) if isinstance(t, Tensor)), keep=True)
+        if torch.is_grad_enabled():
+            self.unwritten.forget_values()
+
+    def _count(self, key: int, sign: int) -> None:
+        self.live += sign * self._alive[key][1]
+
+    def _follow(self, tensor: Tensor, ours: bool = True, sources: Collection[int] | None = None) -> bool:
+        """Whether this is a new storage; if it is ours, it counts until it is freed.
+
+        Where it has `sources`, it is computed from them by whatever reads it, and counts from when it is written.
+        """
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._alive:
@@ -262,12 +256,15 @@ class _Watch(TorchDispatchMode):
         size = _rounded(storage.nbytes()) if ours else 0
         self._alive[key] = (weakref.ref(storage, partial(self._freed, key)), size, self.places.current)
         self.live += size
+        if sources is not None and size:
+            self.unwritten.add(key, sources)
         return True
 
     def _freed(self, key: int, _: Any) -> None:
-        entry = self._alive.pop(key, None)
         self.traffic.forget(key)
-        if entry is not None:
+        counted = self.unwritten.freed(key)
+        entry = self._alive.pop(key, None)
+        if entry is not None and counted:
             self.live -= entry[1]
 
     def _note(
@@ -278,42 +275,10 @@ class _Watch(TorchDispatchMode):
         kind = _kind(func, flops, args)
         if kind == "rest" and self.run.in_attention and func.namespace != "aten":
             return  # a kernel that CountedAttention counts
-        self.record(kind, flops, inputs, outputs, fuses=kind == "rest" and func.overloadpacket not in _UNFUSED)
-
-
-class _FusedTraffic:
-    """Bytes that compiled operations read and write, of which those between two kernels of another kind are one."""
-
-    def __init__(self) -> None:
-        self._region = 0
-        self._read: set[int] = set()
-        self._unwritten: dict[int, tuple[int, int]] = {}  # region and bytes of what may never have to be written
-
-    def inside(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
-        """Bytes of one more operation of the current region."""
-        moved = 0
-        for tensor in inputs:
-            key = tensor.untyped_storage()._cdata
-            region, written = self._unwritten.get(key, (-1, 0))
-            if region == self._region or key in self._read:
-                continue
-            self._read.add(key)
-            self._unwritten.pop(key, None)
-            moved += written + touched_bytes(tensor)
-        for tensor in outputs:
-            self._unwritten[tensor.untyped_storage()._cdata] = self._region, touched_bytes(tensor)
-        return moved
-
-    def outside(self, inputs: Sequence[Tensor]) -> int:
-        """Bytes that regions write for another kernel, which also ends the current one."""
-        self._region += 1
-        self._read.clear()
-        return sum(self._unwritten.pop(t.untyped_storage()._cdata, (0, 0))[1] for t in inputs)
-
-    def forget(self, key: int) -> None:
-        """Forget a freed storage."""
-        self._unwritten.pop(key, None)
-        self._read.discard(key)
+        # (query, key, ...), or (gradient, query, key, ...)
+        keys = args[1 + kind.endswith("backward")].shape[-2] if kind.startswith("attention") else 0
+        fuses = kind == "rest" and func.overloadpacket not in _UNFUSED
+        self.record(kind, flops, inputs, outputs, fuses=fuses, keys=keys)
 
 
 class _Fused(TorchFunctionMode):
@@ -353,12 +318,17 @@ class _Fused(TorchFunctionMode):
         return out
 
 
+def _keys(tensors: Iterable[Tensor]) -> list[int]:
+    return [tensor.untyped_storage()._cdata for tensor in tensors]
+
+
 def _kind(func: Any, flops: int, args: Any) -> OperationKind:
     if not flops:
         return "rest"
     name = str(func.overloadpacket)
     if "attention" in name:
-        return "wide attention" if args[0].shape[-1] > WIDE_HEAD else "attention"
+        narrow: OperationKind = "attention backward" if "backward" in name else "attention"
+        return "wide attention" if args[0].shape[-1] > WIDE_HEAD else narrow
     if "convolution" not in name:
         return "matmul"
     return "convolution" if _is_channels_last(args[0]) else "converted convolution"
@@ -366,11 +336,6 @@ def _kind(func: Any, flops: int, args: Any) -> OperationKind:
 
 def _is_channels_last(tensor: Tensor) -> bool:
     return suggest_memory_format(tensor) in (torch.channels_last, torch.channels_last_3d)
-
-
-def touched_bytes(tensor: Tensor) -> int:
-    """Bytes of a tensor that an operation reads or writes; expanded values are read once."""
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
 def _rounded(size: int) -> int:

@@ -62,7 +62,8 @@ def _arguments(key: str, given: Mapping[str, Any], kinds: tuple[type[Any], ...])
     if kind is None:
         *most, last = (kind.__name__ for kind in kinds)
         names = f"{', '.join(most)} or {last}" if most else last
-        raise ValueError(f"{key}.class_path: a plan is for {names}, got {path}")
+        got = f"got {path}" if path else "got none; a file of differences is given after the one it differs from"
+        raise ValueError(f"{key}.class_path: a plan is for {names}, {got}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, key, instantiate=False)
     with torch.device("meta"):  # a VLUer among the arguments needs no memory
@@ -112,7 +113,8 @@ class FitPlanner:
         seconds = mean((step.seconds for step in steps), shares)
         # A graph for each shape, in training and in validation.
         shapes = len({(step.latents, step.batch) for step in steps})
-        uses: list[FirstUse] = ["compiler", *["training", "forward"] * shapes] if self.task.get("compile") else []
+        graphs: list[FirstUse] = ["training", "forward"]
+        uses: list[FirstUse] = ["compiler", *graphs * shapes] if self.task.get("compile") else []
         most = int(self.trainer.get("max_steps") or -1)
         if most < 1:
             self.notes.append("trainer.max_steps says no number of steps")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -132,7 +133,7 @@ def plan_windows_encoded(
     codec, rows, runs = parts.codec, [], []
     for bucket in buckets:
         sizes = [encoded_size(codec, bucket, scale, dtype, speed) for scale in (HIGH_RESOLUTION, *bucket.scales)]
-        run = _dry(lambda bucket=bucket: _encode(codec, bucket, transforms, batch_size))
+        run = _dry(partial(_encode, codec, bucket, transforms, batch_size))
         seconds = None if speed is None else speed.seconds(run.operations)
         rows.append(
             {

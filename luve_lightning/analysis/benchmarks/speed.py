@@ -81,6 +81,7 @@ def measure(device: torch.device, repeats: int = 3) -> Iterator[dict[str, Any]]:
     yield traffic
     for keys in sizes.keys:
         yield bench.attention(keys, torch.bfloat16)
+    yield bench.attention_backward(sizes.keys[len(sizes.keys) // 2])
     yield bench.attention(sizes.keys[1], torch.float32)
     for dtype in (torch.bfloat16, torch.float32):
         yield bench.wide_attention(dtype)
@@ -106,6 +107,16 @@ class _Bench:
         q, k, v = (self._random(dtype, count, size.heads, keys, size.width) for _ in range(3))
         run = partial(F.scaled_dot_product_attention, q, k, v)
         return self._row("attention", dtype, 4 * count * size.heads * keys**2 * size.width, run) | {"keys": keys}
+
+    def attention_backward(self, keys: int) -> dict[str, Any]:
+        """The backward pass of windows, which computes one of the forward pass's two products again."""
+        size = self.sizes
+        count = max(1, size.tokens // keys)
+        q, k, v = (self._random(torch.bfloat16, count, size.heads, keys, size.width).requires_grad_() for _ in range(3))
+        output = F.scaled_dot_product_attention(q, k, v)
+        run = partial(torch.autograd.grad, output, (q, k, v), torch.randn_like(output), retain_graph=True)
+        flops = 10 * count * size.heads * keys**2 * size.width
+        return self._rated("attention backward", torch.bfloat16, flops, self._seconds(run)) | {"keys": keys}
 
     def wide_attention(self, dtype: torch.dtype) -> dict[str, Any]:
         """One head of more channels than a flash kernel takes, as in the VAE."""
@@ -224,7 +235,7 @@ class _Bench:
         row = {"subject": "speed", "kind": kind, "dtype": str(dtype).removeprefix("torch."), "tflops": rate}
         return row | {"ms": round(1e3 * seconds, 4)} | self.facts
 
-    def _seconds(self, run: Callable[[], Tensor]) -> float:
+    def _seconds(self, run: Callable[[], object]) -> float:
         """Median seconds of one call among as many in a row as take `seconds`."""
         one = min(measure_ms(run, self.device)[1] for _ in range(3)) / 1e3
         calls = max(1, round(self.sizes.seconds / one))
