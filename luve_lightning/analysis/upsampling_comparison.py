@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from luve_lightning.analysis.cost import Cost, measure_ms, measure_peak_mib
+from luve_lightning.cascade.upsampled_clips import CEILING as CEILING
+from luve_lightning.cascade.upsampled_clips import DECODED_TOGETHER
 from luve_lightning.cascade.upsampling import LatentUpsampler, baselines
 from luve_lightning.evaluation.tables import table_markdown
 from luve_lightning.functional.fidelity import frame_difference_error, psnr, ssim
@@ -67,14 +69,7 @@ def report_markdown(rows: ComparisonRows, learned: Sequence[str], facts: Mapping
     return "\n\n".join([*parts, _NOTES]) + "\n"
 
 
-# The high-resolution latents themselves: the VAE's reconstruction of the clip, the ceiling for upsamplers of
-# latents.
-CEILING = "vae"
 COLUMNS = ("scale", "method", "latent_l1", "psnr_rgb", "ssim", "frame_diff", "ms", "peak_mib")
-
-# Two to four clips per pass decode fastest on a CPU: for one, PyTorch uses a slower convolution; more miss the
-# cache.
-DECODED_TOGETHER = 3
 
 Shapes = tuple[torch.Size, Size3d]
 """Sizes of the input latents and of the output."""

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from luve_lightning.analysis.upsampled_clips import ClipUpsampler, Totals, UpsamplingRecipe, weights_digest
 from luve_lightning.analysis.upsampling_comparison import method_names
 from luve_lightning.cascade import upsampling
+from luve_lightning.cascade.upsampled_clips import ClipUpsampler, Totals, UpsamplingRecipe, weights_digest
 from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels
 from luve_lightning.cli import Verb
 from luve_lightning.cli.index import check_folder, entries_of, open_index, print_summary, uneven_line

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luve_lightning.analysis.upsampling_comparison import CEILING, DECODED_TOGETHER
 from luve_lightning.cascade.upsampling import LatentUpsampler
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clips import read_clip
@@ -28,6 +27,10 @@ from luve_lightning.machine import UnitTimes
 from luve_lightning.models.backbones import LatentSpace
 
 REFERENCE = "reference"
+# The high-resolution latents themselves: the VAE's reconstruction of the clip, the ceiling for upsamplers of latents.
+CEILING = "vae"
+# Two to four clips per pass decode fastest on a CPU: for one, PyTorch uses a slower convolution; more miss the cache.
+DECODED_TOGETHER = 3
 _VERSION = 1  # version of the output; raise it when the same recipe gives other pixels
 
 
