@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import os
 from pathlib import Path
@@ -34,6 +35,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """`--numbers`: see tests/test_same_numbers.py; `--all-references`: tests/models/vluer/test_released.py."""
     parser.addoption("--numbers", help="a file of numbers that must stay the same; written where it is missing")
     parser.addoption("--all-references", action="store_true", help="compare with every output of the released VLUer")
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what was imported out of each garbage collection: all of it stays until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,8 @@ HEADING = "## From a folder of clips to a trained VLUer and LFE"
 CLIPS, INDEX = Path("data/own/clips"), Path("data/own/index.parquet")
 # Appended to both trainings: the page's take minutes.
 FEW_STEPS = [
-    *("--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--callbacks.strips", "null"),
-    *("--data.init_args.batch_size", "2"),
+    *("--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--trainer.limit_val_batches", "1"),
+    *("--callbacks.strips", "null", "--data.init_args.batch_size", "2"),
 ]
 COUNTS = re.compile(r"clips: (\d+) train(?:, (\d+) val)?")
 

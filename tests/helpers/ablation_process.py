@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -12,17 +11,12 @@ from pathlib import Path
 from luve_lightning.ablations.graph import without
 from luve_lightning.ablations.local_runner import LocalRunner, Slots
 from tests.helpers.ablations import PROGRAM, Notes, planner_of
-
-# As in tests/helpers/processes.py: the server has imported everything once.
-_SERVER = multiprocessing.get_context("forkserver")
+from tests.helpers.fork_server import start_process
 
 
 def start_run(folder: Path, root: Path, log: Path) -> BaseProcess:
     """Run all of a table's stages one after another; the program notes what it does in `log`."""
-    _SERVER.set_forkserver_preload(["tests.helpers.ablation_process"])
-    process = _SERVER.Process(target=_child, args=(folder, root, log))
-    process.start()
-    return process
+    return start_process(_child, folder, root, log)
 
 
 def _child(folder: Path, root: Path, log: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -14,9 +13,8 @@ from typing import Any
 
 import pytest
 
-# The server has imported what the runs need; a run is then a process of its own within a fraction of a second.
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["tests.helpers.as_user", "luve_lightning.cli.precompute"])
+from tests.helpers.fork_server import start_process
+
 _CANNOT_READ = 77
 
 
@@ -36,8 +34,7 @@ def run_as(user: int, group: int, umask: int, function: Callable[..., None], *ar
         home = Path(folder)
         home.chmod(0o777)
         printed = home / "printed"
-        process = _SERVER.Process(target=_child, args=(user, group, umask, home, printed, function, arguments))
-        process.start()
+        process = start_process(_child, user, group, umask, home, printed, function, arguments)
         process.join(300)
         process.kill()
         text = printed.read_text(encoding="utf-8")

@@ -18,9 +18,7 @@ import luve_lightning.cli.precompute
 import luve_lightning.cli.score
 import luve_lightning.metrics  # noqa: F401
 from luve_lightning.__main__ import main
-
-# As in tests/helpers/processes.py: the server has imported everything once.
-_SERVER = multiprocessing.get_context("forkserver")
+from tests.helpers.fork_server import start_process
 
 
 class LuveProcess:
@@ -44,10 +42,7 @@ class LuveProcess:
     ) -> None:
         self.log = log
         log.touch()
-        _SERVER.set_forkserver_preload([__name__])
-        arguments = (log, [str(word) for word in words], dict(environment or {}), prepare)
-        self.process = _SERVER.Process(target=_child, args=arguments)
-        self.process.start()
+        self.process = start_process(_child, log, [str(word) for word in words], dict(environment or {}), prepare)
 
     @property
     def pid(self) -> int:

@@ -9,23 +9,14 @@ import time
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from tests.helpers.fork_server import start_process
 from tests.helpers.resumable import Run, train
-
-# A fork server has imported everything once; each run is then a process of its own within a fraction of a second,
-# without the threads that make a plain fork of the test process unsafe.
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["tests.helpers.processes"])
 
 
 def start(run: Run, function: Any = train) -> list[BaseProcess]:
     """Start a run in processes of its own, one a rank."""
     port = free_port()
-    processes: list[BaseProcess] = []
-    for rank in range(run.processes):
-        process = _SERVER.Process(target=_child, args=(function, run, rank, port))
-        process.start()
-        processes.append(process)
-    return processes
+    return [start_process(_child, function, run, rank, port) for rank in range(run.processes)]
 
 
 def finish(processes: list[BaseProcess], timeout: float = 120) -> list[int | None]:

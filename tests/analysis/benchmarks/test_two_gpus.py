@@ -12,8 +12,15 @@ from luve_lightning.analysis.benchmarks import two_gpus
 from luve_lightning.analysis.benchmarks.experts import BenchModel
 from luve_lightning.cli.costs import bench
 from luve_lightning.models.attention.windows import Windows
+from tests.helpers.fork_server import start_server
 
 SIZES = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 3, "text_dim": 8}
+
+
+@pytest.fixture(autouse=True)
+def _server() -> None:
+    """The one that has imported everything makes the benchmark's processes."""
+    start_server()
 
 
 @pytest.mark.slow
