@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from luve_lightning.cli import verbs
+from tests.helpers.luve_process import LuveProcess
 from tests.helpers.run_luve import run_luve
 from tests.helpers.waiting import wait_for
 
@@ -275,15 +276,17 @@ def test_the_run_folder_is_one_wherever_home_is_written(
     assert (tmp_path / "home/run/config.yaml").is_file()
 
 
-@pytest.mark.slow
-def test_a_pipe_is_a_configuration(base: list[str], repository: Path) -> None:
-    words = shlex.join([sys.executable, "-m", "luve_lightning", "fit", *base])
-    command = f"{words} --config <(echo 'trainer: {{max_steps: 7}}') --print_config"
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=repository, env=environment(repository), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert yaml.safe_load(done.stdout)["trainer"]["max_steps"] == 7
+def test_a_pipe_is_a_configuration(capsys: pytest.CaptureFixture[str], base: list[str]) -> None:
+    """What `--config <(echo ...)` is in a shell: a file that can be read once."""
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, b"trainer: {max_steps: 7}\n")
+        os.close(writing)
+        outcome = run_luve(capsys, "fit", *base, "--config", f"/dev/fd/{reading}", "--print_config")
+    finally:
+        os.close(reading)
+    assert outcome.code == 0, outcome.err
+    assert yaml.safe_load(outcome.out)["trainer"]["max_steps"] == 7
 
 
 @pytest.mark.slow
@@ -299,29 +302,20 @@ def test_fast_dev_run_writes_no_provenance(capsys: pytest.CaptureFixture[str], b
     assert not list((tmp_path / "run").glob("*.*"))
 
 
+def hear_ctrl_c() -> None:
+    """A shell ignores Ctrl-C on behalf of what it starts in the background, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.slow
-def test_ctrl_c_exits_with_130(base: list[str], repository: Path, tmp_path: Path) -> None:
+def test_ctrl_c_exits_with_130(base: list[str], tmp_path: Path) -> None:
     words = ["fit", *base, "--trainer.max_steps", "100000000", "--trainer.max_epochs", "-1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "luve_lightning", *words],
-        cwd=repository,
-        env=environment(repository),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell ignores Ctrl-C on behalf of what it starts in the background, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        metrics = tmp_path / "run" / "metrics.csv"
-        assert wait_for(lambda: metrics.exists() or process.poll() is not None)
-        assert process.poll() is None, process.communicate()[1]
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 130, errors
-    assert errors.splitlines()[-1] == "luve fit: interrupted"
+    process = LuveProcess(tmp_path / "printed.txt", *words, prepare=hear_ctrl_c)
+    metrics = tmp_path / "run" / "metrics.csv"
+    assert wait_for(lambda: metrics.exists() or not process.alive())
+    assert process.alive(), process.text()
+    process.send(signal.SIGINT)
+    assert process.finish(130).splitlines()[-1] == "luve fit: interrupted"
 
 
 @pytest.mark.slow

@@ -192,3 +192,48 @@ def test_the_command_imports_nothing_heavy() -> None:
         [sys.executable, "-c", program], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == []
+
+
+def loaded(module: str) -> set[str]:
+    """The packages from elsewhere that importing a module of ours imports, ours in between left out."""
+    found: set[str] = set()
+    waiting, seen = [module], set()
+    while waiting:
+        name = waiting.pop()
+        file = next((path for path in (_file(name), _file(f"{name}.__init__")) if path.is_file()), None)
+        if not name.startswith("luve_lightning"):
+            found.add(name.partition(".")[0])
+        elif name not in seen and file is not None:
+            seen.add(name)
+            waiting += _imported_at_once(file)
+            waiting += [name.rpartition(".")[0]]  # Python imports the package first
+    return found
+
+
+def _file(module: str) -> Path:
+    return PACKAGE.parent / f"{module.replace('.', '/')}.py"
+
+
+def _imported_at_once(file: Path) -> Iterator[str]:
+    """What a module imports when it is imported, not in its functions nor for types alone."""
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize(
+    ("module", "unneeded"),
+    [
+        *((f"cli.{verb}", {"torch", "matplotlib"}) for verb in ("report", "ablate", "sweep")),
+        *((f"cli.{verb}", {"diffusers", "torchmetrics", "matplotlib"}) for verb in ("index", "score", "study")),
+        *((f"cli.{verb}", {"lightning", "torchmetrics"}) for verb in ("generate", "upsample", "spectra")),
+    ],
+)
+def test_a_verb_imports_nothing_slow_that_it_does_not_need(module: str, unneeded: set[str]) -> None:
+    """PyTorch takes one second to import, diffusers three, torchmetrics two, and a GPU's machine several times that."""
+    assert "yaml" in loaded("luve_lightning.cli.compose")
+    assert {"torch", "lightning"} <= loaded("luve_lightning.cli.training")
+    assert not loaded(f"luve_lightning.{module}") & unneeded

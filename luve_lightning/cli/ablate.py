@@ -14,7 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
 
 from luve_lightning.ablations.graph import AblationPlanner, Contents, Plan, Use, without
@@ -289,6 +288,8 @@ def _numbers(value: str | int | list[int] | None, default: Sequence[int]) -> lis
 
 
 def _slots(count: int) -> Slots:
+    import torch  # only where stages run: it takes a second
+
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = tuple(str(number) for number in range(torch.cuda.device_count()))
     if visible and gpus:
@@ -297,6 +298,8 @@ def _slots(count: int) -> Slots:
 
 
 def _device() -> str:
+    import torch
+
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
     return f"{platform.machine()} CPU"

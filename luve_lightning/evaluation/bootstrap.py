@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from luve_lightning.functional.patches import FrechetTarget
-from luve_lightning.metrics.feature_moments import FeatureMoments, GroupedMoments
+
+if TYPE_CHECKING:  # torchmetrics takes two seconds to import, and intervals of plain numbers need none of it
+    from luve_lightning.metrics.feature_moments import FeatureMoments
 
 LEVEL = 0.95
 _VALUES_AT_ONCE = 2**24
@@ -142,7 +145,7 @@ def _vector(values: ArrayLike | Sequence[float], name: str) -> NDArray[np.float6
 
 
 Counts = NDArray[np.int64]
-Distance = Callable[[FeatureMoments, Counts | None], float]
+Distance = Callable[["FeatureMoments", Counts | None], float]
 """From the moments of a resample, and how often it has each video (None: the sample itself), to the reference."""
 
 
@@ -158,6 +161,8 @@ class Originals:
     """
 
     def __init__(self, features: Mapping[str, Tensor], names: Sequence[str]) -> None:
+        from luve_lightning.metrics.feature_moments import GroupedMoments
+
         self.names = sorted(features)
         self.moments = GroupedMoments([features[name] for name in self.names])
         places = {name: place for place, name in enumerate(names)}
@@ -199,6 +204,8 @@ class FrechetBootstrap:
         replicates: int,
         advance: Callable[[], None] = lambda: None,
     ) -> None:
+        from luve_lightning.metrics.feature_moments import GroupedMoments
+
         moments = GroupedMoments(features)
         self.videos = len(features)
         self.value = distance(moments.weighted([1] * self.videos), None)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,16 +25,16 @@ from luve_lightning.data.clip_windows import read_frames
 from luve_lightning.data.latent_store import LatentKey
 from luve_lightning.data.video_files import write_picture, write_video
 from luve_lightning.data.video_index import ClipEntry
-from luve_lightning.datamodules import CaptionLatentsDataModule, LatentPairsDataModule
-from luve_lightning.datamodules.caption_latents import Embed
-from luve_lightning.datamodules.latent_pairs import WholeLatentPairs
 from luve_lightning.evaluation.pictures import contact_sheet
 from luve_lightning.files import file_digest, replacing, write_text
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import fit_frames, video_to_frames
 from luve_lightning.models.backbones import Schedule, family_of, load_backbone
 from luve_lightning.models.experts import choice_kept
-from luve_lightning.tasks.contracts import Denoising, Upsampling
+
+if TYPE_CHECKING:  # Lightning: generating needs none
+    from luve_lightning.datamodules.caption_latents import Embed
+    from luve_lightning.tasks.contracts import Denoising
 
 
 def write_generated(
@@ -222,6 +222,9 @@ class GeneratedVideos(SampleSource):
     @contextmanager
     def open(self, task: Any, datamodule: Any, precision: Precision) -> Iterator[Samples]:
         """See SampleSource."""
+        from luve_lightning.datamodules import CaptionLatentsDataModule
+        from luve_lightning.tasks.contracts import Denoising
+
         if not isinstance(task, Denoising) or not isinstance(datamodule, CaptionLatentsDataModule):
             raise ValueError(
                 f"source: GeneratedVideos needs a task that generates and data with captions, got "
@@ -291,6 +294,9 @@ class UpsampledVideos(SampleSource):
     @contextmanager
     def open(self, task: Any, datamodule: Any, precision: Precision) -> Iterator[Samples]:
         """See SampleSource."""
+        from luve_lightning.datamodules.latent_pairs import LatentPairsDataModule, WholeLatentPairs
+        from luve_lightning.tasks.contracts import Upsampling
+
         if not isinstance(task, Upsampling) or not isinstance(datamodule, LatentPairsDataModule):
             raise ValueError(
                 f"source: UpsampledVideos needs a VLUerTask and latent pairs, got {type(task).__name__} and "

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luve_lightning.analysis.denoising_spectra import COLUMNS, PAPER_SIGMA_SWITCH
 from luve_lightning.files import read_json
 from luve_lightning.reporting.page import Chart, Mark, Series
 from luve_lightning.reporting.provenance import Origin, Unreadable, in_words, of_run
@@ -158,6 +157,8 @@ def read_spectra(name: str, path: Path) -> SpectraPlots:
         FileNotFoundError: no such file.
         Unreadable: another kind of table.
     """
+    from luve_lightning.analysis.denoising_spectra import PAPER_SIGMA_SWITCH  # with diffusers, for seconds
+
     table = path / "spectra.csv" if path.is_dir() else path
     if not table.is_file():
         raise FileNotFoundError("missing")
@@ -185,6 +186,8 @@ def read_spectra(name: str, path: Path) -> SpectraPlots:
 
 def _read_spectra(table: Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Steps, their sigmas, and for each band steps x (resolved, power)."""
+    from luve_lightning.analysis.denoising_spectra import COLUMNS
+
     found: dict[str, dict[int, tuple[float, float]]] = {}
     sigmas: dict[int, float] = {}
     with table.open(newline="", encoding="utf-8") as stream:
