@@ -62,6 +62,11 @@ test: lint ## Lint, type-check and run every test
 test-quick: $(STAMP) ## Run the tests that are not marked slow, without the linters
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n logical --maxprocesses 4 --dist loadfile -m "not slow" $(ARGS)
 
+# What is compiled for the GPU takes most of the time, on the CPU's cores: four processes share one GPU.
+.PHONY: test-gpu
+test-gpu: $(STAMP) ## Run the tests that only a GPU shows, some of which need two; elsewhere they are skipped
+	$(VENV)/bin/pytest -n 4 --dist loadfile tests/gpu $(ARGS)
+
 .PHONY: lint
 lint: $(STAMP) ## Check style, formatting and types
 	$(VENV)/bin/ruff check

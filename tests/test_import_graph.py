@@ -128,17 +128,47 @@ def test_the_package_keeps_the_rules_of_its_house() -> None:
     assert not found, "\n".join(found)
 
 
-def test_each_test_is_named_after_what_it_tests() -> None:
-    """tests/ROOM/test_NAME.py or test_NAME_MORE.py is of the package's ROOM/NAME.py, or of its folder ROOM/NAME."""
-    tests = Path(__file__).parent
-    strays = []
+def strays(tests: Path, package: Path) -> list[str]:
+    """Tests in folders that are named after nothing in the package.
+
+    tests/ROOM/test_NAME.py or test_NAME_MORE.py is of the package's ROOM/NAME.py, or of its folder ROOM/NAME. The
+    tests of a GPU lie together, because few machines have one: tests/gpu/test_ROOM.py is of a room, and
+    test_ROOM_NAME.py or test_ROOM_NAME_MORE.py as above; where NAME is a folder, MORE may be of a file in it.
+    """
+    found = []
     for file in sorted(tests.glob("*/**/test_*.py")):
-        folder = PACKAGE / file.parent.relative_to(tests)
+        folder = file.parent.relative_to(tests)
         words = file.stem.removeprefix("test_").split("_")
+        if folder == Path("gpu"):
+            room, *words = words
+            folder = Path(room)
+            named = (package / folder).is_dir() and not words
+        else:
+            named = False
         names = ["_".join(words[:count]) for count in range(1, len(words) + 1)]
-        if not any((folder / f"{name}.py").is_file() or (folder / name).is_dir() for name in names):
-            strays.append(str(file.relative_to(tests)))
-    assert not strays, f"no module for {', '.join(strays)}"
+        places = [package / folder / name for name in names]
+        if not named and not any(place.with_suffix(".py").is_file() or place.is_dir() for place in places):
+            found.append(str(file.relative_to(tests)))
+    return found
+
+
+def test_each_test_is_named_after_what_it_tests() -> None:
+    found = strays(Path(__file__).parent, PACKAGE)
+    assert not found, f"no module for {', '.join(found)}"
+
+
+def test_a_test_of_nothing_is_found(tmp_path: Path) -> None:
+    for name in ("models/vae.py", "models/attention/tiles.py", "losses/terms.py"):
+        (tmp_path / "package" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "package" / name).touch()
+    good = ["models/test_vae.py", "models/test_vae_more.py", "models/attention/test_tiles.py", "gpu/test_models.py"]
+    good += ["gpu/test_models_vae.py", "gpu/test_models_attention_tiles.py", "gpu/test_losses_terms_more.py"]
+    bad = ["gpu/attention/test_tiles.py", "gpu/test_attention.py", "gpu/test_losses_more.py", "gpu/test_vae.py"]
+    bad += ["losses/test_vae.py", "models/test_more.py"]
+    for name in good + bad:
+        (tmp_path / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tests" / name).touch()
+    assert strays(tmp_path / "tests", tmp_path / "package") == sorted(bad)
 
 
 def test_every_breach_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,15 +37,6 @@ def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
     assert [draw(), draw()] == expected
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_gpus_generator_too() -> None:
-    device = torch.device("cuda")
-    state = random_state(device)
-    expected = torch.randn(3, device=device)
-    set_random_state(state, device)
-    assert torch.equal(torch.randn(3, device=device), expected)
-
-
 class DrawOnRankOne(L.Callback):
     """Ranks start from one seed; this sets them apart."""
 

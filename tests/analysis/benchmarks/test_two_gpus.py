@@ -1,4 +1,4 @@
-"""`luve bench --subject two-gpus` with a tiny transformer: two processes of a CPU, and two GPUs where there are."""
+"""`luve bench --subject two-gpus` with a tiny transformer and two processes of a CPU; tests/gpu runs it on two GPUs."""
 
 from __future__ import annotations
 
@@ -24,19 +24,15 @@ def _server() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "device",
-    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"))],
-)
 def test_two_devices_make_the_step_of_one_with_twice_the_batch(
-    device: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = BenchModel("tiny", SIZES, 6, (2, 8, 8), torch.float32)
     monkeypatch.setattr(two_gpus, "bench_model", lambda _: model)
     attention = Windows(((3, 1, 1), (1, 2, 2)))
     bench(
         "two-gpus",
-        device=device,
+        device="cpu",
         attention=attention,
         small=(3, 6, 8),
         precision="32-true",

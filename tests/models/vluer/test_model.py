@@ -242,21 +242,6 @@ def test_every_weight_has_a_gradient() -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible: VLUer ran on the CPU only")
-def test_a_gpu_gives_the_cpus_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    latents, size = noise(3, 3, 3, 9, 11), (5, 23, 31)
-    net = trained().cuda()
-    with torch.inference_mode():
-        want = NET(latents, size)
-        torch.testing.assert_close(net(latents.cuda(), size).cpu(), want, rtol=1e-4, atol=1e-4)
-        with torch.autocast("cuda", torch.bfloat16):
-            torch.testing.assert_close(net(latents.cuda(), size).cpu(), want, rtol=0.1, atol=0.1)
-        half = net.to(torch.bfloat16)(latents.cuda().bfloat16(), size)
-    torch.testing.assert_close(half.float().cpu(), want, rtol=0.1, atol=0.1)
-
-
 @pytest.mark.parametrize(
     ("name", "least"), [("channels", 1), ("hidden", 1), ("query_chunk", 1), ("pairs", 0), ("layers", 0)]
 )

@@ -1,0 +1,91 @@
+"""Runs on a GPU end at a signal and go on: one GPU as if nothing had been; two GPUs with sharded weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from luve_lightning.__main__ import main
+from luve_lightning.callbacks import AtomicCheckpointIO
+from luve_lightning.models.backbones import load_backbone
+from tests.helpers.gpu import error
+from tests.helpers.gpu_runs import REPOSITORY, GpuWorld, losses, make_world
+from tests.helpers.luve_process import LuveProcess
+from tests.helpers.run_luve import Outcome
+
+STOP = "--callbacks.signal={class_path: tests.helpers.resumable.SendSignal, init_args: {name: SIGTERM, at_step: %d}}"
+SHARDED = {
+    "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
+    "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False},
+}
+
+
+@pytest.fixture(scope="module")
+def gpu_world(tmp_path_factory: pytest.TempPathFactory, tiny_clips: Path) -> GpuWorld:
+    """Made by `luve precompute` and `luve embed` in bfloat16."""
+    return make_world(tmp_path_factory.mktemp("gpu"), tiny_clips, lambda *words: Outcome(main(list(words)), "", ""))
+
+
+def checkpoint(run: Path) -> dict[str, Any]:
+    return dict(AtomicCheckpointIO().load_checkpoint(run / "checkpoints" / "last.ckpt"))
+
+
+def new_weights(run: Path) -> list[Tensor]:
+    """Those of the expert that start at zero, so that all they are was learnt."""
+    found = [x for name, x in sorted(checkpoint(run)["state_dict"].items()) if "lora_B" in name]
+    assert found
+    return found
+
+
+def test_a_stopped_run_ends_where_an_unbroken_one_does(tmp_path: Path, gpu_world: GpuWorld) -> None:
+    common = {"precision": "bf16-mixed", "max_steps": 4, "val_check_interval": 4}
+    words = {
+        name: gpu_world.words("lfe", tmp_path / f"{name}.yaml", default_root_dir=str(tmp_path / name), **common)
+        for name in ("whole", "stopped")
+    }
+    log, environment = tmp_path / "log", gpu_world.environment
+    whole = LuveProcess(log, *words["whole"], environment=environment)
+    LuveProcess(tmp_path / "stopped.log", *words["stopped"], STOP % 1, environment=environment).finish(143)
+    whole.finish()
+    stopped = tmp_path / "stopped"
+    assert checkpoint(stopped)["global_step"] == 2
+    shutil.rmtree(stopped / "logs")
+    LuveProcess(log, *words["stopped"], "--ckpt_path=last", environment=environment).finish()
+    assert checkpoint(stopped)["global_step"] == 4
+    # Attention's gradients add up in any order, by which AdamW turns the signs of gradients near zero.
+    assert error(new_weights(stopped), new_weights(tmp_path / "whole")) < 0.05
+    assert losses(stopped) == pytest.approx(losses(tmp_path / "whole")[2:], rel=1e-3)
+
+
+@pytest.mark.two_gpus
+def test_sharded_over_two_gpus(tmp_path: Path, gpu_world: GpuWorld) -> None:
+    """The adaptation as one command, which starts the second process itself; what it exports is whole."""
+    run = tmp_path / "run"
+    options: dict[str, Any] = {"devices": 2, "strategy": SHARDED, "default_root_dir": str(run)}
+    words = gpu_world.words("adaptation", tmp_path / "two.yaml", precision="bf16-mixed", max_steps=3, **options)
+    words += ["--model.init_args.recompute=all_but_attention", "--data.init_args.batch_size=1", "--callbacks.ema=null"]
+
+    def luve(code: int, *more: str) -> None:
+        places = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | gpu_world.environment | {"PYTHONPATH": os.pathsep.join(places)}
+        command = [sys.executable, "-m", "luve_lightning", *words, *more]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == code, done.stderr[-4000:]
+
+    luve(143, STOP % 1)
+    assert checkpoint(run)["global_step"] == 2
+    luve(0, "--ckpt_path=last")
+    assert checkpoint(run)["global_step"] == 3
+    exported = load_backbone(run / "export").denoiser().module.state_dict()
+    trained = {name.removeprefix("transformer."): x for name, x in checkpoint(run)["state_dict"].items()}
+    assert exported.keys() == trained.keys()
+    before = load_backbone(gpu_world.environment["TINY_BACKBONE"]).denoiser(torch.float32).module.state_dict()
+    assert error(list(trained.values()), [before[name] for name in trained]) > 1e-4
