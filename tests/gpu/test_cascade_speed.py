@@ -12,6 +12,7 @@ from torch import Tensor
 from luve_lightning.cascade import LuVePipeline, SpeedOptions
 from tests.helpers.gpu import error
 from tests.helpers.tiny_luve import EXPERTS, PROMPT, seeded, tiny_luve
+from tests.helpers.wide_wan import wide_transformer
 
 RUN: dict[str, Any] = {
     "height": 64, "width": 96, "num_frames": 5, "steps": 4, "skip_steps": 0, "output_type": "latent"
@@ -43,11 +44,10 @@ def test_on_a_gpu_and_offloaded_from_it(device: torch.device, tiny_backbone: Pat
 @pytest.mark.only_gpu
 @pytest.mark.parametrize("backend", ["_native_cudnn", "_native_flash", "_native_efficient"])
 def test_each_attention_backend_gives_the_same(tiny_backbone: Path, device: torch.device, backend: str) -> None:
-    """Those of PyTorch, in bfloat16; heads are padded where a kernel wants multiples of 8."""
-    plain, other = (tiny_luve(tiny_backbone, EXPERTS).to(device, torch.bfloat16) for _ in range(2))
-    try:
-        other.apply(SpeedOptions(attention_backend=backend))
-        got = video(other)
-    except (ValueError, RuntimeError) as refused:
-        pytest.skip(f"{backend} does not take these heads: {str(refused).splitlines()[0][:80]}")
-    assert error(got, video(plain)) < 0.05  # eight passes whose roundings differ
+    """Those of PyTorch, in bfloat16, with heads of real width."""
+    plain, other = (
+        tiny_luve(tiny_backbone, EXPERTS, transformer=wide_transformer(text_dim=16)).to(device, torch.bfloat16)
+        for _ in range(2)
+    )
+    other.apply(SpeedOptions(attention_backend=backend))
+    assert error(video(other), video(plain)) < 0.1  # bfloat16 itself is off by 0.036 after eight passes

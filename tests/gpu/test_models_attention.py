@@ -65,11 +65,12 @@ def exact(kind: str, batch: int) -> list[Tensor]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_the_cpus(device: torch.device, kind: str, batch: int) -> None:
     want = exact(kind, batch)
-    torch.manual_seed(0)
-    single = attended(kind, batch, device, torch.float32)
-    assert [x.device.type for x in single] == [device.type] * len(single)
-    for got, reference in zip(single, want, strict=True):
-        assert error(got, reference) < 1e-5  # eps is 1.2e-7; TF32 would be off by 5e-4
+    if batch == 1:  # each dtype and size is a kernel to be compiled
+        torch.manual_seed(0)
+        single = attended(kind, batch, device, torch.float32)
+        assert [x.device.type for x in single] == [device.type] * len(single)
+        for got, reference in zip(single, want, strict=True):
+            assert error(got, reference) < 1e-5  # eps is 1.2e-7; TF32 would be off by 5e-4
     torch.manual_seed(0)
     for got, reference in zip(attended(kind, batch, device, torch.bfloat16), want, strict=True):
         # Kernels round the softmax and their result to bfloat16, and in the gradients that of the softmax, too: each

@@ -13,7 +13,7 @@ from torch import Tensor
 from luve_lightning.functional.pixels import video_to_frames
 from luve_lightning.models.backbones import latent_space_of, wan_vae
 from luve_lightning.models.backbones.wan_vae import decode_whole_clip, encode_whole_clip, suits
-from tests.helpers.gpu import BF16, DEVICE, FLOAT32, assert_rounds_like, coarse, error
+from tests.helpers.gpu import DEVICE, FLOAT32, assert_rounds_like, coarse, error
 from tests.helpers.noise import noise
 from tests.models.backbones.test_wan_whole_clip import tiny_vae
 
@@ -66,14 +66,13 @@ def test_large_clips_go_through_the_kernels(
         [gradient] = torch.autograd.grad(pixels.square().sum(), z)
         frames = torch.empty(batch, *video.shape[2:], 3, dtype=torch.uint8)
         if device.type == "cuda":
-            assert codec.streams(latents)
             with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.float32):
+                assert codec.streams(latents)
                 assert codec.decode(latents.to(device), out=frames) is frames
-            # Decoded frame by frame, with gradients in one pass: the same kernels in other chunks.
             assert (frames.int() - video_to_frames(decoded).cpu().int()).abs().max() <= 1
-            assert error(decoded, pixels.clamp(-1, 1)) < BF16
         assert_rounds_like(encoded, rounded[0], exact[0])
         assert_rounds_like(decoded, rounded[1].clamp(-1, 1), exact[1].clamp(-1, 1))
+        assert_rounds_like(pixels, rounded[1], exact[1])
         assert_rounds_like(gradient, rounded[2], exact[2])
 
 
