@@ -97,6 +97,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def amount(count: int, one: str, more: str = "") -> str:
+    """`1 clip`, `2 clips`; `more` is the plural of what does not end in an s."""
+    return f"{count} {one if count == 1 else more or f'{one}s'}"
+
+
 def is_live(console: Console) -> bool:
     """Whether lines can be redrawn: a capable terminal, not a log that wants colours (FORCE_COLOR)."""
     return console.is_interactive and console.file.isatty()

@@ -199,7 +199,7 @@ def test_luve_generates_with_it_and_resumes(
         assert outcome.code == 0, outcome.err
         return outcome.out
 
-    assert "written        1 videos" in generate()
+    assert "written        1 video" in generate()
     assert "already there  1" in generate()
     other = generate("--switch", 0.5, "--overwrite", "true")
     assert "motion kept, upsampled kept" in other

@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from luve_lightning.callbacks.progress import named_numbers, number
 from luve_lightning.locks import Busy, locked
-from luve_lightning.terminal import duration, say
+from luve_lightning.terminal import amount, duration, say
 
 LOCK = ".run.lock"
 
@@ -316,7 +316,7 @@ def _weights(trainer: Trainer) -> str:
 
 def _steps(trainer: Trainer, first: int) -> str:
     done = trainer.global_step
-    steps = f"{done} of {trainer.max_steps} steps" if trainer.max_steps > 0 else f"{done} steps"
+    steps = f"{done} of {amount(trainer.max_steps, 'step')}" if trainer.max_steps > 0 else amount(done, "step")
     if first and done == first:
         return f"{steps}, none of them now"
     return f"{steps}, {done - first} of them now" if first else steps

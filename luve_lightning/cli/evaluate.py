@@ -33,7 +33,7 @@ from luve_lightning.evaluation.summary import Resampling, distances, summarise
 from luve_lightning.evaluation.tables import format_value, table_rich
 from luve_lightning.evaluation.video_sets import VideoSets, find_video_sets
 from luve_lightning.machine import choose_device, decoding_threads, revision_in_words
-from luve_lightning.terminal import Steps, say
+from luve_lightning.terminal import Steps, amount, say
 
 VERBS = {
     "evaluate": Verb(
@@ -191,7 +191,7 @@ def _tell(console: Console, report: EvaluationReport, files: Sequence[Path], sta
             say(console, text)
     _tell_problems(console, report, next((path.name for path in files if path.suffix == ".md"), ""))
     lines = [
-        f"  decoded        {report.found.decoded} videos",
+        f"  decoded        {amount(report.found.decoded, 'video')}",
         f"  already there  {report.found.there}",
         f"  unreadable     {len(report.unreadable)}",
     ]

@@ -43,7 +43,7 @@ from luve_lightning.evaluation.sample_sources import write_generated
 from luve_lightning.machine import PACKAGE_ROOT, check_video, check_workers, git_state
 from luve_lightning.models.attention import Attention, named_attention
 from luve_lightning.models.backbones import CutTextWarning, load_backbone
-from luve_lightning.terminal import Steps, say
+from luve_lightning.terminal import Steps, amount, say
 
 VERBS = {
     "generate": Verb(
@@ -284,7 +284,7 @@ def _seconds(seconds: float | None) -> str:
 
 
 def _tell(console: Console, output: Path, totals: JobTotals, started: float) -> None:
-    lines = [f"  written        {totals.made} videos", f"  already there  {totals.there}"]
+    lines = [f"  written        {amount(totals.made, 'video')}", f"  already there  {totals.there}"]
     print_summary(console, output, lines, started)
 
 

@@ -26,7 +26,7 @@ from luve_lightning.data.store import EntryCheck, K, TensorStore
 from luve_lightning.data.video_index import CAPTION, ClipEntry, Limits, RowError, VideoIndex, is_parquet
 from luve_lightning.files import check_writable, text_digest
 from luve_lightning.machine import cores
-from luve_lightning.terminal import Steps, say
+from luve_lightning.terminal import Steps, amount, say
 
 VERBS = {
     "index": Verb(
@@ -122,7 +122,7 @@ def index(
         rows = make_rows(files, found, cache, by, fixed, steps.advance, matte)
     write_index(output, rows)
     again = f", {known} as before" if known else ""
-    print_summary(console, output, [f"  looked into    {looked} files{again}", *index_lines(rows)], started)
+    print_summary(console, output, [f"  looked into    {amount(looked, 'file')}{again}", *index_lines(rows)], started)
     if not any(row.entry for row in rows):
         raise VideoIndexError(f"{output}: holds no clip that can be used; the reasons are above")
 
@@ -338,7 +338,7 @@ def open_index(console: Console, csv: Path, clips: Path | None, keep: Limits) ->
         keep: which clips to take.
     """
     index = VideoIndex.open(csv, clips, keep)
-    say(console, index.summary())
+    say(console, index.summary(again=False))
     return index
 
 
@@ -370,7 +370,7 @@ def entries_of(index: VideoIndex, splits: Sequence[Split] | None, limit: int | N
 def uneven_line(hashes: ClipHashes, entries: Sequence[ClipEntry]) -> str:
     """The line about clips with a variable frame rate, after their number; empty where there are none."""
     found = hashes.uneven([entry.path for entry in entries])
-    return f"{len(found)} clips (first {found[0].stem}): frames are counted, not timed" if found else ""
+    return f"{amount(len(found), 'clip')} (first {found[0].stem}): frames are counted, not timed" if found else ""
 
 
 def print_summary(console: Console, where: Path | str, lines: Sequence[str], started: float) -> None:

@@ -36,7 +36,7 @@ from luve_lightning.datamodules.clips import EncodeDataModule
 from luve_lightning.machine import UnitTimes, choose_device, decoding_threads
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.tasks.encode import EncodeTask, EncodeTotals
-from luve_lightning.terminal import Steps, say
+from luve_lightning.terminal import Steps, amount, say
 
 VERBS = {
     "mini-world": Verb("Data", "render the mini world's clips and their CSV", goes_on=True),
@@ -85,9 +85,9 @@ def mini_world(
     seconds = time.perf_counter() - started
     if report.rendered:
         kept = f" ({report.kept} were there already)" if report.kept else ""
-        console.print(f"Rendered {len(report.rendered)} clips into {output} in {seconds:.0f} s{kept}.")
+        console.print(f"Rendered {amount(len(report.rendered), 'clip')} into {output} in {seconds:.0f} s{kept}.")
     else:
-        console.print(f"{output} is complete: {report.kept} clips, nothing to render.")
+        console.print(f"{output} is complete: {amount(report.kept, 'clip')}, nothing to render.")
 
 
 def precompute(
@@ -185,14 +185,18 @@ def precompute(
     if check:
         _check(Console(emoji=False), shares, count * recipe.count, max(1, num_workers), started)
         return
-    console.print(f"{len(entries)} clips, {count} windows of {recipe.count} latents, VAE {recipe.vae[:12]}")
+    console.print(
+        f"{amount(len(entries), 'clip')}, {amount(count, 'window')} of {recipe.count} latents, VAE {recipe.vae[:12]}"
+    )
     if runner.is_global_zero:
         latents.clean()
     usable = sum(len(share.clips) for share in shares)
     totals, listed = EncodeTotals(), 0
     for number, share in enumerate(shares):
         if several:
-            console.print(f"  bucket {number + 1} of {len(shares)}, {share.bucket}: {len(share.planned)} windows")
+            console.print(
+                f"  bucket {number + 1} of {len(shares)}, {share.bucket}: {amount(len(share.planned), 'window')}"
+            )
         bad = Quarantine(quarantine_path(latents, share.read.recipe), max_bad_fraction, usable, share.clips)
         task = EncodeTask(codec, share.read, transforms, bad, batch_size)
         _predict(runner, task, EncodeDataModule(share.planned, share.read, batch_size, num_workers))
@@ -361,7 +365,9 @@ def embed(
     captions = captions_of(entries, columns or ["Summarized Description"])
     encoder = load_backbone(backbone).text(getattr(torch, dtype), length)
     source = TextSource(encoder.fingerprint(), encoder.length, dtype)
-    console.print(f"{len(captions)} captions, text encoder {source.encoder[:12]} on {target}", highlight=False)
+    console.print(
+        f"{amount(len(captions), 'caption')}, text encoder {source.encoder[:12]} on {target}", highlight=False
+    )
     texts = TextStore(store)
     if check:
         keys = [source.key(caption) for caption in captions]
@@ -377,8 +383,8 @@ def embed(
     cut = ""
     if report.first_cut is not None:
         caption, first = report.first_cut
-        cut = f"  cut            {report.cut} captions, for instance {caption[:40]!r}...: {first}"
-    embedded = f"  embedded       {report.embedded} captions, {report.bytes / 2**20:.1f} MiB"
+        cut = f"  cut            {amount(report.cut, 'caption')}, for instance {caption[:40]!r}...: {first}"
+    embedded = f"  embedded       {amount(report.embedded, 'caption')}, {report.bytes / 2**20:.1f} MiB"
     print_summary(console, store, [embedded, cut, f"  already there  {report.there}"], started)
     made = {"total": len(captions), "there": report.there, "made": report.embedded, "bytes": report.bytes}
     times.write(measured, processes=1, units=len(captions), **made)

@@ -17,7 +17,7 @@ from luve_lightning.data.score_clips import FrameChoice, ScoreTotals, Shard, par
 from luve_lightning.data.scorers import Scorer
 from luve_lightning.data.video_index import CAPTION, CAPTIONS, Limits, Split
 from luve_lightning.machine import UnitTimes
-from luve_lightning.terminal import Steps
+from luve_lightning.terminal import Steps, amount
 
 VERBS = {
     "score": Verb(
@@ -101,7 +101,7 @@ def _report(console: Console, output: Path, shard: Shard, scorer: Scorer, totals
         low, middle, high = np.quantile(scores, (0.1, 0.5, 0.9))
         spread = f"  of all {len(scores)}    10 % below {low:.4g}, half below {middle:.4g}, 90 % below {high:.4g}"
     lines = [
-        f"  scored         {totals.scored} clips",
+        f"  scored         {amount(totals.scored, 'clip')}",
         f"  already there  {totals.there}",
         f"  unreadable     {len(totals.unreadable)}",
         *(f"    {clip_id}: {reason}" for clip_id, reason in totals.unreadable),

@@ -200,9 +200,10 @@ class LuveCLI(LightningCLI):
                 self.trainer = self.instantiate_trainer()
         finally:
             phases.end()
-        if type(self.trainer.profiler) is PassThroughProfiler:  # none was configured
-            self.trainer.profiler = Preparing(self.trainer, phases)
-        self.phases = phases
+        trainer: Any = self.trainer  # its type does not declare `profiler`
+        self.phases, self.preparing = phases, Preparing(trainer, phases)
+        if type(trainer.profiler) is PassThroughProfiler:  # none was configured
+            trainer.profiler = self.preparing
         self._refuse_processes_apart()
 
     def _tell(self, what: str) -> None:
@@ -262,8 +263,7 @@ class LuveCLI(LightningCLI):
             options["ckpt_path"] = self._best_checkpoint(folder)
         refused: CheckpointError | None = None
         try:
-            if isinstance(self.trainer.profiler, Preparing):
-                self.trainer.profiler.begin()
+            self.preparing.begin()
             getattr(self.trainer, self.verb)(model=self.model, datamodule=self.datamodule, **options)
         except CheckpointError as error:
             self._end_other_processes(signal.SIGKILL)  # they wait for this one and react to nothing else

@@ -22,7 +22,7 @@ from luve_lightning.data.video_index import CAPTION, CAPTIONS, Limits, Split
 from luve_lightning.machine import UnitTimes, choose_device
 from luve_lightning.models.backbones import LatentSpace, load_backbone
 from luve_lightning.models.vluer import load_vluer
-from luve_lightning.terminal import Steps, say
+from luve_lightning.terminal import Steps, amount, say
 
 VERBS = {
     "upsample": Verb(
@@ -111,7 +111,7 @@ def upsample(
     for name, folder in folders.items():
         methods[name], identities[name] = _load(name, folder, codec, target)
     upsampler = ClipUpsampler(codec, methods, identities, recipe, output, ClipHashes(output), target)
-    say(console, f"{len(entries)} clips by {', '.join(upsampler.names)} on {target}")
+    say(console, f"{amount(len(entries), 'clip')} by {', '.join(upsampler.names)} on {target}")
     times = UnitTimes("clip", target)
     with Steps(console) as steps:
         steps.begin("clips", len(entries))
@@ -141,9 +141,9 @@ def _load(name: str, folder: Path, codec: LatentSpace, device: torch.device) -> 
 
 def _tell(console: Console, output: Path, totals: Totals, uneven: str, started: float) -> None:
     lines = [
-        f"  written        {totals.written} videos",
+        f"  written        {amount(totals.written, 'video')}",
         f"  already there  {totals.there}",
-        f"  unreadable     {len(totals.unreadable)} clips",
+        f"  unreadable     {amount(len(totals.unreadable), 'clip')}",
         *(f"    {clip_id}: {reason}" for clip_id, reason in totals.unreadable),
         f"  variable rate  {uneven}" if uneven else "",
     ]

@@ -11,6 +11,7 @@ from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.files import replacing, text_digest
+from luve_lightning.terminal import amount
 
 PATTERN = "part-*.parquet"
 
@@ -221,10 +222,14 @@ class ClipScores:
             highest = max((score for _, score in scored), default=None)
             best = "none has a score" if highest is None else f"the highest has {highest:.4g}"
             raise ScoresError(
-                f"{self.source}: none of {len(entries)} clips is above {threshold:g} by {scorer}{without}; {best}"
+                f"{self.source}: none of {amount(len(entries), 'clip')} is above {threshold:g} by {scorer}{without}; "
+                f"{best}"
             )
         by = f"{scorer} ({self.settings.scorer_version})"
-        return kept, f"{len(kept)} of {len(entries)} clips are above {threshold:g} by {by}{without}"
+        return (
+            kept,
+            f"{len(kept)} of {amount(len(entries), 'clip is', 'clips are')} above {threshold:g} by {by}{without}",
+        )
 
     def _matching(self, entries: Sequence[ClipEntry], hashes: ClipHashes) -> list[ScoreRow]:
         """The row for each clip's current file."""

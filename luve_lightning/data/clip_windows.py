@@ -21,6 +21,7 @@ from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.functional.pixels import crop_frames
+from luve_lightning.terminal import amount
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,11 @@ def _find(
 
 def _complaint(store: LatentStore, recipe: LatentRecipe, variant: str, lacking: Sequence[str], total: int) -> str:
     scales = ", ".join(f"{scale:g}" for scale in recipe.scales) or "none"
-    many = f"{len(lacking)} of {total} clips have no" if lacking else f"none of {total} clips has"
+    many = (
+        f"{len(lacking)} of {amount(total, 'clip has', 'clips have')} no"
+        if lacking
+        else f"none of {amount(total, 'clip')} has"
+    )
     which = f" (first {lacking[0]})" if lacking else ""
     at = "" if recipe.fps is None else f", {recipe.fps:g} frames a second"
     of = "" if variant == "plain" else f"variant {variant}, "

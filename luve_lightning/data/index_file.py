@@ -155,6 +155,7 @@ def open_own_index(path: Path, folder: Path | None, keep: Limits) -> VideoIndex:
     for row in read_rows(path, folder):
         if row.entry is None:
             index.dropped.append((row.path.name, row.reason))
+            index.left_out.add((row.path.name, row.reason))
             continue
         index.splits[row.entry.url] = row.split
         try:

@@ -17,6 +17,7 @@ from luve_lightning.data.splits import FRACTIONS, hashed_split, read_splits
 from luve_lightning.data.splits import SPLITS as SPLITS
 from luve_lightning.data.splits import Split as Split
 from luve_lightning.data.splits import VideoIndexError as VideoIndexError
+from luve_lightning.terminal import amount
 
 CAPTIONS = (
     "Brief Description",
@@ -145,6 +146,8 @@ class VideoIndex:
     ) -> None:
         self.entries, self.dropped, self.source, self.own = list(entries), list(dropped), source, own
         self.splits = None if splits is None else dict(splits)
+        self.left_out: set[tuple[str, str]] = set()
+        """Those of `dropped` that `luve index` left out, and told."""
 
     @classmethod
     def open(cls, path: str | Path, folder: str | Path | None = None, keep: Limits = Limits()) -> VideoIndex:
@@ -258,13 +261,21 @@ class VideoIndex:
         split_of = self.splits if self.splits is not None else {u: hashed_split(u, fractions) for u in urls}
         return [entry for entry in self.entries if split_of[entry.url] == name]
 
-    def summary(self) -> str:
-        """What the index holds and what was dropped, as lines of text."""
+    def summary(self, again: bool = True) -> str:
+        """What the index holds and what was dropped, as lines of text.
+
+        Args:
+            again: also why `luve index` left rows out, which it told when it made the index.
+        """
         urls = len({entry.url for entry in self.entries})
-        kept = f"{len(self.entries)} clips of {urls} source videos"
-        lines = [f"{self.source or 'index'}: {kept}, {len(self.dropped)} rows dropped"]
-        for what, count in self._counts():
-            clip_id, reason = next(pair for pair in self.dropped if _what(pair[1]) == what)
+        kept = f"{amount(len(self.entries), 'clip')} of {amount(urls, 'source video')}"
+        lines = [f"{self.source or 'index'}: {kept}, {amount(len(self.dropped), 'row')} dropped"]
+        dropped = [pair for pair in self.dropped if again or pair not in self.left_out]
+        if len(dropped) < len(self.dropped):
+            count = len(self.dropped) - len(dropped)
+            lines.append(f"  {count:6d}  left out by luve index (luve index --show {self.source} says why)")
+        for what, count in Counter(_what(reason) for _, reason in dropped).most_common():
+            clip_id, reason = next(pair for pair in dropped if _what(pair[1]) == what)
             details = reason.partition(": ")[2]
             first = " ".join(filter(None, dict.fromkeys((clip_id, details))))
             lines.append(f"  {count:6d}  {what} (first: {first})")

@@ -96,7 +96,7 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 def open_index(csv: Path, keep: Limits) -> VideoIndex:
     """Open an index; the first process says how many of its rows are clips and why the others are not."""
     index = VideoIndex.open(csv, keep=keep)
-    rank_zero_info(index.summary())
+    rank_zero_info(index.summary(again=False))
     return index
 
 

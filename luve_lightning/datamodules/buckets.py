@@ -21,6 +21,7 @@ from luve_lightning.data.clip_windows import NoUsableClips, PairEntry, PairLooku
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_store import LatentRecipe, LatentStore, check_scales
 from luve_lightning.data.video_index import ClipEntry
+from luve_lightning.terminal import amount
 
 PixelSize = tuple[int, int]
 """Height and width in pixels."""
@@ -259,7 +260,7 @@ def find_bucketed_pairs(
     if not found:
         why = f", first {lookup.dropped[0][0]}: {lookup.dropped[0][1]}" if lookup.dropped else ""
         raise NoUsableClips(
-            f"none of {len(entries)} clips has latents in {store.root} in any of {len(buckets)} buckets{why}"
+            f"none of {amount(len(entries), 'clip')} has latents in {store.root} in any of {len(buckets)} buckets{why}"
         )
     found.sort(key=lambda pair: places[pair[0].entry.clip_id])  # windows keep their order: sorting is stable
     lookup.pairs = [pair for pair, _ in found]
@@ -270,16 +271,18 @@ def tell_lookup(split: str, lookup: PairLookup) -> None:
     """Say, on the first process, which clips have no latents, and which have a varying frame rate."""
     if lookup.dropped:
         clip, reason = lookup.dropped[0]
-        rank_zero_info(f"{split}: {len(lookup.dropped)} clips have no latents, first {clip}: {reason}")
+        lacking = amount(len(lookup.dropped), "clip has", "clips have")
+        rank_zero_info(f"{split}: {lacking} no latents, first {clip}: {reason}")
     if lookup.uneven:
+        varying = amount(len(lookup.uneven), "clip has", "clips have")
         rank_zero_info(
-            f"{split}: {len(lookup.uneven)} clips have a variable frame rate, first {lookup.uneven[0]}: frames are "
-            "counted, not timed"
+            f"{split}: {varying} a variable frame rate, first {lookup.uneven[0]}: frames are counted, not timed"
         )
     if lookup.repeated:
+        slow = amount(len(lookup.repeated), "clip is", "clips are")
         rank_zero_info(
-            f"{split}: {len(lookup.repeated)} clips are slower than the frame rate that is read, first "
-            f"{lookup.repeated[0]}: some of their frames come twice"
+            f"{split}: {slow} slower than the frame rate that is read, first {lookup.repeated[0]}: some of their "
+            "frames come twice"
         )
 
 

@@ -20,6 +20,7 @@ from luve_lightning.evaluation.tables import Row
 from luve_lightning.evaluation.video_sets import VideoSets
 from luve_lightning.files import naming, replacing, write_text
 from luve_lightning.reporting.page import data_uri
+from luve_lightning.terminal import amount
 
 AXES = {
     "realism": "whether light, textures, shapes and motion are those of a real recording, without artefacts",
@@ -123,7 +124,8 @@ def write_questions(
     lacking = sorted({name for _, name in ids.values()} - sets.prompts.keys())
     if lacking:
         some = ", ".join(lacking[:3]) + ", ..." * (len(lacking) > 3)
-        raise ValueError(f"prompts: {len(lacking)} videos have none, so their alignment cannot be judged: {some}")
+        without = amount(len(lacking), "video has", "videos have")
+        raise ValueError(f"prompts: {without} none, so their alignment cannot be judged: {some}")
     entries = {key: KeyEntry(method, name, sets.prompts[name]) for key, (method, name) in ids.items()}
     _check_folder(folder, entries)
     unreadable: dict[str, str] = {}

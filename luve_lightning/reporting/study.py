@@ -23,6 +23,7 @@ from luve_lightning.data.video_files import read_video, write_video
 from luve_lightning.evaluation.video_sets import VideoSets
 from luve_lightning.files import file_digest, write_text
 from luve_lightning.reporting.page import render_document
+from luve_lightning.terminal import amount
 
 AXES = {
     "overall": "Which video do you like best overall?",
@@ -273,9 +274,8 @@ def build_study(
     prompts = {item: sets.prompts.get(item, "") for item in key.items}
     lacking = [item for item in key.items if not prompts[item]]
     if lacking and "text" in options.axes:
-        raise ValueError(
-            f"prompts: {len(lacking)} videos have none ({lacking[0]}); give --prompts, or --axes without text"
-        )
+        without = amount(len(lacking), "video has", "videos have")
+        raise ValueError(f"prompts: {without} none ({lacking[0]}); give --prompts, or --axes without text")
     _check_texts(methods, [options.title, *prompts.values()])
     _check_folder(folder, key)
     begin(len(key.items) * len(methods))

@@ -61,7 +61,7 @@ def test_a_prompt_becomes_the_video_that_the_pipeline_makes(luve: Luve, tiny_cas
     assert about["packages"]["torch"]
     assert about["threads"] == torch.get_num_threads()
     assert about["recipe"]["models"].keys() == {"backbone", "vluer"}
-    assert "written        1 videos" in outcome.out
+    assert "written        1 video" in outcome.out
     assert f"{video}  " in outcome.out
 
 

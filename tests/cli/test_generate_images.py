@@ -61,7 +61,7 @@ def test_one_frame_is_the_picture_that_the_pipeline_makes(luve: Luve, tiny_casca
     assert "already there  1" in again.out
     picture.write_bytes(picture.read_bytes()[:-20])  # cut short by a copy: made again
     again = luve(seed=4, contact_sheet="true", keep_stages="true", **{"guidance.scale": 3.0})
-    assert "written        1 videos" in again.out
+    assert "written        1 video" in again.out
 
 
 @pytest.mark.slow

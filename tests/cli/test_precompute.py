@@ -243,7 +243,7 @@ def test_clips_are_encoded_as_they_are_shown(luve, world: Path, tiny_backbone: P
     write_video(uneven.parent, count=9, name=uneven.stem, pts=[0, 1, 2, 3, 4, 8, 12, 16, 20])
     outcome = luve(dtype="float32")
     assert summary(outcome) == (8, 0, 1)
-    assert f"variable rate  1 clips (first {uneven.stem}): frames are counted, not timed" in outcome.out
+    assert f"variable rate  1 clip (first {uneven.stem}): frames are counted, not timed" in outcome.out
     (listed,) = (tmp_path / "store" / "quarantine").iterdir()
     assert "is shown turned or sheared otherwise" in listed.read_text()
     lookup = find(tmp_path / "store", world, recipe(tiny_backbone, dtype="float32"))

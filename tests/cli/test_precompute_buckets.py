@@ -34,7 +34,7 @@ def test_buckets_are_those_of_one_size_each(
     outcome = precompute(capsys, tiny_backbone, tmp_path, "--size", size, "--frames", frames)
     assert outcome.code == 0, outcome.err
     told = " ".join(outcome.out.split())
-    assert "bucket 1 of 4, 48x48x9: 1 windows bucket 2 of 4, 32x64x9: 2 windows bucket 3 of 4, 48x48x5" in told
+    assert "bucket 1 of 4, 48x48x9: 1 window bucket 2 of 4, 32x64x9: 2 windows bucket 3 of 4, 48x48x5" in told
     assert "encoded 4 latents" in told
     assert f"quarantined 1, listed in {tmp_path / 'store' / 'quarantine'}" in told
     reason = "40x40 pixels, smaller than every bucket's size, such as 32x64"

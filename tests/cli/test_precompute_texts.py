@@ -78,7 +78,7 @@ def test_embeddings_are_those_of_the_pipeline(luve: Luve, backbone: Path, tmp_pa
     outcome = luve(columns='["Brief Description", "Summarized Description"]')
     assert summary(outcome) == (5, 0)
     assert re.search(
-        rf"\n  cut +1 captions, for instance '{LONG[:40]}'\.\.\.: \d+ tokens, of which .* sees 16; ", outcome.out
+        rf"\n  cut +1 caption, for instance '{LONG[:40]}'\.\.\.: \d+ tokens, of which .* sees 16; ", outcome.out
     )
     pipeline = WanPipeline(
         AutoTokenizer.from_pretrained(backbone / "tokenizer"),
@@ -230,7 +230,7 @@ def test_rows_left_out_are_told(luve: Luve, index: Path, tmp_path: Path) -> None
     add_row(copy, clip_id="a boat", url="source-0")
     outcome = luve(index=copy, clips=index.parent / "clips", **{"keep.min_width": 16})
     assert outcome.code == 0, outcome.err
-    assert f"{copy}: 4 clips of 4 source videos, 1 rows dropped" in outcome.out
+    assert f"{copy}: 4 clips of 4 source videos, 1 row dropped" in outcome.out
     assert "1  bad clip_id (first: a boat 'a boat'" in outcome.out
 
 

@@ -213,7 +213,7 @@ def test_rows_left_out_and_clips_shown_otherwise_are_told(luve: Luve, world: Pat
         about.write_text(json.dumps(content))
     outcome = luve(**{"keep.min_width": 48, "baselines": "[bilinear]"})
     assert totals(outcome) == (4, 0, 1)
-    assert "2 clips of 2 source videos, 1 rows dropped" in outcome.out
+    assert "2 clips of 2 source videos, 1 row dropped" in outcome.out
     assert "is shown turned or sheared otherwise" in outcome.out
     mirrored, _ = read_video(tmp_path / "out" / "reference" / f"{second.clip_id}.mp4")
     np.testing.assert_array_equal(mirrored, upright[:, :, ::-1])

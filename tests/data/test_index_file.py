@@ -36,13 +36,27 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert index.own
     assert [entry.clip_id for entry in index.split("val")] == ["b-2"]
     assert not index.split("test")
-    assert "2 clips of 2 source videos, 1 rows dropped" in index.summary()
+    assert "2 clips of 2 source videos, 1 row dropped" in index.summary()
 
 
 def test_a_reason_that_is_a_name_is_told_once(tmp_path: Path) -> None:
     left_out = [IndexRow(tmp_path / name, reason=f"hidden: {name}") for name in (".a", ".b")]
     index = VideoIndex.open(write(tmp_path / "index.parquet", [CLIP], left_out))
     assert index.summary().endswith("hidden (first: .a)")
+
+
+def test_who_opens_an_index_is_told_what_is_new(tmp_path: Path) -> None:
+    """Reasons that `luve index` told are counted; what this opening drops is told with its reason."""
+    left_out = [IndexRow(tmp_path / name, reason="is empty (0 bytes)") for name in ("c.mp4", "d.mp4")]
+    path = write(tmp_path / "index.parquet", [CLIP, STILL], left_out)
+    index = VideoIndex.open(path, keep=Limits(min_height=200))
+    first, *lines = index.summary(again=False).splitlines()
+    assert first == f"{path}: 1 clip of 1 source video, 3 rows dropped"
+    assert lines[0] == f"       2  left out by luve index (luve index --show {path} says why)"
+    (other,) = lines[1:]
+    assert other.startswith("       1  ")
+    assert CLIP.clip_id in other
+    assert "is empty" in index.summary()
 
 
 def test_a_missing_index_is_called_one(tmp_path: Path) -> None:

@@ -133,11 +133,11 @@ def test_validation_clips_that_are_all_too_short_are_none(
     module.setup("fit")
     assert module.clip_counts() == {"train": 5}
     (line,) = [line for line in told if line.startswith("training goes on without validation: ")]
-    assert f"none of 1 clips has latents in {tiny_latents}" in line
+    assert f"none of 1 clip has latents in {tiny_latents}" in line
     assert f"first {entry.clip_id}: 4 frames, expected at least 9" in line
     validating = make(number, own_index, tiny_latents, tiny_backbone)
     validating.trainer = SimpleNamespace(state=SimpleNamespace(fn="validate"), global_rank=0)  # type: ignore[assignment]
-    with pytest.raises(StoreError, match="none of 1 clips has latents"):
+    with pytest.raises(StoreError, match="none of 1 clip has latents"):
         validating.setup("validate")
 
 

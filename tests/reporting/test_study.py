@@ -87,10 +87,7 @@ def test_videos_that_not_every_method_has_are_left_out(tmp_path: Path) -> None:
         (["--title=Is OurMethod best?"], "the method ourmethod is named in a text that raters see"),
         (["--output=HERE/in"], "has files of something else"),
         (["--videos.interpolated=null", "--videos.ourmethod=null"], "expected 2 to 9 methods, got 1"),
-        (
-            ["--prompts=HERE/prompts.csv"],
-            "prompts: 1 videos have none (item-1); give --prompts, or --axes without text",
-        ),
+        (["--prompts=HERE/prompts.csv"], "prompts: 1 video has none (item-1); give --prompts, or --axes without text"),
     ],
 )
 def test_errors_are_one_line(

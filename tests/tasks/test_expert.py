@@ -241,7 +241,7 @@ def test_a_run_resumes_as_the_same_expert_only(capsys: pytest.CaptureFixture[str
         (["--model.init_args.init_from", "nowhere"], "no expert in nowhere: expert.json is missing"),
         (["--model.init_args.expert.rank", "0"], "expert rank 0: expected an integer >= 1"),
         (["--model.init_args.expert.band.low", "1"], "a band of sigmas needs 0 <= low < high <= 1"),
-        (["--data.init_args.variant", "sharper"], "1 of 1 clips have no latents in "),
+        (["--data.init_args.variant", "sharper"], "1 of 1 clip has no latents in "),
         (["--data.init_args.texts", "nowhere"], "nowhere: no such embeddings for encoder any"),
         (["--data.init_args.columns", "[Title]"], "columns: 'Title' is no caption column; known: "),
         (["--data.init_args.test_limit", "0"], "test_limit: expected at least 1 clip, or null for all, got 0"),
