@@ -201,9 +201,9 @@ class LuveCLI(LightningCLI):
         finally:
             phases.end()
         trainer: Any = self.trainer  # its type does not declare `profiler`
-        self.phases, self.preparing = phases, Preparing(trainer, phases)
+        self.phases, self.preparing = phases, None
         if type(trainer.profiler) is PassThroughProfiler:  # none was configured
-            trainer.profiler = self.preparing
+            trainer.profiler = self.preparing = Preparing(trainer, phases)
         self._refuse_processes_apart()
 
     def _tell(self, what: str) -> None:
@@ -263,7 +263,8 @@ class LuveCLI(LightningCLI):
             options["ckpt_path"] = self._best_checkpoint(folder)
         refused: CheckpointError | None = None
         try:
-            self.preparing.begin()
+            if self.preparing is not None:
+                self.preparing.begin()
             getattr(self.trainer, self.verb)(model=self.model, datamodule=self.datamodule, **options)
         except CheckpointError as error:
             self._end_other_processes(signal.SIGKILL)  # they wait for this one and react to nothing else
