@@ -197,14 +197,14 @@ def _misfit(
         try:
             own.parse_object(dict(arguments))
         except Exception as wrong:
-            inside = _misfit_inside(_import_class(class_path).__init__, arguments)
-            return f"{key}.init_args.{inside}" if inside else f"{key}.init_args: {_cut(one_line(wrong))}"
+            inside = _misfit_inside(_import_class(class_path).__init__, arguments, f"{key}.init_args.")
+            return inside or f"{key}.init_args: {_cut(one_line(wrong))}"
     kinds = [] if function is None else [kind for kind in (function, spread_options(function)) if kind]
-    inside = next(filter(None, (_misfit_inside(kind, config) for kind in kinds)), None)
+    inside = next(filter(None, (_misfit_inside(kind, config, "") for kind in kinds)), None)
     return _unknown_key(parser, config) or inside or _cut(one_line(error))
 
 
-def _misfit_inside(function: Any, arguments: Mapping[str, Any]) -> str | None:
+def _misfit_inside(function: Any, arguments: Mapping[str, Any], prefix: str) -> str | None:
     """What does not fit in a group of keys, or is no number, where jsonargparse would list every type it tried."""
     try:
         types = get_type_hints(function)
@@ -217,13 +217,15 @@ def _misfit_inside(function: Any, arguments: Mapping[str, Any]) -> str | None:
             own = ArgumentParser(exit_on_error=False)
             own.add_class_arguments(groups[0], fail_untyped=False)
             if unknown := _unknown_key(own, value):
-                return f"{name}.{unknown}"
+                return f"{prefix}{name}.{unknown}"
+            own = ArgumentParser(exit_on_error=False)
+            own.add_class_arguments(groups[0], name, fail_untyped=False)
             try:
-                own.parse_object(dict(value))
+                own.parse_object({name: dict(value)})
             except Exception as wrong:
-                return f"{name}: {_cut(one_line(wrong))}"
+                return ": ".join(filter(None, (prefix[:-1], _cut(one_line(wrong)))))
         elif isinstance(value, str) and value.lower() in _NO_NUMBERS and float in choices:
-            return f"{name}: expected a number, got {value}"
+            return f"{prefix}{name}: expected a number, got {value}"
     return None
 
 

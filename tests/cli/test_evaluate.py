@@ -48,7 +48,7 @@ def luve(capsys: pytest.CaptureFixture[str], tmp_path: Path, folders: dict[str, 
 def totals(outcome: Outcome) -> tuple[int, int, int]:
     """Decoded, already there, unreadable."""
     assert outcome.code == 0, outcome.err
-    patterns = (r"^  decoded +(\d+) videos$", r"^  already there +(\d+)$", r"^  unreadable +(\d+)$")
+    patterns = (r"^  decoded +(\d+) videos?$", r"^  already there +(\d+)$", r"^  unreadable +(\d+)$")
     found = [re.search(pattern, outcome.out, re.MULTILINE) for pattern in patterns]
     decoded, there, unreadable = (int(match[1]) for match in found if match)
     return decoded, there, unreadable

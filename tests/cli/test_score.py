@@ -43,7 +43,7 @@ def luve(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path):
 def summary(outcome: Outcome) -> tuple[int, int, int]:
     """Scored, already there, unreadable."""
     assert outcome.code == 0, outcome.err
-    patterns = (r"^  scored +(\d+) clips$", r"^  already there +(\d+)$", r"^  unreadable +(\d+)$")
+    patterns = (r"^  scored +(\d+) clips?$", r"^  already there +(\d+)$", r"^  unreadable +(\d+)$")
     found = [re.search(pattern, outcome.out, re.MULTILINE) for pattern in patterns]
     scored, there, unreadable = (int(match[1]) for match in found if match)
     return scored, there, unreadable

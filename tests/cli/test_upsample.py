@@ -64,7 +64,7 @@ def luve(capsys: pytest.CaptureFixture[str], tmp_path: Path, world: Path, tiny_b
 def totals(outcome: Outcome) -> tuple[int, int, int]:
     """Written, already there, unreadable."""
     assert outcome.code == 0, outcome.err
-    patterns = (r"^  written +(\d+) videos$", r"^  already there +(\d+)$", r"^  unreadable +(\d+) clips$")
+    patterns = (r"^  written +(\d+) videos?$", r"^  already there +(\d+)$", r"^  unreadable +(\d+) clips?$")
     found = [re.search(pattern, outcome.out, re.MULTILINE) for pattern in patterns]
     written, there, unreadable = (int(match[1]) for match in found if match)
     return written, there, unreadable
