@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # Before torch is imported: the tests' tensors are too small to share, and two workers of pytest-xdist on two cores
 # would run two threads each and wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# diffusers looks for a GPU when it is imported. By CUDA, no process that is forked afterwards could use one.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may download
 
