@@ -46,8 +46,9 @@ def made(folder: Path) -> tuple[dict[str, Any], list[Tensor], Tensor]:
     """The record of the only video in a folder, the latents of its stages, and its frames."""
     (video,) = folder.glob("*.mp4")
     record = json.loads(video.with_suffix(".json").read_text())
-    files = sorted(folder.glob("latents/*/*.safetensors"))
-    latents = [tensor for file in files for _, tensor in sorted(load_file(file).items())]
+    found = [tensor for file in folder.glob("latents/*/*.safetensors") for tensor in load_file(file).values()]
+    # Their files are named after all that made them, and hold a generator's state, too.
+    latents = sorted((tensor for tensor in found if tensor.ndim == 5), key=Tensor.numel)
     with av.open(str(video)) as container:
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     return record, latents, torch.from_numpy(frames).float()
@@ -73,14 +74,14 @@ def test_a_gpu_makes_the_cpus_video(
         found[name] = made(tmp_path / name)
     record, latents, frames = found["cpu"]
     assert frames.shape == (9, 192, 192, 3)
-    assert len(latents) >= 2
+    assert len(latents) == 2
     assert [stage["stage"] for stage in record["stages"]] == [s["stage"] for s in found["fast"][0]["stages"]]
     # TF32 keeps 10 bits of a convolution's factors, and six steps with guidance of 4 add their differences up.
     assert error(found["gpu"][1], latents) < 0.03
     assert psnr(found["gpu"][2], frames) > 35
-    # bfloat16 keeps 7: the weights are others, too.
-    assert psnr(found["half"][2], frames) > 22
-    assert psnr(found["fast"][2], found["half"][2]) > 25
+    # bfloat16 keeps 7, of the weights, too: 36 dB on a CPU. Compiled blocks round in other places.
+    assert psnr(found["half"][2], frames) > 30
+    assert psnr(found["fast"][2], found["half"][2]) > 30
 
 
 @pytest.mark.two_gpus

@@ -72,10 +72,12 @@ def test_it_is_the_cpus(device: torch.device, kind: str, batch: int) -> None:
         for got, reference in zip(single, want, strict=True):
             assert error(got, reference) < 1e-5  # eps is 1.2e-7; TF32 would be off by 5e-4
     torch.manual_seed(0)
-    for got, reference in zip(attended(kind, batch, device, torch.bfloat16), want, strict=True):
-        # Kernels round the softmax and their result to bfloat16, and in the gradients that of the softmax, too: each
-        # by a fifth of its eps on average. What is left of two steps of two roundings is below it.
-        assert error(got, reference) < BF16
+    output, *of_inputs = attended(kind, batch, device, torch.bfloat16)
+    # Kernels round the softmax and their result to bfloat16, each by a fifth of its eps on average; in the gradients
+    # the gradient of the softmax, too, and what is subtracted from it. On a CPU these are off by 0.4 and 0.7 eps.
+    assert error(output, want[0]) < BF16
+    for got, reference in zip(of_inputs, want[1:], strict=True):
+        assert error(got, reference) < 2 * BF16
 
 
 @pytest.mark.parametrize("kind", ["tiles", "remote windows"])
@@ -84,7 +86,7 @@ def test_autocast_runs_the_kernels_in_bfloat16(device: torch.device, kind: str) 
     output, *of_inputs = attended(kind, 1, device, torch.float32, autocast=True)
     for got, reference in zip((output, *of_inputs), exact(kind, 1), strict=True):
         # On a CPU, Tiles' mask is no kernel of its own, and autocast rounds the products, too.
-        assert error(got, reference) < (BF16 if DEVICE.type == "cuda" else 3 * BF16)
+        assert error(got, reference) < (2 * BF16 if DEVICE.type == "cuda" else 3 * BF16)
     assert error(output, exact(kind, 1)[0]) > BF16 / 50, "it ran in float32"
 
 

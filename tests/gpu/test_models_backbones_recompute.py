@@ -78,8 +78,9 @@ def test_numbers_stay_and_attention_is_kept(device: torch.device, kind: str, hal
         got, first, repeated = step(kind, device, half, **options)
         kept = options.get("keep_attention", BLOCKS) if options["recompute"] == "all_but_attention" else 0
         assert (first, repeated) == (sum(calls), sum(calls[kept:])), name
-        # Kernels' gradients add up with atomic operations, in another order each time.
-        assert error(got, want) < (BF16 / 4 if half else FLOAT32), name
+        # Kernels' gradients add up with atomic operations, in another order each time; chunks of a feed-forward add
+        # those of its weights up in bfloat16.
+        assert error(got, want) < (BF16 / 2 if half else FLOAT32), name
 
 
 @pytest.mark.only_gpu
