@@ -17,6 +17,7 @@ entry point (`finding.py`).
 
 from __future__ import annotations
 
+import socket
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,11 +25,14 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import diffusers
 import torch
 from diffusers import SchedulerMixin
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from luve_lightning.files import read_json
@@ -141,6 +145,27 @@ class TextConditioner(nn.Module, ABC):
         return bool(cuts)
 
 
+def hub_file(backbone: str | Path, name: str, part: str = "") -> Path:
+    """A file of a backbone from the hub, or from its cache.
+
+    Raises:
+        OSError: where it is in neither. Where the hub's name has no address, the cache alone is asked: the hub's own
+            library tries for half a minute, for each file.
+    """
+    offline: OSError | None = None
+    if not getproxies().keys() & {"https", "all"}:
+        try:
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+        except OSError as error:
+            offline = error
+    try:
+        return Path(hf_hub_download(str(backbone), name, subfolder=part or None, local_files_only=offline is not None))
+    except LocalEntryNotFoundError as error:
+        if offline is None:
+            raise
+        raise LocalEntryNotFoundError(str(error)) from offline
+
+
 class Backbone(ABC):
     """A pipeline folder or hub id of one family; its parts are loaded on request.
 
@@ -237,7 +262,7 @@ class Backbone(ABC):
         place = path / part / name
         if not is_local(self.path):
             try:
-                place = Path(hf_hub_download(str(self.path), name, subfolder=part))
+                place = hub_file(self.path, name, part)
             except OSError as error:
                 raise cannot_load(self.path, part, error) from error
         elif not place.is_file():

@@ -11,12 +11,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
 from torch import nn
 
 from luve_lightning.files import read_json
 from luve_lightning.models import backbones
-from luve_lightning.models.backbones.base import Backbone
+from luve_lightning.models.backbones.base import Backbone, hub_file
 from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import LatentSpace
 from luve_lightning.models.folders import KnownWeights, WeightsHeader, cannot_load, is_local, read_config, read_header
@@ -155,7 +154,7 @@ def _class_names(path: str | Path) -> list[str]:
     local, first = is_local(path), None
     for name in _FILES:
         try:
-            file = Path(path) / name if local else Path(hf_hub_download(str(path), name))
+            file = Path(path) / name if local else hub_file(path, name)
             content = read_json(file) if name.startswith("text") else read_config(file.parent, "", file.name)
         except OSError as error:
             first = first or error

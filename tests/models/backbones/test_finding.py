@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
-from luve_lightning.models.backbones import family_named, family_of, finding, load_backbone
+from luve_lightning.models.backbones import base, family_named, family_of, finding, load_backbone
 from luve_lightning.models.backbones.wan import WanBackbone
 from tests.helpers.tiny_wan import tiny_transformer
 
@@ -66,3 +68,25 @@ def test_another_package_brings_a_family_by_its_entry_point(tmp_path: Path, monk
     finding._import_families.cache_clear()
     found = load_backbone(folder)
     assert (type(found).__name__, type(found).__module__) == ("LateBackbone", "late_family")
+
+
+@pytest.mark.parametrize(("proxies", "asked"), [({}, True), ({"https": "http://proxy:1"}, False)])
+def test_where_the_hub_has_no_address_its_cache_alone_is_asked(
+    proxies: dict[str, str], asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_local: list[bool] = []
+
+    def no_address(*_: Any) -> Any:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    def nothing(*_: Any, local_files_only: bool, **__: Any) -> str:
+        only_local.append(local_files_only)
+        raise LocalEntryNotFoundError("nothing there")
+
+    monkeypatch.setattr(base, "getproxies", lambda: proxies)
+    monkeypatch.setattr(base, "hf_hub_download", nothing)
+    monkeypatch.setattr(base.socket, "getaddrinfo", no_address)
+    with pytest.raises(FileNotFoundError, match="it cannot be reached") as raised:
+        load_backbone("nobody/nothing")
+    assert set(only_local) == {asked}
+    assert ("Name or service not known" in str(raised.value)) == asked
