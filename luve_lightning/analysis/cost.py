@@ -102,6 +102,7 @@ forward and backward pass; building the kernels of the VAE's frames."""
 
 _TERA = 1e12
 # Where a speed's file does not say: 352 ms forward, 1384 ms forward and backward on one H100 (experiments/README.md).
+_OF_BACKWARD = " backward"
 _BACKWARD = 352 / (1384 - 352) * 2.5
 _LAUNCH = 5e-6  # least seconds from one kernel's start to the next one's
 
@@ -118,7 +119,7 @@ class GpuSpeed:
         float32: share of `tflops` that remains in float32 (no TF32 except in convolutions, PyTorch's default); 1 for
             a kind that it leaves out.
         by_keys: TFLOP/s of "attention" in 16-bit by keys of each query, the more precise; may be empty.
-        backward: rate of attention's backward pass, as a share of the forward pass's.
+        backward: rate of a kind's backward pass, as a share of the forward pass's; 1 for a kind that it leaves out.
         first_use: seconds of each first use; those that were not measured are missing.
     """
 
@@ -128,7 +129,7 @@ class GpuSpeed:
     bandwidth: float
     float32: Mapping[OperationKind, float]
     by_keys: Mapping[int, float] = field(default_factory=dict)
-    backward: float = _BACKWARD
+    backward: Mapping[OperationKind, float] = field(default_factory=lambda: {"attention": _BACKWARD})
     first_use: Mapping[FirstUse, float] = field(default_factory=dict)
 
     def first_uses(self, uses: Iterable[FirstUse]) -> float | None:
@@ -150,7 +151,7 @@ class GpuSpeed:
         rate = self.tflops[kind]
         if kind == "attention" and operation.keys and self.by_keys:
             rate = self._attention_over(operation.keys)
-        rate *= self.backward if kind != operation.kind else 1
+        rate *= self.backward.get(kind, 1) if kind != operation.kind else 1
         if operation.dtype == torch.float32:
             rate *= self.float32.get(kind, 1)
         return max(traffic, operation.flops / (rate * _TERA))
@@ -166,7 +167,8 @@ class GpuSpeed:
 
 def _forward(kind: OperationKind) -> OperationKind:
     """The kind of operation whose rate is known: that of the forward pass."""
-    return "attention" if kind == "attention backward" else kind
+    forward: Any = kind.removesuffix(_OF_BACKWARD)
+    return forward  # type: ignore[no-any-return]
 
 
 def total(seconds: Iterable[float | None]) -> float | None:
@@ -191,7 +193,7 @@ REFERENCE = GpuSpeed(
         "convolution": 0.4,
         "converted convolution": 0.585,
     },
-    backward=0.95,
+    backward={"attention": 0.95},
 )
 
 
@@ -291,7 +293,7 @@ def speed_of(rows: Iterable[Mapping[str, Any]]) -> GpuSpeed:
     by_keys: dict[int, float] = {}
     first_use: dict[FirstUse, float] = {}
     facts: Mapping[str, Any] = {}
-    backward: Mapping[str, Any] | None = None
+    backward: dict[str, Mapping[str, Any]] = {}
     for row in rows:
         if row["kind"] == "first use":
             if row["of"] in get_args(FirstUse):  # another version of this package may know more
@@ -300,8 +302,8 @@ def speed_of(rows: Iterable[Mapping[str, Any]]) -> GpuSpeed:
         if row["kind"] == "rest":
             facts = row
             continue
-        if row["kind"] == "attention backward":
-            backward = row
+        if row["kind"].endswith(_OF_BACKWARD):
+            backward[row["kind"].removesuffix(_OF_BACKWARD)] = row
             continue
         rates[row["kind"], row["dtype"]] = row["tflops"]
         if row["kind"] == "attention" and row["dtype"] == "bfloat16":
@@ -312,7 +314,9 @@ def speed_of(rows: Iterable[Mapping[str, Any]]) -> GpuSpeed:
             raise LookupError(f"no row of {kind} in bfloat16")
     tflops["attention"] = by_keys[max(by_keys)]
     float32: Any = {kind: rate / tflops[kind] for (kind, dtype), rate in rates.items() if dtype == "float32"}
-    share = _BACKWARD if backward is None else backward["tflops"] / by_keys[backward["keys"]]
+    share: Any = {"attention": _BACKWARD}
+    for kind, row in backward.items():
+        share[kind] = row["tflops"] / (by_keys[row["keys"]] if kind == "attention" else tflops[kind])
     memory, bandwidth = facts["memory_gib"], facts["tb_per_second"]
     return GpuSpeed(facts["gpu"], memory, tflops, bandwidth, float32, by_keys, share, first_use)
 

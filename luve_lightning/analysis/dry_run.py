@@ -28,7 +28,9 @@ OperationKind = Literal[
     "block-sparse attention",
     "matmul",
     "convolution",
+    "convolution backward",
     "converted convolution",
+    "converted convolution backward",
     "rest",
 ]
 
@@ -331,7 +333,10 @@ def _kind(func: Any, flops: int, args: Any) -> OperationKind:
         return "wide attention" if args[0].shape[-1] > WIDE_HEAD else narrow
     if "convolution" not in name:
         return "matmul"
-    return "convolution" if _is_channels_last(args[0]) else "converted convolution"
+    last = _is_channels_last(args[0])
+    if "backward" in name:
+        return "convolution backward" if last else "converted convolution backward"
+    return "convolution" if last else "converted convolution"
 
 
 def _is_channels_last(tensor: Tensor) -> bool:

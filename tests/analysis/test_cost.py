@@ -121,3 +121,22 @@ def test_a_file_of_something_else_is_no_speed(tmp_path: Path, text: str) -> None
     (tmp_path / "file").write_text(text)
     with pytest.raises(ValueError, match="gpu: expected a file that luve bench --subject speed --output FILE wrote"):
         read_speed(tmp_path / "file")
+
+
+def test_a_backward_pass_has_its_own_rate(tmp_path: Path) -> None:
+    def seconds(speed: Any, kind: Any) -> float:
+        return speed.seconds({Operation(kind, 10**14, 10, torch.bfloat16, 4096): 1})
+
+    old = read_speed(written(tmp_path / "old.jsonl", speed_rows()))
+    share = 2.5 * 352 / (1384 - 352)
+    assert seconds(old, "attention backward") == pytest.approx(1 / share)
+    assert seconds(old, "convolution backward") == 1
+    rows = [
+        {"kind": "attention backward", "dtype": "bfloat16", "tflops": 50.0, "keys": 4096},
+        {"kind": "convolution backward", "dtype": "bfloat16", "tflops": 25.0},
+    ]
+    new = [*speed_rows(), *({"subject": "speed", "gpu": "card"} | row for row in rows)]
+    speed = read_speed(written(tmp_path / "new.jsonl", new))
+    assert seconds(speed, "attention backward") == pytest.approx(2)
+    assert seconds(speed, "convolution backward") == pytest.approx(4)
+    assert speed.seconds({Operation("nothing backward", 1, 1, torch.float32): 1}) is None  # type: ignore[arg-type]

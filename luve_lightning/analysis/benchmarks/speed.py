@@ -39,6 +39,7 @@ class Sizes:
         hidden: width of the feed-forward.
         wide: tokens and channels of the VAE's attention.
         convolved: channels, frames, rows and columns of a convolution.
+        crop: the same, of a crop on which the VLUer trains.
         copied: numbers of a sum in memory.
         seconds: least time of each measurement: a GPU slows down under load.
     """
@@ -51,14 +52,25 @@ class Sizes:
     hidden: int
     wide: tuple[int, int]
     convolved: tuple[int, int, int, int]
+    crop: tuple[int, int, int, int]
     copied: int
     seconds: float
 
 
 _WAN = Sizes(
-    12, 128, 2**16, (2**10, 2**12, 2**14, 2**16), (13, 92, 160), 8960, (14400, 384), (192, 6, 184, 320), 2**28, 0.5
+    12,
+    128,
+    2**16,
+    (2**10, 2**12, 2**14, 2**16),
+    (13, 92, 160),
+    8960,
+    (14400, 384),
+    (192, 6, 184, 320),
+    (192, 11, 64, 64),
+    2**28,
+    0.5,
 )
-_SMALL = Sizes(2, 24, 2**9, (2**6, 2**9), (2, 8, 8), 128, (64, 272), (8, 3, 8, 8), 2**12, 0.0)
+_SMALL = Sizes(2, 24, 2**9, (2**6, 2**9), (2, 8, 8), 128, (64, 272), (8, 3, 8, 8), (8, 3, 4, 4), 2**12, 0.0)
 
 
 def measure(device: torch.device, repeats: int = 3) -> Iterator[dict[str, Any]]:
@@ -88,6 +100,7 @@ def measure(device: torch.device, repeats: int = 3) -> Iterator[dict[str, Any]]:
         yield bench.matmul(dtype)
         yield bench.convolution("convolution", dtype)
         yield bench.convolution("converted convolution", dtype)
+    yield bench.convolution_backward()
     yield from bench.first_uses()
     yield bench.block_sparse(traffic["tb_per_second"])  # after what shows the first use of torch.compile
 
@@ -141,6 +154,17 @@ class _Bench:
         weight = self._random(dtype, channels, channels, 3, 3, 3).contiguous(memory_format=layout)
         outputs = (space[0] - 2) * (space[1] - 2) * (space[2] - 2)
         return self._row(kind, dtype, 2 * 27 * channels**2 * outputs, partial(F.conv3d, x, weight))
+
+    def convolution_backward(self) -> dict[str, Any]:
+        """Both gradients of a convolution of the VLUer, channels last, of a training crop's size."""
+        channels, *space = self.sizes.crop
+        layout = torch.channels_last_3d
+        x = self._random(torch.bfloat16, 2, channels, *space).contiguous(memory_format=layout)
+        weight = self._random(torch.bfloat16, channels, channels, 3, 3, 3).contiguous(memory_format=layout)
+        x, weight = x.requires_grad_(), weight.requires_grad_()
+        output = F.conv3d(x, weight, padding=1)
+        run = partial(torch.autograd.grad, output, (x, weight), torch.randn_like(output), retain_graph=True)
+        return self._row("convolution backward", torch.bfloat16, 2 * 2 * 27 * channels * output.numel(), run)
 
     def traffic(self) -> dict[str, Any]:
         """A sum of two tensors."""
@@ -227,7 +251,7 @@ class _Bench:
         row = {"subject": "speed", "kind": "first use", "of": use, "seconds": round(seconds, 2)}
         return row | self.facts
 
-    def _row(self, kind: OperationKind, dtype: torch.dtype, flops: int, run: Callable[[], Tensor]) -> dict[str, Any]:
+    def _row(self, kind: OperationKind, dtype: torch.dtype, flops: int, run: Callable[[], object]) -> dict[str, Any]:
         return self._rated(kind, dtype, flops, self._seconds(run))
 
     def _rated(self, kind: OperationKind, dtype: torch.dtype, flops: int, seconds: float) -> dict[str, Any]:
