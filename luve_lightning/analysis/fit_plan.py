@@ -15,9 +15,8 @@ from jsonargparse import ArgumentParser
 from luve_lightning.analysis.cost import FirstUse, GpuSpeed
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, dry_run, weight_bytes
 from luve_lightning.analysis.model_parts import PartConfigs, Parts
-from luve_lightning.analysis.recipe_plan import RecipePlan, clips_there, first_use, mean
+from luve_lightning.analysis.recipe_plan import RecipePlan, clips_there, exporting, first_use, mean
 from luve_lightning.analysis.training_plan import Sharing, Strategy, TrainingStep, plan_step, plan_vluer_step
-from luve_lightning.config_files import read_config
 from luve_lightning.data.latent_store import LatentRecipe
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.datamodules import CaptionLatentsDataModule, LatentPairsDataModule
@@ -204,9 +203,9 @@ class FitPlanner:
         found = exporting(Path(backbone))
         like = f"the transformer of {self.data['backbone']}"
         if found is not None:
-            like += f", as {found[0]} will export it"
+            like += f", as {found.file} will export it"
         self.notes.append(f"model.backbone {backbone} is not there yet: planned with {like}")
-        return configs, None if found is None else found[1]
+        return configs, None if found is None else found.argument("attention", Attention | None)
 
     # The VLUer.
 
@@ -262,25 +261,6 @@ class FitPlanner:
         """The VAE in the dtype in which it decodes."""
         dtype = self.autocast or getattr(torch, self.task["codec_dtype"])
         return Parts(PartConfigs.from_pretrained(self.data["backbone"]), torch.float32, vae_dtype=dtype).codec
-
-
-def exporting(folder: Path, experiments: Path = Path("experiments")) -> tuple[Path, Attention | None] | None:
-    """The configuration that will export into a folder, and the attention that it trains; None where there is none.
-
-    Args:
-        folder: the export, `export` in a run's folder.
-        experiments: folder of configurations.
-    """
-    for file in sorted(experiments.rglob("*.yaml")):
-        if str(folder.parent) not in file.read_text(encoding="utf-8"):
-            continue
-        config = read_config(file)
-        if str(config.get("trainer", {}).get("default_root_dir")) == str(folder.parent):
-            arguments = config.get("model", {}).get("init_args", {})
-            parser = ArgumentParser(exit_on_error=False)
-            parser.add_argument("--attention", type=Attention | None)
-            return file, parser.instantiate(parser.parse_object({"attention": arguments.get("attention")})).attention
-    return None
 
 
 def precision_of(trainer: Mapping[str, Any]) -> torch.dtype | None:

@@ -6,30 +6,35 @@ the GPU's work, does not count, nor does writing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from luve_lightning.analysis.cost import FirstUse, GpuSpeed, total
-from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, DryRun, dry_run, weight_bytes
+from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, dry_run, weight_bytes
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, encode_prompt
+from luve_lightning.cascade.options import CascadeOptions
+from luve_lightning.cascade.pipeline_files import expert_folders
+from luve_lightning.config_files import merge, read_config
 from luve_lightning.data.latent_store import HIGH_RESOLUTION, LatentRecipe
 from luve_lightning.data.variants import PixelTransform
 from luve_lightning.data.video_index import ClipEntry, Limits, Split, VideoIndex
 from luve_lightning.functional.pixels import resize_frames, resize_video
-from luve_lightning.models.backbones import LatentSpace
+from luve_lightning.models.attention import Attention
+from luve_lightning.models.backbones import LatentSpace, denoiser_of
+from luve_lightning.models.experts import ExpertConfig, add_expert, load_expert
 
 Kind = Literal["training", "precompute", "embed", "score", "upsample"]
 Unit = Literal["step", "clip", "text", "video"]
 
 _SOURCE = 1.5  # a decoded clip's side to the largest that is encoded: 4K for 2K
-_TEXT_DTYPES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -130,10 +135,11 @@ def plan_windows_encoded(
         processes: GPUs.
         kept: bytes of weights beside those that encode: the VAE's own under autocast.
     """
-    codec, rows, runs = parts.codec, [], []
+    codec, rows = parts.codec, []
     for bucket in buckets:
         sizes = [encoded_size(codec, bucket, scale, dtype, speed) for scale in (HIGH_RESOLUTION, *bucket.scales)]
-        run = _dry(partial(_encode, codec, bucket, transforms, batch_size))
+        with dry_run() as run:
+            _encode(codec, bucket, transforms, batch_size)
         seconds = None if speed is None else speed.seconds(run.operations)
         rows.append(
             {
@@ -144,10 +150,10 @@ def plan_windows_encoded(
                 "sizes": sizes,
             }
         )
-        runs.append(run)
     share = _shares(windows, len(rows))
-    whole = torch.empty(1, 3, buckets[0].frames, *buckets[0].size, device="meta")
-    uses: list[FirstUse] = ["kernels"] if encodes_by_kernels(codec, whole) else []
+    largest = codec.latent_size(buckets[0].frames, *buckets[0].size)
+    streams = codec.streams(torch.empty(1, codec.channels, *largest, device="meta"))  # decoding, as encoding
+    uses: list[FirstUse] = ["kernels"] if streams else []
     notes = ["decoding clips, on the processor beside the GPU, and writing are left out"]
     if len(rows) > 1 and windows is None:
         notes.append("a clip's seconds and bytes are the mean over the buckets")
@@ -163,11 +169,6 @@ def plan_windows_encoded(
         rows=tuple(rows),
         notes=tuple(notes),
     )
-
-
-def encodes_by_kernels(codec: LatentSpace, video: Tensor) -> bool:
-    """Whether a GPU encodes clips of this size by kernels of this package."""
-    return codec.streams(torch.empty(1, codec.channels, *codec.latent_size(*video.shape[2:]), device="meta"))
 
 
 def _encode(codec: LatentSpace, bucket: LatentRecipe, transforms: Sequence[PixelTransform], batch_size: int) -> None:
@@ -202,7 +203,8 @@ def plan_captions_embedded(
     """
     parts, tokens = Parts(configs, getattr(torch, dtype)), length or configs.text_length
     encoder = parts.text_encoder
-    run = _dry(lambda: encode_prompt(parts, tokens, batch_size))
+    with dry_run() as run:
+        encode_prompt(parts, tokens, batch_size)
     width = configs.text_encoder.get("d_model", 0)
     seconds = None if speed is None else speed.seconds(run.operations)
     return RecipePlan(
@@ -212,7 +214,7 @@ def plan_captions_embedded(
         first_use=0.0,
         peak=run.peak + weight_bytes(encoder) + CUBLAS_WORKSPACE,
         units=captions,
-        stored=tokens * width * _TEXT_DTYPES[dtype],
+        stored=tokens * width * parts.dtype.itemsize,
         notes=(
             f"stored: the most, of {tokens} tokens; a caption's own tokens alone are stored",
             "loading the text encoder and writing are left out",
@@ -240,16 +242,14 @@ def plan_clips_upsampled(
     """
     codec, size = parts.codec, recipe.size
 
-    def run() -> None:
+    grid = codec.latent_size(recipe.frames, *size)
+    with dry_run() as counted:
         video = torch.empty(1, 3, recipe.frames, *size, device="meta")
-        grid = codec.latent_size(recipe.frames, *size)
         made = {"vae": codec.encode(video)}
         low = codec.encode(resize_video(video, recipe.pixel_size(recipe.scales[0])))
         made |= {name: method(low, grid).float() for name, method in methods.items()}
         for latents in made.values():
             codec.decode(latents)
-
-    counted = _dry(run)
     held = sum(weight_bytes(module) for module in (codec, *modules))
     return RecipePlan(
         kind="upsample",
@@ -273,6 +273,96 @@ def plan_scores(scorer: str, frames: int, clips: int | None) -> RecipePlan:
         kind="score", unit="clip", seconds=None, first_use=None, peak=None, units=clips,
         notes=(f"{scorer} scores {each}{count}; its seconds and memory are unknown before it runs",),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ToExport:
+    """A training that will export a model.
+
+    Attributes:
+        file: its configuration.
+        model: class path and arguments of its task.
+    """
+
+    file: Path
+    model: Mapping[str, Any]
+
+    def argument(self, name: str, kind: Any) -> Any:
+        """An argument of the task, of the type that it has there."""
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument(f"--{name}", type=kind)
+        given = {name: self.model.get("init_args", {}).get(name)}
+        return getattr(parser.instantiate(parser.parse_object(given)), name)
+
+
+def exporting(folder: Path, experiments: Path = Path("experiments")) -> ToExport | None:
+    """The training that will export into a folder, its run's or one inside it; None where there is none.
+
+    Args:
+        folder: the export.
+        experiments: folder of configurations.
+    """
+    runs = {str(folder), str(folder.parent)}
+    for file in sorted(experiments.rglob("*.yaml")):
+        text = file.read_text(encoding="utf-8")
+        if any(run in text for run in runs):
+            config = read_config(file)
+            if str(config.get("trainer", {}).get("default_root_dir")) not in runs:
+                continue
+            # A file of differences opens with its command, which gives it after others.
+            command = next((line for line in text.splitlines() if "luve fit" in line and file.name in line), "")
+            for given in reversed(re.findall(r"--config (\S+)", command)[:-1]):
+                config = merge(read_config(experiments.parent / given), config)
+            return ToExport(file, config.get("model", {}))
+    return None
+
+
+def cascade_parts(
+    backbone: str,
+    options: CascadeOptions,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    models: Mapping[str, str | Path | None],
+    experts: Mapping[str, Path | None] | Path | None,
+    attention: Attention | None,
+) -> tuple[Parts, list[str]]:
+    """The models of a cascade, on the meta device, and which of them training has yet to make.
+
+    Args:
+        backbone: folder or hub id.
+        options: their shift and sampler count.
+        dtypes: of the transformers and the text encoder, and of the VAE and the VLUer.
+        models: "vluer", "refiner" and "transformer", as PartConfigs reads them.
+        experts: folder of each by name, or one of all.
+        attention: replaces self-attention in the third stage's transformer; None is its own.
+    """
+    given, notes = dict(models), []
+    found = {name: exporting(Path(path)) for name, path in models.items() if path and not Path(path).exists()}
+    for name, training in found.items():
+        if training is not None:
+            notes.append(f"{name} {models[name]} is not there yet: planned as {training.file} will export it")
+            given[name] = None if name == "vluer" else backbone
+    configs = PartConfigs.from_pretrained(
+        backbone, given.get("vluer"), given.get("refiner"), options.shift, options.sampler, given.get("transformer")
+    )
+    if net := found.get("vluer"):
+        chosen = net.model["init_args"]["net"]
+        named = {"_class_name": str(chosen["class_path"]).rpartition(".")[2]}
+        configs = replace(configs, vluer=dict(chosen.get("init_args") or {}) | named)
+    parts = Parts(configs, dtypes[0], vae_dtype=dtypes[1])
+    for name, own in (("transformer", parts.transformer), ("refiner", parts.refiner)):
+        if training := found.get(name):
+            denoiser_of(own).use_attention(training.argument("attention", Attention | None))
+    if attention is not None:
+        denoiser_of(parts.refiner).use_attention(attention)
+    folders: Any = {k: v for k, v in experts.items() if v is not None} if isinstance(experts, Mapping) else experts
+    for name, folder in expert_folders(folders).items():
+        training = None if folder.exists() else exporting(folder)
+        if training is None:
+            load_expert(parts.refiner, folder, name, any_attention=attention is not None)
+        else:
+            notes.append(f"experts.{name} {folder} is not there yet: planned as {training.file} will export it")
+            add_expert(parts.refiner, str(name), training.argument("expert", ExpertConfig), dtype=dtypes[0])
+    return parts, notes
 
 
 def clips_there(
@@ -304,9 +394,3 @@ def _shares(counts: Sequence[int] | None, number: int) -> list[float]:
     if counts is None or not sum(counts):
         return [1 / number] * number
     return [count / sum(counts) for count in counts]
-
-
-def _dry(program: Callable[[], Tensor | None]) -> DryRun:
-    with dry_run() as run:
-        program()
-    return run

@@ -19,6 +19,7 @@ from luve_lightning.analysis.plan import beside_made, plan_dict, plan_text, reci
 from luve_lightning.analysis.planner import Planner
 from luve_lightning.analysis.recipe_plan import (
     RecipePlan,
+    cascade_parts,
     clips_there,
     plan_captions_embedded,
     plan_clips_upsampled,
@@ -26,7 +27,6 @@ from luve_lightning.analysis.recipe_plan import (
     plan_windows_encoded,
 )
 from luve_lightning.cascade.options import CascadeOptions
-from luve_lightning.cascade.pipeline_files import expert_folders
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.cascade.upsampling import LooseModels
 from luve_lightning.cascade.upsampling import baselines as known_baselines
@@ -39,8 +39,7 @@ from luve_lightning.datamodules.buckets import Buckets, LengthChoice, SizeChoice
 from luve_lightning.files import read_json
 from luve_lightning.machine import choose_device
 from luve_lightning.models.attention import Attention, named_attention
-from luve_lightning.models.backbones import denoiser_of, load_backbone
-from luve_lightning.models.experts import load_expert
+from luve_lightning.models.backbones import load_backbone
 
 VERBS = {
     "plan": Verb(
@@ -115,17 +114,13 @@ def plan(
     rules.check_cascade(options.motion[1:], options.size[1:])
     rates = gpu_speed(gpu, gpu_tflops)
     record = None if made is None else read_json(made)
-    configs = PartConfigs.from_pretrained(backbone, vluer, refiner, options.shift, options.sampler, transformer)
-    parts = Parts(configs, getattr(torch, dtype), vae_dtype=getattr(torch, vae_dtype))
-    if attention is not None:
-        denoiser_of(parts.refiner).use_attention(named_attention(attention))
-    given: Mapping[str, Path] | Path | None
-    given = {k: v for k, v in experts.items() if v is not None} if isinstance(experts, dict) else experts
-    for name, folder in expert_folders(given).items():
-        load_expert(parts.refiner, folder, name, any_attention=attention is not None)
+    models = {"vluer": vluer, "refiner": refiner, "transformer": transformer}
+    dtypes = getattr(torch, dtype), getattr(torch, vae_dtype)
+    replaced = None if attention is None else named_attention(attention)
+    parts, notes = cascade_parts(backbone, options, dtypes, models, experts, replaced)
     planner = Planner(parts, options, speed, rates)
     stages, passes = planner.stages(), planner.forward_passes()
-    print(plan_text(stages, rates, passes))
+    print("\n".join([plan_text(stages, rates, passes), *notes]))
     if record is not None:
         print(f"\n{beside_made(stages, record)}")
     _write(output, plan_dict(options, stages, rates, passes))
@@ -281,6 +276,7 @@ def plan_score(
     splits: list[Split] | None = None,
     clips: Path | None = None,
     keep: Limits = Limits(),  # noqa: B008  # frozen
+    gpu: str | None = None,
     output: Path | None = None,
 ) -> None:
     """Says how many clips and frames luve score has to rate; what its scorer takes is unknown before it runs.
@@ -293,6 +289,7 @@ def plan_score(
         splits: Splits to score.
         clips: Folder of the clips.
         keep: Which clips to take.
+        gpu: Makes no difference.
         output: Also write everything to this file, FILE.json.
     """
     entries = clips_there(index, clips, keep, splits)

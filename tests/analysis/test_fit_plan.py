@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from luve_lightning.analysis.dry_run import BLOCK
-from luve_lightning.analysis.fit_plan import exporting, plan_training, processes_of, sharing_of
-from luve_lightning.analysis.recipe_plan import RecipePlan
+from luve_lightning.analysis.fit_plan import plan_training, processes_of, sharing_of
+from luve_lightning.analysis.recipe_plan import RecipePlan, exporting
 from luve_lightning.analysis.training_plan import Held, Sharing, sharded_gradients
+from luve_lightning.models.attention import Attention
+from luve_lightning.models.experts import ExpertConfig
 
 
 def rounded(*sizes: int) -> int:
@@ -92,9 +94,13 @@ def test_hours_are_shared_by_what_is_divided_alone() -> None:
     assert (unknown.hours, unknown.gpu_hours, unknown.terabytes) == (None, None, None)
 
 
-def test_what_will_export_a_base_is_found_by_its_run_folder(repository: Path) -> None:
-    found = exporting(Path("runs/wan2.1/adaptation-4k-windows/export"), repository / "experiments")
+def test_what_will_export_a_model_is_found_by_its_run_folder(repository: Path) -> None:
+    experiments = repository / "experiments"
+    found = exporting(Path("runs/wan2.1/adaptation-4k-windows/export"), experiments)
     assert found is not None
-    assert found[0].name == "adaptation-4k-windows.yaml"
-    assert type(found[1]).__name__ == "Windows"
-    assert exporting(Path("runs/nobody/export"), repository / "experiments") is None
+    assert found.file.name == "adaptation-4k-windows.yaml"
+    assert type(found.argument("attention", Attention | None)).__name__ == "Windows"
+    expert = exporting(Path("runs/wan2.1/experts/hfe-2k"), experiments)
+    assert expert is not None
+    assert expert.argument("expert", ExpertConfig).places == ("feed_forward",)
+    assert exporting(Path("runs/nobody/export"), experiments) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -196,3 +197,22 @@ def test_an_attention_by_name_and_compiled_blocks(
         ]  # fmt: skip
         seconds[name] = plan["seconds"]
     assert seconds["compiled"] < seconds["dense"]
+
+
+@pytest.mark.slow
+def test_models_that_are_not_trained_yet_are_planned_as_their_configurations_say(
+    capsys: pytest.CaptureFixture[str], repository: Path, backbone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository)
+    words: tuple[Any, ...] = ("--config", "experiments/generate/2k-windows.yaml", "--backbone", backbone)
+    words += ("--attention", "luve_lightning.models.attention.windows.Windows", "--attention.cuts", "[[1,2,2]]")
+    words += (*SIZE, "--motion_height", 96)
+    outcome = run_luve(capsys, "plan", *words, "--motion_width", 96, "--gpu", "h200")
+    assert outcome.code == 0, outcome.err
+    assert "experts: 16 steps lfe, 29 steps hfe; attention: 45 steps Windows" in outcome.out
+    for name, file in {
+        "vluer runs/wan2.1/vluer/vluer": "vluer/wan2.1.yaml",
+        "refiner runs/wan2.1/adaptation-2k-windows/export": "experts/adaptation-2k-windows.yaml",
+        "experts.hfe runs/wan2.1/experts/hfe-2k-windows": "experts/hfe-2k-windows.yaml",
+    }.items():
+        assert f"{name} is not there yet: planned as experiments/{file} will export it" in outcome.out
