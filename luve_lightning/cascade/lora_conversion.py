@@ -19,7 +19,7 @@ from luve_lightning.cascade.lora_layers import FittedLora, fit_lora
 from luve_lightning.cascade.lora_names import LoraSummary, parse_name
 from luve_lightning.files import read_json, replacing
 from luve_lightning.models.backbones import Denoiser, denoiser_of, load_backbone
-from luve_lightning.models.experts.files import ADAPTER_WEIGHTS, EXPERT
+from luve_lightning.models.experts import ADAPTER_WEIGHTS, EXPERT
 from luve_lightning.models.folders import saving
 
 LoraNames = Literal["comfyui", "diffsynth", "diffusers", "peft"]

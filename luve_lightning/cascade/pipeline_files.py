@@ -13,7 +13,7 @@ from luve_lightning.cascade.lora_files import beside
 from luve_lightning.data.hashes import FileHashes
 from luve_lightning.files import listing_digest
 from luve_lightning.models.backbones import LatentSpace, TextConditioner, denoiser_of, load_backbone, recognise
-from luve_lightning.models.experts.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERT
+from luve_lightning.models.experts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERT
 from luve_lightning.models.folders import is_local, read_config, read_header, shards_of
 from luve_lightning.models.vluer import BaseVLUer, load_vluer
 

@@ -25,6 +25,7 @@ from luve_lightning.models.attention import Attention
 from luve_lightning.models.attention.dense import Dense
 from luve_lightning.models.backbones import Denoiser, Recompute, load_backbone
 from luve_lightning.models.experts import (
+    ADAPTER_WEIGHTS,
     ExpertConfig,
     activate,
     add_expert,
@@ -33,7 +34,6 @@ from luve_lightning.models.experts import (
     save_expert,
     train_only,
 )
-from luve_lightning.models.experts.files import ADAPTER_WEIGHTS
 from luve_lightning.models.experts.routing import state_of
 from luve_lightning.models.folders import saving
 from luve_lightning.tasks.flow import FlowMatchingTask

@@ -12,7 +12,7 @@ A backbone is a diffusers pipeline folder or hub id. A family of backbones is fi
 Everything else in the package uses only these classes. The modules inside stay reachable because pipelines,
 optimisers and checkpoints hold modules; their attributes are private to the family. Read `wan.py` as an example. A
 family from another package needs no line changed here: it is found when its module is imported, or through an
-entry point (`finding.py`).
+entry point (`__init__.py`).
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from luve_lightning.models.backbones import base, family_named, family_of, finding, load_backbone
+from luve_lightning.models import backbones
+from luve_lightning.models.backbones import base, family_named, family_of, load_backbone
 from luve_lightning.models.backbones.wan import WanBackbone
 from tests.helpers.tiny_wan import tiny_transformer
 
@@ -63,9 +64,9 @@ def test_another_package_brings_a_family_by_its_entry_point(tmp_path: Path, monk
         load_backbone(folder)
     (tmp_path / "late_family.py").write_text(FAMILY)
     monkeypatch.syspath_prepend(tmp_path)
-    entry = EntryPoint("late", "late_family", finding.GROUP)
-    monkeypatch.setattr(finding, "entry_points", lambda group: [entry] if group == entry.group else [])
-    finding._import_families.cache_clear()
+    entry = EntryPoint("late", "late_family", backbones.GROUP)
+    monkeypatch.setattr(backbones, "entry_points", lambda group: [entry] if group == entry.group else [])
+    backbones._import_families.cache_clear()
     found = load_backbone(folder)
     assert (type(found).__name__, type(found).__module__) == ("LateBackbone", "late_family")
 
