@@ -2,16 +2,14 @@
 
 from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from luve_lightning.callbacks.checkpoints import Checkpoints
-from luve_lightning.callbacks.denoising_spectra import DenoisingSpectra
 from luve_lightning.callbacks.graceful_stop import GracefulStop, StopRequested
 from luve_lightning.callbacks.nan_guard import NaNGuard, NonFiniteLoss
 from luve_lightning.callbacks.progress import TrainingProgress
 from luve_lightning.callbacks.provenance import WandbRecord
 from luve_lightning.callbacks.repeatable import CPUThreads, RandomState
-from luve_lightning.callbacks.reports import ExpertLosses, ValidationReport
+from luve_lightning.callbacks.reports import ExpertLosses, UpsamplerComparison, ValidationReport
 from luve_lightning.callbacks.sample_metrics import SampleMetrics
-from luve_lightning.callbacks.sample_strips import SampleStrips
-from luve_lightning.callbacks.upsampler_comparison import UpsamplerComparison
+from luve_lightning.callbacks.sample_strips import DenoisingSpectra, SampleStrips
 from luve_lightning.callbacks.weights import EMA, Export
 
 __all__ = [

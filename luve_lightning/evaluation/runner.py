@@ -13,10 +13,9 @@ from torch import Tensor
 
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.hashes import ClipHashes, Stamp, stamp
-from luve_lightning.evaluation.decode_ahead import decode_ahead
 from luve_lightning.evaluation.prepared_metrics import ReadyMetric, Skipped
 from luve_lightning.evaluation.result_cache import ResultCache, Score, result_key
-from luve_lightning.evaluation.video_sets import VideoSets
+from luve_lightning.evaluation.video_sets import VideoSets, decode_ahead
 from luve_lightning.metrics.base import Unavailable, VideoMetric
 
 ORIGINALS = "reference"  # the reports' word for the originals; a method may have this name, too

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from luve_lightning.evaluation.sample_scores import SampleMeter
+from luve_lightning.callbacks.sample_metrics import SampleMeter
 from luve_lightning.metrics import VideoMetric
 from tests.helpers.evaluation_metrics import Fitness
 from tests.helpers.processes import run_processes

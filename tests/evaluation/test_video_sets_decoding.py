@@ -11,8 +11,8 @@ import pytest
 
 from luve_lightning.data.hashes import Stamp, stamp
 from luve_lightning.data.video_files import write_video
-from luve_lightning.evaluation import decode_ahead as module
-from luve_lightning.evaluation.decode_ahead import Decoded, MemoryGate, decode_ahead
+from luve_lightning.evaluation import video_sets as module
+from luve_lightning.evaluation.video_sets import Decoded, MemoryGate, decode_ahead
 
 COUNT = 12
 BYTES = 4 * 16 * 16 * 3
