@@ -1,1 +1,1 @@
-"""Spectra of denoising, comparisons of upsamplers, plans of cost, and benchmarks."""
+"""Plans of cost, and benchmarks."""

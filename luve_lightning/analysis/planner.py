@@ -26,9 +26,9 @@ from luve_lightning.analysis.model_parts import DenoisingStage, Parts, StepProgr
 from luve_lightning.cascade.denoise import expert_chooser
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.cascade.speed import SpeedOptions
-from luve_lightning.functional.flow_matching import sigma_of_timestep
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.functional.noise_bands import sigma_of_timestep
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import Denoiser, denoiser_of
 from luve_lightning.models.experts import expert_names

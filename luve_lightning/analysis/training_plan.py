@@ -23,8 +23,8 @@ from torch.overrides import TorchFunctionMode
 
 from luve_lightning.analysis.cost import GpuSpeed, total
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, DryRun, Operation, dry_training, weight_bytes
-from luve_lightning.functional.flow_matching import noised, velocity
 from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.functional.noise_bands import noised, velocity
 from luve_lightning.losses import Loss
 from luve_lightning.models.backbones import Denoiser, LatentSpace
 from luve_lightning.models.vluer import BaseVLUer

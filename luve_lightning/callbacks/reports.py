@@ -20,7 +20,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
 from torch import Tensor
 
-from luve_lightning.analysis.upsampling_comparison import (
+from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels, baselines
+from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich
+from luve_lightning.evaluation.upsampling_comparison import (
     CEILING,
     COLUMNS,
     ClipScore,
@@ -34,8 +36,6 @@ from luve_lightning.analysis.upsampling_comparison import (
     report_markdown,
     rows_by_scale,
 )
-from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels, baselines
-from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich
 from luve_lightning.files import write_text
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.machine import revision_in_words

@@ -14,7 +14,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from luve_lightning.analysis.denoising_spectra import (
+from luve_lightning.callbacks.repeatable import undisturbed
+from luve_lightning.evaluation.denoising_spectra import (
     DEFAULT_EDGES,
     BandResolution,
     NoSpectrum,
@@ -23,7 +24,6 @@ from luve_lightning.analysis.denoising_spectra import (
     suggest_switch,
     write_spectra,
 )
-from luve_lightning.callbacks.repeatable import undisturbed
 from luve_lightning.evaluation.pictures import picture_strip
 from luve_lightning.functional.fidelity import psnr
 from luve_lightning.functional.interpolation import Size3d, interpolate_latents

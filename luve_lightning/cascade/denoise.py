@@ -12,9 +12,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from luve_lightning.cascade.options import Guidance
-from luve_lightning.functional.flow_matching import sigma_of_timestep
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.functional.noise_bands import SigmaBand
+from luve_lightning.functional.noise_bands import SigmaBand, sigma_of_timestep
 from luve_lightning.models.backbones import Denoiser, Schedule, denoiser_of
 from luve_lightning.models.experts import activate, expert_names
 from luve_lightning.models.experts.routing import state_of

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from luve_lightning.cascade.denoise import DenoisingStep, Tensors, denoise
 from luve_lightning.cascade.options import CascadeOptions, Guidance
-from luve_lightning.functional.flow_matching import noised
 from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.functional.noise_bands import noised
 from luve_lightning.models.backbones import Sampler, Schedule
 
 if TYPE_CHECKING:

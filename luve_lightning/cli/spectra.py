@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from luve_lightning.analysis.denoising_spectra import (
+from luve_lightning.cli import Verb
+from luve_lightning.evaluation.denoising_spectra import (
     DEFAULT_EDGES,
     PAPER_SIGMA_SWITCH,
     check_spectra_options,
@@ -20,7 +21,6 @@ from luve_lightning.analysis.denoising_spectra import (
     switch_lines,
     write_spectra,
 )
-from luve_lightning.cli import Verb
 from luve_lightning.files import write_text
 from luve_lightning.machine import check_video, choose_device
 from luve_lightning.models.backbones import Backbone, Schedule, load_backbone

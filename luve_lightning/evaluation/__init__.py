@@ -1,1 +1,1 @@
-"""Folders of videos to scores, and scores to tables with intervals."""
+"""Folders of videos to scores, scores to tables with intervals; comparisons of upsamplers, spectra of denoising."""

@@ -157,7 +157,7 @@ def read_spectra(name: str, path: Path) -> SpectraPlots:
         FileNotFoundError: no such file.
         Unreadable: another kind of table.
     """
-    from luve_lightning.analysis.denoising_spectra import PAPER_SIGMA_SWITCH  # with diffusers, for seconds
+    from luve_lightning.evaluation.denoising_spectra import PAPER_SIGMA_SWITCH  # with diffusers, for seconds
 
     table = path / "spectra.csv" if path.is_dir() else path
     if not table.is_file():
@@ -186,7 +186,7 @@ def read_spectra(name: str, path: Path) -> SpectraPlots:
 
 def _read_spectra(table: Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Steps, their sigmas, and for each band steps x (resolved, power)."""
-    from luve_lightning.analysis.denoising_spectra import COLUMNS
+    from luve_lightning.evaluation.denoising_spectra import COLUMNS
 
     found: dict[str, dict[int, tuple[float, float]]] = {}
     sigmas: dict[int, float] = {}

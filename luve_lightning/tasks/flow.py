@@ -11,8 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from luve_lightning.functional.flow_matching import noised, sigma_of_index_fraction, velocity
-from luve_lightning.functional.noise_bands import LossWeight, SigmaBand, UniformLossWeight, Weighting
+from luve_lightning.functional.noise_bands import (
+    LossWeight,
+    SigmaBand,
+    UniformLossWeight,
+    Weighting,
+    noised,
+    sigma_of_index_fraction,
+    velocity,
+)
 from luve_lightning.losses import Loss, VelocityLoss, VelocityMSE
 from luve_lightning.machine import gather_mappings
 from luve_lightning.models.backbones import denoiser_of, family_of

@@ -13,8 +13,8 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from luve_lightning.analysis.upsampling_comparison import method_names
 from luve_lightning.callbacks import UpsamplerComparison
+from luve_lightning.evaluation.upsampling_comparison import method_names
 from luve_lightning.models.vluer import VLUer
 from luve_lightning.tasks import VLUerTask
 from tests.helpers.upsampling import Shards, TinyPairs, tiny_task, tiny_vluer

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from luve_lightning.cascade import Guidance
 from luve_lightning.cascade.denoise import DenoisingStep, denoise
-from luve_lightning.functional.flow_matching import noised
+from luve_lightning.functional.noise_bands import noised
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.attention.dense import Dense
 from luve_lightning.models.attention.windows import Windows

@@ -10,13 +10,13 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from luve_lightning.functional.flow_matching import index_fraction_of_sigma
 from luve_lightning.functional.noise_bands import (
     BellLossWeight,
     LogitNormalWeighting,
     LossWeight,
     SigmaBand,
     UniformLossWeight,
+    index_fraction_of_sigma,
 )
 from tests.helpers.sampling_sigmas import sampling_sigmas
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luve_lightning.functional.flow_matching import shift_sigma
+from luve_lightning.functional.noise_bands import shift_sigma
 
 SchedulerName = Literal["unipc", "euler"]
 

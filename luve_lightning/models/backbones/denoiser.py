@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from luve_lightning.functional.flow_matching import sigma_of_timestep
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.functional.noise_bands import sigma_of_timestep
 from luve_lightning.models.attention import Attention, Where
 from luve_lightning.models.attention.dense import Dense
 from luve_lightning.models.backbones.recompute import Recompute, set_recompute

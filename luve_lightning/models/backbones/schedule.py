@@ -10,7 +10,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from luve_lightning.functional.flow_matching import timestep_of_sigma
+from luve_lightning.functional.noise_bands import timestep_of_sigma
 
 Sampler = Literal["backbone", "euler"]
 """The backbone's own scheduler (UniPC in Wan2.1's folders), or `FlowMatchLinearEuler`."""
@@ -56,7 +56,7 @@ class Schedule:
 
     @property
     def shift(self) -> float:
-        """Shift towards more noise, see `functional.flow_matching.shift_sigma`; 1 changes nothing."""
+        """Shift towards more noise, see `functional.noise_bands.shift_sigma`; 1 changes nothing."""
         return float(self.scheduler.config.get(self._shift_key) or 1.0)
 
     def shifted(self, shift: float) -> Schedule:

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from luve_lightning.analysis.cost import Cost
-from luve_lightning.analysis.upsampling_comparison import (
+from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels, baselines
+from luve_lightning.evaluation.tables import table_csv
+from luve_lightning.evaluation.upsampling_comparison import (
     COLUMNS,
     ClipScore,
     Fidelity,
@@ -23,8 +25,6 @@ from luve_lightning.analysis.upsampling_comparison import (
     gather_scores,
     method_names,
 )
-from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels, baselines
-from luve_lightning.evaluation.tables import table_csv
 from luve_lightning.functional.fidelity import frame_difference_error, psnr, ssim
 from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.models.backbones import LatentSpace, load_backbone

@@ -19,8 +19,8 @@ from luve_lightning.cascade.options import Guidance
 from luve_lightning.evaluation.bootstrap import draw_counts, percentiles
 from luve_lightning.evaluation.tables import Row, table_csv
 from luve_lightning.files import replacing, write_text
-from luve_lightning.functional.flow_matching import clean_of_velocity
 from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.functional.noise_bands import clean_of_velocity
 from luve_lightning.functional.spectra import band_power, check_edges, radial_spectrum
 from luve_lightning.models.backbones import Denoiser, LatentSpace, Schedule, TextConditioner
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from luve_lightning.analysis.denoising_spectra import (
+from luve_lightning.evaluation.denoising_spectra import (
     BandResolution,
     check_spectra_options,
     denoising_spectra,

@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luve_lightning.functional.flow_matching import (
+from luve_lightning.functional.noise_bands import (
     clean_of_velocity,
     index_fraction_of_sigma,
     noised,

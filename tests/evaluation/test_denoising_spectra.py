@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from torch import Tensor
 
-from luve_lightning.analysis.denoising_spectra import (
+from luve_lightning.evaluation.denoising_spectra import (
     COLUMNS,
     BandResolution,
     CleanPrediction,
