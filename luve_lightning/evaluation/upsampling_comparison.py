@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luve_lightning.analysis.cost import Cost, measure_ms, measure_peak_mib
 from luve_lightning.cascade.upsampled_clips import CEILING as CEILING
 from luve_lightning.cascade.upsampled_clips import DECODED_TOGETHER
 from luve_lightning.cascade.upsampling import LatentUpsampler, baselines
 from luve_lightning.evaluation.tables import table_markdown
 from luve_lightning.functional.fidelity import frame_difference_error, psnr, ssim
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.machine import gather_mappings
+from luve_lightning.machine import Cost, gather_mappings, measure_ms, measure_peak_mib
 from luve_lightning.models.backbones import LatentSpace
 
 ComparisonRows = Sequence[dict[str, Any]]

@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import UMT5Config, UMT5EncoderModel
 
-from luve_lightning.analysis.cost import measure_peak_mib
 from luve_lightning.analysis.dry_run import BLOCK, dry_run, weight_bytes
+from luve_lightning.machine import measure_peak_mib
 from luve_lightning.models.backbones import LatentSpace, latent_space_of
 from luve_lightning.models.backbones.wan_tiles import decode_tiled
 from luve_lightning.models.vluer import VLUer

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from luve_lightning.analysis.cost import Cost
 from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels, baselines
 from luve_lightning.evaluation.tables import table_csv
 from luve_lightning.evaluation.upsampling_comparison import (
@@ -27,6 +26,7 @@ from luve_lightning.evaluation.upsampling_comparison import (
 )
 from luve_lightning.functional.fidelity import frame_difference_error, psnr, ssim
 from luve_lightning.functional.interpolation import interpolate_latents
+from luve_lightning.machine import Cost
 from luve_lightning.models.backbones import LatentSpace, load_backbone
 from tests.helpers.processes import run_processes
 from tests.helpers.resumable import Run

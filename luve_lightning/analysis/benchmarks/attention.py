@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luve_lightning.analysis.cost import measure_ms, measure_peak_mib
 from luve_lightning.functional.frequency import Grid
+from luve_lightning.machine import measure_ms, measure_peak_mib
 from luve_lightning.models.attention import Attention, Where
 from luve_lightning.models.attention.dense import Dense
 from luve_lightning.models.attention.tiles import Tiles

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity
 
 from luve_lightning.analysis.benchmarks.attention import kinds
-from luve_lightning.analysis.cost import measure_ms, measure_peak_mib
 from luve_lightning.analysis.model_parts import cast_weights, wan_1_3b
 from luve_lightning.functional.frequency import FrequencyFilter
+from luve_lightning.machine import measure_ms, measure_peak_mib
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import Denoiser, denoiser_of, family_named
 from luve_lightning.models.experts import ExpertConfig, activate, add_expert, expert_parameters

@@ -23,9 +23,9 @@ from luve_lightning.analysis.benchmarks.experts import (
     randomize_expert,
     write_profile,
 )
-from luve_lightning.analysis.cost import measure_ms
 from luve_lightning.functional.frequency import FrequencyFilter
 from luve_lightning.functional.noise_bands import SigmaBand
+from luve_lightning.machine import measure_ms
 from luve_lightning.models.backbones import Recompute, denoiser_of
 from luve_lightning.models.experts import ExpertConfig
 from luve_lightning.tasks import AdaptationTask, ExpertTask, FlowMatchingTask

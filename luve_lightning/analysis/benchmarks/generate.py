@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from luve_lightning.analysis.benchmarks.experts import EXPERTS, attention_name, attention_named, randomize_expert
-from luve_lightning.analysis.cost import gpu_speed, measure_ms, measure_peak_mib
+from luve_lightning.analysis.cost import gpu_speed
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, StepProgram, decode, encode_prompt, wan_1_3b
 from luve_lightning.analysis.planner import Planner, StagePlan
@@ -21,6 +21,7 @@ from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.noise_bands import SigmaBand
+from luve_lightning.machine import measure_ms, measure_peak_mib
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import denoiser_of
 from luve_lightning.models.experts import add_expert, expert_names

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from luve_lightning.analysis.benchmarks.experts import EXPERTS, randomize_expert
 from luve_lightning.analysis.benchmarks.generate import BANDS, Setup, mini, wan
-from luve_lightning.analysis.cost import measure_ms, measure_peak_mib
 from luve_lightning.analysis.model_parts import Parts
 from luve_lightning.cascade.options import Guidance
 from luve_lightning.cascade.pipeline import LuVePipeline
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.cascade.stages import refine
+from luve_lightning.machine import measure_ms, measure_peak_mib
 from luve_lightning.models.backbones import denoiser_of, latent_space_of
 from luve_lightning.models.experts import add_expert
 

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luve_lightning.analysis.benchmarks.generate import Setup, mini, wan
-from luve_lightning.analysis.cost import measure_ms
 from luve_lightning.analysis.dry_run import dry_run
 from luve_lightning.analysis.model_parts import Parts
 from luve_lightning.data.clip_windows import ClipWindow, EncodeItem, WindowReader
@@ -25,6 +24,7 @@ from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.variants import Unchanged
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.files import text_digest
+from luve_lightning.machine import measure_ms
 from luve_lightning.models.backbones import LatentSpace, latent_space_of
 from luve_lightning.tasks.encode import EncodeTask
 

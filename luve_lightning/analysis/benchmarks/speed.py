@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luve_lightning.analysis.cost import CountedAttention, FirstUse, measure_ms
+from luve_lightning.analysis.cost import CountedAttention, FirstUse
 from luve_lightning.analysis.dry_run import OperationKind, dry_run
 from luve_lightning.analysis.model_parts import Parts, wan_1_3b
 from luve_lightning.functional.frequency import Grid
+from luve_lightning.machine import measure_ms
 from luve_lightning.models.attention import Where
 from luve_lightning.models.attention.tiles import Tiles
 from luve_lightning.models.attention.windows import Windows

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from luve_lightning.analysis.cost import measure_ms
 from luve_lightning.functional.interpolation import interpolate_latents
+from luve_lightning.machine import measure_ms
 from luve_lightning.models.vluer import BaseVLUer, ReleasedVLUer, VLUer
 
 # Latent grids of the paper at 49 frames: 720x1280 -> 1472x2560 (2K) and 2176x3840 (4K).
