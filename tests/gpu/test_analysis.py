@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from luve_lightning.analysis.cost import gpu_speed, measure_ms, measure_peak_mib
+from luve_lightning.analysis.cost import gpu_speed
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, StepProgram, decode
 from luve_lightning.analysis.planner import Planner
 from luve_lightning.analysis.training_plan import plan_step
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.speed import SpeedOptions
+from luve_lightning.machine import measure_ms, measure_peak_mib
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.attention.tiles import Tiles
 from luve_lightning.models.attention.windows import Windows
