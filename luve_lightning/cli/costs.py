@@ -76,12 +76,13 @@ def plan(
     made: Path | None = None,
     output: Path | None = None,
 ) -> None:
-    """Says what a video of some size takes: latents, tokens, steps, FLOPs, peak memory and time of each stage.
+    """Says what a video takes before it is made, or what any other configuration takes (see --config FILE --help).
 
-    Only configuration files are read, no weights (except those of experts). The models' own code is traced without
-    values, tensor by tensor. Memory is what PyTorch allocates for one video; the CUDA context, about half a GiB,
-    and fragmentation come on top. Times are estimates. A configuration of luve generate says all that is needed:
-    luve plan --config experiments/generate/2k.yaml; its keys that make no difference are skipped.
+    That is latents, tokens, steps, FLOPs, peak memory and time of each stage. Only configuration files are read, no
+    weights (except those of experts). The models' own code is traced without values, tensor by tensor. Memory is what
+    PyTorch allocates for one video; the CUDA context, about half a GiB, and fragmentation come on top. Times are
+    estimates. A configuration of luve generate says all that is needed: luve plan --config
+    experiments/generate/2k.yaml; its keys that make no difference are skipped.
 
     Args:
         backbone: Folder of a diffusers pipeline, or a hub id whose configuration files are available.
