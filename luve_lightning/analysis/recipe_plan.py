@@ -368,8 +368,10 @@ def cascade_parts(
 def clips_there(
     index: Path | None, clips: Path | None, keep: Limits, splits: Sequence[Split] | None, limit: int | None = None
 ) -> list[ClipEntry] | None:
-    """The clips of an index, at most `limit` of each split; None where the index is not there."""
+    """The clips of an index, at most `limit` of each split; None where it, or its folder of clips, is not there."""
     if index is None or not index.is_file():
+        return None
+    if index.suffix == ".csv" and not (clips or index.parent / "clips").is_dir():
         return None
     found = VideoIndex.open(index, clips, keep)
     if splits is None:

@@ -133,6 +133,9 @@ def test_data_are_planned_by_their_configurations(
         return json.loads(file.read_text()), outcome.out
 
     index = tmp_path / "clips.csv"
+    index.write_text("")
+    found, text = planned("precompute/mini", "--index", index)
+    assert (found["units"], found["terabytes"]) == (None, None), "an index without its clips"
     (tmp_path / "clips").mkdir()
     for clip in ("a1", "a2", "b1"):
         (tmp_path / "clips" / f"{clip}.mp4").touch()  # never read
