@@ -27,6 +27,7 @@ def test_each_bucket_has_its_line_largest_first(
     file = tmp_path / "plan.json"
     size = "{area: 36864, shapes: [[9, 16], [1, 1]]}"
     data = {"data__init_args__size": size, "data__init_args__frames": "[1, 17]", "data__init_args__batch_size": 3}
+    data["data__init_args__index"] = tmp_path / "none.csv"  # all buckets, not those of clips that are there
     outcome = plan(capsys, repository, **data, data__init_args__fill_batches="true", gpu="h200", output=file)
     assert outcome.code == 0, outcome.err
     assert [line.split()[0] for line in outcome.out.splitlines()[1:5]] == [
