@@ -16,11 +16,11 @@ from torch import Tensor
 from luve_lightning.cascade.upsampling import LatentUpsampler
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clips import read_clip
-from luve_lightning.data.frame_times import exact_rate, refusal
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_files import write_picture, write_video
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.files import find_json, write_text
+from luve_lightning.functional.frame_times import exact_rate, refusal
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import fit_frames, resize_video, video_to_frames
 from luve_lightning.machine import UnitTimes

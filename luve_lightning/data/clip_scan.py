@@ -30,7 +30,7 @@ from luve_lightning.data.clip_container import (
     steady_parameters,
 )
 from luve_lightning.data.clip_presentation import Presentation, presentation_of, refuse_interlaced, require_progressive
-from luve_lightning.data.frame_times import FrameTimes
+from luve_lightning.functional.frame_times import FrameTimes
 
 if TYPE_CHECKING:
     from av import VideoFrame

@@ -14,12 +14,12 @@ from torch.utils.data import default_collate
 
 from luve_lightning.data.clip_container import ClipError, Frames, RefusedClip
 from luve_lightning.data.clips import read_clip
-from luve_lightning.data.frame_times import slower
 from luve_lightning.data.hashes import ClipHashes, stamp
 from luve_lightning.data.latent_store import HIGH_RESOLUTION, LatentKey, LatentRecipe, LatentStore
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import ClipEntry
+from luve_lightning.functional.frame_times import slower
 from luve_lightning.functional.pixels import crop_frames
 from luve_lightning.terminal import amount
 

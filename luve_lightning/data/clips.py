@@ -78,8 +78,8 @@ def read_clip(
         count: number of frames.
         stride: distance between frames; 2 takes every other one.
         fps: read the clip as one of this many frames a second, by the times at which a player shows its frames
-            (`luve_lightning.data.frame_times`); `start` and `stride` then count these. None takes the frames as they
-            are.
+            (`luve_lightning.functional.frame_times`); `start` and `stride` then count these. None takes the frames
+            as they are.
         backend: "decord" and "pyav" insist on one library. "auto" uses decord where it is exact, and PyAV
             elsewhere or where decord fails or is missing.
         matte: colour behind the transparent parts of a still, see `luve_lightning.data.stills.read_still`.

@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 
 from luve_lightning.cli.precompute import mini_world
-from luve_lightning.data.mini_world import OtherWorldError, render_mini_world, vocabulary
+from luve_lightning.data.mini_world import CRF, OtherWorldError, render_mini_world, vocabulary
 from luve_lightning.data.mini_world.paint import draw_scene, paint_scene
-from luve_lightning.data.mini_world.render import CRF
 from luve_lightning.data.mini_world.scene import photographs_of
 from luve_lightning.data.video_files import encode_h264
 from luve_lightning.files import unfinished_path

@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from luve_lightning.data.mini_world import vocabulary
+from luve_lightning.data.mini_world import CRF, captions, vocabulary
 from luve_lightning.data.mini_world.paint import OUTLINES, apply_grade, draw_scene, paint_scene
-from luve_lightning.data.mini_world.render import CRF, captions
 from luve_lightning.data.mini_world.scene import (
     DIRECTIONS,
     PHOTOGRAPHS,

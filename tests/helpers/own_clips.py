@@ -13,8 +13,8 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from luve_lightning.data.mini_world import captions
 from luve_lightning.data.mini_world.paint import draw_scene, paint_scene
-from luve_lightning.data.mini_world.render import captions
 from luve_lightning.data.video_files import encode_h264
 from luve_lightning.functional.pixels import frames_to_video, resize_video, video_to_frames
 from tests.helpers.video_files import QUARTER_TURNS, set_matrix, write_sound

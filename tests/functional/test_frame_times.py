@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clip_scan import scan
 from luve_lightning.data.clips import probe_clip, read_clip
-from luve_lightning.data.frame_times import FrameTimes, exact_rate, planned_samples, refusal, slower
+from luve_lightning.functional.frame_times import FrameTimes, exact_rate, planned_samples, refusal, slower
 from tests.helpers.video_files import H264_CLOSED, H264_OPEN, HEVC, KINDS, Kind, copy_stream, numbers_of, write_video
 
 NTSC = Fraction(24000, 1001)
