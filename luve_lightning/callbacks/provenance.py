@@ -26,8 +26,7 @@ from luve_lightning.callbacks.repeatable import RandomState
 from luve_lightning.callbacks.weights import Export
 from luve_lightning.files import write_text
 from luve_lightning.machine import PACKAGE_ROOT, git_state, run_git
-from luve_lightning.tasks.base import TrainingTask
-from luve_lightning.tasks.resume import Change, say
+from luve_lightning.tasks.base import Change, TrainingTask, say
 
 
 class Provenance(Callback):

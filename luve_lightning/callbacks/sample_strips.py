@@ -29,7 +29,7 @@ from luve_lightning.functional.fidelity import psnr
 from luve_lightning.functional.interpolation import Size3d, interpolate_latents
 from luve_lightning.functional.pixels import video_to_frames
 from luve_lightning.models.backbones import LatentSpace, load_backbone
-from luve_lightning.tasks.contracts import TextToVideo, Upsampling
+from luve_lightning.tasks.base import TextToVideo, Upsampling
 
 
 class NowAndThen(L.Callback):

@@ -34,7 +34,7 @@ from luve_lightning.models.experts import choice_kept
 
 if TYPE_CHECKING:  # Lightning: generating needs none
     from luve_lightning.datamodules.caption_latents import Embed
-    from luve_lightning.tasks.contracts import Denoising
+    from luve_lightning.tasks.base import Denoising
 
 
 def write_generated(
@@ -223,7 +223,7 @@ class GeneratedVideos(SampleSource):
     def open(self, task: Any, datamodule: Any, precision: Precision) -> Iterator[Samples]:
         """See SampleSource."""
         from luve_lightning.datamodules import CaptionLatentsDataModule
-        from luve_lightning.tasks.contracts import Denoising
+        from luve_lightning.tasks.base import Denoising
 
         if not isinstance(task, Denoising) or not isinstance(datamodule, CaptionLatentsDataModule):
             raise ValueError(
@@ -295,7 +295,7 @@ class UpsampledVideos(SampleSource):
     def open(self, task: Any, datamodule: Any, precision: Precision) -> Iterator[Samples]:
         """See SampleSource."""
         from luve_lightning.datamodules.latent_pairs import LatentPairsDataModule, WholeLatentPairs
-        from luve_lightning.tasks.contracts import Upsampling
+        from luve_lightning.tasks.base import Upsampling
 
         if not isinstance(task, Upsampling) or not isinstance(datamodule, LatentPairsDataModule):
             raise ValueError(

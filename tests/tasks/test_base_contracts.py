@@ -9,7 +9,7 @@ import pytest
 
 from luve_lightning.losses import LatentL1
 from luve_lightning.tasks import AdaptationTask, BackboneTask, ExpertTask, VLUerTask
-from luve_lightning.tasks.contracts import Denoising, ExpertComparison, Exporting, TextToVideo, Upsampling
+from luve_lightning.tasks.base import Denoising, ExpertComparison, Exporting, TextToVideo, Upsampling
 from tests.helpers.tiny_flow import LFE
 from tests.helpers.upsampling import tiny_vluer
 
