@@ -35,7 +35,7 @@ RANKS = {
 }
 LIGHTNING_ROOMS = {"tasks", "datamodules", "callbacks", "cli", "__main__"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
-MAX_LINES, MAX_FILES, MAX_ROOMS, MAX_MODULES = 400, 25, 14, 203
+MAX_LINES, MAX_FILES, MAX_ROOMS, MAX_MODULES = 400, 25, 14, 192
 # A class of a family of backbones, also in a comment.
 FAMILY = re.compile(r"\b(Wan[A-Z]|AutoencoderKL|UMT5|LTX[A-Z])\w*")
 SAY_NOTHING = {"utils", "util", "helpers", "misc", "common"}  # of what is inside
@@ -66,12 +66,11 @@ def offences(package: Path) -> list[str]:
 def _offences_of_rooms(files: list[Path], package: Path) -> Iterator[str]:
     for folder in sorted({file.parent for file in files} - {file.parent for file in files if file.stem == "__init__"}):
         yield f"{folder.relative_to(package)}: no __init__.py, so that pip would leave it out"
-    modules = [file for file in files if file.stem != "__init__"]  # an `__init__` says only what its folder offers
-    rooms = Counter(file.relative_to(package).parts[0] for file in modules if file.parent != package)
+    rooms = Counter(file.relative_to(package).parts[0] for file in files if file.parent != package)
     if len(rooms) > MAX_ROOMS:
         yield f"{len(rooms)} rooms, at most {MAX_ROOMS}"
-    if len(modules) > MAX_MODULES:
-        yield f"{len(modules)} modules, at most {MAX_MODULES}"
+    if (modules := sum(file.stem != "__init__" for file in files)) > MAX_MODULES:
+        yield f"{modules} modules, at most {MAX_MODULES}"
     for room, count in rooms.items():
         if count > MAX_FILES:
             yield f"{room}: {count} files, at most {MAX_FILES}"
@@ -173,7 +172,7 @@ def test_a_test_of_nothing_is_found(tmp_path: Path) -> None:
 
 def test_every_breach_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rules above would be worthless if a form of import were missed."""
-    monkeypatch.setattr(sys.modules[__name__], "MAX_FILES", 2)
+    monkeypatch.setattr(sys.modules[__name__], "MAX_FILES", 3)
     monkeypatch.setattr(sys.modules[__name__], "MAX_MODULES", 6)
     files = {
         "__init__.py": "import luve_lightning.functional.y\n",
@@ -197,7 +196,7 @@ def test_every_breach_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert offences(tmp_path) == [
         "attic: no __init__.py, so that pip would leave it out",
         "7 modules, at most 6",
-        "functional: 3 files, at most 2",
+        "functional: 4 files, at most 3",
         "losses/w.py and tasks/v.py define Row",
         "__init__.py:1: __init__ imports luve_lightning.functional.y",
         "attic/z.py: attic is not in the list of rooms",

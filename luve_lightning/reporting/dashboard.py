@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from luve_lightning.reporting.page import COLOURS, Chart, Series
+from luve_lightning.reporting.page import COLOURS, Chart, Series, Unreadable
 from luve_lightning.reporting.plots import Curve, log_files, read_log
-from luve_lightning.reporting.provenance import Unreadable
 
 PREFIX_OF_RESULTS = "result/"
 

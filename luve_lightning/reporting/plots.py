@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luve_lightning.files import read_json
-from luve_lightning.reporting.page import Chart, Mark, Series
-from luve_lightning.reporting.provenance import Origin, Unreadable, in_words, of_run
+from luve_lightning.reporting.page import Chart, Mark, Origin, Series, Unreadable, in_words, of_run
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 Logged = dict[str, dict[int, float]]

@@ -12,9 +12,8 @@ from typing import Any
 
 from luve_lightning.evaluation.tables import format_value
 from luve_lightning.reporting.dashboard import Dashboard, read_dashboard
-from luve_lightning.reporting.page import render_document
+from luve_lightning.reporting.page import Inputs, LeftOut, Origin, in_words, of_results, render_document
 from luve_lightning.reporting.plots import read_curves, read_spectra
-from luve_lightning.reporting.provenance import Inputs, LeftOut, Origin, in_words, of_results
 from luve_lightning.reporting.videos import (
     ComparedFrames,
     Comparison,

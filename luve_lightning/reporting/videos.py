@@ -15,8 +15,7 @@ from PIL import Image
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.video_files import encode_h264, find_videos, read_video
 from luve_lightning.files import find_json
-from luve_lightning.reporting.page import data_uri
-from luve_lightning.reporting.provenance import Unreadable
+from luve_lightning.reporting.page import Unreadable, data_uri
 
 _LOSSLESS_PIXELS = 512 * 512  # larger ones are stored at high quality: a 4K frame would take 10 MB losslessly
 _QUALITY = 92

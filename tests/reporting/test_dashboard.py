@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from luve_lightning.reporting.dashboard import Dashboard, Panel, Section, find_runs, read_dashboard
-from luve_lightning.reporting.page import COLOURS
-from luve_lightning.reporting.provenance import Unreadable
+from luve_lightning.reporting.page import COLOURS, Unreadable
 
 
 def write(folder: Path, version: int, text: str, when: int = 0) -> None:

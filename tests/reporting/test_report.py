@@ -11,8 +11,8 @@ import pytest
 from luve_lightning.ablations.results import COLUMNS
 from luve_lightning.cli.report import read_table
 from luve_lightning.data.video_files import read_video, write_video
+from luve_lightning.reporting.page import Unreadable
 from luve_lightning.reporting.plots import read_curves, read_spectra
-from luve_lightning.reporting.provenance import Unreadable
 from luve_lightning.reporting.report import MIB, PageText, ReportInputs, ReportPage, build_report
 from luve_lightning.reporting.videos import Comparison, read_comparison, read_sample
 from tests.helpers.report_inputs import WORLD, write_results, write_run, write_spectra, write_videos
