@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +18,18 @@ from PIL import Image
 from safetensors.torch import save
 
 from luve_lightning.__main__ import main
-from luve_lightning.data.clip_windows import PairLookup, find_pair_keys
+from luve_lightning.data.clip_windows import find_pair_keys
 from luve_lightning.data.clips import probe_clip, read_clip
 from luve_lightning.data.hashes import ClipHashes
-from luve_lightning.data.latent_store import LatentRecipe, LatentStore
+from luve_lightning.data.latent_store import LatentStore
 from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import ClipEntry, VideoIndex
 from luve_lightning.functional.pixels import fit_frames, frames_to_video
 from luve_lightning.models.backbones import load_backbone
-from tests.helpers.run_luve import Outcome, run_luve
-from tests.helpers.small_world import add_row, change_rows, write_backbone, write_world
+from tests.helpers.precomputing import find, precompute, recipe, summary
+from tests.helpers.run_luve import Outcome
+from tests.helpers.small_world import change_rows, write_backbone, write_world
 from tests.helpers.video_files import set_matrix, write_video
-
-SCALES = (1.5, 2.0, 3.0)
 
 
 @pytest.fixture
@@ -40,30 +40,7 @@ def world(tmp_path: Path) -> Path:
 @pytest.fixture
 def luve(capsys: pytest.CaptureFixture[str], world: Path, tiny_backbone: Path, tmp_path: Path):
     """Runs the verb on the small world; keyword arguments replace or add options."""
-
-    def run(**options: object) -> Outcome:
-        given: dict[str, object] = {"backbone": tiny_backbone, "index": world, "store": tmp_path / "store"}
-        given |= {"size": "[48, 48]", "scales": "[1.5, 2, 3]", "frames": 9, "batch_size": 2}
-        given |= {"trainer.accelerator": "cpu", "trainer.enable_progress_bar": "false"} | options
-        return run_luve(capsys, "precompute", *(f"--{name}={value}" for name, value in given.items()))
-
-    return run
-
-
-def summary(outcome: Outcome) -> tuple[int, int, int]:
-    """Encoded, already there, quarantined."""
-    assert outcome.code == 0, outcome.err
-    rows = dict(line.strip().split(None, 1) for line in outcome.out.splitlines() if line.startswith("  "))
-    return (int(rows["encoded"].split()[0]), int(rows["already"].split()[-1]), int(rows["quarantined"].split(",")[0]))
-
-
-def recipe(backbone: Path, **changes: object) -> LatentRecipe:
-    values = {"vae": load_backbone(backbone).latent_space().fingerprint(), "size": (48, 48), "scales": SCALES}
-    return LatentRecipe(**{**values, "frames": 9, **changes})  # type: ignore[arg-type]
-
-
-def find(store: Path, index: Path, what: LatentRecipe) -> PairLookup:
-    return find_pair_keys(LatentStore(store), ClipHashes(store), VideoIndex.from_csv(index).entries, what)
+    return partial(precompute, capsys, backbone=tiny_backbone, index=world, store=tmp_path / "store")
 
 
 @pytest.mark.slow
@@ -160,78 +137,6 @@ def test_other_vae_and_changed_clip_get_entries_of_their_own(
         find(tmp_path / "store", world, recipe(tiny_backbone))
     assert summary(luve()) == (4, 8, 0)
     assert len(find(tmp_path / "store", world, recipe(tiny_backbone)).pairs) == 3
-
-
-@pytest.mark.slow
-def test_bad_clips_are_set_aside_and_the_run_goes_on(luve, world: Path, tiny_backbone: Path, tmp_path: Path) -> None:
-    bad = VideoIndex.from_csv(world).entries[1]
-    bad.path.write_bytes(b"broken")
-    outcome = luve(max_bad_fraction=0.4)
-    assert summary(outcome) == (8, 0, 1)
-    assert f"listed in {tmp_path}/store/quarantine/48x48-9-from-0-by-1.jsonl" in outcome.out
-    assert summary(luve(max_bad_fraction=0.4)) == (0, 8, 1)
-    lookup = find(tmp_path / "store", world, recipe(tiny_backbone))
-    assert len(lookup.pairs) == 2
-    assert [clip_id for clip_id, _ in lookup.dropped] == [bad.clip_id]
-
-
-def test_too_many_bad_clips_stop_the_run_with_the_list(luve, world: Path) -> None:
-    bad = VideoIndex.from_csv(world).entries[1]
-    bad.path.write_bytes(b"broken")
-    outcome = luve(max_bad_fraction=0)
-    assert outcome.code == 2
-    (line,) = outcome.error_lines
-    assert "1 of 3 clips cannot be read" in line
-    assert str(bad.path) in line
-
-
-@pytest.mark.slow
-def test_rows_left_out_are_told_and_clips_can_be_chosen(luve, world: Path) -> None:
-    add_row(world, clip_id="a boat", url="x")
-    add_row(world, clip_id="gone", url="y")
-    (world.parent / "clips" / "gone.MOV").touch()
-    add_row(world, clip_id="gone2", url="y")
-    outcome = luve()
-    assert summary(outcome) == (12, 0, 0)
-    told = outcome.out.splitlines()[:3]
-    clips = world.parent / "clips"
-    assert told == [
-        f"{world}: 3 clips of 3 source videos, 3 rows dropped",
-        f"       2  file missing (first: gone {clips}/gone.mp4 (gone.MOV is there))",
-        "       1  bad clip_id (first: a boat 'a boat', letters, digits, '.', '_' and '-' expected)",
-    ]
-    # What is chosen is no part of a latent's address.
-    change_rows(world, fps="60", frame_height="40")
-    outcome = luve(**{"keep.fps_range": "[1, 30]"})
-    assert summary(outcome) == (0, 8, 0)
-    assert "1  frame rate not wanted (first: " in outcome.out
-    assert summary(luve(**{"keep.min_height": 48})) == (0, 8, 0)
-    outcome = luve(**{"keep.min_frames": 10})
-    assert (outcome.code, "no clip can be used: 3 too few frames" in outcome.error_lines[0]) == (2, True)
-    outcome = luve(**{"keep.fps_range": "[30, 1]"})
-    assert (outcome.code, "fps_range" in outcome.error_lines[0]) == (2, True)
-
-
-@pytest.mark.slow
-def test_short_clips_are_told_and_do_not_count_as_unreadable(
-    luve, world: Path, tiny_backbone: Path, tmp_path: Path
-) -> None:
-    change_rows(world, total_frames="4")
-    outcome = luve(max_bad_fraction=0)
-    assert summary(outcome) == (8, 0, 0)
-    short = VideoIndex.from_csv(world).entries[0]
-    assert f"  too short      1, first {short.path}: 4 frames, expected at least 9" in outcome.out.splitlines()
-    lookup = find(tmp_path / "store", world, recipe(tiny_backbone))
-    assert lookup.dropped == [(short.clip_id, "4 frames, expected at least 9")]
-    outcome = luve(start=90)
-    assert outcome.code == 2
-    assert "all of 3 clips are too short, first " in outcome.error_lines[0]
-
-
-@pytest.mark.slow
-def test_one_bad_clip_does_not_stop_a_small_data_set(luve, world: Path) -> None:
-    VideoIndex.from_csv(world).entries[1].path.write_bytes(b"broken")
-    assert summary(luve()) == (8, 0, 1)
 
 
 @pytest.mark.slow
