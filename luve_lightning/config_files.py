@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,47 @@ def _check_aliases(text: str, where: str) -> None:
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     if root is not None and size(root) > _MAX_VALUES:
         raise CompositionError(f"{where}: its aliases stand for more than {_MAX_VALUES} values")
+
+
+@dataclass(frozen=True)
+class ToExport:
+    """A training that will export a model.
+
+    Attributes:
+        file: its configuration.
+        model: class path and arguments of its task.
+    """
+
+    file: Path
+    model: Mapping[str, Any]
+
+    def argument(self, name: str, kind: Any) -> Any:
+        """An argument of the task, of the type that it has there."""
+        from jsonargparse import ArgumentParser  # which what only composes configurations does not need
+
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument(f"--{name}", type=kind)
+        given = {name: self.model.get("init_args", {}).get(name)}
+        return getattr(parser.instantiate(parser.parse_object(given)), name)
+
+
+def exporting(folder: Path, experiments: Path = Path("experiments")) -> ToExport | None:
+    """The training that will export into a folder, its run's or one inside it; None where there is none.
+
+    Args:
+        folder: the export.
+        experiments: folder of configurations.
+    """
+    runs = {str(folder), str(folder.parent)}
+    for file in sorted(experiments.rglob("*.yaml")):
+        text = file.read_text(encoding="utf-8")
+        if any(run in text for run in runs):
+            config = read_config(file)
+            if str(config.get("trainer", {}).get("default_root_dir")) not in runs:
+                continue
+            # A file of differences opens with its command, which gives it after others.
+            command = next((line for line in text.splitlines() if "luve fit" in line and file.name in line), "")
+            for given in reversed(re.findall(r"--config (\S+)", command)[:-1]):
+                config = merge(read_config(experiments.parent / given), config)
+            return ToExport(file, config.get("model", {}))
+    return None

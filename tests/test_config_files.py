@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from luve_lightning.cli.compose import compose
-from luve_lightning.config_files import CompositionError, read_config
+from luve_lightning.config_files import CompositionError, exporting, read_config
+from luve_lightning.models.attention import Attention
+from luve_lightning.models.experts import ExpertConfig
 
 
 def bomb(levels: int, width: int) -> str:
@@ -132,3 +134,15 @@ def test_what_is_defined_once_is_named_elsewhere(tmp_path: Path) -> None:
     message = r"x\.yaml: shapes\.one: \$\{definitions\.square\}: no definition 'square'; known: round"
     with pytest.raises(CompositionError, match=message):
         read_config(file)
+
+
+def test_what_will_export_a_model_is_found_by_its_run_folder(repository: Path) -> None:
+    experiments = repository / "experiments"
+    found = exporting(Path("runs/wan2.1/adaptation-4k-windows/export"), experiments)
+    assert found is not None
+    assert found.file.name == "adaptation-4k-windows.yaml"
+    assert type(found.argument("attention", Attention | None)).__name__ == "Windows"
+    expert = exporting(Path("runs/wan2.1/experts/hfe-2k"), experiments)
+    assert expert is not None
+    assert expert.argument("expert", ExpertConfig).places == ("feed_forward",)
+    assert exporting(Path("runs/nobody/export"), experiments) is None

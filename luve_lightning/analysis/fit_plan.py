@@ -15,8 +15,9 @@ from jsonargparse import ArgumentParser
 from luve_lightning.analysis.cost import FirstUse, GpuSpeed
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, dry_run, weight_bytes
 from luve_lightning.analysis.model_parts import PartConfigs, Parts
-from luve_lightning.analysis.recipe_plan import RecipePlan, clips_there, exporting, first_use, mean
+from luve_lightning.analysis.recipe_plan import RecipePlan, clips_there, first_use, mean
 from luve_lightning.analysis.training_plan import Sharing, Strategy, TrainingStep, plan_step, plan_vluer_step
+from luve_lightning.config_files import exporting
 from luve_lightning.data.latent_store import LatentRecipe
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.datamodules import CaptionLatentsDataModule, LatentPairsDataModule

@@ -6,7 +6,6 @@ the GPU's work, does not count, nor does writing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from luve_lightning.analysis.cost import FirstUse, GpuSpeed, total
@@ -22,7 +20,7 @@ from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, dry_run, weight_by
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, encode_prompt
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.pipeline_files import expert_folders
-from luve_lightning.config_files import merge, read_config
+from luve_lightning.config_files import ToExport, exporting
 from luve_lightning.data.latent_store import HIGH_RESOLUTION, LatentRecipe
 from luve_lightning.data.variants import PixelTransform
 from luve_lightning.data.video_index import ClipEntry, Limits, Split, VideoIndex
@@ -30,6 +28,7 @@ from luve_lightning.functional.pixels import resize_frames, resize_video
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import LatentSpace, denoiser_of
 from luve_lightning.models.experts import ExpertConfig, add_expert, load_expert
+from luve_lightning.models.vluer import BaseVLUer
 
 Kind = Literal["training", "precompute", "embed", "score", "upsample"]
 Unit = Literal["step", "clip", "text", "video"]
@@ -229,6 +228,7 @@ def plan_clips_upsampled(
     modules: Sequence[torch.nn.Module],
     speed: GpuSpeed | None,
     clips: int | None,
+    notes: Sequence[str] = (),
 ) -> RecipePlan:
     """`luve upsample`: each clip encoded twice, upsampled by each method and decoded.
 
@@ -239,6 +239,7 @@ def plan_clips_upsampled(
         modules: VLUers among them, on the GPU all the time.
         speed: for the time.
         clips: how many there are; None where the index is not there.
+        notes: what is assumed of them.
     """
     codec, size = parts.codec, recipe.size
 
@@ -261,6 +262,7 @@ def plan_clips_upsampled(
         notes=(
             f"a unit is a clip, of which {len(methods) + 2} videos are written",
             "decoding clips and writing lossless videos, on the processor, are left out, and so is the disk they take",
+            *notes,
         ),
     )
 
@@ -273,48 +275,6 @@ def plan_scores(scorer: str, frames: int, clips: int | None) -> RecipePlan:
         kind="score", unit="clip", seconds=None, first_use=None, peak=None, units=clips,
         notes=(f"{scorer} scores {each}{count}; its seconds and memory are unknown before it runs",),
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ToExport:
-    """A training that will export a model.
-
-    Attributes:
-        file: its configuration.
-        model: class path and arguments of its task.
-    """
-
-    file: Path
-    model: Mapping[str, Any]
-
-    def argument(self, name: str, kind: Any) -> Any:
-        """An argument of the task, of the type that it has there."""
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_argument(f"--{name}", type=kind)
-        given = {name: self.model.get("init_args", {}).get(name)}
-        return getattr(parser.instantiate(parser.parse_object(given)), name)
-
-
-def exporting(folder: Path, experiments: Path = Path("experiments")) -> ToExport | None:
-    """The training that will export into a folder, its run's or one inside it; None where there is none.
-
-    Args:
-        folder: the export.
-        experiments: folder of configurations.
-    """
-    runs = {str(folder), str(folder.parent)}
-    for file in sorted(experiments.rglob("*.yaml")):
-        text = file.read_text(encoding="utf-8")
-        if any(run in text for run in runs):
-            config = read_config(file)
-            if str(config.get("trainer", {}).get("default_root_dir")) not in runs:
-                continue
-            # A file of differences opens with its command, which gives it after others.
-            command = next((line for line in text.splitlines() if "luve fit" in line and file.name in line), "")
-            for given in reversed(re.findall(r"--config (\S+)", command)[:-1]):
-                config = merge(read_config(experiments.parent / given), config)
-            return ToExport(file, config.get("model", {}))
-    return None
 
 
 def cascade_parts(
@@ -344,10 +304,8 @@ def cascade_parts(
     configs = PartConfigs.from_pretrained(
         backbone, given.get("vluer"), given.get("refiner"), options.shift, options.sampler, given.get("transformer")
     )
-    if net := found.get("vluer"):
-        chosen = net.model["init_args"]["net"]
-        named = {"_class_name": str(chosen["class_path"]).rpartition(".")[2]}
-        configs = replace(configs, vluer=dict(chosen.get("init_args") or {}) | named)
+    if training := found.get("vluer"):
+        configs = replace(configs, vluer=_vluer_of(training))
     parts = Parts(configs, dtypes[0], vae_dtype=dtypes[1])
     for name, own in (("transformer", parts.transformer), ("refiner", parts.refiner)):
         if training := found.get(name):
@@ -363,6 +321,23 @@ def cascade_parts(
             notes.append(f"experts.{name} {folder} is not there yet: planned as {training.file} will export it")
             add_expert(parts.refiner, str(name), training.argument("expert", ExpertConfig), dtype=dtypes[0])
     return parts, notes
+
+
+def planned_vluer(backbone: str, folder: Path) -> tuple[BaseVLUer, str]:
+    """A VLUer in float32 on the meta device, and a note where training has yet to make it."""
+    training = None if folder.exists() else exporting(folder)
+    configs = PartConfigs.from_pretrained(backbone, None if training else folder)
+    if training is None:
+        return Parts(configs, torch.float32).vluer, ""
+    note = f"{folder} is not there yet: planned as {training.file} will export it"
+    return Parts(replace(configs, vluer=_vluer_of(training)), torch.float32).vluer, note
+
+
+def _vluer_of(training: ToExport) -> dict[str, Any]:
+    """The configuration of the VLUer that a training makes."""
+    chosen = training.model["init_args"]["net"]
+    named = {"_class_name": str(chosen["class_path"]).rpartition(".")[2]}
+    return dict(chosen.get("init_args") or {}) | named
 
 
 def clips_there(

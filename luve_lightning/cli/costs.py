@@ -25,6 +25,7 @@ from luve_lightning.analysis.recipe_plan import (
     plan_clips_upsampled,
     plan_scores,
     plan_windows_encoded,
+    planned_vluer,
 )
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.speed import SpeedOptions
@@ -342,14 +343,12 @@ def plan_upsample(
     methods: dict[str, Any] = {
         name: method.of(models) for name, method in known_baselines().items() if baselines is None or name in baselines
     }
-    nets = {
-        name: Parts(PartConfigs.from_pretrained(backbone, folder), torch.float32).vluer
-        for name, folder in (vluers or {}).items()
-        if folder is not None
-    }
+    nets = {name: planned_vluer(backbone, folder) for name, folder in (vluers or {}).items() if folder is not None}
+    methods |= {name: net for name, (net, _) in nets.items()}
     recipe = LatentRecipe("plan", (size[0], size[1]), (scale,), frames)
     count = None if entries is None else len(entries)
-    _tell(plan_clips_upsampled(parts, recipe, methods | nets, list(nets.values()), rates, count), rates, output)
+    modules, notes = [net for net, _ in nets.values()], [note for _, note in nets.values() if note]
+    _tell(plan_clips_upsampled(parts, recipe, methods, modules, rates, count, notes), rates, output)
 
 
 def _tell(plan: RecipePlan, speed: GpuSpeed | None, output: Path | None) -> None:

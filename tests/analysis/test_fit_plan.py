@@ -11,10 +11,8 @@ from torch import nn
 
 from luve_lightning.analysis.dry_run import BLOCK
 from luve_lightning.analysis.fit_plan import plan_training, processes_of, sharing_of
-from luve_lightning.analysis.recipe_plan import RecipePlan, exporting
+from luve_lightning.analysis.recipe_plan import RecipePlan
 from luve_lightning.analysis.training_plan import Held, Sharing, sharded_gradients
-from luve_lightning.models.attention import Attention
-from luve_lightning.models.experts import ExpertConfig
 
 
 def rounded(*sizes: int) -> int:
@@ -92,15 +90,3 @@ def test_hours_are_shared_by_what_is_divided_alone() -> None:
     assert (clips.hours, clips.gpu_hours, clips.terabytes) == (pytest.approx(0.25), pytest.approx(1), 0.5)
     unknown = RecipePlan("embed", "text", 3.6, 0.0, 1, None, stored=1)
     assert (unknown.hours, unknown.gpu_hours, unknown.terabytes) == (None, None, None)
-
-
-def test_what_will_export_a_model_is_found_by_its_run_folder(repository: Path) -> None:
-    experiments = repository / "experiments"
-    found = exporting(Path("runs/wan2.1/adaptation-4k-windows/export"), experiments)
-    assert found is not None
-    assert found.file.name == "adaptation-4k-windows.yaml"
-    assert type(found.argument("attention", Attention | None)).__name__ == "Windows"
-    expert = exporting(Path("runs/wan2.1/experts/hfe-2k"), experiments)
-    assert expert is not None
-    assert expert.argument("expert", ExpertConfig).places == ("feed_forward",)
-    assert exporting(Path("runs/nobody/export"), experiments) is None
