@@ -114,7 +114,7 @@ def test_pixels_are_those_of_latents_made_at_a_frame_rate(tmp_path: Path, tiny_b
     torch.testing.assert_close(batch["video"][0], frames_to_video(read_clip(val.path, 0, 9, stride=2)))
     (batch,) = data.train_dataloader()
     torch.testing.assert_close(batch["video"][0], frames_to_video(read_clip(train.path, 0, 5, stride=2)))
-    with pytest.raises(StoreError, match="clips have no latents"):
+    with pytest.raises(StoreError, match="1 of 1 clip has no latents"):
         module(tmp_path, store.root, tiny_backbone, **options).setup("fit")
 
 
