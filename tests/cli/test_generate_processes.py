@@ -65,7 +65,7 @@ def meet(folder: Path, rank: int) -> None:
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, words: list[str]) -> None:
     log, out, whole = tmp_path / "log", tmp_path / "out", tmp_path / "whole"
     LuveProcess(log, *words, f"--output={whole}").finish()
-    run_until_killed(log, *words, f"--output={out}", before="*.json", number=3)
+    run_until_killed(log, *words, f"--output={out}", before="*/out/boat*.json", number=3)
     done = finished(out)
     assert len(done) == 2
     times = {name: (out / f"{name}.mp4").stat().st_mtime_ns for name in done}
