@@ -94,7 +94,7 @@ class GpuSpeed:
 def _forward(kind: OperationKind) -> OperationKind:
     """The kind of operation whose rate is known: that of the forward pass."""
     forward: Any = kind.removesuffix(_OF_BACKWARD)
-    return forward  # type: ignore[no-any-return]
+    return forward
 
 
 def total(seconds: Iterable[float | None]) -> float | None:
@@ -241,8 +241,8 @@ def speed_of(rows: Iterable[Mapping[str, Any]]) -> GpuSpeed:
     tflops["attention"] = by_keys[max(by_keys)]
     float32: Any = {kind: rate / tflops[kind] for (kind, dtype), rate in rates.items() if dtype == "float32"}
     share: Any = {"attention": _BACKWARD}
-    for kind, row in backward.items():
-        share[kind] = row["tflops"] / (by_keys[row["keys"]] if kind == "attention" else tflops[kind])
+    for name, row in backward.items():
+        share[name] = row["tflops"] / (by_keys[row["keys"]] if name == "attention" else tflops[name])
     memory, bandwidth = facts["memory_gib"], facts["tb_per_second"]
     return GpuSpeed(facts["gpu"], memory, tflops, bandwidth, float32, by_keys, share, first_use)
 

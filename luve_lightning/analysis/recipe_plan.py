@@ -313,13 +313,13 @@ def cascade_parts(
     if attention is not None:
         denoiser_of(parts.refiner).use_attention(attention)
     folders: Any = {k: v for k, v in experts.items() if v is not None} if isinstance(experts, Mapping) else experts
-    for name, folder in expert_folders(folders).items():
+    for expert, folder in expert_folders(folders).items():
         training = None if folder.exists() else exporting(folder)
         if training is None:
-            load_expert(parts.refiner, folder, name, any_attention=attention is not None)
+            load_expert(parts.refiner, folder, expert, any_attention=attention is not None)
         else:
-            notes.append(f"experts.{name} {folder} is not there yet: planned as {training.file} will export it")
-            add_expert(parts.refiner, str(name), training.argument("expert", ExpertConfig), dtype=dtypes[0])
+            notes.append(f"experts.{expert} {folder} is not there yet: planned as {training.file} will export it")
+            add_expert(parts.refiner, str(expert), training.argument("expert", ExpertConfig), dtype=dtypes[0])
     return parts, notes
 
 
