@@ -84,6 +84,7 @@ class Checkpoints(ModelCheckpoint):
         """Repair what Lightning restores wrongly, and run a validation that the checkpoint was written before."""
         # Write nothing before the first step: Lightning's counters are between two states here.
         self._entered, self._written, self._stop_after_step = True, trainer.global_step, False
+        _let_go_of_the_file(trainer)
         _end_epoch_after_last_batch(trainer)
         if self._validation_due:
             _validate(trainer)
@@ -225,6 +226,19 @@ class Checkpoints(ModelCheckpoint):
     def _choose_folder(self, trainer: L.Trainer) -> None:
         if self.dirpath is None:
             self.dirpath = str((Path(trainer.default_root_dir) / "checkpoints").resolve())
+
+
+def _let_go_of_the_file(trainer: L.Trainer) -> None:
+    """Copy what optimisers still hold of the checkpoint that a sharded run was resumed from.
+
+    Lightning maps that file into memory, and AdamW's step counters stay parts of it: 17 GB of a full adaptation would
+    keep their place on the disk after the file was replaced.
+    """
+    for optimizer in trainer.optimizers:
+        for state in optimizer.state.values():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.device.type == "cpu" and value.dim() == 0:
+                    state[name] = value.clone()
 
 
 def accumulating(trainer: L.Trainer) -> bool:

@@ -156,6 +156,19 @@ def validate_sharded(run: Run) -> None:
         (run.folder / "validation.json").write_text(json.dumps(found))
 
 
+class MappedCheckpoints(L.Callback):
+    """Writes the checkpoints that are still mapped into memory after the first step to mapped-RANK.txt."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: object) -> None:
+        """The process's own list of what it has mapped."""
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        mapped = sorted({line.split()[5] for line in lines if ".ckpt" in line})
+        (self.folder / f"mapped-{trainer.global_rank}.txt").write_text("\n".join(mapped))
+
+
 def adapt(run: Run) -> None:
     """A resumable run of the adaptation, sharded or not, with its export."""
     torch.set_num_threads(1)
@@ -170,7 +183,7 @@ def adapt(run: Run) -> None:
         gradient_clip_val=1.0,
         enable_checkpointing=True,
         plugins=AtomicCheckpointIO(),
-        callbacks=[Checkpoints(100), RandomState(), Export(run.folder / "export")],
+        callbacks=[Checkpoints(100), RandomState(), Export(run.folder / "export"), MappedCheckpoints(run.folder)],
     )
     options = {name: run.task[name] for name in ("attention", "compile", "offload", "lora_rank") if name in run.task}
     task: FlowMatchingTask = world.adaptation(recompute="all_but_attention", lr=1e-3, warmup_steps=100, **options)
