@@ -39,6 +39,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-references", action="store_true", help="compare with every output of the released VLUer")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Leaves the order of files to the next hook: pytest-xdist would begin with those of most tests."""
+    config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Puts files with slow tests first where several processes share the files: at the end none waits long."""
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_collection_finish() -> None:
     """Leaves what was imported out of each garbage collection: all of it stays until the end."""
     gc.collect()
