@@ -165,12 +165,7 @@ class UnitTimes:
 
     def advance(self, count: int = 1) -> None:
         """Count this many as done, together."""
-        if self.device is not None and self.device.type == "cuda":
-            import torch
-
-            if self.done < _EXACT:
-                torch.cuda.synchronize(self.device)
-            self._peak = torch.cuda.max_memory_allocated(self.device)
+        self.note_memory(wait=self.done < _EXACT)
         now = time.perf_counter()
         if self._first is None:
             self._first = now - self._since
@@ -178,6 +173,15 @@ class UnitTimes:
             self._recent.append((now - self._since) / count)
         self._since = now
         self.done += count
+
+    def note_memory(self, wait: bool = False) -> None:
+        """Note the most memory so far; `wait`: when the GPU has done what it was given."""
+        if self.device is not None and self.device.type == "cuda":
+            import torch
+
+            if wait:
+                torch.cuda.synchronize(self.device)
+            self._peak = torch.cuda.max_memory_allocated(self.device)
 
     def record(self) -> dict[str, Any]:
         """What was measured, as plain values.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
@@ -24,7 +25,7 @@ from luve_lightning.data.video_files import MAX_FPS, encode_h264, write_picture
 from luve_lightning.files import replacing, write_text
 from luve_lightning.functional.frequency import FrequencyFilter
 from luve_lightning.functional.noise_bands import SigmaBand
-from luve_lightning.machine import check_video
+from luve_lightning.machine import check_video, cores
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import denoiser_of
 from luve_lightning.models.experts import ExpertConfig, add_expert, expert_parameters, save_expert
@@ -143,6 +144,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 # Clips and stills ----------------------------------------------------------------------------------------------------
 
 _CRF, _THREADS = 18, 4  # of x264; another number of threads would give other bytes
+_CLIPS_AT_ONCE = 8  # of 49 frames at 4K each takes 1.3 GB
 _JPEG_QUALITY = 92
 _PAN, _REACH = 0.15, 0.3  # camera's way over a clip and a shape's way from the middle, in short sides of the frame
 _RADIUS = (0.1, 0.2)  # of a shape, in short sides
@@ -178,16 +180,19 @@ def make_material(
     """
     _check_material(size, clips, frames, fps, stills, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for kind, count, length in (("clip", clips, frames), ("still", stills, 1)):
-        for number in range(count):
-            split = SPLITS[number] if number < len(SPLITS) else SPLITS[0]
-            rng = np.random.default_rng([seed, length == 1, number])
-            painted, caption = _paint(rng, split, size, length)
-            suffix = "mp4" if kind == "clip" else ("png", "jpg")[number % 2]
-            path = folder / f"{kind}-{number:03d}.{suffix}"
-            _write(path, painted, fps)
-            rows.append((path, caption, split))
+    wanted = [("clip", number, frames) for number in range(clips)] + [("still", number, 1) for number in range(stills)]
+
+    def make(kind: str, number: int, length: int) -> tuple[Path, str, str]:
+        split = SPLITS[number] if number < len(SPLITS) else SPLITS[0]
+        rng = np.random.default_rng([seed, length == 1, number])
+        painted, caption = _paint(rng, split, size, length)
+        suffix = "mp4" if kind == "clip" else ("png", "jpg")[number % 2]
+        path = folder / f"{kind}-{number:03d}.{suffix}"
+        _write(path, painted, fps)
+        return path, caption, split
+
+    with ThreadPoolExecutor(min(cores(), _CLIPS_AT_ONCE)) as pool:  # numpy and x264 leave the interpreter to others
+        rows = list(pool.map(make, *zip(*wanted, strict=True))) if wanted else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file_name", "text", "split"])

@@ -57,7 +57,8 @@ class StepTimes(L.Callback):
             self._write(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Do not count it."""
+        """Do not count its time; the memory it took counts."""
+        self._times.note_memory()
         self._times.begin()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

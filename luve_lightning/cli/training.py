@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -96,6 +97,17 @@ def run(verb: str, arguments: Arguments, config: dict[str, Any], command: Sequen
         LuveCLI(verb, config, command=command, purpose=purpose, held=held).run_verb()
 
 
+def keep_whole_numbers(checked: Namespace, given: Mapping[str, Any]) -> None:
+    """Undo a conversion of whole numbers: to Lightning 1 is a batch and 1.0 are all of them.
+
+    Whether `int | float` tries int or float first depends on what other packages have imported: Python keeps one of the
+    two types, which are equal, for both.
+    """
+    for key, value in given.items():
+        if type(value) is int and type(checked.get(key)) is float:
+            checked[key] = value
+
+
 class LuveCLI(LightningCLI):
     """LightningCLI for one verb over one composed configuration; see `run`.
 
@@ -170,6 +182,7 @@ class LuveCLI(LightningCLI):
             parser.print_help()
             raise SystemExit(0)
         self.config = check(parser, self.composed)
+        keep_whole_numbers(self.config["trainer"], self.composed.get("trainer") or {})
 
     def _set_seed(self) -> None:
         seed = self.config["seed_everything"]

@@ -226,7 +226,7 @@ class Settings:
         for optimizer, groups in zip(trainer.optimizers, self.groups, strict=True):
             for group, settings in zip(optimizer.param_groups, groups, strict=True):
                 for name, value in settings.items():
-                    if name != "lr" and group.get(name) != value:  # the schedule's, below
+                    if name != "lr" and _plain(group.get(name)) != _plain(value):  # the schedule's, below
                         changes["lr" if name == "initial_lr" else name] = value, group.get(name)
                         group[name] = value
         for config, rates in zip(trainer.lr_scheduler_configs, self.rates, strict=True):
@@ -243,6 +243,11 @@ class Settings:
                     "resume with the same"
                 )
         return changes
+
+
+def _plain(value: Any) -> Any:
+    """A sharded checkpoint gives pairs back as lists."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _settings_of(callback: L.Callback) -> dict[str, Any]:

@@ -116,6 +116,19 @@ def test_settings_of_the_optimiser_are_not_the_checkpoints(tmp_path: Path, caplo
     assert "lr 0.01 (the checkpoint had 1)" in line
 
 
+def test_the_same_settings_as_a_list_are_no_change(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As sharded checkpoints give them back."""
+
+    def edit(checkpoint: dict[str, Any]) -> None:
+        for group in checkpoint["optimizer_states"][0]["param_groups"]:
+            group["betas"] = list(group["betas"])
+
+    run = edited(stopped(tmp_path), edit)
+    with caplog.at_level(logging.INFO):
+        train(run)
+    assert said(caplog) == []
+
+
 def test_settings_of_callbacks_are_not_the_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def stopper(patience: int) -> EarlyStopping:
         return EarlyStopping("val/error", patience=patience)
