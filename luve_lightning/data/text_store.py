@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -25,6 +26,7 @@ from luve_lightning.models.backbones import CutText, TextConditioner
 # Raise it when the same caption and the same text encoder would give another embedding: another cleaning of
 # captions, tokenization or masking in models/backbones.
 TEXT_VERSION = 1
+_WRITERS = 8
 
 
 @dataclass(frozen=True)
@@ -256,8 +258,10 @@ def embed_captions(
         StoreError: when an embedding cannot be stored.
     """
     keys = [source.key(caption) for caption in captions]
-    work = _Work(encoder, store, EmbedReport(), advance, times or UnitTimes("caption"))
-    share_work(keys, store.has, store.claim, work.embed, batch_size, work.found)
+    # Each entry waits for the disk, longer than a GPU takes for it.
+    with ThreadPoolExecutor(min(batch_size, _WRITERS)) as writers:
+        work = _Work(encoder, store, EmbedReport(), advance, times or UnitTimes("caption"), writers)
+        share_work(keys, store.has, store.claim, work.embed, batch_size, work.found)
     return work.report
 
 
@@ -268,6 +272,7 @@ class _Work:
     report: EmbedReport
     advance: Callable[[int], None]
     times: UnitTimes
+    writers: ThreadPoolExecutor
 
     def found(self, key: TextKey) -> None:
         self.report.there += 1
@@ -281,9 +286,10 @@ class _Work:
         if any(row[:count].sum() != count for row, count in zip(mask, counts, strict=True)):
             raise ValueError("the tokenizer pads in front of captions; expected one that pads behind them")
         # One transfer from the device, not one per caption.
-        for key, count, embedding in zip(batch, counts, self.encoder.embed(ids, mask).cpu(), strict=True):
-            self.report.bytes += self.store.write(key, embedding[:count])
-            self.report.embedded += 1
+        embeddings = [row[:count] for row, count in zip(self.encoder.embed(ids, mask).cpu(), counts, strict=True)]
+        self.report.bytes += sum(self.writers.map(self.store.write, batch, embeddings))
+        self.report.embedded += len(batch)
+        for key, count in zip(batch, counts, strict=True):
             if count == mask.shape[1]:
                 self._look_at(key.caption)
         self.times.advance(len(batch))
