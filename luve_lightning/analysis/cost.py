@@ -160,6 +160,7 @@ def gpu_speed(gpu: str | None, tflops: float | None) -> GpuSpeed | None:
         None when neither is given and there is no GPU.
 
     Raises:
+        FileNotFoundError: no such file.
         ValueError: another GPU's name, a file without measurements, or a rate that is not positive.
     """
     if tflops is not None and not tflops > 0:
@@ -168,6 +169,8 @@ def gpu_speed(gpu: str | None, tflops: float | None) -> GpuSpeed | None:
         found = REFERENCE
     elif gpu is not None and Path(gpu).is_file():
         found = read_speed(Path(gpu))
+    elif gpu is not None and Path(gpu).suffix:
+        raise FileNotFoundError(f"gpu: no such file: {gpu}; luve bench --subject speed --output FILE writes one")
     elif gpu is not None:
         raise ValueError(
             f"gpu: expected {REFERENCE.name}, got {gpu!r}; for another GPU give its speed as gpu_tflops, or as the "

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from luve_lightning.analysis.cost import FirstUse, GpuSpeed
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, dry_run, weight_bytes
 from luve_lightning.analysis.model_parts import PartConfigs, Parts
-from luve_lightning.analysis.recipe_plan import RecipePlan, clips_there, first_use, mean
+from luve_lightning.analysis.recipe_plan import RecipePlan, check_counts, clips_there, first_use, mean
 from luve_lightning.analysis.training_plan import Sharing, Strategy, TrainingStep, plan_step, plan_vluer_step
 from luve_lightning.config_files import exporting
 from luve_lightning.data.latent_store import LatentRecipe
@@ -94,6 +94,7 @@ class FitPlanner:
         speed: GpuSpeed | None = None,
     ) -> None:
         self.kind, self.task, self.data, self.trainer, self.speed = kind, task, data, trainer, speed
+        check_counts(**{"data.init_args.batch_size": data["batch_size"]})
         self.autocast, self.sharing = precision_of(trainer), sharing_of(trainer)
         self.clips = trainer.get("gradient_clip_val") is not None
         self.notes: list[str] = []
@@ -109,13 +110,13 @@ class FitPlanner:
         if validation > peak:
             gib = f"{peak / 2**30:.2f} GiB"
             self.notes.append(f"the peak is validation's, which decodes whole clips; a training step takes {gib}")
-        parts = int(self.trainer.get("accumulate_grad_batches") or 1)
+        parts = whole_of(self.trainer, "accumulate_grad_batches", 1, 1)
         seconds = mean((step.seconds for step in steps), shares)
         # A graph for each shape, in training and in validation.
         shapes = len({(step.latents, step.batch) for step in steps})
         graphs: list[FirstUse] = ["training", "forward"]
         uses: list[FirstUse] = ["compiler", *graphs * shapes] if self.task.get("compile") else []
-        most = int(self.trainer.get("max_steps") or -1)
+        most = whole_of(self.trainer, "max_steps", -1)
         if most < 1:
             self.notes.append("trainer.max_steps says no number of steps")
         return RecipePlan(
@@ -230,7 +231,7 @@ class FitPlanner:
 
     def _phases(self) -> list[tuple[int, float]]:
         """The phases that the training has, and their shares of the steps."""
-        start, steps = self.task["pixel_from_step"], int(self.trainer.get("max_steps") or -1)
+        start, steps = self.task["pixel_from_step"], whole_of(self.trainer, "max_steps", -1)
         if start < 0 or not any(loss.space == "pixel" for loss in self.task["losses"].values()):
             return [(1, 1.0)]
         first = min(1.0, start / steps) if steps > 0 else 0.5
@@ -276,8 +277,28 @@ def precision_of(trainer: Mapping[str, Any]) -> torch.dtype | None:
     return _AUTOCAST[precision]
 
 
+def whole_of(trainer: Mapping[str, Any], key: str, default: int, least: int = -1) -> int:
+    """A whole number among the Trainer's options; null and 0 are the default.
+
+    Raises:
+        ValueError: for anything else, and for a number below the least.
+    """
+    value = trainer.get(key) or default
+    try:
+        found = int(value)
+    except (TypeError, ValueError, OverflowError):
+        found = least - 1
+    if found < least or (isinstance(value, float) and found != value):
+        raise ValueError(f"trainer.{key}: expected a whole number, got {value!r}")
+    return found
+
+
 def processes_of(trainer: Mapping[str, Any]) -> int:
-    """GPUs over all machines; "auto" is as many as there are here, at least one."""
+    """GPUs over all machines; "auto" and -1 are as many as there are here, at least one.
+
+    Raises:
+        ValueError: for a number that is not whole, or no GPU.
+    """
     devices = trainer.get("devices")
     if isinstance(devices, str) and devices.strip().isdecimal():
         devices = int(devices)
@@ -285,9 +306,11 @@ def processes_of(trainer: Mapping[str, Any]) -> int:
         devices = [one for one in devices.split(",") if one.strip()]
     if isinstance(devices, list):
         devices = len(devices)
-    if not isinstance(devices, int) or devices < 1:
+    if devices in (None, "auto", -1, "-1"):
         devices = max(1, torch.cuda.device_count())
-    return devices * int(trainer.get("num_nodes") or 1)
+    if not isinstance(devices, int) or devices < 1:
+        raise ValueError(f"trainer.devices: expected a number of at least 1, a list, auto or -1, got {devices!r}")
+    return devices * whole_of(trainer, "num_nodes", 1, 1)
 
 
 def sharing_of(trainer: Mapping[str, Any]) -> Sharing:

@@ -134,6 +134,7 @@ def plan_windows_encoded(
         processes: GPUs.
         kept: bytes of weights beside those that encode: the VAE's own under autocast.
     """
+    check_counts(batch_size=batch_size)
     codec, rows = parts.codec, []
     for bucket in buckets:
         sizes = [encoded_size(codec, bucket, scale, dtype, speed) for scale in (HIGH_RESOLUTION, *bucket.scales)]
@@ -200,6 +201,7 @@ def plan_captions_embedded(
         speed: for the time.
         captions: how many there are; None where the index is not there.
     """
+    check_counts(length=length, batch_size=batch_size)
     parts, tokens = Parts(configs, getattr(torch, dtype)), length or configs.text_length
     encoder = parts.text_encoder
     with dry_run() as run:
@@ -269,6 +271,7 @@ def plan_clips_upsampled(
 
 def plan_scores(scorer: str, frames: int, clips: int | None) -> RecipePlan:
     """`luve score`: how much there is to score; what a scorer takes is its own."""
+    check_counts(frames=frames)
     each = f"{frames} frame{'' if frames == 1 else 's'} of each clip"
     count = "" if clips is None else f", {frames * clips:,} in all"
     return RecipePlan(
@@ -344,6 +347,7 @@ def clips_there(
     index: Path | None, clips: Path | None, keep: Limits, splits: Sequence[Split] | None, limit: int | None = None
 ) -> list[ClipEntry] | None:
     """The clips of an index, at most `limit` of each split; None where it, or its folder of clips, is not there."""
+    check_counts(limit=limit)
     if index is None or not index.is_file():
         return None
     if index.suffix == ".csv" and not (clips or index.parent / "clips").is_dir():
@@ -352,6 +356,13 @@ def clips_there(
     if splits is None:
         return found.entries[:limit]
     return [entry for split in splits for entry in found.split(split)[:limit]]
+
+
+def check_counts(**counts: int | None) -> None:
+    """Refuse numbers below 1 by the option's name; None is an option that was left out."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name}: expected at least 1, got {count}")
 
 
 def first_use(speed: GpuSpeed | None, uses: Sequence[FirstUse]) -> float | None:

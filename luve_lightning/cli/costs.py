@@ -340,9 +340,7 @@ def plan_upsample(
     entries = clips_there(index, clips, keep, splits, limit)
     parts = Parts(PartConfigs.from_pretrained(backbone), torch.bfloat16, vae_dtype=getattr(torch, dtype))
     models = LooseModels(parts.codec)
-    methods: dict[str, Any] = {
-        name: method.of(models) for name, method in known_baselines().items() if baselines is None or name in baselines
-    }
+    methods: dict[str, Any] = {name: method.of(models) for name, method in known_baselines(baselines).items()}
     nets = {name: planned_vluer(backbone, folder) for name, folder in (vluers or {}).items() if folder is not None}
     methods |= {name: net for name, (net, _) in nets.items()}
     recipe = LatentRecipe("plan", (size[0], size[1]), (scale,), frames)

@@ -94,19 +94,14 @@ def upsample(
         raise ValueError(
             f"caption: expected one of {', '.join(CAPTIONS)}, or {CAPTION} for clips of one's own, got {caption!r}"
         )
-    known = upsampling.baselines()
-    unknown = [name for name in baselines or () if name not in known]
-    if unknown:
-        raise ValueError(f"baselines: expected some of {', '.join(known)}, got {', '.join(unknown)}")
+    chosen = upsampling.baselines(baselines)
     folders = {name: folder for name, folder in (vluers or {}).items() if folder is not None}
     for name in folders:
         check_name(name, "vluers:")
     entries = entries_of(open_index(console, index, clips, keep), splits, limit)
     codec = load_backbone(backbone).latent_space(getattr(torch, dtype)).to(target)
     recipe = UpsamplingRecipe((size[0], size[1]), scale, frames, start, stride, caption, fps)
-    methods: dict[str, LatentUpsampler] = {
-        name: method.of(LooseModels(codec)) for name, method in known.items() if baselines is None or name in baselines
-    }
+    methods: dict[str, LatentUpsampler] = {name: method.of(LooseModels(codec)) for name, method in chosen.items()}
     identities: dict[str, str] = {}
     for name, folder in folders.items():
         methods[name], identities[name] = _load(name, folder, codec, target)

@@ -83,6 +83,14 @@ def test_a_lora_and_an_expert_keep_less_than_all_weights(
             {"trainer__precision": "64-true"},
             "trainer.precision: expected one of 32-true, 32, bf16-mixed, 16-mixed",
         ),
+        (
+            CONFIG,
+            {"trainer__devices": 0},
+            "trainer.devices: expected a number of at least 1, a list, auto or -1, got 0",
+        ),
+        (CONFIG, {"trainer__max_steps": "many"}, "trainer.max_steps: expected a whole number, got 'many'"),
+        (CONFIG, {"trainer__num_nodes": -1}, "trainer.num_nodes: expected a whole number, got -1"),
+        (CONFIG, {"data__init_args__batch_size": 0}, "data.init_args.batch_size: expected at least 1, got 0"),
         (CONFIG, {"data__init_args__frames": "[1, 1]"}, "frames: expected one or more, all different, got [1, 1]"),
     ],
 )
@@ -90,6 +98,32 @@ def test_what_cannot_be_planned_is_told_in_a_line(
     capsys: pytest.CaptureFixture[str], repository: Path, config: str, options: dict[str, str], message: str
 ) -> None:
     outcome = plan(capsys, repository, config, **options)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "message"),
+    [
+        ("precompute", ["--batch_size", "0"], "batch_size: expected at least 1, got 0"),
+        ("embed", ["--batch_size", "0"], "batch_size: expected at least 1, got 0"),
+        ("embed", ["--length", "0"], "length: expected at least 1, got 0"),
+        ("score", ["--frames", "0"], "frames: expected at least 1, got 0"),
+        ("upsample", ["--limit", "0"], "limit: expected at least 1, got 0"),
+        ("upsample", ["--baselines", "[lanczos]"], "baselines: expected some of nearest, "),
+    ],
+)
+def test_so_is_what_no_run_would_take(
+    capsys: pytest.CaptureFixture[str],
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    config: str,
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(repository)
+    outcome = run_luve(capsys, "plan", "--config", f"experiments/{config}/mini.yaml", *words)
     assert outcome.code == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1

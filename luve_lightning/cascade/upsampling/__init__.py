@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import ClassVar, Literal, Protocol
@@ -91,10 +91,20 @@ def upsampling_method(name: str) -> UpsamplingMethod:
     return known[name]
 
 
-def baselines() -> dict[str, UpsamplingMethod]:
-    """The methods without a VLUer, each once under its first name, in the order of the tables."""
+def baselines(names: Sequence[str] | None = None) -> dict[str, UpsamplingMethod]:
+    """The methods without a VLUer, each once under its first name, in the order of the tables.
+
+    Args:
+        names: those wanted; None is all.
+
+    Raises:
+        ValueError: for the name of none.
+    """
     found: dict[UpsamplingMethod, str] = {}
     for name, method in upsampling_methods().items():
         if method.model != "vluer":
             found.setdefault(method, name)
-    return {name: method for method, name in found.items()}
+    known = {name: method for method, name in found.items()}
+    if unknown := [name for name in names or () if name not in known]:
+        raise ValueError(f"baselines: expected some of {', '.join(known)}, got {', '.join(unknown)}")
+    return {name: method for name, method in known.items() if names is None or name in names}
