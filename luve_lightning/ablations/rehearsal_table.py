@@ -80,9 +80,11 @@ def _row(stage: RehearsalStage, result: StageResult, plan: Mapping[str, Any]) ->
     row.unit = stage.unit
     row.planned_first, row.planned_seconds = _number(plan, "first_use_seconds"), _number(plan, "seconds_per_unit")
     row.planned_gib = _number(plan, "peak_gib")
-    later = [record["seconds_per_unit"] for record in records if record.get("seconds_per_unit") is not None]
+    later = [record for record in records if record.get("seconds_per_unit") is not None]
     if later:
-        row.measured_seconds = statistics.fmean(later)
+        # A process that was stopped after two steps says less than the one that went on; its first is left out.
+        weights = [max(1, record.get("done", 0) - 1) for record in later]
+        row.measured_seconds = statistics.fmean((record["seconds_per_unit"] for record in later), weights)
         row.rate = 1 / row.measured_seconds if row.measured_seconds else None
         # The first process compiles; the resumed one finds what it compiled.
         if stage.verb == "fit" and (first := records[0].get("first_seconds")) is not None:

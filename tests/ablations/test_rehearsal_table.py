@@ -47,6 +47,15 @@ def test_a_training_stands_beside_its_plan_and_is_projected(tmp_path: Path) -> N
     assert row.resumed == "at step 2 of 4"
 
 
+def test_a_process_counts_by_the_steps_that_it_measured(tmp_path: Path) -> None:
+    stage = RehearsalStage("vluer-1", "fit", unit="step", units=100, steps=40)
+    before = record(began=0, step=2, done=2, first_seconds=3.0, seconds_per_unit=0.11)
+    after = record(began=2, step=40, done=38, first_seconds=1.0, seconds_per_unit=0.2)
+    result = StageResult("vluer-1", "luve fit", "done", seconds=[9.0, 9.0], records=[before, after], stopped=True)
+    [row] = rehearsal_rows([stage], {"vluer-1": result}, tmp_path)
+    assert row.measured_seconds == pytest.approx((1 * 0.11 + 37 * 0.2) / 38)
+
+
 def test_data_are_projected_by_what_a_clip_takes(tmp_path: Path) -> None:
     stage = RehearsalStage("precompute", "precompute", unit="clip", units=20_000)
     last = record(units=6, total=48, there=8, made=40, bytes=40 * 10**6, seconds_per_unit=4.5)
