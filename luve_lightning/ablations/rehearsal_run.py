@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +17,7 @@ from luve_lightning.ablations.local_runner import raising_signals
 from luve_lightning.ablations.rehearsal_stage import PROGRAM, RehearsalStage, StageResult, StageRun, laid_over
 from luve_lightning.ablations.stage_process import GroupProcess
 from luve_lightning.files import find_json, text_digest, write_text
+from luve_lightning.locks import try_lock
 
 ROW, PLAN = "row.json", "plan.json"
 _PLANNED = ("precompute", "embed", "score", "fit", "generate", "upsample")
@@ -22,6 +25,22 @@ _FROM_SCRATCH = ("random-models", "bench")  # verbs that do not go on with what 
 _PLAN_SECONDS = 240.0  # that a plan may take when its stage is done
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # a plan needs none, and would take memory of the stage beside it
 Tell = Callable[[str], None]
+
+
+@contextmanager
+def only_rehearsal(root: Path) -> Iterator[None]:
+    """Keep other rehearsals out of a folder.
+
+    Raises:
+        ValueError: one is at work there.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    if (lock := try_lock(root / ".lock")) is None:
+        raise ValueError(f"output: another rehearsal is running in {root}; expected another folder, or to wait for it")
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 class RehearsalRun:
@@ -121,28 +140,35 @@ class RehearsalRun:
             result = StageResult(stage.name, status="needs", note=f"needs {', '.join(makers)}")
             return self._keep(stage, result)
         tree = laid_over(stage.tree(there), self.changes.get(stage.name, {}))
-        run = StageRun(stage, self.root, tree, self.stop, self.limit, self.program)
+        run = StageRun(stage, self.root, tree, self.stop, self.limit, self.program, self.tell)
         digest = text_digest(json.dumps([run.words(), tree], sort_keys=True))
         if kept is not None and kept.status == "done" and kept.digest == digest and not again:
             self.tell(f"{stage.name}: done already, {sum(kept.seconds):.0f} s")
             return kept
         same = kept is not None and kept.digest == digest and not again
         goes_on = same and kept is not None and kept.status == "interrupted"
-        if (kept is not None and not same) or stage.verb in _FROM_SCRATCH:
-            self._clear(stage)
+        fresh = (kept is not None and not same) or stage.verb in _FROM_SCRATCH
         result = kept if goes_on and kept is not None else StageResult(stage.name, digest=digest, note=stage.note)
         result.command = _typed(run.words(), self.program)
         self.tell(f"{stage.name}: {result.command}")
-        result.status = "interrupted"  # as long as nothing else is known: this process may be killed
-        self._keep(stage, result)
+        result.status = ""
+
+        def begin() -> None:
+            if fresh:
+                self._clear(stage)
+            result.status = "interrupted"  # as long as nothing else is known: this process may be killed
+            self._keep(stage, result)
+
         try:
+            run.write_overrides()
             self._plan(stage, run, there)
-            run.run(result)
+            run.run(result, begin)
         except OSError as error:  # its own folder cannot be written
             result.status, result.lines = "failed", [f"{type(error).__name__}: {error}"]
         except BaseException:
-            self.results[stage.name] = self._keep(stage, result)
-            self._update()
+            if result.status:  # it has begun
+                self.results[stage.name] = self._keep(stage, result)
+                self._update()
             raise
         if result.status == "done":
             result.bytes = _size(self.root, stage)

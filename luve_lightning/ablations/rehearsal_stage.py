@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,7 @@ class StageRun:
         stop: whether to stop it once.
         limit: seconds for all of it.
         program: words before the verb.
+        tell: called with lines for people.
     """
 
     def __init__(
@@ -177,10 +178,11 @@ class StageRun:
         stop: bool,
         limit: float,
         program: Sequence[str] = PROGRAM,
+        tell: Callable[[str], None] = print,
     ) -> None:
         self.stage, self.root, self.tree, self.stop, self.limit = stage, root, tree, stop, limit
         self.folder = root / "stages" / stage.name
-        self.program = program
+        self.program, self.tell = program, tell
         self.record = root / stage.record if stage.record else None
         self._process: GroupProcess | None = None
 
@@ -202,20 +204,27 @@ class StageRun:
         files = [*self.stage.configs, self.folder / OVERRIDES]
         return [word for file in files for word in ("--config", str(file))]
 
-    def run(self, result: StageResult) -> None:
+    def write_overrides(self) -> None:
+        """Write the configuration file of its values, which its command and its plan read."""
+        write_text(self.folder / OVERRIDES, yaml.safe_dump(dict(self.tree), sort_keys=False, allow_unicode=True))
+
+    def run(self, result: StageResult, begin: Callable[[], None]) -> None:
         """Run it, to be stopped unless `result` says that it was; fills `result` in.
+
+        Args:
+            result: what came of it, or of an interrupted run that this one goes on with.
+            begin: called before it starts, when no earlier run that was left behind writes in its folders any more.
 
         Raises:
             KeyboardInterrupt: or SystemExit, what a signal to this process raises; the stage was stopped then.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / OVERRIDES, yaml.safe_dump(dict(self.tree), sort_keys=False, allow_unicode=True))
         deadline = time.monotonic() + self.limit
         lock = self._lock()
         if lock is None:
             result.status, result.note = "failed", "another process is still running it"
             return
         try:
+            begin()
             if self.stop and self.stage.begun and not result.stopped and not self._stopped(result, lock, deadline):
                 return
             self._finish(result, lock, deadline)
@@ -230,8 +239,12 @@ class StageRun:
 
     def _lock(self) -> int | None:
         """The lock on the folder, which a run holds that was left behind; it may take so long as a stage may."""
-        deadline = time.monotonic() + self.limit
+        self.folder.mkdir(parents=True, exist_ok=True)
+        deadline, told = time.monotonic() + self.limit, False
         while (lock := try_lock(self.folder / ".lock")) is None and time.monotonic() < deadline:
+            if not told:
+                self.tell(f"{self.stage.name}: waiting for another process that still runs it")
+            told = True
             time.sleep(_POLL_SECONDS)
         return lock
 
@@ -304,7 +317,7 @@ class StageRun:
     def _not_resumed(self, result: StageResult) -> str:
         """Why it did not go on where it was stopped; empty when it did."""
         *earlier, after = result.records
-        before = next((record for record in reversed(earlier) if record), {})
+        before: dict[str, Any] = next((record for record in reversed(earlier) if record), {})
         if self.stage.verb == "fit" and before:
             if after.get("began") != before.get("step") or after.get("step") != self.stage.steps:
                 return (

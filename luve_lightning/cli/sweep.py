@@ -20,8 +20,8 @@ from urllib.parse import urlparse
 
 from rich.console import Console
 
-from luve_lightning.ablations.rehearsal import EXPERIMENTS, Rehearsal, RehearsalSize
-from luve_lightning.ablations.rehearsal_run import RehearsalRun
+from luve_lightning.ablations.rehearsal import EXPERIMENTS, RANDOM, Rehearsal, RehearsalSize
+from luve_lightning.ablations.rehearsal_run import RehearsalRun, only_rehearsal
 from luve_lightning.ablations.rehearsal_stage import StageResult
 from luve_lightning.ablations.rehearsal_table import TABLE, rehearsal_rows, terminal_lines, write_table
 from luve_lightning.ablations.table import Table, read_table
@@ -139,10 +139,12 @@ def rehearse(
         changes: More values of a stage's configuration, by its name: --changes.lfe '{data: {init_args: {num_workers:
             0}}}'.
     """
-    if devices < 1 or steps < 2 or limit <= 0 or (video_steps or 1) < 1 or (clips or 1) < 1:
-        raise ValueError(
-            "expected devices, video_steps and clips of at least 1, steps of at least 2 and a limit above 0"
-        )
+    counts = {"devices": (devices, 1), "steps": (steps, 2), "video_steps": (video_steps, 1), "clips": (clips, 1)}
+    for key, (count, least) in counts.items():
+        if count is not None and count < least:
+            raise ValueError(f"{key}: expected at least {least}, got {count}")
+    if not limit > 0:
+        raise ValueError(f"limit: expected seconds above 0, got {limit:g}")
     names = visible_gpus()
     size = size or ("mini" if backbone == "mini" else "2k")
     if size == "mini" and attention == "windows":
@@ -151,6 +153,17 @@ def rehearse(
         raise ValueError(f"devices: {len(names)} GPUs are here, got {devices}")
     if data is not None and not data.exists():
         raise FileNotFoundError(f"data: no such file or folder: {data}")
+    if backbone not in ("mini", RANDOM):
+        from luve_lightning.models.folders import is_local
+
+        if is_local(backbone) and not (Path(backbone) / "model_index.json").is_file():
+            raise FileNotFoundError(
+                f"backbone {backbone}: no model_index.json in it; expected a diffusers pipeline folder"
+            )
+    if gpu is not None:
+        from luve_lightning.analysis.cost import gpu_speed
+
+        gpu_speed(gpu, None)
     if not EXPERIMENTS.is_dir():
         raise FileNotFoundError(f"the recipe's configurations are not here: expected {EXPERIMENTS}/ in {Path.cwd()}")
     kind = f"{Path(backbone).name}-{size}-{attention}-{devices}"
@@ -185,13 +198,14 @@ def rehearse(
         say(console, f"[{datetime.now():%H:%M:%S}] {text}")
 
     run = RehearsalRun(found, recipe.given(), root, changes or {}, stop, limit, gpu, updated, tell)
-    try:
-        run.run(chosen, again)
-    finally:
-        wide = console if console.is_terminal else Console(emoji=False, width=_LOG_WIDTH)
-        for line in terminal_lines(rehearsal_rows(found, run.results, root), run.results, facts):
-            wide.print(line, soft_wrap=isinstance(line, str), highlight=False, markup=False)
-        say(console, f"{root / TABLE}.md and .json; logs in {root / 'stages'}")
+    with only_rehearsal(root):
+        try:
+            run.run(chosen, again)
+        finally:
+            wide = console if console.is_terminal else Console(emoji=False, width=_LOG_WIDTH)
+            for line in terminal_lines(rehearsal_rows(found, run.results, root), run.results, facts):
+                wide.print(line, soft_wrap=isinstance(line, str), highlight=False, markup=False)
+            say(console, f"{root / TABLE}.md and .json; logs in {root / 'stages'}")
     if any(result.status != "done" for name, result in run.results.items() if name in run.wanted(chosen)):
         raise SystemExit(1)
 
@@ -199,7 +213,9 @@ def rehearse(
 def _chosen(stages: str | list[str] | None, known: list[str], changes: Mapping[str, object]) -> list[str]:
     """Names of stages, as given or all."""
     words = stages.strip("[] ").split(",") if isinstance(stages, str) else stages
-    names = known if words is None else [word.strip() for word in words]
+    names = known if words is None else [word.strip() for word in words if word.strip()]
+    if not names:
+        raise ValueError(f"stages: expected one or more of {', '.join(known)}")
     for key, some in (("stages", names), ("changes", list(changes))):
         for name in some:
             if name not in known:

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from luve_lightning.ablations.rehearsal_run import RehearsalRun
+from luve_lightning.ablations.rehearsal_run import RehearsalRun, only_rehearsal
 from luve_lightning.ablations.rehearsal_stage import RehearsalStage, StageResult
+from luve_lightning.locks import try_lock
 
 PROGRAM = (sys.executable, str(Path(__file__).resolve().parents[1] / "helpers/fake_stage.py"))
 STEPS = 8
@@ -176,6 +177,36 @@ def test_an_interrupted_rehearsal_stops_its_stage_and_goes_on_from_there(tmp_pat
     assert [result.status for result in results.values()] == ["done", "done"]
     before, after = results["lfe"].records
     assert after["began"] == before["step"] > 0
+
+
+def test_a_stage_that_a_killed_rehearsal_left_running_ends_before_its_files_are_cleared(tmp_path: Path) -> None:
+    stage = training(tmp_path, "lfe")
+    rehearse(tmp_path, stage)
+    lock, told = try_lock(tmp_path / "stages/lfe/.lock"), list[str]()
+    assert lock is not None
+    made = tmp_path / "runs/lfe/measured.json"
+
+    def let_go() -> None:
+        while not told or "waiting for another process" not in told[-1]:
+            time.sleep(0.01)
+        there.append(made.exists())
+        os.close(lock)
+
+    there: list[bool] = []
+    other = threading.Thread(target=let_go)
+    other.start()
+    changes = {"lfe": {"steps": STEPS - 1}}
+    result = rehearse(tmp_path, stage, changes=changes, stop=False, told=told)["lfe"]
+    other.join()
+    assert there == [True], "it waits before it clears"
+    assert (result.status, result.records[-1]["began"]) == ("done", 0)
+
+
+def test_two_rehearsals_do_not_share_a_folder(tmp_path: Path) -> None:
+    with only_rehearsal(tmp_path), pytest.raises(ValueError, match="another rehearsal is running in"):
+        only_rehearsal(tmp_path).__enter__()
+    with only_rehearsal(tmp_path):
+        pass
 
 
 def test_only_the_rehearsals_own_folder_is_cleared(tmp_path: Path) -> None:

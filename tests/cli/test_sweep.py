@@ -221,6 +221,31 @@ def test_without_a_sweep_nothing_is_started(monkeypatch: pytest.MonkeyPatch, tmp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--devices", "0"], "devices: expected at least 1, got 0"),
+        (["--video_steps", "0"], "video_steps: expected at least 1, got 0"),
+        (["--clips", "0"], "clips: expected at least 1, got 0"),
+        (["--limit", "0"], "limit: expected seconds above 0, got 0"),
+        (["--stages", ","], "stages: expected one or more of material, index, "),
+        (["--backbone", "nowhere"], "backbone nowhere: no such folder; expected a diffusers pipeline folder"),
+        (["--backbone", "experiments"], "backbone experiments: no model_index.json in it"),
+        (["--gpu", "none.jsonl"], "gpu: no such file: none.jsonl"),
+        (["--data", "nowhere"], "data: no such file or folder: nowhere"),
+    ],
+)
+def test_a_rehearsal_that_cannot_go_well_is_refused_before_it_begins(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    outcome = run_luve(capsys, "rehearse", *words, "--output", tmp_path / "rehearsal")
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not (tmp_path / "rehearsal/stages").exists()
+
+
 @pytest.mark.slow
 def test_a_rehearsal_runs_stops_and_resumes_stages_of_the_recipe(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_clips: Path
