@@ -106,7 +106,7 @@ def _resumed(stage: RehearsalStage, result: StageResult) -> str:
     if not result.stopped:
         return ""
     first, last = result.records[0], result.records[-1]
-    if stage.verb == "fit" and first and len(result.records) > 1:
+    if stage.verb == "fit" and first and last and len(result.records) > 1:
         return f"at step {last.get('began')} of {last.get('step')}"
     if "total" in last and len(result.records) > 1:
         return f"with {last['there']} of {last['total']}"
@@ -205,12 +205,12 @@ def notes(results: Mapping[str, StageResult]) -> list[str]:
 
 
 def whole(rows: Sequence[RehearsalRow], hours: str) -> str:
-    """What the whole recipe would take, as far as it was measured."""
+    """What the stages of the table would take in the whole recipe, as far as they were measured."""
     spent = sum(row.gpu_hours for row in rows if row.gpu_hours is not None)
     terabytes = sum(row.terabytes for row in rows if row.terabytes is not None)
     without = [row.stage for row in rows if row.unit and row.gpu_hours is None and ":" not in row.stage]
     missing = f"; without {', '.join(without)}" if without else ""
-    return f"the whole recipe at this pace: {spent:,.1f} {hours}, {terabytes:.3g} TB{missing}"
+    return f"these stages of the whole recipe, at this pace: {spent:,.1f} {hours}, {terabytes:.3g} TB{missing}"
 
 
 def terminal_lines(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from math import prod
@@ -66,8 +67,11 @@ def _arguments(key: str, given: Mapping[str, Any], kinds: tuple[type[Any], ...])
         raise ValueError(f"{key}.class_path: a plan is for {names}, {got}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, key, instantiate=False)
-    with torch.device("meta"):  # a VLUer among the arguments needs no memory
-        values = parser.instantiate(parser.parse_object({key: dict(given.get("init_args") or {})}))
+    try:
+        with torch.device("meta"):  # a VLUer among the arguments needs no memory
+            values = parser.instantiate(parser.parse_object({key: dict(given.get("init_args") or {})}))
+    except ArgumentError as error:
+        raise ValueError(" ".join(str(error).split()).replace(f"{key}.", f"{key}.init_args.")) from None
     return kind, vars(values[key])
 
 
@@ -188,6 +192,7 @@ class FitPlanner:
         if expert:
             add_expert(denoiser.module, task["name"], task["expert"], dtype=torch.float32)
         elif task["lora_rank"]:
+            check_counts(**{"model.init_args.lora_rank": task["lora_rank"]})
             add_lora(denoiser, task["lora_rank"])
         else:
             denoiser.module.requires_grad_(True)
@@ -215,6 +220,8 @@ class FitPlanner:
         """A step of every bucket, scale and phase, and the share of the steps that each takes."""
         task, data, codec = self.task, self.data, self._codec()
         net = task["net"].to("meta").train().requires_grad_(True)
+        if not data["scales"]:
+            raise ValueError("data.init_args.scales: expected at least one")
         steps, shares = [], []
         for phase, share in self._phases():
             decoded = None if phase == 1 else tuple(data["video_crop"] or task["pixel_crop"])

@@ -56,6 +56,14 @@ def test_a_process_counts_by_the_steps_that_it_measured(tmp_path: Path) -> None:
     assert row.measured_seconds == pytest.approx((1 * 0.11 + 37 * 0.2) / 38)
 
 
+def test_a_training_that_was_interrupted_again_says_no_step_that_it_does_not_know(tmp_path: Path) -> None:
+    stage = RehearsalStage("lfe", "fit", unit="step", units=3000, steps=4)
+    before = record(began=0, step=2, done=2, seconds_per_unit=7.0)
+    result = StageResult("lfe", status="interrupted", seconds=[9.0, 3.0], records=[before, {}], stopped=True)
+    [row] = rehearsal_rows([stage], {"lfe": result}, tmp_path)
+    assert row.resumed == "stopped"
+
+
 def test_data_are_projected_by_what_a_clip_takes(tmp_path: Path) -> None:
     stage = RehearsalStage("precompute", "precompute", unit="clip", units=20_000)
     last = record(units=6, total=48, there=8, made=40, bytes=40 * 10**6, seconds_per_unit=4.5)

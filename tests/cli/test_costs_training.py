@@ -91,6 +91,17 @@ def test_a_lora_and_an_expert_keep_less_than_all_weights(
         (CONFIG, {"trainer__max_steps": "many"}, "trainer.max_steps: expected a whole number, got 'many'"),
         (CONFIG, {"trainer__num_nodes": -1}, "trainer.num_nodes: expected a whole number, got -1"),
         (CONFIG, {"data__init_args__batch_size": 0}, "data.init_args.batch_size: expected at least 1, got 0"),
+        (CONFIG, {"model__init_args__lora_rank": -4}, "model.init_args.lora_rank: expected at least 1, got -4"),
+        (
+            "experiments/vluer/mini.yaml",
+            {"data__init_args__crop": "[0, 0]"},
+            'Parser key "data.init_args.crop": Expected a tuple with 3 elements. Got value: [0, 0]',
+        ),
+        (
+            "experiments/vluer/mini.yaml",
+            {"data__init_args__scales": "[]"},
+            "data.init_args.scales: expected at least one",
+        ),
         (CONFIG, {"data__init_args__frames": "[1, 1]"}, "frames: expected one or more, all different, got [1, 1]"),
     ],
 )
