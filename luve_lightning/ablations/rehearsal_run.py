@@ -77,6 +77,7 @@ class RehearsalRun:
         self.stop, self.limit, self.speed, self.program = stop, limit, speed, program
         self.updated, self.tell = updated, tell
         self.results: dict[str, StageResult] = {}
+        self._again: Collection[str] = ()
         self._plans: dict[str, GroupProcess] = {}
 
     def run(self, chosen: Collection[str], again: bool = False) -> dict[str, StageResult]:
@@ -94,6 +95,7 @@ class RehearsalRun:
                 goes on with it.
         """
         wanted = self.wanted(chosen)
+        self._again = chosen if again else ()
         there = dict(self.given)
         with raising_signals():
             try:
@@ -207,8 +209,13 @@ class RehearsalRun:
         return kept is not None and kept.status == "done"
 
     def _clear(self, stage: RehearsalStage) -> None:
-        """Remove what an earlier run of it made, inside the rehearsal's folder."""
-        others = {path for one in self.stages if one is not stage for path in _made(self.root, one)}
+        """Remove what an earlier run of it made, inside the rehearsal's folder, but what a stage that stays made."""
+        later = [one for one in self.stages[self.stages.index(stage) + 1 :] if one.name in self._again]
+        others = {path for one in self.stages if one not in (stage, *later) for path in _made(self.root, one)}
+        gone = set(_made(self.root, stage)) - others
+        for one in later:
+            if gone & set(_made(self.root, one)):  # it is run again, even if this rehearsal does not come so far
+                self._file(one, ROW).unlink(missing_ok=True)
         for path in _made(self.root, stage):
             inside = path.resolve() != self.root.resolve() and path.resolve().is_relative_to(self.root.resolve())
             if inside and path not in others:

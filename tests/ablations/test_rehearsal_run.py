@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,22 @@ def test_only_the_rehearsals_own_folder_is_cleared(tmp_path: Path) -> None:
     rehearse(root, stage, again=True)
     assert (outside / "clip.mp4").exists()
     assert not inside.exists()
+
+
+def test_what_two_stages_made_together_is_made_again_when_both_are(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    first, second = (
+        command(name, gives={name: str(store)}, files=str(store), count=1) for name in ("pairs", "variants")
+    )
+    rehearse(tmp_path, first, second)
+    (store / "old").touch()
+    rehearse(tmp_path, first, second, chosen=["pairs"], again=True)
+    assert (store / "old").exists(), "the other stage's result stays"
+    broken = replace(second, values={"code": 2})
+    results = rehearse(tmp_path, first, broken, again=True)
+    assert not (store / "old").exists()
+    assert (store / "0.txt").exists(), "the second one clears nothing of the first one's"
+    assert [result.status for result in results.values()] == ["done", "failed"]
 
 
 def test_a_table_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
