@@ -6,11 +6,12 @@ convention of `align_corners=False`). Everything here is one-dimensional: a 3-D 
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def _check(n_in: int, n_out: int) -> None:
@@ -34,6 +35,47 @@ def nearest_indices(n_in: int, n_out: int, device: torch.device | None = None) -
     _check(n_in, n_out)
     i = torch.arange(n_out, dtype=torch.int64, device=device)
     return (2 * i + 1) * n_in // (2 * n_out)
+
+
+def take_sorted(x: Tensor, axis: int, index: Tensor, most: int) -> Tensor:
+    """`x.index_select(axis, index)` for indices that never decrease, whose gradient is summed in order.
+
+    That of `index_select` adds up with atomic operations on a GPU, which is slow and differs from run to run.
+
+    Args:
+        x: any tensor.
+        axis: of `x`, not negative.
+        index: int64, each at least as large as the one before.
+        most: how often one index may occur at most.
+    """
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return x.index_select(axis, index)
+    taken: Tensor = _TakeSorted.apply(x, axis, index, most)
+    return taken
+
+
+class _TakeSorted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: int, index: Tensor, most: int) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.axis, ctx.count, ctx.most = axis, x.shape[axis], most
+        return x.index_select(axis, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (index,) = ctx.saved_tensors
+        positions = torch.arange(ctx.count, device=index.device)
+        start, stop = (torch.searchsorted(index, positions, right=right) for right in (False, True))
+        shape = [-1 if axis == ctx.axis else 1 for axis in range(gradient.ndim)]
+        total: Tensor | None = None
+        for number in range(ctx.most):
+            place = start + number
+            used = (place < stop).to(gradient.dtype).view(shape)
+            part = gradient.index_select(ctx.axis, place.clamp(max=len(index) - 1))
+            total = part.mul_(used) if total is None else total.addcmul_(part, used)
+        assert total is not None
+        return total, None, None, None
 
 
 def relative_offsets(n_in: int, n_out: int, device: torch.device | None = None) -> Tensor:
@@ -97,8 +139,9 @@ def interpolate_latents(latents: Tensor, size: Size3d, mode: InterpolationMode =
     frames, height, width = check_size(size)
     if mode == "nearest":
         for axis, n_out in zip((2, 3, 4), (frames, height, width), strict=True):
-            index = nearest_indices(latents.shape[axis], n_out, latents.device)
-            latents = latents.index_select(axis, index)
+            n_in = latents.shape[axis]
+            index = nearest_indices(n_in, n_out, latents.device)
+            latents = take_sorted(latents, axis, index, most=-(-n_out // n_in))
         return latents
     if mode == "bilinear":
         return F.interpolate(latents, size=(frames, height, width), mode="trilinear", align_corners=False)

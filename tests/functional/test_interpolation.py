@@ -18,6 +18,7 @@ from luve_lightning.functional.interpolation import (
     interpolate_latents,
     nearest_indices,
     relative_offsets,
+    take_sorted,
 )
 
 sizes = st.integers(1, 400)
@@ -156,6 +157,20 @@ def test_gradients_reach_every_input_that_is_sampled(mode: Any) -> None:
     # Each input feeds eight outputs' worth of weight; at the borders more or less, in sum exactly.
     assert latents.grad.sum().item() == pytest.approx(2 * 4 * 6 * 6, rel=1e-5)
     assert (latents.grad != 0).all()
+
+
+@given(n_in=st.integers(1, 40), n_out=st.integers(1, 120), axis=st.integers(0, 2))
+def test_what_is_taken_in_order_has_the_gradient_of_index_select(n_in: int, n_out: int, axis: int) -> None:
+    """To the bit on a CPU, where that is a sum in order, too."""
+    index = nearest_indices(n_in, n_out)
+    shape = [3, 2, 2]
+    shape[axis] = n_in
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(n_in * n_out)).requires_grad_()
+    weight = torch.randn(x.index_select(axis, index).shape, generator=torch.Generator().manual_seed(1))
+    got = take_sorted(x, axis, index, most=-(-n_out // n_in))
+    torch.testing.assert_close(got, x.index_select(axis, index), rtol=0, atol=0)
+    gradients = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (got, x.index_select(axis, index))]
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
 def test_wrong_arguments_name_what_was_expected() -> None:

@@ -18,6 +18,7 @@ from luve_lightning.functional.interpolation import (
     interpolate_latents,
     nearest_indices,
     relative_offsets,
+    take_sorted,
 )
 from luve_lightning.models.folders import load_whole, read_config, saving
 
@@ -131,7 +132,9 @@ class ImplicitUpsampler(nn.Module):
         chunks = []
         for start in range(0, size[0], frames_per_chunk):
             t = slice(start, start + frames_per_chunk)
-            x = first.index_select(1, index_t[t]).index_select(2, index_y).index_select(3, index_x)
+            x = first
+            for axis, index in enumerate((index_t[t], index_y, index_x)):
+                x = take_sorted(x, axis + 1, index, most=-(-size[axis] // n_in[axis]))
             x = x + (add_t[t, None, None] + plane)
             chunks.append(self._query(x))
         out = chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)

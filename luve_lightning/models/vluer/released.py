@@ -16,7 +16,7 @@ from diffusers import ModelMixin  # noqa: F401  # a saved pipeline looks for it 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from luve_lightning.functional.interpolation import Size3d, interpolate_latents
+from luve_lightning.functional.interpolation import Size3d, interpolate_latents, take_sorted
 from luve_lightning.models.vluer.model import BaseVLUer
 from luve_lightning.models.vluer.released_blocks import BlockGroup, DeepGroup, Fold, ScaleStage
 
@@ -149,7 +149,10 @@ class ReleasedMLP(nn.Module):
         chunks = []
         for start in range(0, size[0], frames):
             t = slice(start, start + frames)
-            x = known.index_select(1, indices[0][t]).index_select(2, indices[1]).index_select(3, indices[2])
+            x = known
+            for axis, index in enumerate((indices[0][t], indices[1], indices[2])):
+                # One more than in exact arithmetic: places are rounded.
+                x = take_sorted(x, axis + 1, index, most=-(-size[axis] // n_in[axis]) + 1)
             chunks.append(self.layers[1:](x + (tables[0][t, None, None] + plane)))
         return torch.cat(chunks, dim=1).permute(0, 4, 1, 2, 3)
 

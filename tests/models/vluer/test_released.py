@@ -77,6 +77,9 @@ def test_cells_are_rounded_as_the_original_rounds_them(n_in: int, n_out: int) ->
     want_index, want_offset = plain_cells(n_in, n_out)
     assert index.tolist() == want_index.tolist()
     assert offset.tolist() == want_offset.tolist()
+    # As the sum of gradients takes for granted.
+    assert index.tolist() == sorted(index.tolist())
+    assert index.bincount().max() <= -(-n_out // n_in) + 1
 
 
 def test_ties_are_the_originals_own() -> None:
