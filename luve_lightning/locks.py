@@ -119,13 +119,13 @@ def try_lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int | None:
         descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BaseException as error:
+            if _is_at(path, descriptor):
+                return descriptor
+        except BaseException as error:  # a signal's, too
             os.close(descriptor)
             if isinstance(error, BlockingIOError):
                 return None
             raise
-        if _is_at(path, descriptor):
-            return descriptor
         os.close(descriptor)  # renamed or removed by its holder: look again
 
 

@@ -38,6 +38,22 @@ _SHOWN = 600  # characters of a strange key in a message
 _ASK_AGAIN = 0.02
 
 
+def _remove_abandoned(temporary: Path) -> bool:
+    """Remove an unfinished file unless a living writer holds it; returns whether it did."""
+    try:
+        descriptor = try_lock(temporary, os.O_RDWR)
+    except OSError as error:
+        # Another process removes it, or the store may not be written, and then nothing needs room in it.
+        if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return False
+    if descriptor is None:
+        return False
+    removed = remove_locked(temporary, descriptor)
+    os.close(descriptor)
+    return removed
+
+
 class ClaimedFiles:
     """A folder of files named by digests.
 
@@ -71,8 +87,12 @@ class ClaimedFiles:
         """
         temporary = self.path(digest).with_suffix(".tmp")
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        while (descriptor := try_lock(temporary)) is None and wait:
-            time.sleep(_ASK_AGAIN)
+        try:
+            while (descriptor := try_lock(temporary)) is None and wait:
+                time.sleep(_ASK_AGAIN)
+        except BaseException:  # a signal's, perhaps just after the file was made
+            _remove_abandoned(temporary)
+            raise
         if descriptor is None:
             yield False
             return
@@ -121,18 +141,7 @@ class ClaimedFiles:
         Returns:
             Number of files removed.
         """
-        removed = 0
-        for temporary in self.root.glob("??/*.tmp"):
-            try:
-                descriptor = try_lock(temporary, os.O_RDWR)
-                if descriptor is not None:
-                    removed += remove_locked(temporary, descriptor)
-                    os.close(descriptor)
-            except OSError as error:
-                # Another process removes it, or the store may not be written, and then nothing needs room in it.
-                if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
-                    raise
-        return removed
+        return sum(_remove_abandoned(temporary) for temporary in self.root.glob("??/*.tmp"))
 
 
 class StoreError(ValueError):

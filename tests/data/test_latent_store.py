@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import pickle
@@ -293,6 +294,24 @@ def test_unused_claim_leaves_nothing(store: LatentStore) -> None:
         with store.claim(replace(KEY, stride=2)) as unrelated:
             assert unrelated
     assert store_size(store.root) == StoreSize(0, 0, 0)
+    with store.claim(KEY) as mine:
+        assert mine
+
+
+def test_a_signal_while_a_claim_is_made_leaves_nothing(store: LatentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its exception may come in any line, here when the file exists and is locked."""
+    real, calls = fcntl.flock, []
+
+    def flock(descriptor: int, operation: int) -> None:
+        real(descriptor, operation)
+        calls.append(descriptor)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(KeyboardInterrupt), store.claim(KEY):
+        pytest.fail("it was not claimed")
+    assert store_size(store.root).unfinished == 0
     with store.claim(KEY) as mine:
         assert mine
 
