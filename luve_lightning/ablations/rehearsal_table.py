@@ -93,7 +93,9 @@ def _row(stage: RehearsalStage, result: StageResult, plan: Mapping[str, Any]) ->
         (record["peak_gib"] for record in records if record.get("peak_gib") is not None), default=None
     )
     if row.measured_seconds is not None and stage.units is not None:
-        row.gpu_hours = row.measured_seconds * stage.units * stage.gpus / 3600
+        # Those that it was measured with: an earlier rehearsal in this folder may have had others.
+        gpus = later[-1].get("processes", stage.gpus) if stage.verb == "fit" else stage.gpus
+        row.gpu_hours = row.measured_seconds * stage.units * gpus / 3600
     last = records[-1] if records else {}
     if stage.verb == "fit" and result.status == "done":
         row.terabytes = None if result.bytes is None else result.bytes / 1e12

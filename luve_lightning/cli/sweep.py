@@ -31,7 +31,7 @@ from luve_lightning.cli.compose import compose
 from luve_lightning.cli.errors import UsageError, did_you_mean
 from luve_lightning.data.video_files import check_name
 from luve_lightning.files import check_writable, write_text
-from luve_lightning.machine import PACKAGE_ROOT, cores, revision_in_words, visible_gpus
+from luve_lightning.machine import PACKAGE_ROOT, check_workers, cores, revision_in_words, visible_gpus
 from luve_lightning.reporting.dashboard import PREFIX_OF_RESULTS, Dashboard, build_workspace, serialised
 from luve_lightning.terminal import say
 
@@ -151,6 +151,8 @@ def rehearse(
         raise ValueError("attention: the mini world has no configurations with windows; expected dense, or --size 2k")
     if names and devices > len(names):
         raise ValueError(f"devices: {len(names)} GPUs are here, got {devices}")
+    if not names:
+        check_workers("devices", devices, 1)
     if data is not None and not data.exists():
         raise FileNotFoundError(f"data: no such file or folder: {data}")
     if backbone not in ("mini", RANDOM):

@@ -42,6 +42,9 @@ def test_a_training_stands_beside_its_plan_and_is_projected(tmp_path: Path) -> N
     assert row.measured_gib == 61.0
     assert row.rate == 1 / 6.5
     assert row.gpu_hours == 6.5 * 3000 * 2 / 3600
+    after["processes"] = 1
+    [row] = rehearsal_rows([stage], {"lfe": result}, tmp_path)
+    assert row.gpu_hours == 6.5 * 3000 / 3600, "it was measured on one, in an earlier rehearsal in this folder"
     assert row.terabytes == 0.017
     assert row.seconds == 81.5
     assert row.resumed == "at step 2 of 4"

@@ -225,6 +225,7 @@ def test_without_a_sweep_nothing_is_started(monkeypatch: pytest.MonkeyPatch, tmp
     ("words", "message"),
     [
         (["--devices", "0"], "devices: expected at least 1, got 0"),
+        (["--devices", "9999"], "devices: "),
         (["--video_steps", "0"], "video_steps: expected at least 1, got 0"),
         (["--clips", "0"], "clips: expected at least 1, got 0"),
         (["--limit", "0"], "limit: expected seconds above 0, got 0"),
