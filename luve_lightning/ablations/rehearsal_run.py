@@ -258,7 +258,7 @@ def plan_of(root: Path, name: str) -> dict[str, Any]:
 def _typed(words: Sequence[str], program: Sequence[str]) -> str:
     """The command as a user types it."""
     if list(words[: len(program)]) != list(program):
-        return f"make_material {' '.join(words[3:])}"
+        return shlex.join(["python", *words[1:]])
     return shlex.join(["luve", *words[len(program) :]])
 
 

@@ -17,8 +17,6 @@ from luve_lightning.evaluation.tables import table_markdown, table_rich
 from luve_lightning.files import find_json, write_text
 
 TABLE = "rehearsal"
-# A stage's name in the record of a video, where the plan's is another.
-_MADE = {"upsample": "upsampled", "refine": "refined", "decode": "decoded"}
 
 
 @dataclass
@@ -117,7 +115,7 @@ def _resumed(stage: RehearsalStage, result: StageResult) -> str:
 
 def _parts(stage: RehearsalStage, result: StageResult, plan: Mapping[str, Any]) -> list[RehearsalRow]:
     """A video's own stages."""
-    planned = {_MADE.get(part["stage"], part["stage"]): part for part in plan.get("stages", ())}
+    planned = {part.get("made_as"): part for part in plan.get("stages", ())}
     rows = []
     for part in video_parts(Path(stage.gives["videos"])) if result.status == "done" else ():
         name, ahead = part["stage"], planned.get(part["stage"], {})

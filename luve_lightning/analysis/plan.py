@@ -35,7 +35,7 @@ def plan_dict(
         "seconds": seconds,
         "first_use_seconds": total(stage.first_use_seconds for stage in stages),
         "gpu": None if speed is None else speed.name,
-        "stages": [asdict(stage) for stage in stages],
+        "stages": [asdict(stage) | {"made_as": _MADE.get(stage.stage, stage.stage)} for stage in stages],
         "forward_passes": [asdict(one) for one in passes],
     }
 

@@ -139,35 +139,11 @@ def rehearse(
         changes: More values of a stage's configuration, by its name: --changes.lfe '{data: {init_args: {num_workers:
             0}}}'.
     """
-    counts = {"devices": (devices, 1), "steps": (steps, 2), "video_steps": (video_steps, 1), "clips": (clips, 1)}
-    for key, (count, least) in counts.items():
-        if count is not None and count < least:
-            raise ValueError(f"{key}: expected at least {least}, got {count}")
-    if not limit > 0:
-        raise ValueError(f"limit: expected seconds above 0, got {limit:g}")
     names = visible_gpus()
     size = size or ("mini" if backbone == "mini" else "2k")
-    if size == "mini" and attention == "windows":
-        raise ValueError("attention: the mini world has no configurations with windows; expected dense, or --size 2k")
-    if names and devices > len(names):
-        raise ValueError(f"devices: {len(names)} GPUs are here, got {devices}")
-    if not names:
-        check_workers("devices", devices, 1)
-    if data is not None and not data.exists():
-        raise FileNotFoundError(f"data: no such file or folder: {data}")
-    if backbone not in ("mini", RANDOM):
-        from luve_lightning.models.folders import is_local
-
-        if is_local(backbone) and not (Path(backbone) / "model_index.json").is_file():
-            raise FileNotFoundError(
-                f"backbone {backbone}: no model_index.json in it; expected a diffusers pipeline folder"
-            )
-    if gpu is not None:
-        from luve_lightning.analysis.cost import gpu_speed
-
-        gpu_speed(gpu, None)
-    if not EXPERIMENTS.is_dir():
-        raise FileNotFoundError(f"the recipe's configurations are not here: expected {EXPERIMENTS}/ in {Path.cwd()}")
+    counts = {"devices": (devices, 1), "steps": (steps, 2), "video_steps": (video_steps, 1), "clips": (clips, 1)}
+    _check_counts(counts, limit, names)
+    _check_sources(backbone, size, attention, data, gpu)
     kind = f"{Path(backbone).name}-{size}-{attention}-{devices}"
     root = output or Path("runs/rehearsal") / kind
     check_writable(root / TABLE)
@@ -210,6 +186,42 @@ def rehearse(
             say(console, f"{root / TABLE}.md and .json; logs in {root / 'stages'}")
     if any(result.status != "done" for name, result in run.results.items() if name in run.wanted(chosen)):
         raise SystemExit(1)
+
+
+def _check_counts(counts: Mapping[str, tuple[int | None, int]], limit: float, gpus: Sequence[str]) -> None:
+    """Refuse a number below the least one that stands beside it, and more devices than are here."""
+    for key, (count, least) in counts.items():
+        if count is not None and count < least:
+            raise ValueError(f"{key}: expected at least {least}, got {count}")
+    if not limit > 0:
+        raise ValueError(f"limit: expected seconds above 0, got {limit:g}")
+    devices, _ = counts["devices"]
+    assert devices is not None
+    if gpus and devices > len(gpus):
+        raise ValueError(f"devices: {len(gpus)} GPUs are here, got {devices}")
+    if not gpus:
+        check_workers("devices", devices, 1)
+
+
+def _check_sources(backbone: str, size: str, attention: str, data: Path | None, gpu: str | None) -> None:
+    """Refuse what would show only inside a stage: configurations and files that are not there."""
+    if size == "mini" and attention == "windows":
+        raise ValueError("attention: the mini world has no configurations with windows; expected dense, or --size 2k")
+    if data is not None and not data.exists():
+        raise FileNotFoundError(f"data: no such file or folder: {data}")
+    if backbone not in ("mini", RANDOM):
+        from luve_lightning.models.folders import is_local
+
+        if is_local(backbone) and not (Path(backbone) / "model_index.json").is_file():
+            raise FileNotFoundError(
+                f"backbone {backbone}: no model_index.json in it; expected a diffusers pipeline folder"
+            )
+    if gpu is not None:
+        from luve_lightning.analysis.cost import gpu_speed
+
+        gpu_speed(gpu, None)
+    if not EXPERIMENTS.is_dir():
+        raise FileNotFoundError(f"the recipe's configurations are not here: expected {EXPERIMENTS}/ in {Path.cwd()}")
 
 
 def _chosen(stages: str | list[str] | None, known: list[str], changes: Mapping[str, object]) -> list[str]:

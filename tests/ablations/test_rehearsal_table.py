@@ -90,7 +90,7 @@ def test_a_videos_stages_are_those_of_the_run_that_made_them(tmp_path: Path) -> 
     stage = RehearsalStage("generate", "generate", unit="video", gives={"videos": str(folder)})
     stages = [
         {"stage": "text", "seconds": 0.1, "peak": 2**30},
-        {"stage": "refine", "seconds": 190.0, "peak": 13 * 2**30},
+        {"stage": "refine", "made_as": "refined", "seconds": 190.0, "peak": 13 * 2**30},
     ]
     plan(tmp_path, "generate", stages=stages)
     result = StageResult("generate", status="done", seconds=[130.0, 200.0], records=[{}, {}], stopped=True)

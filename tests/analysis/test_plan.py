@@ -316,6 +316,9 @@ def test_text_and_dictionary() -> None:
     stages = Planner(small(), video, speed=speed).stages()
     found = plan_dict(video, stages, speed)
     assert found["peak"] == max(stage["peak"] for stage in found["stages"])
+    # The third and later ones have other names in a video's record, by which they are set beside it.
+    made = ["text", "motion", "upsampled", "refined", "decoded"]
+    assert [stage["made_as"] for stage in found["stages"]] == made
     assert found["seconds"] == pytest.approx(sum(stage["seconds"] for stage in found["stages"]))
     lines = plan_text(stages, speed).splitlines()
     assert lines[0].split()[:3] == ["stage", "latents", "tokens"]
