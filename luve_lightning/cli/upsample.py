@@ -11,13 +11,13 @@ import torch
 from rich.console import Console
 
 from luve_lightning.cascade import upsampling
-from luve_lightning.cascade.upsampled_clips import ClipUpsampler, Totals, UpsamplingRecipe, weights_digest
 from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels
 from luve_lightning.cli import Verb
 from luve_lightning.cli.index import check_folder, entries_of, open_index, print_summary, uneven_line
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_files import check_name
 from luve_lightning.data.video_index import CAPTION, CAPTIONS, Limits, Split
+from luve_lightning.evaluation.upsampled_clips import ClipUpsampler, Totals, UpsamplingRecipe, weights_digest
 from luve_lightning.evaluation.upsampling_comparison import method_names
 from luve_lightning.machine import UnitTimes, choose_device
 from luve_lightning.models.backbones import LatentSpace, load_backbone

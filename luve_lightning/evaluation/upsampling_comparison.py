@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luve_lightning.cascade.upsampled_clips import CEILING as CEILING
-from luve_lightning.cascade.upsampled_clips import DECODED_TOGETHER
 from luve_lightning.cascade.upsampling import LatentUpsampler, baselines
 from luve_lightning.evaluation.tables import table_markdown
+from luve_lightning.evaluation.upsampled_clips import CEILING as CEILING
+from luve_lightning.evaluation.upsampled_clips import DECODED_TOGETHER
 from luve_lightning.functional.fidelity import frame_difference_error, psnr, ssim
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.machine import Cost, gather_mappings, measure_ms, measure_peak_mib
