@@ -256,7 +256,7 @@ def _imported_at_once(file: Path) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("module", "unneeded"),
     [
-        *((f"cli.{verb}", {"torch", "matplotlib"}) for verb in ("report", "ablate", "sweep")),
+        *((f"cli.{verb}", {"torch", "matplotlib"}) for verb in ("report", "ablate", "rehearse")),
         *((f"cli.{verb}", {"diffusers", "torchmetrics", "matplotlib"}) for verb in ("index", "score", "study")),
         *((f"cli.{verb}", {"lightning", "torchmetrics"}) for verb in ("generate", "upsample", "spectra")),
     ],

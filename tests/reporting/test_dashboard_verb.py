@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from luve_lightning.ablations.table import read_table
-from luve_lightning.cli import sweep as verb
+from luve_lightning.cli import report as verb
 from luve_lightning.reporting.dashboard import find_runs
 from tests.helpers.run_luve import run_luve
 

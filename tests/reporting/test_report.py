@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from luve_lightning.ablations.results import COLUMNS
-from luve_lightning.cli.report import read_table
+from luve_lightning.cli.report import read_result_table
 from luve_lightning.data.video_files import read_video, write_video
 from luve_lightning.reporting.page import Unreadable
 from luve_lightning.reporting.plots import read_curves, read_spectra
@@ -22,7 +22,7 @@ TEXT = PageText("A report", "a note", {"date": "2026-11-22", "command": "luve re
 
 
 def build(limit_mib: float = 20.0, **inputs: object) -> ReportPage:
-    return build_report(ReportInputs(**inputs), TEXT, read_table, limit_mib)  # type: ignore[arg-type]
+    return build_report(ReportInputs(**inputs), TEXT, read_result_table, limit_mib)  # type: ignore[arg-type]
 
 
 def test_a_table_says_on_what_it_was_measured_and_keeps_the_papers_numbers_apart(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_a_table_says_on_what_it_was_measured_and_keeps_the_papers_numbers_apart
 
 
 def test_the_papers_digits_are_the_files(tmp_path: Path) -> None:
-    table = read_table("experts", write_results(tmp_path))
+    table = read_result_table("experts", write_results(tmp_path))
     assert [line.paper for line in table.metrics[0].lines] == ["47.8", "51.75", "41.03"]
     assert table.metrics[0].reference == "full & title"
     assert (table.title, table.metrics[0].lines[0].note) == ("The experts", "a note on bare")
@@ -101,10 +101,10 @@ def test_values_of_a_table_are_checked(tmp_path: Path, column: str, value: str, 
     cells[COLUMNS.index(column)] = value
     path.write_text("\n".join([lines[0], ",".join(cells), *lines[2:]]))
     if message is None:
-        assert read_table("experts", path).metrics[0].better == value
+        assert read_result_table("experts", path).metrics[0].better == value
         return
     with pytest.raises(ValueError, match=re.escape(message)):
-        read_table("experts", path)
+        read_result_table("experts", path)
 
 
 def test_a_resumed_run_is_one_curve(tmp_path: Path) -> None:

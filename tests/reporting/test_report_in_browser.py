@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from luve_lightning.cli.report import read_table
+from luve_lightning.cli.report import read_result_table
 from luve_lightning.reporting.report import PageText, ReportInputs, build_report
 from luve_lightning.reporting.videos import Comparison
 from tests.helpers.browser import (
@@ -45,7 +45,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     page = folder / "report.html"
     text = PageText("A report", "mini numbers", {"date": "2026-11-22", "revision": "f00d", "command": "luve report"})
-    page.write_text(build_report(inputs, text, read_table).html)
+    page.write_text(build_report(inputs, text, read_result_table).html)
     return page.as_uri()
 
 

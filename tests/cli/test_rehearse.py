@@ -1,0 +1,60 @@
+"""A rehearsal refuses what cannot go well before it begins, and resumes where it stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.run_luve import run_luve
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--devices", "0"], "devices: expected at least 1, got 0"),
+        (["--devices", "9999"], "devices: "),
+        (["--video_steps", "0"], "video_steps: expected at least 1, got 0"),
+        (["--clips", "0"], "clips: expected at least 1, got 0"),
+        (["--limit", "0"], "limit: expected seconds above 0, got 0"),
+        (["--stages", ","], "stages: expected one or more of material, index, "),
+        (["--backbone", "nowhere"], "backbone nowhere: no such folder; expected a diffusers pipeline folder"),
+        (["--backbone", "experiments"], "backbone experiments: no model_index.json in it"),
+        (["--gpu", "none.jsonl"], "gpu: no such file: none.jsonl"),
+        (["--data", "nowhere"], "data: no such file or folder: nowhere"),
+    ],
+)
+def test_a_rehearsal_that_cannot_go_well_is_refused_before_it_begins(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    outcome = run_luve(capsys, "rehearse", *words, "--output", tmp_path / "rehearsal")
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not (tmp_path / "rehearsal/stages").exists()
+
+
+@pytest.mark.slow
+def test_a_rehearsal_runs_stops_and_resumes_stages_of_the_recipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_clips: Path
+) -> None:
+    """Two of its stages, by the real command: all of them are `make rehearse`."""
+    monkeypatch.chdir(REPOSITORY)
+    root = tmp_path / "rehearsal"
+    words = ["rehearse", "--data", tiny_clips / "clips", "--stages", "score", "--output", root]
+    outcome = run_luve(capsys, *words, "--changes.score", "{batch_size: 1}")
+    assert outcome.code == 0, outcome.out + outcome.err
+    rows = {row["stage"]: row for row in json.loads((root / "rehearsal.json").read_text())["rows"]}
+    assert [row["status"] for row in rows.values()] == ["done", "done"]
+    assert rows["score"]["measured_seconds"] > 0
+    page = (root / "rehearsal.md").read_text()
+    assert "| index | ok |" in page
+    assert "luve score --config experiments/score/mini.yaml" in page
+    assert run_luve(capsys, *words, "--changes.score", "{batch_size: 1}").out.count("done already") == 1
+    refused = run_luve(capsys, *words, "--changes.scores", "{}")
+    assert refused.code == 2
+    assert "changes: no stage 'scores'; did you mean 'score'?" in refused.err
