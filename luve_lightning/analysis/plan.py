@@ -30,6 +30,7 @@ def plan_dict(
         "steps": options.steps,
         "skip_steps": options.skip_steps,
         "sampler": options.sampler,
+        "refinement": options.refinement if options.cascade else None,
         "peak": max(stage.peak for stage in stages),
         "flops": sum(stage.flops for stage in stages),
         "seconds": seconds,

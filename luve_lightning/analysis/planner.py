@@ -13,7 +13,7 @@ tokens needs no n x n matrix.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -25,6 +25,7 @@ from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, DryRun, dry_run, w
 from luve_lightning.analysis.model_parts import DenoisingStage, Parts, StepProgram, decode, encode_prompt
 from luve_lightning.cascade.denoise import expert_chooser
 from luve_lightning.cascade.options import CascadeOptions, Guidance
+from luve_lightning.cascade.refinement import RefiningSteps
 from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.functional.interpolation import Size3d
@@ -116,8 +117,8 @@ class Planner:
             planned.append(self.denoising("motion", self.grid, name="direct"))
         else:
             planned += [self.denoising("motion", self.low), self.upsampling()]
-            if self.options.skip_steps < self.options.steps:
-                planned.append(self.denoising("refine", self.grid))
+            if parts := self.options.refined_by.planned(self.low, self.grid, self.options.steps, self._skip("refine")):
+                planned.append(self.denoising("refine", self.grid, parts=parts))
         return [*planned, self._after(planned, self.decoding())]
 
     @staticmethod
@@ -133,33 +134,37 @@ class Planner:
         guided = self.options.guidance.scale > 1 or self.options.refining.scale > 1
         return self._stage("text", ["text_encoder"], run, forwards=2 if guided else 1)
 
-    def denoising(self, stage: DenoisingStage, grid: Size3d, name: str | None = None) -> StagePlan:
-        """The denoising steps of a stage."""
+    def denoising(
+        self, stage: DenoisingStage, grid: Size3d, name: str | None = None, parts: Sequence[RefiningSteps] = ()
+    ) -> StagePlan:
+        """The denoising steps of a stage; of `parts`, where its forward passes are not all of the stage's size."""
         guidance = self._guidance(stage)
         model = self.parts.transformer if stage == "motion" else self.parts.refiner
-        groups = self._groups(stage, grid)
-        runs = [self._step(stage, grid, group.expert, group.steps) for group in groups]
-        counts = [len(group.steps) for group in groups]
+        parts = parts or [self._whole(stage, grid)]
+        found = [(part, group) for part in parts for group in self._groups(stage, part)]
+        groups = [group for _, group in found]
+        runs = [self._step(stage, part, group.expert, group.steps) for part, group in found]
+        counts = [len(group.steps) * part.passes for part, group in found]
         predictions = [count * (1 + group.guided) for count, group in zip(counts, groups, strict=True)]
         seconds = [None if self.speed is None else self.speed.seconds(run.operations) for run in runs]
         experts: Counter[str] = Counter()
         attention: Counter[str] = Counter()
-        for group, count in zip(groups, counts, strict=True):
-            experts[str(group.expert or "none")] += count
-            attention[DENSE if group.dense else type(denoiser_of(model).attention).__name__] += count
-        graphs = {(group.expert, guidance.batched and group.guided) for group in groups}
+        for group in groups:
+            experts[str(group.expert or "none")] += len(group.steps)
+            attention[DENSE if group.dense else type(denoiser_of(model).attention).__name__] += len(group.steps)
+        graphs = {(group.expert, guidance.batched and group.guided, part.grid) for part, group in found}
         uses: list[FirstUse] = ["forward" for _ in graphs] if self.running.compile else []
         if uses and stage == "motion":  # which starts the compiler
             uses.append("compiler")
-        t, h, w = denoiser_of(model).token_grid(grid)
-        shares = (sum(group.pairs) / len(group.pairs) / (t * h * w) ** 2 for group in groups)
+        tokens = [prod(denoiser_of(model).token_grid(part.grid)) for part, _ in found]
+        shares = (sum(group.pairs) / len(group.pairs) / n**2 for n, group in zip(tokens, groups, strict=True))
         return self._stage(
             name or stage,
             [self._used(stage)],
             max(runs, key=lambda run: run.peak),
             latents=grid,
-            tokens=t * h * w,
-            steps=sum(counts),
+            tokens=max(tokens),
+            steps=sum(len(group.steps) for group in groups),
             forwards=sum(counts) if guidance.batched else sum(predictions),
             flops=sum(run.flops * count for run, count in zip(runs, counts, strict=True)),
             experts=dict(experts),
@@ -171,11 +176,12 @@ class Planner:
 
     def steps_of(self, stage: DenoisingStage, grid: Size3d, expert: str | None) -> tuple[int, ...] | None:
         """Places in the schedule of the steps that an expert takes; None where it takes none of its own."""
-        return tuple(i for group in self._groups(stage, grid) if group.expert == expert for i in group.steps) or None
+        groups = self._groups(stage, self._whole(stage, grid))
+        return tuple(i for group in groups if group.expert == expert for i in group.steps) or None
 
     def one_step(self, stage: DenoisingStage, grid: Size3d, expert: str | None = None) -> StagePlan:
         """A single denoising step, a guided one if any is, among those that the expert takes."""
-        run = self._step(stage, grid, expert, self.steps_of(stage, grid, expert))
+        run = self._step(stage, self._whole(stage, grid), expert, self.steps_of(stage, grid, expert))
         return self._stage(stage, [self._used(stage)], run, latents=grid, steps=1, experts={str(expert or "none"): 1})
 
     def forward_passes(self) -> list[StagePlan]:
@@ -208,19 +214,24 @@ class Planner:
             )
         return found
 
-    def _groups(self, stage: DenoisingStage, grid: Size3d) -> list[StepGroup]:
-        skip, routed = self._skip(stage), stage == "refine" or not self.options.cascade
-        return step_groups(self.parts, stage, grid, self.options.steps, skip, self._guidance(stage), routed)
+    def _whole(self, stage: DenoisingStage, grid: Size3d) -> RefiningSteps:
+        return RefiningSteps(grid, self.options.steps, self._skip(stage))
+
+    def _groups(self, stage: DenoisingStage, part: RefiningSteps) -> list[StepGroup]:
+        routed, guidance = stage == "refine" or not self.options.cascade, self._guidance(stage)
+        return step_groups(self.parts, stage, part.grid, part.steps, part.skip, guidance, routed)
 
     def _skip(self, stage: DenoisingStage) -> int:
         return self.options.skip_steps if stage == "refine" else 0
 
-    def _step(self, stage: DenoisingStage, grid: Size3d, expert: str | None, among: Collection[int] | None) -> DryRun:
-        guidance, steps, skip = self._guidance(stage), self.options.steps, self._skip(stage)
+    def _step(
+        self, stage: DenoisingStage, part: RefiningSteps, expert: str | None, among: Collection[int] | None
+    ) -> DryRun:
+        guidance = self._guidance(stage)
         denoiser = denoiser_of(self.parts.module(self._used(stage)))
 
         def program(_: DryRun) -> object:
-            return StepProgram(self.parts, stage, grid, steps, skip, guidance, among)(expert)
+            return StepProgram(self.parts, stage, part.grid, part.steps, part.skip, guidance, among)(expert)
 
         return self._dry(self._used(stage), program, denoiser)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from luve_lightning.cascade.refinement import Refinement, refinement_method
 from luve_lightning.cascade.upsampling import UpsamplingMethod, upsampling_method
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.backbones import Sampler, SizeRules, check_sampler
@@ -67,6 +68,8 @@ class CascadeOptions:
         cascade: False makes the video in one stage at full size.
         upsampling: Method of the second stage: vluer, or the paper's baselines latent and rgb, which need no
             VLUer.
+        refinement: Method of the third stage: luve, or a rival's.
+        refinement_options: Its own options by name; default the published ones.
         steps: Denoising steps of the whole schedule.
         skip_steps: How many of them the third stage skips: 5 in the paper, 10 in its released checkpoints.
         guidance: Classifier-free guidance of all stages: scale (1 is none), the interval of sigma, batched or not.
@@ -86,6 +89,8 @@ class CascadeOptions:
     scale: float = 2.0
     cascade: bool = True
     upsampling: str = "vluer"
+    refinement: str = "luve"
+    refinement_options: dict[str, Any] | None = None
     steps: int = 50
     skip_steps: int = 5
     guidance: Guidance = field(default_factory=Guidance)
@@ -111,11 +116,20 @@ class CascadeOptions:
             raise ValueError(f"shift: expected a number greater than 0, got {self.shift}")
         check_sampler(self.sampler)
         upsampling_method(self.upsampling)
+        if self.own_refinement and not self.cascade:
+            raise ValueError(
+                f"refinement {self.refinement}: cascade is false, and there is no third stage to refine in"
+            )
 
     @property
     def method(self) -> UpsamplingMethod:
         """The upsampling method."""
         return upsampling_method(self.upsampling)
+
+    @property
+    def refined_by(self) -> Refinement:
+        """The refinement method, with its options."""
+        return refinement_method(self.refinement, self.refinement_options)
 
     @property
     def refining(self) -> Guidance:
@@ -173,9 +187,18 @@ class CascadeOptions:
             "switch": self.switch,
             "length": self.length,
             **self.own_sampler,
+            **self.own_refinement,
         }
 
     @property
     def own_sampler(self) -> dict[str, Any]:
         """The sampler, where it is not the backbone's: what was stored before there were others is found again."""
         return {} if self.sampler == "backbone" else {"sampler": self.sampler}
+
+    @property
+    def own_refinement(self) -> dict[str, Any]:
+        """The refinement method with all its options, where it is not the default; see `own_sampler`."""
+        method = self.refined_by
+        if method == refinement_method(CascadeOptions.refinement):
+            return {}
+        return {"refinement": self.refinement, "refinement_options": method.record()}

@@ -19,7 +19,7 @@ from luve_lightning.cascade.denoise import Experts, switch_expert
 from luve_lightning.cascade.lora_loading import LoraLoading, plain_loras
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.cascade.pipeline_files import EXPERTS, check_fit, dtypes_of, expert_folders, load_parts
-from luve_lightning.cascade.run import LuVePipelineOutput, Stage, begin, from_noise, refined
+from luve_lightning.cascade.run import LuVePipelineOutput, Stage, begin, from_noise
 from luve_lightning.cascade.speed import SpeedOptions, apply_speed
 from luve_lightning.cascade.stages import (
     VideoType,
@@ -301,7 +301,7 @@ class LuVePipeline(DiffusionPipeline, LoraLoading):
             ValueError: for impossible options, before anything is computed.
         """
         options = _options(options, more).resolved(self.size_rules)
-        cascade, steps = options.cascade, options.steps
+        cascade, steps, refinement = options.cascade, options.steps, options.refined_by
         refiner = self.refinement_transformer
         motion = (motion_num_frames or options.num_frames, *options.motion[1:])
         model = refiner if cascade or with_refiner else self.transformer
@@ -310,6 +310,7 @@ class LuVePipeline(DiffusionPipeline, LoraLoading):
             check_size(self, self.transformer, motion, "motion_")
             if check_method(self, options.method).model == "vluer":
                 self.vluer.check_grids(self.codec.latent_size(*motion), self.codec.latent_size(*options.size))
+            refinement.check(self, options)
         check_output_type(output_type)
         choose = chooser(self, model, experts, options.switch)
         run = begin(
@@ -328,11 +329,13 @@ class LuVePipeline(DiffusionPipeline, LoraLoading):
             return latents
 
         if cascade:
-            latents = stage("motion", steps, lambda: from_noise(self, "motion", self.transformer, motion, run))
+            low = stage("motion", steps, lambda: from_noise(self, "motion", self.transformer, motion, run))
             size = options.num_frames, options.height, options.width
-            latents = stage("upsampled", 0, lambda: upsample(self, latents, size[1:], size[0], options.method))
+            latents = stage("upsampled", 0, lambda: upsample(self, low, size[1:], size[0], options.method))
             run.guidance, skip = options.refining, options.skip_steps
-            latents = stage("refined", steps - skip, lambda: refined(self, latents, skip, choose, run))
+            latents = stage(
+                "refined", refinement.steps(steps, skip), lambda: refinement(self, latents, skip, choose, run, low)
+            )
         else:
             latents = stage("direct", steps, lambda: from_noise(self, "direct", model, options.size, run, choose))
         frames = decode(self, latents, output_type)

@@ -16,7 +16,6 @@ from torch import Tensor
 from luve_lightning.cascade.denoise import DenoisingStep, Tensors, denoise
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.functional.noise_bands import noised
 from luve_lightning.models.backbones import Sampler, Schedule
 
 if TYPE_CHECKING:
@@ -183,21 +182,7 @@ def from_noise(
         latents = randn_tensor(shape, run.options.get("generator"), device, torch.float32)
     elif tuple(latents.shape) != shape:
         raise ValueError(f"latents to start from have shape {tuple(latents.shape)}, this video's are {shape}")
-    return _denoised(pipeline, stage, model, latents.to(device, torch.float32), run, choose=choose)
-
-
-def refined(pipeline: LuVePipeline, latents: Tensor, skip: int, choose: Chooser, run: Run) -> Tensor:
-    """Latents noised to the level after `skip` steps and denoised from there; see `cascade.stages.refine`."""
-    if skip == run.steps:
-        return latents
-    device, scheduler = pipeline._execution_device, run.schedule.scheduler
-    scheduler.set_timesteps(run.steps, device=device)
-    noise = randn_tensor(latents.shape, run.options.get("generator"), device, torch.float32)
-    # The first of UniPC's sigmas is 1 - 1e-6, of which the latents would be a millionth.
-    x = noise
-    if skip:
-        x = noised(latents.to(device, torch.float32), noise, scheduler.sigmas[skip].to(device))
-    return _denoised(pipeline, "refined", pipeline.refinement_transformer, x, run, skip, choose)
+    return denoised(pipeline, stage, model, latents.to(device, torch.float32), run, choose=choose)
 
 
 def check_steps(steps: int, skip: int) -> None:
@@ -208,9 +193,13 @@ def check_steps(steps: int, skip: int) -> None:
         raise ValueError(f"skip_steps {skip}: expected 0 to {steps}, the number of steps")
 
 
-def _denoised(
+def denoised(
     pipeline: LuVePipeline, stage: Stage, model: Any, latents: Tensor, run: Run, first: int = 0, choose: Chooser = None
 ) -> Tensor:
+    """Latents denoised from the step `first` of the run's schedule on, whose steps are set; every step is reported.
+
+    `latents` are noised to that step's level, float32.
+    """
     scheduler = run.schedule.scheduler
     timesteps = scheduler.timesteps[first:]
     pipeline.num_timesteps = len(timesteps)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from luve_lightning.cascade.denoise import Experts, expert_chooser
 from luve_lightning.cascade.options import CascadeOptions
-from luve_lightning.cascade.run import Chooser, RunOptions, begin, check_steps, from_noise, refined
+from luve_lightning.cascade.refinement import Refinement, refinement_method
+from luve_lightning.cascade.run import Chooser, RunOptions, begin, check_steps, from_noise
 from luve_lightning.cascade.upsampling import UpsamplingMethod, upsampling_method
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.backbones import denoiser_of
@@ -94,6 +95,8 @@ def refine(
     skip_steps: int = CascadeOptions.skip_steps,
     experts: Experts = "all",
     switch: float | None = None,
+    refinement: str | Refinement = CascadeOptions.refinement,
+    motion: Tensor | None = None,
     **options: Unpack[RunOptions],
 ) -> Tensor:
     """Stage 3, HCR: noise latents to the level after `skip_steps` of the schedule's steps, and denoise them.
@@ -107,6 +110,8 @@ def refine(
         experts: "all", "none", a name or several. Each step uses the one whose band of sigma holds the
             scheduler's timestep: LuVe's low-frequency expert from timestep 875 on, the high-frequency one below.
         switch: the sigma where their bands meet instead of the one they were saved with.
+        refinement: a refinement method instead of LuVe's, or its name.
+        motion: the first stage's latents, which some methods need.
         options: see RunOptions.
 
     Returns:
@@ -121,11 +126,13 @@ def refine(
     model = pipeline.refinement_transformer
     _check_tokens(pipeline, model, (latents.shape[2], latents.shape[3], latents.shape[4]))
     check_steps(options.get("steps", CascadeOptions.steps), skip_steps)
+    method = refinement_method(refinement) if isinstance(refinement, str) else refinement
+    check_refinement(pipeline, method, latents, motion, options.get("steps", CascadeOptions.steps), skip_steps)
     choose = chooser(pipeline, model, experts, switch)
     run = begin(pipeline, prompt, **options)
     if len(run.embeds) != len(latents):
         raise ValueError(f"{len(run.embeds)} prompts for {len(latents)} latents: expected one for each")
-    return refined(pipeline, latents, skip_steps, choose, run)
+    return method(pipeline, latents, skip_steps, choose, run, motion)
 
 
 @torch.no_grad()
@@ -268,6 +275,15 @@ def check_method(pipeline: LuVePipeline, method: str | UpsamplingMethod) -> Upsa
             "upsampling: the pipeline has no VLUer: give vluer= to from_pretrained, or upsample by latent or rgb"
         )
     return method
+
+
+def check_refinement(
+    pipeline: LuVePipeline, method: Refinement, latents: Tensor, motion: Tensor | None, steps: int, skip: int
+) -> None:
+    """Refuse what a refinement method cannot do with latents; without `motion` they count as the first stage's."""
+    sizes = [pipeline.codec.pixel_size(*x.shape[2:]) for x in (latents, latents if motion is None else motion)]
+    (frames, height, width), (_, *low) = sizes
+    method.check(pipeline, CascadeOptions(height, width, frames, low[0], low[1], steps=steps, skip_steps=skip))
 
 
 def check_output_type(output_type: str) -> None:

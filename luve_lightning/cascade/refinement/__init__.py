@@ -1,0 +1,160 @@
+"""The cascade's third stage: how upsampled latents become those of a video with the details of its size.
+
+Each file of this folder is a way to do it. It offers its methods by name in `METHODS`; that name is what `luve generate
+--refinement` calls it, and the fields of its class are the keys of `--refinement_options`. There is no other list.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from torch import Tensor
+
+from luve_lightning.functional.interpolation import Size3d
+
+if TYPE_CHECKING:
+    from luve_lightning.cascade.options import CascadeOptions
+    from luve_lightning.cascade.pipeline import LuVePipeline
+    from luve_lightning.cascade.run import Chooser, Run
+
+
+@dataclass(frozen=True)
+class RefiningSteps:
+    """Denoising steps of a refinement whose forward passes are of one size, as `luve plan` counts them.
+
+    Attributes:
+        grid: latent frames, height and width of one forward pass.
+        steps: steps of their whole schedule.
+        skip: how many of these are not taken.
+        passes: forward passes of a step, for each of guidance's predictions.
+    """
+
+    grid: Size3d
+    steps: int
+    skip: int
+    passes: int = 1
+
+
+class Refinement(ABC):
+    """A way from upsampled latents to refined ones. A subclass is a frozen dataclass; its fields are its options.
+
+    Fields are plain values, with the published defaults; `__post_init__` refuses what is out of range by ValueError.
+    Methods are equal when they do the same.
+    """
+
+    @abstractmethod
+    def __call__(
+        self,
+        pipeline: LuVePipeline,
+        latents: Tensor,
+        skip: int,
+        choose: Chooser,
+        run: Run,
+        motion: Tensor | None = None,
+    ) -> Tensor:
+        """Refine.
+
+        Args:
+            pipeline: its refiner denoises, or its only transformer.
+            latents: the second stage's, normalised, B x C x t x h x w.
+            skip: steps of the schedule that are skipped, 0 to `run.steps`.
+            choose: the expert in force at a timestep, see `expert_chooser`.
+            run: prompts, schedule and guidance; `run.record` receives every step.
+            motion: the first stage's latents, where they are known; normalised, B x C x t x h' x w'.
+
+        Returns:
+            Normalised latents, float32, the shape of `latents`.
+        """
+
+    def steps(self, steps: int, skip: int) -> int:
+        """Number of denoising steps that it reports, of a schedule of `steps` of which `skip` are skipped."""
+        return steps - skip
+
+    def planned(self, motion: Size3d, size: Size3d, steps: int, skip: int) -> list[RefiningSteps]:
+        """What `luve plan` counts.
+
+        Args:
+            motion: latent frames, height and width of the first stage.
+            size: those of the video.
+            steps: steps of the whole schedule.
+            skip: how many of them are skipped.
+        """
+        del motion
+        return [RefiningSteps(size, steps, skip)] if skip < steps else []
+
+    def check(self, pipeline: LuVePipeline, options: CascadeOptions) -> None:
+        """Refuse what it cannot do, before anything is computed.
+
+        Args:
+            pipeline: loaded, with its options of speed applied.
+            options: those of the video, with every size given.
+
+        Raises:
+            ValueError: in one line.
+        """
+        del pipeline, options
+
+    def record(self) -> dict[str, Any]:
+        """Its options as JSON data: part of a stored recipe."""
+        own: Any = self
+        return asdict(own)
+
+
+@cache
+def refinement_methods() -> dict[str, type[Refinement]]:
+    """The class of every method by name."""
+    found: dict[str, type[Refinement]] = {}
+    for module in pkgutil.iter_modules(__path__):
+        found |= getattr(importlib.import_module(f"{__name__}.{module.name}"), "METHODS", {})
+    return found
+
+
+def refinement_method(name: str, options: Mapping[str, Any] | None = None) -> Refinement:
+    """The method of that name, with its options.
+
+    Raises:
+        ValueError: there is none, or an option is unknown or of another type or out of range.
+    """
+    known = refinement_methods()
+    if name not in known:
+        raise ValueError(f"refinement: expected one of {', '.join(known)}, got {name!r}")
+    kind: Any = known[name]
+    hints = get_type_hints(kind)
+    types = {field.name: hints[field.name] for field in fields(kind)}
+    for key, value in (options or {}).items():
+        if key not in types:
+            raise ValueError(f"refinement_options: {name} has no {key!r}: known are {', '.join(types) or 'none'}")
+        if not _is_a(value, types[key]):
+            raise ValueError(f"refinement_options.{key}: expected {_in_words(types[key])}, got {value!r}")
+    try:
+        method: Refinement = kind(**(options or {}))
+    except ValueError as error:
+        raise ValueError(f"refinement_options: {error}") from None
+    return method
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value is of a field's type: a plain type, a Literal, or a union of these; whole numbers are floats."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(_is_a(value, part) for part in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float if hint is float else hint)
+
+
+def _in_words(hint: Any) -> str:
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(_in_words, get_args(hint)))
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+    return words.get(hint, str(hint))
