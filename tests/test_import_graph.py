@@ -257,7 +257,7 @@ def _imported_at_once(file: Path) -> Iterator[str]:
     ("module", "unneeded"),
     [
         *((f"cli.{verb}", {"torch", "matplotlib"}) for verb in ("report", "ablate", "rehearse")),
-        *((f"cli.{verb}", {"diffusers", "torchmetrics", "matplotlib"}) for verb in ("index", "score", "study")),
+        *((f"cli.{verb}", {"diffusers", "torchmetrics", "matplotlib"}) for verb in ("index", "ratings")),
         *((f"cli.{verb}", {"lightning", "torchmetrics"}) for verb in ("generate", "upsample", "spectra")),
     ],
 )

@@ -75,7 +75,7 @@ def make_stores(folder: Path, index: Path) -> None:
     texts, source = TextStore(folder / "texts"), TextSource("e" * 64, 4, "float32")
     texts.write(source.key(index.stem), torch.ones(2, 3))
     texts.record(source, index.stem)
-    from luve_lightning.cli.score import score
+    from luve_lightning.cli.ratings import score
 
     score(index, folder / "scores", SharpnessExposure(), max_bad_fraction=0.5)
 

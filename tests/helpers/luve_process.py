@@ -15,7 +15,7 @@ import torch
 import luve_lightning.cli.evaluate
 import luve_lightning.cli.generate
 import luve_lightning.cli.precompute
-import luve_lightning.cli.score
+import luve_lightning.cli.ratings
 import luve_lightning.metrics  # noqa: F401
 from luve_lightning.__main__ import main
 from tests.helpers.fork_server import start_process
