@@ -160,8 +160,8 @@ def latent_space(folder: Path | None = None) -> LatentSpace:
     Raises:
         ValueError: for a damaged configuration or an unknown VAE.
     """
+    from luve_lightning.model_folders import read_config
     from luve_lightning.models.backbones import family_named, latent_space_of, load_backbone
-    from luve_lightning.models.folders import read_config
 
     config: dict[str, Any] = {} if folder is None else read_config(folder, "vae")
     family = family_named("wan") if folder is None else type(load_backbone(folder / "vae"))

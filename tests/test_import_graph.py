@@ -21,6 +21,7 @@ RANKS = {
         [
             ["locks"],
             ["config_files", "files", "functional", "machine", "terminal"],
+            ["model_folders"],
             ["models"],
             ["losses", "metrics", "data"],
             ["datamodules", "tasks", "cascade"],

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from luve_lightning.data.safetensors_window import DTYPES
 from luve_lightning.files import replacing
-from luve_lightning.models.folders import WeightsHeader
+from luve_lightning.model_folders import WeightsHeader
 
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
 _FULL = (errno.ENOSPC, errno.EDQUOT)

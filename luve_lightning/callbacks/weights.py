@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from luve_lightning.callbacks.checkpoints import Checkpoints
-from luve_lightning.models.folders import saving
+from luve_lightning.model_folders import saving
 from luve_lightning.tasks.base import Exporting
 
 

@@ -18,9 +18,9 @@ from luve_lightning.cascade.lora_files import LoraFile, read_lora
 from luve_lightning.cascade.lora_layers import FittedLora, fit_lora
 from luve_lightning.cascade.lora_names import LoraSummary, parse_name
 from luve_lightning.files import read_json, replacing
+from luve_lightning.model_folders import saving
 from luve_lightning.models.backbones import Denoiser, denoiser_of, load_backbone
 from luve_lightning.models.experts import ADAPTER_WEIGHTS, EXPERT
-from luve_lightning.models.folders import saving
 
 LoraNames = Literal["comfyui", "diffsynth", "diffusers", "peft"]
 """Programs by whose names a LoRA can be written."""

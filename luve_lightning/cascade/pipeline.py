@@ -30,7 +30,8 @@ from luve_lightning.cascade.stages import (
     decode,
     upsample,
 )
-from luve_lightning.models.attention import Attention
+from luve_lightning.model_folders import is_local, loading, saving
+from luve_lightning.models.attention import Attention, branches_set_aside, load_branches, save_branches
 from luve_lightning.models.backbones import (
     LatentSpace,
     Sampler,
@@ -42,7 +43,6 @@ from luve_lightning.models.backbones import (
     latent_space_of,
 )
 from luve_lightning.models.experts import expert_names, experts_set_aside, load_expert, save_expert
-from luve_lightning.models.folders import branches_set_aside, is_local, load_branches, loading, save_branches, saving
 from luve_lightning.models.vluer import BaseVLUer
 
 StageStart = Callable[[Stage, int], Tensor | None]

@@ -12,9 +12,9 @@ from huggingface_hub import try_to_load_from_cache
 from luve_lightning.cascade.lora_files import beside
 from luve_lightning.data.hashes import FileHashes
 from luve_lightning.files import listing_digest
+from luve_lightning.model_folders import is_local, read_config, read_header, shards_of
 from luve_lightning.models.backbones import LatentSpace, TextConditioner, denoiser_of, load_backbone, recognise
 from luve_lightning.models.experts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERT
-from luve_lightning.models.folders import is_local, read_config, read_header, shards_of
 from luve_lightning.models.vluer import BaseVLUer, load_vluer
 
 EXPERTS = "experts"  # the folder of a saved pipeline that holds one folder for each expert

@@ -155,7 +155,7 @@ def _check_sources(backbone: str, size: str, attention: str, data: Path | None, 
     if data is not None and not data.exists():
         raise FileNotFoundError(f"data: no such file or folder: {data}")
     if backbone not in ("mini", RANDOM):
-        from luve_lightning.models.folders import is_local
+        from luve_lightning.model_folders import is_local
 
         if is_local(backbone) and not (Path(backbone) / "model_index.json").is_file():
             raise FileNotFoundError(

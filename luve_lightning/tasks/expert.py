@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from luve_lightning.functional.noise_bands import LossWeight, SigmaBand, Weighting
 from luve_lightning.losses import Loss
 from luve_lightning.machine import gather_mappings
+from luve_lightning.model_folders import saving
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.attention.dense import Dense
 from luve_lightning.models.backbones import Denoiser, Recompute, load_backbone
@@ -35,7 +36,6 @@ from luve_lightning.models.experts import (
     train_only,
 )
 from luve_lightning.models.experts.routing import state_of
-from luve_lightning.models.folders import saving
 from luve_lightning.tasks.flow import FlowMatchingTask
 
 _LORA_NAME = "adaptation"

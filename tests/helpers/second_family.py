@@ -26,6 +26,8 @@ from transformers import PreTrainedTokenizerFast
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import video_to_frames
+from luve_lightning.model_folders import load_whole, saving
+from luve_lightning.models.attention import load_branches
 from luve_lightning.models.backbones import (
     Backbone,
     CutText,
@@ -36,7 +38,6 @@ from luve_lightning.models.backbones import (
     TextConditioner,
 )
 from luve_lightning.models.backbones.base import build
-from luve_lightning.models.folders import load_branches, load_whole, saving
 
 TIME, SPACE = 2, 4
 FOLDED = 3 * TIME * SPACE**2

@@ -1,4 +1,7 @@
-"""Attentions that replace a transformer's own self-attention: their interface, and one a file beside it."""
+"""Attentions that replace a transformer's own self-attention: their interface, and one a file beside it.
+
+A file beside the transformer's weights, which diffusers loads, keeps the parameters that an attention adds.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,28 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import entry_points
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from luve_lightning.functional.frequency import Grid
+from luve_lightning.model_folders import BRANCH_WEIGHTS, is_local, loading
+
+if TYPE_CHECKING:
+    from luve_lightning.models.backbones.denoiser import Denoiser
 
 GROUP = "luve_lightning.attention"
 """Entry points of packages that bring an attention: name = "package.module:Class"."""
+BRANCH = "branch"
+"""Submodule of a block's self-attention that holds its parameters of this attention."""
 
 
 @dataclass(frozen=True)
@@ -138,3 +153,72 @@ def _kinds() -> Iterator[Any]:
         waiting += kind.__subclasses__()
         if not getattr(kind, "__abstractmethods__", None):
             yield kind
+
+
+def save_branches(denoiser: Denoiser, folder: Path, old: Path | None = None) -> None:
+    """Write the attention's own parameters into a transformer's folder.
+
+    Nothing is written where there are none, unless `old`, the folder to be replaced, has some.
+    """
+    weights = _branch_weights(denoiser)
+    if weights or (old is not None and (old / BRANCH_WEIGHTS).is_file()):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({key: x.contiguous() for key, x in weights.items()}, folder / BRANCH_WEIGHTS)
+
+
+def load_branches(denoiser: Denoiser, backbone: str | Path, part: str) -> None:
+    """Load the attention's own parameters into a transformer that is loaded otherwise; nothing where it has none.
+
+    Args:
+        denoiser: the transformer.
+        backbone: folder or hub id that it is from.
+        part: its subfolder; empty where `backbone` is a transformer's own folder.
+
+    Raises:
+        FileNotFoundError: when the hub does not have them.
+        ValueError: for a file that is missing, damaged or of other parameters.
+    """
+    file = Path(backbone) / part / BRANCH_WEIGHTS
+    if not denoiser.branches and not file.is_file():
+        return
+    if not is_local(backbone):
+        with loading(backbone, part):
+            file = Path(hf_hub_download(str(backbone), BRANCH_WEIGHTS, subfolder=part or None))
+    try:
+        weights = load_file(file)
+    except FileNotFoundError:
+        raise ValueError(f"{file}: missing; the transformer's attention has parameters of its own") from None
+    except SafetensorError as error:
+        raise ValueError(f"{file}: not a safetensors file: {error}") from error
+    wanted = _branch_weights(denoiser)
+    shapes = [{key: tuple(x.shape) for key, x in some.items()} for some in (weights, wanted)]
+    if shapes[0] != shapes[1]:
+        odd = sorted(dict(shapes[0].items() ^ shapes[1].items()))
+        raise ValueError(f"{file}: does not fit the attention in config.json, for instance {odd[0]}")
+    with torch.no_grad():
+        for key, x in wanted.items():
+            x.copy_(weights[key])
+    denoiser.module.lacks_branches = False
+
+
+@contextmanager
+def branches_set_aside(denoiser: Denoiser) -> Iterator[None]:
+    """Take the attention's own parameters out of the transformer, for diffusers to save it."""
+    branches = denoiser.branches
+    try:
+        for _, site in denoiser.attention_sites:
+            site._modules.pop(BRANCH, None)
+        yield
+    finally:
+        for name, site in denoiser.attention_sites:
+            if branch := branches.get(f"{name}.{BRANCH}"):
+                site.add_module(BRANCH, branch)
+
+
+def shapes_of(branch: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of a block's parameters by name."""
+    return {name: tuple(x.shape) for name, x in branch.state_dict().items()}
+
+
+def _branch_weights(denoiser: Denoiser) -> dict[str, Tensor]:
+    return {f"{name}.{key}": x for name, part in denoiser.branches.items() for key, x in part.state_dict().items()}

@@ -14,12 +14,12 @@ from typing import Any
 from torch import nn
 
 from luve_lightning.files import read_json
+from luve_lightning.model_folders import KnownWeights, WeightsHeader, cannot_load, is_local, read_config, read_header
 from luve_lightning.models.backbones.base import Backbone, CutText, CutTextWarning, TextConditioner, hub_file
 from luve_lightning.models.backbones.denoiser import Denoiser, Place
 from luve_lightning.models.backbones.latents import LatentSpace, SizeRules
 from luve_lightning.models.backbones.recompute import Recompute
 from luve_lightning.models.backbones.schedule import Sampler, Schedule, check_sampler
-from luve_lightning.models.folders import KnownWeights, WeightsHeader, cannot_load, is_local, read_config, read_header
 
 __all__ = [
     "Backbone",
@@ -77,7 +77,7 @@ def recognise(header: WeightsHeader) -> KnownWeights | None:
     """What a single weights file holds of a backbone, by the names and shapes in its header alone.
 
     Args:
-        header: from `models.folders.read_header(path)`, which reads no tensor.
+        header: from `model_folders.read_header(path)`, which reads no tensor.
 
     Returns:
         Family, part ("transformer", "vae", "text_encoder"), whose names it has, their prefix, the sizes, and why it

@@ -38,10 +38,10 @@ from torch import Tensor, nn
 from luve_lightning.files import read_json
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.machine import check_memory
+from luve_lightning.model_folders import KnownWeights, WeightsHeader, cannot_load, is_local, loading
 from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import LatentSpace, SizeRules
 from luve_lightning.models.backbones.schedule import Schedule
-from luve_lightning.models.folders import KnownWeights, WeightsHeader, cannot_load, is_local, loading
 
 Built = TypeVar("Built")
 _MOST = 65_536  # most layers, heads or channels that a new model may have

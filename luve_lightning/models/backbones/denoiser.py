@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.noise_bands import sigma_of_timestep
-from luve_lightning.models.attention import Attention, Where
+from luve_lightning.model_folders import BRANCH_WEIGHTS, saving
+from luve_lightning.models.attention import BRANCH, Attention, Where, branches_set_aside, save_branches, shapes_of
 from luve_lightning.models.attention.dense import Dense
 from luve_lightning.models.backbones.recompute import Recompute, set_recompute
-from luve_lightning.models.folders import BRANCH, BRANCH_WEIGHTS, branches_set_aside, save_branches, saving, shapes_of
 
 Place = Literal["attention", "cross_attention", "feed_forward"]
 """Where in a block an expert can sit."""

@@ -18,6 +18,18 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from luve_lightning.functional.noise_bands import SigmaBand
+from luve_lightning.model_folders import (
+    KnownWeights,
+    WeightsHeader,
+    cannot_load,
+    is_local,
+    load_whole,
+    loading,
+    read_config,
+    read_header,
+    saving,
+)
+from luve_lightning.models.attention import load_branches
 from luve_lightning.models.backbones.base import Backbone, CutText, TextConditioner, build
 from luve_lightning.models.backbones.denoiser import Denoiser
 from luve_lightning.models.backbones.latents import SizeRules
@@ -25,18 +37,6 @@ from luve_lightning.models.backbones.schedule import Schedule
 from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
 from luve_lightning.models.backbones.wan_files import FAMILY, ORIGINAL_CLASS, load_transformer, single_file, wan_weights
 from luve_lightning.models.backbones.wan_vae import WanLatentSpace
-from luve_lightning.models.folders import (
-    KnownWeights,
-    WeightsHeader,
-    cannot_load,
-    is_local,
-    load_branches,
-    load_whole,
-    loading,
-    read_config,
-    read_header,
-    saving,
-)
 
 # Wan2.1 pads every prompt to 512 tokens. There is no text mask: another length gives other videos.
 MAX_LENGTH = 512

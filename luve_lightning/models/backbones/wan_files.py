@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from luve_lightning.files import read_json
-from luve_lightning.models.folders import KnownWeights, WeightsHeader, not_finite, shards_of
+from luve_lightning.model_folders import KnownWeights, WeightsHeader, not_finite, shards_of
 
 FAMILY = "wan"
 ORIGINAL_CLASS = "WanModel"

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from luve_lightning.files import read_json
 from luve_lightning.functional.frequency import FrequencyFilter
 from luve_lightning.functional.noise_bands import SigmaBand
+from luve_lightning.model_folders import saving
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.attention.dense import Dense
 from luve_lightning.models.backbones import Denoiser, denoiser_of
@@ -47,7 +48,6 @@ from luve_lightning.models.experts.routing import (
     route_by_sigma,
     state_of,
 )
-from luve_lightning.models.folders import saving
 
 __all__ = [
     "ExpertConfig",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from luve_lightning.models.folders import read_config
+from luve_lightning.model_folders import read_config
 from luve_lightning.models.vluer.model import BaseVLUer, VLUer
 from luve_lightning.models.vluer.released import ReleasedVLUer
 

@@ -20,7 +20,7 @@ from luve_lightning.functional.interpolation import (
     relative_offsets,
     take_sorted,
 )
-from luve_lightning.models.folders import load_whole, read_config, saving
+from luve_lightning.model_folders import load_whole, read_config, saving
 
 
 class ResidualPair(nn.Module):

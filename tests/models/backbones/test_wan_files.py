@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
+from luve_lightning.model_folders import KnownWeights, WeightsHeader, read_header
 from luve_lightning.models.attention.windows import Windows
 from luve_lightning.models.backbones import load_backbone, recognise
 from luve_lightning.models.backbones.wan import WanBackbone
 from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
 from luve_lightning.models.backbones.wan_files import load_transformer
-from luve_lightning.models.folders import KnownWeights, WeightsHeader, read_header
 from tests.helpers.attending import LearnedFrameAttention
 from tests.helpers.tiny_wan import inputs, output, tiny_transformer
 from tests.helpers.tiny_wan import load_transformer as from_folder

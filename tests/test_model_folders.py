@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from luve_lightning.model_folders import cannot_load
 from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.experts import ExpertConfig, add_expert, save_expert
-from luve_lightning.models.folders import cannot_load
 from luve_lightning.models.vluer import VLUer
 from tests.helpers.tiny_wan import load_transformer
 

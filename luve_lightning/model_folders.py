@@ -1,8 +1,4 @@
-"""Folders of models: where a backbone's parts come from, and how a model is written.
-
-Also single files of weights, and the parameters of a replaced attention, in a file beside the transformer's own
-weights, which diffusers loads.
-"""
+"""Folders of models: where a backbone's parts come from, and how a model is written; also single files of weights."""
 
 from __future__ import annotations
 
@@ -12,28 +8,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import diffusers
 import torch
 import transformers
-from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from luve_lightning.files import read_json, replacing_folder
-
-if TYPE_CHECKING:
-    from luve_lightning.models.backbones.denoiser import Denoiser
 
 # diffusers, PEFT and we look for these first: a folder without one holds no model.
 _FIRST_READ = ("model_index.json", "config.json", "expert.json")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
-BRANCH = "branch"
-"""Name of the submodule of a block's self-attention that holds them."""
 BRANCH_WEIGHTS = "attention.safetensors"
-"""Name of their file."""
+"""File of a replaced attention's parameters, beside the transformer's own weights, which diffusers loads."""
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # organisation/name
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 _INDEX = ".safetensors.index.json"
@@ -329,72 +318,3 @@ def _not_safetensors(file: Path, error: SafetensorError) -> str:
     if start == b"GGUF":
         return "quantised weights (GGUF); expected a .safetensors file with float32, float16 or bfloat16 weights"
     return f"not a safetensors file, or cut short: {' '.join(str(error).split())[:120]}"
-
-
-def save_branches(denoiser: Denoiser, folder: Path, old: Path | None = None) -> None:
-    """Write them into a transformer's folder.
-
-    Nothing is written where there are none, unless `old`, the folder to be replaced, has some.
-    """
-    weights = _branch_weights(denoiser)
-    if weights or (old is not None and (old / BRANCH_WEIGHTS).is_file()):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: x.contiguous() for key, x in weights.items()}, folder / BRANCH_WEIGHTS)
-
-
-def load_branches(denoiser: Denoiser, backbone: str | Path, part: str) -> None:
-    """Load them into a transformer that is loaded otherwise; nothing where it has none.
-
-    Args:
-        denoiser: the transformer.
-        backbone: folder or hub id that it is from.
-        part: its subfolder; empty where `backbone` is a transformer's own folder.
-
-    Raises:
-        FileNotFoundError: when the hub does not have them.
-        ValueError: for a file that is missing, damaged or of other parameters.
-    """
-    file = Path(backbone) / part / BRANCH_WEIGHTS
-    if not denoiser.branches and not file.is_file():
-        return
-    if not is_local(backbone):
-        with loading(backbone, part):
-            file = Path(hf_hub_download(str(backbone), BRANCH_WEIGHTS, subfolder=part or None))
-    try:
-        weights = load_file(file)
-    except FileNotFoundError:
-        raise ValueError(f"{file}: missing; the transformer's attention has parameters of its own") from None
-    except SafetensorError as error:
-        raise ValueError(f"{file}: not a safetensors file: {error}") from error
-    wanted = _branch_weights(denoiser)
-    shapes = [{key: tuple(x.shape) for key, x in some.items()} for some in (weights, wanted)]
-    if shapes[0] != shapes[1]:
-        odd = sorted(dict(shapes[0].items() ^ shapes[1].items()))
-        raise ValueError(f"{file}: does not fit the attention in config.json, for instance {odd[0]}")
-    with torch.no_grad():
-        for key, x in wanted.items():
-            x.copy_(weights[key])
-    denoiser.module.lacks_branches = False
-
-
-@contextmanager
-def branches_set_aside(denoiser: Denoiser) -> Iterator[None]:
-    """Take them out of the transformer, for diffusers to save it."""
-    branches = denoiser.branches
-    try:
-        for _, site in denoiser.attention_sites:
-            site._modules.pop(BRANCH, None)
-        yield
-    finally:
-        for name, site in denoiser.attention_sites:
-            if branch := branches.get(f"{name}.{BRANCH}"):
-                site.add_module(BRANCH, branch)
-
-
-def shapes_of(branch: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of a block's parameters by name."""
-    return {name: tuple(x.shape) for name, x in branch.state_dict().items()}
-
-
-def _branch_weights(denoiser: Denoiser) -> dict[str, Tensor]:
-    return {f"{name}.{key}": x for name, part in denoiser.branches.items() for key, x in part.state_dict().items()}
