@@ -15,10 +15,9 @@ from rich.console import Console
 
 from luve_lightning.cli import Verb
 from luve_lightning.cli.index import entries_of, open_index, print_summary
-from luve_lightning.data.clip_scores import read_rows
+from luve_lightning.data.clip_scores import FrameChoice, Shard, parse_shard, read_rows
 from luve_lightning.data.quarantine import Quarantine
-from luve_lightning.data.score_clips import FrameChoice, ScoreTotals, Shard, parse_shard, score_clips
-from luve_lightning.data.scorers import Scorer
+from luve_lightning.data.scorers import Scorer, ScoreTotals, score_clips
 from luve_lightning.data.video_index import CAPTION, CAPTIONS, Limits, Split
 from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich
 from luve_lightning.evaluation.video_sets import find_video_sets

@@ -1,8 +1,8 @@
-"""Scores of clips as Parquet: one row per clip, one file per scoring process."""
+"""Scores of clips as Parquet: one row per clip, one file per process; which frames and clips a process scores."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,77 @@ PATTERN = "part-*.parquet"
 
 class ScoresError(ValueError):
     """Scores that are missing, damaged, or not the requested ones; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` processes that share the clips, `index` counted from 0."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ValueError(f"shard: expected i/n with 0 <= i < n, got {self}")
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @property
+    def file_name(self) -> str:
+        """The file of its part of the scores."""
+        return f"part-{self.index:05d}-of-{self.count:05d}.parquet"
+
+
+def parse_shard(text: str | None, environment: Mapping[str, str]) -> Shard:
+    """The shard named by an option or torchrun's environment; everything when neither does.
+
+    Args:
+        text: "i/n", or None.
+        environment: may hold RANK and WORLD_SIZE.
+
+    Raises:
+        ValueError: no such share, or both name one.
+    """
+    processes = int(environment.get("WORLD_SIZE", "1"))
+    if text is None:
+        return Shard(int(environment.get("RANK", "0")), processes) if processes > 1 else Shard()
+    if processes > 1:
+        raise ValueError(f"shard: torchrun's {processes} processes share the clips by themselves; leave out {text!r}")
+    first, slash, second = text.partition("/")
+    if not (slash and first.isdecimal() and second.isdecimal()):
+        raise ValueError(f"shard: expected i/n such as 0/4, got {text!r}")
+    return Shard(int(first), int(second))
+
+
+@dataclass(frozen=True)
+class FrameChoice:
+    """Which frames of a clip are scored.
+
+    Attributes:
+        count: number of frames, the middles of equal parts of the clip. A shorter clip gives all its frames.
+        indices: these instead, counted from 0.
+    """
+
+    count: int = 4
+    indices: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"frames: expected at least 1, got {self.count}")
+        if self.indices is not None and (not self.indices or min(self.indices) < 0):
+            raise ValueError(f"indices: expected one or more frame numbers >= 0, got {list(self.indices)}")
+
+    def __str__(self) -> str:
+        if self.indices is None:
+            return f"{self.count} frames equally spaced"
+        return f"frames {', '.join(map(str, self.indices))}"
+
+    def of(self, total_frames: int) -> tuple[int, ...]:
+        """The frame numbers for a clip of this length."""
+        if self.indices is not None:
+            return self.indices
+        return tuple(dict.fromkeys((2 * i + 1) * total_frames // (2 * self.count) for i in range(self.count)))
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,43 @@
-"""The scorers of clips: their interface, a local one, and HPS v3."""
+"""The scorers of clips (their interface, a local one, and HPS v3), and scoring a process's share of the clips."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from luve_lightning.data.clip_container import Frames
-from luve_lightning.files import file_digest
+from luve_lightning.data.clip_container import ClipError, Frames
+from luve_lightning.data.clip_scores import (
+    FrameChoice,
+    ScoreRow,
+    ScoresError,
+    ScoreSettings,
+    Shard,
+    common_settings,
+    read_rows,
+    write_rows,
+)
+from luve_lightning.data.clips import read_clip
+from luve_lightning.data.hashes import ClipHashes, Stamp, stamp
+from luve_lightning.data.quarantine import Quarantine
+from luve_lightning.data.video_index import ClipEntry
+from luve_lightning.files import file_digest, text_digest
+from luve_lightning.locks import Busy, locked
+from luve_lightning.machine import UnitTimes
 
 
 class Scorer(ABC):
@@ -158,3 +180,194 @@ def weights_digest(file: Path) -> str:
     if re.fullmatch(r"[0-9a-f]{64}", content):
         return content
     return file_digest(file)
+
+
+@dataclass(frozen=True)
+class ClipJob:
+    """A clip to score: its row so far, and the stamp of its file when it was hashed."""
+
+    entry: ClipEntry
+    row: ScoreRow
+    seen: Stamp | None = None
+
+
+@dataclass(frozen=True)
+class ReadClip:
+    """A clip on its way to the scorer; `reason` says why it has no frames."""
+
+    job: ClipJob
+    indices: tuple[int, ...] = ()
+    frames: Frames | None = None
+    reason: str | None = None
+
+
+class FrameReader:
+    """Reads the chosen frames of a clip; a bad clip is a result, not an exception."""
+
+    def __init__(self, choice: FrameChoice) -> None:
+        self.choice = choice
+
+    def __call__(self, job: ClipJob) -> ReadClip:
+        """The frames of a clip, or why there are none."""
+        if job.row.error is not None:
+            return ReadClip(job, reason=job.row.error)
+        path, indices = job.entry.path, self.choice.of(job.entry.total_frames)
+        try:
+            frames = np.concatenate([read_clip(path, index, 1, matte=job.entry.matte) for index in indices])
+            if stamp(path) != job.seen:
+                return ReadClip(job, reason="changed while it was read")
+        except ClipError as error:
+            return ReadClip(job, reason=error.reason)
+        except OSError as error:
+            return ReadClip(job, reason=error.strerror or str(error))
+        return ReadClip(job, indices, frames)
+
+
+def read_ahead(read: FrameReader, jobs: Iterator[ClipJob], threads: int, batch_size: int) -> Iterator[ReadClip]:
+    """Read clips in order, in threads, at most two batches ahead of the consumer."""
+    if threads == 0:
+        yield from map(read, jobs)
+        return
+    waiting: deque[Future[ReadClip]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for job in jobs:
+            waiting.append(pool.submit(read, job))
+            if len(waiting) >= 2 * batch_size:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@dataclass
+class ScoreTotals:
+    """The counts of a run: clips scored, clips scored earlier, and (clip_id, reason) of unreadable ones."""
+
+    scored: int = 0
+    there: int = 0
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+
+
+def score_clips(
+    entries: Sequence[ClipEntry],
+    scorer: Scorer,
+    folder: Path,
+    caption: str,
+    choice: FrameChoice,
+    shard: Shard,
+    batch_size: int,
+    num_workers: int,
+    quarantine: Quarantine,
+    advance: Callable[[int], None] = lambda clips: None,
+    times: UnitTimes | None = None,
+) -> ScoreTotals:
+    """Score one shard's clips that have no score yet, and write each batch before the next is scored.
+
+    Args:
+        entries: the clips of all shards.
+        scorer: rates frames against captions.
+        folder: folder of the scores; runs with other shards may write to it at the same time.
+        caption: column of the captions.
+        choice: frames to score.
+        shard: our share of the clips: every `shard.count`-th.
+        batch_size: clips scored at once, the most that a kill can lose.
+        num_workers: threads that decode ahead; 0 decodes between the batches.
+        quarantine: names unreadable clips.
+        advance: called with the number of clips finished since the last call.
+        times: counts those that are scored.
+
+    Raises:
+        ScoresError: the folder holds scores of other settings, or another process is scoring this shard.
+        TooManyBadClips: from `quarantine`.
+    """
+    settings = ScoreSettings(scorer.name, scorer.version, caption, str(choice))
+    part, totals = folder / shard.file_name, ScoreTotals()
+    with _alone(part, shard):
+        there = _finished(folder, settings)
+        rows = {row.clip_id: row for row in (read_rows(part) if part.exists() else [])}
+        share = entries[shard.index :: shard.count]
+        jobs = _jobs(share, settings, ClipHashes(folder), there, totals, advance)
+        clips = read_ahead(FrameReader(choice), jobs, num_workers, batch_size)
+        times = times or UnitTimes("clip")
+        times.begin()
+        while batch := list(islice(clips, batch_size)):
+            scored = _score(scorer, batch)
+            rows |= {row.clip_id: row for row in scored}
+            write_rows(part, rows.values())
+            totals.scored += sum(row.score is not None for row in scored)
+            bad = [(item.job.entry, item.reason) for item in batch if item.reason is not None]
+            totals.unreadable += [(entry.clip_id, reason) for entry, reason in bad]
+            for entry, reason in bad:
+                quarantine.add(ClipError(entry.path, reason))
+            times.advance(len(batch))
+            advance(len(batch))
+    return totals
+
+
+@contextmanager
+def _alone(part: Path, shard: Shard) -> Iterator[None]:
+    """Lock a shard; the kernel releases it however the process ends."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(part.with_name(f".{part.stem}.lock"), what=f"shard {shard}"))
+        except Busy as busy:
+            raise ScoresError(f"{part.parent}: another process is scoring shard {shard}: {busy.owner}") from None
+        yield
+
+
+def _finished(folder: Path, settings: ScoreSettings) -> set[tuple[str, str, str]]:
+    """What has a score, in any part; unreadable clips are tried again."""
+    rows = read_rows(folder)
+    found = common_settings(folder, rows)
+    if found not in (None, settings):
+        raise ScoresError(f"{folder}: holds scores by {found}, not by {settings}; use another folder, or delete it")
+    return {row.key for row in rows if row.score is not None}
+
+
+def _jobs(
+    entries: Iterable[ClipEntry],
+    settings: ScoreSettings,
+    hashes: ClipHashes,
+    finished: set[tuple[str, str, str]],
+    totals: ScoreTotals,
+    advance: Callable[[int], None],
+) -> Iterator[ClipJob]:
+    """The clips without a score."""
+    for entry in entries:
+        caption, digest, seen, error = text_digest(entry.captions[settings.caption_column]), "", None, None
+        try:
+            seen = stamp(entry.path)
+            digest = hashes.digest(entry.path, entry.matte)
+        except OSError as problem:
+            error = problem.strerror or str(problem)
+        except ClipError as problem:
+            error = problem.reason
+        row = ScoreRow(entry.clip_id, digest, caption, settings, error=error)
+        if row.key in finished:
+            totals.there += 1
+            advance(1)
+        else:
+            yield ClipJob(entry, row, seen)
+
+
+def _score(scorer: Scorer, batch: Sequence[ReadClip]) -> list[ScoreRow]:
+    """A row for each clip; clips of one size are scored together."""
+    rows = [replace(item.job.row, error=item.reason) for item in batch if item.frames is None]
+    readable = [item for item in batch if item.frames is not None]
+
+    def size(item: ReadClip) -> tuple[int, ...]:
+        return () if item.frames is None else item.frames.shape[1:]
+
+    for _, group in groupby(sorted(readable, key=size), key=size):
+        clips = list(group)
+        column = clips[0].job.row.settings.caption_column
+        captions = [item.job.entry.captions[column] for item in clips for _ in item.indices]
+        scores = scorer.score(np.concatenate([item.frames for item in clips if item.frames is not None]), captions)
+        if len(scores) != len(captions) or not all(map(math.isfinite, scores)):
+            path = clips[0].job.entry.path
+            raise ScoresError(f"{scorer.name} gave {scores} for {len(captions)} frames of {path}")
+        given = iter(scores)
+        for item in clips:
+            own = tuple(float(next(given)) for _ in item.indices)
+            mean = math.fsum(own) / len(own)
+            rows.append(replace(item.job.row, frame_indices=item.indices, frame_scores=own, score=mean))
+    return rows

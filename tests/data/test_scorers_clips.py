@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luve_lightning.data.clip_scores import ScoreRow, ScoreSettings
+from luve_lightning.data.clip_scores import FrameChoice, ScoreRow, ScoreSettings, Shard, parse_shard
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.hashes import stamp
-from luve_lightning.data.score_clips import ClipJob, FrameChoice, FrameReader, Shard, parse_shard, read_ahead
+from luve_lightning.data.scorers import ClipJob, FrameReader, read_ahead
 from luve_lightning.data.video_index import ClipEntry
 from tests.helpers.small_world import write_clip
 
