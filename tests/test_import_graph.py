@@ -20,7 +20,7 @@ RANKS = {
     for rank, rooms in enumerate(
         [
             ["locks"],
-            ["config_files", "files", "functional", "machine", "terminal"],
+            ["config_files", "files", "functional", "machine", "safetensors_window", "terminal"],
             ["model_folders"],
             ["models"],
             ["losses", "metrics", "data"],

@@ -16,9 +16,9 @@ import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
 
-from luve_lightning.data.safetensors_window import DTYPES
 from luve_lightning.files import replacing
 from luve_lightning.model_folders import WeightsHeader
+from luve_lightning.safetensors_window import DTYPES
 
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
 _FULL = (errno.ENOSPC, errno.EDQUOT)

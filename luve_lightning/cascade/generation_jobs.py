@@ -27,12 +27,12 @@ from torch import Tensor
 
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.prompts import PromptLine, check_distinct, check_seed
-from luve_lightning.data.safetensors_window import DIGEST, tensor_digest
 from luve_lightning.data.store import ClaimedFiles
 from luve_lightning.files import file_digest, find_json, remove_unfinished, text_digest, write_text
 from luve_lightning.locks import share_work
 from luve_lightning.machine import choose_device
 from luve_lightning.models.backbones import SizeRules
+from luve_lightning.safetensors_window import DIGEST, tensor_digest
 
 
 @dataclass(frozen=True)

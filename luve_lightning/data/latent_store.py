@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luve_lightning.data.safetensors_window import DTYPE_NAMES, Range, SafetensorsWindow
 from luve_lightning.data.store import StoreError, TensorStore
 from luve_lightning.files import text_digest
 from luve_lightning.functional.frame_times import exact_rate, planned_samples, refusal
+from luve_lightning.safetensors_window import DTYPE_NAMES, Range, SafetensorsWindow
 
 # Raise it when the same clip and the same VAE would give other latents: another decoder or colour conversion
 # in data/clips.py (for clips that are converted, another `Presentation.label` is enough), another choice of

@@ -27,9 +27,9 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from luve_lightning.data.safetensors_window import DIGEST, SafetensorsWindow, packed, tensor_digest
 from luve_lightning.files import naming
 from luve_lightning.locks import remove_locked, try_lock
+from luve_lightning.safetensors_window import DIGEST, SafetensorsWindow, packed, tensor_digest
 
 _AHEAD = 64  # entries that a thread reads before it notices an interrupt
 _SHOWN = 600  # characters of a strange key in a message

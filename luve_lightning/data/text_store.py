@@ -15,13 +15,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from luve_lightning.data.safetensors_window import DTYPE_NAMES
 from luve_lightning.data.store import StoreError, TensorStore
 from luve_lightning.data.video_index import CAPTIONS, ClipEntry
 from luve_lightning.files import text_digest, write_text
 from luve_lightning.locks import share_work
 from luve_lightning.machine import UnitTimes
 from luve_lightning.models.backbones import CutText, TextConditioner
+from luve_lightning.safetensors_window import DTYPE_NAMES
 
 # Raise it when the same caption and the same text encoder would give another embedding: another cleaning of
 # captions, tokenization or masking in models/backbones.

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from luve_lightning.data.hashes import FileHashes
-from luve_lightning.data.safetensors_window import DIGEST, SafetensorsWindow, packed, tensor_digest
 from luve_lightning.files import replacing, text_digest, warn_kept_in_memory, write_text
+from luve_lightning.safetensors_window import DIGEST, SafetensorsWindow, packed, tensor_digest
 
 _PACKAGE = "luve_lightning"
 # Values that share a digest are taken as equal; 16 hex digits of SHA-256 are enough for a folder of results.

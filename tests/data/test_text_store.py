@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
 
-from luve_lightning.data.safetensors_window import tensor_digest
 from luve_lightning.data.store import StoreError
 from luve_lightning.data.text_store import TEXT_VERSION, StoredEmbeddings, TextKey, TextSource, TextStore, captions_of
 from luve_lightning.data.video_index import ClipEntry
+from luve_lightning.safetensors_window import tensor_digest
 from tests.helpers.store_size import StoreSize, store_size
 
 SOURCE = TextSource(encoder="e" * 64, length=8, dtype="float32")

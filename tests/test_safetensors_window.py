@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from luve_lightning.data.safetensors_window import SafetensorsWindow, check_window
+from luve_lightning.safetensors_window import SafetensorsWindow, check_window
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
