@@ -302,9 +302,14 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def revision_in_words(folder: Path = PACKAGE_ROOT) -> str:
-    """The revision as results name it: 40 hex digits, perhaps followed by `with changes`, or `unknown`."""
+    """The revision as results name it: 40 hex digits, perhaps followed by `with changes`.
+
+    Without a git checkout it is what $LUVE_REVISION says, as for a copy of one's files, else `unknown`.
+    """
     state = git_state(folder)
-    return "unknown" if state is None else state["revision"] + " with changes" * state["dirty"]
+    if state is None:
+        return os.environ.get("LUVE_REVISION", "").strip() or "unknown"
+    return state["revision"] + " with changes" * state["dirty"]
 
 
 def run_git(folder: Path, *arguments: str) -> str | None:

@@ -11,10 +11,12 @@ from luve_lightning.machine import UnitTimes, git_state, package_version, revisi
 from tests.helpers.git import git
 
 
-def test_git_state_names_the_revision_and_changes(tmp_path: Path) -> None:
+def test_git_state_names_the_revision_and_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git(tmp_path, "init", "-q")
     assert git_state(tmp_path) is None  # no commit yet
     assert revision_in_words(tmp_path) == "unknown"
+    monkeypatch.setenv("LUVE_REVISION", "abc1234, copied")
+    assert revision_in_words(tmp_path) == "abc1234, copied"
     (tmp_path / "a").write_text("1")
     git(tmp_path, "add", "a")
     git(tmp_path, "commit", "-q", "-m", "first")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from luve_lightning.ablations.rehearsal_stage import RehearsalStage, StageValues
+from luve_lightning.data.video_index import CAPTION, CAPTIONS
 from luve_lightning.machine import MEASURED
 
 RehearsalSize = Literal["mini", "2k", "4k"]
@@ -28,7 +29,7 @@ PROMPT = "A red fox runs through fresh snow at dawn."
 LOCAL_SCORER = "luve_lightning.data.scorers.SharpnessExposure"
 
 # The VLUer's steps are short: enough of them that one can be stopped in their middle.
-_VLUER_STEPS = {1: 10, 2: 2}
+_VLUER_STEPS = {1: 10, 2: 4}
 _CLIPS = {"mini": 10, "2k": 6, "4k": 6}
 _HELD_OUT = 2  # of the made clips: one validates, one tests
 # The mini world's, and the paper's.
@@ -86,7 +87,7 @@ class Rehearsal:
     @property
     def caption(self) -> str:
         """Column of the captions: UltraVideo's where its own table is given."""
-        return "Summarized Description" if self.data is not None and self.data.suffix == ".csv" else "caption"
+        return "Summarized Description" if self.data is not None and self.data.suffix == ".csv" else CAPTION
 
     def given(self) -> dict[str, str]:
         """What is there before anything is run."""
@@ -179,7 +180,11 @@ class Rehearsal:
 
     def _embed(self) -> RehearsalStage:
         values: dict[str, Any] = {"backbone": "{backbone}", "index": "{index}", "store": self.path("texts")}
-        values |= {"columns": [self.caption], "batch_size": 2, "device": "cuda" if self.gpu else "cpu"}
+        # Painted clips have many captions, so that batches as large as configured show a steady pace.
+        columns = [CAPTION, *CAPTIONS] if self.data is None else [self.caption]
+        values |= {"columns": columns, "device": "cuda" if self.gpu else "cpu"}
+        if self.mini:
+            values["batch_size"] = 8
         if not self.gpu:
             values["dtype"] = "float32"
         return RehearsalStage(

@@ -85,7 +85,7 @@ class RehearsalRun:
 
         Args:
             chosen: names of stages.
-            again: whether finished ones among the chosen are run again.
+            again: whether finished ones among the chosen are run again, and with them those that made the same.
 
         Returns:
             The results by name, in the order of the recipe.
@@ -95,7 +95,8 @@ class RehearsalRun:
                 goes on with it.
         """
         wanted = self.wanted(chosen)
-        self._again = chosen if again else ()
+        self._again = self._sharing(chosen) if again else ()
+        wanted |= set(self._again)
         there = dict(self.given)
         with raising_signals():
             try:
@@ -107,7 +108,7 @@ class RehearsalRun:
                         if kept is not None and kept.status == "done":
                             there |= stage.gives
                         continue
-                    result = self._one(stage, there, kept, again and stage.name in chosen)
+                    result = self._one(stage, there, kept, stage.name in self._again)
                     self.results[stage.name] = result
                     if result.status == "done":
                         there |= stage.gives
@@ -117,6 +118,16 @@ class RehearsalRun:
                 for plan in self._plans.values():
                     plan.end(1.0)
         return self.results
+
+    def _sharing(self, chosen: Collection[str]) -> set[str]:
+        """The chosen stages, and those that have filled the same store as one: cleared, it lacks what was theirs."""
+        found = set(chosen)
+        places = {path for one in self.stages if one.name in found for path in _made(self.root, one)}
+        for one in self.stages:
+            if one.name not in found and self._has_run(one) and places & set(_made(self.root, one)):
+                self.tell(f"{one.name}: run again, too: it shares {', '.join(sorted(one.gives.values()))}")
+                found.add(one.name)
+        return found
 
     def wanted(self, chosen: Collection[str]) -> set[str]:
         """Names of the chosen stages and of those that have to be run for them."""
@@ -204,6 +215,9 @@ class RehearsalRun:
     def _file(self, stage: RehearsalStage, name: str) -> Path:
         return self.root / "stages" / stage.name / name
 
+    def _has_run(self, stage: RehearsalStage) -> bool:
+        return StageResult.read(self._file(stage, ROW)) is not None
+
     def _is_done(self, stage: RehearsalStage) -> bool:
         kept = StageResult.read(self._file(stage, ROW))
         return kept is not None and kept.status == "done"
@@ -211,7 +225,8 @@ class RehearsalRun:
     def _clear(self, stage: RehearsalStage) -> None:
         """Remove what an earlier run of it made, inside the rehearsal's folder, but what a stage that stays made."""
         later = [one for one in self.stages[self.stages.index(stage) + 1 :] if one.name in self._again]
-        others = {path for one in self.stages if one not in (stage, *later) for path in _made(self.root, one)}
+        stays = [one for one in self.stages if one not in (stage, *later) and self._has_run(one)]
+        others = {path for one in stays for path in _made(self.root, one)}
         gone = set(_made(self.root, stage)) - others
         for one in later:
             if gone & set(_made(self.root, one)):  # it is run again, even if this rehearsal does not come so far

@@ -17,6 +17,8 @@ from luve_lightning.evaluation.tables import table_markdown, table_rich
 from luve_lightning.files import find_json, write_text
 
 TABLE = "rehearsal"
+SECONDS_WITHIN, GIB_WITHIN = 0.25, 0.15
+"""Shares of what was measured by which a plan may miss it."""
 
 
 @dataclass
@@ -31,6 +33,7 @@ class RehearsalRow:
         planned_first, measured_first: seconds that the first one takes beyond the others.
         planned_seconds, measured_seconds: of one unit, once it runs.
         planned_gib, measured_gib: most memory that PyTorch allocated on one GPU.
+        missed: what the plan missed by more than it may, "seconds" and "GiB"; None where nothing can be compared.
         rate: units a second.
         gpu_hours: of the whole recipe, from the measured seconds.
         terabytes: that the whole recipe leaves, from what was measured.
@@ -48,6 +51,7 @@ class RehearsalRow:
     measured_seconds: float | None = None
     planned_gib: float | None = None
     measured_gib: float | None = None
+    missed: list[str] | None = None
     rate: float | None = None
     gpu_hours: float | None = None
     terabytes: float | None = None
@@ -66,7 +70,23 @@ def rehearsal_rows(
             rows.append(_row(stage, result, plan))
             if stage.unit == "video":
                 rows += _parts(stage, result, plan)
+    for row in rows:
+        row.missed = _missed(row)
     return rows
+
+
+def _missed(row: RehearsalRow) -> list[str] | None:
+    """What of a row the plan missed."""
+    pairs = {
+        "seconds": (row.planned_seconds, row.measured_seconds, SECONDS_WITHIN),
+        "GiB": (row.planned_gib, row.measured_gib, GIB_WITHIN),
+    }
+    found = {
+        name: abs(planned - measured) > within * measured
+        for name, (planned, measured, within) in pairs.items()
+        if planned is not None and measured is not None
+    }
+    return [name for name, missed in found.items() if missed] if found else None
 
 
 def _row(stage: RehearsalStage, result: StageResult, plan: Mapping[str, Any]) -> RehearsalRow:
@@ -168,6 +188,7 @@ def _cells(row: RehearsalRow, hours: str) -> dict[str, str]:
         "planned / took, s": each and each + unit,
         "first one more, s": _both(row.planned_first, row.measured_first, 0),
         "GiB": _both(row.planned_gib, row.measured_gib, 1),
+        "plan": "" if row.missed is None else f"misses {' and '.join(row.missed)}" if row.missed else "met",
         "a second": _text(row.rate),
         hours: _text(row.gpu_hours, 1),
         "TB": _text(row.terabytes),
@@ -213,6 +234,17 @@ def whole(rows: Sequence[RehearsalRow], hours: str) -> str:
     return f"these stages of the whole recipe, at this pace: {spent:,.1f} {hours}, {terabytes:.3g} TB{missing}"
 
 
+def _kept_to(rows: Sequence[RehearsalRow]) -> list[str]:
+    """How many plans were met, and which were not; empty where nothing was planned."""
+    compared = [row for row in rows if row.missed is not None]
+    if not compared:
+        return []
+    bad = [f"{row.stage} ({' and '.join(row.missed)})" for row in compared if row.missed]
+    within = f"within {SECONDS_WITHIN:.0%} of the measured seconds and {GIB_WITHIN:.0%} of the GiB"
+    missing = f"; misses: {', '.join(bad)}" if bad else ""
+    return [f"planned {within}: {len(compared) - len(bad)} of {len(compared)} rows{missing}"]
+
+
 def terminal_lines(
     rows: Sequence[RehearsalRow], results: Mapping[str, StageResult], facts: Mapping[str, Any]
 ) -> list[str | RichTable]:
@@ -220,7 +252,7 @@ def terminal_lines(
     cells = [_cells(row, _hours(facts)) for row in rows]
     shown = [column for column in (cells[0] if cells else ()) if any(row[column] for row in cells)]
     table = table_rich(shown, [{column: row[column] for column in shown} for row in cells])
-    return [table, whole(rows, _hours(facts)), *notes(results), *failures(results)]
+    return [table, whole(rows, _hours(facts)), *_kept_to(rows), *notes(results), *failures(results)]
 
 
 def _hours(facts: Mapping[str, Any]) -> str:
@@ -232,7 +264,8 @@ def markdown(rows: Sequence[RehearsalRow], results: Mapping[str, StageResult], f
     cells = [_cells(row, _hours(facts)) for row in rows]
     lines = [f"# {facts['title']}", "", *(f"- {key}: {value}" for key, value in facts.items() if key != "title"), ""]
     lines += [table_markdown(list(cells[0]), cells)] if cells else []
-    lines += [f"{whole(rows, _hours(facts))}.", ""]
+    for sentence in (whole(rows, _hours(facts)), *_kept_to(rows)):
+        lines += [f"{sentence}.", ""]
     lines += [f"- {note}" for note in notes(results)]
     if bad := failures(results):
         lines += ["", "## Failed", "", "```", *bad, "```"]

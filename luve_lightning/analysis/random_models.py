@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from luve_lightning.data.mini_world import vocabulary
 from luve_lightning.data.mini_world.paint import OUTLINES
 from luve_lightning.data.mini_world.scene import DIRECTIONS, SPLITS, Photograph, load_photograph, photographs_of
 from luve_lightning.data.video_files import MAX_FPS, encode_h264, write_picture
+from luve_lightning.data.video_index import CAPTIONS
 from luve_lightning.files import replacing, write_text
 from luve_lightning.functional.frequency import FrequencyFilter
 from luve_lightning.functional.noise_bands import SigmaBand
@@ -164,7 +166,8 @@ def make_material(
 
     Args:
         folder: gets `clip-000.mp4` (H.264) and its like, `still-000.png`, `still-001.jpg` and so on, and at last
-            `metadata.csv` with caption and split of each.
+            `metadata.csv` with caption and split of each. UltraVideo's columns hold more captions, the same sentences
+            in other orders: ten of a clip, one of a still.
         size: height and width in pixels, both even and at least 32.
         clips: number of clips, >= 0.
         frames: length of a clip, >= 1.
@@ -182,23 +185,30 @@ def make_material(
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [("clip", number, frames) for number in range(clips)] + [("still", number, 1) for number in range(stills)]
 
-    def make(kind: str, number: int, length: int) -> tuple[Path, str, str]:
+    def make(kind: str, number: int, length: int) -> tuple[Path, list[str], str]:
         split = SPLITS[number] if number < len(SPLITS) else SPLITS[0]
         rng = np.random.default_rng([seed, length == 1, number])
-        painted, caption = _paint(rng, split, size, length)
+        painted, sentences = _paint(rng, split, size, length)
         suffix = "mp4" if kind == "clip" else ("png", "jpg")[number % 2]
         path = folder / f"{kind}-{number:03d}.{suffix}"
         _write(path, painted, fps)
-        return path, caption, split
+        return path, _captions(sentences), split
 
     with ThreadPoolExecutor(min(cores(), _CLIPS_AT_ONCE)) as pool:  # numpy and x264 leave the interpreter to others
         rows = list(pool.map(make, *zip(*wanted, strict=True))) if wanted else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file_name", "text", "split"])
-    writer.writerows((path.name, caption, split) for path, caption, split in rows)
+    writer.writerow(["file_name", "split", "text", *CAPTIONS])
+    writer.writerows((path.name, split, *captions) for path, captions, split in rows)
     write_text(folder / "metadata.csv", text.getvalue())
     return [path for path, _, _ in rows]
+
+
+def _captions(sentences: Sequence[str]) -> list[str]:
+    """A caption for each column: all sentences, in other orders, and two of them alone; then again."""
+    orders = itertools.chain.from_iterable(itertools.permutations(sentences, n) for n in range(len(sentences), 1, -1))
+    captions = itertools.cycle([" ".join(order) for order in orders])
+    return list(itertools.islice(captions, 1 + len(CAPTIONS)))
 
 
 def _check_material(size: tuple[int, int], clips: int, frames: int, fps: float, stills: int, seed: int) -> None:
@@ -223,8 +233,8 @@ def _write(path: Path, frames: np.ndarray, fps: float) -> None:
             Image.fromarray(frames[0]).save(temporary, format="JPEG", quality=_JPEG_QUALITY)
 
 
-def _paint(rng: np.random.Generator, split: str, size: tuple[int, int], frames: int) -> tuple[np.ndarray, str]:
-    """A clip, uint8 T x H x W x 3, and its caption, in the mini world's words."""
+def _paint(rng: np.random.Generator, split: str, size: tuple[int, int], frames: int) -> tuple[np.ndarray, list[str]]:
+    """A clip, uint8 T x H x W x 3, and its caption's sentences, in the mini world's words."""
     height, width = size
     short = min(size)
     behind, before = (photographs_of(split)[i] for i in rng.choice(len(photographs_of(split)), 2, replace=False))
@@ -248,8 +258,8 @@ def _paint(rng: np.random.Generator, split: str, size: tuple[int, int], frames: 
     article = "an" if before.texture[0] in "aeiou" else "a"
     background, front = f"a photograph of {behind.subject} .", f"{article} {before.texture} {shape}"
     if frames == 1:
-        return seen, f"{background} {front} stands still ."
-    return seen, f"{background} the camera pans {pan} . {front} moves {way} ."
+        return seen, [background, f"{front} stands still ."]
+    return seen, [background, f"the camera pans {pan} .", f"{front} moves {way} ."]
 
 
 def _path(

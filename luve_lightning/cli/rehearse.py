@@ -10,17 +10,19 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from rich.console import Console
 
 from luve_lightning.ablations.rehearsal import EXPERIMENTS, RANDOM, Rehearsal, RehearsalSize
 from luve_lightning.ablations.rehearsal_run import RehearsalRun, only_rehearsal
-from luve_lightning.ablations.rehearsal_stage import StageResult
+from luve_lightning.ablations.rehearsal_stage import OVERRIDES, RehearsalStage, StageResult, StageRun, laid_over
 from luve_lightning.ablations.rehearsal_table import TABLE, rehearsal_rows, terminal_lines, write_table
 from luve_lightning.cli import Verb
 from luve_lightning.cli.compose import compose
 from luve_lightning.cli.errors import did_you_mean
+from luve_lightning.cli.run_verb import refusal
 from luve_lightning.files import check_writable
 from luve_lightning.machine import PACKAGE_ROOT, check_workers, cores, revision_in_words, visible_gpus
 from luve_lightning.terminal import say
@@ -112,6 +114,7 @@ def rehearse(
     )
     found, console = recipe.stages(), Console(emoji=False)
     chosen = _chosen(stages, [stage.name for stage in found], changes or {})
+    _check_changes(found, recipe.given(), changes or {})
     facts = rehearsal_facts(f"Rehearsal: {backbone}, {size}, {attention}", names[:devices], devices)
 
     def updated(results: Mapping[str, StageResult]) -> None:
@@ -180,6 +183,30 @@ def _chosen(stages: str | list[str] | None, known: list[str], changes: Mapping[s
             if name not in known:
                 raise ValueError(f"{key}: no stage {name!r}{did_you_mean(name, known)}")
     return [name for name in known if name in names]
+
+
+def _check_changes(
+    stages: Sequence[RehearsalStage], given: Mapping[str, str], changes: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Refuse changes that a stage's command would refuse, before any is run."""
+    there = dict(given)
+    for stage in stages:
+        there |= stage.gives
+    for stage in stages:
+        own = changes.get(stage.name)
+        if own is None:
+            continue
+        if not stage.verb:  # makes clips; its values are all that it takes
+            for key in own:
+                if key not in stage.values:
+                    raise ValueError(f"changes.{stage.name}: no key {key!r}{did_you_mean(key, stage.values)}")
+            continue
+        with TemporaryDirectory() as folder:
+            run = StageRun(stage, Path(folder), laid_over(stage.tree(there), own), stop=False, limit=1.0, program=())
+            run.write_overrides()
+            if reason := refusal(run.words()):
+                reason = reason.replace(f"{run.folder / OVERRIDES}: ", "")
+                raise ValueError(f"changes.{stage.name}: {reason}")
 
 
 def rehearsal_facts(title: str, gpus: Sequence[str], devices: int) -> dict[str, str]:

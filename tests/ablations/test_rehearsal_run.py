@@ -224,15 +224,26 @@ def test_only_the_rehearsals_own_folder_is_cleared(tmp_path: Path) -> None:
     assert not inside.exists()
 
 
-def test_what_two_stages_made_together_is_made_again_when_both_are(tmp_path: Path) -> None:
+def test_what_two_stages_made_together_is_made_again_by_both(tmp_path: Path) -> None:
     store = tmp_path / "store"
     first, second = (
         command(name, gives={name: str(store)}, files=str(store), count=1) for name in ("pairs", "variants")
     )
     rehearse(tmp_path, first, second)
     (store / "old").touch()
-    rehearse(tmp_path, first, second, chosen=["pairs"], again=True)
-    assert (store / "old").exists(), "the other stage's result stays"
+    told: list[str] = []
+    for chosen in ("pairs", "variants"):
+        (store / "old").touch()
+        results = rehearse(tmp_path, first, second, chosen=[chosen], again=True, told=told)
+        assert not (store / "old").exists(), "what is there would be found, and nothing measured"
+        assert [result.status for result in results.values()] == ["done", "done"]
+    assert [line for line in told if "run again, too" in line] == [
+        f"variants: run again, too: it shares {store}",
+        f"pairs: run again, too: it shares {store}",
+    ]
+    changed = rehearse(tmp_path, replace(first, values={**first.values, "say": "other"}), second, chosen=["pairs"])
+    assert changed["pairs"].status == "done"
+    (store / "old").touch()
     broken = replace(second, values={"code": 2})
     results = rehearse(tmp_path, first, broken, again=True)
     assert not (store / "old").exists()

@@ -50,6 +50,38 @@ def test_a_training_stands_beside_its_plan_and_is_projected(tmp_path: Path) -> N
     assert row.resumed == "at step 2 of 4"
 
 
+def test_a_plan_that_misses_by_more_than_it_may_is_named(tmp_path: Path) -> None:
+    # Planned and measured seconds and GiB, and what is missed.
+    cases = {
+        "met": (0.75, 1.0, 11.5, 10.0, []),
+        "slow": (0.74, 1.0, 10.0, 10.0, ["seconds"]),
+        "fast": (1.26, 1.0, 8.4, 10.0, ["seconds", "GiB"]),
+        "unmeasured": (1.0, None, None, 10.0, None),
+    }
+    stages = [RehearsalStage(name, "fit", unit="step", units=10) for name in cases]
+    results = {}
+    for name, (seconds, took, gib, peak, _) in cases.items():
+        plan(tmp_path, name, seconds_per_unit=seconds, peak_gib=gib)
+        results[name] = StageResult(name, status="done", records=[record(seconds_per_unit=took, peak_gib=peak)])
+    rows = rehearsal_rows(stages, results, tmp_path)
+    assert {row.stage: row.missed for row in rows} == {name: case[-1] for name, case in cases.items()}
+    page = markdown(rows, results, FACTS)
+    sentence = (
+        "planned within 25% of the measured seconds and 15% of the GiB: 1 of 3 rows; "
+        "misses: slow (seconds), fast (seconds and GiB)"
+    )
+    assert f"\n{sentence}.\n" in page
+    assert sentence in terminal_lines(rows, results, FACTS)
+    [header, _, *lines] = [line for line in page.splitlines() if line.startswith("|")]
+    column = [cell.strip() for cell in header.split("|")].index("plan")
+    assert [line.split("|")[column].strip() for line in lines] == [
+        "met",
+        "misses seconds",
+        "misses seconds and GiB",
+        "",
+    ]
+
+
 def test_a_process_counts_by_the_steps_that_it_measured(tmp_path: Path) -> None:
     stage = RehearsalStage("vluer-1", "fit", unit="step", units=100, steps=40)
     before = record(began=0, step=2, done=2, first_seconds=3.0, seconds_per_unit=0.11)

@@ -11,7 +11,9 @@ from luve_lightning.analysis.random_models import make_material
 from luve_lightning.cli.index import index
 from luve_lightning.data.index_file import read_rows
 from luve_lightning.data.mini_world import vocabulary
+from luve_lightning.data.text_store import captions_of
 from luve_lightning.data.video_files import read_video
+from luve_lightning.data.video_index import CAPTIONS
 from luve_lightning.files import file_digest
 
 
@@ -27,7 +29,9 @@ def test_luve_index_takes_every_clip_and_still_with_its_caption(tmp_path: Path) 
     assert [entry.fps for entry in entries[:4]] == [24] * 4
     assert [rows[path.name].split for path in made] == ["train", "val", "test", "train", "train", "val"]
     for entry in entries:
-        assert set(entry.captions["caption"].split()) <= set(vocabulary())
+        assert set(" ".join(entry.captions.values()).split()) <= set(vocabulary())
+    captions = captions_of(entries, ["caption", *CAPTIONS])
+    assert len(captions) == 1 + 4 * 11 + 2 * 2, "eleven of a clip, two of a still, and the empty one"
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:

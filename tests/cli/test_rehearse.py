@@ -25,6 +25,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
         (["--backbone", "experiments"], "backbone experiments: no model_index.json in it"),
         (["--gpu", "none.jsonl"], "gpu: no such file: none.jsonl"),
         (["--data", "nowhere"], "data: no such file or folder: nowhere"),
+        (["--changes.scor", "{}"], "changes: no stage 'scor'; did you mean 'score'?"),
+        (["--changes.score", "{batch_siz: 2}"], "changes.score: batch_siz: unknown key; did you mean 'batch_size'?"),
+        (["--changes.index", "{processes: few}"], 'changes.index: Parser key "processes": '),
+        (["--changes.material", "{clip: 3}"], "changes.material: no key 'clip'; did you mean 'clips'?"),
     ],
 )
 def test_a_rehearsal_that_cannot_go_well_is_refused_before_it_begins(
