@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from luve_lightning.cascade.options import CascadeOptions
-from luve_lightning.cascade.prompts import PromptLine, check_distinct, check_seed
+from luve_lightning.data.prompts import PromptLine, check_distinct, check_seed
 from luve_lightning.data.store import ClaimedFiles
 from luve_lightning.files import file_digest, find_json, remove_unfinished, text_digest, write_text
 from luve_lightning.locks import share_work

@@ -31,13 +31,13 @@ from luve_lightning.cascade.generation_run import CascadeRun, attentions_of, cut
 from luve_lightning.cascade.lora_files import read_lora
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.pipeline_files import find_models, model_identity
-from luve_lightning.cascade.prompts import PromptLine, check_text, check_visible, read_negative_prompt, read_prompt_file
 from luve_lightning.cascade.speed import SpeedOptions, compiler_being_loaded
 from luve_lightning.cli import Verb
 from luve_lightning.cli.compose import escaped
 from luve_lightning.cli.index import print_summary
 from luve_lightning.cli.keys import Keys
 from luve_lightning.data.hashes import FileHashes
+from luve_lightning.data.prompts import PromptLine, check_text, check_visible, read_negative_prompt, read_prompt_file
 from luve_lightning.data.video_files import MAX_FPS
 from luve_lightning.evaluation.sample_sources import write_generated
 from luve_lightning.machine import PACKAGE_ROOT, check_video, check_workers, git_state

@@ -1,1 +1,1 @@
-"""Clips on disk, their index, stores and scores, and the mini world."""
+"""Clips on disk, their index, stores and scores, prompt files, and the mini world."""

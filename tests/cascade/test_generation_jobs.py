@@ -13,7 +13,7 @@ import torch
 
 from luve_lightning.cascade.generation_jobs import StageLatents, VideoFolder, VideoJob, make_jobs, run_jobs
 from luve_lightning.cascade.options import CascadeOptions
-from luve_lightning.cascade.prompts import PromptLine
+from luve_lightning.data.prompts import PromptLine
 from luve_lightning.models.backbones import SizeRules
 from tests.helpers.store_size import store_size
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luve_lightning.cascade.prompts import PromptLine, check_distinct, read_negative_prompt, read_prompt_file, slug
+from luve_lightning.data.prompts import PromptLine, check_distinct, read_negative_prompt, read_prompt_file, slug
 
 
 def write(folder: Path, name: str, text: str) -> Path:
