@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from luve_lightning.callbacks.checkpoint_io import describe_checkpoint, header_of, read_pickle
-from luve_lightning.cascade.lora_conversion import empty_denoiser
 from luve_lightning.cascade.lora_files import ADAPTER_CONFIG, read_lora
 from luve_lightning.cascade.lora_layers import fit_lora
 from luve_lightning.cascade.lora_names import describe_lora, parse_name
@@ -27,7 +26,7 @@ from luve_lightning.data.latent_store import describe_entry, describe_store
 from luve_lightning.data.video_files import GIT_LFS, kind_of_file
 from luve_lightning.files import find_json, read_json
 from luve_lightning.model_folders import BRANCH_WEIGHTS, WeightsHeader, odd_weights, read_header, weights_file
-from luve_lightning.models.backbones import Denoiser, denoiser_of, families, recognise
+from luve_lightning.models.backbones import Denoiser, denoiser_of, empty_denoiser, families, recognise
 from luve_lightning.models.backbones.denoiser import saved_attention
 from luve_lightning.models.experts import ADAPTER_WEIGHTS, EXPERT, describe_expert
 from luve_lightning.models.vluer import BaseVLUer, ReleasedVLUer

@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from luve_lightning.files import read_json
@@ -35,6 +36,7 @@ __all__ = [
     "TextConditioner",
     "check_sampler",
     "denoiser_of",
+    "empty_denoiser",
     "family_named",
     "family_of",
     "latent_space_of",
@@ -106,6 +108,23 @@ def denoiser_of(transformer: nn.Module) -> Denoiser:
         ValueError: for a module of no known family, or a wrapped or compiled one.
     """
     return family_of(transformer).denoiser_class(transformer)
+
+
+def empty_denoiser(backbone: str | Path) -> Denoiser:
+    """A backbone's denoiser without values, to fit names and shapes to; its weights are not read.
+
+    Raises:
+        FileNotFoundError: when there is no such backbone.
+        ValueError: for one of no known family.
+    """
+    family = load_backbone(backbone)
+    config = family.config("transformer")
+    try:
+        with torch.device("meta"):
+            return denoiser_of(family.from_config("transformer", config))
+    except Exception as error:  # anything at all: libraries divide by sizes and unpack them unchecked
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"backbone {backbone}: its config.json makes no transformer: {reason}") from error
 
 
 def latent_space_of(vae: nn.Module, tile: tuple[int, int] | None = None) -> LatentSpace:

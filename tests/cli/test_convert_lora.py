@@ -13,9 +13,9 @@ import torch
 from diffusers import WanPipeline
 from safetensors import safe_open
 
-from luve_lightning.cascade.lora_conversion import LoraNames, convert_lora
 from luve_lightning.cascade.lora_files import read_lora
 from luve_lightning.cascade.lora_loading import load_lora
+from luve_lightning.cli.convert import LoraNames, write_lora
 from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
 from luve_lightning.models.experts import add_expert, save_expert
 from tests.helpers.tiny_luve import EXPERTS, PLAIN
@@ -66,7 +66,7 @@ def target(folder: Path, names: str) -> Path:
 @pytest.mark.parametrize("names", NAMES)
 def test_a_converted_lora_is_the_same_lora(tiny_backbone: Path, lora: Path, tmp_path: Path, names: LoraNames) -> None:
     want = prediction(merged(tiny_backbone, lora))
-    done = convert_lora(lora, target(tmp_path, names), names, tiny_backbone)
+    done = write_lora(lora, target(tmp_path, names), names, tiny_backbone)
     assert (done.summary.layers, done.summary.ranks, done.summary.scales) == (4, [2, 4], [0.5, 3.0])
     transformer = load_transformer(tiny_backbone).eval()
     before = prediction(transformer)
@@ -76,7 +76,7 @@ def test_a_converted_lora_is_the_same_lora(tiny_backbone: Path, lora: Path, tmp_
     assert (want - before).abs().max() > 0.05
     # Any of them can be converted again.
     second = tmp_path / "second.safetensors"
-    convert_lora(target(tmp_path, names), second, "comfyui", tiny_backbone)
+    write_lora(target(tmp_path, names), second, "comfyui", tiny_backbone)
     other = load_transformer(tiny_backbone).eval()
     load_lora([other], read_lora(second), "again", None)
     torch.testing.assert_close(prediction(other), want, rtol=1e-5, atol=1e-5)
@@ -85,7 +85,7 @@ def test_a_converted_lora_is_the_same_lora(tiny_backbone: Path, lora: Path, tmp_
 @pytest.mark.parametrize("names", ["comfyui", "diffusers", "peft"])
 def test_diffusers_itself_reads_it(tiny_backbone: Path, lora: Path, tmp_path: Path, names: LoraNames) -> None:
     """By its own loading, without ours; PEFT's layout by PEFT's."""
-    convert_lora(lora, target(tmp_path, names), names, tiny_backbone)
+    write_lora(lora, target(tmp_path, names), names, tiny_backbone)
     transformer = load_transformer(tiny_backbone).eval()
     if names == "peft":
         from peft import PeftModel
@@ -100,14 +100,14 @@ def test_diffusers_itself_reads_it(tiny_backbone: Path, lora: Path, tmp_path: Pa
 def test_names_and_scales_in_the_file(tiny_backbone: Path, lora: Path, tmp_path: Path) -> None:
     source = safetensors.torch.load_file(lora / "adapter_model.safetensors")
     a, b = (source[f"base_model.model.blocks.1.ffn.net.0.proj.lora_{half}.weight"] for half in "AB")
-    convert_lora(lora, tmp_path / "comfyui.safetensors", "comfyui", tiny_backbone)
+    write_lora(lora, tmp_path / "comfyui.safetensors", "comfyui", tiny_backbone)
     comfyui = safetensors.torch.load_file(tmp_path / "comfyui.safetensors")
     key = "diffusion_model.blocks.1.ffn.0"
     assert torch.equal(comfyui[f"{key}.lora_down.weight"], a)
     assert torch.equal(comfyui[f"{key}.lora_up.weight"], b)
     assert comfyui[f"{key}.alpha"].item() == 6
     assert comfyui["diffusion_model.blocks.0.self_attn.q.alpha"].item() == 2
-    convert_lora(lora, tmp_path / "diffsynth.safetensors", "diffsynth", tiny_backbone)
+    write_lora(lora, tmp_path / "diffsynth.safetensors", "diffsynth", tiny_backbone)
     diffsynth = safetensors.torch.load_file(tmp_path / "diffsynth.safetensors")
     # Older versions read no alpha: W + B A.
     assert {re.sub(r".*lora_", "lora_", name) for name in diffsynth} == {
@@ -127,7 +127,7 @@ def test_an_adaptations_lora_needs_no_backbone(tiny_backbone: Path, lora: Path, 
     file = export / "transformer" / "lora" / "adapter_model.safetensors"
     safetensors.torch.save_file(safetensors.torch.load_file(file), file, metadata={"luve_attention": '{"name": "X"}'})
     for number, source in enumerate((export, export / "transformer", file.parent, file)):
-        done = convert_lora(source, tmp_path / f"{number}.safetensors", "comfyui")
+        done = write_lora(source, tmp_path / f"{number}.safetensors", "comfyui")
         assert done.attention == {"name": "X"}
         with safe_open(tmp_path / f"{number}.safetensors", framework="pt") as written:
             assert json.loads(written.metadata()["luve_attention"]) == {"name": "X"}
@@ -141,7 +141,7 @@ def test_the_backbone_may_be_a_single_file(tiny_backbone: Path, lora: Path, tmp_
     file = write_weights(tmp_path / "wan" / "wan.safetensors", own_weights(transformer))
     (tmp_path / "wan" / "config.json").write_text(json.dumps(own_config(transformer)))
     for number, backbone in enumerate((file, tiny_backbone)):
-        convert_lora(lora, tmp_path / f"{number}.safetensors", "comfyui", backbone)
+        write_lora(lora, tmp_path / f"{number}.safetensors", "comfyui", backbone)
     first, second = (safetensors.torch.load_file(tmp_path / f"{number}.safetensors") for number in (0, 1))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -159,35 +159,35 @@ def test_experts_say_why_they_are_no_loras(tiny_backbone: Path, tmp_path: Path, 
         save_expert(transformer, name, tmp_path / "expert")
         for source in (tmp_path / "expert", tmp_path / "expert" / "adapter_model.safetensors"):
             with pytest.raises(ValueError, match=why):
-                convert_lora(source, tmp_path / "x.safetensors", "comfyui", tiny_backbone)
+                write_lora(source, tmp_path / "x.safetensors", "comfyui", tiny_backbone)
     assert not (tmp_path / "x.safetensors").exists()
 
 
 def test_mistakes(tiny_backbone: Path, lora: Path, tmp_path: Path) -> None:
     new = tmp_path / "x.safetensors"
     with pytest.raises(ValueError, match="say which transformer it is for: --backbone FOLDER"):
-        convert_lora(lora, new, "comfyui")
+        write_lora(lora, new, "comfyui")
     with pytest.raises(ValueError, match=r"expected a \.safetensors file, got .*/x; only PEFT's layout is a folder"):
-        convert_lora(lora, tmp_path / "x", "comfyui", tiny_backbone)
+        write_lora(lora, tmp_path / "x", "comfyui", tiny_backbone)
     with pytest.raises(ValueError, match="expected a folder for PEFT's two files"):
-        convert_lora(lora, new, "peft", tiny_backbone)
+        write_lora(lora, new, "peft", tiny_backbone)
     with pytest.raises(FileNotFoundError, match=r"nothing: no such file or folder"):
-        convert_lora(tmp_path / "nothing", new, "comfyui", tiny_backbone)
+        write_lora(tmp_path / "nothing", new, "comfyui", tiny_backbone)
     half = {"blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 24)}
     safetensors.torch.save_file(half, tmp_path / "half.safetensors")
     with pytest.raises(ValueError, match="without its other half"):
-        convert_lora(tmp_path / "half.safetensors", new, "comfyui", tiny_backbone)
+        write_lora(tmp_path / "half.safetensors", new, "comfyui", tiny_backbone)
     tensors = safetensors.torch.load_file(lora / "adapter_model.safetensors")
     tensors["base_model.model.blocks.0.attn1.to_q.diff_b"] = torch.ones(24)
     (tmp_path / "biased").mkdir()
     safetensors.torch.save_file(tensors, tmp_path / "biased" / "lora.safetensors")
     (tmp_path / "biased" / "adapter_config.json").write_bytes((lora / "adapter_config.json").read_bytes())
     with pytest.raises(ValueError, match=r"only A and B can be converted, it holds more, for instance .*diff_b"):
-        convert_lora(tmp_path / "biased", new, "comfyui", tiny_backbone)
+        write_lora(tmp_path / "biased", new, "comfyui", tiny_backbone)
     assert not new.exists()
     new.write_text("mine")
     with pytest.raises(FileExistsError, match=r"x\.safetensors exists already"):
-        convert_lora(lora, new, "comfyui", tiny_backbone)
+        write_lora(lora, new, "comfyui", tiny_backbone)
     assert new.read_text() == "mine"
 
 
