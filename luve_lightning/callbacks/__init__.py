@@ -2,14 +2,13 @@
 
 from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from luve_lightning.callbacks.checkpoints import Checkpoints
-from luve_lightning.callbacks.graceful_stop import GracefulStop, StopRequested
-from luve_lightning.callbacks.nan_guard import NaNGuard, NonFiniteLoss
 from luve_lightning.callbacks.progress import TrainingProgress
 from luve_lightning.callbacks.provenance import WandbRecord
 from luve_lightning.callbacks.repeatable import CPUThreads, RandomState
 from luve_lightning.callbacks.reports import ExpertLosses, UpsamplerComparison, ValidationReport
 from luve_lightning.callbacks.sample_metrics import SampleMetrics
 from luve_lightning.callbacks.sample_strips import DenoisingSpectra, SampleStrips
+from luve_lightning.callbacks.stops import GracefulStop, NaNGuard, NonFiniteLoss, StopRequested
 from luve_lightning.callbacks.weights import EMA, Export
 
 __all__ = [

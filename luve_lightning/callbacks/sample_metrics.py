@@ -19,8 +19,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
-from luve_lightning.callbacks.graceful_stop import GracefulStop
 from luve_lightning.callbacks.repeatable import undisturbed
+from luve_lightning.callbacks.stops import GracefulStop
 from luve_lightning.data.video_files import write_video
 from luve_lightning.evaluation.sample_sources import Samples, SampleSource, SampleVideo
 from luve_lightning.evaluation.tables import table_csv

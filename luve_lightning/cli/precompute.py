@@ -15,9 +15,9 @@ import lightning as L
 import torch
 from rich.console import Console
 
-from luve_lightning.callbacks.graceful_stop import StopPredictionOnSigterm
 from luve_lightning.callbacks.progress import ClipTimes, TrainingProgress
 from luve_lightning.callbacks.repeatable import CPUThreads, cpu_threads
+from luve_lightning.callbacks.stops import StopPredictionOnSigterm
 from luve_lightning.cli import Verb
 from luve_lightning.cli.index import check_folder, check_stored, entries_of, open_index, print_summary, uneven_line
 from luve_lightning.cli.parsing import check_trainer

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from luve_lightning.__main__ import main
 from luve_lightning.callbacks import AtomicCheckpointIO, GracefulStop, StopRequested
-from luve_lightning.callbacks.graceful_stop import StopPredictionOnSigterm
+from luve_lightning.callbacks.stops import StopPredictionOnSigterm
 from luve_lightning.data.latent_store import LatentStore
 from tests.helpers.precompute_run import PrecomputeRun, keys_of_last_clip, wait_for_entries
 from tests.helpers.processes import finish, run_processes, start
