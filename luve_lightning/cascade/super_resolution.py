@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from luve_lightning.functional.pixels import resize_video, video_to_frames
-from luve_lightning.models.folders import not_finite, odd_weights
+from luve_lightning.model_folders import not_finite, odd_weights
 from luve_lightning.models.super_resolution import CHUNK, TILE, PixelSuperResolver, RealBasicVSR, RRDBNet
 
 # Where a file may keep its tensors, and what may stand before their names: the first that is there counts, so that
