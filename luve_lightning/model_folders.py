@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import diffusers
 import torch
 import transformers
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -40,6 +45,27 @@ def is_local(backbone: str | Path) -> bool:
             f"backbone {backbone}: no such folder; expected a diffusers pipeline folder or a hub id"
         )
     return local
+
+
+def hub_file(backbone: str | Path, name: str, part: str = "") -> Path:
+    """A file of a backbone from the hub, or from its cache.
+
+    Raises:
+        OSError: where it is in neither. Where the hub's name has no address, the cache alone is asked: the hub's own
+            library tries for half a minute, for each file.
+    """
+    offline: OSError | None = None
+    if not getproxies().keys() & {"https", "all"}:
+        try:
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+        except OSError as error:
+            offline = error
+    try:
+        return Path(hf_hub_download(str(backbone), name, subfolder=part or None, local_files_only=offline is not None))
+    except LocalEntryNotFoundError as error:
+        if offline is None:
+            raise
+        raise LocalEntryNotFoundError(str(error)) from offline
 
 
 def cannot_load(backbone: str | Path, part: str, error: BaseException) -> FileNotFoundError | ValueError:

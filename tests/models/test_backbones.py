@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from luve_lightning import model_folders
 from luve_lightning.models import backbones
-from luve_lightning.models.backbones import base, family_named, family_of, load_backbone
+from luve_lightning.models.backbones import family_named, family_of, load_backbone
 from luve_lightning.models.backbones.wan import WanBackbone
 from tests.helpers.tiny_wan import tiny_transformer
 
@@ -84,9 +85,9 @@ def test_where_the_hub_has_no_address_its_cache_alone_is_asked(
         only_local.append(local_files_only)
         raise LocalEntryNotFoundError("nothing there")
 
-    monkeypatch.setattr(base, "getproxies", lambda: proxies)
-    monkeypatch.setattr(base, "hf_hub_download", nothing)
-    monkeypatch.setattr(base.socket, "getaddrinfo", no_address)
+    monkeypatch.setattr(model_folders, "getproxies", lambda: proxies)
+    monkeypatch.setattr(model_folders, "hf_hub_download", nothing)
+    monkeypatch.setattr(model_folders.socket, "getaddrinfo", no_address)
     with pytest.raises(FileNotFoundError, match="it cannot be reached") as raised:
         load_backbone("nobody/nothing")
     assert set(only_local) == {asked}

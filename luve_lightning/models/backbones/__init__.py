@@ -15,12 +15,19 @@ import torch
 from torch import nn
 
 from luve_lightning.files import read_json
-from luve_lightning.model_folders import KnownWeights, WeightsHeader, cannot_load, is_local, read_config, read_header
-from luve_lightning.models.backbones.base import Backbone, CutText, CutTextWarning, TextConditioner, hub_file
+from luve_lightning.model_folders import (
+    KnownWeights,
+    WeightsHeader,
+    cannot_load,
+    hub_file,
+    is_local,
+    read_config,
+    read_header,
+)
+from luve_lightning.models.backbones.base import Backbone, Sampler, Schedule, check_sampler
 from luve_lightning.models.backbones.denoiser import Denoiser, Place
-from luve_lightning.models.backbones.latents import LatentSpace, SizeRules
+from luve_lightning.models.backbones.encoders import CutText, CutTextWarning, LatentSpace, SizeRules, TextConditioner
 from luve_lightning.models.backbones.recompute import Recompute
-from luve_lightning.models.backbones.schedule import Sampler, Schedule, check_sampler
 
 __all__ = [
     "Backbone",

@@ -2,11 +2,11 @@
 
 A backbone is a diffusers pipeline folder or hub id. A family of backbones is five small classes:
 
-- a `LatentSpace` around its VAE: pixels to normalised latents and back (`latents.py`);
+- a `LatentSpace` around its VAE: pixels to normalised latents and back (`encoders.py`);
 - a `Denoiser` around its transformer: velocities, the sites where experts sit, what training recomputes
   (`denoiser.py`);
-- a `TextConditioner` around its tokenizer and text encoder: captions to embeddings;
-- a `Schedule` around its scheduler: noise levels and time steps (`schedule.py`);
+- a `TextConditioner` around its tokenizer and text encoder: captions to embeddings (`encoders.py`);
+- a `Schedule` around its scheduler: noise levels and time steps;
 - a `Backbone`, which knows the class names of its folders, and loads and builds the other four.
 
 Everything else in the package uses only these classes. The modules inside stay reachable because pipelines,
@@ -17,153 +17,170 @@ entry point (`__init__.py`).
 
 from __future__ import annotations
 
-import socket
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from math import isfinite
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import diffusers
 import torch
-from diffusers import SchedulerMixin
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import LocalEntryNotFoundError
+from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 
 from luve_lightning.files import read_json
-from luve_lightning.functional.noise_bands import SigmaBand
+from luve_lightning.functional.noise_bands import SigmaBand, timestep_of_sigma
 from luve_lightning.machine import check_memory
-from luve_lightning.model_folders import KnownWeights, WeightsHeader, cannot_load, is_local, loading
+from luve_lightning.model_folders import KnownWeights, WeightsHeader, cannot_load, hub_file, is_local, loading
 from luve_lightning.models.backbones.denoiser import Denoiser
-from luve_lightning.models.backbones.latents import LatentSpace, SizeRules
-from luve_lightning.models.backbones.schedule import Schedule
+from luve_lightning.models.backbones.encoders import LatentSpace, SizeRules, TextConditioner
+
+Sampler = Literal["backbone", "euler"]
+"""The backbone's own scheduler (UniPC in Wan2.1's folders), or `FlowMatchLinearEuler`."""
+
+# Options of diffusers' schedulers that put the noise levels elsewhere, whatever the shift.
+_INSTEAD_OF_SHIFT = ("use_dynamic_shifting", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 Built = TypeVar("Built")
 _MOST = 65_536  # most layers, heads or channels that a new model may have
-_SHOWN = 60  # most characters shown of a cut text
 
 
-class CutTextWarning(UserWarning):
-    """A text is longer than the text encoder reads."""
-
-
-@dataclass(frozen=True)
-class CutText:
-    """What a text encoder does not see of a text.
-
-    Attributes:
-        tokens: number of tokens of the whole text, including the end token.
-        length: number of tokens it sees.
-        rest: the words from the first that is not seen whole.
-    """
-
-    tokens: int
-    length: int
-    rest: str
-
-    def __str__(self) -> str:
-        shown = self.rest if len(self.rest) <= _SHOWN else f"{self.rest[:_SHOWN]}..."
-        return f"{self.tokens} tokens, of which the text encoder sees {self.length}; cut off: {shown!r}"
-
-
-class TextConditioner(nn.Module, ABC):
-    """Captions to the embeddings for the transformer's cross-attention, all padded to one length.
-
-    Args:
-        tokenizer: the family's tokenizer.
-        encoder: the family's text encoder.
-        length: tokens per caption, padding included; default the backbone's own.
-    """
-
-    length: int
-
-    def __init__(self, tokenizer: Any, encoder: nn.Module, length: int | None = None) -> None:
-        super().__init__()
-        self.tokenizer, self.encoder = tokenizer, encoder
-        self.length = self.own_length(tokenizer) if length is None else length
-        if self.length < 1:
-            raise ValueError(f"length: expected at least 1 token, got {self.length}")
-
-    @staticmethod
-    @abstractmethod
-    def own_length(tokenizer: Any) -> int:
-        """Default number of tokens per caption."""
-
-    @staticmethod
-    @abstractmethod
-    def states(encoder: Any, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The text encoder's output for token ids B x L, B x L x dim; padding is masked where `mask` is 0."""
-
-    @property
-    @abstractmethod
-    def dim(self) -> int:
-        """Width of an embedding."""
-
-    @abstractmethod
-    def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and mask (1 where there is a token), both int64 B x `length`, on the CPU.
-
-        A caption's own tokens come first; padding follows.
-        """
-
-    def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Embeddings of tokens, B x length x dim, zero past each caption's end."""
-        device = next(self.encoder.parameters()).device
-        ids, mask = ids.to(device), mask.to(device)
-        states = self.states(self.encoder, ids, mask)
-        # Not `.to(device)`: an offloaded encoder's weights are on another device.
-        return states * mask.gt(0).unsqueeze(-1).to(states)
-
-    def forward(self, captions: Sequence[str]) -> Tensor:
-        """Embeddings of captions, B x length x dim, on the encoder's device."""
-        return self.embed(*self.tokenize(captions))
-
-    @abstractmethod
-    def cut(self, text: str) -> CutText | None:
-        """What is cut off a text that is longer than `length` tokens; None when nothing is."""
-
-    @abstractmethod
-    def vocabulary(self) -> Mapping[str, int]:
-        """Every token with its number."""
-
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """Hex digest of tokenizer, configuration and weights; stored embeddings depend on it and on the length."""
-
-    def warn_of_cuts(self, texts: Iterable[str]) -> bool:
-        """Warn of texts that are cut, with a count and the first of them; returns whether there was any."""
-        cuts = [(text, cut) for text in dict.fromkeys(texts) if (cut := self.cut(text)) is not None]
-        if cuts:
-            text, cut = cuts[0]
-            more = f" (the first of {len(cuts)})" if len(cuts) > 1 else ""
-            warnings.warn(f"the prompt {text[:_SHOWN]!r}... has {cut}{more}", CutTextWarning, stacklevel=3)
-        return bool(cuts)
-
-
-def hub_file(backbone: str | Path, name: str, part: str = "") -> Path:
-    """A file of a backbone from the hub, or from its cache.
+def check_sampler(sampler: str) -> None:
+    """Refuse an unknown sampler.
 
     Raises:
-        OSError: where it is in neither. Where the hub's name has no address, the cache alone is asked: the hub's own
-            library tries for half a minute, for each file.
+        ValueError: names the known ones.
     """
-    offline: OSError | None = None
-    if not getproxies().keys() & {"https", "all"}:
-        try:
-            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
-        except OSError as error:
-            offline = error
-    try:
-        return Path(hf_hub_download(str(backbone), name, subfolder=part or None, local_files_only=offline is not None))
-    except LocalEntryNotFoundError as error:
-        if offline is None:
-            raise
-        raise LocalEntryNotFoundError(str(error)) from offline
+    if sampler not in (known := get_args(Sampler)):
+        raise ValueError(f"sampler: expected one of {', '.join(known)}, got {sampler!r}")
+
+
+class Schedule:
+    """Noise levels and time steps of a diffusers scheduler for flow matching.
+
+    Args:
+        scheduler: has `sigmas`, `timesteps`, `set_timesteps`, `set_begin_index` and `step`, like diffusers'; a
+            pipeline holds and saves it.
+        backbone: its origin, for messages.
+
+    Raises:
+        ValueError: when it is not for flow matching, like a `scheduler_config.json` without values.
+    """
+
+    remembered: ClassVar[int] = 0
+    """Earlier velocities that a step looks back on."""
+    timestep_dtype: ClassVar[torch.dtype | None] = None
+    """Dtype to which the transformer's timesteps are rounded; None leaves them as they are."""
+
+    def __init__(self, scheduler: Any, backbone: str | Path = "") -> None:
+        if not (scheduler.config.get("use_flow_sigmas") or type(scheduler).__name__.startswith("FlowMatch")):
+            raise ValueError(
+                f"backbone {backbone}: its scheduler/ is {type(scheduler).__name__} without use_flow_sigmas; expected "
+                "one of flow matching"
+            )
+        self.scheduler = scheduler
+
+    @property
+    def shift(self) -> float:
+        """Shift towards more noise, see `functional.noise_bands.shift_sigma`; 1 changes nothing."""
+        return float(self.scheduler.config.get(self._shift_key) or 1.0)
+
+    def shifted(self, shift: float) -> Schedule:
+        """A copy of the schedule with another shift.
+
+        Raises:
+            ValueError: for a shift that is not positive, or one that the scheduler would ignore.
+        """
+        if not 0 < shift < float("inf"):
+            raise ValueError(f"shift: expected a number greater than 0, got {shift}")
+        self._check_heeds_shift()
+        return self._with(shift)
+
+    def sampled_by(self, sampler: Sampler, shift: float | None = None) -> Schedule:
+        """The schedule by which a sampler steps; see `shifted`.
+
+        Args:
+            sampler: see Sampler.
+            shift: its shift; None keeps this one's.
+
+        Raises:
+            ValueError: for an unknown sampler, a shift that is impossible, and where there is none.
+        """
+        check_sampler(sampler)
+        if sampler == "backbone":
+            return self if shift is None else self.shifted(shift)
+        if shift is None:
+            self._check_heeds_shift()  # or its configuration may give one that is not used
+        start = EulerSchedule(FlowMatchLinearEuler(num_train_timesteps=self.train_timesteps, shift=self.shift))
+        return start if shift is None else start.shifted(shift)
+
+    def steps(self, count: int) -> list[tuple[float, float]]:
+        """Timestep and sigma of each of `count` sampling steps; the scheduler is unchanged."""
+        scheduler = deepcopy(self.scheduler)
+        scheduler.set_timesteps(count)
+        # Not strict: the sigmas end at 0.
+        return list(zip(scheduler.timesteps.tolist(), scheduler.sigmas.tolist(), strict=False))
+
+    @property
+    def train_timesteps(self) -> int:
+        """The timestep of sigma 1."""
+        return int(self.scheduler.config.num_train_timesteps)
+
+    def timestep_of(self, sigma: Tensor) -> Tensor:
+        """The transformer's timestep at a sigma; a sampler's own may be rounded."""
+        return timestep_of_sigma(sigma, self.train_timesteps)
+
+    @property
+    def _shift_key(self) -> str:
+        return "flow_shift" if "flow_shift" in self.scheduler.config else "shift"
+
+    def _with(self, shift: float) -> Schedule:
+        return type(self)(type(self.scheduler).from_config(self.scheduler.config, **{self._shift_key: shift}))
+
+    def _check_heeds_shift(self) -> None:
+        """Refuse a scheduler whose noise levels do not depend on the shift."""
+        config = self.scheduler.config
+        given = [key for key in _INSTEAD_OF_SHIFT if config.get(key)]
+        if self._shift_key not in config:
+            why = "has neither flow_shift nor shift"
+        elif given:
+            why = f"does not follow it with {given[0]}"
+        elif self._with(2.0).steps(4) == self._with(4.0).steps(4):
+            why = "has the same noise levels at any"
+        else:
+            return
+        raise ValueError(
+            f"shift: the backbone's scheduler, {type(self.scheduler).__name__}, {why}; expected one that follows it, "
+            "such as UniPCMultistepScheduler with flow_shift, or no shift"
+        )
+
+
+class FlowMatchLinearEuler(FlowMatchEulerDiscreteScheduler):
+    """Euler steps from sigma 1 on N equal parts of the unshifted schedule, as DiffSynth-Studio samples Wan.
+
+    Step i of N begins at shift(1 - i / N). diffusers' class alone would space its N levels otherwise and shift the last
+    twice; here it is given the levels. Latents stay float32, whatever the velocities are.
+    """
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """Prepare a run of some steps; see diffusers' schedulers."""
+        levels = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float32)[:-1]
+        super().set_timesteps(sigmas=levels.tolist(), device=device)
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:
+        """One step; see diffusers' schedulers."""
+        return super().step(model_output.float(), timestep, sample, **options)
+
+
+class EulerSchedule(Schedule):
+    """Steps of `FlowMatchLinearEuler`, with the transformer's timesteps in bfloat16, as in DiffSynth-Studio.
+
+    Experts are chosen by the timesteps before they are rounded.
+    """
+
+    timestep_dtype = torch.bfloat16
 
 
 class Backbone(ABC):

@@ -30,10 +30,9 @@ from luve_lightning.model_folders import (
     saving,
 )
 from luve_lightning.models.attention import load_branches
-from luve_lightning.models.backbones.base import Backbone, CutText, TextConditioner, build
+from luve_lightning.models.backbones.base import Backbone, Schedule, build
 from luve_lightning.models.backbones.denoiser import Denoiser
-from luve_lightning.models.backbones.latents import SizeRules
-from luve_lightning.models.backbones.schedule import Schedule
+from luve_lightning.models.backbones.encoders import CutText, SizeRules, TextConditioner
 from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
 from luve_lightning.models.backbones.wan_files import FAMILY, ORIGINAL_CLASS, load_transformer, single_file, wan_weights
 from luve_lightning.models.backbones.wan_vae import WanLatentSpace

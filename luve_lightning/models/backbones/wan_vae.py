@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from luve_lightning.functional.frames import Convolution, FrameLayer, Linear, Norm, keeping, kernels_suit
 from luve_lightning.functional.frames.codec import Down, FrameAttention, FrameCodec, Residual, Up
-from luve_lightning.models.backbones.latents import LatentSpace
+from luve_lightning.models.backbones.encoders import LatentSpace
 from luve_lightning.models.backbones.wan_tiles import (
     DEFAULT_TILE,
     bring_to_device,

@@ -1,9 +1,10 @@
-"""The interface between LuVe and a backbone's latent space, and the sizes of video that fit a backbone."""
+"""What encodes videos and captions for a denoiser: interfaces of latent spaces and texts; sizes that fit a backbone."""
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from luve_lightning.functional.interpolation import Size3d
 # The two sizes of a cascade may differ in shape by a few percent, as the paper's 720x1280 and 1472x2560 do, and by
 # the rounding of small ones to whole tokens.
 _SHAPE_TOLERANCE = 0.1
+_SHOWN = 60  # most characters shown of a cut text
 
 
 class LatentSpace(nn.Module, ABC):
@@ -254,3 +256,100 @@ class SizeRules:
                 f"motion_height x motion_width {height}x{width}: another shape than the video's "
                 f"{output[0]}x{output[1]}; {fits[0]}x{fits[1]} would fit"
             )
+
+
+class CutTextWarning(UserWarning):
+    """A text is longer than the text encoder reads."""
+
+
+@dataclass(frozen=True)
+class CutText:
+    """What a text encoder does not see of a text.
+
+    Attributes:
+        tokens: number of tokens of the whole text, including the end token.
+        length: number of tokens it sees.
+        rest: the words from the first that is not seen whole.
+    """
+
+    tokens: int
+    length: int
+    rest: str
+
+    def __str__(self) -> str:
+        shown = self.rest if len(self.rest) <= _SHOWN else f"{self.rest[:_SHOWN]}..."
+        return f"{self.tokens} tokens, of which the text encoder sees {self.length}; cut off: {shown!r}"
+
+
+class TextConditioner(nn.Module, ABC):
+    """Captions to the embeddings for the transformer's cross-attention, all padded to one length.
+
+    Args:
+        tokenizer: the family's tokenizer.
+        encoder: the family's text encoder.
+        length: tokens per caption, padding included; default the backbone's own.
+    """
+
+    length: int
+
+    def __init__(self, tokenizer: Any, encoder: nn.Module, length: int | None = None) -> None:
+        super().__init__()
+        self.tokenizer, self.encoder = tokenizer, encoder
+        self.length = self.own_length(tokenizer) if length is None else length
+        if self.length < 1:
+            raise ValueError(f"length: expected at least 1 token, got {self.length}")
+
+    @staticmethod
+    @abstractmethod
+    def own_length(tokenizer: Any) -> int:
+        """Default number of tokens per caption."""
+
+    @staticmethod
+    @abstractmethod
+    def states(encoder: Any, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The text encoder's output for token ids B x L, B x L x dim; padding is masked where `mask` is 0."""
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Width of an embedding."""
+
+    @abstractmethod
+    def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask (1 where there is a token), both int64 B x `length`, on the CPU.
+
+        A caption's own tokens come first; padding follows.
+        """
+
+    def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Embeddings of tokens, B x length x dim, zero past each caption's end."""
+        device = next(self.encoder.parameters()).device
+        ids, mask = ids.to(device), mask.to(device)
+        states = self.states(self.encoder, ids, mask)
+        # Not `.to(device)`: an offloaded encoder's weights are on another device.
+        return states * mask.gt(0).unsqueeze(-1).to(states)
+
+    def forward(self, captions: Sequence[str]) -> Tensor:
+        """Embeddings of captions, B x length x dim, on the encoder's device."""
+        return self.embed(*self.tokenize(captions))
+
+    @abstractmethod
+    def cut(self, text: str) -> CutText | None:
+        """What is cut off a text that is longer than `length` tokens; None when nothing is."""
+
+    @abstractmethod
+    def vocabulary(self) -> Mapping[str, int]:
+        """Every token with its number."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hex digest of tokenizer, configuration and weights; stored embeddings depend on it and on the length."""
+
+    def warn_of_cuts(self, texts: Iterable[str]) -> bool:
+        """Warn of texts that are cut, with a count and the first of them; returns whether there was any."""
+        cuts = [(text, cut) for text in dict.fromkeys(texts) if (cut := self.cut(text)) is not None]
+        if cuts:
+            text, cut = cuts[0]
+            more = f" (the first of {len(cuts)})" if len(cuts) > 1 else ""
+            warnings.warn(f"the prompt {text[:_SHOWN]!r}... has {cut}{more}", CutTextWarning, stacklevel=3)
+        return bool(cuts)

@@ -16,7 +16,7 @@ from luve_lightning.cascade import Guidance
 from luve_lightning.cascade.denoise import denoise, from_noise
 from luve_lightning.functional.noise_bands import shift_sigma
 from luve_lightning.models.backbones import Schedule
-from luve_lightning.models.backbones.schedule import EulerSchedule, FlowMatchLinearEuler
+from luve_lightning.models.backbones.base import EulerSchedule, FlowMatchLinearEuler
 from tests.helpers.tiny_luve import noise
 from tests.helpers.tiny_wan import flow_scheduler, tiny_transformer
 
