@@ -1,19 +1,23 @@
-"""What each key of a verb's configuration is: a text, a path, or a key that does not exist.
+"""What each key of a verb's configuration is: a text, a path, or a key that does not exist; and what it may be.
 
-Read from source (cli/signatures.py), before anything slow is imported.
+Read from source (cli/signatures.py), before anything slow is imported; the limits are of a checked configuration.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from luve_lightning.cli import function_name, verbs
-from luve_lightning.cli.errors import UsageError, entries
+from luve_lightning.cli.errors import UsageError, components, entries
 from luve_lightning.cli.signatures import SPREAD, Parameter, Signature, class_signature, function_signature
+from luve_lightning.machine import check_workers, cores
 
 COMPONENT_KEYS = {"class_path", "init_args", "dict_kwargs"}
 TRAINER = "lightning.pytorch.Trainer"
@@ -21,6 +25,20 @@ TRAINER = "lightning.pytorch.Trainer"
 _HANDED_OVER = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
 _SECTIONS = ("data", "model")  # sections of a training verb, both required
 _SYNTAX = ("#", "&", "!")  # at the start of a path, where jsonargparse's YAML reads nothing or fails
+_LEAST = {"gradient_clip_val": 0, "log_every_n_steps": 0}
+# Far above any real training. Whether a size fits into memory is checked where it is used.
+MOST = {
+    **dict.fromkeys(("height", "width", "motion_height", "motion_width", "size", "tile", "max_side"), 65_536),
+    **dict.fromkeys(("frames", "num_frames", "val_frames", "windows", "passes", "replicates"), 100_000),
+    **dict.fromkeys(("frechet_replicates", "videos", "items"), 100_000),
+    **dict.fromkeys(("batch_size", "crop", "length"), 65_536),
+    **dict.fromkeys(("steps", "skip_steps", "repeats", "raters", "num_nodes", "train", "val", "test"), 10_000),
+    "rank": 65_536,
+    "fps": 1_000,
+    "seed_everything": 2**32 - 1,
+    "seed": 2**63 - 1,
+}
+_PROCESSES = ("num_workers", "processes", "slots")
 
 
 class Verbatim(str):
@@ -209,3 +227,141 @@ def _trainer() -> Signature | None:
 
 def _is_component(node: Any) -> bool:
     return isinstance(node, Mapping) and isinstance(node.get("class_path"), str)
+
+
+def check_limits(config: Mapping[str, Any]) -> None:
+    """Refuses a checked configuration with a size that no machine, or not this one, can serve.
+
+    Raises:
+        UsageError: Names the key, the limit and the value.
+    """
+    for key, value in _numbers(config):
+        name = key.rpartition(".")[2]
+        if value != value:
+            raise UsageError(f"{key}: expected a number, got nan")
+        if name in _PROCESSES and value > 0:  # each verb checks what is too small itself
+            try:
+                check_workers(key, int(value))
+            except ValueError as error:
+                raise UsageError(str(error)) from None
+        elif name in MOST and value > MOST[name]:
+            raise UsageError(f"{key}: expected at most {MOST[name]}, got {value}")
+
+
+def _numbers(node: Any, path: str = "") -> Iterator[tuple[str, int | float]]:
+    """Dotted key and value of every number; those in a list under the list's key."""
+    if isinstance(node, int | float) and not isinstance(node, bool):
+        yield path, node
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _numbers(value, path)
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _numbers(value, f"{path}.{key}" if path else str(key))
+
+
+def spread_options(function: Callable[..., Any]) -> type[Any] | None:
+    """The dataclass whose fields are options of a verb themselves: the type of its parameter `options`, if any."""
+    kind = get_type_hints(function).get(SPREAD)
+    return kind if isinstance(kind, type) and is_dataclass(kind) else None
+
+
+def check_groups(config: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """Refuses a value in place of a group of keys, such as `--guidance 5`, which jsonargparse accepts or garbles.
+
+    Raises:
+        UsageError: Names the key.
+    """
+    types = get_type_hints(function)
+    if kind := spread_options(function):
+        types |= get_type_hints(kind)
+    for key, value in config.items():
+        kind = types.get(key)
+        choices = (kind, *get_args(kind))
+        group = any(map(is_dataclass, choices)) and not any(get_origin(choice) in (list, tuple) for choice in choices)
+        if group and value is not None and not isinstance(value, Mapping):
+            told = f"expected keys inside, such as --{key}.KEY VALUE, or a file of them, got {value!r}"
+            raise UsageError(f"{key}: {told}")
+
+
+def check_nulls(config: Mapping[str, Any], function: Any = None) -> None:
+    """Refuses null for an argument whose type does not include it, in a checked configuration.
+
+    Raises:
+        UsageError: Names the key.
+    """
+    if function is not None:
+        _refuse_nulls(config, function, "")
+        if kind := spread_options(function):
+            _refuse_nulls(config, kind, "")
+    for class_path, key, arguments in components(config):
+        if None in arguments.values():
+            _refuse_nulls(arguments, import_class(class_path).__init__, f"{key}.init_args.")
+
+
+def import_class(class_path: str) -> Any:
+    """The class at an import path."""
+    module, _, name = class_path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _refuse_nulls(arguments: Mapping[str, Any], function: Any, prefix: str) -> None:
+    try:
+        types, parameters = get_type_hints(function), inspect.signature(function).parameters
+    except (NameError, TypeError, ValueError):  # annotations that cannot be resolved say nothing
+        return
+    for name, value in arguments.items():
+        kind = types.get(name)
+        if value is not None or kind is None or name not in parameters or parameters[name].default is None:
+            continue
+        if not _takes_null(kind):
+            raise UsageError(f"{prefix}{name}: expected {getattr(kind, '__name__', kind)}, got null")
+
+
+def _takes_null(kind: Any) -> bool:
+    if get_origin(kind) in (Union, UnionType):
+        return any(_takes_null(choice) for choice in get_args(kind))
+    return kind in (Any, object, NoneType) or (get_origin(kind) is None and not isinstance(kind, type))
+
+
+def check_trainer(options: Mapping[str, Any]) -> None:
+    """Refuses Trainer options that this machine cannot serve, before anything is loaded or started.
+
+    Lightning would start a process for each device first, or say only that there is no GPU. Numbers that it
+    accepts but then divides by, or that reverse gradients, are refused, too.
+
+    Raises:
+        ValueError: An accelerator that is not here, more devices than there are, or a number that is too small.
+    """
+    # Imported here: generating, upsampling and measuring do without Lightning, whose import takes two seconds.
+    import torch
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
+    for name, least in _LEAST.items():
+        value = options.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and not value >= least:
+            raise ValueError(f"trainer.{name}: expected at least {least}, got {value}")
+    accelerator = str(options.get("accelerator") or "auto")
+    if accelerator == "gpu":
+        here = torch.cuda.is_available() or torch.backends.mps.is_available()
+    elif accelerator in AcceleratorRegistry:
+        here = AcceleratorRegistry[accelerator]["accelerator"].is_available()
+    else:
+        here = True  # auto, or a name that the Trainer refuses with those it knows
+    if not here:
+        raise ValueError(f"trainer.accelerator: there is no {accelerator} here; expected cpu or auto")
+    for key in ("accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch"):
+        number = options.get(key)
+        if isinstance(number, int | float) and not number > 0:  # Lightning divides by them
+            raise ValueError(f"trainer.{key}: expected a number greater than 0, got {number}")
+    devices = options.get("devices")
+    count = len(devices) if isinstance(devices, list) else devices
+    if isinstance(count, str):
+        count = int(count) if count.strip().isdecimal() else None  # auto, or GPUs by number such as "0,1"
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        return  # the Trainer judges others
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    most = max(2, cores()) if on_cpu else torch.cuda.device_count() or None
+    if most is not None and count > most:
+        what = "core(s), and a device of the CPU is a process" if on_cpu else "GPU(s)"
+        raise ValueError(f"trainer.devices: this machine has {most} {what}; got {count}")

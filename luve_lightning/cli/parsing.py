@@ -1,46 +1,56 @@
-"""Checks a composed configuration against signatures and limits, and runs the verbs that are plain functions."""
+"""Checks a configuration against signatures and runs the verbs that are plain functions; short help and completion."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
-import inspect
+import re
+import textwrap
+from argparse import Action
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import PurePath
-from types import MappingProxyType, NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import MappingProxyType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import shtab
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
+from luve_lightning.cli import Verb, verbs
 from luve_lightning.cli.compose import Arguments, StandIns, escaped, map_leaves
 from luve_lightning.cli.errors import UsageError, components, describe_constructor_error, did_you_mean, one_line
-from luve_lightning.cli.help import HelpFormatter, usage
-from luve_lightning.cli.keys import Text, Verbatim
+from luve_lightning.cli.keys import (
+    TRAINER,
+    Keys,
+    Text,
+    Verbatim,
+    check_groups,
+    check_limits,
+    check_nulls,
+    import_class,
+    spread_options,
+)
 from luve_lightning.cli.signatures import SPREAD
-from luve_lightning.machine import check_workers, cores
+
+VERBS = {
+    "completion": Verb(
+        "Shell", "print a script that completes verbs and keys in bash or zsh", positional="shell", slow=False
+    )
+}
+
+_EVERY = {"config": "YAML file", "print_config": "print the configuration and stop", "debug": "show tracebacks"}
+
+_SUBCLASSES = re.compile(r", known subclasses: .*(?=\)$)", re.DOTALL)
+_CLASS = re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>")
 
 Parser = TypeVar("Parser", bound=ArgumentParser)
 
 _LONGEST = 1000  # characters of a message from jsonargparse, which may end in a whole component
 _NO_NUMBERS = {f"{sign}{name}" for sign in ("", "+", "-") for name in ("nan", "inf", "infinity")}  # text in YAML
-_LEAST = {"gradient_clip_val": 0, "log_every_n_steps": 0}
-# Far above any real training. Whether a size fits into memory is checked where it is used.
-MOST = {
-    **dict.fromkeys(("height", "width", "motion_height", "motion_width", "size", "tile", "max_side"), 65_536),
-    **dict.fromkeys(("frames", "num_frames", "val_frames", "windows", "passes", "replicates"), 100_000),
-    **dict.fromkeys(("frechet_replicates", "videos", "items"), 100_000),
-    **dict.fromkeys(("batch_size", "crop", "length"), 65_536),
-    **dict.fromkeys(("steps", "skip_steps", "repeats", "raters", "num_nodes", "train", "val", "test"), 10_000),
-    "rank": 65_536,
-    "fps": 1_000,
-    "seed_everything": 2**32 - 1,
-    "seed": 2**63 - 1,
-}
-_PROCESSES = ("num_workers", "processes", "slots")
 
 
 def make_parser(verb: str, description: str, kind: type[Parser]) -> Parser:
@@ -189,7 +199,7 @@ def _misfit(
             continue
         try:
             own = ArgumentParser(exit_on_error=False)
-            own.add_class_arguments(_import_class(class_path), fail_untyped=False)
+            own.add_class_arguments(import_class(class_path), fail_untyped=False)
         except (ImportError, AttributeError, ValueError) as wrong:
             return f"{key}.class_path: cannot import {class_path!r}: {one_line(wrong)}"
         if unknown := _unknown_key(own, arguments):
@@ -197,7 +207,7 @@ def _misfit(
         try:
             own.parse_object(dict(arguments))
         except Exception as wrong:
-            inside = _misfit_inside(_import_class(class_path).__init__, arguments, f"{key}.init_args.")
+            inside = _misfit_inside(import_class(class_path).__init__, arguments, f"{key}.init_args.")
             return inside or f"{key}.init_args: {_cut(one_line(wrong))}"
     kinds = [] if function is None else [kind for kind in (function, spread_options(function)) if kind]
     inside = next(filter(None, (_misfit_inside(kind, config, "") for kind in kinds)), None)
@@ -249,138 +259,106 @@ def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
-def _import_class(class_path: str) -> Any:
+def completion(shell: Literal["bash", "zsh"]) -> None:
+    """Prints a script that completes verbs and keys; it runs nothing of LuVe, so a TAB takes no time.
+
+    For bash: luve completion bash > ~/.local/share/bash-completion/completions/luve. For zsh: luve completion zsh >
+    DIR/_luve, with DIR in fpath before compinit.
+
+    Args:
+        shell: Shell to complete in.
+    """
+    print(shtab.complete(_completion_parser(), shell=shell))
+
+
+def _completion_parser() -> argparse.ArgumentParser:
+    """The verbs and their keys as an argparse parser, read from source."""
+    parser = argparse.ArgumentParser(prog="luve")
+    parser.add_argument("--version", action="store_true", help="print the version")
+    added = parser.add_subparsers()
+    parts: dict[str, argparse._SubParsersAction[argparse.ArgumentParser]] = {}
+    for name, verb in verbs().items():
+        first, _, second = name.partition(" ")
+        if second and first not in parts:
+            parts[first] = added.add_parser(first, help=f"luve {first} VERB").add_subparsers()
+        own = (parts[first] if second else added).add_parser(second or first, help=verb.summary)
+        keys = Keys(name)
+        names = {key: "" for key in keys.root.parameters if key != "trainer"}
+        names |= {f"trainer.{key}": "" for key in (keys.trainer.parameters if keys.trainer else ())}
+        for key, text in {**_EVERY, **names}.items():
+            argument = own.add_argument(f"--{key}", help=text)
+            parameter = keys.root.get(key)
+            if key == "config" or (parameter is not None and parameter.is_path):
+                argument.complete = shtab.FILE  # type: ignore[attr-defined]
+    return parser
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """jsonargparse's formatter without lists of every known subclass (900 for an nn.Module)."""
+
+    def _expand_help(self, action: Action) -> str:
+        text = str(super()._expand_help(action))
+        return _CLASS.sub(r"\1", _SUBCLASSES.sub("", text))
+
+    def _format_action_invocation(self, action: Action) -> str:
+        text = str(super()._format_action_invocation(action))
+        text = re.sub(r", --[\w.]+\+ \S+", "", text)  # --key+ appends
+        width = self._width - self._current_indent
+        if len(text) > width:  # many choices
+            text = textwrap.fill(text.replace(",", ", "), width, subsequent_indent=" " * 8)
+        return text
+
+    def start_section(self, heading: str | None) -> None:
+        """Begins a group, its heading wrapped."""
+        super().start_section(textwrap.fill(heading, self._width - 1) if heading else heading)
+
+    def _format_action(self, action: Action) -> str:
+        nested = action.dest.endswith(".help") and action.dest.startswith("trainer.")
+        return "" if nested else str(super()._format_action(action))
+
+
+def usage(verb: str) -> str:
+    """The usage line of a verb; the options are listed below it."""
+    entry = verbs().get(verb)
+    names = (entry.positional or "").split() if entry else []
+    first = "".join(f"[{name.removesuffix('...').upper()}]{'...' * name.endswith('...')} " for name in names)
+    return f"luve {verb} {first}[--config FILE]... [--key value]..."
+
+
+def print_class_help(verb: str, key: str, class_path: str, config: Mapping[str, Any]) -> None:
+    """Prints the arguments of a class, for `--model.help package.module.Class`.
+
+    Args:
+        verb: Name of the verb.
+        key: Dotted key of the class.
+        class_path: Its import path. Empty: the class that the configuration names there; for the trainer,
+            Lightning's.
+        config: The composed configuration.
+
+    Raises:
+        UsageError: When the class is not given or cannot be imported.
+    """
+    class_path = class_path or (TRAINER if key == "trainer" else _configured(key, config))
     module, _, name = class_path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
-
-
-def check_limits(config: Mapping[str, Any]) -> None:
-    """Refuses a checked configuration with a size that no machine, or not this one, can serve.
-
-    Raises:
-        UsageError: Names the key, the limit and the value.
-    """
-    for key, value in _numbers(config):
-        name = key.rpartition(".")[2]
-        if value != value:
-            raise UsageError(f"{key}: expected a number, got nan")
-        if name in _PROCESSES and value > 0:  # each verb checks what is too small itself
-            try:
-                check_workers(key, int(value))
-            except ValueError as error:
-                raise UsageError(str(error)) from None
-        elif name in MOST and value > MOST[name]:
-            raise UsageError(f"{key}: expected at most {MOST[name]}, got {value}")
-
-
-def _numbers(node: Any, path: str = "") -> Iterator[tuple[str, int | float]]:
-    """Dotted key and value of every number; those in a list under the list's key."""
-    if isinstance(node, int | float) and not isinstance(node, bool):
-        yield path, node
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from _numbers(value, path)
-    elif isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _numbers(value, f"{path}.{key}" if path else str(key))
-
-
-def spread_options(function: Callable[..., Any]) -> type[Any] | None:
-    """The dataclass whose fields are options of a verb themselves: the type of its parameter `options`, if any."""
-    kind = get_type_hints(function).get(SPREAD)
-    return kind if isinstance(kind, type) and is_dataclass(kind) else None
-
-
-def check_groups(config: Mapping[str, Any], function: Callable[..., Any]) -> None:
-    """Refuses a value in place of a group of keys, such as `--guidance 5`, which jsonargparse accepts or garbles.
-
-    Raises:
-        UsageError: Names the key.
-    """
-    types = get_type_hints(function)
-    if kind := spread_options(function):
-        types |= get_type_hints(kind)
-    for key, value in config.items():
-        kind = types.get(key)
-        choices = (kind, *get_args(kind))
-        group = any(map(is_dataclass, choices)) and not any(get_origin(choice) in (list, tuple) for choice in choices)
-        if group and value is not None and not isinstance(value, Mapping):
-            told = f"expected keys inside, such as --{key}.KEY VALUE, or a file of them, got {value!r}"
-            raise UsageError(f"{key}: {told}")
-
-
-def check_nulls(config: Mapping[str, Any], function: Any = None) -> None:
-    """Refuses null for an argument whose type does not include it, in a checked configuration.
-
-    Raises:
-        UsageError: Names the key.
-    """
-    if function is not None:
-        _refuse_nulls(config, function, "")
-        if kind := spread_options(function):
-            _refuse_nulls(config, kind, "")
-    for class_path, key, arguments in components(config):
-        if None in arguments.values():
-            _refuse_nulls(arguments, _import_class(class_path).__init__, f"{key}.init_args.")
-
-
-def _refuse_nulls(arguments: Mapping[str, Any], function: Any, prefix: str) -> None:
+    if not module:
+        raise UsageError(f"--{key}.help: expected a class such as package.module.Class, got {class_path!r}")
     try:
-        types, parameters = get_type_hints(function), inspect.signature(function).parameters
-    except (NameError, TypeError, ValueError):  # annotations that cannot be resolved say nothing
-        return
-    for name, value in arguments.items():
-        kind = types.get(name)
-        if value is not None or kind is None or name not in parameters or parameters[name].default is None:
-            continue
-        if not _takes_null(kind):
-            raise UsageError(f"{prefix}{name}: expected {getattr(kind, '__name__', kind)}, got null")
+        component = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"--{key}.help: cannot import {class_path!r}: {error}") from error
+    parser = ArgumentParser(prog=f"luve {verb}", usage=usage(verb), formatter_class=HelpFormatter, add_help=False)
+    skip = {"callbacks", "logger"} if class_path == TRAINER else None  # dictionaries by name, at the top
+    parser.add_class_arguments(component, key, fail_untyped=False, as_group=False, skip=skip)
+    parser.description = f"{class_path}: {(component.__doc__ or '').strip().partition(chr(10))[0]}"
+    parser.print_help()
 
 
-def _takes_null(kind: Any) -> bool:
-    if get_origin(kind) in (Union, UnionType):
-        return any(_takes_null(choice) for choice in get_args(kind))
-    return kind in (Any, object, NoneType) or (get_origin(kind) is None and not isinstance(kind, type))
-
-
-def check_trainer(options: Mapping[str, Any]) -> None:
-    """Refuses Trainer options that this machine cannot serve, before anything is loaded or started.
-
-    Lightning would start a process for each device first, or say only that there is no GPU. Numbers that it
-    accepts but then divides by, or that reverse gradients, are refused, too.
-
-    Raises:
-        ValueError: An accelerator that is not here, more devices than there are, or a number that is too small.
-    """
-    # Imported here: generating, upsampling and measuring do without Lightning, whose import takes two seconds.
-    import torch
-    from lightning.pytorch.accelerators import AcceleratorRegistry
-
-    for name, least in _LEAST.items():
-        value = options.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and not value >= least:
-            raise ValueError(f"trainer.{name}: expected at least {least}, got {value}")
-    accelerator = str(options.get("accelerator") or "auto")
-    if accelerator == "gpu":
-        here = torch.cuda.is_available() or torch.backends.mps.is_available()
-    elif accelerator in AcceleratorRegistry:
-        here = AcceleratorRegistry[accelerator]["accelerator"].is_available()
-    else:
-        here = True  # auto, or a name that the Trainer refuses with those it knows
-    if not here:
-        raise ValueError(f"trainer.accelerator: there is no {accelerator} here; expected cpu or auto")
-    for key in ("accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch"):
-        number = options.get(key)
-        if isinstance(number, int | float) and not number > 0:  # Lightning divides by them
-            raise ValueError(f"trainer.{key}: expected a number greater than 0, got {number}")
-    devices = options.get("devices")
-    count = len(devices) if isinstance(devices, list) else devices
-    if isinstance(count, str):
-        count = int(count) if count.strip().isdecimal() else None  # auto, or GPUs by number such as "0,1"
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        return  # the Trainer judges others
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
-    most = max(2, cores()) if on_cpu else torch.cuda.device_count() or None
-    if most is not None and count > most:
-        what = "core(s), and a device of the CPU is a process" if on_cpu else "GPU(s)"
-        raise ValueError(f"trainer.devices: this machine has {most} {what}; got {count}")
+def _configured(key: str, config: Mapping[str, Any]) -> str:
+    """The class path that a configuration has at a key; empty when there is none."""
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, Mapping):
+            return ""
+        inside = node.get("init_args")
+        node = node.get(part, inside.get(part) if isinstance(inside, Mapping) else None)
+    return str(node.get("class_path", "")) if isinstance(node, Mapping) else ""

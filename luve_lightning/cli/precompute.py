@@ -20,7 +20,7 @@ from luve_lightning.callbacks.repeatable import CPUThreads, cpu_threads
 from luve_lightning.callbacks.stops import StopPredictionOnSigterm
 from luve_lightning.cli import Verb
 from luve_lightning.cli.index import check_folder, check_stored, entries_of, open_index, print_summary, uneven_line
-from luve_lightning.cli.parsing import check_trainer
+from luve_lightning.cli.keys import check_trainer
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clip_windows import ClipWindow, WindowReader, plan_windows, quarantine_path, repeated_clips
 from luve_lightning.data.clips import require_hardware

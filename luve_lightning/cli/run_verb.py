@@ -101,7 +101,7 @@ def run_verb(verb: str, words: list[str], config: dict[str, Any]) -> None:
             _refuse_early(verb, keys, config, bool(arguments.files))
     _say_loading(verb)
     if arguments.class_help:
-        from luve_lightning.cli.help import print_class_help
+        from luve_lightning.cli.parsing import print_class_help
 
         print_class_help(verb, *arguments.class_help, config)
         return

@@ -38,7 +38,8 @@ from luve_lightning.callbacks.training_run import (
 from luve_lightning.cli import RUNS, Verb
 from luve_lightning.cli.compose import Arguments, drop_nulls
 from luve_lightning.cli.errors import UsageError
-from luve_lightning.cli.parsing import MOST, check, check_limits, check_trainer, constructor_errors, dump, make_parser
+from luve_lightning.cli.keys import MOST, check_limits, check_trainer
+from luve_lightning.cli.parsing import check, constructor_errors, dump, make_parser
 from luve_lightning.cli.run_verb import quiet_wandb
 from luve_lightning.tasks.watched_steps import Preparing
 from luve_lightning.terminal import Phases

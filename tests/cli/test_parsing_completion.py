@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from luve_lightning.cli.help import completion
+from luve_lightning.cli.parsing import completion
 
 # What bash does on TAB: the words so far, then the function that `complete` registered.
 PRESS_TAB = """

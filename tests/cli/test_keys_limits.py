@@ -12,7 +12,7 @@ import yaml
 
 from luve_lightning.cli.errors import UsageError
 from luve_lightning.cli.generate import generate
-from luve_lightning.cli.parsing import MOST, check_groups, check_limits, check_trainer
+from luve_lightning.cli.keys import MOST, check_groups, check_limits, check_trainer
 from luve_lightning.machine import MANY_WORKERS, check_memory, check_workers, choose_device, cores, memory
 from tests.helpers.run_luve import run_luve
 from tests.test_command_line import CONFIG
