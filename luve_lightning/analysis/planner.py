@@ -149,9 +149,10 @@ class Planner:
         seconds = [None if self.speed is None else self.speed.seconds(run.operations) for run in runs]
         experts: Counter[str] = Counter()
         attention: Counter[str] = Counter()
-        for group in groups:
-            experts[str(group.expert or "none")] += len(group.steps)
-            attention[DENSE if group.dense else type(denoiser_of(model).attention).__name__] += len(group.steps)
+        for part, group in found:
+            count = 0 if part.further else len(group.steps)
+            experts[str(group.expert or "none")] += count
+            attention[DENSE if group.dense else type(denoiser_of(model).attention).__name__] += count
         graphs = {(group.expert, guidance.batched and group.guided, part.grid) for part, group in found}
         uses: list[FirstUse] = ["forward" for _ in graphs] if self.running.compile else []
         if uses and stage == "motion":  # which starts the compiler
@@ -164,7 +165,7 @@ class Planner:
             max(runs, key=lambda run: run.peak),
             latents=grid,
             tokens=max(tokens),
-            steps=sum(len(group.steps) for group in groups),
+            steps=experts.total(),
             forwards=sum(counts) if guidance.batched else sum(predictions),
             flops=sum(run.flops * count for run, count in zip(runs, counts, strict=True)),
             experts=dict(experts),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -96,6 +97,11 @@ def moved_band(name: str, band: SigmaBand, switch: float | None) -> SigmaBand:
     return replace(band, low=switch) if band.low > 0 else replace(band, high=switch)
 
 
+BeforeStep = Callable[[Tensor, int, float], Tensor]
+"""Latents, the step's place in the whole schedule and its sigma to the latents that the step starts from."""
+Prediction = Callable[[Callable[[Tensor], Tensor], Tensor, float], Tensor]
+"""A step's velocity from the guided model, a function of latents of any size, from the latents and their sigma."""
+
 Tensors = dict[str, Tensor]
 """What a step may look at and replace: "latents", "prompt_embeds" and "negative_prompt_embeds"."""
 
@@ -131,6 +137,8 @@ def denoise(
     begin_index: int = 0,
     choose_expert: Callable[[float], str | None] | None = None,
     on_step: Callable[[DenoisingStep, Tensors], Tensors | None] | None = None,
+    before_step: BeforeStep | None = None,
+    predict: Prediction | None = None,
     interrupted: Callable[[], bool] | None = None,
     attention_kwargs: dict[str, Any] | None = None,
     timestep_dtype: torch.dtype | None = None,
@@ -153,6 +161,9 @@ def denoise(
         choose_expert: the active expert at a timestep, or None. Called with the scheduler's own number, which no
             16-bit cast has rounded into another band.
         on_step: called after each step; a tensor that it returns replaces its argument.
+        before_step: replaces the latents that a step starts from. A scheduler that looks back on earlier steps would
+            not see it.
+        predict: what a step's velocity is, where it is not the model's for the whole latents.
         interrupted: called before each step; true ends the run.
         attention_kwargs: for the transformer; `{"scale": 0.5}` scales LoRAs.
         timestep_dtype: the schedule's, see Schedule.
@@ -184,7 +195,13 @@ def denoise(
             # Of the timestep, as for an expert's band: a sampler's timestep may be rounded.
             level = sigma_of_timestep(float(numbers[i]), scheduler.config.num_train_timesteps)
             told = t if timestep_dtype is None else t.to(timestep_dtype).float()
-            v = _velocity(denoiser, latents, told, level, embeds, negative_embeds, guided, place, attention_kwargs)
+            velocity = partial(
+                _velocity, denoiser, t=told, level=level, embeds=embeds, negative_embeds=negative_embeds,
+                guidance=guided, place=place, attention_kwargs=attention_kwargs,
+            )  # fmt: skip
+            if before_step is not None:
+                latents = before_step(latents, begin_index + i, sigma)
+            v = velocity(latents) if predict is None else predict(velocity, latents, sigma)
             latents = scheduler.step(v, t, latents, return_dict=False)[0]
             if on_step is not None:
                 step = DenoisingStep(begin_index + i, numbers[i], sigma, expert, guided is not None)

@@ -16,6 +16,7 @@ from torch import Tensor
 from luve_lightning.cascade.denoise import DenoisingStep, Tensors, denoise
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.functional.noise_bands import noised
 from luve_lightning.models.backbones import Sampler, Schedule
 
 if TYPE_CHECKING:
@@ -193,12 +194,30 @@ def check_steps(steps: int, skip: int) -> None:
         raise ValueError(f"skip_steps {skip}: expected 0 to {steps}, the number of steps")
 
 
-def denoised(
-    pipeline: LuVePipeline, stage: Stage, model: Any, latents: Tensor, run: Run, first: int = 0, choose: Chooser = None
-) -> Tensor:
-    """Latents denoised from the step `first` of the run's schedule on, whose steps are set; every step is reported.
+def renoised(pipeline: LuVePipeline, latents: Tensor, skip: int, run: Run) -> tuple[Tensor, Tensor]:
+    """Latents noised to the level after `skip` steps of the run's schedule, whose steps are set here, and the noise."""
+    device, scheduler = pipeline._execution_device, run.schedule.scheduler
+    scheduler.set_timesteps(run.steps, device=device)
+    noise = randn_tensor(latents.shape, run.options.get("generator"), device, torch.float32)
+    if not skip:  # the first of UniPC's sigmas is 1 - 1e-6, of which the latents would be a millionth
+        return noise, noise
+    return noised(latents.to(device, torch.float32), noise, scheduler.sigmas[skip].to(device)), noise
 
-    `latents` are noised to that step's level, float32.
+
+def denoised(
+    pipeline: LuVePipeline,
+    stage: Stage,
+    model: Any,
+    latents: Tensor,
+    run: Run,
+    first: int = 0,
+    choose: Chooser = None,
+    **more: Any,
+) -> Tensor:
+    """Latents denoised from the step `first` of the run's schedule on; every step is reported.
+
+    The schedule's steps are set, and `latents` noised to that step's level, float32. `more` are further options of
+    `denoise`.
     """
     scheduler = run.schedule.scheduler
     timesteps = scheduler.timesteps[first:]
@@ -229,6 +248,7 @@ def denoised(
             interrupted=lambda: bool(pipeline.interrupt),
             attention_kwargs=run.options.get("attention_kwargs"),
             timestep_dtype=run.schedule.timestep_dtype,
+            **more,
         )
     pipeline.maybe_free_model_hooks()
     return latents

@@ -124,7 +124,7 @@ def refine(
     if latents.ndim != 5 or latents.shape[1] != channels:
         raise ValueError(f"latents must be B x {channels} x t x h x w, got shape {tuple(latents.shape)}")
     model = pipeline.refinement_transformer
-    _check_tokens(pipeline, model, (latents.shape[2], latents.shape[3], latents.shape[4]))
+    check_tokens(pipeline, model, (latents.shape[2], latents.shape[3], latents.shape[4]))
     check_steps(options.get("steps", CascadeOptions.steps), skip_steps)
     method = refinement_method(refinement) if isinstance(refinement, str) else refinement
     check_refinement(pipeline, method, latents, motion, options.get("steps", CascadeOptions.steps), skip_steps)
@@ -254,10 +254,10 @@ def _on_cpu(modules: list[nn.Module]) -> Iterator[None]:
 def check_size(pipeline: LuVePipeline, transformer: Any, size: Size3d, prefix: str = "") -> None:
     """Refuse frames, height and width that the models would crop; `prefix` is the option names' prefix."""
     pipeline.size_rules.check(size[0], **{f"{prefix}height": size[1], f"{prefix}width": size[2]})
-    _check_tokens(pipeline, transformer, pipeline.codec.latent_size(*size))
+    check_tokens(pipeline, transformer, pipeline.codec.latent_size(*size))
 
 
-def _check_tokens(pipeline: LuVePipeline, transformer: Any, latents: Size3d) -> None:
+def check_tokens(pipeline: LuVePipeline, transformer: Any, latents: Size3d) -> None:
     """Refuse latents that the transformer would crop, or that cannot be spread over devices."""
     tokens = math.prod(denoiser_of(transformer).token_grid(latents))
     if tokens % pipeline.context_parallel_degree:

@@ -34,12 +34,14 @@ class RefiningSteps:
         steps: steps of their whole schedule.
         skip: how many of these are not taken.
         passes: forward passes of a step, for each of guidance's predictions.
+        further: whether these are further passes of the steps before, and no steps of their own.
     """
 
     grid: Size3d
     steps: int
     skip: int
     passes: int = 1
+    further: bool = False
 
 
 class Refinement(ABC):

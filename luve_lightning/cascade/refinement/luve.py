@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from luve_lightning.cascade.refinement import Refinement
-from luve_lightning.cascade.run import Chooser, Run, denoised
-from luve_lightning.functional.noise_bands import noised
+from luve_lightning.cascade.run import Chooser, Run, denoised, renoised
 
 if TYPE_CHECKING:
     from luve_lightning.cascade.pipeline import LuVePipeline
@@ -37,13 +34,7 @@ class ContentRefinement(Refinement):
         del motion
         if skip == run.steps:
             return latents
-        device, scheduler = pipeline._execution_device, run.schedule.scheduler
-        scheduler.set_timesteps(run.steps, device=device)
-        noise = randn_tensor(latents.shape, run.options.get("generator"), device, torch.float32)
-        # The first of UniPC's sigmas is 1 - 1e-6, of which the latents would be a millionth.
-        x = noise
-        if skip:
-            x = noised(latents.to(device, torch.float32), noise, scheduler.sigmas[skip].to(device))
+        x, _ = renoised(pipeline, latents, skip, run)
         return denoised(pipeline, "refined", pipeline.refinement_transformer, x, run, skip, choose)
 
 

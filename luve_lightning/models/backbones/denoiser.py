@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -141,6 +142,33 @@ class Denoiser(ABC):
     @abstractmethod
     def tokens_of(rotary: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Grid]:
         """What a pass is over, from the arguments of `rotary`: a tensor of the batch, and the token grid."""
+
+    @property
+    def rotary_channels(self) -> Grid:
+        """Channels of a head that turn with a token's frame, row and column.
+
+        Raises:
+            ValueError: where the family's rotary embedding cannot be scaled.
+        """
+        raise ValueError(f"{type(self.module).__name__}: its rotary embedding cannot be scaled")
+
+    @contextmanager
+    def scaled_rotary(self, height: float = 1.0, width: float = 1.0, temperature: float = 1.0) -> Iterator[None]:
+        """Scales the rotary embedding, and with it every self-attention, compiled or replaced, until the block ends.
+
+        Args:
+            height: factor of the base whose powers are the frequencies of rows. Above 1, rows turn slower, the more
+                so the slower they turned; 1 changes nothing.
+            width: likewise of columns.
+            temperature: factor of self-attention's logits: queries and keys are turned and scaled by its square root,
+                as in YaRN (arXiv 2309.00071).
+
+        Raises:
+            ValueError: where the family's rotary embedding cannot be scaled, and for factors that are not positive.
+        """
+        del height, width, temperature
+        _ = self.rotary_channels
+        yield
 
     @abstractmethod
     def set_attention(self, attend: Callable[..., Tensor] | None) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, _get_qkv_projections
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
@@ -15,6 +18,8 @@ from torch.nn.functional import rms_norm
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.backbones.denoiser import Denoiser, TaggedRotary
+
+_ROTARY_BASE = 10_000.0  # of the rotary frequencies; no configuration has it
 
 # Names in Wan's own code, and so in ComfyUI, DiffSynth-Studio and kohya's trainers, where diffusers' differ.
 _ORIGINAL = (
@@ -117,6 +122,31 @@ class WanDenoiser(Denoiser):
         t, h, w = (n // p for n, p in zip(latents.shape[2:], rotary.patch_size, strict=True))
         return latents, (t, h, w)
 
+    @property
+    def rotary_channels(self) -> Grid:
+        """See Denoiser."""
+        rope = self.module.rope
+        return rope.t_dim, rope.h_dim, rope.w_dim
+
+    @contextmanager
+    def scaled_rotary(self, height: float = 1.0, width: float = 1.0, temperature: float = 1.0) -> Iterator[None]:
+        """See Denoiser."""
+        rope = self.module.rope
+        for name, factor in (("height", height), ("width", width), ("temperature", temperature)):
+            if not 0 < factor < math.inf:
+                raise ValueError(f"{name}: expected a factor greater than 0, got {factor}")
+        before = {name: getattr(rope, name) for name in ("freqs_cos", "freqs_sin")}
+        axes = zip(self.rotary_channels, (1.0, height, width), strict=True)
+        made = [_rotary(channels, rope.max_seq_len, _ROTARY_BASE * factor) for channels, factor in axes]
+        for name, parts in zip(before, zip(*made, strict=True), strict=True):
+            values = torch.cat(parts, dim=1) * math.sqrt(temperature)
+            setattr(rope, name, values.to(before[name]))
+        try:
+            yield
+        finally:
+            for name, values in before.items():
+                setattr(rope, name, values.to(getattr(rope, name).device))  # offloading may have moved it
+
     def set_attention(self, attend: Callable[..., Tensor] | None) -> None:
         """Replace what self-attention computes; see Denoiser."""
         self.tag_passes()
@@ -177,6 +207,14 @@ class _RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         weight = None if self.weight is None else self.weight.to(x.dtype)
         return rms_norm(x, list(self.normalized_shape), weight, self.eps)
+
+
+def _rotary(channels: int, positions: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of an axis as the family makes them, positions x channels, float32."""
+    cos, sin = get_1d_rotary_pos_embed(
+        channels, positions, base, use_real=True, repeat_interleave_real=True, freqs_dtype=torch.float64
+    )
+    return cos, sin
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

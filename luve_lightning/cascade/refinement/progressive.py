@@ -1,0 +1,136 @@
+"""The base of refinements that grow in levels: from the first stage's size to the video's, denoised at each."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from luve_lightning.cascade.refinement import Refinement, RefiningSteps
+from luve_lightning.cascade.run import Chooser, Run
+from luve_lightning.cascade.stages import check_method, check_tokens
+from luve_lightning.cascade.upsampling import upsampling_method
+from luve_lightning.functional.interpolation import Size3d
+
+if TYPE_CHECKING:
+    from luve_lightning.cascade.options import CascadeOptions
+    from luve_lightning.cascade.pipeline import LuVePipeline
+
+UNIT = 2
+"""Levels have a multiple of these latent rows and columns: one or two tokens of any family so far."""
+
+
+@dataclass(frozen=True)
+class ProgressiveRefinement(Refinement):
+    """Levels between the first stage's size and the video's: sides grow by equal amounts, for any ratio of the two.
+
+    One level is the video's size, and starts from the second stage's latents. Of several, the first starts from the
+    first stage's latents, each later one from those of the level before, upsampled by `between`; the second stage's are
+    not used then. Each takes all steps of the schedule but the skipped ones.
+
+    Attributes:
+        levels: number of levels, >= 1.
+        between: upsampling method between levels.
+    """
+
+    levels: int = 1
+    between: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.levels < 1:
+            raise ValueError(f"levels: expected at least 1, got {self.levels}")
+        try:
+            upsampling_method(self.between)
+        except ValueError as error:
+            raise ValueError(f"between: {error}") from None
+
+    @abstractmethod
+    def level(
+        self, pipeline: LuVePipeline, latents: Tensor, native: Size3d, skip: int, choose: Chooser, run: Run
+    ) -> Tensor:
+        """One level's latents, from upsampled ones; `native` is the latent size of the first stage. See Refinement."""
+
+    def __call__(
+        self,
+        pipeline: LuVePipeline,
+        latents: Tensor,
+        skip: int,
+        choose: Chooser,
+        run: Run,
+        motion: Tensor | None = None,
+    ) -> Tensor:
+        """See Refinement.
+
+        Raises:
+            ValueError: without the first stage's latents.
+        """
+        if motion is None:
+            raise ValueError("refinement: this method needs the first stage's latents: give motion=")
+        if skip == run.steps:
+            return latents
+        native, size = grid_of(motion), grid_of(latents)
+        sizes = self.sizes(native, size)
+        current = motion.to(pipeline._execution_device, torch.float32)
+        for level in sizes:
+            one = len(sizes) == 1
+            start = latents.to(current) if one else upsampling_method(self.between)(current, level, pipeline)
+            current = self.level(pipeline, start, native, skip, choose, run)
+        return current
+
+    def sizes(self, native: Size3d, size: Size3d) -> list[Size3d]:
+        """Latent sizes of the levels; the last is `size`."""
+        found: list[Size3d] = []
+        for number in range(1, self.levels):
+            sides = [
+                UNIT * max(1, round((a + (b - a) * number / self.levels) / UNIT))
+                for a, b in zip(native[1:], size[1:], strict=True)
+            ]
+            found.append((size[0], sides[0], sides[1]))
+        return [*found, size]
+
+    def steps(self, steps: int, skip: int) -> int:
+        """See Refinement."""
+        return self.levels * (steps - skip)
+
+    def passes(self, native: Size3d, size: Size3d) -> list[tuple[Size3d, int]]:
+        """Latent sizes of the forward passes of a step at a level, and how many there are of each."""
+        del native
+        return [(size, 1)]
+
+    def planned(self, motion: Size3d, size: Size3d, steps: int, skip: int) -> list[RefiningSteps]:
+        """See Refinement."""
+        if skip == steps:
+            return []
+        return [
+            RefiningSteps(grid, steps, skip, count, further=number > 0)
+            for level in self.sizes(motion, size)
+            for number, (grid, count) in enumerate(self.passes(motion, level))
+        ]
+
+    def check(self, pipeline: LuVePipeline, options: CascadeOptions) -> None:
+        """Refuse a method between levels whose model the pipeline lacks, and sizes that the transformer cannot take.
+
+        Raises:
+            ValueError: in one line.
+        """
+        if self.levels > 1:
+            check_method(pipeline, self.between)
+        if options.height < options.motion[1] or options.width < options.motion[2]:
+            raise ValueError(
+                f"refinement: expected a video no smaller than the first stage, {options.motion[1]}x{options.motion[2]}"
+                f", got {options.height}x{options.width}"
+            )
+        codec, model = pipeline.codec, pipeline.refinement_transformer
+        native, size = codec.latent_size(*options.motion), codec.latent_size(*options.size)
+        for level in self.sizes(native, size):
+            for grid, _ in self.passes(native, level):
+                check_tokens(pipeline, model, grid)
+
+
+def grid_of(latents: Tensor) -> Size3d:
+    """Frames, height and width of latents B x C x t x h x w."""
+    t, h, w = latents.shape[2:]
+    return t, h, w
