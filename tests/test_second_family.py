@@ -143,6 +143,17 @@ def test_its_cascade_goes_stage_by_stage_and_is_saved_whole(backbone: Path, part
         pipeline("a red boat", options, num_frames=6)
 
 
+def test_it_is_refined_by_rivals_or_they_say_why_not(backbone: Path, parts: Path) -> None:
+    pipeline = LuVePipeline.from_pretrained(backbone, parts / "vluer", parts / "experts")
+    pipeline.set_progress_bar_config(disable=True)
+    options = CascadeOptions(16, 24, 5, steps=4, skip_steps=0, refinement="demofusion")
+    output = pipeline("a red boat", options, generator=seeded())
+    assert output.frames.shape == (1, 5, 16, 24, 3)
+    assert {use.expert for use in output.experts_used if use.stage == "refined"} == {"lfe", "hfe"}
+    with pytest.raises(ValueError, match=r"^RibbonTransformer: its rotary embedding cannot be scaled$"):
+        pipeline("a red boat", options, refinement="cinescale")
+
+
 def test_it_is_sped_up_as_every_family(backbone: Path, parts: Path) -> None:
     pipeline = LuVePipeline.from_pretrained(backbone, parts / "vluer", parts / "experts")
     pipeline.set_progress_bar_config(disable=True)
