@@ -47,6 +47,7 @@ class GpuSpeed:
         by_keys: TFLOP/s of "attention" in 16-bit by keys of each query, the more precise; may be empty.
         backward: rate of a kind's backward pass, as a share of the forward pass's; 1 for a kind that it leaves out.
         first_use: seconds of each first use; those that were not measured are missing.
+        loading: what a DataLoader's processes bring to the GPU, TB/s; None where it was not measured.
     """
 
     name: str
@@ -57,11 +58,16 @@ class GpuSpeed:
     by_keys: Mapping[int, float] = field(default_factory=dict)
     backward: Mapping[OperationKind, float] = field(default_factory=lambda: {"attention": _BACKWARD})
     first_use: Mapping[FirstUse, float] = field(default_factory=dict)
+    loading: float | None = None
 
     def first_uses(self, uses: Iterable[FirstUse]) -> float | None:
         """Seconds of first uses, one after another; None where one was not measured."""
         found = list(uses)
         return sum(self.first_use[one] for one in found) if all(one in self.first_use for one in found) else None
+
+    def loaded(self, size: int) -> float:
+        """Least seconds in which a DataLoader brings a batch of so many bytes; 0 where that is not known."""
+        return 0.0 if self.loading is None else size / (self.loading * _TERA)
 
     def seconds(self, operations: Mapping[Operation, int]) -> float | None:
         """Time of operations, run one after another, in seconds; None where the rate of a kind is not known."""
@@ -222,6 +228,7 @@ def speed_of(rows: Iterable[Mapping[str, Any]]) -> GpuSpeed:
     by_keys: dict[int, float] = {}
     first_use: dict[FirstUse, float] = {}
     facts: Mapping[str, Any] = {}
+    loading: float | None = None
     backward: dict[str, Mapping[str, Any]] = {}
     for row in rows:
         if row["kind"] == "first use":
@@ -230,6 +237,9 @@ def speed_of(rows: Iterable[Mapping[str, Any]]) -> GpuSpeed:
             continue
         if row["kind"] == "rest":
             facts = row
+            continue
+        if row["kind"] == "loading":
+            loading = row["tb_per_second"]
             continue
         if row["kind"].endswith(_OF_BACKWARD):
             backward[row["kind"].removesuffix(_OF_BACKWARD)] = row
@@ -247,7 +257,7 @@ def speed_of(rows: Iterable[Mapping[str, Any]]) -> GpuSpeed:
     for name, row in backward.items():
         share[name] = row["tflops"] / (by_keys[row["keys"]] if name == "attention" else tflops[name])
     memory, bandwidth = facts["memory_gib"], facts["tb_per_second"]
-    return GpuSpeed(facts["gpu"], memory, tflops, bandwidth, float32, by_keys, share, first_use)
+    return GpuSpeed(facts["gpu"], memory, tflops, bandwidth, float32, by_keys, share, first_use, loading)
 
 
 def _with_attention(speed: GpuSpeed, tflops: float) -> GpuSpeed:

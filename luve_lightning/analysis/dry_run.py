@@ -334,7 +334,8 @@ def _kind(func: Any, flops: int, args: Any) -> OperationKind:
     if "convolution" not in name:
         return "matmul"
     last = _is_channels_last(args[0])
-    if "backward" in name:
+    # The gradient of the input alone, where weights are frozen, is a convolution like the forward pass's.
+    if "backward" in name and args[-1][1]:
         return "convolution backward" if last else "converted convolution backward"
     return "convolution" if last else "converted convolution"
 

@@ -114,6 +114,7 @@ class FitPlanner:
         if validation > peak:
             gib = f"{peak / 2**30:.2f} GiB"
             self.notes.append(f"the peak is validation's, which decodes whole clips; a training step takes {gib}")
+        self._note_waits(steps)
         parts = whole_of(self.trainer, "accumulate_grad_batches", 1, 1)
         seconds = mean((step.seconds for step in steps), shares)
         # A graph for each shape, in training and in validation.
@@ -135,6 +136,16 @@ class FitPlanner:
             rows=tuple(asdict(step) for step in steps),
             notes=tuple(self.notes),
         )
+
+    def _note_waits(self, steps: Sequence[TrainingStep]) -> None:
+        """Say where steps wait for the DataLoader."""
+        speed = self.speed
+        if speed is None or speed.loading is None:
+            return
+        waiting = [step.loaded for step in steps if step.seconds == speed.loaded(step.loaded)]
+        if waiting:
+            batch, rate = f"{max(waiting) / 1e6:.3g} MB", f"{speed.loading * 1e6:.3g} MB/s"
+            self.notes.append(f"steps wait for data: up to {batch} a batch, loaded at {rate}")
 
     # The adaptation and the experts.
 

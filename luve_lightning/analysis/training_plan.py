@@ -114,7 +114,9 @@ class TrainingStep:
         passes: what the passes allocate at their peak, gradients included.
         peak: the most of the whole step.
         terms: what makes up `passes`, the largest first.
-        seconds: estimated duration; None without a GPU's speed, or where it lacks the rate of an operation.
+        seconds: estimated duration; None without a GPU's speed, or where it lacks the rate of an operation. A step
+            ends no earlier than the DataLoader brings the next batch, where that rate is known.
+        loaded: bytes of a batch.
     """
 
     name: str
@@ -129,6 +131,7 @@ class TrainingStep:
     peak: int
     terms: Mapping[str, int]
     seconds: float | None
+    loaded: int = 0
 
     @classmethod
     def planned(
@@ -141,9 +144,12 @@ class TrainingStep:
         held: Held,
         speed: GpuSpeed | None,
         operations: Mapping[Operation, int],
+        loaded: int,
     ) -> TrainingStep:
-        """From the counts of the passes, what is held and, for the time, the operations beside them."""
+        """From the counts of the passes, what is held and, for the time, the operations beside them and the batch."""
         seconds = None if speed is None else total([speed.seconds(run.operations), speed.seconds(operations)])
+        if speed is not None and seconds is not None:
+            seconds = max(seconds, speed.loaded(loaded))  # the next batch comes while this one is computed
         peak = held.peak(run.peak)
         return cls(
             name,
@@ -158,6 +164,7 @@ class TrainingStep:
             peak,
             run.terms,
             seconds,
+            loaded,
         )
 
 
@@ -293,7 +300,8 @@ def plan_step(
         del loss, mixed
     held = Held.of([denoiser.module], sharing, [block for _, block in denoiser.blocks])
     stepping = optimizer_step(trained, clips, sharing.shards)
-    return TrainingStep.planned(name, latents, tokens, batch, run, held, speed, stepping)
+    loaded = clean.nbytes + text.nbytes
+    return TrainingStep.planned(name, latents, tokens, batch, run, held, speed, stepping, loaded)
 
 
 def plan_vluer_step(
@@ -331,6 +339,7 @@ def plan_vluer_step(
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
     functions = TrainingFunctions(autocast)
     sample, target = (torch.empty(batch, codec.channels, *size, device="meta") for size in (low, high))
+    loaded = sample.nbytes + target.nbytes
     with sharded_gradients(trained, sharing.shards), dry_training(functions) as run:
         prediction = net(sample, high)
         terms = [loss.weight * loss(prediction, target) for loss in losses.values() if loss.space == "latent"]
@@ -339,6 +348,7 @@ def plan_vluer_step(
             if given:
                 size = codec.pixel_size(*(part.stop for part in (t, y, x)))
                 wanted = torch.empty(batch, 3, *size, device="meta")
+                loaded += wanted.nbytes
             else:
                 with torch.no_grad():
                     wanted = codec.decode_differentiable(target[:, :, t, y, x])
@@ -352,4 +362,4 @@ def plan_vluer_step(
         del loss
     held = Held.of([net, codec], sharing)
     stepping = optimizer_step(trained, clips, sharing.shards)
-    return TrainingStep.planned(name, high, 0, batch, run, held, speed, stepping)
+    return TrainingStep.planned(name, high, 0, batch, run, held, speed, stepping, loaded)

@@ -81,6 +81,15 @@ def test_a_file_of_something_else_is_no_speed(tmp_path: Path, text: str) -> None
         read_speed(tmp_path / "file")
 
 
+def test_a_loader_brings_what_it_was_measured_to_bring(tmp_path: Path) -> None:
+    row = {"subject": "speed", "gpu": "card", "kind": "loading", "workers": 8, "tb_per_second": 0.0005}
+    assert read_speed(written(tmp_path / "old.jsonl", speed_rows())).loaded(10**9) == 0
+    assert read_speed(written(tmp_path / "new.jsonl", [*speed_rows(), row])).loaded(10**9) == pytest.approx(2)
+    bad = written(tmp_path / "bad.jsonl", [*speed_rows(), row | {"tb_per_second": 0}])
+    with pytest.raises(ValueError, match="loading: tb_per_second: expected a number above 0, got 0"):
+        read_speed(bad)
+
+
 def test_a_backward_pass_has_its_own_rate(tmp_path: Path) -> None:
     def seconds(speed: Any, kind: Any) -> float:
         return speed.seconds({Operation(kind, 10**14, 10, torch.bfloat16, 4096): 1})

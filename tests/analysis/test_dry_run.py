@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import UMT5Config, UMT5EncoderModel
 
-from luve_lightning.analysis.dry_run import BLOCK, dry_run, weight_bytes
+from luve_lightning.analysis.dry_run import BLOCK, dry_run, dry_training, weight_bytes
+from luve_lightning.analysis.training_plan import TrainingFunctions, run_backward
 from luve_lightning.machine import measure_peak_mib
 from luve_lightning.models.backbones import LatentSpace, latent_space_of
 from luve_lightning.models.backbones.wan_tiles import decode_tiled
@@ -146,6 +148,21 @@ def test_attention_needs_no_matrix_of_scores() -> None:
     assert run.peak == 5000 * 2 * 64 * 4 + 5000 * 2 * 4
     assert run.flops == 2 * 2 * 2 * 5000 * 5000 * 64
     assert {operation.kind for operation in run.operations} == {"attention"}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_gradient_of_a_convolutions_input_alone_is_a_convolution(frozen: bool) -> None:
+    layer = nn.Conv3d(4, 4, 3, padding=1, device="meta").to(memory_format=torch.channels_last_3d)
+    layer.requires_grad_(not frozen)
+    x = torch.empty(1, 4, 3, 5, 5, device="meta").contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    with dry_training(TrainingFunctions(None)) as run:
+        run_backward(layer(x).square().sum())
+    found: Counter[str] = Counter()
+    for operation, count in run.operations.items():
+        found[operation.kind] += operation.flops * count
+    del found["rest"]
+    once = 2 * 27 * 4 * x.numel()
+    assert found == ({"convolution": 2 * once} if frozen else {"convolution": once, "convolution backward": 2 * once})
 
 
 def test_repeated_work_is_counted_as_often() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from luve_lightning.analysis.cost import REFERENCE
 from luve_lightning.analysis.dry_run import BLOCK
 from luve_lightning.analysis.fit_plan import plan_training, processes_of, sharing_of
 from luve_lightning.analysis.recipe_plan import RecipePlan
 from luve_lightning.analysis.training_plan import Held, Sharing, sharded_gradients
+from luve_lightning.cli.compose import compose
 
 
 def rounded(*sizes: int) -> int:
@@ -90,3 +94,23 @@ def test_hours_are_shared_by_what_is_divided_alone() -> None:
     assert (clips.hours, clips.gpu_hours, clips.terabytes) == (pytest.approx(0.25), pytest.approx(1), 0.5)
     unknown = RecipePlan("embed", "text", 3.6, 0.0, 1, None, stored=1)
     assert (unknown.hours, unknown.gpu_hours, unknown.terabytes) == (None, None, None)
+
+
+def test_a_step_lasts_until_the_next_batch_is_there(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    config = compose([Path("experiments/vluer/mini.yaml")], ())
+
+    def planned(loading: float | None) -> RecipePlan:
+        return plan_training(config["model"], config["data"], config["trainer"], replace(REFERENCE, loading=loading))
+
+    fast, slow = planned(None), planned(1e-9)
+    batch = config["data"]["init_args"]["batch_size"]
+    for before, row in zip(fast.rows, slow.rows, strict=True):
+        scale = float(row["name"].split(", ")[1].removesuffix("x"))
+        high = prod(row["latents"])
+        assert row["loaded"] == round(4 * 16 * batch * (high + high / scale**2)), "two crops of 16 channels in float32"
+        assert row["seconds"] == pytest.approx(row["loaded"] / 1e3)
+        assert row["seconds"] > before["seconds"]
+    assert not [note for note in fast.notes if "wait for data" in note]
+    [note] = [note for note in slow.notes if "wait for data" in note]
+    assert note.endswith("MB a batch, loaded at 0.001 MB/s")

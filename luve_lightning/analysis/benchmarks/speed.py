@@ -13,18 +13,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from luve_lightning.analysis.cost import CountedAttention, FirstUse
 from luve_lightning.analysis.dry_run import OperationKind, dry_run
 from luve_lightning.analysis.model_parts import Parts, wan_1_3b
+from luve_lightning.datamodules.base import OutlivingLoader
 from luve_lightning.functional.frequency import Grid
-from luve_lightning.machine import measure_ms
+from luve_lightning.machine import cores, measure_ms
 from luve_lightning.models.attention import Where
 from luve_lightning.models.attention.tiles import Tiles
 from luve_lightning.models.attention.windows import Windows
 from luve_lightning.models.backbones import denoiser_of
 
 _TERA = 1e12
+_WORKERS = 8  # as experiments/ configures them
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Sizes:
         convolved: channels, frames, rows and columns of a convolution.
         crop: the same, of a crop on which the VLUer trains.
         copied: numbers of a sum in memory.
+        loaded: latents' channels, frames, rows and columns of a sample that a DataLoader brings, and how many batches.
         seconds: least time of each measurement: a GPU slows down under load.
     """
 
@@ -55,6 +59,7 @@ class Sizes:
     convolved: tuple[int, int, int, int]
     crop: tuple[int, int, int, int]
     copied: int
+    loaded: tuple[tuple[int, int, int, int], int]
     seconds: float
 
 
@@ -69,9 +74,12 @@ _WAN = Sizes(
     (192, 6, 184, 320),
     (192, 11, 64, 64),
     2**28,
+    ((16, 11, 128, 128), 48),
     0.5,
 )
-_SMALL = Sizes(2, 24, 2**9, (2**6, 2**9), (2, 8, 8), 128, (64, 272), (8, 3, 8, 8), (8, 3, 4, 4), 2**12, 0.0)
+_SMALL = Sizes(
+    2, 24, 2**9, (2**6, 2**9), (2, 8, 8), 128, (64, 272), (8, 3, 8, 8), (8, 3, 4, 4), 2**12, ((2, 2, 4, 4), 2), 0.0
+)
 
 
 def measure(device: torch.device, repeats: int = 3) -> Iterator[dict[str, Any]]:
@@ -83,9 +91,10 @@ def measure(device: torch.device, repeats: int = 3) -> Iterator[dict[str, Any]]:
 
     Returns:
         Rows with `kind`, `dtype` and `tflops`, of attention also `keys`, the tokens that each query attends to; and
-        one row of the kind "rest" with the memory's bandwidth, `tb_per_second`, and its size. Rows of the kind
-        "first use" have `seconds` beyond those of a later use, and `of`: "kernels" of the VAE's frames, where the GPU
-        takes them; "compiler", "forward" and "training" of one transformer block, compiled with nothing in
+        one row of the kind "rest" with the memory's bandwidth, `tb_per_second`, and its size. The row of the kind
+        "loading" has the `tb_per_second` at which a DataLoader's processes bring crops of latents to the GPU. Rows of
+        the kind "first use" have `seconds` beyond those of a later use, and `of`: "kernels" of the VAE's frames, where
+        the GPU takes them; "compiler", "forward" and "training" of one transformer block, compiled with nothing in
         torch.compile's caches.
     """
     sizes = _SMALL if device.type == "cpu" else _WAN
@@ -102,8 +111,22 @@ def measure(device: torch.device, repeats: int = 3) -> Iterator[dict[str, Any]]:
         yield bench.convolution("convolution", dtype)
         yield bench.convolution("converted convolution", dtype)
     yield bench.convolution_backward()
+    yield bench.loading()
     yield from bench.first_uses()
     yield bench.block_sparse(traffic["tb_per_second"])  # after what shows the first use of torch.compile
+
+
+class _Samples(Dataset[Tensor]):
+    """Samples as a store of latents gives them: read in half precision, brought in single."""
+
+    def __init__(self, shape: tuple[int, ...], count: int) -> None:
+        self.shape, self.count = shape, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.full(self.shape, float(index), dtype=torch.float16).float()
 
 
 class _Bench:
@@ -174,6 +197,26 @@ class _Bench:
         rate = 3 * x.nbytes / seconds / _TERA
         row = {"subject": "speed", "kind": "rest", "memory_gib": self.memory_gib, "ms": round(1e3 * seconds, 4)}
         return row | {"tb_per_second": float(f"{rate:.4g}")} | self.facts
+
+    def loading(self) -> dict[str, Any]:
+        """What a DataLoader's processes bring when nothing else is done: through shared memory and a pinned copy."""
+        cuda = self.device.type == "cuda"
+        shape, batches = self.sizes.loaded
+        workers = min(_WORKERS, cores()) if cuda else 1
+        ahead = 2 * workers  # made while the first one is waited for
+        data = _Samples(shape, 2 * (batches + ahead + 1))
+        loader = OutlivingLoader(data, batch_size=2, num_workers=workers, pin_memory=cuda)
+        size, start = 0, 0.0
+        for number, batch in enumerate(loader):
+            if number == ahead:
+                start = time.perf_counter()
+            moved = batch.to(self.device, non_blocking=True)
+            if cuda:
+                torch.cuda.synchronize(self.device)
+            size += moved.nbytes if number > ahead else 0
+        rate = size / (time.perf_counter() - start) / _TERA
+        row = {"subject": "speed", "kind": "loading", "workers": workers, "tb_per_second": float(f"{rate:.4g}")}
+        return row | self.facts
 
     def block_sparse(self, bandwidth: float) -> dict[str, Any]:
         """Tiles of 4 x 8 x 8 tokens that attend to the nearest 4 x 3 x 3, less the traffic of changing their order.
