@@ -20,7 +20,14 @@ from luve_lightning.data.latent_store import HIGH_RESOLUTION, LatentKey, LatentR
 from luve_lightning.data.text_store import StoredEmbeddings, TextStore
 from luve_lightning.data.video_index import ClipEntry, Limits, Split
 from luve_lightning.datamodules.base import ResumableDataModule, check_clip_limits, open_index, vae_fingerprint
-from luve_lightning.datamodules.buckets import Bucket, LengthChoice, SizeChoice, find_bucketed_pairs, tell_lookup
+from luve_lightning.datamodules.buckets import (
+    Bucket,
+    BucketedPairs,
+    LengthChoice,
+    SizeChoice,
+    find_bucketed_pairs,
+    tell_lookup,
+)
 
 Embed = Callable[[str], Tensor]
 """From a caption to its embedding, L x D."""
@@ -38,6 +45,7 @@ class CaptionLatents(Dataset[dict[str, Any]]):
         embed: looks embeddings up; None leaves captions as text.
         preload: keep all latents in memory.
         numbers: number of each item's bucket, which a sample then brings; None where all have one size.
+        lows: key of each item's low-resolution latents, which a sample then brings; None where there are none.
     """
 
     def __init__(
@@ -49,6 +57,7 @@ class CaptionLatents(Dataset[dict[str, Any]]):
         embed: Embed | None = None,
         preload: bool = False,
         numbers: Sequence[int] | None = None,
+        lows: Sequence[LatentKey] | None = None,
     ) -> None:
         if not 0 <= drop <= 1:
             raise ValueError(f"drop: expected a chance in [0, 1], got {drop}")
@@ -59,7 +68,8 @@ class CaptionLatents(Dataset[dict[str, Any]]):
             missing = [column for column in self.columns if column not in entry.captions]
             if missing:
                 raise ValueError(f"columns: {missing[0]!r} is no caption column; known: {', '.join(entry.captions)}")
-        keys = dict.fromkeys(key for _, key in self.items) if preload else ()
+        self.lows = None if lows is None else list(lows)
+        keys = dict.fromkeys([*(key for _, key in self.items), *(self.lows or ())]) if preload else ()
         self.loaded = {key: store.read(key) for key in keys}
 
     def __len__(self) -> int:
@@ -76,19 +86,38 @@ class CaptionLatents(Dataset[dict[str, Any]]):
         dropped, column = rng.random() < self.drop, self.columns[int(rng.integers(len(self.columns)))]
         return "" if dropped else entry.captions[column]
 
+    def _latents(self, key: LatentKey) -> Tensor:
+        return self.loaded[key] if key in self.loaded else self.store.read(key)
+
     def __getitem__(self, key: Any) -> dict[str, Any]:
         index = key if isinstance(key, int) else key.index
         entry, latent_key = self.items[index]
-        latents = self.loaded[latent_key] if latent_key in self.loaded else self.store.read(latent_key)
+        latents = self._latents(latent_key)
         caption = self._caption(index, key)
         # Clips have several windows; what is fixed by name is fixed for each.
         item: dict[str, Any] = {"latents": latents, "clip_id": f"{entry.clip_id}@{latent_key.frames[0]}"}
         if self.numbers is not None:
             item["bucket"] = torch.tensor(self.numbers[index])
+        if self.lows is not None:
+            item["low"] = self._latents(self.lows[index])
         return item | ({"caption": caption} if self.embed is None else {"text": self.embed(caption)})
 
 
-Items = list[tuple[ClipEntry, LatentKey, Bucket]]
+@dataclass(frozen=True)
+class CaptionItem:
+    """A window of a clip that a sample is made of.
+
+    Attributes:
+        entry: the clip.
+        key: key of its latents.
+        bucket: their bucket.
+        low: key of the low-resolution latents that come with them, if any do.
+    """
+
+    entry: ClipEntry
+    key: LatentKey
+    bucket: Bucket
+    low: LatentKey | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +147,9 @@ class CaptionLatentsDataModule(ResumableDataModule):
         size: height and width of the high-resolution pixels, several of them, or an area, as given to precompute.
         frames: frames of each encoded window, 4k + 1, or several such lengths.
         scale: which of the stored sizes; 1 is the high resolution, 2 half of it.
+        low_scale: also bring the latents of the same windows at this scale, larger than `scale`; None brings none.
+        low_variant: stored version of the clips from which the low-resolution latents are, such as a degraded one;
+            None takes them from the same version as the others.
         windows: windows per training clip; validation takes the first.
         stride: every stride-th frame.
         fps: the frame rate at which precompute read the clips; None where it took their frames as they are.
@@ -154,6 +186,8 @@ class CaptionLatentsDataModule(ResumableDataModule):
         size: SizeChoice,
         frames: LengthChoice,
         scale: float = HIGH_RESOLUTION,
+        low_scale: float | None = None,
+        low_variant: str | None = None,
         windows: int = 1,
         stride: int = 1,
         fps: float | None = None,
@@ -180,6 +214,11 @@ class CaptionLatentsDataModule(ResumableDataModule):
         self.index_path, self.store, self.backbone = Path(index), LatentStore(store), backbone
         self.choose_buckets(size, frames, backbone, fill_batches, stills_share)
         self.scale = float(scale)
+        if low_scale is not None and not low_scale > self.scale:
+            raise ValueError(f"low_scale: expected a scale above {self.scale:g}, the scale, got {low_scale:g}")
+        if low_variant is not None and low_scale is None:
+            raise ValueError("low_variant: expected low_scale, too: without it no low-resolution latents are read")
+        self.low_scale, self.low_variant = low_scale, low_variant
         self.windows, self.stride, self.fps, self.variant = windows, stride, fps, variant
         self.uncaptioned = tuple(uncaptioned)
         self.texts, self.text_encoder, self.selection = texts, text_encoder, selection
@@ -189,11 +228,12 @@ class CaptionLatentsDataModule(ResumableDataModule):
         self.passes, self.preload = passes, preload
         self.datasets: dict[str, CaptionLatents] = {}
 
-    def _items(self, entries: list[ClipEntry], split: Split, variant: str, fingerprint: str) -> Items:
+    def _pairs(self, entries: list[ClipEntry], split: Split, variant: str, fingerprint: str) -> BucketedPairs:
+        wanted = (self.scale, *(() if self.low_scale is None else (self.low_scale,)))
         recipe = LatentRecipe(
             vae=fingerprint,
             size=self.buckets.sizes[0],
-            scales=() if self.scale == HIGH_RESOLUTION else (self.scale,),
+            scales=tuple(scale for scale in wanted if scale != HIGH_RESOLUTION),
             frames=self.buckets.lengths[0],
             windows=self.windows if split == "train" else 1,
             stride=self.stride,
@@ -202,14 +242,26 @@ class CaptionLatentsDataModule(ResumableDataModule):
         )
         found = find_bucketed_pairs(self.store, ClipHashes(self.store.root), entries, recipe, self.buckets, variant)
         tell_lookup(split, found.lookup)
-        return [
-            (pair.entry, pair.hr_key if self.scale == HIGH_RESOLUTION else pair.lr_keys[self.scale], bucket)
+        return found
+
+    def _items(
+        self, entries: list[ClipEntry], split: Split, variant: str, fingerprint: str, low_variant: str | None = None
+    ) -> list[CaptionItem]:
+        found = self._pairs(entries, split, variant, fingerprint)
+        items = [
+            CaptionItem(pair.entry, pair.hr_key if self.scale == HIGH_RESOLUTION else pair.lr_keys[self.scale], bucket)
             for pair, bucket in zip(found.pairs, found.buckets, strict=True)
         ]
+        if self.low_scale is None:
+            return items
+        others = found if low_variant is None else self._pairs(entries, split, low_variant, fingerprint)
+        lows = {(pair.entry.clip_id, pair.hr_key.frames): pair.lr_keys[self.low_scale] for pair in others.pairs}
+        return [replace(item, low=lows[item.entry.clip_id, item.key.frames]) for item in items]
 
-    def _training_items(self, entries: list[ClipEntry], fingerprint: str) -> Items:
+    def _training_items(self, entries: list[ClipEntry], fingerprint: str) -> list[CaptionItem]:
         """The items of `variant`, repeated as often as there are uncaptioned ones, then those."""
-        items = self._items(entries, "train", self.variant, fingerprint) * max(1, len(self.uncaptioned))
+        captioned = self._items(entries, "train", self.variant, fingerprint, self.low_variant)
+        items = captioned * max(1, len(self.uncaptioned))
         silent = [replace(entry, captions=dict.fromkeys(entry.captions, "")) for entry in entries]
         for variant in self.uncaptioned:
             items += self._items(silent, "train", variant, fingerprint)
@@ -248,17 +300,18 @@ class CaptionLatentsDataModule(ResumableDataModule):
             if train:
                 items = self._training_items(self._selected(entries), fingerprint)
             else:
-                items = self._items(entries, split, self.variant, fingerprint)
+                items = self._items(entries, split, self.variant, fingerprint, self.low_variant)
             items = items[: self.limits.get(split)]
-            self.note_buckets(split, [bucket for *_, bucket in items])
+            self.note_buckets(split, [item.bucket for item in items])
             dataset = self.datasets[split] = CaptionLatents(
                 self.store,
-                [(entry, key) for entry, key, _ in items],
+                [(item.entry, item.key) for item in items],
                 self.columns,
                 self.drop_caption if train else 0.0,
                 embed,
                 preload=self.preload and train,
                 numbers=self.bucket_numbers(split),
+                lows=None if self.low_scale is None else [item.low for item in items if item.low is not None],
             )
             if embed is not None:
                 self._check_captions(embed, dataset)
@@ -273,7 +326,7 @@ class CaptionLatentsDataModule(ResumableDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of {"latents": B x C x t x h x w, "caption" or "text", "clip_id"}.
 
-        With several buckets also "bucket", its number.
+        With several buckets also "bucket", its number; with `low_scale` also "low", the low-resolution latents.
         """
         dataset = self.datasets["train"]
         return self.training_loader(dataset, len(dataset), passes=self.passes, volume_of=self._volume)

@@ -100,13 +100,14 @@ class FlowMatchingTask(TrainingTask):
         embeddings: Tensor = batch["text"]
         return embeddings
 
-    def forward(self, latents: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, sigma: Tensor, text: Tensor, condition: Tensor | None = None) -> Tensor:
         """Velocity of noised latents.
 
         Args:
             latents: B x C x t x h x w at noise levels `sigma`.
             sigma: shape (B,), float32.
             text: B x L x D.
+            condition: see `Denoiser.velocity`.
 
         Raises:
             ValueError: for a size whose last row or column the transformer would drop, or a wrong number of
@@ -120,16 +121,40 @@ class FlowMatchingTask(TrainingTask):
         self.denoiser.token_grid((t, h, w))
         # Embeddings may be stored in another dtype, and a frozen base may be bfloat16.
         dtype = self.denoiser.dtype
-        return self.denoiser.velocity(latents.to(dtype), self.schedule.timestep_of(sigma), text.to(dtype))
+        beside = None if condition is None else condition.to(dtype)
+        return self.denoiser.velocity(
+            latents.to(dtype), self.schedule.timestep_of(sigma), text.to(dtype), condition=beside
+        )
 
     def generator(self, step: int, part: int) -> torch.Generator:
         """Random numbers of one batch: a function of (seed, step, part of an accumulated step, process)."""
         state = np.random.SeedSequence([self.seed, step, part, self.global_rank]).generate_state(2, np.uint32)
         return torch.Generator(self.device).manual_seed((int(state[0]) << 20) ^ int(state[1]))
 
-    def losses_of(self, latents: Tensor, text: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-        """Weighted sum of the losses of each sample at its noise level, shape (B,)."""
-        prediction, target = self(noised(latents, noise, sigma), sigma, text), velocity(latents, noise)
+    def path_of(
+        self, batch: dict[str, Any], noise: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Where the straight path that begins at the clean latents ends, and what else the transformer takes.
+
+        A point of the path is (1 - sigma) * clean + sigma * end, and its velocity end - clean; here the end is noise.
+
+        Args:
+            batch: a batch.
+            noise: standard normal, B x C x t x h x w.
+            generator: draws what else is random in training; None in validation, where everything is fixed.
+
+        Returns:
+            The path's end, B x C x t x h x w, and further arguments of `forward` by name.
+        """
+        del batch, generator
+        return noise, {}
+
+    def losses_of(self, latents: Tensor, text: Tensor, sigma: Tensor, noise: Tensor, **given: Tensor) -> Tensor:
+        """Weighted sum of the losses of each sample at its noise level, shape (B,).
+
+        `noise` is where the path from `latents` ends, `given` what else `forward` takes; see `path_of`.
+        """
+        prediction, target = self(noised(latents, noise, sigma), sigma, text, **given), velocity(latents, noise)
         losses: Any = self.losses.values()
         return torch.stack([loss.weight * loss.per_sample(prediction, target) for loss in losses]).sum(0)
 
@@ -140,7 +165,8 @@ class FlowMatchingTask(TrainingTask):
         generator = self.generator(self.global_step, batch_idx % parts)
         sigma = self.band.sample(len(latents), self.shift, generator, weighting=self.weighting)
         noise = torch.randn(latents.shape, generator=generator, device=self.device)
-        losses = self.losses_of(latents, self.text(batch), sigma, noise)
+        end, given = self.path_of(batch, noise, generator)
+        losses = self.losses_of(latents, self.text(batch), sigma, end, **given)
         weights = self.loss_weight(sigma, self.shift)
         self._count(sigma, losses.detach(), weights, ends_step=(batch_idx + 1) % parts == 0)
         loss = (losses * weights).mean()
@@ -181,7 +207,8 @@ class FlowMatchingTask(TrainingTask):
         for part, sigma in enumerate(self.band.levels(self.bins, self.shift).flip(0).tolist()):
             noise = torch.stack([clip_noise(clip, part, latents.shape[1:]) for clip in batch["clip_id"]])
             levels = torch.full((len(latents),), sigma, device=latents.device)
-            values = self.losses_of(latents, text, levels, noise.to(latents.device)).tolist()
+            end, given = self.path_of(batch, noise.to(latents.device), None)
+            values = self.losses_of(latents, text, levels, end, **given).tolist()
             found |= {(clip, part): value for clip, value in zip(batch["clip_id"], values, strict=True)}
         return found
 

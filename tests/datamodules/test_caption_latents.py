@@ -158,3 +158,33 @@ def test_mistakes_are_one_line(world: World, changes: dict[str, Any], message: s
     with pytest.raises(ValueError, match=message) as error:
         world.data(**changes).setup("fit")
     assert "\n" not in str(error.value)
+
+
+def test_low_resolution_latents_come_with_the_others(world: World) -> None:
+    """Each clip's own, as another module reads them at that scale; nothing else of a batch changes."""
+    alone = {
+        scale: {
+            clip: latents
+            for batch in loaded(world.data(scale=scale, batch_size=1, passes=1))
+            for clip, latents in zip(batch["clip_id"], batch["latents"], strict=True)
+        }
+        for scale in (1, 1.5, 2)
+    }
+    for scale, low in ((1, 2), (1.5, 2), (1, 1.5)):
+        both = loaded(world.data(scale=scale, low_scale=low, low_variant="plain", preload=True))
+        assert [b["clip_id"] for b in both] == [b["clip_id"] for b in loaded(world.data(scale=scale))]
+        for batch in both:
+            for clip, high, lower in zip(batch["clip_id"], batch["latents"], batch["low"], strict=True):
+                assert torch.equal(high, alone[scale][clip])
+                assert torch.equal(lower, alone[low][clip])
+    with pytest.raises(ValueError, match=r"low_scale: expected a scale above 2, the scale, got 1\.5"):
+        world.data(scale=2, low_scale=1.5)
+    with pytest.raises(ValueError, match="low_variant: expected low_scale, too"):
+        world.data(low_variant="plain")
+    with pytest.raises(ValueError, match="for variant blurred, "):
+        world.data(low_scale=2, low_variant="blurred").setup("fit")
+
+
+def loaded(data: Any) -> list[Any]:
+    data.setup("fit")
+    return list(data.train_dataloader())

@@ -68,6 +68,27 @@ class Denoiser(ABC):
         """
 
     @property
+    def conditioned(self) -> bool:
+        """Whether it takes the latents of another video beside those that it denoises, along the channels."""
+        return False
+
+    def take_condition(self) -> None:
+        """Take the latents of another video beside its own from now on; the weights for them are new, and zero.
+
+        The transformer's configuration says so, and what it computes stays the same, to the bit, until they are
+        trained.
+
+        Raises:
+            ValueError: for a family that cannot.
+        """
+        raise ValueError(f"condition: {type(self).__name__} takes no other latents beside those that it denoises")
+
+    @property
+    def embedding_parameters(self) -> Sequence[nn.Parameter]:
+        """Parameters of the layer that makes tokens of latents, which `take_condition` widens."""
+        return ()
+
+    @property
     @abstractmethod
     def text_dim(self) -> int:
         """Width of its text embeddings."""
@@ -99,6 +120,7 @@ class Denoiser(ABC):
         text: Tensor,
         *,
         sigmas: tuple[float, ...] | None = None,
+        condition: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
         """Velocity noise - x0 of noised latents.
@@ -109,15 +131,21 @@ class Denoiser(ABC):
             text: embeddings, B x L x D, in `dtype`.
             sigmas: each sample's noise level, for an attention that depends on it; None reads it from `timestep`,
                 which waits for the device.
+            condition: latents of another video, of the same shape and in `dtype`, where it is `conditioned`.
             options: the family's own, such as diffusers' `attention_kwargs`.
 
         Returns:
             B x C x t x h x w.
 
         Raises:
-            ValueError: where the parameters of its attention were not loaded.
+            ValueError: where the parameters of its attention were not loaded, or a condition is missing or not taken.
         """
         attention = self.attention
+        if self.conditioned != (condition is not None):
+            takes, got = ("other", "none") if self.conditioned else ("no other", "some")
+            raise ValueError(f"condition: the transformer takes {takes} latents beside its own, got {got}")
+        if condition is not None:
+            latents = torch.cat([latents, condition], dim=1)
         if getattr(self.module, "lacks_branches", False):
             raise ValueError(
                 f"{BRANCH_WEIGHTS}: the transformer's attention has parameters, which were not loaded: load it by "

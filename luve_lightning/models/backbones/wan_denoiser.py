@@ -62,16 +62,44 @@ class WanDenoiser(Denoiser):
             for part in block.modules():
                 if type(part) is nn.RMSNorm:
                     part.__class__ = _RMSNorm  # the same weights, names and hooks
+        if self.conditioned:
+            self.module.patch_embedding.__class__ = _TwoInputs
 
     @property
     def channels(self) -> int:
         """See Denoiser."""
         config = self.module.config
-        if config.in_channels != config.out_channels:
+        if config.in_channels != config.out_channels and not self.conditioned:
             raise ValueError(
                 f"the transformer takes {config.in_channels} latent channels and gives {config.out_channels}"
             )
-        return int(config.in_channels)
+        return int(config.out_channels)
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether it takes twice the channels that it gives."""
+        return bool(self.module.config.in_channels == 2 * self.module.config.out_channels)
+
+    def take_condition(self) -> None:
+        """See Denoiser."""
+        if self.conditioned:
+            return
+        channels, narrow = self.channels, self.module.patch_embedding
+        wide = _TwoInputs(
+            2 * channels, narrow.out_channels, narrow.kernel_size, narrow.stride,
+            device=narrow.weight.device, dtype=narrow.weight.dtype,
+        )  # fmt: skip
+        with torch.no_grad():
+            wide.weight.zero_()
+            wide.weight[:, :channels] = narrow.weight
+            wide.bias.copy_(narrow.bias)
+        self.module.patch_embedding = wide.requires_grad_(narrow.weight.requires_grad)
+        self.module.register_to_config(in_channels=2 * channels)
+
+    @property
+    def embedding_parameters(self) -> Sequence[nn.Parameter]:
+        """See Denoiser."""
+        return list(self.module.patch_embedding.parameters())
 
     @property
     def text_dim(self) -> int:
@@ -195,6 +223,19 @@ class _Attending:
     ) -> Tensor:
         branch = getattr(attention, "branch", None)
         return self.attend(query, key, value, rotary.where(self.layer), branch).type_as(value)
+
+
+class _TwoInputs(nn.Conv3d):
+    """A convolution of two inputs that stand one after the other along the channels, each on its own.
+
+    Zero weights for the second leave the output of the first as it is, to the bit. One sum over all channels need not:
+    the order in which a kernel adds may depend on their number.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.in_channels // 2
+        own = self._conv_forward(x[:, :half], self.weight[:, :half], self.bias)
+        return own + self._conv_forward(x[:, half:], self.weight[:, half:], None)
 
 
 class _RMSNorm(nn.RMSNorm):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from luve_lightning.models.attention import Where
+from luve_lightning.models.backbones import load_backbone
 from luve_lightning.models.backbones.wan_denoiser import WanDenoiser
 from luve_lightning.models.experts import add_expert
 from tests.helpers.attending import FrameAttention, LearnedFrameAttention
@@ -244,3 +245,47 @@ def test_norms_of_float32_weights_stay_in_their_fused_kernel_under_autocast() ->
     assert (they_leave, we_leave) == (True, False)
     for own, other, exact in zip(ours, theirs, values(plain, autocast=False), strict=True):
         assert 0 < (own - exact).norm() < 1.25 * (other - exact).norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("heads", [(2, 12), (12, 128)], ids=["tiny", "as wide as Wan2.1"])
+def test_a_new_condition_changes_nothing_to_the_bit(
+    tmp_path: Path, dtype: torch.dtype, batch: int, heads: tuple[int, int]
+) -> None:
+    """Whatever it is; it counts once its weights do, also after saving and loading."""
+    sizes = {"num_attention_heads": heads[0], "attention_head_dim": heads[1], "in_channels": 16, "out_channels": 16}
+    WanDenoiser(tiny_transformer(num_layers=1, **sizes)).save(tmp_path / "narrow", dtype)
+    narrow, wide = (load_backbone(tmp_path / "narrow").denoiser(dtype) for _ in range(2))
+    wide.take_condition()
+    wide.take_condition()  # a second time does nothing
+    assert (narrow.channels, wide.channels, narrow.conditioned, wide.conditioned) == (16, 16, False, True)
+    assert wide.module.config.in_channels == 32
+    draw = torch.Generator().manual_seed(0)
+    latents, other = torch.randn(2, batch, 16, 2, 4, 6, generator=draw).to(dtype)
+    given = torch.linspace(900, 10, batch), torch.randn(batch, 3, 8, generator=draw).to(dtype)
+    with torch.no_grad():
+        assert torch.equal(wide.velocity(latents, *given, condition=other), narrow.velocity(latents, *given))
+        wide.module.patch_embedding.weight[:, 16:].normal_(generator=draw)
+        changed = wide.velocity(latents, *given, condition=other)
+        assert not torch.allclose(changed, narrow.velocity(latents, *given), atol=0.1)
+        wide.save(tmp_path / "wide", dtype)
+        loaded = load_backbone(tmp_path / "wide").denoiser(dtype)
+        assert torch.equal(loaded.velocity(latents, *given, condition=other), changed)
+        copied = loaded.copy()
+        copied.module.load_state_dict(loaded.module.state_dict())
+        assert (
+            copied.velocity(latents.float(), given[0], given[1].float(), condition=other.float()).shape == latents.shape
+        )
+
+
+def test_a_condition_is_given_where_one_is_taken() -> None:
+    narrow, wide = WanDenoiser(tiny_transformer()), WanDenoiser(tiny_transformer())
+    wide.take_condition()
+    given = torch.zeros(1, 4, 1, 2, 2), torch.zeros(1), torch.zeros(1, 3, 8)
+    with pytest.raises(ValueError, match="takes no other latents beside its own, got some"):
+        narrow.velocity(*given, condition=given[0])
+    with pytest.raises(ValueError, match="takes other latents beside its own, got none"):
+        wide.velocity(*given)
+    with pytest.raises(ValueError, match="takes 36 latent channels and gives 16"):
+        _ = WanDenoiser(tiny_transformer(in_channels=36, out_channels=16)).channels
