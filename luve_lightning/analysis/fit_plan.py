@@ -29,9 +29,17 @@ from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import Denoiser, LatentSpace, denoiser_of, load_backbone
 from luve_lightning.models.experts import add_expert
-from luve_lightning.tasks import AdaptationTask, ExpertTask, VLUerTask
-from luve_lightning.tasks.expert import add_lora
+from luve_lightning.tasks import (
+    AdaptationTask,
+    EnhancementTask,
+    ExpertTask,
+    FlashVideoTask,
+    LaVieTask,
+    VLUerTask,
+    WaverTask,
+)
 
+_TASKS = (VLUerTask, AdaptationTask, ExpertTask, FlashVideoTask, LaVieTask, WaverTask)
 # Dtype of autocast by the Trainer's precision.
 _AUTOCAST = {"32-true": None, "32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _SHARDED = "ModelParallelStrategy"
@@ -51,7 +59,7 @@ def plan_training(
     Raises:
         ValueError: for what is not planned.
     """
-    kind, task = _arguments("model", model, (VLUerTask, AdaptationTask, ExpertTask))
+    kind, task = _arguments("model", model, _TASKS)
     source = LatentPairsDataModule if kind is VLUerTask else CaptionLatentsDataModule
     return FitPlanner(kind, task, _arguments("data", data, (source,))[1], trainer, speed).plan()
 
@@ -79,7 +87,7 @@ class FitPlanner:
     """Plans a configuration of `luve fit`.
 
     Args:
-        kind: class of the task: VLUerTask, AdaptationTask or ExpertTask.
+        kind: class of the task, one of those that `plan_training` takes.
         task: its arguments, defaults included.
         data: arguments of its data module, defaults included.
         trainer: the Trainer's options.
@@ -158,6 +166,8 @@ class FitPlanner:
             recipe = LatentRecipe("plan", bucket.size, () if data["scale"] == 1 else (data["scale"],), bucket.frames)
             grids[bucket] = codec.latent_size(bucket.frames, *recipe.pixel_size(data["scale"]))
         volumes = {bucket: prod(grid) for bucket, grid in grids.items()}
+        if issubclass(self.kind, EnhancementTask):
+            self.notes.append("what upsamples the low-resolution latents is not counted")
         chosen = self._chosen()
         groups = batch_groups(
             self.buckets, chosen, volumes, data["batch_size"],
@@ -202,11 +212,11 @@ class FitPlanner:
             denoiser.use_attention(attention)
         if expert:
             add_expert(denoiser.module, task["name"], task["expert"], dtype=torch.float32)
-        elif task["lora_rank"]:
-            check_counts(**{"model.init_args.lora_rank": task["lora_rank"]})
-            add_lora(denoiser, task["lora_rank"])
         else:
+            if task["lora_rank"]:
+                check_counts(**{"model.init_args.lora_rank": task["lora_rank"]})
             denoiser.module.requires_grad_(True)
+            self.kind.set_up(denoiser, task["lora_rank"])
         denoiser.set_recompute(task["recompute"], task["keep_attention"], task["offload"], task["chunks"])
         return denoiser, parts.codec, configs.text_length
 

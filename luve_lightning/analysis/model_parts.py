@@ -15,6 +15,7 @@ from luve_lightning.cascade.denoise import denoise
 from luve_lightning.cascade.options import Guidance
 from luve_lightning.files import read_json
 from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.models.attention import saved_attention
 from luve_lightning.models.backbones import (
     Backbone,
     LatentSpace,
@@ -24,7 +25,6 @@ from luve_lightning.models.backbones import (
     family_named,
     load_backbone,
 )
-from luve_lightning.models.backbones.denoiser import saved_attention
 from luve_lightning.models.vluer import BaseVLUer, vluer_class
 
 
@@ -273,6 +273,7 @@ class StepProgram:
         denoiser, device = denoiser_of(self.transformer), parts.device
         text = (1, parts.configs.text_length, denoiser.text_dim)
         self.latents = torch.randn(1, denoiser.channels, *grid, device=device)
+        self.condition = torch.randn_like(self.latents) if denoiser.conditioned else None
         self.embeds = torch.randn(text, device=device).to(denoiser.dtype)
         self.negative = torch.randn(text, device=device).to(denoiser.dtype)
         # Timesteps have values, which the meta device lacks.
@@ -307,13 +308,15 @@ class StepProgram:
             begin_index=self.index,
             choose_expert=None if expert is None else lambda _: expert,
             timestep_dtype=self.timestep_dtype,
+            condition=self.condition,
         )
 
     def tensors(self) -> list[Tensor]:
         """Tensors held besides the weights."""
         outputs = getattr(self.scheduler, "model_outputs", ())
         remembered = [tensor for tensor in outputs if tensor is not None]
-        return [self.latents, self.embeds, self.negative, *remembered]
+        given = [] if self.condition is None else [self.condition]
+        return [self.latents, *given, self.embeds, self.negative, *remembered]
 
     def _place(self, skip: int, among: Collection[int]) -> int:
         """A guided step, if there is one, with as many steps before it as the scheduler remembers, if possible."""

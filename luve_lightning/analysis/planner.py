@@ -196,7 +196,8 @@ class Planner:
         def program(_: DryRun) -> object:
             latents = torch.empty(1, denoiser.channels, *self.grid, device="meta", dtype=denoiser.dtype)
             text = torch.empty(shape, device="meta", dtype=denoiser.dtype)
-            return denoiser.velocity(latents, torch.empty(1, device="meta"), text, sigmas=(0.0,))
+            beside = torch.empty_like(latents) if denoiser.conditioned else None
+            return denoiser.velocity(latents, torch.empty(1, device="meta"), text, sigmas=(0.0,), condition=beside)
 
         own, found = denoiser.attention, []
         for attention in dict.fromkeys((None, own)):

@@ -293,7 +293,10 @@ def plan_step(
     sigma = torch.empty(batch, device="meta")
     with sharded_gradients(trained, sharing.shards), dry_training(functions, blocks) as run:
         mixed = noised(clean, noise, sigma).to(denoiser.dtype)
-        loss = (denoiser.velocity(mixed, sigma, text).float() - velocity(clean, noise)).square().mean()
+        beside = clean.to(denoiser.dtype) if denoiser.conditioned else None
+        loss = (
+            (denoiser.velocity(mixed, sigma, text, condition=beside).float() - velocity(clean, noise)).square().mean()
+        )
         functions.casts = None
         run.compiled_backward = compiled
         run_backward(loss)

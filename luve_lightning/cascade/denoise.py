@@ -142,6 +142,7 @@ def denoise(
     interrupted: Callable[[], bool] | None = None,
     attention_kwargs: dict[str, Any] | None = None,
     timestep_dtype: torch.dtype | None = None,
+    condition: Tensor | None = None,
 ) -> Tensor:
     """Denoise latents from one place in the schedule to its end.
 
@@ -167,6 +168,7 @@ def denoise(
         interrupted: called before each step; true ends the run.
         attention_kwargs: for the transformer; `{"scale": 0.5}` scales LoRAs.
         timestep_dtype: the schedule's, see Schedule.
+        condition: latents that the transformer takes beside its own, see `Denoiser.velocity`; the same in every step.
 
     Returns:
         float32, B x C x t x h x w.
@@ -197,7 +199,7 @@ def denoise(
             told = t if timestep_dtype is None else t.to(timestep_dtype).float()
             velocity = partial(
                 _velocity, denoiser, t=told, level=level, embeds=embeds, negative_embeds=negative_embeds,
-                guidance=guided, place=place, attention_kwargs=attention_kwargs,
+                guidance=guided, place=place, attention_kwargs=attention_kwargs, condition=condition,
             )  # fmt: skip
             if before_step is not None:
                 latents = before_step(latents, begin_index + i, sigma)
@@ -258,6 +260,7 @@ def _velocity(
     guidance: Guidance | None,
     place: dict[str, Any],
     attention_kwargs: dict[str, Any] | None,
+    condition: Tensor | None = None,
 ) -> Tensor:
     """The predicted velocity at one step of noise level `level`; `guidance` is None where it is not guided."""
     dtype = denoiser.dtype
@@ -267,8 +270,10 @@ def _velocity(
         with denoiser.module.cache_context(name, **place):
             # Where the model has no values, on the meta device, the timestep is elsewhere.
             times = t.expand(len(x)).to(x.device)
-            sigmas = (level,) * len(x)
-            return denoiser.velocity(x, times, text.to(dtype), sigmas=sigmas, attention_kwargs=attention_kwargs)
+            options: dict[str, Any] = {"sigmas": (level,) * len(x), "attention_kwargs": attention_kwargs}
+            if condition is not None:
+                options["condition"] = condition.to(dtype).repeat(len(x) // len(condition), 1, 1, 1, 1)
+            return denoiser.velocity(x, times, text.to(dtype), **options)
 
     if guidance is None:
         return predict("cond", model_input, embeds)

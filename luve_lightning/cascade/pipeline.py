@@ -26,6 +26,7 @@ from luve_lightning.cascade.stages import (
     check_method,
     check_output_type,
     check_size,
+    check_training,
     chooser,
     decode,
     upsample,
@@ -306,6 +307,7 @@ class LuVePipeline(DiffusionPipeline, LoraLoading):
         motion = (motion_num_frames or options.num_frames, *options.motion[1:])
         model = refiner if cascade or with_refiner else self.transformer
         check_size(self, model, options.size)
+        check_training(model, refinement.trained if cascade else None)
         if cascade:
             check_size(self, self.transformer, motion, "motion_")
             if check_method(self, options.method).model == "vluer":

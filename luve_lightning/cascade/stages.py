@@ -277,12 +277,22 @@ def check_method(pipeline: LuVePipeline, method: str | UpsamplingMethod) -> Upsa
     return method
 
 
+def check_training(model: Any, wanted: str | None) -> None:
+    """Refuse a transformer that was trained for another refinement than `wanted`; None is LuVe's, or none."""
+    if (found := denoiser_of(model).trained_for) != wanted:
+        origin = model.config.get("_name_or_path") or "the refiner"
+        was = "was trained for none" if found is None else f"was trained for the refinement {found}"
+        right = f"one for {wanted}, as experiments/rivals/{wanted}.yaml trains it" if wanted else "one for luve"
+        raise ValueError(f"refinement: {origin} {was}; expected {right}")
+
+
 def check_refinement(
     pipeline: LuVePipeline, method: Refinement, latents: Tensor, motion: Tensor | None, steps: int, skip: int
 ) -> None:
     """Refuse what a refinement method cannot do with latents; without `motion` they count as the first stage's."""
     sizes = [pipeline.codec.pixel_size(*x.shape[2:]) for x in (latents, latents if motion is None else motion)]
     (frames, height, width), (_, *low) = sizes
+    check_training(pipeline.refinement_transformer, method.trained)
     method.check(pipeline, CascadeOptions(height, width, frames, low[0], low[1], steps=steps, skip_steps=skip))
 
 

@@ -26,8 +26,8 @@ from luve_lightning.data.latent_store import describe_entry, describe_store
 from luve_lightning.data.video_files import GIT_LFS, kind_of_file
 from luve_lightning.files import find_json, read_json
 from luve_lightning.model_folders import BRANCH_WEIGHTS, WeightsHeader, odd_weights, read_header, weights_file
+from luve_lightning.models.attention import saved_attention
 from luve_lightning.models.backbones import Denoiser, denoiser_of, empty_denoiser, families, recognise
-from luve_lightning.models.backbones.denoiser import saved_attention
 from luve_lightning.models.experts import ADAPTER_WEIGHTS, EXPERT, describe_expert
 from luve_lightning.models.vluer import BaseVLUer, ReleasedVLUer
 from luve_lightning.models.vluer.released import buffer_names, state_mismatch

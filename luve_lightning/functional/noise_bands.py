@@ -91,6 +91,23 @@ def noised(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     return ((1 - sigma) * x0 + sigma * noise).to(x0.dtype)
 
 
+def noise_augmented(latents: Tensor, noise: Tensor, strength: Tensor) -> Tensor:
+    """sqrt(1 - s^2) * latents + s * noise: noise of standard deviation s that keeps the variance of unit latents.
+
+    What diffusion models before flow matching call step n of their schedule, with s^2 = 1 - alpha_bar(n).
+
+    Args:
+        latents: B x ...
+        noise: standard normal, same shape.
+        strength: s, shape (B,) or a scalar, in [0, 1], at least float32.
+
+    Returns:
+        The shape and dtype of `latents`, computed in the wider dtype of the three.
+    """
+    strength = _per_sample(strength, latents)
+    return ((1 - strength.square()).sqrt() * latents + strength * noise).to(latents.dtype)
+
+
 def velocity(x0: Tensor, noise: Tensor) -> Tensor:
     """The transformer's target at every sigma: noise - x0."""
     return noise - x0

@@ -104,8 +104,7 @@ class AdaptationTask(FlowMatchingTask):
         transformer = denoiser.module
         if attention is not None:
             denoiser.use_attention(attention)
-        if lora_rank:
-            add_lora(denoiser, lora_rank)
+        self.set_up(denoiser, lora_rank)
         denoiser.set_recompute(recompute, keep_attention, offload, chunks)
         if compile is not None:
             denoiser.compile_blocks(compile)
@@ -114,6 +113,12 @@ class AdaptationTask(FlowMatchingTask):
             loss_weight,
         )  # fmt: skip
         self.lora, self.export_dtype = lora_rank > 0, getattr(torch, export_dtype)
+
+    @classmethod
+    def set_up(cls, denoiser: Denoiser, lora_rank: int) -> None:
+        """Make of a transformer what is trained: all of it with rank 0, else a LoRA beside frozen weights."""
+        if lora_rank:
+            add_lora(denoiser, lora_rank)
 
     def configure_model(self) -> None:
         """Shard the transformer when the strategy has a device mesh."""
@@ -129,7 +134,7 @@ class AdaptationTask(FlowMatchingTask):
 
         The LoRA is also saved by itself, in PEFT's layout and float32, in `lora/` inside the transformer's folder, so
         that no later export can leave it beside another transformer. There is none where an attention's own
-        parameters were trained, which a LoRA cannot hold.
+        parameters were trained, or others, which a LoRA cannot hold.
 
         Every process must call it; the first one writes.
 
@@ -150,8 +155,10 @@ class AdaptationTask(FlowMatchingTask):
             adapted.module.fuse_lora()
             adapted.module.unload_lora()
         adapted.save(Path(folder) / "transformer", self.export_dtype)
-        if lora and adapted.branches:
-            rank_zero_info("no LoRA is saved beside the transformer: its attention's own parameters were trained, too")
+        others = [n for n, p in self.transformer.named_parameters() if p.requires_grad and ".lora_" not in n]
+        if lora and others:
+            what = "its attention's own parameters" if adapted.branches else others[0]
+            rank_zero_info(f"no LoRA is saved beside the transformer: {what} were trained, too")
         elif lora:
             _save_lora(adapted, self.transformer.peft_config[_LORA_NAME], lora, Path(folder) / "transformer" / "lora")
 

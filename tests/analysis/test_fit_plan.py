@@ -114,3 +114,23 @@ def test_a_step_lasts_until_the_next_batch_is_there(repository: Path, monkeypatc
     assert not [note for note in fast.notes if "wait for data" in note]
     [note] = [note for note in slow.notes if "wait for data" in note]
     assert note.endswith("MB a batch, loaded at 0.001 MB/s")
+
+
+@pytest.mark.slow
+def test_rivals_train_about_as_many_weights_as_both_experts(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the optimiser's state; LaVie's new channels come on top."""
+    monkeypatch.chdir(repository)
+
+    def trained(*names: str) -> int:
+        config = compose([repository / "experiments" / f"{name}.yaml" for name in names])
+        data = config["data"]["init_args"] | {"batch_size": 1}
+        plan = plan_training(config["model"], config["data"] | {"init_args": data}, config["trainer"])
+        assert ("what upsamples the low-resolution latents is not counted" in plan.notes) == ("rivals" in names[0])
+        assert plan.peak > plan.rows[0]["weights"] > 4 * 3_000_000
+        return int(plan.rows[0]["optimizer"]) // 8
+
+    experts = trained("experts/mini-lfe") + trained("experts/mini-lfe", "experts/mini-hfe")
+    assert experts == 73_728
+    found = {name: trained(f"rivals/{name}") for name in ("flashvideo", "lavie", "waver")}
+    assert found == {"flashvideo": 72_384, "lavie": 72_384 + 192 * 16 * 4, "waver": 72_384}
+    assert found["flashvideo"] == pytest.approx(experts, rel=0.02)

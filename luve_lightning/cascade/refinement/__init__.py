@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -49,7 +49,13 @@ class Refinement(ABC):
 
     Fields are plain values, with the published defaults; `__post_init__` refuses what is out of range by ValueError.
     Methods are equal when they do the same.
+
+    Attributes:
+        trained: name of the training that its refiner must have had, see `Denoiser.trained_for`; None where that is
+            LuVe's, or none.
     """
+
+    trained: ClassVar[str | None] = None
 
     @abstractmethod
     def __call__(
@@ -107,6 +113,19 @@ class Refinement(ABC):
         """Its options as JSON data: part of a stored recipe."""
         own: Any = self
         return asdict(own)
+
+
+def check_fractions(evaluations: int = 1, **fractions: float) -> None:
+    """Refuse less than one evaluation, and what is outside [0, 1], by name.
+
+    Raises:
+        ValueError: names it.
+    """
+    if evaluations < 1:
+        raise ValueError(f"evaluations: expected at least 1, got {evaluations}")
+    for name, value in fractions.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
 
 
 @cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import entry_points
@@ -27,6 +27,8 @@ from luve_lightning.model_folders import BRANCH_WEIGHTS, is_local, loading
 if TYPE_CHECKING:
     from luve_lightning.models.backbones.denoiser import Denoiser
 
+ATTENTION_KEY = "luve_attention"
+"""In a transformer's configuration; diffusers keeps unknown keys."""
 GROUP = "luve_lightning.attention"
 """Entry points of packages that bring an attention: name = "package.module:Class"."""
 BRANCH = "branch"
@@ -46,6 +48,32 @@ class Where:
     grid: Grid
     layer: int
     sigmas: tuple[float, ...] | None = None
+
+
+class TaggedRotary(tuple[Tensor, ...]):
+    """The tensors of a rotary embedding, with information about the pass that they were made for.
+
+    Attributes:
+        grid: tokens along T, h, w.
+        call: information for the expert layers; None where the transformer has no experts.
+        sigmas: noise levels of the samples, where the attention needs them.
+    """
+
+    grid: Grid
+    call: Any
+    sigmas: tuple[float, ...] | None
+
+    def __new__(
+        cls, embedding: Iterable[Tensor], grid: Grid, call: Any, sigmas: tuple[float, ...] | None = None
+    ) -> TaggedRotary:
+        """An embedding with its tags."""
+        tagged = super().__new__(cls, embedding)
+        tagged.grid, tagged.call, tagged.sigmas = grid, call, sigmas
+        return tagged
+
+    def where(self, layer: int) -> Where:
+        """What the attention of a block is told."""
+        return Where(self.grid, layer, self.sigmas)
 
 
 class Attention(ABC):
@@ -153,6 +181,24 @@ def _kinds() -> Iterator[Any]:
         waiting += kind.__subclasses__()
         if not getattr(kind, "__abstractmethods__", None):
             yield kind
+
+
+def saved_attention(config: Mapping[str, Any], folder: str | Path | None = None) -> Attention | None:
+    """The attention that a transformer's configuration names, if any.
+
+    Args:
+        config: the configuration.
+        folder: where it was read, for errors; None is the folder from which diffusers loaded the transformer.
+
+    Raises:
+        ValueError: when it names none that there is; the message says where.
+    """
+    record = config.get(ATTENTION_KEY)
+    try:
+        return None if record is None else Attention.from_record(record)
+    except ValueError as error:
+        folder = folder or config.get("_name_or_path") or "the transformer"
+        raise ValueError(f"{folder}: config.json: {ATTENTION_KEY}: {error}") from None
 
 
 def save_branches(denoiser: Denoiser, folder: Path, old: Path | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,14 +15,23 @@ from luve_lightning.functional.frequency import Grid
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.noise_bands import sigma_of_timestep
 from luve_lightning.model_folders import BRANCH_WEIGHTS, saving
-from luve_lightning.models.attention import BRANCH, Attention, Where, branches_set_aside, save_branches, shapes_of
+from luve_lightning.models.attention import (
+    ATTENTION_KEY,
+    BRANCH,
+    Attention,
+    TaggedRotary,
+    branches_set_aside,
+    save_branches,
+    saved_attention,
+    shapes_of,
+)
 from luve_lightning.models.attention.dense import Dense
 from luve_lightning.models.backbones.recompute import Recompute, set_recompute
 
 Place = Literal["attention", "cross_attention", "feed_forward"]
 """Where in a block an expert can sit."""
 
-_ATTENTION_KEY = "luve_attention"  # in the transformer's configuration; diffusers keeps unknown keys
+_REFINEMENT_KEY = "luve_refinement"  # in the transformer's configuration; diffusers keeps unknown keys
 
 _MOST_GRAPHS = 64  # of one part of a block: some sizes, with each expert, with and without gradients
 
@@ -82,6 +91,16 @@ class Denoiser(ABC):
             ValueError: for a family that cannot.
         """
         raise ValueError(f"condition: {type(self).__name__} takes no other latents beside those that it denoises")
+
+    @property
+    def trained_for(self) -> str | None:
+        """Name of the refinement that it was trained for; None where that is LuVe's, or none."""
+        found: str | None = self.module.config.get(_REFINEMENT_KEY)
+        return found
+
+    def train_for(self, refinement: str) -> None:
+        """Note in the transformer's configuration which refinement it is trained for."""
+        self.module.register_to_config(**{_REFINEMENT_KEY: refinement})
 
     @property
     def embedding_parameters(self) -> Sequence[nn.Parameter]:
@@ -229,7 +248,7 @@ class Denoiser(ABC):
         """
         if attention is not None:
             attention.check(len(self.blocks))
-        self.module.register_to_config(**{_ATTENTION_KEY: None if attention is None else attention.record()})
+        self.module.register_to_config(**{ATTENTION_KEY: None if attention is None else attention.record()})
         self.module.replaced_attention = attention
         self.module.lacks_branches = False
         for _, site in self.attention_sites:
@@ -269,10 +288,12 @@ class Denoiser(ABC):
     def copy(self) -> Denoiser:
         """A new transformer of the same configuration, on the CPU, with other weights."""
         config = {k: v for k, v in self.module.config.items() if not k.startswith("_")}
-        attention = config.pop(_ATTENTION_KEY, None)
+        attention, method = (config.pop(key, None) for key in (ATTENTION_KEY, _REFINEMENT_KEY))
         new = type(self)(self.module_class(**config))
         if attention is not None:
             new.use_attention(Attention.from_record(attention))
+        if method is not None:
+            new.train_for(method)
         return new
 
     def save(self, folder: str | Path, dtype: torch.dtype) -> None:
@@ -365,50 +386,6 @@ class Denoiser(ABC):
         sites: list[Any] = [block.get_submodule(self.sites["feed_forward"]) for block in blocks]
         below = [getattr(site, "base_layer", site) for site in sites]  # an expert
         set_recompute(self.module, blocks, recompute, keep_attention, offload, chunks, below)
-
-
-def saved_attention(config: Mapping[str, Any], folder: str | Path | None = None) -> Attention | None:
-    """The attention that a transformer's configuration names, if any.
-
-    Args:
-        config: the configuration.
-        folder: where it was read, for errors; None is the folder from which diffusers loaded the transformer.
-
-    Raises:
-        ValueError: when it names none that there is; the message says where.
-    """
-    record = config.get(_ATTENTION_KEY)
-    try:
-        return None if record is None else Attention.from_record(record)
-    except ValueError as error:
-        folder = folder or config.get("_name_or_path") or "the transformer"
-        raise ValueError(f"{folder}: config.json: {_ATTENTION_KEY}: {error}") from None
-
-
-class TaggedRotary(tuple[Tensor, ...]):
-    """The tensors of a rotary embedding, with information about the pass that they were made for.
-
-    Attributes:
-        grid: tokens along T, h, w.
-        call: information for the expert layers; None where the transformer has no experts.
-        sigmas: noise levels of the samples, where the attention needs them.
-    """
-
-    grid: Grid
-    call: Any
-    sigmas: tuple[float, ...] | None
-
-    def __new__(
-        cls, embedding: Iterable[Tensor], grid: Grid, call: Any, sigmas: tuple[float, ...] | None = None
-    ) -> TaggedRotary:
-        """An embedding with its tags."""
-        tagged = super().__new__(cls, embedding)
-        tagged.grid, tagged.call, tagged.sigmas = grid, call, sigmas
-        return tagged
-
-    def where(self, layer: int) -> Where:
-        """What the attention of a block is told."""
-        return Where(self.grid, layer, self.sigmas)
 
 
 def _tag_rotary(rotary: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, ...]) -> TaggedRotary:

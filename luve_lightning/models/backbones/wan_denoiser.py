@@ -17,7 +17,8 @@ from torch.nn.functional import rms_norm
 
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.models.backbones.denoiser import Denoiser, TaggedRotary
+from luve_lightning.models.attention import TaggedRotary
+from luve_lightning.models.backbones.denoiser import Denoiser
 
 _ROTARY_BASE = 10_000.0  # of the rotary frequencies; no configuration has it
 
@@ -85,7 +86,7 @@ class WanDenoiser(Denoiser):
         if self.conditioned:
             return
         channels, narrow = self.channels, self.module.patch_embedding
-        wide = _TwoInputs(
+        wide: Any = _TwoInputs(
             2 * channels, narrow.out_channels, narrow.kernel_size, narrow.stride,
             device=narrow.weight.device, dtype=narrow.weight.dtype,
         )  # fmt: skip
