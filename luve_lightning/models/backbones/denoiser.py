@@ -82,10 +82,9 @@ class Denoiser(ABC):
         return False
 
     def take_condition(self) -> None:
-        """Take the latents of another video beside its own from now on; the weights for them are new, and zero.
+        """Take the latents of another video beside its own from now on, as its configuration then says.
 
-        The transformer's configuration says so, and what it computes stays the same, to the bit, until they are
-        trained.
+        The weights for them are new, and zero: what it computes stays the same, to the bit, until they are trained.
 
         Raises:
             ValueError: for a family that cannot.
@@ -95,8 +94,7 @@ class Denoiser(ABC):
     @property
     def trained_for(self) -> str | None:
         """Name of the refinement that it was trained for; None where that is LuVe's, or none."""
-        found: str | None = self.module.config.get(_REFINEMENT_KEY)
-        return found
+        return self.module.config.get(_REFINEMENT_KEY)  # type: ignore[no-any-return]
 
     def train_for(self, refinement: str) -> None:
         """Note in the transformer's configuration which refinement it is trained for."""
@@ -287,13 +285,12 @@ class Denoiser(ABC):
 
     def copy(self) -> Denoiser:
         """A new transformer of the same configuration, on the CPU, with other weights."""
-        config = {k: v for k, v in self.module.config.items() if not k.startswith("_")}
-        attention, method = (config.pop(key, None) for key in (ATTENTION_KEY, _REFINEMENT_KEY))
-        new = type(self)(self.module_class(**config))
-        if attention is not None:
-            new.use_attention(Attention.from_record(attention))
-        if method is not None:
-            new.train_for(method)
+        config = self.module.config
+        new = type(self)(self.module_class(**{k: v for k, v in config.items() if not k.startswith(("_", "luve_"))}))
+        if (attention := saved_attention(config)) is not None:
+            new.use_attention(attention)
+        if self.trained_for is not None:
+            new.train_for(self.trained_for)
         return new
 
     def save(self, folder: str | Path, dtype: torch.dtype) -> None:
