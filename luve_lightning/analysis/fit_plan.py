@@ -167,7 +167,7 @@ class FitPlanner:
             grids[bucket] = codec.latent_size(bucket.frames, *recipe.pixel_size(data["scale"]))
         volumes = {bucket: prod(grid) for bucket, grid in grids.items()}
         if issubclass(self.kind, EnhancementTask):
-            self.notes.append("what upsamples the low-resolution latents is not counted")
+            self.notes.append("reading and upsampling the low-resolution latents are not counted")
         chosen = self._chosen()
         groups = batch_groups(
             self.buckets, chosen, volumes, data["batch_size"],

@@ -125,7 +125,9 @@ def test_rivals_train_about_as_many_weights_as_both_experts(repository: Path, mo
         config = compose([repository / "experiments" / f"{name}.yaml" for name in names])
         data = config["data"]["init_args"] | {"batch_size": 1}
         plan = plan_training(config["model"], config["data"] | {"init_args": data}, config["trainer"])
-        assert ("what upsamples the low-resolution latents is not counted" in plan.notes) == ("rivals" in names[0])
+        assert ("reading and upsampling the low-resolution latents are not counted" in plan.notes) == (
+            "rivals" in names[0]
+        )
         assert plan.peak > plan.rows[0]["weights"] > 4 * 3_000_000
         return int(plan.rows[0]["optimizer"]) // 8
 

@@ -85,9 +85,7 @@ class Denoiser(ABC):
         """Take the latents of another video beside its own from now on, as its configuration then says.
 
         The weights for them are new, and zero: what it computes stays the same, to the bit, until they are trained.
-
-        Raises:
-            ValueError: for a family that cannot.
+        A family that cannot raises ValueError.
         """
         raise ValueError(f"condition: {type(self).__name__} takes no other latents beside those that it denoises")
 
