@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from luve_lightning.files import read_json, replacing_folder
+from luve_lightning.terminal import amount
 
 # diffusers, PEFT and we look for these first: a folder without one holds no model.
 _FIRST_READ = ("model_index.json", "config.json", "expert.json")
@@ -140,14 +141,14 @@ def load_whole(kind: Any, source: str | Path, part: str, **options: Any) -> Any:
         about["unexpected_keys"] = ()  # only the encoder of a whole model is loaded
     about["not_finite"] = not_finite(model)
     for key, wrong in (
-        ("missing_keys", "are missing"),
-        ("mismatched_keys", "have another shape than its config.json says"),
-        ("unexpected_keys", "are not this model's"),
-        ("not_finite", "hold values that are not finite"),
+        ("missing_keys", "missing"),
+        ("mismatched_keys", "of another shape than its config.json says"),
+        ("unexpected_keys", "not this model's"),
+        ("not_finite", "with values that are not finite"),
     ):
         if found := sorted(map(str, about.get(key, ()))):
             where = f"backbone {source}: its {part}/" if part else str(source)
-            raise ValueError(f"{where}: {len(found)} weights {wrong}, for instance {found[0]}")
+            raise ValueError(f"{where}: {amount(len(found), 'weight')} {wrong}, for instance {found[0]}")
     return model
 
 

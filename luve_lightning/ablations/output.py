@@ -18,7 +18,7 @@ from luve_lightning.ablations.results import Values
 from luve_lightning.ablations.stage_process import Failure, is_done, log_path
 from luve_lightning.ablations.table import Table
 from luve_lightning.evaluation.tables import table_rich
-from luve_lightning.terminal import say
+from luve_lightning.terminal import amount, say
 
 _MOST_USES = 3
 
@@ -45,7 +45,7 @@ class RunWatcher:
             running = ", ".join(
                 f"{name} x {count}" if count > 1 else name for name, count in sorted(standing.running.items())
             )
-            counts = f"{standing.done} of {standing.total} stages{_left(standing)}"
+            counts = f"{standing.done} of {amount(standing.total, 'stage')}{_left(standing)}"
             self._status.update(f"{counts}; running: {running or 'none'}")
 
     def finished(self, stage: AblationStage, seconds: float, standing: Standing) -> None:
@@ -76,7 +76,7 @@ def start_line(plan: Plan, slots: Slots) -> str:
     if not missing:
         return f"all {len(plan.stages)} stages are finished already"
     at_once = "one at a time" if slots.count == 1 else f"{slots.count} at the same time"
-    return f"{missing} of {len(plan.stages)} stages to run, {at_once}"
+    return f"{missing} of {amount(len(plan.stages), 'stage')} to run, {at_once}"
 
 
 def dry_run_lines(plan: Plan, program: Sequence[str]) -> list[str]:
@@ -87,7 +87,7 @@ def dry_run_lines(plan: Plan, program: Sequence[str]) -> list[str]:
         lines.append(f"# {done}{stage.label} ({uses(stage)})")
         lines.append(shlex.join([*program, *stage.words]))
     missing = sum(not is_done(stage) for stage in plan.stages.values())
-    lines.append(f"# {missing} of {len(plan.stages)} stages to run")
+    lines.append(f"# {missing} of {amount(len(plan.stages), 'stage')} to run")
     return lines
 
 

@@ -30,6 +30,7 @@ from luve_lightning.functional.interpolation import Size3d, interpolate_latents
 from luve_lightning.functional.pixels import video_to_frames
 from luve_lightning.models.backbones import LatentSpace, load_backbone
 from luve_lightning.tasks.base import TextToVideo, Upsampling
+from luve_lightning.terminal import amount
 
 
 class NowAndThen(L.Callback):
@@ -265,7 +266,7 @@ class DenoisingSpectra(NowAndThen):
             rank_zero_warn(f"no spectra at step {trainer.global_step}: {reason}")
             return
         switch = suggest_switch(spectra, self.share)
-        title = f"step {trainer.global_step}, {spectra.videos} videos, guidance {self.guidance:g}"
+        title = f"step {trainer.global_step}, {amount(spectra.videos, 'video')}, guidance {self.guidance:g}"
         _, plot = write_spectra(spectra, switch, self.output, name, title)
         for logger in trainer.loggers:
             logger.log_metrics({"spectra/sigma_switch": switch.sigma}, step=trainer.global_step)

@@ -22,6 +22,7 @@ from luve_lightning.cascade.speed import SpeedOptions, enable_context_parallel
 from luve_lightning.cascade.stages import decode_bytes, kernels_being_built
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import CutText, denoiser_of
+from luve_lightning.terminal import amount
 
 _VERSION = 1  # version of stored latents; raise it when the same options give others
 
@@ -384,5 +385,5 @@ def cut_lines(places: Mapping[str, str], cuts: Mapping[str, Mapping[str, CutText
     told = [f"  {places[name] or '--prompt'}: {what}: {cut}" for name, own in cuts.items() for what, cut in own.items()]
     if not told:
         return ""
-    head = f"longer than the text encoder reads: {len(told)} texts"
+    head = f"longer than the text encoder reads: {amount(len(told), 'text')}"
     return "\n".join([head, *told[:3], *([f"  ... and {len(told) - 3} more"] if len(told) > 3 else [])])

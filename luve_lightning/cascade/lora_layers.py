@@ -24,6 +24,7 @@ from luve_lightning.cascade.lora_names import (
     set_scales,
 )
 from luve_lightning.models.backbones import Denoiser, denoiser_of
+from luve_lightning.terminal import amount
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _check_configuration(file: LoraFile, layers: Mapping[str, LoraLayer], loras:
     if dora and len(dora) < len(loras):
         lacks = next(name for name in loras if name not in dora)
         raise ValueError(
-            f"LoRA {file.name}: {len(dora)} of its {len(loras)} layers have DoRA's magnitude, {lacks} has none"
+            f"LoRA {file.name}: {len(dora)} of its {amount(len(loras), 'layer')} with DoRA's magnitude, {lacks} without"
         )
     configured = file.configuration
     if configured is None:
@@ -293,14 +294,14 @@ def _refuse_strangers(
         raise ValueError(f"LoRA {file.name}: holds no weights of a LoRA for a {kind}{example}")
     if strange:
         raise ValueError(
-            f"LoRA {file.name}: {len(strange)} of its {len(file.tensors)} tensors are no parts of a LoRA and "
+            f"LoRA {file.name}: {len(strange)} of its {amount(len(file.tensors), 'tensor')}: no parts of a LoRA, "
             f"cannot be honoured, for instance {', '.join(sorted(strange)[:3])}"
         )
     if elsewhere:
         unknown = sorted(set(elsewhere))
         raise ValueError(
-            f"LoRA {file.name}: {len(unknown)} of its {known + len(unknown)} layers are not in this transformer of "
-            f"{len(denoiser.blocks)} blocks, for instance {unknown[0]}"
+            f"LoRA {file.name}: {len(unknown)} of its {amount(known + len(unknown), 'layer')}: not in this transformer "
+            f"of {amount(len(denoiser.blocks), 'block')}, for instance {unknown[0]}"
         )
 
 

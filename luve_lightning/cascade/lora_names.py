@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from luve_lightning.cascade.lora_files import ADAPTER_CONFIG, LoraConfiguration, LoraFile
+from luve_lightning.terminal import amount
 
 # Prefixes that wrappers and trainers put before a layer's name, in any nesting; after those that spell the name with
 # underscores, more of them with underscores. Not "transformer_", with which other families' blocks begin.
@@ -168,7 +169,7 @@ class LoraSummary:
         more += "".join(f", {number} {kind}{_plural(kind, number)}" for kind, number in self.kinds.items())
         more += f" (assumed: no {ADAPTER_CONFIG} beside it)" if self.assumed else ""
         sizes = [_several(word, values) for word, values in (("rank", self.ranks), ("scale", self.scales)) if values]
-        return f"LoRA {self.name}: {', '.join([f'{self.layers} layers', *sizes])}{more}"
+        return f"LoRA {self.name}: {', '.join([amount(self.layers, 'layer'), *sizes])}{more}"
 
     def record(self) -> dict[str, Any]:
         """The summary as JSON."""
@@ -224,7 +225,7 @@ def describe_lora(file: LoraFile) -> LoraContents:
             layer = layers.setdefault(name.place, LoraLayer(names=names))
             layer.parts[name.part], layer.keys[name.part] = file.tensors[key], key
     unknown = [key for key, name in parsed.items() if name is None]
-    refused = f"{len(unknown)} tensors are no part of a LoRA, for instance {unknown[0]}" if unknown else ""
+    refused = f"{amount(len(unknown), 'tensor')} not part of a LoRA, for instance {unknown[0]}" if unknown else ""
     scaled = {name: layer for name, layer in layers.items() if layer.low_rank}
     try:
         for place, layer in layers.items():

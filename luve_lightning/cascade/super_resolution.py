@@ -15,6 +15,7 @@ from torch import Tensor
 from luve_lightning.functional.pixels import resize_video, video_to_frames
 from luve_lightning.model_folders import not_finite, odd_weights
 from luve_lightning.models.super_resolution import CHUNK, TILE, PixelSuperResolver, RealBasicVSR, RRDBNet
+from luve_lightning.terminal import amount
 
 # Where a file may keep its tensors, and what may stand before their names: the first that is there counts, so that
 # averaged weights, with which their makers test, go before the others.
@@ -77,7 +78,9 @@ def load_super_resolver(path: str | Path) -> PixelSuperResolver:
         raise ValueError(f"{path}: weights that do not fit {kind.__name__}: {told}")
     net.load_state_dict(tensors)
     if wrong := not_finite(net):
-        raise ValueError(f"{path}: {len(wrong)} weights hold values that are not finite, for instance {wrong[0]}")
+        raise ValueError(
+            f"{path}: {amount(len(wrong), 'weight')} with values that are not finite, for instance {wrong[0]}"
+        )
     return net.eval().requires_grad_(False)
 
 

@@ -162,7 +162,7 @@ def _facts(
     return {
         "videos": ", ".join(f"{method} {folder}" for method, folder in folders.items()),
         "reference": str(reference or "none"),
-        "prompts": f"of {with_prompt} of {len(sets.names)} names",
+        "prompts": f"of {with_prompt} of {amount(len(sets.names), 'name')}",
         "device": name,
         "revision": revision_in_words(),
         "python": platform.python_version(),

@@ -31,6 +31,7 @@ from luve_lightning.models.backbones import Denoiser, denoiser_of, empty_denoise
 from luve_lightning.models.experts import ADAPTER_WEIGHTS, EXPERT, describe_expert
 from luve_lightning.models.vluer import BaseVLUer, ReleasedVLUer
 from luve_lightning.models.vluer.released import buffer_names, state_mismatch
+from luve_lightning.terminal import amount
 
 VERBS = {"inspect": Verb("Generation", "say what files and folders of weights are", positional="paths...")}
 
@@ -225,7 +226,8 @@ def _about_transformer(denoiser: Denoiser, config: Mapping[str, Any], path: Path
     """Sizes and attention of a transformer, and why it is used nowhere, if so."""
     denoiser.use_attention(saved_attention(config, path))
     patch = " x ".join(map(str, denoiser.patch))
-    facts = {"sizes": f"{len(denoiser.blocks)} layers, {denoiser.heads} heads, text {denoiser.text_dim}, patch {patch}"}
+    layers, heads = amount(len(denoiser.blocks), "layer"), amount(denoiser.heads, "head")
+    facts = {"sizes": f"{layers}, {heads}, text {denoiser.text_dim}, patch {patch}"}
     try:
         facts["sizes"] += f", {denoiser.channels} latent channels"
     except ValueError as error:  # for image to video
@@ -390,7 +392,7 @@ def _tensors(header: WeightsHeader) -> dict[str, str]:
 
 
 def _examples(names: Sequence[str]) -> str:
-    return f"{len(names):,} tensors, for instance {', '.join(names[:_SHOWN])}"
+    return f"{len(names):,} tensor{'s' * (len(names) != 1)}, for instance {', '.join(names[:_SHOWN])}"
 
 
 def _bytes(size: int) -> str:

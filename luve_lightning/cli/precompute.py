@@ -179,7 +179,7 @@ def precompute(
     several = len(buckets) > 1
     if not assigned:
         why = "fit no bucket" if several else "are too short" if fps is None else "are too short or too slow"
-        raise ValueError(f"{index}: all of {len(entries)} clips {why}, first {left[0]}")
+        raise ValueError(f"{index}: all of {amount(len(entries), 'clip')} {why}, first {left[0]}")
     shares = [_Share.of(bucket, some, recipe, latents, hashes, hardware) for bucket, some in assigned.items()]
     count = sum(len(share.planned) for share in shares)
     if check:
@@ -203,14 +203,15 @@ def precompute(
         totals = totals + task.totals
         listed += len(bad.bad())
         if listed > bad.allowed:  # in several buckets together
-            raise TooManyBadClips(f"{listed} of {usable} clips cannot be read, in several buckets: {bad.describe()}")
+            told = f"{listed} of {amount(usable, 'clip')} cannot be read, in several buckets"
+            raise TooManyBadClips(f"{told}: {bad.describe()}")
     there = (count - totals.bad) * recipe.count - totals.encoded
     where = f", listed in {bad.path.parent if several else bad.path}" if listed and bad.path else ""
     uneven = uneven_line(hashes, entries) if fps is None and runner.is_global_zero else ""
     slow = [one for share in shares for one in repeated_clips((window.clip for window in share.planned), recipe)]
     label = "in no bucket" if several else "too short   " if fps is None else "left out    "
     lines = [
-        f"  encoded        {totals.encoded} latents, {totals.bytes / 2**20:.1f} MiB",
+        f"  encoded        {amount(totals.encoded, 'latent')}, {totals.bytes / 2**20:.1f} MiB",
         f"  already there  {there}",
         f"  quarantined    {listed}{where}",
         f"  {label}   {len(left)}, first {left[0]}" if left else "",
@@ -268,8 +269,8 @@ def _check(console: Console, shares: Sequence[_Share], total: int, threads: int,
     for path, reason in list(unreadable.items())[:1]:
         say(
             console,
-            f"latents of {len(unreadable)} clips were not looked for: the clip's bytes name them, and it cannot be "
-            f"read (first {path}: {reason})",
+            f"latents of {amount(len(unreadable), 'clip')} were not looked for: the clip's bytes name them, and it "
+            f"cannot be read (first {path}: {reason})",
         )
     found.complain()
 

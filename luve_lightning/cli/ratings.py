@@ -175,7 +175,8 @@ def study_build(
         built = build_study(sets, output, path, options, lambda total: steps.begin("videos", total), steps.advance)
     made = built.key
     trials = len(made.plans[0])
-    lines = [f"{output / PAGE}: {len(made.items)} items of {len(made.methods)} methods, {trials} groups per rater"]
+    shown = f"{amount(len(made.items), 'item')} of {amount(len(made.methods), 'method')}"
+    lines = [f"{output / PAGE}: {shown}, {amount(trials, 'group')} per rater"]
     lines += [f"  left out: {name}: {reason}" for name, reason in built.left_out.items()]
     lines += [
         f"  videos written {built.written} of {len(made.items) * len(made.methods)}",
@@ -221,7 +222,7 @@ def study_tally(
     tables = [table_markdown(SHARE_COLUMNS, rows), table_markdown(RATER_COLUMNS, people)]
     parts = [*tables, *(f"- {n}\n" for n in notes[1:])]
     write_text(output / "table.md", f"# Study {known.study}\n\n{notes[0]}\n\n" + "\n".join(parts))
-    title = f"{len(found.raters)} of {len(known.plans)} raters, {len(known.items)} items"
+    title = f"{len(found.raters)} of {amount(len(known.plans), 'rater')}, {amount(len(known.items), 'item')}"
     shown = [{column: row[column] for column in _SHOWN} for row in rows]
     console.print(table_rich(_SHOWN, shown, title))
     say(console, "\n".join([*notes, f"written to {output / 'table.csv'}, table.md and raters.csv"]))
@@ -291,7 +292,7 @@ def _ask(
         steps.begin("videos", sum(len(files) for files in sets.methods.values()))
         key = judging.write_questions(sets, output, options, steps.advance)
     lines = [
-        f"{output / judging.QUESTIONS}: {len(key.entries)} questions",
+        f"{output / judging.QUESTIONS}: {amount(len(key.entries), 'question')}",
         "next: luve judge --output ... --answers FILE",
     ]
     lines += [f"  not asked: {name}: {reason}" for name, reason in key.unreadable.items()]
@@ -306,6 +307,6 @@ def _read_answers(console: Console, output: Path, path: Path, seed: int, replica
     write_text(output / "videos.csv", table_csv(judging.VIDEO_COLUMNS, rows))
     write_text(output / "table.csv", table_csv(judging.MEAN_COLUMNS, means))
     write_text(output / "table.md", table_markdown(judging.MEAN_COLUMNS, means))
-    console.print(table_rich(judging.MEAN_COLUMNS, means, f"{len(rows)} of {len(key.entries)} videos judged"))
+    console.print(table_rich(judging.MEAN_COLUMNS, means, f"{len(rows)} of {amount(len(key.entries), 'video')} judged"))
     problems = [f"{path}: {problem}" for problem in found.problems]
     say(console, "\n".join([*problems, f"written to {output / 'table.csv'}, table.md and videos.csv"]))

@@ -25,7 +25,7 @@ from luve_lightning.cli.errors import did_you_mean
 from luve_lightning.cli.run_verb import refusal
 from luve_lightning.files import check_writable
 from luve_lightning.machine import PACKAGE_ROOT, check_workers, cores, revision_in_words, visible_gpus
-from luve_lightning.terminal import say
+from luve_lightning.terminal import amount, say
 
 VERBS = {
     "rehearse": Verb(
@@ -146,7 +146,7 @@ def _check_counts(counts: Mapping[str, tuple[int | None, int]], limit: float, gp
     devices, _ = counts["devices"]
     assert devices is not None
     if gpus and devices > len(gpus):
-        raise ValueError(f"devices: {len(gpus)} GPUs are here, got {devices}")
+        raise ValueError(f"devices: here {'is' if len(gpus) == 1 else 'are'} {amount(len(gpus), 'GPU')}, got {devices}")
     if not gpus:
         check_workers("devices", devices, 1)
 
@@ -213,7 +213,8 @@ def rehearsal_facts(title: str, gpus: Sequence[str], devices: int) -> dict[str, 
     """What a table of measurements was made on."""
     versions = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
     packages = [f"{name} {versions[name]}" for name in _PACKAGES if name in versions]
-    device = f"{len(gpus)} x {gpus[0]}" if gpus else f"{platform.machine()} CPU, {cores()} cores, {devices} processes"
+    here = f"{platform.machine()} CPU, {amount(cores(), 'core')}, {amount(devices, 'process', 'processes')}"
+    device = f"{len(gpus)} x {gpus[0]}" if gpus else here
     return {
         "title": title,
         "date": datetime.now(UTC).isoformat(timespec="minutes"),

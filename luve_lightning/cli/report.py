@@ -30,7 +30,7 @@ from luve_lightning.machine import package_version, revision_in_words
 from luve_lightning.reporting.dashboard import PREFIX_OF_RESULTS, Dashboard, build_workspace, serialised
 from luve_lightning.reporting.report import PageText, ReportInputs, ResultTable, build_report, result_table
 from luve_lightning.reporting.videos import Comparison
-from luve_lightning.terminal import Steps, say
+from luve_lightning.terminal import Steps, amount, say
 
 VERBS = {
     "report": Verb(
@@ -153,7 +153,7 @@ def sweep(
             ablate(name, rows=rows, seeds=seeds)
         return
     if dry_run:
-        say(console, f"a sweep of {len(calls)} runs in project {project}:")
+        say(console, f"a sweep of {amount(len(calls), 'run')} in project {project}:")
         print("\n".join([*map(shlex.join, calls), together]))
         return
     _run_agent(_create(sweep_configuration(found, name), entity, project), count)

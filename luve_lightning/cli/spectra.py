@@ -24,7 +24,7 @@ from luve_lightning.evaluation.denoising_spectra import (
 from luve_lightning.files import write_text
 from luve_lightning.machine import check_video, choose_device
 from luve_lightning.models.backbones import Backbone, Schedule, load_backbone
-from luve_lightning.terminal import Steps, say
+from luve_lightning.terminal import Steps, amount, say
 
 VERBS = {
     "spectra": Verb(
@@ -91,7 +91,7 @@ def spectra(
             denoiser, text, schedule, codec, prompts, size, steps, guidance, seed, bands, progress.advance
         )
     switch = suggest_switch(found, share)
-    title = f"{backbone}, {height}x{width}, {frames} frames, {found.videos} videos, guidance {guidance:g}"
+    title = f"{backbone}, {height}x{width}, {frames} frames, {amount(found.videos, 'video')}, guidance {guidance:g}"
     table, plot = write_spectra(found, switch, output, "spectra", title)
     settings = {
         "backbone": backbone, "prompts": prompts, "height": height, "width": width, "frames": frames,
@@ -104,7 +104,8 @@ def spectra(
     facts = told | {"released": {"sigma": PAPER_SIGMA_SWITCH, "low": low, "high": high}, "settings": settings}
     write_text(output / "switch.json", json.dumps(facts, indent=2) + "\n")
     written = f"written to {table}, {plot.name} and switch.json"
-    took = f"{found.videos} videos of {steps} steps in {time.perf_counter() - started:.0f} s on {target}"
+    made = f"{amount(found.videos, 'video')} of {amount(steps, 'step')}"
+    took = f"{made} in {time.perf_counter() - started:.0f} s on {target}"
     say(console, "\n".join([*switch_lines(found, switch), written, took]))
 
 

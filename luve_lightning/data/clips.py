@@ -31,6 +31,7 @@ from luve_lightning.data.clip_presentation import presentation_of
 from luve_lightning.data.clip_scan import Scan, scan
 from luve_lightning.data.still_files import still_kind
 from luve_lightning.data.stills import probe_still, read_still
+from luve_lightning.terminal import amount
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -337,7 +338,7 @@ def read_with_decord(path: Path, indices: Sequence[int], info: ClipInfo) -> Fram
     """
     with _opened(path) as reader:
         if len(reader) != info.frames:
-            raise ClipError(path, f"has {info.frames} frames, but decord sees {len(reader)}")
+            raise ClipError(path, f"has {amount(info.frames, 'frame')}, but decord sees {len(reader)}")
         if info.trusted_by_decord or indices[-1] - indices[0] == len(indices) - 1:
             frames: Frames = reader.get_batch(indices).asnumpy()
         else:

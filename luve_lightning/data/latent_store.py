@@ -20,6 +20,7 @@ from luve_lightning.data.store import StoreError, TensorStore
 from luve_lightning.files import text_digest
 from luve_lightning.functional.frame_times import exact_rate, planned_samples, refusal
 from luve_lightning.safetensors_window import DTYPE_NAMES, Range, SafetensorsWindow
+from luve_lightning.terminal import amount
 
 # Raise it when the same clip and the same VAE would give other latents: another decoder or colour conversion
 # in data/clips.py (for clips that are converted, another `Presentation.label` is enough), another choice of
@@ -248,7 +249,7 @@ class LatentRecipe:
     def too_short(self, total_frames: int) -> str:
         """Why a clip of so many frames, at `fps` where there is one, has no window."""
         at = "" if self.fps is None else f" at {self.fps:g} frames a second"
-        return f"{total_frames} frames{at}, expected at least {self.start + self.span}"
+        return f"{amount(total_frames, 'frame')}{at}, expected at least {self.start + self.span}"
 
     def pixel_size(self, scale: float) -> tuple[int, int]:
         """(height, width) of the pixels at a scale; `check_scales` ensures that they are integers."""

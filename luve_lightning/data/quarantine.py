@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.files import warn_kept_in_memory
 from luve_lightning.locks import JsonLines
+from luve_lightning.terminal import amount
 
 T = TypeVar("T")
 SHOWN = 5  # most clips named in the message of TooManyBadClips
@@ -145,13 +146,13 @@ class Quarantine:
         """How many clips are bad, and the first few with their reasons, in one line."""
         bad = self.bad()
         share = self.max_bad_fraction * self.total
-        allowed = f"{self.allowed} clips" if self.allowed > share else f"{self.max_bad_fraction:.1%}"
+        allowed = amount(self.allowed, "clip") if self.allowed > share else f"{self.max_bad_fraction:.1%}"
         some = "; ".join(f"{clip.path}: {clip.reason}" for clip in bad[:SHOWN])
         more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         listed = f" (listed in {self.path}; delete it to start the count again)" if self.path and bad else ""
         return (
-            f"{len(bad)} of {self.total} clips cannot be read ({len(bad) / self.total:.1%}, {allowed} allowed): "
-            f"{some}{more}{listed}"
+            f"{len(bad)} of {amount(self.total, 'clip')} cannot be read "
+            f"({len(bad) / self.total:.1%}, {allowed} allowed): {some}{more}{listed}"
         )
 
 

@@ -21,6 +21,7 @@ from luve_lightning.data.video_index import ClipEntry, Limits, Split
 from luve_lightning.datamodules.base import OutlivingLoader, ResumableDataModule, check_clip_limits, open_index
 from luve_lightning.functional.pixels import frames_to_video, resize_video
 from luve_lightning.machine import check_workers
+from luve_lightning.terminal import amount
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class ClipViews(Dataset[dict[str, Any]]):
         """`count` consecutive frames from a random place; the same seed gives a replacement clip its own place."""
         entry = self.entries[index]
         if entry.total_frames < count or index in self.unreadable:
-            reason = self.unreadable.get(index, f"{entry.total_frames} frames, {count} needed")
+            reason = self.unreadable.get(index, f"{amount(entry.total_frames, 'frame')}, {count} needed")
             raise ClipError(entry.path, reason)
         start = int(np.random.default_rng([*seed, 1]).integers(entry.total_frames - count + 1))
         if index in self.loaded:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from luve_lightning.datamodules.buckets import Bucket
+from luve_lightning.terminal import amount
 
 
 @dataclass(frozen=True)
@@ -263,12 +264,14 @@ class BucketBatchSampler(BatchOrder):
 
     def table(self) -> str:
         """What an epoch takes of each bucket, as lines of text."""
-        lines = [f"{len(self.groups)} buckets, {len(self)} steps an epoch on {self.world_size} process(es):"]
+        buckets, steps = amount(len(self.groups), "bucket"), amount(len(self), "step")
+        lines = [f"{buckets}, {steps} an epoch on {self.world_size} process(es):"]
         for place, group in enumerate(self.groups):
             sizes = [size for at, _, size in self.plan if at == place]
             last = f", the last of {sizes[-1]}" if sizes[-1] != sizes[0] else ""
-            batches = f"{len(sizes)} batches of {sizes[0]}{last}"
-            lines.append(f"  {group.number}  {group.bucket}: {group.draws} samples of {len(group.items)}, {batches}")
+            batches = f"{amount(len(sizes), 'batch', 'batches')} of {sizes[0]}{last}"
+            drawn = f"{amount(group.draws, 'sample')} of {len(group.items)}"
+            lines.append(f"  {group.number}  {group.bucket}: {drawn}, {batches}")
         if self.filled:
             lines.append(f"  {self.filled} samples come a second time, so that every process gets as many")
         return "\n".join(lines)
@@ -327,7 +330,8 @@ def _shared(counts: Mapping[Bucket, int], passes: int, share: float) -> dict[Buc
     many, clips = sum(stills.values()), sum(counts.values()) - sum(stills.values())
     if (share > 0 and not many) or (share < 1 and not clips):
         raise ValueError(
-            f"stills_share {share:g}: training has {many} samples in buckets of one frame and {clips} in longer ones"
+            f"stills_share {share:g}: training has {amount(many, 'sample')} in buckets of one frame "
+            f"and {clips} in longer ones"
         )
     if share == 1:
         return {bucket: passes * stills.get(bucket, 0) for bucket in counts}

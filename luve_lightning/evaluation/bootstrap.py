@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from luve_lightning.functional.patches import FrechetTarget
+from luve_lightning.terminal import amount
 
 if TYPE_CHECKING:  # torchmetrics takes two seconds to import, and intervals of plain numbers need none of it
     from luve_lightning.metrics.feature_moments import FeatureMoments
@@ -73,7 +74,7 @@ def resampled_means(
     sample = _vector(values, "values")
     weight = np.ones_like(sample) if weights is None else _vector(weights, "weights")
     if sample.shape != weight.shape or not (weight > 0).all():
-        raise ValueError(f"expected {len(sample)} weights > 0, got {weight}")
+        raise ValueError(f"expected {amount(len(sample), 'weight')} > 0, got {weight}")
     mean = _weighted(sample, weight, np.arange(len(sample))[None])[0]
     draws = [_weighted(sample, weight, drawn) for drawn in _drawn(len(sample), seed, replicates)]
     return float(mean), np.concatenate(draws)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from luve_lightning.files import read_json
 from luve_lightning.reporting.page import Chart, Mark, Origin, Series, Unreadable, in_words, of_run
+from luve_lightning.terminal import amount
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 Logged = dict[str, dict[int, float]]
@@ -212,7 +213,7 @@ def _sentence(switch: dict[str, Any] | None) -> str:
     if not isinstance(settings, dict):
         return ""
     prompts = settings.get("prompts")
-    videos = f"{len(prompts)} videos, " if isinstance(prompts, list) else ""
+    videos = f"{amount(len(prompts), 'video')}, " if isinstance(prompts, list) else ""
     names = ("backbone", "height", "width", "frames", "steps", "guidance")
     told = ", ".join(f"{name} {in_words(settings[name])}" for name in names if name in settings)
     return f"Measured on {videos}{told}."

@@ -268,7 +268,7 @@ def build_study(
     if not names:
         raise ValueError("videos: no file name is in the folder of every method")
     if options.items is not None and options.items > len(names):
-        raise ValueError(f"items: {options.items}, but only {len(names)} videos are there of every method")
+        raise ValueError(f"items: {options.items}, but every method has only {amount(len(names), 'video')}")
     digests = {name: [file_digest(sets.methods[method][name]) for method in methods] for name in names}
     key = _draw(methods, names, digests, options)
     prompts = {item: sets.prompts.get(item, "") for item in key.items}

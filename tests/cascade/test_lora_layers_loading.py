@@ -198,7 +198,7 @@ def test_a_lora_that_does_not_fit_is_one_line(tiny_backbone: Path, tmp_path: Pat
     wider = {k: v.repeat(1, 2) if "lora_A" in k else v for k, v in found.items()}
     for pipeline in (tiny_luve(tiny_backbone), tiny_luve(tiny_backbone, EXPERTS)):
         for given, message in (
-            (deeper, r"LoRA weights: 10 of its 30 layers are not in .* of 2 blocks, for instance blocks\.29\.attn1"),
+            (deeper, r"LoRA weights: 10 of its 30 layers: not in .* of 2 blocks, for instance blocks\.29\.attn1"),
             (wider, r"LoRA weights: \S+attn1\.to_q\.lora_A\.weight has shape \(4, 48\), .* takes \(4, 24\)"),
             ({"transformer.proj_out.weight": torch.zeros(2)}, "LoRA weights: holds no weights of a LoRA"),
         ):

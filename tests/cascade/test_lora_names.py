@@ -82,7 +82,7 @@ def test_a_summary_says_where_the_scale_comes_from(tmp_path: Path) -> None:
     ("tensors", "refused"),
     [
         ({"blocks.0.x.lora_A.weight": A}, "blocks.0.x.lora_A.weight without its other half"),
-        (halves("x") | {"x.oft_blocks": A}, "1 tensors are no part of a LoRA, for instance x.oft_blocks"),
+        (halves("x") | {"x.oft_blocks": A}, "1 tensor not part of a LoRA, for instance x.oft_blocks"),
         (halves("x") | {"x.lokr_w1": A, "x.lokr_w2": A}, "x has both a LoRA and a LoKr of the same weight"),
         (halves("x") | {"x.diff": A}, "x has both a LoRA and a weight difference of the same weight"),
         ({"x.alpha": A}, "x.alpha scales nothing"),

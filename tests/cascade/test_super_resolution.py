@@ -131,7 +131,7 @@ def damaged(change: str) -> dict[str, Any]:
         ("missing", "do not fit RealBasicVSR: 2 missing: basicvsr.conv_hr.weight, basicvsr.fusion.bias"),
         ("more", "do not fit RealBasicVSR: 1 not used: basicvsr.backbone.weight"),
         ("shape", "do not fit RealBasicVSR: 1 other shapes: basicvsr.fusion.weight"),
-        ("nan", "1 weights hold values that are not finite, for instance basicvsr.fusion.bias"),
+        ("nan", "1 weight with values that are not finite, for instance basicvsr.fusion.bias"),
         ("value", "expected tensors by name, basicvsr.fusion.bias is a str"),
         ("other", r"neither RealBasicVSR's weights .* nor RRDBNet's .*: it has resnet.weight"),
     ],

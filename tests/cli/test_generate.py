@@ -261,14 +261,14 @@ def test_a_lora_acts_at_the_scale_beside_it(luve: Luve, tiny_cascade: Path, tmp_
     folder.mkdir()
     save_file(weights, folder / "adapter_model.safetensors")
     first = luve(PROMPT, lora=folder)
-    assert f"LoRA {folder}: 1 layers, rank 4, scale 1 (assumed: no adapter_config.json beside it)\n" in first.out
+    assert f"LoRA {folder}: 1 layer, rank 4, scale 1 (assumed: no adapter_config.json beside it)\n" in first.out
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 16}))
     again = luve(PROMPT, lora=folder)
     assert again.code == 2
     assert "was made differently (models.lora " in again.err
     file = folder / "adapter_model.safetensors"
     other = luve(PROMPT, lora=file, output=tmp_path / "other")
-    assert f"LoRA {file}: 1 layers, rank 4, scale 4\n" in other.out
+    assert f"LoRA {file}: 1 layer, rank 4, scale 4\n" in other.out
     (one,), (two,) = (tmp_path / "out").glob("*.mp4"), (tmp_path / "other").glob("*.mp4")
     assert not np.array_equal(read_video(one)[0], read_video(two)[0])
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "OFT", "r": 4}))

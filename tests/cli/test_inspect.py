@@ -82,9 +82,9 @@ def test_weights_that_are_not_those_of_the_configuration(tiny_cascade: Path, tmp
     weights["proj_out.weight"] = weights["proj_out.weight"][:-1].clone()
     save_file(weights, file)
     found = told(folder)
-    assert found["missing"] == "1 tensors, for instance proj_out.bias"
-    assert found["not used"] == "1 tensors, for instance strange"
-    assert found["other shapes"] == "1 tensors, for instance proj_out.weight"
+    assert found["missing"] == "1 tensor, for instance proj_out.bias"
+    assert found["not used"] == "1 tensor, for instance strange"
+    assert found["other shapes"] == "1 tensor, for instance proj_out.weight"
     assert found["used"] == "nowhere: refused, since the weights are not those of the configuration"
     file.unlink()
     assert told(folder)["kind"] == "transformer without weights"
@@ -112,7 +112,7 @@ def test_wans_own_layout(tmp_path: Path, told: Inspect) -> None:
     assert found["weights"].endswith("BF16")
     prefixed.popitem()
     found = told(write_weights(tmp_path / "part.safetensors", prefixed))
-    assert found["used"].startswith("nowhere: 1 weights are missing")
+    assert found["used"].startswith("nowhere: 1 weight missing")
     torch.save(own_weights(transformer), tmp_path / "wan.pth")
     assert told(tmp_path / "wan.pth")["used"] == "nowhere: a pickle; expected a .safetensors file"
     vae = {"decoder.middle.0.residual.0.gamma": torch.ones(4, 1, 1, 1), "conv1.bias": torch.ones(4)}
@@ -197,8 +197,8 @@ def test_loras(tiny_backbone: Path, tmp_path: Path, told: Inspect) -> None:
     kohya |= {"blocks.0.oft": torch.ones(2)}
     save_file(kohya, tmp_path / "more.safetensors")
     more = told(tmp_path / "more.safetensors")
-    assert more["unknown"] == "1 tensors, for instance blocks.0.oft"
-    assert more["used"].startswith("nowhere: 1 tensors are no part of a LoRA")
+    assert more["unknown"] == "1 tensor, for instance blocks.0.oft"
+    assert more["used"].startswith("nowhere: 1 tensor not part of a LoRA")
 
 
 def test_checkpoints(tiny_backbone: Path, tmp_path: Path, told: Inspect) -> None:

@@ -133,7 +133,7 @@ def test_the_table_says_what_an_epoch_takes() -> None:
     assert sampler.table().splitlines() == [
         "2 buckets, 3 steps an epoch on 2 process(es):",
         "  0  48x96x9: 5 samples of 5, 2 batches of 2, the last of 1",
-        "  3  16x16x1: 3 samples of 3, 1 batches of 2",
+        "  3  16x16x1: 3 samples of 3, 1 batch of 2",
         "  2 samples come a second time, so that every process gets as many",
     ]
 

@@ -44,7 +44,7 @@ class PrecomputeRun(LuveProcess):
 
     def encoded(self) -> int:
         """Wait for the end, and how many latents it says it has written."""
-        found = re.search(r"encoded +(\d+) latents", self.finish())
+        found = re.search(r"encoded +(\d+) latents?", self.finish())
         assert found, self.text()
         return int(found[1])
 

@@ -80,7 +80,7 @@ def test_videos_that_not_every_method_has_are_left_out(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--key=HERE/out/key.json"], "is inside HERE/out, which raters see"),
-        (["--items=9"], "items: 9, but only 2 videos are there"),
+        (["--items=9"], "items: 9, but every method has only 2 videos"),
         (["--repeats=2"], "repeats: expected a share of the items from 0 to 1, got 2"),
         (["--raters=0"], "raters: expected at least 1"),
         (["--axes=[details,beauty]"], "axes: expected some of overall, details, temporal, text, got details, beauty"),

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from luve_lightning.files import read_json
 from luve_lightning.model_folders import KnownWeights, WeightsHeader, not_finite, shards_of
+from luve_lightning.terminal import amount
 
 FAMILY = "wan"
 ORIGINAL_CLASS = "WanModel"
@@ -129,7 +130,9 @@ def load_transformer(header: WeightsHeader, known: KnownWeights, dtype: torch.dt
                 weights[ours] = weight.clone() if weight.data_ptr() % _ALIGNMENT else weight
     model.load_state_dict(weights, assign=True)
     if odd := not_finite(model):
-        raise ValueError(f"{header.path}: {len(odd)} weights hold values that are not finite, for instance {odd[0]}")
+        raise ValueError(
+            f"{header.path}: {amount(len(odd), 'weight')} with values that are not finite, for instance {odd[0]}"
+        )
     loaded: WanTransformer3DModel = model.eval()
     return loaded
 
@@ -251,12 +254,12 @@ def _check(header: WeightsHeader, names: Mapping[str, str], foreign: list[str], 
     foreign = sorted([*foreign, *(names[name] for name in names.keys() - wanted.keys())])
     odd = sorted(n for n in wanted.keys() & names.keys() if wanted[n] != header.shapes[names[n]])
     if missing:
-        raise ValueError(f"{len(missing)} weights are missing, for instance {missing[0]} (as diffusers names it)")
+        raise ValueError(f"{amount(len(missing), 'weight')} missing, for instance {missing[0]} (as diffusers names it)")
     if foreign:
-        raise ValueError(f"{len(foreign)} weights are not those of a Wan transformer, for instance {foreign[0]}")
+        raise ValueError(f"{amount(len(foreign), 'weight')} not those of a Wan transformer, for instance {foreign[0]}")
     if odd:
         name = names[odd[0]]
         raise ValueError(
-            f"{len(odd)} weights have another shape than the others imply, for instance {name}: expected "
+            f"{amount(len(odd), 'weight')} of another shape than the others imply, for instance {name}: expected "
             f"{wanted[odd[0]]}, got {header.shapes[name]}"
         )

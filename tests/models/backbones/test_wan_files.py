@@ -146,13 +146,13 @@ def test_a_configuration_of_another_model_is_refused(tmp_path: Path, change: dic
 def test_what_is_missing_foreign_or_of_another_shape_is_named(tmp_path: Path) -> None:
     whole = own_weights(tiny_transformer(**WHOLE_HEADS))
     for name, told in (
-        ("blocks.0.cross_attn.norm_k.weight", "1 weights are missing, for instance blocks.0.attn2.norm_k.weight"),
-        ("head.modulation", "1 weights are missing, for instance scale_shift_table"),
+        ("blocks.0.cross_attn.norm_k.weight", "1 weight missing, for instance blocks.0.attn2.norm_k.weight"),
+        ("head.modulation", "1 weight missing, for instance scale_shift_table"),
         ("patch_embedding.weight", "a part of a Wan transformer only: patch_embedding.weight (as diffusers names it)"),
     ):
         assert told in refusal(tmp_path, {key: x for key, x in whole.items() if key != name})
     extra = {"fps_embedding.weight": torch.zeros(2, 2)}
-    assert "1 weights are not those of a Wan transformer, for instance fps_embed" in refusal(tmp_path, whole | extra)
+    assert "1 weight not those of a Wan transformer, for instance fps_embed" in refusal(tmp_path, whole | extra)
     twice = {"vae.blocks.0.modulation": torch.zeros(1)}
     under = own_weights(tiny_transformer(**WHOLE_HEADS), "model.")
     assert "for instance vae.blocks.0.modulation" in refusal(tmp_path, under | twice)
@@ -168,9 +168,7 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, value: float) -> N
     weights["blocks.0.ffn.0.bias"][3] = 3e38
     from_file(write_weights(file, weights))
     weights["blocks.0.ffn.0.weight"][2, 3] = value
-    with pytest.raises(
-        ValueError, match=r"1 weights hold values that are not finite, for instance blocks\.0\.ffn\.net"
-    ):
+    with pytest.raises(ValueError, match=r"1 weight with values that are not finite, for instance blocks\.0\.ffn\.net"):
         from_file(write_weights(file, weights))
 
 
