@@ -116,20 +116,25 @@ def test_a_videos_stages_are_those_of_the_run_that_made_them(tmp_path: Path) -> 
     folder = tmp_path / "videos"
     motion = {"stage": "motion", "seconds": 110.0, "peak_gib": 5.0, "latents": [16, 13, 90, 160]}
     StageLatents(folder / "latents").put("ab" * 32, {"latents": torch.zeros(2)}, motion)
+    upsampled = {"stage": "upsampled", "seconds": 0.15, "peak_gib": 12.0, "latents": [16, 13, 184, 320]}
     reused = {"stage": "motion", "seconds": None, "peak_gib": None, "latents": [16, 13, 90, 160]}
     refined = {"stage": "refined", "seconds": 180.0, "peak_gib": 12.0, "latents": [16, 13, 184, 320]}
-    (folder / "fox.json").write_text(json.dumps({"stages": [reused, refined]}))
+    (folder / "fox.json").write_text(json.dumps({"stages": [reused, upsampled, refined]}))
     stage = RehearsalStage("generate", "generate", unit="video", gives={"videos": str(folder)})
     stages = [
         {"stage": "text", "seconds": 0.1, "peak": 2**30},
-        {"stage": "refine", "made_as": "refined", "seconds": 190.0, "peak": 13 * 2**30},
+        {"stage": "upsample", "made_as": "upsampled", "seconds": 0.04, "first_use_seconds": 0, "peak": 12 * 2**30},
+        {"stage": "refine", "made_as": "refined", "seconds": 190.0, "first_use_seconds": 40.0, "peak": 13 * 2**30},
     ]
     plan(tmp_path, "generate", stages=stages)
     result = StageResult("generate", status="done", seconds=[130.0, 200.0], records=[{}, {}], stopped=True)
     rows = {row.stage: row for row in rehearsal_rows([stage], {"generate": result}, tmp_path)}
-    assert list(rows) == ["generate", "generate: motion", "generate: refined"]
+    assert list(rows) == ["generate", "generate: motion", "generate: upsampled", "generate: refined"]
     assert (rows["generate: motion"].measured_seconds, rows["generate: motion"].measured_gib) == (110.0, 5.0)
-    assert (rows["generate: refined"].planned_seconds, rows["generate: refined"].planned_gib) == (190.0, 13.0)
+    assert (rows["generate: refined"].planned_seconds, rows["generate: refined"].planned_gib) == (190.0 + 40.0, 13.0)
+    assert rows["generate: refined"].missed == ["seconds"], "what was measured holds the first use, too"
+    assert rows["generate: upsampled"].missed == [], "seconds of so short a part are not compared"
+    assert rows["generate: motion"].missed is None
     assert rows["generate"].seconds == 330.0
 
 
