@@ -356,3 +356,10 @@ def test_an_attentions_parameters_belong_to_the_transformer(tiny_backbone: Path,
     found = told(tmp_path / "transformer")
     assert found["attention"].startswith("LearnedFrameAttention")
     assert found["used"] == TRANSFORMER
+
+
+def test_a_rivals_refiner_says_which_refinement_takes_it(tiny_cascade: Path, told: Inspect) -> None:
+    for name in ("flashvideo", "lavie", "waver"):
+        found = told(tiny_cascade / "rivals" / name)
+        assert found["used"] == f"as --refiner, with --refinement {name}"
+        assert found["sizes"].endswith("16 latent channels")

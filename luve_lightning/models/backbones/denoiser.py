@@ -31,7 +31,7 @@ from luve_lightning.models.backbones.recompute import Recompute, set_recompute
 Place = Literal["attention", "cross_attention", "feed_forward"]
 """Where in a block an expert can sit."""
 
-_REFINEMENT_KEY = "luve_refinement"  # in the transformer's configuration; diffusers keeps unknown keys
+REFINEMENT_KEY = "luve_refinement"  # in the transformer's configuration; diffusers keeps unknown keys
 
 _MOST_GRAPHS = 64  # of one part of a block: some sizes, with each expert, with and without gradients
 
@@ -92,11 +92,11 @@ class Denoiser(ABC):
     @property
     def trained_for(self) -> str | None:
         """Name of the refinement that it was trained for; None where that is LuVe's, or none."""
-        return self.module.config.get(_REFINEMENT_KEY)  # type: ignore[no-any-return]
+        return self.module.config.get(REFINEMENT_KEY)  # type: ignore[no-any-return]
 
     def train_for(self, refinement: str) -> None:
         """Note in the transformer's configuration which refinement it is trained for."""
-        self.module.register_to_config(**{_REFINEMENT_KEY: refinement})
+        self.module.register_to_config(**{REFINEMENT_KEY: refinement})
 
     @property
     def embedding_parameters(self) -> Sequence[nn.Parameter]:
