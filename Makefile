@@ -183,9 +183,13 @@ endif
 # Thirteen photographs are soon memorised, so the long table trains on collages of them, too.
 COLLAGES := $(LUVE) precompute $(foreach name,mini mini-experts mini-experts-gpu,--config experiments/precompute/$(name).yaml) --windows 1
 
+# Some of the rivals learn from low-resolution latents.
+LOW_RESOLUTION := $(LUVE) precompute $(foreach name,mini mini-rivals,--config experiments/precompute/$(name).yaml)
+
 .PHONY: ablations
 ablations: $(if $(filter vluer_parts multi_scale,$(TABLE)),precompute,experts-data) ## Repeat the paper's TABLE (see experiments/ablations) on the mini world, all rows and seeds
 	$(if $(filter attention_long,$(TABLE)),$(COLLAGES))
+	$(if $(filter paradigms,$(TABLE)),$(LOW_RESOLUTION))
 	$(LUVE) ablate $(call quoted,$(TABLE)) $(ARGS)
 
 .PHONY: rehearse
