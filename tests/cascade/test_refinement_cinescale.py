@@ -74,6 +74,8 @@ def test_levels_go_from_one_size_to_the_next(pipeline: LuVePipeline) -> None:
     want = refine(pipeline, interpolate_latents(middle, (2, 12, 16)), "a red boat", generator=generator, **RUN)
     assert torch.equal(got, want)
     assert len(record) == method.steps(4, 2) == 4
+    by_pixels = CineScaleRefinement(levels=2, between="rgb")
+    assert refined(pipeline, latents, refinement=by_pixels, motion=motion).isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from luve_lightning.cascade.refinement import Refinement, RefiningSteps
 from luve_lightning.cascade.run import Chooser, Run
-from luve_lightning.cascade.stages import check_method, check_tokens
+from luve_lightning.cascade.stages import check_method, check_tokens, upsample
 from luve_lightning.cascade.upsampling import upsampling_method
 from luve_lightning.functional.interpolation import Size3d
 
@@ -75,8 +75,11 @@ class ProgressiveRefinement(Refinement):
         sizes = self.sizes(native, size)
         current = motion.to(pipeline._execution_device, torch.float32)
         for level in sizes:
-            one = len(sizes) == 1
-            start = latents.to(current) if one else upsampling_method(self.between)(current, level, pipeline)
+            if len(sizes) == 1:
+                start = latents.to(current)
+            else:
+                frames, height, width = pipeline.codec.pixel_size(*level)
+                start = upsample(pipeline, current, (height, width), frames, self.between)
             current = self.level(pipeline, start, native, skip, choose, run)
         return current
 
