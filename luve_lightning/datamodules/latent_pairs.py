@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from luve_lightning.data.clip_windows import PairEntry, read_frames
@@ -19,6 +20,7 @@ from luve_lightning.data.video_index import Limits, Split, VideoIndex
 from luve_lightning.datamodules.base import ResumableDataModule, check_clip_limits, open_index, vae_fingerprint
 from luve_lightning.datamodules.buckets import Bucket, LengthChoice, SizeChoice, find_bucketed_pairs, tell_lookup
 from luve_lightning.datamodules.latent_crops import CropRule, LatentPairCrops, aligned_windows
+from luve_lightning.datamodules.sampling import SampleKey
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import fit_frames
 
@@ -219,6 +221,23 @@ class LatentPairsDataModule(ResumableDataModule):
                     high, low = ((t[1] - t[0], y[1] - y[0], x[1] - x[0]) for t, y, x in windows)
                 found.append((low, high))
         return found
+
+    def low_crops(self, count: int, seed: int) -> Iterator[tuple[Tensor, Size3d]]:
+        """Some training crops at each scale, for statistics taken before training; the same ones for one seed.
+
+        Args:
+            count: crops at each scale, at most; no clip twice.
+            seed: decides which, and where they lie.
+
+        Yields:
+            One crop's low-resolution latents, 1 x C x T x h x w, and the size of its high-resolution ones.
+        """
+        order = np.random.default_rng([seed, len(self.crops)]).permutation(len(self.crops))[:count].tolist()
+        for kind in range(len(self.scales)):
+            for number, index in enumerate(order):
+                item = self.crops[SampleKey(index, kind, (seed, 0, number))]
+                _, t, y, x = item["hr"].shape
+                yield item["lr"][None], (t, y, x)
 
     def clip_counts(self) -> dict[str, int]:
         """Clips of each split; see ResumableDataModule."""

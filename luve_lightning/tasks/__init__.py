@@ -2,6 +2,7 @@
 
 from luve_lightning.tasks.backbone import AutoencoderTask, BackboneTask
 from luve_lightning.tasks.base import TrainingTask
+from luve_lightning.tasks.distillation import VLUerDistillationTask
 from luve_lightning.tasks.enhancement import EnhancementTask
 from luve_lightning.tasks.expert import AdaptationTask, ExpertTask
 from luve_lightning.tasks.flashvideo import FlashVideoTask
@@ -20,6 +21,7 @@ __all__ = [
     "FlowMatchingTask",
     "LaVieTask",
     "TrainingTask",
+    "VLUerDistillationTask",
     "VLUerTask",
     "WaverTask",
 ]

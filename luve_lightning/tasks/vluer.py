@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from luve_lightning.data.video_index import Split
 from luve_lightning.functional.fidelity import psnr
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.losses import Loss
@@ -134,34 +135,41 @@ class VLUerTask(TrainingTask):
     def on_fit_start(self) -> None:
         """Refuse sizes that the model cannot take, those of held-out clips too, before the first step."""
         super().on_fit_start()
+        self.check_data(self.net, "", ("train", "val") if self.trainer.limit_val_batches else ("train",))
+
+    def check_data(self, net: BaseVLUer, what: str, splits: Sequence[Split]) -> None:
+        """Refuse sizes of splits that a model cannot take; `what` begins the message."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "grids"):
             return
-        for split in ("train", "val") if self.trainer.limit_val_batches else ("train",):
+        for split in splits:
             for low, high in data.grids(split):
                 try:
-                    self.net.check_grids(low, high)
+                    net.check_grids(low, high)
                 except ValueError as error:
-                    what = "crops" if split == "train" else "held-out clips"
-                    raise ValueError(f"{what} of {_sides(low)} latents, {_sides(high)} wanted: {error}") from error
+                    of = "crops" if split == "train" else "held-out clips"
+                    raise ValueError(f"{what}{of} of {_sides(low)} latents, {_sides(high)} wanted: {error}") from error
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Weighted sum of the active losses."""
-        low, high = batch["lr"], batch["hr"]
-        prediction = self(low, tuple(high.shape[2:]))
+        prediction = self(batch["lr"], tuple(batch["hr"].shape[2:]))
+        total = torch.stack(self.weighted_terms(prediction, batch)).sum()
+        self.log("train/loss", total.detach(), prog_bar=True)
+        return total
+
+    def weighted_terms(self, prediction: Tensor, batch: Mapping[str, Any]) -> list[Tensor]:
+        """The active losses of a prediction against the batch's own clips, weighted; logs them unweighted."""
         phase = self.phase(self.global_step)
         pixels = self.decoded_crops(prediction, batch, self.global_step) if phase == 2 else None
         terms = {}
         for name, loss in self.losses.items():
             if loss.space == "latent":
-                terms[name] = loss(prediction, high)
+                terms[name] = loss(prediction, batch["hr"])
             elif pixels is not None:
                 terms[name] = loss(*pixels)
-        total = torch.stack([self.losses[name].weight * value for name, value in terms.items()]).sum()
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
         self.log("train/phase", float(phase))
-        self.log("train/loss", total.detach(), prog_bar=True)
-        return total
+        return [self.losses[name].weight * value for name, value in terms.items()]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Latent L1 and PSNR_rgb of each clip against its own latents and pixels."""
