@@ -41,7 +41,7 @@ def test_help_lists_the_options_of_every_subject(capsys: pytest.CaptureFixture[s
         (["--subject", "vluers"], "subject: expected one of attention, evaluate, experts, experts-train, "),
         (["--subject", "unsharp", "--vidoes", "3"], "vidoes: unknown key; did you mean 'videos'?"),
         (["--subject", "unsharp", "--videos", "3", "--device", "cpu"], "videos"),
-        (["--subject", "vluer", "--device", "cpu"], "device: expected a CUDA device"),
+        (["--subject", "vluer-train", "--device", "cpu"], "device: expected a CUDA device"),
         (["--subject", "unsharp", "--device", "cpu", "--repeats", "0"], "repeats: expected at least 1, got 0"),
         (["--subject", "generate", "--device", "cpu", "--vae_dtype", "int8"], "vae_dtype"),
     ],
