@@ -14,7 +14,7 @@ import torch
 from luve_lightning.analysis.dry_run import dry_run
 from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.machine import measure_ms
-from luve_lightning.models.folders import read_config
+from luve_lightning.model_folders import read_config
 from luve_lightning.models.vluer import BaseVLUer, ReleasedVLUer, VLUer, vluer_class
 
 # Latent grids of the paper at 49 frames: 720x1280 -> 1472x2560 (2K) and 2176x3840 (4K).
