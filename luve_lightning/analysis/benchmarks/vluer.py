@@ -21,7 +21,7 @@ from luve_lightning.models.vluer import BaseVLUer, ReleasedVLUer, VLUer, vluer_c
 LOW = (13, 90, 160)
 TARGETS = {"2K": (13, 184, 320), "4K": (13, 272, 480)}
 # The student of experiments/vluer/wan2.1-distilled.yaml.
-DISTILLED = {"channels": 64, "pairs": 5, "hidden": 96, "query_channels": 48, "decoder_layers": 2}
+DISTILLED = {"channels": 64, "pairs": 4, "hidden": 160, "query_channels": 48, "decoder_layers": 2}
 _ROLES = ("base", "distilled", "released")
 
 
