@@ -27,8 +27,7 @@ from luve_lightning.data.video_files import GIT_LFS, kind_of_file
 from luve_lightning.files import find_json, read_json
 from luve_lightning.model_folders import BRANCH_WEIGHTS, WeightsHeader, odd_weights, read_header, weights_file
 from luve_lightning.models.attention import saved_attention
-from luve_lightning.models.backbones import Denoiser, denoiser_of, empty_denoiser, families, recognise
-from luve_lightning.models.backbones.denoiser import REFINEMENT_KEY
+from luve_lightning.models.backbones import REFINEMENT_KEY, Denoiser, denoiser_of, empty_denoiser, families, recognise
 from luve_lightning.models.experts import ADAPTER_WEIGHTS, EXPERT, describe_expert
 from luve_lightning.models.vluer import BaseVLUer, ReleasedVLUer
 from luve_lightning.models.vluer.released import buffer_names, state_mismatch
@@ -233,8 +232,7 @@ def _about_transformer(denoiser: Denoiser, config: Mapping[str, Any], path: Path
         facts["sizes"] += f", {denoiser.channels} latent channels"
     except ValueError as error:  # for image to video
         facts["used"] = f"nowhere: {error}"
-    if REFINEMENT_KEY in config:
-        facts["used"] = f"as --refiner, with --refinement {config[REFINEMENT_KEY]}"
+    facts |= {"used": f"as --refiner, with --refinement {config[REFINEMENT_KEY]}"} if REFINEMENT_KEY in config else {}
     return facts | ({} if denoiser.attention is None else {"attention": str(denoiser.attention)})
 
 

@@ -25,11 +25,12 @@ from luve_lightning.model_folders import (
     read_header,
 )
 from luve_lightning.models.backbones.base import Backbone, Sampler, Schedule, check_sampler
-from luve_lightning.models.backbones.denoiser import Denoiser, Place
+from luve_lightning.models.backbones.denoiser import REFINEMENT_KEY, Denoiser, Place
 from luve_lightning.models.backbones.encoders import CutText, CutTextWarning, LatentSpace, SizeRules, TextConditioner
 from luve_lightning.models.backbones.recompute import Recompute
 
 __all__ = [
+    "REFINEMENT_KEY",
     "Backbone",
     "CutText",
     "CutTextWarning",
