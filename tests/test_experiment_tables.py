@@ -196,24 +196,9 @@ def test_an_overlay_fits(
 
 
 @pytest.fixture
-def tiny(
-    monkeypatch: pytest.MonkeyPatch,
-    tiny_backbone: Path,
-    tiny_clips: Path,
-    tiny_latents: Path,
-    tiny_texts: Path,
-    tiny_cascade: Path,
-    tmp_path: Path,
-) -> None:
-    for key, value in {
-        "TINY_BACKBONE": tiny_backbone,
-        "TINY_WORLD": tiny_clips,
-        "TINY_LATENTS": tiny_latents,
-        "TINY_TEXTS": tiny_texts,
-        "TINY_CASCADE": tiny_cascade,
-        "TINY_RUN": tmp_path / "run",
-    }.items():
-        monkeypatch.setenv(key, str(value))
+def tiny(monkeypatch: pytest.MonkeyPatch, tiny_places: dict[str, str], tmp_path: Path) -> None:
+    for name, place in (tiny_places | {"TINY_RUN": str(tmp_path / "run")}).items():
+        monkeypatch.setenv(name, place)
     monkeypatch.chdir(REPOSITORY)
     lines = [f'{{"name": "{number:040x}", "prompt": "Coloured squares drift to the left."}}' for number in range(2)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))

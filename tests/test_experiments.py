@@ -93,21 +93,10 @@ def as_options(files: list[Path]) -> list[str]:
 
 
 @pytest.fixture
-def tiny_environment(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    tiny_backbone: Path,
-    tiny_clips: Path,
-    tiny_latents: Path,
-    tiny_texts: Path,
-    tiny_cascade: Path,
-) -> Path:
+def tiny_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_places: dict[str, str]) -> Path:
     """Sets what the overlays refer to, and moves to an empty folder; returns the run folder."""
-    monkeypatch.setenv("TINY_BACKBONE", str(tiny_backbone))
-    monkeypatch.setenv("TINY_WORLD", str(tiny_clips))
-    monkeypatch.setenv("TINY_LATENTS", str(tiny_latents))
-    monkeypatch.setenv("TINY_TEXTS", str(tiny_texts))
-    monkeypatch.setenv("TINY_CASCADE", str(tiny_cascade))
+    for name, place in tiny_places.items():
+        monkeypatch.setenv(name, place)
     monkeypatch.setenv("TINY_RUN", str(tmp_path / "run"))
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb"))  # where artifacts wait, by default at home
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # compiling takes a minute and is tested elsewhere

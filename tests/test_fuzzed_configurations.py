@@ -16,23 +16,13 @@ IN_THE_SUITE = "--count=15"
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)  # each case has a limit of its own
-def test_mistakes_end_with_one_line(
-    repository: Path,
-    tmp_path: Path,
-    tiny_backbone: Path,
-    tiny_clips: Path,
-    tiny_latents: Path,
-    tiny_texts: Path,
-    tiny_cascade: Path,
-) -> None:
-    shared = {"BACKBONE": tiny_backbone, "WORLD": tiny_clips, "LATENTS": tiny_latents, "TEXTS": tiny_texts}
-    folders = {f"TINY_{name}": str(folder) for name, folder in {**shared, "CASCADE": tiny_cascade}.items()}
+def test_mistakes_end_with_one_line(repository: Path, tmp_path: Path, tiny_places: dict[str, str]) -> None:
     words = os.environ.get(ARGUMENTS, IN_THE_SUITE).split(" --")
     arguments = [words[0], *(f"--{word}" for word in words[1:]), "--folder", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "tests.fuzz_configurations", *arguments],
         cwd=repository,
-        env={**os.environ, **folders, "PYTHONPATH": str(repository)},
+        env={**os.environ, **tiny_places, "PYTHONPATH": str(repository)},
         capture_output=True,
         text=True,
         check=False,

@@ -45,25 +45,10 @@ def kept(request: pytest.FixtureRequest) -> Path | None:
 
 
 @pytest.fixture
-def world(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    tiny_backbone: Path,
-    tiny_clips: Path,
-    tiny_latents: Path,
-    tiny_texts: Path,
-    tiny_cascade: Path,
-) -> Path:
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_places: dict[str, str]) -> Path:
     """Sets what the overlays refer to; returns a folder for runs."""
-    places = {
-        "BACKBONE": tiny_backbone,
-        "WORLD": tiny_clips,
-        "LATENTS": tiny_latents,
-        "TEXTS": tiny_texts,
-        "CASCADE": tiny_cascade,
-    }
-    for name, path in places.items():
-        monkeypatch.setenv(f"TINY_{name}", str(path))
+    for name, place in tiny_places.items():
+        monkeypatch.setenv(name, place)
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb"))
     monkeypatch.chdir(REPOSITORY)
     return tmp_path

@@ -116,7 +116,7 @@ def upsample(
     made = {"total": totals.written + totals.there, "there": totals.there, "made": totals.written}
     times.write(measured, processes=1, units=len(entries), **made)
     if len(totals.unreadable) == len(entries):
-        raise ValueError(f"none of {amount(len(entries), 'clip')} of {index} could be read")
+        raise ValueError(f"none of the {amount(len(entries), 'clip')} of {index} could be read")
 
 
 def _load(name: str, folder: Path, codec: LatentSpace, device: torch.device) -> tuple[LatentUpsampler, str]:

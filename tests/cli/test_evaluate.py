@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,13 +44,9 @@ def luve(capsys: pytest.CaptureFixture[str], tmp_path: Path, folders: dict[str, 
     return run
 
 
-def totals(outcome: Outcome) -> tuple[int, int, int]:
+def totals(outcome: Outcome) -> tuple[int, ...]:
     """Decoded, already there, unreadable."""
-    assert outcome.code == 0, outcome.err
-    patterns = (r"^  decoded +(\d+) videos?$", r"^  already there +(\d+)$", r"^  unreadable +(\d+)$")
-    found = [re.search(pattern, outcome.out, re.MULTILINE) for pattern in patterns]
-    decoded, there, unreadable = (int(match[1]) for match in found if match)
-    return decoded, there, unreadable
+    return outcome.numbers(r"  decoded +(\d+) videos?", r"  already there +(\d+)", r"  unreadable +(\d+)")
 
 
 def measured(tmp_path: Path) -> int:

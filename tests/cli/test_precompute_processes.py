@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_world(tmp_path_factory.mktemp("world"), CLIPS)
 
 
+@contextmanager
+def last_clip_held(store: LatentStore, backbone: Path, world: Path) -> Iterator[None]:
+    """Keeps a run from ending before it is killed or told to stop."""
+    with ExitStack() as claims:
+        for key in keys_of_last_clip(backbone, world):
+            assert claims.enter_context(store.claim(key))
+        yield
+
+
 def contents(store: LatentStore) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in store.root.glob("??/*")}
 
@@ -34,10 +44,7 @@ def test_killed_run_finished_by_two_others_equals_an_uninterrupted_one(
     tmp_path: Path, tiny_backbone: Path, world: Path
 ) -> None:
     store, whole = LatentStore(tmp_path / "store"), LatentStore(tmp_path / "whole")
-    with ExitStack() as claims:
-        # Holding the last clip keeps the run from ending before it is killed.
-        for key in keys_of_last_clip(tiny_backbone, world):
-            assert claims.enter_context(store.claim(key))
+    with last_clip_held(store, tiny_backbone, world):
         victim = PrecomputeRun(tmp_path, tiny_backbone, world, store.root)
         wait_for_entries(store, LATENTS // 3, victim)
         victim.send(signal.SIGKILL)
@@ -57,9 +64,7 @@ def test_sigterm_to_the_process_group_ends_it_quietly_and_loses_nothing(
 ) -> None:
     """SLURM and `timeout` tell the loader's workers too; they must not take the run down before it ends by itself."""
     store, whole = LatentStore(tmp_path / "store"), LatentStore(tmp_path / "whole")
-    with ExitStack() as claims:
-        for key in keys_of_last_clip(tiny_backbone, world):
-            assert claims.enter_context(store.claim(key))
+    with last_clip_held(store, tiny_backbone, world):
         run = PrecomputeRun(tmp_path, tiny_backbone, world, store.root, "--num_workers=2")
         wait_for_entries(store, LATENTS // 3, run)
         os.killpg(run.pid, signal.SIGTERM)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,13 +39,9 @@ def luve(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path):
     return run
 
 
-def summary(outcome: Outcome) -> tuple[int, int, int]:
+def summary(outcome: Outcome) -> tuple[int, ...]:
     """Scored, already there, unreadable."""
-    assert outcome.code == 0, outcome.err
-    patterns = (r"^  scored +(\d+) clips?$", r"^  already there +(\d+)$", r"^  unreadable +(\d+)$")
-    found = [re.search(pattern, outcome.out, re.MULTILINE) for pattern in patterns]
-    scored, there, unreadable = (int(match[1]) for match in found if match)
-    return scored, there, unreadable
+    return outcome.numbers(r"  scored +(\d+) clips?", r"  already there +(\d+)", r"  unreadable +(\d+)")
 
 
 def by_clip(folder: Path) -> dict[str, ScoreRow]:

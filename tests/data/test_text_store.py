@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,6 +18,7 @@ from luve_lightning.data.store import StoreError
 from luve_lightning.data.text_store import TEXT_VERSION, StoredEmbeddings, TextKey, TextSource, TextStore, captions_of
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.safetensors_window import tensor_digest
+from tests.helpers.store_processes import Entries, check_killed_writer, check_race
 from tests.helpers.store_size import StoreSize, store_size
 
 SOURCE = TextSource(encoder="e" * 64, length=8, dtype="float32")
@@ -185,78 +181,23 @@ def test_a_lookup_can_be_sent_to_loader_workers(store: TextStore) -> None:
     assert torch.equal(lookup("a red boat"), store.read(KEY))
 
 
-HOLDER = """
-import sys, time
-from pathlib import Path
-from luve_lightning.data.text_store import TextSource, TextStore
+ENTRIES = Entries(
+    """from luve_lightning.data.text_store import TextSource, TextStore
 store = TextStore(sys.argv[1])
-key = TextSource("e" * 64, 8, "float32").key("a red boat")
-with store.claim(key) as mine:
-    assert mine
-    store.path(key).with_suffix(".tmp").write_bytes(b"half an entry")
-    Path(sys.argv[2]).touch()
-    time.sleep(600)
-"""
+key = TextSource("e" * 64, 8, "float32").key("caption 0")""",
+    lambda number: SOURCE.key(f"caption {number}"),
+    lambda number: embedding(seed=number),
+    reads=lambda rows: rows[:5],
+)
 
 
 @pytest.mark.slow
 def test_a_killed_writer_frees_its_claim_and_leaves_no_entry(store: TextStore, tmp_path: Path) -> None:
-    ready = tmp_path / "ready"
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, store.root, ready])
-    while not ready.exists():
-        assert holder.poll() is None
-        time.sleep(0.02)
-    with store.claim(KEY) as mine:
-        assert not mine
-    assert store.clean() == 0, "a living writer's file must stay"
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
-    assert store_size(store.root) == StoreSize(0, 0, 1)
-    assert not store.has(KEY)
-    left = SOURCE.key("left over")
-    store.path(left).parent.mkdir(exist_ok=True)
-    store.path(left).with_suffix(".tmp").write_bytes(b"left over")
-    store.write(KEY, embedding())  # takes the left-over file over
-    assert torch.equal(store.read(KEY)[:5], embedding())
-    assert store.clean() == 1
-    assert store_size(store.root).unfinished == 0
-
-
-def _race(root: Path, count: int, start: object, won: object) -> None:
-    store = TextStore(root)
-    start.wait()  # type: ignore[attr-defined]
-    for n in range(count):
-        key = SOURCE.key(f"caption {n}")
-        wait = n % 3 == 0
-        with store.claim(key, wait=wait) as mine:
-            if mine:
-                store.write(key, embedding(seed=n))
-                won.put(n)  # type: ignore[attr-defined]
-            elif wait:
-                assert torch.equal(store.read(key)[:5], embedding(seed=n))
-        if n % 7 == 0:
-            store.clean()
+    check_killed_writer(store, ENTRIES, tmp_path / "ready")
 
 
 def test_processes_never_write_one_entry_twice(store: TextStore) -> None:
-    count, processes = 60, 3
-    context = multiprocessing.get_context("fork")
-    start, won = context.Barrier(processes), context.Queue()
-    running = [context.Process(target=_race, args=(store.root, count, start, won)) for _ in range(processes)]
-    for process in running:
-        process.start()
-    wins: list[int] = []
-    while any(process.is_alive() for process in running) or not won.empty():
-        while not won.empty():
-            wins.append(won.get())
-        time.sleep(0.01)
-    assert [process.exitcode for process in running] == [0] * processes
-    assert len(wins) == len(set(wins)) == store_size(store.root).entries
-    # A cleaner can make a claim fail for a moment; the entries waited for are all there.
-    assert set(range(0, count, 3)) <= set(wins)
-    assert store_size(store.root).unfinished == 0
-    for n in wins:
-        assert torch.equal(store.read(SOURCE.key(f"caption {n}"))[:5], embedding(seed=n))
+    check_race(store, ENTRIES, 3)
 
 
 def test_captions_of_an_index_are_those_that_all_its_clips_have() -> None:

@@ -31,6 +31,13 @@ class Outcome:
         lines = [line for line in lines if not _SLOW.fullmatch(line)]
         return [line for line in lines if "wandb" not in line[:12]]
 
+    def numbers(self, *patterns: str) -> tuple[int, ...]:
+        """The number in each of the lines that match, of a command that ended well."""
+        assert self.code == 0, self.err
+        found = [re.search(rf"^{pattern}$", self.out, re.MULTILINE) for pattern in patterns]
+        assert all(found), self.out
+        return tuple(int(match[1]) for match in found if match)
+
 
 def run_luve(capsys: pytest.CaptureFixture[str], *words: object) -> Outcome:
     """Runs `luve` with these words; a bug shows as code 1 with its traceback in `err`."""
