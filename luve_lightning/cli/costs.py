@@ -308,6 +308,7 @@ def plan_upsample(
     index: Path | None = None,
     vluers: dict[str, Path | None] | None = None,
     baselines: list[str] | None = None,
+    super_resolution: dict[str, Path | None] | None = None,
     splits: list[Split] | None = None,
     clips: Path | None = None,
     keep: Limits = Limits(),  # noqa: B008  # frozen
@@ -327,6 +328,7 @@ def plan_upsample(
         index: The clips; without it, a thousand are told.
         vluers: VLUer folders by name, of which configuration files are read.
         baselines: Methods without a VLUer; default all.
+        super_resolution: Networks on pixels, which are named and not counted.
         splits: Splits to upsample.
         clips: Folder of the clips.
         keep: Which clips to take.
@@ -346,6 +348,7 @@ def plan_upsample(
     recipe = LatentRecipe("plan", (size[0], size[1]), (scale,), frames)
     count = None if entries is None else len(entries)
     modules, notes = [net for net, _ in nets.values()], [note for _, note in nets.values() if note]
+    notes += [f"super_resolution.{name} is not counted: --measured times it" for name in super_resolution or {}]
     _tell(plan_clips_upsampled(parts, recipe, methods, modules, rates, count, notes), rates, output)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,16 +12,25 @@ import torch
 from rich.console import Console
 
 from luve_lightning.cascade import upsampling
+from luve_lightning.cascade.super_resolution import load_super_resolver
 from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels
 from luve_lightning.cli import Verb
 from luve_lightning.cli.index import check_folder, entries_of, open_index, print_summary, uneven_line
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_files import check_name
 from luve_lightning.data.video_index import CAPTION, CAPTIONS, Limits, Split
-from luve_lightning.evaluation.upsampled_clips import ClipUpsampler, Totals, UpsamplingRecipe, weights_digest
+from luve_lightning.evaluation.upsampled_clips import (
+    ClipUpsampler,
+    EnlargingRecipe,
+    Totals,
+    UpsamplingRecipe,
+    low_resolution_videos,
+    weights_digest,
+)
 from luve_lightning.evaluation.upsampling_comparison import method_names
 from luve_lightning.machine import UnitTimes, choose_device
 from luve_lightning.models.backbones import LatentSpace, load_backbone
+from luve_lightning.models.super_resolution import PixelSuperResolver
 from luve_lightning.models.vluer import load_vluer
 from luve_lightning.terminal import Steps, amount, say
 
@@ -28,6 +38,7 @@ VERBS = {
     "upsample": Verb(
         "Measurement",
         "upsample clips by several methods into folders of videos",
+        named=("super_resolution",),
         examples=("experiments/upsample/mini.yaml",),
         goes_on=True,
     )
@@ -36,13 +47,15 @@ VERBS = {
 
 def upsample(
     backbone: str,
-    index: Path,
     output: Path,
-    size: tuple[int, int],
-    scale: float,
-    frames: int,
+    index: Path | None = None,
+    videos: Path | None = None,
+    size: tuple[int, int] | None = None,
+    scale: float | None = None,
+    frames: int | None = None,
     vluers: dict[str, Path | None] | None = None,
     baselines: list[str] | None = None,
+    super_resolution: dict[str, Path | None] | None = None,
     splits: list[Split] | None = None,
     clips: Path | None = None,
     keep: Limits = Limits(),  # noqa: B008  # frozen
@@ -61,15 +74,23 @@ def upsample(
     reconstruction, the ceiling for upsamplers of latents). Beside each video lies a JSON file with its prompt and
     how it was made; existing videos made the same way are skipped.
 
+    With --videos instead of --index, the videos of a folder are the low resolution themselves, for instance those of
+    the first stage that luve generate --keep_stages true leaves in motion/.
+
     Args:
         backbone: Folder or hub id of the diffusers pipeline with the VAE.
-        index: UltraVideo's CSV, or an index that luve index made.
         output: Folder of the methods' folders.
+        index: UltraVideo's CSV, or an index that luve index made.
+        videos: Folder of videos to enlarge instead; prompts are those of JSON files beside them or in the folder above.
         size: Height and width of the high resolution; larger clips are cropped to its shape and downscaled.
-        scale: How many times smaller the low resolution is.
-        frames: Frames per clip, 4k+1.
+        scale: How many times smaller the low resolution is. Of videos: how many times larger than each they become,
+            where no size is given.
+        frames: Frames per clip, 4k+1. Of videos: the first ones, default all.
         vluers: VLUer folders by name.
         baselines: Methods without a VLUer: some of nearest, bilinear, bicubic and rgb_bicubic; default all.
+        super_resolution: Weights of networks that enlarge pixels, by name: --super_resolution NAME=FILE, a .pth or
+            .safetensors of RealBasicVSR or Real-ESRGAN's RRDBNet. They see the decoded low resolution; what they make
+            is resized to the exact size.
         splits: Splits to upsample, of train, val and test; default all clips.
         clips: Folder of the clips; default clips/ beside a CSV, else the index's own folder.
         keep: Which clips of the index to take.
@@ -79,7 +100,7 @@ def upsample(
             then count these. Default: the frames as they are.
         caption: Column of the index that becomes the prompt.
         limit: Use only the first clips of each split, this many; default all.
-        dtype: Dtype of the VAE's weights.
+        dtype: Dtype of the weights of the VAE and of super-resolution.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
         measured: Also write what it took to this file, FILE.json: seconds in all, of the first clip and of each later
             one, by every method, and GPU memory.
@@ -98,25 +119,51 @@ def upsample(
     folders = {name: folder for name, folder in (vluers or {}).items() if folder is not None}
     for name in folders:
         check_name(name, "vluers:")
-    entries = entries_of(open_index(console, index, clips, keep), splits, limit)
+    recipe: UpsamplingRecipe | EnlargingRecipe
+    unreadable: list[tuple[str, str]] = []
+    if videos is None:
+        wanted = {"index": index, "size": size, "scale": scale, "frames": frames}
+        if lacking := [key for key, value in wanted.items() if value is None]:
+            raise ValueError(f"{', '.join(lacking)}: required, but not given; or enlarge a folder of videos: --videos")
+        assert index is not None
+        assert size is not None
+        assert scale is not None
+        assert frames is not None
+        entries = entries_of(open_index(console, index, clips, keep), splits, limit)
+        recipe = UpsamplingRecipe((size[0], size[1]), scale, frames, start, stride, caption, fps)
+    else:
+        mixed = {"index": index, "splits": splits, "clips": clips, "fps": fps, "start": start, "stride": stride != 1}
+        if given := [key for key, value in (mixed | {"keep": keep != Limits()}).items() if value]:
+            raise ValueError(f"{given[0]}: is for clips of an index; expected it without videos")
+        recipe = EnlargingRecipe(None if size is None else (size[0], size[1]), scale, frames)
+        entries, unreadable = low_resolution_videos(videos)
+        entries = entries[:limit]
     codec = load_backbone(backbone).latent_space(getattr(torch, dtype)).to(target)
-    recipe = UpsamplingRecipe((size[0], size[1]), scale, frames, start, stride, caption, fps)
     methods: dict[str, LatentUpsampler] = {name: method.of(LooseModels(codec)) for name, method in chosen.items()}
     identities: dict[str, str] = {}
     for name, folder in folders.items():
         methods[name], identities[name] = _load(name, folder, codec, target)
-    upsampler = ClipUpsampler(codec, methods, identities, recipe, output, ClipHashes(output), target)
-    say(console, f"{amount(len(entries), 'clip')} by {', '.join(upsampler.names)} on {target}")
+    nets = _networks(super_resolution or {}, methods)
+    identities |= {name: weights_digest(net) for name, net in nets.items()}
+    for net in nets.values():
+        net.to(target, getattr(torch, dtype))
+    upsampler = ClipUpsampler(codec, methods, identities, recipe, output, ClipHashes(output), target, nets)
+    if not upsampler.names:
+        raise ValueError("expected at least one of vluers, baselines and super_resolution")
+    what = "clip" if videos is None else "video"
+    say(console, f"{amount(len(entries), what)} by {', '.join(upsampler.names)} on {target}")
     times = UnitTimes("clip", target)
     with Steps(console) as steps:
         steps.begin("clips", len(entries))
         totals = upsampler.run(entries, steps.advance, times)
     uneven = uneven_line(upsampler.hashes, entries) if fps is None else ""
-    _tell(console, output, totals, uneven, started)
+    totals.unreadable = [*unreadable, *totals.unreadable]
+    silent = [entry.clip_id for entry in entries if not entry.captions]
+    _tell(console, output, totals, uneven, silent, started)
     made = {"total": totals.written + totals.there, "there": totals.there, "made": totals.written}
     times.write(measured, processes=1, units=len(entries), **made)
-    if len(totals.unreadable) == len(entries):
-        raise ValueError(f"none of the {amount(len(entries), 'clip')} of {index} could be read")
+    if len(totals.unreadable) == len(entries) + len(unreadable):
+        raise ValueError(f"none of the {amount(len(totals.unreadable), what)} of {index or videos} could be read")
 
 
 def _load(name: str, folder: Path, codec: LatentSpace, device: torch.device) -> tuple[LatentUpsampler, str]:
@@ -134,12 +181,29 @@ def _load(name: str, folder: Path, codec: LatentSpace, device: torch.device) -> 
     return net, weights_digest(net, json.dumps(config, sort_keys=True, default=str))
 
 
-def _tell(console: Console, output: Path, totals: Totals, uneven: str, started: float) -> None:
+def _networks(files: Mapping[str, Path | None], taken: Collection[str]) -> dict[str, PixelSuperResolver]:
+    """Networks of super-resolution by name."""
+    nets = {}
+    for name, file in files.items():
+        if file is None:
+            continue
+        check_name(name, "super_resolution:")
+        if name in (*method_names()[1:], "reference", *taken):
+            raise ValueError(f"super_resolution: {name} is the name of another method")
+        try:
+            nets[name] = load_super_resolver(file)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"super_resolution.{name}: {error}") from None
+    return nets
+
+
+def _tell(console: Console, output: Path, totals: Totals, uneven: str, silent: Sequence[str], started: float) -> None:
     lines = [
         f"  written        {amount(totals.written, 'video')}",
         f"  already there  {totals.there}",
         f"  unreadable     {amount(len(totals.unreadable), 'clip')}",
         *(f"    {clip_id}: {reason}" for clip_id, reason in totals.unreadable),
         f"  variable rate  {uneven}" if uneven else "",
+        f"  no prompt      {amount(len(silent), 'video')} (first {silent[0]})" if silent else "",
     ]
     print_summary(console, output, lines, started)

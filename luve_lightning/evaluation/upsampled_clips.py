@@ -1,4 +1,4 @@
-"""Clips upsampled by several methods, written as lossless videos, one folder per method."""
+"""Clips or videos upsampled by several methods, written as lossless videos, one folder per method."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from luve_lightning.cascade.super_resolution import super_resolved
 from luve_lightning.cascade.upsampling import LatentUpsampler
 from luve_lightning.data.clip_container import ClipError
-from luve_lightning.data.clips import read_clip
+from luve_lightning.data.clips import probe_clip, read_clip
 from luve_lightning.data.hashes import ClipHashes
-from luve_lightning.data.video_files import write_picture, write_video
+from luve_lightning.data.video_files import PICTURE_SUFFIXES, find_videos, video_name, write_picture, write_video
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.files import find_json, write_text
 from luve_lightning.functional.frame_times import exact_rate, refusal
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.functional.pixels import fit_frames, resize_video, video_to_frames
+from luve_lightning.functional.pixels import fit_frames, frames_to_video, resize_video, video_to_frames
 from luve_lightning.machine import UnitTimes
 from luve_lightning.models.backbones import LatentSpace
+from luve_lightning.models.super_resolution import PixelSuperResolver
 
 REFERENCE = "reference"
 # The high-resolution latents themselves: the VAE's reconstruction of the clip, the ceiling for upsamplers of latents.
@@ -79,6 +82,80 @@ class UpsamplingRecipe:
         return height, width
 
 
+PROMPT = "prompt"
+"""The name of a video's caption."""
+
+
+@dataclass(frozen=True)
+class EnlargingRecipe:
+    """What is made from each video, which is the low resolution itself.
+
+    Attributes:
+        size: height and width of the high resolution, pixels; None is `scale` times each video's own.
+        scale: high over low resolution, where `size` is None.
+        frames: the first frames that are taken; None takes all.
+    """
+
+    size: tuple[int, int] | None = None
+    scale: float | None = None
+    frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.size is None) == (self.scale is None):
+            raise ValueError("videos: expected size, or scale and not both")
+        if self.scale is not None and not 1 < self.scale < float("inf"):
+            raise ValueError(f"scale: expected a number > 1, got {self.scale}")
+        if min(*(self.size or (1, 1)), self.frames or 1) < 1:
+            raise ValueError(f"expected size and frames of at least 1, got {self.size} and {self.frames}")
+
+    def of(self, entry: ClipEntry) -> UpsamplingRecipe:
+        """What is made from one video.
+
+        Raises:
+            ClipError: it has too few frames, or is too large.
+        """
+        size, frames = self.size, self.frames or entry.total_frames
+        if size is None:
+            exact = Fraction(str(self.scale))
+            size = (round(entry.height * exact), round(entry.width * exact))
+        if frames > entry.total_frames:
+            raise ClipError(entry.path, f"has {entry.total_frames} frames, {frames} are wanted")
+        if size[0] < entry.height or size[1] < entry.width:
+            raise ClipError(
+                entry.path, f"frames of {entry.height}x{entry.width} are larger than {size[0]}x{size[1]} already"
+            )
+        return UpsamplingRecipe(size, size[0] / entry.height, frames, caption=PROMPT)
+
+
+def low_resolution_videos(folder: Path) -> tuple[list[ClipEntry], list[tuple[str, str]]]:
+    """The videos of a folder as clips to enlarge, and (name, reason) of those that cannot be read.
+
+    A video's prompt is that of the JSON file of its name beside it, or in the folder above, where `luve generate
+    --keep_stages true` has it for the videos of `motion/`; without one, the video has no caption.
+
+    Raises:
+        FileNotFoundError: no such folder, or no video in it.
+    """
+    entries, unreadable = list[ClipEntry](), list[tuple[str, str]]()
+    for path in find_videos(folder, pictures=True):
+        name, still = video_name(path), path.suffix.lower() in PICTURE_SUFFIXES
+        beside = path.with_suffix(".json")
+        records = [find_json(beside), find_json(folder.resolve().parent / beside.name)]
+        prompts = [about["prompt"] for about in records if isinstance(about.get("prompt"), str)]
+        try:
+            info = probe_clip(path)
+            if not info.fps and not still:
+                raise ClipError(path, "does not say its frames per second")
+        except ClipError as error:
+            unreadable.append((name, error.reason))
+            continue
+        captions = {PROMPT: prompts[0]} if prompts else {}
+        entries.append(
+            ClipEntry(name, path, name, info.fps, info.frames, info.width, info.height, captions, still=still)
+        )
+    return entries, unreadable
+
+
 @dataclass
 class Totals:
     """The counts of a run: videos written and found, and (clip_id, reason) of unreadable clips."""
@@ -93,8 +170,10 @@ class ClipUpsampler:
 
     A still's version is `<clip_id>.png`.
     `reference` is the clip's own pixels at the high resolution, `vae` the VAE's reconstruction of them, the
-    ceiling for upsamplers of latents. The others get the VAE's latents of the downscaled clip. A video is finished
-    when its JSON file exists with the recipe; that one is written last.
+    ceiling for upsamplers of latents. The others get the VAE's latents of the downscaled clip, or of the video where
+    that is the low resolution; then there is neither a reference nor a ceiling. Networks of super-resolution get what
+    these latents decode to, so that all see the same, or the video itself; what they make is resized to the exact
+    size. A video is finished when its JSON file exists with the recipe; that one is written last.
 
     Args:
         codec: the VAE.
@@ -106,6 +185,7 @@ class ClipUpsampler:
         folder: folder of the methods' folders.
         hashes: hashes of the clips.
         device: device of the models.
+        networks: networks of super-resolution by folder name.
     """
 
     def __init__(
@@ -113,23 +193,26 @@ class ClipUpsampler:
         codec: LatentSpace,
         methods: Mapping[str, LatentUpsampler],
         identities: Mapping[str, str],
-        recipe: UpsamplingRecipe,
+        recipe: UpsamplingRecipe | EnlargingRecipe,
         folder: Path,
         hashes: ClipHashes,
         device: torch.device,
+        networks: Mapping[str, PixelSuperResolver] | None = None,
     ) -> None:
-        taken = {REFERENCE, CEILING} & methods.keys()
+        self.networks = dict(networks or {})
+        taken = {REFERENCE, CEILING} & (methods.keys() | self.networks.keys())
         if taken:
             raise ValueError(f"methods: {', '.join(sorted(taken))} is made in any case")
         self.codec, self.methods, self.recipe, self.folder = codec, dict(methods), recipe, folder
         self.identities, self.hashes, self.device = identities, hashes, device
-        self.low_size = recipe.low_size(codec)
+        self.low_size = recipe.low_size(codec) if isinstance(recipe, UpsamplingRecipe) else None
         self.vae = codec.fingerprint()
 
     @property
     def names(self) -> list[str]:
         """The names of the folders."""
-        return [REFERENCE, *self.methods, CEILING]
+        made = [*self.methods, *self.networks]
+        return made if self.low_size is None else [REFERENCE, *made, CEILING]
 
     def run(
         self, entries: Sequence[ClipEntry], advance: Callable[[], None] = lambda: None, times: UnitTimes | None = None
@@ -163,7 +246,7 @@ class ClipUpsampler:
         Raises:
             ClipError: it cannot be read.
         """
-        recipe = self.recipe
+        recipe = self._of(entry)
         try:
             digest = self.hashes.digest(entry.path, entry.matte)
         except OSError as error:
@@ -176,17 +259,53 @@ class ClipUpsampler:
         frames = read_clip(
             entry.path, recipe.start, recipe.frames, stride=recipe.stride, fps=recipe.fps, matte=entry.matte
         )
-        if min(frames.shape[1] - recipe.size[0], frames.shape[2] - recipe.size[1]) < 0:
-            raise ClipError(
-                entry.path,
-                f"frames of {frames.shape[1]}x{frames.shape[2]} are smaller than {recipe.size[0]}x{recipe.size[1]}",
-            )
-        video = fit_frames(torch.from_numpy(frames), recipe.size)[None].to(self.device)
+        if self.low_size is None:
+            low = frames_to_video(frames)[None].to(self.device)
+            video = low
+        else:
+            if min(frames.shape[1] - recipe.size[0], frames.shape[2] - recipe.size[1]) < 0:
+                raise ClipError(
+                    entry.path,
+                    f"frames of {frames.shape[1]}x{frames.shape[2]} are smaller than {recipe.size[0]}x{recipe.size[1]}",
+                )
+            video = fit_frames(torch.from_numpy(frames), recipe.size)[None].to(self.device)
+            low = resize_video(video, self.low_size)
         if REFERENCE in missing:
             self._write(entry, REFERENCE, digest, video)
-        names = [name for name in missing if name != REFERENCE]
-        latents = self._latents(video, names)
-        at_once = min(DECODED_TOGETHER, self.codec.clips_at_once(recipe.frames, *recipe.size))
+        self._upsample(entry, digest, missing, video, low)
+        return len(missing)
+
+    def _of(self, entry: ClipEntry) -> UpsamplingRecipe:
+        """What is made from one clip or video."""
+        if isinstance(self.recipe, UpsamplingRecipe):
+            return self.recipe
+        recipe = self.recipe.of(entry)
+        if self.methods:
+            try:
+                self.codec.latent_size(recipe.frames, entry.height, entry.width)
+                self.codec.latent_size(recipe.frames, *recipe.size)
+            except ValueError as error:
+                raise ClipError(entry.path, str(error)) from None
+        return recipe
+
+    def _upsample(self, entry: ClipEntry, digest: str, missing: Sequence[str], video: Tensor, low: Tensor) -> None:
+        """Write what the methods and networks make."""
+        recipe = self._of(entry)
+        names = [name for name in missing if name in self.methods or name == CEILING]
+        networks = [name for name in missing if name in self.networks]
+        size: Size3d = (0, 0, 0)
+        latents: dict[str, Tensor] = {}
+        if names:
+            size = self.codec.latent_size(recipe.frames, *recipe.size)
+        if CEILING in names:
+            latents[CEILING] = self.codec.encode(video)
+        encoded = None
+        if any(name in self.methods for name in names) or (networks and self.low_size is not None):
+            encoded = self.codec.encode(low)
+        for name in names:
+            if encoded is not None and name in self.methods:
+                latents[name] = self.methods[name](encoded, size).float()
+        at_once = min(DECODED_TOGETHER, self.codec.clips_at_once(recipe.frames, *recipe.size)) if names else 1
         for first in range(0, len(names), at_once):
             some = names[first : first + at_once]
             # Filled up, because convolutions round differently for other batch sizes: an interrupted run, or one
@@ -195,31 +314,30 @@ class ClipUpsampler:
             decoded = self.codec.decode(torch.cat([latents[name] for name in filled]))
             for name, made in zip(some, decoded.split(1), strict=False):
                 self._write(entry, name, digest, made)
-        return len(missing)
+        for name in networks:
+            seen = low if self.low_size is None or encoded is None else self.codec.decode(encoded)
+            self._write(entry, name, digest, super_resolved(self.networks[name], seen, recipe.size))
 
-    def _latents(self, video: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """The latents that each of some methods decodes."""
-        size: Size3d = self.codec.latent_size(self.recipe.frames, *self.recipe.size)
-        latents: dict[str, Tensor] = {}
-        if CEILING in names:
-            latents[CEILING] = self.codec.encode(video)
-        learned = [name for name in names if name in self.methods]
-        if learned:
-            low = self.codec.encode(resize_video(video, self.low_size))
-            latents |= {name: self.methods[name](low, size).float() for name in learned}
-        return latents
-
-    def _write(self, entry: ClipEntry, name: str, digest: str, video: Tensor) -> None:
-        path = self._path(entry, name)
-        fps = (self.recipe.fps or entry.fps) / self.recipe.stride
+    def _write(self, entry: ClipEntry, name: str, digest: str, made: Tensor) -> None:
+        """Write a video, 1 x 3 x T x H x W, or frames, uint8 1 x T x H x W x 3."""
+        path, recipe = self._path(entry, name), self._of(entry)
+        fps = (recipe.fps or entry.fps) / recipe.stride
         # First of all: an existing recipe vouches for the video.
         path.with_suffix(".json").unlink(missing_ok=True)
-        frames = video_to_frames(video)[0].cpu().numpy()
+        frames: np.ndarray = (made if made.dtype == torch.uint8 else video_to_frames(made))[0].cpu().numpy()
         if entry.still:
             write_picture(path, frames[0])
         else:
             write_video(path, frames, fps, lossless=True)
-        about = {"prompt": entry.captions[self.recipe.caption], "fps": fps, "recipe": self._recipe(name, digest)}
+        known = self.low_size is not None or PROMPT in entry.captions
+        about: dict[str, Any] = {"prompt": entry.captions[recipe.caption]} if known else {}
+        about |= {"fps": fps, "recipe": self._recipe(entry, name, digest)}
+        if name in self.networks:
+            net = self.networks[name]
+            about["enlarged"] = (
+                f"{net.scale}x by {type(net).__name__}, then resized to {recipe.size[0]}x{recipe.size[1]} by an "
+                "antialiased bicubic filter"
+            )
         write_text(path.with_suffix(".json"), json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
     def _path(self, entry: ClipEntry, name: str) -> Path:
@@ -228,17 +346,25 @@ class ClipUpsampler:
     def _finished(self, entry: ClipEntry, name: str, digest: str) -> bool:
         path = self._path(entry, name)
         about = find_json(path.with_suffix(".json"))
-        return about.get("recipe") == self._recipe(name, digest) and path.is_file()
+        # The prompt of an index's clip is part of the recipe, by its column.
+        if self.low_size is None and about.get("prompt") != entry.captions.get(PROMPT):
+            return False
+        return about.get("recipe") == self._recipe(entry, name, digest) and path.is_file()
 
-    def _recipe(self, name: str, digest: str) -> dict[str, Any]:
-        recipe: dict[str, Any] = {"version": _VERSION, "method": name, "clip": digest, **asdict(self.recipe)}
-        recipe["size"] = list(self.recipe.size)
-        if self.recipe.fps is None:
+    def _recipe(self, entry: ClipEntry, name: str, digest: str) -> dict[str, Any]:
+        own = self._of(entry)
+        recipe: dict[str, Any] = {"version": _VERSION, "method": name, "clip": digest, **asdict(own)}
+        recipe["size"] = list(own.size)
+        if own.fps is None:
             del recipe["fps"]  # videos made before there was such a thing
         if name in (REFERENCE, CEILING):
             del recipe["scale"]
-        if name != REFERENCE:
+        if self.low_size is None:
+            del recipe["scale"]  # follows from both sizes
+        if name != REFERENCE and not (self.low_size is None and name in self.networks):
             recipe |= {"vae": self.vae, "dtype": str(self.codec.dtype)}
+        if name in self.networks:
+            recipe |= {"network": type(self.networks[name]).__name__, "network_dtype": str(self.networks[name].dtype)}
         if name in self.identities:
             recipe["identity"] = self.identities[name]
         return recipe

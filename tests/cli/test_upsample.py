@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from luve_lightning.cascade.super_resolution import load_super_resolver, super_resolved
 from luve_lightning.cascade.upsampling import baselines
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.video_files import find_videos, read_video, write_video
@@ -22,6 +23,7 @@ from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.small_world import add_row, write_world
 from tests.helpers.upsampling import tiny_vluer
 from tests.helpers.video_files import set_matrix
+from tests.models.test_super_resolution import tiny, video
 
 FRAMES, SIZE = 5, 48
 METHODS = ["reference", "bilinear", "rgb_bicubic", "learned", "vae"]
@@ -212,3 +214,101 @@ def test_rows_left_out_and_clips_shown_otherwise_are_told(luve: Luve, world: Pat
     assert "is shown turned or sheared otherwise" in outcome.out
     mirrored, _ = read_video(tmp_path / "out" / "reference" / f"{second.clip_id}.mp4")
     np.testing.assert_array_equal(mirrored, upright[:, :, ::-1])
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """RealBasicVSR's names in a file of a few channels."""
+    file = tmp_path_factory.mktemp("weights") / "realbasicvsr.pth"
+    torch.save({"state_dict": {f"generator_ema.{name}": x for name, x in tiny().state_dict().items()}}, file)
+    return file
+
+
+@pytest.fixture
+def generated(tmp_path: Path) -> Path:
+    """What `luve generate --keep_stages true` leaves: motion/ with videos, whose prompts lie in the folder above."""
+    for number, name in enumerate(("a-boat", "a-tree")):
+        frames = video_to_frames(video(1, 5, 16, 24, seed=number))[0].numpy()
+        write_video(tmp_path / "run" / "motion" / f"{name}.mp4", frames, 16, lossless=True)
+        (tmp_path / "run" / f"{name}.json").write_text(json.dumps({"prompt": name.replace("-", " ")}))
+    return tmp_path / "run" / "motion"
+
+
+def test_networks_see_what_the_low_resolution_decodes_to(
+    luve: Luve, tmp_path: Path, world: Path, tiny_backbone: Path, weights: Path
+) -> None:
+    given = {"baselines": "[bilinear]", "super_resolution": f"vsr={weights}"}
+    assert totals(luve(**given)) == (10, 0, 0)
+    entry = VideoIndex.from_csv(world).entries[0]
+    codec = load_backbone(tiny_backbone).latent_space()
+    low = resize_video(frames_to_video(read_clip(entry.path, 0, FRAMES))[None], (SIZE // 2, SIZE // 2))
+    expected = super_resolved(load_super_resolver(weights), codec.decode(codec.encode(low)), (SIZE, SIZE))[0]
+    made, _ = read_video(tmp_path / "out" / "vsr" / f"{entry.clip_id}.mp4")
+    assert np.abs(made.astype(int) - expected.numpy()).max() <= 1
+    about = json.loads((tmp_path / "out" / "vsr" / f"{entry.clip_id}.json").read_text())
+    assert about["enlarged"] == "4x by RealBasicVSR, then resized to 48x48 by an antialiased bicubic filter"
+    assert about["recipe"]["network"] == "RealBasicVSR"
+    assert totals(luve(**given)) == (0, 10, 0)
+    torch.save(tiny(seed=1).state_dict(), tmp_path / "other.pth")
+    assert totals(luve(**given | {"super_resolution": f"vsr={tmp_path / 'other.pth'}"})) == (2, 8, 0)
+
+
+def test_videos_are_the_low_resolution_themselves(
+    luve: Luve, tmp_path: Path, generated: Path, tiny_backbone: Path, weights: Path
+) -> None:
+    given = {"index": "null", "videos": generated, "size": "null", "frames": "null", "baselines": "[bilinear]"}
+    given |= {"super_resolution.vsr": weights}
+    assert totals(luve(**given)) == (6, 0, 0)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == ["bilinear", "learned", "vsr"]
+    low = frames_to_video(read_video(generated / "a-boat.mp4")[0])[None]
+    codec = load_backbone(tiny_backbone).latent_space()
+    expected = {
+        "vsr": super_resolved(load_super_resolver(weights), low, (32, 48)),
+        "bilinear": video_to_frames(codec.decode(interpolate_latents(codec.encode(low), (2, 4, 6)))),
+    }
+    for name, frames in expected.items():
+        made, fps = read_video(tmp_path / "out" / name / "a-boat.mp4")
+        assert fps == 16
+        assert np.abs(made.astype(int) - frames[0].numpy()).max() <= 1
+    about = json.loads((tmp_path / "out" / "vsr" / "a-boat.json").read_text())
+    assert about["prompt"] == "a boat"
+    assert (about["recipe"]["size"], about["recipe"]["frames"]) == ([32, 48], 5)
+    assert "vae" not in about["recipe"]
+    assert totals(luve(**given)) == (0, 6, 0)
+    (generated.parent / "a-boat.json").write_text(json.dumps({"prompt": "a ship"}))
+    assert totals(luve(**given)) == (3, 3, 0)
+    assert totals(luve(**given | {"size": "[40, 64]", "scale": "null", "frames": 1})) == (6, 0, 0)
+
+
+def test_videos_that_cannot_be_enlarged_are_named(luve: Luve, generated: Path, weights: Path) -> None:
+    (generated / "broken.mp4").write_text("no video")
+    write_video(generated / "short.mp4", np.zeros((4, 16, 24, 3), np.uint8), 16)
+    given = {"index": "null", "videos": generated, "scale": "null", "size": "[32, 48]", "frames": "null"}
+    outcome = luve(**given, baselines="[bilinear]", **{"vluers.learned": "null"})
+    assert totals(outcome) == (2, 0, 2)
+    assert "short: 4 frames: expected 4k + 1" in outcome.out
+    assert "no prompt      1 video (first short)" in outcome.out
+    # Pixels need no 4k + 1.
+    alone = {"baselines": "[]", "vluers.learned": "null", "super_resolution.vsr": weights}
+    assert totals(luve(**given, **alone)) == (3, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"index": "null"}, "index: required, but not given"),
+        ({"videos": "."}, "index: is for clips of an index; expected it without videos"),
+        ({"videos": ".", "index": "null"}, "videos: expected size, or scale and not both"),
+        ({"videos": ".", "index": "null", "scale": "null", "fps": 8}, "fps: is for clips of an index"),
+        ({"videos": "nothing", "index": "null", "scale": "null"}, "nothing: no such folder of videos"),
+        ({"super_resolution.vsr": "nothing.pth"}, "super_resolution.vsr: nothing.pth: no such file"),
+        ({"super_resolution.vae": "x.pth"}, "super_resolution: vae is the name of another method"),
+        ({"super_resolution.learned": "x.pth"}, "super_resolution: learned is the name of another method"),
+        ({"super_resolution.vsr": __file__}, "expected weights as .pth or .safetensors"),
+    ],
+)
+def test_mistakes_about_networks_and_videos_are_one_line(luve: Luve, options: dict[str, object], message: str) -> None:
+    outcome = luve(**options)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert len(outcome.error_lines) == 1
