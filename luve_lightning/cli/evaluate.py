@@ -1,7 +1,8 @@
-"""`luve evaluate`: measures folders of videos, one a method, and compares them in a table."""
+"""`luve evaluate`: measures folders of videos, one a method, and compares them in a table; `luve ingest` fills some."""
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 import sys
@@ -15,8 +16,10 @@ from rich.console import Console
 from torchmetrics import Metric
 
 from luve_lightning.cli import Verb
-from luve_lightning.cli.index import print_summary
+from luve_lightning.cli.index import check_folder, print_summary
 from luve_lightning.data.hashes import ClipHashes
+from luve_lightning.data.video_files import check_name
+from luve_lightning.evaluation.ingest import Ingested, VideoIngest, prompted_names
 from luve_lightning.evaluation.prepared_metrics import Skipped, prepare_metrics
 from luve_lightning.evaluation.report import (
     EvaluationReport,
@@ -32,6 +35,7 @@ from luve_lightning.evaluation.runner import Runner
 from luve_lightning.evaluation.summary import Resampling, distances, summarise
 from luve_lightning.evaluation.tables import format_value, table_rich
 from luve_lightning.evaluation.video_sets import VideoSets, find_video_sets
+from luve_lightning.files import write_text
 from luve_lightning.machine import choose_device, decoding_threads, revision_in_words
 from luve_lightning.terminal import Steps, amount, say
 
@@ -42,7 +46,13 @@ VERBS = {
         examples=("experiments/evaluate/metrics.yaml", "experiments/evaluate/mini.yaml"),
         named=("videos",),
         goes_on=True,
-    )
+    ),
+    "ingest": Verb(
+        "Measurement",
+        "bring in another project's videos, with their prompts, to evaluate",
+        named=("videos", "tables"),
+        goes_on=True,
+    ),
 }
 
 
@@ -211,3 +221,76 @@ def _tell_problems(console: Console, report: EvaluationReport, listed_in: str = 
             lines = [*lines[:_SHOWN], f"... and {len(lines) - _SHOWN} more{where}"]
         if lines:
             say(console, "\n".join([f"\n{title}:", *(f"  {line}" for line in lines)]))
+
+
+def ingest(
+    videos: dict[str, Path | None],
+    output: Path,
+    prompts: Path | None = None,
+    tables: dict[str, Path | None] | None = None,
+    seed: int = 0,
+    first: int | None = None,
+    copy: bool = False,
+) -> None:
+    """Brings folders of other projects' videos, one per method, into the layout that luve evaluate reads.
+
+    Each becomes OUTPUT/METHOD/NAME.mp4, linked and never encoded again, under the name that luve generate gives the
+    prompt's video, so that methods are compared video by video; a JSON file beside it holds the prompt. What is there
+    is left alone, nothing is overwritten, and the same command continues an interrupted one. Files without a prompt,
+    and those that several prompts fit, are named, all of them in OUTPUT/ingest.json.
+
+    Args:
+        videos: Folder of each method's videos, by name: --videos NAME=DIR, repeated.
+        output: Folder of the methods' folders.
+        prompts: What the videos show: a folder that luve generate wrote, or a file of prompts as it takes. Files are
+            matched by the prompt's words in their names, its place in the file, or a table.
+        tables: Table of a method's files, by name: --tables NAME=FILE, a CSV or JSONL with the columns file and prompt.
+        seed: Seed that luve generate had, which is part of its videos' names; only with a file of prompts or tables.
+        first: Number of the first prompt, 0 or 1, for files named by numbers alone; default as the numbers show.
+        copy: Copy the files instead of linking to them.
+    """
+    started, console = time.perf_counter(), Console(emoji=False)
+    check_folder("output", output)
+    folders = {name: folder for name, folder in videos.items() if folder is not None}
+    listed = {name: table for name, table in (tables or {}).items() if table is not None}
+    if not folders:
+        raise ValueError("videos: expected at least one method, as --videos NAME=DIR")
+    if odd := [name for name in listed if name not in folders]:
+        raise ValueError(f"tables: {odd[0]} is none of the methods {', '.join(folders)}")
+    if first not in (None, 0, 1):
+        raise ValueError(f"first: expected 0 or 1, got {first}")
+    for name in folders:
+        check_name(name, "videos:")
+        if prompts is None and name not in listed:
+            raise ValueError(f"prompts: required, but not given: {name} has no table either (--tables {name}=FILE)")
+    names = None if prompts is None else prompted_names(prompts, seed)
+    numbered = prompts is not None and not prompts.is_dir()
+    into = VideoIngest(output, names, copy=copy, numbered=numbered, first=first, seed=seed)
+    done = {name: into.bring(name, folder, listed.get(name)) for name, folder in folders.items()}
+    report = {name: one.record() for name, one in done.items()}
+    write_text(output / "ingest.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    for name, one in done.items():
+        say(console, "\n".join(_ingested_lines(name, one)))
+    lines = [
+        f"  brought in     {amount(sum(one.made for one in done.values()), 'video')}",
+        f"  already there  {sum(one.there for one in done.values())}",
+    ]
+    print_summary(console, output, lines, started)
+    if not any(one.made + one.there for one in done.values()):
+        raise ValueError(f"none of the videos of {', '.join(folders)} could be brought in; see {output}/ingest.json")
+
+
+def _ingested_lines(name: str, done: Ingested) -> list[str]:
+    lines = [f"{name}: {done.made} brought in, {done.there} already there"]
+    for what, found in (
+        ("not matched", done.unmatched),
+        ("ambiguous", done.ambiguous),
+        ("unreadable", done.unreadable),
+    ):
+        if found:
+            lines.append(f"  {what}: {len(found)}")
+            lines += [f"    {file}: {reason}" for file, reason in found[:3]]
+            lines += [f"    ... and {len(found) - 3} more"] if len(found) > 3 else []
+    if done.missing:
+        lines.append(f"  prompts without a video: {len(done.missing)} (first {done.missing[0]})")
+    return lines

@@ -27,7 +27,7 @@ from luve_lightning.data.video_files import (
     video_name,
 )
 
-_NAMES = ("name", "video", "clip_id")
+_NAMES = ("name", "video", "clip_id", "file")
 
 
 @dataclass(frozen=True)
