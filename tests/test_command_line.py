@@ -355,6 +355,7 @@ def test_an_interrupted_verb_that_keeps_its_work_says_so(
         "generate",
         "upsample",
         "evaluate",
+        "ingest",
         "ablate",
         "rehearse",
     ]

@@ -48,10 +48,7 @@ VERBS = {
         goes_on=True,
     ),
     "ingest": Verb(
-        "Measurement",
-        "bring in another project's videos, with their prompts, to evaluate",
-        named=("videos", "tables"),
-        goes_on=True,
+        "Measurement", "bring in other projects' videos with their prompts", named=("videos", "tables"), goes_on=True
     ),
 }
 
