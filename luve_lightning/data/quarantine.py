@@ -146,7 +146,7 @@ class Quarantine:
         """How many clips are bad, and the first few with their reasons, in one line."""
         bad = self.bad()
         share = self.max_bad_fraction * self.total
-        allowed = amount(self.allowed, "clip") if self.allowed > share else f"{self.max_bad_fraction:.1%}"
+        allowed = f"{self.allowed} clips" if self.allowed > share else f"{self.max_bad_fraction:.1%}"
         some = "; ".join(f"{clip.path}: {clip.reason}" for clip in bad[:SHOWN])
         more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         listed = f" (listed in {self.path}; delete it to start the count again)" if self.path and bad else ""
