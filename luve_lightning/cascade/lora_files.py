@@ -91,12 +91,14 @@ class LoraFile:
         configuration: None when only the tensors say anything.
         trained_scale: ss_network_alpha / ss_network_dim of a kohya trainer's header; None without them. Their tensors
             say the scale; this one tells whether those are missing.
+        given_scale: the scale that its makers give elsewhere, for a file that says none.
     """
 
     name: str
     tensors: Mapping[str, Tensor]
     configuration: LoraConfiguration | None = None
     trained_scale: float | None = None
+    given_scale: float | None = None
 
 
 def read_lora(

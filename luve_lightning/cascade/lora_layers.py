@@ -203,7 +203,8 @@ def _settings(loras: Mapping[str, LoraLayer], dora: bool, biases: bool) -> dict[
 def _summary(file: LoraFile, layers: Mapping[str, LoraLayer], dora: bool) -> LoraSummary:
     low_rank = [layer for layer in layers.values() if layer.low_rank]
     kinds = Counter(kind for layer in layers.values() for kind in layer.kinds)
-    unscaled = file.configuration is None and not any("alpha" in layer.parts for layer in low_rank)
+    given = file.given_scale is not None or any("alpha" in layer.parts for layer in low_rank)
+    unscaled = file.configuration is None and not given
     return LoraSummary(
         file.name,
         len(layers),

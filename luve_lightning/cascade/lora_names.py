@@ -25,6 +25,7 @@ _UNDERSCORED = re.compile(r"(?:^|\.)(?:lora_unet|lora_transformer|lycoris)[._]")
 # Wrappers that may stand anywhere in a name: torch.compile's, activation checkpointing's, FSDP's.
 _INNER = re.compile(r"(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)[._]")
 PEFT_PREFIX = "base_model.model."
+_UNSAID = "nothing in the file: taken as 1"
 
 LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
 LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
@@ -299,9 +300,12 @@ def set_scales(layers: Mapping[str, LoraLayer], file: LoraFile) -> None:
     """Set the scale of layers of low-rank updates: alpha / rank, from tensors or the configuration; 1 without either.
 
     Raises:
-        ValueError: where these contradict each other or do not fit the weights, or the file's header says that
-            tensors of alpha are missing.
+        ValueError: where these contradict each other or do not fit the weights, the file's header says that tensors
+            of alpha are missing, or a scale is given for a file that says its own, or has nothing to scale.
     """
+    if file.given_scale is not None:
+        _give_scale(layers, file, file.given_scale)
+        return
     configured = file.configuration
     used: set[str] = set()
     for name, layer in layers.items():
@@ -323,6 +327,17 @@ def set_scales(layers: Mapping[str, LoraLayer], file: LoraFile) -> None:
         if configured is not None and pattern not in used:
             raise ValueError(f"LoRA {file.name}: {configured.where}: the pattern {pattern!r} fits none of its layers")
     _check_kohya(layers, file)
+
+
+def _give_scale(layers: Mapping[str, LoraLayer], file: LoraFile, scale: float) -> None:
+    """Set a scale that no file says, where none does."""
+    own = "its header" if file.trained_scale is not None else _scale_from(file, layers.values())
+    if own != _UNSAID:
+        raise ValueError(f"LoRA {file.name}: lora_scale {scale:g} is for a file that says no scale; here it is {own}")
+    if not scale or not math.isfinite(scale):
+        raise ValueError(f"LoRA {file.name}: lora_scale: expected a number other than 0, got {scale}")
+    for layer in layers.values():
+        layer.scale = scale
 
 
 def _check_kohya(layers: Mapping[str, LoraLayer], file: LoraFile) -> None:
@@ -373,7 +388,7 @@ def _scale_from(file: LoraFile, layers: Iterable[LoraLayer]) -> str:
         return "no scale: differences act at 1"
     if all(given):
         return "its alpha tensors"
-    return "its alpha tensors, 1 without one" if any(given) else "nothing in the file: taken as 1"
+    return "its alpha tensors, 1 without one" if any(given) else _UNSAID
 
 
 def _several(word: str, values: Sequence[float]) -> str:

@@ -9,7 +9,7 @@ import shlex
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +29,7 @@ from luve_lightning.cascade.generation_jobs import (
 )
 from luve_lightning.cascade.generation_run import CascadeRun, attentions_of, cut_lines, cuts_of, load_pipeline
 from luve_lightning.cascade.lora_files import read_lora
+from luve_lightning.cascade.lora_names import describe_lora
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.pipeline_files import find_models, model_identity
 from luve_lightning.cascade.speed import SpeedOptions, compiler_being_loaded
@@ -87,6 +88,7 @@ def generate(
     transformer: Path | None = None,
     experts: dict[str, Path | None] | Path | None = None,
     lora: Path | None = None,
+    lora_scale: float | None = None,
     attention: Attention | str | None = None,
     fps: float = 16.0,
     lossless: bool = False,
@@ -127,6 +129,7 @@ def generate(
             as lfe/ and hfe/.
         lora: File or folder of a LoRA for the backbone, loaded into both transformers at the scale its makers
             meant.
+        lora_scale: That scale, where its files say none and its makers do elsewhere: 0.25 for UltraWan-1K.
         attention: Replaces the self-attention of the third stage's transformer, whatever it and its experts were
             trained with; default the one saved with it. A name, such as dense, or a class and its settings.
         fps: Frames per second of the files.
@@ -167,11 +170,17 @@ def generate(
             options.sampler, options.shift
         )  # refused before weights are loaded
     compiler_being_loaded(speed)
-    adapter = None if lora is None else read_lora(lora)
+    adapter = None if lora is None else replace(read_lora(lora), given_scale=lora_scale)
+    if lora_scale is not None:  # refused before anything is written
+        told = describe_lora(adapter).refused if adapter else "lora_scale: is for a LoRA, and there is none (--lora)"
+        if told:
+            raise ValueError(told)
     hashes = FileHashes(output)
     models = {name: model_identity(source, hashes) for name, source in sources.items()}
     if adapter is not None and adapter.configuration is not None:
         models["lora"] += " at its configuration's scale"  # videos made when that was not read differ
+    if lora_scale is not None:
+        models["lora"] += f" at scale {lora_scale:g}"
     stages = ("motion", "upsampled") if keep_stages and options.cascade else ()
     recipe = recipe_settings(
         options, dtype, cache, models, fps, lossless, replacing, speed.decode_half, encoder_threads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from peft import LoraConfig
 from torch import Tensor
 
 from luve_lightning.cascade import LuVePipeline
+from luve_lightning.cascade.lora_files import LoraFile, read_lora
+from luve_lightning.cascade.lora_names import describe_lora
 from luve_lightning.cascade.stages import generate_motion, refine
 from luve_lightning.models.experts import expert_names
 from tests.helpers.tiny_luve import EXPERTS, PLAIN, PROMPT, SMALL, add_experts, noise, seeded, tiny_luve
@@ -103,6 +106,55 @@ def test_loras_of_every_style(tiny_backbone: Path, tmp_path: Path, style: str) -
     pipeline.unload_lora_weights()
     assert torch.equal(generate_motion(pipeline, PROMPT, **STEPS, generator=seeded()), before)
     assert expert_names(pipeline.transformer) == ["lfe", "hfe"]
+
+
+@pytest.mark.parametrize(("rank", "scale"), [(8, 0.25), (2, 0.5)])
+@pytest.mark.parametrize("attentions", [("self_attn",), ("self_attn", "cross_attn")])
+def test_ultrawans_file_loads_whole_at_its_makers_scale(
+    tiny_backbone: Path, tmp_path: Path, rank: int, scale: float, attentions: tuple[str, ...]
+) -> None:
+    """ultrawan-1k.ckpt and ultrawan-4k.ckpt (arXiv 2506.13691): DiffSynth-Studio 1.1's names, without a scale.
+
+    Its trainer saves what PEFT injected into the transformer, for the targets q, k, v, o, ffn.0 and ffn.2, as a
+    pickle of nothing else. The makers' inference loads them with `load_lora(..., lora_alpha=0.25)` at 1K and 0.5 at
+    4K, which DiffSynth-Studio adds as W + lora_alpha * B A, whatever the rank (64 and 16).
+    """
+    widths = {f"{a}.{part}": (24, 24) for a in attentions for part in "qkvo"} | {"ffn.0": (24, 32), "ffn.2": (32, 24)}
+    generator, file = seeded(1), {}
+    for block in range(2):
+        for layer, (width_in, width_out) in widths.items():
+            name = f"blocks.{block}.{layer}"
+            file[f"{name}.lora_A.default.weight"] = 0.3 * torch.randn(rank, width_in, generator=generator)
+            file[f"{name}.lora_B.default.weight"] = 0.3 * torch.randn(width_out, rank, generator=generator)
+    torch.save(file, tmp_path / "ultrawan.ckpt")
+    pipeline = tiny_luve(tiny_backbone)
+    summary = pipeline.load_lora_weights(replace(read_lora(tmp_path / "ultrawan.ckpt"), given_scale=scale))
+    assert (summary.layers, summary.ranks, summary.scales) == (2 * len(widths), [rank], [scale])
+    own = {theirs: ours for ours, theirs in ORIGINAL.items()}
+    ours = {}
+    for key, tensor in file.items():
+        block, layer = key.split(".lora_")[0].split(".", 2)[1:]
+        ours[f"transformer.blocks.{block}.{own[layer]}.{key.split('.')[-3]}.weight"] = tensor
+    got = generate_motion(pipeline, PROMPT, **STEPS, generator=seeded())
+    want = generate_motion(merged(tiny_luve(tiny_backbone), ours, scale), PROMPT, **STEPS, generator=seeded())
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-3)
+
+
+def test_a_scale_is_given_where_the_file_says_none() -> None:
+    halves = {f"blocks.0.self_attn.q.lora_{half}.default.weight": torch.ones(2, 2) for half in "AB"}
+    diff = {"diffusion_model.blocks.0.norm3.diff": torch.ones(2)}
+    alpha = {"blocks.0.self_attn.q.alpha": torch.tensor(2.0)}
+    for tensors, scale, message in (
+        (halves, 0.25, ""),
+        (halves, 0.0, "LoRA x: lora_scale: expected a number other than 0, got 0.0"),
+        (halves | alpha, 0.25, "lora_scale 0.25 is for a file that says no scale; here it is its alpha tensors"),
+        (diff, 0.25, "lora_scale 0.25 is for a file that says no scale; here it is no scale: differences act at 1"),
+    ):
+        found = describe_lora(LoraFile("x", tensors, given_scale=scale))
+        assert message in found.refused
+        assert bool(message) == bool(found.refused)
+    trained = describe_lora(LoraFile("x", halves, trained_scale=0.5, given_scale=0.25))
+    assert trained.refused.endswith("here it is its header")
 
 
 @pytest.mark.slow

@@ -271,6 +271,16 @@ def test_a_lora_acts_at_the_scale_beside_it(luve: Luve, tiny_cascade: Path, tmp_
     assert f"LoRA {file}: 1 layer, rank 4, scale 4\n" in other.out
     (one,), (two,) = (tmp_path / "out").glob("*.mp4"), (tmp_path / "other").glob("*.mp4")
     assert not np.array_equal(read_video(one)[0], read_video(two)[0])
+    twice = luve(PROMPT, lora=folder, lora_scale=4, output=tmp_path / "refused")
+    assert "lora_scale 4 is for a file that says no scale; here it is " in twice.err
+    (folder / "adapter_config.json").unlink()
+    given = luve(PROMPT, lora=file, lora_scale=4, output=tmp_path / "given")
+    assert f"LoRA {file}: 1 layer, rank 4, scale 4\n" in given.out
+    (three,) = (tmp_path / "given").glob("*.mp4")
+    assert np.array_equal(read_video(two)[0], read_video(three)[0])
+    assert "was made differently (models.lora " in luve(PROMPT, lora=file, output=tmp_path / "given").err
+    alone = luve(PROMPT, lora_scale=4, output=tmp_path / "refused")
+    assert "lora_scale: is for a LoRA, and there is none (--lora)" in alone.err
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "OFT", "r": 4}))
     refused = luve(PROMPT, lora=folder, output=tmp_path / "refused")
     assert (refused.code, len(refused.error_lines)) == (2, 1)
