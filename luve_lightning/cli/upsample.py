@@ -12,13 +12,13 @@ import torch
 from rich.console import Console
 
 from luve_lightning.cascade import upsampling
-from luve_lightning.cascade.super_resolution import load_super_resolver
 from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels
 from luve_lightning.cli import Verb
 from luve_lightning.cli.index import check_folder, entries_of, open_index, print_summary, uneven_line
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_files import check_name
 from luve_lightning.data.video_index import CAPTION, CAPTIONS, Limits, Split
+from luve_lightning.evaluation.super_resolution import load_super_resolver
 from luve_lightning.evaluation.upsampled_clips import (
     ClipUpsampler,
     EnlargingRecipe,

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luve_lightning.cascade.super_resolution import super_resolved
 from luve_lightning.cascade.upsampling import LatentUpsampler
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clips import probe_clip, read_clip
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_files import PICTURE_SUFFIXES, find_videos, video_name, write_picture, write_video
 from luve_lightning.data.video_index import ClipEntry
+from luve_lightning.evaluation.super_resolution import super_resolved
 from luve_lightning.files import find_json, write_text
 from luve_lightning.functional.frame_times import exact_rate, refusal
 from luve_lightning.functional.interpolation import Size3d

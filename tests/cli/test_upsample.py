@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from luve_lightning.cascade.super_resolution import load_super_resolver, super_resolved
 from luve_lightning.cascade.upsampling import baselines
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.video_files import find_videos, read_video, write_video
 from luve_lightning.data.video_index import VideoIndex
+from luve_lightning.evaluation.super_resolution import load_super_resolver, super_resolved
 from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.functional.pixels import frames_to_video, resize_video, video_to_frames
 from luve_lightning.models.backbones import load_backbone

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from luve_lightning.cascade.super_resolution import load_super_resolver, super_resolved
+from luve_lightning.evaluation.super_resolution import load_super_resolver, super_resolved
 from luve_lightning.functional.pixels import resize_video, video_to_frames
 from luve_lightning.models.super_resolution import RealBasicVSR, RRDBNet
 from tests.models.test_super_resolution import tiny, video
