@@ -17,15 +17,14 @@ from luve_lightning.cascade.stages import refine
 from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.models.backbones import denoiser_of
 from tests.helpers.noise import noise
+from tests.helpers.tiny_luve import plain_pipeline
 
 RUN: dict[str, Any] = {"steps": 4, "skip_steps": 2, "guidance": 1.0}
 
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_cascade: Path) -> LuVePipeline:
-    found: LuVePipeline = LuVePipeline.from_pretrained(tiny_cascade / "wan", experts={})
-    found.set_progress_bar_config(disable=True)
-    return found
+    return plain_pipeline(tiny_cascade)
 
 
 def refined(pipeline: LuVePipeline, latents: Tensor, **more: Any) -> Tensor:

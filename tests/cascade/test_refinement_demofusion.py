@@ -27,15 +27,14 @@ from luve_lightning.cascade.run import ExpertUse
 from luve_lightning.cascade.stages import refine
 from luve_lightning.models.backbones import denoiser_of
 from tests.helpers.noise import noise
+from tests.helpers.tiny_luve import plain_pipeline
 
 STEPS, SKIP = 3, 1
 
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_cascade: Path) -> LuVePipeline:
-    found: LuVePipeline = LuVePipeline.from_pretrained(tiny_cascade / "wan", experts={})
-    found.set_progress_bar_config(disable=True)
-    return found
+    return plain_pipeline(tiny_cascade)
 
 
 def blurred(x: Tensor, deviation: float, d: int = 2, axes: tuple[int, ...] = (3, 4)) -> Tensor:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from luve_lightning.cascade import CascadeOptions, LuVePipeline
+from luve_lightning.cascade import CascadeOptions
 from luve_lightning.cascade.refinement.lsrna import EdgeNoiseRefinement, latent_strength
 from luve_lightning.cascade.stages import decode, refine
 from luve_lightning.functional.edges import canny_edges
 from tests.helpers.noise import noise
+from tests.helpers.tiny_luve import plain_pipeline
 
 
 def test_strength_is_the_share_of_edges_from_nothing_to_one() -> None:
@@ -36,8 +37,7 @@ def test_strength_is_the_share_of_edges_from_nothing_to_one() -> None:
 
 @torch.no_grad()
 def test_it_is_luves_refinement_of_latents_with_that_noise(tiny_cascade: Path) -> None:
-    pipeline = LuVePipeline.from_pretrained(tiny_cascade / "wan", experts={})
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = plain_pipeline(tiny_cascade)
     latents, motion = noise(2, 16, 2, 8, 12), 2 * noise(2, 16, 2, 4, 6)
     run: dict[str, Any] = {"prompt": ["a red boat", "x"], "steps": 4, "skip_steps": 2, "guidance": 1.0}
     method = EdgeNoiseRefinement(min_std=0.25, max_std=0.75, high=20.0)

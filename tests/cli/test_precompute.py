@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from luve_lightning.data.store import StoreError
 from luve_lightning.data.video_index import ClipEntry, VideoIndex
 from luve_lightning.functional.pixels import fit_frames, frames_to_video
 from luve_lightning.models.backbones import load_backbone
-from tests.helpers.precomputing import find, precompute, recipe, summary
+from tests.helpers.precomputing import find, on_world, recipe, summary
 from tests.helpers.run_luve import Outcome
 from tests.helpers.small_world import change_rows, write_backbone, write_world
 from tests.helpers.video_files import set_matrix, write_video
@@ -39,8 +38,7 @@ def world(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def luve(capsys: pytest.CaptureFixture[str], world: Path, tiny_backbone: Path, tmp_path: Path):
-    """Runs the verb on the small world; keyword arguments replace or add options."""
-    return partial(precompute, capsys, backbone=tiny_backbone, index=world, store=tmp_path / "store")
+    return on_world(capsys, world, tiny_backbone, tmp_path)
 
 
 @pytest.mark.slow

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from luve_lightning.data.video_index import VideoIndex
-from tests.helpers.precomputing import find, precompute, recipe, summary
+from tests.helpers.precomputing import find, on_world, recipe, summary
 from tests.helpers.small_world import add_row, change_rows, write_world
 
 
@@ -19,8 +18,7 @@ def world(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def luve(capsys: pytest.CaptureFixture[str], world: Path, tiny_backbone: Path, tmp_path: Path):
-    """Runs the verb on the small world; keyword arguments replace or add options."""
-    return partial(precompute, capsys, backbone=tiny_backbone, index=world, store=tmp_path / "store")
+    return on_world(capsys, world, tiny_backbone, tmp_path)
 
 
 @pytest.mark.slow

@@ -11,18 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luve_lightning.datamodules.buckets import Bucket
-from luve_lightning.datamodules.sampling import BucketBatchSampler, SampleKey, batch_groups, evaluation_batches
+from luve_lightning.datamodules.sampling import BucketBatchSampler, batch_groups, evaluation_batches
+from tests.helpers.epochs import batches, check_resumed
 
 BUCKETS = [Bucket((48, 96), 9), Bucket((64, 64), 9), Bucket((64, 64), 1), Bucket((16, 16), 1)]
 VOLUMES = {bucket: bucket.volume for bucket in BUCKETS}
 ITEMS = st.lists(st.sampled_from(BUCKETS), min_size=1, max_size=40)
 SMALL = st.integers(1, 4)
-
-
-def batches(sampler: BucketBatchSampler, epoch: int = 0, start: int = 0) -> list[list[SampleKey]]:
-    sampler.set_epoch(epoch)
-    sampler.resume_at(start)
-    return list(sampler)
 
 
 def ranks(chosen: list[Bucket], batch: int, world: int, seed: int = 0, **options: Any) -> list[BucketBatchSampler]:
@@ -76,11 +71,7 @@ def test_a_resumed_epoch_is_the_rest_of_it_and_the_next_one_is_whole(
     chosen: list[Bucket], batch: int, world: int, epoch: int, data: Any
 ) -> None:
     sampler = ranks(chosen, batch, world)[-1]
-    whole, following = batches(sampler, epoch), batches(sampler, epoch + 1)
-    start = data.draw(st.integers(0, len(sampler)))
-    assert batches(sampler, epoch, start) == whole[start:]
-    sampler.set_epoch(epoch + 1)
-    assert list(sampler) == following
+    check_resumed(sampler, epoch, data.draw(st.integers(0, len(sampler))))
 
 
 def test_epochs_and_seeds_differ_in_batches_and_in_their_order() -> None:

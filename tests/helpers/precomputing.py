@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,11 @@ def precompute(capsys: pytest.CaptureFixture[str], **options: object) -> Outcome
     given: dict[str, object] = {"size": "[48, 48]", "scales": "[1.5, 2, 3]", "frames": 9, "batch_size": 2}
     given |= {"trainer.accelerator": "cpu", "trainer.enable_progress_bar": "false"} | options
     return run_luve(capsys, "precompute", *(f"--{name}={value}" for name, value in given.items()))
+
+
+def on_world(capsys: pytest.CaptureFixture[str], world: Path, backbone: Path, folder: Path) -> Callable[..., Outcome]:
+    """Runs the verb on a world, into `folder/store`; keyword arguments replace or add options."""
+    return partial(precompute, capsys, backbone=backbone, index=world, store=folder / "store")
 
 
 def summary(outcome: Outcome) -> tuple[int, int, int]:

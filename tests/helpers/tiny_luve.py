@@ -47,6 +47,13 @@ def tiny_luve(
     return pipeline
 
 
+def plain_pipeline(cascade: Path) -> LuVePipeline:
+    """The pipeline of `tiny_cascade` without upsampler, refiner and experts, quiet."""
+    found: LuVePipeline = LuVePipeline.from_pretrained(cascade / "wan", experts={})
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
 def other_transformer(backbone: Path) -> WanTransformer3DModel:
     """The backbone's transformer with other weights, as adapting it gives."""
     transformer = load_transformer(backbone).eval()
