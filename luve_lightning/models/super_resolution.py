@@ -269,8 +269,8 @@ class RealBasicVSR(PixelSuperResolver):
 
     Frames are computed one after another, in tiles that overlap as far as the convolutions see, and flow and
     features are warped on whole frames: tiles and chunks give the result of the whole up to rounding, everywhere.
-    Memory still grows with a frame's size by the features of a chunk, and with its length by two numbers a pixel, its
-    flow.
+    Memory grows with a frame's size by a chunk's features, and with the length by flow and pixels, and by one frame's
+    features a chunk.
 
     Args:
         channels: channels of the features.
