@@ -22,9 +22,8 @@ class WaverTask(EnhancementTask):
     Its self-attention stays within windows: give `attention`, for instance `Windows`. The export keeps it.
 
     As in the paper: path, target, w, window attention. Adapted: the low-resolution latents are upsampled as in this
-    cascade, where the paper enlarges pixels and encodes them; windows are those of `models.attention.windows`, whose
-    sizes are this configuration's. The paper's degradation of pixels is a version of the clips, `data.low_variant`.
-    Left out: its own backbone, and instructions that edit a video.
+    cascade; windows are those of `models.attention.windows`, cut as the configuration says; the degradation of what is
+    upsampled is a version of the clips, `data.low_variant`. Left out: its own backbone, and its use to edit videos.
 
     Args:
         backbone: see EnhancementTask.
