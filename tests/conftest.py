@@ -18,10 +18,16 @@ if TYPE_CHECKING:
 # Before torch is imported: the tests' tensors are too small to share, and two workers of pytest-xdist on two cores
 # would run two threads each and wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Runs of the mini world take two threads nevertheless. As in `luve`: threads that spin while they wait for each other
+# on busy cores made the steps of tests/test_same_numbers.py four times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # diffusers looks for a GPU when it is imported. By CUDA, no process that is forked afterwards could use one.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may download
+os.environ.setdefault("WANDB__SAVE_REQUIREMENTS", "false")  # 200 packages' metadata a run; our record names them, too
+
+gc.disable()  # until all is collected: what is imported stays, and looking through it takes a fifth of the time
 
 # How long an example takes, or is drawn, is the machine's business.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -56,6 +62,7 @@ def pytest_collection_finish() -> None:
     """Leaves what was imported out of each garbage collection: all of it stays until the end."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -90,20 +97,6 @@ def tiny_cascade(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) 
     from tests.helpers.tiny_cascade import write_cascade
 
     return write_cascade(tmp_path_factory.mktemp("cascade"), tiny_backbone)
-
-
-@pytest.fixture(scope="session")
-def tiny_places(
-    tiny_backbone: Path, tiny_clips: Path, tiny_latents: Path, tiny_texts: Path, tiny_cascade: Path
-) -> dict[str, str]:
-    """What the overlays of tests/conf refer to, but for the folder of a run: environment variables by name."""
-    return {
-        "TINY_BACKBONE": str(tiny_backbone),
-        "TINY_WORLD": str(tiny_clips),
-        "TINY_LATENTS": str(tiny_latents),
-        "TINY_TEXTS": str(tiny_texts),
-        "TINY_CASCADE": str(tiny_cascade),
-    }
 
 
 @pytest.fixture(scope="session")
