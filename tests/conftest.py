@@ -100,6 +100,20 @@ def tiny_cascade(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) 
 
 
 @pytest.fixture(scope="session")
+def tiny_places(
+    tiny_backbone: Path, tiny_clips: Path, tiny_latents: Path, tiny_texts: Path, tiny_cascade: Path
+) -> dict[str, str]:
+    """What the overlays of tests/conf refer to, but for the folder of a run: environment variables by name."""
+    return {
+        "TINY_BACKBONE": str(tiny_backbone),
+        "TINY_WORLD": str(tiny_clips),
+        "TINY_LATENTS": str(tiny_latents),
+        "TINY_TEXTS": str(tiny_texts),
+        "TINY_CASCADE": str(tiny_cascade),
+    }
+
+
+@pytest.fixture(scope="session")
 def tiny_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `clips.csv` in UltraVideo's format, `splits.json`, and six H.264 clips under `clips/`.
 
