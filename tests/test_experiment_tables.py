@@ -207,7 +207,12 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tiny_places: dict[str, str], tmp_path:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rows"),
-    [("experts", ["uhr_scaling_only", "full"]), ("vluer_parts", ["full"]), ("attention", ["dense", "windows_linear"])],
+    [
+        ("experts", ["uhr_scaling_only", "full"]),
+        ("vluer_parts", ["full"]),
+        ("attention", ["dense", "windows_linear"]),
+        ("paradigms", ["pixels"]),
+    ],
 )
 def test_a_tiny_run_of_all_stages(
     capsys: pytest.CaptureFixture[str], tiny: None, tmp_path: Path, name: str, rows: list[str]

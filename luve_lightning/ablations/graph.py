@@ -242,7 +242,8 @@ class _SeedGraph:
                     f"says {key}: null"
                 )
             for own in self.rows if ROW in key else [row]:
-                filled.append((key.replace(ROW, own), as_text(value), own if ROW in key or not spec.gathers else None))
+                given = self.planner.table.rows[own].stages[spec.name].options[key] if ROW in key else value
+                filled.append((key.replace(ROW, own), as_text(given), own if ROW in key or not spec.gathers else None))
         described: list[tuple[str, str]] = []
         later: list[tuple[str, str, dict[str, str]]] = []
         for key, text, own in filled:

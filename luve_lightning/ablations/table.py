@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -39,6 +39,11 @@ class StageSpec:
     def gathers(self) -> bool:
         """Whether one run serves all rows of a seed: it has an option whose key holds `{row}`, given for each row."""
         return any(ROW in key for key in self.options)
+
+    @property
+    def shared(self) -> StageSpec:
+        """The stage without the values of options that each row gives; these may differ."""
+        return replace(self, options={key: None if ROW in key else x for key, x in self.options.items()})
 
 
 @dataclass(frozen=True)
@@ -259,12 +264,12 @@ def _better(value: Any, where: str) -> Better:
 
 
 def _check_gathering(rows: Mapping[str, AblationRow], where: str) -> None:
-    """Refuse a stage that serves all rows but differs between them."""
+    """Refuse a stage that serves all rows but differs between them, other than in options that are given for each."""
     found: dict[str, tuple[str, StageSpec]] = {}
     for row in rows.values():
         for stage in row.stages.values():
             first, other = found.setdefault(stage.name, (row.name, stage))
-            if (stage.gathers or other.gathers) and stage != other:
+            if (stage.gathers or other.gathers) and stage.shared != other.shared:
                 raise ValueError(
                     f"{where}: stages.{stage.name} runs once for all rows, but {first} and {row.name} have it otherwise"
                 )

@@ -68,6 +68,18 @@ def test_the_command_has_real_folders(planner: AblationPlanner) -> None:
     assert evaluate.words[-1] == str(planner.root / "cache")
 
 
+def test_a_row_gives_its_own_value_of_what_is_given_for_each(tmp_path: Path) -> None:
+    rows = ROWS | {"low": {"stages": {"evaluate": {"options": {"videos.{row}": "{generate}/bicubic"}}}}}
+    planner = planner_of(write_table(tmp_path / "t", rows=rows), tmp_path / "runs")
+    for order in (["low", "full"], ["full", "low"]):
+        stages = planner.plan({0: order}).stages.values()
+        [evaluate] = [stage for stage in stages if stage.name == "evaluate"]
+        folders = {row: str(s.folder) for s in stages if s.name == "generate" for row, _ in s.uses}
+        words = dict(zip(evaluate.words[1::2], evaluate.words[2::2], strict=True))
+        assert words["--videos.low"] == f"{folders['low']}/bicubic"
+        assert words["--videos.full"] == folders["full"]
+
+
 def test_the_root_and_the_rows_name_are_not_in_a_hash(tmp_path: Path, planner: AblationPlanner) -> None:
     other = planner_of(write_table(tmp_path / "other"), tmp_path / "elsewhere")
     rows = everything(planner)
