@@ -23,11 +23,13 @@ from torch.overrides import TorchFunctionMode
 
 from luve_lightning.analysis.cost import GpuSpeed, total
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, DryRun, Operation, dry_training, weight_bytes
+from luve_lightning.data.latent_store import LatentRecipe
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.noise_bands import noised, velocity
 from luve_lightning.losses import Loss
 from luve_lightning.models.backbones import Denoiser, LatentSpace
 from luve_lightning.models.vluer import BaseVLUer
+from luve_lightning.safetensors_window import DTYPE_NAMES
 
 # How often the weights' bytes are moved: by AdamW over lists of tensors, each operation a kernel, and by clipping.
 _ADAMW_PASSES, _CLIPPING_PASSES = 20, 3
@@ -342,7 +344,7 @@ def plan_vluer_step(
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
     functions = TrainingFunctions(autocast)
     sample, target = (torch.empty(batch, codec.channels, *size, device="meta") for size in (low, high))
-    loaded = sample.nbytes + target.nbytes
+    loaded = (sample.numel() + target.numel()) * DTYPE_NAMES[LatentRecipe.dtype].itemsize
     with sharded_gradients(trained, sharing.shards), dry_training(functions) as run:
         prediction = net(sample, high)
         terms = [loss.weight * loss(prediction, target) for loss in losses.values() if loss.space == "latent"]

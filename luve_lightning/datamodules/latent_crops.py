@@ -112,8 +112,16 @@ def own_pixels(pair: PairEntry, shape: Size3d, window: CropWindow) -> Tensor:
     return fit_window(pixels, key.size, rows, columns)
 
 
+def in_single(sample: dict[str, Any]) -> dict[str, Any]:
+    """A sample or a batch whose latents, "hr" and "lr", are float32, the same numbers."""
+    return sample | {name: sample[name].float() for name in ("hr", "lr")}
+
+
 class LatentPairCrops(Dataset[dict[str, Any]]):
     """Random aligned crops, addressed by `SampleKey`s (index, kind = scale, seed).
+
+    Latents are float32. A DataLoader takes them as they are stored, half as large: its processes hand them over in
+    shared memory, which can take longer than a training step. LatentPairsDataModule makes them float32 on the device.
 
     Args:
         store: the latents.
@@ -151,10 +159,17 @@ class LatentPairCrops(Dataset[dict[str, Any]]):
     def _read(self, key: LatentKey, window: CropWindow) -> Tensor:
         t, y, x = window
         if key in self.loaded:
-            return self.loaded[key][:, slice(*t), slice(*y), slice(*x)].float()
-        return self.store.read(key, t, y, x).float()
+            return self.loaded[key][:, slice(*t), slice(*y), slice(*x)]
+        return self.store.read(key, t, y, x)
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
+        return in_single(self._stored(key))
+
+    def __getitems__(self, keys: Sequence[Any]) -> list[dict[str, Any]]:
+        """The samples of a DataLoader's batch, latents as they are stored."""
+        return [self._stored(key) for key in keys]
+
+    def _stored(self, key: Any) -> dict[str, Any]:
         pair, scale = self.pairs[key.index], self.scales[key.kind]
         rng = np.random.default_rng(list(key.seed))
         shape = self.shape(pair)

@@ -19,7 +19,7 @@ from luve_lightning.data.latent_store import LatentRecipe, LatentStore
 from luve_lightning.data.video_index import Limits, Split, VideoIndex
 from luve_lightning.datamodules.base import ResumableDataModule, check_clip_limits, open_index, vae_fingerprint
 from luve_lightning.datamodules.buckets import Bucket, LengthChoice, SizeChoice, find_bucketed_pairs, tell_lookup
-from luve_lightning.datamodules.latent_crops import CropRule, LatentPairCrops, aligned_windows
+from luve_lightning.datamodules.latent_crops import CropRule, LatentPairCrops, aligned_windows, in_single
 from luve_lightning.datamodules.sampling import SampleKey
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import fit_frames
@@ -246,7 +246,7 @@ class LatentPairsDataModule(ResumableDataModule):
         return {split: min(count, limits.get(split) or count) for split, count in clips.items()}
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of {"hr", "lr", "scale", "clip_id"}, latents B x C x T x h x w, one scale per batch.
+        """Batches of {"hr", "lr", "scale", "clip_id"}, latents B x C x T x h x w as stored, one scale per batch.
 
         With `video_crop` also "video", B x 3 x T x H x W in [-1, 1], and "window", where in "hr" that is: integers
         B x 3 x 2, (start, stop) of latent frames, rows and columns. With several buckets also "bucket", its number.
@@ -257,6 +257,10 @@ class LatentPairsDataModule(ResumableDataModule):
         return self.training_loader(
             self.crops, len(self.crops), weights, self.passes, self._volume, self.scales.index(largest)
         )
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """On the device: latents become float32."""
+        return in_single(batch)
 
     def _volume(self, item: int) -> int:
         """High-resolution latents of an item's largest crop."""

@@ -108,7 +108,7 @@ def test_a_step_lasts_until_the_next_batch_is_there(repository: Path, monkeypatc
     for before, row in zip(fast.rows, slow.rows, strict=True):
         scale = float(row["name"].split(", ")[1].removesuffix("x"))
         high = prod(row["latents"])
-        assert row["loaded"] == round(4 * 16 * batch * (high + high / scale**2)), "two crops of 16 channels in float32"
+        assert row["loaded"] == round(2 * 16 * batch * (high + high / scale**2)), "two crops of 16 channels in float16"
         assert row["seconds"] == pytest.approx(row["loaded"] / 1e3)
         assert row["seconds"] > before["seconds"]
     assert not [note for note in fast.notes if "wait for data" in note]

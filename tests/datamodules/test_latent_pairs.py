@@ -58,6 +58,23 @@ def test_a_batch_has_one_scale(tiny_clips: Path, tiny_latents: Path, tiny_backbo
     assert seen == set(SCALES)
 
 
+def test_a_batch_travels_as_it_is_stored_and_is_float32_where_it_is_used(
+    tiny_clips: Path, tiny_latents: Path, tiny_backbone: Path
+) -> None:
+    data = module(tiny_clips, tiny_latents, tiny_backbone)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    keys = next(iter(loader.batch_sampler))  # type: ignore[arg-type]
+    batch = next(iter(loader))
+    used = data.on_after_batch_transfer(batch, 0)
+    for name in ("hr", "lr"):
+        assert batch[name].dtype == torch.float16
+        assert torch.equal(used[name], torch.stack([data.crops[key][name] for key in keys]))
+    assert used["clip_id"] == batch["clip_id"]
+    (whole, *_) = data.val_dataloader()
+    assert data.on_after_batch_transfer(whole, 0)["hr"].dtype == torch.float32
+
+
 def test_a_batch_has_one_scale_whose_input_is_as_large_at_each(
     tiny_clips: Path, tiny_latents: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,7 +117,7 @@ def measure(device: torch.device, repeats: int = 3) -> Iterator[dict[str, Any]]:
 
 
 class _Samples(Dataset[Tensor]):
-    """Samples as a store of latents gives them: read in half precision, brought in single."""
+    """Samples as a store of latents gives them."""
 
     def __init__(self, shape: tuple[int, ...], count: int) -> None:
         self.shape, self.count = shape, count
@@ -126,7 +126,7 @@ class _Samples(Dataset[Tensor]):
         return self.count
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.full(self.shape, float(index), dtype=torch.float16).float()
+        return torch.full(self.shape, float(index), dtype=torch.float16)
 
 
 class _Bench:

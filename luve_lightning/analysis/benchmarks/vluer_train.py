@@ -184,7 +184,7 @@ def _train(task: VLUerTask, data: LatentPairsDataModule, steps: int) -> float:
     for epoch in itertools.count():
         sampler.set_epoch(epoch)
         for batch in itertools.islice(loader, steps - done):
-            low, high = batch["lr"].to(task.device), batch["hr"].to(task.device)
+            low, high = batch["lr"].to(task.device).float(), batch["hr"].to(task.device).float()
             started = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = task.learning_rate(done, steps)
