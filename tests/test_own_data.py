@@ -48,11 +48,14 @@ class FiveCommands:
         return int(found[1]), int(found[2] or 0)
 
 
-def run_five_commands(capsys: pytest.CaptureFixture[str]) -> FiveCommands:
+def run_five_commands(capsys: pytest.CaptureFixture[str], area: int | None = None) -> FiveCommands:
+    """Runs them as they stand but for fewer steps and, where it is given, another number of pixels."""
     outcomes = {}
     for words in documented_commands():
         name = "index" if words[0] == "index" else Path(words[-1]).stem
-        more = FEW_STEPS if words[0] == "fit" else []
+        more = [*FEW_STEPS] if words[0] == "fit" else []
+        if area and words[0] in ("precompute", "fit"):
+            more += [f"--{'data.init_args.' if words[0] == 'fit' else ''}size.area", str(area)]
         outcomes[name] = outcome = run_luve(capsys, *words, *more)
         assert outcome.code == 0, outcome.err
         assert "Traceback" not in outcome.err
@@ -100,7 +103,7 @@ def test_five_commands_use_all_that_is_usable_of_a_nasty_folder_and_name_the_res
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, checkout: Path
 ) -> None:
     nasty = write_nasty_folder(CLIPS)
-    run = run_five_commands(capsys)
+    run = run_five_commands(capsys, area=128 * 128)  # what is usable does not depend on the size
 
     names = {row.path.relative_to(CLIPS).as_posix(): row for row in run.rows}
     taken = {name: row.entry for name, row in names.items() if row.entry is not None}
