@@ -7,8 +7,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +66,6 @@ def checkpoint(folder: Path) -> dict[str, Any]:
 
     loaded: dict[str, Any] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     return loaded
-
-
-def environment(repository: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
 
 
 # Errors: one line, exit code 2, the key and what was expected; ` * ` stands for another package's words
@@ -316,24 +310,6 @@ def test_ctrl_c_exits_with_130(base: list[str], tmp_path: Path) -> None:
     assert process.alive(), process.text()
     process.send(signal.SIGINT)
     assert process.finish(130).splitlines()[-1] == "luve fit: interrupted"
-
-
-@pytest.mark.slow
-def test_two_processes_write_one_provenance(base: list[str], repository: Path, tmp_path: Path) -> None:
-    words = ["fit", *base, "--trainer.strategy", "ddp", "--trainer.devices", "2", "--debug"]
-    done = subprocess.run(
-        [sys.executable, "-m", "luve_lightning", *words],
-        cwd=repository,
-        env=environment(repository),
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["processes"] == 2
-    assert not (tmp_path / "run" / "provenance-2.json").exists()
-    assert done.stdout.count("  model   TinyModule") == done.stdout.count("luve fit: 2 of 2 steps") == 1
 
 
 @pytest.mark.parametrize("verb", verbs())

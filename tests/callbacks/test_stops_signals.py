@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -164,7 +165,7 @@ def test_loader_workers_outlive_a_signal_to_everybody(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_with_lightnings_launcher(tmp_path: Path, repository: Path) -> None:
+def test_the_command_with_lightnings_launcher_writes_one_provenance_and_stops(tmp_path: Path, repository: Path) -> None:
     run = Run(tmp_path)
     config = {
         "trainer": {
@@ -197,6 +198,9 @@ def test_the_command_with_lightnings_launcher(tmp_path: Path, repository: Path) 
     text = (tmp_path / "output.txt").read_text()
     assert status == 143, text
     assert "Traceback" not in text
+    assert json.loads((tmp_path / "provenance.json").read_text())["processes"] == 2
+    assert not (tmp_path / "provenance-2.json").exists()
+    assert text.count("  model   CropsTask") == text.count("luve fit: SIGTERM: stopped") == 1
     assert text.splitlines()[-1] == (
         f"luve fit: SIGTERM: stopped after step {step_of(run.last)}, saved {run.last}; resume with --ckpt_path last"
     )
