@@ -100,7 +100,9 @@ class Provenance(Callback):
             "platform": platform.platform(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "processes": trainer.world_size,
-            "packages": dict(sorted((d.metadata["Name"], d.version) for d in metadata.distributions())),
+            "packages": dict(
+                sorted((one["Name"], one["Version"]) for one in (d.metadata for d in metadata.distributions()))
+            ),
         }
 
     def write(self, folder: Path, provenance: dict[str, Any]) -> Path:

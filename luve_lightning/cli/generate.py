@@ -390,5 +390,7 @@ def about_run(device: torch.device, processes: int, speed: SpeedOptions) -> dict
         # On a CPU another number of threads rounds differently.
         "threads": torch.get_num_threads(),
         "processes": processes,
-        "packages": dict(sorted((d.metadata["Name"], d.version) for d in metadata.distributions())),
+        "packages": dict(
+            sorted((one["Name"], one["Version"]) for one in (d.metadata for d in metadata.distributions()))
+        ),
     }

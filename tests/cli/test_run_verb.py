@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import logging
 import subprocess
 import sys
@@ -9,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from luve_lightning.cli import run_verb
 from luve_lightning.cli.run_verb import quieten
+from tests.helpers.run_luve import run_luve
 
 LOADING = """
 import sys, time
@@ -53,3 +57,19 @@ def test_lightning_says_what_matters(
         for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
             logging.getLogger(name).info(message)
     assert caplog.messages == [message, message] * kept
+
+
+def test_garbage_is_not_collected_while_a_verb_is_imported(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collecting: dict[str, bool] = {}
+    real = importlib.import_module
+
+    def look(name: str) -> object:
+        collecting.setdefault(name, gc.isenabled())
+        return real(name)
+
+    monkeypatch.setattr(run_verb.importlib, "import_module", look)
+    assert run_luve(capsys, "completion", "bash").code == 0
+    assert collecting["luve_lightning.cli.parsing"] is False
+    assert gc.isenabled()
