@@ -94,6 +94,9 @@ def test_five_commands_make_a_vluer_and_an_lfe_from_ten_phone_clips(
         assert val >= 1
         assert not any(row.split == "test" for row in run.rows)
         assert re.search(r"next +luve validate --config", run.outcomes[name].out), "there are no clips to test on"
+    assert {path.name for path in Path.cwd().iterdir()} == {"data", "experiments", "runs"}
+    assert {path.name for path in Path("runs/own").iterdir()} == {"lfe", "vluer"}, "a path follows no run's folder"
+    assert all(Path("runs/own", name, "provenance.json").is_file() for name in ("lfe", "vluer"))
     assert Path("runs/own/vluer/vluer/config.json").is_file()
     assert Path("runs/own/lfe/adapter_model.safetensors").is_file()
 
