@@ -21,7 +21,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,7 +294,16 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join([*lines, f"{'all':<34}" + "".join(f"{total:>10}" for total in totals)])
 
 
-def main() -> int:
+def run_logged(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    """Is a process of the tests' server, which has imported the package; its exit status is the command's."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ |= environment
+    sys.exit(main(arguments))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command: in a test, runs the cases; by itself, runs that test."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, default=500)
@@ -302,7 +311,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--report", type=Path, help="file for every case and the table")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # given by the test: where cases run
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     numbers = {"--count": options.count, "--seed": options.seed, "--first": options.first}
     if options.folder is None:
         import pytest
