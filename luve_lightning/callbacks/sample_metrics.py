@@ -28,6 +28,7 @@ from luve_lightning.files import write_text
 from luve_lightning.functional.patches import frechet_distance
 from luve_lightning.machine import gather_mappings, on_every_rank
 from luve_lightning.metrics.base import Unavailable, VideoMetric
+from luve_lightning.metrics.content import MotionMetric
 from luve_lightning.metrics.feature_moments import FeatureMoments
 from luve_lightning.metrics.frechet_patch import FrechetPatchDistance
 
@@ -283,6 +284,8 @@ class SampleMeter:
             elif isinstance(metric, VideoMetric):
                 if metric.full_reference and not has_reference:
                     raise ValueError(f"metrics: {name} compares with an original, and generated videos have none")
+                if isinstance(metric, MotionMetric):
+                    raise ValueError(f"metrics: {name} needs each video's motion video: measure it with luve evaluate")
                 if metric.prompted:
                     raise ValueError(f"metrics: {name} needs each video's prompt: measure it with luve evaluate")
                 self.videos[name] = metric

@@ -34,6 +34,9 @@ from luve_lightning.machine import choose_device
 from luve_lightning.models.backbones import SizeRules
 from luve_lightning.safetensors_window import DIGEST, tensor_digest
 
+KEPT_STAGES = ("motion", "upsampled")
+"""The stages whose videos `luve generate` can keep, each in a folder of its name."""
+
 
 @dataclass(frozen=True)
 class VideoJob:

@@ -62,6 +62,7 @@ def evaluate(
     output: Path,
     reference: Path | None = None,
     prompts: Path | None = None,
+    motion: Path | None = None,
     compare: str = "all",
     cache: Path | None = None,
     seed: int = 0,
@@ -84,6 +85,8 @@ def evaluate(
         reference: Folder of the originals, matched by file name, for full-reference metrics and for Fréchet
             distances without a reference of their own.
         prompts: CSV or JSONL with the columns name and prompt; default a JSON file beside each video.
+        motion: Folder of motion videos, matched by file name, for measures that compare a video with its first stage;
+            default those that luve generate kept with keep_stages, or that luve upsample enlarged.
         compare: Pairs of methods to compare: "A,B" is A minus B; separate several with ";". "all" is every other
             method minus the first, "none" is none.
         cache: Folder of the results of single videos; default cache/ beside the table.
@@ -104,14 +107,16 @@ def evaluate(
         raise ValueError(f"output: expected a file that ends in .csv, got {output}")
     target = choose_device(device)
     folders = {name: folder for name, folder in videos.items() if folder is not None}
-    sets = find_video_sets(folders, reference, prompts)
+    sets = find_video_sets(folders, reference, prompts, motion)
     pairs = parse_pairs(compare, list(folders))
     folder = cache if cache is not None else output.parent / "cache"
     hashes, results = ClipHashes(folder), ResultCache(folder)
     chosen = {name: metric for name, metric in metrics.items() if metric is not None}
     if not chosen:
         raise ValueError("metrics: expected at least one, by name")
-    ready, skipped = prepare_metrics(chosen, target, bool(sets.originals), hashes.files, folder, bool(sets.prompts))
+    ready, skipped = prepare_metrics(
+        chosen, target, bool(sets.originals), hashes.files, folder, bool(sets.prompts), any(sets.motions.values())
+    )
     _announce(console, sets, skipped, target)
     with Steps(console) as steps:
         runner = Runner(sets, ready, skipped, results, hashes, target, threads, int(memory_gib * 2**30))

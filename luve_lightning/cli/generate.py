@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from luve_lightning.cascade.generation_jobs import (
+    KEPT_STAGES,
     JobTotals,
     Processes,
     StageLatents,
@@ -181,7 +182,7 @@ def generate(
         models["lora"] += " at its configuration's scale"  # videos made when that was not read differ
     if lora_scale is not None:
         models["lora"] += f" at scale {lora_scale:g}"
-    stages = ("motion", "upsampled") if keep_stages and options.cascade else ()
+    stages = KEPT_STAGES if keep_stages and options.cascade else ()
     recipe = recipe_settings(
         options, dtype, cache, models, fps, lossless, replacing, speed.decode_half, encoder_threads
     )

@@ -24,6 +24,7 @@ from luve_lightning.evaluation.result_cache import code_digest, describe_metric,
 from luve_lightning.files import file_digest, listing_digest, text_digest, warn_kept_in_memory
 from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.metrics.base import Unavailable, VideoMetric
+from luve_lightning.metrics.content import MotionMetric
 from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureStatistics
 from luve_lightning.metrics.frechet_patch import FrechetPatchDistance
 
@@ -238,6 +239,11 @@ class ReadyMetric:
         return isinstance(self.torch_metric, VideoMetric) and self.torch_metric.prompted
 
     @property
+    def with_motion(self) -> bool:
+        """Whether each video is compared with its motion video."""
+        return isinstance(self.torch_metric, MotionMetric)
+
+    @property
     def frechet(self) -> FrechetPatchDistance | None:
         """The metric, if it is a distance between sets."""
         return self.torch_metric if isinstance(self.torch_metric, FrechetPatchDistance) else None
@@ -272,6 +278,7 @@ def prepare_metrics(
     hashes: FileHashes,
     cache: Path,
     prompts: bool = False,
+    motions: bool = False,
 ) -> tuple[list[ReadyMetric], list[Skipped]]:
     """Prepare every metric that can run, in the given order.
 
@@ -282,6 +289,7 @@ def prepare_metrics(
         hashes: hashes of the files that the configuration names.
         cache: folder for statistics of reference folders.
         prompts: whether some video has a prompt.
+        motions: whether some video has its motion video.
 
     Raises:
         FileNotFoundError: a named reference does not exist.
@@ -299,6 +307,9 @@ def prepare_metrics(
         keys[name] = key
         if isinstance(metric, VideoMetric) and metric.full_reference and not originals:
             skipped.append(Skipped(name, "compares with originals: give their folder, --reference DIR"))
+            continue
+        if isinstance(metric, MotionMetric) and not motions:
+            skipped.append(Skipped(name, "needs motion videos: generate with --keep_stages true, or give --motion DIR"))
             continue
         if isinstance(metric, VideoMetric) and metric.prompted and not prompts:
             skipped.append(Skipped(name, "needs prompts: --prompts FILE, or a JSON file beside each video"))

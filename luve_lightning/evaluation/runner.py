@@ -13,6 +13,7 @@ from torch import Tensor
 
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.hashes import ClipHashes, Stamp, stamp
+from luve_lightning.data.video_files import read_video
 from luve_lightning.evaluation.prepared_metrics import ReadyMetric, Skipped
 from luve_lightning.evaluation.result_cache import ResultCache, Score, result_key
 from luve_lightning.evaluation.video_sets import VideoSets, decode_ahead
@@ -107,6 +108,8 @@ class Runner:
         versions = {name: version for name in _PACKAGES if (version := _version(name))}
         self.found = Measurements(list(metrics), list(skipped), versions=versions)
         self._stamps: dict[tuple[str | None, str], Stamp] = {}
+        self._motions: dict[tuple[str, str], str] = {}  # digests
+        self._last_motion: tuple[tuple[str, str], Tensor] = ("", ""), torch.empty(0)
 
     def run(self, begin: Callable[[int], None], advance: Callable[[], None]) -> Measurements:
         """Measure everything that is not known yet.
@@ -135,6 +138,7 @@ class Runner:
         self.found.decoded = len(jobs)
         self._complain_about_missing_originals()
         self._complain_about_missing_prompts()
+        self._complain_about_missing_motions()
         return self.found
 
     def _hash(self) -> None:
@@ -158,6 +162,13 @@ class Runner:
                 else:
                     self._stamps[method, name], digest = seen
                     self.found.digests.setdefault(method, {})[name] = digest
+            if any(metric.with_motion for metric in self.found.metrics):
+                motions = [(m, name, path) for m, files in self.sets.motions.items() for name, path in files.items()]
+                for (method, name, _), seen in zip(motions, pool.map(look, motions), strict=True):
+                    if isinstance(seen, str):
+                        self._problem_with_motion(method, name, seen)
+                    else:
+                        self._motions[method, name] = seen[1]
 
     def _jobs(self, name: str) -> Iterator[_Job]:
         """The videos to decode for one name, the original first."""
@@ -183,6 +194,8 @@ class Runner:
             return None
         original = self.found.digests.get(None, {}).get(name) if metric.full_reference else None
         if metric.full_reference and original is None:
+            return None
+        if metric.with_motion and (original := self._motions.get((method, name))) is None:
             return None
         prompt = self.sets.prompts.get(name) if metric.prompted else None
         if metric.prompted and prompt is None:
@@ -228,7 +241,8 @@ class Runner:
         if isinstance(known, VideoMetric):
             if metric.full_reference and original is None:
                 raise ValueError("its original cannot be read")
-            value = known.score(frames, original, self.sets.prompts.get(job.video))
+            beside = self._motion(job) if metric.with_motion else original
+            value = known.score(frames, beside, self.sets.prompts.get(job.video))
             score = Score(value, known.weight(frames), self.found.versions)
             about = {"metric": metric.name, "video": str(job.path)}
             self.cache.put_score(key, score, about)
@@ -236,6 +250,27 @@ class Runner:
         elif known is not None:
             self.cache.put_features(key, known.features(frames, job.video))
             self.found.features.setdefault(metric.name, {}).setdefault(job.method, {})[job.video] = key
+
+    def _motion(self, job: _Job) -> Tensor:
+        """The frames of a video's motion video: a fraction of its own, so they are decoded when they are needed."""
+        assert job.method is not None
+        if self._last_motion[0] != (job.method, job.video):
+            try:
+                frames = read_video(self.sets.motions[job.method][job.video])[0]
+            except ClipError as error:
+                raise ValueError(f"its motion video cannot be read: {error.reason or error}") from error
+            self._last_motion = (job.method, job.video), torch.from_numpy(frames).to(self.device)
+        return self._last_motion[1]
+
+    def _problem_with_motion(self, method: str, name: str, reason: str) -> None:
+        compared = ", ".join(metric.name for metric in self.found.metrics if metric.with_motion)
+        self.found.problems.append(Problem(method, name, reason, compared))
+
+    def _complain_about_missing_motions(self) -> None:
+        for method, files in self.sets.methods.items() if any(m.with_motion for m in self.found.metrics) else ():
+            for name in files:
+                if name not in self.sets.motions.get(method, {}):
+                    self._problem_with_motion(method, name, "no motion video")
 
     def _complain_about_missing_originals(self) -> None:
         compared = [metric.name for metric in self.found.metrics if metric.full_reference]

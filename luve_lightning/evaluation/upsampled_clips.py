@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -332,6 +333,8 @@ class ClipUpsampler:
         known = self.low_size is not None or PROMPT in entry.captions
         about: dict[str, Any] = {"prompt": entry.captions[recipe.caption]} if known else {}
         about |= {"fps": fps, "recipe": self._recipe(entry, name, digest)}
+        if self.low_size is None:
+            about["enlarged_from"] = os.path.relpath(entry.path, path.parent)
         if name in self.networks:
             net = self.networks[name]
             about["enlarged"] = (

@@ -11,7 +11,7 @@ import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -26,6 +26,7 @@ from luve_lightning.data.video_files import (
     read_video,
     video_name,
 )
+from luve_lightning.files import find_json
 
 _NAMES = ("name", "video", "clip_id", "file")
 
@@ -38,11 +39,13 @@ class VideoSets:
         methods: each method's files by `video_name`, methods in the table's order.
         originals: files by name that methods are compared with; empty when there are none.
         prompts: prompts by name, where known.
+        motions: motion videos of each method's videos by name, where known.
     """
 
     methods: dict[str, dict[str, Path]]
     originals: dict[str, Path]
     prompts: dict[str, str]
+    motions: dict[str, dict[str, Path]] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -62,7 +65,7 @@ class VideoSets:
 
 
 def find_video_sets(
-    methods: Mapping[str, Path], originals: Path | None = None, prompts: Path | None = None
+    methods: Mapping[str, Path], originals: Path | None = None, prompts: Path | None = None, motion: Path | None = None
 ) -> VideoSets:
     """Find the files.
 
@@ -71,10 +74,13 @@ def find_video_sets(
         originals: folder of what the methods should have made.
         prompts: CSV or JSONL with the columns `name` (or `video`, `clip_id`) and `prompt`; without it, the
             `prompt` in a JSON file of the same name beside each video. A video without one is no error.
+        motion: folder of motion videos, for videos that have none of their own: those that `luve generate` kept with
+            `keep_stages`, or that `luve upsample` enlarged, as the JSON file beside each video says.
 
     Raises:
         FileNotFoundError: a folder or file is missing, or a folder has no video.
-        ValueError: no methods, a bad name of one, unreadable prompts, or no name in common with the originals.
+        ValueError: no methods, a bad name of one, unreadable prompts, or no name in common with the originals or
+            with the motion videos.
     """
     if not methods:
         raise ValueError("videos: expected at least one method, as --videos NAME=DIR")
@@ -84,13 +90,17 @@ def find_video_sets(
     references = {} if originals is None else _by_name("reference", originals)
     if references and not any(references.keys() & found.keys() for found in files.values()):
         raise ValueError(f"reference: no video in {originals} has the name of a video of {', '.join(methods)}")
+    given = {} if motion is None else _by_name("motion", motion)
+    if given and not any(given.keys() & found.keys() for found in files.values()):
+        raise ValueError(f"motion: no video in {motion} has the name of a video of {', '.join(methods)}")
+    motions = {method: _motion_videos(found, given) for method, found in files.items()}
     everything = [path for found in [references, *files.values()] for path in found.values()]
     if prompts is None:
-        return VideoSets(files, references, _prompts_beside(everything))
+        return VideoSets(files, references, _prompts_beside(everything), motions)
     texts = read_prompts(prompts)
     if not texts.keys() & {video_name(path) for path in everything}:
         raise ValueError(f"prompts: none of the {len(texts)} names in {prompts} is that of a video")
-    return VideoSets(files, references, texts)
+    return VideoSets(files, references, texts, motions)
 
 
 def read_prompts(path: Path) -> dict[str, str]:
@@ -141,6 +151,24 @@ def _by_name(key: str, folder: Path) -> dict[str, Path]:
         raise FileNotFoundError(f"{key}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
+
+
+def _motion_videos(files: Mapping[str, Path], given: Mapping[str, Path]) -> dict[str, Path]:
+    """The motion video of each video that has one: what was kept of its own, else a given one of its name."""
+    found = {}
+    for name, path in files.items():
+        about = find_json(path.with_suffix(".json"))
+        stages, enlarged = about.get("stages"), about.get("enlarged_from")
+        kept = path.parent / "motion" / path.name
+        if isinstance(enlarged, str):
+            told, kept = True, path.parent / enlarged
+        else:
+            told = isinstance(stages, list) and any(isinstance(s, dict) and s.get("stage") == "motion" for s in stages)
+        if told and kept.is_file():
+            found[name] = kept
+        elif name in given:
+            found[name] = given[name]
+    return found
 
 
 def _prompts_beside(paths: Iterable[Path]) -> dict[str, str]:

@@ -1,10 +1,14 @@
 """Metrics of videos, each a torchmetrics.Metric."""
 
 from luve_lightning.metrics.base import Unavailable, VideoMetric
+from luve_lightning.metrics.content import ContentCompleted, ContentKept, MotionMetric
+from luve_lightning.metrics.detail_coherence import DetailCoherence
 from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureMoments, FeatureStatistics, GroupedMoments
 from luve_lightning.metrics.fidelity import PsnrRgb, Ssim
 from luve_lightning.metrics.frechet_patch import FIDPatch, FrechetPatchDistance
 from luve_lightning.metrics.iqa import Dover, Maniqa, Musiq, Niqe
+from luve_lightning.metrics.octave_detail import OctaveDetail
+from luve_lightning.metrics.repetition import Repetition
 from luve_lightning.metrics.spectral_distance import HighFrequencyShare, SpectralDistance
 from luve_lightning.metrics.vbench import (
     VBENCH_DIMENSIONS,
@@ -26,6 +30,9 @@ __all__ = [
     "AestheticQuality",
     "BackgroundConsistency",
     "BackgroundConsistencyTiles",
+    "ContentCompleted",
+    "ContentKept",
+    "DetailCoherence",
     "Dover",
     "FIDPatch",
     "FeatureExtractor",
@@ -37,9 +44,12 @@ __all__ = [
     "ImagingQuality",
     "ImagingQualityTiles",
     "Maniqa",
+    "MotionMetric",
     "Musiq",
     "Niqe",
+    "OctaveDetail",
     "PsnrRgb",
+    "Repetition",
     "SpectralDistance",
     "Ssim",
     "SubjectConsistency",

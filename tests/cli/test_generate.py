@@ -141,6 +141,10 @@ def test_stages_are_kept_drawn_and_taken_up_again(luve: Luve, tmp_path: Path) ->
     sets = find_video_sets({"motion": out / "motion", "upsampled": out / "upsampled", "refined": out})
     assert sets.names == [video.stem]
     assert sets.prompts == {video.stem: PROMPT}
+    assert sets.motions == {"motion": {}, "upsampled": {}, "refined": {video.stem: out / "motion" / video.name}}
+    # Made differently and nothing kept: what was kept before is another video's.
+    assert luve(PROMPT, overwrite="true", latents=out / "latents", seed=0, steps=2).code == 0
+    assert find_video_sets({"refined": out}).motions == {"refined": {}}
 
 
 @pytest.mark.slow

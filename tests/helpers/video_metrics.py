@@ -64,6 +64,9 @@ def all_metrics() -> dict[str, VideoMetric]:
         metrics.Ssim(),
         metrics.SpectralDistance(),
         metrics.HighFrequencyShare(),
+        metrics.Repetition(side=96),
+        metrics.OctaveDetail(),
+        metrics.DetailCoherence(),
     ]
     return {metric.name: metric for metric in found}
 
