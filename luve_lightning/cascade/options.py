@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -55,6 +55,47 @@ class Guidance:
 
 
 @dataclass(frozen=True)
+class SpectrumSwitch:
+    """When a video's low frequencies have settled.
+
+    LuVe (arXiv 2602.11564) hands over at a fixed sigma and names an adaptive one as future work; this is our reading.
+    Every step predicts the clean latents x0. With P the power of their low band and l = log((1 - sigma) / sigma), the
+    logarithm of the ratio of signal to noise, the rate at which the band still changes is
+
+        rate = sqrt(P(x0 - previous x0) / P(x0)) / (l - previous l),
+
+    the same whatever the number of steps. The band has settled when the rate was at most `rate` at `patience` steps one
+    after another. `luve spectra` compares with the last prediction, which is not known yet while denoising. The
+    defaults were chosen on the mini world, where they hand over between the switches 0.8 and 0.9 that a table tried.
+
+    Attributes:
+        rate: > 0, of the band's amplitude per e-fold of signal to noise.
+        patience: steps, >= 1.
+        band: upper end of the low band as a fraction of Nyquist, in (0, 1]; the default is that of `luve spectra`.
+        low: sigma from which on the high-frequency expert acts in any case.
+        high: sigma above which it never does.
+    """
+
+    rate: float = 0.7
+    patience: int = 2
+    band: float = 0.25
+    low: float = 0.7
+    high: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < math.inf:
+            raise ValueError(f"switch_options.rate: expected a number > 0, got {self.rate}")
+        if self.patience < 1:
+            raise ValueError(f"switch_options.patience: expected at least 1 step, got {self.patience}")
+        if not 0 < self.band <= 1:
+            raise ValueError(f"switch_options.band: expected a fraction of Nyquist in (0, 1], got {self.band}")
+        if not 0 < self.low <= self.high < 1:
+            raise ValueError(
+                f"switch_options: low {self.low} and high {self.high}: expected 0 < low <= high < 1, in sigma"
+            )
+
+
+@dataclass(frozen=True)
 class CascadeOptions:
     """Options of one video.
 
@@ -78,6 +119,8 @@ class CascadeOptions:
         sampler: What steps through the schedule: backbone is its own scheduler, for Wan2.1 UniPC; euler is that of
             DiffSynth-Studio, first-order steps from shift(1 - i / steps) with the transformer's timesteps in bfloat16.
         switch: Sigma at which the low-frequency expert hands over; default where the experts' own bands meet.
+            spectrum decides for each video, by when its low frequencies have settled.
+        switch_options: When they count as settled, for switch spectrum.
         length: Number of tokens to pad or cut a prompt to; default the tokenizer's own, at most Wan's 512.
     """
 
@@ -97,7 +140,8 @@ class CascadeOptions:
     refine_guidance: Guidance | None = None
     shift: float | None = None
     sampler: Sampler = "backbone"
-    switch: float | None = None
+    switch: float | Literal["spectrum"] | None = None
+    switch_options: SpectrumSwitch = field(default_factory=SpectrumSwitch)
     length: int | None = None
 
     def __post_init__(self) -> None:
@@ -110,8 +154,12 @@ class CascadeOptions:
             )
         if self.length is not None and self.length < 1:
             raise ValueError(f"length: expected at least 1 token, got {self.length}")
-        if self.switch is not None and not 0 < self.switch < 1:
+        if isinstance(self.switch, str) and self.switch != "spectrum":
+            raise ValueError(f"switch: expected a sigma between 0 and 1 or spectrum, got {self.switch!r}")
+        if not isinstance(self.switch, str | None) and not 0 < self.switch < 1:
             raise ValueError(f"switch: expected a sigma between 0 and 1, got {self.switch}")
+        if self.switch != "spectrum" and self.switch_options != SpectrumSwitch():
+            raise ValueError(f"switch_options: they are for switch spectrum, got switch {self.switch}")
         if self.shift is not None and not 0 < self.shift < math.inf:
             raise ValueError(f"shift: expected a number greater than 0, got {self.shift}")
         check_sampler(self.sampler)
@@ -130,6 +178,11 @@ class CascadeOptions:
     def refined_by(self) -> Refinement:
         """The refinement method, with its options."""
         return refinement_method(self.refinement, self.refinement_options)
+
+    @property
+    def handover(self) -> float | SpectrumSwitch | None:
+        """The switch, as `expert_chooser` takes it."""
+        return self.switch_options if isinstance(self.switch, str) else self.switch
 
     @property
     def refining(self) -> Guidance:
@@ -188,6 +241,7 @@ class CascadeOptions:
             "length": self.length,
             **self.own_sampler,
             **self.own_refinement,
+            **({"switch_options": asdict(self.switch_options)} if self.switch == "spectrum" else {}),
         }
 
     @property

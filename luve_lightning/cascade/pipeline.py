@@ -314,7 +314,7 @@ class LuVePipeline(DiffusionPipeline, LoraLoading):
                 self.vluer.check_grids(self.codec.latent_size(*motion), self.codec.latent_size(*options.size))
             refinement.check(self, options)
         check_output_type(output_type)
-        choose = chooser(self, model, experts, options.switch)
+        choose = chooser(self, model, experts, options.handover)
         run = begin(
             self, prompt, cascade and options.refining.scale > 1, steps=steps, guidance=options.guidance,
             shift=options.shift, sampler=options.sampler, length=options.length, **more,

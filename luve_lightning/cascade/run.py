@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Unpack
 
@@ -46,6 +46,15 @@ class ExpertUse(NamedTuple):
     timestep: float
     sigma: float
     expert: str | None
+
+
+def handed_over(steps: Iterable[ExpertUse]) -> float | None:
+    """The sigma of the first step with another expert than the first of its stage; None where there is none."""
+    first: dict[str, str | None] = {}
+    for step in steps:
+        if step.expert != first.setdefault(step.stage, step.expert):
+            return step.sigma
+    return None
 
 
 @dataclass

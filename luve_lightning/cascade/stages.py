@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from luve_lightning.cascade.denoise import Experts, expert_chooser
-from luve_lightning.cascade.options import CascadeOptions
+from luve_lightning.cascade.options import CascadeOptions, SpectrumSwitch
 from luve_lightning.cascade.refinement import Refinement, refinement_method
 from luve_lightning.cascade.run import Chooser, RunOptions, begin, check_steps, from_noise
 from luve_lightning.cascade.upsampling import UpsamplingMethod, upsampling_method
@@ -94,7 +94,7 @@ def refine(
     *,
     skip_steps: int = CascadeOptions.skip_steps,
     experts: Experts = "all",
-    switch: float | None = None,
+    switch: float | SpectrumSwitch | None = None,
     refinement: str | Refinement = CascadeOptions.refinement,
     motion: Tensor | None = None,
     **options: Unpack[RunOptions],
@@ -109,7 +109,7 @@ def refine(
             steps leave the latents as they are.
         experts: "all", "none", a name or several. Each step uses the one whose band of sigma holds the
             scheduler's timestep: LuVe's low-frequency expert from timestep 875 on, the high-frequency one below.
-        switch: the sigma where their bands meet instead of the one they were saved with.
+        switch: the sigma where their bands meet instead of the one they were saved with, or a SpectrumSwitch.
         refinement: a refinement method instead of LuVe's, or its name.
         motion: the first stage's latents, which some methods need.
         options: see RunOptions.
@@ -302,6 +302,6 @@ def check_output_type(output_type: str) -> None:
         raise ValueError(f"output_type: expected one of {', '.join(known)}, got {output_type!r}")
 
 
-def chooser(pipeline: LuVePipeline, model: Any, experts: Experts, switch: float | None) -> Chooser:
+def chooser(pipeline: LuVePipeline, model: Any, experts: Experts, switch: float | SpectrumSwitch | None) -> Chooser:
     """Which expert of a transformer is active at a timestep; see `expert_chooser`."""
     return expert_chooser(model, experts, switch, pipeline.schedule().train_timesteps)

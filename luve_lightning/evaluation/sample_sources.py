@@ -18,9 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from luve_lightning.cascade.denoise import expert_chooser, from_noise
-from luve_lightning.cascade.generation_jobs import VideoFolder, VideoJob
+from luve_lightning.cascade.generation_jobs import KEPT_STAGES, VideoFolder, VideoJob
 from luve_lightning.cascade.generation_run import MadeVideo
 from luve_lightning.cascade.options import Guidance
+from luve_lightning.cascade.run import handed_over
 from luve_lightning.data.clip_windows import read_frames
 from luve_lightning.data.latent_store import LatentKey
 from luve_lightning.data.video_files import write_picture, write_video
@@ -50,8 +51,9 @@ def write_generated(
 
     The JSON file holds the prompt and fps (where `luve evaluate` looks for them), the `recipe` that decides the
     pixels, every stage's size and seconds, the seconds of everything else, every denoising step with its expert, the
-    video file's sha256, and `facts`. `seconds` sums up: "whole" is "making" and "writing", and "making" is "embedding",
-    "storing", "showing" and the stages.
+    sigma of `handover` where the spectrum decided it (null where one expert did every step), the video file's sha256,
+    and `facts`. `seconds` sums up: "whole" is "making" and "writing", and "making" is "embedding", "storing", "showing"
+    and the stages.
 
     Args:
         folder: target; knows which files are wanted.
@@ -69,6 +71,8 @@ def write_generated(
     about = video.with_suffix(".json")
     if about.exists():  # where it exists, the video is complete
         about.unlink()
+        for stage in KEPT_STAGES:
+            folder.stage_video(job, stage).unlink(missing_ok=True)
         # What it was about until now, where a picture replaces a video or the other way round.
         video.with_suffix(".mp4" if video.suffix == ".png" else ".png").unlink(missing_ok=True)
 
@@ -87,14 +91,16 @@ def write_generated(
             sheet_of(job, made).save(temporary, format="JPEG", quality=92)
     sha256 = file_digest(video)
     writing = time.perf_counter() - started
+    recipe = folder.recipe(job)
     seconds = {**made.seconds, "writing": writing, "whole": made.seconds.get("making", 0.0) + writing}
     content = {
         "prompt": job.prompt,
         "fps": fps,
-        "recipe": folder.recipe(job),
+        "recipe": recipe,
         "stages": [asdict(report) for report in made.reports],
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "steps": [step._asdict() for step in made.steps],
+        **({"handover": handed_over(made.steps)} if recipe.get("switch") == "spectrum" else {}),
         "sha256": sha256,
         **facts,
     }

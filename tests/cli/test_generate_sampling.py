@@ -102,3 +102,29 @@ def test_impossible_wishes_are_one_line_before_anything_is_loaded(
         assert outcome.code == 2, message
         (line,) = outcome.error_lines
         assert message in line
+
+
+def test_the_spectrum_hands_over_and_the_record_says_where(luve: Luve, tiny_cascade: Path, tmp_path: Path) -> None:
+    options = {"experts": tiny_cascade / "experts", "steps": 6, "switch": "spectrum", "switch_options.rate": 1e6}
+    options |= {"switch_options.patience": 1, "switch_options.band": 0.75, "switch_options.high": 0.99}
+    assert (outcome := luve(**options)).code == 0, outcome.err
+    about = made(tmp_path / "out")[1]
+    refined = [step for step in about["steps"] if step["stage"] == "refined"]
+    assert [step["expert"] for step in refined] == ["lfe"] * 2 + ["hfe"] * (len(refined) - 2)
+    assert about["handover"] == refined[2]["sigma"]
+    assert about["recipe"]["switch"] == "spectrum"
+    assert about["recipe"]["switch_options"]["patience"] == 1
+    assert "--switch=spectrum" in about["command"]
+    # The same video by the switch that was found.
+    fixed = luve(experts=tiny_cascade / "experts", steps=6, switch=refined[1]["timestep"] / 1000, output=tmp_path / "b")
+    assert fixed.code == 0
+    assert "handover" not in made(tmp_path / "b")[1]
+    assert made(tmp_path / "b")[1]["sha256"] == about["sha256"]
+    for more, message in (
+        ({"experts": None}, "switch spectrum: there are no experts between which to hand over"),
+        ({"speed.cache": "taylorseer"}, "switch spectrum: a cache repeats predictions from step to step"),
+        ({"switch": 0.8}, "switch_options: they are for switch spectrum, got switch 0.8"),
+    ):
+        outcome = luve(**options | more, output=tmp_path / "refused")
+        assert outcome.code == 2
+        assert message in outcome.err.splitlines()[-1]
