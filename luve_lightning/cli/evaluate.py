@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +270,7 @@ def ingest(
     numbered = prompts is not None and not prompts.is_dir()
     into = VideoIngest(output, names, copy=copy, numbered=numbered, first=first, seed=seed)
     done = {name: into.bring(name, folder, listed.get(name)) for name, folder in folders.items()}
-    report = {name: one.record() for name, one in done.items()}
+    report = {name: asdict(one) for name, one in done.items()}
     write_text(output / "ingest.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     for name, one in done.items():
         say(console, "\n".join(_ingested_lines(name, one)))

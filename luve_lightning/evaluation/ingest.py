@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clips import probe_clip
@@ -71,10 +70,6 @@ class Ingested:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
-    def record(self) -> dict[str, Any]:
-        """Everything as JSON."""
-        return dict(vars(self))
-
 
 @dataclass(frozen=True)
 class _Match:
@@ -130,9 +125,9 @@ class VideoMatcher:
     """Finds the prompts of a folder's files.
 
     A file's name is compared by its words, after numbers before it and seeds, scales and the like behind it are taken
-    off. It is a prompt's when it is the name of its video, all its words, their beginning, cut anywhere, or all of
-    them and more. A number alone is the prompt's place in the file of prompts. Numbers behind the words are samples of
-    one prompt, VBench's `prompt-0.mp4` to `prompt-4.mp4`.
+    off. It is a prompt's when it holds the name of its video, is all its words or their beginning, cut anywhere, or
+    holds all of them; words that all files begin with, such as FlashVSR's own, may stand before. A number alone is the
+    prompt's place in the file of prompts. Numbers behind the words are samples, VBench's `prompt-0.mp4` and on.
 
     Args:
         names: what there is to find.
@@ -141,14 +136,17 @@ class VideoMatcher:
     """
 
     def __init__(self, names: Sequence[PromptedName], numbered: bool = True, first: int | None = None) -> None:
-        self.names, self.numbered, self.first = names, numbered, first
+        self.names, self.numbered, self.first, self.before = names, numbered, first, 0
         self.by_name = {one.name: one for one in names}
+        self.own = {words_of(one.name): one for one in names}
         self.by_words: dict[str, list[PromptedName]] = defaultdict(list)
         for one in names:
             self.by_words[one.words].append(one)
 
     def begin(self, stems: Sequence[str]) -> None:
-        """Look at all names of a folder: its numbers show whether they begin at 0 or 1."""
+        """Look at all names of a folder: how many words all begin with, and whether numbers begin at 0 or 1."""
+        columns = list(zip(*(words_of(stem).split("-") for stem in stems), strict=False)) if len(stems) > 1 else []
+        self.before = next((i for i, words in enumerate(columns) if len(set(words)) > 1), len(columns))
         numbers = [number for stem in stems if (number := _only_number(stem)) is not None]
         if self.first is None and numbers and (0 in numbers or max(numbers) == len(self.names)):
             self.first = 0 if 0 in numbers else 1
@@ -161,29 +159,38 @@ class VideoMatcher:
         """
         if stem in self.by_name:
             return _Match(self.by_name[stem], "name")
-        spellings = _spellings(stem)
-        ways: tuple[tuple[str, Callable[[str], list[str]], bool], ...] = (
-            ("words", self._equal, False),
-            ("beginning", self._cut, True),
-            ("words and more", self._longer, True),
-        )
-        for by, find, first_only in ways:
-            found: dict[str, list[str]] = {}
-            for words, off in spellings:
-                for known in find(words):
-                    more = words[len(known) + 1 :].split("-") if len(words) > len(known) else []
-                    found.setdefault(known, [*more, *off])
-                if found and first_only:
-                    break
-            if len(found) > 1:
-                options = " or ".join(repr(self.by_words[known][0].prompt[:60]) for known in sorted(found)[:3])
-                raise _Refused(f"{len(found)} prompts fit: {options}", ambiguous=True)
-            for known, off in found.items():
-                return self._choose(known, by, off)
+        words = words_of(stem)
+        inside = [name for name in self.own if len(name) >= _LEAST and f"-{name}-" in f"-{words}-"]
+        if inside:
+            return _Match(self.own[max(inside, key=len)], "name")
+        for start in range(self.before + 1):
+            if match := self._by_words("-".join(words.split("-")[start:])):
+                return match
         number = _only_number(stem)
         if number is None:
             raise _Refused(self.nearest(words_of(stem)))
         return self._numbered(number)
+
+    def _by_words(self, name: str) -> _Match | None:
+        """The prompt of a file by the words of its name, or of a part of it; None where none fits."""
+        ways: tuple[tuple[str, Callable[[str], list[str]], bool], ...] = (
+            ("words", self._equal, False),
+            ("beginning", self._cut, True),
+            ("words inside", self._inside, True),
+        )
+        for by, find, first_only in ways:
+            found: dict[str, list[str]] = {}
+            for words, off in _spellings(name):
+                for known in find(words):
+                    found.setdefault(known, [*words.partition(known)[2].split("-"), *off])
+                if found and first_only:
+                    break
+            if len(found) > 1:
+                fits = " or ".join(repr(self.by_words[known][0].prompt[:60]) for known in sorted(found)[:3])
+                raise _Refused(f"{len(found)} prompts fit: {fits}", ambiguous=True)
+            for known, off in found.items():
+                return self._choose(known, by, off)
+        return None
 
     def of_prompt(self, prompt: str, stem: str) -> _Match:
         """The name of a prompt from a table; the file's name tells which sample it is."""
@@ -205,9 +212,9 @@ class VideoMatcher:
     def _cut(self, words: str) -> list[str]:
         return [known for known in self.by_words if known.startswith(words)] if len(words) >= _LEAST else []
 
-    def _longer(self, words: str) -> list[str]:
-        found = [known for known in self.by_words if len(known) >= _LEAST and words.startswith(f"{known}-")]
-        return [max(found, key=len)] if found else []
+    def _inside(self, words: str) -> list[str]:
+        found = [known for known in self.by_words if len(known) >= _LEAST and f"-{known}-" in f"-{words}-"]
+        return [known for known in found if not any(known in other for other in found if other != known)]
 
     def _choose(self, words: str, by: str, off: Sequence[str]) -> _Match:
         """The video among those with this prompt, by the words behind it in the file's name."""

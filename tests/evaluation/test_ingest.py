@@ -54,6 +54,10 @@ def found(stem: str, names: list[PromptedName] = NAMES, others: tuple[str, ...] 
         ("old_coins_on_a_wooden_table_the_camera_zooms_in_venhancer_s4_up4", "2 None"),
         ("一只猫在草地上奔跑", "3 None"),
         ("一只猫在草地上奔跑_0", "3 0"),
+        # FlashVSR's own, of a video of ours, and with words of its own before a prompt.
+        (f"FlashVSR_v1.1_Full_{NAMES[1].name}_seed0", "1 None"),
+        ("FlashVSR_Tiny_old_coins_on_a_wooden_table_the_camera_zooms_in_seed0", "2 None"),
+        ("both_a_red_boat_sails_on_a_stormy_sea_and_old_coins_on_a_wooden_table_the_camera_zooms_in", "2 prompts fit"),
         # VBench's.
         ("A red boat sails on a calm lake, at sunset.-3", "0 3"),
         ("A clock at 12", "4 None"),
@@ -74,6 +78,9 @@ def test_a_files_name_tells_its_prompt(stem: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("stem", "others", "expected"),
     [
+        # What all files begin with may be the maker's; then a beginning of the prompt's words is enough.
+        ("FlashVSR_Full_a_red_boat_sails_on_a_storm_seed0", ("FlashVSR_Full_old_coins_seed0",), "1 None"),
+        ("FlashVSR_Full_a_red_boat_sails_on_a_storm", ("VSR_Full_old_coins",), "nearest: "),
         ("0003", ("0000", "0001"), "3 None"),
         ("video_3", ("video_5", "video_1"), "2 None"),
         ("1_1088_1920_81", ("0_1088_1920_81",), "1 None"),  # UltraWan's
@@ -81,7 +88,7 @@ def test_a_files_name_tells_its_prompt(stem: str, expected: str) -> None:
         ("0003", ("0002",), "a number alone"),
     ],
 )
-def test_a_number_alone_is_a_place_in_the_file(stem: str, others: tuple[str, ...], expected: str) -> None:
+def test_the_other_files_tell_what_a_name_means(stem: str, others: tuple[str, ...], expected: str) -> None:
     assert found(stem, others=others).startswith(expected)
 
 
@@ -115,10 +122,10 @@ def clip(path: Path, level: int = 0) -> Path:
 def folders(tmp_path: Path) -> dict[str, Path]:
     """FlashVSR's, VEnhancer's and UltraWan's ways of naming; the last two lack some and have more."""
     for number, prompt in enumerate(PROMPTS):
-        clip(tmp_path / "flash" / f"{slug(prompt, 30)}_x4.mp4", number)
-        clip(tmp_path / "venhancer" / f"{prompt.rstrip('.')}-0.mp4", 10 + number)
+        clip(tmp_path / "flash" / f"FlashVSR_v1.1_Full_{slug(prompt, 30)}_seed0.mp4", number)
+        clip(tmp_path / "venhancer" / f"{prompt}.mp4", 10 + number)
         clip(tmp_path / "ultrawan" / f"{number}_1088_1920_81.mp4", 20 + number)
-    clip(tmp_path / "venhancer" / "A green hill-0.mp4")
+    clip(tmp_path / "venhancer" / "A green hill.mp4")
     (tmp_path / "ultrawan" / "4_1088_1920_81.mp4").write_text("no video")
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
     return {name: tmp_path / name for name in ("flash", "venhancer", "ultrawan")}
@@ -141,19 +148,19 @@ def test_three_folders_are_brought_in_and_the_rest_is_named(
     assert outcome.code == 0, outcome.err
     assert "brought in     14 videos" in outcome.out
     assert "venhancer: 5 brought in, 0 already there" in outcome.out
-    assert "A green hill-0.mp4: no prompt is near" in outcome.out
+    assert "A green hill.mp4: no prompt is near" in outcome.out
     assert "4_1088_1920_81.mp4: " in outcome.out
     out = tmp_path / "out"
     sets = find_video_sets({name: out / name for name in folders})
     assert sets.missing() == {"ultrawan": [NAMES[4].name]}
     assert sets.prompts == {one.name: one.prompt for one in NAMES}
     video = out / "flash" / f"{NAMES[1].name}.mp4"
-    assert video.resolve() == folders["flash"].resolve() / f"{slug(PROMPTS[1], 30)}_x4.mp4"
+    assert video.resolve() == folders["flash"].resolve() / f"FlashVSR_v1.1_Full_{slug(PROMPTS[1], 30)}_seed0.mp4"
     about = json.loads(video.with_suffix(".json").read_text(encoding="utf-8"))
     assert (about["method"], about["fps"], about["frames"], about["height"]) == ("flash", 8, 2, 16)
     assert about["source"]["file"] == str(video.resolve())
     report = json.loads((out / "ingest.json").read_text(encoding="utf-8"))
-    assert report["venhancer"]["unmatched"] == [["A green hill-0.mp4", "no prompt is near"]]
+    assert report["venhancer"]["unmatched"] == [["A green hill.mp4", "no prompt is near"]]
     assert report["ultrawan"]["missing"] == [NAMES[4].name]
 
 
@@ -174,7 +181,7 @@ def test_the_same_command_goes_on_and_overwrites_nothing(
     kept = {path: time for path, time in before.items() if path != second.with_suffix(".mp4")}
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     # Another file of the same name is neither taken for the first nor put over it.
-    source = folders["flash"] / f"{slug(PROMPTS[0], 30)}_x4.mp4"
+    source = folders["flash"] / f"FlashVSR_v1.1_Full_{slug(PROMPTS[0], 30)}_seed0.mp4"
     source.unlink()
     clip(source, 200)
     outcome = luve(copy="true")
