@@ -107,8 +107,8 @@ def test_samples_and_seeds_tell_videos_of_one_prompt_apart() -> None:
 @settings(max_examples=30, deadline=None)
 @given(prompt=st.text(min_size=1, max_size=80), number=st.integers(0, 999))
 def test_any_prompts_own_slug_finds_it(prompt: str, number: int) -> None:
-    names = [PromptedName("x", prompt), PromptedName("y", "another prompt of several words")]
-    if slug(prompt) != "video" and slug(prompt, 1000) != slug(names[1].prompt, 1000):
+    names = [PromptedName("ours-1", prompt), PromptedName("ours-2", "another prompt of several words")]
+    if slug(prompt) != "video" and slug(prompt, 1000) not in (slug(names[1].prompt, 1000), "ours-1", "ours-2"):
         assert found(slug(prompt, 1000), names) == "0 None"
         assert found(f"{number:04d}_{slug(prompt, 1000)}", names).split(" ")[0] in ("0", "2")
 
