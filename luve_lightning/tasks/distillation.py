@@ -145,6 +145,7 @@ class VLUerDistillationTask(VLUerTask):
             weights = {name: x.cpu() for name, x in self.state_dict().items() if name in self._trainable_keys()}
         # What two machines compute is not the same to the bit.
         weights = self.trainer.strategy.broadcast(weights)
+        assert weights is not None
         self.load_state_dict(weights, strict=False)
 
     def begin(self, samples: Iterable[tuple[Tensor, Size3d]]) -> None:
@@ -155,7 +156,7 @@ class VLUerDistillationTask(VLUerTask):
         """
         found = [(latents.to(self.device), size) for latents, size in samples]
         if self.start == "teacher":
-            narrow(self.teacher, self.net, found, self.seed)  # type: ignore[arg-type]  # VLUers, as was checked
+            narrow(self.teacher, self.net, found, self.seed)  # VLUers, as was checked
         if self.projections:
             with torch.no_grad():
                 pairs = zip(*(self.features_of(latents, size) for latents, size in found), strict=True)

@@ -122,7 +122,8 @@ class _Places:
 
     def modules(self) -> Iterable[tuple[str, nn.Module]]:
         """The place's name, and the module that reads it; what several modules read is one place."""
-        for i, pair in enumerate(self.net.encoder.pairs):
+        pairs: Any = self.net.encoder.pairs
+        for i, pair in enumerate(pairs):
             yield "stream", pair.conv1
             yield f"pair {i}", pair.conv2
         yield "stream", self.net.upsampler.first
@@ -185,8 +186,8 @@ def narrow(teacher: VLUer, student: VLUer, samples: Iterable[tuple[Tensor, Size3
 
 
 def _narrow_encoder(teacher: VLUer, student: VLUer, moments: dict[str, _Moments], into: Tensor, back: Tensor) -> None:
-    first = teacher.encoder.conv_in
-    _put(student.encoder.conv_in, _gives(into, first.weight), into @ first.bias.double())  # type: ignore[operator]
+    first: Any = teacher.encoder.conv_in
+    _put(student.encoder.conv_in, _gives(into, first.weight), into @ first.bias.double())
     pairs: Any = student.encoder.pairs
     for kept_pair, pair in zip(kept_pairs(len(teacher.encoder.pairs), len(pairs)), pairs, strict=True):
         source: Any = teacher.encoder.pairs[kept_pair]

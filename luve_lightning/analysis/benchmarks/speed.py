@@ -205,7 +205,7 @@ class _Bench:
         workers = min(_WORKERS, cores()) if cuda else 1
         ahead = 2 * workers  # made while the first one is waited for
         data = _Samples(shape, 2 * (batches + ahead + 1))
-        loader = OutlivingLoader(data, batch_size=2, num_workers=workers, pin_memory=cuda)
+        loader: OutlivingLoader[Any] = OutlivingLoader(data, batch_size=2, num_workers=workers, pin_memory=cuda)
         size, start = 0, 0.0
         for number, batch in enumerate(loader):
             if number == ahead:

@@ -92,7 +92,7 @@ class Denoiser(ABC):
     @property
     def trained_for(self) -> str | None:
         """Name of the refinement that it was trained for; None where that is LuVe's, or none."""
-        return self.module.config.get(REFINEMENT_KEY)  # type: ignore[no-any-return]
+        return self.module.config.get(REFINEMENT_KEY)
 
     def train_for(self, refinement: str) -> None:
         """Note in the transformer's configuration which refinement it is trained for."""
