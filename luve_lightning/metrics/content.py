@@ -26,8 +26,6 @@ class MotionMetric(VideoMetric):
         frames: frames measured per video, the middles of equal parts.
     """
 
-    with_motion = True
-
     def __init__(self, frames: int = 16) -> None:
         super().__init__()
         if frames < 1:
