@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser
 from luve_lightning.analysis.cost import FirstUse, GpuSpeed
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, dry_run, weight_bytes
 from luve_lightning.analysis.model_parts import PartConfigs, Parts
-from luve_lightning.analysis.recipe_plan import RecipePlan, check_counts, clips_there, first_use, mean
+from luve_lightning.analysis.recipe_plan import RecipePlan, check_counts, clips_there, first_use, mean, planned_vluer
 from luve_lightning.analysis.training_plan import Sharing, Strategy, TrainingStep, plan_step, plan_vluer_step
 from luve_lightning.config_files import exporting
 from luve_lightning.data.latent_store import LatentRecipe
@@ -35,11 +35,12 @@ from luve_lightning.tasks import (
     ExpertTask,
     FlashVideoTask,
     LaVieTask,
+    VLUerDistillationTask,
     VLUerTask,
     WaverTask,
 )
 
-_TASKS = (VLUerTask, AdaptationTask, ExpertTask, FlashVideoTask, LaVieTask, WaverTask)
+_TASKS = (VLUerTask, VLUerDistillationTask, AdaptationTask, ExpertTask, FlashVideoTask, LaVieTask, WaverTask)
 # Dtype of autocast by the Trainer's precision.
 _AUTOCAST = {"32-true": None, "32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _SHARDED = "ModelParallelStrategy"
@@ -60,7 +61,7 @@ def plan_training(
         ValueError: for what is not planned.
     """
     kind, task = _arguments("model", model, _TASKS)
-    source = LatentPairsDataModule if kind is VLUerTask else CaptionLatentsDataModule
+    source = LatentPairsDataModule if issubclass(kind, VLUerTask) else CaptionLatentsDataModule
     return FitPlanner(kind, task, _arguments("data", data, (source,))[1], trainer, speed).plan()
 
 
@@ -115,7 +116,7 @@ class FitPlanner:
 
     def plan(self) -> RecipePlan:
         """The whole training."""
-        vluer = self.kind is VLUerTask
+        vluer = issubclass(self.kind, VLUerTask)
         steps, shares = self._vluer_steps() if vluer else self._denoiser_steps()
         validation = self._vluer_validation() if vluer and self.trainer.get("limit_val_batches") != 0 else 0
         peak = max(step.peak for step in steps)
@@ -243,6 +244,11 @@ class FitPlanner:
         net = task["net"].to("meta").train().requires_grad_(True)
         if not data["scales"]:
             raise ValueError("data.init_args.scales: expected at least one")
+        taught = None
+        if self.kind is VLUerDistillationTask:
+            teacher, note = planned_vluer(data["backbone"], Path(task["teacher"]))
+            taught = teacher.requires_grad_(False), task["teacher_losses"]
+            self.notes += [f"model.teacher: {note}"] if note else []
         steps, shares = [], []
         for phase, share in self._phases():
             decoded = None if phase == 1 else tuple(data["video_crop"] or task["pixel_crop"])
@@ -251,7 +257,7 @@ class FitPlanner:
                     plan_vluer_step(
                         net, codec, task["losses"], f"{bucket}, {scale:g}x, phase {phase}", low, high,
                         data["batch_size"], decoded, data["video_crop"] is not None, self.autocast, self.speed,
-                        self.sharing, self.clips,
+                        self.sharing, self.clips, taught,
                     )
                 )  # fmt: skip
                 shares.append(share / (len(data["scales"]) * len(self.buckets)))

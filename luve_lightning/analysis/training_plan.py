@@ -323,6 +323,7 @@ def plan_vluer_step(
     speed: GpuSpeed | None = None,
     sharing: Sharing = Sharing(),  # frozen
     clips: bool = False,
+    taught: tuple[BaseVLUer, Mapping[str, Loss]] | None = None,
 ) -> TrainingStep:
     """Plan a step of the VLUer on crops of one scale.
 
@@ -340,14 +341,20 @@ def plan_vluer_step(
         speed: speed of the GPU, for the duration.
         sharing: how GPUs share the training.
         clips: whether gradients are clipped.
+        taught: a teacher on the meta device, frozen, and the losses against its output; features are not counted.
     """
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
     functions = TrainingFunctions(autocast)
     sample, target = (torch.empty(batch, codec.channels, *size, device="meta") for size in (low, high))
     loaded = (sample.numel() + target.numel()) * DTYPE_NAMES[LatentRecipe.dtype].itemsize
     with sharded_gradients(trained, sharing.shards), dry_training(functions) as run:
+        output = None
+        if taught is not None:
+            with torch.no_grad():
+                output = taught[0](sample, high)
         prediction = net(sample, high)
-        terms = [loss.weight * loss(prediction, target) for loss in losses.values() if loss.space == "latent"]
+        terms = [loss.weight * loss(prediction, output) for loss in (taught[1].values() if taught else ())]
+        terms += [loss.weight * loss(prediction, target) for loss in losses.values() if loss.space == "latent"]
         if decoded is not None:
             t, y, x = (slice(min(n, whole)) for n, whole in zip(decoded, high, strict=True))
             if given:
@@ -362,9 +369,9 @@ def plan_vluer_step(
             del pixels, wanted
         loss = torch.stack(terms).sum()
         functions.casts = None
-        del prediction, terms
+        del prediction, terms, output
         run_backward(loss)
         del loss
-    held = Held.of([net, codec], sharing)
+    held = Held.of([net, codec, *(taught[:1] if taught else ())], sharing)
     stepping = optimizer_step(trained, clips, sharing.shards)
     return TrainingStep.planned(name, high, 0, batch, run, held, speed, stepping, loaded)

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from luve_lightning.analysis.cost import REFERENCE
-from luve_lightning.analysis.dry_run import BLOCK
+from luve_lightning.analysis.dry_run import BLOCK, dry_run, weight_bytes
 from luve_lightning.analysis.fit_plan import plan_training, processes_of, sharing_of
-from luve_lightning.analysis.recipe_plan import RecipePlan
+from luve_lightning.analysis.recipe_plan import RecipePlan, planned_vluer
 from luve_lightning.analysis.training_plan import Held, Sharing, sharded_gradients
 from luve_lightning.cli.compose import compose
 
@@ -114,6 +114,26 @@ def test_a_step_lasts_until_the_next_batch_is_there(repository: Path, monkeypatc
     assert not [note for note in fast.notes if "wait for data" in note]
     [note] = [note for note in slow.notes if "wait for data" in note]
     assert note.endswith("MB a batch, loaded at 0.001 MB/s")
+
+
+def test_a_teacher_adds_its_forward_pass_and_its_weights(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    files = [Path("experiments/vluer") / f"{name}.yaml" for name in ("mini", "mini-distilled")]
+    config = compose(files, ())
+    options: Any = config["model"]["init_args"]
+    alone = {key: options[key] for key in ("net", "backbone", "losses")}
+    with_teacher, without = (
+        plan_training(model, config["data"], config["trainer"])
+        for model in (config["model"], {"class_path": "luve_lightning.tasks.VLUerTask", "init_args": alone})
+    )
+    teacher, _ = planned_vluer("data/mini/wan", Path("data/mini/vluer"))
+    for row, student, low in zip(with_teacher.rows, without.rows, (16, 12, 8), strict=True):
+        with dry_run() as run:
+            teacher(torch.empty(4, 16, 3, low, low, device="meta"), (3, 24, 24))
+        assert row["flops"] - student["flops"] == run.flops > 0
+        assert row["weights"] - student["weights"] == weight_bytes(teacher)
+        assert row["optimizer"] == student["optimizer"]
+    assert not with_teacher.notes
 
 
 @pytest.mark.slow
