@@ -262,8 +262,10 @@ def ingest(
         raise ValueError(f"tables: {odd[0]} is none of the methods {', '.join(folders)}")
     if first not in (None, 0, 1):
         raise ValueError(f"first: expected 0 or 1, got {first}")
-    for name in folders:
+    for name, folder in folders.items():
         check_name(name, "videos:")
+        if (output / name).resolve() == folder.resolve():
+            raise ValueError(f"videos.{name}: {folder} is where they would be brought to; choose another --output")
         if prompts is None and name not in listed:
             raise ValueError(f"prompts: required, but not given: {name} has no table either (--tables {name}=FILE)")
     names = None if prompts is None else prompted_names(prompts, seed)

@@ -257,6 +257,7 @@ def test_the_folder_of_a_generation_gives_names_and_prompts(tmp_path: Path) -> N
         ({"videos.flash": "nothing"}, "nothing: no such folder of videos"),
         ({"prompts": "nothing.txt"}, "prompts: nothing.txt: no such file"),
         ({"output": __file__}, f"output: {__file__} is not a folder"),
+        ({"output": ".", "videos.flash": "flash"}, "flash is where they would be brought to; choose another --output"),
         ({"videos": "{'../x': .}"}, "videos: '../x': expected letters, digits"),
     ],
 )
