@@ -61,8 +61,8 @@ def encoder_features(net: Any, latents: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 def test_the_loss_is_that_of_a_plain_sum(tiny_backbone: Path, teacher: Path) -> None:
-    own = task(tiny_backbone, teacher)
-    own.log = own.log_dict = lambda *args, **options: None  # type: ignore[method-assign]
+    own: Any = task(tiny_backbone, teacher)
+    own.log = own.log_dict = lambda *args, **options: None
     low, high = noise(2, 16, 3, 4, 5), noise(2, 16, 3, 6, 8, seed=1)
     with torch.no_grad():
         loss = own.training_step({"lr": low, "hr": high}, 0)
@@ -79,11 +79,11 @@ def test_the_loss_is_that_of_a_plain_sum(tiny_backbone: Path, teacher: Path) -> 
 
 
 def test_the_features_move_the_student_and_its_projections_alone(tiny_backbone: Path, teacher: Path) -> None:
-    own = task(tiny_backbone, teacher, feature_weight=1.0, teacher_losses={})
+    own: Any = task(tiny_backbone, teacher, feature_weight=1.0, teacher_losses={})
     own.losses["latent"].weight = 0.0
-    own.log = own.log_dict = lambda *args, **options: None  # type: ignore[method-assign]
+    own.log = own.log_dict = lambda *args, **options: None
     own.training_step({"lr": noise(1, 16, 3, 4, 5), "hr": noise(1, 16, 3, 6, 8)}, 0).backward()
-    assert own.net.encoder.conv_in.weight.grad.any()  # type: ignore[union-attr,operator]
+    assert own.net.encoder.conv_in.weight.grad.any()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in own.projections.parameters())
     assert all(parameter.grad is None for parameter in own.teacher.parameters())
     assert not own.train().teacher.training
@@ -92,7 +92,7 @@ def test_the_features_move_the_student_and_its_projections_alone(tiny_backbone: 
 def test_the_start_is_nearer_than_chance_and_interpolation(tiny_backbone: Path, teacher: Path) -> None:
     """On latents that the student was not narrowed for; the projections are those of plain least squares."""
     low, size = noise(1, 16, 3, 4, 5, seed=7), (3, 6, 8)
-    own = task(tiny_backbone, teacher)
+    own: Any = task(tiny_backbone, teacher)
     samples = [(noise(2, 16, 3, 4, 5, seed=s), size) for s in range(4)]
     with torch.no_grad():
         wanted = own.teacher(low, size)
@@ -106,7 +106,7 @@ def test_the_start_is_nearer_than_chance_and_interpolation(tiny_backbone: Path, 
             mine, theirs = (torch.cat([pairs[i][j] for pairs in seen]).movedim(1, -1).flatten(0, -2) for j in (0, 1))
             known = torch.cat([mine, torch.ones(len(mine), 1)], 1).double()
             solution = torch.linalg.lstsq(known, theirs.double()).solution.float()
-            weight = torch.cat([projection.weight[:, :, 0, 0, 0].T, projection.bias[None]])  # type: ignore[operator,index]
+            weight = torch.cat([projection.weight[:, :, 0, 0, 0].T, projection.bias[None]])
             torch.testing.assert_close(weight, solution, atol=1e-3, rtol=1e-3)
 
 
@@ -118,7 +118,7 @@ def test_a_run_leaves_the_teacher_alone_and_exports_a_plain_vluer(
 
     def fit(run: Run) -> VLUerDistillationTask:
         L.seed_everything(0, verbose=False)
-        own = task(tiny_backbone, teacher)
+        own: Any = task(tiny_backbone, teacher)
         train(run, own, data(tiny_clips, tiny_latents, tiny_backbone))
         return own
 
@@ -179,7 +179,7 @@ def test_a_released_network_can_teach_crops_that_it_takes(
 ) -> None:
     released = small_released()
     released.save_pretrained(tmp_path / "released")
-    own = task(tiny_backbone, tmp_path / "released", start="net", features={"encoder": "encoder.conv_first"})
-    assert [projection.weight.shape[:2] for projection in own.projections] == [(12, 8)]  # type: ignore[union-attr,index]
+    own: Any = task(tiny_backbone, tmp_path / "released", start="net", features={"encoder": "encoder.conv_first"})
+    assert [projection.weight.shape[:2] for projection in own.projections] == [(12, 8)]
     with pytest.raises(ValueError, match=r"^teacher: crops of 3 x 4 x 4 latents, 3 x 6 x 6 wanted: the released VLUer"):
         train(Run(tmp_path, steps=1), own, data(tiny_clips, tiny_latents, tiny_backbone))

@@ -31,6 +31,7 @@ def net(seed: int = 0, **changes: Any) -> VLUer:
 def held_by(small: VLUer) -> VLUer:
     """The same function with more numbers: another basis of the stream, copies of units, a pair that adds nothing."""
     large: Any = net(1, **LARGE)
+    parts: Any = small
     basis, _ = torch.linalg.qr(noise(LARGE["channels"], SMALL["channels"], seed=2))
 
     def copies(name: str) -> list[int]:  # unit of the small network that each of the large one's is
@@ -50,7 +51,7 @@ def held_by(small: VLUer) -> VLUer:
         layer.weight.copy_(weight)
         layer.bias.copy_(bias)
 
-    encoder: Any = small.encoder
+    encoder = parts.encoder
     put(large.encoder.conv_in, into(encoder.conv_in.weight), into(encoder.conv_in.bias))
     for pair, wide in zip(encoder.pairs, [large.encoder.pairs[0], large.encoder.pairs[2]], strict=True):
         units = copies("channels")
@@ -59,18 +60,18 @@ def held_by(small: VLUer) -> VLUer:
     for parameter in large.encoder.pairs[1].conv2.parameters():
         parameter.zero_()
     units = copies("hidden")
-    put(large.upsampler.first, reads(small.upsampler.first.weight)[units], small.upsampler.first.bias[units])
-    large.upsampler.coordinates.weight.copy_(small.upsampler.coordinates.weight[units])
-    for layer, wide in zip(small.upsampler.hidden, large.upsampler.hidden, strict=True):
-        put(wide, shared(layer.weight, "hidden")[units], layer.bias[units])  # type: ignore[arg-type,index]
+    put(large.upsampler.first, reads(parts.upsampler.first.weight)[units], parts.upsampler.first.bias[units])
+    large.upsampler.coordinates.weight.copy_(parts.upsampler.coordinates.weight[units])
+    for layer, wide in zip(parts.upsampler.hidden, large.upsampler.hidden, strict=True):
+        put(wide, shared(layer.weight, "hidden")[units], layer.bias[units])
     queries = copies("query_channels")
-    last: Any = small.upsampler.last
+    last = parts.upsampler.last
     put(large.upsampler.last, shared(last.weight, "hidden")[queries], last.bias[queries])
-    (layer,), (wide,) = small.decoder.layers, large.decoder.layers  # type: ignore[misc]
+    (layer,), (wide,) = parts.decoder.layers, large.decoder.layers
     put(wide, shared(layer.weight, "query_channels")[queries], layer.bias[queries])
-    out: Any = small.decoder.conv_out
+    out = parts.decoder.conv_out
     put(large.decoder.conv_out, shared(out.weight, "query_channels"), out.bias)
-    return large  # type: ignore[no-any-return]
+    return large
 
 
 def test_a_network_that_holds_a_smaller_one_is_narrowed_to_it() -> None:
