@@ -9,14 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.ansi import AnsiDecoder
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+# rich is loaded where something is drawn: ComfyUI's nodes take `amount` from here and do without it.
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
 
 _SECONDS_BETWEEN_LINES = 30  # between the lines of a log
 _SHORTEST_BAR, _LONGEST_BAR = 10, 40
@@ -55,6 +53,10 @@ class StatusLine:
 
     def row(self, width: int) -> RenderableType:
         """One line of at most `width` columns: count, bar, times, facts."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
         left = "" if self.left is None else f"{duration(self.left)} left"
         elapsed = duration(self.elapsed)
         space = width - len(self.count())
@@ -119,6 +121,8 @@ class StatusLines:
     """
 
     def __init__(self, console: Console, lines: Callable[[], Sequence[StatusLine]]) -> None:
+        from rich.console import Console
+
         # Another Console on standard output must not find this one's file behind the replaced stream.
         self._console = Console(emoji=False, file=console.file, width=console._width)
         self._lines = lines
@@ -132,6 +136,8 @@ class StatusLines:
         """Begin to draw; does nothing when already begun."""
         if self._live is not None:
             return
+        from rich.live import Live
+
         self._live = Live(
             get_renderable=self._render,
             console=self._console,
@@ -188,11 +194,15 @@ class StatusLines:
                     handler.setStream(above[stream])
 
     def _render(self) -> RenderableType:
+        from rich.console import Group
+
         return Group(*(line.row(self._console.width - _FREE_COLUMNS) for line in self._lines()))
 
 
 def _print_lines(reader: int, console: Console) -> None:
     """Prints what child processes write, until the last line arrives."""
+    from rich.ansi import AnsiDecoder
+
     decoder = AnsiDecoder()
     with open(reader, "rb") as lines:
         for line in lines:
@@ -209,6 +219,8 @@ class _Above:
     """
 
     def __init__(self, stream: TextIO, console: Console, pipe: int) -> None:
+        from rich.ansi import AnsiDecoder
+
         self._stream, self._console, self._pipe = stream, console, pipe
         self._decoder, self._rest = AnsiDecoder(), ""
         self._process, self._lock = os.getpid(), threading.RLock()
