@@ -157,7 +157,7 @@ class AdaptationTask(FlowMatchingTask):
         adapted.save(Path(folder) / "transformer", self.export_dtype)
         others = [n for n, p in self.transformer.named_parameters() if p.requires_grad and ".lora_" not in n]
         if lora and others:
-            what = "its attention's own parameters" if adapted.branches else others[0]
+            what = "its attention's own parameters" if adapted.branches else f"other weights, such as {others[0]},"
             rank_zero_info(f"no LoRA is saved beside the transformer: {what} were trained, too")
         elif lora:
             _save_lora(adapted, self.transformer.peft_config[_LORA_NAME], lora, Path(folder) / "transformer" / "lora")
