@@ -28,7 +28,7 @@ from luve_lightning.evaluation.upsampled_clips import (
     weights_digest,
 )
 from luve_lightning.evaluation.upsampling_comparison import method_names
-from luve_lightning.machine import UnitTimes, choose_device
+from luve_lightning.machine import UnitTimes, check_workers, choose_device
 from luve_lightning.models.backbones import LatentSpace, load_backbone
 from luve_lightning.models.super_resolution import PixelSuperResolver
 from luve_lightning.models.vluer import load_vluer
@@ -66,6 +66,7 @@ def upsample(
     limit: int | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: str = "auto",
+    encoder_threads: int = 1,
     measured: Path | None = None,
 ) -> None:
     """Upsamples clips from a low resolution by several methods, into one folder of lossless videos per method.
@@ -102,12 +103,14 @@ def upsample(
         limit: Use only the first clips of each split, this many; default all.
         dtype: Dtype of the weights of the VAE and of super-resolution.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
+        encoder_threads: Threads that write a video file; the frames are the same.
         measured: Also write what it took to this file, FILE.json: seconds in all, of the first clip and of each later
             one, by every method, and GPU memory.
     """
     started = time.perf_counter()
     console = Console(emoji=False)
     check_folder("output", output)
+    check_workers("encoder_threads", encoder_threads, least=1)
     target = choose_device(device)
     if start < 0 or stride < 1 or (limit is not None and limit < 1):
         raise ValueError(f"expected start >= 0, stride >= 1 and limit >= 1, got {start}, {stride} and {limit}")
@@ -147,7 +150,8 @@ def upsample(
     identities |= {name: weights_digest(net) for name, net in nets.items()}
     for net in nets.values():
         net.to(target, getattr(torch, dtype))
-    upsampler = ClipUpsampler(codec, methods, identities, recipe, output, ClipHashes(output), target, nets)
+    hashes = ClipHashes(output)
+    upsampler = ClipUpsampler(codec, methods, identities, recipe, output, hashes, target, nets, encoder_threads)
     if not upsampler.names:
         raise ValueError("expected at least one of vluers, baselines and super_resolution")
     what = "clip" if videos is None else "video"

@@ -187,6 +187,7 @@ class ClipUpsampler:
         hashes: hashes of the clips.
         device: device of the models.
         networks: networks of super-resolution by folder name.
+        encoder_threads: threads that write a video file; its frames are the same.
     """
 
     def __init__(
@@ -199,6 +200,7 @@ class ClipUpsampler:
         hashes: ClipHashes,
         device: torch.device,
         networks: Mapping[str, PixelSuperResolver] | None = None,
+        encoder_threads: int = 1,
     ) -> None:
         self.networks = dict(networks or {})
         taken = {REFERENCE, CEILING} & (methods.keys() | self.networks.keys())
@@ -206,6 +208,7 @@ class ClipUpsampler:
             raise ValueError(f"methods: {', '.join(sorted(taken))} is made in any case")
         self.codec, self.methods, self.recipe, self.folder = codec, dict(methods), recipe, folder
         self.identities, self.hashes, self.device = identities, hashes, device
+        self.encoder_threads = encoder_threads
         self.low_size = recipe.low_size(codec) if isinstance(recipe, UpsamplingRecipe) else None
         self.vae = codec.fingerprint()
 
@@ -329,7 +332,7 @@ class ClipUpsampler:
         if entry.still:
             write_picture(path, frames[0])
         else:
-            write_video(path, frames, fps, lossless=True)
+            write_video(path, frames, fps, lossless=True, threads=self.encoder_threads)
         known = self.low_size is not None or PROMPT in entry.captions
         about: dict[str, Any] = {"prompt": entry.captions[recipe.caption]} if known else {}
         about |= {"fps": fps, "recipe": self._recipe(entry, name, digest)}
