@@ -94,9 +94,9 @@ def test_weights_that_are_not_those_of_the_configuration(tiny_cascade: Path, tmp
         weights_there.unlink()
     found = told(backbone)
     assert (found["kind"], found["incomplete"]) == ("parts of a backbone", ["transformer"])
-    tiny_transformer(in_channels=8).save_pretrained(tmp_path / "image-to-video")
+    tiny_transformer(in_channels=12).save_pretrained(tmp_path / "image-to-video")
     found = told(tmp_path / "image-to-video")
-    assert found["used"] == "nowhere: the transformer takes 8 latent channels and gives 4"
+    assert found["used"] == "nowhere: the transformer takes 12 latent channels and gives 4"
 
 
 def test_wans_own_layout(tmp_path: Path, told: Inspect) -> None:
