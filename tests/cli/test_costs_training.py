@@ -75,8 +75,8 @@ def test_a_lora_and_an_expert_keep_less_than_all_weights(
         (
             "experiments/mini/backbone.yaml",
             {},
-            "model.class_path: a plan is for VLUerTask, VLUerDistillationTask, AdaptationTask, ExpertTask, FlashVideoTask, LaVieTask "
-            "or WaverTask, got",
+            "model.class_path: a plan is for VLUerTask, VLUerDistillationTask, AdaptationTask, ExpertTask, "
+            "FlashVideoTask, LaVieTask or WaverTask, got",
         ),
         (CONFIG, {"trainer__strategy": "deepspeed"}, "trainer.strategy: a plan is for auto, ddp or"),
         (
