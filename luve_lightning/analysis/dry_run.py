@@ -188,7 +188,9 @@ class _Watch(TorchDispatchMode):
             return result
         made = [self._follow(t, sources=_keys(inputs) if fuses else None) for t in outputs]
         if (any(made) or func._schema.is_mutable) and func.overloadpacket not in _ALLOCATIONS:
-            self._note(func, args, kwargs or {}, result, inputs, outputs)
+            # A copy writes its destination, and does not read it.
+            read = inputs[1:] if func.overloadpacket is torch.ops.aten.copy_ else inputs
+            self._note(func, args, kwargs or {}, result, read, outputs)
         self.peak(workspace)
         return result
 

@@ -16,6 +16,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from luve_lightning.analysis.dry_run import BLOCK, dry_run, dry_training, weight_bytes
 from luve_lightning.analysis.training_plan import TrainingFunctions, run_backward
+from luve_lightning.functional.frames import Norm
 from luve_lightning.machine import measure_peak_mib
 from luve_lightning.models.backbones import LatentSpace, latent_space_of
 from luve_lightning.models.backbones.wan_tiles import decode_tiled
@@ -148,6 +149,22 @@ def test_attention_needs_no_matrix_of_scores() -> None:
     assert run.peak == 5000 * 2 * 64 * 4 + 5000 * 2 * 4
     assert run.flops == 2 * 2 * 2 * 5000 * 5000 * 64
     assert {operation.kind for operation in run.operations} == {"attention"}
+
+
+def test_a_norm_of_frames_is_counted_as_its_kernel() -> None:
+    norm = Norm(torch.empty(8, device="meta"), True, torch.bfloat16)
+    x, out, gradient, add = (torch.empty(4, 9, 9, 8, device="meta", dtype=torch.bfloat16) for _ in range(4))
+    # What it reads and writes, and what it allocates.
+    for call, moved, made in (
+        (lambda: norm(x, out), 2, 0),
+        (lambda: norm.gradient(x, gradient), 3, 1),
+        (lambda: norm.gradient(x, gradient, add), 4, 1),
+    ):
+        with dry_run() as run:
+            kept = call()
+        assert sum(done.bytes * count for done, count in run.operations.items()) == moved * x.nbytes
+        assert run.peak == made * -(-x.nbytes // BLOCK) * BLOCK
+        del kept
 
 
 @pytest.mark.parametrize("frozen", [False, True])

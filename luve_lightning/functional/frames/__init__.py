@@ -97,7 +97,8 @@ class Norm:
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
         """Write to `out`; bordered."""
-        if x.is_meta:  # the kernel allocates nothing
+        if x.is_meta:  # counted as what the kernel reads and writes; it allocates nothing
+            out.copy_(x)
             return
         if uses_kernels(x):
             from luve_lightning.functional.frames import kernels
@@ -117,6 +118,8 @@ class Norm:
             from luve_lightning.functional.frames import kernels
 
             return kernels.activate_gradient(x, self.gamma, gradient, add, self.active)
+        if x.is_meta:  # counted as what the kernel reads and allocates
+            return torch.add(x, gradient) if add is None else torch.addcmul(add, x, gradient)
         with torch.enable_grad():
             seen = inside(x).detach().requires_grad_()
             [found] = torch.autograd.grad(self.values(seen), seen, inside(gradient).to(self.gamma.dtype))
