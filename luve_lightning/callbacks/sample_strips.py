@@ -29,7 +29,7 @@ from luve_lightning.functional.fidelity import psnr
 from luve_lightning.functional.interpolation import Size3d, interpolate_latents
 from luve_lightning.functional.pixels import video_to_frames
 from luve_lightning.models.backbones import LatentSpace, load_backbone
-from luve_lightning.tasks.base import TextToVideo, Upsampling
+from luve_lightning.tasks.base import TextToVideo, Upsampling, keeps
 from luve_lightning.terminal import amount
 
 
@@ -242,7 +242,7 @@ class DenoisingSpectra(NowAndThen):
         Raises:
             ValueError: when it is not a TextToVideo.
         """
-        if not isinstance(pl_module, TextToVideo):
+        if not keeps(pl_module, TextToVideo):
             raise ValueError(
                 f"DenoisingSpectra: {type(pl_module).__name__} cannot generate from a text; BackboneTask can, and "
                 "`luve spectra` measures a backbone folder"

@@ -229,9 +229,9 @@ class GeneratedVideos(SampleSource):
     def open(self, task: Any, datamodule: Any, precision: Precision) -> Iterator[Samples]:
         """See SampleSource."""
         from luve_lightning.datamodules import CaptionLatentsDataModule
-        from luve_lightning.tasks.base import Denoising
+        from luve_lightning.tasks.base import Denoising, keeps
 
-        if not isinstance(task, Denoising) or not isinstance(datamodule, CaptionLatentsDataModule):
+        if not keeps(task, Denoising) or not isinstance(datamodule, CaptionLatentsDataModule):
             raise ValueError(
                 f"source: GeneratedVideos needs a task that generates and data with captions, got "
                 f"{type(task).__name__} and {type(datamodule).__name__}; a VLUer has UpsampledVideos"
@@ -301,9 +301,9 @@ class UpsampledVideos(SampleSource):
     def open(self, task: Any, datamodule: Any, precision: Precision) -> Iterator[Samples]:
         """See SampleSource."""
         from luve_lightning.datamodules.latent_pairs import LatentPairsDataModule, WholeLatentPairs
-        from luve_lightning.tasks.base import Upsampling
+        from luve_lightning.tasks.base import Upsampling, keeps
 
-        if not isinstance(task, Upsampling) or not isinstance(datamodule, LatentPairsDataModule):
+        if not keeps(task, Upsampling) or not isinstance(datamodule, LatentPairsDataModule):
             raise ValueError(
                 f"source: UpsampledVideos needs a VLUerTask and latent pairs, got {type(task).__name__} and "
                 f"{type(datamodule).__name__}; what generates has GeneratedVideos"

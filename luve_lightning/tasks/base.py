@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, TypeVar
 
 import lightning as L
 import torch
@@ -275,7 +275,18 @@ def _text(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-@runtime_checkable
+_Contract = TypeVar("_Contract")
+
+
+def keeps(task: object, contract: type[_Contract]) -> TypeGuard[_Contract]:
+    """Whether a task has every attribute of one of the protocols below.
+
+    From Python 3.12 on, `isinstance` would not find a module's submodules: it looks past `nn.Module.__getattr__`.
+    """
+    names = (name for kind in contract.__mro__ for name in (*inspect.get_annotations(kind), *vars(kind)))
+    return all(hasattr(task, name) for name in names if not name.startswith("_"))
+
+
 class Exporting(Protocol):
     """A trained model that saves itself in its own format; for `Export`.
 
@@ -286,7 +297,6 @@ class Exporting(Protocol):
         """Write into an existing folder."""
 
 
-@runtime_checkable
 class Denoising(Protocol):
     """Generates from caption embeddings; for `GeneratedVideos`.
 
@@ -306,7 +316,6 @@ class Denoising(Protocol):
         """Caption embeddings of a batch, B x L x D."""
 
 
-@runtime_checkable
 class TextToVideo(Denoising, Protocol):
     """Generates from captions; for `DenoisingSpectra`.
 
@@ -319,7 +328,6 @@ class TextToVideo(Denoising, Protocol):
     backbone: Path
 
 
-@runtime_checkable
 class Upsampling(Protocol):
     """Upsamples latents; for `UpsamplerComparison`, `SampleStrips` and `UpsampledVideos`.
 
@@ -334,7 +342,6 @@ class Upsampling(Protocol):
     device: torch.device
 
 
-@runtime_checkable
 class ExpertComparison(Protocol):
     """Has compared an expert with its base in `trainer.test`; for `ExpertLosses`.
 
