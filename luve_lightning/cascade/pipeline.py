@@ -145,7 +145,7 @@ class LuVePipeline(DiffusionPipeline, LoraLoading):
     @property
     def codec(self) -> LatentSpace:
         """The latent space, on the VAE's device."""
-        return latent_space_of(self.vae, self.decode_tile).to(self.vae.device)
+        return latent_space_of(self.vae, self.decode_tile)
 
     @property
     def size_rules(self) -> SizeRules:

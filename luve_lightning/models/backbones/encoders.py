@@ -24,7 +24,7 @@ class LatentSpace(nn.Module, ABC):
     """Pixels to normalised latents and back, with the VAE frozen.
 
     Latents have about zero mean and unit variance per channel. Only this class knows the compression ratios:
-    nothing else multiplies by them.
+    nothing else multiplies by them. It is made on the VAE's device; later, `to` moves both.
 
     Args:
         vae: the family's VAE. Its parameters stop requiring gradients.
@@ -55,9 +55,10 @@ class LatentSpace(nn.Module, ABC):
         self.vae = vae.requires_grad_(False).eval()
         self.channels = len(mean)
         self.spatial_ratio, self.temporal_ratio = spatial_ratio, temporal_ratio
+        device = next(vae.parameters()).device
         # float32 whatever the VAE's dtype: normalisation must not round.
         for name, values in (("latents_mean", mean), ("latents_std", std)):
-            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1, 1), persistent=False)
+            self.register_buffer(name, torch.tensor(values, device=device).view(1, -1, 1, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> LatentSpace:
         """Stay in eval mode: the latent space is a fixed part of every task."""

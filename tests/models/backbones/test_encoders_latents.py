@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luve_lightning.models.backbones import SizeRules, load_backbone
+from luve_lightning.models.backbones import SizeRules, latent_space_of, load_backbone
 from tests.helpers.noise import noise
 from tests.helpers.second_family import SPACE, RibbonLatents, RibbonVAE
 
@@ -74,3 +74,12 @@ def test_a_family_with_neither_tiles_nor_features_of_its_own() -> None:
     counted: list[int] = []
     space.dry_decode_in_tiles(latents, (1, 1), lambda times: counted.append(times) or nullcontext())
     assert counted == [1]
+
+
+def test_it_is_made_where_its_vae_is() -> None:
+    """The meta device stands for a GPU: what is mixed from two devices is refused there, too."""
+    space = latent_space_of(RibbonVAE(channels=6).to("meta"))
+    latents = torch.empty(2, 6, 3, 4, 5, device="meta")
+    assert space.normalize(latents).is_meta
+    assert space.denormalize(latents).is_meta
+    assert space.decode(latents).shape == (2, 3, *space.pixel_size(3, 4, 5))
