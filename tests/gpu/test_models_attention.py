@@ -43,7 +43,7 @@ def drawn(batch: int) -> list[Tensor]:
 def attended(kind: str, batch: int, device: torch.device, dtype: torch.dtype, autocast: bool = False) -> list[Tensor]:
     """What is attended to, and the gradients of queries, keys, values, and of the linear branch."""
     heads, sigmas = BATCHES[batch]
-    inputs = [x.to(device, dtype).requires_grad_() for x in drawn(batch)]
+    inputs = [x.to(device, dtype, copy=True).requires_grad_() for x in drawn(batch)]  # which are kept as they are
     attention, where = KINDS[kind], Where(GRID, 0, sigmas)
     branch = attention.branch(heads, WIDTH)
     if branch is not None:

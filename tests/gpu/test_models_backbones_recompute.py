@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from math import prod
 from typing import Any
 
@@ -88,17 +89,22 @@ def test_numbers_stay_and_attention_is_kept(device: torch.device, kind: str, hal
 def test_inputs_on_the_host_leave_the_gpu(device: torch.device, recompute: str) -> None:
     """All but the last block's, which the backward pass needs at once."""
 
+    def requested() -> int:
+        gc.collect()  # what an earlier step left must not go during a later one
+        # Not `memory_allocated`: that counts up to 1 MiB more for a tensor in a freed place that is left undivided.
+        return int(torch.cuda.memory_stats()["requested_bytes.all.current"])
+
     def held(offload: bool) -> int:
         denoiser = prepared("own", device, {"recompute": recompute, "offload": offload})
-        before = torch.cuda.memory_allocated()
+        before = requested()
         loss = loss_of(denoiser, True)
         torch.cuda.synchronize()
-        found = torch.cuda.memory_allocated() - before
+        found = requested() - before
         loss.backward()
         assert all(bool(p.grad.isfinite().all()) for p in denoiser.module.parameters())
         return found
 
     held(False)  # libraries allocate their workspace once
     width = SIZES["num_attention_heads"] * SIZES["attention_head_dim"]
-    least = (BLOCKS - 1) * TOKENS * width * 2
-    assert held(False) - held(True) >= 0.95 * least
+    one = TOKENS * width * 2  # bytes of a block's input in bfloat16
+    assert held(False) - held(True) >= (BLOCKS - 1) * one
