@@ -7,6 +7,7 @@ import torch
 
 from luve_lightning.analysis.benchmarks import two_gpus
 from luve_lightning.analysis.benchmarks.experts import BenchModel
+from tests.helpers.fork_server import start_server
 from tests.helpers.gpu import BF16
 from tests.helpers.wide_wan import ATTENTIONS, SHORT, SIZES
 
@@ -20,6 +21,7 @@ def test_two_gpus_make_the_step_of_one_with_twice_the_batch(
     """The windowed adaptation and the LFE, by the tasks' own Trainer; then a compiled step with inputs on the host."""
     model = BenchModel("wide", SIZES, 24, SHORT, torch.float32)
     monkeypatch.setattr(two_gpus, "bench_model", lambda _: model)
+    start_server()  # its processes import nothing anew
     options = {"keep_attention": 1, "compile": device.type == "cuda", "offload": True}
     rows = list(two_gpus.measure(device, attention=ATTENTIONS["windows"], small=SHORT, blocks=2, **options))
     assert [row["error"] for row in rows if "error" in row] == []

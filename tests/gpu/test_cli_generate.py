@@ -87,8 +87,7 @@ def test_a_gpu_makes_the_cpus_video(
 @pytest.mark.two_gpus
 def test_two_gpus_make_one_video(tmp_path: Path, words: list[str]) -> None:
     """Context parallelism by NCCL, with experts whose filters need the tokens of both."""
-    LuveProcess(tmp_path / "log", *words, f"--output={tmp_path / 'one'}").finish()
-    port, processes = str(free_port()), []
+    port, processes = str(free_port()), [LuveProcess(tmp_path / "log", *words, f"--output={tmp_path / 'one'}")]
     for rank in range(2):
         environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}

@@ -19,6 +19,7 @@ from luve_lightning.models.backbones import load_backbone
 from tests.helpers.gpu import error
 from tests.helpers.gpu_runs import REPOSITORY, GpuWorld, losses, make_world
 from tests.helpers.luve_process import LuveProcess
+from tests.helpers.processes import free_port
 from tests.helpers.run_luve import Outcome
 
 STOP = "--callbacks.signal={class_path: tests.helpers.resumable.SendSignal, init_args: {name: SIGTERM, at_step: %d}}"
@@ -48,14 +49,32 @@ def new_weights(run: Path) -> list[Tensor]:
     return found
 
 
-def luve(world: GpuWorld, code: int, *words: str) -> None:
+def one_command(world: GpuWorld, code: int, *words: str) -> None:
     """Run `luve` as one command, which starts the second process itself; PyTorch and NCCL warn of nothing."""
     places = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | world.environment | {"PYTHONPATH": os.pathsep.join(places)}
     command = [sys.executable, "-m", "luve_lightning", *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == code, done.stderr[-4000:]
-    assert [line for line in done.stderr.splitlines() if any(word in line for word in WARNINGS)] == []
+    assert warned(done.stderr) == []
+
+
+def two_commands(world: GpuWorld, folder: Path, *words: str) -> None:
+    """Run `luve` as torchrun does, in two processes, which import nothing anew; PyTorch and NCCL warn of nothing."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    processes = []
+    for rank in ("0", "1"):
+        environment = world.environment | common | {"RANK": rank, "LOCAL_RANK": rank}
+        processes.append(LuveProcess(folder / f"log-{rank}", *words, environment=environment))
+    try:
+        assert [warned(process.finish()) for process in processes] == [[], []]
+    finally:
+        for process in processes:  # one that waits for another that failed
+            process.process.kill()
+
+
+def warned(text: str) -> list[str]:
+    return [line for line in text.splitlines() if any(word in line for word in WARNINGS)]
 
 
 def test_a_stopped_run_ends_where_an_unbroken_one_does(tmp_path: Path, gpu_world: GpuWorld) -> None:
@@ -80,15 +99,15 @@ def test_a_stopped_run_ends_where_an_unbroken_one_does(tmp_path: Path, gpu_world
 
 @pytest.mark.two_gpus
 def test_sharded_over_two_gpus(tmp_path: Path, gpu_world: GpuWorld) -> None:
-    """The adaptation as one command, which starts the second process itself; what it exports is whole."""
+    """The adaptation as one command, which starts the second process itself, goes on as two; its export is whole."""
     run = tmp_path / "run"
     options: dict[str, Any] = {"devices": 2, "strategy": SHARDED, "default_root_dir": str(run)}
     words = gpu_world.words("adaptation", tmp_path / "two.yaml", precision="bf16-mixed", max_steps=3, **options)
     words += ["--model.init_args.recompute=all_but_attention", "--data.init_args.batch_size=1", "--callbacks.ema=null"]
 
-    luve(gpu_world, 143, *words, STOP % 1)
+    one_command(gpu_world, 143, *words, STOP % 1)
     assert checkpoint(run)["global_step"] == 2
-    luve(gpu_world, 0, *words, "--ckpt_path=last")
+    two_commands(gpu_world, tmp_path, *words, "--ckpt_path=last")
     assert checkpoint(run)["global_step"] == 3
     exported = load_backbone(run / "export").denoiser().module.state_dict()
     trained = {name.removeprefix("transformer."): x for name, x in checkpoint(run)["state_dict"].items()}
@@ -102,5 +121,5 @@ def test_sharded_over_two_gpus(tmp_path: Path, gpu_world: GpuWorld) -> None:
 def test_data_parallel_on_two_gpus(tmp_path: Path, gpu_world: GpuWorld, task: str) -> None:
     options: dict[str, Any] = {"devices": 2, "strategy": "ddp", "default_root_dir": str(tmp_path / "run")}
     words = gpu_world.words(task, tmp_path / "two.yaml", precision="bf16-mixed", **options)
-    luve(gpu_world, 0, *words, "--data.init_args.batch_size=1", "--callbacks.ema=null")
+    two_commands(gpu_world, tmp_path, *words, "--data.init_args.batch_size=1", "--callbacks.ema=null")
     assert checkpoint(tmp_path / "run")["global_step"] == 2

@@ -40,7 +40,7 @@ def plain(vae: Any, video: Tensor, latents: Tensor, device: torch.device, dtype:
     """Latents, pixels, and the gradient of pixels, by PyTorch's operations."""
     space = latent_space_of(deepcopy(vae).to(device, dtype))
     moments = encode_whole_clip(space.vae, video.to(device, dtype))
-    z = latents.to(device).requires_grad_()
+    z = latents.to(device, copy=True).requires_grad_()
     pixels = decode_whole_clip(space.vae, space.denormalize(z).to(dtype)).float()
     [gradient] = torch.autograd.grad(pixels.square().sum(), z)
     return [space.normalize(moments.chunk(2, dim=1)[0].float()), pixels.detach(), gradient]
@@ -61,7 +61,7 @@ def test_large_clips_go_through_the_kernels(
         assert suits(codec.vae, device, torch.bfloat16) == (device.type == "cuda")
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.float32):
             encoded, decoded = codec.encode(video.to(device)), codec.decode(latents.to(device))
-            z = latents.to(device).requires_grad_()
+            z = latents.to(device, copy=True).requires_grad_()
             pixels = codec.decode_differentiable(z).float()
         [gradient] = torch.autograd.grad(pixels.square().sum(), z)
         frames = torch.empty(batch, *video.shape[2:], 3, dtype=torch.uint8)
