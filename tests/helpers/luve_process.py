@@ -8,9 +8,10 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-import lightning.pytorch  # noqa: F401
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import luve_lightning.cli.evaluate
 import luve_lightning.cli.generate
@@ -78,6 +79,9 @@ def _child(log: Path, words: list[str], environment: dict[str, str], prepare: Ca
     # Loaders' workers: the server's children would start theirs by a server of their own.
     multiprocessing.set_start_method("fork", force=True)
     os.environ |= environment
+    if "RANK" in environment:  # Lightning reads it when it is imported, which it is already
+        rank: Any = rank_zero_only
+        rank.rank = int(environment["RANK"])
     if prepare is not None:
         prepare()
     if not torch.accelerator.is_available():
