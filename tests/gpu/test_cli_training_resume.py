@@ -121,5 +121,9 @@ def test_sharded_over_two_gpus(tmp_path: Path, gpu_world: GpuWorld) -> None:
 def test_data_parallel_on_two_gpus(tmp_path: Path, gpu_world: GpuWorld, task: str) -> None:
     options: dict[str, Any] = {"devices": 2, "strategy": "ddp", "default_root_dir": str(tmp_path / "run")}
     words = gpu_world.words(task, tmp_path / "two.yaml", precision="bf16-mixed", **options)
-    two_commands(gpu_world, tmp_path, *words, "--data.init_args.batch_size=1", "--callbacks.ema=null")
+    words += ["--data.init_args.batch_size=1", "--callbacks.ema=null"]
+    if task == "lfe":
+        one_command(gpu_world, 0, *words)  # to the end of its interpreter, where process groups warn, too
+    else:
+        two_commands(gpu_world, tmp_path, *words)
     assert checkpoint(tmp_path / "run")["global_step"] == 2
