@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,7 +12,10 @@ import numpy as np
 from luve_lightning.cascade.refinement import Refinement, refinement_method
 from luve_lightning.cascade.upsampling import UpsamplingMethod, upsampling_method
 from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import Sampler, SizeRules, check_sampler
+
+_VERSION = 1  # version of a video's recipe; raise it when the same recipe gives other pixels
 
 
 @dataclass(frozen=True)
@@ -256,3 +260,33 @@ class CascadeOptions:
         if method == refinement_method(CascadeOptions.refinement):
             return {}
         return {"refinement": self.refinement, "refinement_options": method.record()}
+
+
+def recipe_settings(
+    options: CascadeOptions,
+    dtype: str,
+    cache: Mapping[str, Any] | None,
+    models: Mapping[str, str],
+    fps: float,
+    lossless: bool,
+    attention: Attention | None = None,
+    decode_half: bool = False,
+    encoder_threads: int = 1,
+) -> dict[str, Any]:
+    """Everything that decides a run's videos besides their prompts, seeds and sizes."""
+    # What is saved with a model belongs to the model's identity.
+    replaced = {} if attention is None else {"attention": attention.record()}
+    halved = {"decode_half": True} if decode_half else {}
+    encoded = {} if lossless or encoder_threads == 1 else {"encoder_threads": encoder_threads}
+    return {
+        "version": _VERSION,
+        **options.recipe(),
+        "dtype": dtype,
+        "cache": cache,
+        "models": dict(models),
+        "fps": fps,
+        "lossless": lossless,
+        **replaced,
+        **halved,
+        **encoded,
+    }

@@ -162,7 +162,23 @@ def model_identity(source: str | Path, hashes: FileHashes) -> str:
         return f"sha256:{own}" + "".join(f"+{hashes.digest(config)}" for config in configs if config is not None)
     if not is_local(source):
         return f"hub:{source}@{_revision(str(source))}"
+    folder, files = Path(source), model_files(source)
+    names = [path.relative_to(folder).as_posix() for path in files]
+    return f"sha256:{listing_digest(zip(names, hashes.digests(files), strict=True))}"
+
+
+def model_files(source: str | Path) -> list[Path]:
+    """The files of a folder or a file by which `model_identity` knows it, in order; none of a hub id.
+
+    Raises:
+        FileNotFoundError: see `model_identity`.
+    """
     folder = Path(source)
+    if folder.is_file():
+        return shards_of(folder)
+    if not is_local(source):
+        _revision(str(source))
+        return []
     files = sorted(
         path
         for path in folder.rglob("*")
@@ -170,8 +186,7 @@ def model_identity(source: str | Path, hashes: FileHashes) -> str:
     )
     if not files:
         raise FileNotFoundError(f"{source}: no model files there")
-    names = [path.relative_to(folder).as_posix() for path in files]
-    return f"sha256:{listing_digest(zip(names, hashes.digests(files), strict=True))}"
+    return files
 
 
 def _transformer_config(source: str | Path) -> Path | None:

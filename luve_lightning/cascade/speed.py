@@ -82,6 +82,14 @@ class SpeedOptions:
         )
 
 
+def cache_of(speed: SpeedOptions) -> dict[str, Any] | None:
+    """What decides the results of the step-to-step cache, an option of speed that changes more than rounding."""
+    if speed.cache is None:
+        return None
+    key = "cache_threshold" if speed.cache == "first_block" else "cache_interval"
+    return {"name": speed.cache, key: getattr(speed, key)}
+
+
 def apply_speed(pipeline: LuVePipeline, options: SpeedOptions) -> None:
     """Put options into force, once, after the pipeline was moved to its device.
 

@@ -30,10 +30,11 @@ from luve_lightning.cascade.generation_jobs import (
 )
 from luve_lightning.cascade.generation_run import CascadeRun, attentions_of, cut_lines, cuts_of, load_pipeline
 from luve_lightning.cascade.lora_files import read_lora
-from luve_lightning.cascade.lora_names import describe_lora
-from luve_lightning.cascade.options import CascadeOptions
-from luve_lightning.cascade.pipeline_files import find_models, model_identity
-from luve_lightning.cascade.speed import SpeedOptions, compiler_being_loaded
+from luve_lightning.cascade.lora_names import LoraSummary, describe_lora
+from luve_lightning.cascade.options import CascadeOptions, recipe_settings
+from luve_lightning.cascade.pipeline import LuVePipeline
+from luve_lightning.cascade.pipeline_files import find_models, model_files, model_identity
+from luve_lightning.cascade.speed import SpeedOptions, cache_of, compiler_being_loaded
 from luve_lightning.cli import Verb
 from luve_lightning.cli.compose import escaped
 from luve_lightning.cli.index import print_summary
@@ -58,7 +59,6 @@ VERBS = {
 }
 
 _SPEED = SpeedOptions()
-_VERSION = 1  # version of the recipe; raise it when the same recipe gives other pixels
 # Options that a repetition leaves out: it makes one video, in a folder of its own, with one process.
 _NOT_REPEATED = (
     "prompts",
@@ -177,26 +177,41 @@ def generate(
         if told:
             raise ValueError(told)
     hashes = FileHashes(output)
-    models = {name: model_identity(source, hashes) for name, source in sources.items()}
-    if adapter is not None and adapter.configuration is not None:
-        models["lora"] += " at its configuration's scale"  # videos made when that was not read differ
-    if lora_scale is not None:
-        models["lora"] += f" at scale {lora_scale:g}"
+    hashes.begin([file for source in sources.values() for file in model_files(source)])
+
+    def identities() -> dict[str, str]:
+        models = {name: model_identity(source, hashes) for name, source in sources.items()}
+        if adapter is not None and adapter.configuration is not None:
+            models["lora"] += " at its configuration's scale"  # videos made when that was not read differ
+        if lora_scale is not None:
+            models["lora"] += f" at scale {lora_scale:g}"
+        return models
+
+    def load() -> tuple[LuVePipeline, LoraSummary | None, float]:
+        processes.begin(target)
+        asked = time.perf_counter()
+        pipeline, summary = load_pipeline(
+            sources, experts is None, dtype, speed, context_parallel, target, adapter, replacing
+        )
+        return pipeline, summary, time.perf_counter() - asked
+
+    loaded = None
+    if not any((output / f"{job.name}.json").exists() for job in jobs):  # else all may be there, and nothing is loaded
+        try:
+            loaded = load()  # while the files are hashed
+        except Exception:
+            identities()  # what is wrong with the files is told first
+            raise
     stages = KEPT_STAGES if keep_stages and options.cascade else ()
     recipe = recipe_settings(
-        options, dtype, cache, models, fps, lossless, replacing, speed.decode_half, encoder_threads
+        options, dtype, cache, identities(), fps, lossless, replacing, speed.decode_half, encoder_threads
     )
     folder = VideoFolder(output, recipe, overwrite, stages, contact_sheet)
     missing = [job for job in jobs if not folder.is_done(job)]
     if not missing:
         _tell(console, output, JobTotals(0, len(jobs)), started)
         return
-    processes.begin(target)
-    asked = time.perf_counter()
-    pipeline, loaded = load_pipeline(
-        sources, experts is None, dtype, speed, context_parallel, target, adapter, replacing
-    )
-    loading = time.perf_counter() - asked
+    pipeline, acting, loading = loaded or load()
     cuts = {job.name: cuts_of(pipeline, job, options.length) for job in missing}
     if told := cut_lines({job.name: line.where for job, line in zip(jobs, lines, strict=True)}, cuts):
         say(Console(emoji=False, quiet=processes.rank > 0), told)
@@ -207,10 +222,10 @@ def generate(
     facts["attention"] = {name: kind.record() for name, kind in in_force.items()}
     if processes.rank == 0:
         say(console, f"attention: {', '.join(f'{kind} in the {name}' for name, kind in in_force.items())}")
-    if loaded is not None:
-        facts["lora"] = loaded.record()
+    if acting is not None:
+        facts["lora"] = acting.record()
         if processes.rank == 0:
-            say(console, str(loaded))
+            say(console, str(acting))
     with Steps(Console(emoji=False, quiet=processes.rank > 0)) as bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", CutTextWarning)  # told already
         watcher = _Watcher(bar)
@@ -296,44 +311,6 @@ def _seconds(seconds: float | None) -> str:
 def _tell(console: Console, output: Path, totals: JobTotals, started: float) -> None:
     lines = [f"  written        {amount(totals.made, 'video')}", f"  already there  {totals.there}"]
     print_summary(console, output, lines, started)
-
-
-def recipe_settings(
-    options: CascadeOptions,
-    dtype: str,
-    cache: Mapping[str, Any] | None,
-    models: Mapping[str, str],
-    fps: float,
-    lossless: bool,
-    attention: Attention | None = None,
-    decode_half: bool = False,
-    encoder_threads: int = 1,
-) -> dict[str, Any]:
-    """Everything that decides a run's videos besides their prompts, seeds and sizes."""
-    # What is saved with a model belongs to the model's identity.
-    replaced = {} if attention is None else {"attention": attention.record()}
-    halved = {"decode_half": True} if decode_half else {}
-    encoded = {} if lossless or encoder_threads == 1 else {"encoder_threads": encoder_threads}
-    return {
-        "version": _VERSION,
-        **options.recipe(),
-        "dtype": dtype,
-        "cache": cache,
-        "models": dict(models),
-        "fps": fps,
-        "lossless": lossless,
-        **replaced,
-        **halved,
-        **encoded,
-    }
-
-
-def cache_of(speed: SpeedOptions) -> dict[str, Any] | None:
-    """What decides the results of the step-to-step cache, an option of speed that changes more than rounding."""
-    if speed.cache is None:
-        return None
-    key = "cache_threshold" if speed.cache == "first_block" else "cache_interval"
-    return {"name": speed.cache, key: getattr(speed, key)}
 
 
 def command_of(options: Mapping[str, Any], job: VideoJob) -> str:

@@ -13,11 +13,13 @@ import errno
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,6 +69,7 @@ class FileHashes:
     def __init__(self, root: str | Path) -> None:
         self._lines = JsonLines(Path(root) / "file_hashes.jsonl")
         self._known: dict[str, tuple[Stamp, str]] = {}
+        self._begun: dict[Path, Future[tuple[Stamp, str]]] = {}
         self._writable = True
 
     def digest(self, path: str | Path) -> str:
@@ -89,11 +92,50 @@ class FileHashes:
         unread = list(dict.fromkeys(file for file, digest in zip(files, known, strict=True) if digest is None))
         read: dict[Path, str] = {}
         with ThreadPoolExecutor(max(1, min(_READERS, len(unread)))) as pool:
-            for file, (seen, digest) in zip(unread, pool.map(_read, unread), strict=True):
+            for file, (seen, digest) in zip(unread, pool.map(self._read, unread), strict=True):
                 read[file] = digest
                 if time.time_ns() - max(seen[1:]) > _SETTLED_NS:
                     self._remember(str(file), seen, digest)
         return [digest or read[file] for file, digest in zip(files, known, strict=True)]
+
+    def begin(self, paths: Iterable[str | Path]) -> None:
+        """Start reading files, the largest first, so that a later `digests` has less to wait for.
+
+        The threads end with the process. What cannot be read is told by `digests`.
+        """
+        sizes: dict[Path, int] = {}
+        for path in paths:
+            with suppress(OSError):
+                if self.known(path) is None:
+                    sizes[_resolved(path)] = stamp(_resolved(path))[0]
+        waiting: SimpleQueue[Path] = SimpleQueue()
+        for file in sorted(sizes, key=lambda file: -sizes[file]):
+            self._begun[file] = Future()
+            waiting.put(file)
+
+        def work(begun: Mapping[Path, Future[tuple[Stamp, str]]]) -> None:
+            while True:
+                try:
+                    file = waiting.get_nowait()
+                except Empty:
+                    return
+                try:
+                    begun[file].set_result(_read(file))
+                except Exception as error:
+                    begun[file].set_exception(error)
+
+        for _ in range(min(_READERS, len(sizes))):
+            Thread(target=work, args=(dict(self._begun),), daemon=True).start()
+
+    def _read(self, file: Path) -> tuple[Stamp, str]:
+        """As `_read`; what `begin` has read counts where the file is still the same."""
+        begun = self._begun.pop(file, None)
+        if begun is not None:
+            with suppress(Exception):
+                seen, digest = begun.result()
+                if stamp(file) == seen:
+                    return seen, digest
+        return _read(file)
 
     def known(self, path: str | Path) -> str | None:
         """The remembered sha256 of the current file, or None. Reads none of its bytes.

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from luve_lightning.cascade import LuVePipeline
+from luve_lightning.data.hashes import FileHashes
 from luve_lightning.data.video_files import read_video
 from luve_lightning.evaluation.video_sets import find_video_sets
 from tests.helpers.generating import PROMPT, SIZES, Luve, generating
@@ -203,6 +204,27 @@ def test_what_is_there_is_not_made_again_and_no_model_is_loaded(
     outcome = luve(PROMPT, steps=4)
     assert outcome.code == 2
     assert "was made differently (steps 3, now 4); choose another --output, or --overwrite" in outcome.err
+
+
+def test_models_are_loaded_while_their_files_are_hashed(
+    luve: Luve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    outcome = luve(PROMPT, **{"experts.lfe": tmp_path / "empty"})
+    assert outcome.code == 2
+    assert outcome.error_lines == [f"luve generate: error: {tmp_path / 'empty'}: no model files there"]
+    begun: list[bool] = []
+    digests = FileHashes.digests
+    monkeypatch.setattr(FileHashes, "digests", lambda *given: (begun.append(True), digests(*given))[1])
+
+    def fail(*_: object, **__: object) -> None:
+        raise FileNotFoundError("cannot be loaded" if not begun else "was hashed first")
+
+    monkeypatch.setattr(LuVePipeline, "from_pretrained", fail)
+    outcome = luve(PROMPT)
+    assert outcome.code == 2
+    assert outcome.error_lines == ["luve generate: error: cannot be loaded"]
+    assert begun, "what is wrong with files would be told first"
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from luve_lightning.cascade.generation_jobs import VideoJob
-from luve_lightning.cascade.options import CascadeOptions, Guidance
+from luve_lightning.cascade.options import CascadeOptions, Guidance, recipe_settings
 from luve_lightning.cli.compose import compose, read_arguments
-from luve_lightning.cli.generate import command_of, recipe_settings
+from luve_lightning.cli.generate import command_of
 from luve_lightning.cli.keys import Keys
 from tests.cli.test_keys import NASTY, texts
 

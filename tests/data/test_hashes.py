@@ -53,6 +53,26 @@ def test_many_files_are_hashed_in_their_order(tmp_path: Path) -> None:
         hashes.digests([*files, tmp_path / "missing.safetensors"])
 
 
+def test_files_that_are_read_ahead_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [settled_file(tmp_path / f"{i}.safetensors", b"%d" % i * (i + 1)) for i in range(20)]
+    read: list[Path] = []
+    one = file_hashes.file_digest
+    monkeypatch.setattr(file_hashes, "file_digest", lambda path: (read.append(path), one(path))[1])
+    hashes = FileHashes(tmp_path / "store")
+    hashes.begin([*files, files[0], tmp_path / "missing.safetensors", tmp_path])
+    assert wait_for(lambda: len(read) == len(files))
+    change(files[1], lambda: files[1].write_bytes(b"other"))
+    assert hashes.digests(files) == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert sorted(read) == sorted([*files, files[1]]), "what changed since is read again"
+    assert len((tmp_path / "store" / "file_hashes.jsonl").read_text().splitlines()) == len(files)
+    hashes.begin(files)
+    assert len(read) == len(files) + 1, "they are known"
+    with pytest.raises(FileNotFoundError, match="missing"):
+        hashes.digest(tmp_path / "missing.safetensors")
+    with pytest.raises(OSError, match="not a file"):
+        hashes.digest(tmp_path)
+
+
 def test_bytes_are_read_once(tmp_path: Path) -> None:
     file = settled_file(tmp_path / "a.mp4", b"x")
     digest = FileHashes(tmp_path / "store").digest(file)
