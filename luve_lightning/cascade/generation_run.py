@@ -113,12 +113,15 @@ class CascadeRun:
         self.pipeline, self.options, self.identity = pipeline, options, identity
         self.kept, self.watcher, self.agree, self.unfinished = kept, watcher, agree, unfinished
 
-    def make(self, job: VideoJob, show_stages: bool = False) -> MadeVideo:
+    def make(
+        self, job: VideoJob, show_stages: bool = False, arrived: Callable[[np.ndarray, int], None] | None = None
+    ) -> MadeVideo:
         """Make one video.
 
         Args:
             job: video to make.
-            show_stages: decode the earlier stages, too.
+            show_stages: decode the earlier stages, too; after the last, which may be written meanwhile.
+            arrived: see `decode_bytes`.
 
         Raises:
             ValueError: when a stage gives values that are not finite, and when decoding takes too much memory.
@@ -126,7 +129,7 @@ class CascadeRun:
         making = _Making(self, job)
         last = making.last
         if not show_stages and (latents := making.stored(last)) is not None:
-            frames = making.decode(latents, report=True)
+            frames = making.decode(latents, arrived, report=True)
             return MadeVideo(frames, {}, making.reports, [], making.seconds())
         building = kernels_being_built(self.pipeline)
         output = self.pipeline(
@@ -147,8 +150,8 @@ class CascadeRun:
         assert output.stages is not None
         assert output.experts_used is not None
         earlier = [name for name in output.stages if name != last]
+        frames = making.decode(output.stages[last], arrived, report=True)
         shown = {name: making.decode(output.stages[name]) for name in earlier} if show_stages else {}
-        frames = making.decode(output.stages[last], report=True)
         return MadeVideo(frames, shown, making.reports, output.experts_used, making.seconds())
 
     def forget(self, job: VideoJob) -> None:
@@ -227,7 +230,9 @@ class _Making:
         self.run.watcher.advance()
         return tensors
 
-    def decode(self, latents: Tensor, report: bool = False) -> np.ndarray:
+    def decode(
+        self, latents: Tensor, arrived: Callable[[np.ndarray, int], None] | None = None, report: bool = False
+    ) -> np.ndarray:
         """uint8 frames T x H x W x 3.
 
         Raises:
@@ -236,7 +241,7 @@ class _Making:
         self.run.watcher.begin("decoding", 0)
         started = self._start()
         try:
-            frames: np.ndarray = decode_bytes(self.run.pipeline, latents)[0]
+            frames: np.ndarray = decode_bytes(self.run.pipeline, latents, arrived)[0]
         except torch.OutOfMemoryError as error:
             kept = "" if self.run.unfinished is None else "; its latents are stored, and decoding begins there"
             raise ValueError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
@@ -156,12 +157,20 @@ def decode(pipeline: LuVePipeline, latents: Tensor, output_type: VideoType = "np
 
 
 @torch.no_grad()
-def decode_bytes(pipeline: LuVePipeline, latents: Tensor) -> np.ndarray:
+def decode_bytes(
+    pipeline: LuVePipeline, latents: Tensor, arrived: Callable[[np.ndarray, int], None] | None = None
+) -> np.ndarray:
     """The videos of latents in whole levels, uint8 B x T x H x W x 3; see `decode`.
 
     Rounded where they were decoded, part by part: a 4K video of 49 frames takes 5 GB in floating point.
+
+    Args:
+        pipeline: its VAE decodes.
+        latents: normalised, B x C x t x h x w; a single video's where `arrived` is given.
+        arrived: called with the video's frames and the number of them that are there, perhaps several times; with
+            another array where decoding begins anew.
     """
-    video = _decoded(pipeline, latents, gathered=True, levels=True)
+    video = _decoded(pipeline, latents, gathered=True, levels=True, arrived=arrived)
     if video.dtype == torch.uint8:
         return video.numpy()
     batch, _, frames, height, width = video.shape
@@ -170,6 +179,8 @@ def decode_bytes(pipeline: LuVePipeline, latents: Tensor) -> np.ndarray:
         for number in range(frames):
             levels = clip[:, number].mul(0.5).add_(0.5).clamp_(0, 1).mul_(255).round_()
             into[number] = levels.to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    if arrived is not None:
+        arrived(result[0], frames)
     return result
 
 
@@ -192,11 +203,17 @@ def kernels_being_built(pipeline: LuVePipeline) -> Thread | None:
     return thread
 
 
-def _decoded(pipeline: LuVePipeline, latents: Tensor, gathered: bool, levels: bool = False) -> Tensor:
+def _decoded(
+    pipeline: LuVePipeline,
+    latents: Tensor,
+    gathered: bool,
+    levels: bool = False,
+    arrived: Callable[[np.ndarray, int], None] | None = None,
+) -> Tensor:
     """Pixels in [-1, 1], B x 3 x T x H x W; where they do not fit, the other models leave the GPU meanwhile.
 
     `gathered`: whether a video decoded in tiles is put together on the CPU. `levels`: whether one decoded in parts
-    may come as uint8 B x T x H x W x 3, on the CPU.
+    may come as uint8 B x T x H x W x 3, on the CPU. `arrived`: see `decode_bytes`.
     """
 
     def decoded() -> Tensor:
@@ -209,7 +226,9 @@ def _decoded(pipeline: LuVePipeline, latents: Tensor, gathered: bool, levels: bo
         with torch.autocast(z.device.type, torch.bfloat16, enabled=pipeline.decode_half):
             if levels and codec.streams(z):
                 out = torch.empty(len(z), *size[2:], 3, dtype=torch.uint8)
-            video = codec.decode(z, out=out)
+                video = codec.decode(z, out=out, **({"written": partial(arrived, out[0].numpy())} if arrived else {}))
+            else:
+                video = codec.decode(z, out=out)
         pipeline.maybe_free_model_hooks()
         return video
 

@@ -41,7 +41,7 @@ from luve_lightning.cli.index import print_summary
 from luve_lightning.cli.keys import Keys
 from luve_lightning.data.hashes import FileHashes
 from luve_lightning.data.prompts import PromptLine, check_text, check_visible, read_negative_prompt, read_prompt_file
-from luve_lightning.data.video_files import MAX_FPS
+from luve_lightning.data.video_files import MAX_FPS, VideoInProgress
 from luve_lightning.evaluation.sample_sources import write_generated
 from luve_lightning.machine import PACKAGE_ROOT, check_video, check_workers, git_state
 from luve_lightning.models.attention import Attention, named_attention
@@ -241,14 +241,16 @@ def generate(
             watcher.name = f"{jobs.index(job) + 1} of {len(jobs)}"
             if processes.rank == 0:
                 processes.shared(jobs.index(job))
-            made = run.make(job, show)
             if processes.together and processes.rank > 0:
+                run.make(job, show)
                 return
             own = {"command": command[job.name], **facts}
             if cuts.get(job.name):
                 own["cut"] = {name: cut.rest for name, cut in cuts[job.name].items()}
-            written = time.perf_counter()
-            write_generated(folder, job, made, fps, lossless, own, encoder_threads)
+            with VideoInProgress(folder.video(job), fps, lossless, encoder_threads) as begun:
+                made = run.make(job, show, begun.arrived)
+                written = time.perf_counter()
+                write_generated(folder, job, made, fps, lossless, own, encoder_threads, begun)
             run.forget(job)
             told = ", ".join(f"{r.stage} {_seconds(r.seconds)}" for r in made.reports)
             told += f", written {_seconds(time.perf_counter() - written)}"

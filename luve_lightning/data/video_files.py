@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from threading import Condition, Thread
 
 import numpy as np
 from PIL import Image
@@ -19,7 +22,14 @@ _X264 = "lookahead-threads=1:mbtree=0:open-gop=0:keyint=16:min-keyint=16:scenecu
 _BT709 = "colorprim=bt709:transfer=bt709:colormatrix=bt709:range=tv"
 
 
-def encode_h264(path: Path, frames: np.ndarray, fps: int | Fraction, crf: int | None, threads: int = 1) -> None:
+def encode_h264(
+    path: Path,
+    frames: np.ndarray | _ArrivingFrames,
+    fps: int | Fraction,
+    crf: int | None,
+    threads: int = 1,
+    encoded: Callable[[], None] = lambda: None,
+) -> None:
     """Encode frames into a file that is put in place atomically.
 
     Closed groups of 16 frames, a given number of threads, and no times or versions in the container, so equal frames
@@ -32,6 +42,7 @@ def encode_h264(path: Path, frames: np.ndarray, fps: int | Fraction, crf: int | 
         fps: frames per second.
         crf: x264's constant rate factor; None is lossless.
         threads: threads of the encoder; another number gives slightly other lossy frames.
+        encoded: called before the file is put in place; where it raises, it is not.
     """
     import av
     from av.video.reformatter import ColorRange, Colorspace
@@ -39,7 +50,11 @@ def encode_h264(path: Path, frames: np.ndarray, fps: int | Fraction, crf: int | 
     _, height, width, _ = frames.shape
     # The bitexact flag keeps the muxer's version out of the file.
     flags = {"fflags": "+bitexact", "movflags": "+faststart"}
-    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4", options=flags) as container:
+    with (
+        replacing(path) as temporary,
+        _then(encoded),
+        av.open(str(temporary), "w", format="mp4", options=flags) as container,
+    ):
         stream = container.add_stream("libx264rgb" if crf is None else "libx264", rate=fps)
         stream.width, stream.height = width, height
         stream.pix_fmt = "rgb24" if crf is None else "yuv420p"
@@ -64,6 +79,12 @@ def encode_h264(path: Path, frames: np.ndarray, fps: int | Fraction, crf: int | 
         container.mux(stream.encode(None))
 
 
+@contextmanager
+def _then(call: Callable[[], None]) -> Iterator[None]:
+    yield
+    call()
+
+
 # Visually lossless: measures on such a file concern the frames, not the encoder.
 CRF = 10
 GIT_LFS = "pointer of Git LFS"
@@ -81,7 +102,14 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".avif", 
 MAX_FPS = 240
 
 
-def write_video(path: str | Path, frames: np.ndarray, fps: float, lossless: bool = False, threads: int = 1) -> None:
+def write_video(
+    path: str | Path,
+    frames: np.ndarray | _ArrivingFrames,
+    fps: float,
+    lossless: bool = False,
+    threads: int = 1,
+    encoded: Callable[[], None] = lambda: None,
+) -> None:
     """Write frames as H.264 in mp4, atomically; equal frames give equal bytes.
 
     Lossy files are yuv420p tagged bt709, which every player shows. Lossless ones are RGB: `read_video` gives
@@ -93,6 +121,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, lossless: bool
         fps: frames per second, in (0, 240].
         lossless: whether to keep every bit.
         threads: see `encode_h264`.
+        encoded: see `encode_h264`.
 
     Raises:
         ValueError: unsuitable frames, rates or file names.
@@ -112,7 +141,120 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, lossless: bool
     path.parent.mkdir(parents=True, exist_ok=True)
     # 30000/1001 and its like are within 1e-6 of their decimals.
     rate = Fraction(fps).limit_denominator(1001)
-    encode_h264(path, frames, rate, None if lossless else CRF, threads)
+    encode_h264(path, frames, rate, None if lossless else CRF, threads, encoded)
+
+
+class _GivenUp(Exception):  # no error: whoever gave up knows
+    """Ends the thread of a video that nobody wants any more."""
+
+
+class _ArrivingFrames:
+    """Frames that are still being made, uint8 T x H x W x 3; iterating waits for each.
+
+    Args:
+        frames: the array that is being filled.
+    """
+
+    def __init__(self, frames: np.ndarray) -> None:
+        self.frames, self.shape, self.dtype, self.ndim = frames, frames.shape, frames.dtype, frames.ndim
+        self._there, self._wanted, self._given_up = 0, False, False
+        self._changed = Condition()
+
+    def tell(self, there: int | None = None, wanted: bool = False, given_up: bool = False) -> None:
+        """The first `there` frames are made; the video is to be put in place; or nobody wants it any more."""
+        with self._changed:
+            self._there = self._there if there is None else there
+            self._wanted, self._given_up = self._wanted or wanted, self._given_up or given_up
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for number in range(len(self.frames)):
+            self._wait(lambda number=number: number < self._there)
+            yield self.frames[number]
+
+    def wait_until_wanted(self) -> None:
+        """Return when the video is to be put in place."""
+        self._wait(lambda: self._wanted)
+
+    def _wait(self, until: Callable[[], bool]) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._given_up or until())
+            if self._given_up:
+                raise _GivenUp
+
+
+class VideoInProgress:
+    """A video file that is written while its frames are made: the bytes that `write_video` would write afterwards.
+
+    A thread encodes the frames that are there; `finish` puts the file in place. Leaving the context without it leaves
+    whatever was there before.
+
+    Args:
+        path: target as of `write_video`. A picture is left to whoever has its frame.
+        fps: frames per second.
+        lossless: whether to keep every bit.
+        threads: threads of the encoder.
+    """
+
+    def __init__(self, path: Path, fps: float, lossless: bool = False, threads: int = 1) -> None:
+        self.path, self._how = path, (fps, lossless, threads)
+        self._frames: _ArrivingFrames | None = None
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> VideoInProgress:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._give_up()
+
+    def arrived(self, frames: np.ndarray, there: int) -> None:
+        """Take note of frames; with another array the video begins anew.
+
+        Args:
+            frames: all frames, uint8 T x H x W x 3, some of which are yet to be made.
+            there: number of those that are made, the first ones.
+        """
+        if self.path.suffix != ".mp4":
+            return
+        if self._frames is None or self._frames.frames is not frames:
+            self._give_up()
+            self._frames = _ArrivingFrames(frames)
+            self._thread = Thread(target=self._write, args=(self._frames,), daemon=True)
+            self._thread.start()
+        self._frames.tell(there)
+
+    def finish(self) -> bool:
+        """Put the file in place, when it is encoded; False where no frames arrived, and there is none.
+
+        Raises:
+            ValueError: see `write_video`.
+            OSError: likewise.
+        """
+        frames, thread = self._frames, self._thread
+        if frames is None or thread is None:
+            return False
+        frames.tell(wanted=True)
+        thread.join()
+        self._frames = self._thread = None
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def _write(self, frames: _ArrivingFrames) -> None:
+        fps, lossless, threads = self._how
+        try:
+            write_video(self.path, frames, fps, lossless, threads, frames.wait_until_wanted)
+        except _GivenUp:
+            pass
+        except BaseException as error:
+            self._error = error
+
+    def _give_up(self) -> None:
+        if self._frames is not None and self._thread is not None:
+            self._frames.tell(given_up=True)
+            self._thread.join()
+        self._frames = self._thread = self._error = None
 
 
 def write_picture(path: Path, frame: np.ndarray) -> None:

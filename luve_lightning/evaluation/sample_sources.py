@@ -24,7 +24,7 @@ from luve_lightning.cascade.options import Guidance
 from luve_lightning.cascade.run import handed_over
 from luve_lightning.data.clip_windows import read_frames
 from luve_lightning.data.latent_store import LatentKey
-from luve_lightning.data.video_files import write_picture, write_video
+from luve_lightning.data.video_files import VideoInProgress, write_picture, write_video
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.evaluation.pictures import contact_sheet
 from luve_lightning.files import file_digest, replacing, write_text
@@ -46,6 +46,7 @@ def write_generated(
     lossless: bool,
     facts: Mapping[str, Any],
     threads: int = 1,
+    begun: VideoInProgress | None = None,
 ) -> Path:
     """Write a video or a picture and its further files, each atomically, the JSON file last.
 
@@ -63,6 +64,7 @@ def write_generated(
         lossless: whether video files are lossless.
         facts: further information for the JSON file.
         threads: threads that encode a video file.
+        begun: the video's file, if it is being written already.
 
     Returns:
         The JSON file.
@@ -85,10 +87,12 @@ def write_generated(
     for stage in folder.stages:
         if stage in made.stages:
             write(folder.stage_video(job, stage), made.stages[stage])
-    write(video, made.frames)
-    if folder.sheet:
+    sheet = sheet_of(job, made) if folder.sheet else None
+    if begun is None or not begun.finish():
+        write(video, made.frames)
+    if sheet is not None:
         with replacing(video.with_suffix(".jpg")) as temporary:
-            sheet_of(job, made).save(temporary, format="JPEG", quality=92)
+            sheet.save(temporary, format="JPEG", quality=92)
     sha256 = file_digest(video)
     writing = time.perf_counter() - started
     recipe = folder.recipe(job)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from luve_lightning.cascade import LuVePipeline
 from luve_lightning.cascade.stages import decode, decode_bytes
+from luve_lightning.functional.frames.codec import FrameCodec
 from luve_lightning.models.backbones import wan_vae
 from luve_lightning.models.backbones.wan_vae import WanLatentSpace
 from tests.helpers.noise import noise
@@ -25,6 +26,11 @@ def test_a_video_decoded_in_parts_leaves_as_levels(tiny_cascade: Path, monkeypat
     monkeypatch.setattr(wan_vae, "WHOLE_CLIP_PIXELS", 0)
     assert pipeline.codec.streams(latents)
     levels = decode_bytes(pipeline, latents)
+    monkeypatch.setattr(FrameCodec, "at_once", lambda *_: 1)
+    came: list[tuple[int, np.ndarray]] = []
+    last = decode_bytes(pipeline, latents[:1], lambda frames, there: came.append((there, frames[:there].copy())))[0]
+    assert [there for there, _ in came] == [1, 5, 9]
+    assert all(np.array_equal(frames, last[:there]) for there, frames in came)
     assert levels.shape == (2, 9, 64, 96, 3)
     # The two forms agree up to float32's rounding, which moves a value from one level to the next.
     assert np.abs(levels.astype(int) - want).max() <= 1

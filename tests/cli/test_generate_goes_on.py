@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from luve_lightning.cascade import LuVePipeline
-from luve_lightning.data.video_files import read_video
+from luve_lightning.data.video_files import VideoInProgress, read_video
+from luve_lightning.functional.frames.codec import FrameCodec
+from luve_lightning.models.backbones import wan_vae
 from luve_lightning.models.backbones.wan_vae import WanLatentSpace
 from tests.helpers.run_luve import Outcome, run_luve
 
@@ -80,6 +82,48 @@ def test_a_video_that_cannot_be_written_goes_on_there_with_its_earlier_stages(
     assert len(list(out.rglob("*.safetensors"))) == 2
     assert generate(capsys, tiny_cascade, tmp_path / "alone").code == 0
     assert np.array_equal(read_video(video)[0], read_video(made(tmp_path / "alone")[0])[0])
+
+
+def test_a_video_is_written_while_it_is_decoded(
+    capsys: pytest.CaptureFixture[str], tiny_cascade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where frames come a few at a time: the same bytes, whatever is decoded afterwards fails or not."""
+    monkeypatch.setattr(wan_vae, "suits", lambda *_: True)
+    monkeypatch.setattr(wan_vae, "WHOLE_CLIP_PIXELS", 0)
+    monkeypatch.setattr(FrameCodec, "at_once", lambda *_: 1)
+    more = {"num_frames": 9, "lossless": "false", "contact_sheet": "true"}
+    came: list[int] = []
+    arrived = VideoInProgress.arrived
+
+    def counted(self: VideoInProgress, frames: np.ndarray, there: int) -> None:
+        came.append(there)
+        arrived(self, frames, there)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoInProgress, "arrived", lambda *_: None)
+        assert generate(capsys, tiny_cascade, tmp_path / "after", **more).code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoInProgress, "arrived", counted)
+        outcome = generate(capsys, tiny_cascade, tmp_path / "beside", **more)
+    assert outcome.code == 0, outcome.err
+    assert came[0] < came[-1] == 9
+    files = [{f.name: f for f in (tmp_path / name).iterdir() if f.is_file()} for name in ("after", "beside")]
+    assert set(files[0]) == set(files[1])
+    for name in files[0]:
+        if name.endswith((".mp4", ".jpg")):
+            assert files[0][name].read_bytes() == files[1][name].read_bytes()
+    decode = WanLatentSpace.decode
+
+    def twice(self: WanLatentSpace, latents: torch.Tensor, **more: Any) -> torch.Tensor:
+        """Room for the last stage alone, which is decoded first."""
+        if latents.shape[-1] != SIZES["width"] // 8:
+            no_room()
+        return decode(self, latents, **more)
+
+    monkeypatch.setattr(WanLatentSpace, "decode", twice)
+    outcome = generate(capsys, tiny_cascade, tmp_path / "none", contact_sheet="true")
+    assert outcome.code == 2
+    assert not [file for file in (tmp_path / "none").iterdir() if "seed0" in file.name]
 
 
 def test_a_videos_seconds_sum_up(capsys: pytest.CaptureFixture[str], tiny_cascade: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clips import read_clip
-from luve_lightning.data.video_files import find_videos, read_video, write_picture, write_video
+from luve_lightning.data.video_files import VideoInProgress, find_videos, read_video, write_picture, write_video
 from tests.helpers.waiting import wait_for
 
 
@@ -184,3 +184,48 @@ def test_videos_of_a_folder_by_name(tmp_path: Path) -> None:
         find_videos(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such folder of videos"):
         find_videos(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_file_written_while_its_frames_arrive_has_the_same_bytes(tmp_path: Path, lossless: bool) -> None:
+    frames = noise(40)
+    write_video(tmp_path / "after.mp4", frames, 24, lossless, threads=2)
+    growing, path = np.zeros_like(frames), tmp_path / "new" / "a.mp4"
+    with VideoInProgress(path, 24, lossless, threads=2) as video:
+        video.arrived(noise(40), 7)  # decoding begins anew, in other memory
+        for first in (0, 1, 17):
+            last = min(len(frames), first + 16)
+            growing[first:last] = frames[first:last]
+            video.arrived(growing, last)
+        growing[33:] = frames[33:]
+        video.arrived(growing, len(frames))
+        assert not path.exists()
+        assert video.finish()
+    assert path.read_bytes() == (tmp_path / "after.mp4").read_bytes()
+    assert [file.name for file in path.parent.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize("there", [0, 5, 40])
+def test_a_file_that_is_given_up_leaves_the_old_one(tmp_path: Path, there: int) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"old")
+    with VideoInProgress(path, 24) as video:
+        video.arrived(noise(40), there)
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_what_goes_wrong_while_frames_arrive_is_told_in_the_end(tmp_path: Path) -> None:
+    with VideoInProgress(tmp_path / "a.mp4", 24) as video:
+        assert not video.finish(), "no frame arrived"
+        video.arrived(noise(3)[:, :-1], 3)
+        with pytest.raises(ValueError, match="expected even sides"):
+            video.finish()
+    (tmp_path / "file").write_text("")
+    with VideoInProgress(tmp_path / "file" / "a.mp4", 24) as video:
+        video.arrived(noise(3), 3)
+        with pytest.raises(OSError, match="file"):
+            video.finish()
+    with VideoInProgress(tmp_path / "a.png", 24) as video:
+        video.arrived(noise(1), 1)
+        assert not video.finish(), "a picture is written at once"

@@ -20,6 +20,14 @@ _SHAPE_TOLERANCE = 0.1
 _SHOWN = 60  # most characters shown of a cut text
 
 
+Written = Callable[[int], None]
+"""Hears how many of a clip's frames are decoded."""
+
+
+def unheard(frames: int) -> None:
+    """A `Written` that does nothing."""
+
+
 class LatentSpace(nn.Module, ABC):
     """Pixels to normalised latents and back, with the VAE frozen.
 
@@ -117,13 +125,14 @@ class LatentSpace(nn.Module, ABC):
         """
 
     @abstractmethod
-    def decode(self, latents: Tensor, *, out: Tensor | None = None) -> Tensor:
+    def decode(self, latents: Tensor, *, out: Tensor | None = None, written: Written = unheard) -> Tensor:
         """Video of normalised latents, clamped to [-1, 1], without gradients.
 
         Args:
             latents: B x C x t x h x w, normalised.
             out: tensor to write the video to, for instance on the CPU: floating B x 3 x T x H x W, or uint8 frames
                 B x T x H x W x 3. It is then decoded in tiles, of `default_tile` when `tile` is None.
+            written: where `streams`, called after each part with the number of a clip's frames in `out` so far.
 
         Returns:
             float32, B x 3 x T x H x W as `pixel_size` says; or `out`.

@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from luve_lightning.functional.frames import Convolution, FrameLayer, Linear, Norm, keeping, kernels_suit
 from luve_lightning.functional.frames.codec import Down, FrameAttention, FrameCodec, Residual, Up
-from luve_lightning.models.backbones.encoders import LatentSpace
+from luve_lightning.models.backbones.encoders import LatentSpace, Written, unheard
 from luve_lightning.models.backbones.wan_tiles import (
     DEFAULT_TILE,
     bring_to_device,
@@ -140,13 +140,13 @@ class WanLatentSpace(LatentSpace):
         return self.normalize(torch.cat(means).float())
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, *, out: Tensor | None = None) -> Tensor:
+    def decode(self, latents: Tensor, *, out: Tensor | None = None, written: Written = unheard) -> Tensor:
         """See LatentSpace."""
         size = self.pixel_size(latents.shape[2], latents.shape[3], latents.shape[4])
         tile = self._tile_for(latents.shape[3], latents.shape[4])
         whole = self._takes_whole(*size)
         if self.streams(latents):
-            return self._decode_stream(latents, out, (len(latents), 3, *size))
+            return self._decode_stream(latents, out, (len(latents), 3, *size), written)
         if out is not None or tile:
             return self._decode_tiles(latents, out, (len(latents), 3, *size))
         videos = []
@@ -167,7 +167,7 @@ class WanLatentSpace(LatentSpace):
         if device.type == "cuda" and (stream := self._stream()):  # kernels are the same for all sizes
             list(stream.decode(torch.zeros(self.channels, 2, 8, 8, device=device), 1, 1))
 
-    def _decode_stream(self, latents: Tensor, out: Tensor | None, size: tuple[int, ...]) -> Tensor:
+    def _decode_stream(self, latents: Tensor, out: Tensor | None, size: tuple[int, ...], written: Written) -> Tensor:
         """Decode clip by clip, a few latent frames at a time, into one tensor."""
         out, stream = _room(latents, out, size), self._stream()
         assert stream is not None
@@ -175,6 +175,7 @@ class WanLatentSpace(LatentSpace):
             start = 0
             for part in stream.decode(clip):
                 start = write_frames(place, wan.unpatchify(part[None], self._patch).float().clamp_(-1, 1), start)
+                written(start)
         return out
 
     def _decode_tiles(self, latents: Tensor, out: Tensor | None, size: tuple[int, ...]) -> Tensor:
@@ -226,12 +227,7 @@ class WanLatentSpace(LatentSpace):
     def features(self, video: Tensor) -> Tensor:
         """The input of the encoder's last convolution, before it is squeezed into latents."""
         taken: list[Tensor] = []
-
-        def take(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            del module
-            taken.append(inputs[0])
-
-        hook = self.vae.encoder.conv_out.register_forward_pre_hook(take)
+        hook = self.vae.encoder.conv_out.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
         try:
             encode_whole_clip(self.vae, video.to(self.dtype))
         finally:
