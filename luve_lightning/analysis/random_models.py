@@ -7,16 +7,18 @@ import io
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from luve_lightning.analysis.model_parts import PartConfigs, Parts
 from luve_lightning.data.mini_world import vocabulary
@@ -62,7 +64,7 @@ def write_random_models(
         folder: a new folder; gets `backbone/`, `vluer/`, `refiner/transformer/`, `experts/lfe/` and `experts/hfe/`.
         configs: sizes of the models. Without a refiner's, it has those of the backbone's transformer.
         dtype: dtype of the transformers and the text encoder; the VAE, the VLUer and the experts are float32.
-        device: where the weights are drawn; a GPU takes seconds where a CPU takes minutes.
+        device: where the weights are drawn; a GPU is faster, and gives other weights.
         attention: attention of the adapted transformer; None is the backbone's own.
         seed: seed of all weights.
         refiner_alone: write only the adapted transformer and its experts, to use with another folder's models.
@@ -140,7 +142,48 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Draw from a seed, on a device, and leave PyTorch's own random numbers as they were."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed)
-        yield
+        with nullcontext() if device.type == "cuda" else _ManyThreads():
+            yield
+
+
+_PIECE = 2**22  # numbers that one thread draws at a time
+
+
+class _ManyThreads(TorchDispatchMode):
+    """Draws large tensors on all cores of a CPU, where PyTorch has one draw them; the same for any number of cores.
+
+    Each piece has a generator of its own, whose seed comes from PyTorch's. Smaller tensors are drawn as always.
+    """
+
+    _drawn = (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)
+
+    def __enter__(self) -> Self:
+        self._pool = ThreadPoolExecutor(cores())
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self._pool.shutdown()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called for every operation."""
+        del types
+        if function not in self._drawn or kwargs or not self._suits(args[0]):
+            return function(*args, **(kwargs or {}))
+        weight, *numbers = args
+        pieces = weight.detach().view(-1).split(_PIECE)
+        seeds = torch.randint(2**62, (len(pieces),), device="cpu").tolist()
+
+        def draw(piece: Tensor, seed: int) -> None:
+            with torch.no_grad():
+                function(piece, *numbers, generator=torch.Generator().manual_seed(seed))
+
+        list(self._pool.map(draw, pieces, seeds))
+        return weight
+
+    @staticmethod
+    def _suits(weight: Tensor) -> bool:
+        return weight.device.type == "cpu" and weight.is_contiguous() and weight.numel() > _PIECE
 
 
 # Clips and stills ----------------------------------------------------------------------------------------------------

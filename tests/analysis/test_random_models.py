@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from luve_lightning.analysis import random_models
 from luve_lightning.analysis.random_models import make_material
 from luve_lightning.cli.index import index
 from luve_lightning.data.index_file import read_rows
@@ -70,3 +73,30 @@ def test_unsuitable_arguments_are_refused(tmp_path: Path, change: dict[str, obje
     arguments = {"size": (64, 96), "clips": 1, "frames": 5, "fps": 16, "stills": 0, "seed": 0, **change}
     with pytest.raises(ValueError, match=message):
         make_material(tmp_path, **arguments)  # type: ignore[arg-type]
+
+
+def test_large_weights_are_drawn_by_all_cores_and_small_ones_as_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random_models, "_PIECE", 1000)
+
+    def drawn(threads: int, seed: int = 0) -> list[torch.Tensor]:
+        monkeypatch.setattr(random_models, "cores", lambda: threads)
+        with random_models._seeded(seed, torch.device("cpu")):
+            small, large, even = torch.empty(20, 50), nn.Parameter(torch.empty(70, 331)), torch.empty(9999).double()
+            nn.init.normal_(small, std=2)
+            nn.init.normal_(large, 1, 0.02)
+            nn.init.uniform_(even, -3, 5)
+            nn.init.kaiming_uniform_(torch.empty(3, 7).t())  # not contiguous
+            return [small, large.detach(), even]
+
+    state = torch.get_rng_state()
+    small, large, even = drawn(1)
+    assert all(torch.equal(x, y) for x, y in zip(drawn(3), (small, large, even), strict=True))
+    assert not any(torch.equal(x, y) for x, y in zip(drawn(1, seed=1), (small, large, even), strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(small, torch.empty(20, 50).normal_(0, 2, generator=torch.Generator().manual_seed(0)))
+    assert len(large.unique()) > 0.9 * large.numel(), "every piece has numbers of its own"
+    assert float(large.mean()) == pytest.approx(1, abs=0.001)
+    assert float(large.std()) == pytest.approx(0.02, rel=0.03)
+    assert even.min() >= -3
+    assert even.max() <= 5
+    assert float(even.mean()) == pytest.approx(1, abs=0.1)
