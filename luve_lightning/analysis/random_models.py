@@ -159,7 +159,7 @@ class _ManyThreads(TorchDispatchMode):
 
     def __enter__(self) -> Self:
         self._pool = ThreadPoolExecutor(cores())
-        return super().__enter__()  # type: ignore[no-any-return]
+        return super().__enter__()
 
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)

@@ -175,7 +175,7 @@ def model_files(source: str | Path) -> list[Path]:
     """
     folder = Path(source)
     if folder.is_file():
-        return shards_of(folder)
+        return list(shards_of(folder))
     if not is_local(source):
         _revision(str(source))
         return []

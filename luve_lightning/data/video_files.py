@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from threading import Condition, Thread
 
@@ -169,8 +170,11 @@ class _ArrivingFrames:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for number in range(len(self.frames)):
-            self._wait(lambda number=number: number < self._there)
+            self._wait(partial(self._is_there, number))
             yield self.frames[number]
+
+    def _is_there(self, number: int) -> bool:
+        return number < self._there
 
     def wait_until_wanted(self) -> None:
         """Return when the video is to be put in place."""
