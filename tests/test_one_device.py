@@ -58,16 +58,16 @@ def test_a_vluer(made: Any) -> None:
 
 @pytest.mark.parametrize("name", ["adaptation", "expert"])
 def test_losses_of_a_transformer(tiny_backbone: Path, name: str) -> None:
-    made = {"adaptation": AdaptationTask, "expert": lambda backbone: ExpertTask(backbone, LFE, "lfe")}
-    task: Any = made[name](str(tiny_backbone))
+    made: dict[str, Any] = {"adaptation": AdaptationTask, "expert": lambda backbone: ExpertTask(backbone, LFE, "lfe")}
+    task = made[name](str(tiny_backbone))
     with FakeTensorMode():
         text = empty(2, 5, on_gpu(task).denoiser.text_dim)
         assert task.losses_of(empty(2, 16, 3, 6, 8), text, empty(2), empty(2, 16, 3, 6, 8)).device == GPU
 
 
 def test_a_training_step_of_a_vluer(tiny_backbone: Path) -> None:
-    task = VLUerTask(tiny_vluer(), str(tiny_backbone), {"latent": LatentL1(), "pixel": PixelL1()})
-    task.log = task.log_dict = lambda *_, **__: None  # type: ignore[method-assign]  # there is no Trainer
+    task: Any = VLUerTask(tiny_vluer(), str(tiny_backbone), {"latent": LatentL1(), "pixel": PixelL1()})
+    task.log = task.log_dict = lambda *_, **__: None  # there is no Trainer
     with FakeTensorMode():
         on_gpu(task)
         batch = {"lr": empty(2, 16, 2, 3, 4), "hr": empty(2, 16, 3, 6, 8), "video": empty(2, 3, 9, 48, 64)}

@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard, TypeVar
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -275,10 +275,7 @@ def _text(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-_Contract = TypeVar("_Contract")
-
-
-def keeps(task: object, contract: type[_Contract]) -> TypeGuard[_Contract]:
+def keeps(task: object, contract: type[Any]) -> bool:
     """Whether a task has every attribute of one of the protocols below.
 
     From Python 3.12 on, `isinstance` would not find a module's submodules: it looks past `nn.Module.__getattr__`.
