@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
+from luve_lightning.ablations.costs import add_costs
 from luve_lightning.ablations.graph import AblationPlanner, AblationStage, Contents
 from luve_lightning.ablations.results import collect, result_rows
 from luve_lightning.ablations.stage_process import write_done
 from luve_lightning.ablations.table import merged, read_table
+from luve_lightning.cli.ablate import planned_video
 from luve_lightning.cli.compose import compose
 from luve_lightning.models.attention.tiles import Tiles
 from luve_lightning.models.attention.windows import Windows
@@ -230,7 +232,14 @@ def test_a_tiny_run_of_all_stages(
         outcome = run_luve(capsys, *stage.words)
         assert outcome.code == 0, f"{' '.join(stage.words)}\n{outcome.err}"
         write_done(stage, {"seconds": 1.0})
-    found = result_rows(planner.table, collect(planner, {0: rows}).values)
+    results = collect(planner, {0: rows})
+    add_costs(results, planner, {0: rows}, planned_video)
+    found = result_rows(planner.table, results.values)
+    if name == "paradigms":  # only the first stage counts, and its records are of more
+        assert list(results.cost["pixels"]["tflop"]) == ["text", "direct", "decode"]
+        assert results.values["pixels"][0]["tflop"] > 0
+        found.append({"row": "pixels", "metric": "seconds"})
+        assert results.missing["seconds"].startswith("pixels: ")
     assert {(row["row"], row["metric"]) for row in found} == {(r, m) for r in rows for m in planner.table.metrics}
     if name == "experts":
         [motion] = [stage for stage in plan.stages.values() if stage.name == "motion"]
@@ -243,3 +252,10 @@ def test_a_tiny_run_of_all_stages(
         assert {"lfe", "hfe"} <= {step["expert"] for step in about["steps"]}
         # Motion and its upsampling, of two videos that have prompt and seed in common.
         assert len(list((motion.folder / "latents").glob("??/*.safetensors"))) == 2
+
+
+def test_a_command_that_cannot_be_planned_is_refused_in_one_line() -> None:
+    words = ["generate", "--config", "experiments/generate/mini.yaml", "--steps", "many"]
+    with pytest.raises(ValueError, match="steps") as refused:
+        planned_video(words, {})
+    assert "\n" not in str(refused.value)

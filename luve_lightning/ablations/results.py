@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from luve_lightning.ablations.costs import cost_markdown, paper_markdown
 from luve_lightning.ablations.graph import AblationPlanner, Plan
 from luve_lightning.ablations.stage_process import done_record, is_done
 from luve_lightning.ablations.table import ROW, Better, MetricSpec, Table
@@ -109,11 +110,13 @@ class Results:
         values: values by row, seed and metric.
         missing: metrics without a value, with the reason.
         stages: all finished stages: name, hash, seconds, row, seed, revision.
+        cost: how each row's cost came about, for a table that tells it.
     """
 
     values: Values = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     stages: list[dict[str, Any]] = field(default_factory=list)
+    cost: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def finished_rows(planner: AblationPlanner, rows: Mapping[int, Sequence[str]]) -> dict[int, list[str]]:
@@ -125,19 +128,22 @@ def finished_rows(planner: AblationPlanner, rows: Mapping[int, Sequence[str]]) -
 
 
 def collect(planner: AblationPlanner, rows: Mapping[int, Sequence[str]]) -> Results:
-    """Read every value of some rows that exists, from the evaluations of exactly those that are finished."""
+    """Read every value of some rows that exists, from the evaluations of exactly those that are finished.
+
+    What a video costs is not among them: see `costs.add_costs`.
+    """
     results = Results()
     plan = planner.plan(finished_rows(planner, rows))
     reports: dict[str, dict[str, Any]] = {}
     for (row, seed, name), digest in plan.goals.items():
         stage = plan.stages[digest]
-        if not is_done(stage):
+        read = [metric for metric in planner.table.metrics.values() if metric.stage == name and not metric.counted]
+        if not read or not is_done(stage):
             continue
         if digest not in reports:
             reports[digest] = json.loads((stage.folder / REPORT).read_text())
-        for metric in planner.table.metrics.values():
-            if metric.stage == name:
-                _take(results, metric, row, seed, reports[digest])
+        for metric in read:
+            _take(results, metric, row, seed, reports[digest])
     results.stages = _stage_records(plan)
     return results
 
@@ -317,6 +323,8 @@ def _json(
         "missing": results.missing,
         "failed": failed,
         "stages": results.stages,
+        **({"cost": results.cost} if results.cost else {}),
+        **({"paper": table.paper} if table.paper else {}),
     }
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -339,6 +347,7 @@ def results_markdown(
             parts.append(f"## {metric.name}{unit}, {metric.better} is better")
             parts.append(table_markdown(columns, lines).rstrip())
     parts.append(_ABOUT.format(reference=table.reference))
+    parts += cost_markdown(results.cost) + paper_markdown(table.paper)
     parts += _listed("Rows", {row.name: row.note for row in table.rows.values() if row.note})
     parts += _listed("Not measured", results.missing)
     reasons = {f"{row}, seed {seed}": why for row, seeds in failed.items() for seed, why in seeds.items()}

@@ -59,6 +59,7 @@ class MetricSpec:
         method: its method in that report.
         paper: the paper's column to show beside it; None has no counterpart.
         paper_better: which direction is better in the paper.
+        counted: whether it is a cost, which comes from plans and records rather than from a report.
     """
 
     name: str
@@ -69,6 +70,34 @@ class MetricSpec:
     method: str
     paper: str | None
     paper_better: Better
+    counted: bool = False
+
+
+@dataclass(frozen=True)
+class CostSpec:
+    """That a table tells what a video of each row costs.
+
+    Attributes:
+        stage: stage, a `luve generate`, that makes a row's videos.
+        plots: metrics drawn against the cost.
+    """
+
+    stage: str
+    plots: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RowCost:
+    """What a row's cost counts where its stage makes more than the row needs.
+
+    Attributes:
+        plan: options of `luve plan` laid over the stage's, by dotted key. The records of the videos then say nothing of
+            the row's seconds.
+        note: what a reader must know; may be empty.
+    """
+
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,6 +110,7 @@ class AblationRow:
         stages: by name.
         paper: the paper's values, by the paper's column.
         note: what a reader must know; may be empty.
+        cost: what its cost counts.
     """
 
     name: str
@@ -88,6 +118,7 @@ class AblationRow:
     stages: Mapping[str, StageSpec]
     paper: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
+    cost: RowCost = RowCost()
 
 
 @dataclass(frozen=True)
@@ -105,6 +136,8 @@ class Table:
         rows: rows by name, in order.
         note: what a reader must know; may be empty.
         settings: sizes of the runs, by name; rows may change them.
+        cost: that the cost of a video is told; None tells none.
+        paper: tables of the paper, shown apart: numbers by title, row and column.
     """
 
     name: str
@@ -117,14 +150,20 @@ class Table:
     rows: Mapping[str, AblationRow]
     note: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    cost: CostSpec | None = None
+    paper: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
+
+TFLOP, SECONDS = "tflop", "seconds"
+"""Metrics that a table with a cost has, too."""
 
 TABLE_FILE = "table.yaml"
 
 _TABLE_KEYS = (
     "extends", "title", "world", "results", "note", "seeds", "reference", "rows", "metrics", "settings", "stages",
+    "cost", "paper",
 )  # fmt: skip
-_ROW_KEYS = ("title", "note", "paper", "settings", "stages")
+_ROW_KEYS = ("title", "note", "paper", "settings", "stages", "cost")
 _STAGE_KEYS = ("verb", "config", "options")
 _METRIC_KEYS = ("better", "unit", "stage", "column", "method", "paper", "paper_better")
 _REQUIRED = ("title", "world", "results", "seeds", "reference", "rows", "metrics", "stages")
@@ -159,7 +198,15 @@ def read_table(folder: Path, changes: Mapping[str, Any] | None = None) -> Table:
         for name, spec in plain["metrics"].items()
         if spec is not None
     }
+    cost = _cost(base.get("cost"), metrics, f"{where}: cost")
+    if cost is not None:
+        metrics |= {
+            name: MetricSpec(name, "lower", unit, cost.stage, name, ROW, None, "lower", counted=True)
+            for name, unit in ((TFLOP, "TFLOP a video"), (SECONDS, "s a video"))
+        }
     for row in rows.values():
+        if cost is None and row.cost != RowCost():
+            raise ValueError(f"{folder / row.name}.yaml: cost: {where} does not ask for cost")
         for metric in metrics.values():
             if metric.stage not in row.stages:
                 raise ValueError(f"{where}: metrics.{metric.name}.stage: row {row.name} has no {metric.stage}")
@@ -175,6 +222,8 @@ def read_table(folder: Path, changes: Mapping[str, Any] | None = None) -> Table:
         rows,
         " ".join(str(base.get("note") or "").split()),
         plain["settings"],
+        cost,
+        _paper_tables(base.get("paper") or {}, f"{where}: paper"),
     )
 
 
@@ -207,7 +256,8 @@ def _read_row(folder: Path, name: str, base: Mapping[str, Any]) -> AblationRow:
         raise ValueError(f"{file}: paper: expected numbers by the paper's column, got {paper!r}")
     values = {str(column): float(value) for column, value in paper.items()}
     note = " ".join(str(own.get("note") or "").split())
-    return AblationRow(name, str(own.get("title") or name.replace("_", " ")), stages, values, note)
+    cost = _row_cost(own.get("cost"), f"{file}: cost")
+    return AblationRow(name, str(own.get("title") or name.replace("_", " ")), stages, values, note, cost)
 
 
 def _read(file: Path, known: tuple[str, ...], where: str) -> dict[str, Any]:
@@ -255,6 +305,42 @@ def _metric(name: str, spec: Any, where: str) -> MetricSpec:
         None if spec.get("paper") is None else str(spec["paper"]),
         paper_better,
     )
+
+
+def _cost(spec: Any, metrics: Mapping[str, MetricSpec], where: str) -> CostSpec | None:
+    if not spec:
+        return None
+    if not isinstance(spec, dict):
+        raise ValueError(f"{where}: expected stage and plots, got {spec!r}")
+    _check_keys(spec, ("stage", "plots"), f"{where}.")
+    if taken := [name for name in (TFLOP, SECONDS) if name in metrics]:
+        raise ValueError(f"{where}: the metric {taken[0]} has the name of a cost; choose another name")
+    plots = list(metrics) if spec.get("plots") is None else spec["plots"]
+    if not isinstance(plots, list) or any(name not in metrics for name in plots):
+        raise ValueError(f"{where}.plots: expected some of {', '.join(metrics)}, got {plots!r}")
+    return CostSpec(str(spec.get("stage") or "generate"), tuple(plots))
+
+
+def _row_cost(spec: Any, where: str) -> RowCost:
+    if spec is None:
+        return RowCost()
+    if not isinstance(spec, dict) or not isinstance(spec.get("plan") or {}, dict):
+        raise ValueError(f"{where}: expected options of luve plan by dotted key (plan) and a note, got {spec!r}")
+    _check_keys(spec, ("plan", "note"), f"{where}.")
+    plan = {str(key): value for key, value in (spec.get("plan") or {}).items()}
+    return RowCost(plan, " ".join(str(spec.get("note") or "").split()))
+
+
+def _paper_tables(spec: Any, where: str) -> dict[str, dict[str, dict[str, float]]]:
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    try:
+        for title, rows in spec.items():
+            for name, cells in rows.items():
+                values = {str(column): float(value) for column, value in cells.items()}
+                found.setdefault(str(title), {})[str(name)] = values
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"{where}: expected numbers by title, row and column, got {spec!r}") from None
+    return found
 
 
 def _better(value: Any, where: str) -> Better:

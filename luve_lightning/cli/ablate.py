@@ -8,15 +8,19 @@ import platform
 import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
+from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from rich.console import Console
 
-from luve_lightning.ablations.graph import AblationPlanner, Contents, Plan, Use, without
+from luve_lightning.ablations.costs import add_costs, write_cost_plot
+from luve_lightning.ablations.graph import AblationPlanner, Contents, Plan, Use, as_text, without
 from luve_lightning.ablations.job_array import JobOptions, array_lines, stage_jobs, submit
 from luve_lightning.ablations.local_runner import LocalRunner, Slots
 from luve_lightning.ablations.output import RunWatcher, dry_run_lines, results_lines, start_line, sweep_run, uses
@@ -31,10 +35,10 @@ from luve_lightning.ablations.results import (
 from luve_lightning.ablations.stage_process import is_done
 from luve_lightning.ablations.table import TABLE_FILE, Table, read_table
 from luve_lightning.cli import Verb
-from luve_lightning.cli.compose import compose
-from luve_lightning.cli.errors import did_you_mean
-from luve_lightning.cli.run_verb import refusal
-from luve_lightning.files import text_digest
+from luve_lightning.cli.compose import compose, escaped, read_arguments
+from luve_lightning.cli.errors import describe_runtime_error, did_you_mean
+from luve_lightning.cli.run_verb import refusal, run_verb
+from luve_lightning.files import read_json, text_digest
 from luve_lightning.machine import cores, revision_in_words
 from luve_lightning.reporting.dashboard import PREFIX_OF_RESULTS
 from luve_lightning.terminal import say
@@ -170,8 +174,29 @@ class TableWriter:
                     reason = (reasons or {}).get((row, seed), "not finished; see the logs of its stages")
                     failed.setdefault(row, {})[seed] = reason
         path = self.targets.partial if failed else self.targets.whole
+        add_costs(found, self.planner, finished_rows(self.planner, self.rows), planned_video)
         write_results(self.planner.table, found, failed, self.provenance, path)
+        write_cost_plot(self.planner.table, result_rows(self.planner.table, found.values), path)
         return path
+
+
+def planned_video(words: Sequence[str], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What `luve plan` says of a `luve generate` command; see `costs.PlanVideo`."""
+    arguments = read_arguments(words[1:])
+    options = [*arguments.options, *((key, as_text(value)) for key, value in changes.items())]
+    config: dict[str, Any] = {}
+    with TemporaryDirectory() as folder, redirect_stdout(StringIO()):
+        given, plan = Path(folder) / "generate.yaml", Path(folder) / "plan.json"
+        # As a file, in which keys that make no difference to a plan are skipped. JSON is YAML.
+        given.write_text(json.dumps(escaped(compose(arguments.files, options)), default=str), encoding="utf-8")
+        # A named GPU: a plan measures one that is here, and the seconds are not used.
+        rest = ["--config", str(given), "--output", str(plan), "--gpu", "h200"]
+        try:
+            run_verb("plan", rest, config)
+        except Exception as error:
+            # Also where it is a bug: the results of hours are not lost for a plan.
+            raise ValueError(describe_runtime_error(error, config) or f"{type(error).__name__}: {error}") from error
+        return read_json(plan)
 
 
 class _Run:
