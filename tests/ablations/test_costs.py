@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.collections import LineCollection
+from matplotlib.text import Annotation
 
 from luve_lightning.ablations.costs import add_costs, cost_markdown, draw_costs, recorded_seconds, write_cost_plot
 from luve_lightning.ablations.graph import AblationPlanner, AblationStage
@@ -154,9 +156,14 @@ def test_a_point_a_row_with_its_interval_on_a_logarithmic_axis(tmp_path: Path) -
     assert (flops.get_xscale(), flops.get_xlabel(), seconds.get_xlabel()) == ("log", "TFLOP a video", "s a video")
     assert flops.get_ylabel() == "score, points (higher is better)"
     wanted = {line["row"]: (line["mean"], line["low"], line["high"]) for line in lines if line["metric"] == "score"}
-    drawn = {text.get_text(): text.xy for text in flops.texts}
+    drawn = {text.get_text(): text.xy for text in flops.texts if isinstance(text, Annotation)}
     assert drawn == {row: (PLANS[3.0 if row == "low" else 5.0] / 1e12, mean) for row, (mean, _, _) in wanted.items()}
-    ends = {tuple(segment[:, 1]) for bars in flops.collections for segment in bars.get_segments()}
+    ends = {
+        tuple(segment[:, 1])
+        for bars in flops.collections
+        if isinstance(bars, LineCollection)
+        for segment in bars.get_segments()
+    }
     assert len(ends) == 2, "one row's seeds agree: no bar"
     for low, high in ends:
         assert any(math.isclose(low, own[1]) and math.isclose(high, own[2]) for own in wanted.values())
