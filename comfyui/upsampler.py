@@ -167,6 +167,8 @@ def latent_space(folder: Path | None = None) -> LatentSpace:
     family = family_named("wan") if folder is None else type(load_backbone(folder / "vae"))
     with torch.device("meta"):
         vae = family.from_config("vae", config)
+    # The statistics are made where the VAE's first parameter is; the weights' own have no place.
+    vae.register_parameter("place", nn.Parameter(torch.empty(0), requires_grad=False))
     space = latent_space_of(vae)
     space.vae = nn.Identity()  # what has no values cannot be moved to a device
     return space
