@@ -35,8 +35,9 @@ It raises a ValueError of one line for what cannot be planned.
 _ABOUT = (
     "TFLOP: of one video at the table's size, all stages, counted by `luve plan` from the row's own options; not "
     "measured, and without trainings. Seconds: means over the videos' own records, the prompts' encoding included, "
-    "without loading, storing and writing; a process's first video takes longer and is among them. Where a stage came "
-    "from a store, the recorded seconds of the run that made it are added."
+    "without loading, storing and writing; a process's first video takes longer and is among them, and stages run "
+    "beside each other (`--slots`) shared the machine. Where a stage came from a store, the recorded seconds of "
+    "the run that made it are added."
 )
 _LABEL = (0.22, 0.04)  # width and height of a label, as shares of the axes
 _PAPER = "Of other models on another world, copied from the paper: none of them is ours."

@@ -111,6 +111,8 @@ def results_lines(
     lines += [f"not measured: {name}: {why}" for name, why in missing.items()]
     about = f"±: half the 95 % interval over seeds; differences are from {table.reference}, paired by seed"
     lines += ["", about, table.world, f"{path.name}, {path.stem}.json and {path.stem}.md in {path.parent}"]
+    if (plot := path.with_suffix(".png")).is_file() and table.cost is not None:
+        lines.append(f"quality against cost: {plot.name} and {path.stem}.svg there")
     return lines
 
 
