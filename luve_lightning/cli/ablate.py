@@ -164,7 +164,16 @@ class TableWriter:
 
     def __call__(self, reasons: Mapping[Use, str] | None = None) -> Path | None:
         """Write it and return the CSV's path; None where no row is finished, which replaces no table."""
+        return self.write(self.results(), reasons)
+
+    def results(self) -> Results:
+        """What is finished, with what a video of each row costs."""
         found = collect(self.planner, self.rows)
+        add_costs(found, self.planner, finished_rows(self.planner, self.rows), planned_video)
+        return found
+
+    def write(self, found: Results, reasons: Mapping[Use, str] | None = None) -> Path | None:
+        """Write results; see `__call__`."""
         if not any(found.values.values()):
             return None
         failed: dict[str, dict[int, str]] = {}
@@ -174,7 +183,6 @@ class TableWriter:
                     reason = (reasons or {}).get((row, seed), "not finished; see the logs of its stages")
                     failed.setdefault(row, {})[seed] = reason
         path = self.targets.partial if failed else self.targets.whole
-        add_costs(found, self.planner, finished_rows(self.planner, self.rows), planned_video)
         write_results(self.planner.table, found, failed, self.provenance, path)
         write_cost_plot(self.planner.table, result_rows(self.planner.table, found.values), path)
         return path
@@ -272,8 +280,9 @@ class _Run:
     def _finish(self, targets: _Targets, reasons: Mapping[Use, str]) -> Results:
         # Not those that failed here, even if another process has made them since: the evaluations lack them.
         rows = without(self.rows, reasons)
-        path = TableWriter(self.planner, self.wanted, rows, targets, _provenance())(reasons)
-        found = collect(self.planner, rows)
+        writer = TableWriter(self.planner, self.wanted, rows, targets, _provenance())
+        found = writer.results()
+        path = writer.write(found, reasons)
         if path is None:
             say(self.console, "no row is finished: no table is written")
         else:
