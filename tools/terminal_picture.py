@@ -75,6 +75,11 @@ class Terminal:
             finally:
                 os._exit(127)
 
+    def resize(self, columns: int) -> None:
+        """Make it that wide, as a person who drags its border; the command is told."""
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", self.screen.lines, columns, 0, 0))
+        self.screen.resize(columns=columns)
+
     def shown(self) -> list[str]:
         """The screen's lines, without spaces at their ends."""
         return [line.rstrip() for line in self.screen.display]
