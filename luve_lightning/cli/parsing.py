@@ -7,13 +7,13 @@ import importlib
 import re
 import textwrap
 from argparse import Action
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import PurePath
-from types import MappingProxyType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import shtab
@@ -51,6 +51,8 @@ Parser = TypeVar("Parser", bound=ArgumentParser)
 
 _LONGEST = 1000  # characters of a message from jsonargparse, which may end in a whole component
 _NO_NUMBERS = {f"{sign}{name}" for sign in ("", "+", "-") for name in ("nan", "inf", "infinity")}  # text in YAML
+_IN_WORDS = {int: "a whole number", float: "a number", NoneType: "null"}
+_NUMBER = re.compile(r"[-+\d._eE]+")  # also one that YAML takes for text, as it does 1e3
 
 
 def make_parser(verb: str, description: str, kind: type[Parser]) -> Parser:
@@ -233,10 +235,23 @@ def _misfit_inside(function: Any, arguments: Mapping[str, Any], prefix: str) -> 
             try:
                 own.parse_object({name: dict(value)})
             except Exception as wrong:
-                return ": ".join(filter(None, (prefix[:-1], _cut(one_line(wrong)))))
+                inner = _misfit_inside(groups[0], value, f"{prefix}{name}.")
+                return inner or ": ".join(filter(None, (prefix[:-1], _cut(one_line(wrong)))))
         elif isinstance(value, str) and value.lower() in _NO_NUMBERS and float in choices:
             return f"{prefix}{name}: expected a number, got {value}"
+        elif isinstance(value, str) and (expected := _none_of(choices, value)):
+            return f"{prefix}{name}: expected {expected}, got {value!r}"
     return None
+
+
+def _none_of(choices: Sequence[Any], word: str) -> str:
+    """What a union of words, numbers and null takes, where a word is none of it; empty for other types."""
+    words = [name for choice in choices if get_origin(choice) is Literal for name in get_args(choice)]
+    kinds = [_IN_WORDS.get(choice) for choice in choices if get_origin(choice) is not Literal]
+    if len(choices) < 2 or None in kinds or word in words or _NUMBER.fullmatch(word):
+        return ""
+    *others, last = [*map(str, words), *map(str, kinds)]
+    return f"{', '.join(others)} or {last}"
 
 
 def _choices(kind: Any) -> Iterator[Any]:

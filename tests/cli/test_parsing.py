@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -23,6 +23,19 @@ class View:
 
     frames: int
     size: int = 8
+
+
+@dataclass
+class Part:
+    """A part of a picture.
+
+    Args:
+        frames: How long.
+        size: How large.
+    """
+
+    frames: int
+    size: int | None = None
 
 
 calls: list[dict[str, Any]] = []
@@ -172,3 +185,27 @@ def test_print_config_prints_and_stops(capsys: pytest.CaptureFixture[str]) -> No
     run_function("count", verb, Arguments(print_config=True), {"count": 3})
     assert "count: 3" in capsys.readouterr().out
     assert not calls
+
+
+def test_a_word_that_is_none_of_a_union_is_told_what_it_takes() -> None:
+    def choosing(
+        switch: float | Literal["spectrum"] | None = None, steps: int | None = None, view: Part | None = None
+    ) -> None:
+        """Chooses.
+
+        Args:
+            switch: Where.
+            steps: How many.
+            view: Of what.
+        """
+        calls.append({"switch": switch, "steps": steps, "view": view})
+
+    for config, message in (
+        ({"view": {"frames": 3, "size": "big"}}, "view.size: expected a whole number or null, got 'big'"),
+        ({"switch": "spectrumm"}, "switch: expected spectrum, a number or null, got 'spectrumm'"),
+        ({"steps": "few", "switch": 0.5}, "steps: expected a whole number or null, got 'few'"),
+        ({"switch": "spectrum", "steps": "few"}, "steps: expected a whole number or null, got 'few'"),
+    ):
+        with pytest.raises(UsageError) as raised:
+            run_function("choose", choosing, Arguments(), config)
+        assert str(raised.value) == message

@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
         (["--data", "nowhere"], "data: no such file or folder: nowhere"),
         (["--changes.scor", "{}"], "changes: no stage 'scor'; did you mean 'score'?"),
         (["--changes.score", "{batch_siz: 2}"], "changes.score: batch_siz: unknown key; did you mean 'batch_size'?"),
-        (["--changes.index", "{processes: few}"], 'changes.index: Parser key "processes": '),
+        (["--changes.index", "{processes: few}"], "processes: expected a whole number or null, got 'few'"),
         (["--changes.material", "{clip: 3}"], "changes.material: no key 'clip'; did you mean 'clips'?"),
     ],
 )
@@ -54,7 +54,9 @@ def test_a_rehearsal_runs_stops_and_resumes_stages_of_the_recipe(
     assert outcome.code == 0, outcome.out + outcome.err
     rows = {row["stage"]: row for row in json.loads((root / "rehearsal.json").read_text())["rows"]}
     assert [row["status"] for row in rows.values()] == ["done", "done"]
-    assert rows["score"]["measured_seconds"] > 0
+    # Of the clips after a process's first. How far the stopped one came, even to the end, depends on the machine.
+    made = json.loads((root / "stages" / "score" / "row.json").read_text())["records"][-1]["made"]
+    assert bool(rows["score"]["measured_seconds"]) == (made != 1)
     page = (root / "rehearsal.md").read_text()
     assert "| index | ok |" in page
     assert "luve score --config experiments/score/mini.yaml" in page
