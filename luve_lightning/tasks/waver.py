@@ -21,7 +21,8 @@ class WaverTask(EnhancementTask):
     with w from 0.85 to 0.95, and the transformer learns its velocity, end - clean (the paper's has the other sign).
     Its self-attention stays within windows: give `attention`, for instance `Windows`. The export keeps it.
 
-    As in the paper: path, target, w, window attention. Adapted: the low-resolution latents are upsampled as in this
+    As in the paper, whose formula and w come from a description of it, not from the paper itself: path, target, w,
+    window attention. Adapted: the low-resolution latents are upsampled as in this
     cascade; windows are those of `models.attention.windows`, cut as the configuration says; the degradation of what is
     upsampled is a version of the clips, `data.low_variant`. Left out: its own backbone, and its use to edit videos.
 
