@@ -44,6 +44,17 @@ class RefiningSteps:
     further: bool = False
 
 
+def known_motion(motion: Tensor | None) -> Tensor:
+    """The first stage's latents, for a method that needs them.
+
+    Raises:
+        ValueError: they are not known.
+    """
+    if motion is None:
+        raise ValueError("refinement: this method needs the first stage's latents: give motion=")
+    return motion
+
+
 class Refinement(ABC):
     """A way from upsampled latents to refined ones. A subclass is a frozen dataclass; its fields are its options.
 

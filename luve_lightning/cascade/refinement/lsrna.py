@@ -11,6 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from luve_lightning.cascade.refinement import known_motion
 from luve_lightning.cascade.refinement.luve import ContentRefinement
 from luve_lightning.cascade.run import Chooser, Run
 from luve_lightning.cascade.stages import decode
@@ -66,8 +67,7 @@ class EdgeNoiseRefinement(ContentRefinement):
         Raises:
             ValueError: without the first stage's latents.
         """
-        if motion is None:
-            raise ValueError("refinement: this method needs the first stage's latents: give motion=")
+        motion = known_motion(motion)
         if skip == run.steps:
             return latents
         device = pipeline._execution_device

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from luve_lightning.cascade.refinement import Refinement, RefiningSteps
+from luve_lightning.cascade.refinement import Refinement, RefiningSteps, known_motion
 from luve_lightning.cascade.run import Chooser, Run
 from luve_lightning.cascade.stages import check_method, check_tokens, upsample
 from luve_lightning.cascade.upsampling import upsampling_method
@@ -67,8 +67,7 @@ class ProgressiveRefinement(Refinement):
         Raises:
             ValueError: without the first stage's latents.
         """
-        if motion is None:
-            raise ValueError("refinement: this method needs the first stage's latents: give motion=")
+        motion = known_motion(motion)
         if skip == run.steps:
             return latents
         native, size = grid_of(motion), grid_of(latents)
