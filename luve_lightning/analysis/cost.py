@@ -48,6 +48,8 @@ class GpuSpeed:
         backward: rate of a kind's backward pass, as a share of the forward pass's; 1 for a kind that it leaves out.
         first_use: seconds of each first use; those that were not measured are missing.
         loading: what a DataLoader's processes bring to the GPU, TB/s; None where it was not measured.
+        host: seconds of Python and the driver in a training step, for each "operation" of its passes and for what a
+            "step" has beside them; empty where they were not measured.
     """
 
     name: str
@@ -59,6 +61,20 @@ class GpuSpeed:
     backward: Mapping[OperationKind, float] = field(default_factory=lambda: {"attention": _BACKWARD})
     first_use: Mapping[FirstUse, float] = field(default_factory=dict)
     loading: float | None = None
+    host: Mapping[Literal["operation", "step"], float] = field(default_factory=dict)
+
+    def training(self, passes: Mapping[Operation, int], beside: Mapping[Operation, int]) -> float | None:
+        """Seconds of a training step; None where the rate of a kind of operation is not known.
+
+        Args:
+            passes: operations of the forward and backward pass. A GPU runs them no faster than they are launched.
+            beside: those of the optimiser, before which the GPU has nothing left to do: see callbacks.NaNGuard.
+        """
+        computed, stepping = self.seconds(passes), self.seconds(beside)
+        if computed is None or stepping is None:
+            return None
+        launched = self.host.get("operation", 0.0) * sum(passes.values())
+        return max(computed, launched) + max(stepping, self.host.get("step", 0.0))
 
     def first_uses(self, uses: Iterable[FirstUse]) -> float | None:
         """Seconds of first uses, one after another; None where one was not measured."""
@@ -229,6 +245,7 @@ def speed_of(rows: Iterable[Mapping[str, Any]]) -> GpuSpeed:
     first_use: dict[FirstUse, float] = {}
     facts: Mapping[str, Any] = {}
     loading: float | None = None
+    host: dict[Any, float] = {}
     backward: dict[str, Mapping[str, Any]] = {}
     for row in rows:
         if row["kind"] == "first use":
@@ -237,6 +254,9 @@ def speed_of(rows: Iterable[Mapping[str, Any]]) -> GpuSpeed:
             continue
         if row["kind"] == "rest":
             facts = row
+            continue
+        if row["kind"] == "host":
+            host[row["of"]] = row["seconds"]
             continue
         if row["kind"] == "loading":
             loading = row["tb_per_second"]
@@ -257,7 +277,7 @@ def speed_of(rows: Iterable[Mapping[str, Any]]) -> GpuSpeed:
     for name, row in backward.items():
         share[name] = row["tflops"] / (by_keys[row["keys"]] if name == "attention" else tflops[name])
     memory, bandwidth = facts["memory_gib"], facts["tb_per_second"]
-    return GpuSpeed(facts["gpu"], memory, tflops, bandwidth, float32, by_keys, share, first_use, loading)
+    return GpuSpeed(facts["gpu"], memory, tflops, bandwidth, float32, by_keys, share, first_use, loading, host)
 
 
 def _with_attention(speed: GpuSpeed, tflops: float) -> GpuSpeed:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from luve_lightning.analysis.cost import GpuSpeed, total
+from luve_lightning.analysis.cost import GpuSpeed
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, DryRun, Operation, dry_training, weight_bytes
 from luve_lightning.data.latent_store import LatentRecipe
 from luve_lightning.functional.interpolation import Size3d
@@ -149,7 +149,7 @@ class TrainingStep:
         loaded: int,
     ) -> TrainingStep:
         """From the counts of the passes, what is held and, for the time, the operations beside them and the batch."""
-        seconds = None if speed is None else total([speed.seconds(run.operations), speed.seconds(operations)])
+        seconds = None if speed is None else speed.training(run.operations, operations)
         if speed is not None and seconds is not None:
             seconds = max(seconds, speed.loaded(loaded))  # the next batch comes while this one is computed
         peak = held.peak(run.peak)

@@ -90,6 +90,22 @@ def test_a_loader_brings_what_it_was_measured_to_bring(tmp_path: Path) -> None:
         read_speed(bad)
 
 
+def test_a_training_step_is_launched_and_waited_for(tmp_path: Path) -> None:
+    rows = [
+        {"subject": "speed", "gpu": "card", "kind": "host", "of": of, "seconds": seconds}
+        for of, seconds in (("operation", 0.001), ("step", 0.5))
+    ]
+    old, new = (
+        read_speed(written(tmp_path / name, [*speed_rows(), *more])) for name, more in (("old", []), ("new", rows))
+    )
+    heavy, light = ({Operation("matmul", flops, 10, torch.bfloat16): 100} for flops in (10**14, 10**6))
+    beside = {Operation("rest", 0, 10**6, torch.float32): 1}
+    for passes in (heavy, light):
+        assert old.training(passes, beside) == pytest.approx(old.seconds(passes) + old.seconds(beside))
+    assert new.training(heavy, beside) == pytest.approx(old.seconds(heavy) + 0.5)
+    assert new.training(light, beside) == pytest.approx(100 * 0.001 + 0.5)
+
+
 def test_a_backward_pass_has_its_own_rate(tmp_path: Path) -> None:
     def seconds(speed: Any, kind: Any) -> float:
         return speed.seconds({Operation(kind, 10**14, 10, torch.bfloat16, 4096): 1})

@@ -163,7 +163,9 @@ def test_a_speed_that_was_measured_gives_times(
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     first = {row["of"]: row["seconds"] for row in rows if row["kind"] == "first use"}
     assert first.keys() == {"compiler", "forward", "training"}
-    assert all(row.get("tflops", row.get("tb_per_second")) > 0 for row in rows if row["kind"] != "first use")
+    timed = [row for row in rows if row["kind"] in ("first use", "host")]
+    assert all(row.get("tflops", row.get("tb_per_second")) > 0 for row in rows if row not in timed)
+    assert {row["of"] for row in timed if row["kind"] == "host" and row["seconds"] > 0} == {"operation", "step"}
     plan = ("plan", "--backbone", backbone, *SIZE, "--gpu", file)
     outcome = run_luve(capsys, *plan)
     assert outcome.code == 0, outcome.err

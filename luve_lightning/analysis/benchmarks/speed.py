@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from luve_lightning.analysis.cost import CountedAttention, FirstUse
-from luve_lightning.analysis.dry_run import OperationKind, dry_run
+from luve_lightning.analysis.dry_run import OperationKind, dry_run, dry_training
 from luve_lightning.analysis.model_parts import Parts, wan_1_3b
+from luve_lightning.analysis.training_plan import TrainingFunctions, run_backward
 from luve_lightning.datamodules.base import OutlivingLoader
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.machine import cores, measure_ms
@@ -25,6 +26,7 @@ from luve_lightning.models.attention import Where
 from luve_lightning.models.attention.tiles import Tiles
 from luve_lightning.models.attention.windows import Windows
 from luve_lightning.models.backbones import denoiser_of
+from luve_lightning.models.vluer import VLUer
 
 _TERA = 1e12
 _WORKERS = 8  # as experiments/ configures them
@@ -95,7 +97,8 @@ def measure(device: torch.device, repeats: int = 3) -> Iterator[dict[str, Any]]:
         "loading" has the `tb_per_second` at which a DataLoader's processes bring crops of latents to the GPU. Rows of
         the kind "first use" have `seconds` beyond those of a later use, and `of`: "kernels" of the VAE's frames, where
         the GPU takes them; "compiler", "forward" and "training" of one transformer block, compiled with nothing in
-        torch.compile's caches.
+        torch.compile's caches. Those of the kind "host" have the `seconds` of Python and the driver in a training step:
+        of "operation", for each one that a plan counts, and of "step", for what comes between the passes.
     """
     sizes = _SMALL if device.type == "cpu" else _WAN
     bench = _Bench(device, sizes, repeats)
@@ -112,6 +115,7 @@ def measure(device: torch.device, repeats: int = 3) -> Iterator[dict[str, Any]]:
         yield bench.convolution("converted convolution", dtype)
     yield bench.convolution_backward()
     yield bench.loading()
+    yield from bench.host()
     yield from bench.first_uses()
     yield bench.block_sparse(traffic["tb_per_second"])  # after what shows the first use of torch.compile
 
@@ -234,6 +238,39 @@ class _Bench:
         seconds = self._seconds(partial(attention, q, k, v, where)) - reordering / (bandwidth * _TERA)
         pairs = attention.pairs(size.grid, 0, 0.0)
         return self._rated("block-sparse attention", torch.bfloat16, 4 * size.heads * size.width * pairs, seconds)
+
+    def host(self) -> Iterator[dict[str, Any]]:
+        """A training step of a VLUer as deep as the base, on crops that are too small to keep a GPU busy."""
+        small = {"channels": 8, "hidden": 8, "query_channels": 8}
+        low, high, half = (2, 16, 3, 4, 4), (3, 6, 6), torch.bfloat16
+        with self.device:
+            net, latents = VLUer(**small), torch.randn(low)
+        parameters = list(net.parameters())
+        average = [parameter.detach().clone() for parameter in parameters]
+        optimizer = torch.optim.AdamW(parameters, 1e-6)
+
+        def passes() -> None:
+            optimizer.zero_grad()
+            with torch.autocast(self.device.type, half):
+                output = net(latents, high)
+            output.abs().mean().backward()
+
+        def between() -> None:
+            bool(torch.nn.utils.clip_grad_norm_(parameters, 1.0).isfinite())  # waits, as callbacks.NaNGuard does
+            optimizer.step()
+            torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 0.001)
+
+        with torch.device("meta"):
+            planned, sample = VLUer(**small), torch.empty(low)
+        functions = TrainingFunctions(half)
+        with dry_training(functions) as run:
+            loss = planned(sample, high).abs().mean()
+            functions.casts = None
+            run_backward(loss)
+        found = {"operation": self._seconds(passes) / sum(run.operations.values()), "step": self._seconds(between)}
+        for of, seconds in found.items():
+            row = {"subject": "speed", "kind": "host", "of": of, "seconds": float(f"{seconds:.4g}")}
+            yield row | self.facts
 
     def first_uses(self) -> Iterator[dict[str, Any]]:
         """What takes longer once, with empty caches of compiled kernels.

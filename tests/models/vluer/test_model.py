@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from luve_lightning.functional.interpolation import interpolate_latents
 from luve_lightning.models.vluer import VLUer
-from luve_lightning.models.vluer.model import ImplicitUpsampler
+from luve_lightning.models.vluer.model import ImplicitUpsampler, widened_conv3d
 from tests.helpers.noise import noise
 
 TINY: dict[str, Any] = {
@@ -232,6 +232,20 @@ def test_gradients_are_those_of_finite_differences() -> None:
     net = trained().double()
     latents = noise(1, 3, 2, 2, 3).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda z: net(z, (2, 3, 4)), (latents,), eps=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [1, 3, 4])
+def test_a_widened_convolution_is_the_convolution(outputs: int) -> None:
+    conv = nn.Conv3d(4, outputs, 3, padding=1).double()
+    x, gradient = noise(3, 4, 2, 5, 3).double().requires_grad_(), noise(3, outputs, 2, 5, 3).double()
+    leaves = (x, conv.weight, conv.bias)
+
+    def found(output: Tensor) -> list[Tensor]:
+        return [output.detach(), *torch.autograd.grad(output, leaves, gradient)]
+
+    for one, other in zip(found(widened_conv3d(conv, x)), found(conv(x)), strict=True):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_every_weight_has_a_gradient() -> None:
