@@ -19,7 +19,7 @@ from luve_lightning.cascade.denoise import Experts, switch_expert
 from luve_lightning.cascade.lora_loading import LoraLoading, plain_loras
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.cascade.pipeline_files import EXPERTS, check_fit, dtypes_of, expert_folders, load_parts
-from luve_lightning.cascade.run import LuVePipelineOutput, Stage, begin, from_noise
+from luve_lightning.cascade.run import LuVePipelineOutput, RefinementRun, Stage, begin, from_noise
 from luve_lightning.cascade.speed import SpeedOptions, apply_speed
 from luve_lightning.cascade.stages import (
     VideoType,
@@ -335,9 +335,8 @@ class LuVePipeline(DiffusionPipeline, LoraLoading):
             size = options.num_frames, options.height, options.width
             latents = stage("upsampled", 0, lambda: upsample(self, low, size[1:], size[0], options.method))
             run.guidance, skip = options.refining, options.skip_steps
-            latents = stage(
-                "refined", refinement.steps(steps, skip), lambda: refinement(self, latents, skip, choose, run, low)
-            )
+            given = RefinementRun(self, latents, low, skip, choose, run)
+            latents = stage("refined", refinement.steps(steps, skip), lambda: refinement(given))
         else:
             latents = stage("direct", steps, lambda: from_noise(self, "direct", model, options.size, run, choose))
         frames = decode(self, latents, output_type)

@@ -177,6 +177,63 @@ def begin(
     return Run(embeds, negative_embeds, guidance, steps, schedule, inputs, record, options)
 
 
+@dataclass(frozen=True)
+class RefinementRun:
+    """What a refinement starts from, and what it denoises with.
+
+    Attributes:
+        pipeline: its refiner denoises, or its only transformer.
+        latents: the second stage's, normalised, B x C x t x h x w.
+        motion: the first stage's, normalised, B x C x t x h' x w'; None where they are not known.
+        skip: steps of the schedule that are skipped, 0 to `run.steps`.
+        choose: the expert in force at a timestep, see `expert_chooser`.
+        run: prompts, schedule and guidance; `run.record` receives every step.
+    """
+
+    pipeline: LuVePipeline
+    latents: Tensor
+    motion: Tensor | None
+    skip: int
+    choose: Chooser
+    run: Run
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        device: torch.device = self.pipeline._execution_device
+        return device
+
+    @property
+    def known_motion(self) -> Tensor:
+        """The first stage's latents, for a method that needs them.
+
+        Raises:
+            ValueError: they are not known.
+        """
+        if self.motion is None:
+            raise ValueError("refinement: this method needs the first stage's latents: give motion=")
+        return self.motion
+
+    def noise(self) -> Tensor:
+        """Noise of the latents' shape from the run's generator, float32."""
+        return randn_tensor(self.latents.shape, self.run.options.get("generator"), self.device, torch.float32)
+
+    def renoised(self) -> tuple[Tensor, Tensor]:
+        """The latents noised to the level after the skipped steps of the schedule, which is set here, and the noise."""
+        scheduler = self.run.schedule.scheduler
+        scheduler.set_timesteps(self.run.steps, device=self.device)
+        noise = self.noise()
+        if not self.skip:  # the first of UniPC's sigmas is 1 - 1e-6, of which the latents would be a millionth
+            return noise, noise
+        sigma = scheduler.sigmas[self.skip].to(self.device)
+        return noised(self.latents.to(self.device, torch.float32), noise, sigma), noise
+
+    def denoised(self, latents: Tensor, first: int = 0, **more: Any) -> Tensor:
+        """Latents denoised by the refiner from the step `first` of the schedule on, see `denoised`."""
+        model = self.pipeline.refinement_transformer
+        return denoised(self.pipeline, "refined", model, latents, self.run, first, self.choose, **more)
+
+
 def from_noise(
     pipeline: LuVePipeline, stage: Stage, model: Any, size: Size3d, run: Run, choose: Chooser = None
 ) -> Tensor:
@@ -201,16 +258,6 @@ def check_steps(steps: int, skip: int) -> None:
         raise ValueError(f"steps {steps}: expected an integer >= 1")
     if int(skip) != skip or not 0 <= skip <= steps:
         raise ValueError(f"skip_steps {skip}: expected 0 to {steps}, the number of steps")
-
-
-def renoised(pipeline: LuVePipeline, latents: Tensor, skip: int, run: Run) -> tuple[Tensor, Tensor]:
-    """Latents noised to the level after `skip` steps of the run's schedule, whose steps are set here, and the noise."""
-    device, scheduler = pipeline._execution_device, run.schedule.scheduler
-    scheduler.set_timesteps(run.steps, device=device)
-    noise = randn_tensor(latents.shape, run.options.get("generator"), device, torch.float32)
-    if not skip:  # the first of UniPC's sigmas is 1 - 1e-6, of which the latents would be a millionth
-        return noise, noise
-    return noised(latents.to(device, torch.float32), noise, scheduler.sigmas[skip].to(device)), noise
 
 
 def denoised(

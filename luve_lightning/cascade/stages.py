@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from luve_lightning.cascade.denoise import Experts, expert_chooser
 from luve_lightning.cascade.options import CascadeOptions, SpectrumSwitch
 from luve_lightning.cascade.refinement import Refinement, refinement_method
-from luve_lightning.cascade.run import Chooser, RunOptions, begin, check_steps, from_noise
+from luve_lightning.cascade.run import Chooser, RefinementRun, RunOptions, begin, check_steps, from_noise
 from luve_lightning.cascade.upsampling import UpsamplingMethod, upsampling_method
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.backbones import denoiser_of
@@ -133,7 +133,7 @@ def refine(
     run = begin(pipeline, prompt, **options)
     if len(run.embeds) != len(latents):
         raise ValueError(f"{len(run.embeds)} prompts for {len(latents)} latents: expected one for each")
-    return method(pipeline, latents, skip_steps, choose, run, motion)
+    return method(RefinementRun(pipeline, latents, motion, skip_steps, choose, run))
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ class FlashVideoTask(EnhancementTask):
         end = sqrt(1 - s^2) * upsampled + s * noise,    x_sigma = (1 - sigma) * clean + sigma * end,
 
     and the transformer learns its velocity, end - clean. Because low and high resolution lie close together, few steps
-    follow the path; `cascade.refinement.flows` takes them.
+    follow the path; `cascade.refinement.enhancement` takes them.
 
     As in the paper: this path, the noise (steps 650 to 750 of its DDPM schedule are s from 0.956 to 0.983), the shift
     of its sampler, 2.5. Adapted: the low-resolution latents are upsampled as in this cascade, where the paper enlarges

@@ -13,7 +13,7 @@ from torch import Tensor
 from luve_lightning.analysis.planner import Planner
 from luve_lightning.cascade import CascadeOptions, LuVePipeline, refinement
 from luve_lightning.cascade.refinement import Refinement, RefiningSteps, refinement_method, refinement_methods
-from luve_lightning.cascade.run import LuVePipelineOutput
+from luve_lightning.cascade.run import LuVePipelineOutput, RefinementRun
 from luve_lightning.cascade.stages import refine
 from luve_lightning.functional.noise_bands import noised
 from tests.analysis.test_plan import small
@@ -33,8 +33,8 @@ class Scaling(Refinement):
         if self.factor <= 0:
             raise ValueError(f"factor: expected a number > 0, got {self.factor}")
 
-    def __call__(self, pipeline: Any, latents: Tensor, skip: int, choose: Any, run: Any, motion: Any = None) -> Tensor:
-        return latents * self.factor + (0 if motion is None else motion.mean())
+    def refined(self, given: RefinementRun) -> Tensor:
+        return given.latents * self.factor + (0 if given.motion is None else given.motion.mean())
 
     def steps(self, steps: int, skip: int) -> int:
         return self.rounds

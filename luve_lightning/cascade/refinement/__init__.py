@@ -22,7 +22,7 @@ from luve_lightning.functional.interpolation import Size3d
 if TYPE_CHECKING:
     from luve_lightning.cascade.options import CascadeOptions
     from luve_lightning.cascade.pipeline import LuVePipeline
-    from luve_lightning.cascade.run import Chooser, Run
+    from luve_lightning.cascade.run import RefinementRun
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,6 @@ class RefiningSteps:
     further: bool = False
 
 
-def known_motion(motion: Tensor | None) -> Tensor:
-    """The first stage's latents, for a method that needs them.
-
-    Raises:
-        ValueError: they are not known.
-    """
-    if motion is None:
-        raise ValueError("refinement: this method needs the first stage's latents: give motion=")
-    return motion
-
-
 class Refinement(ABC):
     """A way from upsampled latents to refined ones. A subclass is a frozen dataclass; its fields are its options.
 
@@ -68,29 +57,17 @@ class Refinement(ABC):
 
     trained: ClassVar[str | None] = None
 
-    @abstractmethod
-    def __call__(
-        self,
-        pipeline: LuVePipeline,
-        latents: Tensor,
-        skip: int,
-        choose: Chooser,
-        run: Run,
-        motion: Tensor | None = None,
-    ) -> Tensor:
-        """Refine.
-
-        Args:
-            pipeline: its refiner denoises, or its only transformer.
-            latents: the second stage's, normalised, B x C x t x h x w.
-            skip: steps of the schedule that are skipped, 0 to `run.steps`.
-            choose: the expert in force at a timestep, see `expert_chooser`.
-            run: prompts, schedule and guidance; `run.record` receives every step.
-            motion: the first stage's latents, where they are known; normalised, B x C x t x h' x w'.
+    def __call__(self, given: RefinementRun) -> Tensor:
+        """Refine, unless that takes no steps.
 
         Returns:
-            Normalised latents, float32, the shape of `latents`.
+            Normalised latents, float32, the shape of `given.latents`.
         """
+        return self.refined(given) if self.steps(given.run.steps, given.skip) else given.latents
+
+    @abstractmethod
+    def refined(self, given: RefinementRun) -> Tensor:
+        """Refined latents, normalised, float32, the shape of `given.latents`; called where there are steps to take."""
 
     def steps(self, steps: int, skip: int) -> int:
         """Number of denoising steps that it reports, of a schedule of `steps` of which `skip` are skipped."""
@@ -124,19 +101,6 @@ class Refinement(ABC):
         """Its options as JSON data: part of a stored recipe."""
         own: Any = self
         return asdict(own)
-
-
-def check_fractions(evaluations: int = 1, **fractions: float) -> None:
-    """Refuse less than one evaluation, and what is outside [0, 1], by name.
-
-    Raises:
-        ValueError: names it.
-    """
-    if evaluations < 1:
-        raise ValueError(f"evaluations: expected at least 1, got {evaluations}")
-    for name, value in fractions.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from luve_lightning.cascade.refinement.progressive import ProgressiveRefinement, grid_of
-from luve_lightning.cascade.run import Chooser, Run, denoised, renoised
+from luve_lightning.cascade.run import RefinementRun
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.models.backbones import denoiser_of
 
@@ -51,12 +51,9 @@ class CineScaleRefinement(ProgressiveRefinement):
             if factor is not None and not 0 < factor < math.inf:
                 raise ValueError(f"{name}: expected a number > 0, got {factor}")
 
-    def level(
-        self, pipeline: LuVePipeline, latents: Tensor, native: Size3d, skip: int, choose: Chooser, run: Run
-    ) -> Tensor:
+    def level(self, given: RefinementRun, native: Size3d) -> Tensor:
         """See ProgressiveRefinement."""
-        model = pipeline.refinement_transformer
-        denoiser, size = denoiser_of(model), grid_of(latents)
+        denoiser, size = denoiser_of(given.pipeline.refinement_transformer), grid_of(given.latents)
         scales = [now / before for now, before in zip(size[1:], native[1:], strict=True)]
         bases = [
             ntk_factor(scale, channels) if self.ntk is None else self.ntk
@@ -66,9 +63,9 @@ class CineScaleRefinement(ProgressiveRefinement):
         temperature = self.temperature
         if temperature is None:
             temperature = attention_temperature(math.sqrt(math.prod(scales)), rows * columns)
-        x, _ = renoised(pipeline, latents, skip, run)
+        x, _ = given.renoised()
         with denoiser.scaled_rotary(bases[0], bases[1], temperature):
-            return denoised(pipeline, "refined", model, x, run, skip, choose)
+            return given.denoised(x, given.skip)
 
     def check(self, pipeline: LuVePipeline, options: CascadeOptions) -> None:
         """Refuse a family whose rotary embedding cannot be scaled; see ProgressiveRefinement."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from luve_lightning.cascade.refinement.progressive import UNIT, ProgressiveRefinement, grid_of
-from luve_lightning.cascade.run import Chooser, Run, denoised, renoised
+from luve_lightning.cascade.run import RefinementRun, Run
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.noise_bands import noised
 
@@ -69,15 +69,13 @@ class DemoFusionRefinement(ProgressiveRefinement):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a number > 0, got {getattr(self, name)}")
 
-    def level(
-        self, pipeline: LuVePipeline, latents: Tensor, native: Size3d, skip: int, choose: Chooser, run: Run
-    ) -> Tensor:
+    def level(self, given: RefinementRun, native: Size3d) -> Tensor:
         """See ProgressiveRefinement."""
-        model, run = pipeline.refinement_transformer, replace(run, schedule=run.schedule.sampled_by("euler"))
-        z, size = latents, grid_of(latents)
-        x, noise = renoised(pipeline, z, skip, run)
+        given = replace(given, run=replace(given.run, schedule=given.run.schedule.sampled_by("euler")))
+        z, size = given.latents, grid_of(given.latents)
+        x, noise = given.renoised()
         window, dilation = self._window(native, size), dilation_of(native, size)
-        places = _drawn(run)
+        places = _drawn(given.run)
 
         def before_step(x: Tensor, step: int, sigma: float) -> Tensor:
             del step
@@ -91,7 +89,7 @@ class DemoFusionRefinement(ProgressiveRefinement):
             smooth = filtered(x, dilation, deviation)
             return (1 - c2) * local + c2 * dilated(velocity, smooth, dilation)
 
-        return denoised(pipeline, "refined", model, x, run, skip, choose, before_step=before_step, predict=predict)
+        return given.denoised(x, given.skip, before_step=before_step, predict=predict)
 
     def passes(self, native: Size3d, size: Size3d) -> list[tuple[Size3d, int]]:
         """See ProgressiveRefinement."""

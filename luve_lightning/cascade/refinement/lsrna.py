@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from luve_lightning.cascade.refinement import known_motion
 from luve_lightning.cascade.refinement.luve import ContentRefinement
-from luve_lightning.cascade.run import Chooser, Run
+from luve_lightning.cascade.run import RefinementRun
 from luve_lightning.cascade.stages import decode
 from luve_lightning.functional.edges import canny_edges
 from luve_lightning.functional.interpolation import Size3d, interpolate_latents
-
-if TYPE_CHECKING:
-    from luve_lightning.cascade.pipeline import LuVePipeline
 
 
 @dataclass(frozen=True)
@@ -53,31 +47,18 @@ class EdgeNoiseRefinement(ContentRefinement):
         if not 0 <= self.low <= self.high < math.inf:
             raise ValueError(f"low {self.low}, high {self.high}: expected 0 <= low <= high")
 
-    def __call__(
-        self,
-        pipeline: LuVePipeline,
-        latents: Tensor,
-        skip: int,
-        choose: Chooser,
-        run: Run,
-        motion: Tensor | None = None,
-    ) -> Tensor:
+    def refined(self, given: RefinementRun) -> Tensor:
         """See Refinement.
 
         Raises:
             ValueError: without the first stage's latents.
         """
-        motion = known_motion(motion)
-        if skip == run.steps:
-            return latents
-        device = pipeline._execution_device
-        video = decode(pipeline, motion, "pt").to(device)
+        latents, motion = given.latents.to(given.device, torch.float32), given.known_motion
+        video = decode(given.pipeline, motion, "pt").to(given.device)
         edges = torch.stack([canny_edges(clip * 255, self.low, self.high) for clip in video])
         strength = latent_strength(edges, (latents.shape[2], latents.shape[3], latents.shape[4]), motion.shape[2])
         std = self.min_std + strength * (self.max_std - self.min_std)
-        latents = latents.to(device, torch.float32)
-        noise = randn_tensor(latents.shape, run.options.get("generator"), device, torch.float32)
-        return super().__call__(pipeline, latents + std * noise, skip, choose, run)
+        return super().refined(replace(given, latents=latents + std * given.noise()))
 
 
 def latent_strength(edges: Tensor, size: Size3d, latent_frames: int) -> Tensor:

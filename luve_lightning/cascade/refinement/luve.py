@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from luve_lightning.cascade.refinement import Refinement
-from luve_lightning.cascade.run import Chooser, Run, denoised, renoised
-
-if TYPE_CHECKING:
-    from luve_lightning.cascade.pipeline import LuVePipeline
+from luve_lightning.cascade.run import RefinementRun
 
 
 @dataclass(frozen=True)
@@ -21,21 +17,10 @@ class ContentRefinement(Refinement):
     With sigma the level after the skipped steps, (1 - sigma) * latents + sigma * noise is denoised from there.
     """
 
-    def __call__(
-        self,
-        pipeline: LuVePipeline,
-        latents: Tensor,
-        skip: int,
-        choose: Chooser,
-        run: Run,
-        motion: Tensor | None = None,
-    ) -> Tensor:
+    def refined(self, given: RefinementRun) -> Tensor:
         """See Refinement."""
-        del motion
-        if skip == run.steps:
-            return latents
-        x, _ = renoised(pipeline, latents, skip, run)
-        return denoised(pipeline, "refined", pipeline.refinement_transformer, x, run, skip, choose)
+        x, _ = given.renoised()
+        return given.denoised(x, given.skip)
 
 
 METHODS = {"luve": ContentRefinement}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from luve_lightning.cascade.refinement import Refinement, RefiningSteps, known_motion
-from luve_lightning.cascade.run import Chooser, Run
+from luve_lightning.cascade.refinement import Refinement, RefiningSteps
+from luve_lightning.cascade.run import RefinementRun
 from luve_lightning.cascade.stages import check_method, check_tokens, upsample
 from luve_lightning.cascade.upsampling import upsampling_method
 from luve_lightning.functional.interpolation import Size3d
@@ -48,38 +48,26 @@ class ProgressiveRefinement(Refinement):
             raise ValueError(f"between: {error}") from None
 
     @abstractmethod
-    def level(
-        self, pipeline: LuVePipeline, latents: Tensor, native: Size3d, skip: int, choose: Chooser, run: Run
-    ) -> Tensor:
-        """One level's latents, from upsampled ones; `native` is the latent size of the first stage. See Refinement."""
+    def level(self, given: RefinementRun, native: Size3d) -> Tensor:
+        """One level's latents, from `given`'s upsampled ones; `native` is the latent size of the first stage."""
 
-    def __call__(
-        self,
-        pipeline: LuVePipeline,
-        latents: Tensor,
-        skip: int,
-        choose: Chooser,
-        run: Run,
-        motion: Tensor | None = None,
-    ) -> Tensor:
+    def refined(self, given: RefinementRun) -> Tensor:
         """See Refinement.
 
         Raises:
             ValueError: without the first stage's latents.
         """
-        motion = known_motion(motion)
-        if skip == run.steps:
-            return latents
-        native, size = grid_of(motion), grid_of(latents)
-        sizes = self.sizes(native, size)
-        current = motion.to(pipeline._execution_device, torch.float32)
+        pipeline, motion = given.pipeline, given.known_motion
+        native = grid_of(motion)
+        sizes = self.sizes(native, grid_of(given.latents))
+        current = motion.to(given.device, torch.float32)
         for level in sizes:
             if len(sizes) == 1:
-                start = latents.to(current)
+                start = given.latents.to(current)
             else:
                 frames, height, width = pipeline.codec.pixel_size(*level)
                 start = upsample(pipeline, current, (height, width), frames, self.between)
-            current = self.level(pipeline, start, native, skip, choose, run)
+            current = self.level(replace(given, latents=start), native)
         return current
 
     def sizes(self, native: Size3d, size: Size3d) -> list[Size3d]:

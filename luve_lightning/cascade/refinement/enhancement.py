@@ -1,22 +1,18 @@
-"""Flows from upsampled latents with noise to the clean ones: FlashVideo's second stage and Waver's refiner."""
+"""Refinements whose refiner was trained for them: FlashVideo's flow, Waver's, and LaVie's super-resolution."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from luve_lightning.cascade.refinement import Refinement, RefiningSteps, check_fractions
-from luve_lightning.cascade.run import Chooser, Run, denoised
+from luve_lightning.cascade.refinement import Refinement, RefiningSteps
+from luve_lightning.cascade.run import RefinementRun, Run
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.noise_bands import noise_augmented, noised
-
-if TYPE_CHECKING:
-    from luve_lightning.cascade.pipeline import LuVePipeline
 
 
 @dataclass(frozen=True)
@@ -44,23 +40,13 @@ class FlowFromLow(Refinement):
         """Shift of the schedule: the run's."""
         return run.schedule.shift
 
-    def __call__(
-        self,
-        pipeline: LuVePipeline,
-        latents: Tensor,
-        skip: int,
-        choose: Chooser,
-        run: Run,
-        motion: Tensor | None = None,
-    ) -> Tensor:
+    def refined(self, given: RefinementRun) -> Tensor:
         """See Refinement."""
-        del skip, motion
-        device = pipeline._execution_device
-        run = replace(run, schedule=pipeline.schedule(self.shift_of(run), "euler"), steps=self.evaluations)
-        run.schedule.scheduler.set_timesteps(run.steps, device=device)
-        noise = randn_tensor(latents.shape, run.options.get("generator"), device, torch.float32)
-        start = self.start(latents.to(device, torch.float32), noise, torch.tensor(self.strength, device=device))
-        return denoised(pipeline, "refined", pipeline.refinement_transformer, start, run, choose=choose)
+        schedule = given.pipeline.schedule(self.shift_of(given.run), "euler")
+        schedule.scheduler.set_timesteps(self.evaluations, device=given.device)
+        given = replace(given, run=replace(given.run, schedule=schedule, steps=self.evaluations))
+        latents, strength = given.latents.to(given.device, torch.float32), torch.tensor(self.strength)
+        return given.denoised(self.start(latents, given.noise(), strength.to(given.device)))
 
     def steps(self, steps: int, skip: int) -> int:
         """See Refinement."""
@@ -128,4 +114,53 @@ class WaverFlow(FlowFromLow):
         return noised(latents, noise, strength)
 
 
-METHODS = {"flashvideo": FlashVideoFlow, "waver": WaverFlow}
+@dataclass(frozen=True)
+class ConcatenatedDiffusion(Refinement):
+    """LaVie's super-resolution (arXiv 2309.15103), for the refiner that `tasks.LaVieTask` trains.
+
+    All steps of the cascade's schedule, from pure noise, and in each the refiner also takes
+    sqrt(1 - s^2) * upsampled + s * noise', the same every time, in channels of its own. Skipped steps do not matter.
+    See LaVieTask for what is adapted and left out.
+
+    Attributes:
+        strength: s, in [0, 1]; 0.1 is level 50 of the image upscaler that LaVie's starts from, as its code takes.
+    """
+
+    strength: float = 0.1
+
+    trained: ClassVar[str] = "lavie"
+
+    def __post_init__(self) -> None:
+        check_fractions(strength=self.strength)
+
+    def refined(self, given: RefinementRun) -> Tensor:
+        """See Refinement."""
+        given.run.schedule.scheduler.set_timesteps(given.run.steps, device=given.device)
+        noise, other = given.noise(), given.noise()
+        strength = torch.tensor(self.strength, device=given.device)
+        condition = noise_augmented(given.latents.to(given.device, torch.float32), other, strength)
+        return given.denoised(noise, condition=condition)
+
+    def steps(self, steps: int, skip: int) -> int:
+        """See Refinement."""
+        return steps
+
+    def planned(self, motion: Size3d, size: Size3d, steps: int, skip: int) -> list[RefiningSteps]:
+        """See Refinement."""
+        return [RefiningSteps(size, steps, 0)]
+
+
+def check_fractions(evaluations: int = 1, **fractions: float) -> None:
+    """Refuse less than one evaluation, and what is outside [0, 1], by name.
+
+    Raises:
+        ValueError: names it.
+    """
+    if evaluations < 1:
+        raise ValueError(f"evaluations: expected at least 1, got {evaluations}")
+    for name, value in fractions.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
+
+
+METHODS = {"flashvideo": FlashVideoFlow, "lavie": ConcatenatedDiffusion, "waver": WaverFlow}
