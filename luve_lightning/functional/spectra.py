@@ -1,12 +1,17 @@
-"""Radially averaged power spectra: how the power of frames or latents is spread over spatial frequencies.
+"""Spatial frequencies of frames or latents: radially averaged power spectra, and what a coarser pixel grid can hold.
 
 Frequencies are in cycles per sample (a pixel, or a cell of a latent grid); the Nyquist frequency is 1/2. Every
 coefficient of the 2-D transform counts, so the powers of all rings and of the corners beyond Nyquist add up to the
 mean square (Parseval).
+
+Bands between grids are those of the cosine transform (DCT-II): a picture continues as its mirror image, so its borders
+add no frequencies. A grid of h x w pixels over the same picture holds exactly the lowest h x w cosines; what is beyond
+them no picture of that size can show.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -14,6 +19,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+from luve_lightning.functional.pixels import described
 
 Window = Literal["hann"]
 
@@ -146,6 +153,62 @@ def check_edges(edges: Sequence[float]) -> None:
         raise ValueError(f"edges: expected at least two rising fractions of Nyquist in [0, 1], got {list(edges)}")
 
 
+def luma_of(frames: Tensor) -> Tensor:
+    """Brightness of frames: BT.709's weighted sum of the stored values.
+
+    Args:
+        frames: uint8 T x H x W x 3, sRGB.
+
+    Returns:
+        float32 T x H x W in [0, 1].
+    """
+    red, green, blue = (weight / 255 * frames[..., channel].float() for channel, weight in enumerate(_LUMA))
+    return red + green + blue  # not a product of matrices, which may be TF32
+
+
+def cosine_coefficients(pictures: Tensor) -> Tensor:
+    """Orthonormal cosine transform (DCT-II) of pictures: the sum of squares stays.
+
+    Args:
+        pictures: floating point ... x H x W.
+
+    Returns:
+        float32 (float64 stays), same shape; the coefficient of the mean comes first.
+    """
+    height, width = _sides(pictures)
+    spectrum = torch.fft.rfft2(_mirrored(pictures))[..., :height, :width]
+    spectrum *= _turn(height, pictures, -0.5)[:, None] * _turn(width, pictures, -0.5)
+    coefficients = spectrum.real / (2 * math.sqrt(height * width))
+    coefficients[..., 0, :] /= math.sqrt(2)
+    coefficients[..., 0] /= math.sqrt(2)
+    return coefficients
+
+
+def between_grids(pictures: Tensor, inner: tuple[int, int] | None, outer: tuple[int, int] | None = None) -> Tensor:
+    """What a grid can hold and a coarser one cannot, at the size of the pictures.
+
+    Args:
+        pictures: floating point ... x H x W.
+        inner: rows and columns of the coarser grid; None keeps the lowest frequencies, too.
+        outer: rows and columns of the finer one; None is the pictures' own.
+
+    Returns:
+        float32 (float64 stays), same shape.
+    """
+    height, width = _sides(pictures)
+    spectrum = torch.fft.rfft2(_mirrored(pictures))
+    if outer is not None:
+        rows, columns = (min(grid, side) for grid, side in zip(outer, (height, width), strict=True))
+        spectrum[..., rows : 2 * height - rows + 1, :] = 0
+        spectrum[..., columns:] = 0
+    if inner is not None:
+        rows, columns = inner
+        spectrum[..., :rows, :columns] = 0
+        if rows > 1:
+            spectrum[..., 1 - rows :, :columns] = 0
+    return torch.fft.irfft2(spectrum, s=(2 * height, 2 * width))[..., :height, :width]
+
+
 def _power(parts: Iterator[Tensor], window: Window | None) -> Tensor:
     """Sum over all frames of |X|^2 / (H W) in the half plane of a real transform, float64 B x C x H x (W // 2 + 1)."""
     if window not in (None, "hann"):
@@ -201,3 +264,22 @@ def _rings(power: Tensor, height: int, width: int) -> RadialSpectrum:
         area=count[:-1] / (height * width),
         corners=sums[..., -1] / (height * width),
     )
+
+
+def _sides(pictures: Tensor) -> tuple[int, int]:
+    if not pictures.is_floating_point() or pictures.ndim < 2 or pictures.numel() == 0:
+        raise ValueError(f"pictures: expected floating point ... x H x W, got {described(pictures)}")
+    return pictures.shape[-2], pictures.shape[-1]
+
+
+def _mirrored(pictures: Tensor) -> Tensor:
+    exact = pictures if pictures.dtype == torch.float64 else pictures.float()
+    wide = torch.cat([exact, exact.flip(-1)], -1)
+    return torch.cat([wide, wide.flip(-2)], -2)
+
+
+def _turn(length: int, like: Tensor, samples: float) -> Tensor:
+    """Phases that move a mirrored line of 2 x length pixels by some samples."""
+    angle = samples * math.pi / length * torch.arange(length, dtype=torch.float64, device=like.device)
+    dtype = torch.complex128 if like.dtype == torch.float64 else torch.complex64
+    return torch.polar(torch.ones_like(angle), angle).to(dtype)

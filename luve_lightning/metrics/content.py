@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luve_lightning.functional.grid_bands import between_grids, cosine_coefficients, luma_of
 from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.functional.pixels import described
+from luve_lightning.functional.spectra import between_grids, cosine_coefficients, luma_of
 from luve_lightning.metrics.base import VideoMetric
 
 # The mean square of rounding to 256 levels: nothing in an 8-bit video is known better.

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from luve_lightning.functional.flow import dense_flow, smoothed, warped
-from luve_lightning.functional.grid_bands import between_grids, luma_of
 from luve_lightning.functional.patches import PatchPlan
+from luve_lightning.functional.spectra import between_grids, luma_of
 from luve_lightning.metrics.base import VideoMetric
 
 # The variance of rounding to 256 levels: nothing in an 8-bit video is known better.

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luve_lightning.functional.grid_bands import between_grids, luma_of
 from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.functional.pixels import frames_to_video, resize_video, video_to_frames
+from luve_lightning.functional.spectra import between_grids, luma_of
 from luve_lightning.metrics.base import VideoMetric
 
 _CELL, _CELLS, _BINS = 8, 4, 8  # SIFT's: 4 x 4 cells of 8 directions; pixels of the frames as they are compared

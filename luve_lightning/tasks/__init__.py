@@ -3,13 +3,10 @@
 from luve_lightning.tasks.backbone import AutoencoderTask, BackboneTask
 from luve_lightning.tasks.base import TrainingTask
 from luve_lightning.tasks.distillation import VLUerDistillationTask
-from luve_lightning.tasks.enhancement import EnhancementTask
+from luve_lightning.tasks.enhancement import EnhancementTask, FlashVideoTask, LaVieTask, WaverTask
 from luve_lightning.tasks.expert import AdaptationTask, ExpertTask
-from luve_lightning.tasks.flashvideo import FlashVideoTask
 from luve_lightning.tasks.flow import FlowMatchingTask
-from luve_lightning.tasks.lavie import LaVieTask
 from luve_lightning.tasks.vluer import VLUerTask
-from luve_lightning.tasks.waver import WaverTask
 
 __all__ = [
     "AdaptationTask",

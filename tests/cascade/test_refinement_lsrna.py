@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from luve_lightning.cascade import CascadeOptions
-from luve_lightning.cascade.refinement.lsrna import EdgeNoiseRefinement, latent_strength
+from luve_lightning.cascade.refinement.lsrna import EdgeNoiseRefinement, canny_edges, latent_strength
 from luve_lightning.cascade.stages import decode, refine
-from luve_lightning.functional.edges import canny_edges
 from tests.helpers.noise import noise
 from tests.helpers.tiny_luve import plain_pipeline
 

@@ -56,7 +56,7 @@ def test_a_method_with_options_is_recorded_and_repeated(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"refinement": "lanczos"}, "refinement: expected one of cinescale, demofusion, "),
+        ({"refinement": "lanczos"}, "refinement: expected one of luve, cinescale, demofusion, "),
         ({"refinement_options.levels": 2}, "refinement_options: luve has no 'levels': known are none"),
         ({"refinement": "demofusion", "cascade": "false"}, "refinement demofusion: cascade is false"),
         (

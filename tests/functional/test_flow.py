@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luve_lightning.functional.flow import dense_flow, smoothed, warped
-from luve_lightning.functional.grid_bands import between_grids, luma_of
+from luve_lightning.functional.spectra import between_grids, luma_of
 from tests.helpers.scenes import panned, photograph
 
 

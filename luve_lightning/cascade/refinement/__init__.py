@@ -1,7 +1,8 @@
 """The cascade's third stage: how upsampled latents become those of a video with the details of its size.
 
-Each file of this folder is a way to do it. It offers its methods by name in `METHODS`; that name is what `luve generate
---refinement` calls it, and the fields of its class are the keys of `--refinement_options`. There is no other list.
+LuVe's own is here, each file of this folder is another way to do it. It offers its methods by name in `METHODS`; that
+name is what `luve generate --refinement` calls it, and the fields of its class are the keys of `--refinement_options`.
+There is no other list.
 """
 
 from __future__ import annotations
@@ -103,10 +104,26 @@ class Refinement(ABC):
         return asdict(own)
 
 
+@dataclass(frozen=True)
+class ContentRefinement(Refinement):
+    """High-resolution content refinement, LuVe's third stage (arXiv 2602.11564): see `cascade.stages.refine`.
+
+    With sigma the level after the skipped steps, (1 - sigma) * latents + sigma * noise is denoised from there.
+    """
+
+    def refined(self, given: RefinementRun) -> Tensor:
+        """See Refinement."""
+        x, _ = given.renoised()
+        return given.denoised(x, given.skip)
+
+
+METHODS: dict[str, type[Refinement]] = {"luve": ContentRefinement}
+
+
 @cache
 def refinement_methods() -> dict[str, type[Refinement]]:
     """The class of every method by name."""
-    found: dict[str, type[Refinement]] = {}
+    found = dict(METHODS)
     for module in pkgutil.iter_modules(__path__):
         found |= getattr(importlib.import_module(f"{__name__}.{module.name}"), "METHODS", {})
     return found

@@ -1,7 +1,8 @@
 """The cascade's second stage: how latents become those of a larger video.
 
-Each file of this folder is a way to do it. It offers its methods by name in `METHODS`; that name is what `luve generate
---upsampling`, `luve upsample --baselines` and the comparison of upsamplers call it. There is no other list.
+The paper's methods are here: the VLUer, and interpolation of the latents themselves or of the decoded pixels. Each file
+of this folder adds others. It offers them by name in `METHODS`; that name is what `luve generate --upsampling`, `luve
+upsample --baselines` and the comparison of upsamplers call it. There is no other list.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
 
-from luve_lightning.functional.interpolation import Size3d
+from luve_lightning.functional.interpolation import InterpolationMode, Size3d, interpolate_latents
+from luve_lightning.functional.pixels import resize_video
 from luve_lightning.models.backbones import LatentSpace
 
 LatentUpsampler = Callable[[Tensor, Size3d], Tensor]
@@ -70,10 +72,74 @@ class UpsamplingMethod(ABC):
         return partial(self, models=models)
 
 
+@dataclass(frozen=True)
+class LatentInterpolation(UpsamplingMethod):
+    """Interpolates each channel of the latents; see `interpolate_latents`.
+
+    Attributes:
+        mode: nearest, bilinear or bicubic.
+    """
+
+    mode: InterpolationMode
+
+    def __call__(self, latents: Tensor, size: Size3d, models: UpsamplingModels) -> Tensor:
+        """See UpsamplingMethod."""
+        del models
+        return interpolate_latents(latents, size, self.mode)
+
+
+@dataclass(frozen=True)
+class RGBInterpolation(UpsamplingMethod):
+    """Decodes, enlarges the pixels and encodes again: the paper's "RGB interpolation".
+
+    Pixels are enlarged bicubically in space and, where the number of frames changes, linearly in time.
+    """
+
+    model: ClassVar[Literal["vae"]] = "vae"
+
+    def __call__(self, latents: Tensor, size: Size3d, models: UpsamplingModels) -> Tensor:
+        """See UpsamplingMethod."""
+        codec = models.codec
+        frames, height, width = codec.pixel_size(*size)
+        video = resize_video(codec.decode(latents), (height, width))
+        if video.shape[2] != frames:
+            video = interpolate_latents(video, (frames, height, width), "bilinear")
+        return codec.encode(video)
+
+
+@dataclass(frozen=True)
+class TrainedUpsampling(UpsamplingMethod):
+    """Runs the video latent upsampler."""
+
+    model: ClassVar[Literal["vluer"]] = "vluer"
+
+    def __call__(self, latents: Tensor, size: Size3d, models: UpsamplingModels) -> Tensor:
+        """See UpsamplingMethod.
+
+        Raises:
+            ValueError: there is no VLUer.
+        """
+        if models.vluer is None:
+            raise ValueError("upsampling: there is no VLUer; upsample by latent or rgb, which need none")
+        return models.vluer(latents, size)
+
+
+# "latent" and "rgb" are the paper's names: linear interpolation of latents, bicubic of pixels.
+METHODS: dict[str, UpsamplingMethod] = {
+    "nearest": LatentInterpolation("nearest"),
+    "bilinear": LatentInterpolation("bilinear"),
+    "bicubic": LatentInterpolation("bicubic"),
+    "latent": LatentInterpolation("bilinear"),
+    "rgb_bicubic": RGBInterpolation(),
+    "rgb": RGBInterpolation(),
+    "vluer": TrainedUpsampling(),
+}
+
+
 @cache
 def upsampling_methods() -> dict[str, UpsamplingMethod]:
     """Every method by name."""
-    found: dict[str, UpsamplingMethod] = {}
+    found = dict(METHODS)
     for module in pkgutil.iter_modules(__path__):
         found |= getattr(importlib.import_module(f"{__name__}.{module.name}"), "METHODS", {})
     return found

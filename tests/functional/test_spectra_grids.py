@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from luve_lightning.functional.grid_bands import between_grids, cosine_coefficients, luma_of
+from luve_lightning.functional.spectra import between_grids, cosine_coefficients, luma_of
 
 SIDES = st.integers(1, 12)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from skimage import data
 
-from luve_lightning.functional.edges import canny_edges
+from luve_lightning.cascade.refinement.lsrna import canny_edges
 
 
 def plain(grey: np.ndarray, low: float, high: float) -> np.ndarray:
