@@ -127,7 +127,7 @@ class Provenance(Callback):
         return target
 
 
-_TOLD_BY_TASKS = ("lr", "min_lr", "weight_decay", "warmup_steps", "attention", "loss_weight")
+_TOLD_BY_TASKS = ("lr", "min_lr", "weight_decay", "warmup_steps", "decay_steps", "attention", "loss_weight")
 
 
 def configuration_changes(before: Any, now: Any) -> dict[str, Change]:

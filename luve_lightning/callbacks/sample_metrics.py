@@ -21,10 +21,11 @@ from torchmetrics import Metric
 
 from luve_lightning.callbacks.repeatable import undisturbed
 from luve_lightning.callbacks.stops import GracefulStop
-from luve_lightning.data.video_files import write_video
+from luve_lightning.data.video_files import read_video, write_video
+from luve_lightning.evaluation.pictures import contact_sheet, side_by_side
 from luve_lightning.evaluation.sample_sources import Samples, SampleSource, SampleVideo
 from luve_lightning.evaluation.tables import table_csv
-from luve_lightning.files import write_text
+from luve_lightning.files import replacing, write_text
 from luve_lightning.functional.patches import frechet_distance
 from luve_lightning.machine import gather_mappings, on_every_rank
 from luve_lightning.metrics.base import Unavailable, VideoMetric
@@ -63,6 +64,8 @@ class SampleMetrics(L.Callback):
             source's real videos. What cannot run here is named once and left out.
         every_n_steps: optimiser steps from one evaluation to the next.
         videos: number of videos to keep as files, the first ones.
+        sheet: also draw them on `<output>/step-<step>.jpg`, five frames of each with its caption, and below them those
+            of the real video that it should resemble, where the source has one: the held-out clip of the caption.
         budget_seconds: an evaluation ends with the round of videos that exceeds this; the first round is always
             made. None makes all videos. With a budget the metrics depend on the machine: what was left out is said
             each time, and `n` counts the rest.
@@ -76,6 +79,7 @@ class SampleMetrics(L.Callback):
         metrics: dict[str, Metric | None] | None = None,
         every_n_steps: int = 1000,
         videos: int = 0,
+        sheet: bool = False,
         budget_seconds: float | None = None,
         output: Path | None = None,
     ) -> None:
@@ -84,7 +88,9 @@ class SampleMetrics(L.Callback):
         if budget_seconds is not None and not budget_seconds >= 0:
             raise ValueError(f"budget_seconds: expected at least 0, or null for no limit, got {budget_seconds}")
         self.source, self.every_n_steps = source, every_n_steps
-        self.videos, self.budget_seconds = videos, budget_seconds
+        if sheet and not videos:
+            raise ValueError("sheet: shows the videos that are kept, expected videos >= 1")
+        self.videos, self.sheet, self.budget_seconds = videos, sheet, budget_seconds
         self.output, self._given = Path("samples"), output
         self.meter = SampleMeter(metrics or {}, source.has_reference)
         if not self.meter.names and not videos:
@@ -178,7 +184,10 @@ class SampleMetrics(L.Callback):
                 return stack.enter_context(self._open(trainer, pl_module))
 
             samples = on_every_rank(trainer.global_rank, begin)
-            totals = self._make_all(trainer, samples, self.output / f"step-{step:06d}", started)
+            folder = self.output / f"step-{step:06d}"
+            totals = self._make_all(trainer, samples, folder, started)
+            if totals is not None and self.sheet:
+                on_every_rank(trainer.global_rank, lambda: self._draw(trainer, samples, folder))
         if totals is not None:
             seconds = time.monotonic() - started
             on_every_rank(trainer.global_rank, lambda: self._report(trainer, samples, totals, step, seconds))
@@ -216,6 +225,23 @@ class SampleMetrics(L.Callback):
         if index < self.videos and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             write_video(folder / f"{samples.names[index]}.mp4", video.frames.numpy(), samples.fps)
         return self.meter.measure(video, samples.names[index])
+
+    def _draw(self, trainer: L.Trainer, samples: Samples, folder: Path) -> None:
+        """The sheet of the files that were written, on rank zero."""
+        if not trainer.is_global_zero:
+            return
+        sheets = []
+        for index, (name, caption) in enumerate(zip(samples.names, samples.captions, strict=True)):
+            if index >= self.videos or not (path := folder / f"{name}.mp4").is_file():
+                continue
+            rows = {"sample": read_video(path)[0]}
+            if samples.paired:
+                rows["clip"] = samples.real(index).numpy()
+            length = min(map(len, rows.values()))
+            sheets.append(contact_sheet({label: frames[:length] for label, frames in rows.items()}, caption))
+        if sheets:
+            with replacing(folder.with_suffix(".jpg")) as temporary:
+                side_by_side(sheets).save(temporary, format="JPEG", quality=88)
 
     def _report(self, trainer: L.Trainer, samples: Samples, totals: SampleTotals, step: int, seconds: float) -> None:
         """Table and loggers, on rank zero."""

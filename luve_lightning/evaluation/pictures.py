@@ -44,6 +44,22 @@ def contact_sheet(videos: Mapping[str, np.ndarray], caption: str = "", columns: 
     return _table(rows, [f"frame {t}" for t in times], caption)
 
 
+def side_by_side(pictures: Sequence[Image.Image], columns: int = 2) -> Image.Image:
+    """One picture of several, row by row; each keeps its size.
+
+    Raises:
+        ValueError: no pictures or columns.
+    """
+    if not pictures or columns < 1:
+        raise ValueError("expected at least one picture and one column")
+    width, height = max(one.width for one in pictures), max(one.height for one in pictures)
+    rows = -(-len(pictures) // columns)
+    whole = Image.new("RGB", (min(columns, len(pictures)) * (width + _GAP), rows * (height + _GAP)), _BACKGROUND)
+    for place, picture in enumerate(pictures):
+        whole.paste(picture, (place % columns * (width + _GAP), place // columns * (height + _GAP)))
+    return whole
+
+
 def picture_strip(frames: Mapping[str, np.ndarray]) -> Image.Image:
     """One frame per column, and below each the detail in which the last one has its strongest edges.
 

@@ -147,6 +147,7 @@ class Samples:
         fps: frames per second of the videos.
         real_names: names of real videos, such as held-out clips.
         real: reads the real video of an index, uint8 T x H x W x 3.
+        paired: whether the real video of an index shows what the made one should: the clip of its caption.
     """
 
     names: Sequence[str]
@@ -155,6 +156,7 @@ class Samples:
     fps: float
     real_names: Sequence[str]
     real: Callable[[int], Tensor]
+    paired: bool = True
 
 
 class SampleSource(ABC):
@@ -265,6 +267,7 @@ class GeneratedVideos(SampleSource):
             fps=self.fps,
             real_names=[_file_name(index, entry.clip_id) for index, (entry, _) in enumerate(items)],
             real=lambda index: _read_real(*items[index], self.size),
+            paired=self.prompts is None,
         )
 
     def _captions(self, entries: list[ClipEntry], columns: list[str]) -> list[str]:

@@ -158,6 +158,7 @@ class BackboneTask(FlowMatchingTask):
         loss_weight: see FlowMatchingTask.
         attention: replaces the blocks' self-attention, also where the export is loaded; None is the family's own, or
             that of `init_from`.
+        decay_steps: see TrainingTask.
     """
 
     def __init__(
@@ -180,6 +181,7 @@ class BackboneTask(FlowMatchingTask):
         losses: dict[str, Loss] | None = None,
         loss_weight: LossWeight | None = None,
         attention: Attention | None = None,
+        decay_steps: int | None = None,
     ) -> None:
         if not (Path(backbone) / "vae" / "config.json").is_file():
             raise FileNotFoundError(f"backbone: {backbone} has no vae/config.json")
@@ -197,7 +199,7 @@ class BackboneTask(FlowMatchingTask):
             net.use_attention(attention)
         super().__init__(
             net.module, SigmaBand(), shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps, losses,
-            loss_weight,
+            loss_weight, decay_steps,
         )  # fmt: skip
         # Loaded modules come frozen and in evaluation mode.
         self.transformer.train()

@@ -36,11 +36,20 @@ class TrainingTask(L.LightningModule):
         min_lr: learning rate at the end of the cosine, in [0, lr].
         weight_decay: AdamW's weight decay, for weights of two dimensions or more, at most 1e6.
         warmup_steps: steps of linear warm-up from 0.
+        decay_steps: steps at the end over which the cosine falls; before them the learning rate stays at `lr`. Such a
+            run can be lengthened: resume a checkpoint from before them with a greater `trainer.max_steps`. None is a
+            cosine over all steps after the warm-up.
         betas: AdamW's decays of the first and second moment, each in [0, 1).
     """
 
     def __init__(
-        self, lr: float, min_lr: float, weight_decay: float, warmup_steps: int, betas: tuple[float, float] = (0.9, 0.99)
+        self,
+        lr: float,
+        min_lr: float,
+        weight_decay: float,
+        warmup_steps: int,
+        betas: tuple[float, float] = (0.9, 0.99),
+        decay_steps: int | None = None,
     ) -> None:
         super().__init__()
         if not all(0 <= beta < 1 for beta in betas):
@@ -51,8 +60,10 @@ class TrainingTask(L.LightningModule):
             raise ValueError(
                 f"expected warmup_steps >= 0 and 0 <= weight_decay <= {_MOST:g}, got {warmup_steps} and {weight_decay}"
             )
+        if decay_steps is not None and decay_steps < 1:
+            raise ValueError(f"decay_steps: expected at least 1, or null for all after the warm-up, got {decay_steps}")
         self.lr, self.min_lr = lr, min_lr
-        self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
+        self.weight_decay, self.warmup_steps, self.decay_steps = weight_decay, warmup_steps, decay_steps
         self.betas = (betas[0], betas[1])
         self.strict_loading = False
         self._steps = 0  # the run's, once it has an optimiser
@@ -60,10 +71,13 @@ class TrainingTask(L.LightningModule):
         self._schedule_before: dict[str, Any] = {}  # from the run that wrote the checkpoint
 
     def learning_rate(self, step: int, total_steps: int) -> float:
-        """Learning rate of an optimiser step: linear warm-up, then a cosine from `lr` to `min_lr`."""
+        """Learning rate of an optimiser step: linear warm-up, then `lr`, then a cosine from it to `min_lr`."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / (self.warmup_steps + 1)
-        progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
+        first = self.warmup_steps
+        if self.decay_steps is not None:
+            first = max(first, total_steps - self.decay_steps)
+        progress = max(0, step - first) / max(1, total_steps - first)
         return self.min_lr + 0.5 * (self.lr - self.min_lr) * (1 + math.cos(math.pi * min(1.0, progress)))
 
     def configure_optimizers(self) -> Any:
@@ -91,6 +105,7 @@ class TrainingTask(L.LightningModule):
             "min_lr": self.min_lr,
             "weight_decay": self.weight_decay,
             "warmup_steps": self.warmup_steps,
+            "decay_steps": self.decay_steps,
             "steps": self._steps,
         }
 

@@ -69,6 +69,7 @@ class AdaptationTask(FlowMatchingTask):
         loss_weight: see FlowMatchingTask.
         attention: replaces the blocks' self-attention, also where the export is loaded; None keeps the backbone's,
             and so what it was adapted with before.
+        decay_steps: see TrainingTask.
     """
 
     # Every process takes part in an export: the weights may be sharded.
@@ -95,6 +96,7 @@ class AdaptationTask(FlowMatchingTask):
         losses: dict[str, Loss] | None = None,
         loss_weight: LossWeight | None = None,
         attention: Attention | None = None,
+        decay_steps: int | None = None,
     ) -> None:
         if export_dtype not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"export_dtype: expected float32, float16 or bfloat16, got {export_dtype!r}")
@@ -110,7 +112,7 @@ class AdaptationTask(FlowMatchingTask):
             denoiser.compile_blocks(compile)
         super().__init__(
             transformer, SigmaBand(), shift, weighting, bins, seed, lr, min_lr, weight_decay, warmup_steps, losses,
-            loss_weight,
+            loss_weight, decay_steps,
         )  # fmt: skip
         self.lora, self.export_dtype = lora_rank > 0, getattr(torch, export_dtype)
 

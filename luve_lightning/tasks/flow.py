@@ -49,6 +49,7 @@ class FlowMatchingTask(TrainingTask):
         warmup_steps: see TrainingTask.
         losses: losses in velocity space by name; None is flow matching's own, the mean squared error.
         loss_weight: factor of a sample's loss by its noise level, in training alone; None is uniform.
+        decay_steps: see TrainingTask.
     """
 
     def __init__(
@@ -65,8 +66,9 @@ class FlowMatchingTask(TrainingTask):
         warmup_steps: int,
         losses: dict[str, Loss] | None = None,
         loss_weight: LossWeight | None = None,
+        decay_steps: int | None = None,
     ) -> None:
-        super().__init__(lr, min_lr, weight_decay, warmup_steps)
+        super().__init__(lr, min_lr, weight_decay, warmup_steps, decay_steps=decay_steps)
         if bins < 1 or seed < 0:
             raise ValueError(f"expected bins >= 1 and seed >= 0, got {bins} and {seed}")
         chosen = {"velocity": VelocityMSE()} if losses is None else losses

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from PIL import Image
 
 from luve_lightning.callbacks import EMA, AtomicCheckpointIO, SampleMetrics, StopRequested
 from luve_lightning.callbacks.repeatable import undisturbed
 from luve_lightning.data.video_files import read_video
+from luve_lightning.evaluation.pictures import contact_sheet, side_by_side
 from luve_lightning.evaluation.sample_sources import GeneratedVideos, Samples, SampleVideo, UpsampledVideos
 from luve_lightning.functional.patches import frechet_distance
 from tests.helpers.processes import run_processes
@@ -270,9 +272,18 @@ def test_videos_and_values_reach_disk_and_loggers(world: World, tmp_path: Path) 
 
 
 def test_videos_alone(world: World, tmp_path: Path) -> None:
-    """In the run's folder, when no other is given."""
-    fit(Run(tmp_path, steps=1), world, metrics=None, videos=1, output=None)
-    assert len(list((tmp_path / "samples" / "step-000001").iterdir())) == 1
+    """In the run's folder, when no other is given; and a sheet of them over the clips that they resemble."""
+    trainer, _ = fit(Run(tmp_path, steps=1), world, metrics=None, videos=2, output=None, sheet=True)
+    [one, two] = sorted((tmp_path / "samples" / "step-000001").iterdir())
+    with Image.open(tmp_path / "samples" / "step-000001.jpg") as file:
+        drawn = np.asarray(file.convert("RGB")).astype(float)
+    context = trainer.precision_plugin.forward_context
+    with UpsampledVideos(2.0, 2).open(trainer.lightning_module, trainer.datamodule, context) as samples:
+        rows = [{"sample": read_video(p)[0], "clip": samples.real(i).numpy()} for i, p in enumerate((one, two))]
+        pictures = [contact_sheet(row, caption) for row, caption in zip(rows, samples.captions, strict=True)]
+    expected = np.asarray(side_by_side(pictures)).astype(float)
+    assert drawn.shape == expected.shape
+    assert np.abs(drawn - expected).mean() < 4, "but for the compression"
     assert [row["step"] for row in read(tmp_path)] == ["1"]
 
 
@@ -337,6 +348,7 @@ def test_undisturbed_also_when_it_fails(world: World, tmp_path: Path) -> None:
     [
         ({"every_n_steps": 0}, "expected every_n_steps >= 1"),
         ({"videos": -1}, "videos >= 0"),
+        ({"sheet": True}, "sheet: shows the videos that are kept"),
         ({"budget_seconds": -1.0}, "budget_seconds: expected at least 0"),
         ({"metrics": {}}, "there is nothing to make samples for"),
         ({"metrics": {"x": torch.nn.Identity()}}, "x: expected a VideoMetric or FrechetPatchDistance, got Identity"),

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from luve_lightning.evaluation.pictures import contact_sheet, detail_box, picture_strip
+from luve_lightning.evaluation.pictures import contact_sheet, detail_box, picture_strip, side_by_side
 
 
 def plain(length: int, height: int, width: int, first: int) -> np.ndarray:
@@ -111,6 +112,17 @@ def test_labels_stand_above_their_panels() -> None:
 def test_large_frames_are_reduced() -> None:
     strip = picture_strip({name: noise(1088, 1920) for name in "abcd"})
     assert strip.size == (4 * 640 + 3 * 4, 20 + 2 * 363 + 4)
+
+
+def test_pictures_stand_in_rows() -> None:
+    colours = ["red", "lime", "blue"]
+    whole = side_by_side([Image.new("RGB", (20, 10 + i), c) for i, c in enumerate(colours)])
+    assert whole.size == (2 * 24, 2 * 16)
+    places = [(0, 0), (24, 0), (0, 16)]
+    assert [whole.getpixel(place) for place in places] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    assert whole.getpixel((24, 16)) == (255, 255, 255)
+    with pytest.raises(ValueError, match="at least one picture"):
+        side_by_side([])
 
 
 def test_a_strip_of_nothing_is_refused() -> None:
