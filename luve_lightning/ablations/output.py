@@ -1,24 +1,28 @@
-"""The output of `luve ablate`: progress, commands and table on a terminal, and values for wandb."""
+"""The output of `luve ablate`: progress, commands and table on a terminal, the table as Markdown, values for wandb."""
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from luve_lightning.ablations.costs import cost_markdown, paper_markdown
 from luve_lightning.ablations.graph import AblationStage, Plan
 from luve_lightning.ablations.local_runner import Slots, Standing
-from luve_lightning.ablations.results import Values
 from luve_lightning.ablations.stage_process import Failure, is_done, log_path
 from luve_lightning.ablations.table import Table
-from luve_lightning.evaluation.tables import table_rich
+from luve_lightning.evaluation.tables import format_value, table_markdown, table_rich
 from luve_lightning.terminal import amount, say
+
+if TYPE_CHECKING:
+    from luve_lightning.ablations.results import Results, ResultsProvenance, Values
 
 _MOST_USES = 3
 
@@ -100,7 +104,7 @@ def results_lines(
         own = [row for row in rows if row["metric"] == metric.name]
         if not own:
             continue
-        columns = ["row", "mean", "±", "difference", "its ±"]
+        columns = ["row", "mean", "±", "difference", "its ±", "would see"]
         columns += ["paper's", "direction"] if metric.paper else []
         unit = f", {metric.unit}" if metric.unit else ""
         beside = f" (paper's: {metric.paper})" if metric.paper else ""
@@ -109,7 +113,10 @@ def results_lines(
         # A line of its own: a table breaks its title at the width of its columns.
         lines += ["", title, table_rich(columns, short)]
     lines += [f"not measured: {name}: {why}" for name, why in missing.items()]
-    about = f"±: half the 95 % interval over seeds; differences are from {table.reference}, paired by seed"
+    about = (
+        f"±: half the 95 % interval over seeds; differences are from {table.reference}, paired by seed; would see: the "
+        "true difference that as many seeds tell from 0 with a probability of 80 %"
+    )
     lines += ["", about, table.world, f"{path.name}, {path.stem}.json and {path.stem}.md in {path.parent}"]
     if (plot := path.with_suffix(".png")).is_file() and table.cost is not None:
         lines.append(f"quality against cost: {plot.name} and {path.stem}.svg there")
@@ -125,6 +132,7 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
         "±": row["high"] - row["mean"],
         "difference": row["difference"],
         "its ±": apart,
+        "would see": row["would_see"],
         "paper's": row["paper_difference"],
         "direction": row["direction"],
     }
@@ -137,6 +145,87 @@ def _left(standing: Standing) -> str:
     if minutes < 1:
         return f", about {standing.seconds_left:.0f} s left"
     return f", about {minutes:.0f} min left" if minutes < 120 else f", about {minutes / 60:.1f} h left"
+
+
+_ABOUT = (
+    "Each value is a mean over seeds with its 95 % interval by Student's t (none for one seed). Differences are from "
+    "the row `{reference}`, paired by seed, with intervals of their own. Would see: the true difference that as many "
+    "seeds would have told from 0 with a probability of 80 % (paired t-test, two-sided at 5 %), by the "
+    "spread of these. Paper: the paper's value, of the metric in brackets, on another world with other models: compare "
+    "directions, never values. Verdict: whether the paper's direction holds; not decided where the interval holds 0 or "
+    "there is one seed only."
+)
+
+
+def results_markdown(
+    table: Table,
+    results: Results,
+    rows: list[dict[str, Any]],
+    failed: Mapping[str, Mapping[int, str]],
+    provenance: ResultsProvenance,
+) -> str:
+    """The results as Markdown, for people."""
+    parts = [f"# {table.title}", f"**{table.world}**"]
+    parts += [table.note] if table.note else []
+    for metric in table.metrics.values():
+        lines = [_markdown_line(row) for row in rows if row["metric"] == metric.name]
+        if lines:
+            unit = f" in {metric.unit}" if metric.unit else ""
+            columns = list(lines[0])
+            parts.append(f"## {metric.name}{unit}, {metric.better} is better")
+            parts.append(table_markdown(columns, lines).rstrip())
+    parts.append(_ABOUT.format(reference=table.reference))
+    parts += cost_markdown(results.cost) + paper_markdown(table.paper)
+    parts += _listed("Rows", {row.name: row.note for row in table.rows.values() if row.note})
+    parts += _listed("Not measured", results.missing)
+    reasons = {f"{row}, seed {seed}": why for row, seeds in failed.items() for seed, why in seeds.items()}
+    parts += _listed("Failed", reasons)
+    made = {
+        "settings": ", ".join(f"{name} {value}" for name, value in table.settings.items()) or "none",
+        "command": f"`{provenance.command}`",
+        "revision": provenance.revision,
+        "device": provenance.device,
+        "date": provenance.date,
+    }
+    parts += _listed("Made with", made)
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_line(row: Mapping[str, Any]) -> dict[str, str]:
+    ends = "" if math.isnan(row["low"]) else f" [{format_value(row['low'])}, {format_value(row['high'])}]"
+    line = {"row": row["title"], "mean": format_value(row["mean"]) + ends, "seeds": str(row["seeds"])}
+    line["difference"] = _difference(row)
+    line["would see"] = short(row["would_see"] or None)  # 0 is the reference row's
+    if row["paper_metric"]:
+        line[f"paper ({row['paper_metric']})"] = format_value(row["paper"])
+        line["paper's difference"] = short(row["paper_difference"])
+        line["verdict"] = verdict(row)
+    return line
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    """A difference with its interval, if any; the reference row's is 0 and needs none."""
+    low, high = row["difference_low"], row["difference_high"]
+    if low is None or math.isnan(low) or low == high:
+        return short(row["difference"])
+    return f"{short(row['difference'])} [{short(low)}, {short(high)}]"
+
+
+def _listed(title: str, lines: Mapping[str, str]) -> list[str]:
+    return [f"## {title}", "\n".join(f"- {name}: {text}" for name, text in lines.items())] if lines else []
+
+
+def short(difference: float | None) -> str:
+    """A difference in three digits, with an exponent where it is tiny; empty for none."""
+    return "" if difference is None else f"{difference:.3g}"
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """In words, what a line of `result_rows` says of the paper's direction; empty where the paper has none."""
+    if row["direction"] != "none":
+        return {"same": "holds", "opposite": "opposite"}.get(row["direction"], "")
+    size = row["would_see"]
+    return "not decided (one seed)" if size is None else f"not decided (would have seen {short(size)})"
 
 
 # The stages are processes of their own: with these they would log into the sweep's run, over each other.

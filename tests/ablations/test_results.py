@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luve_lightning.ablations.graph import AblationPlanner
+from luve_lightning.ablations.output import verdict
 from luve_lightning.ablations.results import (
     COLUMNS,
     ResultsProvenance,
     collect,
+    detectable,
     direction,
     finished_rows,
+    noncentrality,
     paired,
     read_results,
     result_rows,
@@ -63,7 +67,7 @@ def test_every_number_of_the_table(planner: AblationPlanner, tmp_path: Path) -> 
     assert [path.name for path in paths] == ["small.csv", "small.json", "small.md"]
     assert (tmp_path / "out" / "small.csv").read_text().splitlines()[0] == (
         "table,row,title,metric,unit,better,seeds,mean,low,high,paper,paper_metric,difference,"
-        "difference_low,difference_high,paper_difference,direction"
+        "difference_low,difference_high,paper_difference,direction,would_see"
     )
     rows = {row["row"]: row for row in read_csv(tmp_path / "out" / "small.csv")}
     assert list(rows) == ["full", "low", "plain"]
@@ -145,7 +149,7 @@ def test_every_file_says_whose_numbers_these_are(planner: AblationPlanner, tmp_p
     text = (tmp_path / "small.md").read_text()
     assert TABLE["world"] in text
     assert "low, seed 1: it broke" in text
-    assert "| full | 5.500 [-0.8531, 11.85] | 2 | 0 | 9.000 | 0 |  |" in text
+    assert "| full | 5.500 [-0.8531, 11.85] | 2 | 0 |  | 9.000 | 0 |  |" in text
 
 
 def test_a_metric_that_did_not_run_is_named(tmp_path: Path) -> None:
@@ -172,7 +176,7 @@ def test_rows_are_finished_when_their_own_stages_are(planner: AblationPlanner) -
 
 
 def test_columns_are_the_tables() -> None:
-    assert len(COLUMNS) == len(set(COLUMNS)) == 17
+    assert len(COLUMNS) == len(set(COLUMNS)) == 18
 
 
 def test_a_row_that_others_have_finished_changes_no_evaluation(planner: AblationPlanner) -> None:
@@ -185,6 +189,42 @@ def test_a_row_that_others_have_finished_changes_no_evaluation(planner: Ablation
 
 NUMBERS = st.floats(-1e4, 1e4).map(lambda value: round(value, 6))
 SAMPLES = st.lists(NUMBERS, min_size=2, max_size=6)
+
+
+def test_the_files_tell_power_and_verdicts(planner: AblationPlanner, tmp_path: Path) -> None:
+    finish(planner, SCORES)
+    found = collect(planner, EVERY)
+    write_results(planner.table, found, {}, PROVENANCE, tmp_path / "small.csv")
+    power = json.loads((tmp_path / "small.json").read_text())["power"]
+    assert (power["probability"], power["two_sided_level"]) == (0.8, 0.05)
+    # Two seeds differ by -2 and -1.25: their mean's standard error is 0.375, and 16.33 of these are seen.
+    assert power["rows"]["low"]["score"]["would_have_seen"] == pytest.approx(0.375 * 16.334, rel=1e-3)
+    assert power["rows"]["low"]["score"]["verdict"] == "not decided (would have seen 6.13)"
+    assert "verdict" not in power["rows"]["plain"]["score"]  # the paper has no such row
+    assert "full" not in power["rows"]
+    text = (tmp_path / "small.md").read_text()
+    [line] = [line for line in text.splitlines() if line.startswith("| low")]
+    assert line.split(" | ")[-1] == "not decided (would have seen 6.13) |"
+    assert "| would see |" in text
+    assert "probability of 80 %" in text
+
+    shutil.rmtree(planner.root)
+    finish(planner, {"full": {0: 5.0, 1: 6.0}, "low": {0: 3.0, 1: 4.0}})
+    [_, low] = result_rows(planner.table, collect(planner, EVERY).values)
+    assert verdict(low) == "holds"
+    assert verdict(low | {"direction": "opposite"}) == "opposite"
+    assert verdict(low | {"direction": "none", "would_see": None}) == "not decided (one seed)"
+    assert verdict(low | {"direction": ""}) == ""
+
+
+def test_a_table_from_before_power_was_told_is_read(planner: AblationPlanner, tmp_path: Path) -> None:
+    finish(planner, SCORES)
+    write_results(planner.table, collect(planner, EVERY), {}, PROVENANCE, tmp_path / "small.csv")
+    lines = (tmp_path / "small.csv").read_text().splitlines()
+    (tmp_path / "old.csv").write_text("".join(f"{line.rpartition(',')[0]}\n" for line in lines))
+    rows, _ = read_results(tmp_path / "old.csv")
+    assert [math.isnan(row["would_see"]) for row in rows] == [True] * 3
+    assert [row["mean"] for row in rows] == [row["mean"] for row in read_results(tmp_path / "small.csv")[0]]
 
 
 def test_three_seeds_by_hand() -> None:
@@ -274,3 +314,26 @@ def test_direction_does_not_depend_on_the_sign_convention(values: list[float], p
 
 def test_nothing_to_compare_with() -> None:
     assert direction(None, 1.0, "lower", "lower") == ""
+
+
+@pytest.mark.parametrize("count", [3, 5, 10])
+def test_the_difference_that_would_be_seen_is_seen_in_four_cases_of_five(count: int) -> None:
+    spread, trials = 2.5, 3000
+    effect = noncentrality(count) * spread / math.sqrt(count)
+    draws = np.random.default_rng(count).normal(effect, spread, (trials, count))
+    seen = sum(interval.low > 0 or interval.high < 0 for interval in map(t_interval, draws.tolist()))
+    assert seen / trials == pytest.approx(0.8, abs=4 * math.sqrt(0.8 * 0.2 / trials))
+
+
+def test_the_difference_that_would_be_seen_by_the_books() -> None:
+    # Ten pairs need an effect of 0.996 standard deviations, five of 1.682, as G*Power says.
+    assert [noncentrality(count) / math.sqrt(count) for count in (10, 5)] == pytest.approx([0.996, 1.682], abs=1e-3)
+    assert noncentrality(10_000) == pytest.approx(1.96 + 0.8416, abs=1e-2)  # the normal distribution's
+    with pytest.raises(ValueError, match="two seeds"):
+        noncentrality(1)
+    values = [0.5, -0.25, 1.0, 0.75, 0.125]
+    error = statistics.stdev(values) / math.sqrt(5)
+    assert detectable(t_interval(values)) == pytest.approx(noncentrality(5) * error)
+    assert detectable(t_interval([1.0, 1.0])) == 0
+    assert detectable(t_interval([1.0])) is None
+    assert detectable(None) is None

@@ -28,7 +28,7 @@ def write_results(folder: Path, world: str | None = WORLD) -> Path:
                 "experts", row, f"{row} & title", metric, "dB", "lower", 3, 10.5 + 9 * number, 10.0 + 9 * number,
                 11.5 + 9 * number, theirs if paper else None, "FID_patch" if paper else None,
                 apart, apart - 0.5 * (not reference), apart + 0.75 * (not reference), theirs - 41.03 if paper else None,
-                direction if paper else "",
+                direction if paper else "", 1.5 * (not reference),
             ]  # fmt: skip
             rows.append(dict(zip(COLUMNS, values, strict=True)))
     folder.mkdir(parents=True, exist_ok=True)
