@@ -74,7 +74,7 @@ def expert_chooser(
     if spectrum is not None and not names:
         raise ValueError("switch spectrum: there are no experts between which to hand over")
     if spectrum is not None and transformer.is_cache_enabled:
-        raise ValueError("switch spectrum: a cache repeats predictions from step to step, which would look settled")
+        raise ValueError(spectrum.no_cache)
     if not names:
         return None
     configs = state_of(transformer).configs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -78,6 +78,7 @@ class SpectrumSwitch:
         band: upper end of the low band as a fraction of Nyquist, in (0, 1]; the default is that of `luve spectra`.
         low: sigma from which on the high-frequency expert acts in any case.
         high: sigma above which it never does.
+        no_cache: why there may be no step-to-step cache.
     """
 
     rate: float = 0.7
@@ -85,6 +86,7 @@ class SpectrumSwitch:
     band: float = 0.25
     low: float = 0.7
     high: float = 0.95
+    no_cache: ClassVar[str] = "switch spectrum: a cache repeats predictions from step to step, which would look settled"
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < math.inf:
@@ -187,6 +189,17 @@ class CascadeOptions:
     def handover(self) -> float | SpectrumSwitch | None:
         """The switch, as `expert_chooser` takes it."""
         return self.switch_options if isinstance(self.switch, str) else self.switch
+
+    def check_cache(self) -> None:
+        """Refuse what a step-to-step cache would spoil.
+
+        Raises:
+            ValueError: in one line.
+        """
+        if self.switch == "spectrum":
+            raise ValueError(SpectrumSwitch.no_cache)
+        if self.cascade and (told := self.refined_by.no_cache):
+            raise ValueError(told)
 
     @property
     def refining(self) -> Guidance:

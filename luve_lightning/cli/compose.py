@@ -15,8 +15,8 @@ import argparse
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +200,30 @@ def escaped(value: Any) -> Any:
         return _MISSING if leaf == "???" else _INTERPOLATION.sub(lambda found: found[1] * 2 + r"\${", leaf)
 
     return map_leaves(value, escape)
+
+
+def words_of(options: Mapping[str, Any], keys: Keys, prefix: str = "") -> Iterator[str]:
+    """Options as words of a command line that `compose` reads back unchanged; those that are None are left out."""
+    for key, value in options.items():
+        name = f"{prefix}{key}"
+        if is_dataclass(value) and not isinstance(value, type):
+            value = asdict(value)
+        if isinstance(value, Mapping):
+            yield from words_of(value, keys, f"{name}.")
+        elif value is not None:
+            if isinstance(value, bool | tuple):
+                value = str(value).lower() if isinstance(value, bool) else list(value)
+            parameter = keys.root.get(name)
+            literal = parameter is not None and parameter.is_text
+            yield f"--{name}={value if literal else _as_word(value)}"
+
+
+def _as_word(value: object) -> str:
+    """A value as the command line reads it back: a path may look like YAML, or like an interpolation."""
+    word = str(value)
+    if isinstance(value, Path) and (word in ("null", "???") or word[0] in "{~#&!"):
+        word = f"./{word}"
+    return str(escaped(word))
 
 
 def map_leaves(node: Any, change: Callable[[Any], Any]) -> Any:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, is_dataclass, replace
-from datetime import UTC, datetime
-from importlib import metadata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import torch
 from rich.console import Console
 
 from luve_lightning.cascade.generation_jobs import (
@@ -29,23 +25,23 @@ from luve_lightning.cascade.generation_jobs import (
     run_jobs,
 )
 from luve_lightning.cascade.generation_run import CascadeRun, attentions_of, cut_lines, cuts_of, load_pipeline
-from luve_lightning.cascade.lora_files import read_lora
+from luve_lightning.cascade.lora_files import LoraFile, read_lora
 from luve_lightning.cascade.lora_names import LoraSummary, describe_lora
 from luve_lightning.cascade.options import CascadeOptions, recipe_settings
 from luve_lightning.cascade.pipeline import LuVePipeline
 from luve_lightning.cascade.pipeline_files import find_models, model_files, model_identity
 from luve_lightning.cascade.speed import SpeedOptions, cache_of, compiler_being_loaded
 from luve_lightning.cli import Verb
-from luve_lightning.cli.compose import escaped
+from luve_lightning.cli.compose import words_of
 from luve_lightning.cli.index import print_summary
 from luve_lightning.cli.keys import Keys
 from luve_lightning.data.hashes import FileHashes
 from luve_lightning.data.prompts import PromptLine, check_text, check_visible, read_negative_prompt, read_prompt_file
 from luve_lightning.data.video_files import MAX_FPS, VideoInProgress
-from luve_lightning.evaluation.sample_sources import write_generated
-from luve_lightning.machine import PACKAGE_ROOT, check_video, check_workers, git_state
+from luve_lightning.evaluation.sample_sources import about_run, write_generated
+from luve_lightning.machine import check_video, check_workers
 from luve_lightning.models.attention import Attention, named_attention
-from luve_lightning.models.backbones import CutTextWarning, load_backbone
+from luve_lightning.models.backbones import CutText, CutTextWarning, load_backbone
 from luve_lightning.terminal import Steps, amount, say
 
 VERBS = {
@@ -149,17 +145,12 @@ def generate(
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
     """
     given = dict(locals())
-    replacing = named_attention(attention)
     started, console = time.perf_counter(), Console(emoji=False)
+    replacing = named_attention(attention)
     negative_prompt = _negative_prompt(negative_prompt, negative_prompt_file)
     processes = Processes.from_environment(os.environ, context_parallel)
     target = processes.device(device)
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output: expected a folder, {output} is a file")
-    if not 0 < fps <= MAX_FPS:
-        raise ValueError(f"fps: expected a number in (0, {MAX_FPS}], got {fps}")
-    check_workers("encoder_threads", encoder_threads, least=1)
-    cache = cache_of(speed)
+    _check(output, fps, encoder_threads, options, speed)
     lines = _lines(prompt, prompts, limit)
     jobs = make_jobs(lines, options, load_backbone(backbone).size_rules(), negative_prompt, seed)
     for job in jobs:
@@ -167,103 +158,174 @@ def generate(
     needs_vluer = options.cascade and options.method.model == "vluer"
     sources = find_models(backbone, vluer, needs_vluer, refiner, experts, lora, transformer)
     if (options.shift, options.sampler) != (None, CascadeOptions.sampler):
-        load_backbone(backbone).schedule().sampled_by(
-            options.sampler, options.shift
-        )  # refused before weights are loaded
+        load_backbone(backbone).schedule().sampled_by(options.sampler, options.shift)  # refused before weights
     compiler_being_loaded(speed)
-    adapter = None if lora is None else replace(read_lora(lora), given_scale=lora_scale)
-    if lora_scale is not None:  # refused before anything is written
-        told = describe_lora(adapter).refused if adapter else "lora_scale: is for a LoRA, and there is none (--lora)"
-        if told:
-            raise ValueError(told)
-    hashes = FileHashes(output)
-    hashes.begin([file for source in sources.values() for file in model_files(source)])
+    models = _Models(sources, _adapter(lora, lora_scale), lora_scale, FileHashes(output))
 
-    def identities() -> dict[str, str]:
-        models = {name: model_identity(source, hashes) for name, source in sources.items()}
-        if adapter is not None and adapter.configuration is not None:
-            models["lora"] += " at its configuration's scale"  # videos made when that was not read differ
-        if lora_scale is not None:
-            models["lora"] += f" at scale {lora_scale:g}"
-        return models
-
-    def load() -> tuple[LuVePipeline, LoraSummary | None, float]:
+    def load() -> _Loaded:
         processes.begin(target)
         asked = time.perf_counter()
-        pipeline, summary = load_pipeline(
-            sources, experts is None, dtype, speed, context_parallel, target, adapter, replacing
+        found = load_pipeline(
+            sources, experts is None, dtype, speed, context_parallel, target, models.adapter, replacing
         )
-        return pipeline, summary, time.perf_counter() - asked
+        return _Loaded(*found, time.perf_counter() - asked)
 
     loaded = None
     if not any((output / f"{job.name}.json").exists() for job in jobs):  # else all may be there, and nothing is loaded
-        try:
-            loaded = load()  # while the files are hashed
-        except Exception:
-            identities()  # what is wrong with the files is told first
-            raise
+        loaded = models.while_hashed(load)
     stages = KEPT_STAGES if keep_stages and options.cascade else ()
     recipe = recipe_settings(
-        options, dtype, cache, identities(), fps, lossless, replacing, speed.decode_half, encoder_threads
-    )
+        options, dtype, cache_of(speed), models.identities(), fps, lossless, replacing, speed.decode_half,
+        encoder_threads,
+    )  # fmt: skip
     folder = VideoFolder(output, recipe, overwrite, stages, contact_sheet)
     missing = [job for job in jobs if not folder.is_done(job)]
     if not missing:
         _tell(console, output, JobTotals(0, len(jobs)), started)
         return
-    pipeline, acting, loading = loaded or load()
-    cuts = {job.name: cuts_of(pipeline, job, options.length) for job in missing}
+    loaded = loaded or load()
+    quiet = Console(emoji=False, quiet=processes.rank > 0)
+    cuts = {job.name: cuts_of(loaded.pipeline, job, options.length) for job in missing}
     if told := cut_lines({job.name: line.where for job, line in zip(jobs, lines, strict=True)}, cuts):
-        say(Console(emoji=False, quiet=processes.rank > 0), told)
-    command = {job.name: command_of(given, job) for job in jobs}
-    facts = about_run(target, processes.count, speed)
-    facts["loading_seconds"] = round(loading, 3)  # once for all videos
-    in_force = attentions_of(pipeline)
-    facts["attention"] = {name: kind.record() for name, kind in in_force.items()}
-    if processes.rank == 0:
-        say(console, f"attention: {', '.join(f'{kind} in the {name}' for name, kind in in_force.items())}")
-    if acting is not None:
-        facts["lora"] = acting.record()
-        if processes.rank == 0:
-            say(console, str(acting))
-    with Steps(Console(emoji=False, quiet=processes.rank > 0)) as bar, warnings.catch_warnings():
+        say(quiet, told)
+    own = _own_facts(given, jobs, cuts, about_run(target, processes.count, speed) | loaded.facts(quiet))
+    shelf = latents or (output / "latents" if keep_stages else None)
+    with Steps(quiet) as bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", CutTextWarning)  # told already
         watcher = _Watcher(bar)
-        shelf = latents or (output / "latents" if keep_stages else None)
-        kept = None if shelf is None else StageLatents(shelf)
         run = CascadeRun(
-            pipeline, options, recipe, kept, watcher, processes.shared, unfinished=StageLatents(output / ".claims")
-        )
+            loaded.pipeline, options, recipe, None if shelf is None else StageLatents(shelf), watcher,
+            processes.shared, unfinished=StageLatents(output / ".claims"),
+        )  # fmt: skip
         show = bool(stages) or (contact_sheet and options.cascade)
-
-        def make(job: VideoJob) -> None:
-            began = time.perf_counter()
-            watcher.name = f"{jobs.index(job) + 1} of {len(jobs)}"
-            if processes.rank == 0:
-                processes.shared(jobs.index(job))
-            if processes.together and processes.rank > 0:
-                run.make(job, show)
-                return
-            own = {"command": command[job.name], **facts}
-            if cuts.get(job.name):
-                own["cut"] = {name: cut.rest for name, cut in cuts[job.name].items()}
-            with VideoInProgress(folder.video(job), fps, lossless, encoder_threads) as begun:
-                made = run.make(job, show, begun.arrived)
-                written = time.perf_counter()
-                write_generated(folder, job, made, fps, lossless, own, encoder_threads, begun)
-            run.forget(job)
-            told = ", ".join(f"{r.stage} {_seconds(r.seconds)}" for r in made.reports)
-            told += f", written {_seconds(time.perf_counter() - written)}"
-            took = f"{time.perf_counter() - began:.0f} s"
-            say(console, f"{folder.video(job)}  {took} ({told})")
-
-        if processes.together and processes.rank > 0:
-            processes.follow(lambda number: make(jobs[number]))
-        else:
-            totals = run_jobs(jobs, folder, make)
-            processes.shared(None)
+        making = _Making(console, processes, folder, run, watcher, jobs, show, (fps, lossless, encoder_threads), own)
+        if (totals := making.all()) is not None:
             _tell(console, output, totals, started)
     processes.end()
+
+
+def _check(output: Path, fps: float, encoder_threads: int, options: CascadeOptions, speed: SpeedOptions) -> None:
+    """Refuse what is wrong whatever the prompts and the models are."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output: expected a folder, {output} is a file")
+    if not 0 < fps <= MAX_FPS:
+        raise ValueError(f"fps: expected a number in (0, {MAX_FPS}], got {fps}")
+    check_workers("encoder_threads", encoder_threads, least=1)
+    if speed.cache is not None:
+        options.check_cache()
+
+
+def _adapter(lora: Path | None, scale: float | None) -> LoraFile | None:
+    """The LoRA at the scale that was given; refused before anything is written."""
+    adapter = None if lora is None else replace(read_lora(lora), given_scale=scale)
+    if scale is not None:
+        told = describe_lora(adapter).refused if adapter else "lora_scale: is for a LoRA, and there is none (--lora)"
+        if told:
+            raise ValueError(told)
+    return adapter
+
+
+@dataclass(frozen=True)
+class _Models:
+    """The models' files, which are hashed from now on."""
+
+    sources: dict[str, str | Path]
+    adapter: LoraFile | None
+    lora_scale: float | None
+    hashes: FileHashes
+
+    def __post_init__(self) -> None:
+        self.hashes.begin([file for source in self.sources.values() for file in model_files(source)])
+
+    def identities(self) -> dict[str, str]:
+        """What a recipe says of each model."""
+        models = {name: model_identity(source, self.hashes) for name, source in self.sources.items()}
+        if self.adapter is not None and self.adapter.configuration is not None:
+            models["lora"] += " at its configuration's scale"  # videos made when that was not read differ
+        if self.lora_scale is not None:
+            models["lora"] += f" at scale {self.lora_scale:g}"
+        return models
+
+    def while_hashed(self, load: Callable[[], _Loaded]) -> _Loaded:
+        """The loaded models; what is wrong with their files is told first."""
+        try:
+            return load()
+        except Exception:
+            self.identities()
+            raise
+
+
+class _Loaded(NamedTuple):
+    """A pipeline, what its LoRA does, and how many seconds it took to load."""
+
+    pipeline: LuVePipeline
+    acting: LoraSummary | None
+    seconds: float
+
+    def facts(self, console: Console) -> dict[str, Any]:
+        """What every video's record says of the models; the attention and the LoRA are also told."""
+        in_force = attentions_of(self.pipeline)
+        say(console, f"attention: {', '.join(f'{kind} in the {name}' for name, kind in in_force.items())}")
+        facts: dict[str, Any] = {"loading_seconds": round(self.seconds, 3)}  # once for all videos
+        facts["attention"] = {name: kind.record() for name, kind in in_force.items()}
+        if self.acting is not None:
+            facts["lora"] = self.acting.record()
+            say(console, str(self.acting))
+        return facts
+
+
+def _own_facts(
+    given: Mapping[str, Any], jobs: list[VideoJob], cuts: Mapping[str, Mapping[str, CutText]], facts: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What each video's record says beside its recipe, by name."""
+    own = {job.name: {"command": command_of(given, job), **facts} for job in jobs}
+    for name, cut in cuts.items():
+        if cut:
+            own[name]["cut"] = {which: text.rest for which, text in cut.items()}
+    return own
+
+
+@dataclass(frozen=True)
+class _Making:
+    """Makes the videos of this process and writes them; `writing` is fps, lossless and the encoder's threads."""
+
+    console: Console
+    processes: Processes
+    folder: VideoFolder
+    run: CascadeRun
+    watcher: _Watcher
+    jobs: list[VideoJob]
+    show: bool
+    writing: tuple[float, bool, int]
+    facts: Mapping[str, dict[str, Any]]
+
+    def all(self) -> JobTotals | None:
+        """How many were made; None where another process counts."""
+        if self.processes.together and self.processes.rank > 0:
+            self.processes.follow(lambda number: self.make(self.jobs[number]))
+            return None
+        totals = run_jobs(self.jobs, self.folder, self.make)
+        self.processes.shared(None)
+        return totals
+
+    def make(self, job: VideoJob) -> None:
+        """Make one, with all processes that make it together; the first of them writes it."""
+        began, number = time.perf_counter(), self.jobs.index(job)
+        self.watcher.name = f"{number + 1} of {len(self.jobs)}"
+        if self.processes.rank == 0:
+            self.processes.shared(number)
+        if self.processes.together and self.processes.rank > 0:
+            self.run.make(job, self.show)
+            return
+        fps, lossless, threads = self.writing
+        with VideoInProgress(self.folder.video(job), fps, lossless, threads) as begun:
+            made = self.run.make(job, self.show, begun.arrived)
+            written = time.perf_counter()
+            write_generated(self.folder, job, made, fps, lossless, self.facts[job.name], threads, begun)
+        self.run.forget(job)
+        told = ", ".join(f"{r.stage} {_seconds(r.seconds)}" for r in made.reports)
+        told += f", written {_seconds(time.perf_counter() - written)}"
+        say(self.console, f"{self.folder.video(job)}  {time.perf_counter() - began:.0f} s ({told})")
 
 
 class _Watcher:
@@ -320,57 +382,9 @@ def command_of(options: Mapping[str, Any], job: VideoJob) -> str:
     own = {**options, **vars(options["options"])} if "options" in options else dict(options)
     own = {key: value for key, value in own.items() if key not in (*_NOT_REPEATED, "options")}
     own |= {key: getattr(job, key) for key in _JOB}
-    words = [f"--prompt={own.pop('prompt')}"]  # with `=`, a value that begins with `--` is a value
-    keys = Keys("generate")
-    for key, value in _leaves(own):
-        parameter = keys.root.get(key)
-        literal = parameter is not None and parameter.is_text
-        words.append(f"--{key}={value if literal else _as_word(value)}")
-    return shlex.join(["luve", "generate", *words])
-
-
-def _as_word(value: object) -> str:
-    """A value as the command line reads it back: a path may look like YAML, or like an interpolation."""
-    word = str(value)
-    if isinstance(value, Path) and (word in ("null", "???") or word[0] in "{~#&!"):
-        word = f"./{word}"
-    return str(escaped(word))
-
-
-def _leaves(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in options.items():
-        if isinstance(value, Attention):
-            settings = value.record()
-            settings.pop("name")
-            chosen = {"class_path": f"{type(value).__module__}.{type(value).__qualname__}", "init_args": settings}
-            yield f"{prefix}{key}", json.dumps(chosen)
-            continue
-        if is_dataclass(value) and not isinstance(value, type):
-            value = asdict(value)
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        elif isinstance(value, bool):
-            yield f"{prefix}{key}", str(value).lower()
-        elif isinstance(value, tuple):
-            yield f"{prefix}{key}", list(value)
-        elif value is not None:
-            yield f"{prefix}{key}", value
-
-
-def about_run(device: torch.device, processes: int, speed: SpeedOptions) -> dict[str, Any]:
-    """When, where and with what a run's videos were made; not compared when a run resumes."""
-    return {
-        "speed": asdict(speed),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "folder": str(Path.cwd()),
-        "git": git_state(PACKAGE_ROOT),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        # On a CPU another number of threads rounds differently.
-        "threads": torch.get_num_threads(),
-        "processes": processes,
-        "packages": dict(
-            sorted((one["Name"], one["Version"]) for one in (d.metadata for d in metadata.distributions()))
-        ),
-    }
+    if isinstance(kind := own.get("attention"), Attention):
+        settings = {name: value for name, value in kind.record().items() if name != "name"}
+        path = f"{type(kind).__module__}.{type(kind).__qualname__}"
+        own["attention"] = json.dumps({"class_path": path, "init_args": settings})
+    prompt = f"--prompt={own.pop('prompt')}"  # with `=`, a value that begins with `--` is a value
+    return shlex.join(["luve", "generate", prompt, *words_of(own, Keys("generate"))])

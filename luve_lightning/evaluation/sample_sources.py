@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,7 @@ from luve_lightning.cascade.generation_jobs import KEPT_STAGES, VideoFolder, Vid
 from luve_lightning.cascade.generation_run import MadeVideo
 from luve_lightning.cascade.options import Guidance
 from luve_lightning.cascade.run import handed_over
+from luve_lightning.cascade.speed import SpeedOptions
 from luve_lightning.data.clip_windows import read_frames
 from luve_lightning.data.latent_store import LatentKey
 from luve_lightning.data.video_files import VideoInProgress, write_picture, write_video
@@ -30,12 +34,32 @@ from luve_lightning.evaluation.pictures import contact_sheet
 from luve_lightning.files import file_digest, replacing, write_text
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import fit_frames, video_to_frames
+from luve_lightning.machine import PACKAGE_ROOT, git_state
 from luve_lightning.models.backbones import Schedule, family_of, load_backbone
 from luve_lightning.models.experts import choice_kept
 
 if TYPE_CHECKING:  # Lightning: generating needs none
     from luve_lightning.datamodules.caption_latents import Embed
     from luve_lightning.tasks.base import Denoising
+
+
+def about_run(device: torch.device, processes: int, speed: SpeedOptions) -> dict[str, Any]:
+    """When, where and with what a run's videos were made; not compared when a run resumes."""
+    return {
+        "speed": asdict(speed),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "folder": str(Path.cwd()),
+        "git": git_state(PACKAGE_ROOT),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        # On a CPU another number of threads rounds differently.
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "packages": dict(
+            sorted((one["Name"], one["Version"]) for one in (d.metadata for d in metadata.distributions()))
+        ),
+    }
 
 
 def write_generated(

@@ -63,10 +63,6 @@ def test_a_method_with_options_is_recorded_and_repeated(
             {"refinement": "demofusion", "refinement_options.overlap": "half"},
             "refinement_options.overlap: expected a number, got 'half'",
         ),
-        (
-            {"refinement": "demofusion", "speed.cache": "taylorseer"},
-            "demofusion: a cache between steps would mix its crops",
-        ),
     ],
 )
 def test_bad_input_is_one_line(

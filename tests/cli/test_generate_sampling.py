@@ -122,9 +122,20 @@ def test_the_spectrum_hands_over_and_the_record_says_where(luve: Luve, tiny_casc
     assert made(tmp_path / "b")[1]["sha256"] == about["sha256"]
     for more, message in (
         ({"experts": None}, "switch spectrum: there are no experts between which to hand over"),
-        ({"speed.cache": "taylorseer"}, "switch spectrum: a cache repeats predictions from step to step"),
         ({"switch": 0.8}, "switch_options: they are for switch spectrum, got switch 0.8"),
     ):
         outcome = luve(**options | more, output=tmp_path / "refused")
         assert outcome.code == 2
         assert message in outcome.err.splitlines()[-1]
+
+
+def test_a_cache_is_refused_before_weights_are_loaded(luve: Luve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luve_lightning.cli.generate.load_pipeline", lambda *_: pytest.fail("weights are loaded"))
+    for options, message in (
+        ({"switch": "spectrum"}, "switch spectrum: a cache repeats predictions from step to step"),
+        ({"refinement": "demofusion"}, "demofusion: a cache between steps would mix its crops"),
+    ):
+        outcome = luve(**options, **{"speed.cache": "taylorseer"})
+        assert outcome.code == 2
+        (line,) = outcome.error_lines
+        assert message in line

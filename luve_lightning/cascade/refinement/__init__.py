@@ -54,9 +54,11 @@ class Refinement(ABC):
     Attributes:
         trained: name of the training that its refiner must have had, see `Denoiser.trained_for`; None where that is
             LuVe's, or none.
+        no_cache: why there may be no step-to-step cache; None where there may be one.
     """
 
     trained: ClassVar[str | None] = None
+    no_cache: ClassVar[str | None] = None
 
     def __call__(self, given: RefinementRun) -> Tensor:
         """Refine, unless that takes no steps.

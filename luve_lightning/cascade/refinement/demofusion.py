@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -61,6 +61,8 @@ class DemoFusionRefinement(ProgressiveRefinement):
     cosine_3: float = 1.0
     sigma_filter: float = 0.8
 
+    no_cache: ClassVar[str] = "demofusion: a cache between steps would mix its crops: expected --speed.cache null"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.overlap < 1:
@@ -106,7 +108,7 @@ class DemoFusionRefinement(ProgressiveRefinement):
         """
         super().check(pipeline, options)
         if pipeline.refinement_transformer.is_cache_enabled:
-            raise ValueError("demofusion: a cache between steps would mix its crops: expected --speed.cache null")
+            raise ValueError(self.no_cache)
         pipeline.schedule(options.shift, "euler")
 
     def _window(self, native: Size3d, size: Size3d) -> Corner:
