@@ -99,6 +99,10 @@ mini-world: $(WORLD) ## Render the mini world's clips, if they are missing
 $(WORLD): | $(STAMP)
 	$(LUVE) mini-world
 
+.PHONY: combinations
+combinations: $(STAMP) ## Render the mini world of combinations, of which a fifth is held out, into data/mini/combinations
+	$(LUVE) mini-world --kind combinations --output data/mini/combinations --train 1642 --val 102 --test 256 $(ARGS)
+
 .PHONY: precompute
 precompute: $(WORLD) $(STAMP) ## Encode the mini world's clips into data/mini/latents; skips what exists
 	$(LUVE) precompute --config experiments/precompute/mini.yaml

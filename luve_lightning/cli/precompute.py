@@ -27,6 +27,7 @@ from luve_lightning.data.clips import require_hardware
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_store import LatentKey, LatentRecipe, LatentStore
 from luve_lightning.data.mini_world import render_mini_world
+from luve_lightning.data.mini_world.stage import WorldKind
 from luve_lightning.data.quarantine import Quarantine, TooManyBadClips
 from luve_lightning.data.text_store import TextSource, TextStore, captions_of, embed_captions
 from luve_lightning.data.variants import PixelTransform, Unchanged, variant_name
@@ -62,11 +63,11 @@ def mini_world(
     size: int = 192,
     fps: int = 16,
     processes: int | None = None,
+    kind: WorldKind = "varied",
 ) -> None:
     """Renders the mini world: real photographs filmed by a moving camera, as clips with UltraVideo's CSV.
 
-    A complete world is left alone, an interrupted one is completed. Whole photographs are held out for validation
-    and test.
+    A complete world is left alone, an interrupted one is completed.
 
     Args:
         output: Folder to fill with clips/, clips.csv, splits.json and MANIFEST.json.
@@ -78,10 +79,13 @@ def mini_world(
         size: Side of the square frames in pixels, a multiple of 16.
         fps: Frames per second.
         processes: Worker processes; default one per CPU.
+        kind: What is held out. varied: photographs, in front of which cameras and sprites of all kinds move.
+            combinations: combinations of a photograph, a motion and a sprite that training shows one by one; some of
+            the numbers of clips may be 0. photographs: photographs, in clips like those.
     """
     console = Console(emoji=False)
     started = time.perf_counter()
-    report = render_mini_world(output, seed, train, val, test, frames, size, fps, processes)
+    report = render_mini_world(output, seed, train, val, test, frames, size, fps, processes, kind)
     seconds = time.perf_counter() - started
     if report.rendered:
         kept = f" ({report.kept} were there already)" if report.kept else ""

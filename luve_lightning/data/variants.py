@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import zlib
-from contextlib import nullcontext
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,12 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luve_lightning.functional.pixels import resize_video
-
-_TRUNCATE = 4.0  # unsharp masking's kernel ends 4 sigma from its centre, the default of skimage and scipy
-_BLOCK = 64  # pixels that one matrix product yields along its axis; 32 to 128 are within 20 % of each other
-# Values that unsharp masking processes at once: on a CPU what its caches hold, elsewhere enough to fill the device.
-_CPU_VALUES = 2**21
-_DEVICE_VALUES = 2**26
+from luve_lightning.functional.unsharp import check_unsharp, unsharp_mask
 
 
 class PixelTransform(nn.Module):
@@ -240,117 +233,58 @@ def _outline(rng: np.random.Generator, clip: Tensor) -> Tensor:
     return torch.sigmoid((field - level) * slope * 4)
 
 
-@torch.no_grad()
-def unsharp_mask(video: Tensor, radius: float, amount: float) -> Tensor:
-    """Sharpen every frame: x + amount * (x - blurred x), clamped (LuVe, arXiv 2602.11564, the HFE's data).
+class Degraded(PixelTransform):
+    """Blur, loss of resolution and noise: one round of Real-ESRGAN's degradation (arXiv 2107.10833).
 
-    Equal to `skimage.filters.unsharp_mask` channel by channel on frames scaled to [0, 1]: a Gaussian cut off 4
-    sigma from its centre, edges mirrored with the outermost pixel repeated. Computed in float32, even under
-    autocast. A clip's result does not depend on the other clips in the batch, to the bit.
+    FlashVideo (arXiv 2502.05179) and Waver (arXiv 2508.15761) train on low-resolution frames made worse like that,
+    because what a first stage generates is worse than a video that is only scaled down. In this order every clip is
+    blurred by a Gaussian, reduced and enlarged again, and given normal noise, each by an amount drawn for the clip from
+    the seed and its own pixels; so a clip always gives the same result. Left out: compression, sinc filters, the
+    paper's other kernels and kinds of noise, and its second round.
 
     Args:
-        video: B x C x T x H x W in [-1, 1], floating point; not modified.
-        radius: sigma of the Gaussian in pixels, > 0.
-        amount: share of the removed detail to add; 0 only clamps, negative values blur.
-
-    Returns:
-        A new tensor of the shape, dtype and device of `video`, in [-1, 1], without gradient.
-
-    Raises:
-        ValueError: another rank, a type that is not floating point, radius <= 0, or a number that is not finite.
+        seed: each seed gives other amounts and another noise.
+        blur: least and greatest sigma of the Gaussian in pixels, > 0.
+        shrink: least and greatest factor by which frames are reduced, >= 1.
+        noise: least and greatest standard deviation of the noise, where the range of pixels is 2; >= 0.
     """
-    if video.ndim != 5 or not video.is_floating_point():
-        kind = str(video.dtype).removeprefix("torch.")
-        raise ValueError(f"video: expected floating point B x C x T x H x W, got {kind} {tuple(video.shape)}")
-    check_unsharp(radius, amount)
-    sharp = torch.empty_like(video, memory_format=torch.contiguous_format)
-    if video.numel() == 0:
-        return sharp
-    height, width = video.shape[3:]
-    rows, columns = _blocks(height, radius, video.device), _blocks(width, radius, video.device)
-    # Autocast would run matrix products in bfloat16, whose 8 bits are no more than a level's.
-    # What is only counted, on the meta device, has no autocast.
-    with nullcontext() if video.is_meta else torch.autocast(video.device.type, enabled=False):
-        # Clip by clip: the rounding of a matrix product may change with its size.
-        for clip, target in zip(video, sharp, strict=True):
-            _sharpen_planes(clip.reshape(-1, height, width), target.view(-1, height, width), rows, columns, amount)
-    return sharp
 
+    def __init__(
+        self,
+        seed: int = 0,
+        blur: tuple[float, float] = (0.2, 2.0),
+        shrink: tuple[float, float] = (1.0, 2.0),
+        noise: tuple[float, float] = (0.0, 0.05),
+    ) -> None:
+        super().__init__()
+        if seed < 0:
+            raise ValueError(f"seed: expected at least 0, got {seed}")
+        if not 0 < blur[0] <= blur[1] < float("inf"):
+            raise ValueError(f"blur: expected 0 < least <= greatest, got {list(blur)}")
+        if not 1 <= shrink[0] <= shrink[1] < float("inf"):
+            raise ValueError(f"shrink: expected 1 <= least <= greatest, got {list(shrink)}")
+        if not 0 <= noise[0] <= noise[1] < float("inf"):
+            raise ValueError(f"noise: expected 0 <= least <= greatest, got {list(noise)}")
+        self.seed = seed
+        self.blur, self.shrink, self.noise = ((float(least), float(most)) for least, most in (blur, shrink, noise))
 
-def check_unsharp(radius: float, amount: float) -> None:
-    """Refuse meaningless parameters of `unsharp_mask`, naming what is wrong."""
-    if not 0 < radius < math.inf:
-        raise ValueError(f"radius: expected the Gaussian's sigma in pixels, > 0 and finite, got {radius}")
-    if not math.isfinite(amount):
-        raise ValueError(f"amount: expected a finite number, got {amount}")
+    def label(self) -> str:
+        """All parameters."""
+        parts = (("blur", self.blur), ("shrink", self.shrink), ("noise", self.noise))
+        return f"seed {self.seed}, " + ", ".join(f"{name} {least!r} to {most!r}" for name, (least, most) in parts)
 
+    def forward(self, video: Tensor) -> Tensor:
+        """B x 3 x T x H x W in [-1, 1] to the same; each clip by its own random numbers."""
+        return torch.cat([self._degraded(clip) for clip in video.split(1)])
 
-@dataclass(frozen=True)
-class _Block:
-    """A blur along one axis: pixels [start, stop) are `weights` times pixels [low, high)."""
-
-    start: int
-    stop: int
-    low: int
-    high: int
-    weights: Tensor
-
-
-def _blocks(length: int, radius: float, device: torch.device) -> list[_Block]:
-    """The blur along an axis of `length` pixels as matrices, with the mirrored edges folded in.
-
-    Unlike convolutions of one channel, matrix products run at full speed on every device. They need no padding: an
-    axis shorter than the kernel is mirrored as often as it takes.
-    """
-    reach = int(_TRUNCATE * radius + 0.5)
-    taps = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    kernel = torch.exp(-0.5 * (taps / radius) ** 2)
-    kernel /= kernel.sum()
-    blocks: list[_Block] = []
-    inner: Tensor | None = None
-    for start in range(0, length, _BLOCK):
-        stop = min(start + _BLOCK, length)
-        low, high = max(0, start - reach), min(length, stop + reach)
-        is_inner = high - low == _BLOCK + 2 * reach
-        if is_inner and inner is not None:
-            weights = inner
-        else:
-            source = (torch.arange(start, stop)[:, None] + torch.arange(-reach, reach + 1)) % (2 * length)
-            source = torch.minimum(source, 2 * length - 1 - source)
-            folded = torch.zeros(stop - start, high - low, dtype=torch.float64)
-            folded.scatter_add_(1, source - low, kernel.expand(stop - start, -1))
-            weights = folded.float().to(device)
-            inner = weights if is_inner else inner
-        blocks.append(_Block(start, stop, low, high, weights))
-    return blocks
-
-
-def _sharpen_planes(planes: Tensor, target: Tensor, rows: list[_Block], columns: list[_Block], amount: float) -> None:
-    """Sharpen N x H x W into `target`, a few planes or a band of one plane at a time."""
-    height, width = planes.shape[1:]
-    at_once = _CPU_VALUES if planes.device.type == "cpu" else _DEVICE_VALUES
-    count = max(1, min(len(planes), at_once // (height * width)))
-    # Neighbouring blocks of rows, together at most that many pixels high unless one alone is larger.
-    size = max(1, (height if count > 1 else max(1, at_once // width)) // _BLOCK)
-    bands = [rows[first : first + size] for first in range(0, len(rows), size)]
-    tallest = max(band[-1].stop - band[0].start for band in bands)
-    buffers = torch.empty(2, count * tallest * width, device=planes.device)
-    for first in range(0, len(planes), count):
-        part = planes[first : first + count].float()
-        for band in bands:
-            top, bottom = band[0].start, band[-1].stop
-            shape = (len(part), bottom - top, width)
-            half, blurred = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
-            for row in band:
-                weights = row.weights.expand(len(part), -1, -1)
-                torch.bmm(weights, part[:, row.low : row.high], out=half[:, row.start - top : row.stop - top])
-            lines, blurred_lines = half.view(-1, width), blurred.view(-1, width)
-            for column in columns:
-                torch.mm(
-                    lines[:, column.low : column.high],
-                    column.weights.mT,
-                    out=blurred_lines[:, column.start : column.stop],
-                )
-            # Away from the blurred frame, past the original.
-            torch.lerp(part[:, top:bottom], blurred, -amount, out=blurred)
-            target[first : first + count, top:bottom] = blurred.clamp_(-1, 1)
+    def _degraded(self, clip: Tensor) -> Tensor:
+        pixels = clip.add(1).mul(127.5).round().to(torch.uint8).cpu().numpy()
+        rng = np.random.default_rng([self.seed, zlib.crc32(pixels.tobytes())])
+        blur, shrink, noise = (float(rng.uniform(*limits)) for limits in (self.blur, self.shrink, self.noise))
+        height, width = clip.shape[3:]
+        clip = unsharp_mask(clip, blur, -1.0)  # of the detail above the blur, all is taken away
+        small = max(1, round(height / shrink)), max(1, round(width / shrink))
+        if small != (height, width):
+            clip = resize_video(resize_video(clip, small), (height, width))
+        added = torch.from_numpy(rng.standard_normal(clip.shape, dtype=np.float32)).to(clip)
+        return (clip + noise * added).clamp(-1, 1)

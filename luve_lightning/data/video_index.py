@@ -43,6 +43,9 @@ COLUMNS = (
 )
 """UltraVideo's columns, in its order."""
 
+PARTS = ("split", "photograph", "motion", "sprite")
+"""Columns of a mini world that say what a clip is made of; to the index they say nothing new."""
+
 CLIP_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")  # a valid file name on any system, never a path
 MAX_SIDE = 16384  # pixels; UltraVideo's widest frame has 7680
 _EXPECTED = "UltraVideo's CSV, or the index that luve index makes of your own clips"
@@ -322,7 +325,7 @@ def _check_columns(csv_path: Path, header: list[str]) -> None:
         if sign is not None:
             raise VideoIndexError(f"{csv_path}: its columns are separated by {sign!r}, expected commas")
     missing = [name for name in COLUMNS if name not in header]
-    unknown = [name for name in header if name not in COLUMNS]
+    unknown = [name for name in header if name not in (*COLUMNS, *PARTS)]
     repeated = sorted({name for name in header if header.count(name) > 1})
     if missing or repeated:
         parts = [f"missing columns: {', '.join(missing)}"] if missing else []

@@ -10,12 +10,10 @@ import av
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from luve_lightning.data.mini_world import CRF, captions, vocabulary
-from luve_lightning.data.mini_world.paint import OUTLINES, apply_grade, draw_scene, paint_scene
+from luve_lightning.data.mini_world.paint import apply_grade, draw_scene, paint_scene
 from luve_lightning.data.mini_world.scene import (
     DIRECTIONS,
     PHOTOGRAPHS,
@@ -237,24 +235,3 @@ def test_easings_run_from_0_to_1_without_turning_back(easing: str) -> None:
     way = progress(easing, 33)
     assert (way[0], way[-1]) == (0.0, 1.0)
     assert (np.diff(way) > 0).all()
-
-
-coordinate = st.floats(-2, 2, width=32)
-
-
-@pytest.mark.parametrize("shape", sorted(OUTLINES))
-def test_shapes_fill_the_unit_square(shape: str) -> None:
-    axis = torch.linspace(-1.2, 1.2, 241)
-    x, y = torch.meshgrid(axis, axis, indexing="xy")
-    inside = OUTLINES[shape](x, y) < 0
-    assert inside.float().mean() > 0.1
-    assert max(x[inside].abs().max(), y[inside].abs().max()) <= 1.02
-    assert max(x[inside].abs().max(), y[inside].abs().max()) >= 0.84
-
-
-@pytest.mark.parametrize("shape", sorted(OUTLINES))
-@settings(max_examples=60, deadline=None)
-@given(ax=coordinate, ay=coordinate, bx=coordinate, by=coordinate)
-def test_signed_distances_change_no_faster_than_the_way(shape: str, ax: float, ay: float, bx: float, by: float) -> None:
-    first, second = OUTLINES[shape](torch.tensor([ax, bx]), torch.tensor([ay, by])).tolist()
-    assert abs(first - second) <= np.hypot(ax - bx, ay - by) + 1e-5

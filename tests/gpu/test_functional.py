@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from luve_lightning.data.variants import unsharp_mask
 from luve_lightning.functional.interpolation import interpolate_latents
+from luve_lightning.functional.unsharp import unsharp_mask
 from tests.helpers.gpu import error
 from tests.helpers.noise import noise
 

@@ -84,7 +84,7 @@ def _reference_frame() -> np.ndarray[Any, np.dtype[np.float32]]:
 
 def _ours(device: torch.device, radius: float, repeats: int) -> tuple[float, float | None]:
     """Milliseconds per frame, and peak MiB beyond input and output."""
-    from luve_lightning.data.variants import unsharp_mask
+    from luve_lightning.functional.unsharp import unsharp_mask
 
     generator = torch.Generator(device).manual_seed(0)
     video = torch.rand(1, 3, FRAMES, HEIGHT, WIDTH, device=device, generator=generator) * 2 - 1

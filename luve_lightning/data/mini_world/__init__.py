@@ -25,14 +25,16 @@ from luve_lightning.data.mini_world.scene import (
     SPEEDS,
     SPLITS,
     SPRITE_SIZES,
+    ColoredSprite,
     Scene,
     Sprite,
     motion_per_frame,
     photograph_named,
     source_pixels,
 )
+from luve_lightning.data.mini_world.stage import SPRITES, STAGE_RENDERER, StagedScene, WorldKind, draw_stage
 from luve_lightning.data.video_files import encode_h264
-from luve_lightning.data.video_index import COLUMNS
+from luve_lightning.data.video_index import COLUMNS, PARTS
 from luve_lightning.files import file_digest, remove_unfinished, text_digest, write_text
 from luve_lightning.machine import check_video, cores
 
@@ -97,6 +99,9 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def _sprite(sprite: Sprite) -> str:
+    if isinstance(sprite, ColoredSprite):
+        noun = f"{SPRITES[sprite.shape][0]} {sprite.shape}"
+        return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun} is in front ."
     words = [sprite.size, photograph_named(sprite.texture).texture, sprite.shape]
     does = f"moves {sprite.direction}" if sprite.action == "moves" else _ACTIONS[sprite.action]
     spins = " and spins" if sprite.spin else ""
@@ -108,32 +113,45 @@ def catalog_csv(scenes: Sequence[Scene]) -> str:
     """Returns the CSV of all clips.
 
     A photograph stands for a source video, and its clips follow one another in it (`start_frame` up to, not
-    including, `end_frame`). Scores: `vtss_score` is photograph pixels per clip pixel (1 or more is sharp),
+    including, `end_frame`); so does a combination where there are some, and then columns of each clip's parts follow
+    UltraVideo's. Scores: `vtss_score` is photograph pixels per clip pixel (1 or more is sharp),
     `motion_score` is the background's motion in pixels per frame, `video_clip_score` is 1, since captions are
     exact.
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    staged = any(isinstance(scene, StagedScene) for scene in scenes)
+    writer = csv.DictWriter(text, (*COLUMNS, *PARTS) if staged else COLUMNS, lineterminator="\n")
     writer.writeheader()
     shown: dict[str, int] = {}
     for scene in scenes:
-        start = shown.get(scene.url, 0)
-        shown[scene.url] = start + scene.frames
+        start = shown.get(scene.source, 0)
+        shown[scene.source] = start + scene.frames
         writer.writerow(_row(scene, start))
     return text.getvalue()
 
 
 def splits_json(scenes: Sequence[Scene]) -> str:
-    """Returns the photographs (`url`) of each split's clips."""
-    splits = {split: sorted({scene.url for scene in scenes if scene.split == split}) for split in SPLITS}
+    """Returns the sources (`url`) of each split's clips."""
+    splits = {split: sorted({scene.source for scene in scenes if scene.split == split}) for split in SPLITS}
     return json.dumps(splits, indent=2) + "\n"
+
+
+def prompts_jsonl(scenes: Sequence[Scene], split: str) -> str:
+    """Returns a prompt file of a split's captions, each under its clip's name."""
+    lines = [
+        {"name": scene.clip_id, "prompt": captions(scene)["Summarized Description"]}
+        for scene in scenes
+        if scene.split == split
+    ]
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def _row(scene: Scene, start: int) -> dict[str, object]:
     stop = start + scene.frames
+    parts = (scene.split, *scene.parts) if isinstance(scene, StagedScene) else ()
     return {
         "clip_id": scene.clip_id,
-        "url": scene.url,
+        "url": scene.source,
         "frame_width": scene.size,
         "frame_height": scene.size,
         "fps": scene.fps,
@@ -147,6 +165,7 @@ def _row(scene: Scene, start: int) -> dict[str, object]:
         "motion_score": round(motion_per_frame(scene), 4),
         "video_clip_score": 1.0,
         **captions(scene),
+        **dict(zip(PARTS, parts, strict=False)),
     }
 
 
@@ -159,7 +178,7 @@ class OtherWorldError(ValueError):
     """Raised for a folder with something other than the requested world."""
 
 
-def _claim(output: Path, arguments: dict[str, int]) -> dict[str, str]:
+def _claim(output: Path, arguments: dict[str, int | str]) -> dict[str, str]:
     """Claims a folder for a world, or recognises the world in it.
 
     Returns:
@@ -186,7 +205,9 @@ def _matches(path: Path, expected: str | None) -> bool:
     return path.is_file() and file_digest(path) == expected
 
 
-def _check_same(output: Path, held: dict[str, int], asked: dict[str, int]) -> None:
+def _check_same(output: Path, held: dict[str, int | str], asked: dict[str, int | str]) -> None:
+    # A varied world's manifest names no kind: it is as old as the first worlds.
+    held, asked = {"kind": "varied", **held}, {"kind": "varied", **asked}
     other = [f"{key}={held.get(key)} (asked {value})" for key, value in asked.items() if held.get(key) != value]
     if other:
         raise OtherWorldError(
@@ -225,11 +246,13 @@ def render_mini_world(
     size: int = 192,
     fps: int = 16,
     processes: int | None = None,
+    kind: WorldKind = "varied",
 ) -> RenderReport:
     """Renders the mini world into a folder; the same arguments give the same bytes.
 
     Writes `clips/<clip_id>.mp4`, `clips.csv` (UltraVideo's columns), `splits.json` and finally `MANIFEST.json`
-    with the arguments and the SHA-256 of each file. An interrupted world continues where it stopped; a complete
+    with the arguments and the SHA-256 of each file; with combinations, the captions of held-out clips as prompt files
+    `prompts-val.jsonl` and `prompts-test.jsonl`, too. An interrupted world continues where it stopped; a complete
     one is checked against its manifest, and only missing or changed files are made again.
 
     Args:
@@ -237,11 +260,14 @@ def render_mini_world(
         seed: Seed of everything random, >= 0.
         train: Number of training clips.
         val: Number of validation clips.
-        test: Number of test clips.
+        test: Number of test clips. With combinations one or two of the three may be 0.
         frames: Length of a clip, 4k+1 as the VAE requires, at least 5.
         size: Side of the square frame in pixels, a multiple of 16.
         fps: Frames per second.
         processes: Worker processes, default one per CPU; the result does not depend on it.
+        kind: "varied": cameras and sprites of all kinds, photographs held out whole. "combinations": held out are
+            combinations of parts that training shows (`Combination`). "photographs": such clips, but photographs held
+            out whole.
 
     Returns:
         Which clips were rendered, and how many existed already.
@@ -249,17 +275,21 @@ def render_mini_world(
     Raises:
         ValueError: An argument is out of its range.
         OtherWorldError: The folder holds a world of other arguments, or something else.
-        FileNotFoundError: A photograph is missing from scikit-image.
+        FileNotFoundError: A photograph is not where it should be.
     """
     counts = {"train": train, "val": val, "test": test}
     form = {"frames": frames, "size": size, "fps": fps}
-    _check_arguments({"seed": seed, **counts, **form}, processes)
-    arguments = {"seed": seed, **counts, **form, "renderer": RENDERER}
+    _check_arguments({"seed": seed, **counts, **form}, processes, kind)
+    arguments: dict[str, int | str] = {"seed": seed, **counts, **form, "renderer": RENDERER}
+    if kind != "varied":
+        arguments |= {"renderer": STAGE_RENDERER, "kind": kind}
+    scenes = _draw(kind, seed, counts, frames, size, fps)
     hashes = _claim(output, arguments)
     folder = output / "clips"
     folder.mkdir(exist_ok=True)
-    scenes = [draw_scene(seed, split, i, frames, size, fps) for split in SPLITS for i in range(counts[split])]
     texts = {"clips.csv": catalog_csv(scenes), "splits.json": splits_json(scenes)}
+    if kind != "varied":
+        texts |= {f"prompts-{split}.jsonl": prompts_jsonl(scenes, split) for split in ("val", "test") if counts[split]}
     todo = [scene for scene in scenes if not _is_there(folder / f"{scene.clip_id}.mp4", hashes, frames)]
     stale = [name for name, text in texts.items() if not _matches(output / name, text_digest(text))]
     if todo or stale or not hashes:
@@ -274,12 +304,28 @@ def render_mini_world(
     return RenderReport(tuple(scene.clip_id for scene in todo), len(scenes) - len(todo))
 
 
-def _check_arguments(values: dict[str, int], processes: int | None) -> None:
+def _draw(kind: WorldKind, seed: int, counts: dict[str, int], frames: int, size: int, fps: int) -> list[Scene]:
+    if kind == "varied":
+        return [draw_scene(seed, split, i, frames, size, fps) for split in SPLITS for i in range(counts[split])]
+    drawn = {split: list(draw_stage(kind, seed, split, counts[split], frames, size, fps)) for split in SPLITS}
+    shown = {part for scene in drawn["train"] for part in scene.parts}
+    unseen = {part for split in ("val", "test") for scene in drawn[split] for part in scene.parts} - shown
+    if kind == "combinations" and shown and unseen:
+        raise ValueError(
+            f"train: {counts['train']} is too few: validation and test also show {', '.join(sorted(unseen))}"
+        )
+    return [scene for split in SPLITS for scene in drawn[split]]
+
+
+def _check_arguments(values: dict[str, int], processes: int | None, kind: WorldKind) -> None:
     if values["seed"] < 0:
         raise ValueError(f"seed: expected 0 or more, got {values['seed']}")
     for name in ("train", "val", "test", "fps"):
-        if values[name] < 1:
-            raise ValueError(f"{name}: expected 1 or more, got {values[name]}")
+        least = int(kind == "varied" or name == "fps")
+        if values[name] < least:
+            raise ValueError(f"{name}: expected {least} or more, got {values[name]}")
+    if not values["train"] + values["val"] + values["test"]:
+        raise ValueError("train, val and test: expected a clip in one of them, got none")
     frames, size = values["frames"], values["size"]
     if frames < 5 or frames % 4 != 1:
         below = max(5, (frames - 1) // 4 * 4 + 1)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from itertools import cycle
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from luve_lightning.data.mini_world.scene import (
     SPRITE_ACTIONS,
     SPRITE_SIZES,
     Camera,
+    ColoredSprite,
     Grade,
     Photograph,
     Scene,
@@ -31,7 +30,9 @@ from luve_lightning.data.mini_world.scene import (
     photographs_of,
     sprite_path,
 )
+from luve_lightning.functional.outlines import OUTLINES
 
+RIM = 0.12  # width of a coloured sprite's rim, in radii
 _GREY = torch.tensor([0.299, 0.587, 0.114])
 
 
@@ -86,10 +87,20 @@ def _paint_sprite(canvas: Tensor, scene: Scene, sprite: Sprite) -> None:
     texture = _sample(picture, torch.stack([cut_left + half + half * across, cut_top + half + half * down], dim=-1))
     # One pixel of the finished clip, in radii: the edge fades over that distance.
     pixel = _per_frame(2 / (scene.size * radii))
-    alpha = (0.5 - OUTLINES[sprite.shape](across, down) / pixel).clamp(0, 1).unsqueeze(1)
+    distance = OUTLINES[sprite.shape](across, down)
+    if isinstance(sprite, ColoredSprite):
+        texture = _colored(texture, sprite.color, (0.5 - (distance + RIM) / pixel).clamp(0, 1).unsqueeze(1))
+    alpha = (0.5 - distance / pixel).clamp(0, 1).unsqueeze(1)
     for frame, (column, row) in enumerate(corners.tolist()):
         region = canvas[frame, :, row : row + patch, column : column + patch]
         region.lerp_(texture[frame], alpha[frame].expand_as(region))
+
+
+def _colored(texture: Tensor, color: tuple[int, int, int], inside: Tensor) -> Tensor:
+    """Returns the colour, shaded by the texture `T x 3 x h x w`, within a dark rim; `inside` is 0 on the rim."""
+    shade = 0.62 + 0.7 * texture.mean(dim=1, keepdim=True)
+    paint = torch.tensor(color).view(1, 3, 1, 1) / 255
+    return (paint * shade * inside + 0.06 * (1 - inside)).clamp(0, 1)
 
 
 def apply_grade(picture: Tensor, grade: Grade) -> Tensor:
@@ -127,54 +138,6 @@ def _pixel_centers(side: int) -> Tensor:
 
 def _per_frame(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).float().view(-1, 1, 1)
-
-
-def _heart(x: Tensor, y: Tensor) -> Tensor:
-    # Quilez's heart stands on (0, 0) and is 1.1 high with y upwards; move it into the unit square.
-    u, v = x.abs() * 0.6, 0.56 - y * 0.6
-    lobe = torch.hypot(u - 0.25, v - 0.75) - math.sqrt(2) / 4
-    along = (u + v).clamp(min=0) / 2
-    body = torch.minimum(torch.hypot(u, v - 1), torch.hypot(u - along, v - along)) * torch.sign(u - v)
-    return torch.where(u + v > 1, lobe, body) / 0.6
-
-
-def _box(x: Tensor, y: Tensor, half_width: float, half_height: float) -> Tensor:
-    across, down = x.abs() - half_width, y.abs() - half_height
-    outside = torch.hypot(across.clamp(min=0), down.clamp(min=0))
-    return outside + torch.maximum(across, down).clamp(max=0)
-
-
-def _polygon(x: Tensor, y: Tensor, corners: list[tuple[float, float]]) -> Tensor:
-    distance = torch.full_like(x, math.inf)
-    inside = torch.zeros_like(x, dtype=torch.bool)
-    for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
-        ex, ey = bx - ax, by - ay
-        along = (((x - ax) * ex + (y - ay) * ey) / (ex * ex + ey * ey)).clamp(0, 1)
-        distance = torch.minimum(distance, torch.hypot(x - ax - along * ex, y - ay - along * ey))
-        # Even-odd rule: a ray to the right crosses this edge.
-        crosses = (y < ay) != (y < by)
-        inside ^= crosses & (x < ax + (y - ay) * (ex / ey if ey else 0.0))
-    return torch.where(inside, -distance, distance)
-
-
-def _corners(count: int, *radii: float) -> list[tuple[float, float]]:
-    """Corners from the top, clockwise (y points down), at these distances from the centre in turn."""
-    angles = [2 * math.pi * step / count - math.pi / 2 for step in range(count)]
-    return [(r * math.cos(a), r * math.sin(a)) for r, a in zip(cycle(radii), angles, strict=False)]
-
-
-# The distance of each point (x rightwards, y downwards) to a shape's outline, in radii of the shape, negative inside.
-# Each outline lies within the square from -1 to 1.
-OUTLINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "circle": lambda x, y: torch.hypot(x, y) - 1,
-    "square": lambda x, y: _box(x, y, 0.85, 0.85),
-    "triangle": lambda x, y: _polygon(x, y, _corners(3, 1.0)),
-    "star": lambda x, y: _polygon(x, y, _corners(10, 1.0, 0.45)),
-    "ring": lambda x, y: (torch.hypot(x, y) - 0.76).abs() - 0.24,
-    "hexagon": lambda x, y: _polygon(x, y, _corners(6, 1.0)),
-    "cross": lambda x, y: torch.minimum(_box(x, y, 1.0, 0.36), _box(x, y, 0.36, 1.0)),
-    "heart": _heart,
-}
 
 
 # The scene is laid out for this size; other sizes show the same scene in more or fewer pixels.

@@ -1,8 +1,10 @@
 """What a clip of the mini world is made of: a photograph, a camera that travels over it, and sprites in front.
 
-The photographs are files that scikit-image ships in its wheel. One stands for a source video: its name goes into the
-CSV's `url` column, and whole photographs belong to one split. Both motorcycle pictures show one scene, so they are in
-one split. The test photographs are natural ones in colour; train has the most varied ones.
+In a varied world a photograph stands for a source video: its name goes into the CSV's `url` column, and whole
+photographs belong to one split. Both motorcycle pictures show one scene, so they are in one split. The test photographs
+are natural ones in colour; train has the most varied ones.
+
+In the other worlds a clip shows a combination (`luve_lightning.data.mini_world.stage`), and that is the source video.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class Photograph:
 
     Attributes:
         url: Name of the "source video", without spaces.
-        file: File name below `skimage/data`.
+        file: File name in its source's folder.
         subject: What it shows, with an article: "a photograph of <subject>".
         texture: One word for a sprite cut from it: "a small <texture> star".
         split: "train", "val" or "test".
@@ -36,6 +38,8 @@ class Photograph:
         color: Whether it is a colour picture.
         flip: Whether it may be mirrored (text may not).
         shrink: Integer factor by which to reduce the file first, for pictures with little detail per pixel.
+        source: A key of `SOURCES`.
+        short: Length of its shorter side once it is read, in pixels; 0 keeps its own.
     """
 
     url: str
@@ -47,6 +51,8 @@ class Photograph:
     color: bool = False
     flip: bool = True
     shrink: int = 1
+    source: str = "skimage"
+    short: int = 0
 
 
 PHOTOGRAPHS: tuple[Photograph, ...] = (
@@ -78,19 +84,51 @@ def photographs_of(split: str) -> tuple[Photograph, ...]:
     return tuple(photograph for photograph in PHOTOGRAPHS if photograph.split == split)
 
 
+def _staged(
+    key: str, file: str, subject: str, source: str = "skimage", split: str = "train", color: bool = True
+) -> Photograph:
+    return Photograph(key, file, subject, key, split, color=color, source=source, short=288)
+
+
+# Those of combinations. A place in this list is part of the rule that splits them: add new ones at the end.
+STAGE: tuple[Photograph, ...] = (
+    _staged("astronaut", "astronaut.png", "an astronaut"),
+    _staged("motorcycle", "motorcycle_left.png", "a motorcycle"),
+    _staged("tissue", "ihc.png", "colored tissue"),
+    _staged("galaxies", "hubble_deep_field.jpg", "distant galaxies"),
+    _staged("rainbow", "color.png", "a color wheel"),
+    _staged("cameraman", "camera.png", "a man with a camera", color=False),
+    _staged("coins", "coins.png", "old coins", color=False),
+    _staged("gravel", "gravel.png", "gravel", color=False),
+    _staged("horse", "horse.png", "a horse", color=False),
+    _staged("officer", "grace_hopper.jpg", "an officer", "matplotlib"),
+    _staged("raccoon", "raccoon.jpg", "a raccoon", "repository"),
+    _staged("stairs", "stairs.jpg", "stairs", "repository", color=False),
+    _staged("temple", "temple.jpg", "a temple", "repository"),
+    _staged("flower", "flower.jpg", "a flower", "repository"),
+    _staged("earth", "earth.jpg", "the earth", "repository"),
+    _staged("hurricane", "hurricane.jpg", "a hurricane", "repository"),
+    _staged("eye", "retina.jpg", "an eye", split="val"),
+    _staged("brick", "brick.png", "a brick wall", split="val", color=False),
+    _staged("cat", "chelsea.png", "a cat", split="test"),
+    _staged("coffee", "coffee.png", "a coffee cup", split="test"),
+    _staged("rocket", "rocket.jpg", "a rocket", split="test"),
+)
+
+
 def photograph_named(url: str) -> Photograph:
     """Returns the photograph with this `url`.
 
     Raises:
         KeyError: There is none.
     """
-    for photograph in PHOTOGRAPHS:
+    for photograph in (*PHOTOGRAPHS, *STAGE):
         if photograph.url == url:
             return photograph
     raise KeyError(f"no photograph is called {url!r}")
 
 
-@lru_cache(maxsize=len(PHOTOGRAPHS))
+@lru_cache(maxsize=len(PHOTOGRAPHS) + len(STAGE))
 def load_photograph(photograph: Photograph) -> Tensor:
     """Reads one photograph; it is cached, so treat the result as read-only.
 
@@ -98,25 +136,40 @@ def load_photograph(photograph: Photograph) -> Tensor:
         Float32 `3 x H x W` in [0, 1]; a grey picture has three equal channels.
 
     Raises:
-        FileNotFoundError: scikit-image is not installed or its wheel lacks the file.
+        FileNotFoundError: The file is not where its source should have it.
     """
-    path = _data_folder() / photograph.file
+    path = _folder_of(photograph.source) / photograph.file
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: scikit-image's wheel should hold this photograph; reinstall scikit-image")
+        raise FileNotFoundError(f"{path}: {SOURCES[photograph.source][1]}")
     with Image.open(path) as image:
         picture = image.convert("RGB")
         if photograph.shrink > 1:
             picture = picture.reduce(photograph.shrink)
+        if photograph.short:
+            scale = photograph.short / min(picture.size)
+            size = round(picture.width * scale), round(picture.height * scale)
+            picture = picture.resize(size, Image.Resampling.LANCZOS)
         pixels = np.asarray(picture)
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float().div_(255).contiguous()
 
 
-def _data_folder() -> Path:
+# Folders of photographs below a package's, and what to do where a file is not there.
+SOURCES = {
+    "skimage": ("data", "scikit-image's wheel should hold this photograph; reinstall scikit-image"),
+    "matplotlib": ("mpl-data/sample_data", "Matplotlib's wheel should hold this photograph; reinstall matplotlib"),
+    "repository": ("", "the repository holds this photograph, an installed package does not; run in a checkout"),
+}
+
+
+def _folder_of(source: str) -> Path:
     # The files are read directly: skimage.data's functions may use the network for some of them.
-    spec = find_spec("skimage")
+    if source == "repository":
+        return Path(__file__).parents[3] / "data" / "mini" / "photographs"
+    spec = find_spec(source)
     if spec is None or spec.origin is None:
-        raise FileNotFoundError("scikit-image is not installed; it ships the photographs of the mini world")
-    return Path(spec.origin).parent / "data"
+        name = {"skimage": "scikit-image"}.get(source, source)
+        raise FileNotFoundError(f"{name} is not installed; it ships photographs of the mini world")
+    return Path(spec.origin).parent / SOURCES[source][0]
 
 
 # Part of every clip's id: raise it whenever the same arguments would give other pixels.
@@ -209,6 +262,17 @@ class Sprite:
 
 
 @dataclass(frozen=True)
+class ColoredSprite(Sprite):
+    """A sprite of one colour with a rim; its texture shades it.
+
+    Attributes:
+        color: Red, green and blue, 0 to 255.
+    """
+
+    color: tuple[int, int, int] = (255, 255, 255)
+
+
+@dataclass(frozen=True)
 class Grade:
     """A mild colour grade to widen the few photographs, for train clips only; held-out ones stay unchanged.
 
@@ -244,6 +308,11 @@ class Scene:
     camera: Camera
     sprites: tuple[Sprite, ...]
     renderer: int = RENDERER
+
+    @property
+    def source(self) -> str:
+        """The source video that the clip is from: its photograph."""
+        return self.url
 
     @property
     def clip_id(self) -> str:

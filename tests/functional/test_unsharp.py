@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from skimage.filters import unsharp_mask as skimage_unsharp_mask
 from torch import Tensor
 
-from luve_lightning.data import variants
-from luve_lightning.data.variants import unsharp_mask
+from luve_lightning.functional import unsharp
+from luve_lightning.functional.unsharp import unsharp_mask
 
 LEVEL = 1 / 255
 
@@ -96,14 +96,14 @@ def test_bands_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, at_onc
     """A band of one block, of a part of a frame, and three of the eight planes at a time."""
     video = noise(1, 4, 2, 200, 90)
     whole = unsharp_mask(video, 3.0, 1.0)
-    monkeypatch.setattr(variants, "_CPU_VALUES", at_once)
+    monkeypatch.setattr(unsharp, "_CPU_VALUES", at_once)
     torch.testing.assert_close(unsharp_mask(video, 3.0, 1.0), whole, atol=1e-6, rtol=0)
 
 
 @pytest.mark.slow
 def test_memory_beside_the_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two buffers and the chunk in float32, however many frames there are."""
-    monkeypatch.setattr(variants, "_CPU_VALUES", 2 * 128 * 128)
+    monkeypatch.setattr(unsharp, "_CPU_VALUES", 2 * 128 * 128)
 
     def beside(frames: int) -> int:
         video = noise(1, 3, frames, 128, 128).bfloat16()

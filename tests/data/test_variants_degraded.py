@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from luve_lightning.data.degradation import Degraded
+from luve_lightning.data.variants import Degraded
 
 
 def clip(batch: int = 1, side: int = 24) -> torch.Tensor:
