@@ -51,13 +51,17 @@ class GracefulStop(L.Callback):
 
     Args:
         signals: names of the signals to handle. `sbatch --signal=USR1@120` sends SIGUSR1 ahead of the limit.
+        every_n_steps: optimiser steps from one time that several processes agree to the next. Agreeing waits for the
+            device, which a step of milliseconds feels.
     """
 
-    def __init__(self, signals: Sequence[str] = ("SIGTERM", "SIGINT", "SIGUSR1")) -> None:
+    def __init__(self, signals: Sequence[str] = ("SIGTERM", "SIGINT", "SIGUSR1"), every_n_steps: int = 1) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps: expected at least 1, got {every_n_steps}")
         unknown = [name for name in signals if name not in signal.Signals.__members__]
         if unknown or not signals:
             raise ValueError(f"signals: expected names such as SIGTERM, got {unknown or 'none'}")
-        self.signals = [signal.Signals[name] for name in signals]
+        self.signals, self.every_n_steps = [signal.Signals[name] for name in signals], every_n_steps
         self._received = 0
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -89,7 +93,8 @@ class GracefulStop(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop if asked to."""
-        self._stop_if_asked(trainer)
+        if trainer.world_size == 1 or trainer.global_step % self.every_n_steps == 0:
+            self._stop_if_asked(trainer)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Leave a long validation before the time until the kill is used up; nothing is written in its middle."""

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -116,6 +117,20 @@ def test_it_works_without_checkpoints_and_with_lightnings_own(tmp_path: Path) ->
 def test_unknown_signals_are_refused(names: list[str]) -> None:
     with pytest.raises(ValueError, match="signals: expected names such as SIGTERM, got"):
         GracefulStop(names)
+
+
+@pytest.mark.parametrize(("processes", "agreed"), [(2, [3, 6]), (1, [1, 2, 3, 4, 5, 6, 7])])
+def test_several_processes_agree_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, processes: int, agreed: list[int]
+) -> None:
+    stop, seen = GracefulStop(every_n_steps=3), []
+    monkeypatch.setattr(stop, "_stop_if_asked", lambda trainer: seen.append(trainer.global_step))
+    for step in range(1, 8):
+        trainer: Any = SimpleNamespace(world_size=processes, global_step=step)
+        stop.on_train_batch_end(trainer, TinyModule(), None, None, step)
+    assert seen == agreed
+    with pytest.raises(ValueError, match="every_n_steps: expected at least 1"):
+        GracefulStop(every_n_steps=0)
 
 
 @pytest.mark.slow
