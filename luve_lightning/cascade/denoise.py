@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
@@ -207,6 +208,10 @@ class DenoisingStep(NamedTuple):
     guided: bool
 
 
+OnStep = Callable[[DenoisingStep, Tensors], Tensors | None]
+"""Called after a step; a tensor that it returns replaces its argument."""
+
+
 @torch.no_grad()
 def denoise(
     transformer: Any,
@@ -219,7 +224,7 @@ def denoise(
     *,
     begin_index: int = 0,
     choose_expert: Callable[[float], str | None] | None = None,
-    on_step: Callable[[DenoisingStep, Tensors], Tensors | None] | None = None,
+    on_step: OnStep | None = None,
     before_step: BeforeStep | None = None,
     predict: Prediction | None = None,
     interrupted: Callable[[], bool] | None = None,
@@ -244,7 +249,7 @@ def denoise(
         begin_index: place of the first step in the schedule.
         choose_expert: the active expert at a timestep, or None. Called with the scheduler's own number, which no
             16-bit cast has rounded into another band. A SpectrumChooser sees each prediction, too.
-        on_step: called after each step; a tensor that it returns replaces its argument.
+        on_step: see OnStep.
         before_step: replaces the latents that a step starts from. A scheduler that looks back on earlier steps would
             not see it.
         predict: what a step's velocity is, where it is not the model's for the whole latents.
@@ -267,17 +272,13 @@ def denoise(
     watching = choose_expert if isinstance(choose_expert, SpectrumChooser) else None
     if watching is not None:
         watching.begin()
-    in_force: str | None = None
-    switch_expert(transformer, None)
-    try:
+    with _experts(transformer) as switch_to:
         for i, t in enumerate(timesteps):
             if interrupted is not None and interrupted():
                 break
             sigma = sigmas[begin_index + i]
             expert = None if choose_expert is None else choose_expert(numbers[i])
-            if expert != in_force:
-                in_force = expert
-                switch_expert(transformer, expert)
+            switch_to(expert)
             guided = guidance if guidance.at(sigma) else None
             place = {"step_index": i, "sigma": sigma, "num_inference_steps": len(numbers)}
             # Of the timestep, as for an expert's band: a sampler's timestep may be rounded.
@@ -295,15 +296,37 @@ def denoise(
             latents = scheduler.step(v, t, latents, return_dict=False)[0]
             if on_step is not None:
                 step = DenoisingStep(begin_index + i, numbers[i], sigma, expert, guided is not None)
-                tensors: Tensors = {"latents": latents, "prompt_embeds": embeds}
-                if negative_embeds is not None:
-                    tensors["negative_prompt_embeds"] = negative_embeds
-                tensors |= on_step(step, tensors) or {}
-                latents, embeds = tensors["latents"], tensors["prompt_embeds"]
-                negative_embeds = tensors.get("negative_prompt_embeds")
+                latents, embeds, negative_embeds = _replaced(on_step, step, latents, embeds, negative_embeds)
+    return latents
+
+
+@contextmanager
+def _experts(transformer: Any) -> Iterator[Callable[[str | None], None]]:
+    """A function that switches to an expert unless it is in force; none is before and after."""
+    in_force: str | None = None
+
+    def switch_to(expert: str | None) -> None:
+        nonlocal in_force
+        if expert != in_force:
+            in_force = expert
+            switch_expert(transformer, expert)
+
+    switch_expert(transformer, None)
+    try:
+        yield switch_to
     finally:
         switch_expert(transformer, None)
-    return latents
+
+
+def _replaced(
+    on_step: OnStep, step: DenoisingStep, latents: Tensor, embeds: Tensor, negative_embeds: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Latents and embeddings after a step, of which `on_step` may replace some."""
+    tensors: Tensors = {"latents": latents, "prompt_embeds": embeds}
+    if negative_embeds is not None:
+        tensors["negative_prompt_embeds"] = negative_embeds
+    tensors |= on_step(step, tensors) or {}
+    return tensors["latents"], tensors["prompt_embeds"], tensors.get("negative_prompt_embeds")
 
 
 def from_noise(

@@ -77,23 +77,14 @@ def index(
         if sources or output:
             raise ValueError("show: takes no sources and no output; it only reads an index")
         rows = _rows_of(show)
-        say(
-            console,
-            "\n".join([str(show), *index_lines(rows), *([] if used_by is None else _used_lines(rows, used_by))]),
-        )
+        used = [] if used_by is None else _used_lines(rows, used_by)
+        say(console, "\n".join([str(show), *index_lines(rows), *used]))
         return
     if used_by is not None:
         raise ValueError("used_by: expected --show INDEX beside it")
     if not sources or output is None:
         raise ValueError("expected sources and --output INDEX.parquet, or --show INDEX")
-    if output.suffix != ".parquet":
-        raise ValueError(f"output: expected a name that ends in .parquet, got {output}")
-    if processes is not None and processes < 1:
-        raise ValueError(f"processes: expected at least 1, got {processes}")
-    if matte is not None:
-        matte_colour(matte)
-    if splits is not None and not splits.is_file():
-        raise FileNotFoundError(f"splits: no such file: {splits}")
+    _check(output, processes, matte, splits)
     before = _splits_before(output)
     check_writable(output)
     place, column = output.parent.resolve() / output.name, None if split_by in (None, "file", "folder") else split_by
@@ -118,13 +109,24 @@ def index(
         paths = [file.path for file in files if not file.reason]
         found = find_probes(paths, cache, processes or cores(), begin, steps.advance)
         steps.begin("compared", len(files))
-        by = None if split_by == column else split_by
-        rows = make_rows(files, found, cache, by, fixed, steps.advance, matte)
+        rows = make_rows(files, found, cache, None if split_by == column else split_by, fixed, steps.advance, matte)
     write_index(output, rows)
     again = f", {known} as before" if known else ""
     print_summary(console, output, [f"  looked into    {amount(looked, 'file')}{again}", *index_lines(rows)], started)
     if not any(row.entry for row in rows):
         raise VideoIndexError(f"{output}: holds no clip that can be used; the reasons are above")
+
+
+def _check(output: Path, processes: int | None, matte: str | None, splits: Path | None) -> None:
+    """Refuse what is wrong whatever the sources are."""
+    if output.suffix != ".parquet":
+        raise ValueError(f"output: expected a name that ends in .parquet, got {output}")
+    if processes is not None and processes < 1:
+        raise ValueError(f"processes: expected at least 1, got {processes}")
+    if matte is not None:
+        matte_colour(matte)
+    if splits is not None and not splits.is_file():
+        raise FileNotFoundError(f"splits: no such file: {splits}")
 
 
 def _splits_before(output: Path) -> dict[str, Split]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import signal
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +20,7 @@ from luve_lightning.cli import Verb
 from luve_lightning.cli.index import check_folder, check_stored, entries_of, open_index, print_summary, uneven_line
 from luve_lightning.cli.keys import check_trainer
 from luve_lightning.data.clip_container import ClipError
-from luve_lightning.data.clip_windows import ClipWindow, WindowReader, plan_windows, quarantine_path, repeated_clips
+from luve_lightning.data.clip_windows import quarantine_path, repeated_clips
 from luve_lightning.data.clips import require_hardware
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.latent_store import LatentKey, LatentRecipe, LatentStore
@@ -31,12 +29,12 @@ from luve_lightning.data.mini_world.stage import WorldKind
 from luve_lightning.data.quarantine import Quarantine, TooManyBadClips
 from luve_lightning.data.text_store import TextSource, TextStore, captions_of, embed_captions
 from luve_lightning.data.variants import PixelTransform, Unchanged, variant_name
-from luve_lightning.data.video_index import ClipEntry, Limits, Split
-from luve_lightning.datamodules.buckets import Bucket, Buckets, LengthChoice, SizeChoice
-from luve_lightning.datamodules.clips import EncodeDataModule
+from luve_lightning.data.video_index import Limits, Split
+from luve_lightning.datamodules.buckets import Buckets, LengthChoice, SizeChoice
+from luve_lightning.datamodules.clips import EncodeDataModule, EncodeShare
 from luve_lightning.machine import UnitTimes, choose_device, decoding_threads
-from luve_lightning.models.backbones import load_backbone
-from luve_lightning.tasks.encode import EncodeTask, EncodeTotals
+from luve_lightning.models.backbones import LatentSpace, load_backbone
+from luve_lightning.tasks.encode import EncodeTask, EncodeTotals, predict_latents
 from luve_lightning.terminal import Steps, amount, say
 
 VERBS = {
@@ -184,7 +182,7 @@ def precompute(
     if not assigned:
         why = "fit no bucket" if several else "are too short" if fps is None else "are too short or too slow"
         raise ValueError(f"{index}: all of {amount(len(entries), 'clip')} {why}, first {left[0]}")
-    shares = [_Share.of(bucket, some, recipe, latents, hashes, hardware) for bucket, some in assigned.items()]
+    shares = [EncodeShare.of(bucket, some, recipe, latents, hashes, hardware) for bucket, some in assigned.items()]
     count = sum(len(share.planned) for share in shares)
     if check:
         _check(Console(emoji=False), shares, count * recipe.count, max(1, num_workers), started)
@@ -194,67 +192,69 @@ def precompute(
     )
     if runner.is_global_zero:
         latents.clean()
-    usable = sum(len(share.clips) for share in shares)
-    totals, listed = EncodeTotals(), 0
-    for number, share in enumerate(shares):
-        if several:
-            console.print(
-                f"  bucket {number + 1} of {len(shares)}, {share.bucket}: {amount(len(share.planned), 'window')}"
-            )
-        bad = Quarantine(quarantine_path(latents, share.read.recipe), max_bad_fraction, usable, share.clips)
-        task = EncodeTask(codec, share.read, transforms, bad, batch_size)
-        _predict(runner, task, EncodeDataModule(share.planned, share.read, batch_size, num_workers))
-        totals = totals + task.totals
-        listed += len(bad.bad())
-        if listed > bad.allowed:  # in several buckets together
-            told = f"{listed} of {amount(usable, 'clip')} cannot be read, in several buckets"
-            raise TooManyBadClips(f"{told}: {bad.describe()}")
-    there = (count - totals.bad) * recipe.count - totals.encoded
-    where = f", listed in {bad.path.parent if several else bad.path}" if listed and bad.path else ""
+    done = _Encoded(shares, several)
+    done.encode(console, runner, codec, transforms, max_bad_fraction, batch_size, num_workers)
+    there = (count - done.totals.bad) * recipe.count - done.totals.encoded
     uneven = uneven_line(hashes, entries) if fps is None and runner.is_global_zero else ""
-    slow = [one for share in shares for one in repeated_clips((window.clip for window in share.planned), recipe)]
-    label = "in no bucket" if several else "too short   " if fps is None else "left out    "
-    lines = [
-        f"  encoded        {amount(totals.encoded, 'latent')}, {totals.bytes / 2**20:.1f} MiB",
-        f"  already there  {there}",
-        f"  quarantined    {listed}{where}",
-        f"  {label}   {len(left)}, first {left[0]}" if left else "",
-        f"  repeat frames  {len(slow)}, slower than {fps:g} a second, first {slow[0].clip_id}" if slow else "",
-        f"  variable rate  {uneven}" if uneven else "",
-    ]
-    print_summary(console, store, lines, started)
+    print_summary(console, store, done.lines(recipe, there, left, uneven), started)
     if runner.is_global_zero:
-        made = {"total": count * recipe.count, "there": there, "made": totals.encoded, "bytes": totals.bytes}
-        times.write(measured, processes=runner.world_size, units=count, **made)
+        made = {"made": done.totals.encoded, "bytes": done.totals.bytes}
+        total = count * recipe.count
+        times.write(measured, processes=runner.world_size, units=count, total=total, there=there, **made)
 
 
-@dataclass(frozen=True)
-class _Share:
-    """One bucket's part of a run."""
+@dataclass
+class _Encoded:
+    """What a run encodes, bucket by bucket, and what came of it: latents, and clips listed as unreadable."""
 
-    bucket: Bucket
-    planned: list[ClipWindow]
-    read: WindowReader
+    shares: Sequence[EncodeShare]
+    several: bool  # buckets, of which some may have no clip
+    totals: EncodeTotals = field(default_factory=EncodeTotals)
+    listed: int = 0
+    where: str = ""
 
-    @classmethod
-    def of(
-        cls,
-        bucket: Bucket,
-        clips: Sequence[ClipEntry],
-        recipe: LatentRecipe,
-        store: LatentStore,
-        hashes: ClipHashes,
-        hardware: str | None,
-    ) -> _Share:
-        own = bucket.recipe(recipe)
-        return cls(bucket, plan_windows(clips, own)[0], WindowReader(own, store, hashes, hardware))
+    def encode(
+        self,
+        console: Console,
+        runner: L.Trainer,
+        codec: LatentSpace,
+        transforms: Mapping[str, PixelTransform],
+        max_bad: float,
+        batch_size: int,
+        num_workers: int,
+    ) -> None:
+        """Encode every bucket; too many unreadable clips in all of them together stop the run."""
+        usable = sum(len(share.clips) for share in self.shares)
+        for number, share in enumerate(self.shares):
+            if self.several:
+                place = f"bucket {number + 1} of {len(self.shares)}, {share.bucket}"
+                console.print(f"  {place}: {amount(len(share.planned), 'window')}")
+            bad = Quarantine(quarantine_path(share.read.store, share.read.recipe), max_bad, usable, share.clips)
+            task = EncodeTask(codec, share.read, transforms, bad, batch_size)
+            predict_latents(runner, task, EncodeDataModule(share.planned, share.read, batch_size, num_workers))
+            self.totals = self.totals + task.totals
+            self.listed += len(bad.bad())
+            if self.listed > bad.allowed:
+                told = f"{self.listed} of {amount(usable, 'clip')} cannot be read, in several buckets"
+                raise TooManyBadClips(f"{told}: {bad.describe()}")
+            self.where = f", listed in {bad.path.parent if self.several else bad.path}" if bad.path else ""
 
-    @property
-    def clips(self) -> dict[Path, None]:
-        return dict.fromkeys(window.clip.path for window in self.planned)
+    def lines(self, recipe: LatentRecipe, there: int, left: Sequence[ClipError], uneven: str) -> list[str]:
+        """The summary: what was encoded, what was there, and the clips that were left out."""
+        fps = recipe.fps
+        slow = [one for share in self.shares for one in repeated_clips((w.clip for w in share.planned), recipe)]
+        label = "in no bucket" if self.several else "too short   " if fps is None else "left out    "
+        return [
+            f"  encoded        {amount(self.totals.encoded, 'latent')}, {self.totals.bytes / 2**20:.1f} MiB",
+            f"  already there  {there}",
+            f"  quarantined    {self.listed}{self.where if self.listed else ''}",
+            f"  {label}   {len(left)}, first {left[0]}" if left else "",
+            f"  repeat frames  {len(slow)}, slower than {fps:g} a second, first {slow[0].clip_id}" if slow else "",
+            f"  variable rate  {uneven}" if uneven else "",
+        ]
 
 
-def _check(console: Console, shares: Sequence[_Share], total: int, threads: int, started: float) -> None:
+def _check(console: Console, shares: Sequence[EncodeShare], total: int, threads: int, started: float) -> None:
     """Read all latents of windows, about `total`; raises StoreError when some are damaged."""
     unreadable: dict[Path, str] = {}
 
@@ -297,26 +297,6 @@ def _trainer(options: dict[str, Any] | None, threads: int, times: UnitTimes) -> 
     if wrong:
         raise ValueError(f"trainer: {', '.join(wrong)} cannot be set here; known: {', '.join(sorted(known))}")
     return L.Trainer(**fixed, **given)
-
-
-def _predict(runner: L.Trainer, task: EncodeTask, data: EncodeDataModule) -> None:
-    """Run the task; when this process fails, end the processes that it started."""
-    try:
-        with warnings.catch_warnings():
-            # Decoding between the encodes is a choice, and so is a run that finds nothing left to do.
-            warnings.filterwarnings("ignore", message=".*does not have many workers")
-            warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")
-            # Lightning 2.6 still calls PyTorch's pytree as before 2.12.
-            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-            runner.predict(task, datamodule=data, return_predictions=False)
-    except BaseException as error:
-        launcher = runner.strategy.launcher
-        if launcher is not None:
-            launcher.kill(signal.SIGTERM)
-        if isinstance(error, RuntimeError) and runner.world_size > 1 and task.quarantine.too_many():
-            # Another process stopped for bad clips, and this one only lost the connection to it.
-            raise TooManyBadClips(task.quarantine.describe()) from None
-        raise
 
 
 def embed(

@@ -96,22 +96,10 @@ def rehearse(
     check_writable(root / TABLE)
     scorer = PACKAGE_ROOT / ".venv-hpsv3/bin/luve"
     recipe = Rehearsal(
-        root,
-        compose,
-        backbone,
-        size,
-        attention == "windows",
-        data,
-        devices,
-        bool(names),
-        steps,
-        video_steps,
-        clips,
-        validate,
-        scorer if scorer.is_file() else None,
-        importlib.util.find_spec("wandb") is not None,
+        root, compose, backbone, size, attention == "windows", data, devices, bool(names), steps, video_steps, clips,
+        validate, scorer if scorer.is_file() else None, importlib.util.find_spec("wandb") is not None,
         bool(names) and gpu is None,
-    )
+    )  # fmt: skip
     found, console = recipe.stages(), Console(emoji=False)
     chosen = _chosen(stages, [stage.name for stage in found], changes or {})
     _check_changes(found, recipe.given(), changes or {})

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from luve_lightning.cascade import upsampling
-from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels
+from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels, UpsamplingMethod
 from luve_lightning.cli import Verb
 from luve_lightning.cli.index import check_folder, entries_of, open_index, print_summary, uneven_line
 from luve_lightning.data.hashes import ClipHashes
@@ -112,12 +112,7 @@ def upsample(
     check_folder("output", output)
     check_workers("encoder_threads", encoder_threads, least=1)
     target = choose_device(device)
-    if start < 0 or stride < 1 or (limit is not None and limit < 1):
-        raise ValueError(f"expected start >= 0, stride >= 1 and limit >= 1, got {start}, {stride} and {limit}")
-    if caption not in (*CAPTIONS, CAPTION):
-        raise ValueError(
-            f"caption: expected one of {', '.join(CAPTIONS)}, or {CAPTION} for clips of one's own, got {caption!r}"
-        )
+    _check(start, stride, limit, caption)
     chosen = upsampling.baselines(baselines)
     folders = {name: folder for name, folder in (vluers or {}).items() if folder is not None}
     for name in folders:
@@ -125,27 +120,20 @@ def upsample(
     recipe: UpsamplingRecipe | EnlargingRecipe
     unreadable: list[tuple[str, str]] = []
     if videos is None:
-        wanted = {"index": index, "size": size, "scale": scale, "frames": frames}
-        if lacking := [key for key, value in wanted.items() if value is None]:
-            raise ValueError(f"{', '.join(lacking)}: required, but not given; or enlarge a folder of videos: --videos")
-        assert index is not None
-        assert size is not None
-        assert scale is not None
-        assert frames is not None
+        if index is None or size is None or scale is None or frames is None:
+            lacking = _lacking(index=index, size=size, scale=scale, frames=frames)
+            raise ValueError(f"{lacking}: required, but not given; or enlarge a folder of videos: --videos")
         entries = entries_of(open_index(console, index, clips, keep), splits, limit)
         recipe = UpsamplingRecipe((size[0], size[1]), scale, frames, start, stride, caption, fps)
     else:
-        mixed = {"index": index, "splits": splits, "clips": clips, "fps": fps, "start": start, "stride": stride != 1}
-        if given := [key for key, value in (mixed | {"keep": keep != Limits()}).items() if value]:
+        own = {"index": index, "splits": splits, "clips": clips, "fps": fps, "start": start, "stride": stride != 1}
+        if given := [key for key, value in (own | {"keep": keep != Limits()}).items() if value]:
             raise ValueError(f"{given[0]}: is for clips of an index; expected it without videos")
         recipe = EnlargingRecipe(None if size is None else (size[0], size[1]), scale, frames)
         entries, unreadable = low_resolution_videos(videos)
         entries = entries[:limit]
     codec = load_backbone(backbone).latent_space(getattr(torch, dtype)).to(target)
-    methods: dict[str, LatentUpsampler] = {name: method.of(LooseModels(codec)) for name, method in chosen.items()}
-    identities: dict[str, str] = {}
-    for name, folder in folders.items():
-        methods[name], identities[name] = _load(name, folder, codec, target)
+    methods, identities = _methods(chosen, folders, codec, target)
     nets = _networks(super_resolution or {}, methods)
     identities |= {name: weights_digest(net) for name, net in nets.items()}
     for net in nets.values():
@@ -162,12 +150,36 @@ def upsample(
         totals = upsampler.run(entries, steps.advance, times)
     uneven = uneven_line(upsampler.hashes, entries) if fps is None else ""
     totals.unreadable = [*unreadable, *totals.unreadable]
-    silent = [entry.clip_id for entry in entries if not entry.captions]
-    _tell(console, output, totals, uneven, silent, started)
+    _tell(console, output, totals, uneven, [entry.clip_id for entry in entries if not entry.captions], started)
     made = {"total": totals.written + totals.there, "there": totals.there, "made": totals.written}
     times.write(measured, processes=1, units=len(entries), **made)
     if len(totals.unreadable) == len(entries) + len(unreadable):
         raise ValueError(f"none of the {amount(len(totals.unreadable), what)} of {index or videos} could be read")
+
+
+def _check(start: int, stride: int, limit: int | None, caption: str) -> None:
+    """Refuse what no clips can have."""
+    if start < 0 or stride < 1 or (limit is not None and limit < 1):
+        raise ValueError(f"expected start >= 0, stride >= 1 and limit >= 1, got {start}, {stride} and {limit}")
+    if caption not in (*CAPTIONS, CAPTION):
+        raise ValueError(
+            f"caption: expected one of {', '.join(CAPTIONS)}, or {CAPTION} for clips of one's own, got {caption!r}"
+        )
+
+
+def _lacking(**wanted: object) -> str:
+    return ", ".join(key for key, value in wanted.items() if value is None)
+
+
+def _methods(
+    chosen: Mapping[str, UpsamplingMethod], folders: Mapping[str, Path], codec: LatentSpace, device: torch.device
+) -> tuple[dict[str, LatentUpsampler], dict[str, str]]:
+    """The interpolations and the VLUers by name, and what distinguishes a VLUer from others."""
+    methods: dict[str, LatentUpsampler] = {name: method.of(LooseModels(codec)) for name, method in chosen.items()}
+    identities: dict[str, str] = {}
+    for name, folder in folders.items():
+        methods[name], identities[name] = _load(name, folder, codec, device)
+    return methods, identities
 
 
 def _load(name: str, folder: Path, codec: LatentSpace, device: torch.device) -> tuple[LatentUpsampler, str]:

@@ -14,11 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from luve_lightning.data.clip_container import ClipError
-from luve_lightning.data.clip_windows import ClipWindow, EncodeItem, WindowReader, pending_windows
+from luve_lightning.data.clip_windows import ClipWindow, EncodeItem, WindowReader, pending_windows, plan_windows
 from luve_lightning.data.clips import read_clip
+from luve_lightning.data.hashes import ClipHashes
+from luve_lightning.data.latent_store import LatentRecipe, LatentStore
 from luve_lightning.data.quarantine import Quarantine, first_readable
 from luve_lightning.data.video_index import ClipEntry, Limits, Split
 from luve_lightning.datamodules.base import OutlivingLoader, ResumableDataModule, check_clip_limits, open_index
+from luve_lightning.datamodules.buckets import Bucket
 from luve_lightning.functional.pixels import frames_to_video, resize_video
 from luve_lightning.machine import check_workers
 from luve_lightning.terminal import amount
@@ -320,6 +323,40 @@ class EncodeDataModule(L.LightningDataModule):
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Leave the frames on the CPU: the task moves and converts one clip at a time."""
         return batch
+
+
+@dataclass(frozen=True)
+class EncodeShare:
+    """One bucket's part of a run that encodes.
+
+    Attributes:
+        bucket: size and length of the windows.
+        planned: the windows of its clips.
+        read: decodes them, and knows their recipe and store.
+    """
+
+    bucket: Bucket
+    planned: list[ClipWindow]
+    read: WindowReader
+
+    @classmethod
+    def of(
+        cls,
+        bucket: Bucket,
+        clips: Sequence[ClipEntry],
+        recipe: LatentRecipe,
+        store: LatentStore,
+        hashes: ClipHashes,
+        hardware: str | None,
+    ) -> EncodeShare:
+        """The bucket's windows of these clips."""
+        own = bucket.recipe(recipe)
+        return cls(bucket, plan_windows(clips, own)[0], WindowReader(own, store, hashes, hardware))
+
+    @property
+    def clips(self) -> dict[Path, None]:
+        """The files that have a window, each once."""
+        return dict.fromkeys(window.clip.path for window in self.planned)
 
 
 def share(windows: Sequence[ClipWindow], rank: int, world_size: int, batch_size: int) -> tuple[list[ClipWindow], int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clip_windows import EncodeItem, WindowReader
 from luve_lightning.data.latent_store import HIGH_RESOLUTION, LatentKey
-from luve_lightning.data.quarantine import Quarantine
+from luve_lightning.data.quarantine import Quarantine, TooManyBadClips
 from luve_lightning.data.variants import PixelTransform, variant_name
 from luve_lightning.functional.pixels import resize_frames, resize_video
 from luve_lightning.models.backbones import LatentSpace
@@ -159,3 +161,27 @@ class EncodeTask(L.LightningModule):
         if count < self.batch_size:
             pixels = torch.cat([pixels, pixels[-1:].expand(self.batch_size - count, -1, -1, -1, -1)])
         return self.codec.encode(pixels)[:count].float().cpu()
+
+
+def predict_latents(runner: L.Trainer, task: EncodeTask, data: L.LightningDataModule) -> None:
+    """Run the task; when this process fails, end the processes that it started.
+
+    Raises:
+        TooManyBadClips: this process or another stopped for bad clips.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Decoding between the encodes is a choice, and so is a run that finds nothing left to do.
+            warnings.filterwarnings("ignore", message=".*does not have many workers")
+            warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")
+            # Lightning 2.6 still calls PyTorch's pytree as before 2.12.
+            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+            runner.predict(task, datamodule=data, return_predictions=False)
+    except BaseException as error:
+        launcher = runner.strategy.launcher
+        if launcher is not None:
+            launcher.kill(signal.SIGTERM)
+        if isinstance(error, RuntimeError) and runner.world_size > 1 and task.quarantine.too_many():
+            # Another process stopped for bad clips, and this one only lost the connection to it.
+            raise TooManyBadClips(task.quarantine.describe()) from None
+        raise
