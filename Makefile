@@ -184,15 +184,21 @@ $(error TABLE=$(TABLE): expected one of $(patsubst experiments/ablations/%/table
 endif
 endif
 
-# Thirteen photographs are soon memorised, so the long table trains on collages of them, too.
-COLLAGES := $(LUVE) precompute $(foreach name,mini mini-experts mini-experts-gpu,--config experiments/precompute/$(name).yaml) --windows 1
+# Latents, caption embeddings and scores of the combinations, for the tables of generated videos.
+COMBINATIONS := --index data/mini/combinations/clips.csv
+IN_COMBINATIONS = $(COMBINATIONS) --$(1) data/mini/combinations/$(2)
+
+.PHONY: combinations-data
+combinations-data: combinations ## Encode, embed and score the combinations, for the tables; skips what exists
+	$(LUVE) precompute --config experiments/precompute/mini.yaml --config experiments/precompute/mini-experts.yaml $(call IN_COMBINATIONS,store,latents)
+	$(LUVE) embed --config experiments/embed/mini.yaml $(call IN_COMBINATIONS,store,texts)
+	$(LUVE) score --config experiments/score/mini.yaml $(call IN_COMBINATIONS,output,scores)
 
 # Some of the rivals learn from low-resolution latents.
-LOW_RESOLUTION := $(LUVE) precompute $(foreach name,mini mini-rivals,--config experiments/precompute/$(name).yaml)
+LOW_RESOLUTION := $(LUVE) precompute $(foreach name,mini mini-rivals,--config experiments/precompute/$(name).yaml) $(call IN_COMBINATIONS,store,latents)
 
 .PHONY: ablations
-ablations: $(if $(filter vluer_parts multi_scale,$(TABLE)),precompute,experts-data) ## Repeat the paper's TABLE (see experiments/ablations) on the mini world, all rows and seeds
-	$(if $(filter attention_long,$(TABLE)),$(COLLAGES))
+ablations: $(if $(filter vluer_parts multi_scale,$(TABLE)),precompute,combinations-data) ## Repeat the paper's TABLE (see experiments/ablations) on the mini world, all rows and seeds
 	$(if $(filter paradigms,$(TABLE)),$(LOW_RESOLUTION))
 	$(LUVE) ablate $(call quoted,$(TABLE)) $(ARGS)
 
