@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from luve_lightning.ablations.results import SeedInterval, detectable
 from luve_lightning.cli import verbs
 from luve_lightning.cli.compose import compose, named_options, read_arguments
 from luve_lightning.cli.keys import Keys
@@ -210,6 +211,8 @@ def test_every_row_of_the_results_is_shown(table: str) -> None:
             assert numbers(cell) == pytest.approx([float(line[key]) for key in keys], rel=6e-3)
         assert numbers(rows[title][2]) == [float(measured["paper_difference"])]
         assert rows[title][3] == HOLDS[measured["direction"]]
+        difference = SeedInterval(*(float(measured[key]) for key in keys), int(measured["seeds"]))
+        assert numbers(rows[title][4]) == pytest.approx([detectable(difference)], rel=6e-3)
         shown += 1
     assert shown == {"experts": 7, "upsampling": 2}[table]
 
