@@ -139,7 +139,10 @@ def test_held_out_captions_and_clips_are_the_default(world: World) -> None:
     with source.open(world.adaptation(), data, nullcontext) as samples:
         assert list(samples.captions) == [CAPTION] * 3
         assert len(set(samples.names)) == len(samples.real_names) == 3
+        assert samples.paired
         real = samples.real(1)
+    with GeneratedVideos(32, 32, 5, prompts=[CAPTION]).open(world.adaptation(), data, nullcontext) as samples:
+        assert not samples.paired, "the clips show something else"
     entry, key = data.datasets["val"].items[1]
     pixels = torch.from_numpy(read_clip(entry.path, key.frames[0], 9))
     assert torch.equal(real, video_to_frames(fit_frames(pixels, (32, 32))))
