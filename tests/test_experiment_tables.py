@@ -20,8 +20,11 @@ from luve_lightning.ablations.stage_process import write_done
 from luve_lightning.ablations.table import merged, read_table
 from luve_lightning.cli.ablate import planned_video
 from luve_lightning.cli.compose import compose
+from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.models.attention.tiles import Tiles
 from luve_lightning.models.attention.windows import Windows
+from luve_lightning.models.backbones import load_backbone
+from luve_lightning.tasks.flow import sigma_edges
 from tests.helpers.run_luve import run_luve
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -133,6 +136,36 @@ def test_sparse_rows_compute_the_share_of_pairs_that_the_note_says(name: str, ro
     assert [share == 1 for share in shares] == [layer in dense for layer in range(6)]
     assert 1 / 16 <= sum(share for share in shares if share < 1) / (6 - len(dense)) <= 1 / 8
     assert f"{family} {'compute ' if family == 'windows' else ''}{100 * sum(shares) / 6:.1f} %" in table.note
+
+
+def test_the_third_stage_has_the_papers_steps() -> None:
+    """Of 50 steps the released checkpoints of LuVe (arXiv 2602.11564) skip 10; 11 are the LFE's and 29 the HFE's."""
+    files = ["generate/mini.yaml", "experts/mini-lfe.yaml", "experts/mini-hfe.yaml"]
+    generate, lfe, hfe = (yaml.safe_load((REPOSITORY / "experiments" / file).read_text()) for file in files)
+    settings = read_table(TABLES / "experts").settings
+    low, high = (made["model"]["init_args"]["expert"]["band"] for made in (lfe, hfe))
+    assert low["low"] == high["high"] == settings["switch"]
+    keys = ("shift", "steps", "skip_steps")
+    assert [generate[key] for key in keys] == [settings[key] for key in keys]
+    assert lfe["model"]["init_args"]["shift"] == settings["shift"]
+    scheduler = load_backbone(str(REPOSITORY / "data/mini/wan")).build_schedule(settings["shift"]).scheduler
+    scheduler.set_timesteps(settings["steps"])
+
+    def shares(switch: float, skipped: int = settings["skip_steps"]) -> tuple[int, int]:
+        above = [sigma >= switch for sigma in scheduler.sigmas.tolist()[skipped : settings["steps"]]]
+        return sum(above), len(above) - sum(above)
+
+    assert scheduler.sigmas[settings["skip_steps"]].item() == pytest.approx(2 / 3, abs=1e-3)
+    assert shares(settings["switch"]) == (11, 29)
+    assert shares(settings["switch"], 5) == (16, 29)  # as the paper has it
+    switches = [float(f"0.{name[7:]}") for name in read_table(TABLES / "switch_point").rows if name != "full"]
+    assert [shares(switch)[0] for switch in switches] == [20, 16, 7]
+    assert "has 20, 16, 11 and 7" in read_table(TABLES / "switch_point").note
+    edges = sorted(sigma_edges(SigmaBand(), settings["shift"], 5).tolist())
+    columns = [
+        metric.column for metric in read_table(TABLES / "attention").metrics.values() if "sigma" in metric.column
+    ]
+    assert columns == [f"loss_sigma_{a:.3f}-{b:.3f}" for a, b in pairwise(edges)]
 
 
 def kinds(tmp_path: Path) -> dict[tuple[Any, ...], AblationStage]:
