@@ -99,9 +99,14 @@ mini-world: $(WORLD) ## Render the mini world's clips, if they are missing
 $(WORLD): | $(STAMP)
 	$(LUVE) mini-world
 
+RENDER_COMBINATIONS := $(LUVE) mini-world --kind combinations --output data/mini/combinations --train 1642 --val 102 --test 256
+
 .PHONY: combinations
 combinations: $(STAMP) ## Render the mini world of combinations, of which a fifth is held out, into data/mini/combinations
-	$(LUVE) mini-world --kind combinations --output data/mini/combinations --train 1642 --val 102 --test 256 $(ARGS)
+	$(RENDER_COMBINATIONS) $(ARGS)
+
+data/mini/combinations/MANIFEST.json: | $(STAMP)
+	$(RENDER_COMBINATIONS)
 
 .PHONY: precompute
 precompute: $(WORLD) $(STAMP) ## Encode the mini world's clips into data/mini/latents; skips what exists
@@ -189,7 +194,7 @@ COMBINATIONS := --index data/mini/combinations/clips.csv
 IN_COMBINATIONS = $(COMBINATIONS) --$(1) data/mini/combinations/$(2)
 
 .PHONY: combinations-data
-combinations-data: combinations ## Encode, embed and score the combinations, for the tables; skips what exists
+combinations-data: data/mini/combinations/MANIFEST.json $(STAMP) ## Encode, embed and score the combinations, for the tables; skips what exists
 	$(LUVE) precompute --config experiments/precompute/mini.yaml --config experiments/precompute/mini-experts.yaml $(call IN_COMBINATIONS,store,latents)
 	$(LUVE) embed --config experiments/embed/mini.yaml $(call IN_COMBINATIONS,store,texts)
 	$(LUVE) score --config experiments/score/mini.yaml $(call IN_COMBINATIONS,output,scores)
