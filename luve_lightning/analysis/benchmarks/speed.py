@@ -19,6 +19,7 @@ from luve_lightning.analysis.cost import CountedAttention, FirstUse
 from luve_lightning.analysis.dry_run import OperationKind, dry_run, dry_training
 from luve_lightning.analysis.model_parts import Parts, wan_1_3b
 from luve_lightning.analysis.training_plan import TrainingFunctions, run_backward
+from luve_lightning.callbacks.training_run import idle_step
 from luve_lightning.datamodules.base import OutlivingLoader
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.machine import cores, measure_ms
@@ -98,7 +99,8 @@ def measure(device: torch.device, repeats: int = 3) -> Iterator[dict[str, Any]]:
         the kind "first use" have `seconds` beyond those of a later use, and `of`: "kernels" of the VAE's frames, where
         the GPU takes them; "compiler", "forward" and "training" of one transformer block, compiled with nothing in
         torch.compile's caches. Those of the kind "host" have the `seconds` of Python and the driver in a training step:
-        of "operation", for each one that a plan counts, and of "step", for what comes between the passes.
+        of "operation", for each one that a plan counts, and of "step", for all else in one: Lightning, the callbacks,
+        the optimiser and the batch.
     """
     sizes = _SMALL if device.type == "cpu" else _WAN
     bench = _Bench(device, sizes, repeats)
@@ -206,10 +208,9 @@ class _Bench:
         """What a DataLoader's processes bring when nothing else is done: through shared memory and a pinned copy."""
         cuda = self.device.type == "cuda"
         shape, batches = self.sizes.loaded
-        workers = min(_WORKERS, cores()) if cuda else 1
+        workers = self._workers
         ahead = 2 * workers  # made while the first one is waited for
-        data = _Samples(shape, 2 * (batches + ahead + 1))
-        loader: OutlivingLoader[Any] = OutlivingLoader(data, batch_size=2, num_workers=workers, pin_memory=cuda)
+        loader = self._loader(_Samples(shape, 2 * (batches + ahead + 1)))
         size, start = 0, 0.0
         for number, batch in enumerate(loader):
             if number == ahead:
@@ -221,6 +222,15 @@ class _Bench:
         rate = size / (time.perf_counter() - start) / _TERA
         row = {"subject": "speed", "kind": "loading", "workers": workers, "tb_per_second": float(f"{rate:.4g}")}
         return row | self.facts
+
+    @property
+    def _workers(self) -> int:
+        return min(_WORKERS, cores()) if self.device.type == "cuda" else 1
+
+    def _loader(self, data: Dataset[Tensor]) -> OutlivingLoader[Tensor]:
+        """Batches of two, as configured."""
+        pinned = self.device.type == "cuda"
+        return OutlivingLoader(data, batch_size=2, num_workers=self._workers, pin_memory=pinned)
 
     def block_sparse(self, bandwidth: float) -> dict[str, Any]:
         """Tiles of 4 x 8 x 8 tokens that attend to the nearest 4 x 3 x 3, less the traffic of changing their order.
@@ -240,34 +250,34 @@ class _Bench:
         return self._rated("block-sparse attention", torch.bfloat16, 4 * size.heads * size.width * pairs, seconds)
 
     def host(self) -> Iterator[dict[str, Any]]:
-        """A training step of a VLUer as deep as the base, on crops that are too small to keep a GPU busy."""
-        small = {"channels": 8, "hidden": 8, "query_channels": 8}
-        low, high, half = (2, 16, 3, 4, 4), (3, 6, 6), torch.bfloat16
-        with self.device:
-            net, latents = VLUer(**small), torch.randn(low)
-        parameters = list(net.parameters())
-        average = [parameter.detach().clone() for parameter in parameters]
-        optimizer = torch.optim.AdamW(parameters, 1e-6)
+        """A training step of a VLUer as deep as the base, too small to keep a GPU busy; and one without a model."""
+        small, low, half = {"channels": 8, "hidden": 8, "query_channels": 8}, (2, 16, 3, 4, 4), torch.bfloat16
 
-        def passes() -> None:
-            optimizer.zero_grad()
-            with torch.autocast(self.device.type, half):
-                output = net(latents, high)
-            output.abs().mean().backward()
-
-        def between() -> None:
-            bool(torch.nn.utils.clip_grad_norm_(parameters, 1.0).isfinite())  # waits, as callbacks.NaNGuard does
-            optimizer.step()
-            torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 0.001)
+        def passes(net: VLUer, latents: Tensor) -> Tensor:
+            return net(latents, (3, 6, 6)).abs().mean()
 
         with torch.device("meta"):
             planned, sample = VLUer(**small), torch.empty(low)
         functions = TrainingFunctions(half)
         with dry_training(functions) as run:
-            loss = planned(sample, high).abs().mean()
+            loss = passes(planned, sample)
             functions.casts = None
             run_backward(loss)
-        found = {"operation": self._seconds(passes) / sum(run.operations.values()), "step": self._seconds(between)}
+        with self.device:
+            net, latents = VLUer(**small), torch.randn(low)
+
+        def train() -> None:
+            net.zero_grad()
+            with torch.autocast(self.device.type, half):
+                loss = passes(net, latents)
+            loss.backward()
+
+        shape, batches = self.sizes.loaded
+        data = _Samples((shape[0], shape[1], shape[2] // 2, shape[3] // 2), 2 * batches)
+        found = {
+            "operation": self._seconds(train) / sum(run.operations.values()),
+            "step": idle_step(self.device, self._loader(data), batches),
+        }
         for of, seconds in found.items():
             row = {"subject": "speed", "kind": "host", "of": of, "seconds": float(f"{seconds:.4g}")}
             yield row | self.facts
