@@ -145,7 +145,7 @@ def test_a_configuration_of_generate_is_planned(
     capsys: pytest.CaptureFixture[str], repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(repository)
-    changed = ("--steps", 30, "--skip_steps", 5, "--output", tmp_path / "videos")
+    changed = ("--steps", 30, "--skip_steps", 5, "--shift", 5, "--output", tmp_path / "videos")
     outcome = run_luve(capsys, "plan", "--config", "experiments/generate/mini.yaml", *changed)
     assert outcome.code == 0, outcome.err
     assert "experts: 8 steps lfe, 17 steps hfe" in outcome.out
