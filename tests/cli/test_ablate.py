@@ -188,7 +188,7 @@ def test_a_dry_run_checks_what_each_command_is_given(
     for line, start in zip(outcome.error_lines, errors, strict=True):
         assert re.match(".*".join(map(re.escape, start.split(" * "))), line)
         assert " more" in line, "rows and seeds with the same mistake are counted, not repeated"
-    assert "# 31 of 31 stages to run" in outcome.out
+    assert "# 51 of 51 stages to run" in outcome.out
 
 
 @pytest.mark.slow
