@@ -100,23 +100,23 @@ def test_without_an_account_the_grid_runs_here(
 ) -> None:
     outcome = run_luve(capsys, "sweep", "placement")
     assert outcome.code == 0, outcome.err
-    assert calls == [{"table": "placement", "rows": ["full", "attention_modules", "swapped"], "seeds": [1, 2, 3]}]
+    assert calls == [{"table": "placement", "rows": ["full", "attention_modules", "swapped"], "seeds": [1, 2, 3, 4, 5]}]
     assert outcome.out == (
         "no sweep, no account: neither WANDB_API_KEY nor a netrc entry of api.wandb.ai: "
-        "the same 9 rows and seeds run here\n"
+        "the same 15 rows and seeds run here\n"
     )
 
 
 def test_a_dry_run_prints_the_commands(
     capsys: pytest.CaptureFixture[str], no_account: None, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    together = "luve ablate placement --rows=full,attention_modules,swapped --seeds=1,2,3"
+    together = "luve ablate placement --rows=full,attention_modules,swapped --seeds=1,2,3,4,5"
     lines = run_luve(capsys, "sweep", "placement", "--dry_run", "true").out.splitlines()
     assert lines[1:] == [together], "without an account, the one command that runs"
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     lines = run_luve(capsys, "sweep", "placement", "--dry_run", "true").out.splitlines()
     assert lines[1] == "luve ablate placement --rows=full --seeds=1"
-    assert (len(lines), lines[-1]) == (1 + 9 + 1, together)
+    assert (len(lines), lines[-1]) == (1 + 15 + 1, together)
     assert not calls
 
 
