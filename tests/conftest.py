@@ -110,6 +110,7 @@ def tiny_places(
         "TINY_LATENTS": str(tiny_latents),
         "TINY_TEXTS": str(tiny_texts),
         "TINY_CASCADE": str(tiny_cascade),
+        "RECOGNISER": str(Path(__file__).resolve().parents[1] / "data" / "mini" / "recogniser"),
     }
 
 

@@ -235,7 +235,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tiny_places: dict[str, str], tmp_path:
     for name, place in (tiny_places | {"TINY_RUN": str(tmp_path / "run")}).items():
         monkeypatch.setenv(name, place)
     monkeypatch.chdir(REPOSITORY)
-    lines = [f'{{"name": "{number:040x}", "prompt": "Coloured squares drift to the left."}}' for number in range(2)]
+    # What is recognised in a video is what its prompt asks for, in the mini world's words.
+    prompt = "a photograph of a temple . the camera pans left . a red heart is in front ."
+    lines = [json.dumps({"name": f"{number:040x}", "prompt": prompt}) for number in range(2)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
 
 

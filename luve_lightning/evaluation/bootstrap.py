@@ -181,6 +181,95 @@ class Originals:
         return target.distance(moments.mean(), moments.cov())
 
 
+class KernelTarget:
+    """Features of a reference's videos, compared with the kernel of KID: k(x, y) = (x y / D + 1)^3.
+
+    Args:
+        features: features of each video, N x D.
+
+    Raises:
+        ValueError: fewer than two videos.
+    """
+
+    def __init__(self, features: Sequence[Tensor]) -> None:
+        if len(features) < 2:
+            raise ValueError(f"{len(features)} videos of the reference: at least 2 are needed")
+        self.features = features
+        self.own = between_videos(features, features)
+        weights = _pairs(np.ones(len(features)))
+        self.mean = float((self.own * weights).sum() / (weights * _sizes(features, features)).sum())
+
+
+class KernelBootstrap:
+    """The kernel distance of one method's videos from a reference, and of their resamples.
+
+    KID (Binkowski et al. 2018, arXiv 1801.01401), the squared maximum mean discrepancy by the unbiased estimator: its
+    mean does not depend on the number of videos, unlike the Fréchet distance's, so it may be negative. Patches of one
+    video are alike, so pairs from one video are left out of the terms within a set. Resamples leave out pairs of a
+    video with itself, too, and draw the method's videos only.
+
+    Args:
+        features: features of each video, N x D.
+        target: the reference.
+        seed: seed of the resampling.
+        replicates: number of resamples.
+
+    Raises:
+        ValueError: fewer than two videos.
+    """
+
+    def __init__(self, features: Sequence[Tensor], target: KernelTarget, seed: int, replicates: int) -> None:
+        self.videos = len(features)
+        if self.videos < 2:
+            raise ValueError(f"{amount(self.videos, 'video')}: a kernel distance needs at least 2")
+        own, size = between_videos(features, features), _sizes(features, features)
+        across = between_videos(features, target.features).sum(1)
+        across_size = _sizes(features, target.features).sum(1)
+
+        def distance(counts: NDArray[np.float64]) -> float:
+            pairs = _pairs(counts)
+            within = (own * pairs).sum() / (size * pairs).sum() if pairs.any() else np.nan
+            return float(within + target.mean - 2 * (across @ counts) / (across_size @ counts))
+
+        self.value = distance(np.ones(self.videos))
+        draws = draw_counts(self.videos, seed, replicates).astype(np.float64)
+        self.draws: NDArray[np.float64] = np.array([distance(counts) for counts in draws if (counts > 0).sum() > 1])
+
+    def interval(self) -> Interval:
+        """The distance with its 95 % interval."""
+        return Interval(self.value, *percentiles(self.draws, self.videos), self.videos)
+
+    def difference(self, other: KernelBootstrap) -> Interval:
+        """This distance minus the other's, for videos of the same names in the same order, drawn alike.
+
+        Raises:
+            ValueError: different numbers of videos or replicates.
+        """
+        if (self.videos, len(self.draws)) != (other.videos, len(other.draws)):
+            raise ValueError(f"a pair needs the same videos, got {self.videos} and {other.videos}")
+        ends = percentiles(self.draws - other.draws, self.videos)
+        return Interval(self.value - other.value, *ends, self.videos)
+
+
+def between_videos(first: Sequence[Tensor], second: Sequence[Tensor]) -> NDArray[np.float64]:
+    """Sums of KID's kernel over the pairs of features of two videos, for each video of the one set and the other."""
+    others = torch.cat([rows.double() for rows in second])
+    ends = np.cumsum([len(rows) for rows in second])[:-1]
+    sums = [((rows.double() @ others.T / others.shape[1] + 1) ** 3).sum(0).numpy() for rows in first]
+    return np.array([[part.sum() for part in np.split(total, ends)] for total in sums])
+
+
+def _sizes(first: Sequence[Tensor], second: Sequence[Tensor]) -> NDArray[np.float64]:
+    return np.outer([len(rows) for rows in first], [len(rows) for rows in second]).astype(np.float64)
+
+
+def _pairs(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How often a resample has each pair of different videos."""
+    pairs = np.outer(counts, counts)
+    np.fill_diagonal(pairs, 0)
+    return pairs
+
+
 class FrechetBootstrap:
     """The distance of one method's videos from a reference, and of their resamples.
 

@@ -26,7 +26,7 @@ from luve_lightning.functional.patches import PatchPlan
 from luve_lightning.metrics.base import Unavailable, VideoMetric
 from luve_lightning.metrics.content import MotionMetric
 from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureStatistics
-from luve_lightning.metrics.frechet_patch import FrechetPatchDistance
+from luve_lightning.metrics.frechet_patch import DataCopying, FrechetPatchDistance
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
@@ -105,6 +105,7 @@ def folder_statistics(
     extractor: FeatureExtractor,
     device: torch.device | str,
     progress: Progress | None = None,
+    reader: FrechetPatchDistance | None = None,
 ) -> FeatureStatistics:
     """Statistics of every image and video of a folder, one file at a time.
 
@@ -114,6 +115,7 @@ def folder_statistics(
         extractor: the network.
         device: device of the network.
         progress: see `Progress`.
+        reader: makes the features instead of a `FrechetPatchDistance` of these patches; without videos.
 
     Raises:
         FileNotFoundError: no such folder, or nothing in it.
@@ -122,12 +124,18 @@ def folder_statistics(
     """
     folder = Path(folder)
     files = reference_files(folder)
-    metric = FrechetPatchDistance(patches, extractor)
+    metric = reader or FrechetPatchDistance(patches, extractor)
     metric.prepare(device)
+    rows: list[Tensor] = []
     for done, path in enumerate(files, start=1):
         frames = read_frames(path)
+        key = path.relative_to(folder).as_posix()
         try:
-            metric.update(frames, key=path.relative_to(folder).as_posix())
+            if metric.kernel:
+                rows.append(metric.features(frames, key))
+                metric.add(rows[-1].to(metric.device))
+            else:
+                metric.update(frames, key)
         except ValueError as error:
             raise ValueError(f"reference {path}: {error}") from error
         if progress is not None:
@@ -139,6 +147,8 @@ def folder_statistics(
         source=str(folder),
         source_hash=source_hash(folder, files),
         files=len(files),
+        rows=torch.cat(rows) if rows else None,
+        lengths=tuple(map(len, rows)),
     )
 
 
@@ -177,7 +187,9 @@ def prepare_reference(
     else:
         kept = None if cache is None else _kept(folder, metric, cache)
         found = None if kept is None else _load_kept(kept)
-        statistics = found or folder_statistics(folder, metric.patches, metric.extractor, device, progress)
+        statistics = found or folder_statistics(
+            folder, metric.patches, metric.extractor, device, progress, metric.reader()
+        )
         if kept is not None and found is None:
             try:
                 statistics.save(kept)
@@ -200,7 +212,7 @@ def _load_kept(kept: Path) -> FeatureStatistics | None:
 
 def _kept(folder: Path, metric: FrechetPatchDistance, cache: Path) -> Path:
     content = source_hash(folder, reference_files(folder))
-    recipe = f"{metric.extractor.name}\n{metric.patches}\n{content}\n"
+    recipe = f"{metric.extractor.name}\n{metric.patches}\n{content}\n" + "with features\n" * metric.kernel
     return cache / f"{metric.name}-{text_digest(recipe)[:20]}.safetensors"
 
 
@@ -343,12 +355,24 @@ def _prepare(
         extractor: str | None = metric.extractor.name
     else:
         identity = describe_metric(metric, hashes)  # before anything is loaded
+        if isinstance(metric, DataCopying):
+            identity |= {"sets": _prepare_sets(metric, device, cache)}
         metric.prepare(device)
         identity |= {"weights": _weights_digest(metric)}
         extractor = None
     identity |= {"decoding": code_digest(_DECODING)}
     better = metric.higher_is_better
     return ReadyMetric(name, metric, digest_of(identity), better, metric.resolution, extractor)
+
+
+def _prepare_sets(metric: DataCopying, device: torch.device, cache: Path) -> dict[str, str]:
+    """Give the metric its sets, files or folders, and say what they are of."""
+    found = {}
+    for which, source in metric.sets.items():
+        statistics = prepare_reference(metric.reader(), source, device, cache)
+        metric.use_set(which, statistics)
+        found[which] = statistics.source_hash
+    return found
 
 
 def _weights_digest(metric: VideoMetric) -> str | None:

@@ -13,6 +13,8 @@ from luve_lightning.evaluation.bootstrap import (
     Distance,
     FrechetBootstrap,
     Interval,
+    KernelBootstrap,
+    KernelTarget,
     Originals,
     mean_interval,
     paired_difference,
@@ -22,6 +24,7 @@ from luve_lightning.evaluation.bootstrap import (
 from luve_lightning.evaluation.prepared_metrics import ReadyMetric, Skipped
 from luve_lightning.evaluation.result_cache import ResultCache, Score
 from luve_lightning.evaluation.runner import Measurements, Problem
+from luve_lightning.metrics.feature_moments import FeatureStatistics
 from luve_lightning.metrics.vbench import VBENCH_DIMENSIONS, vbench_average
 
 
@@ -154,6 +157,40 @@ class DistanceColumn:
             self.bootstraps[key] = FrechetBootstrap(features, distance, seed, replicates, self.advance)
         return self.bootstraps[key]
 
+    def add_kernel(self, methods: Sequence[str], pairs: Sequence[tuple[str, str]]) -> None:
+        """Add the column of the kernel distance of the same features to the summary."""
+        name = self.frechet.kernel_name
+        known = self.frechet.reference
+        if isinstance(known, FeatureStatistics):
+            assert known.rows is not None
+            reference = list(known.rows.split(list(known.lengths)))
+        else:
+            reference = [self._features(None, video) for video in sorted(self.keys.get(None, {}))]
+
+        def bootstrap(method: str, videos: list[str]) -> KernelBootstrap:
+            features = [self._features(method, video) for video in videos]
+            return KernelBootstrap(features, target, self.resampling.seed, self.resampling.replicates)
+
+        try:
+            target = KernelTarget(reference)
+        except ValueError as error:
+            self.summary.problems.append(Problem(None, _ALL, str(error), name))
+            return
+        self.summary.metrics.append(ReadyMetric(name, None, "", False, self.metric.resolution))
+        for method in methods:
+            own = sorted(self.keys.get(method, {}))
+            try:
+                if own:
+                    self.summary.intervals.setdefault(name, {})[method] = bootstrap(method, own).interval()
+            except ValueError as error:  # a single video
+                self.summary.problems.append(Problem(method, _ALL, str(error), name))
+        done = self.summary.intervals.get(name, {})
+        for first, second in pairs:
+            common = sorted(self.keys.get(first, {}).keys() & self.keys.get(second, {}).keys())
+            if len(common) > 1 and first in done and second in done:
+                interval = bootstrap(first, common).difference(bootstrap(second, common))
+                self.summary.differences.append(Difference(name, first, second, interval))
+
 
 VBENCH_AVERAGE = "vbench_average"
 Scores = Mapping[str, Mapping[str, Mapping[str, Score]]]
@@ -239,7 +276,10 @@ def summarise(
         if metric.frechet is None:
             _add_means(summary, metric, found.scores.get(metric.name, {}), methods, pairs, resampling)
         else:
-            DistanceColumn(summary, metric, found, cache, resampling, advance).add(methods, pairs)
+            column = DistanceColumn(summary, metric, found, cache, resampling, advance)
+            column.add(methods, pairs)
+            if metric.frechet.kernel:
+                column.add_kernel(methods, pairs)
     _add_vbench_average(summary, found, methods, pairs, resampling)
     return summary
 

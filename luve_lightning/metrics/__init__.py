@@ -5,7 +5,8 @@ from luve_lightning.metrics.content import ContentCompleted, ContentKept, Motion
 from luve_lightning.metrics.detail_coherence import DetailCoherence
 from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureMoments, FeatureStatistics, GroupedMoments
 from luve_lightning.metrics.fidelity import PsnrRgb, Ssim
-from luve_lightning.metrics.frechet_patch import FIDPatch, FrechetPatchDistance
+from luve_lightning.metrics.frame_networks import MotionRecognised, PhotographRecognised, SpriteRecognised
+from luve_lightning.metrics.frechet_patch import DataCopying, FIDPatch, FrechetClipDistance, FrechetPatchDistance
 from luve_lightning.metrics.iqa import Dover, Maniqa, Musiq, Niqe
 from luve_lightning.metrics.octave_detail import OctaveDetail
 from luve_lightning.metrics.repetition import Repetition
@@ -32,12 +33,14 @@ __all__ = [
     "BackgroundConsistencyTiles",
     "ContentCompleted",
     "ContentKept",
+    "DataCopying",
     "DetailCoherence",
     "Dover",
     "FIDPatch",
     "FeatureExtractor",
     "FeatureMoments",
     "FeatureStatistics",
+    "FrechetClipDistance",
     "FrechetPatchDistance",
     "GroupedMoments",
     "HighFrequencyShare",
@@ -45,12 +48,15 @@ __all__ = [
     "ImagingQualityTiles",
     "Maniqa",
     "MotionMetric",
+    "MotionRecognised",
     "Musiq",
     "Niqe",
     "OctaveDetail",
+    "PhotographRecognised",
     "PsnrRgb",
     "Repetition",
     "SpectralDistance",
+    "SpriteRecognised",
     "Ssim",
     "SubjectConsistency",
     "SubjectConsistencyTiles",

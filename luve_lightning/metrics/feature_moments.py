@@ -227,6 +227,8 @@ class FeatureStatistics:
         files: number of files.
         package: version of this package that made the statistics.
         path: file it was loaded from, for messages.
+        rows: the features themselves, float32, all files' one after another; None where only moments are kept.
+        lengths: number of rows of each file.
     """
 
     moments: FeatureMoments
@@ -237,6 +239,8 @@ class FeatureStatistics:
     files: int
     package: str = ""
     path: str = ""
+    rows: Tensor | None = None
+    lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.package:
@@ -280,11 +284,14 @@ class FeatureStatistics:
         about = {
             "format": _FORMAT,
             "count": self.moments.count,
-            "sha256": _digest(self.moments),
+            "sha256": _digest(self.moments, self.rows),
             "plan": asdict(self.plan),
             **{name: getattr(self, name) for name in ("extractor", "source", "source_hash", "files", "package")},
         }
         tensors = {"sum": self.moments.sum.cpu().contiguous(), "outer": self.moments.outer.cpu().contiguous()}
+        if self.rows is not None:
+            tensors["rows"] = self.rows.cpu().float().contiguous()
+            about["lengths"] = list(self.lengths)
         with replacing(path) as temporary:
             temporary.write_bytes(save(tensors, {_KEY: json.dumps(about, sort_keys=True)}))
 
@@ -309,20 +316,22 @@ class FeatureStatistics:
         try:
             moments = FeatureMoments(about["count"], tensors["sum"], tensors["outer"])
             # Files written before there was a sha256 stay valid.
-            if about.get("sha256", "") not in ("", _digest(moments)):
+            if about.get("sha256", "") not in ("", _digest(moments, tensors.get("rows"))):
                 raise ValueError(f"reference statistics {path}: damaged (sha256 differs)")
             return cls(
                 moments=moments,
                 plan=PatchPlan(**about["plan"]),
                 path=str(path),
+                rows=tensors.get("rows"),
+                lengths=tuple(about.get("lengths", ())),
                 **{name: about[name] for name in ("extractor", "source", "source_hash", "files", "package")},
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"reference statistics {path}: damaged ({type(error).__name__}: {error})") from error
 
 
-def _digest(moments: FeatureMoments) -> str:
+def _digest(moments: FeatureMoments, rows: Tensor | None) -> str:
     digest = hashlib.sha256(str(moments.count).encode())
-    for tensor in (moments.sum, moments.outer):
+    for tensor in (moments.sum, moments.outer, *(() if rows is None else (rows.float(),))):
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

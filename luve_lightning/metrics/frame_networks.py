@@ -1,4 +1,4 @@
-"""Metrics that show frames, or native-resolution tiles of frames, to one network."""
+"""Metrics that show frames, tiles of frames or whole clips to one network, and networks that give features."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luve_lightning.files import file_digest
 from luve_lightning.functional.patches import PatchPlan, cut_patches
-from luve_lightning.metrics.base import VideoMetric, frozen
+from luve_lightning.metrics.base import Unavailable, VideoMetric, frozen
 from luve_lightning.metrics.feature_moments import FeatureExtractor
 from luve_lightning.metrics.pretrained import WeightFile
+from luve_lightning.models.recogniser import FRAMES, SIDE, Recogniser, load_recogniser
 
 
 class FrameNetworkMetric(VideoMetric):
@@ -188,3 +190,140 @@ class InceptionFeatures(FeatureExtractor):
         # TorchScript does not pickle: a copy in another process loads the network itself.
         modules = {name: module for name, module in self._modules.items() if name != "network"}
         return {**self.__dict__, "_modules": modules, "network": None}
+
+
+class RecogniserPatches(FeatureExtractor):
+    """What the mini world's recogniser sees in a patch: which photograph, and how it is spoilt.
+
+    Its numbers have nothing to do with FID's. `tests/metrics/test_frechet_patch_faults.py` tries what they rank.
+
+    Args:
+        weights: the file that training wrote, see `luve_lightning.models.recogniser`.
+    """
+
+    kind = "world"
+    resolution = "its own size"
+
+    def __init__(self, weights: str | Path) -> None:
+        super().__init__()
+        self.weights = Path(weights)
+        self.network: Recogniser | None = None
+        self._digest = ""
+
+    @property
+    def name(self) -> str:
+        """`recogniser-` and the first 12 digits of its file's SHA-256; known after `prepare`."""
+        self._loaded()
+        return f"recogniser-{self._digest}"
+
+    @property
+    def dim(self) -> int:
+        """Length of a feature vector; known after `prepare`."""
+        return self._loaded().patch_dim
+
+    def prepare(self, device: torch.device | str) -> None:
+        """Load the network onto a device.
+
+        Raises:
+            Unavailable: its file is missing.
+        """
+        if self.network is None:
+            self.network = _recogniser(self.weights)
+            self._digest = file_digest(self.weights)[:12]
+        self.to(device)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """uint8 N x 3 x S x S to float32 N x D."""
+        return self._loaded().patch_features(patches)
+
+    def _loaded(self) -> Recogniser:
+        if self.network is None:
+            raise RuntimeError(f"{type(self).__name__}: call prepare(device) before it is used")
+        return self.network
+
+
+class RecogniserClips(RecogniserPatches):
+    """What the mini world's recogniser sees in a clip: photograph, motion, sprite and faults, those in time too.
+
+    Args:
+        weights: see `RecogniserPatches`.
+    """
+
+    resolution = f"{FRAMES} frames of {SIDE}x{SIDE}"
+
+    @property
+    def dim(self) -> int:
+        """Length of a feature vector; known after `prepare`."""
+        return self._loaded().clip_dim
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """uint8 B x T x H x W x 3, whole clips, to float32 B x D."""
+        return self._loaded().clip_features(patches)
+
+
+def _recogniser(weights: Path) -> Recogniser:
+    try:
+        return load_recogniser(weights)
+    except FileNotFoundError as error:
+        raise Unavailable(f"{error}; luve fit --config experiments/mini/recogniser.yaml makes it") from error
+
+
+class Recognised(VideoMetric):
+    """The share of videos in which the mini world's recogniser sees what their prompts ask for.
+
+    A subclass says which sentence of the prompt. Of all answers that the network knows, "none of these" among them,
+    the likeliest counts. Chance is one in about ten.
+
+    Args:
+        weights: see `RecogniserPatches`.
+    """
+
+    prompted = True
+    resolution = RecogniserClips.resolution
+    least_frames = FRAMES
+    asked: ClassVar[str]  # a name in `RecognisedLabels`
+
+    def __init__(self, weights: str | Path, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.weights = Path(weights)
+        self.network: Recogniser | None = None
+
+    def load(self) -> None:
+        """Load the network onto the metric's device."""
+        if self.network is None:
+            self.network = _recogniser(self.weights).to(self.device)
+
+    def measure_prompted(self, frames: Tensor, prompt: str) -> float:
+        """1 where the likeliest answer is in the prompt, otherwise 0."""
+        assert self.network is not None
+        answers = getattr(self.network.labels, self.asked)
+        sentences = {sentence.strip() for sentence in prompt.split(" .")}
+        wanted = [number for number, answer in enumerate(answers) if answer and answer in sentences]
+        if len(wanted) != 1:
+            raise ValueError(
+                f"{self.name}: the prompt must have one of the sentences that the recogniser knows, such as "
+                f"{answers[1]!r}, got {prompt[:100]!r}"
+            )
+        logits = self.network.answers(frames[None].to(self.device))
+        return float(logits[self.asked].argmax(1).item() == wanted[0])
+
+
+class PhotographRecognised(Recognised):
+    """The share of videos that show the prompt's photograph, see `Recognised`."""
+
+    name = "photograph_recognised"
+    asked = "photographs"
+
+
+class MotionRecognised(Recognised):
+    """The share of videos whose camera moves as the prompt says, see `Recognised`."""
+
+    name = "motion_recognised"
+    asked = "motions"
+
+
+class SpriteRecognised(Recognised):
+    """The share of videos with the prompt's sprite in front, see `Recognised`."""
+
+    name = "sprite_recognised"
+    asked = "sprites"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from luve_lightning.functional.patches import FrechetTarget, PatchPlan, cut_patches
-from luve_lightning.metrics.base import check_frames
+from luve_lightning.metrics.base import VideoMetric, check_frames
 from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureMoments, FeatureStatistics, checked_features
 from luve_lightning.metrics.frame_networks import InceptionFeatures
 
@@ -32,6 +32,9 @@ class FrechetPatchDistance(Metric):
         reference: statistics or their file (of a folder of images or videos, see
             evaluation/prepared_metrics.py); None when only `features` are needed, or `use_reference` follows.
         batch_size: patches per forward pass of the network.
+        kernel: whether `luve evaluate` also has the column `kernel_name`, whose mean does not depend on the number of
+            videos (evaluation/bootstrap.py); the reference then keeps its features.
+        against: what the reference is, at the end of the column's name; for a second one.
     """
 
     is_differentiable: bool | None = False
@@ -47,11 +50,14 @@ class FrechetPatchDistance(Metric):
         extractor: FeatureExtractor,
         reference: FeatureStatistics | Path | str | None = None,
         batch_size: int = 64,
+        kernel: bool = False,
+        against: str = "",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: expected an integer >= 1")
+        self.kernel, self.against = kernel, against
         self.extractor = extractor.requires_grad_(False).eval()
         self.patches, self.batch_size, self.reference = patches, batch_size, reference
         self._target: FrechetTarget | None = None
@@ -61,7 +67,15 @@ class FrechetPatchDistance(Metric):
     def name(self) -> str:
         """The column of a table."""
         is_fid = isinstance(self.extractor, InceptionFeatures)
-        return "fid_patch" if is_fid else f"fd_patch_{self.extractor.kind}"
+        return self._against("fid_patch" if is_fid else f"fd_patch_{self.extractor.kind}")
+
+    def _against(self, name: str) -> str:
+        return f"{name}_{self.against}" if self.against else name
+
+    @property
+    def kernel_name(self) -> str:
+        """The column of the kernel distance of the same features: `kd_` instead of `fd_`."""
+        return f"kd_{self.name.removeprefix('fd_').removeprefix('fid_')}"
 
     @property
     def resolution(self) -> str:
@@ -88,6 +102,10 @@ class FrechetPatchDistance(Metric):
         if self.reference is not None and self._target is None:
             self.use_reference(self.reference)
 
+    def reader(self) -> FrechetPatchDistance:
+        """Another metric of the same features, without videos, for the statistics of a folder."""
+        return FrechetPatchDistance(self.patches, self.extractor, kernel=self.kernel)
+
     def use_reference(self, reference: FeatureStatistics | Path | str) -> None:
         """Compare with this reference from now on; call after `prepare`, which does it for the constructor's.
 
@@ -103,6 +121,11 @@ class FrechetPatchDistance(Metric):
                 )
             reference = FeatureStatistics.load(reference)
         reference.check(self.patches, self.extractor.name)
+        if self.kernel and reference.rows is None:
+            name = reference.path or f"of {reference.source}"
+            raise ValueError(
+                f"{self.kernel_name}: reference statistics {name} hold no features; make them again with kernel true"
+            )
         self.reference = reference
         # The reference stays on the CPU, where distances are computed, a second each for 2048 features.
         self._target = FrechetTarget.of(reference.moments.mean().cpu(), reference.moments.cov().cpu())
@@ -136,7 +159,11 @@ class FrechetPatchDistance(Metric):
 
     def update(self, frames: Tensor, key: str = "") -> None:
         """Add a video, see `features`."""
-        features = self._features(frames, key).double()
+        self.add(self._features(frames, key))
+
+    def add(self, features: Tensor) -> None:
+        """Add a video's features, see `features`."""
+        features = features.double()
         self.feature_count += len(features)
         self.feature_sum += features.sum(0)
         self.feature_outer.addmm_(features.T, features)
@@ -179,6 +206,129 @@ class FrechetPatchDistance(Metric):
         # Moves, but never casts: neither the float64 states nor the network.
         device = fn(torch.zeros(1, device=self.device)).device
         return super()._apply(lambda tensor: tensor.to(device), exclude_state)
+
+
+class FrechetClipDistance(FrechetPatchDistance):
+    """Squared Fréchet distance of whole clips, a feature vector each, as FVD (Unterthiner et al. 2018) has it.
+
+    Unlike patches, clips show motion. There are few of them: compare equally many, or read the kernel's column.
+
+    Args:
+        extractor: the network; its `forward` takes clips, uint8 B x T x H x W x 3. The column is `fd_<kind>`.
+        frames: longer videos are cut to their first so many, so that motion is seen at one speed.
+        reference: see `FrechetPatchDistance`.
+        kernel: see `FrechetPatchDistance`.
+        against: see `FrechetPatchDistance`.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        frames: int = 17,
+        reference: FeatureStatistics | Path | str | None = None,
+        kernel: bool = True,
+        against: str = "",
+        **kwargs: Any,
+    ) -> None:
+        # The plan is what statistics are compared by.
+        super().__init__(PatchPlan(size=1, frames=frames), extractor, reference, 1, kernel, against, **kwargs)
+
+    def reader(self) -> FrechetPatchDistance:
+        """See `FrechetPatchDistance`."""
+        return FrechetClipDistance(self.extractor, self.patches.frames, kernel=self.kernel)
+
+    @property
+    def name(self) -> str:
+        """The column of a table."""
+        return self._against(f"fd_{self.extractor.kind}")
+
+    @property
+    def resolution(self) -> str:
+        """The network's input size, in words."""
+        return f"clips of {self.patches.frames} frames, seen at {self.extractor.resolution}"
+
+    def _features(self, frames: Tensor, key: str) -> Tensor:
+        self._require_prepared()
+        check_frames(frames, self.name)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            found = self.extractor(frames[: self.patches.frames][None].to(self.device)).float()
+        return checked_features(found)
+
+
+class DataCopying(VideoMetric):
+    """How often a video is nearer to its nearest training clip than an unseen real clip is to its own.
+
+    The statistic of the test of Meehan, Chaudhuri and Dasgupta (2020, arXiv 2004.05675), Mann and Whitney's U over the
+    number of pairs: for each video, the share of unseen clips that are farther from their nearest training clip, ties
+    half. About 0.5 for videos as new as the unseen clips, towards 1 for copies of training clips, towards 0 for videos
+    unlike any. Nothing says that nearer to 0 or 1 is better.
+
+    Args:
+        extractor: the network, see `FrechetClipDistance`.
+        training: statistics with features of the training clips, or their folder.
+        unseen: of real clips that were not trained on; they should be as much like the training clips as a perfect
+            model's videos would be.
+        frames: see `FrechetClipDistance`.
+    """
+
+    name = "data_copying"
+    higher_is_better = None
+
+    def __init__(
+        self, extractor: FeatureExtractor, training: Path | str, unseen: Path | str, frames: int = 17, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.extractor = extractor.requires_grad_(False).eval()
+        self.sets: dict[str, Path] = {"training": Path(training), "unseen": Path(unseen)}
+        self.frames = frames
+        self._rows: dict[str, Tensor] = {}
+        self._distances: Tensor | None = None
+
+    @property
+    def resolution(self) -> str:  # type: ignore[override]
+        """The network's input size, in words."""
+        return f"clips of {self.frames} frames, seen at {self.extractor.resolution}"
+
+    def reader(self) -> FrechetClipDistance:
+        """What makes statistics of a folder for this metric."""
+        return FrechetClipDistance(self.extractor, self.frames)
+
+    def use_set(self, which: str, statistics: FeatureStatistics) -> None:
+        """Compare with these from now on, "training" or "unseen"; without it `load` reads files.
+
+        Raises:
+            ValueError: they hold no features, or were made differently.
+        """
+        reader = self.reader()
+        reader.use_reference(statistics)
+        assert statistics.rows is not None
+        self._rows[which] = statistics.rows
+        self._distances = None
+
+    def load(self) -> None:
+        """Load the network, and the sets that are files.
+
+        Raises:
+            Unavailable: the network's file is missing.
+            FileNotFoundError: a set is missing.
+        """
+        self.extractor.prepare(self.device)
+        for which in self.sets.keys() - self._rows.keys():
+            self.use_set(which, FeatureStatistics.load(self.sets[which]))
+        if self._distances is None:
+            self._distances = _nearest(self._rows["unseen"], self._rows["training"])
+
+    def measure(self, frames: Tensor, reference: Tensor | None) -> Tensor:
+        """The share of unseen clips that are farther from training."""
+        assert self._distances is not None
+        own = self.extractor(frames[: self.frames][None].to(self.device)).float().cpu()
+        distance = _nearest(own, self._rows["training"])
+        return ((self._distances > distance).double() + (self._distances == distance).double() / 2).mean()
+
+
+def _nearest(videos: Tensor, clips: Tensor) -> Tensor:
+    """The distance of each video's features to the nearest of the clips'."""
+    return torch.cdist(videos.double(), clips.double()).amin(1)
 
 
 PAPER_PATCHES = PatchPlan()

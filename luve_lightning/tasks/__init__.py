@@ -6,6 +6,7 @@ from luve_lightning.tasks.distillation import VLUerDistillationTask
 from luve_lightning.tasks.enhancement import EnhancementTask, FlashVideoTask, LaVieTask, WaverTask
 from luve_lightning.tasks.expert import AdaptationTask, ExpertTask
 from luve_lightning.tasks.flow import FlowMatchingTask
+from luve_lightning.tasks.recogniser import RecogniserTask
 from luve_lightning.tasks.vluer import VLUerTask
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "FlashVideoTask",
     "FlowMatchingTask",
     "LaVieTask",
+    "RecogniserTask",
     "TrainingTask",
     "VLUerDistillationTask",
     "VLUerTask",

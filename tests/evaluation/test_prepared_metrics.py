@@ -12,15 +12,24 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+from luve_lightning.data.hashes import FileHashes
 from luve_lightning.data.still_files import ORIENTATION
 from luve_lightning.data.stills import read_still
-from luve_lightning.data.video_files import write_video
+from luve_lightning.data.video_files import read_video, write_video
 from luve_lightning.evaluation import prepared_metrics as reference_statistics
-from luve_lightning.evaluation.prepared_metrics import folder_statistics, prepare_reference, read_frames, source_hash
+from luve_lightning.evaluation.prepared_metrics import (
+    folder_statistics,
+    prepare_metrics,
+    prepare_reference,
+    read_frames,
+    source_hash,
+)
 from luve_lightning.files import file_digest, listing_digest
-from luve_lightning.metrics.frechet_patch import FrechetPatchDistance
+from luve_lightning.metrics.feature_moments import FeatureMoments
+from luve_lightning.metrics.frechet_patch import DataCopying, FrechetPatchDistance
 from tests.helpers.patch_features import PLAN, StubFeatures, stub_metric, stub_video
 from tests.helpers.unwritable import forbid_writing
+from tests.metrics.test_frechet_patch_clips import Means
 
 
 @pytest.fixture
@@ -177,3 +186,36 @@ def test_a_cache_that_may_not_be_written_is_no_hindrance(
     forbid_writing(monkeypatch, tmp_path / "cache", errno.EROFS)
     with pytest.warns(UserWarning, match="cache: cannot be written"):
         assert prepare_reference(stub_metric(), folder, "cpu", tmp_path / "cache").files == 3
+
+
+def test_features_are_kept_beside_the_moments_where_a_kernel_needs_them(folder: Path, tmp_path: Path) -> None:
+    """In a file of their own, so that statistics without features are never taken for them."""
+    plain, kernel = FrechetPatchDistance(PLAN, StubFeatures()), FrechetPatchDistance(PLAN, StubFeatures(), kernel=True)
+    for metric in (plain, kernel):
+        prepare_reference(metric, folder, "cpu", tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    again = FrechetPatchDistance(PLAN, StubFeatures(), kernel=True)
+    found = prepare_reference(again, folder, "cpu", tmp_path / "cache")
+    assert found.lengths == (9, 9, 36)
+    assert found.rows is not None
+    assert found.rows.shape == (54, 6)
+    assert torch.equal(found.moments.sum, FeatureMoments.from_features(found.rows).sum)
+    assert again.moments.count == 0
+
+
+def test_sets_of_clips_may_be_folders(tmp_path: Path) -> None:
+    for which, seeds in (("training", range(3)), ("unseen", range(3, 6))):
+        for seed in seeds:
+            write_video(tmp_path / which / f"{seed}.mp4", stub_video(seed, 17, 50, 78).numpy(), fps=8, lossless=True)
+    metric = DataCopying(Means(), tmp_path / "training", tmp_path / "unseen")
+    ready, skipped = prepare_metrics(
+        {"copying": metric}, torch.device("cpu"), False, FileHashes(tmp_path / "hashes"), tmp_path / "cache"
+    )
+    assert not skipped
+    assert ready[0].name == "data_copying"
+    assert metric.score(torch.from_numpy(read_video(tmp_path / "training" / "1.mp4")[0])) == 1
+    other = DataCopying(Means(), tmp_path / "unseen", tmp_path / "training")
+    again, _ = prepare_metrics(
+        {"copying": other}, torch.device("cpu"), False, FileHashes(tmp_path / "hashes"), tmp_path / "cache"
+    )
+    assert again[0].identity != ready[0].identity

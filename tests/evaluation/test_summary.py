@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
-from luve_lightning.evaluation.result_cache import Score
-from luve_lightning.evaluation.summary import AverageDraws, complete_videos, of_method, why_not
+from luve_lightning.evaluation.bootstrap import KernelBootstrap, KernelTarget
+from luve_lightning.evaluation.prepared_metrics import ReadyMetric
+from luve_lightning.evaluation.result_cache import ResultCache, Score
+from luve_lightning.evaluation.runner import Measurements
+from luve_lightning.evaluation.summary import AverageDraws, Resampling, complete_videos, of_method, summarise, why_not
+from luve_lightning.metrics.frechet_patch import FrechetClipDistance
 from luve_lightning.metrics.vbench import VBENCH_DIMENSIONS
+from tests.metrics.test_frechet_patch_clips import Means, statistics, video
 
 VIDEOS = ["a", "b", "c", "d"]
 
@@ -55,3 +63,29 @@ def test_why_there_is_none() -> None:
     reason = why_not(VBENCH_DIMENSIONS[1:], VBENCH_DIMENSIONS)
     assert reason is not None
     assert str(reason) == "vbench_average: needs all five dimensions, missing: subject_consistency"
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_kernel_distance_stands_beside_the_frechet_distance_of_the_same_features(tmp_path: Path, given: bool) -> None:
+    """To a reference of its own, or to the originals."""
+    metric = FrechetClipDistance(Means(), reference=statistics(range(20)) if given else None)
+    metric.prepare("cpu")
+    cache, found = ResultCache(tmp_path), Measurements([], [])
+    seeds = {None: range(20), "near": range(100, 112), "far": range(200, 212)}
+    features = {method: [metric.features(video(seed)) for seed in own] for method, own in seeds.items()}
+    features["far"] = [rows + 40 for rows in features["far"]]
+    found.metrics.append(ReadyMetric("fd_means", metric, "", False, ""))
+    for method, rows in features.items():
+        if method is not None or not given:
+            keys = {f"{number:02}": f"{method}-{number:02}" for number in range(len(rows))}
+            found.features.setdefault("fd_means", {})[method] = keys
+            for (_, key), own in zip(keys.items(), rows, strict=True):
+                cache.put_features(key, own)
+    summary = summarise(found, cache, ["near", "far"], [("far", "near")], Resampling(3, 50, 5))
+    assert not summary.problems
+    assert [column.name for column in summary.metrics] == ["fd_means", "kd_means"]
+    target = KernelTarget([torch.as_tensor(rows) for rows in features[None]])
+    for method in ("near", "far"):
+        assert summary.intervals["kd_means"][method] == KernelBootstrap(features[method], target, 3, 50).interval()
+    [difference] = [one for one in summary.differences if one.metric == "kd_means"]
+    assert 0 < difference.interval.low < difference.interval.high

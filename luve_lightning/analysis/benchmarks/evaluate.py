@@ -1,4 +1,4 @@
-"""`luve bench --subject evaluate`: evaluating 1080p videos beside only decoding them."""
+"""`luve bench --subject evaluate`: evaluating 1080p videos beside only decoding them, or how distances rank faults."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,28 @@ import torch
 from torch import Tensor
 
 from luve_lightning.data.hashes import ClipHashes
+from luve_lightning.data.mini_world.paint import paint_scene
+from luve_lightning.data.mini_world.scene import Scene
+from luve_lightning.data.mini_world.stage import draw_stage
 from luve_lightning.data.video_files import find_videos, read_video, write_video
 from luve_lightning.evaluation.prepared_metrics import prepare_metrics
 from luve_lightning.evaluation.result_cache import ResultCache
 from luve_lightning.evaluation.runner import Runner
+from luve_lightning.evaluation.vae_features import VAEFeatures
 from luve_lightning.evaluation.video_sets import find_video_sets
-from luve_lightning.functional.patches import PatchPlan
+from luve_lightning.functional.patches import FrechetTarget, PatchPlan
 from luve_lightning.machine import decoding_threads
-from luve_lightning.metrics import FrechetPatchDistance
+from luve_lightning.metrics import FrechetClipDistance, FrechetPatchDistance
 from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureMoments, FeatureStatistics
+from luve_lightning.metrics.frame_networks import RecogniserClips, RecogniserPatches
+from luve_lightning.models.recogniser import FRAMES as SEEN
+from luve_lightning.models.recogniser import SIDE
+from luve_lightning.tasks.recogniser import FAULTS, faulty
 
 HEIGHT, WIDTH, FRAMES, FPS = 1080, 1920, 49, 24
 DISTINCT = 4  # number of encoded videos; the others are copies with one more byte, so that each is decoded
 LIMIT = 4 * 2**30
+SEED = 500  # of the clips with faults; rendered worlds have others
 
 
 class ChannelMeans(FeatureExtractor):
@@ -42,7 +52,15 @@ class ChannelMeans(FeatureExtractor):
         return patches[:, :, ::16, ::16].flatten(2).float().mean(2)
 
 
-def measure(device: torch.device, repeats: int = 2, videos: int = 100) -> Iterator[dict[str, Any]]:
+def measure(
+    device: torch.device,
+    repeats: int = 2,
+    videos: int = 100,
+    faults: bool = False,
+    references: int = 256,
+    weights: str = "data/mini/recogniser/recogniser.safetensors",
+    backbone: str = "data/mini/wan",
+) -> Iterator[dict[str, Any]]:
     """Time `luve evaluate` with a network that costs nothing beside only decoding the videos.
 
     Evaluation hashes the files, decodes them, cuts the patches of `fd_patch` from 8 frames of each video and writes
@@ -51,10 +69,24 @@ def measure(device: torch.device, repeats: int = 2, videos: int = 100) -> Iterat
     Args:
         device: where the stand-in for a network runs.
         repeats: repeats of both, in turn; the fastest of each counts, because other processes only slow them.
-        videos: how many of 49 frames at 1080p.
+        videos: how many of 49 frames at 1080p, or clips of a set with faults.
+        faults: measure clips of the mini world with known faults instead, see `rank_faults`.
+        references: clips that those are compared with.
+        weights: the recogniser's file.
+        backbone: the one with the VAE.
     """
     if videos < 1:
         raise ValueError(f"videos: expected at least 1, got {videos}")
+    if faults:
+        plan = PatchPlan(size=64, frames=2)
+        metrics = [
+            FrechetPatchDistance(plan, VAEFeatures(backbone)),
+            FrechetPatchDistance(plan, RecogniserPatches(weights)),
+        ]
+        yield from rank_faults(
+            [*metrics, FrechetClipDistance(RecogniserClips(weights))], device, repeats, videos, references
+        )
+        return
     threads = decoding_threads()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -118,3 +150,64 @@ def _evaluate(folder: Path, cache: Path, device: torch.device, threads: int) -> 
     if found.problems:
         raise ValueError(f"the bench's own videos cannot be measured: {found.problems[0]}")
     return time.perf_counter() - started
+
+
+def rank_faults(
+    metrics: list[FrechetPatchDistance], device: torch.device, sets: int, videos: int, references: int
+) -> Iterator[dict[str, Any]]:
+    """Measure clips with known faults, and clips without, against references that show other clips.
+
+    All show combinations that training holds out. A row is one distance and one fault: the distance of clips without
+    it, of as many other clips without any, and of the mild, the middle and the strong amount. They are ranked as a
+    person ranks them when the distances rise in this order.
+
+    Args:
+        metrics: the distances.
+        device: of the networks.
+        sets: sets of clips, each of other scenes.
+        videos: clips of a set.
+        references: clips to compare with.
+    """
+    targets, clips = [], [paint(scene) for scene in scenes(SEED, references)]
+    for metric in metrics:
+        metric.prepare(device)
+        moments = moments_of(metric, clips)
+        targets.append(FrechetTarget.of(moments.mean(), moments.cov()))
+
+    def distances(videos: list[Tensor]) -> list[float]:
+        each = [moments_of(metric, videos) for metric in metrics]
+        return [target.distance(own.mean(), own.cov()) for target, own in zip(targets, each, strict=True)]
+
+    for number in range(1, sets + 1):
+        shown = scenes(SEED + number, videos)
+        clean = [paint(scene) for scene in shown]
+        without, others = distances(clean), distances([paint(s) for s in scenes(SEED + sets + number, videos)])
+        for fault, amounts in FAULTS.items():
+            spoilt = [
+                distances([faulty(scene, clip, fault, amount) for scene, clip in zip(shown, clean, strict=True)])
+                for amount in amounts
+            ]
+            for metric, *found in zip(metrics, without, others, *spoilt, strict=True):
+                values = dict(zip(("without", "others", "mild", "middle", "strong"), found, strict=True))
+                row: dict[str, Any] = {"subject": "evaluate", "metric": metric.name, "set": number, "fault": fault}
+                yield row | {name: float(f"{value:.4g}") for name, value in values.items()} | {"ranked": ranked(found)}
+
+
+def ranked(found: list[float]) -> bool:
+    """Whether distances rise from clips without the fault, of both sets, over mild and middle to strong."""
+    return found[0] < found[2] and all(less < more for less, more in pairwise(found[1:]))
+
+
+def scenes(seed: int, count: int) -> list[Scene]:
+    """Scenes of held-out combinations, of every second frame of a world's clip."""
+    return list(draw_stage("combinations", seed, "test", count, 2 * SEEN - 1, SIDE, 8))
+
+
+def paint(scene: Scene) -> Tensor:
+    """What the recogniser sees of the first 17 frames of a world's clip, uint8 9 x H x W x 3."""
+    return paint_scene(scene)[:SEEN]
+
+
+def moments_of(metric: FrechetPatchDistance, videos: list[Tensor]) -> FeatureMoments:
+    """Moments of the features of videos."""
+    return FeatureMoments.from_features(torch.cat([metric.features(video) for video in videos]))

@@ -1,0 +1,118 @@
+"""The shipped recogniser's features rank made faults of the mini world's clips as a person does.
+
+`luve bench --subject evaluate --faults true` does the same with more clips, and for the VAE's features, which cannot.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from luve_lightning.data.mini_world import captions
+from luve_lightning.data.mini_world.paint import paint_scene
+from luve_lightning.data.mini_world.stage import StagedScene, draw_stage
+from luve_lightning.functional.patches import PatchPlan
+from luve_lightning.metrics import (
+    DataCopying,
+    FeatureMoments,
+    FrechetClipDistance,
+    FrechetPatchDistance,
+    MotionRecognised,
+    PhotographRecognised,
+    SpriteRecognised,
+)
+from luve_lightning.metrics.frame_networks import Recognised, RecogniserClips, RecogniserPatches
+from luve_lightning.tasks.recogniser import FAULTS, faulty
+
+SHIPPED = Path(__file__).resolve().parents[2] / "data" / "mini" / "recogniser"
+NETWORK = SHIPPED / "recogniser.safetensors"
+IN_TIME = {"frozen", "shuffled", "flicker", "motion"}  # a patch shows nothing of these
+CLIPS = 32  # each photograph twice
+
+Clips = list[tuple[StagedScene, Tensor]]
+
+
+def painted(seed: int, split: str = "test", count: int = CLIPS) -> Clips:
+    """Scenes with what the network looks at of the first 17 of 33 frames."""
+    drawn = draw_stage("combinations", seed, split, count, 17, 192, 8)
+    return [(scene, paint_scene(scene)[:9]) for scene in drawn]
+
+
+@pytest.fixture(scope="module")
+def clips() -> Clips:
+    return painted(501)
+
+
+@pytest.fixture(scope="module")
+def metrics() -> list[FrechetPatchDistance]:
+    """Of clips, then of patches."""
+    both = [
+        FrechetClipDistance(RecogniserClips(NETWORK), reference=SHIPPED / "unseen-clips.safetensors"),
+        FrechetPatchDistance(
+            PatchPlan(size=64), RecogniserPatches(NETWORK), reference=SHIPPED / "unseen-patches.safetensors"
+        ),
+    ]
+    for metric in both:
+        metric.prepare("cpu")
+    return both
+
+
+def distances(metrics: list[FrechetPatchDistance], clips: list[Tensor]) -> tuple[float, ...]:
+    """Patches are those of the first, the middle and the last frame."""
+    seen = (clips, [clip[::4] for clip in clips])
+    moments = [
+        FeatureMoments.from_features(torch.cat([metric.features(clip) for clip in own]))
+        for metric, own in zip(metrics, seen, strict=False)
+    ]
+    return tuple(metric.distance(own) for metric, own in zip(metrics, moments, strict=True))
+
+
+@pytest.fixture(scope="module")
+def without(metrics: list[FrechetPatchDistance], clips: Clips) -> tuple[float, ...]:
+    """Of clips without a fault, the farther of two sets."""
+    both = (distances(metrics, [clip for _, clip in own]) for own in (clips, painted(502)))
+    return tuple(map(max, *both))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_clips_without_a_fault_are_nearer_than_mild_and_strong_ones(
+    metrics: list[FrechetPatchDistance], without: tuple[float, ...], clips: Clips, fault: str
+) -> None:
+    mild, strong = (distances(metrics, [faulty(*one, fault, amount) for one in clips]) for amount in FAULTS[fault][::2])
+    assert without[0] < mild[0] < strong[0]
+    if fault not in IN_TIME:
+        assert without[1] < mild[1] < strong[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [(PhotographRecognised, "photograph"), (MotionRecognised, "motion"), (SpriteRecognised, "sprite")],
+)
+def test_what_the_prompt_asks_for_is_recognised(clips: Clips, kind: type[Recognised], fault: str) -> None:
+    true, wrong = kind(NETWORK), kind(NETWORK)
+    for scene, clip in clips[:16]:
+        prompt = captions(scene)["Summarized Description"]
+        true.update(clip, prompt=prompt)
+        other = clip.flip(0) if fault == "motion" else faulty(scene, clip, fault, 1.0)
+        wrong.update(other, prompt=prompt)
+    assert true.compute() > 0.6
+    assert wrong.compute() < 0.3
+    with pytest.raises(ValueError, match="the prompt must have one of the sentences"):
+        true.update(clips[0][1], prompt="a dog barks .")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("split", "low", "high"), [("train", 0.95, 1.0), ("test", 0.3, 0.7)])
+def test_returned_training_clips_are_told_from_new_ones(split: str, low: float, high: float) -> None:
+    """Training's clips are those of seed 0, and the new ones of a seed that nobody has."""
+    metric = DataCopying(
+        RecogniserClips(NETWORK), SHIPPED / "training-clips.safetensors", SHIPPED / "unseen-clips.safetensors"
+    )
+    for _, clip in painted(0 if split == "train" else 503, split):
+        metric.update(clip)
+    assert low <= metric.compute() <= high
