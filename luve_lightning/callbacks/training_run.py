@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
-import logging
 import os
 import shlex
 import sys
-import tempfile
 import textwrap
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,11 +25,8 @@ from rich.console import Console
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from luve_lightning.callbacks.progress import StepTimes, named_numbers, number
-from luve_lightning.callbacks.stops import NaNGuard
-from luve_lightning.callbacks.weights import EMA
+from luve_lightning.callbacks.progress import named_numbers, number
 from luve_lightning.locks import Busy, locked
-from luve_lightning.machine import MEASURED
 from luve_lightning.terminal import amount, duration, say
 
 LOCK = ".run.lock"
@@ -91,56 +84,6 @@ def use_one_stream(strategy: Strategy) -> None:
     """Make Lightning's DDP, however it was chosen, a OneStreamDDP; others stay as they are."""
     if type(strategy) is DDPStrategy:
         strategy.__class__ = OneStreamDDP  # it has the same state, and is not set up yet
-
-
-class _Idle(LightningModule):
-    """Trains as many weights as a VLUer has tensors, with next to nothing to compute."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights = nn.ParameterList(nn.Parameter(torch.zeros(8)) for _ in range(48))
-
-    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
-        loss = torch.cat(list(self.weights)).sub(1).square().mean()
-        self.log("train/loss", loss.detach())
-        return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), 1e-6)
-
-
-def idle_step(device: torch.device, loader: Iterable[torch.Tensor], steps: int = 60) -> float:
-    """Median seconds of a training step without a model: Lightning, the usual callbacks, clipping, AdamW and the data.
-
-    Args:
-        device: that trains.
-        loader: of batches.
-        steps: how many at most.
-    """
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            trainer = Trainer(
-                accelerator="gpu" if device.type == "cuda" else "cpu",
-                devices=[device.index or 0] if device.type == "cuda" else 1,
-                precision="bf16-mixed",
-                max_steps=steps,
-                gradient_clip_val=1.0,
-                callbacks=[EMA(), NaNGuard(), StepTimes()],
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                default_root_dir=folder,
-            )
-            trainer.fit(_Idle(), loader)
-            measured = json.loads((Path(folder) / MEASURED).read_text(encoding="utf-8"))
-    finally:
-        log.setLevel(level)
-    return float(measured["seconds_per_unit"])
 
 
 class SetAside(Callback):

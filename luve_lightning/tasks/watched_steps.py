@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
+from luve_lightning.machine import UnitTimes
 from luve_lightning.terminal import Phases
 
 _STEPS = ("run_training_batch", "validation_step", "test_step", "predict_step")  # as the Trainer's profiler names them
@@ -167,3 +170,62 @@ class Preparing(PassThroughProfiler):
         elif hook in _STEPS and not self.trainer.sanity_checking:
             self._ready = True
             self.phases.close("first step done" if hook == _STEPS[0] else "first batch done")
+
+
+class _Idle(L.LightningModule):
+    """Trains as many weights as a VLUer has tensors, with next to nothing to compute; times its steps."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.weights = torch.nn.ParameterList(torch.nn.Parameter(torch.zeros(8)) for _ in range(48))
+        self.average: list[Tensor] = []
+        self.times = UnitTimes("step", device)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss = torch.cat(list(self.weights)).sub(1).square().mean()
+        self.log("train/loss", loss.detach())
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Waits, as callbacks.NaNGuard does."""
+        bool(torch.nn.utils.get_total_norm([weight.grad for weight in self.weights]).isfinite())
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """An average, as callbacks.EMA keeps it, and the time."""
+        weights = [weight.detach() for weight in self.weights]
+        self.average = self.average or [weight.clone() for weight in weights]
+        torch._foreach_lerp_(self.average, weights, 0.001)
+        self.times.advance()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), 1e-6)
+
+
+def idle_step(device: torch.device, loader: Iterable[Tensor]) -> float:
+    """Median seconds of a training step without a model: Lightning, what every run does besides, AdamW and the batch.
+
+    Args:
+        device: that trains.
+        loader: of three batches or more.
+    """
+    log, module = logging.getLogger("lightning.pytorch"), _Idle(device)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer = L.Trainer(
+                accelerator="gpu" if device.type == "cuda" else "cpu",
+                devices=[device.index or 0] if device.type == "cuda" else 1,
+                precision="bf16-mixed",
+                max_epochs=1,
+                gradient_clip_val=1.0,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            trainer.fit(module, loader)
+    finally:
+        log.setLevel(level)
+    return float(module.times.record()["seconds_per_unit"])

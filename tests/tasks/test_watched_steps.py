@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import lightning as L
 import pytest
+import torch
 
-from luve_lightning.tasks.watched_steps import Preparing
+from luve_lightning.tasks.watched_steps import Preparing, idle_step
 from luve_lightning.terminal import Phases
 from tests.helpers.tiny import TinyData, TinyModule
 
@@ -49,3 +51,21 @@ def test_a_measurement_is_told_up_to_its_first_batch(tmp_path: Path) -> None:
     trainer.profiler = Preparing(trainer, told)
     trainer.validate(TinyModule(), TinyData(), verbose=False)
     assert told.phases[-2:] == ["first batch", "first batch done"]
+
+
+def test_a_step_without_a_model_takes_the_batches_and_some_time() -> None:
+    taken, log = [], logging.getLogger("lightning.pytorch")
+    level = log.level
+
+    class Batches:
+        def __iter__(self) -> object:
+            for number in range(4):
+                taken.append(number)
+                yield torch.zeros(2, 3)
+
+        def __len__(self) -> int:
+            return 4
+
+    assert 0 < idle_step(torch.device("cpu"), Batches()) < 60
+    assert taken == [0, 1, 2, 3]
+    assert log.level == level

@@ -19,7 +19,6 @@ from luve_lightning.analysis.cost import CountedAttention, FirstUse
 from luve_lightning.analysis.dry_run import OperationKind, dry_run, dry_training
 from luve_lightning.analysis.model_parts import Parts, wan_1_3b
 from luve_lightning.analysis.training_plan import TrainingFunctions, run_backward
-from luve_lightning.callbacks.training_run import idle_step
 from luve_lightning.datamodules.base import OutlivingLoader
 from luve_lightning.functional.frequency import Grid
 from luve_lightning.machine import cores, measure_ms
@@ -28,6 +27,7 @@ from luve_lightning.models.attention.tiles import Tiles
 from luve_lightning.models.attention.windows import Windows
 from luve_lightning.models.backbones import denoiser_of
 from luve_lightning.models.vluer import VLUer
+from luve_lightning.tasks.watched_steps import idle_step
 
 _TERA = 1e12
 _WORKERS = 8  # as experiments/ configures them
@@ -273,10 +273,10 @@ class _Bench:
             loss.backward()
 
         shape, batches = self.sizes.loaded
-        data = _Samples((shape[0], shape[1], shape[2] // 2, shape[3] // 2), 2 * batches)
+        data = _Samples((shape[0], shape[1], shape[2] // 2, shape[3] // 2), 2 * max(3, batches))
         found = {
             "operation": self._seconds(train) / sum(run.operations.values()),
-            "step": idle_step(self.device, self._loader(data), batches),
+            "step": idle_step(self.device, self._loader(data)),
         }
         for of, seconds in found.items():
             row = {"subject": "speed", "kind": "host", "of": of, "seconds": float(f"{seconds:.4g}")}
