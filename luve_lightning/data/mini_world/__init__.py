@@ -86,7 +86,7 @@ def captions(scene: Scene) -> dict[str, str]:
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Returns every word that a caption can hold, including the full stop, sorted."""
+    """Returns every word that a caption of a varied world can hold, including the full stop, sorted."""
     phrases = [*(f"{p.subject} {p.texture}" for p in PHOTOGRAPHS), *DIRECTIONS, *SHAPES, *SPEEDS, *SPRITE_SIZES]
     phrases += [*_ACTIONS.values(), *_LIGHTS, *_SHOTS, *_MOODS, _STYLE, _GREY_STYLE]
     phrases += [

@@ -118,7 +118,9 @@ class StagedScene(Scene):
         return Combination(*self.parts).url
 
 
-def draw_stage(kind: WorldKind, seed: int, split: str, count: int, frames: int, size: int, fps: int) -> Iterator[Scene]:
+def draw_stage(
+    kind: WorldKind, seed: int, split: str, count: int, frames: int, size: int, fps: int
+) -> Iterator[StagedScene]:
     """Draws the first clips of a split, each independent of how many there are.
 
     All combinations come in turn, in an order of the seed's, a photograph never a second time before all others. Then
@@ -143,10 +145,21 @@ def draw_stage(kind: WorldKind, seed: int, split: str, count: int, frames: int, 
             order = _order(np.random.default_rng([seed, number, turn, 2]), every)
         shown = order[place]
         rng = np.random.default_rng([seed, number, index, 3])
-        camera = _draw_camera(rng, photograph_named(shown.photograph), *MOTIONS[shown.motion])
-        sprites = (_draw_sprite(rng, shown.sprite),)
-        parts = {"motion": shown.motion, "sprite": shown.sprite, "renderer": STAGE_RENDERER}
-        yield StagedScene(seed, split, index, frames, size, fps, shown.photograph, Grade(), camera, sprites, **parts)
+        yield StagedScene(
+            seed=seed,
+            split=split,
+            index=index,
+            frames=frames,
+            size=size,
+            fps=fps,
+            url=shown.photograph,
+            grade=Grade(),
+            camera=_draw_camera(rng, photograph_named(shown.photograph), *MOTIONS[shown.motion]),
+            sprites=(_draw_sprite(rng, shown.sprite),),
+            renderer=STAGE_RENDERER,
+            motion=shown.motion,
+            sprite=shown.sprite,
+        )
 
 
 # Part of every clip's id: raise it whenever the same arguments would give other pixels.
@@ -199,15 +212,15 @@ def _draw_sprite(rng: np.random.Generator, shape: str) -> ColoredSprite:
     _, color, action, direction, spin = SPRITES[shape]
     middle = rng.uniform(-0.35, 0.35, 2)
     step = np.array(DIRECTIONS.get(direction, (0, 0))) * 0.4
-    start, stop = (tuple(round(float(value), 4) for value in place) for place in (middle - step, middle + step))
+    start, stop = middle - step, middle + step
     return ColoredSprite(
         shape=shape,
         size="",
         action=action,
         direction=direction,
         easing="steady",
-        start=start,
-        stop=stop,
+        start=(round(float(start[0]), 4), round(float(start[1]), 4)),
+        stop=(round(float(stop[0]), 4), round(float(stop[1]), 4)),
         radius=_uniform(rng, 0.28, 0.32),
         angle=_uniform(rng, -8.0, 8.0),
         spin=spin,
