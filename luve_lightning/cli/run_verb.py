@@ -31,11 +31,18 @@ _MOVED = {
 _BAR_AFTER_SECONDS = "10"
 _MESSAGES = (
     "💡 Tip:",
+    # What the configuration says, in other words.
+    "`Trainer(limit_",
+    "`Trainer(val_check_interval=",
+    # Advice: TF32 is faster, and gives other numbers.
+    "You are using a CUDA device (",
     # `luve` says these in the lines at the beginning and end of a run (callbacks/training_run.py).
     "Seed set to",
     "GPU available:",
     "TPU available:",
     "LOCAL_RANK:",
+    "Using bfloat16 Automatic Mixed Precision",
+    "Using 16bit Automatic Mixed Precision",
     "`Trainer.fit` stopped:",
     "Restoring states from the checkpoint",
     "Restored all states from the checkpoint",
@@ -45,6 +52,8 @@ _MESSAGES = (
     f"{'-' * 100}\ndistributed_backend=",
 )
 _WARNINGS = (
+    # The same advice, from the compiler.
+    "TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled",
     # Lightning 2.6 still calls PyTorch's pytree as before 2.12.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     # Lightning cannot know that the batch samplers of ResumableDataModule start where the checkpoint stopped.
@@ -62,6 +71,7 @@ _LOGGERS = tuple(
     f"lightning.{name}"
     for name in (
         "pytorch.utilities.rank_zero",
+        "pytorch.accelerators.cuda",
         "fabric.utilities.rank_zero",
         "fabric.utilities.seed",
         "fabric.utilities.distributed",

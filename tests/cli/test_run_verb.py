@@ -44,6 +44,9 @@ def test_a_library_shows_a_bar_when_something_is_slow(repository: Path, seconds:
         ("`Trainer.fit` stopped: `max_steps=12` reached.", False),
         ("Initializing distributed: GLOBAL_RANK: 1, MEMBER: 2/2", False),
         (f"{'-' * 100}\ndistributed_backend=gloo\nAll distributed processes registered.", False),
+        ("`Trainer(limit_val_batches=1)` was configured so 1 batch will be used.", False),
+        ("You are using a CUDA device ('NVIDIA H100') that has Tensor Cores. To properly utilize them, you", False),
+        ("Using bfloat16 Automatic Mixed Precision (AMP)", False),
         ("Time limit reached. Elapsed time is 0:08:00. Signaling Trainer to stop.", True),
         ("train: 3 clips have no latents, first abc", True),
     ],
@@ -54,9 +57,9 @@ def test_lightning_says_what_matters(
     monkeypatch.setenv("TQDM_DELAY", "10")  # undone afterwards
     quieten()
     with caplog.at_level("INFO"):
-        for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-            logging.getLogger(name).info(message)
-    assert caplog.messages == [message, message] * kept
+        for name in ("pytorch.utilities.rank_zero", "pytorch.accelerators.cuda", "fabric.utilities.seed"):
+            logging.getLogger(f"lightning.{name}").info(message)
+    assert caplog.messages == [message] * 3 * kept
 
 
 def test_garbage_is_not_collected_while_a_verb_is_imported(
