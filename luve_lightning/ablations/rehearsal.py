@@ -17,7 +17,6 @@ from luve_lightning.data.video_index import CAPTION, CAPTIONS
 from luve_lightning.machine import MEASURED
 
 RehearsalSize = Literal["mini", "2k", "4k"]
-Needs = tuple[str, ...]
 Composer = Callable[[Sequence[Path], Sequence[tuple[str, str]]], dict[str, Any]]
 """Composes configuration files and options into one mapping, as the command line does."""
 
