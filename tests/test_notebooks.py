@@ -144,7 +144,7 @@ def test_04_ablation_tables_says_when_there_are_none(tmp_path: Path) -> None:
 def test_04_ablation_tables(tmp_path: Path) -> None:
     lines = [
         "experts,full,full,fd_patch_vae,,lower,3,10.5,9.5,11.5,41.03,FID_patch,0,0,0,0,,",
-        "experts,without_lfe,without LFE,fd_patch_vae,,lower,3,12.25,11,13.5,43.86,FID_patch,1.75,1.25,2.25,2.83,same,0.9",
+        "experts,without_lfe,no LFE,fd_patch_vae,,lower,3,12.25,11,13.5,43.86,FID_patch,1.75,1.25,2.25,2.83,same,2",
         "experts,one_seed,one seed,fd_patch_vae,,lower,1,12,,,,,1.5,,,,,",
     ]
     (tmp_path / "experts.csv").write_text("\n".join([",".join(COLUMNS), *lines]) + "\n")
