@@ -28,10 +28,12 @@ class FeatureExtractor(nn.Module):
     Attributes:
         kind: suffix of the column `fd_patch_<kind>`, e.g. "vae"; "inception" is FID's own network.
         resolution: size at which the network sees a patch, in words.
+        least_frames: fewest frames of a clip, for a network that sees clips.
     """
 
     kind: str
     resolution: str
+    least_frames: int = 1
 
     @property
     def name(self) -> str:

@@ -250,6 +250,7 @@ class RecogniserClips(RecogniserPatches):
     """
 
     resolution = f"{FRAMES} frames of {SIDE}x{SIDE}"
+    least_frames = FRAMES
 
     @property
     def dim(self) -> int:

@@ -43,6 +43,7 @@ class FrechetPatchDistance(Metric):
     feature_count: Tensor
     feature_sum: Tensor
     feature_outer: Tensor
+    _counted = "patches"  # what has a feature vector, in words
 
     def __init__(
         self,
@@ -191,7 +192,7 @@ class FrechetPatchDistance(Metric):
         if self._target is None:
             raise ValueError(f"{self.name}: nothing to compare with; give a reference and call prepare(device)")
         if moments.count < 2:
-            raise ValueError(f"{self.name}: needs at least 2 patches, got {moments.count}")
+            raise ValueError(f"{self.name}: needs at least 2 {self._counted}, got {moments.count}")
         return self._target.distance(moments.mean().cpu(), moments.cov().cpu())
 
     def train(self, mode: bool = True) -> FrechetPatchDistance:
@@ -221,6 +222,8 @@ class FrechetClipDistance(FrechetPatchDistance):
         against: see `FrechetPatchDistance`.
     """
 
+    _counted = "clips"
+
     def __init__(
         self,
         extractor: FeatureExtractor,
@@ -249,7 +252,7 @@ class FrechetClipDistance(FrechetPatchDistance):
 
     def _features(self, frames: Tensor, key: str) -> Tensor:
         self._require_prepared()
-        check_frames(frames, self.name)
+        check_frames(frames, self.name, self.extractor.least_frames)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             found = self.extractor(frames[: self.patches.frames][None].to(self.device)).float()
         return checked_features(found)
@@ -280,7 +283,7 @@ class DataCopying(VideoMetric):
         super().__init__(**kwargs)
         self.extractor = extractor.requires_grad_(False).eval()
         self.sets: dict[str, Path] = {"training": Path(training), "unseen": Path(unseen)}
-        self.frames = frames
+        self.frames, self.least_frames = frames, extractor.least_frames
         self._rows: dict[str, Tensor] = {}
         self._distances: Tensor | None = None
 

@@ -47,6 +47,23 @@ def test_longer_videos_are_cut_and_each_is_one_vector() -> None:
     assert (metric.name, metric.kernel_name) == ("fd_means_training", "kd_means_training")
 
 
+def test_too_few_frames_and_too_few_clips_are_told(tmp_path: Path) -> None:
+    class NineFrames(Means):
+        least_frames = 9
+
+    metric = FrechetClipDistance(NineFrames(), reference=statistics(range(5)))
+    metric.prepare("cpu")
+    metric.update(video(0))
+    with pytest.raises(ValueError, match=r"^fd_means: needs at least 2 clips, got 1$"):
+        metric.compute()
+    with pytest.raises(ValueError, match=r"^fd_means: needs at least 9 frames of a video, got 8 of 2x2$"):
+        metric.update(video(1, 8))
+    statistics(range(5)).save(tmp_path / "clips")
+    copying = DataCopying(NineFrames(), tmp_path / "clips", tmp_path / "clips")
+    with pytest.raises(ValueError, match=r"^data_copying: needs at least 9 frames of a video, got 8 of 2x2$"):
+        copying.update(video(1, 8))
+
+
 def test_a_kernel_s_reference_keeps_its_features(tmp_path: Path) -> None:
     saved = statistics(range(5))
     saved.save(tmp_path / "with.safetensors")
