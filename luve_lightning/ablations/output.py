@@ -225,6 +225,8 @@ def verdict(row: Mapping[str, Any]) -> str:
     if row["direction"] != "none":
         return {"same": "holds", "opposite": "opposite"}.get(row["direction"], "")
     size = row["would_see"]
+    if size == 0:
+        return "not decided (no seed differs)"
     return "not decided (one seed)" if size is None else f"not decided (would have seen {short(size)})"
 
 

@@ -214,6 +214,7 @@ def test_the_files_tell_power_and_verdicts(planner: AblationPlanner, tmp_path: P
     assert verdict(low) == "holds"
     assert verdict(low | {"direction": "opposite"}) == "opposite"
     assert verdict(low | {"direction": "none", "would_see": None}) == "not decided (one seed)"
+    assert verdict(low | {"direction": "none", "would_see": 0.0}) == "not decided (no seed differs)"
     assert verdict(low | {"direction": ""}) == ""
 
 
