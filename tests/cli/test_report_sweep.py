@@ -70,7 +70,7 @@ def test_the_grid_and_the_metric_shown_are_the_tables() -> None:
     assert known["experts"]["metric"] == {"name": "result/fd_patch_vae", "goal": "minimize"}
     assert known["placement"]["parameters"] == {
         "rows": {"values": ["full", "attention_modules", "swapped"]},
-        "seeds": {"values": [1, 2, 3]},
+        "seeds": {"values": [1, 2, 3, 4, 5]},
     }
     assert known["rank"]["description"].startswith("Rank of the experts")
     assert "mini world" in known["rank"]["description"]
