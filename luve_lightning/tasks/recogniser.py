@@ -80,8 +80,7 @@ def faulty(scene: Scene, frames: Tensor, fault: str, amount: float) -> Tensor:
     the frame repeated, at 1 in the opposite quarter only, otherwise that many times down and across (of the first part
     as small). shuffled: frames change places in groups of so many. flicker: standard deviation of each frame's
     brightness, as a factor. photograph: share of clips whose photograph is one of those held out whole. sprite: share
-    of clips without their sprite. motion: share of clips whose camera
-    trembles instead.
+    of clips without their sprite. motion: share of clips whose camera trembles instead.
 
     Args:
         scene: what was painted; also decides the randomness.

@@ -173,11 +173,11 @@ class Preparing(PassThroughProfiler):
 
 
 class _Idle(L.LightningModule):
-    """Trains as many weights as a VLUer has tensors, with next to nothing to compute; times its steps."""
+    """Trains as many tensors as the base VLUer, with next to nothing to compute; times its steps."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self.weights = torch.nn.ParameterList(torch.nn.Parameter(torch.zeros(8)) for _ in range(48))
+        self.weights = torch.nn.ParameterList(torch.nn.Parameter(torch.zeros(8)) for _ in range(49))
         self.average: list[Tensor] = []
         self.times = UnitTimes("step", device)
 

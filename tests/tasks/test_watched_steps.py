@@ -66,6 +66,6 @@ def test_a_step_without_a_model_takes_the_batches_and_some_time() -> None:
         def __len__(self) -> int:
             return 4
 
-    assert 0 < idle_step(torch.device("cpu"), Batches()) < 60
+    assert idle_step(torch.device("cpu"), Batches()) > 0
     assert taken == [0, 1, 2, 3]
     assert log.level == level
