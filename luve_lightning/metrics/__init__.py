@@ -8,9 +8,8 @@ from luve_lightning.metrics.fidelity import PsnrRgb, Ssim
 from luve_lightning.metrics.frame_networks import MotionRecognised, PhotographRecognised, SpriteRecognised
 from luve_lightning.metrics.frechet_patch import DataCopying, FIDPatch, FrechetClipDistance, FrechetPatchDistance
 from luve_lightning.metrics.iqa import Dover, Maniqa, Musiq, Niqe
-from luve_lightning.metrics.octave_detail import OctaveDetail
 from luve_lightning.metrics.repetition import Repetition
-from luve_lightning.metrics.spectral_distance import HighFrequencyShare, SpectralDistance
+from luve_lightning.metrics.spectra import HighFrequencyShare, OctaveDetail, SpectralDistance
 from luve_lightning.metrics.vbench import (
     VBENCH_DIMENSIONS,
     Aesthetic,

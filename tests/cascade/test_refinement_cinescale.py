@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from luve_lightning.cascade import CascadeOptions, LuVePipeline
-from luve_lightning.cascade.refinement.cinescale import CineScaleRefinement, attention_temperature, ntk_factor
+from luve_lightning.cascade.refinement.progressive import CineScaleRefinement, attention_temperature, ntk_factor
 from luve_lightning.cascade.run import ExpertUse
 from luve_lightning.cascade.stages import refine
 from luve_lightning.functional.interpolation import interpolate_latents

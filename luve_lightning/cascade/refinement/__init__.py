@@ -124,11 +124,11 @@ METHODS: dict[str, type[Refinement]] = {"luve": ContentRefinement}
 
 @cache
 def refinement_methods() -> dict[str, type[Refinement]]:
-    """The class of every method by name."""
-    found = dict(METHODS)
+    """The class of every method by name, LuVe's own first."""
+    found: dict[str, type[Refinement]] = {}
     for module in pkgutil.iter_modules(__path__):
         found |= getattr(importlib.import_module(f"{__name__}.{module.name}"), "METHODS", {})
-    return found
+    return METHODS | dict(sorted(found.items()))
 
 
 def refinement_method(name: str, options: Mapping[str, Any] | None = None) -> Refinement:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luve_lightning.functional.flow import dense_flow, smoothed, warped
 from luve_lightning.functional.spectra import between_grids, luma_of
+from luve_lightning.metrics.detail_coherence import dense_flow, smoothed, warped
 from tests.helpers.scenes import panned, photograph
 
 
