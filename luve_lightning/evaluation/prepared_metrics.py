@@ -273,10 +273,13 @@ class ReadyMetric:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A metric that cannot run here, with the reason."""
+    """A metric that cannot run here, with the reason, which is kept without the metric's name in front."""
 
     name: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", self.reason.removeprefix(f"{self.name}: "))
 
     def __str__(self) -> str:
         """In one line; many reasons begin with the name."""

@@ -30,7 +30,7 @@ class Problem:
     Attributes:
         method: method of the video; None for an original.
         video: its name.
-        reason: why.
+        reason: why; kept without the metric's name in front.
         metric: its metric, or several with commas between; None when the video is unreadable.
     """
 
@@ -38,6 +38,9 @@ class Problem:
     video: str
     reason: str
     metric: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", self.reason.removeprefix(f"{self.metric}: "))
 
 
 @dataclass

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from luve_lightning.functional.pixels import frames_to_video
-from luve_lightning.metrics.feature_moments import FeatureExtractor
+from luve_lightning.metrics.feature_moments import LoadedFeatures
 from luve_lightning.models.backbones import LatentSpace, load_backbone
 
 # Distances between the mini backbone's features are some ten-thousandths; with a hundred times the features,
@@ -16,7 +15,7 @@ from luve_lightning.models.backbones import LatentSpace, load_backbone
 _SCALE = 100.0
 
 
-class VAEFeatures(FeatureExtractor):
+class VAEFeatures(LoadedFeatures[LatentSpace]):
     """The VAE encoder's view of a patch, before it is squeezed into latents.
 
     `LatentSpace.features` averaged over space, times 100; each patch is a clip of one frame, at its own
@@ -27,49 +26,35 @@ class VAEFeatures(FeatureExtractor):
         backbone: a diffusers pipeline folder or a hub id.
     """
 
-    kind = "vae"
+    kind, family = "vae", "vae"
     resolution = "its own size"
 
     def __init__(self, backbone: str | Path) -> None:
         super().__init__()
         self.backbone = backbone
-        self.codec: LatentSpace | None = None
-        self._fingerprint = ""
 
-    @property
-    def name(self) -> str:
-        """`vae-` and the first 12 digits of the VAE's fingerprint; known after `prepare`."""
-        self._loaded()
-        return f"vae-{self._fingerprint[:12]}"
-
-    @property
-    def dim(self) -> int:
-        """Channels of `LatentSpace.features`; known after `prepare`."""
-        return self._loaded().feature_channels
-
-    def prepare(self, device: torch.device | str) -> None:
-        """Load the VAE onto a device.
+    def load(self) -> tuple[LatentSpace, str]:
+        """The VAE without its decoder, and its fingerprint.
 
         Raises:
             FileNotFoundError: there is no such backbone.
         """
-        if self.codec is None:
-            codec = load_backbone(self.backbone).latent_space()
-            self._fingerprint = codec.fingerprint()
-            codec.forget_decoder()  # unused here
-            self.codec = codec
-        self.to(device)
+        codec = load_backbone(self.backbone).latent_space()
+        fingerprint = codec.fingerprint()
+        codec.forget_decoder()  # unused here
+        return codec, fingerprint
+
+    @property
+    def dim(self) -> int:
+        """Channels of `LatentSpace.features`; known after `prepare`."""
+        return self.network.feature_channels
 
     def forward(self, patches: Tensor) -> Tensor:
         """uint8 N x 3 x S x S, S a multiple of the VAE's spatial ratio, to float32 N x D."""
-        codec = self._loaded()
-        ratio, size = codec.spatial_ratio, patches.shape[-1]
-        if size % ratio:
-            raise ValueError(f"patches of {size} (patches.size) for a VAE: expected a multiple of {ratio}")
+        codec, size = self.network, patches.shape[-1]
+        if size % codec.spatial_ratio:
+            raise ValueError(
+                f"patches of {size} (patches.size) for a VAE: expected a multiple of {codec.spatial_ratio}"
+            )
         clips = frames_to_video(patches[:, None].movedim(2, -1))  # N x 3 x 1 x S x S
         return codec.features(clips).float().mean((2, 3, 4)) * _SCALE
-
-    def _loaded(self) -> LatentSpace:
-        if self.codec is None:
-            raise RuntimeError("VAEFeatures: call prepare(device) before it is used")
-        return self.codec

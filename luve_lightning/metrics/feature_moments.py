@@ -1,4 +1,4 @@
-"""The interface of a network that gives features for a Fréchet distance."""
+"""The interface of a network that gives features for a Fréchet distance, and moments of its features."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -67,6 +67,49 @@ class FeatureExtractor(nn.Module):
     def train(self, mode: bool = True) -> FeatureExtractor:
         """Stay in evaluation mode: features must not depend on the rest of the batch."""
         return super().train(False)
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class LoadedFeatures(FeatureExtractor, Generic[Network]):
+    """A feature extractor whose network and name are known once its weights are loaded.
+
+    A subclass defines `load`, `dim` and `forward`.
+
+    Attributes:
+        family: what the name begins with; the first 12 digits of the weights' digest follow.
+    """
+
+    family: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._network: Network | None = None
+        self._digest = ""
+
+    def load(self) -> tuple[Network, str]:
+        """The network, and a digest of its weights; called once."""
+        raise NotImplementedError
+
+    @property
+    def network(self) -> Network:
+        """The network; known after `prepare`."""
+        if self._network is None:
+            raise RuntimeError(f"{type(self).__name__}: call prepare(device) before it is used")
+        return self._network
+
+    @property
+    def name(self) -> str:
+        """The family and the weights; known after `prepare`."""
+        _ = self.network
+        return f"{self.family}-{self._digest[:12]}"
+
+    def prepare(self, device: torch.device | str) -> None:
+        """Load the network onto a device, as `load` does."""
+        if self._network is None:
+            self._network, self._digest = self.load()
+        self.to(device)
 
 
 # Outer products of all videos are kept up to this size; above it, they are summed anew from the features.

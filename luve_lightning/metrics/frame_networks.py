@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from luve_lightning.files import file_digest
 from luve_lightning.functional.patches import PatchPlan, cut_patches
 from luve_lightning.metrics.base import Unavailable, VideoMetric, frozen
-from luve_lightning.metrics.feature_moments import FeatureExtractor
+from luve_lightning.metrics.feature_moments import FeatureExtractor, LoadedFeatures
 from luve_lightning.metrics.pretrained import WeightFile
 from luve_lightning.models.recogniser import FRAMES, SIDE, Recogniser, load_recogniser
 
@@ -192,7 +192,7 @@ class InceptionFeatures(FeatureExtractor):
         return {**self.__dict__, "_modules": modules, "network": None}
 
 
-class RecogniserPatches(FeatureExtractor):
+class RecogniserPatches(LoadedFeatures[Recogniser]):
     """What the mini world's recogniser sees in a patch: which photograph, and how it is spoilt.
 
     Its numbers have nothing to do with FID's. `tests/metrics/test_frechet_patch_faults.py` tries what they rank.
@@ -201,45 +201,29 @@ class RecogniserPatches(FeatureExtractor):
         weights: the file that training wrote, see `luve_lightning.models.recogniser`.
     """
 
-    kind = "world"
+    kind, family = "world", "recogniser"
     resolution = "its own size"
 
     def __init__(self, weights: str | Path) -> None:
         super().__init__()
         self.weights = Path(weights)
-        self.network: Recogniser | None = None
-        self._digest = ""
 
-    @property
-    def name(self) -> str:
-        """`recogniser-` and the first 12 digits of its file's SHA-256; known after `prepare`."""
-        self._loaded()
-        return f"recogniser-{self._digest}"
-
-    @property
-    def dim(self) -> int:
-        """Length of a feature vector; known after `prepare`."""
-        return self._loaded().patch_dim
-
-    def prepare(self, device: torch.device | str) -> None:
-        """Load the network onto a device.
+    def load(self) -> tuple[Recogniser, str]:
+        """The network, and its file's SHA-256.
 
         Raises:
             Unavailable: its file is missing.
         """
-        if self.network is None:
-            self.network = _recogniser(self.weights)
-            self._digest = file_digest(self.weights)[:12]
-        self.to(device)
+        return _recogniser(self.weights), file_digest(self.weights)
+
+    @property
+    def dim(self) -> int:
+        """Length of a feature vector; known after `prepare`."""
+        return self.network.patch_dim
 
     def forward(self, patches: Tensor) -> Tensor:
         """uint8 N x 3 x S x S to float32 N x D."""
-        return self._loaded().patch_features(patches)
-
-    def _loaded(self) -> Recogniser:
-        if self.network is None:
-            raise RuntimeError(f"{type(self).__name__}: call prepare(device) before it is used")
-        return self.network
+        return self.network.patch_features(patches)
 
 
 class RecogniserClips(RecogniserPatches):
@@ -255,11 +239,11 @@ class RecogniserClips(RecogniserPatches):
     @property
     def dim(self) -> int:
         """Length of a feature vector; known after `prepare`."""
-        return self._loaded().clip_dim
+        return self.network.clip_dim
 
     def forward(self, patches: Tensor) -> Tensor:
         """uint8 B x T x H x W x 3, whole clips, to float32 B x D."""
-        return self._loaded().clip_features(patches)
+        return self.network.clip_features(patches)
 
 
 def _recogniser(weights: Path) -> Recogniser:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from luve_lightning.evaluation.bootstrap import KernelBootstrap, KernelTarget
-from luve_lightning.evaluation.prepared_metrics import ReadyMetric
+from luve_lightning.evaluation.prepared_metrics import ReadyMetric, Skipped
+from luve_lightning.evaluation.report import problem_lines
 from luve_lightning.evaluation.result_cache import ResultCache, Score
 from luve_lightning.evaluation.runner import Measurements
 from luve_lightning.evaluation.summary import AverageDraws, Resampling, complete_videos, of_method, summarise, why_not
@@ -89,3 +90,14 @@ def test_a_kernel_distance_stands_beside_the_frechet_distance_of_the_same_featur
         assert summary.intervals["kd_means"][method] == KernelBootstrap(features[method], target, 3, 50).interval()
     [difference] = [one for one in summary.differences if one.metric == "kd_means"]
     assert 0 < difference.interval.low < difference.interval.high
+
+
+def test_why_a_distance_is_missing_names_it_once(tmp_path: Path) -> None:
+    metric = FrechetClipDistance(Means(), reference=statistics(range(20)))
+    metric.prepare("cpu")
+    cache, found = ResultCache(tmp_path), Measurements([ReadyMetric("fd_means", metric, "", False, "")], [])
+    found.features["fd_means"] = {"alone": {"00": "key"}}
+    cache.put_features("key", metric.features(video(0)))
+    problems = summarise(found, cache, ["alone"], [], Resampling(3, 50, 5)).problems
+    assert "alone, all of them, fd_means: needs at least 2 clips, got 1" in problem_lines(problems)
+    assert str(Skipped("musiq", "musiq: pyiqa cannot load it")) == "musiq: pyiqa cannot load it"

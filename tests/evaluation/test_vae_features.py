@@ -63,5 +63,5 @@ def test_nothing_is_trained_or_left_behind(extractor: VAEFeatures) -> None:
     assert not any(module.training for module in extractor.modules())
     assert not any(parameter.requires_grad for parameter in extractor.parameters())
     extractor(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
-    assert extractor.codec is not None
-    assert not extractor.codec.vae.encoder.conv_out._forward_pre_hooks
+    assert extractor.network is not None
+    assert not extractor.network.vae.encoder.conv_out._forward_pre_hooks
