@@ -23,7 +23,7 @@ import torch
 from luve_lightning.analysis.cost import FirstUse, GpuSpeed, counting_attention, total
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, DryRun, dry_run, weight_bytes
 from luve_lightning.analysis.model_parts import DenoisingStage, Parts, StepProgram, decode, encode_prompt
-from luve_lightning.cascade.denoise import expert_chooser
+from luve_lightning.cascade.expert_choice import expert_chooser
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.cascade.refinement import RefiningSteps
 from luve_lightning.cascade.speed import SpeedOptions

@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from luve_lightning.cascade.denoise import switch_expert
+from luve_lightning.cascade.expert_choice import switch_expert
 from luve_lightning.cascade.lora_files import LoraFile, read_lora
 from luve_lightning.cascade.lora_layers import FittedLora, WeightDifference, fit_lora, parameter_of
 from luve_lightning.cascade.lora_names import LoraSummary

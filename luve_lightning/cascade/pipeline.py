@@ -15,7 +15,7 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from luve_lightning.cascade.denoise import Experts, switch_expert
+from luve_lightning.cascade.expert_choice import Experts, switch_expert
 from luve_lightning.cascade.lora_loading import LoraLoading, plain_loras
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.cascade.pipeline_files import EXPERTS, check_fit, dtypes_of, expert_folders, load_parts

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from luve_lightning.cascade.denoise import Experts, expert_chooser
+from luve_lightning.cascade.expert_choice import Experts, expert_chooser
 from luve_lightning.cascade.options import CascadeOptions, SpectrumSwitch
 from luve_lightning.cascade.refinement import Refinement, refinement_method
 from luve_lightning.cascade.run import Chooser, RefinementRun, RunOptions, begin, check_steps, from_noise

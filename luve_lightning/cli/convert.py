@@ -22,7 +22,7 @@ from luve_lightning.cascade.lora_files import LoraFile, read_lora
 from luve_lightning.cascade.lora_layers import FittedLora, fit_lora
 from luve_lightning.cascade.lora_names import LoraSummary, parse_name
 from luve_lightning.cli import Verb
-from luve_lightning.cli.index import check_folder
+from luve_lightning.cli.indexed_clips import check_folder
 from luve_lightning.files import read_json, replacing, write_text
 from luve_lightning.machine import choose_device
 from luve_lightning.model_folders import saving

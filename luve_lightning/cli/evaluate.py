@@ -17,7 +17,7 @@ from rich.console import Console
 from torchmetrics import Metric
 
 from luve_lightning.cli import Verb
-from luve_lightning.cli.index import check_folder, print_summary
+from luve_lightning.cli.indexed_clips import check_folder, print_summary
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_files import check_name
 from luve_lightning.evaluation.ingest import Ingested, VideoIngest, prompted_names

@@ -33,7 +33,7 @@ from luve_lightning.cascade.pipeline_files import find_models, model_files, mode
 from luve_lightning.cascade.speed import SpeedOptions, cache_of, compiler_being_loaded
 from luve_lightning.cli import Verb
 from luve_lightning.cli.compose import words_of
-from luve_lightning.cli.index import print_summary
+from luve_lightning.cli.indexed_clips import print_summary
 from luve_lightning.cli.keys import Keys
 from luve_lightning.data.hashes import FileHashes
 from luve_lightning.data.prompts import PromptLine, check_text, check_visible, read_negative_prompt, read_prompt_file

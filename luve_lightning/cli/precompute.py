@@ -17,7 +17,14 @@ from luve_lightning.callbacks.progress import ClipTimes, TrainingProgress
 from luve_lightning.callbacks.repeatable import CPUThreads, cpu_threads
 from luve_lightning.callbacks.stops import StopPredictionOnSigterm
 from luve_lightning.cli import Verb
-from luve_lightning.cli.index import check_folder, check_stored, entries_of, open_index, print_summary, uneven_line
+from luve_lightning.cli.indexed_clips import (
+    check_folder,
+    check_stored,
+    entries_of,
+    open_index,
+    print_summary,
+    uneven_line,
+)
 from luve_lightning.cli.keys import check_trainer
 from luve_lightning.data.clip_container import ClipError
 from luve_lightning.data.clip_windows import quarantine_path, repeated_clips

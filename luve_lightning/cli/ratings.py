@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from luve_lightning.cli import Verb
-from luve_lightning.cli.index import entries_of, open_index, print_summary
+from luve_lightning.cli.indexed_clips import entries_of, open_index, print_summary
 from luve_lightning.data.clip_scores import FrameChoice, Shard, parse_shard, read_rows
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.scorers import Scorer, ScoreTotals, score_clips

@@ -14,7 +14,7 @@ from rich.console import Console
 from luve_lightning.cascade import upsampling
 from luve_lightning.cascade.upsampling import LatentUpsampler, LooseModels, UpsamplingMethod
 from luve_lightning.cli import Verb
-from luve_lightning.cli.index import check_folder, entries_of, open_index, print_summary, uneven_line
+from luve_lightning.cli.indexed_clips import check_folder, entries_of, open_index, print_summary, uneven_line
 from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_files import check_name
 from luve_lightning.data.video_index import CAPTION, CAPTIONS, Limits, Split

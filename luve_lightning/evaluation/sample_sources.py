@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from luve_lightning.cascade.denoise import expert_chooser, from_noise
+from luve_lightning.cascade.denoise import from_noise
+from luve_lightning.cascade.expert_choice import expert_chooser
 from luve_lightning.cascade.generation_jobs import KEPT_STAGES, VideoFolder, VideoJob
 from luve_lightning.cascade.generation_run import MadeVideo
 from luve_lightning.cascade.options import Guidance

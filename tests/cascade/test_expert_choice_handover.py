@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from luve_lightning.cascade import CascadeOptions, ExpertUse, LuVePipeline
-from luve_lightning.cascade.denoise import SpectrumChooser, expert_chooser
+from luve_lightning.cascade.expert_choice import SpectrumChooser, expert_chooser
 from luve_lightning.cascade.options import SpectrumSwitch
 from luve_lightning.cascade.run import handed_over
 from luve_lightning.cascade.stages import refine

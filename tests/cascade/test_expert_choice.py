@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luve_lightning.cascade import ExpertUse, LuVePipeline
-from luve_lightning.cascade.denoise import expert_chooser, moved_band, selected_experts
+from luve_lightning.cascade.expert_choice import expert_chooser, moved_band, selected_experts
 from luve_lightning.cascade.stages import refine
 from luve_lightning.functional.noise_bands import SigmaBand
 from tests.helpers.tiny_luve import EXPERTS, PROMPT, add_experts, noise, seeded, tiny_luve
