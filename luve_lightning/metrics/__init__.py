@@ -4,12 +4,11 @@ from luve_lightning.metrics.base import Unavailable, VideoMetric
 from luve_lightning.metrics.content import ContentCompleted, ContentKept, MotionMetric
 from luve_lightning.metrics.detail_coherence import DetailCoherence
 from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureMoments, FeatureStatistics, GroupedMoments
-from luve_lightning.metrics.fidelity import PsnrRgb, Ssim
+from luve_lightning.metrics.fidelity import HighFrequencyShare, OctaveDetail, PsnrRgb, SpectralDistance, Ssim
 from luve_lightning.metrics.frame_networks import MotionRecognised, PhotographRecognised, SpriteRecognised
 from luve_lightning.metrics.frechet_patch import DataCopying, FIDPatch, FrechetClipDistance, FrechetPatchDistance
 from luve_lightning.metrics.iqa import Dover, Maniqa, Musiq, Niqe
 from luve_lightning.metrics.repetition import Repetition
-from luve_lightning.metrics.spectra import HighFrequencyShare, OctaveDetail, SpectralDistance
 from luve_lightning.metrics.vbench import (
     VBENCH_DIMENSIONS,
     Aesthetic,
