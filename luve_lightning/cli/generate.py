@@ -36,7 +36,7 @@ from luve_lightning.cli.compose import words_of
 from luve_lightning.cli.indexed_clips import print_summary
 from luve_lightning.cli.keys import Keys
 from luve_lightning.data.hashes import FileHashes
-from luve_lightning.data.prompts import PromptLine, check_text, check_visible, read_negative_prompt, read_prompt_file
+from luve_lightning.data.prompts import given_negative_prompt, given_prompts
 from luve_lightning.data.video_files import MAX_FPS, VideoInProgress
 from luve_lightning.evaluation.sample_sources import about_run, write_generated
 from luve_lightning.machine import check_video, check_workers
@@ -147,11 +147,11 @@ def generate(
     given = dict(locals())
     started, console = time.perf_counter(), Console(emoji=False)
     replacing = named_attention(attention)
-    negative_prompt = _negative_prompt(negative_prompt, negative_prompt_file)
+    negative_prompt = given_negative_prompt(negative_prompt, negative_prompt_file)
     processes = Processes.from_environment(os.environ, context_parallel)
     target = processes.device(device)
     _check(output, fps, encoder_threads, options, speed)
-    lines = _lines(prompt, prompts, limit)
+    lines = given_prompts(prompt, prompts, limit)
     jobs = make_jobs(lines, options, load_backbone(backbone).size_rules(), negative_prompt, seed)
     for job in jobs:
         check_video(job.num_frames, job.height, job.width)
@@ -339,33 +339,6 @@ class _Watcher:
 
     def advance(self) -> None:
         self.bar.advance()
-
-
-def _lines(prompt: str | None, prompts: Path | None, limit: int | None) -> list[PromptLine]:
-    if (prompt is None) == (prompts is None):
-        raise ValueError("expected a prompt, or --prompts FILE, and not both")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit: expected at least 1 prompt, got {limit}")
-    if prompts is not None:
-        return read_prompt_file(prompts)[:limit]
-    assert prompt is not None
-    if not prompt.strip():
-        raise ValueError("prompt: expected some words, got none")
-    check_text(prompt, "prompt")
-    check_visible(prompt, "prompt")
-    return [PromptLine(prompt.strip())]
-
-
-def _negative_prompt(text: str | None, file: Path | None) -> str | None:
-    if text is not None and file is not None:
-        raise ValueError(
-            f"negative_prompt: given as a text and by the file {file}; expected one of them: "
-            "--negative_prompt_file null drops the file"
-        )
-    if file is not None:
-        return read_negative_prompt(file)
-    check_text(text or "", "negative_prompt")
-    return text
 
 
 def _seconds(seconds: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Prompt files: what to generate, and each line's options for its video."""
+"""Prompts, given as words or in files: what to generate, and each line's options for its video."""
 
 from __future__ import annotations
 
@@ -74,6 +74,32 @@ def slug(text: str, length: int = 48) -> str:
     return joined or "video"
 
 
+def given_prompts(prompt: str | None, prompts: Path | None, limit: int | None = None) -> list[PromptLine]:
+    """One prompt, or those of a file.
+
+    Args:
+        prompt: what to show.
+        prompts: the file; see `read_prompt_file`.
+        limit: only the file's first prompts, this many.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: neither or both are given, or what is given is no prompt.
+    """
+    if (prompt is None) == (prompts is None):
+        raise ValueError("expected a prompt, or --prompts FILE, and not both")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: expected at least 1 prompt, got {limit}")
+    if prompts is not None:
+        return read_prompt_file(prompts)[:limit]
+    assert prompt is not None
+    if not prompt.strip():
+        raise ValueError("prompt: expected some words, got none")
+    check_text(prompt, "prompt")
+    check_visible(prompt, "prompt")
+    return [PromptLine(prompt.strip())]
+
+
 def read_prompt_file(path: Path) -> list[PromptLine]:
     """The prompts of a file; blank lines are skipped.
 
@@ -98,6 +124,24 @@ def read_prompt_file(path: Path) -> list[PromptLine]:
     if not lines:
         raise ValueError(f"prompts: {path}: no prompt in it")
     return lines
+
+
+def given_negative_prompt(text: str | None, file: Path | None) -> str | None:
+    """A negative prompt given as a text or by a file; None where neither is.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: both are given, or what is given is no text.
+    """
+    if text is not None and file is not None:
+        raise ValueError(
+            f"negative_prompt: given as a text and by the file {file}; expected one of them: "
+            "--negative_prompt_file null drops the file"
+        )
+    if file is not None:
+        return read_negative_prompt(file)
+    check_text(text or "", "negative_prompt")
+    return text
 
 
 def read_negative_prompt(path: Path) -> str:
