@@ -27,6 +27,9 @@ _MAX_VALUES = 100_000  # with every alias expanded
 _EXTENDS, _DEFINITIONS = "extends", "definitions"
 _NAMED = re.compile(rf"\$\{{{_DEFINITIONS}\.([^${{}}]+)\}}")
 
+MOVED = {"luve_lightning.tasks.recogniser.PaintedScenes": "luve_lightning.datamodules.PaintedScenes"}
+"""Where classes are now that earlier configurations name elsewhere."""
+
 SWITCHED_OFF = object()  # replaces null over a component, until all files and options are merged
 
 
@@ -160,7 +163,19 @@ def _parsed(text: str, where: str) -> Any:
     if "&" in text:
         _check_aliases(text, where)
     content = OmegaConf.load(io.StringIO(text)) if text.strip() else None
-    return None if content is None else OmegaConf.to_container(content, resolve=False)
+    return None if content is None else _with_moved(OmegaConf.to_container(content, resolve=False))
+
+
+def _with_moved(node: Any) -> Any:
+    """A value in which every `class_path` is where the class is now."""
+    if isinstance(node, list):
+        return [_with_moved(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    new = {key: _with_moved(value) for key, value in node.items()}
+    if isinstance(path := new.get("class_path"), str):
+        new["class_path"] = MOVED.get(path, path)
+    return new
 
 
 def _check_aliases(text: str, where: str) -> None:

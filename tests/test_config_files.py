@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from luve_lightning.cli.compose import compose
-from luve_lightning.config_files import CompositionError, exporting, read_config
+from luve_lightning.cli.keys import import_class
+from luve_lightning.config_files import MOVED, CompositionError, exporting, read_config
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.experts import ExpertConfig
 
@@ -134,6 +135,15 @@ def test_what_is_defined_once_is_named_elsewhere(tmp_path: Path) -> None:
     message = r"x\.yaml: shapes\.one: \$\{definitions\.square\}: no definition 'square'; known: round"
     with pytest.raises(CompositionError, match=message):
         read_config(file)
+
+
+def test_a_class_that_has_moved_is_found_where_it_is_now(tmp_path: Path) -> None:
+    assert MOVED
+    for old, new in MOVED.items():
+        (tmp_path / "x.yaml").write_text(f"data: {{class_path: {old}, init_args: {{text: {old}}}}}\n")
+        found = read_config(tmp_path / "x.yaml")["data"]
+        assert (found["class_path"], found["init_args"]["text"]) == (new, old)
+        assert isinstance(import_class(new), type)
 
 
 def test_what_will_export_a_model_is_found_by_its_run_folder(repository: Path) -> None:

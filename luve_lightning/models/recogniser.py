@@ -21,6 +21,18 @@ SIDE = 192
 """Clips are resized to this; patches are seen as they are."""
 FRAMES = 9
 """Frames of a clip that the network sees, from the first to the last."""
+LEFT_OUT = -100
+"""A label of which a view says nothing; the losses leave it out."""
+TAUGHT: dict[str, tuple[float, float]] = {
+    "blur": (0.5, 3.0),
+    "noise": (3.0, 30.0),
+    "shrink": (0.0, 1.0),
+    "colours": (0.0, 180.0),
+    "flicker": (0.03, 0.3),
+    "frozen": (0.0, 1.0),
+    "shuffled": (0.0, 9.0),
+}
+"""Faults that the network is taught, with the amount where each begins to be seen, and the strongest."""
 _APART = 4  # frames between those looked at: the network looks at every fourth, and compares neighbours
 _REACH = 3  # displacements compared, in cells of 8 pixels
 _GRAIN = 3  # numbers of `grain`

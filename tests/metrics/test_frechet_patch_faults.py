@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from luve_lightning.analysis.benchmarks.evaluate import FAULTS, faulty
 from luve_lightning.data.mini_world import captions
 from luve_lightning.data.mini_world.paint import paint_scene
 from luve_lightning.data.mini_world.stage import StagedScene, draw_stage
@@ -25,7 +26,6 @@ from luve_lightning.metrics import (
     SpriteRecognised,
 )
 from luve_lightning.metrics.frame_networks import Recognised, RecogniserClips, RecogniserPatches
-from luve_lightning.tasks.recogniser import FAULTS, faulty
 
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "mini" / "recogniser"
 NETWORK = SHIPPED / "recogniser.safetensors"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,24 +20,39 @@ from luve_lightning.data.mini_world.paint import paint_scene
 from luve_lightning.data.mini_world.scene import Scene
 from luve_lightning.data.mini_world.stage import draw_stage
 from luve_lightning.data.video_files import find_videos, read_video, write_video
+from luve_lightning.datamodules.painted_scenes import recoloured, shuffled
 from luve_lightning.evaluation.prepared_metrics import prepare_metrics
 from luve_lightning.evaluation.result_cache import ResultCache
 from luve_lightning.evaluation.runner import Runner
 from luve_lightning.evaluation.vae_features import VAEFeatures
 from luve_lightning.evaluation.video_sets import find_video_sets
 from luve_lightning.functional.patches import FrechetTarget, PatchPlan
+from luve_lightning.functional.take_flaws import blurred, flickering, frozen_from, noisy
 from luve_lightning.machine import decoding_threads
 from luve_lightning.metrics import FrechetClipDistance, FrechetPatchDistance
 from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureMoments, FeatureStatistics
 from luve_lightning.metrics.frame_networks import RecogniserClips, RecogniserPatches
 from luve_lightning.models.recogniser import FRAMES as SEEN
 from luve_lightning.models.recogniser import SIDE
-from luve_lightning.tasks.recogniser import FAULTS, faulty
 
 HEIGHT, WIDTH, FRAMES, FPS = 1080, 1920, 49, 24
 DISTINCT = 4  # number of encoded videos; the others are copies with one more byte, so that each is decoded
 LIMIT = 4 * 2**30
 SEED = 500  # of the clips with faults; rendered worlds have others
+
+FAULTS: dict[str, tuple[float, float, float]] = {
+    "blur": (0.6, 1.2, 2.5),
+    "noise": (4.0, 10.0, 25.0),
+    "colours": (40.0, 70.0, 110.0),
+    "frozen": (1 / 3, 2 / 3, 1.0),
+    "tiles": (1.0, 2.0, 4.0),
+    "shuffled": (2.0, 4.0, 9.0),
+    "flicker": (0.04, 0.1, 0.25),
+    "photograph": (1 / 3, 2 / 3, 1.0),
+    "sprite": (1 / 3, 2 / 3, 1.0),
+    "motion": (1 / 3, 2 / 3, 1.0),
+}
+"""Faults that a person sees, with a mild, a middle and a strong amount of each, see `faulty`."""
 
 
 class ChannelMeans(FeatureExtractor):
@@ -211,3 +227,61 @@ def paint(scene: Scene) -> Tensor:
 def moments_of(metric: FrechetPatchDistance, videos: list[Tensor]) -> FeatureMoments:
     """Moments of the features of videos."""
     return FeatureMoments.from_features(torch.cat([metric.features(video) for video in videos]))
+
+
+def faulty(scene: Scene, frames: Tensor, fault: str, amount: float) -> Tensor:
+    """A clip of combinations with one fault.
+
+    blur: standard deviation of a Gaussian in pixels. noise: standard deviation of normal noise, of 255. colours:
+    rotation of the hue in degrees. frozen: share of the clip that stands still at its end. tiles: the first quarter of
+    the frame repeated, at 1 in the opposite quarter only, otherwise that many times down and across (of the first part
+    as small). shuffled: frames change places in groups of so many. flicker: standard deviation of each frame's
+    brightness, as a factor. photograph: share of clips whose photograph is one of those held out whole. sprite: share
+    of clips without their sprite. motion: share of clips whose camera trembles instead.
+
+    Args:
+        scene: what was painted; also decides the randomness.
+        frames: the first of `paint_scene(scene)`, uint8 T x H x W x 3.
+        fault: a key of `FAULTS`.
+        amount: how much.
+
+    Raises:
+        KeyError: there is no such fault.
+    """
+    rng = np.random.default_rng([scene.seed, scene.index])
+    if fault not in ("photograph", "sprite", "motion"):
+        return _OF_FRAMES[fault](frames, amount, rng)
+    # As many of the first clips as of all.
+    if int((scene.index + 1) * amount + 1e-9) == int(scene.index * amount + 1e-9):
+        return frames
+    if fault == "sprite":
+        return paint_scene(replace(scene, sprites=()))[: len(frames)]
+    if fault == "photograph":
+        form = scene.frames, scene.size, scene.fps
+        other = next(draw_stage("photographs", scene.seed + scene.index, "test", 1, *form))
+        return paint_scene(replace(other, sprites=scene.sprites))[: len(frames)]
+    camera = replace(scene.camera, pan="", zoom="", turn="", distance=0.0, ratio=1.0, degrees=0.0)
+    steps = rng.integers(-6, 7, size=(len(frames), 2))
+    still = paint_scene(replace(scene, camera=camera))
+    return torch.stack([frame.roll((int(y), int(x)), (0, 1)) for frame, (y, x) in zip(still, steps, strict=False)])
+
+
+_OF_FRAMES: dict[str, Callable[[Tensor, float, np.random.Generator], Tensor]] = {
+    "blur": lambda frames, sigma, _: blurred(frames, sigma),
+    "noise": noisy,
+    "colours": lambda frames, degrees, _: recoloured(frames, degrees),
+    "frozen": lambda frames, share, _: frozen_from(frames, share),
+    "tiles": lambda frames, times, _: _tiled(frames, int(times)),
+    "shuffled": lambda frames, group, rng: shuffled(frames, int(group), rng),
+    "flicker": flickering,
+}
+
+
+def _tiled(frames: Tensor, times: int) -> Tensor:
+    height, width = frames.shape[1:3]
+    if times == 1:
+        tiled = frames.clone()
+        tiled[:, height - height // 2 :, width - width // 2 :] = frames[:, : height // 2, : width // 2]
+        return tiled
+    part = frames[:, : -(-height // times), : -(-width // times)]
+    return part.repeat(1, times, times, 1)[:, :height, :width]

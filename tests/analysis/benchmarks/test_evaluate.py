@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from luve_lightning.analysis.benchmarks import evaluate as benchmark
+from luve_lightning.analysis.benchmarks.evaluate import FAULTS
 from luve_lightning.cli.costs import bench
 from luve_lightning.metrics import FrechetClipDistance
-from luve_lightning.tasks.recogniser import FAULTS
 from tests.metrics.test_frechet_patch_clips import Means
 
 

@@ -1,0 +1,48 @@
+"""What goes wrong when a clip is taken: functions that spoil frames by a stated amount.
+
+Every function takes and returns uint8 frames T x H x W x 3.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from torch import Tensor
+
+from luve_lightning.functional.pixels import frames_to_video, resize_video, video_to_frames
+from luve_lightning.functional.unsharp import unsharp_mask
+
+
+def blurred(frames: Tensor, sigma: float) -> Tensor:
+    """Frames out of focus: blurred by a Gaussian of this standard deviation in pixels."""
+    return video_to_frames(unsharp_mask(frames_to_video(frames)[None], sigma, -1.0)[0])
+
+
+def shrunken(frames: Tensor, factor: float) -> Tensor:
+    """Frames reduced and enlarged again."""
+    height, width = frames.shape[1:3]
+    small = resize_video(frames_to_video(frames)[None], (round(height / factor), round(width / factor)))
+    return video_to_frames(resize_video(small, (height, width))[0])
+
+
+def noisy(frames: Tensor, deviation: float, rng: Generator) -> Tensor:
+    """Frames with normal noise, its standard deviation `deviation` of 255."""
+    return levels(frames + deviation * torch.from_numpy(rng.standard_normal(frames.shape, dtype=np.float32)))
+
+
+def flickering(frames: Tensor, deviation: float, rng: Generator) -> Tensor:
+    """Frames each of another brightness, a factor of this standard deviation around 1."""
+    factors = 1 + deviation * torch.from_numpy(rng.standard_normal(len(frames), dtype=np.float32))
+    return levels(frames * factors.view(-1, 1, 1, 1))
+
+
+def frozen_from(frames: Tensor, share: float) -> Tensor:
+    """Frames the last share of which, 0 to 1, repeat the one before."""
+    last = round((len(frames) - 1) * (1 - share))
+    return frames[torch.arange(len(frames)).clamp(max=last)]
+
+
+def levels(values: Tensor) -> Tensor:
+    """Values rounded to the 256 levels of a byte."""
+    return values.round().clamp(0, 255).to(torch.uint8)
