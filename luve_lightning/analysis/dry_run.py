@@ -304,7 +304,11 @@ class _Fused(TorchFunctionMode):
             return out
         return func(*args, **kwargs)
 
-    def _attention(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    def _attention(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
+    ) -> Tensor:
+        if attn_mask is not None and attn_mask.stride(-1) != 1:
+            return _attention_by_scores(query, key, value, attn_mask)
         # Kernels give the output the memory layout of the query.
         same = query.shape[-1] == value.shape[-1]
         out = torch.empty_like(query) if same else query.new_empty(*query.shape[:-1], value.shape[-1])
@@ -318,8 +322,28 @@ class _Fused(TorchFunctionMode):
         self.watch.peak(workspace)
         shapes = ((1, heads, *x.shape[-2:]) for x in (query, key, value))
         flops = sdpa_flop_count(*shapes)
-        self.watch.record(kind, flops, (query, key, value), (out,), keys=key.shape[-2])
+        read = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
+        self.watch.record(kind, flops, read, (out,), keys=key.shape[-2])
         return out
+
+
+def _attention_by_scores(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """What PyTorch does with a mask that no fused kernel takes, since its last dimension is not contiguous.
+
+    All scores are computed, in float32, and rows in which no key is left are looked for: the operations of
+    `_scaled_dot_product_attention_math` and `_safe_softmax`, in their order and as many copies.
+    """
+    first, second, third = query.float(), key.float(), value.float()
+    scaled = first * 1.0
+    scores = scaled @ (second.transpose(-2, -1) * 1.0)
+    scores.add_(mask)
+    weights = scores.softmax(-1)
+    masked = scores.isneginf()
+    rows = masked.all(-1, keepdim=True)
+    torch.where(rows, scores.new_zeros(()), weights, out=weights)
+    del scores, masked, rows
+    weights.to(query.dtype)  # returned beside the result, which nobody takes
+    return (weights @ third).to(query.dtype)
 
 
 def _keys(tensors: Iterable[Tensor]) -> list[int]:

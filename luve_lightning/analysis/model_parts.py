@@ -241,8 +241,7 @@ DenoisingStage = Literal["motion", "refine"]
 def encode_prompt(parts: Parts, length: int | None = None, batch: int = 1) -> Tensor:
     """The text encoder on padded prompts, by default one of the backbone's length."""
     tokens = torch.zeros(batch, length or parts.configs.text_length, dtype=torch.long, device=parts.device)
-    # A padded prompt has a mask, which the encoder would read; it adds half a megabyte.
-    return parts.configs.family.text_class.states(parts.text_encoder, tokens)
+    return parts.configs.family.text_class.states(parts.text_encoder, tokens, torch.ones_like(tokens))
 
 
 class StepProgram:

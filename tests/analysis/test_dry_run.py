@@ -14,11 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import UMT5Config, UMT5EncoderModel
 
-from luve_lightning.analysis.dry_run import BLOCK, dry_run, dry_training, weight_bytes
+from luve_lightning.analysis.dry_run import BLOCK, _attention_by_scores, dry_run, dry_training, weight_bytes
 from luve_lightning.analysis.training_plan import TrainingFunctions, run_backward
 from luve_lightning.functional.frames import Norm
 from luve_lightning.machine import measure_peak_mib
 from luve_lightning.models.backbones import LatentSpace, latent_space_of
+from luve_lightning.models.backbones.wan import WanText
 from luve_lightning.models.backbones.wan_tiles import decode_tiled
 from luve_lightning.models.vluer import VLUer
 
@@ -69,12 +70,21 @@ def text_encoder(device: torch.device) -> Callable[[], Any]:
     return lambda: net(ids).last_hidden_state
 
 
+def masked_text_encoder(device: torch.device) -> Callable[[], Any]:
+    sizes = {"vocab_size": 50, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    with device:
+        net = UMT5EncoderModel(UMT5Config(**sizes, feed_forward_proj="gated-gelu")).eval()
+        ids, mask = torch.zeros(3, 24, dtype=torch.long), torch.ones(3, 24, dtype=torch.long).tril(8)
+    return lambda: WanText.states(net, ids, mask)
+
+
 CASES = {
     "transformer": transformer,
     "decoder": decoder,
     "tiled decoder": tiled_decoder,
     "vluer": vluer,
     "text encoder": text_encoder,
+    "masked text encoder": masked_text_encoder,
 }
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -149,6 +159,39 @@ def test_attention_needs_no_matrix_of_scores() -> None:
     assert run.peak == 5000 * 2 * 64 * 4 + 5000 * 2 * 4
     assert run.flops == 2 * 2 * 2 * 5000 * 5000 * 64
     assert {operation.kind for operation in run.operations} == {"attention"}
+
+
+def test_attention_reads_its_mask() -> None:
+    q, mask = torch.empty(2, 3, 40, 8, device="meta"), torch.empty(2, 3, 40, 50, device="meta")
+    k = torch.empty(2, 3, 50, 8, device="meta")
+    with dry_run() as run:
+        nn.functional.scaled_dot_product_attention(q, k, k, mask)
+    ((operation, count),) = run.operations.items()
+    assert (operation.kind, count) == ("attention", 1)
+    assert operation.bytes == 4 * (2 * 2 * 3 * 40 * 8 + 2 * 2 * 3 * 50 * 8 + 2 * 3 * 40 * 50)
+
+
+def test_a_mask_that_no_fused_kernel_takes_makes_all_scores() -> None:
+    """Against PyTorch's own fallback on the CPU: products, memory and result."""
+
+    def masked(device: torch.device) -> list[Tensor]:
+        torch.manual_seed(0)
+        q, k, v = (torch.randn(2, 4, 64, 16, device=device) for _ in range(3))
+        return [q, k, v, torch.randn(2, 64, 64, 4, device=device).permute(0, 3, 1, 2)]  # heads innermost
+
+    def fallback() -> Tensor:
+        return torch._scaled_dot_product_attention_math(*masked(CPU), scale=1.0)[0]
+
+    with dry_run() as run:
+        nn.functional.scaled_dot_product_attention(*masked(META))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        want = fallback()
+    assert run.flops == counter.get_total_flops() == 2 * 2 * 2 * 4 * 64 * 64 * 16
+    assert not any("attention" in operation.kind for operation in run.operations)
+    torch.testing.assert_close(_attention_by_scores(*masked(CPU)), want)
+    queries, scores = 4 * 2 * 4 * 64 * 16, 4 * 2 * 4 * 64 * 64
+    # Three tensors given and one scaled, the mask, scores, weights, and which scores are minus infinity.
+    assert run.peak == pytest.approx(4 * queries + 3 * scores + scores // 4, rel=0.01)
 
 
 def test_a_norm_of_frames_is_counted_as_its_kernel() -> None:

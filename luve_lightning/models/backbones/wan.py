@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,16 @@ class WanText(TextConditioner):
     @staticmethod
     def states(encoder: Any, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """See TextConditioner."""
-        states: Tensor = encoder(ids, mask).last_hidden_state
+        if mask is not None:
+            # What attention adds to its scores. In a mask of 1 and 0, transformers would look for padding, and the
+            # host wait for the GPU.
+            added = torch.zeros(mask.shape, dtype=encoder.dtype, device=mask.device)
+            mask = added.masked_fill(mask == 0, torch.finfo(encoder.dtype).min)[:, None, None]
+        with ExitStack() as hooks:
+            for name, part in encoder.named_modules():
+                if name.endswith("relative_attention_bias"):
+                    hooks.enter_context(part.register_forward_hook(_by_head))
+            states: Tensor = encoder(ids, mask).last_hidden_state
         return states
 
     @property
@@ -126,6 +136,15 @@ class WanText(TextConditioner):
             # The bytes as they are: 11 GB of UMT5-XXL need no second copy in float32.
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def _by_head(_module: nn.Module, _args: Any, biases: Tensor) -> Tensor:
+    """Position biases as given, queries x keys x heads, but in memory one head after another.
+
+    With the heads innermost, as UMT5 looks them up, PyTorch's fused kernels refuse the mask that transformers 5.17
+    makes of them: all scores are then computed in float32. Later versions copy that mask, once for each caption.
+    """
+    return biases.permute(2, 0, 1).contiguous().permute(1, 2, 0)
 
 
 def word_tokenizer(captions: Iterable[str], length: int) -> PreTrainedTokenizerFast:

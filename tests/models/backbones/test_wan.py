@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
+from transformers.integrations import sdpa_attention
 
 from luve_lightning.cascade import LuVePipeline
 from luve_lightning.functional.noise_bands import SigmaBand
@@ -64,6 +67,35 @@ def test_what_is_past_the_end_is_zero_and_padding_changes_nothing(backbone: Path
     assert long.shape == (16, encoder.dim)
     assert long[:4].abs().amin(1).min() > 0
     assert long[4:].abs().max() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_is_masked_to_the_bit_as_transformers_masks_it(backbone: Path, dtype: torch.dtype) -> None:
+    text = load_backbone(backbone).text(dtype)
+    for captions in (["a red boat", "", "birds fly"], ["calm water " * 20] * 2):  # with padding, and without
+        ids, mask = text.tokenize(captions)
+        with torch.no_grad():
+            own, theirs = text.states(text.encoder, ids, mask), text.encoder(ids, mask).last_hidden_state
+        assert torch.equal(own, theirs)
+    assert not any(part._forward_hooks for part in text.encoder.modules())
+
+
+def test_a_fused_kernel_takes_the_mask_of_every_version(backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 5.17's, too, which adds padding to the position biases and leaves the sum as it lies."""
+    monkeypatch.setattr(sdpa_attention, "create_position_bias_mask", lambda biases, padding, *_: biases + padding)
+    real, strides = nn.functional.scaled_dot_product_attention, []
+
+    def watched(*args: Tensor, attn_mask: Tensor, **rest: Any) -> Tensor:
+        strides.append(attn_mask.stride())
+        return real(*args, attn_mask=attn_mask, **rest)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watched)
+    text = load_backbone(backbone).text()
+    ids, mask = text.tokenize(["a red boat", "birds fly"])
+    for encode in (lambda: text.states(text.encoder, ids, mask), lambda: text.embed(ids, mask)):
+        strides.clear()
+        encode()
+        assert strides == 2 * [(4 * 16 * 16, 16 * 16, 16, 1)]  # two layers, four heads, 16 tokens
 
 
 def test_the_fingerprint_is_of_the_numbers_and_nothing_else(backbone: Path, tmp_path: Path) -> None:
