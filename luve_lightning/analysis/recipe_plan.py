@@ -218,7 +218,7 @@ def plan_captions_embedded(
         stored=tokens * width * parts.dtype.itemsize,
         notes=(
             f"stored: the most, of {tokens} tokens; a caption's own tokens alone are stored",
-            "loading the text encoder and writing are left out",
+            "loading the text encoder is left out, and writing, which goes on beside the GPU's work",
         ),
     )
 

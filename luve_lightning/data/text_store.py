@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -27,6 +27,7 @@ from luve_lightning.safetensors_window import DTYPE_NAMES
 # captions, tokenization or masking in models/backbones.
 TEXT_VERSION = 1
 _WRITERS = 8
+_BATCHES = 4  # that a process takes at once: it writes one of them while it embeds the next
 
 
 @dataclass(frozen=True)
@@ -260,9 +261,17 @@ def embed_captions(
     keys = [source.key(caption) for caption in captions]
     # Each entry waits for the disk, longer than a GPU takes for it.
     with ThreadPoolExecutor(min(batch_size, _WRITERS)) as writers:
-        work = _Work(encoder, store, EmbedReport(), advance, times or UnitTimes("caption"), writers)
-        share_work(keys, store.has, store.claim, work.embed, batch_size, work.found)
+        work = _Work(encoder, store, EmbedReport(), advance, times or UnitTimes("caption"), writers, batch_size)
+        share_work(keys, store.has, store.claim, work.embed, _BATCHES * batch_size, work.found)
     return work.report
+
+
+@dataclass
+class _Batch:
+    """Captions that are being written: the bytes of each, and those that fill the whole length."""
+
+    sizes: list[Future[int]]
+    full: list[str]
 
 
 @dataclass
@@ -273,28 +282,46 @@ class _Work:
     advance: Callable[[int], None]
     times: UnitTimes
     writers: ThreadPoolExecutor
+    batch_size: int
 
     def found(self, key: TextKey) -> None:
         self.report.there += 1
         self.advance(1)
 
     @torch.inference_mode()
-    def embed(self, batch: Sequence[TextKey]) -> None:
+    def embed(self, keys: Sequence[TextKey]) -> None:
+        """Embed and store captions, a batch at a time."""
         self.times.begin()
-        ids, mask = self.encoder.tokenize([key.caption for key in batch])
-        counts = mask.sum(1).tolist()
-        if any(row[:count].sum() != count for row, count in zip(mask, counts, strict=True)):
-            raise ValueError("the tokenizer pads in front of captions; expected one that pads behind them")
-        # One transfer from the device, not one per caption, and none of the padding, most of it.
-        padded = self.encoder.embed(ids, mask)
-        embeddings = padded[mask.to(padded.device).bool()].cpu().split(counts)
-        self.report.bytes += sum(self.writers.map(self.store.write, batch, embeddings))
-        self.report.embedded += len(batch)
-        for key, count in zip(batch, counts, strict=True):
-            if count == mask.shape[1]:
-                self._look_at(key.caption)
-        self.times.advance(len(batch))
-        self.advance(len(batch))
+        before = _Batch([], [])
+        try:
+            for start in range(0, len(keys), self.batch_size):
+                batch = keys[start : start + self.batch_size]
+                ids, mask = self.encoder.tokenize([key.caption for key in batch])
+                counts = mask.sum(1).tolist()
+                if any(row[:count].sum() != count for row, count in zip(mask, counts, strict=True)):
+                    raise ValueError("the tokenizer pads in front of captions; expected one that pads behind them")
+                padded = self.encoder.embed(ids, mask)
+                self._count(before)  # while the device computes
+                # One transfer from the device, not one per caption, and none of the padding, most of it.
+                embeddings = padded[mask.to(padded.device).bool()].cpu().split(counts)
+                del padded
+                full = [key.caption for key, count in zip(batch, counts, strict=True) if count == mask.shape[1]]
+                entries = zip(batch, embeddings, strict=True)
+                before = _Batch([self.writers.submit(self.store.write, *entry) for entry in entries], full)
+            self._count(before)
+        finally:
+            wait(before.sizes)  # their claims end with this call
+
+    def _count(self, batch: _Batch) -> None:
+        """Wait until a batch is written, and count it."""
+        if not batch.sizes:
+            return
+        self.report.bytes += sum(size.result() for size in batch.sizes)
+        self.report.embedded += len(batch.sizes)
+        for caption in batch.full:
+            self._look_at(caption)
+        self.times.advance(len(batch.sizes))
+        self.advance(len(batch.sizes))
 
     def _look_at(self, caption: str) -> None:
         """Count a caption that fills the whole length if it is longer."""

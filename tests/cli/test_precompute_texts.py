@@ -15,7 +15,7 @@ import torch
 from diffusers import WanPipeline
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from luve_lightning.data.text_store import EmbedReport, StoredEmbeddings, TextSource, TextStore, embed_captions
+from luve_lightning.data.text_store import EmbedReport, StoredEmbeddings, TextKey, TextSource, TextStore, embed_captions
 from luve_lightning.models.backbones import load_backbone
 from tests.helpers.run_luve import Outcome, run_luve
 from tests.helpers.small_text import write_text_encoder
@@ -175,6 +175,51 @@ def test_a_run_waits_for_what_others_make_and_does_it_when_they_give_up(backbone
     assert [(report.embedded, report.there) for report in reports] == [(4, 1)]
     assert store_size(mine.root).entries == 5
     assert store_size(mine.root).unfinished == 0
+
+
+class _Waits(TextStore):
+    """A disk that stands still until the text encoder is at work again."""
+
+    def __init__(self, root: Path, encoder: torch.nn.Module) -> None:
+        super().__init__(root)
+        self.again, self.calls = threading.Semaphore(0), 0
+        encoder.register_forward_pre_hook(self.begins)
+
+    def begins(self, *_: object) -> None:
+        self.calls += 1
+        if self.calls > 1:
+            self.again.release()
+
+    def write(self, key: TextKey, tensor: torch.Tensor) -> int:
+        if key.caption != "c":  # the last one
+            assert self.again.acquire(timeout=150)
+        return super().write(key, tensor)
+
+
+def test_a_batch_is_written_while_the_next_is_embedded(backbone: Path, tmp_path: Path) -> None:
+    text = load_backbone(backbone).text()
+    source, store = TextSource(text.fingerprint(), text.length, "float32"), _Waits(tmp_path / "store", text.encoder)
+    done: list[int] = []
+    report = embed_captions(text, store, source, ["a", "b", "c"], 1, done.append)
+    assert (report.embedded, done) == (3, [1, 1, 1])
+    assert report.bytes == store_size(store.root).bytes
+
+
+def test_what_was_embedded_before_a_failure_is_written(backbone: Path, tmp_path: Path) -> None:
+    text = load_backbone(backbone).text()
+    source, store = TextSource(text.fingerprint(), text.length, "float32"), TextStore(tmp_path / "store")
+    calls: list[int] = []
+
+    def fails_at_last(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("no memory")
+
+    text.encoder.register_forward_pre_hook(fails_at_last)
+    with pytest.raises(RuntimeError, match="no memory"):
+        embed_captions(text, store, source, ["a", "b", "c"], 1, lambda n: None)
+    assert [store.has(source.key(caption)) for caption in "abc"] == [True, True, False]
+    assert store_size(store.root).unfinished == 0
 
 
 def test_check_names_the_damaged(luve: Luve, tmp_path: Path) -> None:
