@@ -181,9 +181,12 @@ class _Idle(L.LightningModule):
         self.average: list[Tensor] = []
         self.times = UnitTimes("step", device)
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Logs what the first phase of VLUerTask does."""
         loss = torch.cat(list(self.weights)).sub(1).square().mean()
-        self.log("train/loss", loss.detach())
+        self.log_dict({"train/latent": loss.detach()})
+        self.log("train/phase", 1.0)
+        self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -201,7 +204,7 @@ class _Idle(L.LightningModule):
         return torch.optim.AdamW(self.parameters(), 1e-6)
 
 
-def idle_step(device: torch.device, loader: Iterable[Tensor]) -> float:
+def idle_step(device: torch.device, loader: Iterable[Any]) -> float:
     """Median seconds of a training step without a model: Lightning, what every run does besides, AdamW and the batch.
 
     Args:

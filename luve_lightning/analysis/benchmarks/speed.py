@@ -135,6 +135,23 @@ class _Samples(Dataset[Tensor]):
         return torch.full(self.shape, float(index), dtype=torch.float16)
 
 
+class _Pairs(Dataset[dict[str, Tensor]]):
+    """Crops of both resolutions as LatentPairsDataModule gives them, at twice the size."""
+
+    def __init__(self, low: tuple[int, int, int, int], count: int) -> None:
+        self.low, self.count = low, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        channels, frames, height, width = self.low
+        shapes = {"hr": (channels, frames, 2 * height, 2 * width), "lr": self.low}
+        return {name: torch.zeros(shape, dtype=torch.float16) for name, shape in shapes.items()} | {
+            "scale": torch.tensor(2.0)
+        }
+
+
 class _Bench:
     def __init__(self, device: torch.device, sizes: Sizes, repeats: int) -> None:
         self.device, self.sizes, self.repeats = device, sizes, repeats
@@ -177,23 +194,24 @@ class _Bench:
         return self._row("matmul", dtype, 2 * x.numel() * size.hidden, partial(F.linear, x, weight, bias))
 
     def convolution(self, kind: OperationKind, dtype: torch.dtype) -> dict[str, Any]:
-        """A convolution of the VAE, channels last or not."""
+        """A convolution of the VAE with its bias, channels last or not."""
         layout = torch.channels_last_3d if kind == "convolution" else torch.contiguous_format
         channels, *space = self.sizes.convolved
         x = self._random(dtype, 1, channels, *space).contiguous(memory_format=layout)
         weight = self._random(dtype, channels, channels, 3, 3, 3).contiguous(memory_format=layout)
+        bias = self._random(dtype, channels)
         outputs = (space[0] - 2) * (space[1] - 2) * (space[2] - 2)
-        return self._row(kind, dtype, 2 * 27 * channels**2 * outputs, partial(F.conv3d, x, weight))
+        return self._row(kind, dtype, 2 * 27 * channels**2 * outputs, partial(F.conv3d, x, weight, bias))
 
     def convolution_backward(self) -> dict[str, Any]:
-        """Both gradients of a convolution of the VLUer, channels last, of a training crop's size."""
+        """Gradients of a convolution of the VLUer, channels last, of a training crop's size; the bias's is a sum."""
         channels, *space = self.sizes.crop
         layout = torch.channels_last_3d
         x = self._random(torch.bfloat16, 2, channels, *space).contiguous(memory_format=layout)
         weight = self._random(torch.bfloat16, channels, channels, 3, 3, 3).contiguous(memory_format=layout)
-        x, weight = x.requires_grad_(), weight.requires_grad_()
-        output = F.conv3d(x, weight, padding=1)
-        run = partial(torch.autograd.grad, output, (x, weight), torch.randn_like(output), retain_graph=True)
+        given = [x, weight, self._random(torch.bfloat16, channels)]
+        output = F.conv3d(*(one.requires_grad_() for one in given), padding=1)
+        run = partial(torch.autograd.grad, output, given, torch.randn_like(output), retain_graph=True)
         return self._row("convolution backward", torch.bfloat16, 2 * 2 * 27 * channels * output.numel(), run)
 
     def traffic(self) -> dict[str, Any]:
@@ -227,7 +245,7 @@ class _Bench:
     def _workers(self) -> int:
         return min(_WORKERS, cores()) if self.device.type == "cuda" else 1
 
-    def _loader(self, data: Dataset[Tensor]) -> OutlivingLoader[Tensor]:
+    def _loader(self, data: Dataset[Any]) -> OutlivingLoader[Any]:
         """Batches of two, as configured."""
         pinned = self.device.type == "cuda"
         return OutlivingLoader(data, batch_size=2, num_workers=self._workers, pin_memory=pinned)
@@ -273,7 +291,7 @@ class _Bench:
             loss.backward()
 
         shape, batches = self.sizes.loaded
-        data = _Samples((shape[0], shape[1], shape[2] // 2, shape[3] // 2), 2 * max(3, batches))
+        data = _Pairs((shape[0], shape[1], shape[2] // 2, shape[3] // 2), 2 * max(3, batches))
         found = {
             "operation": self._seconds(train) / sum(run.operations.values()),
             "step": idle_step(self.device, self._loader(data)),
