@@ -305,6 +305,7 @@ class _Work:
                 # One transfer from the device, not one per caption, and none of the padding, most of it.
                 embeddings = padded[mask.to(padded.device).bool()].cpu().split(counts)
                 del padded
+                self.times.advance(len(batch))
                 full = [key.caption for key, count in zip(batch, counts, strict=True) if count == mask.shape[1]]
                 entries = zip(batch, embeddings, strict=True)
                 before = _Batch([self.writers.submit(self.store.write, *entry) for entry in entries], full)
@@ -320,7 +321,6 @@ class _Work:
         self.report.embedded += len(batch.sizes)
         for caption in batch.full:
             self._look_at(caption)
-        self.times.advance(len(batch.sizes))
         self.advance(len(batch.sizes))
 
     def _look_at(self, caption: str) -> None:
