@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 
 from luve_lightning.ablations.costs import cost_markdown, paper_markdown
 from luve_lightning.ablations.graph import AblationStage, Plan
-from luve_lightning.ablations.local_runner import Slots, Standing
+from luve_lightning.ablations.runners import Slots, Standing
 from luve_lightning.ablations.stage_process import Failure, is_done, log_path
 from luve_lightning.ablations.table import Table
 from luve_lightning.evaluation.tables import format_value, table_markdown, table_rich

@@ -13,9 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from luve_lightning.ablations.local_runner import raising_signals
 from luve_lightning.ablations.rehearsal_stage import PROGRAM, RehearsalStage, StageResult, StageRun, laid_over
-from luve_lightning.ablations.stage_process import GroupProcess
+from luve_lightning.ablations.stage_process import GroupProcess, raising_signals
 from luve_lightning.files import find_json, text_digest, write_text
 from luve_lightning.locks import try_lock
 

@@ -8,11 +8,12 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from luve_lightning.ablations.graph import AblationStage
@@ -25,6 +26,7 @@ _TAIL = 5
 _POLL_SECONDS = 0.5
 _SOON_SECONDS = 0.1
 _GROUP_TAIL = 8
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LEFTOVERS_SECONDS = 3.0  # in which what a process started must end after it
 
 
@@ -250,3 +252,20 @@ class GroupProcess:
             log.seek(self._log_from)
             lines = log.read().decode(errors="replace").replace("\r", "\n").splitlines()
         return [line.rstrip() for line in lines if line.strip()][-_GROUP_TAIL:]
+
+
+@contextmanager
+def raising_signals() -> Iterator[None]:
+    """SIGINT raises, even where a background shell ignores it; so do SIGTERM and SIGHUP."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    previous = {number: signal.signal(number, stop) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -9,7 +9,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from luve_lightning.ablations.graph import without
-from luve_lightning.ablations.local_runner import LocalRunner, Slots
+from luve_lightning.ablations.runners import LocalRunner, Slots
 from tests.helpers.ablations import PROGRAM, Notes, planner_of
 from tests.helpers.fork_server import start_process
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from luve_lightning.ablations.graph import AblationPlanner, Contents
-from luve_lightning.ablations.local_runner import Standing
+from luve_lightning.ablations.runners import Standing
 from luve_lightning.ablations.stage_process import Failure
 from luve_lightning.ablations.table import read_table
 from luve_lightning.cli.compose import compose

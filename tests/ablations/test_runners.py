@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from luve_lightning.ablations.graph import AblationPlanner, without
-from luve_lightning.ablations.local_runner import LocalRunner, Outcome, Slots
+from luve_lightning.ablations.runners import LocalRunner, Outcome, Slots
 from luve_lightning.ablations.stage_process import done_record, is_done, lock_folder, log_path, run_stage
 from tests.helpers.ablation_process import start_run
 from tests.helpers.ablations import PROGRAM, ROWS, TABLE, Notes, events, planner_of, started, write_table
