@@ -8,6 +8,7 @@ from luve_lightning.callbacks.repeatable import CPUThreads, RandomState
 from luve_lightning.callbacks.reports import ExpertLosses, UpsamplerComparison, ValidationReport
 from luve_lightning.callbacks.sample_metrics import SampleMetrics
 from luve_lightning.callbacks.sample_strips import DenoisingSpectra, SampleStrips
+from luve_lightning.callbacks.step_times import StepParts
 from luve_lightning.callbacks.stops import GracefulStop, NaNGuard, NonFiniteLoss, StopRequested
 from luve_lightning.callbacks.weights import EMA, Export
 
@@ -26,6 +27,7 @@ __all__ = [
     "RandomState",
     "SampleMetrics",
     "SampleStrips",
+    "StepParts",
     "StopRequested",
     "TrainingProgress",
     "UpsamplerComparison",

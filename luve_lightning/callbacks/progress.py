@@ -1,4 +1,4 @@
-"""How far a run is, and how fast: one bar over all its steps on a terminal, a line in a log, a record in a file."""
+"""How far a run is, and how fast: one bar over all its steps on a terminal, a line in a log."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -15,94 +14,10 @@ from lightning.pytorch.callbacks import ProgressBar, Timer
 from rich.console import Console
 from torch import Tensor
 
-from luve_lightning.files import warn_kept_in_memory
-from luve_lightning.machine import MEASURED, UnitTimes
 from luve_lightning.terminal import StatusLine, StatusLines, duration, is_live, say
 
 _READ_EVERY = 0.25  # seconds: reading a loss waits for the device
 _PACE_OVER = 60.0  # seconds from which the remaining time is estimated
-
-
-class StepTimes(L.Callback):
-    """Writes what the optimiser steps of a training take to `measured.json` in its folder, on the first process.
-
-    It holds what `UnitTimes.record` says of this process, the step where it `began`, the `step` where it is, and
-    the number of `processes`. It is written after the first step, so that whoever waits for it sees that the run has
-    begun, and when the run ends, is stopped or fails. Steps count from the end of one to the end of the next;
-    validations do not.
-    """
-
-    def __init__(self) -> None:
-        self._times = UnitTimes("step")
-        self._began = self._step = 0
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The device is known."""
-        self._times = UnitTimes("step", trainer.strategy.root_device)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The step where the run begins or resumes."""
-        self._began = self._step = trainer.global_step
-        self._times.begin()
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count the optimiser step if this batch completed one."""
-        if trainer.global_step == self._step:
-            return
-        self._step = trainer.global_step
-        self._times.advance()
-        if self._times.done == 1:
-            self._write(trainer)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Do not count its time; the memory it took counts."""
-        self._times.note_memory()
-        self._times.begin()
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the last record."""
-        self._write(trainer)
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Write it also when a signal or an error ends the run."""
-        if trainer.state.fn == "fit" and self._times.done:
-            self._write(trainer)
-
-    def _write(self, trainer: L.Trainer) -> None:
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        path = Path(trainer.default_root_dir) / MEASURED
-        try:
-            self._times.write(path, began=self._began, step=self._step, processes=trainer.world_size)
-        except OSError as error:  # it would be a pity to end a training for it
-            warn_kept_in_memory(path.parent, error)
-
-
-class ClipTimes(L.Callback):
-    """Counts what a Trainer that predicts has made: each batch's items, unless the batch gave nothing new.
-
-    Args:
-        times: Counts them; the first device of the Trainer becomes its device.
-    """
-
-    def __init__(self, times: UnitTimes) -> None:
-        self.times = times
-
-    def on_predict_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The first batch is being read."""
-        self.times.device = trainer.strategy.root_device
-        self.times.begin()
-
-    def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *rest: int
-    ) -> None:
-        """Count a batch."""
-        if outputs:
-            self.times.advance(len(batch))
-        else:
-            self.times.begin()
 
 
 @dataclass

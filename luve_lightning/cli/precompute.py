@@ -13,8 +13,9 @@ import lightning as L
 import torch
 from rich.console import Console
 
-from luve_lightning.callbacks.progress import ClipTimes, TrainingProgress
+from luve_lightning.callbacks.progress import TrainingProgress
 from luve_lightning.callbacks.repeatable import CPUThreads, cpu_threads
+from luve_lightning.callbacks.step_times import ClipTimes
 from luve_lightning.callbacks.stops import StopPredictionOnSigterm
 from luve_lightning.cli import Verb
 from luve_lightning.cli.indexed_clips import (
@@ -169,7 +170,7 @@ def precompute(
     check_folder("store", store)
     if hardware is not None:
         require_hardware(hardware)
-    times = UnitTimes("clip")
+    times = ClipTimes(UnitTimes("clip"))
     runner = _trainer(trainer, threads, times)
     console = Console(emoji=False, quiet=not runner.is_global_zero)
     codec = load_backbone(backbone).latent_space()
@@ -207,7 +208,8 @@ def precompute(
     if runner.is_global_zero:
         made = {"made": done.totals.encoded, "bytes": done.totals.bytes}
         total = count * recipe.count
-        times.write(measured, processes=runner.world_size, units=count, total=total, there=there, **made)
+        made |= times.found
+        times.times.write(measured, processes=runner.world_size, units=count, total=total, there=there, **made)
 
 
 @dataclass
@@ -286,7 +288,7 @@ def _check(console: Console, shares: Sequence[EncodeShare], total: int, threads:
     found.complain()
 
 
-def _trainer(options: dict[str, Any] | None, threads: int, times: UnitTimes) -> L.Trainer:
+def _trainer(options: dict[str, Any] | None, threads: int, times: ClipTimes) -> L.Trainer:
     """A Trainer that predicts and leaves nothing behind."""
     fixed: dict[str, Any] = {
         "logger": False,
@@ -294,7 +296,7 @@ def _trainer(options: dict[str, Any] | None, threads: int, times: UnitTimes) -> 
         "enable_model_summary": False,
         # The DataModule shards by itself, and each process must reach the end of the loop.
         "use_distributed_sampler": False,
-        "callbacks": [StopPredictionOnSigterm(), CPUThreads(threads), ClipTimes(times)],
+        "callbacks": [StopPredictionOnSigterm(), CPUThreads(threads), times],
     }
     given = options or {}
     if given.get("enable_progress_bar", True):

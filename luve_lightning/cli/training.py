@@ -24,8 +24,9 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from luve_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, CheckpointError
-from luve_lightning.callbacks.progress import StepTimes, TrainingProgress
+from luve_lightning.callbacks.progress import TrainingProgress
 from luve_lightning.callbacks.provenance import Provenance
+from luve_lightning.callbacks.step_times import StepTimes
 from luve_lightning.callbacks.stops import StopPredictionOnSigterm, StopRequested
 from luve_lightning.callbacks.training_run import (
     RunSummary,

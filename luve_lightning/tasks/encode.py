@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -73,6 +74,7 @@ class EncodeTask(L.LightningModule):
         self.quarantine, self.batch_size = quarantine, batch_size
         self.deferred: list[EncodeItem] = []
         self.totals = EncodeTotals()
+        self.seconds_written = 0.0  # in which all was encoded, and not yet stored
 
     def predict_step(self, batch: list[EncodeItem], batch_idx: int) -> int:
         """Claim, encode and write the missing latents of a batch; those that others claimed wait until the end.
@@ -152,9 +154,11 @@ class EncodeTask(L.LightningModule):
                     latents = self._latents(resize_video(changed[wanted], self.recipe.pixel_size(scale)))
                     for i, entry in zip(wanted, latents, strict=True):
                         written.append(writer.submit(self.store.write, items[i].missing[variant, scale], entry))
+            encoded = time.perf_counter()
         for future in written:
             self.totals.bytes += future.result()
             self.totals.encoded += 1
+        self.seconds_written += time.perf_counter() - encoded
 
     def _latents(self, pixels: Tensor) -> Tensor:
         count = len(pixels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import warnings
@@ -16,7 +15,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
 from luve_lightning.callbacks import TrainingProgress
-from luve_lightning.callbacks.progress import StepTimes, number
+from luve_lightning.callbacks.progress import number
 from tests.helpers.tiny import TinyData, TinyModule
 from tools.terminal_picture import Terminal
 
@@ -242,37 +241,3 @@ def test_a_terminal_shows_one_bar_and_then_where_everything_is_also_after_ctrl_c
 
 def _bars(lines: list[str]) -> list[str]:
     return [line for line in lines if "━" in line]
-
-
-def test_what_steps_take_is_recorded_after_the_first_and_at_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "measured.json"
-    seen: list[dict[str, Any]] = []
-
-    class Looks(L.Callback):
-        def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-            if path.exists():
-                seen.append(json.loads(path.read_text()))
-
-    times = {"limit_val_batches": 0, "every": 2}
-    first = run(tmp_path, callbacks=[StepTimes(), Looks()], max_steps=4, **times)
-    assert [one["step"] for one in seen] == [1, 1, 1]
-    found = json.loads(path.read_text())
-    assert (found["began"], found["step"], found["done"], found["processes"]) == (0, 4, 4, 1)
-    assert found["first_seconds"] > 0
-    assert found["seconds_per_unit"] > 0
-    first.save_checkpoint(tmp_path / "a.ckpt")
-    run(tmp_path, callbacks=[StepTimes()], max_steps=6, ckpt=tmp_path / "a.ckpt", **times)
-    found = json.loads(path.read_text())
-    assert (found["began"], found["step"], found["done"]) == (4, 6, 2)
-
-
-def test_micro_batches_are_no_steps_and_a_failing_run_is_recorded(tmp_path: Path) -> None:
-    class Fails(L.Callback):
-        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-            if trainer.global_step == 2:
-                raise RuntimeError("here")
-
-    with pytest.raises(RuntimeError, match="here"):
-        run(tmp_path, callbacks=[StepTimes(), Fails()], accumulate_grad_batches=2, limit_val_batches=0)
-    found = json.loads((tmp_path / "measured.json").read_text())
-    assert (found["step"], found["done"]) == (2, 2)
