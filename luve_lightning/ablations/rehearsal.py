@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from luve_lightning.ablations.rehearsal_stage import RehearsalStage, StageValues
 from luve_lightning.data.video_index import CAPTION, CAPTIONS
-from luve_lightning.machine import MEASURED
+from luve_lightning.machine import MEASURED, PROFILED
 
 RehearsalSize = Literal["mini", "2k", "4k"]
 Composer = Callable[[Sequence[Path], Sequence[tuple[str, str]]], dict[str, Any]]
@@ -55,6 +55,8 @@ class Rehearsal:
         hpsv3: the `luve` of HPS v3's environment, where there is one.
         wandb: whether Weights & Biases is installed.
         measure: whether the GPU's speed is measured.
+        profile: whether trainings take two more steps, which tell where a step's time goes.
+        video_devices: number of GPUs that share the video.
     """
 
     folder: Path
@@ -72,6 +74,8 @@ class Rehearsal:
     hpsv3: Path | None = None
     wandb: bool = True
     measure: bool = False
+    profile: bool = False
+    video_devices: int = 1
 
     @property
     def mini(self) -> bool:
@@ -235,9 +239,11 @@ class Rehearsal:
             config = self.config("vluer/mini" if self.mini else "vluer/wan2.1")
             needs = ("pairs", "variants") if self.mini else ("pairs",)
             stage = self._fit(f"vluer-{phase}", config, values, needs, {"vluer": "vluer"})
-            steps, last = self.steps * _VLUER_STEPS[phase], self._at(config, "model.init_args.pixel_from_step")
+            steps = self._steps(self.steps * _VLUER_STEPS[phase])
+            last = self._at(config, "model.init_args.pixel_from_step")
             units = last if phase == 1 else (stage.units or 0) - last
-            found.append(replace(stage, steps=steps, units=units, values={**stage.values, **self._steps(steps)}))
+            whole = steps["trainer.max_steps"]
+            found.append(replace(stage, steps=whole, units=units, values={**stage.values, **steps}))
         captions = {**texts, f"{data}.columns": [self.caption]}
         compiled = {"model.init_args.compile": None} if real else {}
         adaptation = {**captions, "model.init_args.backbone": "{backbone}", **compiled}
@@ -260,11 +266,8 @@ class Rehearsal:
         needs: tuple[str, ...],
         gives: Mapping[str, str],
     ) -> RehearsalStage:
-        own = {
-            "trainer.default_root_dir": self.path("runs", name),
-            **self._trainer("trainer"),
-            **self._steps(self.steps),
-        }
+        steps = self._steps(self.steps)
+        own = {"trainer.default_root_dir": self.path("runs", name), **self._trainer("trainer"), **steps}
         if not self.wandb:
             own |= {"loggers.wandb": None, "callbacks.record": None}
         return RehearsalStage(
@@ -279,14 +282,18 @@ class Rehearsal:
             bulky=(f"runs/{name}/checkpoints",),
             unit="step",
             units=self._at(configs, "trainer.max_steps"),
-            steps=self.steps,
+            steps=steps["trainer.max_steps"],
         )
 
     def _steps(self, steps: int) -> dict[str, Any]:
-        checks = {"trainer.val_check_interval": steps, "trainer.limit_val_batches": 1 if self.validate else 0}
+        found: dict[str, Any] = {}
+        if self.profile:
+            parts = {"class_path": "luve_lightning.callbacks.StepParts", "init_args": {"after": steps}}
+            found, steps = {"callbacks.step_parts": parts}, steps + PROFILED
+        found |= {"trainer.val_check_interval": steps, "trainer.limit_val_batches": 1 if self.validate else 0}
         # One epoch: where a few clips make epochs of two steps, starting the loader's processes would count.
-        epoch = {} if self.mini else {"data.init_args.passes": steps}
-        return {"trainer.max_steps": steps, **checks, **epoch}
+        found |= {} if self.mini else {"data.init_args.passes": steps}
+        return {"trainer.max_steps": steps, **found}
 
     def _trainer(self, key: str) -> dict[str, Any]:
         if self.gpu:
@@ -332,6 +339,8 @@ class Rehearsal:
             values |= {"steps": self.video_steps, "skip_steps": ceil(skipped * self.video_steps / whole)}
         if not (self.mini or self.gpu):
             values |= {"dtype": "float32", "speed.compile": False, "speed.decode_half": False}
+        spread = self.video_devices > 1
+        values |= {"context_parallel": self.video_devices} if spread else {}
         generate = RehearsalStage(
             "generate",
             "generate",
@@ -339,21 +348,18 @@ class Rehearsal:
             values,
             needs=("backbone", "vluer", "base", "lfe", "hfe"),
             gives={"videos": output},
-            begun="videos/latents/*/*.safetensors",
+            begun="" if spread else "videos/latents/*/*.safetensors",  # torchrun tells no signal's status
             least=2,  # motion and upsampled: the third stage is running
             unit="video",
+            gpus=self.video_devices,
         )
         return [generate, *self._measured()]
 
     def _measured(self) -> list[RehearsalStage]:
         made, table = self.path("upsampled"), self.path("table.csv")
-        values: dict[str, Any] = {
-            "backbone": "{backbone}",
-            "index": "{index}",
-            "output": made,
-            "vluers.vluer": "{vluer}",
-        }
-        values |= {"splits": ["val"], "limit": 1, "caption": self.caption, "device": "cuda" if self.gpu else "cpu"}
+        values: dict[str, Any] = {"backbone": "{backbone}", "index": "{index}", "output": made}
+        values |= {"vluers.vluer": "{vluer}", "splits": ["val"], "limit": 1, "caption": self.caption}
+        values["device"] = "cuda" if self.gpu else "cpu"
         if not (self.mini or self.gpu):
             values["dtype"] = "float32"
         config = self.config("upsample/mini" if self.mini else "upsample/wan2.1")

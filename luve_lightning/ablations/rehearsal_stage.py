@@ -28,6 +28,7 @@ MAKE = (
     "make(pathlib.Path(sys.argv[1]), **json.loads(sys.argv[2]))"
 )
 OVERRIDES = "overrides.yaml"
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 _LAST = "last"
 _POLL_SECONDS = 0.1
 _KILL_AFTER = 60.0  # seconds in which a stage must end after SIGTERM when there is no time left
@@ -55,7 +56,7 @@ class RehearsalStage:
         unit: what it repeats: "step", "clip", "caption", "video".
         units: how many of them the whole recipe has; None when it is done once.
         steps: optimiser steps of a training.
-        gpus: how many GPUs work on one unit.
+        gpus: how many GPUs work on one unit; torchrun starts a process for each where it is a video.
         note: said in its row.
     """
 
@@ -192,12 +193,21 @@ class StageRun:
         if not stage.verb:
             given = dict(self.tree)
             return [sys.executable, "-c", MAKE, str(given.pop("folder")), json.dumps(given)]
-        words = [*self.program, stage.verb, *self.configs()]
+        words = [*self._launched(), stage.verb, *self.configs()]
         if stage.verb == "fit":
             words += ["--ckpt_path", _LAST]  # begins where there is none
         elif self.record is not None:
             words += ["--measured", str(self.record)]
         return words
+
+    def _launched(self) -> list[str]:
+        """The words before the verb."""
+        if (
+            not self.program or self.stage.verb != "generate" or self.stage.gpus == 1
+        ):  # a Trainer starts its processes itself
+            return list(self.program)
+        python, *module = self.program
+        return [python, *TORCHRUN, "--nproc-per-node", str(self.stage.gpus), *module]
 
     def configs(self) -> list[str]:
         """The configuration files of its command."""

@@ -35,7 +35,9 @@ class RehearsalRow:
         planned_seconds, measured_seconds: of one unit, once it runs; of a video's part with its first one.
         planned_gib, measured_gib: most memory that PyTorch allocated on one GPU.
         missed: what the plan missed by more than it may, "seconds" and "GiB"; None where nothing can be compared.
-        rate: units a second.
+        rate: units a second, of all its processes that make units of their own.
+        processes: that shared the stage, or a part of a video, with a GPU each.
+        parts: what the seconds were spent on, as shares; see StepParts and ClipTimes.
         gpu_hours: of the whole recipe, from the measured seconds.
         terabytes: that the whole recipe leaves, from what was measured.
         resumed: where it was stopped and went on.
@@ -54,6 +56,8 @@ class RehearsalRow:
     measured_gib: float | None = None
     missed: list[str] | None = None
     rate: float | None = None
+    processes: int | None = None
+    parts: dict[str, float] | None = None
     gpu_hours: float | None = None
     terabytes: float | None = None
     resumed: str = ""
@@ -105,13 +109,14 @@ def _row(stage: RehearsalStage, result: StageResult, plan: Mapping[str, Any]) ->
         # A process that was stopped after two steps says less than the one that went on; its first is left out.
         weights = [max(1, record.get("done", 0) - 1) for record in later]
         row.measured_seconds = statistics.fmean((record["seconds_per_unit"] for record in later), weights)
-        row.rate = 1 / row.measured_seconds if row.measured_seconds else None
+        row.rate = later[-1].get("rate") or (1 / row.measured_seconds if row.measured_seconds else None)
         # The first process compiles; the resumed one finds what it compiled.
         if stage.verb == "fit" and (first := records[0].get("first_seconds")) is not None:
             row.measured_first = max(0.0, first - row.measured_seconds)
-    row.measured_gib = max(
-        (record["peak_gib"] for record in records if record.get("peak_gib") is not None), default=None
-    )
+    each = [one for record in records for one in (record, *record.get("parts", {}).get("ranks", ()))]
+    row.measured_gib = max((one["peak_gib"] for one in each if one.get("peak_gib") is not None), default=None)
+    row.processes = next((record["processes"] for record in reversed(records) if record.get("processes")), None)
+    row.parts = next((_shares(record["parts"]) for record in reversed(records) if record.get("parts")), None)
     if row.measured_seconds is not None and stage.units is not None:
         # Those that it was measured with: an earlier rehearsal in this folder may have had others.
         gpus = later[-1].get("processes", stage.gpus) if stage.verb == "fit" else stage.gpus
@@ -122,6 +127,12 @@ def _row(stage: RehearsalStage, result: StageResult, plan: Mapping[str, Any]) ->
     elif stage.units is not None and last.get("bytes") and last.get("made") and last.get("units"):
         row.terabytes = last["bytes"] / last["made"] * last["total"] / last["units"] * stage.units / 1e12
     return row
+
+
+def _shares(parts: Mapping[str, Any]) -> dict[str, float] | None:
+    """Parts of seconds as shares."""
+    whole = parts["seconds"]
+    return {name: parts[name] / whole for name in parts if name not in ("seconds", "ranks")} if whole else None
 
 
 def _resumed(stage: RehearsalStage, result: StageResult) -> str:
@@ -152,6 +163,7 @@ def _parts(stage: RehearsalStage, result: StageResult, plan: Mapping[str, Any]) 
                 measured_seconds=part.get("seconds"),
                 planned_gib=peak / 2**30 if isinstance(peak, int | float) else None,
                 measured_gib=part.get("peak_gib"),
+                processes=stage.gpus,
             )
         )
     return rows
@@ -186,32 +198,41 @@ def _number(plan: Mapping[str, Any], key: str) -> float | None:
 def _cells(row: RehearsalRow, hours: str) -> dict[str, str]:
     """A line as people read it; planned / measured where there are both."""
     unit = f" a {row.unit}" if row.unit and not _is_part(row) else ""
-    each = _both(row.planned_seconds, row.measured_seconds)
+    each = both_text(row.planned_seconds, row.measured_seconds)
     return {
         "stage": row.stage,
         "": {"done": "ok"}.get(row.status, row.status),
-        "seconds": _text(row.seconds, 0),
+        "seconds": number_text(row.seconds, 0),
         "planned / took, s": each and each + unit,
-        "first one more, s": _both(row.planned_first, row.measured_first, 0),
-        "GiB": _both(row.planned_gib, row.measured_gib, 1),
+        "first one more, s": both_text(row.planned_first, row.measured_first, 0),
+        "GiB": both_text(row.planned_gib, row.measured_gib, 1),
         "plan": "" if row.missed is None else f"misses {' and '.join(row.missed)}" if row.missed else "met",
-        "a second": _text(row.rate),
-        hours: _text(row.gpu_hours, 1),
-        "TB": _text(row.terabytes),
+        "a second": number_text(row.rate),
+        "where the time goes": spent(row.parts),
+        hours: number_text(row.gpu_hours, 1),
+        "TB": number_text(row.terabytes),
         "resumed": row.resumed,
     }
 
 
-def _both(planned: float | None, measured: float | None, digits: int | None = None) -> str:
+def both_text(planned: float | None, measured: float | None, digits: int | None = None) -> str:
+    """Planned / measured; empty where neither is known."""
     if planned is None and measured is None:
         return ""
-    return f"{_text(planned, digits) or '-'} / {_text(measured, digits) or '-'}"
+    return f"{number_text(planned, digits) or '-'} / {number_text(measured, digits) or '-'}"
 
 
-def _text(value: float | None, digits: int | None = None) -> str:
+def number_text(value: float | None, digits: int | None = None) -> str:
+    """A number with so many decimals, or three significant digits; empty where it is not known."""
     if value is None:
         return ""
     return f"{value:.3g}" if digits is None or 0 < abs(value) < 10**-digits else f"{value:,.{digits}f}"
+
+
+def spent(parts: Mapping[str, float] | None) -> str:
+    """What the time was spent on, the most first; less than half a percent is left out."""
+    found = sorted((parts or {}).items(), key=lambda one: -one[1])
+    return ", ".join(f"{name} {share:.0%}" for name, share in found if share >= 0.005)
 
 
 def failures(results: Mapping[str, StageResult]) -> list[str]:

@@ -16,9 +16,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from luve_lightning.files import warn_kept_in_memory
-from luve_lightning.machine import MEASURED, UnitTimes, gather_mappings
+from luve_lightning.machine import MEASURED, PROFILED, UnitTimes, gather_mappings
 
-_PROFILED = 2  # steps: the profiler itself starts during the first
 _CLIP_PARTS = ("reading", "encoding", "writing", "waiting")
 Spans = Sequence[tuple[float, float]]
 """Beginnings and ends in seconds."""
@@ -88,7 +87,8 @@ class StepTimes(L.Callback):
 class ClipTimes(L.Callback):
     """Counts what a Trainer that predicts has made: each batch's items, unless the batch gave nothing new.
 
-    `found` holds, when it is done, the `rate` of all processes together, in items a second, and `parts`: the `seconds`
+    `found` holds, when it is done, the `rate` of all processes together, in items a second, what `seconds_per_unit` is
+    on the mean of several, and `parts`: the `seconds`
     from a process's first batch to the end and what they were spent on, each the mean of all processes: `reading`,
     waiting for a batch; `encoding`; `writing`, waiting for what is encoded to be stored; `waiting` for other processes
     at the end. And `ranks`, the same of each with its number of items, seconds of one and GPU memory.
@@ -141,6 +141,8 @@ class ClipTimes(L.Callback):
             paces = [one["seconds_per_unit"] for one in ranks if one["seconds_per_unit"]]
             rate = sum(1 / pace for pace in paces) * len(ranks) / len(paces) if paces else None
             self.found = {"rate": rate, "parts": {**parts, "ranks": ranks}}
+            if rate is not None and len(ranks) > 1:
+                self.found["seconds_per_unit"] = round(len(ranks) / rate, 4)
 
     def _spend(self, what: str) -> None:
         now = time.perf_counter()
@@ -175,7 +177,7 @@ class StepParts(L.Callback):
 
     def watches(self, step: int) -> bool:
         """Whether the step that ended as the run's so many-th was one of the two."""
-        return self._first is not None and self._first < step <= self._first + _PROFILED
+        return self._first is not None and self._first < step <= self._first + PROFILED
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
         """Begin to profile, or note that the batch is there."""
@@ -205,7 +207,7 @@ class StepParts(L.Callback):
             self._profile.step()
             trainer.strategy.barrier()
             self._times = {"end": [_when_done(pl_module.device)], "batch": [], "gradients": []}
-        elif trainer.global_step == self._first + _PROFILED:
+        elif trainer.global_step == self._first + PROFILED:
             ended, self._profile = self._profile, None
             ended.stop()
             own = self._own(trainer.global_rank, _trace(ended), pl_module.device)

@@ -1,4 +1,4 @@
-"""`luve rehearse`: the whole recipe with a few clips and steps, beside its plan."""
+"""`luve rehearse`, `luve scaling`: the whole recipe with a few clips and steps, beside its plan and on more GPUs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ from rich.console import Console
 
 from luve_lightning.ablations.rehearsal import EXPERIMENTS, RANDOM, Rehearsal, RehearsalSize
 from luve_lightning.ablations.rehearsal_run import RehearsalRun, only_rehearsal
+from luve_lightning.ablations.rehearsal_scaling import (
+    SCALING,
+    check_alike,
+    read_rehearsal,
+    scaling_lines,
+    scaling_rows,
+    write_scaling,
+)
 from luve_lightning.ablations.rehearsal_stage import OVERRIDES, RehearsalStage, StageResult, StageRun, laid_over
 from luve_lightning.ablations.rehearsal_table import TABLE, rehearsal_rows, terminal_lines, write_table
 from luve_lightning.cli import Verb
@@ -30,7 +38,10 @@ from luve_lightning.terminal import amount, say
 VERBS = {
     "rehearse": Verb(
         "Measurement", "run the whole recipe with a few clips and steps, beside its plan", slow=False, goes_on=True
-    )
+    ),
+    "scaling": Verb(
+        "Measurement", "set rehearsals on 1, 2, 4, 8 GPUs side by side", positional="rehearsals...", slow=False
+    ),
 }
 
 _PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft", "triton", "numpy", "av", "luve-lightning")
@@ -50,6 +61,8 @@ def rehearse(
     again: bool = False,
     stop: bool = True,
     validate: bool = True,
+    profile: bool | None = None,
+    video_devices: int = 1,
     limit: float = 1200.0,
     gpu: str | None = None,
     output: Path | None = None,
@@ -78,6 +91,10 @@ def rehearse(
         again: Run them even if they are done.
         stop: Stop each stage once.
         validate: Let each training validate on one batch at its end.
+        profile: Let each training take two more steps, which tell where a step's time goes: waiting for data,
+            computing, communicating, waiting for other GPUs, updating. Default with several devices.
+        video_devices: GPUs that share the video by context parallelism, started by torchrun; the video is not stopped
+            then.
         limit: Seconds for one stage.
         gpu: The GPU's speed for the plans, a file of luve bench --subject speed, or h200. Default it is measured first;
             without a GPU, nothing is planned.
@@ -88,7 +105,13 @@ def rehearse(
     """
     names = visible_gpus()
     size = size or ("mini" if backbone == "mini" else "2k")
-    counts = {"devices": (devices, 1), "steps": (steps, 2), "video_steps": (video_steps, 1), "clips": (clips, 1)}
+    counts = {
+        "devices": (devices, 1),
+        "video_devices": (video_devices, 1),
+        "steps": (steps, 2),
+        "video_steps": (video_steps, 1),
+        "clips": (clips, 1),
+    }
     _check_counts(counts, limit, names)
     _check_sources(backbone, size, attention, data, gpu)
     kind = f"{Path(backbone).name}-{size}-{attention}-{devices}"
@@ -98,12 +121,20 @@ def rehearse(
     recipe = Rehearsal(
         root, compose, backbone, size, attention == "windows", data, devices, bool(names), steps, video_steps, clips,
         validate, scorer if scorer.is_file() else None, importlib.util.find_spec("wandb") is not None,
-        bool(names) and gpu is None,
+        bool(names) and gpu is None, devices > 1 if profile is None else profile, video_devices,
     )  # fmt: skip
     found, console = recipe.stages(), Console(emoji=False)
     chosen = _chosen(stages, [stage.name for stage in found], changes or {})
     _check_changes(found, recipe.given(), changes or {})
-    facts = rehearsal_facts(f"Rehearsal: {backbone}, {size}, {attention}", names[:devices], devices)
+    facts = rehearsal_facts(
+        f"Rehearsal: {backbone}, {size}, {attention}", names[: max(devices, video_devices)], devices
+    )
+    facts |= {
+        "of": f"{Path(backbone).name}, {size}, {attention}",
+        "devices": str(devices),
+        "video_devices": str(video_devices),
+    }
+    facts["clips"] = _clips(recipe)
 
     def updated(results: Mapping[str, StageResult]) -> None:
         write_table(root, rehearsal_rows(found, results, root), results, facts)
@@ -124,6 +155,41 @@ def rehearse(
         raise SystemExit(1)
 
 
+def scaling(rehearsals: list[Path], output: Path = Path("runs/rehearsal/scaling")) -> None:
+    """Sets rehearsals on one GPU and on more side by side: seconds, memory, efficiency, and where the time goes.
+
+    A stage on N GPUs is as efficient as its seconds on one GPU are long: one GPU's seconds of a step by those on N,
+    where each has a batch of its own; for clips, their number a second and GPU; for a video that GPUs share, one
+    GPU's seconds by N times theirs. All must be of one backbone, size and attention, and on one kind of GPU with the
+    same packages; other clips and another revision are named.
+
+    Args:
+        rehearsals: Folders of luve rehearse, or their rehearsal.json.
+        output: Folder for scaling.md and scaling.json.
+    """
+    found = [read_rehearsal(path) for path in rehearsals]
+    notes = check_alike(found)
+    rows = scaling_rows(found)
+    title = f"Scaling: {found[0].facts['of']}"
+    facts = {"title": title, **{key: found[0].facts[key] for key in ("gpu", "versions", "python", "clips", "revision")}}
+    facts["command"] = shlex.join(["luve", *sys.argv[1:]])
+    check_writable(output / f"{SCALING}.json")
+    write_scaling(output, rows, notes, facts)
+    console = Console(emoji=False)
+    wide = console if console.is_terminal else Console(emoji=False, width=_LOG_WIDTH)
+    for line in scaling_lines(rows, notes):
+        wide.print(line, soft_wrap=isinstance(line, str), highlight=False, markup=False)
+    say(console, f"{output / SCALING}.md and .json")
+
+
+def _clips(recipe: Rehearsal) -> str:
+    """What the rehearsed clips are."""
+    if recipe.data is not None:
+        return str(recipe.data)
+    [made] = [stage.values for stage in recipe.stages() if stage.name == "material"]
+    return f"{made['clips']} painted ones, {made['frames']} frames of {made['size'][0]}x{made['size'][1]}"
+
+
 def _check_counts(counts: Mapping[str, tuple[int | None, int]], limit: float, gpus: Sequence[str]) -> None:
     """Refuse a number below the least one that stands beside it, and more devices than are here."""
     for key, (count, least) in counts.items():
@@ -131,12 +197,13 @@ def _check_counts(counts: Mapping[str, tuple[int | None, int]], limit: float, gp
             raise ValueError(f"{key}: expected at least {least}, got {count}")
     if not limit > 0:
         raise ValueError(f"limit: expected seconds above 0, got {limit:g}")
-    devices, _ = counts["devices"]
-    assert devices is not None
-    if gpus and devices > len(gpus):
-        raise ValueError(f"devices: here {'is' if len(gpus) == 1 else 'are'} {amount(len(gpus), 'GPU')}, got {devices}")
-    if not gpus:
-        check_workers("devices", devices, 1)
+    for key in ("devices", "video_devices"):
+        devices = counts[key][0] or 1
+        if gpus and devices > len(gpus):
+            here = f"{'is' if len(gpus) == 1 else 'are'} {amount(len(gpus), 'GPU')}"
+            raise ValueError(f"{key}: here {here}, got {devices}")
+        if not gpus:
+            check_workers(key, devices, 1)
 
 
 def _check_sources(backbone: str, size: str, attention: str, data: Path | None, gpu: str | None) -> None:
@@ -207,6 +274,7 @@ def rehearsal_facts(title: str, gpus: Sequence[str], devices: int) -> dict[str, 
         "title": title,
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "device": device,
+        "gpu": " and ".join(dict.fromkeys(gpus)) if gpus else f"{platform.machine()} CPU, {amount(cores(), 'core')}",
         "host": platform.node(),
         "python": platform.python_version(),
         "versions": ", ".join(packages),
