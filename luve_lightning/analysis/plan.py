@@ -8,18 +8,61 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from luve_lightning.analysis.cost import GpuSpeed, total
-from luve_lightning.analysis.planner import StagePlan
+from luve_lightning.analysis.planner import Planner, StagePlan
 from luve_lightning.analysis.recipe_plan import RecipePlan
 from luve_lightning.cascade.options import CascadeOptions
+from luve_lightning.models.backbones import denoiser_of
 
 _GIB = 2**30
 _TERMS = 3
 
 
+def shared_stages(planner: Planner, gpus: int) -> list[StagePlan]:
+    """Every stage as each GPU runs it of several that share a video; see `enable_context_parallel`.
+
+    What the transformers' blocks compute and hold is divided, but the first block's input and the rotary factors, of
+    which each takes a part, are whole; so are the other stages. The time in which GPUs exchange tokens and heads is
+    left out.
+
+    Raises:
+        ValueError: for a number that does not divide a transformer's heads, or a stage's tokens.
+    """
+    if gpus < 1:
+        raise ValueError(f"context_parallel: expected at least 1, got {gpus}")
+    stages = planner.stages()
+    if gpus == 1:
+        return stages
+    for stage in (one for one in stages if one.stage in _DENOISES):
+        denoiser = denoiser_of(getattr(planner.parts, _DENOISES[stage.stage]))
+        for what, count in (("attention heads", denoiser.heads), ("tokens", stage.tokens or 0)):
+            if count % gpus:
+                raise ValueError(f"context_parallel: {gpus} GPUs cannot share the {count:,} {what} of {stage.stage}")
+    return [_shared(stage, gpus) if stage.stage in _DENOISES else stage for stage in stages]
+
+
+def _shared(stage: StagePlan, gpus: int) -> StagePlan:
+    inside = sum(size for path, size in stage.terms.items() if ".blocks." in path)
+    less = inside - inside // gpus
+    terms = {path: size // gpus if ".blocks." in path else size for path, size in stage.terms.items()}
+    return replace(
+        stage,
+        terms=dict(sorted(terms.items(), key=lambda term: -term[1])),
+        activations=stage.activations - less,
+        peak=stage.peak - less,
+        flops=stage.flops // gpus,
+        flops_per_forward=stage.flops_per_forward // gpus,
+        seconds=None if stage.seconds is None else stage.seconds / gpus,
+    )
+
+
 def plan_dict(
-    options: CascadeOptions, stages: Sequence[StagePlan], speed: GpuSpeed | None, passes: Sequence[StagePlan] = ()
+    options: CascadeOptions,
+    stages: Sequence[StagePlan],
+    speed: GpuSpeed | None,
+    passes: Sequence[StagePlan] = (),
+    gpus: int = 1,
 ) -> dict[str, Any]:
-    """The whole plan in plain types; `passes` are single forward passes.
+    """The whole plan in plain types; `passes` are single forward passes, and `gpus` share the video.
 
     `seconds` is that of a process's first video where what its first uses take is known, else of a later one.
     """
@@ -36,13 +79,16 @@ def plan_dict(
         "seconds": seconds,
         "first_use_seconds": total(stage.first_use_seconds for stage in stages),
         "gpu": None if speed is None else speed.name,
+        "context_parallel": gpus,
         "stages": [asdict(stage) | {"made_as": _MADE.get(stage.stage, stage.stage)} for stage in stages],
         "forward_passes": [asdict(one) for one in passes],
     }
 
 
-def plan_text(stages: Sequence[StagePlan], speed: GpuSpeed | None, passes: Sequence[StagePlan] = ()) -> str:
-    """A table of the stages, then what makes up their memory, single forward passes, and the totals."""
+def plan_text(
+    stages: Sequence[StagePlan], speed: GpuSpeed | None, passes: Sequence[StagePlan] = (), gpus: int = 1
+) -> str:
+    """A table of the stages of one GPU, then what makes up their memory, single forward passes, and the totals."""
     head = ["stage", "latents", "tokens", "steps", "forwards", "TFLOP each", "TFLOP", "peak GiB", "estimated"]
     rows = [head if speed else head[:-1]]
     first_uses = speed is not None and any(stage.first_use_seconds != 0 for stage in stages)
@@ -67,10 +113,12 @@ def plan_text(stages: Sequence[StagePlan], speed: GpuSpeed | None, passes: Seque
     if passes:
         lines += ["", "one forward pass of the transformer at full size, as in training, without its gradients' memory"]
         lines += [f"  {_pass(one, speed)}" for one in passes]
-    lines += ["", *_conclusion(stages, speed)]
+    lines += ["", *_conclusion(stages, speed, gpus)]
     return "\n".join(line.rstrip() for line in lines)
 
 
+# The transformers of stages that GPUs may share.
+_DENOISES = {"motion": "transformer", "direct": "transformer", "refine": "refiner"}
 # A stage's name in the record of a video that `luve generate` made, where the plan's is another.
 _MADE = {"upsample": "upsampled", "refine": "refined", "decode": "decoded"}
 
@@ -278,7 +326,7 @@ def _seconds(stage: StagePlan) -> str:
     return "unknown" if stage.seconds is None else duration(stage.seconds)
 
 
-def _conclusion(stages: Sequence[StagePlan], speed: GpuSpeed | None) -> list[str]:
+def _conclusion(stages: Sequence[StagePlan], speed: GpuSpeed | None, gpus: int) -> list[str]:
     highest = max(stages, key=lambda stage: stage.peak)
     peak = highest.peak / _GIB
     lines = [f"peak {peak:.2f} GiB in {highest.stage}, {_three(sum(s.flops for s in stages) / 1e12)} TFLOP in all"]
@@ -291,7 +339,8 @@ def _conclusion(stages: Sequence[StagePlan], speed: GpuSpeed | None) -> list[str
         time = f"estimated time {duration(seconds)}"
         time += f", {duration(first)} of it for first uses (compiling, kernels)," if first else ""
         without += " and first uses (compiling, kernels)" if first is None else ""
-    lines.append(f"{time} on one {speed.name}, without {without}; {fits} its {speed.memory_gib:g} GiB")
+    where = f"one {speed.name}" if gpus == 1 else f"{gpus} {speed.name}, without what they tell each other"
+    lines.append(f"{time} on {where}, without {without}; {fits} its {speed.memory_gib:g} GiB")
     if first is None:
         lines.append("what a first use takes is unknown: luve bench --subject speed --output FILE measures it")
     if seconds is None:

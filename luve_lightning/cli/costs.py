@@ -15,7 +15,7 @@ import torch
 from luve_lightning.analysis.cost import GpuSpeed, gpu_speed
 from luve_lightning.analysis.dry_run import weight_bytes
 from luve_lightning.analysis.model_parts import PartConfigs, Parts
-from luve_lightning.analysis.plan import beside_made, plan_dict, plan_text, recipe_dict, recipe_text
+from luve_lightning.analysis.plan import beside_made, plan_dict, plan_text, recipe_dict, recipe_text, shared_stages
 from luve_lightning.analysis.planner import Planner
 from luve_lightning.analysis.recipe_plan import (
     RecipePlan,
@@ -70,6 +70,7 @@ def plan(
     dtype: Dtype = "bfloat16",
     vae_dtype: Dtype = "float32",
     speed: SpeedOptions = _SPEED,
+    context_parallel: int = 1,
     tile: tuple[int, int] | None = None,
     offload: bool = False,
     gpu: str | None = None,
@@ -97,6 +98,7 @@ def plan(
         dtype: Dtype of the transformers' and the text encoder's weights.
         vae_dtype: Dtype of the VAE's and the VLUer's weights.
         speed: Options of speed and memory, of which compile, offload and decode_tile are planned.
+        context_parallel: GPUs that share the video.
         tile: Short for speed.decode_tile.
         offload: Short for speed.offload.
         gpu: Estimate times for an h200, or by the speed in a file of luve bench --subject speed --output FILE;
@@ -121,11 +123,11 @@ def plan(
     replaced = None if attention is None else named_attention(attention)
     parts, notes = cascade_parts(backbone, options, dtypes, models, experts, replaced)
     planner = Planner(parts, options, speed, rates)
-    stages, passes = planner.stages(), planner.forward_passes()
-    print("\n".join([plan_text(stages, rates, passes), *notes]))
+    stages, passes = shared_stages(planner, context_parallel), planner.forward_passes()
+    print("\n".join([plan_text(stages, rates, passes, context_parallel), *notes]))
     if record is not None:
         print(f"\n{beside_made(stages, record)}")
-    _write(output, plan_dict(options, stages, rates, passes))
+    _write(output, plan_dict(options, stages, rates, passes, context_parallel))
 
 
 def plan_fit(

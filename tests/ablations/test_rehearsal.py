@@ -93,6 +93,27 @@ def test_the_recipe_is_the_one_that_is_configured(tmp_path: Path) -> None:
     assert generate["refiner"] == str(tmp_path / "runs/adaptation/export"), "the trained one comes first"
 
 
+def test_trainings_are_profiled_for_two_steps_more_and_gpus_may_share_the_video(tmp_path: Path) -> None:
+    shared = Rehearsal(tmp_path, compose, RANDOM, "2k", devices=2, gpu=True, profile=True, video_devices=4, steps=3)
+    stages, plain = (
+        {stage.name: stage for stage in shared.stages()},
+        Rehearsal(tmp_path, compose, RANDOM, "2k", steps=3),
+    )
+    for name, steps in (("lfe", 3), ("vluer-2", 3 * 4)):
+        values = stages[name].values
+        assert values["callbacks.step_parts"]["init_args"] == {"after": steps}
+        assert values["trainer.max_steps"] == values["trainer.val_check_interval"] == stages[name].steps == steps + 2
+        [without] = [stage for stage in plain.stages() if stage.name == name]
+        assert (without.steps, without.values["trainer.max_steps"]) == (steps, steps)
+        assert "callbacks.step_parts" not in without.values
+    run = StageRun(stages["generate"], tmp_path, {}, True, 1.0, program=("python", "-m", "luve_lightning"))
+    assert run.words()[:8] == [
+        *("python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", "-m", "luve_lightning")
+    ]
+    assert stages["generate"].values["context_parallel"] == 4
+    assert StageRun(stages["lfe"], tmp_path, {}, True, 1.0).words()[3] == "fit", "its Trainer starts the processes"
+
+
 def test_a_short_video_skips_as_large_a_share(tmp_path: Path) -> None:
     short = Rehearsal(tmp_path, compose, RANDOM, "2k", video_steps=20)
     [generate] = [stage for stage in short.stages() if stage.name == "generate"]

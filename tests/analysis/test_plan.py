@@ -13,7 +13,7 @@ import torch
 from luve_lightning.analysis.cost import REFERENCE, GpuSpeed, gpu_speed
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE, Operation, dry_run, weight_bytes
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, decode, wan_1_3b
-from luve_lightning.analysis.plan import duration, plan_dict, plan_text
+from luve_lightning.analysis.plan import duration, plan_dict, plan_text, shared_stages
 from luve_lightning.analysis.planner import Planner
 from luve_lightning.cascade.options import CascadeOptions, Guidance
 from luve_lightning.cascade.speed import SpeedOptions
@@ -308,6 +308,30 @@ def test_without_a_gpu_the_given_speed_decides() -> None:
     assert given is not None
     assert (given.name, given.tflops["convolution"]) == ("290 TFLOP/s", REFERENCE.tflops["convolution"] / 2)
     assert given.bandwidth == REFERENCE.bandwidth / 2
+
+
+def test_gpus_that_share_a_video_divide_what_the_blocks_compute_and_hold() -> None:
+    parts = small()
+    parts.configs.transformer["ffn_dim"] = 4096  # so that blocks hold the most
+    planner = Planner(parts, cascade(steps=4, skip_steps=1), speed=REFERENCE)
+    alone, both = shared_stages(planner, 1), shared_stages(planner, 2)
+    assert alone == planner.stages()
+    for one, half in zip(alone, both, strict=True):
+        if one.stage not in ("motion", "refine"):
+            assert half == one
+            continue
+        assert one.seconds is not None
+        assert (half.seconds, half.flops) == (one.seconds / 2, one.flops // 2)
+        inside = sum(size for path, size in one.terms.items() if ".blocks." in path)
+        assert inside > 0
+        assert one.peak - half.peak == one.activations - half.activations == inside - inside // 2
+        assert sum(one.terms.values()) - sum(half.terms.values()) == pytest.approx(inside / 2, abs=len(one.terms))
+    text = plan_text(both, REFERENCE, gpus=2).splitlines()[-1]
+    assert "on 2 h200, without what they tell each other" in text
+    with pytest.raises(ValueError, match="context_parallel: 3 GPUs cannot share the 2 attention heads of motion"):
+        shared_stages(planner, 3)
+    with pytest.raises(ValueError, match="context_parallel: expected at least 1, got 0"):
+        shared_stages(planner, 0)
 
 
 def test_text_and_dictionary() -> None:

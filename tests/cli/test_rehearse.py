@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
     [
         (["--devices", "0"], "devices: expected at least 1, got 0"),
         (["--devices", "9999"], "devices: "),
+        (["--video_devices", "9999"], "video_devices: "),
         (["--video_steps", "0"], "video_steps: expected at least 1, got 0"),
         (["--clips", "0"], "clips: expected at least 1, got 0"),
         (["--limit", "0"], "limit: expected seconds above 0, got 0"),
@@ -40,6 +41,28 @@ def test_a_rehearsal_that_cannot_go_well_is_refused_before_it_begins(
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
     assert not (tmp_path / "rehearsal/stages").exists()
+
+
+def test_rehearsals_stand_side_by_side(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    facts = {"of": "mini, mini, dense", "gpu": "CPU", "versions": "torch", "python": "3", "video_devices": "1"}
+    facts |= {"clips": "10", "revision": "abc"}
+    folders = []
+    for devices, seconds in ((1, 2.0), (2, 2.5)):
+        row = {"stage": "lfe", "status": "done", "unit": "step", "processes": devices, "measured_seconds": seconds}
+        folders.append(tmp_path / str(devices))
+        folders[-1].mkdir()
+        content = {**facts, "devices": str(devices), "rows": [row]}
+        (folders[-1] / "rehearsal.json").write_text(json.dumps(content))
+    outcome = run_luve(capsys, "scaling", *folders, "--output", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    assert "80%" in outcome.out
+    page = (tmp_path / "out/scaling.md").read_text()
+    assert page.startswith("# Scaling: mini, mini, dense\n")
+    assert "| lfe | 2 |  | 2.5 a step |" in page
+    refused = run_luve(capsys, "scaling", folders[0], tmp_path / "none", "--output", tmp_path / "out")
+    assert refused.code == 2
+    assert refused.err.count("\n") == 1
+    assert "none; expected a folder of luve rehearse" in refused.err
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 from luve_lightning.callbacks import AtomicCheckpointIO, StopRequested
 from luve_lightning.callbacks.checkpoints import accumulating
 from luve_lightning.datamodules.latent_pairs import LatentPairsDataModule
+from luve_lightning.datamodules.sampling import ResumableBatchSampler, check_order
 from luve_lightning.losses import FrameDifferenceL1, LatentL1, PixelL1
 from luve_lightning.models.vluer import VLUer
 from luve_lightning.tasks import VLUerTask
@@ -187,6 +188,31 @@ def test_at_an_epochs_end_the_order_may_change(tmp_path: Path) -> None:
     trainer = train(run.with_(resume="last", steps=8), data=CropsDataModule(batch_size=4))
     assert trainer.global_step == 8
     assert [len(entry[3]) for entry in run.trained()] == [2] * 6 + [4] * 2
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_is_refused_in_an_epoch_and_goes_on_at_its_end(tmp_path: Path) -> None:
+    """Two processes; then one, and three as far as their order of the data decides."""
+    run = Run(tmp_path / "two", steps=3, processes=2, callbacks=(KeepStates(tmp_path / "states"),))
+    assert run_processes(run) == [0, 0]
+    within, ended = sorted((tmp_path / "states").glob("0[23]-step.ckpt"))
+    one = run.with_(folder=tmp_path / "one", processes=1, steps=5, callbacks=())
+    with pytest.raises(
+        ValueError, match=r"2 batches into epoch 0 of another order of the data \(processes was 2, is 1\)"
+    ):
+        train(one.with_(resume=str(within)))
+    three = ResumableBatchSampler(12, 2, seed=3, kind_weights=(1.0, 2.0), rank=0, world_size=3)
+    states = [AtomicCheckpointIO().load_checkpoint(state)["CropsDataModule"] for state in (within, ended)]
+    with pytest.raises(ValueError, match=r"\(processes was 2, is 3\): resume with the same values"):
+        check_order(states[0], three)
+    check_order(states[1], three)
+    with pytest.warns(UserWarning, match=r"2 process\(es\), this run has 1: random numbers start afresh"):
+        train(one.with_(resume=str(ended)))
+    # Epoch 1 as one process takes it that was there from the beginning.
+    alone = run.with_(folder=tmp_path / "alone", processes=1, steps=8, callbacks=())
+    train(alone)
+    taken = [[(entry[1], *entry[3:5]) for entry in run.trained()] for run in (one, alone)]
+    assert taken[0] == taken[1][6:]
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
