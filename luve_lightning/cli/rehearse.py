@@ -134,7 +134,7 @@ def rehearse(
         "devices": str(devices),
         "video_devices": str(video_devices),
     }
-    facts["clips"] = _clips(recipe)
+    facts["clips"] = _clips(recipe, changes or {})
 
     def updated(results: Mapping[str, StageResult]) -> None:
         write_table(root, rehearsal_rows(found, results, root), results, facts)
@@ -182,11 +182,12 @@ def scaling(rehearsals: list[Path], output: Path = Path("runs/rehearsal/scaling"
     say(console, f"{output / SCALING}.md and .json")
 
 
-def _clips(recipe: Rehearsal) -> str:
+def _clips(recipe: Rehearsal, changes: Mapping[str, Mapping[str, Any]]) -> str:
     """What the rehearsed clips are."""
     if recipe.data is not None:
         return str(recipe.data)
-    [made] = [stage.values for stage in recipe.stages() if stage.name == "material"]
+    [painted] = [stage.values for stage in recipe.stages() if stage.name == "material"]
+    made = {**painted, **changes.get("material", {})}
     return f"{made['clips']} painted ones, {made['frames']} frames of {made['size'][0]}x{made['size'][1]}"
 
 
