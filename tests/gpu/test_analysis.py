@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from luve_lightning.analysis.cost import gpu_speed
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, StepProgram, decode
 from luve_lightning.analysis.planner import Planner
+from luve_lightning.analysis.recipe_plan import plan_captions_embedded
 from luve_lightning.analysis.training_plan import plan_step
 from luve_lightning.cascade.options import CascadeOptions
 from luve_lightning.cascade.speed import SpeedOptions
@@ -92,6 +94,20 @@ def test_a_training_step_takes_what_is_planned(
     step = plan_step(planned(task, attention, options), task, LATENTS, 1, TEXT, torch.bfloat16)
     assert measured > GIB / 2
     assert step.peak == pytest.approx(measured, rel=0.15)
+
+
+def test_padded_captions_take_what_is_planned(device: torch.device) -> None:
+    """Several times as much where no fused kernel takes the mask, and all scores are computed."""
+    sizes = {"vocab_size": 128, "d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 4, "num_heads": 32}
+    configs = replace(CONFIGS, text_encoder=sizes | {"feed_forward_proj": "gated-gelu"}, text_length=512)
+    text_encoder = Parts(configs, torch.bfloat16, device).text_encoder
+    ids = torch.randint(3, 128, (8, 512), device=device)
+    mask = torch.ones_like(ids).tril(100)  # the first caption has 101 tokens
+    with torch.inference_mode():
+        measured = peak(lambda: configs.family.text_class.states(text_encoder, ids, mask))
+    found = plan_captions_embedded(configs, 512, 8, "bfloat16", None, None)
+    assert measured > GIB / 2
+    assert found.peak == pytest.approx(measured, rel=0.15)
 
 
 def planned(task: str, attention: Attention | None, options: dict[str, Any]) -> Denoiser:
