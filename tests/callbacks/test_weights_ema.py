@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -133,6 +134,22 @@ def test_a_resumed_average_goes_on(tmp_path: Path) -> None:
     decay = min(0.9, 6 / 15)
     for name, value in before.items():
         torch.testing.assert_close(ema.average[name], torch.lerp(value, weights[name], 1 - decay))
+
+
+def test_a_step_walks_through_no_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    ema, task = EMA(0.5), CropsTask()
+    trainer: Any = SimpleNamespace(global_step=0)
+    ema.on_train_start(trainer, task)
+    before = trainable(task)
+    for weight in task.parameters():
+        weight.data += 1
+    trainer.global_step = 1
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Module, "named_modules", lambda *_, **__: pytest.fail("a walk"))
+        ema.on_train_batch_end(trainer, task, None, None, 0)
+    decay = 2 / 11  # of the first step
+    for name, weight in before.items():
+        torch.testing.assert_close(ema.average[name], weight + 1 - decay)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])

@@ -209,9 +209,10 @@ class _Bench:
         layout = torch.channels_last_3d
         x = self._random(torch.bfloat16, 2, channels, *space).contiguous(memory_format=layout)
         weight = self._random(torch.bfloat16, channels, channels, 3, 3, 3).contiguous(memory_format=layout)
-        given = [x, weight, self._random(torch.bfloat16, channels)]
-        output = F.conv3d(*(one.requires_grad_() for one in given), padding=1)
-        run = partial(torch.autograd.grad, output, given, torch.randn_like(output), retain_graph=True)
+        bias = self._random(torch.bfloat16, channels).requires_grad_()
+        x, weight = x.requires_grad_(), weight.requires_grad_()
+        output = F.conv3d(x, weight, bias, padding=1)
+        run = partial(torch.autograd.grad, output, (x, weight, bias), torch.randn_like(output), retain_graph=True)
         return self._row("convolution backward", torch.bfloat16, 2 * 2 * 27 * channels * output.numel(), run)
 
     def traffic(self) -> dict[str, Any]:
