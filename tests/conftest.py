@@ -6,11 +6,14 @@ import csv
 import gc
 import json
 import os
+from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.helpers.seeds import seed_all, seeded_apart
 
 if TYPE_CHECKING:
     from tests.helpers.tiny_flow import World
@@ -29,8 +32,11 @@ os.environ.setdefault("WANDB__SAVE_REQUIREMENTS", "false")  # 200 packages' meta
 
 gc.disable()  # until all is collected: what is imported stays, and looking through it takes a fifth of the time
 
-# How long an example takes, or is drawn, is the machine's business.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes, or is drawn, is the machine's business. Examples are the same in every run; `--seed` draws
+# others.
+ANY_MACHINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile("any machine", ANY_MACHINE)
+settings.register_profile("other examples", ANY_MACHINE, derandomize=False)
 settings.load_profile("any machine")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -41,6 +47,7 @@ TINY_SIZE = 64
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--numbers`: see tests/test_same_numbers.py; `--all-references`: tests/models/vluer/test_released.py."""
+    parser.addoption("--seed", type=int, help="draw other random numbers, and hypothesis other examples")
     parser.addoption("--numbers", help="a file of numbers that must stay the same; written where it is missing")
     parser.addoption("--all-references", action="store_true", help="compare with every output of the released VLUer")
 
@@ -48,6 +55,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Leaves the order of files to the next hook: pytest-xdist would begin with those of most tests."""
     config.option.loadscopereorder = False
+    if config.option.seed is not None:
+        settings.load_profile("other examples")
+        config.option.hypothesis_seed = config.option.hypothesis_seed or str(config.option.seed)
 
 
 @pytest.hookimpl(trylast=True)
@@ -63,6 +73,23 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """Seeds what several tests share: it is the same whichever of them asks for it first."""
+    if fixturedef.scope == "function":
+        return (yield)
+    with seeded_apart(f"{request.config.option.seed} {fixturedef.baseid} {fixturedef.argname}"):
+        return (yield)
+
+
+@pytest.fixture(autouse=True)
+def seeded(request: pytest.FixtureRequest) -> None:
+    """Seeds each test: what it draws does not depend on the tests that ran before it in this process."""
+    seed_all(f"{request.config.option.seed} {request.node.nodeid}")
 
 
 @pytest.fixture(scope="session")

@@ -96,7 +96,7 @@ print("the end")
 
 def test_other_output_appears_above(repository: Path) -> None:
     terminal = Terminal([sys.executable, "-c", PROGRAM], folder=repository)
-    assert terminal.wait_for(lambda lines: "by a child" in lines, 60)
+    assert terminal.wait_for(lambda lines: "by a child" in lines)
     assert terminal.wait_for(lambda lines: lines[lines.index("") - 1].startswith("validation 1/2"))
     assert terminal.shown()[:4] == ["printed", "half a line", "logged", "by another console"]
     assert " ".join(terminal.shown()[4:6]).split() == ["long"] * 30
@@ -112,7 +112,7 @@ def test_streams_that_are_files_are_left_alone(repository: Path, tmp_path: Path)
     errors = tmp_path / "errors"
     command = f"exec {sys.executable} -c {shlex.quote(PROGRAM)} 2> {errors}"
     terminal = Terminal(["bash", "-c", command], folder=repository)
-    assert terminal.wait_for(lambda lines: "by a child" in lines, 60)
+    assert terminal.wait_for(lambda lines: "by a child" in lines)
     os.kill(terminal.process, signal.SIGUSR1)
     assert terminal.finish() == 0
     assert errors.read_text() == "half a line\nlogged\nlogged afterwards\n"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, timer
 from lightning.pytorch.loggers import CSVLogger
 
 from luve_lightning.callbacks import AtomicCheckpointIO, Checkpoints
@@ -118,7 +120,9 @@ class Exported(L.Callback):
 
 
 @pytest.mark.slow
-def test_max_time_saves_exports_and_can_be_prolonged(tmp_path: Path) -> None:
+def test_max_time_saves_exports_and_can_be_prolonged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count(0.0, 0.1)  # a tenth of a second for each look: a step takes as long on every machine
+    monkeypatch.setattr(timer, "time", SimpleNamespace(monotonic=clock.__next__))
     run = Run(
         tmp_path, steps=1_000_000, accumulate=2, every_n_steps=1_000_000, callbacks=(Exported(),),
         trainer={"max_time": {"seconds": 1}, "limit_val_batches": 1, "val_check_interval": 6},

@@ -324,7 +324,7 @@ def run_without(modules: list[str], code: str, path: Path) -> subprocess.Complet
     """Run code in an interpreter where some modules cannot be imported."""
     block = f"import sys; sys.modules.update(dict.fromkeys({modules!r}))"
     return subprocess.run(
-        [sys.executable, "-c", f"{block}\n{code}", str(path)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", f"{block}\n{code}", str(path)], capture_output=True, text=True, timeout=150
     )
 
 
@@ -365,13 +365,13 @@ def test_workers_read_after_the_parent_has_read(context: str, videos: dict[str, 
     """A decord reader kept from before a fork would hang for ever in the workers."""
     paths = [videos["h264"], videos["hevc"]] * 3
     read_clip(paths[0], 0, 4), read_clip(paths[1], 0, 4)
-    loader = DataLoader(Clips(paths), batch_size=2, num_workers=2, multiprocessing_context=context, timeout=60)
+    loader = DataLoader(Clips(paths), batch_size=2, num_workers=2, multiprocessing_context=context, timeout=150)
     got = torch.cat(list(loader)).numpy()
     assert [numbers_of(frames) for frames in got] == [list(range(i, i + 4)) for i in range(6)]
 
 
 def test_error_of_a_worker_stays_a_clip_error(tmp_path: Path) -> None:
-    batches = iter(DataLoader(Clips([tmp_path / "missing.mp4"]), num_workers=1, timeout=60))
+    batches = iter(DataLoader(Clips([tmp_path / "missing.mp4"]), num_workers=1, timeout=150))
     with pytest.raises(ClipError, match=r"missing\.mp4: is missing"):
         next(batches)
     batches._shutdown_workers()  # type: ignore[attr-defined]  # or torch waits five seconds for it

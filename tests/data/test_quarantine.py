@@ -73,7 +73,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 def test_workers_survive_bad_files(workers: int, folder: Path) -> None:
     listed = folder / "runs" / "quarantine.jsonl"
     dataset = Survivors(folder, Quarantine(listed, 0.5, 12))
-    loader = DataLoader(dataset, batch_size=4, num_workers=workers, timeout=60 if workers else 0)
+    loader = DataLoader(dataset, batch_size=4, num_workers=workers, timeout=150 if workers else 0)
     for _ in range(2):  # the second epoch lists nothing twice
         batches = list(loader)
         assert [len(clips) for _, clips in batches] == [4, 4, 4]
@@ -93,7 +93,7 @@ def test_workers_survive_bad_files(workers: int, folder: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_too_many_bad_clips_stop_the_run_with_a_list(workers: int, folder: Path) -> None:
     dataset = Survivors(folder, Quarantine(folder / "quarantine.jsonl", 0.45, 12))  # five may be bad, not six
-    loader = DataLoader(dataset, batch_size=4, num_workers=workers, timeout=60 if workers else 0)
+    loader = DataLoader(dataset, batch_size=4, num_workers=workers, timeout=150 if workers else 0)
     batches = iter(loader)
     with pytest.raises(TooManyBadClips) as error:
         list(batches)

@@ -35,16 +35,24 @@ def handled() -> Iterator[None]:
 def test_a_signal_to_another_thread_ends_the_wait(tmp_path: Path) -> None:
     """Inside the system's call only a signal to this very thread, at no moment before it, would."""
 
+    caught = threading.Event()
+
     def later() -> None:
+        caught.wait(60)
         time.sleep(0.1)
         signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    def wait() -> None:
+        caught.set()
+        with ClaimedFiles(tmp_path).claim(DIGEST, wait=True):
+            pass
 
     with ClaimedFiles(tmp_path).claim(DIGEST) as mine:
         assert mine
         thread = threading.Thread(target=later)
         thread.start()
-        with pytest.raises(Signalled), ClaimedFiles(tmp_path).claim(DIGEST, wait=True):
-            pass
+        with pytest.raises(Signalled):
+            wait()
     thread.join()
     assert store_size(tmp_path).unfinished == 0
 

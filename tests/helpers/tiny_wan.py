@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
-from torch import Tensor
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample
+from torch import Tensor, nn
 
 from luve_lightning.functional.frequency import FrequencyFilter
 from luve_lightning.functional.noise_bands import SigmaBand
@@ -35,6 +37,18 @@ def tiny_transformer(seed: int = 0, **changes: Any) -> WanTransformer3DModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return WanTransformer3DModel(**(sizes | changes)).eval()
+
+
+def in_float64(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """A copy that computes in float64 throughout, where the order of sums alone makes 1e-15 or so.
+
+    diffusers doubles frames in float32, where a value on a boundary rounds up on one machine and down on another.
+    """
+    exact = copy.deepcopy(vae).double()
+    for module in exact.modules():
+        if isinstance(module, WanUpsample):
+            module.__class__ = nn.Upsample
+    return exact
 
 
 def load_transformer(backbone: str | Path, dtype: torch.dtype | None = None) -> Any:

@@ -84,7 +84,7 @@ def means(seeds: list[int]) -> dict[str, float]:
 def measure(run: Run) -> None:
     """Measure this process's share of the videos, in each way to share them (`task`); rank 0 writes the means."""
     rank = int(os.environ["LOCAL_RANK"])
-    dist.init_process_group("gloo", rank=rank, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", rank=rank, timeout=timedelta(seconds=150))
     measured = {name: means(shards[rank]) for name, shards in run.task.items()}
     if rank == 0:
         (run.folder / "means.json").write_text(json.dumps(measured))

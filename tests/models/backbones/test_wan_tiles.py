@@ -35,6 +35,7 @@ from luve_lightning.models.backbones.wan_tiles import (
 from luve_lightning.models.backbones.wan_vae import decode_whole_clip
 from tests.helpers.live_memory import LiveMemory
 from tests.helpers.noise import noise
+from tests.helpers.tiny_wan import in_float64
 
 MINI = Path(__file__).resolve().parents[3] / "data" / "mini" / "wan"
 SMALL = {"base_dim": 4, "z_dim": 4, "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.1, 0.9, 1.2, 0.8]}
@@ -76,7 +77,7 @@ def vae_of(name: str) -> AutoencoderKLWan:
 @cache
 def in_double(name: str) -> AutoencoderKLWan:
     """The same weights in float64, where only the order of sums differs: a bound that no rounding reaches."""
-    return copy.deepcopy(vae_of(name)).double()
+    return in_float64(vae_of(name))
 
 
 def latents_for(vae: AutoencoderKLWan, batch: int, frames: int, size: tuple[int, int]) -> Tensor:

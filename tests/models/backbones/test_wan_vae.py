@@ -14,6 +14,7 @@ from torch import nn
 
 from luve_lightning.models.backbones import LatentSpace, latent_space_of, load_backbone, wan_vae
 from tests.helpers.noise import noise
+from tests.helpers.tiny_wan import in_float64
 
 
 @pytest.fixture(scope="module")
@@ -91,15 +92,21 @@ def test_normalisation_is_that_of_the_config_and_goes_back(codec: LatentSpace) -
     assert codec.normalize(z.bfloat16()).dtype == torch.float32
 
 
-def test_encodes_the_mode_and_decodes_it(codec: LatentSpace) -> None:
-    video = noise(2, 3, 5, 16, 24).clamp(-1, 1)
+@pytest.fixture
+def exact(codec: LatentSpace) -> LatentSpace:
+    """It computes in float64; what it returns is rounded to float32."""
+    return latent_space_of(in_float64(codec.vae))
+
+
+def test_encodes_the_mode_and_decodes_it(exact: LatentSpace) -> None:
+    codec, video = exact, noise(2, 3, 5, 16, 24).clamp(-1, 1).double()
     latents = codec.encode(video)
     assert latents.shape == (2, 16, 2, 2, 3)
     with torch.no_grad():
         mode = codec.vae.encode(video).latent_dist.mode()
-        torch.testing.assert_close(latents, codec.normalize(mode), rtol=1e-4, atol=1e-5)
-        want = codec.vae.decode(codec.denormalize(latents)).sample
-    torch.testing.assert_close(codec.decode(latents), want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(latents, codec.normalize(mode.float()), rtol=1e-6, atol=1e-6)
+        want = codec.vae.decode(codec.denormalize(latents).double()).sample.float()
+    torch.testing.assert_close(codec.decode(latents), want, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -110,7 +117,8 @@ def test_decoded_pixels_are_clamped(tiny_backbone: Path) -> None:
     assert codec.decode_differentiable(noise(1, 16, 1, 2, 2)).max() < -1
 
 
-def test_one_pass_parts_and_chunks_agree(codec: LatentSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_pass_parts_and_chunks_agree(exact: LatentSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = exact
     video = noise(3, 3, 9, 16, 16).clamp(-1, 1)
     latents = noise(3, 16, 3, 2, 2)
     encoded, decoded = codec.encode(video), codec.decode(latents)
@@ -118,8 +126,8 @@ def test_one_pass_parts_and_chunks_agree(codec: LatentSpace, monkeypatch: pytest
     for limit, at_once in ((2 * clip, 2), (clip, 1), (clip - 1, 1)):  # the last: no clip fits, chunk by chunk
         monkeypatch.setattr(wan_vae, "WHOLE_CLIP_PIXELS", limit)
         assert codec.clips_at_once(9, 16, 16) == at_once
-        torch.testing.assert_close(codec.encode(video), encoded, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(codec.decode(latents), decoded, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(codec.encode(video), encoded, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(codec.decode(latents), decoded, rtol=1e-6, atol=1e-6)
 
 
 def test_bfloat16_weights_with_single_precision_latents(tiny_backbone: Path, codec: LatentSpace) -> None:
@@ -132,7 +140,10 @@ def test_bfloat16_weights_with_single_precision_latents(tiny_backbone: Path, cod
     torch.testing.assert_close(latents, codec.encode(video), rtol=0.05, atol=0.05)
     decoded = half.decode(latents)
     assert decoded.dtype == torch.float32
-    torch.testing.assert_close(decoded, codec.decode(latents), rtol=0.05, atol=0.05)
+    # Thirty roundings to 2^-9 in turn: their deviation is 0.0075, and the greatest of 3,840 is seven times that.
+    off = (decoded - codec.decode(latents)).abs()
+    assert off.mean() < 0.01
+    assert off.max() < 0.1
 
 
 @pytest.mark.slow

@@ -120,11 +120,11 @@ def test_equals_the_unfolded_form(use_cell: bool, given: tuple[int, int, int], w
 
 @pytest.mark.parametrize("chunk", [1, 40, 10_000])
 def test_chunks_of_queries_change_nothing(chunk: int) -> None:
-    latents, size = noise(2, 3, 3, 4, 5), (5, 7, 9)
-    whole = trained()(latents, size)  # with gradients there are no chunks
+    latents, size = noise(2, 3, 3, 4, 5).double(), (5, 7, 9)
+    whole = trained().double()(latents, size)  # with gradients there are no chunks
     with torch.no_grad():
-        parts = trained(query_chunk=chunk)(latents, size)
-    torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-6)
+        parts = trained(query_chunk=chunk).double()(latents, size)
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
 
 
 def test_a_clip_does_not_depend_on_its_batch() -> None:
