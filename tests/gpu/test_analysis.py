@@ -97,17 +97,21 @@ def test_a_training_step_takes_what_is_planned(
 
 
 def test_padded_captions_take_what_is_planned(device: torch.device) -> None:
-    """Several times as much where no fused kernel takes the mask, and all scores are computed."""
+    """And are masked right. Without a fused kernel for the mask, they would take several times as much."""
     sizes = {"vocab_size": 128, "d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 4, "num_heads": 32}
     configs = replace(CONFIGS, text_encoder=sizes | {"feed_forward_proj": "gated-gelu"}, text_length=512)
     text_encoder = Parts(configs, torch.bfloat16, device).text_encoder
     ids = torch.randint(3, 128, (8, 512), device=device)
     mask = torch.ones_like(ids).tril(100)  # the first caption has 101 tokens
+    states, own = configs.family.text_class.states, mask.bool()
     with torch.inference_mode():
-        measured = peak(lambda: configs.family.text_class.states(text_encoder, ids, mask))
+        measured = peak(lambda: states(text_encoder, ids, mask))
+        half = states(text_encoder, ids, mask)[own].float()
+        exact = states(text_encoder.float(), ids, mask)[own]
     found = plan_captions_embedded(configs, 512, 8, "bfloat16", None, None)
     assert measured > GIB / 2
     assert found.peak == pytest.approx(measured, rel=0.15)
+    assert (half - exact).norm() < 0.03 * exact.norm()  # without the mask it is half as large as they are
 
 
 def planned(task: str, attention: Attention | None, options: dict[str, Any]) -> Denoiser:
