@@ -70,6 +70,7 @@ def mini_world(
     fps: int = 16,
     processes: int | None = None,
     kind: WorldKind = "varied",
+    flaws: float = 0.0,
 ) -> None:
     """Renders the mini world: real photographs filmed by a moving camera, as clips with UltraVideo's CSV.
 
@@ -88,10 +89,12 @@ def mini_world(
         kind: What is held out. varied: photographs, in front of which cameras and sprites of all kinds move.
             combinations: combinations of a photograph, a motion and a sprite that training shows one by one; some of
             the numbers of clips may be 0. photographs: photographs, in clips like those.
+        flaws: Share of the training clips that are badly taken (blurred, noisy, blocky, dark, blown, shaky, frozen or
+            stuttering), as collected clips are: from 0 to less than 1. Not for varied worlds.
     """
     console = Console(emoji=False)
     started = time.perf_counter()
-    report = render_mini_world(output, seed, train, val, test, frames, size, fps, processes, kind)
+    report = render_mini_world(output, seed, train, val, test, frames, size, fps, processes, kind, flaws)
     seconds = time.perf_counter() - started
     if report.rendered:
         kept = f" ({report.kept} were there already)" if report.kept else ""

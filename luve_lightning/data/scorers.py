@@ -50,6 +50,9 @@ class Scorer(ABC):
     name: str
     """Which measure it is."""
 
+    of_clips = False
+    """Whether it rates all chosen frames of one clip together, in their order; each then has the clip's number."""
+
     @property
     @abstractmethod
     def version(self) -> str:
@@ -102,6 +105,29 @@ def _sharpness(gray: NDArray[np.float64]) -> float:
 
 def _exposure(gray: NDArray[np.float64]) -> float:
     return float(np.mean((gray > _MARGIN) & (gray < 1 - _MARGIN)))
+
+
+class TakeQuality(Scorer):
+    """How well a clip was taken, in [0, 1]: see `take_quality`. It ignores captions, and is no substitute for HPS v3.
+
+    Choose three or more frames that follow one another: those far apart look shaken.
+    """
+
+    name = "take-quality"
+    of_clips = True
+
+    @property
+    def version(self) -> str:
+        """The version of the measures and their limits."""
+        return "1"
+
+    def score(self, frames: Frames, captions: Sequence[str]) -> list[float]:
+        """N x H x W x 3 uint8 of one clip to its number, N times."""
+        import torch
+
+        from luve_lightning.functional.take_quality import take_quality
+
+        return [take_quality(torch.from_numpy(frames))] * len(frames)
 
 
 _REPOSITORY, _FILE = "MizzenAI/HPSv3", "HPSv3.safetensors"  # where the package itself looks
@@ -213,7 +239,9 @@ class FrameReader:
             return ReadClip(job, reason=job.row.error)
         path, indices = job.entry.path, self.choice.of(job.entry.total_frames)
         try:
-            frames = np.concatenate([read_clip(path, index, 1, matte=job.entry.matte) for index in indices])
+            runs = np.split(np.array(indices), np.flatnonzero(np.diff(indices) != 1) + 1)
+            parts = [read_clip(path, int(run[0]), len(run), matte=job.entry.matte) for run in runs]
+            frames = np.concatenate(parts)
             if stamp(path) != job.seen:
                 return ReadClip(job, reason="changed while it was read")
         except ClipError as error:
@@ -350,15 +378,15 @@ def _jobs(
 
 
 def _score(scorer: Scorer, batch: Sequence[ReadClip]) -> list[ScoreRow]:
-    """A row for each clip; clips of one size are scored together."""
+    """A row for each clip; clips of one size are scored together unless the scorer rates clips."""
     rows = [replace(item.job.row, error=item.reason) for item in batch if item.frames is None]
     readable = [item for item in batch if item.frames is not None]
 
     def size(item: ReadClip) -> tuple[int, ...]:
         return () if item.frames is None else item.frames.shape[1:]
 
-    for _, group in groupby(sorted(readable, key=size), key=size):
-        clips = list(group)
+    groups = [list(group) for _, group in groupby(sorted(readable, key=size), key=size)]
+    for clips in [[item] for item in readable] if scorer.of_clips else groups:
         column = clips[0].job.row.settings.caption_column
         captions = [item.job.entry.captions[column] for item in clips for _ in item.indices]
         scores = scorer.score(np.concatenate([item.frames for item in clips if item.frames is not None]), captions)

@@ -43,8 +43,8 @@ COLUMNS = (
 )
 """UltraVideo's columns, in its order."""
 
-PARTS = ("split", "photograph", "motion", "sprite")
-"""Columns of a mini world that say what a clip is made of; to the index they say nothing new."""
+PARTS = ("split", "photograph", "motion", "sprite", "flaw")
+"""Columns of a mini world that say what a clip is made of; the index takes nothing from them."""
 
 CLIP_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")  # a valid file name on any system, never a path
 MAX_SIDE = 16384  # pixels; UltraVideo's widest frame has 7680

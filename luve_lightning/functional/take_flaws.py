@@ -5,9 +5,12 @@ Every function takes and returns uint8 frames T x H x W x 3.
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import torch
 from numpy.random import Generator
+from PIL import Image
 from torch import Tensor
 
 from luve_lightning.functional.pixels import frames_to_video, resize_video, video_to_frames
@@ -31,6 +34,21 @@ def noisy(frames: Tensor, deviation: float, rng: Generator) -> Tensor:
     return levels(frames + deviation * torch.from_numpy(rng.standard_normal(frames.shape, dtype=np.float32)))
 
 
+def compressed(frames: Tensor, quality: int) -> Tensor:
+    """Frames stored as JPEG of this quality, 1 to 95: at 10 blocks of 8x8 pixels show."""
+    stored = []
+    for frame in frames:
+        file = io.BytesIO()
+        Image.fromarray(frame.numpy()).save(file, "JPEG", quality=quality)
+        stored.append(torch.from_numpy(np.array(Image.open(file))))
+    return torch.stack(stored)
+
+
+def exposed(frames: Tensor, gain: float, veil: float = 0.0) -> Tensor:
+    """Frames exposed for too short or too long: each level times `gain`, under a veil of light, 0 to 1."""
+    return levels(255 * veil + (1 - veil) * gain * frames.float())
+
+
 def flickering(frames: Tensor, deviation: float, rng: Generator) -> Tensor:
     """Frames each of another brightness, a factor of this standard deviation around 1."""
     factors = 1 + deviation * torch.from_numpy(rng.standard_normal(len(frames), dtype=np.float32))
@@ -41,6 +59,29 @@ def frozen_from(frames: Tensor, share: float) -> Tensor:
     """Frames the last share of which, 0 to 1, repeat the one before."""
     last = round((len(frames) - 1) * (1 - share))
     return frames[torch.arange(len(frames)).clamp(max=last)]
+
+
+def stuttering(frames: Tensor, hold: int) -> Tensor:
+    """Frames of which each `hold`-th stands until the next one."""
+    return frames[torch.arange(len(frames)) // hold * hold]
+
+
+def shaken(frames: Tensor, margin: int, deviation: float, rng: Generator) -> Tensor:
+    """Frames of a trembling camera, which has cut `margin` pixels from each side.
+
+    Args:
+        frames: uint8 T x H x W x 3.
+        margin: how far a frame may be from its place, in pixels.
+        deviation: standard deviation of a frame's place, each drawn anew, in pixels.
+        rng: the randomness.
+
+    Returns:
+        uint8 T x (H - 2 margin) x (W - 2 margin) x 3.
+    """
+    height, width = (side - 2 * margin for side in frames.shape[1:3])
+    steps = (deviation * rng.standard_normal((len(frames), 2))).round().clip(-margin, margin).astype(int) + margin
+    parts = [frame[y : y + height, x : x + width] for frame, (y, x) in zip(frames, steps.tolist(), strict=True)]
+    return torch.stack(parts)
 
 
 def levels(values: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import av
 import torch
 from rich import progress
 
-from luve_lightning.data.mini_world.paint import draw_scene, paint_scene
+from luve_lightning.data.mini_world.paint import draw_scene, paint_take
 from luve_lightning.data.mini_world.scene import (
     DIRECTIONS,
     PHOTOGRAPHS,
@@ -32,7 +32,14 @@ from luve_lightning.data.mini_world.scene import (
     photograph_named,
     source_pixels,
 )
-from luve_lightning.data.mini_world.stage import SPRITES, STAGE_RENDERER, StagedScene, WorldKind, draw_stage
+from luve_lightning.data.mini_world.stage import (
+    SPRITES,
+    STAGE_RENDERER,
+    FlawedScene,
+    StagedScene,
+    WorldKind,
+    draw_stage,
+)
 from luve_lightning.data.video_files import encode_h264
 from luve_lightning.data.video_index import COLUMNS, PARTS
 from luve_lightning.files import file_digest, remove_unfinished, text_digest, write_text
@@ -114,13 +121,14 @@ def catalog_csv(scenes: Sequence[Scene]) -> str:
 
     A photograph stands for a source video, and its clips follow one another in it (`start_frame` up to, not
     including, `end_frame`); so does a combination where there are some, and then columns of each clip's parts follow
-    UltraVideo's. Scores: `vtss_score` is photograph pixels per clip pixel (1 or more is sharp),
-    `motion_score` is the background's motion in pixels per frame, `video_clip_score` is 1, since captions are
-    exact.
+    UltraVideo's, and one of its flaw where there are flawed takes. Scores, which know no flaws: `vtss_score` is
+    photograph pixels per clip pixel (1 or more is sharp), `motion_score` is the background's motion in pixels per
+    frame, `video_clip_score` is 1, since captions are exact.
     """
     text = io.StringIO()
-    staged = any(isinstance(scene, StagedScene) for scene in scenes)
-    writer = csv.DictWriter(text, (*COLUMNS, *PARTS) if staged else COLUMNS, lineterminator="\n")
+    staged, flawed = (any(isinstance(scene, kind) for scene in scenes) for kind in (StagedScene, FlawedScene))
+    parts = PARTS if flawed else PARTS[:-1] if staged else ()
+    writer = csv.DictWriter(text, (*COLUMNS, *parts), lineterminator="\n")
     writer.writeheader()
     shown: dict[str, int] = {}
     for scene in scenes:
@@ -149,6 +157,7 @@ def prompts_jsonl(scenes: Sequence[Scene], split: str) -> str:
 def _row(scene: Scene, start: int) -> dict[str, object]:
     stop = start + scene.frames
     parts = (scene.split, *scene.parts) if isinstance(scene, StagedScene) else ()
+    parts += (scene.flaw,) if isinstance(scene, FlawedScene) else ()
     return {
         "clip_id": scene.clip_id,
         "url": scene.source,
@@ -178,7 +187,7 @@ class OtherWorldError(ValueError):
     """Raised for a folder with something other than the requested world."""
 
 
-def _claim(output: Path, arguments: dict[str, int | str]) -> dict[str, str]:
+def _claim(output: Path, arguments: dict[str, float | str]) -> dict[str, str]:
     """Claims a folder for a world, or recognises the world in it.
 
     Returns:
@@ -205,9 +214,9 @@ def _matches(path: Path, expected: str | None) -> bool:
     return path.is_file() and file_digest(path) == expected
 
 
-def _check_same(output: Path, held: dict[str, int | str], asked: dict[str, int | str]) -> None:
-    # A varied world's manifest names no kind: it is as old as the first worlds.
-    held, asked = {"kind": "varied", **held}, {"kind": "varied", **asked}
+def _check_same(output: Path, held: dict[str, float | str], asked: dict[str, float | str]) -> None:
+    # Manifests are as old as the first worlds, which had neither.
+    held, asked = ({"kind": "varied", "flaws": 0.0, **arguments} for arguments in (held, asked))
     other = [f"{key}={held.get(key)} (asked {value})" for key, value in asked.items() if held.get(key) != value]
     if other:
         raise OtherWorldError(
@@ -247,6 +256,7 @@ def render_mini_world(
     fps: int = 16,
     processes: int | None = None,
     kind: WorldKind = "varied",
+    flaws: float = 0.0,
 ) -> RenderReport:
     """Renders the mini world into a folder; the same arguments give the same bytes.
 
@@ -268,6 +278,7 @@ def render_mini_world(
         kind: "varied": cameras and sprites of all kinds, photographs held out whole. "combinations": held out are
             combinations of parts that training shows (`Combination`). "photographs": such clips, but photographs held
             out whole.
+        flaws: Share of the training clips that are badly taken (`FLAWS`), from 0 to less than 1; 0 if varied.
 
     Returns:
         Which clips were rendered, and how many existed already.
@@ -280,10 +291,12 @@ def render_mini_world(
     counts = {"train": train, "val": val, "test": test}
     form = {"frames": frames, "size": size, "fps": fps}
     _check_arguments({"seed": seed, **counts, **form}, processes, kind)
-    arguments: dict[str, int | str] = {"seed": seed, **counts, **form, "renderer": RENDERER}
+    arguments: dict[str, float | str] = {"seed": seed, **counts, **form, "renderer": RENDERER}
     if kind != "varied":
-        arguments |= {"renderer": STAGE_RENDERER, "kind": kind}
-    scenes = _draw(kind, seed, counts, frames, size, fps)
+        arguments |= {"renderer": STAGE_RENDERER, "kind": kind} | ({"flaws": flaws} if flaws else {})
+    elif flaws:
+        raise ValueError("flaws: a varied world has none; choose --kind combinations or photographs")
+    scenes = _draw(kind, seed, counts, frames, size, fps, flaws)
     hashes = _claim(output, arguments)
     folder = output / "clips"
     folder.mkdir(exist_ok=True)
@@ -304,10 +317,12 @@ def render_mini_world(
     return RenderReport(tuple(scene.clip_id for scene in todo), len(scenes) - len(todo))
 
 
-def _draw(kind: WorldKind, seed: int, counts: dict[str, int], frames: int, size: int, fps: int) -> list[Scene]:
+def _draw(
+    kind: WorldKind, seed: int, counts: dict[str, int], frames: int, size: int, fps: int, flaws: float
+) -> list[Scene]:
     if kind == "varied":
         return [draw_scene(seed, split, i, frames, size, fps) for split in SPLITS for i in range(counts[split])]
-    drawn = {split: list(draw_stage(kind, seed, split, counts[split], frames, size, fps)) for split in SPLITS}
+    drawn = {name: list(draw_stage(kind, seed, name, counts[name], frames, size, fps, flaws)) for name in SPLITS}
     shown = {part for scene in drawn["train"] for part in scene.parts}
     unseen = {part for split in ("val", "test") for scene in drawn[split] for part in scene.parts} - shown
     if kind == "combinations" and shown and unseen:
@@ -386,4 +401,4 @@ def _rendered(scenes: Sequence[Scene], folder: Path, processes: int) -> Iterator
 
 
 def _render_one(scene: Scene, folder: Path) -> None:
-    encode_h264(folder / f"{scene.clip_id}.mp4", paint_scene(scene).numpy(), scene.fps, CRF)
+    encode_h264(folder / f"{scene.clip_id}.mp4", paint_take(scene).numpy(), scene.fps, CRF)

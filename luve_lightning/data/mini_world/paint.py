@@ -30,6 +30,8 @@ from luve_lightning.data.mini_world.scene import (
     photographs_of,
     sprite_path,
 )
+from luve_lightning.data.mini_world.stage import FlawedScene
+from luve_lightning.functional import take_flaws
 from luve_lightning.functional.outlines import OUTLINES
 
 RIM = 0.12  # width of a coloured sprite's rim, in radii
@@ -51,6 +53,50 @@ def paint_scene(scene: Scene) -> Tensor:
         size = (scene.size, scene.size)
         canvas = F.interpolate(canvas, size, mode="bicubic", antialias=True, align_corners=False)
     return canvas.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def paint_take(scene: Scene) -> Tensor:
+    """Paints a clip as it was taken: a flawed take with its flaw, any other as it is; uint8 `T x H x W x 3`.
+
+    A flaw's amount is, blurred: standard deviation of a Gaussian in pixels of a clip of 192. noisy: standard deviation
+    of normal noise, of 255. blocky: quality of a JPEG. dark: factor on every level. blown: the same, under a veil of
+    light. shaky: standard deviation of a frame's place, in pixels of a clip of 192. frozen: share of the clip that
+    stands still at its end. stuttering: number of frames for which each that is shown stands.
+    """
+    if not isinstance(scene, FlawedScene):
+        return paint_scene(scene)
+    rng = np.random.default_rng([scene.seed, scene.index, 6])
+    scale = scene.size / REFERENCE_SIZE
+    if scene.flaw == "shaky":
+        margin = math.ceil(12 * scale)
+        return take_flaws.shaken(paint_scene(_widened(scene, margin)), margin, scene.amount * scale, rng)
+    frames, amount = paint_scene(scene), scene.amount
+    spoilt = {
+        "blurred": lambda: take_flaws.blurred(frames, amount * scale),
+        "noisy": lambda: take_flaws.noisy(frames, amount, rng),
+        "blocky": lambda: take_flaws.compressed(frames, round(amount)),
+        "dark": lambda: take_flaws.exposed(frames, amount),
+        "blown": lambda: take_flaws.exposed(frames, amount, veil=0.3),
+        "frozen": lambda: take_flaws.frozen_from(frames, amount),
+        "stuttering": lambda: take_flaws.stuttering(frames, round(amount)),
+    }
+    return spoilt[scene.flaw]()
+
+
+def _widened(scene: Scene, margin: int) -> Scene:
+    """The same scene with so many pixels more on each side; the borders of a photograph are repeated beyond it."""
+    factor = 1 + 2 * margin / scene.size
+    camera = replace(scene.camera, window=scene.camera.window * factor, distance=scene.camera.distance / factor)
+    sprites = tuple(
+        replace(
+            sprite,
+            start=(sprite.start[0] / factor, sprite.start[1] / factor),
+            stop=(sprite.stop[0] / factor, sprite.stop[1] / factor),
+            radius=sprite.radius / factor,
+        )
+        for sprite in scene.sprites
+    )
+    return replace(scene, size=scene.size + 2 * margin, camera=camera, sprites=sprites)
 
 
 def _paint_background(scene: Scene, side: int) -> Tensor:

@@ -2,13 +2,16 @@
 
 A model that has seen every photograph, motion and sprite, but not every combination, can be asked for a new one. All
 three are told apart by eye at 96x96, in any half of a clip: the camera sees most of a photograph and moves steadily.
+
+Of what is collected, a part is badly taken. A world may have a share of such clips in training, for whoever selects.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Literal, get_args
 
@@ -47,6 +50,19 @@ SPRITES: dict[str, tuple[str, tuple[int, int, int], str, str, float]] = {
     "circle": ("orange", (250, 130, 10), "circles", "", 0.0),
     "square": ("purple", (150, 40, 190), "shrinks", "", 0.0),
     "hexagon": ("turquoise", (20, 205, 205), "moves", "right", 0.0),
+}
+
+# Flaws of a take: how often each occurs next to the others, and its smallest and largest amount (`paint_take`). Soft,
+# noisy and over-compressed clips are the most common. A person sees each at its smallest amount and rejects the clip.
+FLAWS: dict[str, tuple[int, float, float]] = {
+    "blurred": (3, 1.6, 3.0),
+    "noisy": (2, 22.0, 40.0),
+    "blocky": (2, 10.0, 5.0),
+    "dark": (1, 0.3, 0.18),
+    "blown": (1, 1.8, 2.6),
+    "shaky": (1, 3.5, 6.0),
+    "frozen": (1, 0.85, 1.0),
+    "stuttering": (1, 4.0, 7.0),
 }
 
 
@@ -118,13 +134,27 @@ class StagedScene(Scene):
         return Combination(*self.parts).url
 
 
+@dataclass(frozen=True)
+class FlawedScene(StagedScene):
+    """A scene that was taken badly.
+
+    Attributes:
+        flaw: A key of `FLAWS`.
+        amount: How much of it, between the flaw's smallest and largest amount.
+    """
+
+    flaw: str = ""
+    amount: float = 0.0
+
+
 def draw_stage(
-    kind: WorldKind, seed: int, split: str, count: int, frames: int, size: int, fps: int
+    kind: WorldKind, seed: int, split: str, count: int, frames: int, size: int, fps: int, flaws: float = 0.0
 ) -> Iterator[StagedScene]:
     """Draws the first clips of a split, each independent of how many there are.
 
     All combinations come in turn, in an order of the seed's, a photograph never a second time before all others. Then
-    they come again, seen anew.
+    they come again, seen anew. Flawed takes are spread evenly over photographs and over the takes of a combination: of
+    n takes n times `flaws` are flawed, rounded up or down. So up to a half, two takes show each combination well once.
 
     Args:
         kind: "combinations" or "photographs".
@@ -134,18 +164,25 @@ def draw_stage(
         frames: Length of a clip.
         size: Side of the square frame in pixels.
         fps: Frames per second.
+        flaws: Share of training clips that are flawed takes (`FLAWS`), from 0 to less than 1; other splits have none.
 
     Yields:
         The scenes.
+
+    Raises:
+        ValueError: Such a share is impossible, or the world is a varied one.
     """
+    if not 0 <= flaws < 1:
+        raise ValueError(f"flaws: expected a share of the training clips, from 0 to less than 1, got {flaws:g}")
     every, number = combinations_of(kind, split), SPLITS.index(split)
+    begun = _begun(np.random.default_rng([seed, number, 0, 4]), every)
     for index in range(count):
         turn, place = divmod(index, len(every))
         if not place:
             order = _order(np.random.default_rng([seed, number, turn, 2]), every)
         shown = order[place]
         rng = np.random.default_rng([seed, number, index, 3])
-        yield StagedScene(
+        scene = StagedScene(
             seed=seed,
             split=split,
             index=index,
@@ -160,10 +197,31 @@ def draw_stage(
             motion=shown.motion,
             sprite=shown.sprite,
         )
+        before, after = (math.floor(take * flaws + begun[shown]) for take in (turn, turn + 1))
+        flawed = split == "train" and after > before
+        yield _flawed(np.random.default_rng([seed, number, index, 5]), scene) if flawed else scene
 
 
 # Part of every clip's id: raise it whenever the same arguments would give other pixels.
 STAGE_RENDERER = 101
+
+
+def _begun(rng: np.random.Generator, combinations: list[Combination]) -> dict[Combination, float]:
+    """How much of a flawed take each combination begins with, spread evenly over those of a photograph, in (0, 1)."""
+    found: dict[Combination, float] = {}
+    for shown in dict.fromkeys(combination.photograph for combination in combinations):
+        of_photograph = [combination for combination in combinations if combination.photograph == shown]
+        places = (rng.permutation(len(of_photograph)) + 0.5) / len(of_photograph)
+        found |= zip(of_photograph, places.tolist(), strict=True)
+    return found
+
+
+def _flawed(rng: np.random.Generator, scene: StagedScene) -> FlawedScene:
+    weights = np.array([weight for weight, *_ in FLAWS.values()], dtype=np.float64)
+    flaw = str(rng.choice(list(FLAWS), p=weights / weights.sum()))
+    _, low, high = FLAWS[flaw]
+    amount = round(low + float(rng.random()) * (high - low), 3)
+    return FlawedScene(**{field.name: getattr(scene, field.name) for field in fields(scene)}, flaw=flaw, amount=amount)
 
 
 def _order(rng: np.random.Generator, combinations: list[Combination]) -> list[Combination]:
