@@ -99,7 +99,8 @@ mini-world: $(WORLD) ## Render the mini world's clips, if they are missing
 $(WORLD): | $(STAMP)
 	$(LUVE) mini-world
 
-RENDER_COMBINATIONS := $(LUVE) mini-world --kind combinations --output data/mini/combinations --train 1642 --val 102 --test 256
+# A third of the training clips are flawed takes, as of clips that somebody collected; the experts' data are selected from them.
+RENDER_COMBINATIONS := $(LUVE) mini-world --kind combinations --output data/mini/combinations --train 1642 --val 102 --test 256 --flaws 0.333
 
 .PHONY: combinations
 combinations: $(STAMP) ## Render the mini world of combinations, of which a fifth is held out, into data/mini/combinations
@@ -197,7 +198,7 @@ IN_COMBINATIONS = $(COMBINATIONS) --$(1) data/mini/combinations/$(2)
 combinations-data: data/mini/combinations/MANIFEST.json $(STAMP) ## Encode, embed and score the combinations, for the tables; skips what exists
 	$(LUVE) precompute --config experiments/precompute/mini.yaml --config experiments/precompute/mini-experts.yaml $(call IN_COMBINATIONS,store,latents)
 	$(LUVE) embed --config experiments/embed/mini.yaml $(call IN_COMBINATIONS,store,texts)
-	$(LUVE) score --config experiments/score/mini.yaml $(call IN_COMBINATIONS,output,scores)
+	$(LUVE) score --config experiments/score/mini-combinations.yaml
 
 # Some of the rivals learn from low-resolution latents.
 LOW_RESOLUTION := $(LUVE) precompute $(foreach name,mini mini-rivals,--config experiments/precompute/$(name).yaml) $(call IN_COMBINATIONS,store,latents)

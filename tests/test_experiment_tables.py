@@ -114,6 +114,28 @@ def test_every_row_is_another_run(name: str, tmp_path: Path, monkeypatch: pytest
     assert len(whole.stages) <= 20 * 2
 
 
+def test_rows_of_selection_differ_in_their_clips_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    planner = planner_of("experts", tmp_path)
+
+    def trained(row: str, name: str) -> dict[str, Any]:
+        [stage] = [stage for stage in planner.before_gathering(row, 1) if stage.name == name]
+        files = [Path(word) for before, word in pairwise(stage.words) if before == "--config"]
+        options = [pair for pair in pairwise(stage.words) if pair[0].startswith("--") and pair[0] != "--config"]
+        return {"files": compose(files), **dict(options)}
+
+    for name in ("lfe", "hfe"):
+        selected, every = trained("full", name), trained("without_selection", name)
+        changed = {key for key in {*selected, *every} if selected.get(key) != every.get(key)}
+        assert changed == {"--data.init_args.selection", "--trainer.default_root_dir"}
+        assert every["--data.init_args.selection"] == "null"
+        selection = selected["files"]["data"]["init_args"]["selection"]
+        assert (selection["scorer"], selection["threshold"]) == ("take-quality", 0.5)
+        assert selected["--trainer.max_steps"] == every["--trainer.max_steps"]
+
+
 @pytest.mark.parametrize(
     ("name", "row"),
     [

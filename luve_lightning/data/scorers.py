@@ -51,7 +51,7 @@ class Scorer(ABC):
     """Which measure it is."""
 
     of_clips = False
-    """Whether it rates all chosen frames of one clip together, in their order; each then has the clip's number."""
+    """Whether it rates the frames of one clip together, in their order; each then has the clip's number."""
 
     @property
     @abstractmethod
@@ -108,9 +108,9 @@ def _exposure(gray: NDArray[np.float64]) -> float:
 
 
 class TakeQuality(Scorer):
-    """How well a clip was taken, in [0, 1]: see `take_quality`. It ignores captions, and is no substitute for HPS v3.
+    """How well a clip was taken, in [0, 1]: `take_quality`. Choose frames that follow one another, three or more.
 
-    Choose three or more frames that follow one another: those far apart look shaken.
+    It ignores captions, and is no substitute for HPS v3.
     """
 
     name = "take-quality"
@@ -240,8 +240,7 @@ class FrameReader:
         path, indices = job.entry.path, self.choice.of(job.entry.total_frames)
         try:
             runs = np.split(np.array(indices), np.flatnonzero(np.diff(indices) != 1) + 1)
-            parts = [read_clip(path, int(run[0]), len(run), matte=job.entry.matte) for run in runs]
-            frames = np.concatenate(parts)
+            frames = np.concatenate([read_clip(path, int(run[0]), len(run), matte=job.entry.matte) for run in runs])
             if stamp(path) != job.seen:
                 return ReadClip(job, reason="changed while it was read")
         except ClipError as error:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 _LUMA = (0.299, 0.587, 0.114)
 _LOOKED_AT = 5  # frames that single pictures are measured on
 _SIDE = 96  # rows and columns at which the camera's movement is found
+_COARSE = 16.0  # waves across a frame, to which movement is found: finer ones are lost where the picture turns
 _STANDS = 0.1  # pixels a frame of movement, below which a clip stands still
 
 # A measure's value at which a take is as good as bad, and the distance from it that changes odds by e. Good takes are
@@ -26,7 +27,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "bright": (0.5, 0.06),
     "dark": (0.26, -0.03),
     "still": (0.4, -0.08),
-    "shake": (0.02, -0.002),
+    "shake": (0.028, -0.002),
 }
 
 
@@ -37,8 +38,8 @@ def take_measures(frames: Tensor) -> dict[str, float]:
     the standard deviation, of 255, in the smoothest twentieth of 8x8 blocks. blocks: logarithm of the change between
     neighbours across the borders of 8x8 blocks over that elsewhere (as Wang, Sheikh and Bovik 2002, wherever the grid
     is). bright and dark: levels of the brightest and of the darkest 0.5 % of pixels, 0 to 1. still: share of frames
-    that repeat the one before. shake: mean change of the camera's speed from frame to frame, as a share of the
-    frame's side, at most 0.1 each.
+    that repeat the one before. shake: median change of the camera's speed from frame to frame, as a share of the
+    frame's side.
 
     Args:
         frames: uint8 T x H x W x 3, neighbours in time, T >= 3, sides of 32 and more.
@@ -121,10 +122,12 @@ def _shake(luma: Tensor) -> float:
     waves = torch.fft.rfft2((small - small.mean((1, 2), keepdim=True)) * window)
     # Phase correlation: the peak is where one frame lies on the next.
     both = waves[1:] * waves[:-1].conj()
-    peaks = torch.fft.irfft2(both / both.abs().clamp(min=1e-6), s=(_SIDE, _SIDE)).flatten(1).argmax(1)
+    rows, columns = torch.fft.fftfreq(_SIDE)[:, None] * _SIDE, torch.fft.rfftfreq(_SIDE) * _SIDE
+    weights = torch.exp(-(rows**2 + columns**2) / (2 * _COARSE**2))
+    peaks = torch.fft.irfft2(weights * both / both.abs().clamp(min=1e-6), s=(_SIDE, _SIDE)).flatten(1).argmax(1)
     speed = torch.stack([peaks // _SIDE, peaks % _SIDE], 1)
     speed = torch.where(speed > _SIDE // 2, speed - _SIDE, speed).float() / _SIDE
-    return float(speed.diff(dim=0).norm(dim=1).clamp(max=0.1).mean())
+    return _middle(speed.diff(dim=0).norm(dim=1))
 
 
 def _middle(values: Tensor) -> float:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from skimage.data import astronaut
 from skimage.filters import gaussian
 from skimage.measure import blur_effect
 
 from luve_lightning.data.clip_container import Frames
-from luve_lightning.data.scorers import HPSv3Scorer, SharpnessExposure, weights_digest
+from luve_lightning.data.scorers import HPSv3Scorer, SharpnessExposure, TakeQuality, weights_digest
+from luve_lightning.functional.take_quality import take_quality
 
 PHOTOGRAPH: Frames = astronaut()[:200, :240]
 
@@ -55,6 +57,15 @@ def test_each_frame_stands_for_itself() -> None:
     together = SharpnessExposure().score(pictures, ["x"] * 4)
     assert together == [SharpnessExposure().score(picture[None], ["y"])[0] for picture in pictures]
     assert all(0 <= value <= 1 for value in together)
+
+
+def test_a_take_is_rated_as_a_whole() -> None:
+    pictures = np.stack([np.roll(PHOTOGRAPH, 3 * step, axis=1) for step in range(5)])
+    values = TakeQuality().score(pictures, ["x"] * 5)
+    assert values == [take_quality(torch.from_numpy(pictures))] * 5
+    assert values[0] > 0.5
+    still = np.stack([PHOTOGRAPH] * 5)
+    assert TakeQuality().score(still, ["y"] * 5)[0] < 0.01
 
 
 @pytest.mark.skipif(find_spec("hpsv3") is not None, reason="it is installed")

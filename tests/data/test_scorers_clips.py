@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luve_lightning.data.clip_scores import FrameChoice, ScoreRow, ScoreSettings, Shard, parse_shard
+from luve_lightning.data.clip_container import Frames
+from luve_lightning.data.clip_scores import FrameChoice, ScoreRow, ScoreSettings, Shard, parse_shard, read_rows
 from luve_lightning.data.clips import read_clip
 from luve_lightning.data.hashes import stamp
-from luve_lightning.data.scorers import ClipJob, FrameReader, read_ahead
+from luve_lightning.data.quarantine import Quarantine
+from luve_lightning.data.scorers import ClipJob, FrameReader, Scorer, read_ahead, score_clips
 from luve_lightning.data.video_index import ClipEntry
 from tests.helpers.small_world import write_clip
 
@@ -84,12 +87,38 @@ def test_nonsense_is_refused(arguments: dict[str, object], message: str) -> None
         FrameChoice(**arguments)  # type: ignore[arg-type]
 
 
+def test_a_scorer_of_clips_sees_one_at_a_time(tmp_path: Path) -> None:
+    clips = [write_clip(tmp_path / f"{seed}.mp4", seed) for seed in range(3)]
+    entries = [ClipEntry(path.stem, path, "url", 16, 9, 48, 48, {"Style": "a style"}) for path in clips]
+    seen: dict[bool, list[Frames]] = {False: [], True: []}
+
+    class Counting(Scorer):
+        name, version = "counting", "1"
+
+        def score(self, frames: Frames, captions: Sequence[str]) -> list[float]:
+            seen[self.of_clips].append(frames)
+            return [float(len(frames))] * len(captions)
+
+    for of_clips in (False, True):
+        scorer = Counting()
+        scorer.of_clips = of_clips
+        folder = tmp_path / str(of_clips)
+        quarantine = Quarantine(None, 0.5, 3)
+        score_clips(entries, scorer, folder, "Style", FrameChoice(4), Shard(), 3, 0, quarantine)
+    assert [len(frames) for frames in seen[False]] == [12]
+    assert [len(frames) for frames in seen[True]] == [4, 4, 4]
+    for path, frames in zip(clips, seen[True], strict=True):
+        assert np.array_equal(frames, read_clip(path, 0, 9)[list(FrameChoice(4).of(9))])
+    assert {row.score for row in read_rows(tmp_path / "True")} == {4.0}
+
+
 def test_it_reads_exactly_these_frames(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", 0)
-    got = FrameReader(FrameChoice(indices=(1, 4, 8)))(job(clip))
-    assert got.frames is not None
-    assert np.array_equal(got.frames, read_clip(clip, 0, 9)[[1, 4, 8]])
-    assert got.indices == (1, 4, 8)
+    for indices in ((1, 4, 8), (0, 1, 2, 5, 6), (6, 2)):
+        got = FrameReader(FrameChoice(indices=indices))(job(clip))
+        assert got.frames is not None
+        assert np.array_equal(got.frames, read_clip(clip, 0, 9)[list(indices)])
+        assert got.indices == indices
 
 
 def test_what_cannot_be_read_has_a_reason(tmp_path: Path) -> None:

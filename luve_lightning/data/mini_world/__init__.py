@@ -32,14 +32,7 @@ from luve_lightning.data.mini_world.scene import (
     photograph_named,
     source_pixels,
 )
-from luve_lightning.data.mini_world.stage import (
-    SPRITES,
-    STAGE_RENDERER,
-    FlawedScene,
-    StagedScene,
-    WorldKind,
-    draw_stage,
-)
+from luve_lightning.data.mini_world.stage import SPRITES, STAGE_RENDERER, StagedScene, WorldKind, draw_stage
 from luve_lightning.data.video_files import encode_h264
 from luve_lightning.data.video_index import COLUMNS, PARTS
 from luve_lightning.files import file_digest, remove_unfinished, text_digest, write_text
@@ -126,8 +119,8 @@ def catalog_csv(scenes: Sequence[Scene]) -> str:
     frame, `video_clip_score` is 1, since captions are exact.
     """
     text = io.StringIO()
-    staged, flawed = (any(isinstance(scene, kind) for scene in scenes) for kind in (StagedScene, FlawedScene))
-    parts = PARTS if flawed else PARTS[:-1] if staged else ()
+    told = {part for scene in scenes if isinstance(scene, StagedScene) for part in scene.described}
+    parts = [part for part in PARTS if part in told]
     writer = csv.DictWriter(text, (*COLUMNS, *parts), lineterminator="\n")
     writer.writeheader()
     shown: dict[str, int] = {}
@@ -156,8 +149,6 @@ def prompts_jsonl(scenes: Sequence[Scene], split: str) -> str:
 
 def _row(scene: Scene, start: int) -> dict[str, object]:
     stop = start + scene.frames
-    parts = (scene.split, *scene.parts) if isinstance(scene, StagedScene) else ()
-    parts += (scene.flaw,) if isinstance(scene, FlawedScene) else ()
     return {
         "clip_id": scene.clip_id,
         "url": scene.source,
@@ -174,7 +165,7 @@ def _row(scene: Scene, start: int) -> dict[str, object]:
         "motion_score": round(motion_per_frame(scene), 4),
         "video_clip_score": 1.0,
         **captions(scene),
-        **dict(zip(PARTS, parts, strict=False)),
+        **(scene.described if isinstance(scene, StagedScene) else {}),
     }
 
 

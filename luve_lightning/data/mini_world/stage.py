@@ -30,6 +30,7 @@ from luve_lightning.data.mini_world.scene import (
     load_photograph,
     photograph_named,
 )
+from luve_lightning.data.video_index import PARTS
 
 WorldKind = Literal["varied", "combinations", "photographs"]
 WORLD_KINDS: tuple[WorldKind, ...] = get_args(WorldKind)
@@ -129,6 +130,11 @@ class StagedScene(Scene):
         return self.url, self.motion, self.sprite
 
     @property
+    def described(self) -> dict[str, str]:
+        """What it is made of, by names of `PARTS`."""
+        return dict(zip(PARTS, (self.split, *self.parts), strict=False))
+
+    @property
     def source(self) -> str:
         """The source video that the clip is from: its combination."""
         return Combination(*self.parts).url
@@ -145,6 +151,11 @@ class FlawedScene(StagedScene):
 
     flaw: str = ""
     amount: float = 0.0
+
+    @property
+    def described(self) -> dict[str, str]:
+        """What it is made of, and its flaw."""
+        return {**super().described, "flaw": self.flaw}
 
 
 def draw_stage(
