@@ -114,9 +114,7 @@ def test_every_row_is_another_run(name: str, tmp_path: Path, monkeypatch: pytest
     assert len(whole.stages) <= 20 * 2
 
 
-def test_rows_of_selection_differ_in_their_clips_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_of_selection_differ_in_their_clips_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     planner = planner_of("experts", tmp_path)
 
