@@ -22,13 +22,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from luve_lightning.analysis.model_parts import PartConfigs, Parts
 from luve_lightning.data.mini_world import vocabulary
+from luve_lightning.data.mini_world.paint import OUTLINES
 from luve_lightning.data.mini_world.scene import DIRECTIONS, SPLITS, Photograph, load_photograph, photographs_of
 from luve_lightning.data.video_files import MAX_FPS, encode_h264, write_picture
 from luve_lightning.data.video_index import CAPTIONS
 from luve_lightning.files import replacing, write_text
 from luve_lightning.functional.frequency import FrequencyFilter
 from luve_lightning.functional.noise_bands import SigmaBand
-from luve_lightning.functional.outlines import OUTLINES
 from luve_lightning.machine import check_video, cores
 from luve_lightning.models.attention import Attention
 from luve_lightning.models.backbones import denoiser_of

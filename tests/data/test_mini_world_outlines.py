@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luve_lightning.functional.outlines import OUTLINES
+from luve_lightning.data.mini_world.paint import OUTLINES
 
 coordinate = st.floats(-2, 2, width=32)
 
