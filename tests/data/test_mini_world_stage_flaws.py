@@ -7,6 +7,7 @@ import json
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,7 +111,7 @@ def test_the_index_says_which_clips_are_flawed_and_training_is_not_told(tmp_path
         ({"flaws": 0.3}, "flaws: a varied world has none; choose --kind combinations or photographs"),
     ],
 )
-def test_impossible_shares_are_one_clear_line(tmp_path: Path, change: dict[str, float], words: str) -> None:
+def test_impossible_shares_are_one_clear_line(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         mini_world(tmp_path / "w", **{**SMALL, **change})
     assert not (tmp_path / "w").exists()

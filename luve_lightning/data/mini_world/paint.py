@@ -1,4 +1,4 @@
-"""From a scene to frames: the photograph seen by the camera, sprites over it, all frames at once; outlines of sprites."""
+"""From a scene to frames: the photograph seen by the camera, sprites with their outlines over it, all frames at once."""
 
 from __future__ import annotations
 
