@@ -1,4 +1,4 @@
-"""From a scene to frames: the photograph seen by the camera, sprites with their outlines over it, all frames at once."""
+"""From a scene to frames: the photograph seen by the camera, sprites and their outlines over it, all frames at once."""
 
 from __future__ import annotations
 
