@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from tests.helpers.processes import free_port
 from tests.helpers.run_luve import Outcome
 
 STOP = "--callbacks.signal={class_path: tests.helpers.resumable.SendSignal, init_args: {name: SIGTERM, at_step: %d}}"
+PARTS = "{class_path: luve_lightning.callbacks.StepParts, init_args: {after: 1}}"
 SHARDED = {
     "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
     "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False},
@@ -119,11 +121,19 @@ def test_sharded_over_two_gpus(tmp_path: Path, gpu_world: GpuWorld) -> None:
 @pytest.mark.two_gpus
 @pytest.mark.parametrize("task", ["vluer", "lfe"])
 def test_data_parallel_on_two_gpus(tmp_path: Path, gpu_world: GpuWorld, task: str) -> None:
+    """Its last step's time is told by its parts: the profiler sees what the processes tell each other."""
     options: dict[str, Any] = {"devices": 2, "strategy": "ddp", "default_root_dir": str(tmp_path / "run")}
-    words = gpu_world.words(task, tmp_path / "two.yaml", precision="bf16-mixed", **options)
-    words += ["--data.init_args.batch_size=1", "--callbacks.ema=null"]
+    words = gpu_world.words(task, tmp_path / "two.yaml", precision="bf16-mixed", max_steps=3, **options)
+    words += ["--data.init_args.batch_size=1", "--callbacks.ema=null", f"--callbacks.parts={PARTS}"]
     if task == "lfe":
         one_command(gpu_world, 0, *words)  # to the end of its interpreter, where process groups warn, too
     else:
         two_commands(gpu_world, tmp_path, *words)
-    assert checkpoint(tmp_path / "run")["global_step"] == 2
+    assert checkpoint(tmp_path / "run")["global_step"] == 3
+    found = json.loads((tmp_path / "run/measured.json").read_text())
+    assert found["done"] == 1
+    for own in found["parts"]["ranks"]:
+        assert own["communication"] + own["waiting"] + own["hidden"] > 0
+        parts = ("data", "compute", "communication", "waiting", "optimizer")
+        assert sum(own[name] for name in parts) == pytest.approx(own["seconds"], abs=1e-4)
+        assert min(own[name] for name in (*parts, "hidden")) >= 0
