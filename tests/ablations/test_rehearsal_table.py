@@ -91,6 +91,28 @@ def test_a_process_counts_by_the_steps_that_it_measured(tmp_path: Path) -> None:
     assert row.measured_seconds == pytest.approx((1 * 0.11 + 37 * 0.2) / 38)
 
 
+def test_what_all_processes_took_stands_in_their_row(tmp_path: Path) -> None:
+    fit = RehearsalStage("lfe", "fit", unit="step", units=3000, steps=6, gpus=2)
+    ranks = [{"compute": 7.0, "peak_gib": 60.0}, {"compute": 7.4, "peak_gib": 61.5}]
+    parts = {"seconds": 8.0, "data": 0.02, "compute": 7.2, "communication": 0.6, "waiting": 0.18, "ranks": ranks}
+    took = record(done=4, processes=2, seconds_per_unit=7.9, peak_gib=60.5, parts=parts)
+    encode = RehearsalStage("precompute", "precompute", unit="clip", units=20_000)
+    parts = {"seconds": 10.0, "reading": 1.0, "encoding": 8.0, "writing": 0.0, "waiting": 1.0, "ranks": []}
+    encoded = record(processes=2, units=6, seconds_per_unit=4.0, rate=0.5, parts=parts)
+    results = {
+        "lfe": StageResult("lfe", "luve fit", "done", seconds=[60.0], records=[took]),
+        "precompute": StageResult("precompute", "luve precompute", "done", seconds=[60.0], records=[encoded]),
+    }
+    training, clips = rehearsal_rows([fit, encode], results, tmp_path)
+    assert training.parts == pytest.approx({"data": 0.0025, "compute": 0.9, "communication": 0.075, "waiting": 0.0225})
+    assert (training.processes, training.measured_gib, training.rate) == (2, 61.5, 1 / 7.9)
+    assert (clips.processes, clips.rate) == (2, 0.5)
+    assert clips.gpu_hours == 4.0 * 20_000 / 3600
+    page = markdown([training, clips], results, FACTS)
+    assert "| compute 90%, communication 8%, waiting 2% |" in page
+    assert "| encoding 80%, reading 10%, waiting 10% |" in page
+
+
 def test_a_training_that_was_interrupted_again_says_no_step_that_it_does_not_know(tmp_path: Path) -> None:
     stage = RehearsalStage("lfe", "fit", unit="step", units=3000, steps=4)
     before = record(began=0, step=2, done=2, seconds_per_unit=7.0)
