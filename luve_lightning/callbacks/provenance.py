@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from luve_lightning.callbacks.checkpoints import Checkpoints
 from luve_lightning.callbacks.repeatable import RandomState
 from luve_lightning.callbacks.weights import Export
 from luve_lightning.files import write_text
-from luve_lightning.machine import PACKAGE_ROOT, git_state, run_git
+from luve_lightning.machine import PACKAGE_ROOT, git_state, package_versions, run_git
 from luve_lightning.tasks.base import Change, TrainingTask, say
 
 
@@ -100,9 +99,7 @@ class Provenance(Callback):
             "platform": platform.platform(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "processes": trainer.world_size,
-            "packages": dict(
-                sorted((one["Name"], one["Version"]) for one in (d.metadata for d in metadata.distributions()))
-            ),
+            "packages": dict(package_versions()),
         }
 
     def write(self, folder: Path, provenance: dict[str, Any]) -> Path:

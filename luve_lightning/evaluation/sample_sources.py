@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +34,7 @@ from luve_lightning.evaluation.pictures import contact_sheet
 from luve_lightning.files import file_digest, replacing, write_text
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import fit_frames, video_to_frames
-from luve_lightning.machine import PACKAGE_ROOT, git_state
+from luve_lightning.machine import PACKAGE_ROOT, git_state, package_versions
 from luve_lightning.models.backbones import Schedule, family_of, load_backbone
 from luve_lightning.models.experts import choice_kept
 
@@ -57,9 +56,7 @@ def about_run(device: torch.device, processes: int, speed: SpeedOptions) -> dict
         # On a CPU another number of threads rounds differently.
         "threads": torch.get_num_threads(),
         "processes": processes,
-        "packages": dict(
-            sorted((one["Name"], one["Version"]) for one in (d.metadata for d in metadata.distributions()))
-        ),
+        "packages": dict(package_versions()),
     }
 
 
