@@ -314,7 +314,8 @@ class LuveCLI(LightningCLI):
 
     def _dump_config(self) -> None:
         """Gives LightningCLI the plain values that `save_hyperparameters` stores in a checkpoint."""
-        self.config_dump = yaml.safe_load(self.dump(escape=False))
+        if not hasattr(self, "config_dump"):  # asked for by the model and by the data
+            self.config_dump = yaml.load(self.dump(escape=False), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
     def _check_checkpoint_path(self) -> None:
         """Refuses a missing file before anything is loaded."""
