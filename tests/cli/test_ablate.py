@@ -161,15 +161,14 @@ def test_a_dry_run_prints_every_command(luve: Luve, monkeypatch: pytest.MonkeyPa
     [
         ([], []),
         (
-            ["--settings.lr", "quick"],
+            ["--settings.lr", "quick", "--stages.generate.options.stepz", "3"],
             [
-                f"luve ablate: error: would fail: {name}: model.init_args: * lr * quick * in {name}-"
-                for name in ("lfe", "hfe")
+                *(
+                    f"luve ablate: error: would fail: {name}: model.init_args: * lr * quick * in {name}-"
+                    for name in ("lfe", "hfe")
+                ),
+                "luve ablate: error: would fail: generate: stepz: unknown key; did you mean 'steps'?; in generate-",
             ],
-        ),
-        (
-            ["--stages.generate.options.stepz", "3"],
-            ["luve ablate: error: would fail: generate: stepz: unknown key; did you mean 'steps'?; in generate-"],
         ),
     ],
 )
