@@ -30,6 +30,8 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may download
 os.environ.setdefault("WANDB__SAVE_REQUIREMENTS", "false")  # 200 packages' metadata a run; our record names them, too
 
+os.fsync = lambda descriptor: None  # no test cuts the power, and each file would wait milliseconds for the disk
+
 gc.disable()  # until all is collected: what is imported stays, and looking through it takes a fifth of the time
 
 # How long an example takes, or is drawn, is the machine's business. Examples are the same in every run; `--seed` draws
