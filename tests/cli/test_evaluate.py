@@ -231,7 +231,7 @@ def test_a_video_that_one_metric_refuses(luve: Luve, tmp_path: Path, folders: di
     outcome = luve(**{"metrics.redness.refuse": 3})
     assert outcome.code == 0
     problems = {(p["metric"], p["video"]): p["reason"] for p in read_json(content_of)["not_measured"]}
-    assert problems["redness", "video-0"] == "redness: 4 frames, at most 3"
+    assert problems["redness", "video-0"] == "4 frames, at most 3"
     assert "must be uint8 4 x 32 x 32 x 3" in problems["nearness", "video-0"]
     assert read_json(content_of)["methods"]["near"]["metrics"]["redness"]["n"] == COUNT - 1
 
