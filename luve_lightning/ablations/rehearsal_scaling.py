@@ -53,6 +53,7 @@ class ScalingRow:
         planned_gib, measured_gib: most memory on one GPU.
         efficiency: see `scaling_rows`.
         parts: what the seconds were spent on, as shares.
+        beyond: by how much each part takes longer than on one GPU, as a share of that one's seconds.
     """
 
     stage: str
@@ -65,6 +66,7 @@ class ScalingRow:
     measured_gib: float | None
     efficiency: float | None
     parts: dict[str, float] | None
+    beyond: dict[str, float] | None = None
 
 
 def read_rehearsal(path: Path) -> DoneRehearsal:
@@ -145,9 +147,12 @@ def scaling_rows(rehearsals: Sequence[DoneRehearsal]) -> list[ScalingRow]:
 
 
 def _row(row: RehearsalRow, gpus: int, base: RehearsalRow | None) -> ScalingRow:
-    efficiency = None
+    efficiency = beyond = None
     if base is not None and base.measured_seconds and row.measured_seconds:
-        efficiency = base.measured_seconds / row.measured_seconds / (gpus if ":" in row.stage else 1)
+        longer = row.measured_seconds / base.measured_seconds
+        efficiency = 1 / longer / (gpus if ":" in row.stage else 1)
+        if row is not base and row.parts and base.parts:
+            beyond = {name: share * longer - base.parts.get(name, 0.0) for name, share in row.parts.items()}
     return ScalingRow(
         row.stage,
         gpus,
@@ -159,6 +164,7 @@ def _row(row: RehearsalRow, gpus: int, base: RehearsalRow | None) -> ScalingRow:
         row.measured_gib,
         efficiency,
         row.parts,
+        beyond,
     )
 
 
@@ -173,6 +179,7 @@ def _cells(row: ScalingRow) -> dict[str, str]:
         "GiB a GPU, planned / took": both_text(row.planned_gib, row.measured_gib, 1) + ", missed" * bool(missed),
         "efficiency": "" if row.efficiency is None else f"{row.efficiency:.0%}",
         "where the time goes": spent(row.parts),
+        "longer than on one GPU": spent(row.beyond),
     }
 
 

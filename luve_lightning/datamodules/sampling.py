@@ -373,7 +373,8 @@ def check_order(resume: Mapping[str, Any], sampler: BatchOrder) -> None:
     names = {**then, **now}
     changed = [f"{name} was {then.get(name)}, is {now.get(name)}" for name in names if then.get(name) != now.get(name)]
     if changed and resume["batches"]:
+        done = amount(resume["batches"], "batch", "batches")
         raise ValueError(
-            f"the checkpoint is {resume['batches']} batches into epoch {resume['epoch']} of another order of the data "
+            f"the checkpoint is {done} into epoch {resume['epoch']} of another order of the data "
             f"({'; '.join(changed)}): resume with the same values, or start a new run from its weights"
         )
