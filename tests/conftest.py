@@ -71,9 +71,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Leaves what was imported out of each garbage collection: all of it stays until the end."""
+    """Leaves what was imported out of each garbage collection: all of it stays until the end.
+
+    What tests import later is looked through again and again: by default in each collection after 70,000 objects.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20)
     gc.enable()
 
 
