@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -44,17 +46,25 @@ def parameters(path: Path) -> Any:
     return cell
 
 
-def run(path: Path, **values: object) -> tuple[str, int]:
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[KernelManager]:
+    """One for all notebooks: to import what they need takes most of their time."""
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(cwd=str(REPOSITORY / "notebooks"))
+    yield manager
+    manager.shutdown_kernel(now=True)
+
+
+def run(kernel: KernelManager, path: Path, **values: object) -> tuple[str, int]:
     """Runs a notebook with other parameters; returns what it shows as text, and how many pictures."""
     notebook = nbformat.read(path, as_version=4)
     [place] = [n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
     given = "\n".join(f"{name} = {value!r}" for name, value in values.items())
     source = f"from pathlib import Path, PosixPath\n{given}"
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(source))
-    client = NotebookClient(
-        notebook, timeout=250, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
-    )
-    done = client.execute()
+    # A notebook finds the names of none that ran before it.
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+    done = NotebookClient(notebook, km=kernel, timeout=250).execute()
     outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
     shown = [output.data for output in outputs if output.output_type in ("display_data", "execute_result")]
     text = "\n".join(data.get("text/markdown", data.get("text/plain", "")) for data in shown)
@@ -97,10 +107,10 @@ def test_parameters_are_plain_values_and_nothing_is_written_unasked(path: Path) 
 
 
 @pytest.mark.slow
-def test_01_denoising_spectra(tmp_path: Path) -> None:
+def test_01_denoising_spectra(kernel: KernelManager, tmp_path: Path) -> None:
     text, pictures = run(
-        NOTEBOOKS[0], prompts=["a photograph of old coins .", "a photograph of dry grass ."], frames=5, height=64,
-        width=64, steps=3, figures=str(tmp_path),
+        kernel, NOTEBOOKS[0], prompts=["a photograph of old coins .", "a photograph of dry grass ."], frames=5,
+        height=64, width=64, steps=3, figures=str(tmp_path),
     )  # fmt: skip
     assert pictures == 3
     assert "sigma_switch" in text
@@ -108,9 +118,9 @@ def test_01_denoising_spectra(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_02_vluer_against_interpolation(tmp_path: Path, tiny_clips: Path) -> None:
+def test_02_vluer_against_interpolation(kernel: KernelManager, tmp_path: Path, tiny_clips: Path) -> None:
     text, pictures = run(
-        NOTEBOOKS[1], index=tiny_clips / "clips.csv", size=(64, 64), frames=5, clips=1, figures=str(tmp_path)
+        kernel, NOTEBOOKS[1], index=tiny_clips / "clips.csv", size=(64, 64), frames=5, clips=1, figures=str(tmp_path)
     )
     assert pictures == 2
     for method in ("vluer", "bilinear", "rgb_bicubic", "vae"):
@@ -120,11 +130,12 @@ def test_02_vluer_against_interpolation(tmp_path: Path, tiny_clips: Path) -> Non
 
 
 @pytest.mark.slow
-def test_03_what_each_expert_changes(tmp_path: Path, tiny_cascade: Path) -> None:
+def test_03_what_each_expert_changes(kernel: KernelManager, tmp_path: Path, tiny_cascade: Path) -> None:
     text, pictures = run(
-        NOTEBOOKS[2], backbone=tiny_cascade / "wan", weights=tiny_cascade / "vluer", refiner=tiny_cascade / "refiner",
-        experts=tiny_cascade / "experts", prompt="a red boat sails", frames=5, motion=(32, 32), size=(64, 64), steps=4,
-        skip_steps=1, guidance=1.0, edges=(0.0, 0.5, 1.0), figures=str(tmp_path),
+        kernel, NOTEBOOKS[2], backbone=tiny_cascade / "wan", weights=tiny_cascade / "vluer",
+        refiner=tiny_cascade / "refiner", experts=tiny_cascade / "experts", prompt="a red boat sails", frames=5,
+        motion=(32, 32), size=(64, 64), steps=4, skip_steps=1, guidance=1.0, edges=(0.0, 0.5, 1.0),
+        figures=str(tmp_path),
     )  # fmt: skip
     assert pictures == 3
     # Steps of sigma 0.9375, 0.833 and 0.625: the first is the low-frequency expert's.
@@ -134,14 +145,14 @@ def test_03_what_each_expert_changes(tmp_path: Path, tiny_cascade: Path) -> None
 
 
 @pytest.mark.slow
-def test_04_ablation_tables_says_when_there_are_none(tmp_path: Path) -> None:
-    text, pictures = run(NOTEBOOKS[3], results=tmp_path)
+def test_04_ablation_tables_says_when_there_are_none(kernel: KernelManager, tmp_path: Path) -> None:
+    text, pictures = run(kernel, NOTEBOOKS[3], results=tmp_path)
     assert "None yet" in text
     assert pictures == 0
 
 
 @pytest.mark.slow
-def test_04_ablation_tables(tmp_path: Path) -> None:
+def test_04_ablation_tables(kernel: KernelManager, tmp_path: Path) -> None:
     lines = [
         "experts,full,full,fd_patch_vae,,lower,3,10.5,9.5,11.5,41.03,FID_patch,0,0,0,0,,",
         "experts,without_lfe,no LFE,fd_patch_vae,,lower,3,12.25,11,13.5,43.86,FID_patch,1.75,1.25,2.25,2.83,same,2",
@@ -149,7 +160,7 @@ def test_04_ablation_tables(tmp_path: Path) -> None:
     ]
     (tmp_path / "experts.csv").write_text("\n".join([",".join(COLUMNS), *lines]) + "\n")
     (tmp_path / "experts.json").write_text('{"world": "mini world: small", "seeds": [0, 1, 2]}')
-    text, pictures = run(NOTEBOOKS[3], results=tmp_path, figures=str(tmp_path))
+    text, pictures = run(kernel, NOTEBOOKS[3], results=tmp_path, figures=str(tmp_path))
     assert pictures == 1
     assert "mini world: small" in text
     assert "| 12.25 [11, 13.5] | 1.75 [1.25, 2.25] | 43.86 (FID_patch) |" in text
@@ -159,9 +170,9 @@ def test_04_ablation_tables(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_broken_notebook_fails(tmp_path: Path) -> None:
+def test_a_broken_notebook_fails(kernel: KernelManager, tmp_path: Path) -> None:
     notebook = copy.deepcopy(nbformat.read(NOTEBOOKS[3], as_version=4))
     notebook.cells.append(nbformat.v4.new_code_cell("1 / 0"))
     nbformat.write(notebook, tmp_path / "broken.ipynb")
     with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
-        run(tmp_path / "broken.ipynb", results=tmp_path)
+        run(kernel, tmp_path / "broken.ipynb", results=tmp_path)
