@@ -142,7 +142,8 @@ class VLUerDistillationTask(VLUerTask):
         weights: dict[str, Tensor] | None = None
         if self.trainer.is_global_zero:
             self.begin(self._samples())
-            weights = {name: x.cpu() for name, x in self.state_dict().items() if name in self._trainable_keys()}
+            trained = self._trainable_keys()
+            weights = {name: x.cpu() for name, x in self.state_dict().items() if name in trained}
         # What two machines compute is not the same to the bit.
         weights = self.trainer.strategy.broadcast(weights)
         assert weights is not None
