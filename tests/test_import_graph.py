@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -244,14 +245,16 @@ def _file(module: str) -> Path:
     return PACKAGE.parent / f"{module.replace('.', '/')}.py"
 
 
-def _imported_at_once(file: Path) -> Iterator[str]:
+@cache
+def _imported_at_once(file: Path) -> list[str]:
     """What a module imports when it is imported, not in its functions nor for types alone."""
+    found: list[str] = []
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+    return found
 
 
 @pytest.mark.parametrize(
