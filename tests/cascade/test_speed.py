@@ -233,8 +233,9 @@ def test_offloaded_models(pipeline: LuVePipeline, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(CpuOffload, "pre_forward", noted)
     for kind, frames in want.items():
         brought.clear()
-        # Offloading lays weights out anew, by which some processors' kernels round otherwise.
-        np.testing.assert_allclose(video(pipeline, upsampling=kind, output_type="np"), frames, rtol=0, atol=1e-5)
+        # Offloading lays weights out anew, by which some processors' kernels round otherwise, in each of many layers:
+        # a small VAE alone was seen to differ by 2e-5 in [-1, 1]. A grey level is 4e-3.
+        np.testing.assert_allclose(video(pipeline, upsampling=kind, output_type="np"), frames, rtol=0, atol=1e-4)
         order = list(dict.fromkeys(brought))
         assert order == ["text_encoder", "transformer", "vluer" if kind == "vluer" else "vae", "vae"][: len(order)]
         assert "vae" in order
