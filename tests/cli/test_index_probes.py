@@ -96,7 +96,7 @@ def test_an_unchanged_file_is_looked_into_once(tmp_path: Path, looked_into: list
     assert looked_into[4:] == [clips[1]]
 
 
-def test_a_hundred_thousand_files_are_looked_into_once(
+def test_ten_thousand_files_are_looked_into_once(
     tmp_path: Path, looked_into: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted, not timed: each is asked for its stamp once, and none is opened."""
@@ -104,7 +104,7 @@ def test_a_hundred_thousand_files_are_looked_into_once(
     facts = clip.stat()
     assert find([clip], tmp_path)
     line = (tmp_path / PROBES).read_text()
-    names = [f"folder {i % 100}/{i}.mp4" for i in range(100_000)]
+    names = [f"folder {i % 100}/{i}.mp4" for i in range(10_000)]
     (tmp_path / PROBES).write_text("".join(line.replace("a.mp4", name) for name in names))
     asked: list[Path] = []
     monkeypatch.setattr(Path, "stat", lambda self, **_: (asked.append(self), facts)[1])
