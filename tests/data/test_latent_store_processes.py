@@ -13,9 +13,6 @@ from tests.helpers.store_processes import Entries, check_killed_writer, check_ra
 
 KEY = LatentKey(clip="a" * 64, vae="b" * 64, size=(192, 128), frames=(3, 12))
 ENTRIES = Entries(
-    """from luve_lightning.data.latent_store import LatentKey, LatentStore
-store = LatentStore(sys.argv[1])
-key = LatentKey(clip="a" * 64, vae="b" * 64, size=(192, 128), frames=(3, 12))""",
     lambda number: replace(KEY, stride=number + 1),
     lambda number: torch.randn((16, 3, 6, 5), generator=torch.Generator().manual_seed(number)),
     stored=torch.Tensor.half,

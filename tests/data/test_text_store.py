@@ -182,12 +182,7 @@ def test_a_lookup_can_be_sent_to_loader_workers(store: TextStore) -> None:
 
 
 ENTRIES = Entries(
-    """from luve_lightning.data.text_store import TextSource, TextStore
-store = TextStore(sys.argv[1])
-key = TextSource("e" * 64, 8, "float32").key("caption 0")""",
-    lambda number: SOURCE.key(f"caption {number}"),
-    lambda number: embedding(seed=number),
-    reads=lambda rows: rows[:5],
+    lambda number: SOURCE.key(f"caption {number}"), lambda number: embedding(seed=number), reads=lambda rows: rows[:5]
 )
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,18 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.helpers.fork_server import start_process
 from tests.helpers.store_size import StoreSize, store_size
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-{made}
-with store.claim(key) as mine:
-    assert mine
-    store.path(key).with_suffix(".tmp").write_bytes(b"half an entry")
-    Path(sys.argv[2]).touch()
-    time.sleep(600)
-"""
 
 
 @dataclass(frozen=True)
@@ -34,14 +21,12 @@ class Entries:
     """The entries of one kind of store.
 
     Attributes:
-        made: lines of Python that define `store`, of the folder `sys.argv[1]`, and `key`, equal to `key(0)`.
         key: key of an entry by its number.
         tensor: what is written as the entry of that number.
         stored: what is read again of it.
         reads: what is compared with that, of what the store reads.
     """
 
-    made: str
     key: Callable[[int], Any]
     tensor: Callable[[int], Tensor]
     stored: Callable[[Tensor], Tensor] = lambda tensor: tensor
@@ -55,15 +40,17 @@ class Entries:
 def check_killed_writer(store: Any, entries: Entries, ready: Path) -> None:
     """A killed writer frees its claim and leaves no entry; what it and others left over is taken over or removed."""
     key, other = entries.key(0), entries.key(1)
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER.format(made=entries.made), store.root, ready])
-    while not ready.exists():
-        assert holder.poll() is None
-        time.sleep(0.02)
-    with store.claim(key) as mine:
-        assert not mine
-    assert store.clean() == 0, "a living writer's file must stay"
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
+    holder = start_process(_hold, type(store), store.root, key, ready)
+    try:
+        while not ready.exists():
+            assert holder.is_alive()
+            time.sleep(0.02)
+        with store.claim(key) as mine:
+            assert not mine
+        assert store.clean() == 0, "a living writer's file must stay"
+    finally:  # at its end the interpreter would wait for it
+        holder.kill()
+    holder.join()
     assert store_size(store.root) == StoreSize(0, 0, 1)
     assert not store.has(key)
 
@@ -73,6 +60,15 @@ def check_killed_writer(store: Any, entries: Entries, ready: Path) -> None:
     assert entries.are_in(store, 0)
     assert store.clean() == 1
     assert store_size(store.root).unfinished == 0
+
+
+def _hold(kind: type[Any], root: Path, key: Any, ready: Path) -> None:
+    store = kind(root)
+    with store.claim(key) as mine:
+        assert mine
+        store.path(key).with_suffix(".tmp").write_bytes(b"half an entry")
+        ready.touch()
+        time.sleep(600)
 
 
 def check_race(store: Any, entries: Entries, processes: int, count: int = 60) -> None:
