@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from luve_lightning.datamodules import CaptionLatentsDataModule, LatentPairsDataModule
@@ -59,4 +60,5 @@ def train_adaptation(run: Run) -> L.Trainer:
 
 def train_vluer(run: Run) -> L.Trainer:
     """Train the tiny VLUer on five buckets, likewise."""
+    torch.manual_seed(0)  # the same weights to begin with, in each run that is compared
     return train(run, upsampler(run.task["backbone"]), pairs(**run.task))
