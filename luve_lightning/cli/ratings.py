@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from luve_lightning.cli.indexed_clips import entries_of, open_index, print_summa
 from luve_lightning.data.clip_scores import FrameChoice, Shard, parse_shard, read_rows
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.scorers import Scorer, ScoreTotals, score_clips
-from luve_lightning.data.video_index import CAPTION, CAPTIONS, Limits, Split
+from luve_lightning.data.video_index import CAPTION, CAPTIONS, ClipEntry, Limits, Split
 from luve_lightning.evaluation.tables import table_csv, table_markdown, table_rich
 from luve_lightning.evaluation.video_sets import find_video_sets
 from luve_lightning.files import write_text
@@ -104,6 +105,7 @@ def score(
     entries = entries_of(
         open_index(Console(emoji=False, quiet=os.environ.get("RANK", "0") != "0"), index, clips, keep), splits
     )
+    _check_frames(scorer, choice, entries)
     bad = Quarantine(output / "unreadable.jsonl", max_bad_fraction, len(entries), [entry.path for entry in entries])
     console, started = Console(emoji=False), time.perf_counter()
     times = UnitTimes("clip")
@@ -118,6 +120,19 @@ def score(
         times.write(
             measured, processes=own.count, units=count, total=count, there=totals.there, made=count - totals.there
         )
+
+
+def _check_frames(scorer: Scorer, choice: FrameChoice, entries: Sequence[ClipEntry]) -> None:
+    """Refuse frames that lie apart for a scorer that compares each with the next."""
+    for entry in entries if scorer.of_clips else ():
+        indices = choice.of(entry.total_frames)
+        if any(after - before != 1 for before, after in pairwise(indices)):
+            most = max(one.total_frames for one in entries)
+            raise ValueError(
+                f"{'frames' if choice.indices is None else 'indices'}: {scorer.name} rates frames that follow one "
+                f"another, and {choice} of the {entry.total_frames} of {entry.clip_id} do not; expected "
+                f"--frames {most}, all of the longest clip's, or --indices such as '[0, 1, 2, 3]'"
+            )
 
 
 def _report(console: Console, output: Path, shard: Shard, scorer: Scorer, totals: ScoreTotals, started: float) -> None:

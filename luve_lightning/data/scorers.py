@@ -51,7 +51,10 @@ class Scorer(ABC):
     """Which measure it is."""
 
     of_clips = False
-    """Whether it rates the frames of one clip together, in their order; each then has the clip's number."""
+    """Whether it rates the frames of one clip together, which must follow one another; each has the clip's number."""
+
+    least = (1, 1)
+    """The fewest frames of a clip that it can rate, and the least height and width."""
 
     @property
     @abstractmethod
@@ -114,7 +117,7 @@ class TakeQuality(Scorer):
     """
 
     name = "take-quality"
-    of_clips = True
+    of_clips, least = True, (3, 32)
 
     @property
     def version(self) -> str:
@@ -203,9 +206,7 @@ class HPSv3Scorer(Scorer):
 def weights_digest(file: Path) -> str:
     """sha256 of a file; the Hugging Face cache names a large file by it, which saves reading 17 GB."""
     content = file.resolve().name
-    if re.fullmatch(r"[0-9a-f]{64}", content):
-        return content
-    return file_digest(file)
+    return content if re.fullmatch(r"[0-9a-f]{64}", content) else file_digest(file)
 
 
 @dataclass(frozen=True)
@@ -230,8 +231,8 @@ class ReadClip:
 class FrameReader:
     """Reads the chosen frames of a clip; a bad clip is a result, not an exception."""
 
-    def __init__(self, choice: FrameChoice) -> None:
-        self.choice = choice
+    def __init__(self, choice: FrameChoice, least: tuple[int, int] = Scorer.least) -> None:
+        self.choice, self.least = choice, least
 
     def __call__(self, job: ClipJob) -> ReadClip:
         """The frames of a clip, or why there are none."""
@@ -247,6 +248,10 @@ class FrameReader:
             return ReadClip(job, reason=error.reason)
         except OSError as error:
             return ReadClip(job, reason=error.strerror or str(error))
+        (count, side), (length, height, width, _) = self.least, frames.shape
+        if length < count or min(height, width) < side:
+            few = f"{length} frames of {width}x{height}, expected {count} or more of at least {side}x{side}"
+            return ReadClip(job, reason=few)
         return ReadClip(job, indices, frames)
 
 
@@ -309,21 +314,18 @@ def score_clips(
     settings = ScoreSettings(scorer.name, scorer.version, caption, str(choice))
     part, totals = folder / shard.file_name, ScoreTotals()
     with _alone(part, shard):
-        there = _finished(folder, settings)
         rows = {row.clip_id: row for row in (read_rows(part) if part.exists() else [])}
-        share = entries[shard.index :: shard.count]
+        there, share = _finished(folder, settings), entries[shard.index :: shard.count]
         jobs = _jobs(share, settings, ClipHashes(folder), there, totals, advance)
-        clips = read_ahead(FrameReader(choice), jobs, num_workers, batch_size)
-        times = times or UnitTimes("clip")
-        times.begin()
+        clips = read_ahead(FrameReader(choice, scorer.least), jobs, num_workers, batch_size)
+        (times := times or UnitTimes("clip")).begin()
         while batch := list(islice(clips, batch_size)):
             scored = _score(scorer, batch)
             rows |= {row.clip_id: row for row in scored}
             write_rows(part, rows.values())
             totals.scored += sum(row.score is not None for row in scored)
-            bad = [(item.job.entry, item.reason) for item in batch if item.reason is not None]
-            totals.unreadable += [(entry.clip_id, reason) for entry, reason in bad]
-            for entry, reason in bad:
+            for entry, reason in [(item.job.entry, item.reason) for item in batch if item.reason is not None]:
+                totals.unreadable.append((entry.clip_id, reason))
                 quarantine.add(ClipError(entry.path, reason))
             times.advance(len(batch))
             advance(len(batch))
@@ -386,12 +388,10 @@ def _score(scorer: Scorer, batch: Sequence[ReadClip]) -> list[ScoreRow]:
 
     groups = [list(group) for _, group in groupby(sorted(readable, key=size), key=size)]
     for clips in [[item] for item in readable] if scorer.of_clips else groups:
-        column = clips[0].job.row.settings.caption_column
-        captions = [item.job.entry.captions[column] for item in clips for _ in item.indices]
+        captions = [one.job.entry.captions[one.job.row.settings.caption_column] for one in clips for _ in one.indices]
         scores = scorer.score(np.concatenate([item.frames for item in clips if item.frames is not None]), captions)
         if len(scores) != len(captions) or not all(map(math.isfinite, scores)):
-            path = clips[0].job.entry.path
-            raise ScoresError(f"{scorer.name} gave {scores} for {len(captions)} frames of {path}")
+            raise ScoresError(f"{scorer.name} gave {scores} for {len(captions)} frames of {clips[0].job.entry.path}")
         given = iter(scores)
         for item in clips:
             own = tuple(float(next(given)) for _ in item.indices)

@@ -16,6 +16,7 @@ _LUMA = (0.299, 0.587, 0.114)
 _LOOKED_AT = 5  # frames that single pictures are measured on
 _SIDE = 96  # rows and columns at which the camera's movement is found
 _COARSE = 16.0  # waves across a frame, to which movement is found: finer ones are lost where the picture turns
+_LONGEST = 2**24  # values of which PyTorch finds a quantile
 _STANDS = 0.1  # pixels a frame of movement, below which a clip stands still
 
 # A measure's value at which a take is as good as bad, and the distance from it that changes odds by e. Good takes are
@@ -61,8 +62,8 @@ def take_measures(frames: Tensor) -> dict[str, float]:
         "focus": _focus(pictures),
         "noise": _noise(pictures),
         "blocks": _blocks(pictures),
-        "bright": _middle(brightest.quantile(0.995, dim=1)),
-        "dark": _middle(brightest.quantile(0.005, dim=1)),
+        "bright": _middle(_quantile(brightest, 0.995)),
+        "dark": _middle(_quantile(brightest, 0.005)),
         "still": _still(luma),
         "shake": _shake(luma),
     }
@@ -82,7 +83,7 @@ def take_quality(frames: Tensor) -> float:
 
 
 def _focus(pictures: Tensor) -> float:
-    near, far = (_changes(pictures, step).quantile(0.999, dim=1) for step in (1, 4))
+    near, far = (_quantile(_changes(pictures, step), 0.999) for step in (1, 4))
     return _middle(torch.where(far > 2 / 255, near / far.clamp(min=1e-6), torch.zeros(())))
 
 
@@ -96,7 +97,7 @@ def _noise(pictures: Tensor) -> float:
     kernel = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])
     rough = F.conv2d(pictures[:, None], kernel[None, None]).abs()
     parts = F.avg_pool2d(rough, 8).flatten(1) * (255 * math.sqrt(math.pi / 2) / 6)
-    return _middle(parts.quantile(0.05, dim=1))
+    return _middle(_quantile(parts, 0.05))
 
 
 def _blocks(pictures: Tensor) -> float:
@@ -128,6 +129,11 @@ def _shake(luma: Tensor) -> float:
     speed = torch.stack([peaks // _SIDE, peaks % _SIDE], 1)
     speed = torch.where(speed > _SIDE // 2, speed - _SIDE, speed).float() / _SIDE
     return _middle(speed.diff(dim=0).norm(dim=1))
+
+
+def _quantile(values: Tensor, share: float) -> Tensor:
+    """Each row's quantile; of rows too long for PyTorch, as of frames wider than 4K, that of evenly spaced values."""
+    return values[:, :: -(-values.shape[1] // _LONGEST)].quantile(share, dim=1)
 
 
 def _middle(values: Tensor) -> float:

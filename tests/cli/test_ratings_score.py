@@ -191,6 +191,31 @@ def test_mistakes_are_one_line(luve, options: dict[str, object], message: str) -
     assert message in line
 
 
+def test_a_scorer_of_takes_wants_neighbours_and_clips_long_enough(
+    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path
+) -> None:
+    def luve(**options: object) -> Outcome:
+        given = {"index": world, "output": tmp_path / "scores", "max_bad_fraction": 0.5, **options}
+        words = [f"--{name}={value}" for name, value in given.items()]
+        return run_luve(capsys, "score", "--scorer=luve_lightning.data.scorers.TakeQuality", *words)
+
+    for options, message in (
+        ({}, "frames: take-quality rates frames that follow one another, and 4 frames equally spaced of the 9 of "),
+        ({"indices": "[0, 2]"}, "indices: take-quality rates frames that follow one another, and frames 0, 2 of the 9"),
+    ):
+        (line,) = luve(**options).error_lines
+        assert message in line
+        assert "expected --frames 9, all of the longest clip's" in line
+    small = VideoIndex.from_csv(world).entries[0]
+    write_clip(small.path, 1, height=24)
+    change_rows(world, clip_id=small.clip_id, frame_height="24")
+    outcome = luve(frames=9)
+    assert summary(outcome) == (CLIPS - 1, 0, 1), "one bad clip does not stop the others"
+    assert (
+        by_clip(tmp_path / "scores")[small.clip_id].error == "9 frames of 48x24, expected 3 or more of at least 32x32"
+    )
+
+
 def test_a_score_that_is_no_number_is_refused(luve, tmp_path: Path) -> None:
     outcome = luve(**{"scorer": "tests.helpers.scorers.NotANumber", "scorer.log": tmp_path / "log"})
     assert outcome.code == 2

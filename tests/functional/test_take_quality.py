@@ -52,6 +52,27 @@ def test_a_good_take_is_good(scenes: list[StagedScene]) -> None:
         assert take_quality(frames) > 0.7
 
 
+def test_frames_with_more_changes_than_pytorch_finds_quantiles_of_are_measured_on_a_part(
+    scenes: list[StagedScene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As frames wider than 4K are, which are too slow to try here."""
+    frames = paint_take(scenes[0])
+    expected = take_measures(frames)
+    monkeypatch.setattr("luve_lightning.functional.take_quality._LONGEST", 2**14)
+    asked = []
+    quantile = Tensor.quantile
+
+    def counting(values: Tensor, share: float, dim: int) -> Tensor:
+        asked.append(values.shape[dim])
+        return quantile(values, share, dim=dim)
+
+    monkeypatch.setattr(Tensor, "quantile", counting)
+    measures = take_measures(frames)
+    assert 2**13 < max(asked) <= 2**14
+    for name in ("focus", "noise", "bright", "dark"):
+        assert measures[name] == pytest.approx(expected[name], rel=0.1)
+
+
 @pytest.mark.parametrize("flaw", list(FLAWS))
 def test_the_smallest_flaw_is_told_by_its_measure(scenes: list[StagedScene], flaw: str) -> None:
     for scene in scenes:
