@@ -27,8 +27,8 @@ T = TypeVar("T")
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 MANY_WORKERS = 16  # allowed anywhere; more than four per core only wait for each other
 MEASURED = "measured.json"
-PROFILED = 2  # steps of callbacks.StepParts; the profiler itself starts during the first
 """In a training's folder: what its steps take, see UnitTimes."""
+PROFILED = 2  # steps of callbacks.StepParts; the profiler itself starts during the first
 
 _MIB = 2**20
 _RECENT = 64  # units whose median is the pace

@@ -222,7 +222,15 @@ class StepParts(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End the profiler of a run that ends before its last step."""
+        self._end()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """End it also when a signal or an error ends the run."""
+        self._end()
+
+    def _end(self) -> None:
         ended, self._profile = self._profile, None
+        self._times = {}
         if ended is not None:
             ended.stop()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 
 from luve_lightning.callbacks import StepParts
 from luve_lightning.callbacks.step_times import ClipTimes, StepTimes, collectives, exposed, waits
@@ -50,12 +51,15 @@ def test_what_steps_take_is_recorded_after_the_first_and_at_the_end(tmp_path: Pa
     assert (found["began"], found["step"], found["done"]) == (4, 6, 2)
 
 
-def test_micro_batches_are_no_steps_and_a_failing_run_is_recorded(tmp_path: Path) -> None:
-    class Fails(L.Callback):
-        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-            if trainer.global_step == 2:
-                raise RuntimeError("here")
+class Fails(L.Callback):
+    """Ends a run in its second step."""
 
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == 2:
+            raise RuntimeError("here")
+
+
+def test_micro_batches_are_no_steps_and_a_failing_run_is_recorded(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="here"):
         run(tmp_path, callbacks=[StepTimes(), Fails()], accumulate_grad_batches=2)
     found = json.loads((tmp_path / "measured.json").read_text())
@@ -85,6 +89,9 @@ def test_micro_batches_belong_to_one_step_and_a_run_may_end_before_it_is_profile
     run(tmp_path, [early, StepTimes()], max_steps=5)
     assert early.found == {}
     assert json.loads((tmp_path / "measured.json").read_text())["done"] == 4
+    with pytest.raises(RuntimeError, match="here"):
+        run(tmp_path, [StepParts(1), Fails()])
+    assert not torch.autograd._profiler_enabled(), "neither in a run that fails meanwhile"
     with pytest.raises(ValueError, match="after: expected at least 1 step, got 0"):
         StepParts(0)
 
