@@ -53,7 +53,8 @@ class ScalingRow:
         planned_gib, measured_gib: most memory on one GPU.
         efficiency: see `scaling_rows`.
         parts: what the seconds were spent on, as shares.
-        beyond: by how much each part takes longer than on one GPU, as a share of that one's seconds.
+        beyond: by how much each part takes longer than on one GPU, as a share of that one's seconds; less than 0
+            where it takes less.
     """
 
     stage: str
@@ -88,7 +89,8 @@ def read_rehearsal(path: Path) -> DoneRehearsal:
         rows = [RehearsalRow(**row) for row in content["rows"]]
     except (LookupError, TypeError):
         rows = []
-    missing = [key for key in (*_SAME, *_NAMED, *_DEVICES) if key not in facts]
+    missing = [key for key in (*_SAME, *_NAMED, "python", *_DEVICES) if not facts.get(key)]
+    missing += [key for key in _DEVICES if key not in missing and not facts[key].isdecimal()]
     if not rows or missing:
         why = f"; it does not say {', '.join(missing)}" if rows else ""
         raise ValueError(f"rehearsals: {file} is no table of this version of luve rehearse{why}")

@@ -230,9 +230,9 @@ def number_text(value: float | None, digits: int | None = None) -> str:
 
 
 def spent(parts: Mapping[str, float] | None) -> str:
-    """What the time was spent on, the most first; less than half a percent is left out."""
+    """What the time was spent on, the most first; what is within half a percent of 0 is left out."""
     found = sorted((parts or {}).items(), key=lambda one: -one[1])
-    return ", ".join(f"{name} {share:.0%}" for name, share in found if share > 0.005)
+    return ", ".join(f"{name} {share:.0%}" for name, share in found if abs(share) > 0.005)
 
 
 def failures(results: Mapping[str, StageResult]) -> list[str]:

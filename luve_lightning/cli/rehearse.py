@@ -158,10 +158,10 @@ def rehearse(
 def scaling(rehearsals: list[Path], output: Path = Path("runs/rehearsal/scaling")) -> None:
     """Sets rehearsals on one GPU and on more side by side: seconds, memory, efficiency, and where the time goes.
 
-    A stage on N GPUs is as efficient as its seconds on one GPU are long: one GPU's seconds of a step by those on N,
-    where each has a batch of its own; for clips, their number a second and GPU; for a video that GPUs share, one
-    GPU's seconds by N times theirs. All must be of one backbone, size and attention, and on one kind of GPU with the
-    same packages; other clips and another revision are named.
+    The efficiency of N GPUs is the share of N times one GPU's pace that they reach: one GPU's seconds of a step by
+    theirs, where each has a batch of its own; for clips, their number a second and GPU by one GPU's; for a video that
+    they share, one GPU's seconds by N times theirs. All must be of one backbone, size and attention, and on one kind of
+    GPU with the same packages; other clips and another revision are named.
 
     Args:
         rehearsals: Folders of luve rehearse, or their rehearsal.json.
