@@ -35,6 +35,7 @@ from luve_lightning.cli.keys import (
     spread_options,
 )
 from luve_lightning.cli.signatures import SPREAD
+from luve_lightning.config_files import MOVED
 
 VERBS = {
     "completion": Verb(
@@ -203,7 +204,8 @@ def _misfit(
             own = ArgumentParser(exit_on_error=False)
             own.add_class_arguments(import_class(class_path), fail_untyped=False)
         except (ImportError, AttributeError, ValueError) as wrong:
-            return f"{key}.class_path: cannot import {class_path!r}: {one_line(wrong)}"
+            now = f"; it is {MOVED[class_path]} now" if class_path in MOVED else ""
+            return f"{key}.class_path: cannot import {class_path!r}: {one_line(wrong)}{now}"
         if unknown := _unknown_key(own, arguments):
             return f"{key}.init_args.{unknown}"
         try:
