@@ -226,8 +226,13 @@ def package_versions() -> Mapping[str, str]:
     """Version of each installed package by its name, sorted; read once, since it takes 200 files."""
     from importlib import metadata
 
-    found = (package.metadata for package in metadata.distributions())
-    return dict(sorted((one["Name"], one["Version"]) for one in found))
+    found: dict[str, str] = {}
+    for package in metadata.distributions():
+        record = package.metadata
+        # What pip left of a removal it broke off has a folder without a name.
+        if record and "Name" in record and "Version" in record:
+            found.setdefault(record["Name"], record["Version"])  # of two on the path, the first is imported
+    return dict(sorted(found.items()))
 
 
 def visible_gpus() -> list[str]:

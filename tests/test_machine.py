@@ -2,12 +2,20 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from luve_lightning.machine import UnitTimes, git_state, package_version, revision_in_words, visible_gpus
+from luve_lightning.machine import (
+    UnitTimes,
+    git_state,
+    package_version,
+    package_versions,
+    revision_in_words,
+    visible_gpus,
+)
 from tests.helpers.git import git
 
 
@@ -101,3 +109,25 @@ def test_gpus_are_listed_without_one_being_touched(monkeypatch: pytest.MonkeyPat
 
 def test_the_package_has_a_version() -> None:
     assert package_version()[0].isdigit()
+
+
+def test_versions_are_of_what_is_imported_whatever_lies_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = dict(package_versions())
+    for folder, text in (
+        ("torch-0.0.1.dist-info", "Metadata-Version: 2.1\nName: torch\nVersion: 0.0.1\n"),
+        ("-left.dist-info", "Metadata-Version: 2.1\n"),
+        ("empty.dist-info", None),
+    ):
+        (tmp_path / folder).mkdir()
+        if text is not None:
+            (tmp_path / folder / "METADATA").write_text(text)
+    package_versions.cache_clear()
+    try:
+        monkeypatch.syspath_prepend(tmp_path)
+        assert package_versions() == installed | {"torch": "0.0.1"}
+        package_versions.cache_clear()
+        monkeypatch.undo()
+        monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path)])
+        assert package_versions() == installed
+    finally:
+        package_versions.cache_clear()
