@@ -26,8 +26,7 @@ T = TypeVar("T")
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 MANY_WORKERS = 16  # allowed anywhere; more than four per core only wait for each other
-MEASURED = "measured.json"
-"""In a training's folder: what its steps take, see UnitTimes."""
+MEASURED = "measured.json"  # in a training's folder: what its steps take, see UnitTimes
 PROFILED = 2  # steps of callbacks.StepParts; the profiler itself starts during the first
 
 _MIB = 2**20
@@ -226,13 +225,9 @@ def package_versions() -> Mapping[str, str]:
     """Version of each installed package by its name, sorted; read once, since it takes 200 files."""
     from importlib import metadata
 
-    found: dict[str, str] = {}
-    for package in metadata.distributions():
-        record = package.metadata
-        # What pip left of a removal it broke off has a folder without a name.
-        if record and "Name" in record and "Version" in record:
-            found.setdefault(record["Name"], record["Version"])  # of two on the path, the first is imported
-    return dict(sorted(found.items()))
+    # What pip left of a removal it broke off has no name. Of two on the path the first is imported: it is put last.
+    records = [record for package in metadata.distributions() if (record := package.metadata)]
+    return dict(sorted({one["Name"]: one["Version"] for one in reversed(records) if "Name" in one}.items()))
 
 
 def visible_gpus() -> list[str]:
@@ -243,7 +238,7 @@ def visible_gpus() -> list[str]:
         done = subprocess.run(question, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return []
-    names = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    names = [name for line in done.stdout.splitlines() if (name := line.strip())]
     return names if given is None else names[: len([one for one in given.split(",") if one.strip()])]
 
 
