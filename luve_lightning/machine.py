@@ -1,4 +1,4 @@
-"""What the program runs on: this machine, its processes, what operations take on it, and the checkout."""
+"""What the program runs on: this machine, its processes, and what operations take on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,7 +25,8 @@ T = TypeVar("T")
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 MANY_WORKERS = 16  # allowed anywhere; more than four per core only wait for each other
-MEASURED = "measured.json"  # in a training's folder: what its steps take, see UnitTimes
+MEASURED = "measured.json"
+"""In a training's folder: what its steps take, see UnitTimes."""
 PROFILED = 2  # steps of callbacks.StepParts; the profiler itself starts during the first
 
 _MIB = 2**20
@@ -215,30 +215,16 @@ class UnitTimes:
         unfinished.replace(path)
 
 
-def package_version() -> str:
-    """This package's version, or "not installed" where it runs from a checkout alone."""
-    return package_versions().get("luve-lightning", "not installed")
-
-
-@cache
-def package_versions() -> Mapping[str, str]:
-    """Version of each installed package by its name, sorted; read once, since it takes 200 files."""
-    from importlib import metadata
-
-    # What pip left of a removal it broke off has no name. Of two on the path the first is imported: it is put last.
-    records = [record for package in metadata.distributions() if (record := package.metadata)]
-    return dict(sorted({one["Name"]: one["Version"] for one in reversed(records) if "Name" in one}.items()))
-
-
 def visible_gpus() -> list[str]:
     """Names of the NVIDIA GPUs that a program would see, without loading PyTorch or touching one of them."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    question = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        done = subprocess.run(question, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return []
-    names = [name for line in done.stdout.splitlines() if (name := line.strip())]
+    names = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     return names if given is None else names[: len([one for one in given.split(",") if one.strip()])]
 
 
@@ -288,44 +274,6 @@ def check_video(frames: int, height: int, width: int) -> None:
     check_memory(
         f"frames, height and width: the pixels of {frames} frames of {height}x{width}", frames * height * width * 3 * 4
     )
-
-
-def git_state(folder: Path) -> dict[str, Any] | None:
-    """The revision checked out in `folder` and whether tracked files differ from it.
-
-    Returns:
-        `{"revision": 40 hex digits, "dirty": bool}`, or None when `folder` is not the top of a git checkout with
-        at least one commit (a package installed inside somebody else's repository must not name their revision).
-    """
-    top = run_git(folder, "rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != folder.resolve():
-        return None
-    revision = run_git(folder, "rev-parse", "--verify", "HEAD")
-    if revision is None:
-        return None
-    return {"revision": revision, "dirty": bool(run_git(folder, "status", "--porcelain", "--untracked-files=no"))}
-
-
-def revision_in_words(folder: Path = PACKAGE_ROOT) -> str:
-    """The revision as results name it: 40 hex digits, perhaps followed by `with changes`.
-
-    Without a git checkout it is what $LUVE_REVISION says, as for a copy of one's files, else `unknown`.
-    """
-    state = git_state(folder)
-    if state is None:
-        return os.environ.get("LUVE_REVISION", "").strip() or "unknown"
-    return state["revision"] + " with changes" * state["dirty"]
-
-
-def run_git(folder: Path, *arguments: str) -> str | None:
-    """The output of `git` in `folder`, stripped; None where it fails or is not installed."""
-    try:
-        done = subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 @dataclass(frozen=True)

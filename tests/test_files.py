@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import random
@@ -21,6 +22,7 @@ import pytest
 from luve_lightning.files import (
     check_writable,
     follow_umask,
+    hub_digest,
     new_file_mode,
     remove_unfinished,
     replacing,
@@ -253,3 +255,22 @@ def test_what_cannot_be_written_is_told_before(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match=f"{os.strerror(number)}: .*new/old'$"):
         check_writable(tmp_path / "new" / "old")
     assert (tmp_path / "new" / "old").read_text() == "as it was"
+
+
+def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
+    file = tmp_path / "HPSv3.safetensors"
+    file.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert hub_digest(file) == digest
+    file.write_bytes(b"other weights")
+    assert hub_digest(file) != digest
+
+
+def test_the_hub_cache_names_a_file_by_its_digest(tmp_path: Path) -> None:
+    blob = tmp_path / "blobs" / ("0a" * 32)
+    blob.parent.mkdir()
+    blob.write_bytes(b"not read, so it need not be the real content")
+    link = tmp_path / "snapshots" / "main" / "HPSv3.safetensors"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(blob)
+    assert hub_digest(link) == "0a" * 32

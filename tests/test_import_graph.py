@@ -22,7 +22,7 @@ RANKS = {
         [
             ["locks"],
             ["config_files", "files", "functional", "machine", "safetensors_window", "terminal"],
-            ["model_folders"],
+            ["model_folders", "revision"],
             ["models"],
             ["losses", "metrics", "data"],
             ["datamodules", "tasks", "cascade"],

@@ -202,9 +202,8 @@ class StageRun:
 
     def _launched(self) -> list[str]:
         """The words before the verb."""
-        if (
-            not self.program or self.stage.verb != "generate" or self.stage.gpus == 1
-        ):  # a Trainer starts its processes itself
+        # A Trainer starts its processes itself.
+        if not self.program or self.stage.verb != "generate" or self.stage.gpus == 1:
             return list(self.program)
         python, *module = self.program
         return [python, *TORCHRUN, "--nproc-per-node", str(self.stage.gpus), *module]

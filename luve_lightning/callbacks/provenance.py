@@ -24,7 +24,8 @@ from luve_lightning.callbacks.checkpoints import Checkpoints
 from luve_lightning.callbacks.repeatable import RandomState
 from luve_lightning.callbacks.weights import Export
 from luve_lightning.files import write_text
-from luve_lightning.machine import PACKAGE_ROOT, git_state, package_versions, run_git
+from luve_lightning.machine import PACKAGE_ROOT
+from luve_lightning.revision import git_state, package_versions, run_git
 from luve_lightning.tasks.base import Change, TrainingTask, say
 
 

@@ -38,8 +38,8 @@ from luve_lightning.evaluation.upsampling_comparison import (
 )
 from luve_lightning.files import write_text
 from luve_lightning.functional.interpolation import Size3d
-from luve_lightning.machine import revision_in_words
 from luve_lightning.models.vluer import BaseVLUer, load_vluer
+from luve_lightning.revision import revision_in_words
 from luve_lightning.tasks.base import ExpertComparison, Upsampling
 from luve_lightning.terminal import say
 

@@ -87,11 +87,11 @@ class StepTimes(L.Callback):
 class ClipTimes(L.Callback):
     """Counts what a Trainer that predicts has made: each batch's items, unless the batch gave nothing new.
 
-    `found` holds, when it is done, the `rate` of all processes together, in items a second, what `seconds_per_unit` is
-    on the mean of several, and `parts`: the `seconds`
-    from a process's first batch to the end and what they were spent on, each the mean of all processes: `reading`,
-    waiting for a batch; `encoding`; `writing`, waiting for what is encoded to be stored; `waiting` for other processes
-    at the end. And `ranks`, the same of each with its number of items, seconds of one and GPU memory.
+    When it is done, `found` holds the `rate` of all processes together, in items a second; where there are several, the
+    mean `seconds_per_unit` of a process; and `parts`: the `seconds` from a process's first batch to the end and what
+    they were spent on, each the mean of all processes: `reading`, waiting for a batch; `encoding`; `writing`, waiting
+    for what is encoded to be stored; `waiting` for other processes at the end. In `parts`, `ranks` has the same of each
+    process, with its number of items, seconds of one and GPU memory.
 
     Args:
         times: Counts them; the first device of the Trainer becomes its device.

@@ -38,8 +38,9 @@ from luve_lightning.cli.compose import compose, escaped, read_arguments
 from luve_lightning.cli.errors import describe_runtime_error, did_you_mean
 from luve_lightning.cli.run_verb import refusal, run_verb
 from luve_lightning.files import read_json, text_digest
-from luve_lightning.machine import cores, revision_in_words
+from luve_lightning.machine import cores
 from luve_lightning.reporting.dashboard import PREFIX_OF_RESULTS
+from luve_lightning.revision import revision_in_words
 from luve_lightning.terminal import say
 
 VERBS = {

@@ -37,7 +37,8 @@ from luve_lightning.evaluation.summary import Resampling, distances, summarise
 from luve_lightning.evaluation.tables import format_value, table_rich
 from luve_lightning.evaluation.video_sets import VideoSets, find_video_sets
 from luve_lightning.files import write_text
-from luve_lightning.machine import choose_device, decoding_threads, revision_in_words
+from luve_lightning.machine import choose_device, decoding_threads
+from luve_lightning.revision import revision_in_words
 from luve_lightning.terminal import Steps, amount, say
 
 VERBS = {

@@ -173,8 +173,8 @@ def precompute(
     check_folder("store", store)
     if hardware is not None:
         require_hardware(hardware)
-    times = ClipTimes(UnitTimes("clip"))
-    runner = _trainer(trainer, threads, times)
+    clip_times = ClipTimes(UnitTimes("clip"))
+    runner = _trainer(trainer, threads, clip_times)
     console = Console(emoji=False, quiet=not runner.is_global_zero)
     codec = load_backbone(backbone).latent_space()
     buckets = Buckets.chosen(size, frames, lambda: load_backbone(backbone).size_rules().step)
@@ -209,10 +209,9 @@ def precompute(
     uneven = uneven_line(hashes, entries) if fps is None and runner.is_global_zero else ""
     print_summary(console, store, done.lines(recipe, there, left, uneven), started)
     if runner.is_global_zero:
-        made = {"made": done.totals.encoded, "bytes": done.totals.bytes}
+        made = {"made": done.totals.encoded, "bytes": done.totals.bytes, **clip_times.found}
         total = count * recipe.count
-        made |= times.found
-        times.times.write(measured, processes=runner.world_size, units=count, total=total, there=there, **made)
+        clip_times.times.write(measured, processes=runner.world_size, units=count, total=total, there=there, **made)
 
 
 @dataclass
@@ -291,7 +290,7 @@ def _check(console: Console, shares: Sequence[EncodeShare], total: int, threads:
     found.complain()
 
 
-def _trainer(options: dict[str, Any] | None, threads: int, times: ClipTimes) -> L.Trainer:
+def _trainer(options: dict[str, Any] | None, threads: int, clip_times: ClipTimes) -> L.Trainer:
     """A Trainer that predicts and leaves nothing behind."""
     fixed: dict[str, Any] = {
         "logger": False,
@@ -299,7 +298,7 @@ def _trainer(options: dict[str, Any] | None, threads: int, times: ClipTimes) -> 
         "enable_model_summary": False,
         # The DataModule shards by itself, and each process must reach the end of the loop.
         "use_distributed_sampler": False,
-        "callbacks": [StopPredictionOnSigterm(), CPUThreads(threads), times],
+        "callbacks": [StopPredictionOnSigterm(), CPUThreads(threads), clip_times],
     }
     given = options or {}
     if given.get("enable_progress_bar", True):

@@ -32,7 +32,8 @@ from luve_lightning.cli.compose import compose
 from luve_lightning.cli.errors import did_you_mean
 from luve_lightning.cli.run_verb import refusal
 from luve_lightning.files import check_writable
-from luve_lightning.machine import PACKAGE_ROOT, check_workers, cores, revision_in_words, visible_gpus
+from luve_lightning.machine import PACKAGE_ROOT, check_workers, cores, visible_gpus
+from luve_lightning.revision import revision_in_words
 from luve_lightning.terminal import amount, say
 
 VERBS = {
@@ -126,15 +127,14 @@ def rehearse(
     found, console = recipe.stages(), Console(emoji=False)
     chosen = _chosen(stages, [stage.name for stage in found], changes or {})
     _check_changes(found, recipe.given(), changes or {})
-    facts = rehearsal_facts(
-        f"Rehearsal: {backbone}, {size}, {attention}", names[: max(devices, video_devices)], devices
-    )
-    facts |= {
+    used = names[: max(devices, video_devices)]
+    facts = {
+        **rehearsal_facts(f"Rehearsal: {backbone}, {size}, {attention}", used, devices),
         "of": f"{Path(backbone).name}, {size}, {attention}",
         "devices": str(devices),
         "video_devices": str(video_devices),
+        "clips": _clips(recipe, changes or {}),
     }
-    facts["clips"] = _clips(recipe, changes or {})
 
     def updated(results: Mapping[str, StageResult]) -> None:
         write_table(root, rehearsal_rows(found, results, root), results, facts)

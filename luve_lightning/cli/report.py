@@ -26,10 +26,10 @@ from luve_lightning.cli.ablate import TABLES, ablate, find_table
 from luve_lightning.cli.errors import UsageError
 from luve_lightning.data.video_files import check_name
 from luve_lightning.files import write_text
-from luve_lightning.machine import package_version, revision_in_words
 from luve_lightning.reporting.dashboard import PREFIX_OF_RESULTS, Dashboard, build_workspace, serialised
 from luve_lightning.reporting.report import PageText, ReportInputs, ResultTable, build_report, result_table
 from luve_lightning.reporting.videos import Comparison
+from luve_lightning.revision import package_version, revision_in_words
 from luve_lightning.terminal import Steps, amount, say
 
 VERBS = {

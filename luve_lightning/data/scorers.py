@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,7 +34,7 @@ from luve_lightning.data.clips import read_clip
 from luve_lightning.data.hashes import ClipHashes, Stamp, stamp
 from luve_lightning.data.quarantine import Quarantine
 from luve_lightning.data.video_index import ClipEntry
-from luve_lightning.files import file_digest, text_digest
+from luve_lightning.files import hub_digest, text_digest
 from luve_lightning.locks import Busy, locked
 from luve_lightning.machine import UnitTimes
 
@@ -179,7 +178,7 @@ class HPSv3Scorer(Scorer):
     @cached_property
     def version(self) -> str:
         """The package's version and the first digits of the weights' sha256."""
-        return f"{self._package}, weights {weights_digest(self._weights)[:12]}"
+        return f"{self._package}, weights {hub_digest(self._weights)[:12]}"
 
     @cached_property
     def _model(self) -> Any:
@@ -201,12 +200,6 @@ class HPSv3Scorer(Scorer):
                 rewards = self._model.reward(pictures, list(captions[part]))
             scores += rewards[:, 0].float().tolist()  # column 1 is the score's uncertainty
         return scores
-
-
-def weights_digest(file: Path) -> str:
-    """sha256 of a file; the Hugging Face cache names a large file by it, which saves reading 17 GB."""
-    content = file.resolve().name
-    return content if re.fullmatch(r"[0-9a-f]{64}", content) else file_digest(file)
 
 
 @dataclass(frozen=True)
@@ -318,14 +311,16 @@ def score_clips(
         there, share = _finished(folder, settings), entries[shard.index :: shard.count]
         jobs = _jobs(share, settings, ClipHashes(folder), there, totals, advance)
         clips = read_ahead(FrameReader(choice, scorer.least), jobs, num_workers, batch_size)
-        (times := times or UnitTimes("clip")).begin()
+        times = times or UnitTimes("clip")
+        times.begin()
         while batch := list(islice(clips, batch_size)):
             scored = _score(scorer, batch)
             rows |= {row.clip_id: row for row in scored}
             write_rows(part, rows.values())
             totals.scored += sum(row.score is not None for row in scored)
-            for entry, reason in [(item.job.entry, item.reason) for item in batch if item.reason is not None]:
-                totals.unreadable.append((entry.clip_id, reason))
+            bad = [(item.job.entry, item.reason) for item in batch if item.reason is not None]
+            totals.unreadable += [(entry.clip_id, reason) for entry, reason in bad]
+            for entry, reason in bad:
                 quarantine.add(ClipError(entry.path, reason))
             times.advance(len(batch))
             advance(len(batch))

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from luve_lightning.data.mini_world.paint import apply_grade, paint_scene
 from luve_lightning.data.mini_world.scene import STAGE, Grade, photograph_named
 from luve_lightning.data.mini_world.stage import MOTIONS, SPRITES, StagedScene, draw_stage
-from luve_lightning.functional.take_flaws import blurred, flickering, frozen_from, levels, noisy, shrunken
+from luve_lightning.functional.take_flaws import blurred, flickering, frozen_from, levels, noisy, shrunken, shuffled
 from luve_lightning.machine import cores
 from luve_lightning.models.recogniser import FRAMES, LEFT_OUT, SIDE, TAUGHT
 
@@ -33,15 +33,6 @@ def recoloured(frames: Tensor, degrees: float) -> Tensor:
     count, height, width, _ = frames.shape
     picture = frames.permute(3, 0, 1, 2).reshape(3, count * height, width) / 255
     return levels(apply_grade(picture, Grade(hue=degrees)) * 255).view(3, count, height, width).permute(1, 2, 3, 0)
-
-
-def shuffled(frames: Tensor, group: int, rng: Generator) -> Tensor:
-    """The frames, which change places in groups of so many."""
-    order = np.arange(len(frames))
-    for start in range(0, len(order), group):
-        part = order[start : start + group]
-        order[start : start + group] = part[::-1] if group == 2 else rng.permutation(part)
-    return frames[torch.from_numpy(order)]
 
 
 _SPOILT: dict[str, Callable[[Tensor, float, Generator], Tensor]] = {

@@ -34,9 +34,10 @@ from luve_lightning.evaluation.pictures import contact_sheet
 from luve_lightning.files import file_digest, replacing, write_text
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import fit_frames, video_to_frames
-from luve_lightning.machine import PACKAGE_ROOT, git_state, package_versions
+from luve_lightning.machine import PACKAGE_ROOT
 from luve_lightning.models.backbones import Schedule, family_of, load_backbone
 from luve_lightning.models.experts import choice_kept
+from luve_lightning.revision import git_state, package_versions
 
 if TYPE_CHECKING:  # Lightning: generating needs none
     from luve_lightning.datamodules.caption_latents import Embed

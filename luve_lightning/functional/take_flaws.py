@@ -1,6 +1,6 @@
 """What goes wrong when a clip is taken: functions that spoil frames by a stated amount.
 
-Every function takes and returns uint8 frames T x H x W x 3.
+Every function takes and returns uint8 frames T x H x W x 3 on the CPU, where clips are painted.
 """
 
 from __future__ import annotations
@@ -64,6 +64,15 @@ def frozen_from(frames: Tensor, share: float) -> Tensor:
 def stuttering(frames: Tensor, hold: int) -> Tensor:
     """Frames of which each `hold`-th stands until the next one."""
     return frames[torch.arange(len(frames)) // hold * hold]
+
+
+def shuffled(frames: Tensor, group: int, rng: Generator) -> Tensor:
+    """Frames that change places in groups of so many, 2 or more; in pairs all do."""
+    order = np.arange(len(frames))
+    for start in range(0, len(order), group):
+        part = order[start : start + group]
+        order[start : start + group] = part[::-1] if group == 2 else rng.permutation(part)
+    return frames[torch.from_numpy(order)]
 
 
 def shaken(frames: Tensor, margin: int, deviation: float, rng: Generator) -> Tensor:

@@ -55,7 +55,7 @@ def take_measures(frames: Tensor) -> dict[str, float]:
         raise ValueError(f"frames: expected uint8 T x H x W x 3, got {frames.dtype} {tuple(frames.shape)}")
     if len(frames) < 3 or min(frames.shape[1:3]) < 32:
         raise ValueError(f"frames: expected 3 or more of 32x32 or larger, got {tuple(frames.shape[:3])}")
-    luma = frames.float() @ torch.tensor(_LUMA) / 255
+    luma = frames.float() @ torch.tensor(_LUMA, device=frames.device) / 255
     chosen = torch.linspace(0, len(frames) - 1, min(_LOOKED_AT, len(frames))).round().long()
     pictures, brightest = luma[chosen], frames[chosen].amax(-1).flatten(1).float() / 255
     return {
@@ -84,7 +84,7 @@ def take_quality(frames: Tensor) -> float:
 
 def _focus(pictures: Tensor) -> float:
     near, far = (_quantile(_changes(pictures, step), 0.999) for step in (1, 4))
-    return _middle(torch.where(far > 2 / 255, near / far.clamp(min=1e-6), torch.zeros(())))
+    return _middle(torch.where(far > 2 / 255, near / far.clamp(min=1e-6), far.new_zeros(())))
 
 
 def _changes(pictures: Tensor, step: int) -> Tensor:
@@ -94,7 +94,7 @@ def _changes(pictures: Tensor, step: int) -> Tensor:
 
 
 def _noise(pictures: Tensor) -> float:
-    kernel = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])
+    kernel = pictures.new_tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])
     rough = F.conv2d(pictures[:, None], kernel[None, None]).abs()
     parts = F.avg_pool2d(rough, 8).flatten(1) * (255 * math.sqrt(math.pi / 2) / 6)
     return _middle(_quantile(parts, 0.05))
@@ -119,11 +119,13 @@ def _still(luma: Tensor) -> float:
 
 def _shake(luma: Tensor) -> float:
     small = F.interpolate(luma[:, None], (_SIDE, _SIDE), mode="area")[:, 0]
-    window = torch.hann_window(_SIDE)[:, None] * torch.hann_window(_SIDE)
+    edge = torch.hann_window(_SIDE, device=luma.device)
+    window = edge[:, None] * edge
     waves = torch.fft.rfft2((small - small.mean((1, 2), keepdim=True)) * window)
     # Phase correlation: the peak is where one frame lies on the next.
     both = waves[1:] * waves[:-1].conj()
-    rows, columns = torch.fft.fftfreq(_SIDE)[:, None] * _SIDE, torch.fft.rfftfreq(_SIDE) * _SIDE
+    rows = torch.fft.fftfreq(_SIDE, device=luma.device)[:, None] * _SIDE
+    columns = torch.fft.rfftfreq(_SIDE, device=luma.device) * _SIDE
     weights = torch.exp(-(rows**2 + columns**2) / (2 * _COARSE**2))
     peaks = torch.fft.irfft2(weights * both / both.abs().clamp(min=1e-6), s=(_SIDE, _SIDE)).flatten(1).argmax(1)
     speed = torch.stack([peaks // _SIDE, peaks % _SIDE], 1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from luve_lightning.files import replacing
 from luve_lightning.functional.patches import PatchPlan
-from luve_lightning.machine import package_version
+from luve_lightning.revision import package_version
 
 
 class FeatureExtractor(nn.Module):

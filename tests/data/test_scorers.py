@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from skimage.filters import gaussian
 from skimage.measure import blur_effect
 
 from luve_lightning.data.clip_container import Frames
-from luve_lightning.data.scorers import HPSv3Scorer, SharpnessExposure, TakeQuality, weights_digest
+from luve_lightning.data.scorers import HPSv3Scorer, SharpnessExposure, TakeQuality
 from luve_lightning.functional.take_quality import take_quality
 
 PHOTOGRAPH: Frames = astronaut()[:200, :240]
@@ -72,22 +70,3 @@ def test_a_take_is_rated_as_a_whole() -> None:
 def test_without_the_package_it_says_how_to_get_it() -> None:
     with pytest.raises(ValueError, match=r"not installed in this environment; run `make setup-hpsv3`"):
         HPSv3Scorer()
-
-
-def test_weights_are_known_by_their_content(tmp_path: Path) -> None:
-    file = tmp_path / "HPSv3.safetensors"
-    file.write_bytes(b"weights")
-    digest = hashlib.sha256(b"weights").hexdigest()
-    assert weights_digest(file) == digest
-    file.write_bytes(b"other weights")
-    assert weights_digest(file) != digest
-
-
-def test_the_hub_cache_names_a_file_by_its_digest(tmp_path: Path) -> None:
-    blob = tmp_path / "blobs" / ("0a" * 32)
-    blob.parent.mkdir()
-    blob.write_bytes(b"not read, so it need not be the real content")
-    link = tmp_path / "snapshots" / "main" / "HPSv3.safetensors"
-    link.parent.mkdir(parents=True)
-    link.symlink_to(blob)
-    assert weights_digest(link) == "0a" * 32

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from luve_lightning.functional.interpolation import interpolate_latents
+from luve_lightning.functional.take_quality import take_measures
 from luve_lightning.functional.unsharp import unsharp_mask
 from tests.helpers.gpu import error
 from tests.helpers.noise import noise
@@ -38,3 +39,8 @@ def test_interpolation(device: torch.device, batch: int) -> None:
     """Positions are float32, and so are the weights that follow from them."""
     latents = noise(batch, 16, 3, 9, 11)
     assert error(interpolate_latents(latents.to(device), (5, 23, 31)), interpolate_latents(latents, (5, 23, 31))) < 5e-6
+
+
+def test_a_take_is_measured_as_on_a_cpu(device: torch.device) -> None:
+    frames = noise(5, 96, 128, 3).sigmoid().mul(255).round().to(torch.uint8)
+    assert take_measures(frames.to(device)) == pytest.approx(take_measures(frames), rel=1e-3, abs=1e-4)
