@@ -19,6 +19,7 @@ from luve_lightning.files import find_json, text_digest, write_text
 from luve_lightning.locks import try_lock
 
 ROW, PLAN = "row.json", "plan.json"
+_PLANNED_FOR = "planned-for.txt"  # which command on which GPU's speed the plan is of
 _PLANNED = ("precompute", "embed", "score", "fit", "generate", "upsample")
 _FROM_SCRATCH = ("random-models", "bench")  # verbs that do not go on with what is there
 _PLAN_SECONDS = 240.0  # that a plan may take when its stage is done
@@ -156,6 +157,7 @@ class RehearsalRun:
         digest = text_digest(json.dumps([run.words(), tree], sort_keys=True))
         if kept is not None and kept.status == "done" and kept.digest == digest and not again:
             self.tell(f"{stage.name}: done already, {sum(kept.seconds):.0f} s")
+            self._plan(stage, run, there)
             return kept
         same = kept is not None and kept.digest == digest and not again
         goes_on = same and kept is not None and kept.status == "interrupted"
@@ -241,14 +243,19 @@ class RehearsalRun:
     # Plans
 
     def _plan(self, stage: RehearsalStage, run: StageRun, there: Mapping[str, str]) -> None:
-        """Begin to plan a stage, beside it: a plan takes a core and no GPU."""
+        """Begin to plan a stage, beside it, unless that plan is there: a plan takes a core and no GPU."""
         speed = self.speed or there.get("speed")
         if speed is None or stage.verb not in _PLANNED:
             return
-        target = self._file(stage, PLAN)
-        target.unlink(missing_ok=True)
+        target, planned_for = self._file(stage, PLAN), self._file(stage, _PLANNED_FOR)
         gpu = [] if stage.verb == "score" else ["--gpu", speed]  # whose plan knows of no GPU
         words = [*self.program, "plan", *run.configs(), *gpu, "--output", str(target)]
+        measured = Path(speed).read_text("utf-8") if gpu and Path(speed).is_file() else ""
+        key = text_digest(json.dumps([words, run.tree, measured], sort_keys=True))
+        if find_json(target) and planned_for.is_file() and planned_for.read_text("utf-8") == key:
+            return
+        target.unlink(missing_ok=True)
+        write_text(planned_for, key)
         self._plans[stage.name] = GroupProcess(words, target.with_suffix(".txt"), _NO_GPU)
 
     def _await_plans(self) -> None:

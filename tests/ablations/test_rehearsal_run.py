@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from luve_lightning.ablations.rehearsal_run import RehearsalRun, only_rehearsal
+from luve_lightning.ablations.rehearsal_run import RehearsalRun, only_rehearsal, plan_of
 from luve_lightning.ablations.rehearsal_stage import RehearsalStage, StageResult
 from luve_lightning.locks import try_lock
 
@@ -54,10 +54,11 @@ def rehearse(
     again: bool = False,
     stop: bool = True,
     limit: float = 60.0,
+    speed: str | None = None,
     told: list[str] | None = None,
 ) -> dict[str, StageResult]:
     tell = (told if told is not None else []).append
-    run = RehearsalRun(stages, {}, root, changes or {}, stop, limit, None, lambda results: None, tell, program=PROGRAM)
+    run = RehearsalRun(stages, {}, root, changes or {}, stop, limit, speed, lambda results: None, tell, program=PROGRAM)
     return run.run(chosen or [stage.name for stage in stages], again)
 
 
@@ -139,6 +140,19 @@ def test_the_same_call_runs_what_is_missing_and_keeps_the_rest(tmp_path: Path) -
     assert again["score"].status == "done"
     assert log.read_text().count("$ ") == before + 1
     assert again["vluer"] == changed["vluer"]
+
+
+def test_what_is_done_is_planned_again_for_another_speed_alone(tmp_path: Path) -> None:
+    vluer, speed = training(tmp_path, "vluer"), tmp_path / "speed.jsonl"
+    speed.write_text("slow")
+    log = tmp_path / "stages/vluer/plan.txt"
+    for content, plans in (("slow", 1), ("slow", 1), ("fast", 2), ("fast", 2)):
+        speed.write_text(content)
+        rehearse(tmp_path, vluer, stop=False, speed=str(speed))
+        assert log.read_text().count("$ ") == plans, content
+    rehearse(tmp_path, vluer, stop=False, speed="h200")
+    assert plan_of(tmp_path, "vluer") == {"gpu": "h200"}
+    assert (tmp_path / "stages/vluer/log.txt").read_text().count("$ ") == 1
 
 
 def test_random_weights_stand_in_for_what_was_not_trained(tmp_path: Path) -> None:
