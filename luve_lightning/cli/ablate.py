@@ -21,6 +21,7 @@ from rich.console import Console
 
 from luve_lightning.ablations.costs import add_costs, write_cost_plot
 from luve_lightning.ablations.graph import AblationPlanner, Contents, Plan, Use, as_text, without
+from luve_lightning.ablations.job_array import JobOptions, array_lines, stage_jobs, submit
 from luve_lightning.ablations.output import RunWatcher, dry_run_lines, results_lines, start_line, sweep_run, uses
 from luve_lightning.ablations.results import (
     Results,
@@ -30,7 +31,7 @@ from luve_lightning.ablations.results import (
     result_rows,
     write_results,
 )
-from luve_lightning.ablations.runners import JobOptions, LocalRunner, Slots, array_lines, stage_jobs, submit
+from luve_lightning.ablations.runners import LocalRunner, Slots
 from luve_lightning.ablations.stage_process import is_done
 from luve_lightning.ablations.table import TABLE_FILE, Table, read_table
 from luve_lightning.cli import Verb

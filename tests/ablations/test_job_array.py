@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from luve_lightning.ablations.graph import AblationPlanner
-from luve_lightning.ablations.runners import JobOptions, StageJob, array_lines, stage_jobs, submit
+from luve_lightning.ablations.job_array import JobOptions, StageJob, array_lines, stage_jobs, submit
 from luve_lightning.ablations.stage_process import is_done
 from tests.helpers.ablations import PROGRAM, ROWS, planner_of, started, write_table
 
