@@ -24,6 +24,7 @@ from luve_lightning.ablations.stage_process import (
 
 _POLL_SECONDS = 0.1
 _LOCK_SECONDS = 1.0
+_STEPS = "--trainer.max_steps"
 _GRACE_SECONDS = 20.0  # time for training to save its last checkpoint
 
 
@@ -77,6 +78,13 @@ class Slots:
         if len(self.gpus) > 1:
             variables["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         return variables
+
+    def free(self, taken: Collection[int]) -> int | None:
+        """A free slot, of the GPU on which least runs; None where all are taken."""
+        places = max(1, len(self.gpus))
+        busy = Counter(slot % places for slot in taken)
+        free = (slot for slot in range(self.count) if slot not in taken)
+        return min(free, key=lambda slot: (busy[slot % places], slot), default=None)
 
 
 @dataclass
@@ -144,17 +152,16 @@ class LocalRunner:
             if (record := done_record(stage)) is not None:
                 self._done.add(digest)
                 if isinstance(record.get("seconds"), int | float):
-                    self._seconds.setdefault(stage.name, []).append(float(record["seconds"]))
+                    self._seconds.setdefault(_kind(stage), []).append(float(record["seconds"]))
 
     def _launch(self, plan: Plan) -> bool:
         """Fill the free slots; returns whether another process is still running a stage that is needed."""
-        busy = {process.stage.digest for process in self._running.values()}
+        settled = self._done | self._failed | {process.stage.digest for process in self._running.values()}
         waiting = False
-        # First what most rows and seeds wait for.
-        for digest, stage in sorted(plan.stages.items(), key=lambda item: -len(item[1].uses)):
-            free = next((slot for slot in range(self.slots.count) if slot not in self._running), None)
-            if digest in self._done | self._failed | busy or not set(stage.needs) <= self._done:
+        for digest, stage in self._in_order(plan):
+            if digest in settled or not self._done.issuperset(stage.needs):
                 continue
+            free = self.slots.free(self._running)
             if self._locked_until.get(digest, 0.0) > time.monotonic():
                 waiting = True
                 continue
@@ -173,6 +180,26 @@ class LocalRunner:
         self._plan = plan
         return waiting
 
+    def _in_order(self, plan: Plan) -> list[tuple[str, AblationStage]]:
+        """First what begins the longest way to the end, and among these what most rows and seeds wait for.
+
+        With many slots, a long stage that begins last is waited for alone. What is not known yet counts as long as
+        the longest: it is soon known.
+        """
+        usual = self._usual()
+        unknown = max(usual.values(), default=1.0)
+        after: dict[str, float] = {}
+        way: dict[str, float] = {}
+        for digest, stage in reversed(list(plan.stages.items())):
+            way[digest] = usual.get(_kind(stage), unknown) + after.get(digest, 0.0)
+            for need in stage.needs:
+                after[need] = max(after.get(need, 0.0), way[digest])
+        return sorted(plan.stages.items(), key=lambda item: (-way[item[0]], -len(item[1].uses)))
+
+    def _usual(self) -> dict[str, float]:
+        """The mean seconds of each kind of stage that is known."""
+        return {kind: statistics.fmean(values) for kind, values in self._seconds.items()}
+
     def _collect(self) -> bool:
         """Take in what has ended; returns whether something failed."""
         failed = False
@@ -183,7 +210,7 @@ class LocalRunner:
             failure, stage = process.finish(), process.stage
             if failure is None:
                 self._done.add(stage.digest)
-                self._seconds.setdefault(stage.name, []).append(process.seconds)
+                self._seconds.setdefault(_kind(stage), []).append(process.seconds)
                 self.watcher.finished(stage, process.seconds, self._standing(self._plan))
                 continue
             failed = True
@@ -202,11 +229,11 @@ class LocalRunner:
     def _seconds_left(self, plan: Plan) -> float | None:
         if not self._seconds:
             return None
-        usual = {name: statistics.fmean(values) for name, values in self._seconds.items()}
+        usual = self._usual()
         any_stage = statistics.fmean(itertools.chain(*self._seconds.values()))
         missing = [stage for digest, stage in plan.stages.items() if digest not in self._done]
-        left = sum(usual.get(stage.name, any_stage) for stage in missing)
-        left -= sum(min(p.seconds, usual.get(p.stage.name, any_stage)) for p in self._running.values())
+        left = sum(usual.get(_kind(stage), any_stage) for stage in missing)
+        left -= sum(min(p.seconds, usual.get(_kind(p.stage), any_stage)) for p in self._running.values())
         return max(0.0, left) / self.slots.count
 
     def _stop(self) -> None:
@@ -224,3 +251,9 @@ class LocalRunner:
                     process.process.wait()
                 os.close(process.lock)
             self._running.clear()
+
+
+def _kind(stage: AblationStage) -> str:
+    """What takes about as long: stages of one name that train for as many steps."""
+    steps = dict(itertools.pairwise(stage.words)).get(_STEPS, "")
+    return f"{stage.name} {steps}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Mapping
@@ -125,6 +126,34 @@ def test_a_slots_environment() -> None:
     assert [slots.environment(n)["CUDA_VISIBLE_DEVICES"] for n in range(4)] == ["0", "1", "0", "1"]
     assert slots.environment(0)["OMP_NUM_THREADS"] == "1"
     assert "CUDA_VISIBLE_DEVICES" not in Slots(2, ("0",), 8).environment(1)
+
+
+def test_a_free_slot_is_of_the_gpu_on_which_least_runs() -> None:
+    slots = Slots(6, ("0", "1"), 2)
+    assert slots.free([]) == 0
+    assert slots.free([0, 2]) == 1
+    assert slots.free([0, 1, 3]) == 2
+    assert slots.free(range(6)) is None
+    assert Slots(2).free([0]) == 1
+
+
+@pytest.mark.parametrize("first", ["one", "other"])
+def test_what_takes_longest_is_begun_first(tmp_path: Path, log: Path, first: str) -> None:
+    """What takes how long is read from what an earlier run has made: of another seed here."""
+    table = deepcopy(TABLE)
+    fit = {"verb": "fit", "options": {"trainer.default_root_dir": "{out}", "seed": "{seed}"}}
+    table["stages"] |= {"one": fit, "other": deepcopy(fit) | {"options": fit["options"] | {"trainer.max_steps": 9}}}
+    table["stages"]["generate"]["options"] |= {"expert": "{one}", "more": "{other}"}
+    planner = planner_of(write_table(tmp_path / "small", table | {"rows": ["full"]}), tmp_path / "runs")
+    LocalRunner(lambda _: planner.plan({0: ["full"]}), Slots(4), PROGRAM, {}, Notes()).run()
+    for file in (tmp_path / "runs" / "stages").glob("*/done.json"):
+        record = json.loads(file.read_text())
+        file.write_text(json.dumps(record | {"seconds": 50 if record["stage"] == first else 5}))
+    before = len(started(log))
+    LocalRunner(lambda _: planner.plan({0: ["full"], 1: ["full"]}), Slots(1), PROGRAM, {}, Notes()).run()
+    names = [name.partition("-")[0] for name in started(log)[before:]]
+    last = {"one": "other", "other": "one"}[first]
+    assert names == [first, last, "generate", "evaluate"]
 
 
 def alive(pid: int) -> bool:
