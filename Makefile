@@ -183,10 +183,12 @@ generate: $(STAMP) ## Make a video of PROMPT with the mini backbone, and a conta
 report: $(STAMP) ## Build one page of the mini world's results: tables, curves, spectra, comparisons, videos
 	$(LUVE) report $(foreach name,report/mini dashboards/vluer dashboards/experts dashboards/ablations,--config experiments/$(name).yaml) $(ARGS)
 
-# Check TABLE before making its data, which takes minutes.
+# Check TABLE, one or several, before making its data, which takes minutes.
+VLUER_TABLES := vluer_parts multi_scale
 ifneq ($(filter ablations,$(MAKECMDGOALS)),)
-ifeq ($(wildcard experiments/ablations/$(TABLE)/table.yaml $(TABLE)),)
-$(error TABLE=$(TABLE): expected one of $(patsubst experiments/ablations/%/table.yaml,%,$(sort $(wildcard experiments/ablations/*/table.yaml))))
+known_table = $(or $(filter all,$(1)),$(wildcard experiments/ablations/$(1)/table.yaml $(1)))
+ifneq ($(strip $(foreach name,$(or $(TABLE),none),$(if $(call known_table,$(name)),,$(name)))),)
+$(error TABLE=$(TABLE): expected all, or some of $(patsubst experiments/ablations/%/table.yaml,%,$(sort $(wildcard experiments/ablations/*/table.yaml))))
 endif
 endif
 
@@ -204,9 +206,10 @@ combinations-data: data/mini/combinations/MANIFEST.json $(STAMP) ## Encode, embe
 LOW_RESOLUTION := $(LUVE) precompute $(foreach name,mini mini-rivals,--config experiments/precompute/$(name).yaml) $(call IN_COMBINATIONS,store,latents)
 
 .PHONY: ablations
-ablations: $(if $(filter vluer_parts multi_scale,$(TABLE)),precompute,combinations-data) ## Repeat the paper's TABLE (see experiments/ablations) on the mini world, all rows and seeds
-	$(if $(filter paradigms,$(TABLE)),$(LOW_RESOLUTION))
-	$(LUVE) ablate $(call quoted,$(TABLE)) $(ARGS)
+ablations: $(if $(filter $(VLUER_TABLES) all,$(TABLE)),precompute)
+ablations: $(if $(filter-out $(VLUER_TABLES),$(TABLE)),combinations-data) ## Repeat the paper's TABLE, or several (see experiments/ablations), on the mini world, all rows and seeds
+	$(if $(filter paradigms all,$(TABLE)),$(LOW_RESOLUTION))
+	$(LUVE) ablate $(foreach name,$(TABLE),$(call quoted,$(name))) $(ARGS)
 
 .PHONY: rehearse
 rehearse: $(STAMP) ## Run every command of the recipe once, in small, stopped and resumed, into runs/rehearsal

@@ -145,10 +145,17 @@ def test_make_ablations_names_the_tables_before_it_makes_data() -> None:
     wrong = subprocess.run([*make, "TABLE=expert"], cwd=REPOSITORY, capture_output=True, text=True)
     assert wrong.returncode == 2
     tables = sorted(path.parent.name for path in (REPOSITORY / "experiments" / "ablations").glob("*/table.yaml"))
-    assert f"TABLE=expert: expected one of {' '.join(tables)}." in wrong.stderr
+    assert f"TABLE=expert: expected all, or some of {' '.join(tables)}." in wrong.stderr
     assert not wrong.stdout
     right = subprocess.run([*make, "TABLE=experts"], cwd=REPOSITORY, capture_output=True, text=True)
     assert "luve ablate 'experts'" in right.stdout
+    several = subprocess.run([*make, "TABLE=experts multi_scale"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert "luve ablate 'experts' 'multi_scale'" in several.stdout
+    assert "luve score" in several.stdout, "the data of the one and of the other"
+    assert "luve precompute --config experiments/precompute/mini.yaml " in several.stdout
+    for bad in ("experts expert", ""):
+        wrong = subprocess.run([*make, f"TABLE={bad}"], cwd=REPOSITORY, capture_output=True, text=True)
+        assert (wrong.returncode, wrong.stdout) == (2, ""), bad
 
 
 def test_the_floors_are_the_lowest_versions_of_every_range() -> None:

@@ -18,7 +18,7 @@ from luve_lightning.ablations.graph import AblationPlanner, AblationStage, Conte
 from luve_lightning.ablations.results import collect, result_rows
 from luve_lightning.ablations.stage_process import write_done
 from luve_lightning.ablations.table import merged, read_table
-from luve_lightning.cli.ablate import planned_video
+from luve_lightning.cli.ablation_runs import planned_video
 from luve_lightning.cli.compose import compose
 from luve_lightning.functional.noise_bands import SigmaBand
 from luve_lightning.models.attention.tiles import Tiles

@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -310,3 +310,29 @@ def _fill(text: str, values: Mapping[str, str]) -> str:
 def without(rows: Mapping[int, Sequence[str]], lost: Collection[Use]) -> dict[int, list[str]]:
     """The rows of each seed without the lost ones."""
     return {seed: [row for row in names if (row, seed) not in lost] for seed, names in rows.items()}
+
+
+def together(plans: Mapping[str, Plan]) -> Plan:
+    """The plans of several tables, by name, as one: a stage that several share is there once.
+
+    A row is called TABLE/ROW in it; `own_uses` finds one table's again.
+
+    Raises:
+        ValueError: two tables have the same stage under different names, and so in different folders.
+    """
+    stages: dict[str, AblationStage] = {}
+    goals: dict[tuple[str, int, str], str] = {}
+    for table, plan in plans.items():
+        for digest, stage in plan.stages.items():
+            known = stages.setdefault(digest, replace(stage, uses=set()))
+            if known.folder != stage.folder:
+                raise ValueError(f"{table}: {stage.label} is {known.label} in a table before it; run it by itself")
+            known.uses.update((f"{table}/{row}", seed) for row, seed in stage.uses)
+        goals |= {(f"{table}/{row}", seed, stage): digest for (row, seed, stage), digest in plan.goals.items()}
+    return Plan(stages, goals)
+
+
+def own_uses(table: str, uses: Collection[Use]) -> dict[Use, Use]:
+    """Those of a plan of several tables that are a table's, by what they are called there."""
+    start = f"{table}/"
+    return {(row.removeprefix(start), seed): (row, seed) for row, seed in uses if row.startswith(start)}

@@ -101,23 +101,27 @@ class StageJob:
 
 
 def stage_jobs(
-    planner: AblationPlanner,
-    plan: Plan,
-    rows: Mapping[int, Sequence[str]],
+    tables: Sequence[tuple[AblationPlanner, Plan, Mapping[int, Sequence[str]]]],
     program: Sequence[str],
     facts: Mapping[str, Any],
 ) -> list[list[StageJob]]:
-    """The jobs of each level, without the stages that are done."""
-    levels = []
-    for level in plan.levels():
-        jobs = []
-        for stage in level:
-            if not is_done(stage):
-                row, seed = min(stage.uses)
-                jobs.append(StageJob(planner, rows, stage.name, row, seed, tuple(program), facts))
-        if jobs:
-            levels.append(jobs)
-    return levels
+    """The jobs of each level, without the stages that are done.
+
+    Args:
+        tables: what makes a table's plan, its plan, and the rows of each seed. A stage that several share is the job
+            of the first.
+        program: words before the command's own.
+        facts: recorded with every finished stage.
+    """
+    levels: dict[int, dict[str, StageJob]] = {}
+    for planner, plan, rows in tables:
+        for number, level in enumerate(plan.levels()):  # a stage is on one level in all tables
+            for stage in level:
+                if not is_done(stage):
+                    row, seed = min(stage.uses)
+                    job = StageJob(planner, rows, stage.name, row, seed, tuple(program), facts)
+                    levels.setdefault(number, {}).setdefault(stage.digest, job)
+    return [list(levels[number].values()) for number in sorted(levels)]
 
 
 def submit(

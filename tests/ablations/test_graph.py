@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from luve_lightning.ablations.graph import AblationPlanner, Plan, as_text, without
+from luve_lightning.ablations.graph import AblationPlanner, Plan, as_text, own_uses, together, without
 from luve_lightning.ablations.stage_process import write_done
 from tests.helpers.ablations import ROWS, TABLE, planner_of, write_table
 
@@ -235,3 +236,35 @@ def test_another_hash_in_a_folder_is_not_taken_for_this_one(planner: AblationPla
 )
 def test_values_as_the_command_line_takes_them(value: Any, text: str) -> None:
     assert as_text(value) == text
+
+
+def test_plans_of_two_tables_are_one(tmp_path: Path) -> None:
+    changed = deepcopy(TABLE) | {"rows": ["full"], "settings": {"value": 7.0}}
+    plans = {}
+    for name, table in (("small", TABLE), ("second", changed)):
+        planner = planner_of(write_table(tmp_path / name, table), tmp_path / "runs")
+        plans[name] = planner.plan({0: list(table["rows"])})
+    found = together(plans)
+    assert len(found.stages) == len(set(plans["small"].stages) | set(plans["second"].stages)) == 8
+    [data] = [stage for stage in found.stages.values() if stage.name == "data"]
+    assert data.uses == {("small/full", 0), ("small/low", 0), ("second/full", 0)}
+    assert own_uses("small", data.uses) == {("full", 0): ("small/full", 0), ("low", 0): ("small/low", 0)}
+    for name, plan in plans.items():
+        assert data.digest in plan.stages
+        assert all("/" not in row for stage in plan.stages.values() for row, _ in stage.uses), "left as they are"
+        for (row, seed, stage), digest in plan.goals.items():
+            assert found.goals[f"{name}/{row}", seed, stage] == digest
+    seen: set[str] = set()
+    for digest, stage in found.stages.items():
+        assert set(stage.needs) <= seen
+        seen.add(digest)
+
+
+def test_one_stage_under_two_names_is_refused(tmp_path: Path) -> None:
+    other = json.loads(json.dumps(TABLE).replace('"data"', '"clips"').replace("{data}", "{clips}"))
+    plans = {
+        name: planner_of(write_table(tmp_path / name, table), tmp_path / "runs").plan({0: ["full"]})
+        for name, table in (("small", TABLE), ("second", other))
+    }
+    with pytest.raises(ValueError, match=r"second: clips-\w{12} is data-\w{12} in a table before it; run it by itself"):
+        together(plans)

@@ -17,7 +17,7 @@ from tests.helpers.ablations import PROGRAM, ROWS, planner_of, started, write_ta
 
 def jobs_of(planner: AblationPlanner) -> list[list[StageJob]]:
     rows = {0: list(planner.table.rows)}
-    return stage_jobs(planner, planner.plan(rows), rows, PROGRAM, {})
+    return stage_jobs([(planner, planner.plan(rows), rows)], PROGRAM, {})
 
 
 class Last:

@@ -6,14 +6,17 @@ import csv
 import json
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from luve_lightning.cli import ablate
+from luve_lightning.ablations.output import RunWatcher
+from luve_lightning.cli import ablate, ablation_runs
 from tests.helpers.ablations import PROGRAM, ROWS, TABLE, started, write_table
 from tests.helpers.run_luve import Outcome, run_luve
 
@@ -133,7 +136,7 @@ def test_a_failing_row_is_reported_and_the_others_are_there(luve: Luve, log: Pat
 
 def test_a_dry_run_prints_every_command(luve: Luve, monkeypatch: pytest.MonkeyPatch, log: Path) -> None:
     # The program that starts in an instant takes words that luve itself would refuse.
-    monkeypatch.setattr(ablate, "refusal", lambda words: None)
+    monkeypatch.setattr(ablation_runs, "refusal", lambda words: None)
     outcome = luve("small", "--rows", "full", "--seeds", "0", "--dry_run", "true")
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
@@ -190,6 +193,110 @@ def test_a_dry_run_checks_what_each_command_is_given(
     assert "# 51 of 51 stages to run" in outcome.out
 
 
+def second_table(fail: str = "") -> None:
+    """A table `second` that shares its data and experts with `small`, and has the rows full and high."""
+    table = deepcopy(TABLE) | {"rows": ["full", "high"], "settings": {"value": 6.0}, "title": "Second table"}
+    rows = {"full": {}, "high": {"settings": {"value": 8.0}}}
+    if fail:
+        table["stages"][fail]["options"]["fail"] = True
+    write_table(Path("experiments/ablations/second"), table, rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["small", "second"], ["all"]])
+def test_what_two_tables_share_is_run_once(luve: Luve, log: Path, words: list[str]) -> None:
+    second_table()
+    outcome = luve(*words, "--slots", "3")
+    assert outcome.code == 0, outcome.err
+    names = [name.partition("-")[0] for name in started(log)]
+    assert Counter(names) == {"data": 1, "expert": 2, "generate": 10, "evaluate": 4}
+    assert len(set(started(log))) == 17
+    assert "2 tables: " in outcome.out
+    assert "\n17 of 17 stages to run, 3 at the same time\n" in outcome.out
+    together = {}
+    for name, means in (("small", ["5.5", "3.5", "5.5"]), ("second", ["6.5", "8.5"])):
+        path = Path(f"experiments/results/tiny/{name}.csv")
+        together[path] = path.read_bytes()
+        assert [row["mean"] for row in rows_of(path).values()] == means
+        assert f"{name}: {path}" in outcome.out
+        assert luve(name).code == 0
+        assert path.read_bytes() == together[path], "what the table by itself writes"
+    assert luve(*words).code == 0
+    assert len(started(log)) == 17
+
+
+@pytest.mark.slow
+def test_a_table_is_written_when_its_stages_are_done(luve: Luve, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second_table()
+    ready: list[str] = []
+    say = RunWatcher.finished
+
+    def finished(self: RunWatcher, stage: Any, *rest: Any) -> None:
+        ready.append("+".join(sorted(path.stem for path in Path("experiments/results/tiny").glob("*.csv"))))
+        say(self, stage, *rest)
+
+    monkeypatch.setattr(RunWatcher, "finished", finished)
+    assert luve("small", "--seeds", "0,1").code == 0
+    Path("experiments/results/tiny/small.csv").unlink()
+    log.unlink()
+    Path(next(Path("runs/ablations/stages").glob("evaluate-*/done.json"))).unlink()
+    assert luve("small", "second").code == 0
+    assert ready[-1] == "small", "small's last evaluation was done before second's"
+
+
+@pytest.mark.slow
+def test_a_failure_stops_only_what_needs_it(luve: Luve, log: Path) -> None:
+    second_table(fail="generate")
+    outcome = luve("second", "small")
+    assert outcome.code == 1
+    assert list(rows_of(Path("experiments/results/tiny/small.csv"))) == ["full", "low", "plain"]
+    assert not Path("experiments/results/tiny/second.csv").exists()
+    assert "second: no row is finished, no table is written" in outcome.out
+    assert "second/high, seed 1: generate ended with exit status 3: it broke here" in outcome.out
+    before = len(started(log))
+    second_table()
+    assert luve("second", "small").code == 0
+    names = Counter(name.partition("-")[0] for name in started(log)[before:])
+    assert names == {"generate": 4, "evaluate": 2}
+    # One that both tables need: plain, which needs no expert, is in one of them.
+    for folder in ("small", "second"):
+        path = Path(f"experiments/ablations/{folder}/table.yaml")
+        table = yaml.safe_load(path.read_text())
+        table["stages"]["data"]["options"]["fail"] = True
+        path.write_text(yaml.safe_dump(table, sort_keys=False))
+    outcome = luve("second", "small")
+    assert outcome.code == 1
+    assert outcome.out.count("FAILED") == 1
+    assert list(rows_of(Path("runs/ablations/small/small.csv"))) == ["plain"]
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_two_tables_has_each_command_once(luve: Luve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablation_runs, "refusal", lambda words: None)
+    second_table()
+    outcome = luve("small", "second", "--dry_run", "true")
+    assert outcome.out.splitlines()[-1] == "# 17 of 17 stages to run"
+    assert "# data-" in outcome.out
+    assert "(4 rows; seeds 0, 1)" in outcome.out, "rows of both tables that use the data"
+    outcome = luve("small", "second", "--dry_run", "true", "--executor", "slurm")
+    assert [line.split()[3] for line in outcome.out.splitlines() if "sbatch" in line] == [
+        "--array=0-2%64",
+        "--array=0-1%64",
+        "--array=0-7%64",
+        "--array=0-3%64",
+    ]
+
+
+@pytest.mark.slow
+def test_job_arrays_of_two_tables(luve: Luve, log: Path) -> None:
+    second_table()
+    outcome = luve("small", "second", "--executor", "slurm", "--job.cluster", "debug", "--job.minutes", "1")
+    assert outcome.code == 0, outcome.err
+    assert len(started(log)) == len(set(started(log))) == 17
+    assert rows_of(Path("experiments/results/tiny/second.csv"))["high"]["mean"] == "8.5"
+    assert rows_of(Path("experiments/results/tiny/small.csv"))["low"]["mean"] == "3.5"
+
+
 @pytest.mark.slow
 def test_a_job_array_by_submitits_stand_in(luve: Luve, log: Path) -> None:
     outcome = luve("small", "--executor", "slurm", "--job.cluster", "debug", "--job.minutes", "1")
@@ -213,9 +320,22 @@ def test_a_job_array_by_submitits_stand_in(luve: Luve, log: Path) -> None:
         (["small", "--settings.valu", "3"], "settings.valu: unknown key; known: value"),
         (["small", "--rowz", "full"], "rowz"),
         ([], "table: required"),
+        (["--table", "[]"], "table: expected names such as experts, or all"),
+        (["small", "smal"], "table: no experiments/ablations/smal/table.yaml; did you mean 'small'"),
+        (["small", "other/small"], "table: experiments/ablations/small and other/small have one name"),
+        (
+            ["small", "second", "--rows", "full", "--seeds", "0", "--settings.value", "3"],
+            "--rows, --seeds, --settings: for one table at a time; 2 are given",
+        ),
+        (
+            ["all", "--output", "a.csv", "--results", "mine"],
+            "--output, --results: for one table at a time; 2 are given",
+        ),
     ],
 )
 def test_mistakes_are_one_line(luve: Luve, words: list[str], message: str) -> None:
+    for folder in ("experiments/ablations/second", "other/small"):
+        write_table(Path(folder))
     outcome = luve(*words)
     assert outcome.code == 2
     assert message in outcome.err
