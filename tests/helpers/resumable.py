@@ -125,6 +125,16 @@ class SendSignal(Callback):
             self._send(trainer)
 
 
+class KeepLoaded(Callback):
+    """A checkpoint of what a run begins with, written before its first step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+
+
 @dataclass(frozen=True)
 class Run:
     """One run; `folder` is its default_root_dir."""
