@@ -33,6 +33,7 @@ from luve_lightning.locks import share_work
 from luve_lightning.machine import choose_device
 from luve_lightning.models.backbones import SizeRules
 from luve_lightning.safetensors_window import DIGEST, tensor_digest
+from luve_lightning.terminal import amount
 
 KEPT_STAGES = ("motion", "upsampled")
 """The stages whose videos `luve generate` can keep, each in a folder of its name."""
@@ -300,12 +301,14 @@ class Processes:
         rank: rank among all processes, from 0.
         count: number of processes.
         local: rank among this machine's processes.
+        here: number of this machine's processes.
         together: whether all make each video together.
     """
 
     rank: int = 0
     count: int = 1
     local: int = 0
+    here: int = 1
     together: bool = False
 
     @classmethod
@@ -313,7 +316,7 @@ class Processes:
         """Read torchrun's variables.
 
         Args:
-            environment: may hold RANK, WORLD_SIZE and LOCAL_RANK.
+            environment: may hold RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE.
             context_parallel: number of processes that share a video.
 
         Raises:
@@ -327,7 +330,8 @@ class Processes:
             )
         rank = int(environment.get("RANK", "0")) if count > 1 else 0
         local = int(environment.get("LOCAL_RANK", str(rank))) if count > 1 else 0
-        return cls(rank, count, local, context_parallel > 1)
+        here = int(environment.get("LOCAL_WORLD_SIZE", str(local + 1))) if count > 1 else 1
+        return cls(rank, count, local, here, context_parallel > 1)
 
     def device(self, name: str) -> torch.device:
         """The device of this process: its own GPU where there are several.
@@ -336,8 +340,11 @@ class Processes:
             name: auto, cpu, cuda or cuda:N.
 
         Raises:
-            ValueError: no such device, or the same GPU for all.
+            ValueError: no such device, the same GPU for all, or fewer of them than processes; and for processes that
+                make videos together where there is none, as diffusers' context parallelism needs one.
         """
+        if self.together and torch.accelerator.device_count() == 0:
+            raise ValueError("context_parallel: one video is spread over GPUs, and there is none here")
         if self.count == 1:
             return choose_device(name)
         if name not in ("auto", "cuda", "cpu"):
@@ -346,20 +353,18 @@ class Processes:
             )
         if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
             return torch.device("cpu")
+        if self.here > (gpus := torch.cuda.device_count()):
+            raise ValueError(
+                f"device: {self.here} processes take a GPU each, and PyTorch sees {amount(gpus, 'GPU')} here"
+            )
         device = choose_device(f"cuda:{self.local}")
         torch.cuda.set_device(device)
         return device
 
     def begin(self, device: torch.device) -> None:
-        """Connect processes that make videos together.
-
-        Raises:
-            ValueError: where there is no GPU; diffusers' context parallelism needs one.
-        """
+        """Connect processes that make videos together."""
         if not self.together:
             return
-        if torch.accelerator.device_count() == 0:
-            raise ValueError("context_parallel: one video is spread over GPUs, and there is none here")
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, timeout=_PATIENCE)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from luve_lightning.models.attention import Attention, Where
-from luve_lightning.models.backbones import Denoiser, denoiser_of
+from luve_lightning.models.backbones import Denoiser, denoiser_of, load_backbone
 from luve_lightning.models.experts import expert_names
 from luve_lightning.models.experts.routing import TokenSplit, state_of
 
@@ -181,6 +183,34 @@ def compile_blocks(pipeline: LuVePipeline, **options: Any) -> None:
         denoiser_of(transformer).compile_blocks(**options)
 
 
+def check_heads(option: str, degree: int, heads: int) -> None:
+    """Refuse a number of devices that does not divide a transformer's attention heads.
+
+    Raises:
+        ValueError: names the option, and the numbers that do.
+    """
+    if heads % degree:
+        fits = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        raise ValueError(
+            f"{option} {degree}: the transformer's {heads} attention heads are spread evenly; expected one of {fits}"
+        )
+
+
+def check_spread(sources: Mapping[str, str | Path], degree: int) -> None:
+    """Refuse a degree for `enable_context_parallel` by the transformers' configurations, before they are loaded.
+
+    Args:
+        sources: from `find_models`.
+        degree: see `enable_context_parallel`.
+
+    Raises:
+        ValueError: see `check_heads`.
+    """
+    first = sources.get("transformer", sources["backbone"])
+    for source in dict.fromkeys((first, sources.get("refiner", first))):
+        check_heads("context_parallel", degree, load_backbone(source).heads())
+
+
 def enable_context_parallel(pipeline: LuVePipeline, degree: int) -> None:
     """Spread each video's tokens over this many processes, by diffusers' context parallelism (Ulysses).
 
@@ -198,18 +228,14 @@ def enable_context_parallel(pipeline: LuVePipeline, degree: int) -> None:
     """
     for transformer in pipeline.transformers:
         denoiser = denoiser_of(transformer)
-        heads = denoiser.heads
         if not all(getattr(branch, "by_head", False) for branch in denoiser.branches.values()):
             raise ValueError(
                 f"context parallelism spreads heads, and {denoiser.attention} has parameters for all of them: spread "
                 "prompts over the GPUs instead (context_parallel 1)"
             )
-        if degree < 2 or heads % degree:
-            fits = ", ".join(str(n) for n in range(2, heads + 1) if heads % n == 0)
-            raise ValueError(
-                f"context parallelism over {degree} devices: the transformer has {heads} attention heads, which are "
-                f"spread evenly: expected {fits}"
-            )
+        if degree < 2:
+            raise ValueError(f"context_parallel: expected at least 2, got {degree}")
+        check_heads("context_parallel", degree, denoiser.heads)
         if transformer.is_cache_enabled and isinstance(transformer._cache_config, FirstBlockCacheConfig):
             raise ValueError(_CACHE_AND_CONTEXT)
     processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -30,7 +30,7 @@ from luve_lightning.cascade.lora_names import LoraSummary, describe_lora
 from luve_lightning.cascade.options import CascadeOptions, recipe_settings
 from luve_lightning.cascade.pipeline import LuVePipeline
 from luve_lightning.cascade.pipeline_files import find_models, model_files, model_identity
-from luve_lightning.cascade.speed import SpeedOptions, cache_of, compiler_being_loaded
+from luve_lightning.cascade.speed import SpeedOptions, cache_of, check_spread, compiler_being_loaded
 from luve_lightning.cli import Verb
 from luve_lightning.cli.compose import words_of
 from luve_lightning.cli.indexed_clips import print_summary
@@ -157,6 +157,8 @@ def generate(
         check_video(job.num_frames, job.height, job.width)
     needs_vluer = options.cascade and options.method.model == "vluer"
     sources = find_models(backbone, vluer, needs_vluer, refiner, experts, lora, transformer)
+    if context_parallel > 1:
+        check_spread(sources, context_parallel)
     if (options.shift, options.sampler) != (None, CascadeOptions.sampler):
         load_backbone(backbone).schedule().sampled_by(options.sampler, options.shift)  # refused before weights
     compiler_being_loaded(speed)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from luve_lightning.ablations.rehearsal import EXPERIMENTS, RANDOM, Rehearsal, RehearsalSize
+from luve_lightning.ablations.rehearsal import EXPERIMENTS, MINI, RANDOM, Rehearsal, RehearsalSize
 from luve_lightning.ablations.rehearsal_run import RehearsalRun, only_rehearsal
 from luve_lightning.ablations.rehearsal_scaling import (
     SCALING,
@@ -115,6 +115,7 @@ def rehearse(
     }
     _check_counts(counts, limit, names)
     _check_sources(backbone, size, attention, data, gpu)
+    _check_heads(backbone, video_devices)
     kind = f"{Path(backbone).name}-{size}-{attention}-{devices}"
     root = output or Path("runs/rehearsal") / kind
     check_writable(root / TABLE)
@@ -205,6 +206,8 @@ def _check_counts(counts: Mapping[str, tuple[int | None, int]], limit: float, gp
             raise ValueError(f"{key}: here {here}, got {devices}")
         if not gpus:
             check_workers(key, devices, 1)
+    if not gpus and counts["video_devices"][0] != 1:
+        raise ValueError("video_devices: one video is spread over GPUs, and there is none here")
 
 
 def _check_sources(backbone: str, size: str, attention: str, data: Path | None, gpu: str | None) -> None:
@@ -226,6 +229,21 @@ def _check_sources(backbone: str, size: str, attention: str, data: Path | None, 
         gpu_speed(gpu, None)
     if not EXPERIMENTS.is_dir():
         raise FileNotFoundError(f"the recipe's configurations are not here: expected {EXPERIMENTS}/ in {Path.cwd()}")
+
+
+def _check_heads(backbone: str, video_devices: int) -> None:
+    """Refuse a number of GPUs that cannot share a video."""
+    if video_devices == 1:
+        return
+    from luve_lightning.analysis.model_parts import wan_1_3b
+    from luve_lightning.cascade.speed import check_heads
+    from luve_lightning.models.backbones import load_backbone
+
+    if backbone == RANDOM:
+        heads = int(wan_1_3b().transformer["num_attention_heads"])
+    else:
+        heads = load_backbone(MINI if backbone == "mini" else backbone).heads()
+    check_heads("video_devices", video_devices, heads)
 
 
 def _chosen(stages: str | list[str] | None, known: list[str], changes: Mapping[str, object]) -> list[str]:

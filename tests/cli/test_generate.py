@@ -367,3 +367,27 @@ def test_impossible_wishes_are_one_line_before_anything_is_loaded(
     (line,) = outcome.error_lines
     assert message in line
     assert not list(tmp_path.glob("out/*.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "message"),
+    [
+        (0, "context_parallel: one video is spread over GPUs, and there is none here"),
+        (2, "device: 3 processes take a GPU each, and PyTorch sees 2 GPUs here"),
+        (3, "context_parallel 3: the transformer's 2 attention heads are spread evenly; expected one of 1, 2"),
+    ],
+)
+def test_gpus_that_cannot_share_a_video_are_refused_before_anything_is_loaded(
+    luve: Luve, monkeypatch: pytest.MonkeyPatch, gpus: int, message: str
+) -> None:
+    """The first of three processes, on a machine with some GPUs."""
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 3, "LOCAL_WORLD_SIZE": 3}.items():
+        monkeypatch.setenv(name, str(value))
+    for place in (torch.cuda, torch.accelerator):
+        monkeypatch.setattr(place, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(LuVePipeline, "from_pretrained", None)
+    outcome = luve(PROMPT, context_parallel=3, device="auto")
+    assert outcome.code == 2
+    assert [line for line in outcome.error_lines if message in line] == outcome.error_lines

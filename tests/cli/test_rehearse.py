@@ -43,6 +43,36 @@ def test_a_rehearsal_that_cannot_go_well_is_refused_before_it_begins(
     assert not (tmp_path / "rehearsal/stages").exists()
 
 
+@pytest.mark.parametrize(
+    ("gpus", "words", "message"),
+    [
+        (0, ["--video_devices", "2"], "video_devices: one video is spread over GPUs, and there is none here"),
+        (4, ["--video_devices", "8"], "video_devices: here are 4 GPUs, got 8"),
+        (4, ["--video_devices", "3"], "video_devices 3: the transformer's 4 attention heads are spread evenly; "),
+        (
+            8,
+            ["--backbone", "wan2.1-1.3b", "--video_devices", "8"],
+            "12 attention heads are spread evenly; expected one",
+        ),
+    ],
+)
+def test_gpus_that_cannot_share_a_video_are_refused_before_it_begins(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    gpus: int,
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr("luve_lightning.cli.rehearse.visible_gpus", lambda: ["NVIDIA H100 80GB HBM3"] * gpus)
+    outcome = run_luve(capsys, "rehearse", *words, "--output", tmp_path / "rehearsal")
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not (tmp_path / "rehearsal/stages").exists()
+
+
 def test_rehearsals_stand_side_by_side(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     facts = {"of": "mini, mini, dense", "gpu": "CPU", "versions": "torch", "python": "3", "video_devices": "1"}
     facts |= {"clips": "10", "revision": "abc"}

@@ -271,6 +271,12 @@ class Backbone(ABC):
     def text_length(self) -> int:
         """Tokens per prompt, padding included."""
 
+    def heads(self) -> int:
+        """Attention heads of the transformer, among which a video can be shared."""
+        kind: Any = self.denoiser_class
+        with torch.device("meta"):
+            return int(kind(self.from_config("transformer", self.config("transformer"))).heads)
+
     def config(self, part: str, name: str = "config.json") -> dict[str, Any]:
         """A configuration file of a part, or of a transformer's own folder."""
         path = Path(self.path)
