@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table as RichTable
 
@@ -89,12 +91,29 @@ def read_rehearsal(path: Path) -> DoneRehearsal:
         rows = [RehearsalRow(**row) for row in content["rows"]]
     except (LookupError, TypeError):
         rows = []
+    for row in rows:
+        _check_row(file, row)
     missing = [key for key in (*_SAME, *_NAMED, "python", *_DEVICES) if not facts.get(key)]
     missing += [key for key in _DEVICES if key not in missing and not facts[key].isdecimal()]
     if not rows or missing:
         why = f"; it does not say {', '.join(missing)}" if rows else ""
         raise ValueError(f"rehearsals: {file} is no table of this version of luve rehearse{why}")
     return DoneRehearsal(file, facts, rows)
+
+
+def _check_row(file: Path, row: RehearsalRow) -> None:
+    """Refuse a line of the table that was edited by hand into what no rehearsal writes."""
+    parts = row.parts if isinstance(row.parts, dict) else {"parts": row.parts}
+    numbers = {name: getattr(row, name) for name in ("measured_seconds", "rate", "planned_gib", "measured_gib")}
+    checks: dict[str, tuple[Mapping[str, Any], Callable[[Any], bool]]] = {
+        "a text": ({name: getattr(row, name) for name in ("stage", "status", "unit")}, lambda x: isinstance(x, str)),
+        "a whole number or null": ({"processes": row.processes}, lambda x: x is None or type(x) is int),
+        "a number or null": ({**numbers, **parts}, lambda x: x is None or (type(x) in (int, float) and isfinite(x))),
+    }
+    for expected, (values, fits) in checks.items():
+        for name, value in values.items():
+            if not fits(value):
+                raise ValueError(f"rehearsals: {file}: {name} of {row.stage} is {value!r}; expected {expected}")
 
 
 def check_alike(rehearsals: Sequence[DoneRehearsal]) -> list[str]:

@@ -139,3 +139,25 @@ def test_what_is_no_rehearsal_is_refused(tmp_path: Path) -> None:
     other.write_text(json.dumps({**old, "gpu": "H100", "devices": "two"}))
     with pytest.raises(ValueError, match=r"of this version of luve rehearse; it does not say devices$"):
         read_rehearsal(other)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("measured_seconds", "5 s", "measured_seconds of lfe is '5 s'; expected a number or null"),
+        ("measured_gib", [60], r"measured_gib of lfe is \[60\]; expected a number or null"),
+        ("planned_gib", True, "planned_gib of lfe is True; expected a number or null"),
+        ("rate", float("nan"), "rate of lfe is nan; expected a number or null"),
+        ("processes", "2", "processes of lfe is '2'; expected a whole number or null"),
+        ("parts", {"data": "half"}, "data of lfe is 'half'; expected a number or null"),
+        ("parts", "none", "parts of lfe is 'none'; expected a number or null"),
+        ("stage", ["lfe"], r"stage of \['lfe'\] is \['lfe'\]; expected a text"),
+    ],
+)
+def test_a_table_that_was_edited_into_nonsense_is_refused(tmp_path: Path, key: str, value: Any, told: str) -> None:
+    file = written(tmp_path, 2, step(2, 5.0, parts={"data": 0.1})) / "rehearsal.json"
+    content = json.loads(file.read_text())
+    content["rows"][0][key] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"^rehearsals: {file}: {told}$"):
+        read_rehearsal(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from luve_lightning.machine import UnitTimes
 from tests.helpers.processes import run_processes
 from tests.helpers.resumable import Crops, CropsDataModule, Run, train
 from tests.helpers.tiny import TinyData, TinyModule
+from tests.helpers.waiting import wait_for
 
 PARTS = ("data", "compute", "communication", "waiting", "optimizer")
 
@@ -138,39 +140,61 @@ def test_a_process_waits_for_the_one_that_comes_last_to_each_collective() -> Non
         assert found == [pytest.approx(one) for one in expected]
 
 
+SLOW, PROFILED_STEP = 1.0, 2  # seconds; and the step of three whose parts are told
+
+
 class SlowCrops(Crops):
-    """Reading one takes long."""
+    """In the step that is watched, reading goes on for long after the other process has its batch."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder, self.read = folder, 0
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
-        time.sleep(0.15)
+        if self.read == 2 * PROFILED_STEP:
+            assert wait_for((self.folder / "batch-1").exists)
+            time.sleep(SLOW)
+        self.read += 1
         return super().__getitem__(key)
 
 
 class Sleeps(L.Callback):
-    """The second process takes long for its forward pass."""
+    """In that step, the second process's forward pass goes on for long after the first's is done."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == PROFILED_STEP:
+            (self.folder / f"batch-{trainer.global_rank}").touch()
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Any) -> None:
-        if trainer.global_rank == 1:
-            time.sleep(0.6)
+        if trainer.global_step == PROFILED_STEP:
+            (self.folder / f"forward-{trainer.global_rank}").touch()
+            if trainer.global_rank == 1:
+                assert wait_for((self.folder / "forward-0").exists)
+                time.sleep(SLOW)
 
 
 def train_unevenly(run: Run) -> None:
     """The first process reads slowly, the second computes slowly."""
     data = CropsDataModule()
-    data.setup = lambda stage: setattr(data, "items", Crops() if data.trainer.global_rank else SlowCrops())
+    crops = Crops() if os.environ["LOCAL_RANK"] == "1" else SlowCrops(run.folder)
+    data.setup = lambda stage: setattr(data, "items", crops)
     train(run, data=data)
 
 
 @pytest.mark.slow
 def test_a_slow_process_and_slow_reading_are_told_apart(tmp_path: Path) -> None:
-    sent = Run(tmp_path, steps=3, processes=2, callbacks=(StepParts(1), Sleeps(), StepTimes()))
+    """Each sleeps when the other has only a few operations to go until it waits, which takes less than half of it."""
+    sent = Run(tmp_path, steps=3, processes=2, callbacks=(StepParts(1), Sleeps(tmp_path), StepTimes()))
     assert run_processes(sent, train_unevenly) == [0, 0], (tmp_path / "output-0.txt").read_text()
     found = json.loads((tmp_path / "measured.json").read_text())["parts"]
     first, second = found["ranks"]
-    assert first["data"] >= 0.3, "two crops a batch"
-    assert second["compute"] >= 0.6
-    assert first["waiting"] > 3 * first["communication"], "for the second, in all-reduce"
-    assert second["waiting"] > 3 * second["communication"], "for the first's batch, before the forward pass"
+    assert first["data"] >= SLOW
+    assert second["compute"] >= SLOW
+    assert first["waiting"] > SLOW / 2, "for the second, in all-reduce"
+    assert second["waiting"] > SLOW / 2, "for the first's batch, before the forward pass"
     for one in (first, second, found):
         assert sum(one[name] for name in PARTS) == pytest.approx(one["seconds"], abs=1e-4)
 
