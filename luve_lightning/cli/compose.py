@@ -322,7 +322,8 @@ def _value(key: str, text: str, current: Any, parameter: Parameter | None) -> An
     if text == "null":
         return None
     if not text.startswith("{"):
-        is_component = isinstance(current, dict) and "class_path" in current
+        named = key.startswith("trainer.") and text.islower() and "." not in text  # by Lightning, such as `ddp`
+        is_component = isinstance(current, dict) and "class_path" in current and not named
         value: Any = {"class_path": text} if is_component else str(text)  # not a Flag
     else:
         value = parse_yaml(text, f"--{key}")

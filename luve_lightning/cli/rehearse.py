@@ -32,7 +32,7 @@ from luve_lightning.cli.compose import compose
 from luve_lightning.cli.errors import did_you_mean
 from luve_lightning.cli.run_verb import refusal
 from luve_lightning.files import check_writable
-from luve_lightning.machine import PACKAGE_ROOT, check_workers, cores, visible_gpus
+from luve_lightning.machine import PACKAGE_ROOT, cores, visible_gpus
 from luve_lightning.revision import revision_in_words
 from luve_lightning.terminal import amount, say
 
@@ -204,10 +204,10 @@ def _check_counts(counts: Mapping[str, tuple[int | None, int]], limit: float, gp
         if gpus and devices > len(gpus):
             here = f"{'is' if len(gpus) == 1 else 'are'} {amount(len(gpus), 'GPU')}"
             raise ValueError(f"{key}: here {here}, got {devices}")
-        if not gpus:
-            check_workers(key, devices, 1)
     if not gpus and counts["video_devices"][0] != 1:
         raise ValueError("video_devices: one video is spread over GPUs, and there is none here")
+    if not gpus and (counts["devices"][0] or 1) > (most := max(2, cores())):
+        raise ValueError(f"devices: without a GPU each is a process, here at most {most}; got {counts['devices'][0]}")
 
 
 def _check_sources(backbone: str, size: str, attention: str, data: Path | None, gpu: str | None) -> None:

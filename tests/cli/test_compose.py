@@ -128,6 +128,15 @@ def test_a_class_given_alone_replaces_the_component(tmp_path: Path) -> None:
     assert compose(files, [("model", "a.A")])["model"]["init_args"] == {"x": 1}
 
 
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [("auto", "auto"), ("ddp", "ddp"), ("a.B", {"class_path": "a.B"}), ("Sharded", {"class_path": "Sharded"})],
+)
+def test_one_of_the_trainers_own_names_replaces_a_component(tmp_path: Path, text: str, want: Any) -> None:
+    files = write(tmp_path, {"trainer": {"strategy": {"class_path": "a.A", "init_args": {"x": 1}}}})
+    assert compose(files, [("trainer.strategy", text)])["trainer"]["strategy"] == want
+
+
 def test_null_switches_an_entry_off_and_a_later_file_on_again(tmp_path: Path) -> None:
     on = {"callbacks": {"ema": {"class_path": "a.A"}, "save": {"class_path": "b.B"}}}
     files = write(tmp_path, on, {"callbacks": {"ema": None}}, {"callbacks": {"ema": {"class_path": "a.A"}}})

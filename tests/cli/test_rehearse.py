@@ -46,6 +46,7 @@ def test_a_rehearsal_that_cannot_go_well_is_refused_before_it_begins(
 @pytest.mark.parametrize(
     ("gpus", "words", "message"),
     [
+        (0, ["--devices", "9999"], "devices: without a GPU each is a process, here at most "),
         (0, ["--video_devices", "2"], "video_devices: one video is spread over GPUs, and there is none here"),
         (4, ["--video_devices", "8"], "video_devices: here are 4 GPUs, got 8"),
         (4, ["--video_devices", "3"], "video_devices 3: the transformer's 4 attention heads are spread evenly; "),
@@ -56,7 +57,7 @@ def test_a_rehearsal_that_cannot_go_well_is_refused_before_it_begins(
         ),
     ],
 )
-def test_gpus_that_cannot_share_a_video_are_refused_before_it_begins(
+def test_more_than_is_here_or_can_share_a_video_is_refused_before_it_begins(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,

@@ -18,6 +18,7 @@ from tests.helpers.resumable import difference
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILE = "experts/adaptation-2k.yaml"
+WHOLE = "--trainer.strategy=auto"  # weights that are not sharded
 STOP = "--callbacks.signal={class_path: tests.helpers.resumable.SendSignal, init_args: {name: SIGTERM, at_step: %d}}"
 LOADED = "--callbacks.loaded={class_path: tests.helpers.resumable.KeepLoaded, init_args: {path: %s}}"
 
@@ -54,13 +55,6 @@ def fit(folder: Path, places: Mapping[str, str], processes: int, *words: str, co
             process.process.kill()
 
 
-def whole(folder: Path) -> list[str]:
-    """Words for weights that are not sharded."""
-    file = folder / "whole.yaml"
-    file.write_text("trainer: {strategy: auto}")
-    return [f"--config={file}"]
-
-
 def checkpoint(file: Path) -> dict[str, Any]:
     return dict(AtomicCheckpointIO().load_checkpoint(file))
 
@@ -83,7 +77,7 @@ def test_on_another_number_of_processes_it_is_refused_in_an_epoch_and_goes_on_at
     assert re.search(refusal, told)
     assert "Traceback" not in told
     fit(two, tiny_places, 2, *words, "--ckpt_path=last", STOP % 1)
-    for name, more in {"one": [], "whole": whole(tmp_path)}.items():
+    for name, more in {"one": [], "whole": [WHOLE]}.items():
         loaded = tmp_path / f"{name}.ckpt"
         told = fit(tmp_path / name, tiny_places, 1, *words, *more, f"--ckpt_path={last}", LOADED % loaded, STOP % 2)
         assert "2 process(es), this run has 1: random numbers start afresh" in told
@@ -100,7 +94,7 @@ def test_one_process_goes_on_as_two(
 ) -> None:
     """After an epoch, also where the weights of the one were not sharded."""
     last, loaded = tmp_path / "one/checkpoints/last.ckpt", tmp_path / "loaded.ckpt"
-    fit(tmp_path / "one", tiny_places, 1, *words, *([] if sharded else whole(tmp_path)), STOP % 3)
+    fit(tmp_path / "one", tiny_places, 1, *words, *([] if sharded else [WHOLE]), STOP % 3)
     fit(tmp_path / "two", tiny_places, 2, *words, f"--ckpt_path={last}", LOADED % loaded, STOP % 4)
     assert difference(state(loaded), state(last)) is None
     assert checkpoint(tmp_path / "two/checkpoints/last.ckpt")["global_step"] == 5
