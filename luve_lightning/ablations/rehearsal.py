@@ -358,7 +358,8 @@ class Rehearsal:
     def _measured(self) -> list[RehearsalStage]:
         made, table = self.path("upsampled"), self.path("table.csv")
         values: dict[str, Any] = {"backbone": "{backbone}", "index": "{index}", "output": made}
-        values |= {"vluers.vluer": "{vluer}", "splits": ["val"], "limit": 1, "caption": self.caption}
+        # Two clips: the first one's seconds hold what is loaded once.
+        values |= {"vluers.vluer": "{vluer}", "splits": ["val", "test"], "limit": 1, "caption": self.caption}
         values["device"] = "cuda" if self.gpu else "cpu"
         if not (self.mini or self.gpu):
             values["dtype"] = "float32"

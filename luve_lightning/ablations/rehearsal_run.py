@@ -170,6 +170,8 @@ class RehearsalRun:
         def begin() -> None:
             if fresh:
                 self._clear(stage)
+            if not goes_on:
+                shutil.rmtree(run.compiled, ignore_errors=True)
             result.status = "interrupted"  # as long as nothing else is known: this process may be killed
             self._keep(stage, result)
 
@@ -186,8 +188,8 @@ class RehearsalRun:
             raise
         if result.status == "done":
             result.bytes = _size(self.root, stage)
-            for folder in stage.bulky:
-                shutil.rmtree(self.root / folder, ignore_errors=True)
+            for folder in (*(self.root / bulky for bulky in stage.bulky), run.compiled):
+                shutil.rmtree(folder, ignore_errors=True)
         self._say(result)
         return self._keep(stage, result)
 

@@ -184,6 +184,7 @@ class StageRun:
         self.stage, self.root, self.tree, self.stop, self.limit = stage, root, tree, stop, limit
         self.folder = root / "stages" / stage.name
         self.program, self.tell = program, tell
+        self.compiled = self.folder / "compiled"
         self.record = root / stage.record if stage.record else None
         self._process: GroupProcess | None = None
 
@@ -260,7 +261,10 @@ class StageRun:
     def _start(self, lock: int) -> GroupProcess:
         if self.record is not None:
             self.record.unlink(missing_ok=True)
-        self._process = GroupProcess(self.words(), self.folder / "log.txt", hold=lock)
+        # What an earlier stage compiled would hide what a first use takes, which the plan counts.
+        caches = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+        own = {name: str(self.compiled.resolve() / place) for name, place in caches.items()}
+        self._process = GroupProcess(self.words(), self.folder / "log.txt", own, hold=lock)
         return self._process
 
     def _begun(self) -> int:

@@ -83,6 +83,20 @@ def test_a_training_is_stopped_with_all_it_started_and_goes_on_at_the_same_step(
     assert not any(alive(pid) for pid in pids)
 
 
+def test_each_stage_compiles_anew_and_a_resumed_one_finds_what_it_compiled(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    stages = [training(tmp_path, name, compile=str(told)) for name in ("lfe", "hfe")]
+    results = rehearse(tmp_path, *stages)
+    assert all(result.stopped for result in results.values())
+    lines = [line.rsplit(" ", 1) for line in told.read_text().splitlines()]
+    assert [there for _, there in lines] == ["False", "True"] * 2
+    first, again, other, _ = (Path(place) for place, _ in lines)
+    assert first == again != other
+    assert not first.exists(), "nobody needs it any more"
+    rehearse(tmp_path, stages[0], again=True, stop=False)
+    assert told.read_text().splitlines()[-1].endswith("False")
+
+
 def test_what_begins_again_after_a_stop_has_failed(tmp_path: Path) -> None:
     result = rehearse(tmp_path, training(tmp_path, "lfe", forget=True))["lfe"]
     assert result.status == "failed"

@@ -27,6 +27,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_clips: Pat
     values = {"BACKBONE": repository / "data/mini/wan", "WORLD": tiny_clips, "RUN": tmp_path / "run"}
     for name, value in values.items():
         monkeypatch.setenv(f"TINY_{name}", str(value))
+    monkeypatch.setenv("RECOGNISER", str(repository / "data/mini/recogniser"))
     monkeypatch.chdir(tmp_path)
 
 

@@ -6,6 +6,7 @@ Values of its last configuration, a YAML file:
     files       folder that gets `count` files instead, one after another
     forget      begins again when it is resumed
     child       file that gets the number of a process that it starts and leaves behind
+    compile     file that gets the folder of what is compiled and whether it was there
     say, code   printed, and the exit status
     kill        ends by SIGKILL
     ask         file that must be there
@@ -57,6 +58,11 @@ def main() -> int:
         child = subprocess.Popen(["sleep", "60"])
         with Path(values["child"]).open("a") as file:
             file.write(f"{child.pid}\n")
+    if "compile" in values:
+        place = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        with Path(values["compile"]).open("a") as file:
+            file.write(f"{place} {place.exists()}\n")
+        place.mkdir(parents=True, exist_ok=True)
     if "ask" in values and not Path(values["ask"]).exists():
         print(f"no {values['ask']}")
         return 2
