@@ -160,11 +160,12 @@ def test_a_dry_run_prints_every_command(luve: Luve, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "errors"),
+    ("words", "stages", "errors"),
     [
-        ([], []),
+        (["--seeds", "1"], 11, []),
         (
-            ["--settings.lr", "quick", "--stages.generate.options.stepz", "3"],
+            ["--seeds", "1,2", "--settings.lr", "quick", "--stages.generate.options.stepz", "3"],
+            21,
             [
                 *(
                     f"luve ablate: error: would fail: {name}: model.init_args: * lr * quick * in {name}-"
@@ -181,6 +182,7 @@ def test_a_dry_run_checks_what_each_command_is_given(
     tmp_path: Path,
     repository: Path,
     words: list[str],
+    stages: int,
     errors: list[str],
 ) -> None:
     monkeypatch.chdir(repository)
@@ -190,7 +192,7 @@ def test_a_dry_run_checks_what_each_command_is_given(
     for line, start in zip(outcome.error_lines, errors, strict=True):
         assert re.match(".*".join(map(re.escape, start.split(" * "))), line)
         assert " more" in line, "rows and seeds with the same mistake are counted, not repeated"
-    assert "# 51 of 51 stages to run" in outcome.out
+    assert f"# {stages} of {stages} stages to run" in outcome.out
 
 
 def second_table(fail: str = "") -> None:

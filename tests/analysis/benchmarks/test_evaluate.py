@@ -32,8 +32,10 @@ def test_compares_evaluation_with_decoding(capsys: pytest.CaptureFixture[str], m
 @pytest.mark.slow
 def test_mean_colours_rank_other_photographs_but_no_blur(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "SIDE", 32)
+    # What each of the others does to a clip is tested in test_evaluate_faults.py.
+    monkeypatch.setattr(benchmark, "FAULTS", {fault: FAULTS[fault] for fault in ("blur", "photograph")})
     found = list(benchmark.rank_faults([FrechetClipDistance(Means())], torch.device("cpu"), 1, 12, 24))
-    assert [row["fault"] for row in found] == list(FAULTS)
+    assert [row["fault"] for row in found] == ["blur", "photograph"]
     assert all(row["metric"] == "fd_means" for row in found)
     ranks = {row["fault"]: row["ranked"] for row in found}
     assert ranks["photograph"]
