@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +23,7 @@ from luve_lightning.__main__ import main
 from luve_lightning.callbacks import AtomicCheckpointIO, GracefulStop, StopRequested
 from luve_lightning.callbacks.stops import StopPredictionOnSigterm
 from luve_lightning.data.latent_store import LatentStore
+from tests.helpers.luve_process import LuveProcess
 from tests.helpers.precompute_run import PrecomputeRun, keys_of_last_clip, wait_for_entries
 from tests.helpers.processes import finish, run_processes, start
 from tests.helpers.resumable import CropsDataModule, CropsTask, Run, SendSignal, train
@@ -179,6 +180,11 @@ def test_loader_workers_outlive_a_signal_to_everybody(tmp_path: Path) -> None:
     assert wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers)), "workers are left"
 
 
+def called_by(words: list[str]) -> None:
+    """Lightning's launcher starts the other process with the words of this one."""
+    sys.argv = [str(Path(sys.executable).with_name("luve")), *words]
+
+
 @pytest.mark.slow
 def test_the_command_with_lightnings_launcher_writes_one_provenance_and_stops(tmp_path: Path, repository: Path) -> None:
     run = Run(tmp_path)
@@ -201,17 +207,16 @@ def test_the_command_with_lightnings_launcher_writes_one_provenance_and_stops(tm
         },
     }  # fmt: skip
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "luve_lightning", "fit", "--config", str(tmp_path / "config.yaml")]
-    with (tmp_path / "output.txt").open("w") as output:
-        process = subprocess.Popen(command, cwd=repository, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            assert wait_for(lambda: len(run.trained(1)) > 5 or process.poll() is not None)
-            process.send_signal(signal.SIGTERM)
-            status = process.wait(150)
-        finally:
-            process.kill()
-    text = (tmp_path / "output.txt").read_text()
-    assert status == 143, text
+    words = ["fit", "--config", str(tmp_path / "config.yaml")]
+    process = LuveProcess(
+        tmp_path / "output.txt", *words, environment={"PYTHONPATH": str(repository)}, prepare=partial(called_by, words)
+    )
+    try:
+        assert wait_for(lambda: len(run.trained(1)) > 5 or not process.alive())
+        process.send(signal.SIGTERM)
+        text = process.finish(128 + signal.SIGTERM)
+    finally:
+        process.process.kill()
     assert "Traceback" not in text
     assert json.loads((tmp_path / "provenance.json").read_text())["processes"] == 2
     assert not (tmp_path / "provenance-2.json").exists()
