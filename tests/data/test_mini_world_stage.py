@@ -129,6 +129,11 @@ def test_any_half_of_a_clip_shows_its_motion() -> None:
             assert max(amounts.values()) < 1e-6 or motion in ("in", "out")
 
 
+def test_the_first_frames_alone_are_painted_the_same() -> None:
+    for clip in draw_stage("combinations", 5, "train", 4, 9, 48, 16):
+        assert torch.equal(paint_scene(clip, 4), paint_scene(clip)[:4])
+
+
 def test_sprites_are_of_their_colour_and_stay_in_the_frame() -> None:
     for clip in draw_stage("combinations", 5, "train", 40, 9, 96, 16):
         (sprite,) = clip.sprites

@@ -39,7 +39,7 @@ Clips = list[tuple[StagedScene, Tensor]]
 def painted(seed: int, split: str = "test", count: int = CLIPS) -> Clips:
     """Scenes with what the network looks at of the first 17 of 33 frames."""
     drawn = draw_stage("combinations", seed, split, count, 17, 192, 8)
-    return [(scene, paint_scene(scene)[:9]) for scene in drawn]
+    return [(scene, paint_scene(scene, 9)) for scene in drawn]
 
 
 @pytest.fixture(scope="module")

@@ -221,7 +221,7 @@ def scenes(seed: int, count: int) -> list[Scene]:
 
 def paint(scene: Scene) -> Tensor:
     """What the recogniser sees of the first 17 frames of a world's clip, uint8 9 x H x W x 3."""
-    return paint_scene(scene)[:SEEN]
+    return paint_scene(scene, SEEN)
 
 
 def moments_of(metric: FrechetPatchDistance, videos: list[Tensor]) -> FeatureMoments:
@@ -255,15 +255,15 @@ def faulty(scene: Scene, frames: Tensor, fault: str, amount: float) -> Tensor:
     if int((scene.index + 1) * amount + 1e-9) == int(scene.index * amount + 1e-9):
         return frames
     if fault == "sprite":
-        return paint_scene(replace(scene, sprites=()))[: len(frames)]
+        return paint_scene(replace(scene, sprites=()), len(frames))
     if fault == "photograph":
         form = scene.frames, scene.size, scene.fps
         other = next(draw_stage("photographs", scene.seed + scene.index, "test", 1, *form))
-        return paint_scene(replace(other, sprites=scene.sprites))[: len(frames)]
+        return paint_scene(replace(other, sprites=scene.sprites), len(frames))
     camera = replace(scene.camera, pan="", zoom="", turn="", distance=0.0, ratio=1.0, degrees=0.0)
     steps = rng.integers(-6, 7, size=(len(frames), 2))
-    still = paint_scene(replace(scene, camera=camera))
-    return torch.stack([frame.roll((int(y), int(x)), (0, 1)) for frame, (y, x) in zip(still, steps, strict=False)])
+    still = paint_scene(replace(scene, camera=camera), len(frames))
+    return torch.stack([frame.roll((int(y), int(x)), (0, 1)) for frame, (y, x) in zip(still, steps, strict=True)])
 
 
 _OF_FRAMES: dict[str, Callable[[Tensor, float, np.random.Generator], Tensor]] = {

@@ -39,15 +39,15 @@ RIM = 0.12  # width of a coloured sprite's rim, in radii
 _GREY = torch.tensor([0.299, 0.587, 0.114])
 
 
-def paint_scene(scene: Scene) -> Tensor:
-    """Paints every frame of a clip, uint8 `T x H x W x 3`.
+def paint_scene(scene: Scene, first: int | None = None) -> Tensor:
+    """Paints every frame of a clip, or only so many of the first, uint8 `T x H x W x 3`.
 
     Where the camera sees more photograph pixels than the clip has, frames are painted larger and reduced with an
     antialiasing filter, so detail stays sharp without flickering; sprites gain from it, too.
     """
     _, windows, _ = camera_path(scene.camera, scene.frames)
     factor = max(1, math.ceil(float(windows.max()) / scene.size - 0.15))
-    canvas = _paint_background(scene, scene.size * factor)
+    canvas = _paint_background(scene, scene.size * factor, first)
     for sprite in scene.sprites:
         _paint_sprite(canvas, scene, sprite)
     if factor > 1:
@@ -100,10 +100,10 @@ def _widened(scene: Scene, margin: int) -> Scene:
     return replace(scene, size=scene.size + 2 * margin, camera=camera, sprites=sprites)
 
 
-def _paint_background(scene: Scene, side: int) -> Tensor:
+def _paint_background(scene: Scene, side: int, first: int | None) -> Tensor:
     """Returns what the camera sees, float32 `T x 3 x side x side`."""
     picture = apply_grade(load_photograph(photograph_named(scene.url)), scene.grade)
-    centers, windows, angles = camera_path(scene.camera, scene.frames)
+    centers, windows, angles = (path[:first] for path in camera_path(scene.camera, scene.frames))
     x, y = torch.meshgrid(_pixel_centers(side), _pixel_centers(side), indexing="xy")
     cos, sin = _per_frame(np.cos(angles) * windows / 2), _per_frame(np.sin(angles) * windows / 2)
     places = torch.stack(
@@ -119,6 +119,7 @@ def _paint_sprite(canvas: Tensor, scene: Scene, sprite: Sprite) -> None:
     # Half a diagonal of the shape's square, plus a pixel for the soft edge; in half frames.
     reach = float(radii.max()) * 1.45 + 4 / side
     patch = min(side, math.ceil(reach * side))
+    positions, radii, angles = (path[: len(canvas)] for path in (positions, radii, angles))
     corners = np.rint((positions + 1) / 2 * side - patch / 2).clip(0, side - patch).astype(np.int64)
     axis = (torch.arange(patch, dtype=torch.float32) + 0.5) * (2 / side) - 1
     left, top = _per_frame(corners[:, 0] * (2 / side)), _per_frame(corners[:, 1] * (2 / side))
