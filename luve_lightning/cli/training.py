@@ -42,6 +42,7 @@ from luve_lightning.cli.errors import UsageError
 from luve_lightning.cli.keys import MOST, check_limits, check_trainer
 from luve_lightning.cli.parsing import check, constructor_errors, dump, make_parser
 from luve_lightning.cli.run_verb import quiet_wandb
+from luve_lightning.tasks.optimizer_states import check_sharded
 from luve_lightning.tasks.watched_steps import Preparing
 from luve_lightning.terminal import Phases
 
@@ -253,6 +254,7 @@ class LuveCLI(LightningCLI):
             callbacks.append(TrainingProgress())
         trainer = Trainer(**options, callbacks=callbacks, logger=list(named["loggers"].values()) or False)
         use_one_stream(trainer.strategy)
+        check_sharded(trainer.strategy)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # none was configured
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer

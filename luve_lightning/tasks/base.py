@@ -16,12 +16,12 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from luve_lightning.models.backbones import Denoiser, LatentSpace, TextConditioner
 from luve_lightning.models.experts import ExpertConfig
 from luve_lightning.models.vluer import BaseVLUer
+from luve_lightning.tasks.optimizer_states import numbered_by_place
 
 _MOST = 1e6  # far above what trains, far below where AdamW's float32 steps overflow
 
@@ -140,7 +140,7 @@ class TrainingTask(L.LightningModule):
         states = checkpoint.get("optimizer_states", ())
         if states and self.device_mesh is None:  # else the strategy has done it
             pairs = zip(states, self.trainer.optimizers, strict=True)
-            checkpoint["optimizer_states"] = [_numbered_by_place(state, optimizer, self) for state, optimizer in pairs]
+            checkpoint["optimizer_states"] = [numbered_by_place(state, optimizer, self) for state, optimizer in pairs]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, naming what differs, or one that training cannot continue from."""
@@ -166,24 +166,6 @@ class TrainingTask(L.LightningModule):
             check_training_state(trainer, checkpoint)
             self._settings.note_callbacks(trainer)
             self._schedule_before = checkpoint.get("schedule", {})
-
-
-def _numbered_by_place(state: dict[str, Any], optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
-    """An optimiser's state with parameters numbered by their place in the model, not in the optimiser's groups.
-
-    `ModelParallelStrategy` reads and writes them so. Elsewhere only their order in each group counts.
-    """
-    places = {parameter: place for place, parameter in enumerate(model.parameters())}
-    groups = [
-        {**saved, "params": [places[parameter] for parameter in own["params"]]}
-        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
-    ]
-    numbers = {
-        old: new
-        for saved, group in zip(state["param_groups"], groups, strict=True)
-        for old, new in zip(saved["params"], group["params"], strict=True)
-    }
-    return {"state": {numbers[old]: own for old, own in state["state"].items()}, "param_groups": groups}
 
 
 def _is_frozen(module: nn.Module) -> bool:

@@ -98,3 +98,27 @@ def test_one_process_goes_on_as_two(
     fit(tmp_path / "two", tiny_places, 2, *words, f"--ckpt_path={last}", LOADED % loaded, STOP % 4)
     assert difference(state(loaded), state(last)) is None
     assert checkpoint(tmp_path / "two/checkpoints/last.ckpt")["global_step"] == 5
+
+
+@pytest.mark.slow
+def test_an_unsharded_checkpoint_of_an_earlier_version_is_refused_with_what_to_do(
+    tmp_path: Path, tiny_places: dict[str, str], words: list[str]
+) -> None:
+    """It numbered AdamW's state by the groups; unsharded it goes on, and from there sharded."""
+    last, old = tmp_path / "one/checkpoints/last.ckpt", tmp_path / "old.ckpt"
+    fit(tmp_path / "one", tiny_places, 1, *words, WHOLE, STOP % 3)
+    content = checkpoint(last)
+    [found] = content["optimizer_states"]
+    numbers = {
+        place: number for number, place in enumerate(n for group in found["param_groups"] for n in group["params"])
+    }
+    found["state"] = {numbers[place]: own for place, own in found["state"].items()}
+    for group in found["param_groups"]:
+        group["params"] = [numbers[place] for place in group["params"]]
+    torch.save(content, old)
+    told = fit(tmp_path / "two", tiny_places, 1, *words, f"--ckpt_path={old}", code=2)
+    assert f"luve fit: error: checkpoint {old} cannot be resumed with sharded weights: " in told
+    assert "Traceback" not in told
+    loaded = tmp_path / "loaded.ckpt"
+    fit(tmp_path / "three", tiny_places, 1, *words, WHOLE, f"--ckpt_path={old}", LOADED % loaded, STOP % 4)
+    assert difference(state(loaded), state(last)) is None
