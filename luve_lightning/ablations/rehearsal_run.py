@@ -17,6 +17,7 @@ from luve_lightning.ablations.rehearsal_stage import PROGRAM, RehearsalStage, St
 from luve_lightning.ablations.stage_process import GroupProcess, raising_signals
 from luve_lightning.files import find_json, text_digest, write_text
 from luve_lightning.locks import try_lock
+from luve_lightning.machine import cores
 
 ROW, PLAN = "row.json", "plan.json"
 _PLANNED_FOR = "planned-for.txt"  # which command on which GPU's speed the plan is of
@@ -157,7 +158,10 @@ class RehearsalRun:
         digest = text_digest(json.dumps([run.words(), tree], sort_keys=True))
         if kept is not None and kept.status == "done" and kept.digest == digest and not again:
             self.tell(f"{stage.name}: done already, {sum(kept.seconds):.0f} s")
-            self._plan(stage, run, there)
+            try:
+                self._plan(stage, run, there, patient=True)
+            except OSError as error:  # a plan is no reason not to go on
+                self.tell(f"{stage.name}: no plan: {error}")
             return kept
         same = kept is not None and kept.digest == digest and not again
         goes_on = same and kept is not None and kept.status == "interrupted"
@@ -244,8 +248,11 @@ class RehearsalRun:
 
     # Plans
 
-    def _plan(self, stage: RehearsalStage, run: StageRun, there: Mapping[str, str]) -> None:
-        """Begin to plan a stage, beside it, unless that plan is there: a plan takes a core and no GPU."""
+    def _plan(self, stage: RehearsalStage, run: StageRun, there: Mapping[str, str], patient: bool = False) -> None:
+        """Begin to plan a stage, beside it, unless that plan is there: a plan takes a core and no GPU.
+
+        A patient one waits for a core: where all is done, a dozen plans would begin at once.
+        """
         speed = self.speed or there.get("speed")
         if speed is None or stage.verb not in _PLANNED:
             return
@@ -257,6 +264,9 @@ class RehearsalRun:
         if find_json(target) and planned_for.is_file() and planned_for.read_text("utf-8") == key:
             return
         target.unlink(missing_ok=True)
+        running = [plan for plan in self._plans.values() if plan.code() is None]
+        if patient and len(running) >= cores():
+            running[0].wait(_PLAN_SECONDS)
         write_text(planned_for, key)
         self._plans[stage.name] = GroupProcess(words, target.with_suffix(".txt"), _NO_GPU)
 

@@ -17,6 +17,7 @@ import pytest
 
 from luve_lightning.ablations.rehearsal_run import RehearsalRun, only_rehearsal, plan_of
 from luve_lightning.ablations.rehearsal_stage import RehearsalStage, StageResult
+from luve_lightning.files import write_text
 from luve_lightning.locks import try_lock
 
 PROGRAM = (sys.executable, str(Path(__file__).resolve().parents[1] / "helpers/fake_stage.py"))
@@ -167,6 +168,33 @@ def test_what_is_done_is_planned_again_for_another_speed_alone(tmp_path: Path) -
     rehearse(tmp_path, vluer, stop=False, speed="h200")
     assert plan_of(tmp_path, "vluer") == {"gpu": "h200"}
     assert (tmp_path / "stages/vluer/log.txt").read_text().count("$ ") == 1
+
+
+def test_what_is_done_is_planned_again_by_as_many_as_there_are_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = [training(tmp_path, f"stage-{number}", slow=0.3) for number in range(3)]
+    rehearse(tmp_path, *stages, stop=False)
+    monkeypatch.setattr("luve_lightning.ablations.rehearsal_run.cores", lambda: 1)
+    rehearse(tmp_path, *stages, stop=False, speed="h200")
+    ends = [(tmp_path / f"stages/{stage.name}/plan.json").stat().st_mtime for stage in stages]
+    begins = [(tmp_path / f"stages/{stage.name}/planned-for.txt").stat().st_mtime for stage in stages]
+    assert all(end <= begin for end, begin in zip(ends, begins[1:], strict=False))
+
+
+def test_what_is_done_stays_where_its_plan_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages, told = [training(tmp_path, name) for name in ("vluer", "lfe")], list[str]()
+    rehearse(tmp_path, stages[0], stop=False)
+
+    def full(path: Path, text: str) -> None:
+        if path.name == "planned-for.txt" and "vluer" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_text(path, text)
+
+    monkeypatch.setattr("luve_lightning.ablations.rehearsal_run.write_text", full)
+    results = rehearse(tmp_path, *stages, stop=False, speed="h200", told=told)
+    assert [result.status for result in results.values()] == ["done", "done"]
+    assert "vluer: no plan: [Errno 28] No space left on device" in told
 
 
 def test_random_weights_stand_in_for_what_was_not_trained(tmp_path: Path) -> None:

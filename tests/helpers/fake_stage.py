@@ -11,7 +11,7 @@ Values of its last configuration, a YAML file:
     kill        ends by SIGKILL
     ask         file that must be there
 
-`plan` writes the GPU's speed that it was given.
+`plan` writes the GPU's speed that it was given; a value `slow` of its stage is the seconds that it takes.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def train(values: dict[str, Any], record: Path) -> int:
 def main() -> int:
     verb, *words = sys.argv[1:]
     if verb == "plan":
+        found = yaml.safe_load(Path(words[words.index("--config") + 1]).read_text())
+        time.sleep(found.get("slow", 0))
         Path(words[words.index("--output") + 1]).write_text(json.dumps({"gpu": words[words.index("--gpu") + 1]}))
         return 0
     values = yaml.safe_load(Path(words[words.index("--config") + 1]).read_text())
