@@ -15,8 +15,11 @@ from torch.optim import Optimizer
 def numbered_by_place(state: dict[str, Any], optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
     """An optimiser's state with parameters numbered by their place in the model, not in the optimiser's groups.
 
-    `ModelParallelStrategy` reads and writes them so. Elsewhere only their order in each group counts.
+    `ModelParallelStrategy` reads and writes them so. Elsewhere only their order in each group counts. What
+    is numbered in another way, or held by another process, as with FSDP1, is left as it is.
     """
+    if _numbers(state) != list(range(sum(len(group["params"]) for group in optimizer.param_groups))):
+        return state
     groups = [
         {**saved, "params": own} for saved, own in zip(state["param_groups"], _places(optimizer, model), strict=True)
     ]
@@ -53,7 +56,7 @@ def _check_numbers(path: Path, optimizers: Sequence[Optimizer], model: nn.Module
     """Refuse what an earlier version wrote, which numbered parameters by their place in the optimiser's groups."""
     states = torch.load(path, map_location="meta", mmap=True).get("optimizer_states", ())
     for state, optimizer in zip(states, optimizers, strict=False):
-        numbers = [number for group in state.get("param_groups", ()) for number in group["params"]]
+        numbers = _numbers(state)
         own = [place for places in _places(optimizer, model) for place in places]
         if numbers == list(range(len(own))) != own:
             raise ValueError(
@@ -61,6 +64,11 @@ def _check_numbers(path: Path, optimizers: Sequence[Optimizer], model: nn.Module
                 "sharding; resume it with --trainer.strategy auto, and with sharded weights from the checkpoint that "
                 "this writes"
             )
+
+
+def _numbers(state: dict[str, Any]) -> list[Any]:
+    """Those of all groups, in order."""
+    return [number for group in state.get("param_groups", ()) for number in group["params"]]
 
 
 def _places(optimizer: Optimizer, model: nn.Module) -> list[list[int]]:
