@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isfinite
 from pathlib import Path
+from sys import float_info
 from typing import Any
 
 from rich.table import Table as RichTable
@@ -19,6 +19,7 @@ SCALING = "scaling"
 _SAME = {"of": "is of", "gpu": "ran on", "versions": "ran with"}  # facts without which seconds cannot be compared
 _NAMED = {"clips": "clips", "revision": "revision"}
 _DEVICES = ("devices", "video_devices")
+_MOST = float_info.max
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,10 @@ def _check_row(file: Path, row: RehearsalRow) -> None:
     checks: dict[str, tuple[Mapping[str, Any], Callable[[Any], bool]]] = {
         "a text": ({name: getattr(row, name) for name in ("stage", "status", "unit")}, lambda x: isinstance(x, str)),
         "a whole number or null": ({"processes": row.processes}, lambda x: x is None or type(x) is int),
-        "a number or null": ({**numbers, **parts}, lambda x: x is None or (type(x) in (int, float) and isfinite(x))),
+        "a number or null": (
+            {**numbers, **parts},
+            lambda x: x is None or (type(x) in (int, float) and abs(x) <= _MOST),
+        ),
     }
     for expected, (values, fits) in checks.items():
         for name, value in values.items():

@@ -148,6 +148,7 @@ def test_what_is_no_rehearsal_is_refused(tmp_path: Path) -> None:
         ("measured_gib", [60], r"measured_gib of lfe is \[60\]; expected a number or null"),
         ("planned_gib", True, "planned_gib of lfe is True; expected a number or null"),
         ("rate", float("nan"), "rate of lfe is nan; expected a number or null"),
+        ("rate", 10**400, "rate of lfe is 10+; expected a number or null"),
         ("processes", "2", "processes of lfe is '2'; expected a whole number or null"),
         ("parts", {"data": "half"}, "data of lfe is 'half'; expected a number or null"),
         ("parts", "none", "parts of lfe is 'none'; expected a number or null"),
