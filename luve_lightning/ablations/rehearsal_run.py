@@ -159,7 +159,7 @@ class RehearsalRun:
         if kept is not None and kept.status == "done" and kept.digest == digest and not again:
             self.tell(f"{stage.name}: done already, {sum(kept.seconds):.0f} s")
             try:
-                self._plan(stage, run, there, patient=True)
+                self._plan(stage, run, there, done=True)
             except OSError as error:  # a plan is no reason not to go on
                 self.tell(f"{stage.name}: no plan: {error}")
             return kept
@@ -248,10 +248,10 @@ class RehearsalRun:
 
     # Plans
 
-    def _plan(self, stage: RehearsalStage, run: StageRun, there: Mapping[str, str], patient: bool = False) -> None:
-        """Begin to plan a stage, beside it, unless that plan is there: a plan takes a core and no GPU.
+    def _plan(self, stage: RehearsalStage, run: StageRun, there: Mapping[str, str], done: bool = False) -> None:
+        """Begin to plan a stage, beside it: a plan takes a core and no GPU.
 
-        A patient one waits for a core: where all is done, a dozen plans would begin at once.
+        One that is done keeps its plan for the same speed, or waits for a core: a dozen plans would begin at once.
         """
         speed = self.speed or there.get("speed")
         if speed is None or stage.verb not in _PLANNED:
@@ -261,11 +261,11 @@ class RehearsalRun:
         words = [*self.program, "plan", *run.configs(), *gpu, "--output", str(target)]
         measured = Path(speed).read_text("utf-8") if gpu and Path(speed).is_file() else ""
         key = text_digest(json.dumps([words, run.tree, measured], sort_keys=True))
-        if find_json(target) and planned_for.is_file() and planned_for.read_text("utf-8") == key:
+        if done and find_json(target) and planned_for.is_file() and planned_for.read_text("utf-8") == key:
             return
         target.unlink(missing_ok=True)
         running = [plan for plan in self._plans.values() if plan.code() is None]
-        if patient and len(running) >= cores():
+        if done and len(running) >= cores():
             running[0].wait(_PLAN_SECONDS)
         write_text(planned_for, key)
         self._plans[stage.name] = GroupProcess(words, target.with_suffix(".txt"), _NO_GPU)

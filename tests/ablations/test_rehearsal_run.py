@@ -168,6 +168,8 @@ def test_what_is_done_is_planned_again_for_another_speed_alone(tmp_path: Path) -
     rehearse(tmp_path, vluer, stop=False, speed="h200")
     assert plan_of(tmp_path, "vluer") == {"gpu": "h200"}
     assert (tmp_path / "stages/vluer/log.txt").read_text().count("$ ") == 1
+    rehearse(tmp_path, vluer, stop=False, speed="h200", again=True)
+    assert log.read_text().count("$ ") == 4, "what is run again is planned again: what it reads may be another"
 
 
 def test_what_is_done_is_planned_again_by_as_many_as_there_are_cores(
