@@ -27,7 +27,10 @@ _MAX_VALUES = 100_000  # with every alias expanded
 _EXTENDS, _DEFINITIONS = "extends", "definitions"
 _NAMED = re.compile(rf"\$\{{{_DEFINITIONS}\.([^${{}}]+)\}}")
 
-MOVED = {"luve_lightning.tasks.recogniser.PaintedScenes": "luve_lightning.datamodules.PaintedScenes"}
+MOVED = {
+    "luve_lightning.tasks.recogniser.PaintedScenes": "luve_lightning.datamodules.PaintedScenes",
+    "luve_lightning.evaluation.vae_features.VAEFeatures": "luve_lightning.metrics.frame_networks.VAEFeatures",
+}
 """Where classes are now that earlier configurations name elsewhere."""
 
 SWITCHED_OFF = object()  # replaces null over a component, until all files and options are merged

@@ -127,7 +127,7 @@ class TakeQuality(Scorer):
         """N x H x W x 3 uint8 of one clip to its number, N times."""
         import torch
 
-        from luve_lightning.functional.take_quality import take_quality
+        from luve_lightning.functional.takes import take_quality
 
         return [take_quality(torch.from_numpy(frames))] * len(frames)
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from luve_lightning.data.mini_world.paint import apply_grade, paint_scene
 from luve_lightning.data.mini_world.scene import STAGE, Grade, photograph_named
 from luve_lightning.data.mini_world.stage import MOTIONS, SPRITES, StagedScene, draw_stage
-from luve_lightning.functional.take_flaws import blurred, flickering, frozen_from, levels, noisy, shrunken, shuffled
+from luve_lightning.functional.takes import blurred, flickering, frozen_from, levels, noisy, shrunken, shuffled
 from luve_lightning.machine import cores
 from luve_lightning.models.recogniser import FRAMES, LEFT_OUT, SIDE, TAUGHT
 

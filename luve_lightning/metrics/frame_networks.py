@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,18 @@ from torch import Tensor, nn
 
 from luve_lightning.files import file_digest
 from luve_lightning.functional.patches import PatchPlan, cut_patches
+from luve_lightning.functional.pixels import frames_to_video
 from luve_lightning.metrics.base import Unavailable, VideoMetric, frozen
 from luve_lightning.metrics.feature_moments import FeatureExtractor, LoadedFeatures
 from luve_lightning.metrics.pretrained import WeightFile
 from luve_lightning.models.recogniser import FRAMES, SIDE, Recogniser, load_recogniser
+
+if TYPE_CHECKING:
+    from luve_lightning.models.backbones import LatentSpace
+
+# Distances between the mini backbone's features are some ten-thousandths; with a hundred times the features,
+# tables show 1 to 50. The order stays.
+_VAE_SCALE = 100.0
 
 
 class FrameNetworkMetric(VideoMetric):
@@ -312,3 +320,50 @@ class SpriteRecognised(Recognised):
 
     name = "sprite_recognised"
     asked = "sprites"
+
+
+class VAEFeatures(LoadedFeatures["LatentSpace"]):
+    """The VAE encoder's view of a patch, before it is squeezed into latents.
+
+    `LatentSpace.features` averaged over space, times 100; each patch is a clip of one frame, at its own
+    resolution. The network was not trained to recognise things: distances say how far apart the statistics of
+    textures and edges are, and have nothing to do with FID's numbers.
+
+    Args:
+        backbone: a diffusers pipeline folder or a hub id.
+    """
+
+    kind, family = "vae", "vae"
+    resolution = "its own size"
+
+    def __init__(self, backbone: str | Path) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def load(self) -> tuple[LatentSpace, str]:
+        """The VAE without its decoder, and its fingerprint.
+
+        Raises:
+            FileNotFoundError: there is no such backbone.
+        """
+        from luve_lightning.models.backbones import load_backbone  # with all of a family's models
+
+        codec = load_backbone(self.backbone).latent_space()
+        fingerprint = codec.fingerprint()
+        codec.forget_decoder()  # unused here
+        return codec, fingerprint
+
+    @property
+    def dim(self) -> int:
+        """Channels of `LatentSpace.features`; known after `prepare`."""
+        return self.network.feature_channels
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """uint8 N x 3 x S x S, S a multiple of the VAE's spatial ratio, to float32 N x D."""
+        codec, size = self.network, patches.shape[-1]
+        if size % codec.spatial_ratio:
+            raise ValueError(
+                f"patches of {size} (patches.size) for a VAE: expected a multiple of {codec.spatial_ratio}"
+            )
+        clips = frames_to_video(patches[:, None].movedim(2, -1))  # N x 3 x 1 x S x S
+        return codec.features(clips).float().mean((2, 3, 4)) * _VAE_SCALE

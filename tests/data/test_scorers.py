@@ -13,7 +13,7 @@ from skimage.measure import blur_effect
 
 from luve_lightning.data.clip_container import Frames
 from luve_lightning.data.scorers import HPSv3Scorer, SharpnessExposure, TakeQuality
-from luve_lightning.functional.take_quality import take_quality
+from luve_lightning.functional.takes import take_quality
 
 PHOTOGRAPH: Frames = astronaut()[:200, :240]
 

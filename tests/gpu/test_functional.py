@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from luve_lightning.functional.interpolation import interpolate_latents
-from luve_lightning.functional.take_quality import take_measures
+from luve_lightning.functional.takes import take_measures
 from luve_lightning.functional.unsharp import unsharp_mask
 from tests.helpers.gpu import error
 from tests.helpers.noise import noise

@@ -24,14 +24,13 @@ from luve_lightning.datamodules.painted_scenes import recoloured
 from luve_lightning.evaluation.prepared_metrics import prepare_metrics
 from luve_lightning.evaluation.result_cache import ResultCache
 from luve_lightning.evaluation.runner import Runner
-from luve_lightning.evaluation.vae_features import VAEFeatures
 from luve_lightning.evaluation.video_sets import find_video_sets
 from luve_lightning.functional.patches import FrechetTarget, PatchPlan
-from luve_lightning.functional.take_flaws import blurred, flickering, frozen_from, noisy, shuffled
+from luve_lightning.functional.takes import blurred, flickering, frozen_from, noisy, shuffled
 from luve_lightning.machine import decoding_threads
 from luve_lightning.metrics import FrechetClipDistance, FrechetPatchDistance
 from luve_lightning.metrics.feature_moments import FeatureExtractor, FeatureMoments, FeatureStatistics
-from luve_lightning.metrics.frame_networks import RecogniserClips, RecogniserPatches
+from luve_lightning.metrics.frame_networks import RecogniserClips, RecogniserPatches, VAEFeatures
 from luve_lightning.models.recogniser import FRAMES as SEEN
 from luve_lightning.models.recogniser import SIDE
 

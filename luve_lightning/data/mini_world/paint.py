@@ -33,7 +33,7 @@ from luve_lightning.data.mini_world.scene import (
     sprite_path,
 )
 from luve_lightning.data.mini_world.stage import FlawedScene
-from luve_lightning.functional import take_flaws
+from luve_lightning.functional import takes
 
 RIM = 0.12  # width of a coloured sprite's rim, in radii
 _GREY = torch.tensor([0.299, 0.587, 0.114])
@@ -70,16 +70,16 @@ def paint_take(scene: Scene) -> Tensor:
     scale = scene.size / REFERENCE_SIZE
     if scene.flaw == "shaky":
         margin = math.ceil(12 * scale)
-        return take_flaws.shaken(paint_scene(_widened(scene, margin)), margin, scene.amount * scale, rng)
+        return takes.shaken(paint_scene(_widened(scene, margin)), margin, scene.amount * scale, rng)
     frames, amount = paint_scene(scene), scene.amount
     spoilt = {
-        "blurred": lambda: take_flaws.blurred(frames, amount * scale),
-        "noisy": lambda: take_flaws.noisy(frames, amount, rng),
-        "blocky": lambda: take_flaws.compressed(frames, round(amount)),
-        "dark": lambda: take_flaws.exposed(frames, amount),
-        "blown": lambda: take_flaws.exposed(frames, amount, veil=0.3),
-        "frozen": lambda: take_flaws.frozen_from(frames, amount),
-        "stuttering": lambda: take_flaws.stuttering(frames, round(amount)),
+        "blurred": lambda: takes.blurred(frames, amount * scale),
+        "noisy": lambda: takes.noisy(frames, amount, rng),
+        "blocky": lambda: takes.compressed(frames, round(amount)),
+        "dark": lambda: takes.exposed(frames, amount),
+        "blown": lambda: takes.exposed(frames, amount, veil=0.3),
+        "frozen": lambda: takes.frozen_from(frames, amount),
+        "stuttering": lambda: takes.stuttering(frames, round(amount)),
     }
     return spoilt[scene.flaw]()
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from luve_lightning.datamodules.base import vae_fingerprint
-from luve_lightning.evaluation.vae_features import VAEFeatures
 from luve_lightning.functional.patches import PatchPlan
+from luve_lightning.metrics.frame_networks import VAEFeatures
 from luve_lightning.metrics.frechet_patch import FrechetPatchDistance
 from luve_lightning.models.backbones import load_backbone
 from tests.helpers.patch_features import stub_video

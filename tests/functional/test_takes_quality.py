@@ -12,7 +12,7 @@ from torch import Tensor
 
 from luve_lightning.data.mini_world.paint import paint_take
 from luve_lightning.data.mini_world.stage import FLAWS, FlawedScene, StagedScene, draw_stage
-from luve_lightning.functional.take_quality import LIMITS, take_measures, take_quality
+from luve_lightning.functional.takes import LIMITS, take_measures, take_quality
 
 # The measure that each flaw moves across its limit.
 TELLS = {
@@ -58,7 +58,7 @@ def test_frames_with_more_changes_than_pytorch_finds_quantiles_of_are_measured_o
     """As frames wider than 4K are, which are too slow to try here."""
     frames = paint_take(scenes[0])
     expected = take_measures(frames)
-    monkeypatch.setattr("luve_lightning.functional.take_quality._LONGEST", 2**14)
+    monkeypatch.setattr("luve_lightning.functional.takes._LONGEST", 2**14)
     asked = []
     quantile = Tensor.quantile
 
