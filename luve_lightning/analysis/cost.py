@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from sys import float_info
 from typing import Any, Literal, get_args
 
 import torch
@@ -174,8 +175,7 @@ def gpu_speed(gpu: str | None, tflops: float | None) -> GpuSpeed | None:
     """The GPU speed for estimates.
 
     Args:
-        gpu: the reference's name, or a file that `luve bench --subject speed` wrote; None means the GPU that PyTorch
-            sees here.
+        gpu: see `named_speed`; None means the GPU that PyTorch sees here.
         tflops: attention's rate; the other kinds of operation follow.
 
     Returns:
@@ -183,21 +183,12 @@ def gpu_speed(gpu: str | None, tflops: float | None) -> GpuSpeed | None:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another GPU's name, a file without measurements, or a rate that is not positive.
+        ValueError: see `named_speed`; or a rate that is not positive.
     """
     if tflops is not None and not tflops > 0:
         raise ValueError(f"gpu_tflops: expected more than 0, got {tflops}")
-    if gpu is not None and gpu.lower() == REFERENCE.name:
-        found = REFERENCE
-    elif gpu is not None and Path(gpu).is_file():
-        found = read_speed(Path(gpu))
-    elif gpu is not None and Path(gpu).suffix:
-        raise FileNotFoundError(f"gpu: no such file: {gpu}; luve bench --subject speed --output FILE writes one")
-    elif gpu is not None:
-        raise ValueError(
-            f"gpu: expected {REFERENCE.name}, got {gpu!r}; for another GPU give its speed as gpu_tflops, or as the "
-            "file that luve bench --subject speed --output FILE writes on it"
-        )
+    if gpu is not None:
+        found = named_speed(gpu, "; or leave gpu out and give gpu_tflops")
     elif torch.cuda.is_available():
         found = measured_gpu()
     elif tflops is not None:  # assume that its memory keeps up as the reference's does
@@ -208,6 +199,30 @@ def gpu_speed(gpu: str | None, tflops: float | None) -> GpuSpeed | None:
     return found if tflops is None else _with_attention(found, tflops)
 
 
+def named_speed(gpu: str, otherwise: str = "") -> GpuSpeed:
+    """The speed of a GPU that an option names.
+
+    Args:
+        gpu: the reference's name, or a file that `luve bench --subject speed` wrote.
+        otherwise: end of the message on what is neither: what else the command takes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another GPU's name, a folder, or a file without measurements.
+    """
+    file = Path(gpu)
+    if gpu.lower() == REFERENCE.name:
+        return REFERENCE
+    if gpu and file.is_file():
+        return read_speed(file)
+    expected = f"expected {REFERENCE.name} or a file that luve bench --subject speed --output FILE wrote on your GPU"
+    if gpu and file.is_dir():
+        raise ValueError(f"gpu: {gpu} is a folder; {expected}{otherwise}")
+    if file.suffix or len(file.parts) > 1:
+        raise FileNotFoundError(f"gpu: no such file: {gpu}; {expected}{otherwise}")
+    raise ValueError(f"gpu: {expected}, got {gpu!r}{otherwise}")
+
+
 def read_speed(file: Path) -> GpuSpeed:
     """The speed in the rows of `luve bench --subject speed`, of which the last of each kind counts.
 
@@ -215,13 +230,23 @@ def read_speed(file: Path) -> GpuSpeed:
         ValueError: for a file that is none of these, or lacks a kind that every plan needs.
     """
     try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return speed_of([row for row in rows if row["subject"] == "speed"])
-    except (ValueError, LookupError, TypeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
+        lines = file.read_text(encoding="utf-8").splitlines()
+        rows = [_read_row(line, number) for number, line in enumerate(lines, 1) if line.strip()]
+        return speed_of(row for row in rows if row.get("subject") == "speed")
+    except (ValueError, LookupError) as error:
         raise ValueError(
-            f"gpu: expected a file that luve bench --subject speed --output FILE wrote, {file} is none: {reason}"
+            f"gpu: expected a file that luve bench --subject speed --output FILE wrote, {file} is none: {error}"
         ) from None
+
+
+def _read_row(line: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} is no JSON object")
+    return row
 
 
 def speed_of(rows: Iterable[Mapping[str, Any]]) -> GpuSpeed:
@@ -229,55 +254,69 @@ def speed_of(rows: Iterable[Mapping[str, Any]]) -> GpuSpeed:
 
     Raises:
         LookupError: when a row, or one of its values, is missing.
-        ValueError: for rows of several GPUs, or a value that is no number above 0.
+        ValueError: for rows of several GPUs, or a value that no bench wrote.
     """
-    rows = list(rows)
-    if len(gpus := sorted({str(row["gpu"]) for row in rows})) > 1:
+    rows = [_checked(row) for row in rows]
+    if len(gpus := sorted({row["gpu"] for row in rows})) > 1:
         raise ValueError(f"rows of several GPUs, {' and '.join(gpus)}; a file holds one GPU's")
-    for row in rows:
-        for name in row.keys() & {"tflops", "tb_per_second", "seconds"}:
-            value, least = row[name], 0 if name == "seconds" else math.ulp(0)
-            if not isinstance(value, int | float) or not least <= value < math.inf:
-                above = "at least" if name == "seconds" else "above"
-                raise ValueError(f"{row['kind']}: {name}: expected a number {above} 0, got {value!r}")
-    rates: dict[tuple[str, str], float] = {}
-    by_keys: dict[int, float] = {}
-    first_use: dict[FirstUse, float] = {}
-    facts: Mapping[str, Any] = {}
-    loading: float | None = None
-    host: dict[Any, float] = {}
-    backward: dict[str, Mapping[str, Any]] = {}
-    for row in rows:
-        if row["kind"] == "first use":
-            if row["of"] in get_args(FirstUse):  # another version of this package may know more
-                first_use[row["of"]] = row["seconds"]
-            continue
-        if row["kind"] == "rest":
-            facts = row
-            continue
-        if row["kind"] == "host":
-            host[row["of"]] = row["seconds"]
-            continue
-        if row["kind"] == "loading":
-            loading = row["tb_per_second"]
-            continue
-        if row["kind"].endswith(_OF_BACKWARD):
-            backward[row["kind"].removesuffix(_OF_BACKWARD)] = row
-            continue
-        rates[row["kind"], row["dtype"]] = row["tflops"]
-        if row["kind"] == "attention" and row["dtype"] == "bfloat16":
-            by_keys[row["keys"]] = row["tflops"]
+
+    def of(kind: str) -> list[Mapping[str, Any]]:
+        return [row for row in rows if row["kind"] == kind]
+
+    known = get_args(FirstUse)  # another version of this package may know more
+    first_use: Any = {row["of"]: row["seconds"] for row in of("first use") if row["of"] in known}
+    host: Any = {row["of"]: row["seconds"] for row in of("host")}
+    loading = of("loading")[-1]["tb_per_second"] if of("loading") else None
+    by_keys = {row["keys"]: row["tflops"] for row in of("attention") if row["dtype"] == "bfloat16"}
+    backward = {row["kind"].removesuffix(_OF_BACKWARD): row for row in rows if row["kind"].endswith(_OF_BACKWARD)}
+    others = [row for row in rows if row["kind"] not in _OF_ROW and not row["kind"].endswith(_OF_BACKWARD)]
+    rates = {(row["kind"], row["dtype"]): row["tflops"] for row in others}
     tflops: Any = {kind: rate for (kind, dtype), rate in rates.items() if dtype == "bfloat16"}
-    for kind in REFERENCE.tflops:
+    for kind in (*REFERENCE.tflops, *(kind for kind, dtype in rates if dtype == "float32"), *backward):
         if kind not in tflops:
             raise LookupError(f"no row of {kind} in bfloat16")
+    if not of("rest"):
+        raise LookupError("no row of rest, the memory's")
     tflops["attention"] = by_keys[max(by_keys)]
     float32: Any = {kind: rate / tflops[kind] for (kind, dtype), rate in rates.items() if dtype == "float32"}
     share: Any = {"attention": _BACKWARD}
     for name, row in backward.items():
+        if name == "attention" and row["keys"] not in by_keys:
+            raise LookupError(f"no row of attention in bfloat16 with the {row['keys']} keys of attention backward")
         share[name] = row["tflops"] / (by_keys[row["keys"]] if name == "attention" else tflops[name])
-    memory, bandwidth = facts["memory_gib"], facts["tb_per_second"]
-    return GpuSpeed(facts["gpu"], memory, tflops, bandwidth, float32, by_keys, share, first_use, loading, host)
+    rest = of("rest")[-1]
+    memory, bandwidth = rest["memory_gib"], rest["tb_per_second"]
+    return GpuSpeed(rest["gpu"], memory, tflops, bandwidth, float32, by_keys, share, first_use, loading, host)
+
+
+_OF_ROW = {
+    "first use": ("of", "seconds"),
+    "rest": ("memory_gib", "tb_per_second"),
+    "host": ("of", "seconds"),
+    "loading": ("tb_per_second",),
+    f"attention{_OF_BACKWARD}": ("tflops", "keys"),
+}
+
+
+def _checked(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row, unless no bench wrote it so; it may have been edited by hand."""
+    kind = row.get("kind")
+    if not isinstance(kind, str):
+        raise ValueError(f"a row's kind is {kind!r}; expected a text")
+    needed = _OF_ROW.get(kind, ("tflops",) if kind.endswith(_OF_BACKWARD) else ("dtype", "tflops"))
+    keys = ("keys",) if kind == "attention" and row.get("dtype") == "bfloat16" else ()
+    for name in ("gpu", *needed, *keys):
+        if name not in row:
+            raise LookupError(f"a row of {kind} has no {name}")
+        value, expected = row[name], f"a number {'at least' if name == 'seconds' else 'above'} 0"
+        fits = type(value) in (int, float) and 0 <= value <= float_info.max and (value > 0 or name == "seconds")
+        if name in ("gpu", "of", "dtype"):
+            expected, fits = "a text", isinstance(value, str)
+        elif name == "keys":
+            expected, fits = "a whole number above 0", fits and isinstance(value, int)
+        if not fits:
+            raise ValueError(f"{kind}: {name}: expected {expected}, got {value!r}")
+    return row
 
 
 def _with_attention(speed: GpuSpeed, tflops: float) -> GpuSpeed:

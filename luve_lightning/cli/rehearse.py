@@ -224,9 +224,9 @@ def _check_sources(backbone: str, size: str, attention: str, data: Path | None, 
                 f"backbone {backbone}: no model_index.json in it; expected a diffusers pipeline folder"
             )
     if gpu is not None:
-        from luve_lightning.analysis.cost import gpu_speed
+        from luve_lightning.analysis.cost import named_speed
 
-        gpu_speed(gpu, None)
+        named_speed(gpu)
     if not EXPERIMENTS.is_dir():
         raise FileNotFoundError(f"the recipe's configurations are not here: expected {EXPERIMENTS}/ in {Path.cwd()}")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from luve_lightning.analysis.cost import REFERENCE, gpu_speed, read_speed
+from luve_lightning.analysis.cost import REFERENCE, gpu_speed, named_speed, read_speed
 from luve_lightning.analysis.dry_run import Operation
 
 FIRST = (("compiler", 3), ("forward", 5), ("training", 0), ("something newer", 1))
@@ -79,6 +79,69 @@ def test_a_file_of_something_else_is_no_speed(tmp_path: Path, text: str) -> None
     (tmp_path / "file").write_text(text)
     with pytest.raises(ValueError, match="gpu: expected a file that luve bench --subject speed --output FILE wrote"):
         read_speed(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("number", "edited", "told"),
+    [
+        (-1, {"kind": None}, "a row's kind is None; expected a text"),
+        (-1, {"memory_gib": "80"}, "rest: memory_gib: expected a number above 0, got '80'"),
+        (-1, {"tb_per_second": 10**400}, "rest: tb_per_second: expected a number above 0, got 10+"),
+        (-1, {"kind": "other", "dtype": "bfloat16", "tflops": 1}, "no row of rest, the memory's"),
+        (0, {"keys": "4096"}, "attention: keys: expected a whole number above 0, got '4096'"),
+        (0, {"keys": 0}, "attention: keys: expected a whole number above 0, got 0"),
+        (0, {"tflops": True}, "attention: tflops: expected a number above 0, got True"),
+        (0, {"gpu": 5}, "attention: gpu: expected a text, got 5"),
+        (3, {"kind": "other"}, "no row of other in bfloat16"),
+        (
+            -2,
+            {"kind": "attention backward", "keys": 128},
+            "no row of attention in bfloat16 with the 128 keys of attention backward",
+        ),
+    ],
+)
+def test_a_row_that_was_edited_into_nonsense_is_named(
+    tmp_path: Path, number: int, edited: dict[str, Any], told: str
+) -> None:
+    rows = speed_rows()
+    rows[number] |= edited
+    with pytest.raises(ValueError, match=rf" is none: {told}$"):
+        read_speed(written(tmp_path / "speed.jsonl", rows))
+
+
+def test_a_row_that_lacks_a_value_or_is_cut_off_is_named(tmp_path: Path) -> None:
+    rows = speed_rows()
+    file = written(tmp_path / "speed.jsonl", rows)
+    text = file.read_text()
+    file.write_text(text[:-20])
+    with pytest.raises(ValueError, match=rf"speed.jsonl is none: line {len(rows)} is no JSON object$"):
+        read_speed(file)
+    file.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"is none: line 1 is no JSON object$"):
+        read_speed(file)
+    for name in ("gpu", "dtype", "tflops", "keys"):  # without a GPU's name: measured on a CPU
+        file.write_text(json.dumps({key: value for key, value in rows[0].items() if key != name}))
+        with pytest.raises(ValueError, match=f"is none: a row of attention has no {name}$"):
+            read_speed(file)
+
+
+def test_a_name_or_path_of_nothing_is_told_with_what_would_be_right(tmp_path: Path) -> None:
+    right = "expected h200 or a file that luve bench --subject speed --output FILE wrote on your GPU"
+    missing = str(tmp_path / "missing")
+    for kind, gpu, told in (
+        (ValueError, "k80", f"gpu: {right}, got 'k80'"),
+        (ValueError, "", f"gpu: {right}, got ''"),
+        (ValueError, str(tmp_path), f"gpu: {tmp_path} is a folder; {right}"),
+        (FileNotFoundError, missing, f"gpu: no such file: {missing}; {right}"),
+        (FileNotFoundError, "speed.jsonl", f"gpu: no such file: speed.jsonl; {right}"),
+    ):
+        for speed, end in (
+            (named_speed, ""),
+            (lambda gpu: gpu_speed(gpu, None), "; or leave gpu out and give gpu_tflops"),
+        ):
+            with pytest.raises(kind) as refused:
+                speed(gpu)
+            assert str(refused.value) == told + end
 
 
 def test_a_loader_brings_what_it_was_measured_to_bring(tmp_path: Path) -> None:

@@ -294,7 +294,7 @@ def test_speeds_by_name_and_by_number() -> None:
     assert half is not None
     assert (half.tflops["matmul"], half.bandwidth) == (REFERENCE.tflops["matmul"] / 2, REFERENCE.bandwidth)
     with pytest.raises(
-        ValueError, match=r"gpu: expected h200, got 'k80'; for another GPU give its speed as gpu_tflops"
+        ValueError, match=r"^gpu: expected h200 or a file .*, got 'k80'; or leave gpu out and give gpu_tf"
     ):
         gpu_speed("k80", None)
     with pytest.raises(ValueError, match="gpu_tflops: expected more than 0"):

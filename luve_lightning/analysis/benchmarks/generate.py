@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from luve_lightning.analysis.benchmarks.experts import EXPERTS, attention_name, attention_named, randomize_expert
-from luve_lightning.analysis.cost import gpu_speed
+from luve_lightning.analysis.cost import gpu_speed, named_speed
 from luve_lightning.analysis.dry_run import CUBLAS_WORKSPACE
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, StepProgram, decode, encode_prompt, wan_1_3b
 from luve_lightning.analysis.planner import Planner, StagePlan
@@ -138,8 +138,9 @@ class _Bench:
         self.parts = Parts(setup.configs, setup.dtype, device, vae_dtype)
         self.planned = Parts(setup.configs, setup.dtype, "meta", vae_dtype)
         _prepare("transformer", self.planned)
-        known = gpu is not None or device.type == "cuda"
-        self.speed = gpu_speed(None if gpu is None else str(gpu), None) if known else None
+        self.speed = gpu_speed(None, None) if device.type == "cuda" else None
+        if gpu is not None:
+            self.speed = named_speed(str(gpu))
 
     def first_stage(self, size: str) -> Iterator[dict[str, Any]]:
         """Text, one step of the first stage, decoding."""
