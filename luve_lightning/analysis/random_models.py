@@ -224,7 +224,7 @@ def make_material(
     Raises:
         ValueError: an argument is out of its range.
     """
-    _check_material(size, clips, frames, fps, stills, seed)
+    check_material(size, clips, frames, fps, stills, seed)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [("clip", number, frames) for number in range(clips)] + [("still", number, 1) for number in range(stills)]
 
@@ -254,15 +254,22 @@ def _captions(sentences: Sequence[str]) -> list[str]:
     return list(itertools.islice(captions, 1 + len(CAPTIONS)))
 
 
-def _check_material(size: tuple[int, int], clips: int, frames: int, fps: float, stills: int, seed: int) -> None:
+def check_material(size: Any, clips: Any, frames: Any, fps: Any, stills: Any, seed: Any) -> None:
+    """Refuse what cannot be painted; see `make_material`.
+
+    Raises:
+        ValueError: an argument is out of its range, or of another type.
+    """
+    if not isinstance(size, list | tuple) or [type(side) for side in size] != [int, int]:
+        raise ValueError(f"size: expected a height and a width, got {size!r}")
     height, width = size
     if min(size) < 32 or height % 2 or width % 2:
         raise ValueError(f"size: expected even sides of at least 32 pixels, got {height}x{width}")
     for name, value, least in (("clips", clips, 0), ("frames", frames, 1), ("stills", stills, 0), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"{name}: expected {least} or more, got {value}")
-    if not 0 < fps <= MAX_FPS:
-        raise ValueError(f"fps: expected a number in (0, {MAX_FPS}], got {fps}")
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name}: expected {least} or more, got {value!r}")
+    if type(fps) not in (int, float) or not 0 < fps <= MAX_FPS:
+        raise ValueError(f"fps: expected a number in (0, {MAX_FPS}], got {fps!r}")
     check_video(frames, height, width)
 
 

@@ -118,7 +118,7 @@ def rehearse(
     _check_heads(backbone, video_devices)
     kind = f"{Path(backbone).name}-{size}-{attention}-{devices}"
     root = output or Path("runs/rehearsal") / kind
-    check_writable(root / TABLE)
+    _check_output(root, TABLE)
     scorer = PACKAGE_ROOT / ".venv-hpsv3/bin/luve"
     recipe = Rehearsal(
         root, compose, backbone, size, attention == "windows", data, devices, bool(names), steps, video_steps, clips,
@@ -174,7 +174,7 @@ def scaling(rehearsals: list[Path], output: Path = Path("runs/rehearsal/scaling"
     title = f"Scaling: {found[0].facts['of']}"
     facts = {"title": title, **{key: found[0].facts[key] for key in ("gpu", "versions", "python", "clips", "revision")}}
     facts["command"] = shlex.join(["luve", *sys.argv[1:]])
-    check_writable(output / f"{SCALING}.json")
+    _check_output(output, SCALING)
     write_scaling(output, rows, notes, facts)
     console = Console(emoji=False)
     wide = console if console.is_terminal else Console(emoji=False, width=_LOG_WIDTH)
@@ -208,6 +208,13 @@ def _check_counts(counts: Mapping[str, tuple[int | None, int]], limit: float, gp
         raise ValueError("video_devices: one video is spread over GPUs, and there is none here")
     if not gpus and (counts["devices"][0] or 1) > (most := max(2, cores())):
         raise ValueError(f"devices: without a GPU each is a process, here at most {most}; got {counts['devices'][0]}")
+
+
+def _check_output(folder: Path, table: str) -> None:
+    """Refuse a folder in which the table cannot be written."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output: {folder} is a file; expected a folder")
+    check_writable(folder / f"{table}.json")
 
 
 def _check_sources(backbone: str, size: str, attention: str, data: Path | None, gpu: str | None) -> None:
@@ -274,6 +281,7 @@ def _check_changes(
             for key in own:
                 if key not in stage.values:
                     raise ValueError(f"changes.{stage.name}: no key {key!r}{did_you_mean(key, stage.values)}")
+            _check_made(stage.name, {**stage.values, **own})
             continue
         with TemporaryDirectory() as folder:
             run = StageRun(stage, Path(folder), laid_over(stage.tree(there), own), stop=False, limit=1.0, program=())
@@ -281,6 +289,15 @@ def _check_changes(
             if reason := refusal(run.words()):
                 reason = reason.replace(f"{run.folder / OVERRIDES}: ", "")
                 raise ValueError(f"changes.{stage.name}: {reason}")
+
+
+def _check_made(stage: str, values: Mapping[str, Any]) -> None:
+    from luve_lightning.analysis.random_models import check_material
+
+    try:
+        check_material(**{key: value for key, value in values.items() if key != "folder"})
+    except ValueError as error:
+        raise ValueError(f"changes.{stage}: {error}") from None
 
 
 def rehearsal_facts(title: str, gpus: Sequence[str], devices: int) -> dict[str, str]:

@@ -25,11 +25,19 @@ REPOSITORY = Path(__file__).resolve().parents[2]
         (["--backbone", "nowhere"], "backbone nowhere: no such folder; expected a diffusers pipeline folder"),
         (["--backbone", "experiments"], "backbone experiments: no model_index.json in it"),
         (["--gpu", "none.jsonl"], "gpu: no such file: none.jsonl"),
+        (
+            ["--gpu", "/missing"],
+            "gpu: no such file: /missing; expected h200 or a file that luve bench --subject speed ",
+        ),
         (["--data", "nowhere"], "data: no such file or folder: nowhere"),
         (["--changes.scor", "{}"], "changes: no stage 'scor'; did you mean 'score'?"),
         (["--changes.score", "{batch_siz: 2}"], "changes.score: batch_siz: unknown key; did you mean 'batch_size'?"),
         (["--changes.index", "{processes: few}"], "processes: expected a whole number or null, got 'few'"),
         (["--changes.material", "{clip: 3}"], "changes.material: no key 'clip'; did you mean 'clips'?"),
+        (["--changes.material", "{clips: few}"], "changes.material: clips: expected 0 or more, got 'few'"),
+        (["--changes.material", "{size: 3}"], "changes.material: size: expected a height and a width, got 3"),
+        (["--changes.material", "{size: [192]}"], "material: size: expected a height and a width, got [192]"),
+        (["--changes.material", "{fps: x}"], "changes.material: fps: expected a number in (0, 240], got 'x'"),
     ],
 )
 def test_a_rehearsal_that_cannot_go_well_is_refused_before_it_begins(
@@ -39,8 +47,22 @@ def test_a_rehearsal_that_cannot_go_well_is_refused_before_it_begins(
     outcome = run_luve(capsys, "rehearse", *words, "--output", tmp_path / "rehearsal")
     assert outcome.code == 2
     assert message in outcome.err
+    assert "gpu_tflops" not in outcome.err  # an option of luve plan
     assert outcome.err.count("\n") == 1
     assert not (tmp_path / "rehearsal/stages").exists()
+
+
+@pytest.mark.parametrize("verb", ["rehearse", "scaling"])
+def test_a_file_is_no_folder_for_a_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: str
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    file = tmp_path / "file"
+    file.write_text("mine")
+    folders = [rehearsed(tmp_path, 1, 2.0), rehearsed(tmp_path, 2, 2.5)] if verb == "scaling" else []
+    outcome = run_luve(capsys, verb, *folders, "--output", file)
+    assert outcome.code == 2
+    assert outcome.error_lines == [f"luve {verb}: error: output: {file} is a file; expected a folder"]
 
 
 @pytest.mark.parametrize(
@@ -74,16 +96,19 @@ def test_more_than_is_here_or_can_share_a_video_is_refused_before_it_begins(
     assert not (tmp_path / "rehearsal/stages").exists()
 
 
-def test_rehearsals_stand_side_by_side(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def rehearsed(folder: Path, devices: int, seconds: float) -> Path:
+    """A rehearsal's folder with the table of one training."""
     facts = {"of": "mini, mini, dense", "gpu": "CPU", "versions": "torch", "python": "3", "video_devices": "1"}
-    facts |= {"clips": "10", "revision": "abc"}
-    folders = []
-    for devices, seconds in ((1, 2.0), (2, 2.5)):
-        row = {"stage": "lfe", "status": "done", "unit": "step", "processes": devices, "measured_seconds": seconds}
-        folders.append(tmp_path / str(devices))
-        folders[-1].mkdir()
-        content = {**facts, "devices": str(devices), "rows": [row]}
-        (folders[-1] / "rehearsal.json").write_text(json.dumps(content))
+    facts |= {"clips": "10", "revision": "abc", "devices": str(devices)}
+    row = {"stage": "lfe", "status": "done", "unit": "step", "processes": devices, "measured_seconds": seconds}
+    made = folder / str(devices)
+    made.mkdir()
+    (made / "rehearsal.json").write_text(json.dumps({**facts, "rows": [row]}))
+    return made
+
+
+def test_rehearsals_stand_side_by_side(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folders = [rehearsed(tmp_path, 1, 2.0), rehearsed(tmp_path, 2, 2.5)]
     outcome = run_luve(capsys, "scaling", *folders, "--output", tmp_path / "out")
     assert outcome.code == 0, outcome.err
     assert "80%" in outcome.out
