@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ from rich.table import Table as RichTable
 
 from luve_lightning.ablations.rehearsal_table import GIB_WITHIN, TABLE, RehearsalRow, both_text, number_text, spent
 from luve_lightning.evaluation.tables import table_markdown, table_rich
-from luve_lightning.files import find_json, write_text
+from luve_lightning.files import read_json, write_text
 
 SCALING = "scaling"
 _SAME = {"of": "is of", "gpu": "ran on", "versions": "ran with"}  # facts without which seconds cannot be compared
 _NAMED = {"clips": "clips", "revision": "revision"}
 _DEVICES = ("devices", "video_devices")
+_NUMBER = r"[1-9]\d{0,8}"
 _MOST = float_info.max
 
 
@@ -86,7 +88,10 @@ def read_rehearsal(path: Path) -> DoneRehearsal:
     file = path / f"{TABLE}.json" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"rehearsals: no such file: {file}; expected a folder of luve rehearse")
-    content = find_json(file)
+    try:
+        content = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"rehearsals: {error}; expected a folder of luve rehearse") from None
     facts = {key: value for key, value in content.items() if isinstance(value, str)}
     try:
         rows = [RehearsalRow(**row) for row in content["rows"]]
@@ -94,8 +99,10 @@ def read_rehearsal(path: Path) -> DoneRehearsal:
         rows = []
     for row in rows:
         _check_row(file, row)
+    for key in _DEVICES:
+        if key in content and not re.fullmatch(_NUMBER, facts.get(key, "")):
+            raise ValueError(f"rehearsals: {file}: {key} is {content[key]!r}; expected a number above 0 as a text")
     missing = [key for key in (*_SAME, *_NAMED, "python", *_DEVICES) if not facts.get(key)]
-    missing += [key for key in _DEVICES if key not in missing and not facts[key].isdecimal()]
     if not rows or missing:
         why = f"; it does not say {', '.join(missing)}" if rows else ""
         raise ValueError(f"rehearsals: {file} is no table of this version of luve rehearse{why}")
@@ -108,11 +115,15 @@ def _check_row(file: Path, row: RehearsalRow) -> None:
     numbers = {name: getattr(row, name) for name in ("measured_seconds", "rate", "planned_gib", "measured_gib")}
     checks: dict[str, tuple[Mapping[str, Any], Callable[[Any], bool]]] = {
         "a text": ({name: getattr(row, name) for name in ("stage", "status", "unit")}, lambda x: isinstance(x, str)),
-        "a whole number or null": ({"processes": row.processes}, lambda x: x is None or type(x) is int),
-        "a number or null": (
-            {**numbers, **parts},
-            lambda x: x is None or (type(x) in (int, float) and abs(x) <= _MOST),
+        "a whole number above 0 or null": (
+            {"processes": row.processes},
+            lambda x: x is None or (type(x) is int and 0 < x <= _MOST),
         ),
+        "a number of at least 0 or null": (
+            numbers,
+            lambda x: x is None or (type(x) in (int, float) and 0 <= x <= _MOST),
+        ),
+        "a number or null": (parts, lambda x: x is None or (type(x) in (int, float) and abs(x) <= _MOST)),
     }
     for expected, (values, fits) in checks.items():
         for name, value in values.items():

@@ -37,7 +37,7 @@ from luve_lightning.data.text_store import captions_of
 from luve_lightning.data.variants import PixelTransform, Unchanged, variant_name
 from luve_lightning.data.video_index import Limits, Split
 from luve_lightning.datamodules.buckets import Buckets, LengthChoice, SizeChoice
-from luve_lightning.files import read_json
+from luve_lightning.files import check_writable, read_json, write_text
 from luve_lightning.machine import choose_device
 from luve_lightning.models.attention import Attention, named_attention
 from luve_lightning.models.backbones import load_backbone
@@ -362,8 +362,8 @@ def _tell(plan: RecipePlan, speed: GpuSpeed | None, output: Path | None) -> None
 
 def _write(output: Path | None, found: Mapping[str, Any]) -> None:
     if output is not None and output.suffix == ".json":
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        check_writable(output)
+        write_text(output, json.dumps(found, indent=2) + "\n")
     elif output is not None:
         print(f"nothing is written to {output}; --output FILE.json also writes the plan")
 

@@ -136,20 +136,28 @@ def test_what_is_no_rehearsal_is_refused(tmp_path: Path) -> None:
     other.write_text(json.dumps(old))
     with pytest.raises(ValueError, match=r"of this version of luve rehearse; it does not say gpu, devices$"):
         read_rehearsal(other)
-    other.write_text(json.dumps({**old, "gpu": "H100", "devices": "two"}))
-    with pytest.raises(ValueError, match=r"of this version of luve rehearse; it does not say devices$"):
+    for devices in ("two", "0", "9" * 5000, 2):
+        other.write_text(json.dumps({**old, "gpu": "H100", "devices": devices}))
+        with pytest.raises(ValueError, match=r"other.json: devices is '?\w+'?; expected a number above 0 as a text$"):
+            read_rehearsal(other)
+    other.write_text(json.dumps(old)[:40])
+    with pytest.raises(
+        ValueError, match=r"^rehearsals: .*other.json: not JSON: .*; expected a folder of luve rehearse$"
+    ):
         read_rehearsal(other)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("measured_seconds", "5 s", "measured_seconds of lfe is '5 s'; expected a number or null"),
-        ("measured_gib", [60], r"measured_gib of lfe is \[60\]; expected a number or null"),
-        ("planned_gib", True, "planned_gib of lfe is True; expected a number or null"),
-        ("rate", float("nan"), "rate of lfe is nan; expected a number or null"),
-        ("rate", 10**400, "rate of lfe is 10+; expected a number or null"),
-        ("processes", "2", "processes of lfe is '2'; expected a whole number or null"),
+        ("measured_seconds", "5 s", "measured_seconds of lfe is '5 s'; expected a number of at least 0 or null"),
+        ("measured_gib", [60], r"measured_gib of lfe is \[60\]; expected a number of at least 0 or null"),
+        ("measured_seconds", -1, "measured_seconds of lfe is -1; expected a number of at least 0 or null"),
+        ("planned_gib", True, "planned_gib of lfe is True; expected a number of at least 0 or null"),
+        ("rate", float("nan"), "rate of lfe is nan; expected a number of at least 0 or null"),
+        ("rate", 10**400, "rate of lfe is 10+; expected a number of at least 0 or null"),
+        ("processes", "2", "processes of lfe is '2'; expected a whole number above 0 or null"),
+        ("processes", -2, "processes of lfe is -2; expected a whole number above 0 or null"),
         ("parts", {"data": "half"}, "data of lfe is 'half'; expected a number or null"),
         ("parts", "none", "parts of lfe is 'none'; expected a number or null"),
         ("stage", ["lfe"], r"stage of \['lfe'\] is \['lfe'\]; expected a text"),

@@ -66,6 +66,7 @@ def test_steps_are_the_samplers(capsys: pytest.CaptureFixture[str], backbone: st
         ((*SIZE, "--attention", "Nothing"), "attention"),
         ((*SIZE, "--prompt", "a boat"), "prompt: unknown key"),
         ((*SIZE, "--gpu", "k80"), "gpu: expected h200"),
+        ((*SIZE, "--gpu", "/missing"), "gpu: no such file: /missing; expected h200 or a file"),
         ((*SIZE, "--vluer", "/nowhere"), "vluer /nowhere: no config.json there"),
         ((*SIZE, "--skip_steps", 51), "skip_steps 51"),
         ((*SIZE, "--sampler", "heun"), "sampler"),
@@ -78,6 +79,14 @@ def test_one_line_for_what_is_impossible(
     assert outcome.code == 2
     [line] = outcome.error_lines
     assert message in line
+
+
+def test_a_file_is_no_folder_for_a_plan(capsys: pytest.CaptureFixture[str], repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    target = tmp_path / "file" / "plan.json"
+    outcome = run_luve(capsys, "plan", "--config", repository / "experiments/score/mini.yaml", "--output", target)
+    assert outcome.code == 2
+    assert outcome.error_lines == [f"luve plan: error: {target}: Not a directory"]
 
 
 def test_a_backbone_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
