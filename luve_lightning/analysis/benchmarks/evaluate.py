@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
@@ -52,6 +52,10 @@ FAULTS: dict[str, tuple[float, float, float]] = {
     "motion": (1 / 3, 2 / 3, 1.0),
 }
 """Faults that a person sees, with a mild, a middle and a strong amount of each, see `faulty`."""
+OF_SOME = ("photograph", "sprite", "motion")
+"""Faults that a clip has or has not; their amount is the share of clips."""
+Seen = list[Tensor]
+"""A clip's features, by each metric."""
 
 
 class ChannelMeans(FeatureExtractor):
@@ -177,35 +181,59 @@ def rank_faults(
     person ranks them when the distances rise in this order.
 
     Args:
-        metrics: the distances.
+        metrics: the distances; those with a reference of their own keep it.
         device: of the networks.
         sets: sets of clips, each of other scenes.
         videos: clips of a set.
-        references: clips to compare with.
+        references: clips to compare the others with.
     """
-    targets, clips = [], [paint(scene) for scene in scenes(SEED, references)]
     for metric in metrics:
         metric.prepare(device)
-        moments = moments_of(metric, clips)
-        targets.append(FrechetTarget.of(moments.mean(), moments.cov()))
+    bare = any(metric.reference is None for metric in metrics)
+    painted = [paint(scene) for scene in scenes(SEED, references)] if bare else []
+    targets = [_target(metric, painted) for metric in metrics]
 
-    def distances(videos: list[Tensor]) -> list[float]:
-        each = [moments_of(metric, videos) for metric in metrics]
+    def look(clips: Iterable[Tensor]) -> list[Seen]:
+        return [[metric.features(clip) for metric in metrics] for clip in clips]
+
+    def distances(clips: Iterable[Seen]) -> list[float]:
+        each = [FeatureMoments.from_features(torch.cat(own)) for own in zip(*clips, strict=True)]
         return [target.distance(own.mean(), own.cov()) for target, own in zip(targets, each, strict=True)]
 
     for number in range(1, sets + 1):
-        shown = scenes(SEED + number, videos)
-        clean = [paint(scene) for scene in shown]
-        without, others = distances(clean), distances([paint(s) for s in scenes(SEED + sets + number, videos)])
-        for fault, amounts in FAULTS.items():
-            spoilt = [
-                distances([faulty(scene, clip, fault, amount) for scene, clip in zip(shown, clean, strict=True)])
-                for amount in amounts
-            ]
+        shown = [(scene, paint(scene)) for scene in scenes(SEED + number, videos)]
+        seen = look(clip for _, clip in shown)
+        without, others = distances(seen), distances(look(map(paint, scenes(SEED + sets + number, videos))))
+        for fault in FAULTS:
+            spoilt = [distances(clips) for clips in _look_at_fault(fault, shown, seen, look)]
             for metric, *found in zip(metrics, without, others, *spoilt, strict=True):
                 values = dict(zip(("without", "others", "mild", "middle", "strong"), found, strict=True))
                 row: dict[str, Any] = {"subject": "evaluate", "metric": metric.name, "set": number, "fault": fault}
                 yield row | {name: float(f"{value:.4g}") for name, value in values.items()} | {"ranked": ranked(found)}
+
+
+def _target(metric: FrechetPatchDistance, clips: list[Tensor]) -> FrechetTarget:
+    """The metric's own reference, or these clips."""
+    kept = metric.reference
+    if isinstance(kept, FeatureStatistics):
+        moments = kept.moments
+    else:
+        moments = FeatureMoments.from_features(torch.cat([metric.features(clip) for clip in clips]))
+    return FrechetTarget.of(moments.mean(), moments.cov())
+
+
+def _look_at_fault(
+    fault: str, shown: list[tuple[Scene, Tensor]], seen: list[Seen], look: Callable[[Iterable[Tensor]], list[Seen]]
+) -> Iterator[list[Seen]]:
+    """What is seen of clips with each amount of a fault, of which `seen` is what is seen without."""
+    if fault in OF_SOME:  # a clip is spoilt or not: painted and looked at once for all amounts
+        worst = look(faulty(scene, clip, fault, 1.0) for scene, clip in shown)
+        for share in FAULTS[fault]:
+            each = zip(shown, seen, worst, strict=True)
+            yield [bad if spoils(scene, share) else good for (scene, _), good, bad in each]
+    else:
+        for amount in FAULTS[fault]:
+            yield look(faulty(scene, clip, fault, amount) for scene, clip in shown)
 
 
 def ranked(found: list[float]) -> bool:
@@ -223,9 +251,9 @@ def paint(scene: Scene) -> Tensor:
     return paint_scene(scene, SEEN)
 
 
-def moments_of(metric: FrechetPatchDistance, videos: list[Tensor]) -> FeatureMoments:
-    """Moments of the features of videos."""
-    return FeatureMoments.from_features(torch.cat([metric.features(video) for video in videos]))
+def spoils(scene: Scene, share: float) -> bool:
+    """Whether a clip is among those that have a fault of `OF_SOME`: as many of the first clips as of all."""
+    return int((scene.index + 1) * share + 1e-9) > int(scene.index * share + 1e-9)
 
 
 def faulty(scene: Scene, frames: Tensor, fault: str, amount: float) -> Tensor:
@@ -248,10 +276,9 @@ def faulty(scene: Scene, frames: Tensor, fault: str, amount: float) -> Tensor:
         KeyError: there is no such fault.
     """
     rng = np.random.default_rng([scene.seed, scene.index])
-    if fault not in ("photograph", "sprite", "motion"):
+    if fault not in OF_SOME:
         return _OF_FRAMES[fault](frames, amount, rng)
-    # As many of the first clips as of all.
-    if int((scene.index + 1) * amount + 1e-9) == int(scene.index * amount + 1e-9):
+    if not spoils(scene, amount):
         return frames
     if fault == "sprite":
         return paint_scene(replace(scene, sprites=()), len(frames))
