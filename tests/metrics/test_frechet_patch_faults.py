@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from luve_lightning.analysis.benchmarks.evaluate import FAULTS, faulty
+from luve_lightning.analysis.benchmarks.evaluate import FAULTS, faulty, rank_faults
 from luve_lightning.data.mini_world import captions
 from luve_lightning.data.mini_world.paint import paint_scene
 from luve_lightning.data.mini_world.stage import StagedScene, draw_stage
@@ -47,47 +48,41 @@ def clips() -> Clips:
     return painted(501)
 
 
-@pytest.fixture(scope="module")
-def metrics() -> list[FrechetPatchDistance]:
-    """Of clips, then of patches."""
-    both = [
-        FrechetClipDistance(RecogniserClips(NETWORK), reference=SHIPPED / "unseen-clips.safetensors"),
-        FrechetPatchDistance(
-            PatchPlan(size=64), RecogniserPatches(NETWORK), reference=SHIPPED / "unseen-patches.safetensors"
-        ),
-    ]
-    for metric in both:
-        metric.prepare("cpu")
-    return both
-
-
-def distances(metrics: list[FrechetPatchDistance], clips: list[Tensor]) -> tuple[float, ...]:
-    """Patches are those of the first, the middle and the last frame."""
-    seen = (clips, [clip[::4] for clip in clips])
-    moments = [
-        FeatureMoments.from_features(torch.cat([metric.features(clip) for clip in own]))
-        for metric, own in zip(metrics, seen, strict=False)
-    ]
-    return tuple(metric.distance(own) for metric, own in zip(metrics, moments, strict=True))
+@pytest.mark.slow
+def test_the_distance_of_clips_ranks_every_fault() -> None:
+    """The clips of the table in docs/evaluation.md; other draws of so few may rank mild faults wrongly, see there."""
+    metric = FrechetClipDistance(RecogniserClips(NETWORK), reference=SHIPPED / "unseen-clips.safetensors")
+    rows = list(rank_faults([metric], torch.device("cpu"), sets=1, videos=CLIPS, references=0))
+    assert [row["fault"] for row in rows] == list(FAULTS)
+    assert [row for row in rows if not row["ranked"]] == []
 
 
 @pytest.fixture(scope="module")
-def without(metrics: list[FrechetPatchDistance], clips: Clips) -> tuple[float, ...]:
+def metric() -> FrechetPatchDistance:
+    network, reference = RecogniserPatches(NETWORK), SHIPPED / "unseen-patches.safetensors"
+    metric = FrechetPatchDistance(PatchPlan(size=64), network, reference=reference)
+    metric.prepare("cpu")
+    return metric
+
+
+def distance(metric: FrechetPatchDistance, clips: Iterable[Tensor]) -> float:
+    """Of patches of the first, the middle and the last frame."""
+    return metric.distance(FeatureMoments.from_features(torch.cat([metric.features(clip[::4]) for clip in clips])))
+
+
+@pytest.fixture(scope="module")
+def without(metric: FrechetPatchDistance, clips: Clips) -> float:
     """Of clips without a fault, the farther of two sets."""
-    both = (distances(metrics, [clip for _, clip in own]) for own in (clips, painted(502)))
-    return tuple(map(max, *both))
+    return max(distance(metric, (clip for _, clip in own)) for own in (clips, painted(502)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
-def test_clips_without_a_fault_are_nearer_than_mild_and_strong_ones(
-    metrics: list[FrechetPatchDistance], without: tuple[float, ...], clips: Clips, fault: str
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in IN_TIME])
+def test_patches_without_a_fault_are_nearer_than_mild_and_strong_ones(
+    metric: FrechetPatchDistance, without: float, clips: Clips, fault: str
 ) -> None:
-    shown = metrics[:1] if fault in IN_TIME else metrics
-    mild, strong = (distances(shown, [faulty(*one, fault, amount) for one in clips]) for amount in FAULTS[fault][::2])
-    assert len(mild) == len(shown)
-    for near, middle, far in zip(without, mild, strong, strict=False):
-        assert near < middle < far
+    mild, strong = (distance(metric, (faulty(*one, fault, by) for one in clips)) for by in FAULTS[fault][::2])
+    assert without < mild < strong
 
 
 @pytest.mark.slow
