@@ -13,6 +13,7 @@ import shutil
 import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -313,3 +314,25 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+Behind = Callable[[Callable[[], None]], None]
+
+
+@contextmanager
+def one_behind() -> Iterator[Behind]:
+    """Calls that run in a thread beside the caller, one at a time: the next one, and the end, wait for the last.
+
+    So what two of them write is held at most. Raises what a call raised.
+    """
+    running: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as thread:
+
+        def behind(call: Callable[[], None]) -> None:
+            while running:
+                running.pop().result()
+            running.append(thread.submit(call))
+
+        yield behind
+        while running:
+            running.pop().result()

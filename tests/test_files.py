@@ -11,8 +11,9 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from luve_lightning.files import (
     follow_umask,
     hub_digest,
     new_file_mode,
+    one_behind,
     remove_unfinished,
     replacing,
     replacing_folder,
@@ -274,3 +276,35 @@ def test_the_hub_cache_names_a_file_by_its_digest(tmp_path: Path) -> None:
     link.parent.mkdir(parents=True)
     link.symlink_to(blob)
     assert hub_digest(link) == "0a" * 32
+
+
+def test_calls_behind_run_in_order_beside_the_caller_and_the_end_waits_for_the_last() -> None:
+    entered, go_on, done = threading.Event(), threading.Event(), []
+
+    def first() -> None:
+        entered.set()
+        assert go_on.wait(60)
+        done.append("first")
+
+    with one_behind() as behind:
+        behind(first)
+        assert entered.wait(60)
+        assert not done  # the caller goes on while it runs
+        go_on.set()
+        behind(lambda: done.append("second"))
+        assert done[:1] == ["first"]
+    assert done == ["first", "second"]
+
+
+@pytest.mark.parametrize("more", [[], [lambda: None]], ids=["at the end", "at the next call"])
+def test_what_a_call_behind_raises_reaches_the_caller(more: list[Callable[[], None]]) -> None:
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    def run() -> None:
+        with one_behind() as behind:
+            for call in [fail, *more]:
+                behind(call)
+
+    with pytest.raises(OSError, match="No space left"):
+        run()

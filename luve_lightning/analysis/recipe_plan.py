@@ -263,7 +263,7 @@ def plan_clips_upsampled(
         units=clips,
         notes=(
             f"a unit is a clip, of which {len(methods) + 2} videos are written",
-            "decoding clips and writing lossless videos, on the processor, are left out, and so is the disk they take",
+            "decoding clips is left out, the disk too, and writing lossless videos, which goes on beside the GPU",
             *notes,
         ),
     )

