@@ -308,8 +308,9 @@ def _checked(row: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in ("gpu", *needed, *keys):
         if name not in row:
             raise LookupError(f"a row of {kind} has no {name}")
-        value, expected = row[name], f"a number {'at least' if name == 'seconds' else 'above'} 0"
-        fits = type(value) in (int, float) and 0 <= value <= float_info.max and (value > 0 or name == "seconds")
+        zero = name in ("seconds", "memory_gib")  # a processor's row has no memory of its own
+        value, expected = row[name], f"a number {'at least' if zero else 'above'} 0"
+        fits = type(value) in (int, float) and 0 <= value <= float_info.max and (value > 0 or zero)
         if name in ("gpu", "of", "dtype"):
             expected, fits = "a text", isinstance(value, str)
         elif name == "keys":

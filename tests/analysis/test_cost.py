@@ -85,7 +85,7 @@ def test_a_file_of_something_else_is_no_speed(tmp_path: Path, text: str) -> None
     ("number", "edited", "told"),
     [
         (-1, {"kind": None}, "a row's kind is None; expected a text"),
-        (-1, {"memory_gib": "80"}, "rest: memory_gib: expected a number above 0, got '80'"),
+        (-1, {"memory_gib": "80"}, "rest: memory_gib: expected a number at least 0, got '80'"),
         (-1, {"tb_per_second": 10**400}, "rest: tb_per_second: expected a number above 0, got 10+"),
         (-1, {"kind": "other", "dtype": "bfloat16", "tflops": 1}, "no row of rest, the memory's"),
         (0, {"keys": "4096"}, "attention: keys: expected a whole number above 0, got '4096'"),
