@@ -71,9 +71,9 @@ class Contents:
             return None
 
     def _small_folder(self, folder: Path) -> str | None:
-        files = list(itertools.islice((path for path in folder.rglob("*") if path.is_file()), _FEW + 1))
         # Caches of file hashes are no content, and grow as files are looked at.
-        files = sorted(path for path in files if path.name not in _REMEMBERED)
+        content = (path for path in folder.rglob("*") if path.name not in _REMEMBERED and path.is_file())
+        files = sorted(itertools.islice(content, _FEW + 1))
         if not 0 < len(files) <= _FEW:
             return None
         named = ((path.relative_to(folder).as_posix(), self.hashes.digest(path)) for path in files)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from luve_lightning.ablations.graph import AblationPlanner, AblationStage, Plan
-from luve_lightning.ablations.stage_process import is_done, run_stage
+from luve_lightning.ablations.stage_process import is_done, is_whole, missing_stages, run_stage
 
 Cluster = Literal["slurm", "local", "debug"]
 
@@ -77,7 +77,7 @@ class StageJob:
         plan = self._plan()
         stage = self._find(plan)
         for needed in map(plan.stages.__getitem__, stage.needs):
-            if not is_done(needed):
+            if not is_whole(needed):
                 raise RuntimeError(f"{stage.label}: not run, because {needed.label} is not done")
         if (failure := run_stage(stage, self.program, {}, self.facts)) is not None:
             raise RuntimeError("\n".join([failure.reason, *failure.tail]))
@@ -105,7 +105,7 @@ def stage_jobs(
     program: Sequence[str],
     facts: Mapping[str, Any],
 ) -> list[list[StageJob]]:
-    """The jobs of each level, without the stages that are done.
+    """The jobs of each level: the stages that are missing.
 
     Args:
         tables: what makes a table's plan, its plan, and the rows of each seed. A stage that several share is the job
@@ -115,9 +115,10 @@ def stage_jobs(
     """
     levels: dict[int, dict[str, StageJob]] = {}
     for planner, plan, rows in tables:
+        missing = missing_stages(plan)
         for number, level in enumerate(plan.levels()):  # a stage is on one level in all tables
             for stage in level:
-                if not is_done(stage):
+                if stage.digest in missing:
                     row, seed = min(stage.uses)
                     job = StageJob(planner, rows, stage.name, row, seed, tuple(program), facts)
                     levels.setdefault(number, {}).setdefault(stage.digest, job)

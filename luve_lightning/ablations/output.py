@@ -16,7 +16,7 @@ from rich.table import Table as RichTable
 from luve_lightning.ablations.costs import cost_markdown, paper_markdown
 from luve_lightning.ablations.graph import AblationStage, Plan
 from luve_lightning.ablations.runners import Slots, Standing
-from luve_lightning.ablations.stage_process import Failure, is_done, log_path
+from luve_lightning.ablations.stage_process import Failure, log_path, missing_stages
 from luve_lightning.ablations.table import Table
 from luve_lightning.evaluation.tables import format_value, table_markdown, table_rich
 from luve_lightning.terminal import amount, say
@@ -76,7 +76,7 @@ def uses(stage: AblationStage) -> str:
 
 def start_line(plan: Plan, slots: Slots) -> str:
     """What is about to run: the first stage may take minutes."""
-    missing = sum(not is_done(stage) for stage in plan.stages.values())
+    missing = len(missing_stages(plan))
     if not missing:
         return f"all {len(plan.stages)} stages are finished already"
     at_once = "one at a time" if slots.count == 1 else f"{slots.count} at the same time"
@@ -86,12 +86,12 @@ def start_line(plan: Plan, slots: Slots) -> str:
 def dry_run_lines(plan: Plan, program: Sequence[str]) -> list[str]:
     """Every command, in an order in which they can run, with its purpose."""
     lines = []
-    for stage in plan.stages.values():
-        done = "done already: " if is_done(stage) else ""
+    missing = missing_stages(plan)
+    for digest, stage in plan.stages.items():
+        done = "" if digest in missing else "done already: "
         lines.append(f"# {done}{stage.label} ({uses(stage)})")
         lines.append(shlex.join([*program, *stage.words]))
-    missing = sum(not is_done(stage) for stage in plan.stages.values())
-    lines.append(f"# {missing} of {amount(len(plan.stages), 'stage')} to run")
+    lines.append(f"# {len(missing)} of {amount(len(plan.stages), 'stage')} to run")
     return lines
 
 

@@ -6,13 +6,13 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from luve_lightning.ablations.graph import AblationPlanner, Plan
+from luve_lightning.ablations.graph import AblationPlanner, AblationStage, Plan
 from luve_lightning.ablations.output import results_markdown, verdict
 from luve_lightning.ablations.stage_process import done_record, is_done
 from luve_lightning.ablations.table import ROW, Better, MetricSpec, Table
@@ -163,10 +163,12 @@ class Results:
     cost: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def finished_rows(planner: AblationPlanner, rows: Mapping[int, Sequence[str]]) -> dict[int, list[str]]:
-    """The rows of each seed whose own stages are all done; what serves all rows may be missing."""
+def finished_rows(
+    planner: AblationPlanner, rows: Mapping[int, Sequence[str]], finished: Callable[[AblationStage], bool] = is_done
+) -> dict[int, list[str]]:
+    """The rows of each seed whose own stages are all finished; what serves all rows may be missing."""
     return {
-        seed: [row for row in names if all(map(is_done, planner.before_gathering(row, seed)))]
+        seed: [row for row in names if all(map(finished, planner.before_gathering(row, seed)))]
         for seed, names in rows.items()
     }
 

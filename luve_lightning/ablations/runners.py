@@ -17,8 +17,9 @@ from luve_lightning.ablations.stage_process import (
     Failure,
     StageProcess,
     done_record,
-    is_done,
+    is_whole,
     lock_folder,
+    missing_stages,
     raising_signals,
 )
 
@@ -145,14 +146,16 @@ class LocalRunner:
                 self._stop()
 
     def _look(self, plan: Plan) -> None:
-        """Find what is finished already, and how long it took."""
+        """Find what need not be run, and how long finished stages took."""
+        missing = missing_stages(plan)
+        self._done -= missing  # without a row that failed, an evaluation is another one and uses videos again
         for digest, stage in plan.stages.items():
             if digest in self._done or digest in self._failed:
                 continue
-            if (record := done_record(stage)) is not None:
+            if digest not in missing:
                 self._done.add(digest)
-                if isinstance(record.get("seconds"), int | float):
-                    self._seconds.setdefault(_kind(stage), []).append(float(record["seconds"]))
+            if isinstance(seconds := (done_record(stage) or {}).get("seconds"), int | float):
+                self._seconds.setdefault(_kind(stage), []).append(float(seconds))
 
     def _launch(self, plan: Plan) -> bool:
         """Fill the free slots; returns whether another process is still running a stage that is needed."""
@@ -170,7 +173,7 @@ class LocalRunner:
             if (lock := lock_folder(stage)) is None:
                 self._locked_until[digest] = time.monotonic() + _LOCK_SECONDS
                 waiting = True
-            elif is_done(stage):  # another process finished it meanwhile
+            elif is_whole(stage):  # another process finished it meanwhile
                 os.close(lock)
                 self._done.add(digest)
                 waiting = True
@@ -216,7 +219,10 @@ class LocalRunner:
             failed = True
             self._failed.add(stage.digest)
             self.outcome.failures.append(failure)
-            for use in stage.uses:
+            goals = self._plan.goals.items()
+            # A row whose numbers are known keeps them when what they were read from cannot be made again.
+            waiting = {(row, seed) for (row, seed, _), digest in goals if digest not in self._done}
+            for use in stage.uses & waiting:
                 self.outcome.lost.setdefault(use, failure)
             self.watcher.failed(failure)
         return failed

@@ -16,12 +16,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from luve_lightning.ablations.graph import AblationStage
+from luve_lightning.ablations.graph import AblationStage, Plan
 from luve_lightning.files import find_json, write_text
 from luve_lightning.locks import try_lock
 
 _DONE = "done.json"
 _LOCK = ".lock"
+_LOG = "log.txt"
+_RECORD = ".json"  # of a file beside the record: numbers, of an evaluation or of a video
+_GROWING = ".jsonl"  # of a list to which whoever reads the folder may add
 _TAIL = 5
 _POLL_SECONDS = 0.5
 _SOON_SECONDS = 0.1
@@ -31,20 +34,72 @@ _LEFTOVERS_SECONDS = 3.0  # in which what a process started must end after it
 
 
 def done_record(stage: AblationStage) -> dict[str, Any] | None:
-    """What was recorded when a stage was finished, or None."""
-    record = find_json(stage.folder / _DONE)
-    return record if record.get("hash") == stage.digest else None
+    """What was recorded when a stage was finished, or None; None, too, where numbers that it made are gone."""
+    record = _written(stage)
+    numbers = (name for name in record.get("files", ()) if name.endswith(_RECORD) and "/" not in name)
+    return record if record and all((stage.folder / name).is_file() for name in numbers) else None
 
 
 def is_done(stage: AblationStage) -> bool:
-    """Whether a stage's complete result exists."""
+    """Whether a stage was finished and its numbers can be read; weights and videos may be gone."""
     return done_record(stage) is not None
 
 
+def is_whole(stage: AblationStage) -> bool:
+    """Whether a stage was finished and all that it made is there, for other stages to use."""
+    record = done_record(stage)
+    if record is None or record.get("begun_again"):
+        return False
+    return all(_size(stage.folder / name) == size for name, size in record.get("files", {}).items())
+
+
+def missing_stages(plan: Plan) -> set[str]:
+    """Digests of what is to be run: the unfinished stages, and whatever these use that is not there any more."""
+    found: set[str] = set()
+    used: set[str] = set()
+    for digest, stage in reversed(list(plan.stages.items())):
+        if not (is_whole(stage) if digest in used else is_done(stage)):
+            found.add(digest)
+            used.update(stage.needs)
+    return found
+
+
 def write_done(stage: AblationStage, facts: Mapping[str, Any]) -> None:
-    """Record that a stage is finished; written last, and atomically."""
-    record = {"stage": stage.name, "hash": stage.digest, **facts}
+    """Record that a stage is finished, and what it made; written last, and atomically."""
+    _write(stage, {"stage": stage.name, "hash": stage.digest, **facts, "files": _made(stage.folder)})
+
+
+def _made(folder: Path) -> dict[str, int]:
+    """Sizes of what a stage has made, by path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    names = {path.relative_to(folder).as_posix(): path for path in files if path.suffix != _GROWING}
+    return {name: path.stat().st_size for name, path in names.items() if name not in (_DONE, _LOG)}
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _written(stage: AblationStage) -> dict[str, Any]:
+    """The record in a stage's folder; empty where there is none of this stage."""
+    record = find_json(stage.folder / _DONE)
+    return record if record.get("hash") == stage.digest else {}
+
+
+def _write(stage: AblationStage, record: Mapping[str, Any]) -> None:
     write_text(stage.folder / _DONE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def _begin_again(stage: AblationStage) -> None:
+    """Note that a finished stage is made again.
+
+    Its numbers stay, but half a result may have files as large as the whole one's.
+    """
+    if record := _written(stage):
+        _write(stage, record | {"begun_again": True})
 
 
 def lock_folder(stage: AblationStage) -> int | None:
@@ -60,7 +115,7 @@ def lock_folder(stage: AblationStage) -> int | None:
 
 def log_path(stage: AblationStage) -> Path:
     """The file for a stage's output."""
-    return stage.folder / "log.txt"
+    return stage.folder / _LOG
 
 
 @dataclass(frozen=True)
@@ -102,6 +157,7 @@ class StageProcess:
         facts: Mapping[str, Any],
     ) -> None:
         self.stage, self.lock, self.facts = stage, lock, dict(facts)
+        _begin_again(stage)
         self.words = [*program, *stage.words]
         if stage.words[0] == "fit" and (stage.folder / "checkpoints" / "last.ckpt").is_file():
             self.words += ["--ckpt_path", "last"]  # interrupted training continues
@@ -159,10 +215,10 @@ class StageProcess:
 def run_stage(
     stage: AblationStage, program: Sequence[str], environment: Mapping[str, str], facts: Mapping[str, Any]
 ) -> Failure | None:
-    """Run one stage to its end, waiting for a process that already runs it; does nothing when it is finished."""
+    """Run one stage to its end, waiting for a process that already runs it; does nothing when its result is there."""
     while (lock := lock_folder(stage)) is None:
         time.sleep(_POLL_SECONDS)
-    if is_done(stage):
+    if is_whole(stage):
         os.close(lock)
         return None
     process = StageProcess(stage, lock, program, environment, facts)

@@ -6,7 +6,7 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,7 +40,7 @@ from luve_lightning.ablations.results import (
     write_results,
 )
 from luve_lightning.ablations.runners import LocalRunner, Slots, Standing
-from luve_lightning.ablations.stage_process import is_done
+from luve_lightning.ablations.stage_process import is_done, is_whole, missing_stages
 from luve_lightning.cli.compose import compose, escaped, read_arguments
 from luve_lightning.cli.errors import describe_runtime_error
 from luve_lightning.cli.run_verb import refusal, run_verb
@@ -130,11 +130,18 @@ class TableRun:
     def __init__(self, planner: AblationPlanner, wanted: Mapping[int, Sequence[str]], targets: Targets) -> None:
         self.planner, self.wanted, self.targets = planner, wanted, targets
         self.table = planner.table
-        there = finished_rows(planner, {seed: list(self.table.rows) for seed in wanted})
-        # Finished rows cost nothing, and stay in the table.
-        self.rows = {
+        # Finished rows stay in the table, unless they were to be made again for it.
+        self.rows = self._with_others(is_done)
+        plan = self.plan()
+        if any(is_done(plan.stages[digest]) for digest in missing_stages(plan)):
+            self.rows = self._with_others(is_whole)
+
+    def _with_others(self, finished: Callable[[AblationStage], bool]) -> dict[int, list[str]]:
+        """The requested rows of each seed, and others whose own stages are all finished."""
+        there = finished_rows(self.planner, {seed: list(self.table.rows) for seed in self.wanted}, finished)
+        return {
             seed: [row for row in self.table.rows if row in names or row in there[seed]]
-            for seed, names in wanted.items()
+            for seed, names in self.wanted.items()
         }
 
     def plan(self, lost: Collection[Use] = ()) -> Plan:
@@ -177,8 +184,9 @@ class TableRuns:
         lines = dry_run_lines(plan, self.program) if executor == "local" else array_lines(self._jobs({}), options)
         print("\n".join(lines), flush=True)
         refused: dict[str, list[str]] = {}
-        for stage in plan.stages.values():
-            if not is_done(stage) and (why := refusal(stage.words)):
+        missing = missing_stages(plan)
+        for digest, stage in plan.stages.items():
+            if digest in missing and (why := refusal(stage.words)):
                 refused.setdefault(f"{stage.name}: {why}", []).append(f"{stage.label} ({uses(stage)})")
         for error, places in refused.items():
             more = f" and {len(places) - 1} more" if len(places) > 1 else ""
@@ -199,11 +207,11 @@ class TableRuns:
             with watcher:
                 outcome = runner.run()
         except (KeyboardInterrupt, SystemExit):
-            stages = self.plan().stages.values()
-            done = sum(map(is_done, stages))
+            plan = self.plan()
+            done = len(plan.stages) - len(missing_stages(plan))
             say(
                 self.console,
-                f"stopped; {done} of {len(stages)} stages are finished, the same command continues from there",
+                f"stopped; {done} of {len(plan.stages)} stages are finished, the same command continues from there",
             )
             raise
         found = self._finish({use: failure.reason for use, failure in outcome.lost.items()})
@@ -221,7 +229,7 @@ class TableRuns:
         ids = submit(jobs, _Writers(tuple(run.writer() for run in self.runs)), folder, options)
         if options.cluster != "slurm":
             self._finish({})
-            if any(not is_done(stage) for stage in self.plan().stages.values()):
+            if missing_stages(self.plan()):
                 raise SystemExit(1)
             return
         arrays = ", ".join(f"{number} ({len(some)} jobs)" for number, some in zip(ids, jobs, strict=False))
@@ -283,8 +291,14 @@ class _TablesWatcher(RunWatcher):
 
     def __init__(self, console: Console, runs: Sequence[TableRun]) -> None:
         super().__init__(console)
-        missing = [{digest for digest, stage in run.plan().stages.items() if not is_done(stage)} for run in runs]
-        self._missing = list(zip(runs, missing, strict=True))
+        self._missing = [(run, missing_stages(run.plan())) for run in runs]
+
+    def __enter__(self) -> RunWatcher:
+        super().__enter__()
+        for run, missing in self._missing:
+            if not missing:
+                self._write(run)
+        return self
 
     def finished(self, stage: AblationStage, seconds: float, standing: Standing) -> None:
         """See AblationWatcher."""
