@@ -145,6 +145,11 @@ def test_a_hash_follows_the_composed_configuration_and_what_it_names(tmp_path: P
     store = now()
     (clips / "more.bin").write_text("x")
     assert now() == store
+    for number in range(33, 40):
+        (clips / f"{number}.bin").unlink()
+    (clips / "more.bin").unlink()
+    (clips / "file_hashes.jsonl").write_text("{}")  # whichever of the files is listed first
+    assert now() == store
     config.write_text(config.read_text() + "# a comment\n")
     assert now() == store
     config.write_text(config.read_text().replace("lr: 1", "lr: 2"))

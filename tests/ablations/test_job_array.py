@@ -12,7 +12,7 @@ import pytest
 from luve_lightning.ablations.graph import AblationPlanner
 from luve_lightning.ablations.job_array import JobOptions, StageJob, array_lines, stage_jobs, submit
 from luve_lightning.ablations.stage_process import is_done
-from tests.helpers.ablations import PROGRAM, ROWS, planner_of, started, write_table
+from tests.helpers.ablations import PROGRAM, ROWS, keep_numbers_alone, planner_of, started, write_table
 
 
 def jobs_of(planner: AblationPlanner) -> list[list[StageJob]]:
@@ -45,6 +45,9 @@ def test_arrays_run_level_by_level_and_a_failing_row_stops_no_other(tmp_path: Pa
     assert sorted(names) == ["data", "evaluate", "expert", "generate", "generate", "generate"]
     # Submitted again: what is missing.
     assert [[job.name for job in jobs] for jobs in jobs_of(planner)] == [["generate"], ["evaluate"]]
+    # And whatever that needs, where only the numbers were kept.
+    keep_numbers_alone(tmp_path / "runs")
+    assert [len(jobs) for jobs in jobs_of(planner)] == [2, 1, 2, 1]
 
 
 @pytest.mark.slow

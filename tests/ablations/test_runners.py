@@ -14,9 +14,19 @@ import pytest
 
 from luve_lightning.ablations.graph import AblationPlanner, without
 from luve_lightning.ablations.runners import LocalRunner, Outcome, Slots
-from luve_lightning.ablations.stage_process import done_record, is_done, lock_folder, log_path, run_stage
+from luve_lightning.ablations.stage_process import done_record, is_done, is_whole, lock_folder, log_path, run_stage
 from tests.helpers.ablation_process import start_run
-from tests.helpers.ablations import PROGRAM, ROWS, TABLE, Notes, events, planner_of, started, write_table
+from tests.helpers.ablations import (
+    PROGRAM,
+    ROWS,
+    TABLE,
+    Notes,
+    events,
+    keep_numbers_alone,
+    planner_of,
+    started,
+    write_table,
+)
 from tests.helpers.waiting import wait_for
 
 
@@ -67,6 +77,41 @@ def test_a_second_run_starts_nothing_and_another_row_only_its_own(tmp_path: Path
     run(planner_of(folder, tmp_path / "runs"))
     names = [name.partition("-")[0] for name in started(log)[before:]]
     assert sorted(names) == ["evaluate", "evaluate", "generate", "generate"]
+
+
+def test_without_weights_and_videos_only_what_an_unfinished_row_needs_is_made_again(tmp_path: Path, log: Path) -> None:
+    planner = planner_of(write_table(tmp_path / "small"), tmp_path / "runs")
+    run(planner)
+    keep_numbers_alone(tmp_path / "runs")
+    before = len(started(log))
+    run(planner)
+    assert len(started(log)) == before
+    plan = planner.plan({seed: list(ROWS) for seed in (0, 1)})
+    (plan.stages[plan.goals["full", 0, "evaluate"]].folder / "table.json").unlink()
+    # Where that fails, the other seed keeps its numbers.
+    rows = {seed: list(ROWS) for seed in (0, 1)}
+    runner = LocalRunner(lambda lost: planner.plan(without(rows, lost)), Slots(3), ("false",), {}, Notes())
+    assert {seed for _, seed in runner.run().lost} == {0}
+    assert run(planner) == Outcome([], {})
+    again = [plan_stage for plan_stage in plan.stages.values() if plan_stage.folder.name in started(log)[before:]]
+    assert sorted(stage.name for stage in again) == ["data", "evaluate", "expert", "generate", "generate", "generate"]
+    assert len(started(log)) == before + len(again)
+    assert all((0 in {seed for _, seed in stage.uses}) and is_whole(stage) for stage in again)
+
+
+def test_half_a_result_is_not_taken_for_the_whole_that_was_there(tmp_path: Path, log: Path) -> None:
+    planner = planner_of(write_table(tmp_path / "small"), tmp_path / "runs")
+    [data] = [s for s in planner.plan({0: ["full"]}).stages.values() if s.name == "data"]
+    assert run_stage(data, PROGRAM, {}, {}) is None
+    assert is_whole(data)
+    (data.folder / "value.txt").unlink()
+    assert run_stage(data, ("false",), {}, {}) is not None
+    (data.folder / "value.txt").write_text("9.9")  # as large as the whole
+    assert (is_done(data), is_whole(data)) == (True, False)
+    assert run_stage(data, PROGRAM, {}, {}) is None
+    assert is_whole(data)
+    (data.folder / "value.txt").write_text("")
+    assert not is_whole(data), "an interrupted copy"
 
 
 @pytest.mark.slow

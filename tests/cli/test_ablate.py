@@ -17,7 +17,7 @@ import yaml
 
 from luve_lightning.ablations.output import RunWatcher
 from luve_lightning.cli import ablate, ablation_runs
-from tests.helpers.ablations import PROGRAM, ROWS, TABLE, started, write_table
+from tests.helpers.ablations import PROGRAM, ROWS, TABLE, keep_numbers_alone, started, write_table
 from tests.helpers.run_luve import Outcome, run_luve
 
 Luve = Callable[..., Outcome]
@@ -81,6 +81,12 @@ def test_a_part_of_the_table_does_not_replace_the_whole(luve: Luve, log: Path, n
     rows = rows_of(Path("runs/ablations/small/small.csv"))
     assert list(rows) == ["full", "low"]
     assert rows["low"]["difference"] == "-2"
+    # Without its videos it would have to be made again to be measured beside others.
+    keep_numbers_alone(Path("runs/ablations"))
+    before = len(started(log))
+    assert luve(name, "--rows=plain", "--seeds=[1]").code == 0
+    assert list(rows_of(Path("runs/ablations/small/small.csv"))) == ["plain"]
+    assert len(started(log)) == before + 2
 
 
 @pytest.mark.slow

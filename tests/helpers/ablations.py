@@ -71,6 +71,13 @@ def started(log: Path) -> list[str]:
     return [event["stage"] for event in events(log) if event["event"] == "start"]
 
 
+def keep_numbers_alone(root: Path) -> None:
+    """Delete weights, videos and logs of all stages: what is not JSON in a stage's own folder."""
+    for file in (root / "stages").rglob("*"):
+        if file.is_file() and (file.suffix != ".json" or file.parent.parent.name != "stages"):
+            file.unlink()
+
+
 class Notes:
     """A watcher that remembers."""
 
