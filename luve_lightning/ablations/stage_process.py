@@ -24,6 +24,7 @@ _DONE = "done.json"
 _LOCK = ".lock"
 _LOG = "log.txt"
 _RECORD = ".json"  # of a file beside the record: numbers, of an evaluation or of a video
+_CHECKPOINTS = "checkpoints"  # with which a training goes on; no other stage reads them
 _GROWING = ".jsonl"  # of a list to which whoever reads the folder may add
 _TAIL = 5
 _POLL_SECONDS = 0.5
@@ -71,9 +72,13 @@ def write_done(stage: AblationStage, facts: Mapping[str, Any]) -> None:
 
 def _made(folder: Path) -> dict[str, int]:
     """Sizes of what a stage has made, by path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    names = {path.relative_to(folder).as_posix(): path for path in files if path.suffix != _GROWING}
-    return {name: path.stat().st_size for name, path in names.items() if name not in (_DONE, _LOG)}
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        inside = path.relative_to(folder)
+        own = path.name.startswith(".") or inside.as_posix() in (_DONE, _LOG)
+        if not (own or path.suffix == _GROWING or inside.parts[0] == _CHECKPOINTS):
+            found[inside.as_posix()] = path.stat().st_size
+    return found
 
 
 def _size(path: Path) -> int | None:

@@ -82,18 +82,21 @@ def test_a_second_run_starts_nothing_and_another_row_only_its_own(tmp_path: Path
 def test_without_weights_and_videos_only_what_an_unfinished_row_needs_is_made_again(tmp_path: Path, log: Path) -> None:
     planner = planner_of(write_table(tmp_path / "small"), tmp_path / "runs")
     run(planner)
+    plan = planner.plan({seed: list(ROWS) for seed in (0, 1)})
+    for checkpoint in (tmp_path / "runs").rglob("last.ckpt"):
+        checkpoint.unlink()
+    assert all(map(is_whole, plan.stages.values())), "checkpoints are for going on"
     keep_numbers_alone(tmp_path / "runs")
     before = len(started(log))
     run(planner)
     assert len(started(log)) == before
-    plan = planner.plan({seed: list(ROWS) for seed in (0, 1)})
     (plan.stages[plan.goals["full", 0, "evaluate"]].folder / "table.json").unlink()
     # Where that fails, the other seed keeps its numbers.
     rows = {seed: list(ROWS) for seed in (0, 1)}
     runner = LocalRunner(lambda lost: planner.plan(without(rows, lost)), Slots(3), ("false",), {}, Notes())
     assert {seed for _, seed in runner.run().lost} == {0}
     assert run(planner) == Outcome([], {})
-    again = [plan_stage for plan_stage in plan.stages.values() if plan_stage.folder.name in started(log)[before:]]
+    again = [stage for stage in plan.stages.values() if stage.folder.name in started(log)[before:]]
     assert sorted(stage.name for stage in again) == ["data", "evaluate", "expert", "generate", "generate", "generate"]
     assert len(started(log)) == before + len(again)
     assert all((0 in {seed for _, seed in stage.uses}) and is_whole(stage) for stage in again)

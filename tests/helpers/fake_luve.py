@@ -1,6 +1,6 @@
 """Stands in for `python -m luve_lightning` in tests of the ablation runner: starts in an instant, does little.
 
-    fit        leaves a checkpoint; reads --ckpt_path
+    fit        leaves a checkpoint and weights; reads --ckpt_path
     generate   writes value.txt: --value plus the seed
     evaluate   writes the report of the folders given as --videos.NAME
 
@@ -41,6 +41,7 @@ def main() -> int:
     if verb == "fit":
         (folder / "checkpoints").mkdir(exist_ok=True)
         (folder / "checkpoints" / "last.ckpt").write_text("weights")
+        (folder / "adapter_model.safetensors").write_text("weights")
     elif verb == "generate":
         (folder / "value.txt").write_text(str(float(options.get("value", 0)) + float(options.get("seed", 0))))
     elif verb == "evaluate":
