@@ -40,7 +40,7 @@ class GpuSpeed:
 
     Attributes:
         name: name of the card.
-        memory_gib: memory of the card.
+        memory_gib: memory of the card; 0 where a processor was measured.
         tflops: TFLOP/s in 16-bit by kind of operation.
         bandwidth: memory bandwidth, TB/s.
         float32: share of `tflops` that remains in float32 (no TF32 except in convolutions, PyTorch's default); 1 for

@@ -245,7 +245,7 @@ def _held(plan: RecipePlan, speed: GpuSpeed | None) -> str:
             f", in {most['name']}: {most['weights'] / _GIB:.2f} weights, {most['optimizer'] / _GIB:.2f} AdamW's state"
             f"{shared}, {most['passes'] / _GIB:.2f} forward and backward pass with gradients"
         )
-    if speed is not None:
+    if speed is not None and speed.memory_gib:
         fits = "fits" if plan.peak < speed.memory_gib * _GIB else "does not fit"
         text += f"; {fits} {speed.name}'s {speed.memory_gib:g} GiB; the CUDA context, half a GiB, comes on top"
     return text
@@ -332,7 +332,6 @@ def _conclusion(stages: Sequence[StagePlan], speed: GpuSpeed | None, gpus: int) 
     lines = [f"peak {peak:.2f} GiB in {highest.stage}, {_three(sum(s.flops for s in stages) / 1e12)} TFLOP in all"]
     if speed is None:
         return [*lines, "no time estimate: give --gpu h200, or your GPU's speed with --gpu FILE or --gpu_tflops"]
-    fits = "fits" if peak < speed.memory_gib else "does not fit"
     seconds, first = total(map(_with_first_use, stages)), total(stage.first_use_seconds for stage in stages)
     time, without = "no time estimate", "loading"
     if seconds is not None:
@@ -340,7 +339,10 @@ def _conclusion(stages: Sequence[StagePlan], speed: GpuSpeed | None, gpus: int) 
         time += f", {duration(first)} of it for first uses (compiling, kernels)," if first else ""
         without += " and first uses (compiling, kernels)" if first is None else ""
     where = f"one {speed.name}" if gpus == 1 else f"{gpus} {speed.name}, without what they tell each other"
-    lines.append(f"{time} on {where}, without {without}; {fits} its {speed.memory_gib:g} GiB")
+    held = ""
+    if speed.memory_gib:  # a processor's speed says nothing of the machine's memory
+        held = f"; {'fits' if peak < speed.memory_gib else 'does not fit'} its {speed.memory_gib:g} GiB"
+    lines.append(f"{time} on {where}, without {without}{held}")
     if first is None:
         lines.append("what a first use takes is unknown: luve bench --subject speed --output FILE measures it")
     if seconds is None:

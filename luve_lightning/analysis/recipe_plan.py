@@ -263,7 +263,7 @@ def plan_clips_upsampled(
         units=clips,
         notes=(
             f"a unit is a clip, of which {len(methods) + 2} videos are written",
-            "decoding clips is left out, the disk too, and writing lossless videos, which goes on beside the GPU",
+            "left out: decoding clips, the disk, and writing lossless videos, which goes on beside the GPU",
             *notes,
         ),
     )

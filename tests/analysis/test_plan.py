@@ -350,6 +350,7 @@ def test_text_and_dictionary() -> None:
     assert lines[-1].startswith("estimated time")
     assert lines[-1].endswith("fits its 139 GiB")
     assert "no time estimate" in plan_text(stages, None)
+    assert plan_text(stages, replace(speed, memory_gib=0.0)).splitlines()[-1].endswith("without loading")
     assert [duration(s) for s in (0.5, 600, 7200)] == ["0.5 s", "10.0 min", "2.0 h"]
 
 

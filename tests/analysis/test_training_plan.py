@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import prod
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from luve_lightning.analysis.cost import gpu_speed
+from luve_lightning.analysis.cost import REFERENCE, gpu_speed
 from luve_lightning.analysis.dry_run import BLOCK
 from luve_lightning.analysis.model_parts import PartConfigs, Parts, wan_1_3b
 from luve_lightning.analysis.plan import recipe_text
@@ -124,4 +124,5 @@ def test_the_text_names_the_largest_bucket_and_whether_it_fits() -> None:
     assert lines[2].split()[-2:] == ["200.00", "unknown"]
     assert lines[4].startswith("peak 200.00 GiB on one GPU, in b: 1.00 weights")
     assert "; does not fit h200's 139 GiB" in lines[4]
+    assert "fit" not in recipe_text(plan, replace(REFERENCE, memory_gib=0.0)).splitlines()[4]
     assert lines[6] == "3,000 steps: unknown"
