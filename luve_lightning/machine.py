@@ -5,9 +5,12 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import multiprocessing
 import os
+import signal
 import statistics
 import subprocess
+import threading
 import time
 import traceback
 from collections import deque
@@ -346,3 +349,10 @@ def _resident_bytes(field: str) -> int:
         if name == field:
             return int(value.split()[0]) * 1024
     raise LookupError(field)
+
+
+def end_with_parent() -> None:
+    """In a process of a pool: leave Ctrl-C to the parent, and do not outlive it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent: Any = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -25,6 +23,7 @@ from luve_lightning.data.still_files import still_kind
 from luve_lightning.data.stills import check_still
 from luve_lightning.files import file_digest, warn_kept_in_memory
 from luve_lightning.locks import JsonLines
+from luve_lightning.machine import end_with_parent
 
 PROBES = "clip_probes.jsonl"
 # Raise it when something else is found in the same file: what is remembered then no longer counts.
@@ -252,7 +251,7 @@ def _in_processes(
 ) -> Iterator[Result]:
     # Spawned, not forked: libraries hold threads and locks that a fork would copy in any state.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(paths)), context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(min(processes, len(paths)), context, initializer=end_with_parent) as pool:
         try:
             waiting = iter(paths)
             while True:
@@ -279,10 +278,3 @@ def _probe_one(path: Path) -> tuple[Probe, bool]:
         return probe_file(path), True
     except OSError as error:
         return Probe(reason=str(error)), False
-
-
-def _end_with_parent() -> None:
-    """In a process that looks into files: leave Ctrl-C to the parent, and do not outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent: Any = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

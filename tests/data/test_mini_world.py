@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -248,3 +249,22 @@ def test_impossible_values_are_one_clear_line(tmp_path: Path, change: dict[str, 
         mini_world(tmp_path / "w", **{**SMALL, **change})
     assert words in str(error.value)
     assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes by /proc")
+def test_the_processes_that_render_end_with_a_killed_program(tmp_path: Path) -> None:
+    text = "import sys, pathlib; from luve_lightning.data.mini_world import render_mini_world as render\n"
+    text += "if __name__ == '__main__': render(pathlib.Path(sys.argv[1]), train=5000, val=1, test=1, processes=2)\n"
+    (script := tmp_path / "render.py").write_text(text)
+    program = subprocess.Popen([sys.executable, script, tmp_path / "world"])
+    try:
+        while not list((tmp_path / "world").rglob("*.mp4")):
+            assert program.poll() is None
+            time.sleep(0.05)
+        children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()
+        assert len(children) >= 2
+    finally:
+        program.kill()
+        program.wait()
+    while any(Path(f"/proc/{child}").exists() for child in children):  # the test's own limit ends it
+        time.sleep(0.05)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from luve_lightning.machine import end_with_parent
+
 HEIGHT, WIDTH = 2160, 3840
 RADII = (1.0, 2.0, 6.0)
 FRAMES = 8  # frames of one clip; also what each core gets at once
@@ -31,7 +33,7 @@ def measure(device: torch.device, repeats: int = 20) -> list[dict[str, Any]]:
     cores = len(os.sched_getaffinity(0))
     where = str(device) if device.type != "cpu" else f"{torch.get_num_threads()} threads"
     rows: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         for radius in RADII:  # in turn, so that other processes disturb both
             run = partial(_on_every_core, pool, cores, radius)
             reference = _median_ms(run, repeats) / (cores * FRAMES)

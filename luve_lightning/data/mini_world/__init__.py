@@ -36,7 +36,7 @@ from luve_lightning.data.mini_world.stage import SPRITES, STAGE_RENDERER, Staged
 from luve_lightning.data.video_files import encode_h264
 from luve_lightning.data.video_index import COLUMNS, PARTS
 from luve_lightning.files import file_digest, remove_unfinished, text_digest, write_text
-from luve_lightning.machine import check_video, cores
+from luve_lightning.machine import check_video, cores, end_with_parent
 
 __all__ = ["OtherWorldError", "RenderReport", "render_mini_world", "vocabulary"]
 
@@ -381,7 +381,7 @@ def _rendered(scenes: Sequence[Scene], folder: Path, processes: int) -> Iterator
         return
     # Spawned, not forked: torch and libav hold threads and locks that a fork would copy in any state.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(processes, context, initializer=_begin_process) as pool:
         futures = [pool.submit(_render_one, scene, folder) for scene in scenes]
         try:
             for future in as_completed(futures):
@@ -389,6 +389,11 @@ def _rendered(scenes: Sequence[Scene], folder: Path, processes: int) -> Iterator
                 yield
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _begin_process() -> None:
+    end_with_parent()
+    torch.set_num_threads(1)
 
 
 def _render_one(scene: Scene, folder: Path) -> None:
