@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,20 @@ def test_processes_follow_the_cores(key: str) -> None:
 
 def test_what_is_no_size_may_be_large() -> None:
     check_limits({"trainer": {"max_steps": 10**9}, "frames": None, "size": True, "name": "1" * 30})
+
+
+def test_no_documented_command_asks_for_more(repository: Path) -> None:
+    """In the headers of experiments and on the pages."""
+    pages = [file for name in ("experiments", "docs", "data") for file in (repository / name).rglob("*.*")]
+    pages = [file for file in pages if file.suffix in (".md", ".yaml")]
+    found = 0
+    for page in pages:
+        for line in re.findall(r"\bluve [a-z-]+ .*", page.read_text(encoding="utf-8")):
+            for key, value in re.findall(r" --([\w.]+)[ =](\d+)\b", line):
+                if (name := key.rpartition(".")[2]) in MOST:
+                    assert int(value) <= MOST[name], line
+                    found += 1
+    assert found > 20
 
 
 def test_memory_is_refused_by_arithmetic() -> None:
