@@ -69,7 +69,7 @@ class GpuSpeed:
 
         Args:
             passes: operations of the forward and backward pass. A GPU runs them no faster than they are launched.
-            beside: those of the optimiser, before which the GPU has nothing left to do: see callbacks.NaNGuard.
+            beside: those of the optimiser, after them, as where the host waits for gradients: see callbacks.NaNGuard.
         """
         computed, stepping = self.seconds(passes), self.seconds(beside)
         if computed is None or stepping is None:

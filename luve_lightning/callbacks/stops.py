@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from luve_lightning.callbacks.checkpoints import Checkpoints, accumulating
 from luve_lightning.machine import gather_mappings
+from luve_lightning.tasks.optimizer_states import StepMark, skips_marked
 
 
 class StopRequested(SystemExit):
@@ -254,13 +256,32 @@ class NonFiniteLoss(ValueError):
     """Raised when a loss or gradient is inf or nan; the weights are those before the step."""
 
 
+@dataclass
+class _Step:
+    """An optimiser step that is about to be taken."""
+
+    number: int
+    batches: list[dict[str, Any]]
+    norm: Tensor
+    weights: list[torch.nn.Parameter]
+    norms: Tensor | None = None  # of each weight's gradient
+
+    def names(self, module: L.LightningModule) -> list[str]:
+        """The weights whose gradients are not finite."""
+        if self.norms is None:
+            return [n for n, p in module.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+        names = {parameter: name for name, parameter in module.named_parameters()}
+        return [names[p] for p, norm in zip(self.weights, self.norms.tolist(), strict=True) if not math.isfinite(norm)]
+
+
 class NaNGuard(L.Callback):
     """Stops the run when a loss or the gradient norm is not finite, checked before each optimiser step on all ranks.
 
-    The check reads one flag from the device per optimiser step, so no step with nan is ever taken: some steps
-    later the weights, the moments and their average would be damaged, and perhaps saved. Reading it waits for the
-    backward pass, which costs the time to launch one optimiser step. All ranks agree and raise together; an
-    exception on one rank alone would leave the others waiting.
+    No step with nan is ever taken: some steps later the weights, the moments and their average would be damaged, and
+    perhaps saved. All ranks agree and raise together; an exception on one rank alone would leave the others waiting.
+
+    On a GPU the device itself leaves such a step out (`optimizer_states.StepMark`), and the host, which does not wait
+    for it, raises before the next step, checkpoint or validation. Elsewhere the host reads a flag before the step.
 
     `<default_root_dir>/nan-<step>.json` holds, for each rank, the clips of the step's micro-batches and their
     losses as they enter the backward pass (divided by `accumulate_grad_batches`). With fp16, gradients may
@@ -269,10 +290,11 @@ class NaNGuard(L.Callback):
 
     def __init__(self) -> None:
         self._batches: list[dict[str, Any]] = []
+        self._last: tuple[StepMark, _Step] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the previous fit."""
-        self._batches = []
+        self._batches, self._last = [], None
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -293,38 +315,61 @@ class NaNGuard(L.Callback):
         Raises:
             NonFiniteLoss: on rank zero; the other ranks leave quietly.
         """
+        self._check_last(trainer, pl_module)
         batches = [batch for batch in self._batches if "loss" in batch]  # a training step may return no loss
         self._batches = []
         if not batches:
             return
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            gradients = []
+            weights = []
         losses = torch.stack([batch["loss"].float() for batch in batches])
-        norm = torch.nn.utils.get_total_norm(gradients) if gradients else losses.new_zeros(())
-        finite = bool(losses.isfinite().all() & norm.isfinite())
-        if not trainer.strategy.reduce_boolean_decision(not finite, all=False):
-            return
-        own = {
-            "rank": trainer.global_rank,
-            "batches": [{**batch, "loss": _number(batch["loss"])} for batch in batches],
-            "gradient_norm": _number(norm),
-            "non_finite_gradients": [
-                name
-                for name, p in pl_module.named_parameters()
-                if p.grad is not None and not bool(p.grad.isfinite().all())
-            ],
-        }
-        ranks = list(gather_mappings({trainer.global_rank: own}).values())
-        if not trainer.is_global_zero:
-            raise SystemExit(0)  # see StopRequested
-        logged = {name: _number(value) for name, value in trainer.callback_metrics.items()}
-        raise NonFiniteLoss(_report_non_finite(trainer, ranks, logged))
+        gradients = [weight.grad for weight in weights]
+        step = _Step(trainer.global_step, batches, losses.new_zeros(()), weights)
+        if gradients and skips_marked(optimizer):
+            step.norms = torch.stack(torch._foreach_norm(gradients, 2, torch.float32))
+            step.norm = torch.linalg.vector_norm(step.norms)
+        elif gradients:
+            step.norm = torch.nn.utils.get_total_norm(gradients)
+        finite = losses.isfinite().all() & step.norm.isfinite()
+        if step.norms is not None:
+            self._last = StepMark(optimizer, ~finite, trainer.world_size), step
+        elif trainer.strategy.reduce_boolean_decision(not finite, all=False):
+            _stop(trainer, pl_module, step)
+
+    def _check_last(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop if the last step was left out."""
+        last, self._last = self._last, None
+        if last is not None and last[0]:
+            _stop(trainer, pl_module, last[1])
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop before the time is spent; at the end, too."""
+        self._check_last(trainer, pl_module)
+
+    on_train_end = on_validation_start
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Stop before a checkpoint that counts a step which was not taken."""
+        self._check_last(trainer, pl_module)
 
 
-def _report_non_finite(trainer: L.Trainer, ranks: list[dict[str, Any]], logged: dict[str, Any]) -> str:
+def _stop(trainer: L.Trainer, module: L.LightningModule, step: _Step) -> None:
+    own = {
+        "rank": trainer.global_rank,
+        "batches": [{**batch, "loss": _number(batch["loss"])} for batch in step.batches],
+        "gradient_norm": _number(step.norm),
+        "non_finite_gradients": step.names(module),
+    }
+    ranks = list(gather_mappings({trainer.global_rank: own}).values())
+    if not trainer.is_global_zero:
+        raise SystemExit(0)  # see StopRequested
+    logged = {name: _number(value) for name, value in trainer.callback_metrics.items()}
+    raise NonFiniteLoss(_report_non_finite(trainer, step.number, ranks, logged))
+
+
+def _report_non_finite(trainer: L.Trainer, step: int, ranks: list[dict[str, Any]], logged: dict[str, Any]) -> str:
     """Write the file; returns the error line."""
-    step = trainer.global_step
     bad = [
         (rank["rank"], batch)
         for rank in ranks

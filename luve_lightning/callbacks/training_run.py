@@ -74,10 +74,18 @@ class OneStreamDDP(DDPStrategy):
 
     Lightning wraps the model on a stream of its own, for CUDA graphs of whole passes, which nothing here records.
     PyTorch then warns in the middle of the first step, and gradients wait for that stream.
+
+    Unless the configuration says otherwise, gradients lie where the processes exchange them, which saves two copies
+    of each in every step, and buffers are sent only where a checkpoint has some: others are constants.
     """
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
-        return DistributedDataParallel(module=model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
+        chosen = {"gradient_as_bucket_view": True, "broadcast_buffers": _has_saved_buffers(model), **self._ddp_kwargs}
+        return DistributedDataParallel(module=model, device_ids=self.determine_ddp_device_ids(), **chosen)
+
+
+def _has_saved_buffers(model: nn.Module) -> bool:
+    return any(set(module._buffers) - module._non_persistent_buffers_set for module in model.modules())
 
 
 def use_one_stream(strategy: Strategy) -> None:

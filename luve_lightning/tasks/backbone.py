@@ -207,7 +207,7 @@ class BackboneTask(FlowMatchingTask):
             self.denoiser.compile_blocks(compile)
         self.text_encoder = encoder.requires_grad_(True).train()
         self.backbone = Path(backbone)
-        self._tokens: dict[str, tuple[Tensor, Tensor]] = {}
+        self._tokens: dict[str, Tensor] = {}  # ids and mask, 2 x 1 x length
         self._told = False
 
     def text(self, batch: dict[str, Any]) -> Tensor:
@@ -222,10 +222,13 @@ class BackboneTask(FlowMatchingTask):
         if not self._told:  # once: a data set's captions are alike
             self._told = self.text_encoder.warn_of_cuts(sorted(new))
         for caption in new:
-            ids, mask = self.text_encoder.tokenize([caption])
-            self._tokens[caption] = ids.to(self.device), mask.to(self.device)
-        ids, mask = (torch.cat(parts) for parts in zip(*map(self._tokens.__getitem__, batch["caption"]), strict=True))
+            self._tokens[caption] = torch.stack(self.text_encoder.tokenize([caption]))
+        ids, mask = self._moved(torch.cat([self._tokens[caption] for caption in batch["caption"]], dim=1))
         return self.text_encoder.embed(ids, mask)
+
+    def _moved(self, tokens: Tensor) -> Tensor:
+        """On the task's device, in one copy, for which a GPU is not waited for."""
+        return tokens.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tokens
 
     def _vocabulary(self) -> str:
         words = dict(self.text_encoder.vocabulary())

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from luve_lightning.models.backbones import Denoiser, LatentSpace, TextConditioner
 from luve_lightning.models.experts import ExpertConfig
 from luve_lightning.models.vluer import BaseVLUer
-from luve_lightning.tasks.optimizer_states import numbered_by_place
+from luve_lightning.tasks.optimizer_states import adamw, fusible, numbered_by_place
 
 _MOST = 1e6  # far above what trains, far below where AdamW's float32 steps overflow
 
@@ -88,7 +88,8 @@ class TrainingTask(L.LightningModule):
             {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas)
+        fused = fusible(self.trainer, trainable)
+        optimizer = adamw([group for group in groups if group["params"]], self.lr, self.betas, fused)
         steps = self.trainer.estimated_stepping_batches
         if steps == math.inf:
             raise ValueError(

@@ -84,6 +84,7 @@ class FlowMatchingTask(TrainingTask):
         self.edges = sigma_edges(band, shift, bins)
         self.schedule = family_of(transformer).build_schedule(shift)
         self._sums = torch.zeros(3, bins, dtype=torch.float64)
+        self._between = self.edges[1:-1]
         self._scores: dict[tuple[str, int], float] = {}
 
     def _schedule(self) -> dict[str, Any]:
@@ -180,8 +181,9 @@ class FlowMatchingTask(TrainingTask):
 
         Losses are logged unweighted, and where the weight is not uniform its mean beside them.
         """
-        part = torch.bucketize(sigma, self.edges[1:-1].to(sigma.device))
-        sums = self._sums = self._sums.to(sigma.device)
+        # Moved once: a copy to a GPU waits until it has done what it was given, which is the forward pass.
+        self._between, self._sums = self._between.to(sigma.device), self._sums.to(sigma.device)
+        part, sums = torch.bucketize(sigma, self._between), self._sums
         sums[0].index_add_(0, part, losses.double())
         sums[1].index_add_(0, part, torch.ones_like(losses, dtype=torch.float64))
         sums[2].index_add_(0, part, weights.double())

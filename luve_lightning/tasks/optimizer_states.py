@@ -1,4 +1,4 @@
-"""How parameters are numbered in a checkpoint's optimiser states, sharded or not."""
+"""The optimiser, AdamW, and how parameters are numbered in a checkpoint's optimiser states, sharded or not."""
 
 from __future__ import annotations
 
@@ -6,10 +6,75 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
-from torch import nn
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+
+def adamw(
+    groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float], fused: bool = False
+) -> torch.optim.AdamW:
+    """The optimiser of every task.
+
+    Args:
+        groups: parameters with their weight decay.
+        lr: learning rate.
+        betas: decays of the first and second moment.
+        fused: one kernel for all weights, where `fusible`. Otherwise a step of a small model is hundreds of short
+            operations, and the host counts the steps of each weight.
+    """
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused or None)
+    optimizer.register_load_state_dict_pre_hook(_with_own_kernel)
+    # Lightning clips no gradients that the optimiser may still have to unscale; it does so with a scaler alone.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
+
+
+def fusible(trainer: L.Trainer, parameters: Sequence[nn.Parameter]) -> bool:
+    """Whether all weights are whole, on a GPU, and their gradients are not scaled."""
+    whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+    return whole and not scaled and all(parameter.device.type == "cuda" for parameter in parameters)
+
+
+def skips_marked(optimizer: Optimizer) -> bool:
+    """Whether the optimiser takes no step that is marked; see `StepMark`."""
+    return isinstance(optimizer, torch.optim.AdamW) and all(group["fused"] for group in optimizer.param_groups)
+
+
+class StepMark:
+    """A mark on an optimiser's next step, by which the device leaves it out, and the host's later look at it.
+
+    Args:
+        optimizer: one that `skips_marked`.
+        bad: whether to leave the step out, on the device; one process's word is enough.
+        processes: how many train together.
+    """
+
+    def __init__(self, optimizer: Any, bad: Tensor, processes: int) -> None:
+        optimizer.found_inf = found = bad.float()
+        if processes > 1:  # not by Lightning's strategy, which first lets the hosts wait for each other
+            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        self._found = found.to("cpu", non_blocking=True)
+        self._there = torch.cuda.Event() if found.is_cuda else None
+        if self._there is not None:
+            self._there.record()
+
+    def __bool__(self) -> bool:
+        """Wait until the device knows, not until it has done all that it was given since."""
+        if self._there is not None:
+            self._there.synchronize()
+        return bool(self._found)
+
+
+def _with_own_kernel(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's state for this optimiser's kernel, which decides where the numbers of steps must lie."""
+    pairs = zip(state["param_groups"], optimizer.param_groups, strict=False)
+    groups = [{**saved, "fused": own["fused"]} for saved, own in pairs]
+    # Where the groups differ, AdamW says so itself.
+    return {**state, "param_groups": groups} if len(groups) == len(state["param_groups"]) else state
 
 
 def numbered_by_place(state: dict[str, Any], optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:

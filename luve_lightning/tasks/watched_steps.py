@@ -190,7 +190,7 @@ class _Idle(L.LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Waits, as callbacks.NaNGuard does."""
+        """Waits, as callbacks.NaNGuard does before such an AdamW."""
         bool(torch.nn.utils.get_total_norm([weight.grad for weight in self.weights]).isfinite())
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -27,10 +27,15 @@ def clips(run: Run, step: int, rank: int = 0) -> list[list[str]]:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_the_step_is_not_taken_and_its_clips_are_named(tmp_path: Path, where: str, accumulate: int) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_step_is_not_taken_and_its_clips_are_named(
+    tmp_path: Path, where: str, accumulate: int, fused: bool
+) -> None:
     healthy = Run(tmp_path / "healthy", steps=4, accumulate=accumulate)
     train(healthy)
-    run = healthy.with_(folder=tmp_path / "sick", every_n_steps=1, steps=9, task={"nan_at": 3, "nan_in": where})
+    run = healthy.with_(
+        folder=tmp_path / "sick", every_n_steps=1, steps=9, task={"nan_at": 3, "nan_in": where, "fused": fused}
+    )
     task = CropsTask(**run.task)
     with pytest.raises(NonFiniteLoss) as error:
         train(run, task)
@@ -56,10 +61,13 @@ def test_the_step_is_not_taken_and_its_clips_are_named(tmp_path: Path, where: st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_two_processes_stop_together_and_one_speaks(tmp_path: Path, rank: int) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_two_processes_stop_together_and_one_speaks(tmp_path: Path, rank: int, fused: bool) -> None:
     healthy = Run(tmp_path / "healthy", steps=3, processes=2)
     assert run_processes(healthy) == [0, 0]
-    run = healthy.with_(folder=tmp_path / "sick", every_n_steps=1, steps=9, task={"nan_at": 2, "nan_rank": rank})
+    run = healthy.with_(
+        folder=tmp_path / "sick", every_n_steps=1, steps=9, task={"nan_at": 2, "nan_rank": rank, "fused": fused}
+    )
     assert run_processes(run) == [1, 0]
     outputs = [(run.folder / f"output-{r}.txt").read_text() for r in (0, 1)]
     assert [output.count("NonFiniteLoss: ") for output in outputs] == [1, 0]
@@ -84,8 +92,9 @@ def test_batches_may_have_no_ids(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_agree_when_only_ones_loss_is_infinite_and_no_gradient(tmp_path: Path) -> None:
-    run = Run(tmp_path, processes=2, task={"nan_at": 1, "nan_rank": 1, "nan_in": "constant"})
+@pytest.mark.parametrize("fused", [False, True])
+def test_ranks_agree_when_only_ones_loss_is_infinite_and_no_gradient(tmp_path: Path, fused: bool) -> None:
+    run = Run(tmp_path, processes=2, task={"nan_at": 1, "nan_rank": 1, "nan_in": "constant", "fused": fused})
     assert run_processes(run) == [1, 0]
     first, second = report(run)["ranks"]
     assert (first["batches"][0]["loss"] != "inf", second["batches"][0]["loss"]) == (True, "inf")

@@ -357,8 +357,13 @@ def test_ddp_wraps_the_model_on_the_stream_that_trains(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch.cuda, "Stream", no_stream)
     module = torch.nn.Linear(2, 2)
-    wrapped = trainer.strategy._setup_model(module)
-    assert wrapped == {"module": module, "device_ids": [1], "find_unused_parameters": True}
+    module.register_buffer("constant", torch.ones(1), persistent=False)
+    own = {"device_ids": [1], "find_unused_parameters": True, "gradient_as_bucket_view": True}
+    assert trainer.strategy._setup_model(module) == {"module": module, **own, "broadcast_buffers": False}
+    counting = torch.nn.BatchNorm1d(2)
+    assert trainer.strategy._setup_model(counting) == {"module": counting, **own, "broadcast_buffers": True}
+    trainer.strategy._ddp_kwargs["gradient_as_bucket_view"] = False  # `strategy`'s own arguments
+    assert trainer.strategy._setup_model(module)["gradient_as_bucket_view"] is False
     alone = Trainer(accelerator="cpu", logger=False).strategy
     use_one_stream(alone)
     assert type(alone) is SingleDeviceStrategy

@@ -9,6 +9,7 @@ import signal
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import lightning as L
 import numpy as np
@@ -58,13 +59,18 @@ class CropsTask(TrainingTask):
         nan_at: optimiser step whose loss is not finite on rank `nan_rank`; -1 never.
         nan_rank: see `nan_at`.
         nan_in: "loss", "gradient" (of a finite loss) or "constant" (an infinite loss with finite gradients).
+        fused: train with one kernel for all weights, as on a GPU.
     """
 
-    def __init__(self, nan_at: int = -1, nan_rank: int = 0, nan_in: str = "loss") -> None:
+    def __init__(self, nan_at: int = -1, nan_rank: int = 0, nan_in: str = "loss", fused: bool = False) -> None:
         super().__init__(lr=1e-2, min_lr=1e-4, weight_decay=0.1, warmup_steps=3)
         self.net = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.2), nn.BatchNorm1d(16), nn.Linear(16, 8))
         self.frozen = nn.Linear(8, 8).requires_grad_(False)
-        self.nan_at, self.nan_rank, self.nan_in = nan_at, nan_rank, nan_in
+        self.nan_at, self.nan_rank, self.nan_in, self.fused = nan_at, nan_rank, nan_in, fused
+
+    def configure_optimizers(self) -> Any:
+        with patch("luve_lightning.tasks.base.fusible", return_value=self.fused):
+            return super().configure_optimizers()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         noise = torch.randn(()) + float(np.random.standard_normal()) + random.gauss(0.0, 1.0)  # noqa: NPY002
