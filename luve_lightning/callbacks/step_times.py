@@ -243,7 +243,8 @@ class StepParts(L.Callback):
         ends, batches = self._times["end"], self._times["batch"]
         windows: dict[str, Spans] = {"all": [(ends[0], ends[-1])], "data": list(zip(ends, batches, strict=False))}
         windows["optimizer"] = [(self._times["gradients"][-1], ends[-1])]
-        windows["waiting"] = waits(rank, gather_mappings({rank: collectives(trace)}))
+        waited = waits(rank, gather_mappings({rank: collectives(trace)}))
+        windows["waiting"] = within(waited, ends[0], ends[-1])
         told = exposed(trace, windows)
         if not told["computed"]:
             return {}
@@ -321,6 +322,11 @@ def waits(rank: int, ranks: Mapping[int, Mapping[str, Spans]]) -> Spans:
             last = [max(start for start, _ in together) for together in zip(*others, strict=True)]
             found += [(start, min(at, stop)) for (start, stop), at in zip(own, last, strict=True) if start < at]
     return found
+
+
+def within(spans: Spans, start: float, stop: float) -> Spans:
+    """The parts of spans between two moments: in the trace, processes first wait for each other's profilers."""
+    return [(max(a, start), min(b, stop)) for a, b in spans if a < stop and b > start]
 
 
 def exposed(trace: Mapping[str, Any], windows: Mapping[str, Spans]) -> Mapping[str, float]:

@@ -159,10 +159,18 @@ class SlowCrops(Crops):
 
 
 class Sleeps(L.Callback):
-    """In that step, the second process's forward pass goes on for long after the first's is done."""
+    """In that step, the second process's forward pass goes on for long after the first's is done.
+
+    Before it, the second process's profiler takes as long to start.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_rank == 1:
+            strategy, barrier = trainer.strategy, trainer.strategy.barrier
+            strategy.barrier = lambda *names: (time.sleep(SLOW), barrier(*names))  # type: ignore[method-assign]
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step == PROFILED_STEP:
@@ -197,6 +205,7 @@ def test_a_slow_process_and_slow_reading_are_told_apart(tmp_path: Path) -> None:
     assert second["waiting"] > SLOW / 2, "for the first's batch, before the forward pass"
     for one in (first, second, found):
         assert sum(one[name] for name in PARTS) == pytest.approx(one["seconds"], abs=1e-4)
+        assert min(one[name] for name in PARTS) >= 0, "what a process waited before the step is none of its parts"
 
 
 class Encodes(L.LightningModule):
