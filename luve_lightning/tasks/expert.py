@@ -147,6 +147,8 @@ class AdaptationTask(FlowMatchingTask):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights = get_model_state_dict(self.transformer, options=options)
         if self.global_rank != 0:
+            if self.device.type == "cuda":  # what it sends is queued: if it ended now, the first would wait for ever
+                torch.cuda.synchronize(self.device)
             return
         adapted = self.denoiser.copy()
         if self.lora:

@@ -161,6 +161,18 @@ def test_sharded_an_attentions_own_parameters_are_trained_and_exported(windowed:
     assert all(not torch.equal(branch.projection, own[name]) for name, branch in second.branches.items())
 
 
+def test_a_process_that_only_helps_to_export_waits_until_its_gpu_has_sent_all(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(AdaptationTask, "global_rank", 1)
+    monkeypatch.setattr(AdaptationTask, "device", torch.device("cuda", 1))
+    world.adaptation().export(tmp_path / "export", None)
+    assert waited == [torch.device("cuda", 1)]
+    assert not (tmp_path / "export").exists()
+
+
 @pytest.mark.slow
 def test_sharded_over_two_processes_it_is_the_same_training(world: World, tmp_path: Path) -> None:
     """FSDP2 against DDP; and a sharded run that stops after a step goes on where it was."""
