@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from luve_lightning.data.video_files import read_video
-from tests.helpers.luve_process import LuveProcess
+from tests.helpers.luve_process import LuveProcess, finish_together
 from tests.helpers.processes import free_port
 from tests.helpers.renames import before_rename, kill_before
 from tests.helpers.waiting import wait_for
@@ -112,8 +112,7 @@ def test_torchruns_processes_share_the_prompts(tmp_path: Path, words: list[str])
         )
         for rank, log in enumerate(logs)
     ]
-    for process in processes:
-        process.finish()
+    finish_together(processes)
     made = [[line for line in log.read_text().splitlines() if ".mp4  " in line] for log in logs]
     assert len(made[0]) + len(made[1]) == COUNT, "one video was made twice, or not at all"
     assert made[0], made
@@ -144,8 +143,7 @@ def test_two_processes_make_one_video(tmp_path: Path, tiny_cascade: Path, words:
         )
         for rank in range(2)
     ]
-    for process in processes:
-        process.finish()
+    finish_together(processes)
     assert finished(one) == finished(two)
     for name in finished(one):
         first, second = (read_video(folder / f"{name}.mp4")[0].astype(int) for folder in (one, two))

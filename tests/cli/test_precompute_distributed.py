@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.luve_process import finish_together
 from tests.helpers.precompute_run import PrecomputeRun
 from tests.helpers.processes import free_port
 from tests.helpers.small_world import write_world
@@ -28,8 +29,9 @@ def test_two_distributed_processes_share_the_windows(tmp_path: Path, tiny_backbo
         runs.append(
             PrecomputeRun(tmp_path, tiny_backbone, world, tmp_path / "store", *options, environment=environment)
         )
+    _, second = finish_together(runs)
     assert runs[0].encoded() == LATENTS
-    assert "encoded" not in runs[1].finish(), "one process reports for all"
+    assert "encoded" not in second, "one process reports for all"
     lines = [line.split() for line in log.read_text().splitlines()]
     by_process = {pid: sum(int(n) for p, n in lines if p == pid) for pid in {p for p, _ in lines}}
     assert sorted(by_process.values()) == [CLIPS // 2, CLIPS // 2], "each window once, half of them each"

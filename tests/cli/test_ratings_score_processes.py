@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from luve_lightning.data.clip_scores import read_rows
+from tests.helpers.luve_process import finish_together
 from tests.helpers.renames import kill_before
 from tests.helpers.scoring import REPOSITORY, ScoreProcess, captioned_world, recorded, wait_until_recorded
 
@@ -58,8 +59,8 @@ def test_torchruns_processes_share_the_clips(tmp_path: Path, world: Path) -> Non
         )
         for rank in range(2)
     ]
-    for rank, run in enumerate(runs):
-        assert f"shard {rank}/2" in run.finish()
+    for rank, told in enumerate(finish_together(runs)):
+        assert f"shard {rank}/2" in told
     clips = [{clip for batch in recorded(tmp_path / f"log-{rank}") for clip in batch} for rank in range(2)]
     assert [len(part) for part in clips] == [CLIPS // 2, CLIPS // 2]
     assert not clips[0] & clips[1]

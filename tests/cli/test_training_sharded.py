@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from luve_lightning.callbacks import AtomicCheckpointIO
-from tests.helpers.luve_process import LuveProcess
+from tests.helpers.luve_process import LuveProcess, finish_together
 from tests.helpers.processes import free_port
 from tests.helpers.resumable import difference
 
@@ -47,12 +47,7 @@ def fit(folder: Path, places: Mapping[str, str], processes: int, *words: str, co
         LuveProcess(log, *options, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank, log in enumerate(logs)
     ]
-    try:
-        told, *_ = [process.finish(code if rank == 0 else 0) for rank, process in enumerate(running)]
-        return told
-    finally:
-        for process in running:  # one that waits for another that failed
-            process.process.kill()
+    return finish_together(running, [code] + [0] * (processes - 1))[0]
 
 
 def checkpoint(file: Path) -> dict[str, Any]:

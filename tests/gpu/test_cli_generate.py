@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.helpers.gpu import error
-from tests.helpers.luve_process import LuveProcess
+from tests.helpers.luve_process import LuveProcess, finish_together
 from tests.helpers.processes import free_port
 from tests.helpers.run_luve import run_luve
 
@@ -93,8 +93,7 @@ def test_two_gpus_make_one_video(tmp_path: Path, words: list[str]) -> None:
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         given = (*words, "--context_parallel=2", f"--output={tmp_path / 'two'}")
         processes.append(LuveProcess(tmp_path / f"log-{rank}", *given, environment=environment))
-    for process in processes:
-        process.finish()
+    finish_together(processes)
     (_, one, frames), (_, two, others) = made(tmp_path / "one"), made(tmp_path / "two")
     assert error(two, one) < 0.03
     assert psnr(others, frames) > 35

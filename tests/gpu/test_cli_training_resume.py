@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from luve_lightning.callbacks import AtomicCheckpointIO
 from luve_lightning.models.backbones import load_backbone
 from tests.helpers.gpu import error
 from tests.helpers.gpu_runs import REPOSITORY, GpuWorld, losses, make_world
-from tests.helpers.luve_process import LuveProcess
+from tests.helpers.luve_process import LuveProcess, finish_together
 from tests.helpers.processes import free_port
 from tests.helpers.run_luve import Outcome
 
@@ -54,11 +55,17 @@ def new_weights(run: Path) -> list[Tensor]:
 def one_command(world: GpuWorld, code: int, *words: str) -> None:
     """Run `luve` as one command, which starts the second process itself; PyTorch and NCCL warn of nothing."""
     places = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | world.environment | {"PYTHONPATH": os.pathsep.join(places)}
+    environment = os.environ | world.environment | {"PYTHONPATH": os.pathsep.join(places), "PYTHONFAULTHANDLER": "1"}
     command = [sys.executable, "-m", "luve_lightning", *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == code, done.stderr[-4000:]
-    assert warned(done.stderr) == []
+    output: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=environment, start_new_session=True, **output) as program:
+        try:
+            told, _ = program.communicate(timeout=150)
+        except subprocess.TimeoutExpired:
+            os.killpg(program.pid, signal.SIGABRT)  # each of its processes prints where its threads are
+            told, _ = program.communicate()
+    assert program.returncode == code, told[-8000:]
+    assert warned(told) == []
 
 
 def two_commands(world: GpuWorld, folder: Path, *words: str) -> None:
@@ -68,11 +75,7 @@ def two_commands(world: GpuWorld, folder: Path, *words: str) -> None:
     for rank in ("0", "1"):
         environment = world.environment | common | {"RANK": rank, "LOCAL_RANK": rank}
         processes.append(LuveProcess(folder / f"log-{rank}", *words, environment=environment))
-    try:
-        assert [warned(process.finish()) for process in processes] == [[], []]
-    finally:
-        for process in processes:  # one that waits for another that failed
-            process.process.kill()
+    assert [warned(told) for told in finish_together(processes)] == [[], []]
 
 
 def warned(text: str) -> list[str]:

@@ -6,11 +6,14 @@ import multiprocessing
 import os
 import socket
 import time
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from tests.helpers.fork_server import start_process
 from tests.helpers.resumable import Run, train
+
+_AFTER_A_FAILURE = 60  # seconds in which the others, which may wait for the one that failed, must end
 
 
 def start(run: Run, function: Any = train) -> list[BaseProcess]:
@@ -22,9 +25,13 @@ def start(run: Run, function: Any = train) -> list[BaseProcess]:
 def finish(processes: list[BaseProcess], timeout: float = 120) -> list[int | None]:
     """Exit statuses; a process that does not end in time is killed and counts as None."""
     deadline = time.monotonic() + timeout
+    running: dict[Any, BaseProcess] = {process.sentinel: process for process in processes}
     try:
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
+        while running and (ended := wait(list(running), max(0.0, deadline - time.monotonic()))):
+            for one in map(running.pop, ended):
+                one.join()
+                if one.exitcode != 0:
+                    deadline = min(deadline, time.monotonic() + _AFTER_A_FAILURE)
         return [process.exitcode for process in processes]
     finally:  # also when pytest's own timeout strikes: the interpreter would wait for them at its end
         for process in processes:
@@ -32,7 +39,13 @@ def finish(processes: list[BaseProcess], timeout: float = 120) -> list[int | Non
 
 
 def run_processes(run: Run, function: Any = train) -> list[int | None]:
-    return finish(start(run, function))
+    """Exit statuses. What each process has printed last is printed, which pytest shows when a test fails."""
+    statuses = finish(start(run, function))
+    for rank, status in enumerate(statuses):
+        output = run.folder / f"output-{rank}.txt"
+        text = output.read_text() if output.exists() else ""
+        print(f"--- process {rank} of {run.processes} ended with {status}:", *text.splitlines()[-30:], sep="\n")
+    return statuses
 
 
 def _child(function: Any, run: Run, rank: int, port: int) -> None:
