@@ -21,13 +21,30 @@ def pytest_configure(config: pytest.Config) -> None:
     """Markers of this folder."""
     config.addinivalue_line("markers", "two_gpus: needs two GPUs, or a CPU that stands for them")
     config.addinivalue_line("markers", "only_gpu: cannot be tried on a CPU (kernels, memory of a device)")
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FailuresAtOnce(config))
+
+
+class FailuresAtOnce:
+    """Prints a failure of this folder's tests when it happens, too: on a machine that is lent, the end may not come."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal and (self.config.rootpath / report.fspath).parent == FOLDER:
+            terminal.write_line(f"\n{report.nodeid}, {report.when}:\n{report.longreprtext}", flush=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """They take longer than a second."""
-    for item in items:
-        if FOLDER in item.path.parents:
-            item.add_marker("slow")
+    """They take longer than a second; files with tests of two GPUs, which take longest, come first."""
+    own = [item for item in items if FOLDER in item.path.parents]
+    for item in own:
+        item.add_marker("slow")
+    longest = {item.path for item in own if item.get_closest_marker("two_gpus")}
+    ordered = iter(sorted(own, key=lambda item: item.path not in longest))
+    items[:] = [next(ordered) if FOLDER in item.path.parents else item for item in items]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
