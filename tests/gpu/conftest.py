@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class FailuresAtOnce:
-    """Prints a failure of this folder's tests when it happens, too: on a machine that is lent, the end may not come."""
+    """Prints a failure of this folder's tests when it happens, too: a run that is cut short never comes to its end."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
