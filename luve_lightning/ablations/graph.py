@@ -120,6 +120,7 @@ class AblationStage:
         needs: digests of the stages whose results it uses.
         uses: rows and seeds that it serves.
         gathers: whether it serves all rows of a seed at once.
+        place: that of the first table that needs it, among tables that run together.
     """
 
     name: str
@@ -129,6 +130,7 @@ class AblationStage:
     needs: tuple[str, ...]
     gathers: bool
     uses: set[Use] = field(default_factory=set)
+    place: int = 0
 
     @property
     def label(self) -> str:
@@ -322,9 +324,9 @@ def together(plans: Mapping[str, Plan]) -> Plan:
     """
     stages: dict[str, AblationStage] = {}
     goals: dict[tuple[str, int, str], str] = {}
-    for table, plan in plans.items():
+    for place, (table, plan) in enumerate(plans.items()):
         for digest, stage in plan.stages.items():
-            known = stages.setdefault(digest, replace(stage, uses=set()))
+            known = stages.setdefault(digest, replace(stage, uses=set(), place=place))
             if known.folder != stage.folder:
                 raise ValueError(f"{table}: {stage.label} is {known.label} in a table before it; run it by itself")
             known.uses.update((f"{table}/{row}", seed) for row, seed in stage.uses)

@@ -1,4 +1,4 @@
-"""Runs the stages of tables on this machine, several at a time, what most waits for first."""
+"""Runs the stages of tables on this machine, several at a time: table by table, what most waits for first."""
 
 from __future__ import annotations
 
@@ -184,10 +184,11 @@ class LocalRunner:
         return waiting
 
     def _in_order(self, plan: Plan) -> list[tuple[str, AblationStage]]:
-        """First what begins the longest way to the end, and among these what most rows and seeds wait for.
+        """Table by table: first what begins the longest way to the end, then what most rows and seeds wait for.
 
-        With many slots, a long stage that begins last is waited for alone. What is not known yet counts as long as
-        the longest: it is soon known.
+        A later table has the slots that an earlier one leaves free: if all went on together, a run that is stopped
+        would have trained for every table and finished none. With many slots, a long stage that begins last is waited
+        for alone. What is not known yet counts as long as the longest: it is soon known.
         """
         usual = self._usual()
         unknown = max(usual.values(), default=1.0)
@@ -197,7 +198,7 @@ class LocalRunner:
             way[digest] = usual.get(_kind(stage), unknown) + after.get(digest, 0.0)
             for need in stage.needs:
                 after[need] = max(after.get(need, 0.0), way[digest])
-        return sorted(plan.stages.items(), key=lambda item: (-way[item[0]], -len(item[1].uses)))
+        return sorted(plan.stages.items(), key=lambda item: (item[1].place, -way[item[0]], -len(item[1].uses)))
 
     def _usual(self) -> dict[str, float]:
         """The mean seconds of each kind of stage that is known."""

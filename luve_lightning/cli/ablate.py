@@ -60,8 +60,9 @@ def ablate(
     folder's log.txt. A row that fails is reported at the end, with exit code 1, and stops no other.
 
     Several tables, luve ablate experts upsampling, or all of them, luve ablate all, run together: their stages share
-    the slots, and each table is written where it would be by itself. They are whole and unchanged: options that say
-    which part of a table, or what replaces some of it, are for one table at a time.
+    the slots, those of a table named earlier first, and each table is written where it would be by itself. They are
+    whole and unchanged: options that say which part of a table, or what replaces some of it, are for one table at a
+    time.
 
     Args:
         table: Folders under experiments/ablations, or paths of folders or of their table.yaml; all for every one.
@@ -121,15 +122,14 @@ def _targets(table: Table, changes: dict[str, Any], whole: bool, folder: Path, o
 
 
 def _folders(tables: list[str]) -> list[Path]:
-    """The folders of tables, each once; of every one for `all`.
+    """The folders of tables in this order, each once; of every one for `all`.
 
     Raises:
         ValueError: none, or two of one name, whose results would take each other's place.
     """
     if not tables:
         raise ValueError(f"table: expected names such as experts, or {_ALL}")
-    if _ALL in tables:
-        tables = [*_known(), *(table for table in tables if table != _ALL)]
+    tables = [name for table in tables for name in (_known() if table == _ALL else [table])]
     places: dict[str, Path] = {}
     for folder in map(find_table, tables):
         if places.setdefault(folder.name, folder).resolve() != folder.resolve():

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from luve_lightning.ablations.graph import AblationPlanner, without
+from luve_lightning.ablations.graph import AblationPlanner, together, without
 from luve_lightning.ablations.runners import LocalRunner, Outcome, Slots
 from luve_lightning.ablations.stage_process import done_record, is_done, is_whole, lock_folder, log_path, run_stage
 from tests.helpers.ablation_process import start_run
@@ -202,6 +202,20 @@ def test_what_takes_longest_is_begun_first(tmp_path: Path, log: Path, first: str
     names = [name.partition("-")[0] for name in started(log)[before:]]
     last = {"one": "other", "other": "one"}[first]
     assert names == [first, last, "generate", "evaluate"]
+
+
+@pytest.mark.parametrize("tables", [["short", "long"], ["long", "short"]])
+def test_tables_come_in_their_order_whatever_takes_longer(tmp_path: Path, log: Path, tables: list[str]) -> None:
+    plans = {}
+    for name in tables:
+        table = deepcopy(TABLE) | {"rows": ["full"]}
+        table["stages"]["expert"]["options"] |= {"trainer.max_steps": len(name)}
+        planner = planner_of(write_table(tmp_path / name, table), tmp_path / "runs")
+        plans[name] = planner.plan({0: ["full"], 1: ["full"]})
+    LocalRunner(lambda _: together(plans), Slots(1), PROGRAM, {}, Notes()).run()
+    own = [{stage.folder.name for stage in plans[name].stages.values()} for name in tables]
+    assert set(started(log)[: len(own[0])]) == own[0]
+    assert set(started(log)) == own[0] | own[1] > own[0]
 
 
 def alive(pid: int) -> bool:

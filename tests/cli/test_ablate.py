@@ -211,7 +211,7 @@ def second_table(fail: str = "") -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [["small", "second"], ["all"]])
+@pytest.mark.parametrize("words", [["small", "second"], ["small", "all"]])
 def test_what_two_tables_share_is_run_once(luve: Luve, log: Path, words: list[str]) -> None:
     second_table()
     outcome = luve(*words, "--slots", "3")
