@@ -35,6 +35,7 @@ PROFILED = 2  # steps of callbacks.StepParts; the profiler itself starts during 
 _MIB = 2**20
 _RECENT = 64  # units whose median is the pace
 _EXACT = 8  # units at whose end the GPU is waited for; more would slow down training
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _KEPT = -1, -3, 2**30  # mallopt's; pieces up to a GiB are kept
 _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -169,7 +170,8 @@ class UnitTimes:
 
     def advance(self, count: int = 1) -> None:
         """Count this many as done, together."""
-        self.note_memory(wait=self.done < _EXACT)
+        if self.done < _EXACT:
+            self.note_memory(wait=True)
         now = time.perf_counter()
         if self._first is None:
             self._first = now - self._since
@@ -195,6 +197,8 @@ class UnitTimes:
             it, `seconds_per_unit` of the later ones (the median; None where there were none) and `peak_gib` that
             PyTorch allocated (None without a GPU).
         """
+        if self.done:
+            self.note_memory()  # not at each: asking for it takes PyTorch a while
         return {
             "unit": self.unit,
             "done": self.done,
@@ -356,3 +360,15 @@ def end_with_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent: Any = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def keep_freed_memory() -> None:
+    """From now on, let the C library keep what is freed for what is allocated next; glibc only.
+
+    For a process that makes large tensors again and again: usually they go back to the kernel, which then has to clear
+    as many pages for the next ones.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            mallopt(parameter, _KEPT)

@@ -36,10 +36,9 @@ from luve_lightning.data.mini_world.stage import SPRITES, STAGE_RENDERER, Staged
 from luve_lightning.data.video_files import encode_h264
 from luve_lightning.data.video_index import COLUMNS, PARTS
 from luve_lightning.files import file_digest, remove_unfinished, text_digest, write_text
-from luve_lightning.machine import check_video, cores, end_with_parent
+from luve_lightning.machine import check_video, cores, end_with_parent, keep_freed_memory
 
 __all__ = ["OtherWorldError", "RenderReport", "render_mini_world", "vocabulary"]
-
 
 # Constant rate factor: visually lossless for these small frames, and the default world stays near 30 MB.
 CRF = 14
@@ -393,6 +392,7 @@ def _rendered(scenes: Sequence[Scene], folder: Path, processes: int) -> Iterator
 
 def _begin_process() -> None:
     end_with_parent()
+    keep_freed_memory()
     torch.set_num_threads(1)
 
 
