@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from luve_lightning.callbacks import EMA, AtomicCheckpointIO, Checkpoints, GracefulStop, NaNGuard, RandomState
+from luve_lightning.callbacks.training_run import use_one_stream
 from luve_lightning.datamodules.base import ResumableDataModule
 from luve_lightning.datamodules.sampling import SampleKey
 from luve_lightning.tasks.base import TrainingTask
@@ -199,7 +200,9 @@ def make_trainer(run: Run) -> L.Trainer:
         NaNGuard(),
         Journal(run.folder),
     ]
-    return L.Trainer(**options, callbacks=[*own, *run.callbacks])
+    trainer = L.Trainer(**options, callbacks=[*own, *run.callbacks])
+    use_one_stream(trainer.strategy)  # as the command line does
+    return trainer
 
 
 def train(run: Run, task: L.LightningModule | None = None, data: L.LightningDataModule | None = None) -> L.Trainer:
