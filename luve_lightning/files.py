@@ -12,13 +12,17 @@ import re
 import shutil
 import socket
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from luve_lightning.locks import runs
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _UNFINISHED, _SUFFIX = ".unfinished-", ".tmp"
 
@@ -320,19 +324,46 @@ Behind = Callable[[Callable[[], None]], None]
 
 
 @contextmanager
-def one_behind() -> Iterator[Behind]:
+def one_behind(waiting: int = 0) -> Iterator[Behind]:
     """Calls that run in a thread beside the caller, one at a time: the next one, and the end, wait for the last.
 
     So what two of them write is held at most. Raises what a call raised.
+
+    Args:
+        waiting: how many calls may wait for the one that runs before the caller does; what they write is held, too.
     """
-    running: list[Future[None]] = []
+    begun: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1) as thread:
 
         def behind(call: Callable[[], None]) -> None:
-            while running:
-                running.pop().result()
-            running.append(thread.submit(call))
+            while begun and (len(begun) > waiting or begun[0].done()):
+                begun.popleft().result()
+            begun.append(thread.submit(call))
 
         yield behind
-        while running:
-            running.pop().result()
+        while begun:
+            begun.popleft().result()
+
+
+@contextmanager
+def one_ahead(call: Callable[[T], R], items: Iterable[T]) -> Iterator[Iterator[Future[R]]]:
+    """What a call gives for each item in turn; the next item's runs in a thread while the caller uses the last.
+
+    So two results are held at most, if the caller drops the last before it asks for the next. An item whose call has
+    not begun when the caller leaves is not begun any more.
+    """
+    thread = ThreadPoolExecutor(1)
+
+    def results() -> Iterator[Future[R]]:
+        begun: deque[Future[R]] = deque()
+        for item in items:
+            begun.append(thread.submit(call, item))
+            if len(begun) > 1:
+                yield begun.popleft()
+        while begun:
+            yield begun.popleft()
+
+    try:
+        yield results()
+    finally:
+        thread.shutdown(cancel_futures=True)

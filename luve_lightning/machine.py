@@ -149,7 +149,8 @@ class UnitTimes:
     """How long a run's steps, clips or captions take, and the most memory on the GPU meanwhile.
 
     The first one tells what happens once: kernels that are compiled, buffers, processes that start. What comes
-    between two counts towards the second, such as waiting for data.
+    between two counts towards the second, such as waiting for data. What the later ones' seconds were spent on is told
+    by `spend`, part by part.
 
     Args:
         unit: What is counted: "step", "clip", "caption", "video".
@@ -162,11 +163,19 @@ class UnitTimes:
         self._born, self._since = time.perf_counter(), time.perf_counter()
         self._first: float | None = None
         self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._at, self._parts = self._since, dict[str, float]()
         self._peak: int | None = None
 
     def begin(self) -> None:
         """The next one begins now: what went on since the last, such as a validation, does not count."""
-        self._since = time.perf_counter()
+        self._since = self._at = time.perf_counter()
+
+    def spend(self, part: str) -> None:
+        """What went by since the last call, or since this one began, was spent on a part."""
+        now = time.perf_counter()
+        if self.done:
+            self._parts[part] = self._parts.get(part, 0.0) + now - self._at
+        self._at = now
 
     def advance(self, count: int = 1) -> None:
         """Count this many as done, together."""
@@ -195,10 +204,13 @@ class UnitTimes:
         Returns:
             `unit`, `done`, `seconds` since it was made, `first_seconds` of the first one and those done together with
             it, `seconds_per_unit` of the later ones (the median; None where there were none) and `peak_gib` that
-            PyTorch allocated (None without a GPU).
+            PyTorch allocated (None without a GPU). Where the later ones' parts are known, `parts` has them, and the
+            `seconds` of all parts.
         """
         if self.done:
             self.note_memory()  # not at each: asking for it takes PyTorch a while
+        parts = {"seconds": sum(self._parts.values()), **self._parts} if self._parts else {}
+        told = {"parts": {part: round(seconds, 4) for part, seconds in parts.items()}} if parts else {}
         return {
             "unit": self.unit,
             "done": self.done,
@@ -206,6 +218,7 @@ class UnitTimes:
             "first_seconds": None if self._first is None else round(self._first, 4),
             "seconds_per_unit": round(statistics.median(self._recent), 4) if self._recent else None,
             "peak_gib": None if self._peak is None else round(self._peak / 2**30, 3),
+            **told,
         }
 
     def write(self, path: Path | None, **facts: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import socket
@@ -345,3 +346,12 @@ def _not_safetensors(file: Path, error: SafetensorError) -> str:
     if start == b"GGUF":
         return "quantised weights (GGUF); expected a .safetensors file with float32, float16 or bfloat16 weights"
     return f"not a safetensors file, or cut short: {' '.join(str(error).split())[:120]}"
+
+
+def weights_digest(module: nn.Module, *configuration: str) -> str:
+    """SHA-256 of a module's weights, as float32, and of its configuration."""
+    digest = hashlib.sha256("\0".join(configuration).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + b"\0")
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

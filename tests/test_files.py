@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from luve_lightning.files import (
     follow_umask,
     hub_digest,
     new_file_mode,
+    one_ahead,
     one_behind,
     remove_unfinished,
     replacing,
@@ -294,6 +296,62 @@ def test_calls_behind_run_in_order_beside_the_caller_and_the_end_waits_for_the_l
         behind(lambda: done.append("second"))
         assert done[:1] == ["first"]
     assert done == ["first", "second"]
+
+
+def test_as_many_calls_as_may_wait_do_not_keep_the_caller() -> None:
+    go_on, third, done = threading.Event(), threading.Event(), list[int]()
+
+    def call(number: int) -> None:
+        assert go_on.wait(60)
+        done.append(number)
+
+    def run() -> None:
+        with one_behind(waiting=1) as behind:
+            for number in range(3):
+                behind(partial(call, number))
+            third.set()
+
+    caller = threading.Thread(target=run)
+    caller.start()
+    assert not third.wait(0.2), "one runs and one waits, and there is no room for another"
+    go_on.set()
+    caller.join(60)
+    assert (third.is_set(), done) == (True, [0, 1, 2])
+
+
+def test_the_next_item_is_read_while_the_caller_uses_the_last_and_no_other() -> None:
+    begun = [threading.Event() for _ in range(4)]
+
+    def read(number: int) -> int:
+        begun[number].set()
+        if number == 1:
+            raise ValueError("broken")
+        return number
+
+    with one_ahead(read, range(4)) as results:
+        assert next(results).result() == 0
+        assert begun[1].wait(60)
+        assert not begun[2].wait(0.1)
+        with pytest.raises(ValueError, match="broken"):
+            next(results).result()
+        assert next(results).result() == 2
+        assert begun[3].wait(60)
+        assert [one.result() for one in results] == [3]
+    with one_ahead(read, []) as results:
+        assert not list(results)
+
+
+def test_what_was_not_begun_when_the_caller_leaves_is_not_begun_any_more() -> None:
+    go_on, begun = threading.Event(), list[int]()
+
+    def read(number: int) -> None:
+        begun.append(number)
+        assert go_on.wait(60)
+
+    with one_ahead(read, range(3)) as results:
+        next(results)
+        threading.Timer(0.2, go_on.set).start()
+    assert begun == [0]
 
 
 @pytest.mark.parametrize("more", [[], [lambda: None]], ids=["at the end", "at the next call"])

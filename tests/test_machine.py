@@ -35,6 +35,22 @@ def test_units_are_timed_from_the_end_of_one_to_the_end_of_the_next(
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["measured.json"]
 
 
+def test_what_the_later_units_were_spent_on_is_told_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 0.0, 5.0, 6.0, 10.0, 12.0, 20.0, 27.0, 27.0, 30.0])
+    monkeypatch.setattr("luve_lightning.machine.time.perf_counter", lambda: next(now))
+    times = UnitTimes("clip")
+    times.spend("reading")  # until 5, for the first
+    times.advance()
+    times.begin()  # at 10
+    times.spend("reading")
+    times.spend("upsampling")  # until 20
+    times.spend("reading")
+    times.advance()
+    found = times.record()
+    assert found["parts"] == {"seconds": 17.0, "reading": 9.0, "upsampling": 8.0}
+    assert (found["first_seconds"], found["seconds_per_unit"]) == (6.0, 17.0)
+
+
 def test_nothing_is_said_of_units_that_were_not(tmp_path: Path) -> None:
     found = UnitTimes("clip").record()
     assert (found["done"], found["first_seconds"], found["seconds_per_unit"]) == (0, None, None)

@@ -37,7 +37,7 @@ class RehearsalRow:
         missed: what the plan missed by more than it may, "seconds" and "GiB"; None where nothing can be compared.
         rate: units a second, of all its processes that make units of their own.
         processes: that shared the stage, or a part of a video, with a GPU each.
-        parts: what the seconds were spent on, as shares; see StepParts and ClipTimes.
+        parts: what the seconds were spent on, as shares; see StepParts, ClipTimes and UnitTimes.
         gpu_hours: of the whole recipe, from the measured seconds.
         terabytes: that the whole recipe leaves, from what was measured.
         resumed: where it was stopped and went on.
@@ -111,7 +111,7 @@ def _row(stage: RehearsalStage, result: StageResult, plan: Mapping[str, Any]) ->
         row.measured_seconds = statistics.fmean((record["seconds_per_unit"] for record in later), weights)
         row.rate = later[-1].get("rate") or (1 / row.measured_seconds if row.measured_seconds else None)
         # The first process compiles; the resumed one finds what it compiled.
-        if stage.verb == "fit" and (first := records[0].get("first_seconds")) is not None:
+        if stage.verb in ("fit", "upsample") and (first := records[0].get("first_seconds")) is not None:
             row.measured_first = max(0.0, first - row.measured_seconds)
     each = [one for record in records for one in (record, *record.get("parts", {}).get("ranks", ()))]
     row.measured_gib = max((one["peak_gib"] for one in each if one.get("peak_gib") is not None), default=None)

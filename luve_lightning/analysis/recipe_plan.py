@@ -249,21 +249,25 @@ def plan_clips_upsampled(
     with dry_run() as counted:
         video = torch.empty(1, 3, recipe.frames, *size, device="meta")
         made = {"vae": codec.encode(video)}
-        low = codec.encode(resize_video(video, recipe.pixel_size(recipe.scales[0])))
+        video = resize_video(video, recipe.pixel_size(recipe.scales[0]))
+        low = codec.encode(video)
+        del video  # as in ClipUpsampler: decoding takes the most
         made |= {name: method(low, grid).float() for name, method in methods.items()}
         for latents in made.values():
             codec.decode(latents)
+    uses: list[FirstUse] = ["kernels"] if codec.streams(made["vae"]) else []
     held = sum(weight_bytes(module) for module in (codec, *modules))
     return RecipePlan(
         kind="upsample",
         unit="video",
         seconds=None if speed is None else speed.seconds(counted.operations),
-        first_use=0.0,
+        first_use=first_use(speed, uses),
         peak=counted.peak + held + CUBLAS_WORKSPACE,
         units=clips,
         notes=(
             f"a unit is a clip, of which {len(methods) + 2} videos are written",
-            "left out: decoding clips, the disk, and writing lossless videos, which goes on beside the GPU",
+            "left out: reading clips and writing lossless videos, beside the GPU's work; the first clip waits for it",
+            "where processor or disk take longer than the GPU, they set the pace: luve upsample --measured tells",
             *notes,
         ),
     )

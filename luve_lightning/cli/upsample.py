@@ -29,17 +29,12 @@ from luve_lightning.evaluation.denoising_spectra import (
     write_spectra,
 )
 from luve_lightning.evaluation.super_resolution import load_super_resolver
-from luve_lightning.evaluation.upsampled_clips import (
-    ClipUpsampler,
-    EnlargingRecipe,
-    Totals,
-    UpsamplingRecipe,
-    low_resolution_videos,
-    weights_digest,
-)
+from luve_lightning.evaluation.upsampled_clips import ClipUpsampler, EnlargingRecipe, Totals, UpsamplingRecipe
 from luve_lightning.evaluation.upsampling_comparison import method_names
+from luve_lightning.evaluation.video_sets import low_resolution_videos
 from luve_lightning.files import write_text
 from luve_lightning.machine import UnitTimes, check_video, check_workers, choose_device
+from luve_lightning.model_folders import weights_digest
 from luve_lightning.models.backbones import Backbone, LatentSpace, Schedule, load_backbone
 from luve_lightning.models.super_resolution import PixelSuperResolver
 from luve_lightning.models.vluer import load_vluer
@@ -121,7 +116,7 @@ def upsample(
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
         encoder_threads: Threads that write a video file; the frames are the same.
         measured: Also write what it took to this file, FILE.json: seconds in all, of the first clip and of each later
-            one, by every method, and GPU memory.
+            one, by every method, what these were spent on, and GPU memory.
     """
     started = time.perf_counter()
     console = Console(emoji=False)

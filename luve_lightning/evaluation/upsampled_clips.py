@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +17,14 @@ from torch import Tensor
 
 from luve_lightning.cascade.upsampling import LatentUpsampler
 from luve_lightning.data.clip_container import ClipError
-from luve_lightning.data.clips import probe_clip, read_clip
+from luve_lightning.data.clips import read_clip
 from luve_lightning.data.hashes import ClipHashes
-from luve_lightning.data.video_files import PICTURE_SUFFIXES, find_videos, video_name, write_picture, write_video
+from luve_lightning.data.video_files import write_picture, write_video
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.evaluation.super_resolution import super_resolved
-from luve_lightning.files import Behind, find_json, one_behind, write_text
+from luve_lightning.evaluation.video_sets import PROMPT
+from luve_lightning.files import Behind, find_json, one_ahead, one_behind, write_text
 from luve_lightning.functional.frame_times import exact_rate, refusal
-from luve_lightning.functional.interpolation import Size3d
 from luve_lightning.functional.pixels import fit_frames, frames_to_video, resize_video, video_to_frames
 from luve_lightning.machine import UnitTimes
 from luve_lightning.models.backbones import LatentSpace
@@ -84,10 +83,6 @@ class UpsamplingRecipe:
         return height, width
 
 
-PROMPT = "prompt"
-"""The name of a video's caption."""
-
-
 @dataclass(frozen=True)
 class EnlargingRecipe:
     """What is made from each video, which is the low resolution itself.
@@ -129,35 +124,6 @@ class EnlargingRecipe:
         return UpsamplingRecipe(size, size[0] / entry.height, frames, caption=PROMPT)
 
 
-def low_resolution_videos(folder: Path) -> tuple[list[ClipEntry], list[tuple[str, str]]]:
-    """The videos of a folder as clips to enlarge, and (name, reason) of those that cannot be read.
-
-    A video's prompt is that of the JSON file of its name beside it, or in the folder above, where `luve generate
-    --keep_stages true` has it for the videos of `motion/`; without one, the video has no caption.
-
-    Raises:
-        FileNotFoundError: no such folder, or no video in it.
-    """
-    entries, unreadable = list[ClipEntry](), list[tuple[str, str]]()
-    for path in find_videos(folder, pictures=True):
-        name, still = video_name(path), path.suffix.lower() in PICTURE_SUFFIXES
-        beside = path.with_suffix(".json")
-        records = [find_json(beside), find_json(folder.resolve().parent / beside.name)]
-        prompts = [about["prompt"] for about in records if isinstance(about.get("prompt"), str)]
-        try:
-            info = probe_clip(path)
-            if not info.fps and not still:
-                raise ClipError(path, "does not say its frames per second")
-        except ClipError as error:
-            unreadable.append((name, error.reason))
-            continue
-        captions = {PROMPT: prompts[0]} if prompts else {}
-        entries.append(
-            ClipEntry(name, path, name, info.fps, info.frames, info.width, info.height, captions, still=still)
-        )
-    return entries, unreadable
-
-
 @dataclass
 class Totals:
     """The counts of a run: videos written and found, and (clip_id, reason) of unreadable clips."""
@@ -165,6 +131,22 @@ class Totals:
     written: int
     there: int
     unreadable: list[tuple[str, str]]
+
+
+@dataclass
+class _Clip:
+    """A clip with the hash of its file, the names of the missing videos and, where there are any, its pixels."""
+
+    entry: ClipEntry
+    digest: str
+    missing: list[str]
+    video: Tensor | None = None  # 1 x 3 x T x H x W, on the CPU until it is taken
+
+    def take(self) -> Tensor:
+        """The pixels, which are not kept any longer."""
+        video, self.video = self.video, None
+        assert video is not None
+        return video
 
 
 class ClipUpsampler:
@@ -224,29 +206,35 @@ class ClipUpsampler:
     ) -> Totals:
         """Write what is missing for each clip.
 
+        Beside the work on the device, one thread reads the next clip and another writes up to two videos.
+
         Args:
             entries: the clips.
-            advance: called for every finished clip.
+            advance: called for every clip whose videos are made; the last two may still be written.
             times: counts those of which something was missing.
         """
         times = times or UnitTimes("clip")
         totals = Totals(0, 0, [])
-        for entry in entries:
-            times.begin()
-            try:
-                written = self.write(entry)
-                if written:
-                    times.advance()
-                totals.written += written
-                totals.there += len(self.names) - written
-            except ClipError as error:
-                totals.unreadable.append((entry.clip_id, error.reason))
-            advance()
+        # One may wait: a clip's own pixels come right after the last clip's last video.
+        with one_behind(waiting=1) as behind, one_ahead(self._read, entries) as readings:
+            for entry in entries:
+                times.begin()
+                try:
+                    clip = next(readings).result()
+                except ClipError as error:
+                    totals.unreadable.append((entry.clip_id, error.reason))
+                else:
+                    if clip.missing:
+                        times.spend("reading")
+                        self._make(clip, partial(self._write, behind, times, clip))
+                        times.advance()
+                    totals.written += len(clip.missing)
+                    totals.there += len(self.names) - len(clip.missing)
+                advance()
         return totals
 
-    @torch.no_grad()
-    def write(self, entry: ClipEntry) -> int:
-        """Write what is missing for one clip; returns the number of written videos.
+    def _read(self, entry: ClipEntry) -> _Clip:
+        """A clip's pixels at the high resolution, or those of a video to enlarge; none where nothing is missing.
 
         Raises:
             ClipError: it cannot be read.
@@ -258,29 +246,20 @@ class ClipUpsampler:
             raise ClipError(entry.path, error.strerror or str(error)) from error
         missing = [name for name in self.names if not self._finished(entry, name, digest)]
         if not missing:
-            return 0
+            return _Clip(entry, digest, missing)
         if recipe.fps is not None and (reason := refusal(entry.total_frames, entry.fps, recipe.fps)):
             raise ClipError(entry.path, reason)
         frames = read_clip(
             entry.path, recipe.start, recipe.frames, stride=recipe.stride, fps=recipe.fps, matte=entry.matte
         )
         if self.low_size is None:
-            low = frames_to_video(frames)[None].to(self.device)
-            video = low
-        else:
-            if min(frames.shape[1] - recipe.size[0], frames.shape[2] - recipe.size[1]) < 0:
-                raise ClipError(
-                    entry.path,
-                    f"frames of {frames.shape[1]}x{frames.shape[2]} are smaller than {recipe.size[0]}x{recipe.size[1]}",
-                )
-            video = fit_frames(torch.from_numpy(frames), recipe.size)[None].to(self.device)
-            low = resize_video(video, self.low_size)
-        with one_behind() as behind:
-            write = partial(self._write, behind, entry, digest)
-            if REFERENCE in missing:
-                write(REFERENCE, video)
-            self._upsample(entry, missing, video, low, write)
-        return len(missing)
+            return _Clip(entry, digest, missing, frames_to_video(frames)[None])
+        if min(frames.shape[1] - recipe.size[0], frames.shape[2] - recipe.size[1]) < 0:
+            raise ClipError(
+                entry.path,
+                f"frames of {frames.shape[1]}x{frames.shape[2]} are smaller than {recipe.size[0]}x{recipe.size[1]}",
+            )
+        return _Clip(entry, digest, missing, fit_frames(torch.from_numpy(frames), recipe.size)[None])
 
     def _of(self, entry: ClipEntry) -> UpsamplingRecipe:
         """What is made from one clip or video."""
@@ -295,45 +274,60 @@ class ClipUpsampler:
                 raise ClipError(entry.path, str(error)) from None
         return recipe
 
-    def _upsample(
-        self, entry: ClipEntry, missing: Sequence[str], video: Tensor, low: Tensor, write: Callable[[str, Tensor], None]
-    ) -> None:
-        """Write what the methods and networks make."""
-        recipe = self._of(entry)
-        names = [name for name in missing if name in self.methods or name == CEILING]
-        networks = [name for name in missing if name in self.networks]
-        size: Size3d = (0, 0, 0)
-        latents: dict[str, Tensor] = {}
-        if names:
-            size = self.codec.latent_size(recipe.frames, *recipe.size)
-        if CEILING in names:
-            latents[CEILING] = self.codec.encode(video)
-        encoded = None
-        if any(name in self.methods for name in names) or (networks and self.low_size is not None):
-            encoded = self.codec.encode(low)
-        for name in names:
-            if encoded is not None and name in self.methods:
-                latents[name] = self.methods[name](encoded, size).float()
+    @torch.no_grad()
+    def _make(self, clip: _Clip, write: Callable[[str, Tensor], None]) -> None:
+        """Have what is missing of a clip written."""
+        recipe = self._of(clip.entry)
+        names = [name for name in clip.missing if name in self.methods or name == CEILING]
+        networks = [name for name in clip.missing if name in self.networks]
+        latents, low = self._encode(clip, names, bool(networks), write)
         at_once = min(DECODED_TOGETHER, self.codec.clips_at_once(recipe.frames, *recipe.size)) if names else 1
         for first in range(0, len(names), at_once):
-            some = names[first : first + at_once]
-            # Filled up, because convolutions round differently for other batch sizes: an interrupted run, or one
-            # with another method added, makes the same bits.
-            filled = [*some, *[some[-1]] * (at_once - len(some))]
-            decoded = self.codec.decode(torch.cat([latents[name] for name in filled]))
-            for name, made in zip(some, decoded.split(1), strict=False):
-                write(name, made)
+            self._decode({name: latents[name] for name in names[first : first + at_once]}, at_once, write)
         for name in networks:
-            seen = low if self.low_size is None or encoded is None else self.codec.decode(encoded)
+            seen = low if self.low_size is None else self.codec.decode(low)
             write(name, super_resolved(self.networks[name], seen, recipe.size))
 
-    def _write(self, behind: Behind, entry: ClipEntry, digest: str, name: str, made: Tensor) -> None:
-        """Have a video written, 1 x 3 x T x H x W, or frames, uint8 1 x T x H x W x 3, while the next one is made."""
-        path = self._path(entry, name)
-        # First of all: an existing recipe vouches for the video.
-        path.with_suffix(".json").unlink(missing_ok=True)
-        frames: np.ndarray = (made if made.dtype == torch.uint8 else video_to_frames(made))[0].cpu().numpy()
-        behind(partial(self._write_files, path, entry, digest, name, frames))
+    def _encode(
+        self, clip: _Clip, names: Sequence[str], networks: bool, write: Callable[[str, Tensor], None]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Latents at the high resolution by name, and what networks are to see: latents, or a video to enlarge.
+
+        The pixels are not needed any longer then: decoding takes the most memory.
+        """
+        recipe, latents = self._of(clip.entry), dict[str, Tensor]()
+        low = clip.take().to(self.device)
+        if REFERENCE in clip.missing:
+            write(REFERENCE, low)
+        if CEILING in names:
+            latents[CEILING] = self.codec.encode(low)
+        if self.low_size is not None:
+            low = resize_video(low, self.low_size)
+        methods = [name for name in names if name in self.methods]
+        if methods or (networks and self.low_size is not None):
+            encoded = self.codec.encode(low)
+            low = low if networks and self.low_size is None else encoded
+            for name in methods:
+                size = self.codec.latent_size(recipe.frames, *recipe.size)
+                latents[name] = self.methods[name](encoded, size).float()
+        return latents, low
+
+    def _decode(self, latents: Mapping[str, Tensor], at_once: int, write: Callable[[str, Tensor], None]) -> None:
+        # Filled up, because convolutions round differently for other batch sizes: an interrupted run, or one with
+        # another method added, makes the same bits.
+        filled = [*latents.values()]
+        decoded = self.codec.decode(torch.cat(filled + filled[-1:] * (at_once - len(filled))))
+        for name, made in zip(latents, decoded.split(1), strict=False):
+            write(name, made)
+
+    def _write(self, behind: Behind, times: UnitTimes, clip: _Clip, name: str, made: Tensor) -> None:
+        """Have a video written, 1 x 3 x T x H x W, or frames, uint8 1 x T x H x W x 3, while the next ones are made."""
+        frames = (made if made.dtype == torch.uint8 else video_to_frames(made))[0]
+        # A GPU copies into page-locked memory, which PyTorch keeps for the next video, at the bus's own pace.
+        host = torch.empty_like(frames, device="cpu", pin_memory=True).copy_(frames) if frames.is_cuda else frames.cpu()
+        times.spend("upsampling")
+        behind(partial(self._write_files, self._path(clip.entry, name), clip.entry, clip.digest, name, host.numpy()))
+        times.spend("writing")
 
     def _write_files(self, path: Path, entry: ClipEntry, digest: str, name: str, frames: np.ndarray) -> None:
         recipe = self._of(entry)
@@ -383,12 +377,3 @@ class ClipUpsampler:
         if name in self.identities:
             recipe["identity"] = self.identities[name]
         return recipe
-
-
-def weights_digest(module: torch.nn.Module, *configuration: str) -> str:
-    """SHA-256 of a module's weights, as float32, and of its configuration."""
-    digest = hashlib.sha256("\0".join(configuration).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode() + b"\0")
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

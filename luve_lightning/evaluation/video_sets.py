@@ -1,4 +1,4 @@
-"""The videos of several methods and their originals, matched by file name, their prompts, and decoding ahead."""
+"""Videos of several methods and their originals, matched by file name, and their prompts; videos to be enlarged."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from luve_lightning.data.video_files import (
     read_video,
     video_name,
 )
+from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.files import find_json
 
 _NAMES = ("name", "video", "clip_id", "file")
@@ -341,3 +342,36 @@ def decode_ahead(
             future.cancel()
         gate.open()
         pool.shutdown()
+
+
+PROMPT = "prompt"
+"""The name of a video's caption."""
+
+
+def low_resolution_videos(folder: Path) -> tuple[list[ClipEntry], list[tuple[str, str]]]:
+    """The videos of a folder as clips to enlarge, and (name, reason) of those that cannot be read.
+
+    A video's prompt is that of the JSON file of its name beside it, or in the folder above, where `luve generate
+    --keep_stages true` has it for the videos of `motion/`; without one, the video has no caption.
+
+    Raises:
+        FileNotFoundError: no such folder, or no video in it.
+    """
+    entries, unreadable = list[ClipEntry](), list[tuple[str, str]]()
+    for path in find_videos(folder, pictures=True):
+        name, still = video_name(path), path.suffix.lower() in PICTURE_SUFFIXES
+        beside = path.with_suffix(".json")
+        records = [find_json(beside), find_json(folder.resolve().parent / beside.name)]
+        prompts = [about["prompt"] for about in records if isinstance(about.get("prompt"), str)]
+        try:
+            info = probe_clip(path)
+            if not info.fps and not still:
+                raise ClipError(path, "does not say its frames per second")
+        except ClipError as error:
+            unreadable.append((name, error.reason))
+            continue
+        captions = {PROMPT: prompts[0]} if prompts else {}
+        entries.append(
+            ClipEntry(name, path, name, info.fps, info.frames, info.width, info.height, captions, still=still)
+        )
+    return entries, unreadable

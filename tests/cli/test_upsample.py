@@ -70,7 +70,12 @@ def totals(outcome: Outcome) -> tuple[int, ...]:
 def test_every_folder_holds_what_its_method_makes(
     luve: Luve, tmp_path: Path, world: Path, tiny_backbone: Path, vluer: Path
 ) -> None:
-    assert totals(luve()) == (2 * len(METHODS), 0, 0)
+    assert totals(luve(measured=tmp_path / "took.json")) == (2 * len(METHODS), 0, 0)
+    took = json.loads((tmp_path / "took.json").read_text())
+    assert (took["done"], took["made"]) == (2, 2 * len(METHODS))
+    parts = [took["parts"][part] for part in ("reading", "upsampling", "writing")]
+    assert sum(parts) == pytest.approx(took["parts"]["seconds"], abs=1e-3)
+    assert sum(parts) <= took["seconds_per_unit"] + 1e-3, "those of the first clip are left out"
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == sorted(METHODS)
     entry = VideoIndex.from_csv(world).entries[0]
     own = read_clip(entry.path, 0, FRAMES)
