@@ -109,7 +109,8 @@ class TrainingProgress(ProgressBar):
             return
         count.advance(trainer.global_step)
         now, due = time.monotonic(), self._line_is_due(count)
-        if due or now - self._read >= _READ_EVERY or not count.facts:
+        drawn = self._lines is not None and (now - self._read >= _READ_EVERY or not count.facts)
+        if due or drawn:
             self._read = now
             count.facts = self._training_facts(trainer)
         if due and self._lines is None:
