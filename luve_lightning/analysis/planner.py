@@ -221,7 +221,9 @@ class Planner:
 
     def _groups(self, stage: DenoisingStage, part: RefiningSteps) -> list[StepGroup]:
         routed, guidance = stage == "refine" or not self.options.cascade, self._guidance(stage)
-        return step_groups(self.parts, stage, part.grid, part.steps, part.skip, guidance, routed)
+        # A switch for each video is known afterwards only.
+        switch = None if isinstance(self.options.switch, str) else self.options.switch
+        return step_groups(self.parts, stage, part, guidance, routed, switch)
 
     def _skip(self, stage: DenoisingStage) -> int:
         return self.options.skip_steps if stage == "refine" else 0
@@ -356,25 +358,24 @@ class StepGroup:
 
 
 def step_groups(
-    parts: Parts, stage: DenoisingStage, grid: Size3d, steps: int, skip: int, guidance: Guidance, routed: bool
+    parts: Parts, stage: DenoisingStage, part: RefiningSteps, guidance: Guidance, routed: bool, switch: float | None
 ) -> list[StepGroup]:
     """The steps of a stage by what they cost, in the order in which they first occur.
 
     Args:
         parts: its transformer, or its refiner, runs.
         stage: "motion" or "refine".
-        grid: latent frames, height and width.
-        steps: steps of the whole schedule.
-        skip: number of first steps left out.
+        part: latent frames, height and width, steps of the whole schedule, and the number of first ones left out.
         guidance: see Guidance.
         routed: whether experts act in their bands.
+        switch: sigma at which the bands should meet; None leaves them as they are.
     """
     model = parts.transformer if stage == "motion" else parts.refiner
     denoiser, schedule = denoiser_of(model), parts.configs.schedule
-    tokens = denoiser.token_grid(grid)
-    choose = expert_chooser(model) if routed and expert_names(model) else None
+    tokens = denoiser.token_grid(part.grid)
+    choose = expert_chooser(model, switch=switch) if routed and expert_names(model) else None
     found: dict[tuple[Any, ...], list[int]] = {}
-    for place, (timestep, sigma) in list(enumerate(schedule.steps(steps)))[skip:]:
+    for place, (timestep, sigma) in list(enumerate(schedule.steps(part.steps)))[part.skip :]:
         expert = None if choose is None else choose(timestep)
         level = sigma_of_timestep(float(timestep), schedule.train_timesteps)
         pairs = pairs_by_block(denoiser.attention, tokens, len(denoiser.blocks), level)

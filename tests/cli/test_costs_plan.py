@@ -160,6 +160,8 @@ def test_a_configuration_of_generate_is_planned(
     assert "experts: 8 steps lfe, 17 steps hfe" in outcome.out
     assert outcome.out.splitlines()[-1].startswith(f"nothing is written to {tmp_path / 'videos'}")
     assert not (tmp_path / "videos").exists()
+    outcome = run_luve(capsys, "plan", "--config", "experiments/generate/mini.yaml", *changed, "--switch", 0.75)
+    assert "experts: 14 steps lfe, 11 steps hfe" in outcome.out, "from sigma 0.75 on, instead of 0.875"
 
 
 @pytest.mark.slow
