@@ -330,6 +330,8 @@ class ClipUpsampler:
         times.spend("writing")
 
     def _write_files(self, path: Path, entry: ClipEntry, digest: str, name: str, frames: np.ndarray) -> None:
+        # First of all: an existing recipe vouches for the video.
+        path.with_suffix(".json").unlink(missing_ok=True)
         recipe = self._of(entry)
         fps = (recipe.fps or entry.fps) / recipe.stride
         if entry.still:

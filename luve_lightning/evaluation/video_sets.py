@@ -29,6 +29,8 @@ from luve_lightning.data.video_files import (
 from luve_lightning.data.video_index import ClipEntry
 from luve_lightning.files import find_json
 
+PROMPT = "prompt"
+"""The name of a video's caption."""
 _NAMES = ("name", "video", "clip_id", "file")
 
 
@@ -342,10 +344,6 @@ def decode_ahead(
             future.cancel()
         gate.open()
         pool.shutdown()
-
-
-PROMPT = "prompt"
-"""The name of a video's caption."""
 
 
 def low_resolution_videos(folder: Path) -> tuple[list[ClipEntry], list[tuple[str, str]]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,6 +157,23 @@ def test_another_recipe_is_made_anew(luve: Luve, tmp_path: Path, options: dict[s
     assert totals(luve(**options))[0] == 2 * len(remade)
     changed = {path.parent.name for path, time in before.items() if path.stat().st_mtime_ns != time}
     assert changed == remade
+
+
+@pytest.mark.slow
+def test_no_old_recipe_vouches_for_a_new_video(luve: Luve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run by another recipe that ends between a video and its JSON file."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    luve()
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.mp4")}
+    with monkeypatch.context() as patch:
+        patch.setattr("luve_lightning.evaluation.upsampled_clips.write_text", full)
+        assert "No space left on device" in luve(scale=3).err
+    assert {path for path in before if path.read_bytes() != before[path]}, "the other recipe's"
+    luve()
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.slow
