@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from luve_lightning.cascade.options import CascadeOptions
-from luve_lightning.data.prompts import PromptLine, check_distinct, check_seed
+from luve_lightning.data.prompts import PromptLine, check_distinct, check_seed, seed_of
 from luve_lightning.data.store import ClaimedFiles
 from luve_lightning.files import file_digest, find_json, remove_unfinished, text_digest, write_text
 from luve_lightning.locks import share_work
@@ -77,6 +77,7 @@ def make_jobs(
     rules: SizeRules,
     negative_prompt: str | None = None,
     seed: int = 0,
+    own_noise: bool = False,
 ) -> list[VideoJob]:
     """The videos of a prompt file, all checked.
 
@@ -86,6 +87,8 @@ def make_jobs(
         rules: possible sizes.
         negative_prompt: what not to show, where the line does not say.
         seed: seed of every video whose line has none: adding a line changes no other video.
+        own_noise: give such a video a seed that follows from this one and its name, see `seed_of`; else all videos of a
+            seed begin with the same noise.
 
     Raises:
         ValueError: an impossible size, or two lines with the same file; the message names the line.
@@ -94,7 +97,7 @@ def make_jobs(
     jobs = []
     for line in lines:
         try:
-            jobs.append(_job(line, options, rules, negative_prompt, seed))
+            jobs.append(_job(line, options, rules, negative_prompt, seed, own_noise))
         except ValueError as error:
             own = line.where and (line.height, line.width, line.num_frames) != (None, None, None)
             raise ValueError(f"prompts: {line.where}: {error}" if own else str(error)) from None
@@ -103,14 +106,17 @@ def make_jobs(
 
 
 def _job(
-    line: PromptLine, options: CascadeOptions, rules: SizeRules, negative_prompt: str | None, seed: int
+    line: PromptLine, options: CascadeOptions, rules: SizeRules, negative_prompt: str | None, seed: int, own_noise: bool
 ) -> VideoJob:
     own = options.resolved(rules, line.height, line.width, line.num_frames)
     frames, height, width = own.motion
     rules.check_cascade((height, width), (own.height, own.width))
     negative = negative_prompt if line.negative_prompt is None else line.negative_prompt
-    seed = seed if line.seed is None else line.seed
-    name = line.video_name(seed)
+    name = line.video_name(seed if line.seed is None else line.seed)
+    if line.seed is not None:
+        seed = line.seed
+    elif own_noise:
+        seed = seed_of(name, seed)
     return VideoJob(name, line.prompt, negative, seed, own.height, own.width, height, width, frames)
 
 

@@ -59,6 +59,7 @@ _SPEED = SpeedOptions()
 _NOT_REPEATED = (
     "prompts",
     "limit",
+    "own_noise",  # the job has the seed that follows
     "negative_prompt_file",
     "overwrite",
     "keep_stages",
@@ -80,6 +81,7 @@ def generate(
     negative_prompt: str | None = None,
     negative_prompt_file: Path | None = None,
     seed: int = 0,
+    own_noise: bool = False,
     vluer: Path | None = None,
     refiner: Path | None = None,
     transformer: Path | None = None,
@@ -118,6 +120,8 @@ def generate(
         negative_prompt: What not to show, unless a line in the file of prompts says.
         negative_prompt_file: Text file that holds it instead, such as Wan's published one.
         seed: Seed of every video whose line in the file has none.
+        own_noise: Noise of its own for each of these videos, by the seed and the video's name; its JSON file has the
+            seed that gives it. Otherwise they all begin with the same noise.
         vluer: Folder of the VLUer.
         refiner: Transformer of the third stage, or of the only one; default the backbone's. A folder, or a
             .safetensors file with diffusers' or Wan's own names.
@@ -152,7 +156,7 @@ def generate(
     target = processes.device(device)
     _check(output, fps, encoder_threads, options, speed)
     lines = given_prompts(prompt, prompts, limit)
-    jobs = make_jobs(lines, options, load_backbone(backbone).size_rules(), negative_prompt, seed)
+    jobs = make_jobs(lines, options, load_backbone(backbone).size_rules(), negative_prompt, seed, own_noise)
     for job in jobs:
         check_video(job.num_frames, job.height, job.width)
     needs_vluer = options.cascade and options.method.model == "vluer"

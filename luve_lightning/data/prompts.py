@@ -316,3 +316,11 @@ def check_seed(seed: int, what: str) -> None:
     """
     if not 0 <= seed <= _LARGEST_SEED:
         raise ValueError(f"{what}: expected a whole number from 0 to 2**63 - 1, got {seed}")
+
+
+def seed_of(name: str, seed: int) -> int:
+    """A seed for one video: another for each name and each seed, of which no two share noise.
+
+    Videos of one seed that begin with the same noise are not independent: what it does to one layout it does to all.
+    """
+    return int(text_digest(f"{seed} {name}")[:12], 16)

@@ -56,6 +56,16 @@ def test_a_line_overrides_the_options_and_zero_is_a_seed() -> None:
     assert job == VideoJob("mine", "b", "blur", 0, 192, 192, 96, 96, 5)
 
 
+def test_videos_of_a_seed_share_their_noise_unless_each_has_its_own() -> None:
+    lines = [PromptLine("a", name="a"), PromptLine("b", name="b"), PromptLine("c", seed=7, name="c")]
+    assert [job.seed for job in make_jobs(lines, DEFAULTS, RULES, seed=3)] == [3, 3, 7]
+    own = [job.seed for job in make_jobs(lines, DEFAULTS, RULES, seed=3, own_noise=True)]
+    assert len(set(own)) == 3
+    assert own[2] == 7
+    assert [job.seed for job in make_jobs(lines[1:], DEFAULTS, RULES, seed=3, own_noise=True)] == own[1:]
+    assert not {job.seed for job in make_jobs(lines[:2], DEFAULTS, RULES, seed=4, own_noise=True)} & set(own)
+
+
 @pytest.mark.parametrize(
     ("lines", "changes", "message"),
     [
