@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from luve_lightning.ablations.graph import AblationPlanner, AblationStage, Plan
-from luve_lightning.ablations.output import results_markdown, verdict
+from luve_lightning.ablations.output import holm, p_value, results_markdown, verdict
 from luve_lightning.ablations.stage_process import done_record, is_done
 from luve_lightning.ablations.table import ROW, Better, MetricSpec, Table
 from luve_lightning.evaluation.tables import table_csv
@@ -262,12 +262,22 @@ def _line(table: Table, values: Values, name: str, metric: MetricSpec, own: dict
 
 
 def power_record(rows: Sequence[Mapping[str, Any]], reference: str) -> dict[str, Any]:
-    """What the seeds would have seen, and the verdicts on the paper's directions, by row and metric."""
+    """What the seeds would have seen, and the verdicts on the paper's directions, by row and metric.
+
+    Also p-values, and these corrected for the number of rows: of those with the paper's direction, where there are any.
+    """
     found: dict[str, dict[str, Any]] = {}
+    groups: dict[str, dict[bool, dict[str, float]]] = {}
     for row in rows:
         if row["row"] != reference and row["would_see"] is not None:
             said = {"would_have_seen": row["would_see"]} | ({"verdict": verdict(row)} if verdict(row) else {})
             found.setdefault(row["row"], {})[row["metric"]] = said
+            said["p"] = p_value(row["difference"], row["difference_low"], row["seeds"], LEVEL)
+            directed = bool(row["paper_difference"])
+            groups.setdefault(row["metric"], {}).setdefault(directed, {})[row["row"]] = said["p"]
+    for metric, group in groups.items():
+        for name, corrected in holm(group.get(True) or group[False]).items():
+            found[name][metric]["p_holm"] = corrected
     return {"probability": POWER, "two_sided_level": round(1 - LEVEL, 6), "rows": found}
 
 
