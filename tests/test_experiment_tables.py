@@ -114,6 +114,28 @@ def test_every_row_is_another_run(name: str, tmp_path: Path, monkeypatch: pytest
     assert len(whole.stages) <= 20 * 2
 
 
+@pytest.mark.parametrize("name", ["lavie", "waver"])
+def test_rivals_of_the_cascades_schedule_train_in_it(name: str) -> None:
+    generated = compose([REPOSITORY / f"experiments/rivals/generate-{name}.yaml"], [])
+    trained = compose([REPOSITORY / f"experiments/rivals/{name}.yaml"], [])
+    assert trained["model"]["init_args"]["shift"] == generated["shift"]
+    assert read_table(TABLES / "paradigms").settings["shift"] == generated["shift"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_videos_of_a_seed_do_not_share_their_noise(name: str) -> None:
+    for row in read_table(TABLES / name).rows.values():
+        made = [stage for stage in row.stages.values() if stage.verb == "generate"]
+        assert all(stage.options["own_noise"] is True for stage in made)
+
+
+def test_what_trains_on_combinations_takes_the_captions_that_the_base_knows() -> None:
+    base = compose([REPOSITORY / f"experiments/mini/{name}.yaml" for name in ("backbone", "backbone-combinations")], [])
+    for first in ("experts/mini-lfe", "experts/mini-adaptation", "rivals/flashvideo"):
+        files = [REPOSITORY / f"experiments/{name}.yaml" for name in (first, "experts/mini-combinations")]
+        assert compose(files, [])["data"]["init_args"]["columns"] == base["data"]["init_args"]["columns"]
+
+
 def test_rows_of_selection_differ_in_their_clips_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     planner = planner_of("experts", tmp_path)
