@@ -129,13 +129,6 @@ def test_videos_of_a_seed_do_not_share_their_noise(name: str) -> None:
         assert all(stage.options["own_noise"] is True for stage in made)
 
 
-def test_what_trains_on_combinations_takes_the_captions_that_the_base_knows() -> None:
-    base = compose([REPOSITORY / f"experiments/mini/{name}.yaml" for name in ("backbone", "backbone-combinations")], [])
-    for first in ("experts/mini-lfe", "experts/mini-adaptation", "rivals/flashvideo"):
-        files = [REPOSITORY / f"experiments/{name}.yaml" for name in (first, "experts/mini-combinations")]
-        assert compose(files, [])["data"]["init_args"]["columns"] == base["data"]["init_args"]["columns"]
-
-
 def test_rows_of_selection_differ_in_their_clips_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     planner = planner_of("experts", tmp_path)

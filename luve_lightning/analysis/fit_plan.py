@@ -217,7 +217,7 @@ class FitPlanner:
             if task["lora_rank"]:
                 check_counts(**{"model.init_args.lora_rank": task["lora_rank"]})
             denoiser.module.requires_grad_(True)
-            self.kind.set_up(denoiser, task["lora_rank"])
+            self.kind.set_up(denoiser, task["lora_rank"], task["lora_ranks"])
         denoiser.set_recompute(task["recompute"], task["keep_attention"], task["offload"], task["chunks"])
         return denoiser, parts.codec, configs.text_length
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -61,10 +62,10 @@ class EnhancementTask(AdaptationTask):
         return net.requires_grad_(False).eval()
 
     @classmethod
-    def set_up(cls, denoiser: Denoiser, lora_rank: int) -> None:
+    def set_up(cls, denoiser: Denoiser, lora_rank: int, lora_ranks: Mapping[str, int] | None = None) -> None:
         """See AdaptationTask."""
         denoiser.train_for(cls.refinement)
-        super().set_up(denoiser, lora_rank)
+        super().set_up(denoiser, lora_rank, lora_ranks)
         for parameter in denoiser.embedding_parameters:
             parameter.requires_grad_(True)
 
@@ -163,10 +164,10 @@ class LaVieTask(EnhancementTask):
         super().__init__(backbone, strength=strength, **options)
 
     @classmethod
-    def set_up(cls, denoiser: Denoiser, lora_rank: int) -> None:
+    def set_up(cls, denoiser: Denoiser, lora_rank: int, lora_ranks: Mapping[str, int] | None = None) -> None:
         """See AdaptationTask."""
         denoiser.take_condition()
-        super().set_up(denoiser, lora_rank)
+        super().set_up(denoiser, lora_rank, lora_ranks)
 
     def path_of(
         self, batch: dict[str, Any], noise: Tensor, generator: torch.Generator | None

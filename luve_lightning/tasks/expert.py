@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,8 @@ class AdaptationTask(FlowMatchingTask):
         backbone: backbone folder, a transformer's own folder or `.safetensors` file, or a hub id.
         lora_rank: rank of a LoRA in every linear layer of the blocks; 0 trains all weights. The attention's own
             parameters always train whole.
+        lora_ranks: other ranks, by the ends of layers' names, such as `attn1.to_q`; the first that fits counts.
+            None: all have `lora_rank`.
         recompute: see `Denoiser.set_recompute`.
         keep_attention: see `Denoiser.set_recompute`.
         offload: see `Denoiser.set_recompute`.
@@ -79,6 +83,7 @@ class AdaptationTask(FlowMatchingTask):
         self,
         backbone: str,
         lora_rank: int = 0,
+        lora_ranks: dict[str, int] | None = None,
         recompute: Recompute = "nothing",
         keep_attention: int | None = None,
         offload: bool = False,
@@ -106,7 +111,7 @@ class AdaptationTask(FlowMatchingTask):
         transformer = denoiser.module
         if attention is not None:
             denoiser.use_attention(attention)
-        self.set_up(denoiser, lora_rank)
+        self.set_up(denoiser, lora_rank, lora_ranks)
         denoiser.set_recompute(recompute, keep_attention, offload, chunks)
         if compile is not None:
             denoiser.compile_blocks(compile)
@@ -117,10 +122,12 @@ class AdaptationTask(FlowMatchingTask):
         self.lora, self.export_dtype = lora_rank > 0, getattr(torch, export_dtype)
 
     @classmethod
-    def set_up(cls, denoiser: Denoiser, lora_rank: int) -> None:
+    def set_up(cls, denoiser: Denoiser, lora_rank: int, lora_ranks: Mapping[str, int] | None = None) -> None:
         """Make of a transformer what is trained: all of it with rank 0, else a LoRA beside frozen weights."""
         if lora_rank:
-            add_lora(denoiser, lora_rank)
+            add_lora(denoiser, lora_rank, lora_ranks or {})
+        elif lora_ranks:
+            raise ValueError("lora_ranks: expected none, because lora_rank 0 trains all weights")
 
     def configure_model(self) -> None:
         """Shard the transformer when the strategy has a device mesh."""
@@ -167,11 +174,32 @@ class AdaptationTask(FlowMatchingTask):
             _save_lora(adapted, self.transformer.peft_config[_LORA_NAME], lora, Path(folder) / "transformer" / "lora")
 
 
-def add_lora(denoiser: Denoiser, rank: int) -> None:
-    """Freeze a transformer but for a new LoRA in its linear layers, and its attention's own parameters."""
+def add_lora(denoiser: Denoiser, rank: int, ranks: Mapping[str, int]) -> None:
+    """Freeze a transformer but for a new LoRA in its linear layers, and its attention's own parameters.
+
+    Args:
+        denoiser: the transformer.
+        rank: rank of every layer that `ranks` does not name.
+        ranks: ranks by the ends of layers' names.
+
+    Raises:
+        ValueError: for a rank below 1, or a name of no such layer.
+    """
     denoiser.module.requires_grad_(False)
     targets = list(denoiser.lora_targets)
-    denoiser.module.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), _LORA_NAME)
+    ends = tuple(f".{target}" for target in targets)
+    layers = [name for name, _ in denoiser.module.named_modules() if name.endswith(ends)]
+    for name, other in ranks.items():
+        if other < 1:
+            raise ValueError(f"lora_ranks.{name}: expected at least 1, got {other}")
+        if not any(f".{layer}".endswith(f".{name}") for layer in layers):
+            raise ValueError(f"lora_ranks.{name}: no linear layer of the blocks has a name that ends so")
+    # PEFT takes names for regular expressions. With alpha as large as the rank the scale is 1 everywhere.
+    pattern = {re.escape(name): other for name, other in ranks.items()}
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=targets, rank_pattern=pattern, alpha_pattern=dict(pattern)
+    )
+    denoiser.module.add_adapter(config, _LORA_NAME)
     for branch in denoiser.branches.values():  # new, so there is nothing to freeze
         branch.requires_grad_(True)
 
@@ -189,8 +217,9 @@ def _lora_weights(denoiser: Denoiser) -> dict[str, Tensor]:
 def _save_lora(denoiser: Denoiser, config: LoraConfig, weights: dict[str, Tensor], folder: Path) -> None:
     """Write a LoRA as PEFT does, with the attention that it was trained with in the weights' header."""
     saved = LoraConfig(
-        r=config.r, lora_alpha=config.lora_alpha, target_modules=list(denoiser.lora_targets), inference_mode=True
-    )
+        r=config.r, lora_alpha=config.lora_alpha, target_modules=list(denoiser.lora_targets), inference_mode=True,
+        rank_pattern=config.rank_pattern, alpha_pattern=config.alpha_pattern,
+    )  # fmt: skip
     header = {"format": "pt"}
     if (attention := denoiser.attention_in_force) != Dense():
         header["luve_attention"] = json.dumps(attention.record())

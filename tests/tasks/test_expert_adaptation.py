@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,22 @@ def test_the_export_gives_what_the_trained_model_gives(world: World, tmp_path: P
         torch.testing.assert_close(prediction(base), after, rtol=1e-5, atol=1e-6)
     # The base of the experts: a task takes the folder as it is.
     assert torch.equal(prediction(world.adaptation().transformer), before)
+
+
+def test_named_layers_have_other_ranks_of_the_same_scale(world: World, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    ranks = {"attn1.to_q": 1, "blocks.1.ffn.net.2": 5}
+    task = world.adaptation(lora_rank=2, lora_ranks=ranks, lr=3e-2)
+    found = {name: p.shape[0] for name, p in task.transformer.named_parameters() if "lora_A" in name}
+    for name, rank in found.items():
+        assert rank == next((other for end, other in ranks.items() if f"{end}.lora_A" in name), 2)
+    assert sorted(found.values()) == [1, 1] + [2] * (len(found) - 3) + [5]
+    make_trainer(tmp_path, max_steps=3, callbacks=[Export(tmp_path)]).fit(task, world.data())
+    after, base = prediction(task.transformer), load_transformer(world.backbone)
+    torch.testing.assert_close(prediction(load_transformer(tmp_path)), after, rtol=1e-4, atol=1e-5)
+    summary = load_lora([base], read_lora(tmp_path / "transformer" / "lora"), "again", None)
+    assert (sorted(summary.ranks), summary.scales) == ([1, 2, 5], [1.0])
+    torch.testing.assert_close(prediction(base), after, rtol=1e-5, atol=1e-6)
 
 
 def test_a_later_export_removes_the_lora_of_an_earlier_one(world: World, tmp_path: Path) -> None:
@@ -226,6 +243,14 @@ def test_compiled_on_two_processes_it_is_the_same_training(world: World, windowe
 def test_mistakes(world: World) -> None:
     with pytest.raises(ValueError, match=r"lora_rank: expected 0 .* or a rank, got -1"):
         world.adaptation(lora_rank=-1)
+    for rank, ranks, message in (
+        (0, {"to_q": 1}, "lora_ranks: expected none, because lora_rank 0 trains all weights"),
+        (2, {"to_q": 0}, "lora_ranks.to_q: expected at least 1, got 0"),
+        (2, {"to_queries": 1}, "lora_ranks.to_queries: no linear layer of the blocks has a name that ends so"),
+        (2, {"attn1.to.q": 1}, "lora_ranks.attn1.to.q: no linear layer"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            world.adaptation(lora_rank=rank, lora_ranks=ranks)
     with pytest.raises(ValueError, match="recompute: expected 'nothing'"):
         world.adaptation(recompute="everything")
     with pytest.raises(ValueError, match="export_dtype: expected float32, float16 or bfloat16, got 'int8'"):
