@@ -320,8 +320,8 @@ def test_a_tiny_run_of_all_stages(
         assert seconds["upsampled"] is None
         assert seconds["refined"] is not None
         assert {"lfe", "hfe"} <= {step["expert"] for step in about["steps"]}
-        # Motion and its upsampling, of two videos that have prompt and seed in common.
-        assert len(list((motion.folder / "latents").glob("??/*.safetensors"))) == 2
+        # Motion and its upsampling, of two videos of one prompt and seed, each with noise of its own.
+        assert len(list((motion.folder / "latents").glob("??/*.safetensors"))) == 4
 
 
 def test_a_command_that_cannot_be_planned_is_refused_in_one_line() -> None:
