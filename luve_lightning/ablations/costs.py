@@ -265,7 +265,8 @@ def draw_costs(table: Table, rows: Sequence[Mapping[str, Any]]) -> Figure | None
                 _draw_points(axes, points, colours)
                 quality, price = table.metrics[plot], table.metrics[cost]
                 unit = f", {quality.unit}" if quality.unit else ""
-                axes.set(xlabel=price.unit, ylabel=f"{plot}{unit} ({quality.better} is better)")
+                sense = f" ({quality.sense})" if quality.sense else ""
+                axes.set(xlabel=price.unit, ylabel=f"{plot}{unit}{sense}")
         figure.suptitle(f"{table.title}\n{table.world}", fontsize="small", wrap=True)
     return figure
 

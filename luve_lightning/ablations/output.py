@@ -108,7 +108,8 @@ def results_lines(
         columns += ["paper's", "direction"] if metric.paper else []
         unit = f", {metric.unit}" if metric.unit else ""
         beside = f" (paper's: {metric.paper})" if metric.paper else ""
-        title = f"{metric.name}{unit}, {metric.better} is better{beside}"
+        sense = f", {metric.sense}" if metric.sense else ""
+        title = f"{metric.name}{unit}{sense}{beside}"
         short = [{key: value for key, value in _shown(row).items() if key in columns} for row in own]
         # A line of its own: a table breaks its title at the width of its columns.
         lines += ["", title, table_rich(columns, short)]
@@ -172,7 +173,8 @@ def results_markdown(
         if lines:
             unit = f" in {metric.unit}" if metric.unit else ""
             columns = list(lines[0])
-            parts.append(f"## {metric.name}{unit}, {metric.better} is better")
+            sense = f", {metric.sense}" if metric.sense else ""
+            parts.append(f"## {metric.name}{unit}{sense}")
             parts.append(table_markdown(columns, lines).rstrip())
     parts.append(_ABOUT.format(reference=table.reference))
     parts += cost_markdown(results.cost) + paper_markdown(table.paper)

@@ -15,7 +15,7 @@ from luve_lightning.config_files import read_config
 
 ROW = "{row}"
 
-Better = Literal["higher", "lower"]
+Better = Literal["higher", "lower", ""]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class MetricSpec:
 
     Attributes:
         name: name in the table.
-        better: which direction is better.
+        better: which direction is better; empty: neither, as of a number to be read beside others.
         unit: unit of the value.
         stage: stage, an evaluation, whose report holds it.
         column: its column in that report.
@@ -71,6 +71,11 @@ class MetricSpec:
     paper: str | None
     paper_better: Better
     counted: bool = False
+
+    @property
+    def sense(self) -> str:
+        """In words, which direction is better; empty where neither is."""
+        return f"{self.better} is better" if self.better else ""
 
 
 @dataclass(frozen=True)
@@ -294,7 +299,9 @@ def _metric(name: str, spec: Any, where: str) -> MetricSpec:
         raise ValueError(f"{where}: expected better, unit, stage, column, method or paper, got {spec!r}")
     _check_keys(spec, _METRIC_KEYS, f"{where}.")
     better = _better(spec.get("better"), f"{where}.better")
-    paper_better = _better(spec.get("paper_better", better), f"{where}.paper_better")
+    paper_better = _better(spec.get("paper_better", spec.get("better")), f"{where}.paper_better")
+    if spec.get("paper") is not None and not (better and paper_better):
+        raise ValueError(f"{where}.paper: expected none, because neither direction is better")
     return MetricSpec(
         name,
         better,
@@ -344,9 +351,9 @@ def _paper_tables(spec: Any, where: str) -> dict[str, dict[str, dict[str, float]
 
 
 def _better(value: Any, where: str) -> Better:
-    if value not in ("higher", "lower"):
-        raise ValueError(f"{where}: expected higher or lower, got {value!r}")
-    return cast(Better, value)
+    if value not in ("higher", "lower", "neither"):
+        raise ValueError(f"{where}: expected higher, lower or neither, got {value!r}")
+    return "" if value == "neither" else cast(Better, value)
 
 
 def _check_gathering(rows: Mapping[str, AblationRow], where: str) -> None:

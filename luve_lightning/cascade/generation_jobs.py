@@ -112,11 +112,9 @@ def _job(
     frames, height, width = own.motion
     rules.check_cascade((height, width), (own.height, own.width))
     negative = negative_prompt if line.negative_prompt is None else line.negative_prompt
-    name = line.video_name(seed if line.seed is None else line.seed)
-    if line.seed is not None:
-        seed = line.seed
-    elif own_noise:
-        seed = seed_of(name, seed)
+    given = seed if line.seed is None else line.seed
+    name = line.video_name(given)
+    seed = seed_of(name, seed) if own_noise and line.seed is None else given
     return VideoJob(name, line.prompt, negative, seed, own.height, own.width, height, width, frames)
 
 

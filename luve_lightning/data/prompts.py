@@ -319,7 +319,7 @@ def check_seed(seed: int, what: str) -> None:
 
 
 def seed_of(name: str, seed: int) -> int:
-    """A seed for one video: another for each name and each seed, of which no two share noise.
+    """A seed for one video, another for each name and each seed.
 
     Videos of one seed that begin with the same noise are not independent: what it does to one layout it does to all.
     """

@@ -217,9 +217,13 @@ def _lora_weights(denoiser: Denoiser) -> dict[str, Tensor]:
 def _save_lora(denoiser: Denoiser, config: LoraConfig, weights: dict[str, Tensor], folder: Path) -> None:
     """Write a LoRA as PEFT does, with the attention that it was trained with in the weights' header."""
     saved = LoraConfig(
-        r=config.r, lora_alpha=config.lora_alpha, target_modules=list(denoiser.lora_targets), inference_mode=True,
-        rank_pattern=config.rank_pattern, alpha_pattern=config.alpha_pattern,
-    )  # fmt: skip
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        rank_pattern=config.rank_pattern,
+        alpha_pattern=config.alpha_pattern,
+        target_modules=list(denoiser.lora_targets),
+        inference_mode=True,
+    )
     header = {"format": "pt"}
     if (attention := denoiser.attention_in_force) != Dense():
         header["luve_attention"] = json.dumps(attention.record())

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luve_lightning.ablations.graph import AblationPlanner
-from luve_lightning.ablations.output import verdict
+from luve_lightning.ablations.output import results_lines, verdict
 from luve_lightning.ablations.results import (
     COLUMNS,
     ResultsProvenance,
@@ -150,6 +150,19 @@ def test_every_file_says_whose_numbers_these_are(planner: AblationPlanner, tmp_p
     assert TABLE["world"] in text
     assert "low, seed 1: it broke" in text
     assert "| full | 5.500 [-0.8531, 11.85] | 2 | 0 |  | 9.000 | 0 |  |" in text
+
+
+def test_of_a_number_to_be_read_beside_others_neither_direction_is_called_better(tmp_path: Path) -> None:
+    beside = {"better": "neither", "column": "score", "unit": "points"}
+    planner = planner_of(write_table(tmp_path / "small", TABLE | {"metrics": {"beside": beside}}), tmp_path / "runs")
+    finish(planner, SCORES)
+    found = collect(planner, EVERY)
+    write_results(planner.table, found, {}, PROVENANCE, tmp_path / "small.csv")
+    assert "## beside in points\n" in (tmp_path / "small.md").read_text()
+    lines = results_lines(planner.table, result_rows(planner.table, found.values), {}, tmp_path / "small.csv")
+    assert "beside, points" in lines
+    rows, _ = read_results(tmp_path / "small.csv")
+    assert {row["better"] for row in rows} == {""}
 
 
 def test_a_metric_that_did_not_run_is_named(tmp_path: Path) -> None:

@@ -84,7 +84,12 @@ def edited(path: list[str], value: Any, tree: dict[str, Any] = TABLE) -> dict[st
         (["rows"], ["full", "missing"], r"rows: no such file: .*missing.yaml"),
         (["seeds"], [0, 0], r"seeds: expected different whole numbers"),
         (["seeds"], [-1], r"seeds: expected different whole numbers"),
-        (["metrics", "score", "better"], "more", r"metrics.score.better: expected higher or lower, got 'more'"),
+        (
+            ["metrics", "score", "better"],
+            "more",
+            r"metrics.score.better: expected higher, lower or neither, got 'more'",
+        ),
+        (["metrics", "score", "better"], "neither", r"metrics.score.paper: expected none, because neither direction"),
         (["metrics", "score", "stage"], "judge", r"metrics.score.stage: row full has no judge"),
         (["stages", "data", "verbs"], "x", r"stages.data.verbs: unknown key; known: verb, config, options"),
         (["stages", "data", "config"], "a.yaml", r"stages.data: expected a list of files"),
